@@ -34,7 +34,7 @@ from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build, Earlier
-from pipeline.store.build_json import Cost, Running, StageResult
+from pipeline.store.build_json import Bounds, Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 from pipeline.store.progress import Progress, Silent, Watch, counts_of
@@ -212,7 +212,7 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
     stage, directory = build.stages[name], build.stage(name)
     started = time.monotonic()
     if directory.finished():
-        return _result(build, name, ran=0, skipped=True, seconds=0.0)
+        return _result(stage, build, directory.records(), ran=0, skipped=True)
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
@@ -230,13 +230,18 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
             cluster.start()
         started += time.monotonic() - asked  # it is no part of the stage
     before = (directory.record(partition) for partition in partitions if partition in committed)
+    handed_out = time.monotonic()
     with Watch(build, name, len(partitions), before, progress) as watch:
         for partition in cluster.each(build, name, stage.run, stage.resources(build.spec), missing):
             record = directory.record(partition)
             _tell(record)
             watch.commit(record)
+    done = time.monotonic()
     directory.finish(partitions, stage.version)
-    result = _result(build, name, len(missing), False, time.monotonic() - started)
+    records = directory.records()
+    ended = time.monotonic()
+    bounds = Bounds.of(records, (handed_out - started) + (ended - done))
+    result = _result(stage, build, records, len(missing), False, ended - started, bounds)
     log.info("stage done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
 
@@ -253,7 +258,15 @@ def _tell(record: Record) -> None:
         observe.count("wenlan_written_bytes", sum(file.bytes for file in record.files.values()))
 
 
-def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
-    records = build.stage(name).records()
-    cost = Cost.of(records, build.stages[name].resources(build.spec).get("num_gpus", 0.0))
-    return StageResult(name, skipped, len(records), ran, round(seconds, 2), dict(counts_of(records)), cost)
+def _result(
+    stage: Stage,
+    build: Build,
+    records: list[Record],
+    ran: int,
+    skipped: bool,
+    seconds: float = 0.0,
+    bounds: Bounds | None = None,
+) -> StageResult:
+    cost = Cost.of(records, stage.resources(build.spec).get("num_gpus", 0.0))
+    funnel = dict(counts_of(records))
+    return StageResult(stage.name, skipped, len(records), ran, round(seconds, 2), funnel, cost, bounds or Bounds())

@@ -105,7 +105,7 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
-    ("pulse",),
+    ("memory", "pulse"),
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import BuildSpec, SpecError, load
@@ -34,18 +35,22 @@ def add_plan(commands: Commands) -> None:
         "wenlan-data plan my-first.yaml",
         "wenlan-data plan my-first.yaml --out builds/1 --store store",
         "wenlan-data plan my-first.yaml --store store --estimate 1000000",
+        "wenlan-data plan my-first.yaml --store store --estimate 30000000 --workers 64 --price 0.04",
     )
     add_build_arguments(plan, needs_out=False)
     plan.add_argument("--offline", action="store_true", help="send no request to a site")
     plan.add_argument(
         "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
     )
+    plan.add_argument("--workers", type=int, metavar="M", help="CPUs that --estimate is for (default: this machine's)")
+    plan.add_argument("--price", type=float, metavar="P", help="of one CPU for an hour, for --estimate")
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import plugins
     from pipeline.sources import sources_of
 
+    _check(args)
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     sources = sources_of(spec)
@@ -74,10 +79,22 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     answer["in_the_way"] = _in_the_way(build) if args.out else []
     answer["forecast"] = _show_forecast(build, paces)
     if args.estimate is not None:
-        answer["estimate"] = _estimate(build, args.estimate)
+        answer["estimate"] = _estimate(build, args.estimate, args.workers or os.cpu_count() or 1, args.price)
     if refused:
         raise SpecError(refused)
     return {**answer, **anew}
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises SpecError for options that make no sense."""
+    if args.estimate is None and (args.workers is not None or args.price is not None):
+        raise SpecError(["--workers and --price say what --estimate N is for; give it, too"])
+    if args.estimate is not None and args.estimate < 1:
+        raise SpecError([f"--estimate {args.estimate}: must be at least 1 candidate"])
+    if args.workers is not None and args.workers < 1:
+        raise SpecError([f"--workers {args.workers}: must be at least 1 CPU"])
+    if args.price is not None and not 0 <= args.price < float("inf"):
+        raise SpecError([f"--price {args.price:g}: must be 0 or more"])
 
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
@@ -208,21 +225,29 @@ def _basis(expected: Forecast) -> str:
     return f"assumed, since STORE has no published build of it: {each}"
 
 
-def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
+def _estimate(build: Build, candidates: int, workers: int, price: float | None) -> dict[str, Any] | None:
     """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
-    from pipeline.report.estimate import estimate
+    from pipeline.report.estimate import Machines, estimate
+    from pipeline.store.progress import duration, size_of
 
-    if candidates < 1:
-        raise SpecError([f"--estimate {candidates}: must be at least 1 candidate"])
-    estimated = estimate(build.store, build.spec.name, candidates)
+    machines = Machines(workers, price)
+    estimated = estimate(build.store, build.spec.name, candidates, build.stages, machines)
     if estimated is None:
         say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
         return None
-    measured = estimated["by"]
+    measured, total = estimated["by"], estimated["total"]
     title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
-    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
-    for name, stage in {**estimated["stages"], "all": estimated["total"]}.items():
+    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written", "GB memory", f"hours on {workers}")
+    for name, stage in {**estimated["stages"], "all": total}.items():
         hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
-        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
+        sizes = [f"{stage[key] / 1e9:,.2f}" for key in ("bytes", "peak_bytes")]
+        seen = f"{stage['seen']:,.0f}" if "seen" in stage else ""
+        table.add_row(name, seen, *hours, *sizes, f"{stage['wall_seconds'] / 3600:,.2f}")
     show(table)
+    say(
+        f"about {duration(total['wall_seconds'])} on {workers:,} CPUs; {estimated['serial_share']:.1%} of the work is "
+        f"steps that one worker or the driver does alone; a worker needs {size_of(total['peak_bytes'])} of memory"
+    )
+    if price is not None:
+        say(f"at {price:g} for a CPU and hour: about {estimated['price']:,.2f}")
     return estimated

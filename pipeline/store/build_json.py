@@ -61,6 +61,22 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no further worker makes less. driver_seconds: of the driver, before and after the partitions.
+    longest_seconds: of the longest partition. peak_bytes: the most memory of a worker; 0 where nobody knows."""
+
+    driver_seconds: float = 0.0
+    longest_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @staticmethod
+    def of(records: list[Record], driver_seconds: float) -> Bounds:
+        """Those of a stage, of its committed partitions."""
+        longest = max((record.seconds for record in records), default=0.0)
+        return Bounds(round(driver_seconds, 3), longest, max((record.peak_bytes for record in records), default=0))
+
+
+@dataclass(frozen=True, slots=True)
 class StageResult:
     """What a stage did in this run, and what all its partitions counted (seen, kept, dropped and more) and cost."""
 
@@ -71,6 +87,7 @@ class StageResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
+    bounds: Bounds = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +155,14 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
     known = read(folder)
     stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
     if result is not None:
-        seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
+        before = stages.get(result.name, {}) if result.skipped else {}  # when it ran
         stages[result.name] = {
             "fingerprint": build.fingerprints[result.name],
             "partitions": result.partitions,
             "funnel": result.funnel,
-            "seconds": seconds,
+            "seconds": before.get("seconds", 0.0) if result.skipped else result.seconds,
             "cost": dataclasses.asdict(result.cost),
+            "bounds": before.get("bounds", dataclasses.asdict(result.bounds)),
         }
     costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
     folder.write_json(

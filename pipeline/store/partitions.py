@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
+from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
 from pipeline.store.decided import Decided, decided
 
@@ -49,7 +50,8 @@ class FileRef(BaseModel):
 
 class Record(BaseModel):
     """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted; `decided` is
-    counted of its decisions (records of an older wenlan have none)."""
+    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where nobody knows (records of an older
+    wenlan have neither)."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
@@ -61,6 +63,7 @@ class Record(BaseModel):
     info: dict[str, Any] = {}
     seconds: float
     cpu_seconds: float
+    peak_bytes: int = 0
     decided: Decided | None = None
 
     @property
@@ -98,7 +101,8 @@ _BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=Non
 
 @contextlib.contextmanager
 def timed() -> Iterator[None]:
-    """Start the clock of a partition: an attempt that is opened within the block counts its time from here."""
+    """Start the clock of a partition: an attempt that is opened within the block counts time and memory from here."""
+    begin_peak()
     token = _BEGAN.set((time.monotonic(), time.process_time()))
     try:
         yield
@@ -181,6 +185,7 @@ class Attempt:
             info=info or {},
             seconds=round(time.monotonic() - self._started, 3),
             cpu_seconds=round(time.process_time() - self._cpu, 3),
+            peak_bytes=peak_bytes(),
             decided=own,
         )
         StageDir(self._folder, self._stage, self._fingerprint).write_record(record)
