@@ -19,7 +19,7 @@ import hashlib
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,12 +35,11 @@ from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
+from pipeline.studio.layouts import AS_DECISION, LISTED, NOTHING, SELECTED
+from pipeline.studio.sql import HAN, contains, head, parquet, quoted, settings, spelled, use_file_systems, variants
 
 if TYPE_CHECKING:
     from pipeline.studio.similar import Similar
-
-MEMORY = "450MB"
-"""What DuckDB may take: with the process itself, less than 1 GB for any number of candidates."""
 
 SEARCHES = 8
 """Searches whose results are kept: 8 bytes for each candidate found."""
@@ -52,9 +51,6 @@ PREPARED_COLUMNS = (
     ("kind", "VARCHAR"), ("split", "VARCHAR"), ("width", "INTEGER"), ("height", "INTEGER"), ("sharpness", "FLOAT"),
     ("entropy", "FLOAT"), ("blankness", "FLOAT"), ("cluster", "INTEGER"), ("new", "VARCHAR"),
 )  # fmt: skip
-
-SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kept", "reason", "reasons", "evidence",
-         "duplicate_of", "text")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -248,7 +244,7 @@ class Catalog:
                 cube[(fate, own.reason, own.stage, own.source, build, own.subject)] += number
         for (layout, build), urls in uncounted.items():
             columns = ", ".join(name for name in CUBE if name not in ("fate", "build"))
-            rows = f"SELECT {_SELECTED[layout]} FROM {parquet(urls)}"
+            rows = f"SELECT {SELECTED[layout]} FROM {parquet(urls)}"
             sql = f"SELECT {_FATE}, {columns}, count(*) FROM ({rows}) GROUP BY ALL"
             for fate, reason, stage, own_source, subject, number in self.query(sql):
                 cube[(fate, reason, stage, own_source, build, subject)] += number
@@ -319,21 +315,20 @@ class Catalog:
         terms = [variants(term) for term in words.split()]
         each, values = list[str](), list[Any]()
         for own in terms:
-            ways = [(_contains(column, v), _spelled(v)) for column in ("text", "evidence") for v in own]
-            if not _HAN.search(
-                own[0]
-            ):  # addresses are canonical, with Chinese characters as %XX and hosts in small letters
-                spelled = dict.fromkeys([own[0], own[0].lower()])
-                ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in spelled]
+            ways = [(contains(column, v), spelled(v)) for column in ("text", "evidence") for v in own]
+            if not HAN.search(own[0]):
+                # addresses are canonical, with Chinese characters as %XX and hosts in small letters
+                either = dict.fromkeys([own[0], own[0].lower()])
+                ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in either]
             each.append(" OR ".join(way for way, _ in ways))
             values += [value for _, value in ways]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
         texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
         if texts:  # the decisions have the primary text only, and cut
-            each = [" OR ".join(_contains("x.text", v) for v in own) for own in terms]
+            each = [" OR ".join(contains("x.text", v) for v in own) for own in terms]
             holds = " AND ".join(f"list_bool_or(list_transform(texts, lambda x: {one}))" for one in each)
-            values = [_spelled(v) for own in terms for v in own]
-            ids = f"SELECT {_head('candidate_id')} FROM {parquet(texts)} WHERE {holds}"
+            values = [spelled(v) for own in terms for v in own]
+            ids = f"SELECT {head('candidate_id')} FROM {parquet(texts)} WHERE {holds}"
             yield f"SELECT pos FROM c WHERE cid IN ({ids})", values
 
     def find(self, urls: Sequence[str], fetch_ids: Sequence[str], prefix: str, limit: int) -> list[int]:
@@ -388,10 +383,10 @@ class Catalog:
                 count = file.metadata.row_group(group).num_rows
                 here = [n - first for n in numbers if first <= n < first + count]
                 if here:
-                    columns = _LISTED[source.layout]
+                    columns = LISTED[source.layout]
                     table = file.read_row_group(group, columns=list(columns)).take(pa.array(here))
                     for at, row in zip(here, table.to_pylist(), strict=True):
-                        yield first + at, {**_AS_DECISION[source.layout](row), "build": source.part.build}
+                        yield first + at, {**AS_DECISION[source.layout](row), "build": source.part.build}
                 first += count
 
     def _rows_of(self, number: int) -> int:
@@ -419,7 +414,7 @@ class Catalog:
     def _decisions(self) -> str:
         """SQL of all decisions, with `pos` and `build`."""
         selects, first = list[str](), 0
-        for layout, columns in _SELECTED.items():
+        for layout, columns in SELECTED.items():
             urls = [source.part.url for source in self.sources if source.layout == layout]
             if urls:
                 number = f"file_index + {first}"
@@ -427,13 +422,10 @@ class Catalog:
                 selects.append(f"SELECT {pos} AS pos, {number} AS number, {columns} FROM {parquet(urls)}")
             first += len(urls)
         if not selects:
-            nothing = [f"NULL::{kind} AS {name}" for name, kind in _NOTHING]
+            nothing = [f"NULL::{kind} AS {name}" for name, kind in NOTHING]
             selects.append(f"SELECT {', '.join(nothing)} WHERE false")
         return f"SELECT d.*, s.build FROM ({' UNION ALL BY NAME '.join(selects)}) d JOIN sources s USING (number)"
 
-
-_NOTHING = (("pos", "UBIGINT"), ("number", "UBIGINT"), *((n, "BOOLEAN" if n == "kept" else "VARCHAR")
-            for n in SHOWN if n != "reasons"))  # fmt: skip
 
 _FATE = "CASE WHEN kept THEN 'kept' WHEN reason = 'known' THEN 'known' ELSE 'dropped' END AS fate"
 
@@ -459,120 +451,7 @@ def _chosen(filters: Filters, values: tuple[str, ...]) -> bool:
     return all(values[CUBE.index(name)] in chosen for name, chosen in filters.values.items())
 
 
-def _head(column: str) -> str:
-    """The first 64 bits of an id."""
-    return f"TRY_CAST('0x' || substr({column}, 1, 16) AS UBIGINT)"
-
-
 Catalog.columns_sql = (
-    f"pos, {_head('id')} AS cid, CASE WHEN duplicate_of = '' THEN {_head('id')} ELSE {_head('duplicate_of')} END AS "
+    f"pos, {head('id')} AS cid, CASE WHEN duplicate_of = '' THEN {head('id')} ELSE {head('duplicate_of')} END AS "
     f"leader, subject, source, build, stage, kept, reason, {_FATE}"
 )
-
-
-def id_of_index(row_id: str) -> str:
-    """The id of a row of a search index as rows here have it: a sample's key, or the sha256 of another name."""
-    return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)
-
-
-def _kept(row: dict[str, Any], **own: str) -> dict[str, Any]:
-    same = {name: row[name] or "" for name in ("source", "page_url")}
-    fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}
-    return {"subject": "candidate", **same, **fate, "duplicate_of": "", **own, "fetch_id": sha256_hex(own["url"])}
-
-
-def _of_sample(row: dict[str, Any]) -> dict[str, Any]:
-    return _kept(row, id=row["candidate_id"], url=row["image_url"], text=row["texts"][0]["text"])
-
-
-def _of_index(row: dict[str, Any]) -> dict[str, Any]:
-    own = _kept(row, id=id_of_index(row["id"]), url=row["url"] or "", text=row["caption"] or "")
-    return {**own, "row_id": row["id"]}
-
-
-_AS_DECISION: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "decisions": lambda row: row,
-    "samples": _of_sample,
-    "index": _of_index,
-}
-"""A row of a file as the decision about it, by the file's layout."""
-
-_LISTED = {
-    "decisions": SHOWN,
-    "samples": ("candidate_id", "source", "page_url", "image_url", "texts"),
-    "index": ("id", "source", "page_url", "url", "caption"),
-}
-"""The columns that this needs."""
-
-ID_OF_INDEX = "CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END"
-"""`id_of_index` in SQL."""
-
-_FATE_OF_KEPT = "'shard' AS stage, true AS kept, '' AS reason, '' AS evidence, '' AS duplicate_of"
-_SELECTED = {
-    "decisions": "subject, id, fetch_id, source, page_url, url, stage, kept, reason, evidence, duplicate_of, text",
-    "samples": "'candidate' AS subject, candidate_id AS id, sha256(image_url) AS fetch_id, source, page_url, "
-    f"image_url AS url, {_FATE_OF_KEPT}, texts[1].text AS text",
-    "index": f"'candidate' AS subject, {ID_OF_INDEX} AS id, "
-    "sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
-    f"coalesce(url, '') AS url, {_FATE_OF_KEPT}, coalesce(caption, '') AS text",
-}
-"""The same in SQL."""
-
-
-def settings(scratch: Path) -> dict[str, Any]:
-    """DuckDB's settings: bounded memory, no extension from the network, nothing written but in `scratch`."""
-    return {
-        "memory_limit": MEMORY,
-        "temp_directory": str(scratch / "spill"),
-        "threads": 2,
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-    }
-
-
-def use_file_systems(db: Any, urls: Sequence[str]) -> None:
-    """Let DuckDB open URLs through fsspec, as everything of the pipeline does."""
-    for scheme in {url.partition("://")[0] for url in urls if "://" in url}:
-        db.register_filesystem(fsspec.filesystem(scheme))
-
-
-def quoted(path: str) -> str:
-    """A path within SQL quotes."""
-    return path.replace("'", "''")
-
-
-def parquet(urls: Sequence[str]) -> str:
-    """SQL that reads these files as one table, with `file_row_number`."""
-    names = ", ".join(f"'{quoted(url)}'" for url in urls)
-    return f"read_parquet([{names}], file_row_number=true)"
-
-
-_HAN = re.compile(r"[\u3400-\u9fff]")
-
-
-def variants(term: str) -> list[str]:
-    """A term in both Chinese scripts, itself first."""
-    spelled = dict.fromkeys([term])
-    if _HAN.search(term):
-        spelled |= dict.fromkeys(str(_opencc(way).convert(term)) for way in ("t2s", "s2t"))
-    return list(spelled)
-
-
-@functools.cache
-def _opencc(way: str) -> Any:
-    import opencc
-
-    return opencc.OpenCC(way)
-
-
-def _contains(column: str, term: str) -> str:
-    """SQL of whether a term stands in a column; letters in either case."""
-    return f"contains(lower({column}), ?)" if _cased(term) else f"contains({column}, ?)"
-
-
-def _spelled(term: str) -> str:
-    return term.lower() if _cased(term) else term
-
-
-def _cased(term: str) -> bool:
-    return term.lower() != term.upper()

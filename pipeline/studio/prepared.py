@@ -37,8 +37,10 @@ from pipeline.filters import PixelFilter, pixel_filters
 from pipeline.records import FETCH_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.frames import SAMPLES, Frames, Part
-from pipeline.studio.catalog import ID_OF_INDEX, Catalog, at_hand, code_column, parquet, settings, use_file_systems
+from pipeline.studio.catalog import Catalog, at_hand, code_column
 from pipeline.studio.facets import score_column
+from pipeline.studio.layouts import ID_OF_INDEX
+from pipeline.studio.sql import head, parquet, settings, use_file_systems
 
 VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""
@@ -181,7 +183,7 @@ class Preparation:
                 coalesce(s.height, p.height) AS height, p.sharpness, p.entropy, p.blankness,
                 CASE WHEN d.subject = 'candidate' THEN coalesce(g.count, 0) + 1 END::INTEGER AS cluster,
                 {new} AS new{scores}
-            FROM (SELECT {self.catalog.columns_sql}, {_head("fetch_id")} AS fid FROM decisions) d
+            FROM (SELECT {self.catalog.columns_sql}, {head("fetch_id")} AS fid FROM decisions) d
             LEFT JOIN kinds k USING (cid) LEFT JOIN stored s ON s.cid = d.cid AND d.kept
             LEFT JOIN pictures p USING (fid) LEFT JOIN groups g ON g.leader = d.leader
             LEFT JOIN baseline b ON b.cid = d.cid"""
@@ -209,16 +211,12 @@ def _values(name: str, expression: str) -> str:
     )
 
 
-def _head(column: str) -> str:
-    return f"TRY_CAST('0x' || substr({column}, 1, 16) AS UBIGINT)"
-
-
 def _kinds(frames: Frames) -> str:
     urls = [part.url for part in at_hand(frames.parts("candidates"))]
     if not urls:
         return "CREATE TEMP TABLE kinds (cid UBIGINT, kind VARCHAR)"
     return (
-        f"CREATE TEMP TABLE kinds AS SELECT {_head('candidate_id')} AS cid, any_value(texts[1].kind) AS kind "
+        f"CREATE TEMP TABLE kinds AS SELECT {head('candidate_id')} AS cid, any_value(texts[1].kind) AS kind "
         f"FROM {parquet(urls)} GROUP BY 1"
     )
 
@@ -228,7 +226,7 @@ def _stored(catalog: Catalog) -> str:
     shards = [part.url for part in at_hand(catalog.frames.parts(SAMPLES))]
     indexes = [source.part.url for source in catalog.sources if source.layout == "index"]
     tables = [
-        f"SELECT {_head(column)} AS cid, texts[1].kind AS kind, nullif(split, '') AS split, nullif(width, 0) AS width, "
+        f"SELECT {head(column)} AS cid, texts[1].kind AS kind, nullif(split, '') AS split, nullif(width, 0) AS width, "
         f"nullif(height, 0) AS height FROM {parquet(urls)}"
         for column, urls in (("candidate_id", shards), (f"({ID_OF_INDEX})", indexes))
         if urls
@@ -254,7 +252,7 @@ def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> s
         cache = build.store.features(own.score_id)
         files = [cache.folder.at(commit) for commit in cache.commits()]
         table = (
-            f"(SELECT {_head('sha256')} AS sha, any_value(score) AS score FROM {parquet(files)} GROUP BY 1)"
+            f"(SELECT {head('sha256')} AS sha, any_value(score) AS score FROM {parquet(files)} GROUP BY 1)"
             if files
             else "(SELECT NULL::UBIGINT AS sha, NULL::FLOAT AS score WHERE false)"
         )
@@ -265,8 +263,8 @@ def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> s
     return (
         f"CREATE TEMP TABLE pictures AS SELECT fid, {values}{names} FROM ("
         f"SELECT f.fid, m.* EXCLUDE (sha){columns} FROM "
-        f"(SELECT {_head('fetch_id')} AS fid, {_head('sha256')} AS sha FROM {parquet(fetched)} WHERE ok) f "
-        f"JOIN (SELECT {_head('sha256')} AS sha, {shapes} FROM {parquet(measured)}) m ON m.sha = f.sha{joins}"
+        f"(SELECT {head('fetch_id')} AS fid, {head('sha256')} AS sha FROM {parquet(fetched)} WHERE ok) f "
+        f"JOIN (SELECT {head('sha256')} AS sha, {shapes} FROM {parquet(measured)}) m ON m.sha = f.sha{joins}"
         f") GROUP BY fid"
     )
 
@@ -283,7 +281,7 @@ def _fetched_files(frames: Frames) -> list[str]:
 
 
 _GROUPS = (
-    f"CREATE TEMP TABLE groups AS SELECT {_head('duplicate_of')} AS leader, count(*) AS count FROM decisions "
+    f"CREATE TEMP TABLE groups AS SELECT {head('duplicate_of')} AS leader, count(*) AS count FROM decisions "
     "WHERE duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
 )
 
@@ -292,4 +290,4 @@ def _baseline(build: Build | None) -> str:
     urls = [part.url for part in Frames.of(build).parts("decisions")] if build is not None else []
     if not urls:
         return "CREATE TEMP TABLE baseline (cid UBIGINT)"
-    return f"CREATE TEMP TABLE baseline AS SELECT DISTINCT {_head('id')} AS cid FROM {parquet(urls)}"
+    return f"CREATE TEMP TABLE baseline AS SELECT DISTINCT {head('id')} AS cid FROM {parquet(urls)}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_specs.build import SpecError
 from data_specs.shard import KEY_LENGTH, ContractError
-from pipeline.studio.catalog import id_of_index
+from pipeline.studio.layouts import id_of_index
 
 NEIGHBOURS = 60
 TEXT = 500

@@ -14,7 +14,7 @@ from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.partitions import Record
-from pipeline.studio.catalog import Catalog, variants
+from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 from pipeline.studio.prepared import Preparation
 
@@ -141,12 +141,6 @@ def test_a_build_that_decided_nothing_is_empty_and_not_broken(built: Build, tmp_
     assert catalog.positions(Filters(), 0, 10) == []
     assert catalog.positions(Filters(words="花"), 0, 10) == []
     catalog.close()
-
-
-def test_a_term_is_spelled_in_both_scripts() -> None:
-    assert variants("红烧肉") == ["红烧肉", "紅燒肉"]
-    assert variants("紅燒肉") == ["紅燒肉", "红烧肉"]
-    assert variants("abc") == ["abc"]
 
 
 def test_the_digest_follows_the_files(built: Build, tmp_path: Path, own: Callable[..., Any]) -> None:
