@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_specs.build import BuildSpec, SpecError, describe
+from data_specs.build import BuildSpec, SpecError
+from data_specs.spec_file import describe
 from pipeline.urls import loopback_pairs
 
 Family = Literal["sources", "filters", "detectors", "features"]

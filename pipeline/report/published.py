@@ -25,7 +25,8 @@ import fsspec
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from data_specs.build import Spec, SpecError, describe, within
+from data_specs.build import Spec, SpecError, within
+from data_specs.spec_file import describe
 from pipeline.files.inputs import FAULTS, reason
 from pipeline.records import DropReason
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_specs.build import BuildSpec, describe
+from data_specs.build import BuildSpec
 from data_specs.shard import MANIFEST
+from data_specs.spec_file import describe
 from data_specs.store_lock import LockedError, is_held, locked
 from pipeline import pulse
 from pipeline.errors import StoreError

@@ -1,0 +1,172 @@
+"""A file of settings: YAML that is read within bounds, and faults of a model as one line each.
+
+It comes from whoever wrote it, so it is limited in characters and in what its aliases stand for, and nothing in it
+makes an object but numbers, texts, dates, lists and mappings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data_specs import object_store
+
+
+class SpecError(ValueError):
+    """A spec cannot be used. `problems`: one line per fault, `demo.yaml: filters[0].min_char: unknown option ...`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)  # an exception crosses processes by pickle
+
+
+def read(path: Path | str) -> Any:
+    """The value that a YAML file, at a path or a URL, holds. Raises SpecError, also if there is a key of a store in it.
+
+    A key would go into build.json, and from there into whatever shows it.
+    """
+    try:
+        text = _text_at(path) if isinstance(path, str) else _text_in(path)
+        if len(text) > MAX_CHARACTERS:
+            raise SpecError(
+                [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name many inputs by a glob or a list"]
+            )
+        if why := object_store.credentials_in(text):
+            raise SpecError([f"{path}: {why}"])
+        return yaml.load(text, _Loader)  # derives from SafeLoader
+    except OSError as e:
+        raise SpecError([f"{path}: cannot be read: {e.strerror or 'there is no such file'}"]) from None
+    except UnicodeDecodeError:
+        raise SpecError([f"{path}: is not UTF-8 text"]) from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise SpecError([f"{path}{line}: is not YAML: {one_line(getattr(e, 'problem', None) or e)}"]) from None
+    except RecursionError:
+        raise SpecError([f"{path}: is nested too deeply"]) from None
+
+
+MAX_CHARACTERS = 400_000
+"""Characters of a spec at most: PyYAML takes a second for them. The longest ready spec has 4,000."""
+
+MAX_VALUES = 1_000_000
+"""Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
+
+
+def _text_in(path: Path) -> str:
+    with path.open("rb") as file:
+        return _decoded(file)
+
+
+def _text_at(url: str) -> str:
+    try:
+        with object_store.told(url), fsspec.open(url, "rb") as file:
+            return _decoded(file)
+    except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
+        if isinstance(e, UnicodeDecodeError):
+            raise
+        raise SpecError([f"{url}: cannot be opened: {one_line(e)}"]) from None
+
+
+def _decoded(file: IO[bytes]) -> str:
+    """The text of a file, of one that is too large only so much that this can be told. Raises UnicodeDecodeError."""
+    data = file.read(4 * MAX_CHARACTERS + 1)
+    if len(data) > 4 * MAX_CHARACTERS:  # more characters than allowed, whatever they are; the last may be cut
+        return data.decode("utf-8", "replace")
+    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, in which a scalar that its type refuses is a YAMLError with its line.
+
+    PyYAML raises whatever the type's constructor does: ValueError for the date 2024-13-45 and for an integer of more
+    than 4,300 digits, AttributeError for `!!timestamp x`, KeyError for `!!bool x`. An alias costs PyYAML nothing; the
+    models, which copy what it stands for, it can cost all memory (CWE-776).
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            kind = str(node.tag).rpartition(":")[2]
+            problem = f"this is no {kind} ({one_line(e)})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Values that a node stands for, aliases as often as they occur. Raises YAMLError for too many, and for a circle.
+
+    counts: of the nodes counted so far, by id; 0 for one that is being counted.
+    """
+    known = counts.get(id(node))
+    if known == 0:
+        raise yaml.composer.ComposerError(None, None, "an alias of what it is in", node.start_mark)
+    if known is None:
+        counts[id(node)] = 0
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        inner = [part for pair in pairs for part in pair] if pairs else node.value
+        known = 1 + sum(_count(part, counts) for part in inner) if isinstance(inner, list) else 1
+        counts[id(node)] = known
+    if known > MAX_VALUES:
+        problem = f"its aliases stand for more than {MAX_VALUES:,} values"
+        raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+    return known
+
+
+def one_line(e: object) -> str:
+    """The message of an exception as one short line."""
+    return " ".join(str(e).split())[:200]
+
+
+def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """One line per fault of a validation error: the field's path, and for an unknown option the nearest known one.
+
+    where: prefix of the paths, e.g. `filters[0]`.
+    """
+    lines = []
+    faults = error.errors()
+    for fault in faults:
+        depth = len(fault["loc"])
+        if fault["type"] == "too_short" and any(f["loc"][:depth] == fault["loc"] != f["loc"] for f in faults):
+            continue  # pydantic counts only the valid items of a list; the invalid ones have their own lines
+        path = where
+        for part in fault["loc"]:
+            if str(part).startswith("<") or part == "[key]":  # the tag of a union's member: not written in a spec
+                continue
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        if fault["type"] == "extra_forbidden":
+            known = _fields(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+            lines.append(f"{path}: unknown option{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: is required")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message[0].lower()}{message[1:]}" if path else message)
+    return lines
+
+
+def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model at `loc` within `model`."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), model)
+    return list(model.model_fields)
