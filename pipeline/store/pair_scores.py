@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import PAIR_SCORE, canonical_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.partitions import Record, StageDir
 
 UNITS = 10_000
 """Of a score of 1."""
@@ -75,18 +75,19 @@ def counted(sources: Iterable[str], units: Iterable[int]) -> pa.Table:
 
 def summed(build: Build, stage: str) -> Counts:
     """The counts of all partitions of a stage."""
-    directory = build.stage(stage)
-    records, counts = directory.records(), Counts()
+    directory, counts = build.stage(stage), Counts()
+    for table in _of_each(directory, lambda record: directory.table(record, COUNTS)):
+        for source, units, pairs in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            counts.setdefault(source, Counter())[units] += pairs
+    return counts
 
-    def read(record: Record) -> pa.Table:
-        return directory.table(record, COUNTS)
 
+def _of_each(directory: StageDir, read: Callable[[Record], pa.Table]) -> Iterator[pa.Table]:
+    """What is read of each partition of a stage, in their order, some at once: in an object store each is a request."""
+    records = directory.records()
     with ThreadPoolExecutor(READ_AT_ONCE) as threads:
         for start in range(0, len(records), READ_AT_ONCE):
-            for table in threads.map(read, records[start : start + READ_AT_ONCE]):
-                for source, units, pairs in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                    counts.setdefault(source, Counter())[units] += pairs
-    return counts
+            yield from threads.map(read, records[start : start + READ_AT_ONCE])
 
 
 def end_of_share(counts: Mapping[int, int], share: float) -> tuple[int, int]:
@@ -102,17 +103,20 @@ def end_of_share(counts: Mapping[int, int], share: float) -> tuple[int, int]:
     raise AssertionError("a share is no more than all")
 
 
-def nth_id(build: Build, stage: str, splits: Iterable[str], source: str, units: int, n: int) -> str:
+def nth_id(build: Build, stage: str, splits: Sequence[str], source: str, units: int, n: int) -> str:
     """The n-th smallest id of the pairs of a source with one score, n from 1. Holds n ids."""
     directory, smallest = build.stage(stage), list[str]()
     score = pc.field(PAIR_SCORE.name)
     near = (score > (units - 0.5) / UNITS) & (score < (units + 0.5) / UNITS) & (pc.field("source") == source)
-    for record in directory.records():
-        for split in splits:
-            for name in directory.table(record, f"{split}.parquet", ["candidate_id"], near)["candidate_id"].to_pylist():
-                if len(smallest) < n or name < smallest[-1]:
-                    bisect.insort(smallest, name)
-                    del smallest[n:]
+
+    def read(record: Record) -> pa.Table:
+        return pa.concat_tables(directory.table(record, f"{s}.parquet", ["candidate_id"], near) for s in splits)
+
+    for table in _of_each(directory, read):
+        for name in table["candidate_id"].to_pylist():
+            if len(smallest) < n or name < smallest[-1]:
+                bisect.insort(smallest, name)
+                del smallest[n:]
     return smallest[n - 1]
 
 
