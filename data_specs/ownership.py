@@ -3,6 +3,10 @@
 The names are common words. If another package installs folders of the same names, chance decides which one is imported.
 Both command lines call `check_ownership` before anything else, and stop with its message.
 
+`importlib.metadata.packages_distributions` knows the same of every import name there is, for which it parses all
+metadata and makes a path of each installed file: 0.3 s of every command. Here a distribution's list of files is searched
+as a string, and its metadata read only where that holds one of our names.
+
 Limits: it reads the metadata of installed distributions only; a stray folder on PYTHONPATH is not seen.
 """
 
@@ -20,10 +24,9 @@ PACKAGES = ("data_specs", "pipeline", "training", "wenlan")
 def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | None:
     """A message if another distribution provides one of PACKAGES, otherwise None.
 
-    owners: distribution names by import name; by default those of the installed distributions
-    (`importlib.metadata.packages_distributions`).
+    owners: distribution names by import name; by default those of the installed distributions (`installed_owners`).
     """
-    installed = importlib.metadata.packages_distributions() if owners is None else owners
+    installed = installed_owners() if owners is None else owners
     for package in PACKAGES:
         others = sorted({name for name in installed.get(package, ()) if _normal(name) != DISTRIBUTION})
         if others:
@@ -32,6 +35,21 @@ def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | 
                 f"uninstall it or install {DISTRIBUTION} into an environment of its own"
             )
     return None
+
+
+def installed_owners(names: Sequence[str] = PACKAGES) -> dict[str, list[str]]:
+    """Names of the installed distributions that provide each of some import names.
+
+    By what they declare (top_level.txt), else by their list of files, as `packages_distributions` does it.
+    """
+    owners: dict[str, list[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        declared = (distribution.read_text("top_level.txt") or "").split()
+        listed = "" if declared else f"\n{distribution.read_text('RECORD') or distribution.read_text('SOURCES.txt')}"
+        for name in names:
+            if name in declared or f"\n{name}/" in listed or f"\n{name}.py," in listed or f"\n{name}.py\n" in listed:
+                owners.setdefault(name, []).append(distribution.metadata["Name"])
+    return owners
 
 
 def _normal(name: str) -> str:
