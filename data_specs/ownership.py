@@ -4,8 +4,8 @@ The names are common words. If another package installs folders of the same name
 Both command lines call `check_ownership` before anything else, and stop with its message.
 
 `importlib.metadata.packages_distributions` knows the same of every import name there is, for which it parses all
-metadata and makes a path of each installed file: 0.3 s of every command. Here a distribution's list of files is searched
-as a string, and its metadata read only where that holds one of our names.
+metadata and makes a path of each installed file: 0.3 s of every command. Here a list of files is searched as a string,
+and the metadata read only of a distribution whose list holds one of our names.
 
 Limits: it reads the metadata of installed distributions only; a stray folder on PYTHONPATH is not seen.
 """

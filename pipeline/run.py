@@ -222,7 +222,8 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
             raise StageError(", ".join(missing), why)
     fingerprint = build.fingerprints[name]
-    build_json.note(build, running=Running(name, fingerprint, build_json.now(), len(committed), len(partitions)))
+    if missing:
+        build_json.note(build, running=Running(name, fingerprint, build_json.now(), len(committed), len(partitions)))
     log.info("stage begins", extra={"partitions": len(partitions), "committed": len(committed)})
     if missing and not cluster.started:
         asked = time.monotonic()

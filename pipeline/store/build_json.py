@@ -49,8 +49,12 @@ class Cost:
     bytes: int = 0  # of the files that were written
 
     def __add__(self, other: Cost) -> Cost:
-        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Cost(*(round(mine + its, 3) for mine, its in both))
+        return Cost(
+            round(self.seconds + other.seconds, 3),
+            round(self.cpu_seconds + other.cpu_seconds, 3),
+            round(self.gpu_seconds + other.gpu_seconds, 3),
+            self.bytes + other.bytes,
+        )
 
     @staticmethod
     def of(records: list[Record], gpus: float) -> Cost:
@@ -148,7 +152,7 @@ def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
-    """Write build.json: the result of a stage, or which stage runs now.
+    """Write build.json: the result of a stage, or which stage runs now. What it holds already is not written again.
 
     Stages of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
     """
@@ -166,27 +170,26 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "bounds": before.get("bounds", dataclasses.asdict(result.bounds)),
         }
     costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
-    folder.write_json(
-        NAME,
-        {
-            "build_id": build.build_id,
-            "name": build.spec.name,
-            "snapshot": build.snapshot,
-            "spec_digest": build.spec.digest,
-            "spec": _without_passwords(build.spec.model_dump(mode="json")),
-            "store": build.store.url,
-            "identities": list(build.identities),
-            "identity_revision": build.identity_revision,
-            "generation": build.generation,
-            **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
-            "forgotten_revision": build.store.forgotten_revision(),
-            "versions": _versions(),
-            "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
-            "cost": dataclasses.asdict(sum(costs, Cost())),
-            "running": None if running is None else dataclasses.asdict(running),
-            **{name: known[name] for name in ("approvals",) if known.get(name)},  # what people said (`approval`)
-        },
-    )
+    noted = {
+        "build_id": build.build_id,
+        "name": build.spec.name,
+        "snapshot": build.snapshot,
+        "spec_digest": build.spec.digest,
+        "spec": _without_passwords(build.spec.model_dump(mode="json")),
+        "store": build.store.url,
+        "identities": list(build.identities),
+        "identity_revision": build.identity_revision,
+        "generation": build.generation,
+        **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
+        "forgotten_revision": build.store.forgotten_revision(),
+        "versions": _versions(),
+        "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
+        "cost": dataclasses.asdict(sum(costs, Cost())),
+        "running": None if running is None else dataclasses.asdict(running),
+        **{name: known[name] for name in ("approvals",) if known.get(name)},  # what people said (`approval`)
+    }
+    if noted != known:
+        folder.write_json(NAME, noted)
 
 
 @functools.cache
