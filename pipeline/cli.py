@@ -35,6 +35,7 @@ from pipeline.commands import (
     trials,
 )
 from pipeline.errors import WenlanError
+from pipeline.files.parquet import arrow_without_pandas
 from pipeline.urls import shown
 
 COMMANDS = (
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     observe.log_as(observe.form())
     if problem := check_ownership():
         return _fail(problem, 2, as_json)
+    arrow_without_pandas()
     try:
         result: dict[str, Any] = args.run(args)
     except SpecError as e:

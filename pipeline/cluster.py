@@ -34,6 +34,7 @@ from pipeline import observe
 from pipeline.actors import LARGE
 from pipeline.errors import StageError, WenlanError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
+from pipeline.files.parquet import arrow_without_pandas
 from pipeline.pulse import pulse
 from pipeline.store.build import Build
 from pipeline.store.partitions import timed
@@ -278,6 +279,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     Raises WenlanError; a full disk becomes a StageError that names the folder, a read-only one that names the file.
     """
     observe.log_as(log_form)
+    arrow_without_pandas()
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
     with labels, timed(), pulse(build.stage(stage).folder, partition):
         try:

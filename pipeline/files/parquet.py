@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,3 +24,29 @@ def write_parquet(path: Path, table: pa.Table, row_group_size: int = 10_000) -> 
     """Write a table: zstd, dictionaries for strings only, `row_group_size` rows per group."""
     dictionary = dictionary_columns(table.schema)
     pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, use_dictionary=dictionary)
+
+
+class _NoPandas:
+    """An import hook by which pandas is not installed."""
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
+        """As `importlib.abc.MetaPathFinder` has it."""
+        if name == "pandas":
+            raise ModuleNotFoundError(name, name=name)
+
+
+@functools.cache
+def arrow_without_pandas() -> None:
+    """Let pyarrow find out that it need not import pandas in this process, where nobody else has.
+
+    It tries once, at its first scalar, filter or group, in case it is handed a Series: half a second and 50 MB of
+    every command and worker, none of which has one. Whoever asks for a DataFrame (`Table.to_pandas`), or hands one in
+    (`Table.from_pandas`), makes pyarrow try again, and gets pandas then. Called where a process of ours begins.
+    """
+    if "pandas" not in sys.modules:
+        hook = _NoPandas()
+        sys.meta_path.insert(0, hook)
+        try:
+            pa.scalar(None)
+        finally:
+            sys.meta_path.remove(hook)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+WORK = """
+import sys
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pipeline.files.parquet import arrow_without_pandas, write_parquet
+arrow_without_pandas()
+table = pa.table({"name": ["一", "二", "二"], "n": [1, 2, 3]})
+write_parquet("rows.parquet", table)
+assert pq.read_table("rows.parquet", filters=[("n", ">=", 2)]).num_rows == 2
+assert table.group_by("name").aggregate([("n", "sum")]).num_rows == 2
+print("pandas" in sys.modules)
+"""
+
+
+def in_a_process(code: str, folder: object) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_process_that_makes_no_data_frame_imports_no_pandas(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    assert in_a_process(WORK, tmp_path) == ["False"]
+
+
+def test_whoever_asks_for_a_data_frame_or_has_one_gets_what_pandas_means(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    frames = """
+frame = table.to_pandas()
+import pandas
+print(list(frame["n"]) == [1, 2, 3], pa.array(pandas.Series([1.5, float("nan")])).null_count)
+"""
+    assert in_a_process(WORK + frames, tmp_path) == ["False", "True", "1"]
+    rows = """
+import pandas
+print(pa.Table.from_pandas(pandas.DataFrame({"x": [1.5, float("nan")]}))["x"].null_count)
+"""
+    assert in_a_process(WORK + rows, tmp_path) == ["False", "1"]
+
+
+def test_where_pandas_is_imported_already_nothing_changes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    code = "import pandas\n" + WORK + "print(pa.array(pandas.Series([1.5, float('nan')])).null_count)"
+    assert in_a_process(code, tmp_path) == ["True", "1"]
