@@ -1,0 +1,220 @@
+"""A whole build against the chain of tools that a user would run today, from a table of URLs to shards on disk.
+
+Both read one CSV of 20,000 pictures and captions (a twentieth of them copies: the same picture at 0.7 of its size, the
+caption again) from one nginx, and run on two workers:
+
+    ours    one `wenlan-data build`: filters by text length, repetition, sides and aspect; dedup of pictures and texts;
+            tars, Parquet and manifest; the report; published. Without a detector of regions
+    chain   img2dataset with the original bytes; data-juicer with filters by text length, repetition, shape and aspect,
+            phash and MinHash of characters; webdataset tars (`chain_side.py`)
+
+Each side is timed as whole commands, starts and imports included, in turns. CPU seconds are those of all processes that
+a command leads to, also of those that it leaves behind: the machine may be shared. Pictures are cut from the photos of
+the corpus by a seed, 400 pixels wide. The chain does less: it asks no robots.txt, keeps no reason of what it drops,
+finds equal hashes only, and cannot go on where it was killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+
+from captions import captions
+from harness import Figure, at_least, quick, report
+from loopback import PEER, PHOTOS, ROOT, missing, nginx
+
+HERE = Path(__file__).parent
+WORKERS, THREADS = 2, 32
+SIDE, QUALITY = 400, 82
+COPIES = 20  # one in so many is a copy of an earlier one
+LEFT_BEHIND_S = 30
+PR_SET_CHILD_SUBREAPER = 36
+
+RECIPE = """
+project_name: chain
+dataset_path: {source}
+export_path: {out}
+np: 2
+use_cache: false
+text_keys: text
+process:
+  - text_length_filter: {{min_len: 2, max_len: 50}}
+  - character_repetition_filter: {{rep_len: 3, max_ratio: 0.5}}
+  - image_shape_filter: {{min_width: 200, min_height: 200}}
+  - image_aspect_ratio_filter: {{min_ratio: 0.333, max_ratio: 3.0}}
+  - image_deduplicator: {{method: phash}}
+  - document_minhash_deduplicator: {{tokenization: character, window_size: 2, jaccard_threshold: 0.7}}
+"""
+
+
+def main() -> int:
+    small = quick(__doc__ or "")
+    count, rounds = (2_000, 1) if small else (20_000, 3)
+    if missing(PEER / "img2dataset", PEER / "dj-process"):
+        return 1
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what Ray leaves behind becomes ours to wait for
+    with tempfile.TemporaryDirectory(prefix="wenlan-chain-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # for nginx, which may run as somebody else
+        made = pictures(folder / "web", count)
+        with nginx(folder / "web") as port:
+            table(folder / "table.csv", port, made, count)
+            sides = [both(folder, port, count) for _ in range(rounds)]
+    wall, cpu = ((median(side[0][i] for side in sides), median(side[1][i] for side in sides)) for i in (0, 1))
+    print(f"wall: ours {wall[0]:.1f} s, chain {wall[1]:.1f} s; CPU: {cpu[0]:.1f}, {cpu[1]:.1f} s", file=sys.stderr)
+    figures = {
+        "chain_to_ours": at_least(wall[1] / wall[0], 6.0),
+        "chain_to_ours_cpu": Figure(round(cpu[1] / cpu[0], 3), "x", 0.0, True),
+        "pairs_per_second": Figure(round(count / wall[0]), "1/s", 0.0, True),
+    }
+    return report(figures)
+
+
+def both(folder: Path, port: int, count: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(wall, CPU) seconds of ours and of the chain, one after the other."""
+    mine, theirs = folder / "ours", folder / "chain"
+    spec = folder / "chain.json"
+    spec.write_text(json.dumps(spec_of(port)), encoding="utf-8")
+    place = ["--out", str(mine / "build"), "--store", str(mine / "store"), "--snapshot", "2026-01-01"]
+    build = [sys.executable, "-m", "pipeline", "build", str(spec), *place, "--workers", str(WORKERS), "--json"]
+    ours, said = timed(build, folder)
+    answer = json.loads(said.splitlines()[-1])
+    stages = {stage["name"]: stage for stage in answer["stages"]}
+    assert answer["published"], answer
+    assert stages["fetch"]["funnel"]["kept"] == count, answer
+    spent = {name: (s["seconds"], s["cost"]["cpu_seconds"]) for name, s in stages.items() if s["partitions"]}
+    print(f"ours: {ours[0]:.1f} s, CPU {ours[1]:.1f} s, {sum(answer['samples'].values()):,} samples", file=sys.stderr)
+    print("    seconds, CPU:", ", ".join(f"{n} {w:.1f}, {c:.1f}" for n, (w, c) in spent.items()), file=sys.stderr)
+
+    theirs.mkdir()
+    recipe, rows, kept = theirs / "recipe.yaml", theirs / "rows.jsonl", theirs / "kept/rows.jsonl"
+    recipe.write_text(RECIPE.format(source=rows, out=kept), encoding="utf-8")
+    fetch = {
+        "input_format": "csv", "url_col": "url", "caption_col": "caption", "output_folder": theirs / "fetched",
+        "output_format": "files", "processes_count": WORKERS, "thread_count": THREADS,
+        "disable_all_reencoding": True, "resize_mode": "no", "number_sample_per_shard": 2_500, "enable_wandb": False,
+    }  # fmt: skip
+    python, side = str(PEER / "python"), str(HERE / "chain_side.py")
+    steps = [
+        [str(PEER / "img2dataset"), str(folder / "table.csv"), *(f"--{name}={value}" for name, value in fetch.items())],
+        [python, side, "list", str(theirs / "fetched"), str(rows)],
+        [str(PEER / "dj-process"), "--config", str(recipe)],
+        [python, side, "pack", str(kept), str(theirs / "tars")],
+    ]
+    costs = [timed(step, folder)[0] for step in steps]
+    with rows.open("rb") as fetched, kept.open("rb") as left:
+        numbers = sum(1 for _ in fetched), sum(1 for _ in left)
+    assert numbers[0] == count, f"the chain fetched {numbers[0]} of {count}"
+    shown = ", ".join(f"{Path(s[0]).name} {w:.1f}, {c:.1f}" for s, (w, c) in zip(steps, costs, strict=True))
+    print(f"chain: {numbers[1]:,} samples; seconds, CPU: {shown}", file=sys.stderr)
+    for used in (mine, theirs):
+        shutil.rmtree(used)
+    return ours, (sum(wall for wall, _ in costs), sum(cpu for _, cpu in costs))
+
+
+def spec_of(port: int) -> dict[str, object]:
+    """The spec of our side."""
+    columns = {"image_url": "url", "texts": {"caption": "caption"}}
+    return {
+        "name": "chain",
+        "contact": "https://example.org/bench",
+        "sources": [
+            {"kind": "url_table", "name": "table", "source_kind": "library", "path": "table.csv", "columns": columns}
+        ],
+        "egress": {"allow": [f"127.0.0.1:{port}"], "delay_s": 0.0002, "connections_per_host": THREADS},
+        "fetch": {"threads": THREADS, "retries": 0, "images_per_partition": 2_500},
+        "filters": [{"name": n} for n in ("text_length", "repetition", "image_sides", "image_aspect")],
+        "regions": {"detectors": []},
+    }
+
+
+def timed(command: Sequence[str], folder: Path) -> tuple[tuple[float, float], str]:
+    """((seconds, CPU seconds of all processes), stdout) of a command. Raises RuntimeError if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    if command[0] != sys.executable:  # the peers see nothing of ours
+        del environment["PYTHONPATH"]
+    ours_before, before, start = _children(), _cpu(), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    wall = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stdout[-1000:]} {done.stderr[-3000:]}")
+    until = time.monotonic() + LEFT_BEHIND_S
+    while time.monotonic() < until and (left := _children() - ours_before):
+        for process in left:
+            os.waitpid(process, os.WNOHANG)
+        time.sleep(0.05)
+    return (wall, _cpu() - before), done.stdout
+
+
+def _children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def pictures(root: Path, count: int) -> list[str]:
+    """Make `count` pictures below a folder; their paths. One in COPIES is a smaller one of the one before."""
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    root.mkdir()
+    (root / "robots.txt").write_text("User-agent: *\nAllow: /\n", encoding="utf-8")
+    each = -(-count // len(photos))
+    jobs = [(str(photo), str(root / f"{n}"), each, n) for n, photo in enumerate(photos)]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        made = [name for names in pool.map(_crops, jobs, chunksize=8) for name in names]
+    return [str(Path(name).relative_to(root)) for name in made[:count]]
+
+
+def _crops(job: tuple[str, str, int, int]) -> list[str]:
+    """Crops of one photo by a seed: a quarter to half of each side, SIDE pixels wide."""
+    from PIL import Image
+
+    photo, folder, count, seed = job
+    rng, out = random.Random(seed), Path(folder)
+    out.mkdir()
+    with Image.open(photo) as opened:
+        opened.draft("RGB", (1600, 1600))
+        image = opened.convert("RGB")
+    names, last = [], image
+    for number in range(count):
+        name = str(out / f"{number}.jpg")
+        if number % COPIES == COPIES - 1:
+            last.resize((last.width * 7 // 10, last.height * 7 // 10)).save(name, quality=QUALITY)
+        else:
+            width, height = (round(side * rng.uniform(0.25, 0.5)) for side in image.size)
+            left, top = rng.randrange(image.width - width), rng.randrange(image.height - height)
+            cut = image.crop((left, top, left + width, top + height))
+            last = cut.resize((SIDE, max(300, round(SIDE * height / width))))
+            last.save(name, quality=QUALITY)
+        names.append(name)
+    return names
+
+
+def table(path: Path, port: int, paths: list[str], count: int) -> None:
+    """The table of both sides: a URL and a caption each, one caption in COPIES twice."""
+    texts = captions(count, 3)
+    for n in range(COPIES, count, COPIES):
+        texts[n] = texts[n - 1]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["url", "caption"])
+        rows.writerows((f"http://127.0.0.1:{port}/{name}", text) for name, text in zip(paths, texts, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
