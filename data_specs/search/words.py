@@ -17,19 +17,18 @@ Limits: a word that very many rows have takes a second or more per million of th
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import sqlite3
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.folding import even
+from data_specs.segmenter import rust_segmenter
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -45,15 +44,8 @@ _TABLE = "CREATE VIRTUAL TABLE texts USING fts5(words, characters, content = '',
 
 def words_of(text: str) -> list[str]:
     """Words of a text as the index has them, those within longer ones too."""
-    cut = _cutter().cut_for_search(even(text), True)
+    cut = rust_segmenter().cut_for_search(even(text), True)
     return [word for piece in cut for word in _WORD.findall(piece)]
-
-
-@functools.cache
-def _cutter() -> Any:
-    from rjieba import Jieba
-
-    return Jieba()
 
 
 def cut_rows(rows: pa.Table) -> list[str]:

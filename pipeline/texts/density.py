@@ -18,8 +18,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
+from data_specs.segmenter import rust_segmenter
 from pipeline.texts.forms import CHUNK, even
 from pipeline.texts.words import LATIN, stop_words
 
@@ -64,7 +64,7 @@ def density(text: str) -> Density:
     entries, distinct = _entries(), dict[str, float]()
     words = nouns = content = stop = 0
     information = 0.0
-    for word in _cutter().cut(even(text), False):
+    for word in rust_segmenter().cut(even(text), False):
         entry = entries[word]
         if entry is None:
             continue
@@ -80,7 +80,7 @@ def density(text: str) -> Density:
 
 def cut(text: str) -> list[str]:
     """Words of a text in its even form, with what stands between them."""
-    words: list[str] = _cutter().cut(even(text), False)
+    words: list[str] = rust_segmenter().cut(even(text), False)
     return words
 
 
@@ -119,8 +119,13 @@ class _Entries(dict[str, "_Entry | None"]):
     def __init__(self) -> None:
         super().__init__()
         listed = resources.files("jieba").joinpath("dict.txt").read_text(encoding="utf-8")
-        self._listed = {word: (int(times), tag) for word, times, tag in map(str.split, listed.splitlines())}
-        self._total = sum(times for times, _ in self._listed.values())
+        # word -> "times tag", parsed when a text has the word: there are 349,046 of them
+        self._listed: dict[str, str] = dict(line.split(" ", 1) for line in listed.splitlines())  # type: ignore[misc]
+
+    @functools.cached_property
+    def _total(self) -> int:
+        """Words of the corpus that the dictionary was counted on."""
+        return sum(int(line.partition(" ")[0]) for line in self._listed.values())
 
     def __missing__(self, word: str) -> _Entry | None:
         if len(self) >= self.MOST:
@@ -134,8 +139,8 @@ class _Entries(dict[str, "_Entry | None"]):
 
     def _entry(self, word: str) -> _Entry:
         name = len(word) > 1 and LATIN.fullmatch(word) and not word.isdigit()
-        times, tag = self._listed.get(word, (1, "nz" if name else "x"))
-        p = max(times, 1) / self._total
+        times, tag = self._listed.get(word, f"1 {'nz' if name else 'x'}").split()
+        p = max(int(times), 1) / self._total
         stop = word in stop_words() or tag.startswith(FUNCTION)
         content = tag.startswith(CONTENT) and not stop
         return _Entry(content and tag.startswith("n"), content, stop, -math.log(p), -p * math.log(p))
@@ -144,10 +149,3 @@ class _Entries(dict[str, "_Entry | None"]):
 @functools.cache
 def _entries() -> _Entries:
     return _Entries()
-
-
-@functools.cache
-def _cutter() -> Any:
-    from rjieba import Jieba
-
-    return Jieba()

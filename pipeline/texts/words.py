@@ -1,4 +1,4 @@
-"""Words of a Chinese text, as jieba segments it.
+"""Words of a Chinese text, as jieba segments it; rjieba, which is jieba in Rust, where both are known to agree.
 
 Segmentation costs 30 to 50 microseconds per caption, as much as all other text filters together. So `has_words`, which
 only asks whether there are at least so many words, first computes a lower bound: no segmentation has fewer words than
@@ -6,8 +6,8 @@ the shortest chain of dictionary words that covers the text, and that chain take
 
 `weight` is the length of a text in Han characters where Latin words stand among them, and needs no dictionary.
 
-Limits: `words_of` guesses words that the dictionary lacks (names)
-by jieba's hidden Markov model; `count_words` does not.
+Limits: `words_of` guesses words that the dictionary lacks (names) by jieba's hidden Markov model; `count_words` does
+not. jieba's dictionary is loaded (0.8 s) where a text asks for jieba itself.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ import functools
 import re
 from pathlib import Path
 
-from data_specs.segmenter import segmenter
+from data_specs.segmenter import rust_segmenter, segmenter
 
 _BLOCK = re.compile(r"[\u4e00-\u9fd5a-zA-Z0-9+#&._%\-]+")
 """A block: Han characters, Latin letters, digits and a few marks in a row. For jieba no word spans two blocks."""
+
+_NOT_IN_RUST = re.compile(
+    r"[\u3400-\u4dff\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U000323af]|c#|c\+\+|at&t", re.IGNORECASE
+)
+"""Where rjieba cuts differently: Han characters that jieba does not know as such, and the dictionary's words with marks
+in them."""
+
+_LATIN_PIECE = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
+"""What jieba leaves together of a run of Latin letters, digits and marks (`re_skip` of jieba.finalseg)."""
 
 LATIN = re.compile("[0-9A-Za-z\u00c0-\u024f]+")
 """A word in Latin letters, or a number."""
@@ -38,8 +47,16 @@ def weight(text: str) -> float:
 
 
 def words_of(text: str) -> list[str]:
-    """Words of a text, without punctuation and white space."""
-    return [word for word in segmenter().lcut(text) if any(c.isalnum() for c in word)]
+    """Words of a text, without punctuation and white space: those of jieba, in a tenth of its time."""
+    if _NOT_IN_RUST.search(text):
+        return [word for word in segmenter().lcut(text) if any(c.isalnum() for c in word)]
+    words: list[str] = []
+    for word in rust_segmenter().cut(text, True):
+        if word.isascii() and not word.isalnum():  # falcot.com is one word to rjieba, and two to jieba
+            words += [piece for piece in _LATIN_PIECE.split(word) if any(c.isalnum() for c in piece)]
+        elif any(c.isalnum() for c in word):
+            words.append(word)
+    return words
 
 
 @functools.lru_cache(maxsize=1 << 14)  # the shortest captions, which must be segmented, are also those that recur

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jieba
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.texts.words import count_words, has_words, weight
+from data_specs.segmenter import segmenter
+from pipeline.texts.words import count_words, has_words, weight, words_of
 
 WORDS = "清晨 的 第一缕 阳光 照 在 故宫 角楼 上 卡拉OK T恤 hello 3.14 年 、 ， 一 帆 风 顺 𠮷 a+b 侵华日军 南京"
 
@@ -54,3 +55,16 @@ def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_pat
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("2\n", "")
     assert [path.name for path in tmp_path.iterdir()] == kept
+
+
+CHARACTERS = "ab1.+#&_%- 的做法红烧肉番茄超T恤，。！/（C𠀀㐀鿰豈😀é한ぁＡ\n　"
+
+
+@settings(max_examples=400)
+@given(
+    st.text(CHARACTERS, max_size=30)
+    | st.lists(st.sampled_from(["C++", "at&t", "4.1.4", "x-y", "50%", "红烧肉", "李白", "0.5"])).map("".join)
+)
+def test_words_are_those_of_jieba_itself(text: str) -> None:
+    jieba = segmenter()
+    assert words_of(text) == [word for word in jieba.lcut(text) if any(map(str.isalnum, word))]
