@@ -127,7 +127,7 @@ class Cluster:
                 # "local": never join a cluster that happens to run here
                 self._watchdog = Watchdog()
                 options = {"num_cpus": self._workers or None, "include_dashboard": False, **quiet}
-                with self._watchdog.marking(), on_loopback():
+                with self._watchdog.marking(), on_loopback(), without_servers():
                     _start_here(ray, options)
             self._ours = True
         self.started = True
@@ -169,6 +169,27 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
             why = next(iter(str(e).splitlines()), type(e).__name__)
             log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
     raise StageError("ray", f"could not be started on this machine ({why})")
+
+
+@contextlib.contextmanager
+def without_servers() -> Iterator[None]:
+    """Within the block a Ray that starts here starts neither its autoscaler nor the server of its dashboard.
+
+    One machine does not scale, and with `include_dashboard=False` that server does nothing but report usage: two
+    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` has no option for either. A later Ray
+    without these methods starts as it likes.
+    """
+    import ray._private.node as nodes  # which `import ray` has imported
+
+    node = getattr(nodes, "Node", None)
+    before = {name: getattr(node, name) for name in ("start_monitor", "start_api_server") if hasattr(node, name)}
+    for name in before:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
 
 
 def _end_at_once() -> None:

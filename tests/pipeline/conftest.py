@@ -19,6 +19,7 @@ import pytest
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Manifest, content_digest
+from pipeline.cluster import without_servers
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.store import Store
@@ -107,7 +108,8 @@ def ray() -> Iterator[ModuleType]:
     """A Ray of two CPUs in this process. It ends with the module: code that finds a Ray running uses it."""
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    with without_servers():
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
     yield ray
     ray.shutdown()
 

@@ -322,11 +322,12 @@ with contextlib.ExitStack() as stack:
         stack.enter_context(ray_job.cluster(1))
     import ray
     ray.get(ray.remote(lambda: 1).remote())
-    addresses = set()
+    addresses, programs = set(), []
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.Error):
             addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
-    print(json.dumps(sorted(addresses)))
+            programs += [word.rpartition("/")[2] for word in process.cmdline()]
+    print(json.dumps([sorted(addresses), programs]))
 """
 
 
@@ -337,6 +338,9 @@ def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
     words = [sys.executable, "-c", LISTENING, half]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    addresses = json.loads(done.stdout.splitlines()[-1])
+    addresses, programs = json.loads(done.stdout.splitlines()[-1])
+    assert "raylet" in programs
+    if half == "pipeline":  # a second of CPU each, and of no use on one machine
+        assert not {"monitor.py", "dashboard.py"} & set(programs)
     assert addresses
     assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -27,6 +27,7 @@ import wenlan
 from data_specs.release import open_manifest
 from data_specs.shard import Manifest, read_manifest
 from pipeline import cli, run
+from pipeline.cluster import without_servers
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
@@ -212,7 +213,8 @@ def ray() -> Iterator[None]:
     """A Ray in this process, whose workers ask what this process asks. It must begin after the server."""
     import ray
 
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    with without_servers():
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cluster import without_servers
 from pipeline.stages import lead
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
@@ -206,7 +207,8 @@ def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, fi
     rules = {"max_pairs_per_text": 3, "max_pairs_per_domain": 6}
     alone = after(filtered.make(tmp_path, shown, parts=2, dedup=rules))
     build = filtered.make(tmp_path, shown, parts=2, name="spread", dedup={**rules, "pairs_per_holder": 20})
-    ray.init("local", num_cpus=1, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+    with without_servers():
+        ray.init("local", num_cpus=1, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
     try:
         assert after(build) == alone
     finally:
