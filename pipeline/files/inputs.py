@@ -7,6 +7,7 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -16,29 +17,23 @@ import fsspec
 from data_specs import object_store
 from pipeline.errors import SourceError
 
-try:
-    from aiohttp import ClientError
-except ModuleNotFoundError:  # a base install, in which fsspec opens no web address
-
-    class ClientError(Exception):  # type: ignore[no-redef]
-        """Raised by nobody."""
-
-
-try:
-    from botocore.exceptions import BotoCoreError
-except ModuleNotFoundError:  # without the extra s3
-
-    class BotoCoreError(Exception):  # type: ignore[no-redef]
-        """Raised by nobody."""
-
-
 _MAGIC = "*?["
 
-NO_DAMAGE = (OSError, ClientError, BotoCoreError, asyncio.TimeoutError)
-"""What a disk or a server raises, and no content of a file."""
 
-FAULTS = (*NO_DAMAGE, EOFError, zlib.error)
-"""Exceptions of fsspec whose cause is the file or its server, and not our code."""
+def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a disk or a server raises, and no content of a file, and `more`: for an `except` clause, which asks when it is reached.
+
+    Of the clients that are loaded, since no other can have raised: aiohttp takes 0.2 s to import, which opens no file.
+    """
+    aiohttp, botocore = sys.modules.get("aiohttp"), sys.modules.get("botocore.exceptions")
+    of_clients = [aiohttp.ClientError] if aiohttp is not None else []
+    of_clients += [botocore.BotoCoreError] if botocore is not None else []
+    return (OSError, *of_clients, asyncio.TimeoutError, *more)
+
+
+def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Exceptions of fsspec whose cause is the file or its server, and not our code, and `more`: for an `except` clause."""
+    return no_damage(EOFError, zlib.error, *more)
 
 
 MAX_LINE = 1 << 20
@@ -98,7 +93,7 @@ def _expand(path: str, source: str) -> list[str]:
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         names = sorted(str(name) for name in fs.glob(inner) if not fs.isdir(name))
-    except object_store.faults(*FAULTS, ValueError, ImportError) as e:
+    except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
@@ -110,7 +105,7 @@ def listed(path: str, source: str) -> list[str]:
     try:
         with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
             lines = [line.strip() for line in f]
-    except (*FAULTS, ValueError) as e:
+    except faults(ValueError) as e:
         raise SourceError(path, f"source {source}: cannot be read ({reason(e)})") from None
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
@@ -123,7 +118,7 @@ def version(file: str) -> list[Any]:
     try:
         fs, inner = fsspec.url_to_fs(file)
         info = fs.info(inner)
-    except object_store.faults(*FAULTS, ValueError) as e:
+    except object_store.faults(*faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]

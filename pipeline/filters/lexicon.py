@@ -36,7 +36,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from data_specs.build import within
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import faults, reason
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
 from pipeline.texts.forms import bare, even, places
@@ -91,7 +91,7 @@ def _read(path: str) -> tuple[str, list[str]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: is not UTF-8 text (byte {e.start})") from None
-    except (*FAULTS, ValueError, ImportError) as e:
+    except faults(ValueError, ImportError) as e:
         raise ValueError(f"{path}: cannot be read ({reason(e)})") from None
     words = (line.strip() for line in text.splitlines())
     return hashlib.sha256(data).hexdigest(), list(dict.fromkeys(w for w in words if w and not w.startswith("#")))

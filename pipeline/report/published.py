@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_specs.build import Spec, SpecError, within
 from data_specs.spec_file import describe
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import faults, reason
 from pipeline.records import DropReason
 
 READY = Path(__file__).with_name("funnels")
@@ -97,7 +97,7 @@ def _content(name: str, base: str) -> bytes:
     try:
         with fsspec.open(where, "rb") as file:
             data = bytes(file.read(MAX_BYTES + 1))
-    except (*FAULTS, ValueError, ImportError) as e:
+    except faults(ValueError, ImportError) as e:
         known = ", ".join(ready())
         raise SpecError([f"report.published: {where}: cannot be read ({reason(e)}); ready ones: {known}"]) from None
     if len(data) > MAX_BYTES:

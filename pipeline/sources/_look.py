@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.files.inputs import faults, reason, version
 from pipeline.records import Candidate, Decision
 
 Exactness = Literal["", "about", "at least"]
@@ -174,7 +174,7 @@ def lines_of(file: str, budget: Budget) -> Reading:
                 read = raw.tell()
                 if read >= budget.bytes or budget.spent:
                     return Reading(lines, read, 0, bool(not f.read(1)))
-    except FAULTS as e:
+    except faults() as e:
         raise SourceError(file, f"cannot be read ({reason(e)})") from None
     return Reading(lines + (last != b"\n"), read, read, True)
 

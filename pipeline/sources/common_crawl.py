@@ -36,7 +36,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, expand, listed, reason, version
+from pipeline.files.inputs import expand, faults, listed, reason, version
 from pipeline.records import Decision, DropReason, drop_capture
 from pipeline.sources import PageRange, Paths, RangeSource
 from pipeline.sources._look import Budget, Count, Exactness, Look, spread
@@ -270,7 +270,7 @@ class _Opened:
         import pyarrow as pa
 
         self._raw.__exit__(kind, e, trace)
-        if isinstance(e, (pa.ArrowException, *FAULTS)):
+        if isinstance(e, faults(pa.ArrowException)):
             said = "is no Parquet file that can be read" if isinstance(e, pa.ArrowException) else "cannot be read"
             raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
 

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.object_store import StorageError, told
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason
+from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -250,7 +250,7 @@ class FolderOfImages(TableSource):
                         broken.append(self.unreadable(f"{self.captions}, row {number}", -1, e))
                         if not texts and len(broken) == MAX_UNDECODED:
                             break
-        except (*FAULTS, ValueError) as e:
+        except faults(ValueError) as e:
             fault = str(e) if isinstance(e, ValueError) else f"cannot be read ({reason(e)})"
             raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
         if broken and not texts:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, Lines, LongLine, reason
+from pipeline.files.inputs import Lines, LongLine, faults, reason
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
@@ -70,7 +70,7 @@ class Microblog(FileSource):
                             continue
                         yield from self.entries(row, number, partial(self._post, line, row, number))
             decoding.end()
-        except FAULTS as e:
+        except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
             raise SourceError(file, f"source {self.name}: is not UTF-8 ({e})") from None

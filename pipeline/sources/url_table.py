@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason, version
+from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
@@ -197,7 +197,7 @@ class UrlTable(FileSource):
                         return
                     if number > start:
                         yield number, cells
-        except FAULTS as e:
+        except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
             told = "no encoding fits it" if self.encoding == AUTO else f"is not {self.encoding}"
@@ -434,5 +434,5 @@ def _count(file: str, kind: Format, _version: str) -> int:
             while block := f.read(1 << 20):
                 lines += block.count(b"\n")
             return lines
-    except (*FAULTS, ValueError) as e:
+    except faults(ValueError) as e:
         raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None

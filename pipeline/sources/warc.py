@@ -18,7 +18,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, expand, listed, reason, version
+from pipeline.files.inputs import expand, faults, listed, reason, version
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
 
@@ -88,7 +88,7 @@ class Warc(PageSource):
                     whole = True
         except ArchiveLoadFailed as e:
             raise SourceError(files[0], f"source {self.name}: is not a WARC file ({reason(e)})") from None
-        except FAULTS as e:
+        except faults() as e:
             raise SourceError(files[0], f"source {self.name}: cannot be read ({reason(e)})") from None
         size = size_of_files(files if not self.path_list else given or files[:1])
         size = size if len(given) == len(files) else size * len(files) // max(1, len(given))

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
-from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason, version
+from pipeline.files.inputs import faults, no_damage, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Reading
@@ -81,7 +81,7 @@ class WebDataset(FileSource):
                         return Reading(samples, member.offset, size, False)
         except (tarfile.TarError, EOFError):
             pass  # it breaks off, or is none: `read` says so
-        except FAULTS as e:
+        except faults() as e:
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
         return Reading(samples, size, size, True)
 
@@ -108,7 +108,7 @@ class WebDataset(FileSource):
         except WenlanError:
             raise
         except Exception as e:
-            if row < 0 or isinstance(e, NO_DAMAGE):
+            if row < 0 or isinstance(e, no_damage()):
                 raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
             log.warning("%s: breaks off after %d samples (%s); going on with those", file, row + 1, reason(e))
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)

@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from data_specs.build import Balance, SpecError, within
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import faults, reason
 from pipeline.texts.forms import even
 
 MOST_BYTES = 200_000_000
@@ -68,7 +68,7 @@ def _content(balance: Balance, base: str) -> bytes:
         data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise SpecError([f"balance.entries: {where}: is not UTF-8 text (byte {e.start})"]) from None
-    except (*FAULTS, ValueError, ImportError) as e:
+    except faults(ValueError, ImportError) as e:
         raise SpecError([f"balance.entries: {where}: cannot be read ({reason(e)})"]) from None
     return data
 

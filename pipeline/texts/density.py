@@ -120,7 +120,7 @@ class _Entries(dict[str, "_Entry | None"]):
         super().__init__()
         listed = resources.files("jieba").joinpath("dict.txt").read_text(encoding="utf-8")
         # word -> "times tag", parsed when a text has the word: there are 349,046 of them
-        self._listed: dict[str, str] = dict(line.split(" ", 1) for line in listed.splitlines())  # type: ignore[misc]
+        self._listed: dict[str, str] = dict(line.split(" ", 1) for line in listed.splitlines())
 
     @functools.cached_property
     def _total(self) -> int:

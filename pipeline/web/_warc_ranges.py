@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import faults, reason
 
 AT_ONCE = 8
 """Requests on their way: Common Crawl asks not to be overrun, and a partition of `extract` is one of many."""
@@ -56,7 +56,7 @@ def _read(file: str, offset: int, length: int) -> bytes:
             if not file.startswith(("http://", "https://")):
                 return bytes(fs.cat_file(path, start=offset, end=offset + length))
             return _from_server(fs, path, offset, length)
-        except (FileNotFoundError, ValueError, *FAULTS) as e:
+        except faults(ValueError) as e:
             if pause is None or _is_permanent(e):
                 raise SourceError(file, f"cannot be read ({reason(e)})") from None
             time.sleep(pause)
@@ -74,7 +74,7 @@ def _from_server(fs: Any, path: str, offset: int, length: int) -> bytes:
             while length > 0 and (part := answer.read(length)):
                 parts.append(part)
                 length -= len(part)
-    except FAULTS as e:
+    except faults() as e:
         if _status(e) != 416:  # the file ends before the range begins
             raise
     return b"".join(parts)

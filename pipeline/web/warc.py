@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason
+from pipeline.files.inputs import faults, no_damage, reason
 from pipeline.records import Capture, Decision, DropReason, drop_capture
 from pipeline.sources import PageRange
 from pipeline.unreadable import OURS, evidence
@@ -50,7 +50,7 @@ def read_captures(
         with fsspec.open(url, "rb") as f:
             reading = _Reading(url, f, max_body, info)
             yield from reading.captures()
-    except FAULTS as e:
+    except faults() as e:
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if damaged := info.get("damaged"):
         said = (url, damaged["places"], damaged["bytes"], reading.records, damaged["first"])
@@ -112,7 +112,7 @@ class _Reading:
                     if isinstance(capture, Decision):
                         _read_to_end(record)  # raises where not a parser but the record is at fault
                     self.records, new = self.records + 1, new + 1
-            except (*OURS, *NO_DAMAGE):
+            except no_damage(*OURS):
                 raise
             except Exception as e:
                 if not self._passes(reason(e)):
@@ -227,7 +227,7 @@ def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
         capture = _capture(record, max_body) if _is_page(record) else None
         _read_to_end(record)
         return capture
-    except (*OURS, *NO_DAMAGE):
+    except no_damage(*OURS):
         raise
     except Exception as e:
         if not url.startswith(("http://", "https://")):
