@@ -12,6 +12,7 @@ Limits: HTTP/1.1; a name lookup that hangs is as slow as the resolver.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import re
 import socket
@@ -50,6 +51,12 @@ Place = tuple[str, str, int]
 """Scheme, host and port that a connection leads to."""
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """How certificates are checked: against those of this machine, which take 20 ms to read, by whoever opens https."""
+    return ssl.create_default_context()
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One HTTP response; the body is unpacked and within the cap."""
@@ -63,7 +70,7 @@ class HttpClient:
     """Sends GET requests over connections that it keeps. Safe for several threads."""
 
     def __init__(self) -> None:
-        self._connections = _Connections(ssl.create_default_context())
+        self._connections = _Connections()
         self._large = threading.Semaphore(LARGE_AT_ONCE)
 
     def get(self, url: str, headers: dict[str, str], cap: int, whole: bool, deadline: Deadline) -> Response:
@@ -171,8 +178,7 @@ def _read_headers(file: Any) -> http.client.HTTPMessage:
 class _Connections:
     """Idle connections by place. Each was judged by the guard's hook when it was made."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._tls = tls
+    def __init__(self) -> None:
         self._idle: dict[Place, deque[tuple[float, socket.socket]]] = {}
         self._lock = threading.Lock()
 
@@ -212,7 +218,7 @@ class _Connections:
         sock: socket.socket = _connect(host, port, deadline)
         try:
             if scheme == "https":
-                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+                sock = _tls().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
                 deadline.watch(sock)
                 sock.do_handshake()
         except BaseException:
