@@ -21,7 +21,7 @@ _MAGIC = "*?["
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What a disk or a server raises, and no content of a file, and `more`: for an `except` clause, which asks when it is reached.
+    """What a disk or a server raises, and no content of a file, and `more`: asked by an `except` clause when reached.
 
     Of the clients that are loaded, since no other can have raised: aiohttp takes 0.2 s to import, which opens no file.
     """
@@ -32,7 +32,7 @@ def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Exceptions of fsspec whose cause is the file or its server, and not our code, and `more`: for an `except` clause."""
+    """Exceptions of fsspec whose cause is the file or its server, and not our code, and `more`."""
     return no_damage(EOFError, zlib.error, *more)
 
 
