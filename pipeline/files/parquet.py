@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -26,13 +28,28 @@ def write_parquet(path: Path, table: pa.Table, row_group_size: int = 10_000) -> 
     pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, use_dictionary=dictionary)
 
 
-class _NoPandas:
-    """An import hook by which pandas is not installed."""
+class _Pandas:
+    """An import hook: pandas is not installed while it is `hidden`; pyarrow is told when it is imported after all."""
 
-    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
+    hidden = True
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """As `importlib.abc.MetaPathFinder` has it."""
-        if name == "pandas":
+        if name != "pandas":
+            return None
+        if self.hidden:
             raise ModuleNotFoundError(name, name=name)
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_tell(module: ModuleType) -> None:
+                run(module)
+                _ = pa.lib._pandas_api.pd  # it looks again
+
+            spec.loader.exec_module = run_and_tell  # type: ignore[method-assign]
+        return spec
 
 
 @functools.cache
@@ -40,13 +57,13 @@ def arrow_without_pandas() -> None:
     """Let pyarrow find out that it need not import pandas in this process, where nobody else has.
 
     It tries once, at its first scalar, filter or group, in case it is handed a Series: half a second and 50 MB of
-    every command and worker, none of which has one. Whoever asks for a DataFrame (`Table.to_pandas`), or hands one in
-    (`Table.from_pandas`), makes pyarrow try again, and gets pandas then. Called where a process of ours begins.
+    every command and worker, none of which has one. Whoever asks for a DataFrame, or imports pandas, makes it try
+    again. Called where a process of ours begins.
     """
     if "pandas" not in sys.modules:
-        hook = _NoPandas()
-        sys.meta_path.insert(0, hook)
+        hook = _Pandas()
+        sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
         try:
             pa.scalar(None)
         finally:
-            sys.meta_path.remove(hook)
+            hook.hidden = False
