@@ -10,10 +10,17 @@ Both halves start a Ray, and neither may import the other: hence this place. Ray
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+START_TRIES = 3
+"""How often an embedded Ray is started before its user gives up."""
 
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _CONSTANTS, _NAME = "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"
@@ -40,3 +47,22 @@ def on_loopback() -> Iterator[None]:
             del os.environ[_SWITCH]
         else:
             os.environ[_SWITCH] = before
+
+
+def start_ray(ray: Any, **options: Any) -> None:
+    """Start a Ray of this machine alone, with options of `ray.init`. Raises RuntimeError with one line.
+
+    Ray gives each of its processes a fixed time to come up, and raises a bare Exception when a busy machine takes
+    longer (https://github.com/ray-project/ray/issues/65983): so it is asked again.
+    """
+    for tries in range(START_TRIES):
+        try:
+            with on_loopback():
+                ray.init("local", **options)  # "local": a cluster that someone else runs on this machine is not ours
+            return
+        except Exception as e:
+            with suppress(Exception):
+                ray.shutdown()
+            why = next(iter(str(e).splitlines()), type(e).__name__)
+            LOG.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
+    raise RuntimeError(f"could not be started on this machine ({why})")
