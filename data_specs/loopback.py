@@ -1,4 +1,6 @@
-"""An embedded Ray that listens to this machine alone: whoever reaches its GCS, raylet or workers can run commands.
+"""An embedded Ray: it listens to this machine alone, and starts what one machine needs.
+
+Whoever reaches its GCS, raylet or workers can run commands.
 
 `ray.init` has no option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
 network instead (`resolve_ip_for_localhost`), and its processes listen on every interface: seen with Ray 2.60, where a
@@ -10,13 +12,21 @@ Both halves start a Ray, and neither may import the other: hence this place. Ray
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+START_TRIES = 3
+"""How often an embedded Ray is started before its user gives up."""
 
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _CONSTANTS, _NAME = "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"
+_NODE = "ray._private.node"
 
 
 @contextmanager
@@ -40,3 +50,41 @@ def on_loopback() -> Iterator[None]:
             del os.environ[_SWITCH]
         else:
             os.environ[_SWITCH] = before
+
+
+@contextmanager
+def without_servers() -> Iterator[None]:
+    """Within the block a Ray that starts here starts neither its autoscaler nor the server of its dashboard.
+
+    One machine does not scale, and with `include_dashboard=False` that server does nothing but report usage: two
+    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` has no option for either. A later Ray
+    without these methods starts as it likes.
+    """
+    node = getattr(sys.modules.get(_NODE), "Node", None)
+    before = {name: getattr(node, name) for name in ("start_monitor", "start_api_server") if hasattr(node, name)}
+    for name in before:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
+
+
+def start_ray(ray: Any, **options: Any) -> None:
+    """Start a Ray of this machine alone, with options of `ray.init`. Raises RuntimeError with one line.
+
+    Ray gives each of its processes a fixed time to come up, and raises a bare Exception when a busy machine takes
+    longer (https://github.com/ray-project/ray/issues/65983): so it is asked again.
+    """
+    for tries in range(START_TRIES):
+        try:
+            with on_loopback(), without_servers():
+                ray.init("local", **options)  # "local": a cluster that someone else runs on this machine is not ours
+            return
+        except Exception as e:
+            with suppress(Exception):
+                ray.shutdown()
+            why = next(iter(str(e).splitlines()), type(e).__name__)
+            LOG.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
+    raise RuntimeError(f"could not be started on this machine ({why})")

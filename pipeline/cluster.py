@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_specs.loopback import on_loopback
+from data_specs.loopback import start_ray
 from pipeline import observe
 from pipeline.actors import LARGE
 from pipeline.errors import StageError, WenlanError
@@ -47,9 +47,6 @@ RunPartition = Callable[[Build, str], None]
 
 Resources = dict[str, float]
 """What a task asks of the cluster, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
-
-START_TRIES = 3
-"""How often an embedded Ray is started before a build gives up."""
 
 TASK_RETRIES = 2
 """How often the task of a worker that died is tried again."""
@@ -124,11 +121,12 @@ class Cluster:
             if self._address:
                 _join(ray, self._address, quiet)
             else:
-                # "local": never join a cluster that happens to run here
                 self._watchdog = Watchdog()
-                options = {"num_cpus": self._workers or None, "include_dashboard": False, **quiet}
-                with self._watchdog.marking(), on_loopback(), without_servers():
-                    _start_here(ray, options)
+                try:
+                    with self._watchdog.marking():
+                        start_ray(ray, num_cpus=self._workers or None, include_dashboard=False, **quiet)
+                except RuntimeError as e:
+                    raise StageError("ray", str(e)) from None
             self._ours = True
         self.started = True
         return ray
@@ -151,45 +149,6 @@ def _no_room(e: BaseException) -> str:
     """What people read where the object store of a node, or the disk that it spills to, is full."""
     hint = "give its nodes more (ray start --object-store-memory), or room on the disk of --temp-dir, then"
     return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
-
-
-def _start_here(ray: Any, options: dict[str, Any]) -> None:
-    """Start Ray on this machine. Raises StageError.
-
-    Ray gives each of its processes a fixed time to come up, and raises a bare Exception when a busy machine takes
-    longer (https://github.com/ray-project/ray/issues/65983): so it is asked again.
-    """
-    for tries in range(START_TRIES):
-        try:
-            ray.init("local", **options)
-            return
-        except Exception as e:
-            with contextlib.suppress(Exception):
-                ray.shutdown()
-            why = next(iter(str(e).splitlines()), type(e).__name__)
-            log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
-    raise StageError("ray", f"could not be started on this machine ({why})")
-
-
-@contextlib.contextmanager
-def without_servers() -> Iterator[None]:
-    """Within the block a Ray that starts here starts neither its autoscaler nor the server of its dashboard.
-
-    One machine does not scale, and with `include_dashboard=False` that server does nothing but report usage: two
-    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` has no option for either. A later Ray
-    without these methods starts as it likes.
-    """
-    import ray._private.node as nodes  # which `import ray` has imported
-
-    node = getattr(nodes, "Node", None)
-    before = {name: getattr(node, name) for name in ("start_monitor", "start_api_server") if hasattr(node, name)}
-    for name in before:
-        setattr(node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(node, name, method)
 
 
 def _end_at_once() -> None:

@@ -8,14 +8,15 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from pipeline.store.build import Build
 from tests import stages
@@ -32,8 +33,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # that is lost when the power goes; no test cuts it, and a killed process loses nothing that it has written.
 os.fsync = lambda _: None
 
-# A deadline for one example measures how busy the machine is, not what the code does.
-settings.register_profile("wenlan", deadline=None)
+# A deadline for one example, or for making ten of them, measures how busy the machine is, not what the code does.
+settings.register_profile("wenlan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wenlan")
 
 
@@ -98,6 +99,16 @@ def _end_of_the_browser() -> Iterator[None]:
     yield
     if started := sys.modules.get("tests.browser"):
         started.close()
+
+
+@pytest.fixture
+def one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock by which servers of this process count requests per minute stands still.
+
+    Else a test may cross from one minute of the package `limits` into the next, where one request more is let through.
+    """
+    memory, now = importlib.import_module("limits.storage.memory"), time.time()
+    monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: now))
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +41,16 @@ def descendants(root: int) -> dict[int, bytes]:
     return {pid: titles[pid] for pid in parents if pid != root and is_below(pid)}
 
 
+def that_run(word: str, root: int) -> list[int]:
+    """Processes below one that were started with a word in their command line."""
+    found = []
+    for pid in descendants(root):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
+
+
 def is_running(pid: int) -> bool:
     """Whether a process runs: one that has ended and was not waited for does not."""
     try:
@@ -47,12 +59,23 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
     """Wait until a condition holds, with time for a busy machine. Raises AssertionError that names the condition."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
         time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free and not among those that the kernel hands out: nobody is given one before it is used."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError("no free ports")
 
 
 class Asked:

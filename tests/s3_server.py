@@ -34,6 +34,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from tests.processes import free_ports
+
 REGION = "us-east-1"
 
 FaultKind = Literal["503", "500", "reset", "lost"]
@@ -104,11 +106,6 @@ def remote(folder: Path, start: Callable[[Path], contextlib.AbstractContextManag
         yield Remote(server, proxy, server.make_bucket("data"))
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _process(command: list[str], log: Path, port: int, **environment: str) -> Iterator[str]:
     """Run a server as a process until the block ends; its URL once it listens."""
@@ -142,7 +139,7 @@ def moto(folder: Path) -> Iterator[Server]:
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'wenlan[s3]'")
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto.server", reason="moto[server] is not installed: no S3 server to test against")
-    port = free_port()
+    [port] = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     # The first three requests, which make the user, are let through.
     with _process(command, folder / "moto.log", port, INITIAL_NO_AUTH_ACTION_COUNT="3") as url:
@@ -164,7 +161,7 @@ def nanio(folder: Path) -> Iterator[Server]:
         pytest.skip(
             "nanio is not installed: no S3 server without conditional writes to test against (pip install nanio)"
         )
-    port, server = free_port(), Server("", "AKNANIO", "a-secret-of-this-server-alone")
+    [port], server = free_ports(1), Server("", "AKNANIO", "a-secret-of-this-server-alone")
     command = [program, "serve", "--data-dir", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)]
     keys = {"NANIO_ACCESS_KEY": server.key, "NANIO_SECRET_KEY": server.secret}
     with _process(command, folder / "nanio.log", port, **keys) as url:

@@ -341,7 +341,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path
 import json, sys, nbclient, nbformat
 book = nbformat.read(sys.argv[1], as_version=4)
 assert not any(cell.get("outputs") for cell in book.cells)
-nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": sys.argv[2]}}).execute()
+nbclient.NotebookClient(book, timeout=240, resources={"metadata": {"path": sys.argv[2]}}).execute()
 print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code"]))
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
@@ -349,7 +349,7 @@ print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code
         name: str(tmp_path) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
     }
     words = [sys.executable, "-c", script, str(ROOT / "tests/notebooks/first_look.ipynb"), str(place)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     outputs: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
     last = [cell[-1].get("data", {}) for cell in outputs]

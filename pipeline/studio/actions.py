@@ -119,7 +119,7 @@ class Jobs:
                 told.start()
                 out = process.stdout.read()
                 code = process.wait()
-                told.join(5)
+                told.join(30)  # what it has said, unless a process that it left behind holds its stderr
         except OSError as e:
             job.lines.append(printable_line(f"cannot be started ({e.strerror})"))
             out, code = "", 1

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.places import ROOT
+from tests.processes import free_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,14 +35,6 @@ def blocks() -> list[str]:
     found = re.findall(r"(?:^    .*\n)+", guide, re.MULTILINE)
     assert len(found) == 4, "sites, Ray, Airflow, unpause"
     return [re.sub(r"^    ", "", block, flags=re.MULTILINE) for block in found]
-
-
-def ports(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    numbers = [str(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return numbers
 
 
 def end(process: subprocess.Popen[Any]) -> None:
@@ -82,7 +74,7 @@ def airflow(tmp_path: Path, fake: Any) -> Iterator[Airflow]:
     for name in ("dags", ".venv-dags"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "WENLAN", "RAY_", "PYTHON"))}
-    api, scheduler, triggerer = ports(3)
+    api, scheduler, triggerer = map(str, free_ports(3))
     environment |= {"HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled"}
     environment |= {"AIRFLOW__API__HOST": "127.0.0.1", "AIRFLOW__API__PORT": api, "AIRFLOW__API__WORKERS": "1"}
     environment |= {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{api}/execution/"}

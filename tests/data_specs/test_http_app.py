@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
+import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +12,14 @@ import httpx
 import pytest
 
 from data_specs.http_app import Limits, error_body, guarded, is_loopback, new_token
+from tests.processes import wait_until
 
 pytest.importorskip("fastapi")
 TOKEN = new_token()
+PATIENCE_S = 120
+"""That a client has on a busy machine: no limit of a server is meant."""
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Without it httpx reads all certificates of the machine anew for each request."""
 
 
 def application() -> Any:
@@ -46,20 +51,18 @@ def running(**options: Any) -> Iterator[str]:
     """URL of a server of `application` behind the checks."""
     import uvicorn
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
     app = guarded(application(), **options)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    bound = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
+        wait_until(lambda: server.started, "the server has started")
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
+        bound.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +74,17 @@ def closed() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[str]:
-    """A server without a token, with small limits on bodies."""
-    with running(token=None, limits=Limits(body_bytes=1000, body_seconds=0.5)) as url:
+    """A server without a token that takes small bodies."""
+    with running(token=None, limits=Limits(body_bytes=1000, body_seconds=300)) as url:
         yield url
+
+
+def get(url: str, **options: Any) -> httpx.Response:
+    return httpx.get(url, timeout=PATIENCE_S, verify=_NO_TLS, **options)
+
+
+def post(url: str, **options: Any) -> httpx.Response:
+    return httpx.post(url, timeout=PATIENCE_S, verify=_NO_TLS, **options)
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
@@ -84,71 +95,73 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
 def test_without_the_token_only_open_paths_answer(closed):
-    assert code(httpx.get(f"{closed}/page")) == (401, "token")
-    assert code(httpx.get(f"{closed}/page", headers={"authorization": "Bearer guess"})) == (401, "token")
-    assert code(httpx.get(f"{closed}/page?token=guess")) == (401, "token")
-    assert httpx.get(f"{closed}/page", headers=BEARER).json() == {"word": ""}
-    assert httpx.get(f"{closed}/health").json() == {"ok": True}
+    assert code(get(f"{closed}/page")) == (401, "token")
+    assert code(get(f"{closed}/page", headers={"authorization": "Bearer guess"})) == (401, "token")
+    assert code(get(f"{closed}/page?token=guess")) == (401, "token")
+    assert get(f"{closed}/page", headers=BEARER).json() == {"word": ""}
+    assert get(f"{closed}/health").json() == {"ok": True}
 
 
 def test_the_link_with_the_token_gives_a_cookie_and_leads_to_itself_without(closed):
-    with httpx.Client() as browser:
+    with httpx.Client(timeout=PATIENCE_S, verify=_NO_TLS) as browser:
         first = browser.get(f"{closed}/page?word=a%26b&token={TOKEN}")
         assert (first.status_code, first.headers["location"]) == (303, "/page?word=a%26b")
         assert {"HttpOnly", "SameSite=Strict"} <= set(first.headers["set-cookie"].split("; "))
         assert TOKEN not in first.headers["set-cookie"]
         assert browser.get(f"{closed}{first.headers['location']}").json() == {"word": "a&b"}
-    elsewhere = httpx.get(f"{closed}//evil.example/?token={TOKEN}")
+    elsewhere = get(f"{closed}//evil.example/?token={TOKEN}")
     assert elsewhere.headers["location"] == "/evil.example/"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example"])
 def test_a_name_that_is_not_served_is_refused_whatever_it_brings(closed, host):
-    assert code(httpx.get(f"{closed}/page", headers={**BEARER, "host": host})) == (421, "wrong_host")
+    assert code(get(f"{closed}/page", headers={**BEARER, "host": host})) == (421, "wrong_host")
 
 
 @pytest.mark.parametrize(
     "headers", [{"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}]
 )
 def test_another_sites_page_can_change_nothing(closed, headers):
-    assert code(httpx.post(f"{closed}/bytes", headers={**BEARER, **headers}, content=b"x")) == (403, "foreign_origin")
+    assert code(post(f"{closed}/bytes", headers={**BEARER, **headers}, content=b"x")) == (403, "foreign_origin")
     own = {"origin": closed, "sec-fetch-site": "same-origin"}
-    assert httpx.post(f"{closed}/bytes", headers={**BEARER, **own}, content=b"x").json() == {"bytes": 1}
-    assert "access-control-allow-origin" not in httpx.get(f"{closed}/page", headers={**BEARER, **headers}).headers
+    assert post(f"{closed}/bytes", headers={**BEARER, **own}, content=b"x").json() == {"bytes": 1}
+    assert "access-control-allow-origin" not in get(f"{closed}/page", headers={**BEARER, **headers}).headers
 
 
 def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(narrow):
-    assert httpx.post(f"{narrow}/bytes", content=b"x" * 1000).json() == {"bytes": 1000}
-    assert code(httpx.post(f"{narrow}/bytes", content=b"x" * 1001)) == (413, "body_too_large")
+    assert post(f"{narrow}/bytes", content=b"x" * 1000).json() == {"bytes": 1000}
+    assert code(post(f"{narrow}/bytes", content=b"x" * 1001)) == (413, "body_too_large")
     chunks = (b"x" * 600 for _ in range(2))
-    assert code(httpx.post(f"{narrow}/bytes", content=chunks)) == (413, "body_too_large")
+    assert code(post(f"{narrow}/bytes", content=chunks)) == (413, "body_too_large")
     chunks = (b'{"a": "%s"}' % (b"x" * 1200) for _ in range(1))
     content = {"content-type": "application/json"}
-    assert code(httpx.post(f"{narrow}/json", content=chunks, headers=content)) == (413, "body_too_large")
+    assert code(post(f"{narrow}/json", content=chunks, headers=content)) == (413, "body_too_large")
 
 
-def test_a_body_that_comes_slowly_is_refused_in_time(narrow):
-    host, _, port = narrow.removeprefix("http://").partition(":")
-    for path in ("/bytes", "/json"):
-        with socket.create_connection((host, int(port)), timeout=5) as slow:
-            head = ["Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 9"]
-            slow.sendall("\r\n".join([f"POST {path} HTTP/1.1", *head, "", "{"]).encode())
-            answer = slow.makefile("rb").read()
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"slow_body" in answer
+def test_a_body_that_comes_slowly_is_refused_in_time():
+    with running(token=None, limits=Limits(body_bytes=1000, body_seconds=0.5)) as hasty:
+        host, _, port = hasty.removeprefix("http://").partition(":")
+        for path in ("/bytes", "/json"):
+            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as slow:
+                head = ["Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 9"]
+                slow.sendall("\r\n".join([f"POST {path} HTTP/1.1", *head, "", "{"]).encode())
+                answer = slow.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"slow_body" in answer
 
 
+@pytest.mark.usefixtures("one_minute")
 def test_a_client_that_asks_too_often_is_told_when_to_come_back():
     with running(token=None, limits=Limits(per_minute=3), open_paths=("/health",)) as url:
-        answers = [httpx.get(f"{url}/page") for _ in range(4)]
+        answers = [get(f"{url}/page") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert answers[-1].json() == error_body(429, "more than 3 requests per minute", code="rate_limit")
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert get(f"{url}/health").status_code == 200
 
 
 def test_every_answer_forbids_what_a_page_does_not_need(closed, narrow):
-    for answer in (httpx.get(f"{closed}/page"), httpx.get(f"{narrow}/page"), httpx.get(f"{narrow}/nothing")):
+    for answer in (get(f"{closed}/page"), get(f"{narrow}/page"), get(f"{narrow}/nothing")):
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from data_specs.loopback import on_loopback
+from data_specs.loopback import on_loopback, start_ray
 
 SWITCH, CONSTANTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ray._private.ray_constants"
 
@@ -39,3 +39,26 @@ def test_a_ray_that_is_not_imported_yet_needs_the_variable_alone(monkeypatch: py
     with on_loopback():
         assert os.environ[SWITCH] == "0"
     assert SWITCH not in os.environ
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end(failures: int) -> None:
+    """Ray's processes have a fixed time to come up, which a busy machine may not give them."""
+    tried: list[tuple[str | None, dict[str, int]]] = []
+
+    class Ray:
+        def init(self, _: str, **options: int) -> None:
+            tried.append((os.environ.get(SWITCH), options))
+            if len(tried) <= failures:
+                raise Exception("The current node timed out during startup.\nMore lines.")
+
+        def shutdown(self) -> None:
+            raise RuntimeError("there is nothing to shut down")
+
+    if failures == 2:
+        start_ray(Ray(), num_cpus=2)
+    else:
+        said = r"^could not be started on this machine \(The current node timed out during startup\.\)$"
+        with pytest.raises(RuntimeError, match=said):
+            start_ray(Ray(), num_cpus=2)
+    assert tried == [("0", {"num_cpus": 2})] * 3

@@ -29,7 +29,7 @@ from typing import IO
 SECONDS = 2.0
 """Time of one example."""
 
-WALL = 15
+WALL = 60
 
 MEMORY = 500_000_000
 """Bytes of resident memory that one example may add."""

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.build import BuildSpec
+from data_specs.loopback import start_ray
 from data_specs.shard import Manifest, content_digest
-from pipeline.cluster import without_servers
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.store import Store
@@ -108,8 +108,7 @@ def ray() -> Iterator[ModuleType]:
     """A Ray of two CPUs in this process. It ends with the module: code that finds a Ray running uses it."""
     import ray
 
-    with without_servers():
-        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    start_ray(ray, num_cpus=2, include_dashboard=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
 
@@ -119,7 +118,7 @@ def make_build(tmp_path: Path) -> Callable[..., Build]:
     """A build in a temporary folder that may reach the given servers; keyword arguments go into the spec."""
 
     def make(*webs: Web, out: str = "build", sources: list[dict[str, Any]], **spec: Any) -> Build:
-        egress = {"allow": [web.host for web in webs], "delay_s": 0, "timeout_s": 5, **spec.pop("egress", {})}
+        egress = {"allow": [web.host for web in webs], "delay_s": 0, "timeout_s": 60, **spec.pop("egress", {})}
         return Build(
             stages=STAGES,
             spec=BuildSpec.model_validate(

@@ -230,7 +230,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     table |= {"columns": {"texts": {"caption": "zh"}}}  # type: ignore[dict-item]
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": [web.url()]}
     given = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w*.warc.gz"}
-    egress = {"allow": [web.host], "delay_s": 0, "timeout_s": 5}
+    egress = {"allow": [web.host], "delay_s": 0, "timeout_s": 60}
     fields = {"name": "secret", "contact": "mailto:x@example.org", "sources": [table, site, given], "egress": egress}
     spec.write_text(json.dumps({**fields, "publish": {"lineage": True}}), encoding="utf-8")
     out, store = tmp_path / "out", tmp_path / "store"

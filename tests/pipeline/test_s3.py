@@ -12,7 +12,6 @@ import pickle
 import re
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,10 +23,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import wenlan
+from data_specs.loopback import start_ray
 from data_specs.release import open_manifest
 from data_specs.shard import Manifest, read_manifest
 from pipeline import cli, run
-from pipeline.cluster import without_servers
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
@@ -209,18 +208,20 @@ class Drive:
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A Ray in this process, whose workers ask what this process asks. It must begin after the server."""
+def ray() -> Iterator[Path]:
+    """A Ray in this process, whose workers ask what this process asks; the folder of its session.
+
+    It must begin after the server.
+    """
     import ray
 
-    with without_servers():
-        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
-    yield
+    start_ray(ray, num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    yield Path(ray._private.worker._global_node.get_session_dir_path())
     ray.shutdown()
 
 
 def test_two_weeks_by_the_commands_are_those_of_a_disk(
-    remote: Remote, ray: None, synthetic: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    remote: Remote, ray: Path, synthetic: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     there, here = Drive(f"{remote.url}/weeks", synthetic.encode), Drive(str(tmp_path / "weeks"), synthetic.encode)
     local = here.steps(tmp_path / "here")
@@ -245,7 +246,7 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
     # `use` reads tables by ranges, through pyarrow and in the studio: their size is compared with the record's first
     whole = [own["HEAD"] for step, own in counts.items() if step != "use"]
     assert max(whole) <= 100, "what is read whole is not asked for its size first"
-    written = [*_objects(remote), *_files(tmp_path), *_files(Path(tempfile.gettempdir()) / "ray/session_latest")]
+    written = [*_objects(remote), *_files(tmp_path), *_files(ray)]
     said = "".join([*there.said, *capfd.readouterr()]).encode()
     keys = {remote.server.secret.encode(), remote.server.key.encode()}
     for name, data in [*written, ("what was printed", said)]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from data_specs.loopback import start_ray
 from data_specs.shard import Manifest
 from pipeline import cli
-from pipeline.cluster import without_servers
 from pipeline.publish.verify import verify
 from tests.benchmarks import weekly
 from tests.benchmarks.weekly import Ledger, Site, Weeks, counts
@@ -37,10 +37,7 @@ def ray_of(workers: int) -> Iterator[None]:
     """A Ray in this process, which the commands find."""
     import ray
 
-    with without_servers():
-        ray.init(
-            "local", num_cpus=workers, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1"
-        )
+    start_ray(ray, num_cpus=workers, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

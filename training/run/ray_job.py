@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_specs.loopback import on_loopback
+from data_specs.loopback import start_ray
 from data_specs.search.index import About, IndexWriter
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
-from training.errors import ConfigError, FirstRankError, TrainingError
+from training.errors import ConfigError, FirstRankError, RunError, TrainingError
 from training.outputs.trackers import PROMETHEUS, for_prometheus
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
@@ -116,14 +116,18 @@ def _check_shares(config: Config, workers: tuple[int, int]) -> None:
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here."""
+    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here.
+
+    Raises RunError where none starts.
+    """
     import ray
 
     ours = not ray.is_initialized()
     if ours and "RAY_ADDRESS" not in os.environ:
-        # "local": a cluster that someone else runs on this machine is not ours to join.
-        with on_loopback():
-            ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False)
+        try:
+            start_ray(ray, num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False)
+        except RuntimeError as e:
+            raise RunError("ray", str(e)) from None
     elif ours:
         ray.init()  # of RAY_ADDRESS
     try:

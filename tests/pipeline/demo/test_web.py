@@ -10,16 +10,11 @@ import pytest
 
 from pipeline.demo.packages import DemoError
 from pipeline.demo.web import HOST, Site, serve
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+from tests.processes import free_ports
 
 
 def _get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    connection = http.client.HTTPConnection(HOST, port, timeout=120)
     try:
         connection.request("GET", path, headers=headers or {})
         answer = connection.getresponse()
@@ -29,7 +24,7 @@ def _get(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[i
 
 
 def test_site_answers_as_a_web_site_does(tmp_path: Path) -> None:
-    site = Site("stamps", _free_port())
+    site = Site("stamps", *free_ports(1))
     (tmp_path / "stamps" / "images").mkdir(parents=True)
     (tmp_path / "stamps" / "index.html").write_text("<p>中文", encoding="utf-8")
     (tmp_path / "stamps" / "images" / "红.png").write_bytes(b"png")
@@ -65,6 +60,6 @@ def test_taken_port_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_missing_corpus_is_one_sentence(tmp_path: Path) -> None:
-    site = Site("handbook", _free_port())
+    site = Site("handbook", *free_ports(1))
     with pytest.raises(DemoError, match="handbook: is missing; make the corpus first"), serve(tmp_path, (site,)):
         pytest.fail("served a folder that is not there")

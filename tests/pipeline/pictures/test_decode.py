@@ -305,7 +305,7 @@ def _tiff(directories: int) -> bytes:
     return bytes(first) + b"".join(directory + struct.pack("<I", link) for link in links)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("make", [_gif, _tiff])
 def test_frames_are_counted_to_a_bound(make: Callable[[int], bytes]) -> None:
     """A GIF of 7 MB may have 400,000, and Pillow takes seconds to count them; a TIFF of 20 MB three million."""

@@ -119,7 +119,7 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
         assert await page.run(shown) == everything, "pressed again, the bar lets go"
         await page.run("document.querySelector('.why a[data-reason=image_too_small]').click()")
         assert await page.run(shown) == sum(row["reason"] == "image_too_small" for row in report["sheet"]) > 0
-        assert await page.run("location.hash") == "#samples"
+        await page.becomes("location.hash", "#samples")
         more = "document.querySelector('#sheet li:not([hidden]) details')"
         assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is False
         await page.run(f"{more}.querySelector('summary').click()")

@@ -127,11 +127,11 @@ def test_a_site_whose_start_page_fails_is_one_clear_line(serve, make_build, page
 
 def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind(("127.0.0.1", 0))  # where nobody else can listen meanwhile
         port = s.getsockname()[1]
-    build = make_build(sources=site(f"http://127.0.0.1:{port}/"), egress={"allow": [f"127.0.0.1:{port}"]})
-    with pytest.raises(SourceError, match=f"http://127.0.0.1:{port}/"):
-        crawl.run_partition(build, "s")
+        build = make_build(sources=site(f"http://127.0.0.1:{port}/"), egress={"allow": [f"127.0.0.1:{port}"]})
+        with pytest.raises(SourceError, match=f"http://127.0.0.1:{port}/"):
+            crawl.run_partition(build, "s")
     web = serve({"/": html()})
     with pytest.raises(SourceError, match="not a public address"):
         crawl.run_partition(make_build(out="other", sources=site(web.url())), "s")

@@ -120,11 +120,11 @@ def test_a_killed_fetch_leaves_nothing_visible_and_runs_again(serve, make_build)
 
 def test_a_refused_connection_is_told_and_may_pass(make_build):
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind(("127.0.0.1", 0))  # where nobody else can listen meanwhile
         port = s.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/x.png"
-    build = make_build(sources=SITE, egress={"allow": [f"127.0.0.1:{port}"], "obey_robots": False})
-    row = run(build, url)[url]
+        url = f"http://127.0.0.1:{port}/x.png"
+        build = make_build(sources=SITE, egress={"allow": [f"127.0.0.1:{port}"], "obey_robots": False})
+        row = run(build, url)[url]
     assert row["reason"] == "connection"
     assert row["retry_after"]
     cached = pq.read_table(next((Path(build.store.url) / "fetched").glob("*.parquet")))

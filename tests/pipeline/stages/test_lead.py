@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cluster import without_servers
 from pipeline.stages import lead
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
@@ -201,14 +200,15 @@ def test_any_increments_give_what_one_build_would_have_given(
 def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, filtered: Any) -> None:
     import ray
 
+    from data_specs.loopback import start_ray
+
     shown = [
         filtered.Shown(f"p{i}", i % 20, (f"说明{i % 7}",), 300 - i, page=f"http://s{i % 3}.cn/") for i in range(60)
     ]
     rules = {"max_pairs_per_text": 3, "max_pairs_per_domain": 6}
     alone = after(filtered.make(tmp_path, shown, parts=2, dedup=rules))
     build = filtered.make(tmp_path, shown, parts=2, name="spread", dedup={**rules, "pairs_per_holder": 20})
-    with without_servers():
-        ray.init("local", num_cpus=1, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+    start_ray(ray, num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert after(build) == alone
     finally:

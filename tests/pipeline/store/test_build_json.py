@@ -38,13 +38,15 @@ def build(make_build) -> Build:
 
 def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
     with build_json.sole_owner(build):
+        began = time.monotonic() - 30
         _begin(build, partitions=4, ago_s=30)
         assert build_json.status(run.reopen(build.out))["running"]["left_seconds"] is None
         _commit(build, "0")
         known = build_json.status(run.reopen(build.out))
         assert (known["alive"], known["stages"]["fetch"]["state"]) == (True, "running")
         assert (known["running"]["committed"], known["running"]["partitions"]) == (1, 4)
-        assert 85 < known["running"]["left_seconds"] < 120, "one took 30 s, three are left"
+        passed = time.monotonic() - began
+        assert 88 < known["running"]["left_seconds"] < 3 * passed + 2, "one took 30 s, three are left"
         assert cli.main(["status", build.out]) == 0
         shown = capsys.readouterr().err
         assert " 1/4" in shown
@@ -104,7 +106,8 @@ def test_a_folder_without_a_build_is_named(tmp_path: Path):
 def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, capsys):
     _begin(build, partitions=2, ago_s=30)
     _commit(build, "0")
-    said = {"at": time.time(), "seconds": 9.0, "done": 5, "total": 9, "counts": {"kept": 5}, "rates": {"done": 1.0}}
+    now = time.time() + 300  # so that it is no old one on a busy machine
+    said = {"at": now, "seconds": 9.0, "done": 5, "total": 9, "counts": {"kept": 5}, "rates": {"done": 1.0}}
     (build.stage("fetch").folder / pulse.PULSE).write_json("1.json", {**said, "hosts": {"a.cn": {"kept": 5}}})
     running = build_json.status(run.reopen(build.out))["running"]
     assert (running["running"], running["hosts"], running["left_seconds"]) == (0, {}, None)
@@ -122,7 +125,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
     asked = threading.Event()
 
     def last(handler) -> None:
-        asked.wait(20)
+        asked.wait(240)
         handler.send_response(404)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
@@ -130,9 +133,8 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
     picture = b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
     web = serve({**{f"/{i}.gif": picture for i in range(8)}, "/last.gif": last})
     sources = [{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}]
-    build = make_build(
-        web, sources=sources, egress={"delay_s": 0.05, "timeout_s": 30, "connections_per_host": 4}, fetch={"threads": 2}
-    )
+    egress = {"delay_s": 0.05, "timeout_s": 300, "connections_per_host": 4}
+    build = make_build(web, sources=sources, egress=egress, fetch={"threads": 2})
     urls = [web.url(path) for path in (*(f"/{i}.gif" for i in range(8)), "/gone.gif", "/last.gif")]
     with build.stage("admit").attempt("00000-of-00001") as attempt:
         candidates = [Candidate("s", "news", "http://a.cn/", "http://a.cn/", url, (Text("alt", "图"),)) for url in urls]
@@ -148,7 +150,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         worker = threading.Thread(target=work)
         worker.start()
         try:
-            until = time.monotonic() + 20
+            until = time.monotonic() + 120
             seen: dict[str, Any] = {}
             while time.monotonic() < until and sum(seen.get(n, 0) for n in ("kept", "failed")) < 5:
                 seen = build_json.status(run.reopen(build.out))["running"]["hosts"].get(web.host, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
 import resource
@@ -29,6 +30,7 @@ from pipeline.stages import _model_runner
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
+from tests.processes import wait_until
 from tests.stages import run_stage
 
 KEYS = {sha256_hex(str(i)) for i in range(6)}
@@ -70,13 +72,17 @@ def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
 IMAGES = 60
 
 
-def _detected(log: str, pause_s: float) -> None:
-    """From here on a detector in this process notes each picture that it looks at, and needs no weights."""
+def _detected(log: str, pause_s: float, most: int = IMAGES) -> None:
+    """From here on a detector in this process notes each picture that it looks at, and needs no weights.
+
+    Behind `most` pictures it stands still: who kills it then kills it in the middle.
+    """
+    left = itertools.count(most, -1)
 
     def detect(self: Onnx, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
         with Path(log).open("a") as f:
             for shown in pictures:
-                time.sleep(pause_s)
+                time.sleep(pause_s if next(left) > 0 else 600)
                 print(int(shown.astype(int).sum()), file=f, flush=True)
         boxes = [np.array([[1, 1, 9, shown[0, 0, 0] % 60 + 10]], np.float32) for shown in pictures]
         return [(box, np.ones(1, np.float32), np.zeros(1, np.int32)) for box in boxes]
@@ -100,9 +106,9 @@ def _scored(log: str, pause_s: float) -> None:
     ImageNsfw.score_id = "image_nsfw-of-the-test"  # type: ignore[method-assign, assignment]
 
 
-def _build(build: Build, name: str, log: str, pause_s: float) -> None:
+def _build(build: Build, name: str, log: str, *more: float) -> None:
     """Run the stage `detect` or `screen` of a build, four pictures at a time."""
-    {"detect": _detected, "screen": _scored}[name](log, pause_s)
+    {"detect": _detected, "screen": _scored}[name](log, *more)
     _model_runner.BATCH = 4
     run_stage(build, name)
 
@@ -150,7 +156,7 @@ def _at_once(builds: list[Build], stage: str, log: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0, 0]
     seen = log.read_text().split()
     assert len(seen) == len(set(seen)) == IMAGES
@@ -185,16 +191,17 @@ def _measured(build: Build) -> set[str]:
 def test_a_build_goes_on_where_another_was_killed(two_builds: list[Build], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    first, second = (context.Process(target=_build, args=(build, "detect", str(log), 0.02)) for build in two_builds)
+    half = IMAGES // 2
+    first, second = (
+        context.Process(target=_build, args=(build, "detect", str(log), 0.01, most))
+        for build, most in zip(two_builds, (half, IMAGES), strict=True)
+    )
     first.start()
-    in_flight = IMAGES // 2
-    while not log.exists() or len(log.read_text().split()) < in_flight:
-        assert first.is_alive()
-        time.sleep(0.01)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == half, "half of the pictures")
     second.start()
     os.kill(first.pid or 0, signal.SIGKILL)
     first.join()
-    second.join(120)
+    second.join(240)
     assert second.exitcode == 0
     committed = len(two_builds[0].stage("detect").records())
     lost = len(log.read_text().split()) - IMAGES

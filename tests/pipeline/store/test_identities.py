@@ -163,6 +163,6 @@ def test_of_many_publishers_at_once_one_wins_and_the_others_are_told(make: Any) 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(240)
     assert sorted(process.exitcode or 0 for process in processes) == [0, 3, 3, 3]
     assert len(Identities(builds[0].store).names()) == 1

@@ -24,7 +24,7 @@ from pipeline.store.build_json import Cost, StageResult
 from tests.places import ROOT
 from tests.stages import run_stage
 
-WAIT_S = 60
+WAIT_S = 120
 
 
 def noted(build: Build) -> Build:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from data_specs.build import SpecError
 from pipeline.store.build import Build
 from pipeline.studio import actions
 from pipeline.studio.actions import Busy, Jobs, command_line, takedown
+from tests.processes import wait_until
 
 ROW = {
     "subject": "candidate",
@@ -22,11 +24,9 @@ ROW = {
 
 
 def ended(jobs: Jobs, number: int) -> actions.Job:
-    until = time.monotonic() + 90
-    while (job := jobs.get(number)) is not None and job.code is None:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    job = jobs.get(number)
     assert job is not None
+    wait_until(lambda: job.code is not None, f"the end of {job.line}")
     return job
 
 
@@ -60,10 +60,17 @@ def test_the_line_that_is_shown_is_quoted_for_a_shell() -> None:
 
 def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None:
     changed: list[int] = []
-    jobs = Jobs(lambda: changed.append(1))
+    looked = threading.Event()
+
+    def done() -> None:
+        looked.wait(90)
+        changed.append(1)
+
+    jobs = Jobs(done)
     first = jobs.start("takedown", ["status", built.out])
     with pytest.raises(Busy):
         jobs.start("takedown", ["status", built.out])
+    looked.set()  # the first, which has not ended before
     assert ended(jobs, first.number).code == 0
     assert first.answer["build_id"] == built.build_id
     assert changed == [1]
@@ -75,7 +82,7 @@ def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None
 
 def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = Jobs()
-    jobs._confirmable["x"] = (time.monotonic() + 10, ("forget",))
+    jobs._confirmable["x"] = (time.monotonic() + 1000, ("forget",))
     assert jobs.confirmed("x") == ("forget",)
     with pytest.raises(SpecError, match="was used"):
         jobs.confirmed("x")

@@ -23,7 +23,7 @@ Connect = Callable[..., Any]
 
 def ended(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     """A command's last state."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while job["code"] is None:
         assert time.monotonic() < until, job
         time.sleep(0.05)

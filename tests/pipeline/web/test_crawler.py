@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,15 +37,35 @@ def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, s
     webs = sites(serve, hosts=3, pages=12)
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": [webs[0].url()]}
     source["hosts"] = [web.host for web in webs]
-    build = make_build(*webs, sources=[source], egress={"delay_s": 0.1})
+    build = make_build(*webs, sources=[source], egress={"delay_s": 0.1, "timeout_s": 240})
     seen: list[int] = []
+    killed = threading.Event()
+
+    def held_back(body: bytes) -> Callable[[Any], None]:
+        """A page that is not answered between the twelfth request and the kill, so that this comes in the middle."""
+
+        def page(handler: Any) -> None:
+            if sum(len(web.asked) for web in webs) >= 12:
+                killed.wait(200)
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/html; charset=utf-8")
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        return page
+
+    for web in webs:
+        web.pages = {path: held_back(body) for path, body in web.pages.items()}
 
     def kill() -> None:
-        deadline = time.monotonic() + 60
-        while sum(len(web.asked) for web in webs) < 12 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        seen.extend(visitors())
-        os.kill(seen[0], signal.SIGKILL)
+        try:
+            wait_until(lambda: sum(len(web.asked) for web in webs) >= 12, "twelve requests")
+            wait_until(lambda: len(visitors()) == 3, "one visitor per host")
+            seen.extend(visitors())
+            os.kill(seen[0], signal.SIGKILL)
+        finally:
+            killed.set()
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -60,7 +60,7 @@ def ask(port: int, name: str) -> Response:
     client = HttpClient()
     url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}"
     try:
-        with Deadlines(5).deadline() as deadline:
+        with Deadlines(120).deadline() as deadline:
             return client.get(url, {}, 1000, True, deadline)
     finally:
         client.close()
@@ -68,7 +68,7 @@ def ask(port: int, name: str) -> Response:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_is_read_as_the_standard_library_reads_it(port: int, name: str) -> None:
-    theirs = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    theirs = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     theirs.request("GET", f"/{list(ANSWERS).index(name)}")
     expected = theirs.getresponse()
     body = expected.read()
@@ -87,5 +87,5 @@ def test_what_is_no_answer_is_an_error(port: int, name: str) -> None:
 
 
 def test_an_address_cannot_smuggle_a_second_request() -> None:
-    with Deadlines(5).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
+    with Deadlines(120).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
         HttpClient().get("http://127.0.0.1:9/a b", {}, 1000, True, deadline)

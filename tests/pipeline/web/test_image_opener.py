@@ -74,14 +74,12 @@ def cut(handler) -> None:
     handler.close_connection = True
 
 
+SLOW = {"/drip.png": drip, "/headers.png": drip_headers, "/tail.png": drip_to_the_end}
 HOSTILE = {
     "/404.png": ((404, {}, b""), "http_status", False),
     "/500.png": ((500, {}, b""), "http_status", True),
     "/empty.png": ((200, HEADERS, b""), "empty_body", False),
     "/page.png": ((200, HEADERS, b"<!doctype html><title>login</title>"), "not_an_image", False),
-    "/drip.png": (drip, "timeout", True),
-    "/headers.png": (drip_headers, "timeout", True),
-    "/tail.png": (drip_to_the_end, "timeout", True),
     "/endless.png": (endless, "too_large", False),
     "/announced.png": ((200, {"Content-Length": "99999999"}, b""), "too_large", False),
     "/cut.png": (cut, "connection", True),
@@ -104,7 +102,7 @@ def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, m
     web.pages["/.well-known/tdmrep.json"] = (200, {}, b'[{"location": "/tdm/", "tdm-reservation": 1}]')
     web.pages["/inside.png"] = (302, {"Location": inside.url("/x.png")}, b"")
     web.pages["/fine.png"] = (200, HEADERS, picture(9))
-    limits = {"timeout_s": 1.5, "max_image_bytes": 300_000}
+    limits = {"max_image_bytes": 300_000}
     build = make_build(web, broken, sources=SITE, egress=limits, fetch={"retries": 0})
     local = f"http://localhost:{inside.port}/x.png"
     urls = [*map(web.url, HOSTILE), web.url("/inside.png"), web.url("/fine.png"), broken.url("/x.png"), local]
@@ -128,12 +126,23 @@ def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, m
 def test_time_is_capped_in_total_and_not_between_two_bytes(serve, make_build):
     from pipeline.web.image_opener import FetchFailed, GuardedOpener
 
-    web = serve({"/drip.png": drip, "/headers.png": drip_headers, "/tail.png": drip_to_the_end})
+    web = serve(SLOW)
     build = make_build(web, sources=SITE, egress={"timeout_s": 1.2, "obey_robots": False})
-    for path in web.pages:
-        with pytest.raises(FetchFailed, match="timeout"):
-            GuardedOpener(build.spec).open(web.url(path))
-        assert 0 < dripped[web.url(path)] < 30, "it hangs up while bytes still come"
+    for url in map(web.url, SLOW):
+        while not dripped[url]:  # on a busy machine the time may be over before the first byte
+            with pytest.raises(FetchFailed, match="timeout"):
+                GuardedOpener(build.spec).open(url)
+        assert dripped[url] < 30, "it hangs up while bytes still come"
+
+
+def test_images_that_come_too_slowly_cost_little_and_may_be_tried_again(serve, make_build):
+    web = serve(SLOW)
+    egress = {"timeout_s": 1.5, "obey_robots": False}
+    rows = run(make_build(web, sources=SITE, egress=egress, fetch={"retries": 0}), *map(web.url, SLOW))
+    assert {row["reason"] for row in rows.values()} == {"timeout"}
+    for row in rows.values():
+        assert row["fetched_at"] <= row["retry_after"]
+        assert row["retry_after"][:10] == row["fetched_at"][:10]
 
 
 def test_redirects_lead_to_the_image_and_each_hop_asks_its_own_robots(serve, make_build):
@@ -169,9 +178,10 @@ def test_a_host_is_not_asked_faster_than_the_spec_says(serve, make_build):
     when: list[float] = []
     page = noting(when)
     web = serve({f"/{i}.png": page for i in range(8)})
+    start = time.monotonic()  # not when the first was asked for, which a busy machine notes late
     run(make_build(web, sources=SITE, egress={"delay_s": 0.2}), *(web.url(path) for path in web.pages))
     assert len(when) == 8
-    assert when[-1] - when[0] >= 1.0, "1.4 s, where a busy machine does not note the first of them late"
+    assert when[-1] - start >= 1.35
 
 
 def test_connections_are_used_again_and_one_that_the_server_closed_costs_nothing(serve, make_build):
@@ -230,6 +240,7 @@ def test_the_files_about_a_host_are_asked_for_at_its_pace(serve, make_build):
     when: list[float] = []
     file = noting(when)
     web = serve({"/robots.txt": file, "/.well-known/tdmrep.json": file, "/1.png": file})
+    start = time.monotonic()
     run(make_build(web, sources=SITE, egress={"delay_s": 0.3}), web.url("/1.png"))
     assert len(when) == 3
-    assert when[-1] - when[0] > 0.4, "twice 0.3 s, where a busy machine does not note the first of them late"
+    assert when[-1] - start > 0.55

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import socket
 import time
 from dataclasses import replace
@@ -40,17 +39,26 @@ def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
     assert not {"/private/x.html", "/never.html"} & set(web.asked)
 
 
-def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeypatch):
-    monkeypatch.setattr(policy, "BACKOFF_S", 0.02)  # else the one host rests for 20 s after all these failures
+def test_a_page_that_comes_too_slowly_is_told_with_its_reason(serve, make_build, monkeypatch):
+    monkeypatch.setattr(policy, "BACKOFF_S", 0.02)
 
     def slow(handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/html")
         handler.end_headers()
-        for _ in range(100):
+        for _ in range(600):
             handler.wfile.write(b"x")
             handler.wfile.flush()
             time.sleep(0.1)
+
+    web = serve({"/": html("/slow.html"), "/slow.html": slow})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url()), egress={"timeout_s": 2}))
+    assert reasons == {web.url("/slow.html"): "timeout"}
+    assert list(bodies) == [web.url()]
+
+
+def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeypatch):
+    monkeypatch.setattr(policy, "BACKOFF_S", 0.02)  # else the one host rests for 20 s after all these failures
 
     def endless(handler) -> None:
         handler.send_response(200)
@@ -71,7 +79,6 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeyp
         "/early.html": ((425, {}, b""), "http_status"),
         "/picture": ((200, {"Content-Type": "image/png"}, b"x"), "not_html"),
         "/untyped": ((200, {"Content-Type": ""}, b"%PDF-1.7"), "not_html"),
-        "/slow.html": (slow, "timeout"),
         "/endless.html": (endless, "too_large"),
         "/bomb.html": ((200, {"Content-Encoding": "gzip"}, bomb), "too_large"),
         "/damaged.html": ((200, {"Content-Encoding": "gzip"}, b"\xff" * 99), "connection"),
@@ -81,7 +88,7 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeyp
         "/loop.html": ((302, {"Location": "/loop.html"}, b""), "too_many_redirects"),
     }
     web.pages = {"/": html(*failing), **{path: page for path, (page, _) in failing.items()}}
-    limits = {"timeout_s": 1, "max_page_bytes": 200_000}
+    limits = {"max_page_bytes": 200_000}
     _, bodies, reasons = run(make_build(web, inside, sources=site(web.url()), egress=limits))
     assert reasons == {web.url(path): reason for path, (_, reason) in failing.items()}
     assert list(bodies) == [web.url()]
@@ -135,8 +142,9 @@ def test_the_pause_that_robots_asks_for_is_kept(serve, make_build):
     page = noting(when, 200)
     web = serve({"/": html("/1.html", "/2.html"), "/1.html": page, "/2.html": page})
     web.pages["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 0.4\n")
+    start = time.monotonic()  # not when the first was asked for, which a busy machine notes late
     run(make_build(web, sources=site(web.url())))
-    assert when[1] - when[0] >= 0.35
+    assert when[1] - start >= 0.75, "two pauses behind the start page"
 
 
 def test_redirects_lead_on_within_the_site_and_are_counted(serve, make_build):
@@ -290,9 +298,10 @@ def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve
     web.pages = {"/": html(*(odd.url(f"/{i}.html") for i in range(30)))}
     odd.pages = {"/robots.txt": robots, **{f"/{i}.html": html() for i in range(30)}}
     sources = site(web.url(), hosts=[web.host, odd.host])
+    start = time.monotonic()
     _, bodies, reasons = run(make_build(web, odd, sources=sources, egress={"delay_s": 0.2}))
     assert set(bodies) == {web.url()}
     assert set(reasons.values()) == {"robots_unreachable"}
     assert 1 <= len(asked) <= policy.TRIES
-    assert all(b - a >= 0.18 for a, b in itertools.pairwise(asked)), "at the host's pace"
+    assert all(at - start >= 0.2 * n - 0.02 for n, at in enumerate(asked)), "at the host's pace"
     assert [path for path in odd.asked if path != "/robots.txt"] == []

@@ -113,13 +113,18 @@ def test_retry_after():
 @pytest.mark.parametrize("hours", [-24 * 365 * 50, -5, 0, 30])
 def test_a_date_of_retry_after_counts_from_the_clock_of_the_host(hours: float) -> None:
     """Ours may be wrong: an hour behind, it would take a pause of a minute for one that is too long to wait for."""
-    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=hours)
+    began = datetime.datetime.now(datetime.timezone.utc)
+    now = began + datetime.timedelta(hours=hours)
     later = now + datetime.timedelta(seconds=60)
     date, until = (email.utils.format_datetime(when, usegmt=True) for when in (now, later))
     assert policy.retry_after_seconds(until, date) == 60
     assert policy.retry_of(True, until, date) == policy.Retry(True, 60.0)
     assert policy.retry_after_seconds("7", date) == 7
-    assert policy.retry_after_seconds(until, "noon") == pytest.approx(max(0.0, 3600 * hours + 60), abs=5)
+    most = max(0.0, 3600 * hours + 60)
+    seconds = policy.retry_after_seconds(until, "noon")
+    assert seconds is not None
+    passed = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
+    assert max(0.0, most - passed - 1) <= seconds <= most
 
 
 @pytest.mark.parametrize(
@@ -231,15 +236,16 @@ SLOW = "/*a*a*a*a*a*a*a*a*a*a*a*a*zz"
 def test_no_pattern_that_a_host_writes_takes_long():
     """Backtracking took 177 s for a path of 60 `a`; the process is ended if this is not linear."""
     program = f"""
-import json
+import json, resource
 from pipeline.web import policy
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # of the processor, which other tests may have meanwhile
 path = "http://a.test/" + "a" * 2000
 rules = [{{"location": {SLOW!r}, "tdm-reservation": 1}}, {{"location": "/" + "*a" * 900 + "*b$", "tdm-reservation": 1}}]
 assert not policy.tdm_of(200, json.dumps(rules * 1000).encode()).reserves(path)
 robots = "User-agent: *\\n" + "Disallow: {SLOW}\\nDisallow: /" + "*a" * 900 + "*b$\\n" * 100
 assert policy.robots_of(200, robots.encode()).allows(path)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "/", "*", "$"]), max_size=9), st.text("ab/", max_size=9))

@@ -16,6 +16,12 @@ from pipeline.web.probe import advice_for, probe_images, probe_pages
 PAGE = "<html><body><p>正文</p><a href='/b.html'>b</a><img src=/1.jpg><img src=/2.jpg></body></html>".encode()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine has its time."""
+    monkeypatch.setattr(probe, "SECONDS", 240.0)
+
+
 def spec_of(*hosts: str, **egress: Any) -> BuildSpec:
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
     egress = {"allow": list(hosts), "delay_s": 0, **egress}

@@ -83,7 +83,7 @@ def test_processes_that_want_one_tar_at_once_fetch_it_once(tmp_path: Path) -> No
     for process in own:
         process.start()
     for process in own:
-        process.join(60)
+        process.join(240)
     assert [process.exitcode for process in own] == [0] * 4
     assert [found.get() for _ in range(8)] == [1 << 20] * 8
     assert [path.suffix for path in sorted((tmp_path / "tars").iterdir())] == [".lock", ".tar"]

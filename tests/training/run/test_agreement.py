@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processes import is_running, wait_until
 from training.run.agreement import digest
 
 MakeShards = Callable[..., Path]
@@ -158,13 +158,6 @@ with ending_with_parent():
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
     command = [sys.executable, "-c", _PARENT, _CHILD]
@@ -175,10 +168,7 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
         assert parent.stderr.readline() == "ready\n"
         parent.send_signal(signal.SIGKILL)
         assert "is gone; it ends, and saves nothing" in parent.stderr.read()
-    until = time.monotonic() + 60
-    while alive(child) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not alive(child)
+    wait_until(lambda: not is_running(child), "the end of the rank")
 
 
 @pytest.mark.slow
@@ -192,16 +182,12 @@ def test_orphans_of_torchrun_end_and_the_same_command_goes_on(make_shards: MakeS
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
     agent = subprocess.Popen([*launch, *fit, *settings, "--set", "run.epochs=2000"], **quiet)  # type: ignore[call-overload]
-    until = time.monotonic() + 180
-    while not (out / "checkpoints" / "step-00000004").is_dir() and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: (out / "checkpoints" / "step-00000004").is_dir(), "the checkpoint of step 4", 180)
     ranks = json.loads((out / "environment.json").read_text())["pid"], *_children(agent.pid)
     assert len(set(ranks)) == 2
     agent.send_signal(signal.SIGKILL)
     agent.wait()
-    while any(map(alive, ranks)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(alive, ranks))
+    wait_until(lambda: not any(map(is_running, ranks)), "the end of the ranks")
     newest = max(int(path.name[5:]) for path in (out / "checkpoints").glob("step-????????"))
     config = ["--set", "optim.schedule=constant"]  # not that of the run, so the refusal names the checkpoint it read
     again = subprocess.run([*launch, *fit, *settings, *config], env=environment, capture_output=True, text=True)

@@ -56,6 +56,15 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Without it httpx reads all certificates of the machine anew for each request."""
 
 
+PATIENCE_S = 240
+"""The longest that a client of a test waits for an answer."""
+
+
+def patient(**limits: Any) -> Options:
+    """Limits of a server in which a busy machine stays, but for those that a test is about."""
+    return Options(**{"request_s": PATIENCE_S, "health_s": 60, "body_s": PATIENCE_S, "header_s": PATIENCE_S} | limits)
+
+
 @dataclass
 class Server:
     """A running server. towers: None where it is another process."""
@@ -65,10 +74,10 @@ class Server:
     process: subprocess.Popen[str] | None = None
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=60, verify=_NO_TLS, **options)
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE_S, verify=_NO_TLS, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", timeout=60, verify=_NO_TLS, **options)
+        return httpx.post(f"{self.url}{path}", timeout=PATIENCE_S, verify=_NO_TLS, **options)
 
     def embeddings(self, **body: Any) -> httpx.Response:
         return self.post("/v1/embeddings", json=body)
@@ -86,7 +95,7 @@ def running(
 ) -> Iterator[Server]:
     """A server on a thread of this process; `towers` may stand between it and the real ones."""
     loaded = load(checkpoint, "cpu")
-    service = Service("tiny", loaded.checkpoint, towers(TorchTowers(loaded)), options or Options())
+    service = Service("tiny", loaded.checkpoint, towers(TorchTowers(loaded)), options or patient())
     opened = {name: SearchIndex.open(folder) for name, folder in (indexes or {}).items()}
     app = protected(application(service, Galleries(service, opened)), service, token, LOOPBACK)
     bound = listen("127.0.0.1", port)
@@ -114,7 +123,9 @@ def command(
     checkpoint: Path, *words: str, environment: dict[str, str] | None = None, engine: str = "torch"
 ) -> Iterator[Server]:
     """`wenlan-train serve` in a process of its own, which is killed at the end if it still runs."""
-    every = [sys.executable, "-m", "training", "serve", str(checkpoint), "--port", "0", "--engine", engine, *words]
+    limits = ["--request-s", str(PATIENCE_S), "--health-s", "60"]  # of two that are given, the later holds
+    start = [sys.executable, "-m", "training", "serve", str(checkpoint), "--port", "0", "--engine", engine]
+    every = [*start, *limits, *words]
     process = subprocess.Popen(
         every, cwd=ROOT, env=os.environ | (environment or {}), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

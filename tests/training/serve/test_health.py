@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from tests.processes import wait_until
-from tests.training.serve.conftest import PICTURES, Server, running
-from training.serve.options import Options
+from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, patient, running
 from training.serve.towers import Features, Picture, Tokens, Towers
 
-SHORT = Options(health_s=0.5, request_s=2.0)
+SHORT = patient(health_s=0.5)
+"""A probe is soon given up."""
 
 
 class Disturbed:
@@ -36,7 +36,7 @@ class Disturbed:
 
     def _disturb(self) -> None:
         self.reached.set()
-        self.hang.wait(60)
+        self.hang.wait(PATIENCE_S)
         if self.die:
             raise SystemExit("killed")
 
@@ -79,7 +79,8 @@ def test_a_hundred_probes_at_once_are_one_inference(server: Server) -> None:
 
 def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path) -> None:
     made: list[Disturbed] = []
-    with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
+    options = patient(health_s=0.5, request_s=2.0)
+    with running(tiny, options, towers=lambda towers: disturbed(made, towers)) as server:
         wait_until(lambda: health(server) == (200, ""), "healthy at first")
         made[0].hang.clear()
         made[0].reached.clear()
@@ -125,9 +126,9 @@ def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:
         assert server.service is not None
         gate = threading.Event()
         for _ in range(server.service.options.decoders):
-            server.service._decoders.submit(gate.wait, 60)
+            server.service._decoders.submit(gate.wait, 300)
         told = (503, "no answer of the towers within 0.5 s; nothing is decoded")
-        wait_until(lambda: health(server) == told, "it is told", 50)  # a busy machine may be late with the towers too
+        wait_until(lambda: health(server) == told, "it is told")  # a busy machine may be late with the towers too
         gate.set()
 
 

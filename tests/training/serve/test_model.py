@@ -68,7 +68,7 @@ def test_every_request_gets_its_own_rows_in_their_order(requests: list[list[int]
 
 def test_what_arrives_while_the_towers_compute_makes_the_next_batch() -> None:
     gate = threading.Event()
-    towers = Counting(lambda texts: gate.wait(10) and None)
+    towers = Counting(lambda texts: gate.wait(120) and None)
 
     async def work(model: Model) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
@@ -88,18 +88,20 @@ def test_a_client_alone_waits_for_nobody() -> None:
     towers = Counting(lambda texts: time.sleep(0.05))
 
     async def work(model: Model) -> float:
-        for _ in range(3):
+        seconds = []
+        for _ in range(6):
+            began = time.monotonic()
             await ask(model, [1])
-        began = time.monotonic()
-        await ask(model, [1])
-        return time.monotonic() - began
+            seconds.append(time.monotonic() - began)
+        return min(seconds[1:])
 
-    assert with_model(towers, work, gather_ms=10_000) < 2  # type: ignore[operator]  # far below a wait for others
+    # Far below a wait for others, at least where nothing else stops this process.
+    assert with_model(towers, work, gather_ms=10_000) < 2  # type: ignore[operator]
 
 
 def test_a_full_line_is_refused_with_the_time_to_come_back() -> None:
     gate = threading.Event()
-    towers = Counting(lambda texts: gate.wait(10) and None)
+    towers = Counting(lambda texts: gate.wait(120) and None)
 
     async def work(model: Model) -> None:
         with model.admit("text", 9):
@@ -151,7 +153,7 @@ def test_features_that_are_no_numbers_are_refused() -> None:
 
 def test_what_was_given_up_is_not_computed() -> None:
     gate = threading.Event()
-    towers = Counting(lambda texts: gate.wait(10) and None)
+    towers = Counting(lambda texts: gate.wait(120) and None)
 
     async def work(model: Model) -> None:
         first = asyncio.ensure_future(ask(model, [0]))
@@ -175,7 +177,7 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
     gate = threading.Event()
 
     def before(texts: Sequence[Tokens]) -> None:
-        gate.wait(10)
+        gate.wait(120)
         raise SystemExit("killed")  # no Exception: nothing catches it
 
     async def work(model: Model) -> None:

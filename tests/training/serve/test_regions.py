@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.drawn import picture
-from tests.processes import descendants, wait_until
+from tests.processes import that_run, wait_until
 from tests.training.serve.conftest import command
 from tests.training.serve.test_embeddings import data_uri, error
 from training.errors import ConfigError
@@ -42,13 +42,10 @@ def test_a_server_embeds_a_picture_with_the_boxes_of_its_detector_and_tells_when
         found = server.post("/search", json={"collection": "pictures", "image": data_uri(content)}).json()
         np.testing.assert_allclose(found["query"]["boxes"], np.asarray(boxes)[:4], atol=1e-3)  # data.max_boxes
         assert server.process is not None
-        [detector] = [p for p in descendants(server.process.pid) if _runs(p, "boxes")]
+        [detector] = that_run("boxes", server.process.pid)
         os.kill(detector, signal.SIGKILL)
-        wait_until(lambda: server.get("/health").status_code == 503, "the loss is told")
-        assert "start the server again" in server.get("/health").json()["reason"]
+        health = lambda: server.get("/health").json()["reason"]  # noqa: E731
+        wait_until(lambda: "start the server again" in health(), "the loss is told")
+        assert server.get("/health").status_code == 503
         assert error(server.post("/image_query", files={"image": picture(4)}), 503)[0] == "detector_down"
         assert server.embeddings(input="红").status_code == 200, "texts need no boxes"
-
-
-def _runs(pid: int, word: str) -> bool:
-    return word in Path(f"/proc/{pid}/cmdline").read_text().split("\0")

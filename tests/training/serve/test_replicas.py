@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -19,14 +20,14 @@ from tests.training.serve.test_embeddings import data_uri
 
 pytest.importorskip("ray.serve")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TEXTS = [f"第{number}张图片" for number in range(40)]
 
 
 @pytest.fixture(scope="module")
 def served(tiny: Path) -> Iterator[Server]:
     environment = {name: value for name, value in QUIET.items() if name.startswith(("RAY", "OMP"))}
-    with command(tiny, "--replicas", "2", "--health-s", "3", "--request-s", "20", environment=environment) as server:
+    with command(tiny, "--replicas", "2", "--health-s", "3", environment=environment) as server:
         yield server
 
 
@@ -57,7 +58,7 @@ def test_two_replicas_answer_as_one_process_does(served: Server, server: Server)
     uris = [data_uri(content) for content in PICTURES]
     for body in ({"input": TEXTS}, {"input": uris, "modality": "image"}):
         np.testing.assert_allclose(rows(served, **body), rows(server, **body), atol=1e-6)
-    assert served.get("/health").json()["status"] == "ok"
+    wait_until(lambda: served.get("/health").status_code == 200, "healthy within 3 s, which a busy machine may exceed")
 
 
 def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Server) -> None:
@@ -80,12 +81,17 @@ def test_replicas_that_hang_are_told_by_health(served: Server) -> None:
     for pid in both:
         os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: served.get("/health").status_code == 503, "the hang is told")
-        assert "no answer of the towers within 3 s" in served.get("/health").json()["reason"]
+        wait_until(lambda: _hangs(served.get("/health")), "the hang is told")
     finally:
         for pid in both:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # Ray ends what hangs for long
+                os.kill(pid, signal.SIGCONT)
     wait_until(lambda: served.get("/health").status_code == 200, "healthy again")
+
+
+def _hangs(answer: httpx.Response) -> bool:
+    """In one answer: Ray ends what hangs for long, and a later one says that."""
+    return answer.status_code == 503 and "no answer of the towers within 3 s" in answer.json()["reason"]
 
 
 def test_the_command_ends_its_replicas(served: Server) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.drawn import picture
-from tests.processes import descendants, wait_until
+from tests.processes import that_run, wait_until
 from training.errors import ConfigError, RunError
 from training.use.detector import Detecting, InEachProcess, choose
 
@@ -46,10 +46,11 @@ def test_forked_processes_have_detectors_of_their_own_which_end_with_them(tmp_pa
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     here = running.of(contents[2:])
+    assert len(that_run("boxes", os.getpid())) == 1
     assert len(here[0]) > 0
     running.close()
     assert len(list((tmp_path / "regions" / detector.id).glob("*.parquet"))) == 2
-    wait_until(lambda: not [p for p, words in descendants(os.getpid()).items() if b"boxes" in words], "their end")
+    wait_until(lambda: not that_run("boxes", os.getpid()), "their end")
 
 
 def test_what_cannot_be_read_has_no_boxes(tmp_path: Path) -> None:

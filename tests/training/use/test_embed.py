@@ -168,7 +168,7 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
         np.testing.assert_allclose(np.array(found[name].to_pylist()), np.array(wanted[name].to_pylist()), atol=1e-6)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_row_that_names_a_pipe_or_a_device_is_broken(checkpoint: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     rows = [json.dumps({"image_id": name, "sentences": [["alt_text", "图"]]}) for name in ("pipe", "/dev/zero")]

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from tests import browser
-from tests.training.serve.conftest import Server, running
+from tests.training.serve.conftest import Server, patient, running
 from tests.training.serve.page.conftest import Made
 from tests.training.serve.page.pictured import VERSES
 from tests.training.serve.page.visitor import Visit, Visitor
 from tests.training.serve.test_health import Disturbed, disturbed
-from training.serve.options import Options
 
 pytestmark = pytest.mark.slow
 
@@ -78,9 +77,10 @@ def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
     browser.visit(work)
 
 
+@pytest.mark.usefixtures("one_minute")
 def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
     async def work(page: Any) -> None:
-        with running(made.checkpoint, Options(per_minute=60), indexes=made.indexes) as server:
+        with running(made.checkpoint, patient(per_minute=60), indexes=made.indexes) as server:
             visitor = Visitor(page, server.url)
             await visitor.open()
             await page.run("Promise.all(Array.from({length: 90}, () => fetch('./collections')))")
