@@ -3,7 +3,7 @@
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
 (`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
-build the stages `deal` and `meet` have found before, in parallel, which images look like no other one of the build:
+build the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one of it:
 these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts
 are spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them
 in parallel.
@@ -136,8 +136,8 @@ def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
                 yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
-def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: npt.NDArray[np.bool_] | None = None) -> Block:
-    """A block of RUN_SCHEMA rows [N]; `run_of_row` [N] is the number of each row's run."""
+def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: _meetings.Alone | None = None) -> Block:
+    """A block of RUN_SCHEMA rows [N], the next ones; `run_of_row` [N] is the number of each row's run."""
     lists = table["sketches"].combine_chunks()
     # [T] sketches of all rows' texts, and where those of each row begin [N + 1]. A slice of a list array keeps the
     # offsets of the whole, `flatten` does not: they are moved to begin with 0.
@@ -159,7 +159,9 @@ def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: npt.NDArra
         table["domain"].to_pylist(),
         text_rows.read(flat.take(pa.array(first, pa.int64()))),
         [numbers[start : min(end, start + max_texts)] for start, end in itertools.pairwise(offsets)],
-        alone,
+        alone.images(table, run_of_row) if alone else None,
+        # a text that stands twice in the block is not alone, wherever it stands
+        alone.texts(np.diff(offsets), run_of_row)[np.array(first, np.int64)] if alone else None,
     )
 
 
@@ -184,8 +186,9 @@ class _Sequence:
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
             alone = _meetings.Alone(self._build)
             for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
-                block = block_of(table, run_of_row, self._rules.max_texts, alone.of(table, run_of_row))
+                block = block_of(table, run_of_row, self._rules.max_texts, alone if alone.known else None)
                 self._counts["alone"] += 0 if block.alone is None else int(block.alone.sum())
+                self._counts["alone_texts"] += 0 if block.alone_texts is None else int(block.alone_texts.sum())
                 decided = self._pass.decide(block)
                 kept = table.take(pa.array(decided.kept, pa.int64()))
                 placed = self._splits.of(kept, list(decided.text_leaders.values()))
