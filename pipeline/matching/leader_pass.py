@@ -96,6 +96,8 @@ class Verdicts:
     """Kept row -> the leaders of its own texts, in their order."""
     new_texts: list[int] = field(default_factory=list)
     """Numbers of the block's texts that lead from now on."""
+    new_rows: list[int] = field(default_factory=list)
+    """The row with which each of them began to, ascending."""
 
     @property
     def kept(self) -> list[int]:
@@ -111,6 +113,7 @@ class Verdicts:
             np.concatenate([self.place, other.place]),
             {**self.text_leaders, **moved},
             self.new_texts + other.new_texts,
+            self.new_rows + [row + len(self.reasons) for row in other.new_rows],
         )
 
 
@@ -148,6 +151,7 @@ class LeaderPass:
                 images.keep(row)
                 domains.keep(row)
                 verdicts.text_leaders[row] = texts.keep(block.own[row])
+                verdicts.new_rows += [row] * (len(texts.new) - len(verdicts.new_rows))
         verdicts.new_texts = texts.new
         self._remember(block, verdicts, texts, domains)
         return verdicts

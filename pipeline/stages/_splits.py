@@ -22,7 +22,7 @@ pair that has its primary text of it, else as in train; what straddles there sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,15 +48,18 @@ COUNTS = (TEXTS_LEFT_OUT, OTHER_SPLIT, *(f"moved_{a}_to_{b}" for a in SPLITS for
 
 @dataclass(frozen=True)
 class Placed:
-    """Kept pairs [N] with their splits; the leaders of each one's texts, LEFT_OUT for some; the rows to be dropped."""
+    """Kept pairs [N] with their splits; the leaders of each one's texts, LEFT_OUT for some; the rows to be dropped.
+
+    text_leaders: None where texts are not held apart, and all stay.
+    """
 
     splits: list[str]
-    text_leaders: list[list[bytes]]
+    text_leaders: list[list[bytes]] | None
     dropped: list[int]
 
     def split_of_texts(self) -> dict[bytes, str]:
         """The split of each cluster that a pair here has a text of, as far as it is the pair's."""
-        placed = zip(self.splits, self.text_leaders, strict=True)
+        placed = zip(self.splits, self.text_leaders or (), strict=self.text_leaders is not None)
         return {leader: split for split, leaders in placed for leader in leaders if leader != LEFT_OUT}
 
 
@@ -80,11 +83,15 @@ class Splits:
         if self._leaders is not None:
             self._leaders.__exit__(*error)
 
-    def of(self, kept: pa.Table, text_leaders: Sequence[list[bytes]]) -> Placed:
-        """Place some kept pairs, rows of RUN_SCHEMA [N], whose texts the pass has entered into its memory."""
+    def of(self, kept: pa.Table, leaders_of: Callable[[], list[list[bytes]]]) -> Placed:
+        """Place some kept pairs, rows of RUN_SCHEMA [N], whose texts the pass has entered into its memory.
+
+        leaders_of: returns the leaders of each one's texts.
+        """
         own, inherited = self._by_image(kept)
         if not self.texts_apart:
-            return Placed([other or split for split, other in zip(own, inherited, strict=True)], [*text_leaders], [])
+            return Placed([other or split for split, other in zip(own, inherited, strict=True)], None, [])
+        text_leaders = leaders_of()
         asked = list(dict.fromkeys(leader for leaders in text_leaders for leader in leaders))
         known = dict(zip(asked, self._memory.text_splits(asked), strict=True))
         before = {leader for leader, split in known.items() if split}

@@ -22,7 +22,6 @@ Limits: a placeholder has taken its place under the caps before it is known as o
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -36,15 +35,24 @@ import pyarrow.parquet as pq
 from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.features import feature_id
-from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
+from pipeline.files.digests import DIGEST, bytes_of, rows_of
 from pipeline.matching import text_rows
-from pipeline.matching.holders import HELD, Holders, images_of
-from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass, Verdicts
-from pipeline.records import DropReason
+from pipeline.matching.holders import Holders
+from pipeline.matching.leader_pass import BLOCK, LeaderPass
 from pipeline.stages import _earlier_builds, _meetings, _runs
+from pipeline.stages._decided import (
+    VERDICT_SCHEMA,
+    Pairs,
+    copy_rows,
+    decide,
+    image_rows,
+    new_text_rows,
+    text_ids,
+    verdict_rows,
+)
 from pipeline.stages._spill import Rows, Spill
-from pipeline.stages._splits import Placed, Splits
-from pipeline.stages._taken_texts import COPY_SCHEMA, TakenTexts
+from pipeline.stages._splits import Splits
+from pipeline.stages._taken_texts import TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     IMAGE_SCHEMA,
@@ -59,21 +67,13 @@ from pipeline.store.partitions import Attempt, Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 
-VERDICT_SCHEMA = pa.schema(
-    [
-        ("position", pa.int32()),  # of the pair in its run
-        ("reasons", pa.uint8()),  # bits of leader_pass.REASONS; 0 = kept
-        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
-        ("earlier", pa.bool_()),  # an earlier build kept that leader
-        ("known", pa.bool_()),  # an earlier build of the same dataset did; not in files of an older wenlan
-        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair; zeros for a text that it must not have (_splits)
-        ("split", pa.string()),  # of a kept pair, null of another; not in files of an older wenlan
-    ]
-)
 MERGED_SCHEMA = pa.schema(
     [("position", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("text_leader", DIGEST)]
 )
 """Texts that a leader takes over: `position` is the leader's."""
+
+READ = 4 * BLOCK
+"""Pairs read at once where most of them are free (`_decided`)."""
 
 
 def token(build: Build) -> Any:
@@ -136,35 +136,6 @@ def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
                 yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
-def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: _meetings.Alone | None = None) -> Block:
-    """A block of RUN_SCHEMA rows [N], the next ones; `run_of_row` [N] is the number of each row's run."""
-    lists = table["sketches"].combine_chunks()
-    # [T] sketches of all rows' texts, and where those of each row begin [N + 1]. A slice of a list array keeps the
-    # offsets of the whole, `flatten` does not: they are moved to begin with 0.
-    flat, offsets = lists.flatten(), (lists.offsets.to_numpy() - lists.offsets[0].as_py()).tolist()
-    # The block holds each distinct text once: its number by id, where in `flat` it first is, and each text's number.
-    number: dict[bytes, int] = {}
-    first: list[int] = []
-    numbers = []
-    for at, name in enumerate(rows_of(digests_of(flat.field("id")))):
-        if name not in number:
-            number[name] = len(first)
-            first.append(at)
-        numbers.append(number[name])
-    return Block(
-        digests_of(table["candidate_id"]),
-        # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
-        run_of_row.astype(np.int64) << 32 | table["position"].to_numpy(),
-        images_of(table),
-        table["domain"].to_pylist(),
-        text_rows.read(flat.take(pa.array(first, pa.int64()))),
-        [numbers[start : min(end, start + max_texts)] for start, end in itertools.pairwise(offsets)],
-        alone.images(table, run_of_row) if alone else None,
-        # a text that stands twice in the block is not alone, wherever it stands
-        alone.texts(np.diff(offsets), run_of_row)[np.array(first, np.int64)] if alone else None,
-    )
-
-
 class _Sequence:
     """The pass over a build's runs in order, and the files that it writes."""
 
@@ -175,6 +146,7 @@ class _Sequence:
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
         self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
+        self._bulk = not build.identities and not splits.texts_apart
 
     def run(self) -> Counter[str]:
         with contextlib.ExitStack() as stack:
@@ -184,21 +156,22 @@ class _Sequence:
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
-            alone = _meetings.Alone(self._build)
-            for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
-                block = block_of(table, run_of_row, self._rules.max_texts, alone if alone.known else None)
-                self._counts["alone"] += 0 if block.alone is None else int(block.alone.sum())
-                self._counts["alone_texts"] += 0 if block.alone_texts is None else int(block.alone_texts.sum())
-                decided = self._pass.decide(block)
-                kept = table.take(pa.array(decided.kept, pa.int64()))
-                placed = self._splits.of(kept, list(decided.text_leaders.values()))
-                verdicts.add(run_of_row, _verdict_rows(table, decided, placed))
+            alone, capped = _meetings.Alone(self._build), self._rules.max_pairs_per_domain > 0
+            for table, run_of_row in _runs.merged(self._stage, self._runs, READ if alone.known else BLOCK):
+                pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
+                free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
+                decided = decide(pairs, self._pass, free)
+                kept = table.take(pa.array(decided.kept))
+                placed = self._splits.of(kept, decided.lists)
+                verdicts.add(run_of_row, verdict_rows(pairs, decided, placed))
                 if self._gathers_texts:
-                    copies.add(*_copy_rows(table, decided))
-                images.add(_image_rows(kept, decided, placed.splits))
-                signatures.writelines(kept["signature"].to_pylist())
-                texts.add(_text_rows(block, decided, placed, schema))
-                self._counts["leaders"] += len(decided.text_leaders)
+                    copies.add(*copy_rows(pairs, decided))
+                images.add(image_rows(kept, decided, placed.splits))
+                signatures.writelines(bytes_of(chunk)[0].data for chunk in kept["signature"].chunks)
+                texts.add(new_text_rows(pairs, decided, placed, schema))
+                for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
+                    self._counts[name] += 0 if own is None else int(own.sum())
+                self._counts["leaders"] += len(decided.kept)
                 self._counts["text_clusters"] += len(decided.new_texts)
                 pulse.advance(table.num_rows)
             placeholders = stack.enter_context(Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
@@ -242,7 +215,7 @@ class _Sequence:
         # ParquetFile reads one field of a nested column; pq.read_table would read the sketches, too
         with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:
             table = file.read(columns=["position", "sketches.list.element.id"])
-        return dict(zip(table["position"].to_pylist(), _text_ids(table).to_pylist(), strict=True))
+        return dict(zip(table["position"].to_pylist(), text_ids(table).to_pylist(), strict=True))
 
     def _candidates(self, run: Record, positions: set[int]) -> list[bytes]:
         """candidate_id of the pairs at the given positions of a run, in that order."""
@@ -251,65 +224,6 @@ class _Sequence:
         rows = self._stage.table(run, columns=["position", "candidate_id"], filters=[("position", "in", positions)])
         ids: list[bytes] = rows.sort_by("position")["candidate_id"].to_pylist()
         return ids
-
-
-def _image_rows(kept: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
-    """IMAGE_SCHEMA rows of the kept pairs of a block."""
-    leaders = [own[0] for own in decided.text_leaders.values()]
-    added = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
-    return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
-
-
-def _text_rows(block: Block, decided: Verdicts, placed: Placed, schema: pa.Schema) -> pa.Table:
-    """TEXT_SCHEMA, or PLACED_TEXT_SCHEMA, rows of a block's texts that lead from now on."""
-    texts = block.texts.take(decided.new_texts)
-    columns: dict[str, Any] = {"text": texts.columns()}
-    if "split" in schema.names:
-        split_of_text = placed.split_of_texts()
-        columns["split"] = pa.array([split_of_text[leader] for leader in rows_of(texts.ids)], pa.string())
-    return pa.table(columns)
-
-
-def _verdict_rows(table: pa.Table, decided: Verdicts, placed: Placed) -> pa.Table:
-    """VERDICT_SCHEMA rows of a block, of which some kept pairs may be dropped for their texts."""
-    split_at = dict(zip(decided.kept, placed.splits, strict=True))
-    leaders_at = dict(zip(decided.kept, placed.text_leaders, strict=True))
-    reasons = list(decided.reasons)
-    for number in placed.dropped:
-        reasons[decided.kept[number]] |= 1 << REASONS.index(DropReason.OTHER_SPLIT)
-    duplicate = decided.leader.any(axis=1)
-    columns = {
-        "position": table["position"],
-        "reasons": pa.array(reasons, pa.uint8()),
-        "leader": column_of(decided.leader),
-        "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
-        "known": pa.array(duplicate & (decided.place == HELD)),
-        "text_leaders": pa.array([leaders_at.get(row, []) for row in range(table.num_rows)], pa.list_(DIGEST)),
-        "split": pa.array([split_at.get(row) for row in range(table.num_rows)], pa.string()),
-    }
-    return pa.table(columns, schema=VERDICT_SCHEMA)
-
-
-def _copy_rows(table: pa.Table, decided: Verdicts) -> tuple[Any, pa.Table]:
-    """(run of the leader, COPY_SCHEMA row) of each copy of a leader of this build."""
-    rows = np.flatnonzero(decided.place >= 0)
-    place = decided.place[rows]  # of the leader: run << 32 | position
-    own = table.select(["texts", "sketches"]).take(pa.array(rows))
-    columns = {
-        "position": pa.array((place & 0xFFFFFFFF).astype(np.int32)),
-        "texts": own["texts"],
-        "text_ids": _text_ids(own),
-    }
-    return (place >> 32).astype(np.int32), pa.table(columns, schema=COPY_SCHEMA)
-
-
-def _text_ids(table: pa.Table) -> pa.Array:
-    """Ids of each row's texts, from its sketches."""
-    lists = table["sketches"].combine_chunks()
-    if not table.num_rows:
-        return pa.array([], pa.list_(DIGEST))
-    offsets = pc.subtract(lists.offsets, lists.offsets[0])  # to begin with 0, as `flatten` does
-    return pa.ListArray.from_arrays(offsets, lists.flatten().field("id"))
 
 
 def _without(rewrite: Rewrite) -> None:
