@@ -88,10 +88,13 @@ class ImageRows:
 
 def images_of(table: pa.Table) -> ImageRows:
     """Images of a table with the columns sha256 (DIGEST), phash and signature."""
-    # signatures of a table are equally long: their bytes, end to end, are one array [N, bytes]
-    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
-    signature = raw.reshape(table.num_rows, -1 if table.num_rows else 1)
-    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signature)
+    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signatures_of(table["signature"]))
+
+
+def signatures_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Equally long signatures, end to end, as an array [N, bytes]."""
+    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in column.chunks)])
+    return raw.reshape(len(column), -1 if len(column) else 1)
 
 
 def hashes_of(table: pa.Table) -> Codes:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.files.digests import DIGEST, Digests, column_of, digests_of, rows_of
 from pipeline.matching import text_rows
-from pipeline.matching.holders import ELSEWHERE, HELD, images_of
+from pipeline.matching.holders import ELSEWHERE, HELD, ImageRows, hashes_of, signatures_of
 from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass
 from pipeline.matching.sketches import spread
 from pipeline.records import DropReason
@@ -54,13 +54,14 @@ class Pairs:
     """
 
     def __init__(self, table: pa.Table, run_of_row: npt.NDArray[np.int32], max_texts: int, alone: Alone) -> None:
-        self.table, self.run_of_row = table, run_of_row
+        self.table, self.run_of_row, self._known = table, run_of_row, alone
         lists = table["sketches"].combine_chunks()
         # A slice of a list array keeps the offsets of the whole, `flatten` does not: they are moved to begin with 0.
         offsets = lists.offsets.to_numpy().astype(np.int64) - lists.offsets[0].as_py()
         self.texts = lists.flatten()
         self.starts, self.ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + max_texts)
-        self.alone = alone.images(table, run_of_row) if alone.known else None
+        self._numbers = alone.numbers(table, run_of_row) if alone.known else np.zeros(0, np.int64)
+        self.alone = alone.images(self._numbers) if alone.known else None
         self.alone_texts = alone.texts(np.diff(offsets), run_of_row) if alone.known else None
 
     def __len__(self) -> int:
@@ -74,9 +75,20 @@ class Pairs:
         free: Flags = self.alone & (others[self.ends] == others[self.starts])
         return free & (self.table["domain"].to_numpy() == 0) if capped else free
 
+    def signatures(self, rows: Ints) -> npt.NDArray[np.uint8]:
+        """[R, bytes] of the images of some pairs."""
+        if self._known.known:
+            return self._known.signatures(self._numbers[rows])
+        return signatures_of(self.table["signature"].take(pa.array(rows)))
+
+    def splits(self, rows: Ints) -> list[str] | None:
+        """The splits of some pairs by their images' bytes, where that is known."""
+        return self._known.splits(self._numbers[rows]) if self._known.known else None
+
     def block(self, rows: Ints) -> tuple[Block, Ints]:
         """Some pairs for the leader pass; and where the texts of the block are among [T]."""
-        table = self.table.take(pa.array(rows)).combine_chunks() if len(rows) < len(self) else self.table
+        columns = ["candidate_id", "position", "domain", "sha256", "phash"]
+        table = self.table.select(columns).take(pa.array(rows))
         at = spread(self.starts[rows], self.ends[rows])
         # The block holds each distinct text once: its number by id, where it first is, and each text's number.
         number: dict[bytes, int] = {}
@@ -87,7 +99,7 @@ class Pairs:
             digests_of(table["candidate_id"]),
             # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
             self.run_of_row[rows].astype(np.int64) << 32 | table["position"].to_numpy(),
-            images_of(table),
+            ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), self.signatures(rows)),
             table["domain"].to_pylist(),
             text_rows.read(self.texts.take(pa.array(first))),
             [numbers[start:end] for start, end in itertools.pairwise([0, *ends])],

@@ -4,13 +4,14 @@ Images have numbers over all runs of a build: those of a run follow those of the
 number grows with the position. Texts have numbers of their own, which grow with the rank of their pair and its order
 of texts. What `meet` found is a list of such numbers.
 
-Limits: who asks what was found (`Alone`) holds a bit for each image and each text of the build.
+Limits: who asks what was found (`Alone`) holds a byte for each pair of the build, and a bit for each text.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.matching.meetings import BUCKETS, Key, plan
+from data_specs.shard import SPLITS
+from pipeline.matching.meetings import BUCKETS, Ints, Key, plan
+from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
+from pipeline.store.identities import SIGNATURES
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 
@@ -35,6 +39,9 @@ FOUND = "found.bin"
 
 AGAIN = "again.bin"
 """Texts of a run that occur more than once in it, by their numbers within the run, as int64."""
+
+OWN_SPLITS = "splits.bin"
+"""The split of each image of a run by its own bytes: numbers in SPLITS, by position, as uint8."""
 
 SKETCHES = "sketches.bin"
 """What the distinct texts of a run are compared by."""
@@ -135,10 +142,10 @@ class Bits:
 class Alone:
     """Which images and texts of a build are like no other of it: that nothing else of it can match.
 
-    Asked once for all pairs of a build, in the order of ranks.
+    Asked once for all pairs of a build, in the order of ranks. Files of `deal` stay open in `files`.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, files: ExitStack) -> None:
         self.known = False
         """Whether somebody has looked."""
         if not {"deal", "meet"} <= set(build.fingerprints):
@@ -155,10 +162,28 @@ class Alone:
             found = self._texts_found if Part.named(record.partition).what == TEXTS else self._images_found
             found.add(_numbers(meet, record, FOUND))
         self._next = self._texts[:-1].copy()  # the number of the next text of each run
+        paths = [files.enter_context(deal.file(record, SIGNATURES)) for record in dealt]
+        self._signatures = StoredSignatures(paths, self._images)
+        splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
+        self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
 
-    def images(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """[N] whose image is alone, of rows of RUN_SCHEMA and the number of each one's run."""
-        return ~self._images_found.has(self._images[run_of_row] + rows["position"].to_numpy())
+    def numbers(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> Ints:
+        """[N] the numbers of images, of rows of RUN_SCHEMA and the number of each one's run."""
+        numbers: Ints = self._images[run_of_row] + rows["position"].to_numpy()
+        return numbers
+
+    def images(self, numbers: Ints) -> npt.NDArray[np.bool_]:
+        """[N] which images are alone."""
+        return ~self._images_found.has(numbers)
+
+    def signatures(self, numbers: Ints) -> npt.NDArray[np.uint8]:
+        """[N, bytes] of images."""
+        return self._signatures.whole(numbers)
+
+    def splits(self, numbers: Ints) -> list[str]:
+        """The splits of images by their own bytes."""
+        splits: list[str] = np.array(SPLITS, object)[self._splits[numbers]].tolist()
+        return splits
 
     def texts(self, counts: npt.NDArray[np.int64], run_of_row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Which texts of the next rows are alone, row after row; counts [N]: how many each row has."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.files.digests import digests_of
 from pipeline.matching import text_meetings, text_rows
@@ -22,6 +23,7 @@ from pipeline.matching.meetings import Table, by_word
 from pipeline.pictures.signatures import GRIDS, SIZE, tones
 from pipeline.stages import _meetings
 from pipeline.stages._compared_texts import write_texts
+from pipeline.stages._splits import own_splits
 from pipeline.store.build import Build
 from pipeline.store.identities import SIGNATURES
 from pipeline.store.partitions import Attempt
@@ -32,7 +34,7 @@ TONES_AT_ONCE = 4_096
 
 
 def token(build: Build) -> Any:
-    return build.spec.dedup.image_distance
+    return [build.spec.dedup.image_distance, build.spec.seed, build.spec.shards.dev_share, build.spec.shards.val_share]
 
 
 def partitions(build: Build) -> list[str]:
@@ -41,7 +43,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """One run: entries of each key by bucket; signatures by position; distinct texts by rank."""
+    """One run: entries of each key by bucket; signatures and splits by position; distinct texts by rank."""
     rank = build.stage("rank")
     table = rank.table(rank.record(partition), columns=["position", "sha256", "phash", "signature", "sketches"])
     pulse.expect(table.num_rows)
@@ -62,6 +64,8 @@ def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> None:
         path = attempt.path(_meetings.suffix_of(_meetings.name_of(number)))
         _meetings.write(path, starts, entries.codes, entries.tones, entries.owner)
     attempt.path(SIGNATURES).write_bytes(images.signature.tobytes())
+    splits = np.array([SPLITS.index(split) for split in own_splits(build.spec, images.sha256)], np.uint8)
+    attempt.path(_meetings.OWN_SPLITS).write_bytes(splits.tobytes())
     words = text_meetings.words_of(digests_of(table["sha256"]))
     order, starts = by_word(words)
     _meetings.write(attempt.path(_meetings.suffix_of(_meetings.BYTES)), starts, words[order], order.astype(np.uint32))

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.features import feature_id
-from pipeline.files.digests import DIGEST, bytes_of, rows_of
+from pipeline.files.digests import DIGEST, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import BLOCK, LeaderPass
@@ -156,18 +156,21 @@ class _Sequence:
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
-            alone, capped = _meetings.Alone(self._build), self._rules.max_pairs_per_domain > 0
-            for table, run_of_row in _runs.merged(self._stage, self._runs, READ if alone.known else BLOCK):
+            alone, capped = _meetings.Alone(self._build, stack), self._rules.max_pairs_per_domain > 0
+            # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
+            without = ["signature"] if alone.known and not self._build.made_from else []
+            size = READ if alone.known else BLOCK
+            for table, run_of_row in _runs.merged(self._stage, self._runs, size, without=without):
                 pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
                 free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
                 decided = decide(pairs, self._pass, free)
-                kept = table.take(pa.array(decided.kept))
-                placed = self._splits.of(kept, decided.lists)
+                kept = table.drop_columns(["texts", "sketches"]).take(pa.array(decided.kept))
+                placed = self._splits.of(kept, decided.lists, pairs.splits(decided.kept))
                 verdicts.add(run_of_row, verdict_rows(pairs, decided, placed))
                 if self._gathers_texts:
                     copies.add(*copy_rows(pairs, decided))
                 images.add(image_rows(kept, decided, placed.splits))
-                signatures.writelines(bytes_of(chunk)[0].data for chunk in kept["signature"].chunks)
+                signatures.write(pairs.signatures(decided.kept).data)
                 texts.add(new_text_rows(pairs, decided, placed, schema))
                 for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
                     self._counts[name] += 0 if own is None else int(own.sum())
@@ -183,7 +186,8 @@ class _Sequence:
         """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
         table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
         self._attempt.write_table(f"{run.partition}.verdicts", table)
-        taken = TakenTexts(self._rules, self._own_texts(run) if copies.has(number) else {})
+        leading = {position for part in copies.read(number) for position in part["position"].to_pylist()}
+        taken = TakenTexts(self._rules, self._own_texts(run, leading) if leading else {})
         for part in copies.read(number):
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
@@ -210,11 +214,12 @@ class _Sequence:
         leader_of = dict(zip(rows_of(distinct.ids), self._pass.place(distinct), strict=True))
         return [leader_of[name] for name in rows_of(rows.ids)]
 
-    def _own_texts(self, run: Record) -> dict[int, list[bytes]]:
-        """Text ids of the run's pairs, by position."""
+    def _own_texts(self, run: Record, positions: set[int]) -> dict[int, list[bytes]]:
+        """Text ids of the run's pairs at the given positions."""
         # ParquetFile reads one field of a nested column; pq.read_table would read the sketches, too
         with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:
             table = file.read(columns=["position", "sketches.list.element.id"])
+        table = table.filter(pc.is_in(table["position"], pa.array(sorted(positions), pa.int32())))
         return dict(zip(table["position"].to_pylist(), text_ids(table).to_pylist(), strict=True))
 
     def _candidates(self, run: Record, positions: set[int]) -> list[bytes]:

@@ -10,7 +10,6 @@ Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte for each
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,21 +18,18 @@ from typing import Any
 import numpy as np
 
 from pipeline import pulse
-from pipeline.matching.meetings import Finder, Ints, Signatures, Table, equal
+from pipeline.matching.meetings import Finder, Ints, Table, equal
 from pipeline.matching.text_meetings import TextFinder, TextTable
-from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages import _meetings
 from pipeline.stages._compared_texts import ComparedTexts
 from pipeline.stages._meetings import BYTES, FOUND, TEXTS, Part
+from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
 from pipeline.store.identities import SIGNATURES
 from pipeline.store.stage import Stage, StageFile
 
 ENTRIES = 1 << 22
 """Entries of a partition, on average."""
-
-READ = 1 << 15
-"""Grids after whose reading the pages that were read are given back."""
 
 
 def token(build: Build) -> Any:
@@ -69,16 +65,16 @@ def run_partition(build: Build, partition: str) -> None:
         elif part.what == BYTES:
             found, counts = _same_bytes(part, entries, starts), {"compared": 0, "apart": 0}
         else:
-            found, counts = _alike(build, part, entries, _Grids(paths(SIGNATURES), starts))
+            found, counts = _alike(build, part, entries, StoredSignatures(paths(SIGNATURES), starts))
         attempt.path(FOUND).write_bytes(found.astype(np.int64).tobytes())
         pulse.advance(int(starts[-1]))
         attempt.commit({"images": int(starts[-1]), "found": len(found), **counts})
 
 
-def _alike(build: Build, part: Part, entries: Sequence[Path], grids: _Grids) -> tuple[Ints, dict[str, int]]:
+def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSignatures) -> tuple[Ints, dict[str, int]]:
     """(images that may look like another one, how many were compared), by a key."""
     key, starts = _meetings.keys_of(build)[int(part.what)], grids.starts
-    finder = Finder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.of)
+    finder = Finder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.grids)
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
     finder.look(list(zip(starts[:-1].tolist(), tables, strict=True)))
     return np.flatnonzero(finder.found), {"compared": finder.compared, "apart": finder.apart}
@@ -102,36 +98,6 @@ def _texts(
     tables = [TextTable(*_meetings.read(path, part, np.uint32, np.uint32)) for path in entries]
     found = finder.look(list(zip(texts.starts[:-1].tolist(), tables, strict=True)))
     return texts.among_all(found, starts[:-1]), {"compared": finder.compared, "apart": finder.apart}
-
-
-class _Grids:
-    """Grids of images, mapped from the files of their runs, whose pages go back so that memory does not grow."""
-
-    def __init__(self, paths: Sequence[Path], starts: Ints) -> None:
-        self.starts, self._starts, self._read = starts, starts[:-1], 0
-        self._maps = [_mapped(path) for path in paths]
-
-    def of(self, image: Ints, grid: Ints) -> Signatures:
-        """[N, SIZE] grids [N] of images [N]."""
-        wanted = np.empty((len(image), SIZE), np.uint8)
-        run = np.searchsorted(self._starts, image, side="right") - 1
-        for number in np.unique(run).tolist():
-            rows = np.flatnonzero(run == number)
-            stored = np.frombuffer(self._maps[number], np.uint8).reshape(-1, GRIDS, SIZE)
-            wanted[rows] = stored[image[rows] - self._starts[number], grid[rows]]
-        self._read += len(image)
-        if self._read > READ:
-            for mapped in self._maps:
-                if isinstance(mapped, mmap.mmap):
-                    mapped.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return wanted
-
-
-def _mapped(path: Path) -> Any:
-    """A file as bytes that are read where they are looked at; one without bytes cannot be mapped."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
 STAGE = Stage(

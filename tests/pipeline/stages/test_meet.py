@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from pipeline.stages import _meetings, deal, meet
 from pipeline.stages._runs import pairs_of
 from pipeline.store.identities import PARTS
 from tests.deduped import after, publish
+from tests.places import ROOT
 from tests.stages import run_stage
 
 
@@ -42,11 +48,11 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     shown = shown_of(filtered, 40)
     build = filtered.make(tmp_path, shown, parts=4)
     run_stage(build, "rank", "deal", "meet")
-    alone, starts, name = _meetings.Alone(build), 0, {one.url: one for one in shown}
+    alone, starts, name = _meetings.Alone(build, ExitStack()), 0, {one.url: one for one in shown}
     pictures, every = [one.picture for one in shown], [text for one in shown for text in one.texts]
     for number, record in enumerate(build.stage("rank").records()):
         rows = build.stage("rank").table(record)
-        flags = alone.images(rows, np.full(rows.num_rows, number, np.int32))
+        flags = alone.images(alone.numbers(rows, np.full(rows.num_rows, number, np.int32)))
         by_position = pairs_of(build, record.partition, ["image_url"])["image_url"].to_pylist()
         for position, flag in zip(rows["position"].to_pylist(), flags.tolist(), strict=True):
             assert flag == (pictures.count(name[by_position[position]].picture) == 1)
@@ -163,6 +169,58 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
     stage.unfinish()
     for partition in meet.partitions(build)[::2]:
         stage.delete_record(partition)
-    assert not _meetings.Alone(build).known
+    assert not _meetings.Alone(build, ExitStack()).known
     assert run_stage(build, "meet") == meet.partitions(build)[::2]
     assert {record.partition: record.files["found.bin"].sha256 for record in stage.records()} == found
+
+
+KILLED = """
+import os, pickle, signal, sys
+from pipeline.stages import _meetings, meet, rank
+from pipeline.store.partitions import Attempt
+from tests.places import ROOT
+from tests.stages import run_stage
+
+build, stage, files = pickle.loads(sys.stdin.buffer.read())
+_meetings.FEWEST, rank.RUN, meet.ENTRIES = 1, 8, 100
+path = Attempt.path
+
+def killing(attempt, suffix, final=""):
+    global files
+    files -= attempt._stage == stage
+    if files < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path(attempt, suffix, final)
+
+Attempt.path = killing
+run_stage(build, "rank", "deal", "meet", "lead")
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with_the_same_bytes(
+    tmp_path: Path, filtered: Any
+) -> None:
+    shown = shown_of(filtered, 40)
+    build = filtered.make(tmp_path / "killed", shown, parts=4)
+    stages, kept = ("rank", "deal", "meet", "lead"), dict[tuple[str, str], str]()
+    for stage, files in (("deal", 30), ("meet", 7), ("lead", 3)):  # before it writes the file with this number
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED], input=pickle.dumps((build, stage, files)), cwd=ROOT, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+        now = {(name, r.partition): r.attempt for name in stages for r in build.stage(name).records()}
+        assert kept.items() <= now.items(), "what was committed before is not done again"
+        assert stage == "lead" or any(name == stage for name, _ in now), "it was killed within the stage"
+        assert build.stage("lead").partitions() == []
+        kept = now
+    expected = filtered.make(tmp_path / "whole", shown, parts=4)
+    run_stage(build, *stages)
+    run_stage(expected, *stages)
+    for name in stages:
+        own, other = (
+            {(r.partition, suffix): ref.sha256 for r in made.stage(name).records() for suffix, ref in r.files.items()}
+            for made in (build, expected)
+        )
+        assert own == other
+    assert after(build) == after(expected)
