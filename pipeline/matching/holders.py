@@ -5,8 +5,8 @@ number wins, so the answer does not depend on S. With one share, or without a Ra
 process; else each is an actor (`pipeline.actors`). The process of the leader pass then holds one block at a time.
 
 Limits: a share is in memory, about 4 KB per kept pair of this build and 3 KB per kept pair of an earlier one, of which
-an image of this build that is known to look like no other one (`Block.alone`) takes nothing; an actor that dies fails
-the stage, which is started anew.
+what is known to be like nothing else of this build (`Block.alone`) takes nothing; an actor that dies fails the stage,
+which is started anew.
 """
 
 from __future__ import annotations

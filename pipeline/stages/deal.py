@@ -1,8 +1,8 @@
 """Stage deal: deals images and texts of each run out by keys, so that stage `meet` can compare them in parallel.
 
 A run becomes flat files: its entries of each key of `pipeline.matching.meetings` and of the band keys of its distinct
-texts, by bucket, and what candidates are verified by. A build of fewer than `_meetings.FEWEST` pairs has no partition
-here, and none in `meet`.
+texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. A build of fewer than
+`_meetings.FEWEST` pairs has no partition here, and none in `meet`.
 
 Limits: about 2.5 KB on disk per pair and 0.5 KB per distinct text; a run is in memory.
 """

@@ -4,9 +4,9 @@ Its only partition, "all", is the only step of a build that must go in order. It
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
 (`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
 build the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one of it:
-these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts
-are spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them
-in parallel.
+these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Without
+earlier builds pairs of such images and texts are decided in bulk (`pipeline.stages._decided`). Verdicts are spilled by
+run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
 order of their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. A

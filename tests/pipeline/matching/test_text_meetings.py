@@ -73,7 +73,7 @@ WORDS = [
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 30), st.sampled_from("甲乙丙")), max_size=30),
+    st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 30), st.sampled_from(["甲", "乙", ""])), max_size=30),
     st.integers(1, 4),
     st.integers(1, 5),
     st.sampled_from([1, 2, 5, 64]),
@@ -90,6 +90,17 @@ def test_what_is_the_same_is_found_in_any_runs_and_parts(
     assert not (expected & ~found).any()
     if long == 64:  # no key is too long to be compared: then it is exactly these
         assert (found == expected).all()
+
+
+def test_of_texts_that_share_a_key_each_is_compared_with_each() -> None:
+    """Not with its neighbours alone; texts without shingles are the same by their ids."""
+    texts = text_rows.made(
+        ["今天天气很好我们去公园散步吧", "清蒸鱼", "今天天气很好我们去公园散步啦", "", "红烧肉", ""], THRESHOLD
+    )
+    finder = TextFinder(THRESHOLD, lambda some: Compared(words_of(texts.ids[some]), texts.sketches.take(some)))
+    table = TextTable(np.full(6, 7, np.uint32), np.arange(6, dtype=np.uint32))
+    assert finder.look([(0, table)]).tolist() == [0, 2, 3, 5]
+    assert finder.apart > 0
 
 
 def test_texts_of_their_own_are_not_found() -> None:
