@@ -145,6 +145,27 @@ def test_increments_decide_with_it_as_without(
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("cap", [0, 4])
+def test_pairs_that_are_alone_stand_in_order_among_the_others_and_under_the_cap_of_their_domain(
+    tmp_path: Path, filtered: Any, cap: int
+) -> None:
+    """Every third pair shares its text; nothing else is shared."""
+    texts = [("说过的话",) if i % 3 == 0 else (f"第{i}句", f"又一句{i}") for i in range(20)]
+    shown = [filtered.Shown(f"p{i}", i, own, 300 - i) for i, own in enumerate(texts)]
+    decided = []
+    for fewest in (1, 1_000):
+        build = filtered.make(tmp_path / str(fewest), shown, parts=3, dedup={"max_pairs_per_domain": cap})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_meetings, "FEWEST", fewest)
+            run_stage(build, "rank", "deal", "meet")
+            kept, dropped = after(build)
+        decided.append((kept, dropped, [ref.sha256 for ref in handed(build)]))
+        free = build.stage("lead").record("all").counts["free"]
+        assert free == (13 if fewest == 1 and not cap else 0)
+    assert decided[0] == decided[1]
+    assert len(decided[0][0]) == (cap or 20)
+
+
 def handed(build: Any) -> list[Any]:
     """The files that a build hands to STORE."""
     return [ref for name, ref in build.stage("lead").record("all").files.items() if name in PARTS]
