@@ -234,6 +234,7 @@ TESTED_ELSEWHERE = {
     "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
     "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
+    "pipeline/stages/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",

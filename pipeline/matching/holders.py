@@ -5,8 +5,8 @@ number wins, so the answer does not depend on S. With one share, or without a Ra
 process; else each is an actor (`pipeline.actors`). The process of the leader pass then holds one block at a time.
 
 Limits: a share is in memory, about 4 KB per kept pair of this build and 3 KB per kept pair of an earlier one, of which
-an image of this build that is known to look like no other one (`Block.alone`) takes nothing; an actor that dies fails
-the stage, which is started anew.
+what is known to be like nothing else of this build (`Block.alone`) takes nothing; an actor that dies fails the stage,
+which is started anew.
 """
 
 from __future__ import annotations
@@ -88,10 +88,13 @@ class ImageRows:
 
 def images_of(table: pa.Table) -> ImageRows:
     """Images of a table with the columns sha256 (DIGEST), phash and signature."""
-    # signatures of a table are equally long: their bytes, end to end, are one array [N, bytes]
-    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
-    signature = raw.reshape(table.num_rows, -1 if table.num_rows else 1)
-    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signature)
+    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signatures_of(table["signature"]))
+
+
+def signatures_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Equally long signatures, end to end, as an array [N, bytes]."""
+    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in column.chunks)])
+    return raw.reshape(len(column), -1 if len(column) else 1)
 
 
 def hashes_of(table: pa.Table) -> Codes:

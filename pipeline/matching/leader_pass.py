@@ -10,8 +10,8 @@ The result depends on the ranks alone: not on how the pairs were divided into pa
 how many holders share the memory. Increments over earlier builds have the result of one pass over everything, as long
 as the ranks put the earlier builds first.
 
-Where it is known that an image matches no other one of the build (`pipeline.matching.meetings`), that changes what is
-looked up, and no decision.
+Where it is known that an image or a text matches no other one of the build (`pipeline.matching.meetings`,
+`text_meetings`), that changes what is looked up, and no decision.
 
 Limits: pairs of a block are compared with each other, so blocks are small, and smaller if hundreds of copies of one new
 image follow each other.
@@ -65,6 +65,8 @@ class Block:
     own: Sequence[Sequence[int]]
     alone: npt.NDArray[np.bool_] | None = None
     """[N] pairs whose image matches no other image that the pass is given; None where nobody has looked."""
+    alone_texts: npt.NDArray[np.bool_] | None = None
+    """[T] texts that match no other text that the pass is given; None where nobody has looked."""
 
     def __len__(self) -> int:
         return len(self.place)
@@ -74,8 +76,10 @@ class Block:
         rows = slice(start, end)
         images = self.images.take(rows)
         alone = None if self.alone is None else self.alone[rows]
-        own = self.own[rows]
-        return Block(self.candidate_id[rows], self.place[rows], images, self.domain[rows], self.texts, own, alone)
+        own, texts = self.own[rows], self.alone_texts
+        return Block(
+            self.candidate_id[rows], self.place[rows], images, self.domain[rows], self.texts, own, alone, texts
+        )
 
 
 @dataclass
@@ -92,6 +96,8 @@ class Verdicts:
     """Kept row -> the leaders of its own texts, in their order."""
     new_texts: list[int] = field(default_factory=list)
     """Numbers of the block's texts that lead from now on."""
+    new_rows: list[int] = field(default_factory=list)
+    """The row with which each of them began to, ascending."""
 
     @property
     def kept(self) -> list[int]:
@@ -107,6 +113,7 @@ class Verdicts:
             np.concatenate([self.place, other.place]),
             {**self.text_leaders, **moved},
             self.new_texts + other.new_texts,
+            self.new_rows + [row + len(self.reasons) for row in other.new_rows],
         )
 
 
@@ -114,7 +121,7 @@ class LeaderPass:
     """Decides which pairs are kept, block after block; the holders are its memory."""
 
     def __init__(self, rules: Dedup, holders: Holders, earlier: bool = True) -> None:
-        """earlier: whether the holders may know images that are not given to the pass, but kept by earlier builds."""
+        """earlier: whether the holders may know what is not given to the pass, but was kept by earlier builds."""
         self._rules, self._holders, self._earlier = rules, holders, earlier
         self._among = ImageLeaders(rules.image_distance, rules.image_signature).among
 
@@ -127,7 +134,9 @@ class LeaderPass:
         images.compare(self._among)
         # Of a pair that is dropped for sure only the primary text matters, for the reason of the cap.
         asked = sorted({text for row, own in enumerate(block.own) for text in (own[:1] if row in images.done else own)})
-        texts = _TextsOfBlock(block.texts, asked, self._holders, self._rules.text_similarity)
+        texts = _TextsOfBlock(
+            block.texts, asked, self._holders, self._rules.text_similarity, block.alone_texts, self._earlier
+        )
         domains = _Domains(block.domain, self._holders, self._rules.max_pairs_per_domain)
         size = len(block)
         verdicts = Verdicts([0] * size, np.zeros((size, 32), np.uint8), np.full(size, ELSEWHERE, np.int64))
@@ -142,6 +151,7 @@ class LeaderPass:
                 images.keep(row)
                 domains.keep(row)
                 verdicts.text_leaders[row] = texts.keep(block.own[row])
+                verdicts.new_rows += [row] * (len(texts.new) - len(verdicts.new_rows))
         verdicts.new_texts = texts.new
         self._remember(block, verdicts, texts, domains)
         return verdicts
@@ -164,7 +174,8 @@ class LeaderPass:
             known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
             images = block.images.take(rows)
             self._holders.learn_images(images.sha256, known, (images.phash, [images.signature]))
-        self._holders.learn_texts(block.texts.take(texts.new))
+        new = [text for text in texts.new if not texts.alone[text]]
+        self._holders.learn_texts(block.texts.take(new))
         self._holders.count(texts.counted, domains.counted)
 
 
@@ -245,23 +256,34 @@ class _ImagesOfBlock:
 class _TextsOfBlock:
     """The leaders of a block's texts, and how many kept pairs their clusters have.
 
-    asked: numbers of the texts that can matter; the others are not looked up.
+    asked: numbers of the texts that can matter; the others are not looked up. alone: those of all texts that match no
+    other one of the build; they are looked up for `earlier` builds alone, and compared with nothing else.
     """
 
-    def __init__(self, texts: TextRows, asked: Sequence[int], holders: Holders, threshold: float) -> None:
+    def __init__(
+        self,
+        texts: TextRows,
+        asked: Sequence[int],
+        holders: Holders,
+        threshold: float,
+        alone: npt.NDArray[np.bool_] | None = None,
+        earlier: bool = True,
+    ) -> None:
         self._texts = texts
+        self.alone = np.zeros(len(texts), np.bool_) if alone is None else alone
         self._leader: dict[int, bytes] = {}
         self._pairs: Counter[bytes] = Counter()
         self.new: list[int] = []
         """Texts that lead from now on, in the order in which they began to."""
         self.counted: Counter[bytes] = Counter()
         """Pairs kept in this block, by the leader of their primary text."""
-        number, ids, pairs = holders.texts(texts.take(asked))
+        sought = asked if earlier else [text for text in asked if not self.alone[text]]
+        number, ids, pairs = holders.texts(texts.take(sought))
         for at in np.flatnonzero(number != NONE).tolist():
-            self._leader[asked[at]] = leader = ids[at].tobytes()
+            self._leader[sought[at]] = leader = ids[at].tobytes()
             self._pairs[leader] = int(pairs[at])
-        unled = [text for text in asked if text not in self._leader]
-        self._near: dict[int, list[int]] = {text: [] for text in unled}
+        self._near: dict[int, list[int]] = {text: [] for text in asked if text not in self._leader}
+        unled = [text for text in self._near if not self.alone[text]]
         for one, other in _same(texts.take(unled), threshold) if unled else ():
             self._near[unled[one]].append(unled[other])
         self._leads: dict[int, int] = {}  # text -> its place in `new`

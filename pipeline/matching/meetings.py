@@ -202,7 +202,7 @@ class Finder:
         rows = asking[rows]
         self._take_long(rows, low, high, image)
         short = np.flatnonzero((high > low) & (high - low <= LONG))
-        for pair in _pairs(rows[short], low[short], high[short]):
+        for pair in ranged_pairs(rows[short], low[short], high[short]):
             rows, at = pair
             apart = codes[rows] ^ codes[at]
             near = np.flatnonzero(np.bitwise_count(apart) <= self._key.family.radius)
@@ -282,17 +282,23 @@ class Finder:
             self.found[b[alike]] = True
 
 
-def equal(words: Codes, image: Ints, images: int) -> Flags:
-    """[images] which images share their word with another one; words [N] of images [N]."""
+def by_word(words: Codes) -> tuple[Ints, Ints]:
+    """The order of words [N] by bucket, of the words' highest bits, and where each bucket begins, and the end."""
+    buckets = (words >> np.uint64(64 - _BUCKET_BITS)).astype(np.uint16)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=BUCKETS))])
+    return np.argsort(buckets, kind="stable"), starts
+
+
+def equal(words: Codes, image: Ints) -> Ints:
+    """The images that share their word with another one, of words [N] of images [N]."""
     order = np.argsort(words)
     new = begins(words[order])
     shared = ~new | ~np.append(new[1:], True)[: len(new)]
-    found = np.zeros(images, np.bool_)
-    found[image[order[shared]]] = True
+    found: Ints = image[order[shared]]
     return found
 
 
-def _pairs(rows: Ints, low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
+def ranged_pairs(rows: Ints, low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Every row with each entry of its range, about SCANNED pairs at a time."""
     ends = np.cumsum(high - low)
     borders = np.unique(np.searchsorted(ends, np.arange(SCANNED, ends[-1], SCANNED))) if len(ends) else ends

@@ -1,35 +1,53 @@
-"""How `deal` hands images on to `meet`, and `meet` what it found to `lead`: flat files, and the names of parts.
+"""How `deal` hands images and texts on to `meet`, and `meet` what it found to `lead`: flat files, and names of parts.
 
 Images have numbers over all runs of a build: those of a run follow those of the runs before it, and within a run the
-number grows with the position. What `meet` found is a list of such numbers.
+number grows with the position. Texts have numbers of their own, which grow with the rank of their pair and its order
+of texts. What `meet` found is a list of such numbers.
+
+Limits: who asks what was found (`Alone`) holds a byte for each pair of the build, and a bit for each text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.matching.meetings import BUCKETS, Key, Table, plan
+from data_specs.shard import SPLITS
+from pipeline.matching.meetings import BUCKETS, Ints, Key, plan
+from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
+from pipeline.store.identities import SIGNATURES
+from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 
-VERSION = 1
+VERSION = 2
 """Of `deal` and `meet`."""
 
 FEWEST = 1_000_000
 """Pairs of a build below which nothing is dealt out: one pass over all of them is done sooner."""
 
-FOUND, BYTES = "found.bin", "bytes.bin"
-"""What a part found, as int64; the first 64 bits of each image's sha256."""
+FOUND = "found.bin"
+"""What a part found: numbers of images, of a part of texts those of texts, as int64."""
 
-SAME_BYTES = "bytes"
-"""The part that looks for images with the same bytes."""
+AGAIN = "again.bin"
+"""Texts of a run that occur more than once in it, by their numbers within the run, as int64."""
+
+OWN_SPLITS = "splits.bin"
+"""The split of each image of a run by its own bytes: numbers in SPLITS, by position, as uint8."""
+
+SKETCHES = "sketches.bin"
+"""What the distinct texts of a run are compared by."""
+
+BYTES, TEXTS = "bytes", "texts"
+"""Parts that look for images with the same bytes, and for texts that are the same; others have the number of a key."""
 
 
 def keys_of(build: Build) -> tuple[Key, ...]:
@@ -43,46 +61,61 @@ def keys_of(build: Build) -> tuple[Key, ...]:
     return plan(pairs, build.spec.dedup.image_distance)
 
 
-def suffix_of(number: int) -> str:
-    """The file of a run that holds its entries of a key."""
-    return f"{number:02d}.bin"
+def suffix_of(what: str) -> str:
+    """The file of a run that holds its entries of a key, or of BYTES or TEXTS."""
+    return f"{what}.bin"
+
+
+def name_of(key: int) -> str:
+    """The key with this number, as parts call it."""
+    return f"{key:02d}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The buckets first to last - 1 of a key."""
+    """The buckets first to last - 1 of a key, or of BYTES or TEXTS."""
 
-    key: int
+    what: str
     first: int
     last: int
 
     def __str__(self) -> str:
-        return f"{self.key:02d}-{self.first:04d}-{self.last:04d}"
+        return f"{self.what}-{self.first:04d}-{self.last:04d}"
 
     @staticmethod
     def named(name: str) -> Part:
-        return Part(*map(int, name.split("-")))
+        what, first, last = name.split("-")
+        return Part(what, int(first), int(last))
+
+    @staticmethod
+    def all_of(what: str, entries: int, at_most: int) -> list[Part]:
+        """Parts that have about `at_most` of so many entries each."""
+        count = min(BUCKETS, -(-max(1, entries) // at_most))
+        borders = [BUCKETS * part // count for part in range(count + 1)]
+        return [Part(what, first, last) for first, last in itertools.pairwise(borders)]
 
 
-def write(path: Path, table: Table, starts: npt.NDArray[np.int64]) -> None:
-    """The entries of a run: where buckets begin, and column after column."""
+def write(path: Path, starts: npt.NDArray[np.int64], *columns: npt.NDArray[Any]) -> None:
+    """Entries of a run: where buckets begin, and column after column."""
     with path.open("wb") as file:
-        for column in (starts, table.codes, table.tones, table.owner):
+        for column in (starts.astype(np.int64), *columns):
             file.write(np.ascontiguousarray(column).tobytes())
 
 
-def read(path: Path, part: Part) -> Table:
-    """Those of a part's buckets; nothing else of the file is read."""
+def read(path: Path, part: Part, *types: type[np.generic]) -> Iterator[npt.NDArray[Any]]:
+    """The columns, of these types, of a part's buckets; nothing else of the file is read."""
     starts = np.fromfile(path, np.int64, BUCKETS + 1)
     first, last, size = int(starts[part.first]), int(starts[part.last]), int(starts[-1])
-    size8, at = 8 * size, starts.nbytes
-    codes, tones = (np.fromfile(path, np.uint64, last - first, offset=at + own + 8 * first) for own in (0, size8))
-    return Table(codes, tones, np.fromfile(path, np.uint32, last - first, offset=at + 2 * size8 + 4 * first))
+    at = starts.nbytes
+    for kind in types:
+        width = np.dtype(kind).itemsize
+        yield np.fromfile(path, kind, last - first, offset=at + width * first)
+        at += width * size
 
 
-def starts_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:
-    """The number of the first image of each run, and the number of all."""
-    return np.concatenate([[0], np.cumsum([record.counts["pairs"] for record in records])]).astype(np.int64)
+def starts_of(records: Sequence[Record], what: str = "pairs") -> npt.NDArray[np.int64]:
+    """The number of the first image (of "texts" the first text) of each run, and the number of all."""
+    return np.concatenate([[0], np.cumsum([record.counts[what] for record in records])]).astype(np.int64)
 
 
 def without(rewrite: Rewrite) -> None:
@@ -91,25 +124,79 @@ def without(rewrite: Rewrite) -> None:
     rewrite.stage.finish([], VERSION)
 
 
-class Alone:
-    """Which pairs of a build have an image that looks like no other of the build and has no other's bytes."""
+class Bits:
+    """Numbers from 0 to size - 1, a bit each."""
 
-    def __init__(self, build: Build) -> None:
-        self._starts: npt.NDArray[np.int64] | None = None
+    def __init__(self, size: int) -> None:
+        self._bytes = np.zeros(-(-size // 8), np.uint8)
+
+    def add(self, numbers: npt.NDArray[np.int64]) -> None:
+        np.bitwise_or.at(self._bytes, numbers >> 3, (1 << (numbers & 7)).astype(np.uint8))
+
+    def has(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """[N] which numbers were added."""
+        bits: npt.NDArray[np.bool_] = (self._bytes[numbers >> 3] >> (numbers & 7).astype(np.uint8) & 1).astype(np.bool_)
+        return bits
+
+
+class Alone:
+    """Which images and texts of a build are like no other of it: that nothing else of it can match.
+
+    Asked once for all pairs of a build, in the order of ranks. Files of `deal` stay open in `files`.
+    """
+
+    def __init__(self, build: Build, files: ExitStack) -> None:
+        self.known = False
+        """Whether somebody has looked."""
         if not {"deal", "meet"} <= set(build.fingerprints):
             return
         deal, meet, runs = build.stage("deal"), build.stage("meet"), build.stage("rank").partitions()
         if not (deal.finished() and meet.finished()) or not runs or deal.partitions() != runs or not meet.partitions():
-            return  # nobody has looked, or it was taken away
-        self._starts = starts_of(deal.records())
-        self._flags = np.ones(int(self._starts[-1]), np.bool_)
+            return  # nobody has, or it was taken away
+        self.known, dealt = True, deal.records()
+        self._images, self._texts = starts_of(dealt), starts_of(dealt, "texts")
+        self._images_found, self._texts_found = Bits(int(self._images[-1])), Bits(int(self._texts[-1]))
+        for record, start in zip(dealt, self._texts.tolist(), strict=False):
+            self._texts_found.add(start + _numbers(deal, record, AGAIN))
         for record in meet.records():
-            with meet.file(record, FOUND) as path:
-                self._flags[np.fromfile(path, np.int64)] = False
+            found = self._texts_found if Part.named(record.partition).what == TEXTS else self._images_found
+            found.add(_numbers(meet, record, FOUND))
+        self._next = self._texts[:-1].copy()  # the number of the next text of each run
+        paths = [files.enter_context(deal.file(record, SIGNATURES)) for record in dealt]
+        self._signatures = StoredSignatures(paths, self._images)
+        splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
+        self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
 
-    def of(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_] | None:
-        """[N] for rows of RUN_SCHEMA and the number of each one's run; None if nobody has looked."""
-        if self._starts is None:
-            return None
-        flags: npt.NDArray[np.bool_] = self._flags[self._starts[run_of_row] + rows["position"].to_numpy()]
-        return flags
+    def numbers(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> Ints:
+        """[N] the numbers of images, of rows of RUN_SCHEMA and the number of each one's run."""
+        numbers: Ints = self._images[run_of_row] + rows["position"].to_numpy()
+        return numbers
+
+    def images(self, numbers: Ints) -> npt.NDArray[np.bool_]:
+        """[N] which images are alone."""
+        return ~self._images_found.has(numbers)
+
+    def signatures(self, numbers: Ints) -> npt.NDArray[np.uint8]:
+        """[N, bytes] of images."""
+        return self._signatures.whole(numbers)
+
+    def splits(self, numbers: Ints) -> list[str]:
+        """The splits of images by their own bytes."""
+        splits: list[str] = np.array(SPLITS, object)[self._splits[numbers]].tolist()
+        return splits
+
+    def texts(self, counts: npt.NDArray[np.int64], run_of_row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Which texts of the next rows are alone, row after row; counts [N]: how many each row has."""
+        numbers = np.empty(int(counts.sum()), np.int64)
+        row_of_text = np.repeat(np.arange(len(counts)), counts)
+        for run in np.unique(run_of_row).tolist():
+            own = run_of_row[row_of_text] == run  # a run's rows come in the run's order, and so do their texts
+            count = np.count_nonzero(own)
+            numbers[own] = self._next[run] + np.arange(count)
+            self._next[run] += count
+        return ~self._texts_found.has(numbers)
+
+
+def _numbers(stage: StageDir, record: Record, suffix: str) -> npt.NDArray[np.int64]:
+    with stage.file(record, suffix) as path:
+        return np.fromfile(path, np.int64)

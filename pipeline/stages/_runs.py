@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,16 +85,21 @@ def sorted_by_rank(rows: pa.Table) -> pa.Table:
 
 
 def merged(
-    stage: StageDir, records: Sequence[Record], block: int, keys_of: Callable[[pa.Table], list[bytes]] | None = None
+    stage: StageDir,
+    records: Sequence[Record],
+    block: int,
+    keys_of: Callable[[pa.Table], list[bytes]] | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[tuple[pa.Table, Any]]:
     """All runs as one sequence by rank: (RUN_SCHEMA rows, run of each row as a number in `records`), `block` at a time.
 
-    keys_of: of other rows, which are merged by it; each run is sorted by it already. Holds BUFFER rows beside a block.
+    keys_of: of other rows, which are merged by it; each run is sorted by it already. without: columns that are not
+    read. Holds BUFFER rows beside a block.
     """
     with contextlib.ExitStack() as files:
         paths = [files.enter_context(stage.file(record, "parquet")) for record in records]
         size = max(256, BUFFER // max(1, len(paths)))
-        cursors = [_Cursor(str(path), size, number, keys_of or rank_keys) for number, path in enumerate(paths)]
+        cursors = [_Cursor(str(path), size, number, keys_of or rank_keys, without) for number, path in enumerate(paths)]
         if len(cursors) == 1:  # most builds: nothing to merge
             for table in cursors[0].tables(block):
                 yield table, np.zeros(table.num_rows, np.int32)
@@ -119,13 +124,21 @@ def _rows_of_block(cursors: Sequence[_Cursor], run_of_row: Any) -> pa.Table:
 class _Cursor:
     """Reads one run in order: keys are read ahead, and the rows whose keys were read are taken afterwards."""
 
-    def __init__(self, path: str, size: int, number: int, keys_of: Callable[[pa.Table], list[bytes]]) -> None:
-        self._path, self._size, self._number, self._keys_of = path, size, number, keys_of
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        number: int,
+        keys_of: Callable[[pa.Table], list[bytes]],
+        without: Collection[str] = (),
+    ) -> None:
+        self._path, self._size, self._number, self._keys_of, self._without = path, size, number, keys_of, without
         self._ahead: deque[pa.Table] = deque()
 
     def tables(self, size: int) -> Iterator[pa.Table]:
         with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(batch_size=size):
+            columns = [name for name in file.schema_arrow.names if name not in self._without]
+            for batch in file.iter_batches(batch_size=size, columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def keys(self) -> Iterator[tuple[bytes, int]]:

@@ -22,12 +22,13 @@ pair that has its primary text of it, else as in train; what straddles there sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from pipeline.features import feature_id
 from pipeline.files.digests import digests_of, rows_of
@@ -48,16 +49,25 @@ COUNTS = (TEXTS_LEFT_OUT, OTHER_SPLIT, *(f"moved_{a}_to_{b}" for a in SPLITS for
 
 @dataclass(frozen=True)
 class Placed:
-    """Kept pairs [N] with their splits; the leaders of each one's texts, LEFT_OUT for some; the rows to be dropped."""
+    """Kept pairs [N] with their splits; the leaders of each one's texts, LEFT_OUT for some; the rows to be dropped.
+
+    text_leaders: None where texts are not held apart, and all stay.
+    """
 
     splits: list[str]
-    text_leaders: list[list[bytes]]
+    text_leaders: list[list[bytes]] | None
     dropped: list[int]
 
     def split_of_texts(self) -> dict[bytes, str]:
         """The split of each cluster that a pair here has a text of, as far as it is the pair's."""
-        placed = zip(self.splits, self.text_leaders, strict=True)
+        placed = zip(self.splits, self.text_leaders or (), strict=self.text_leaders is not None)
         return {leader: split for split, leaders in placed for leader in leaders if leader != LEFT_OUT}
+
+
+def own_splits(spec: BuildSpec, sha256: Sequence[bytes]) -> list[str]:
+    """The splits of images by their own bytes."""
+    shares = spec.shards.dev_share, spec.shards.val_share
+    return [split_of(name.hex(), spec.seed, *shares) for name in sha256]
 
 
 class Splits:
@@ -80,25 +90,31 @@ class Splits:
         if self._leaders is not None:
             self._leaders.__exit__(*error)
 
-    def of(self, kept: pa.Table, text_leaders: Sequence[list[bytes]]) -> Placed:
-        """Place some kept pairs, rows of RUN_SCHEMA [N], whose texts the pass has entered into its memory."""
-        own, inherited = self._by_image(kept)
+    def of(
+        self, kept: pa.Table, leaders_of: Callable[[], list[list[bytes]]], known: Sequence[str] | None = None
+    ) -> Placed:
+        """Place some kept pairs, rows of RUN_SCHEMA [N], whose texts the pass has entered into its memory.
+
+        leaders_of: returns the leaders of each one's texts. known: splits by their own bytes, where they are known.
+        """
+        own, inherited = self._by_image(kept, known)
         if not self.texts_apart:
-            return Placed([other or split for split, other in zip(own, inherited, strict=True)], [*text_leaders], [])
+            return Placed([other or split for split, other in zip(own, inherited, strict=True)], None, [])
+        text_leaders = leaders_of()
         asked = list(dict.fromkeys(leader for leaders in text_leaders for leader in leaders))
-        known = dict(zip(asked, self._memory.text_splits(asked), strict=True))
-        before = {leader for leader, split in known.items() if split}
+        placed_in = dict(zip(asked, self._memory.text_splits(asked), strict=True))
+        before = {leader for leader, split in placed_in.items() if split}
         splits, remaining, dropped = list[str](), list[list[bytes]](), list[int]()
         for row, (split, other, leaders) in enumerate(zip(own, inherited, text_leaders, strict=True)):
-            placed = other or next((known[leader] for leader in leaders if known[leader]), "") or split
-            here = [leader if known[leader] in ("", placed) else LEFT_OUT for leader in leaders]
-            known.update({leader: placed for leader in here if leader != LEFT_OUT})
+            placed = other or next((placed_in[leader] for leader in leaders if placed_in[leader]), "") or split
+            here = [leader if placed_in[leader] in ("", placed) else LEFT_OUT for leader in leaders]
+            placed_in.update({leader: placed for leader in here if leader != LEFT_OUT})
             splits.append(placed)
             remaining.append(here)
             self._count(split if not other else placed, placed, here)
             if leaders and here.count(LEFT_OUT) == len(here):
                 dropped.append(row)
-        self._memory.place_texts({n: split for n, split in known.items() if split and n not in before})
+        self._memory.place_texts({n: split for n, split in placed_in.items() if split and n not in before})
         self.counts[OTHER_SPLIT] += len(dropped)
         return Placed(splits, remaining, dropped)
 
@@ -110,14 +126,13 @@ class Splits:
         self.counts[TEXTS_LEFT_OUT] += taken.count(False)
         return taken
 
-    def _by_image(self, kept: pa.Table) -> tuple[list[str], list[str]]:
+    def _by_image(self, kept: pa.Table, known: Sequence[str] | None) -> tuple[Sequence[str], Sequence[str]]:
         """For each pair the split by its own bytes, and the one it inherits, "" for none."""
-        spec, sha256s = self._build.spec, rows_of(digests_of(kept["sha256"]))
-        shares = spec.shards.dev_share, spec.shards.val_share
-        own: list[str] = [split_of(sha256.hex(), spec.seed, *shares) for sha256 in sha256s]
+        own = known if known is not None else own_splits(self._build.spec, rows_of(digests_of(kept["sha256"])))
         if self._leaders is None or not own:
             return own, [""] * len(own)
-        same, alike = self._leaders.same(sha256s), self._leaders.alike(images_of(kept))
+        images = images_of(kept)
+        same, alike = self._leaders.same(images.sha256), self._leaders.alike(images)
         first = np.where(same.number != NONE, same.place, np.where(alike.number != NONE, alike.place, -1))
         return own, [SPLITS[number] if number >= 0 else "" for number in first.tolist()]
 

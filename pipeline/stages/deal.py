@@ -1,9 +1,10 @@
-"""Stage deal: deals the images of each run out by keys, so that stage `meet` can compare them in parallel.
+"""Stage deal: deals images and texts of each run out by keys, so that stage `meet` can compare them in parallel.
 
-A run becomes flat files: its entries of each key of `pipeline.matching.meetings`, by bucket, and what candidates are
-verified by. A build of fewer than `_meetings.FEWEST` pairs has no partition here, and none in `meet`.
+A run becomes flat files: its entries of each key of `pipeline.matching.meetings` and of the band keys of its distinct
+texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. A build of fewer than
+`_meetings.FEWEST` pairs has no partition here, and none in `meet`.
 
-Limits: about 2.5 KB on disk per pair; a run is in memory.
+Limits: about 2.5 KB on disk per pair and 0.5 KB per distinct text; a run is in memory.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.files.digests import digests_of
+from pipeline.matching import text_meetings, text_rows
 from pipeline.matching.holders import images_of
-from pipeline.matching.meetings import Table
+from pipeline.matching.meetings import Table, by_word
 from pipeline.pictures.signatures import GRIDS, SIZE, tones
 from pipeline.stages import _meetings
+from pipeline.stages._compared_texts import write_texts
+from pipeline.stages._splits import own_splits
 from pipeline.store.build import Build
 from pipeline.store.identities import SIGNATURES
+from pipeline.store.partitions import Attempt
 from pipeline.store.stage import Stage, StageFile
 
 TONES_AT_ONCE = 4_096
@@ -28,7 +34,7 @@ TONES_AT_ONCE = 4_096
 
 
 def token(build: Build) -> Any:
-    return build.spec.dedup.image_distance
+    return [build.spec.dedup.image_distance, build.spec.seed, build.spec.shards.dev_share, build.spec.shards.val_share]
 
 
 def partitions(build: Build) -> list[str]:
@@ -37,23 +43,44 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """One run: entries of each key by bucket; signatures and the beginning of the bytes' digest by position."""
+    """One run: entries of each key by bucket; signatures and splits by position; distinct texts by rank."""
     rank = build.stage("rank")
-    table = rank.table(rank.record(partition), columns=["position", "sha256", "phash", "signature"])
-    table = table.take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
+    table = rank.table(rank.record(partition), columns=["position", "sha256", "phash", "signature", "sketches"])
     pulse.expect(table.num_rows)
+    with build.stage("deal").attempt(partition) as attempt:
+        texts = _deal_texts(attempt, table["sketches"])
+        _deal_images(build, attempt, table.drop_columns(["sketches"]))
+        pulse.advance(table.num_rows)
+        attempt.commit({"pairs": table.num_rows, **texts})
+
+
+def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> None:
+    table = table.take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
     images = images_of(table)
     grids = images.signature.reshape(-1, GRIDS, SIZE)
     own = [tones(grids[at : at + TONES_AT_ONCE]) for at in range(0, max(1, len(grids)), TONES_AT_ONCE)]
-    with build.stage("deal").attempt(partition) as attempt:
-        for number, key in enumerate(_meetings.keys_of(build)):
-            table_of_key, starts = Table.of(key, images.phash, np.concatenate(own))
-            _meetings.write(attempt.path(_meetings.suffix_of(number)), table_of_key, starts)
-        attempt.path(SIGNATURES).write_bytes(images.signature.tobytes())
-        digests = np.ascontiguousarray(digests_of(table["sha256"])[:, :8])
-        attempt.path(_meetings.BYTES).write_bytes(digests.tobytes())
-        pulse.advance(table.num_rows)
-        attempt.commit({"pairs": table.num_rows})
+    for number, key in enumerate(_meetings.keys_of(build)):
+        entries, starts = Table.of(key, images.phash, np.concatenate(own))
+        path = attempt.path(_meetings.suffix_of(_meetings.name_of(number)))
+        _meetings.write(path, starts, entries.codes, entries.tones, entries.owner)
+    attempt.path(SIGNATURES).write_bytes(images.signature.tobytes())
+    splits = np.array([SPLITS.index(split) for split in own_splits(build.spec, images.sha256)], np.uint8)
+    attempt.path(_meetings.OWN_SPLITS).write_bytes(splits.tobytes())
+    words = text_meetings.words_of(digests_of(table["sha256"]))
+    order, starts = by_word(words)
+    _meetings.write(attempt.path(_meetings.suffix_of(_meetings.BYTES)), starts, words[order], order.astype(np.uint32))
+
+
+def _deal_texts(attempt: Attempt, column: pa.ChunkedArray) -> dict[str, int]:
+    """Deal out the texts of a column of sketches [N]; returns how many there are."""
+    flat = column.combine_chunks().flatten()
+    first, again = text_meetings.distinct(digests_of(flat.field("id")))
+    texts = text_rows.read(flat.take(pa.array(first)))
+    entries, starts = text_meetings.TextTable.of(texts.sketches.keys)
+    _meetings.write(attempt.path(_meetings.suffix_of(_meetings.TEXTS)), starts, entries.keys, entries.owner)
+    attempt.path(_meetings.AGAIN).write_bytes(again.astype(np.int64).tobytes())
+    write_texts(attempt.path(_meetings.SKETCHES), text_meetings.words_of(texts.ids), texts.sketches, first)
+    return {"texts": len(flat), "text_entries": len(entries)}
 
 
 STAGE = Stage(

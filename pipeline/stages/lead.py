@@ -3,10 +3,10 @@
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
 (`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
-build the stages `deal` and `meet` have found before, in parallel, which images look like no other one of the build:
-these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts
-are spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them
-in parallel.
+build the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one of it:
+these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Without
+earlier builds pairs of such images and texts are decided in bulk (`pipeline.stages._decided`). Verdicts are spilled by
+run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
 order of their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. A
@@ -22,7 +22,6 @@ Limits: a placeholder has taken its place under the caps before it is known as o
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -36,15 +35,24 @@ import pyarrow.parquet as pq
 from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.features import feature_id
-from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
+from pipeline.files.digests import DIGEST, rows_of
 from pipeline.matching import text_rows
-from pipeline.matching.holders import HELD, Holders, images_of
-from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass, Verdicts
-from pipeline.records import DropReason
+from pipeline.matching.holders import Holders
+from pipeline.matching.leader_pass import BLOCK, LeaderPass
 from pipeline.stages import _earlier_builds, _meetings, _runs
+from pipeline.stages._decided import (
+    VERDICT_SCHEMA,
+    Pairs,
+    copy_rows,
+    decide,
+    image_rows,
+    new_text_rows,
+    text_ids,
+    verdict_rows,
+)
 from pipeline.stages._spill import Rows, Spill
-from pipeline.stages._splits import Placed, Splits
-from pipeline.stages._taken_texts import COPY_SCHEMA, TakenTexts
+from pipeline.stages._splits import Splits
+from pipeline.stages._taken_texts import TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     IMAGE_SCHEMA,
@@ -59,21 +67,13 @@ from pipeline.store.partitions import Attempt, Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 
-VERDICT_SCHEMA = pa.schema(
-    [
-        ("position", pa.int32()),  # of the pair in its run
-        ("reasons", pa.uint8()),  # bits of leader_pass.REASONS; 0 = kept
-        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
-        ("earlier", pa.bool_()),  # an earlier build kept that leader
-        ("known", pa.bool_()),  # an earlier build of the same dataset did; not in files of an older wenlan
-        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair; zeros for a text that it must not have (_splits)
-        ("split", pa.string()),  # of a kept pair, null of another; not in files of an older wenlan
-    ]
-)
 MERGED_SCHEMA = pa.schema(
     [("position", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("text_leader", DIGEST)]
 )
 """Texts that a leader takes over: `position` is the leader's."""
+
+READ = 4 * BLOCK
+"""Pairs read at once where most of them are free (`_decided`)."""
 
 
 def token(build: Build) -> Any:
@@ -136,33 +136,6 @@ def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
                 yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
-def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: npt.NDArray[np.bool_] | None = None) -> Block:
-    """A block of RUN_SCHEMA rows [N]; `run_of_row` [N] is the number of each row's run."""
-    lists = table["sketches"].combine_chunks()
-    # [T] sketches of all rows' texts, and where those of each row begin [N + 1]. A slice of a list array keeps the
-    # offsets of the whole, `flatten` does not: they are moved to begin with 0.
-    flat, offsets = lists.flatten(), (lists.offsets.to_numpy() - lists.offsets[0].as_py()).tolist()
-    # The block holds each distinct text once: its number by id, where in `flat` it first is, and each text's number.
-    number: dict[bytes, int] = {}
-    first: list[int] = []
-    numbers = []
-    for at, name in enumerate(rows_of(digests_of(flat.field("id")))):
-        if name not in number:
-            number[name] = len(first)
-            first.append(at)
-        numbers.append(number[name])
-    return Block(
-        digests_of(table["candidate_id"]),
-        # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
-        run_of_row.astype(np.int64) << 32 | table["position"].to_numpy(),
-        images_of(table),
-        table["domain"].to_pylist(),
-        text_rows.read(flat.take(pa.array(first, pa.int64()))),
-        [numbers[start : min(end, start + max_texts)] for start, end in itertools.pairwise(offsets)],
-        alone,
-    )
-
-
 class _Sequence:
     """The pass over a build's runs in order, and the files that it writes."""
 
@@ -173,6 +146,7 @@ class _Sequence:
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
         self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
+        self._bulk = not build.identities and not splits.texts_apart
 
     def run(self) -> Counter[str]:
         with contextlib.ExitStack() as stack:
@@ -182,20 +156,25 @@ class _Sequence:
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
-            alone = _meetings.Alone(self._build)
-            for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
-                block = block_of(table, run_of_row, self._rules.max_texts, alone.of(table, run_of_row))
-                self._counts["alone"] += 0 if block.alone is None else int(block.alone.sum())
-                decided = self._pass.decide(block)
-                kept = table.take(pa.array(decided.kept, pa.int64()))
-                placed = self._splits.of(kept, list(decided.text_leaders.values()))
-                verdicts.add(run_of_row, _verdict_rows(table, decided, placed))
+            alone, capped = _meetings.Alone(self._build, stack), self._rules.max_pairs_per_domain > 0
+            # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
+            without = ["signature"] if alone.known and not self._build.made_from else []
+            size = READ if alone.known else BLOCK
+            for table, run_of_row in _runs.merged(self._stage, self._runs, size, without=without):
+                pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
+                free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
+                decided = decide(pairs, self._pass, free)
+                kept = table.drop_columns(["texts", "sketches"]).take(pa.array(decided.kept))
+                placed = self._splits.of(kept, decided.lists, pairs.splits(decided.kept))
+                verdicts.add(run_of_row, verdict_rows(pairs, decided, placed))
                 if self._gathers_texts:
-                    copies.add(*_copy_rows(table, decided))
-                images.add(_image_rows(kept, decided, placed.splits))
-                signatures.writelines(kept["signature"].to_pylist())
-                texts.add(_text_rows(block, decided, placed, schema))
-                self._counts["leaders"] += len(decided.text_leaders)
+                    copies.add(*copy_rows(pairs, decided))
+                images.add(image_rows(kept, decided, placed.splits))
+                signatures.write(pairs.signatures(decided.kept).data)
+                texts.add(new_text_rows(pairs, decided, placed, schema))
+                for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
+                    self._counts[name] += 0 if own is None else int(own.sum())
+                self._counts["leaders"] += len(decided.kept)
                 self._counts["text_clusters"] += len(decided.new_texts)
                 pulse.advance(table.num_rows)
             placeholders = stack.enter_context(Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
@@ -207,7 +186,8 @@ class _Sequence:
         """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
         table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
         self._attempt.write_table(f"{run.partition}.verdicts", table)
-        taken = TakenTexts(self._rules, self._own_texts(run) if copies.has(number) else {})
+        leading = {position for part in copies.read(number) for position in part["position"].to_pylist()}
+        taken = TakenTexts(self._rules, self._own_texts(run, leading) if leading else {})
         for part in copies.read(number):
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
@@ -234,12 +214,13 @@ class _Sequence:
         leader_of = dict(zip(rows_of(distinct.ids), self._pass.place(distinct), strict=True))
         return [leader_of[name] for name in rows_of(rows.ids)]
 
-    def _own_texts(self, run: Record) -> dict[int, list[bytes]]:
-        """Text ids of the run's pairs, by position."""
+    def _own_texts(self, run: Record, positions: set[int]) -> dict[int, list[bytes]]:
+        """Text ids of the run's pairs at the given positions."""
         # ParquetFile reads one field of a nested column; pq.read_table would read the sketches, too
         with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:
             table = file.read(columns=["position", "sketches.list.element.id"])
-        return dict(zip(table["position"].to_pylist(), _text_ids(table).to_pylist(), strict=True))
+        table = table.filter(pc.is_in(table["position"], pa.array(sorted(positions), pa.int32())))
+        return dict(zip(table["position"].to_pylist(), text_ids(table).to_pylist(), strict=True))
 
     def _candidates(self, run: Record, positions: set[int]) -> list[bytes]:
         """candidate_id of the pairs at the given positions of a run, in that order."""
@@ -248,65 +229,6 @@ class _Sequence:
         rows = self._stage.table(run, columns=["position", "candidate_id"], filters=[("position", "in", positions)])
         ids: list[bytes] = rows.sort_by("position")["candidate_id"].to_pylist()
         return ids
-
-
-def _image_rows(kept: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
-    """IMAGE_SCHEMA rows of the kept pairs of a block."""
-    leaders = [own[0] for own in decided.text_leaders.values()]
-    added = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
-    return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
-
-
-def _text_rows(block: Block, decided: Verdicts, placed: Placed, schema: pa.Schema) -> pa.Table:
-    """TEXT_SCHEMA, or PLACED_TEXT_SCHEMA, rows of a block's texts that lead from now on."""
-    texts = block.texts.take(decided.new_texts)
-    columns: dict[str, Any] = {"text": texts.columns()}
-    if "split" in schema.names:
-        split_of_text = placed.split_of_texts()
-        columns["split"] = pa.array([split_of_text[leader] for leader in rows_of(texts.ids)], pa.string())
-    return pa.table(columns)
-
-
-def _verdict_rows(table: pa.Table, decided: Verdicts, placed: Placed) -> pa.Table:
-    """VERDICT_SCHEMA rows of a block, of which some kept pairs may be dropped for their texts."""
-    split_at = dict(zip(decided.kept, placed.splits, strict=True))
-    leaders_at = dict(zip(decided.kept, placed.text_leaders, strict=True))
-    reasons = list(decided.reasons)
-    for number in placed.dropped:
-        reasons[decided.kept[number]] |= 1 << REASONS.index(DropReason.OTHER_SPLIT)
-    duplicate = decided.leader.any(axis=1)
-    columns = {
-        "position": table["position"],
-        "reasons": pa.array(reasons, pa.uint8()),
-        "leader": column_of(decided.leader),
-        "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
-        "known": pa.array(duplicate & (decided.place == HELD)),
-        "text_leaders": pa.array([leaders_at.get(row, []) for row in range(table.num_rows)], pa.list_(DIGEST)),
-        "split": pa.array([split_at.get(row) for row in range(table.num_rows)], pa.string()),
-    }
-    return pa.table(columns, schema=VERDICT_SCHEMA)
-
-
-def _copy_rows(table: pa.Table, decided: Verdicts) -> tuple[Any, pa.Table]:
-    """(run of the leader, COPY_SCHEMA row) of each copy of a leader of this build."""
-    rows = np.flatnonzero(decided.place >= 0)
-    place = decided.place[rows]  # of the leader: run << 32 | position
-    own = table.select(["texts", "sketches"]).take(pa.array(rows))
-    columns = {
-        "position": pa.array((place & 0xFFFFFFFF).astype(np.int32)),
-        "texts": own["texts"],
-        "text_ids": _text_ids(own),
-    }
-    return (place >> 32).astype(np.int32), pa.table(columns, schema=COPY_SCHEMA)
-
-
-def _text_ids(table: pa.Table) -> pa.Array:
-    """Ids of each row's texts, from its sketches."""
-    lists = table["sketches"].combine_chunks()
-    if not table.num_rows:
-        return pa.array([], pa.list_(DIGEST))
-    offsets = pc.subtract(lists.offsets, lists.offsets[0])  # to begin with 0, as `flatten` does
-    return pa.ListArray.from_arrays(offsets, lists.flatten().field("id"))
 
 
 def _without(rewrite: Rewrite) -> None:

@@ -199,7 +199,8 @@ def serve_stage(folder: Path, name: str, side: str, workers: int) -> None:
     totals: dict[str, int] = {}
     if name == "meet":
         for record in build.stage("meet").records():
-            totals["apart"] = totals.get("apart", 0) + record.counts["apart"]
+            what = "apart_texts" if record.partition.startswith("texts") else "apart"
+            totals[what] = totals.get(what, 0) + record.counts["apart"]
     cpu, gb = sum(own for own, _ in spent), max((own for _, own in spent), default=0.0)
     print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "counts": totals, "decisions": _decisions(build, name)}))
 
