@@ -39,7 +39,7 @@ class _Pandas:
             return None
         if self.hidden:
             raise ModuleNotFoundError(name, name=name)
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
@@ -62,7 +62,7 @@ def arrow_without_pandas() -> None:
     """
     if "pandas" not in sys.modules:
         hook = _Pandas()
-        sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, hook)
         try:
             pa.scalar(None)
         finally:
