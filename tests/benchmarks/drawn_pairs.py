@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import re
 import tarfile
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 PER_TAR = 10_000
-WORDS = re.findall("..", "故宫雪景高清图片北京城市夜景小猫睡觉草原骏马番茄炒蛋做法清晨阳光古镇江南水乡火车")
+_HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 3_000)]
+WORDS = ["".join(random.Random(number).choices(_HAN, k=2)) for number in range(20_000)]
 
 
 def drawn_spec(folder: Path, pairs: int, seed: int) -> Path:
