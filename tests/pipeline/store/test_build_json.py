@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, Running, StageResult
+from pipeline.store.build_json import Bounds, Cost, Running, StageResult
 
 
 def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
@@ -85,6 +86,31 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
     assert known["stages"]["fetch"]["cost"] == {"seconds": 2.0, "cpu_seconds": 1.5, "gpu_seconds": 1.0, "bytes": 200}
     assert known["cost"] == {"seconds": 4.0, "cpu_seconds": 3.0, "gpu_seconds": 2.0, "bytes": 400}
     assert known["running"] is None
+
+
+def test_what_build_json_holds_already_is_not_written_again(build):
+    """In an object store each writing is a request, and a build notes every stage."""
+    result = StageResult("crawl", False, 1, 1, 1.0, {"kept": 4}, Cost())
+    build_json.note(build, result)
+    file = Path(build.out) / "build.json"
+    first = file.stat()
+    build_json.note(build, result)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    build_json.note(build, replace(result, funnel={"kept": 5}))
+    assert build.folder.read_json("build.json")["stages"]["crawl"]["funnel"] == {"kept": 5}
+
+
+def test_a_stage_that_is_skipped_keeps_the_bounds_of_when_it_ran(build):
+    _commit(build, "0")
+    (record,) = build.stage("fetch").records()
+    bounds = Bounds.of([record], 0.25)
+    assert (bounds.driver_seconds, bounds.longest_seconds) == (0.25, record.seconds)
+    assert bounds.peak_bytes == record.peak_bytes
+    ran = StageResult("fetch", False, 1, 1, 2.0, {}, Cost(), bounds)
+    build_json.note(build, ran)
+    build_json.note(build, StageResult("fetch", True, 1, 0, 0.0, {}, Cost()))
+    stage = build.folder.read_json("build.json")["stages"]["fetch"]
+    assert (stage["seconds"], stage["bounds"]["driver_seconds"]) == (2.0, 0.25)
 
 
 def test_a_build_json_without_costs_is_still_read(build):
