@@ -32,7 +32,9 @@ def printable_line(text: str) -> str:
 
 def printable_json(text: str) -> str:
     """JSON of the same value in which such characters are escapes; JSON itself escapes those below U+0020."""
-    return text if text.isascii() else _OF_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return _OF_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _escape(found: re.Match[str]) -> str:

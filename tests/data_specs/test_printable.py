@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_specs.printable import printable, printable_json, printable_line
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202egpj.exe\u2066\r\x9b31m\nWARNING wenlan: all is well"
-ANY = st.text(st.characters() | st.sampled_from(EVIL + "\u2028\u061c\ud83d\x85"))
+ANY = st.text(st.characters() | st.sampled_from(EVIL + "\x7f\u2028\u061c\ud83d\x85"))
 
 
 def _obeyed(char: str) -> bool:
@@ -37,6 +37,7 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 
 def test_escapes_are_those_of_python_and_json() -> None:
     assert printable_line("\x1b[2J\u202e\n\x9b") == "\\x1b[2J\\u202e\\n\\x9b"
+    assert printable_json('["a\x7f"]') == '["a\\u007f"]', "ASCII has a control that JSON does not escape"
     assert printable("图\t片\n👨\u200d👩") == "图\t片\n👨\u200d👩", "joiners make emoji"
 
 
