@@ -66,8 +66,10 @@ class Boilerplate(TextFilter):
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         plain = even(whole)
-        if len(whole) <= LONGEST_WORD and self._drops_words and _NO_WORD.sub("", plain) in _words():
-            return Drop(DropReason.BOILERPLATE, whole)
+        if len(whole) <= LONGEST_WORD and self._drops_words:
+            word = plain if plain.isalpha() else _NO_WORD.sub("", plain)
+            if word in _words():
+                return Drop(DropReason.BOILERPLATE, whole)
         matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
         if not matches:
             return None

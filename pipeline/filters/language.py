@@ -45,7 +45,7 @@ class Language(TextFilter):
 
     def is_doubtful(self, text: str) -> bool:
         """Whether the script of a text does not prove it Chinese, and the text is long enough for a model."""
-        if len(text) < self.min_han or _SMALL_WORDS.search(text):
+        if len(text) < self.min_han or _has_codes(text, "gb2312") or _SMALL_WORDS.search(text):
             return False
         han = "".join(HAN.findall(text))
         if len(han) < self.min_han or not _has_codes(han, "shift_jis"):

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -77,7 +78,10 @@ class Lexicon(TextFilter):
         return identity
 
     def check(self, text: Text) -> Drop | None:
-        return _searcher(self._files, self.allow, self.min_letters).check(text.text)
+        return self.checker()(text)
+
+    def checker(self) -> Callable[[Text], Drop | None]:
+        return _searcher(self._files, self.allow, self.min_letters).check
 
     def _resolve(self, path: str) -> str:
         return within(self.base, path)
@@ -109,7 +113,8 @@ class _Searcher:
         self._words = AhoCorasick(self._bare)
         self._allowed = AhoCorasick(sorted({bare(word) for word in allow} - {""}))
 
-    def check(self, text: str) -> Drop | None:
+    def check(self, of: Text) -> Drop | None:
+        text = of.text
         letters = bare(text)
         matches = self._words.find_matches_as_indexes(letters, overlapping=True)
         if not matches:

@@ -30,6 +30,8 @@ class TextOrder:
     def sorted(self, candidate: Candidate) -> list[Text]:
         """The texts of a candidate, the one that should be its primary text first."""
         texts = candidate.texts
+        if len(texts) == 1:
+            return list(texts)
         titles = [at for at, text in enumerate(texts) if text.kind == "title"]
         by_title = titles[0] if self.sentences and titles and candidate.origin == candidate.page_url else 0
         ranked = []

@@ -19,6 +19,7 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -295,7 +296,7 @@ def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten
     here = range(at, min(at + CHUNK, len(texts)))
     faults: list[list[Drop]] = [[] for _ in here]
     for f in filters:
-        check, rewrite = f.check, f.rewrite
+        check, rewrite = f.checker(), f.rewrite
         for i in here:
             try:
                 fault = check(texts[i])
@@ -337,6 +338,9 @@ def _judged(
 
     cut: texts that were nothing but a template, each with the number of the texts before it.
     """
+    flawless = texts and not (cut or candidate.removed or candidate.text_rank or any(faults))
+    if flawless and _are_its_own(texts, candidate):
+        return candidate
     good: dict[str, Text] = {}
     failed, first = list[tuple[int, RemovedText]](), len(texts)
     for at, (text, own) in enumerate(zip(texts, faults, strict=True)):
@@ -357,6 +361,11 @@ def _judged(
         return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
+
+
+def _are_its_own(texts: Sequence[Text], candidate: Candidate) -> bool:
+    """Whether these are the candidate's texts as they were, in their order, as they mostly are."""
+    return len(texts) == len(candidate.texts) and all(map(operator.is_, texts, candidate.texts))
 
 
 def _capped(

@@ -20,9 +20,10 @@ import datetime
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
-from pipeline.texts.forms import even
+from pipeline.texts.forms import CHUNK, even
 
 Kind = Literal["id_card", "bank_card", "mobile", "landline", "email", "plate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -94,6 +95,7 @@ class Span:
     end: int
 
 
+@lru_cache(maxsize=4 * CHUNK)  # two filters ask, one of them twice
 def may_hold(text: str) -> bool:
     """Whether a text may hold any kind at all. False for most captions, by a single regular expression."""
     return _MAY_HOLD.search(even(text)) is not None

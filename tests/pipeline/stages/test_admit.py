@@ -57,6 +57,14 @@ def test_the_primary_text_is_the_first_of_the_spec_s_kinds():
     assert [t.kind for t in kept.texts] == ["surrounding", "alt", "caption"]
 
 
+def test_a_candidate_without_texts_is_dropped_and_an_earlier_rank_is_counted_anew():
+    bare = replace(candidate(), texts=())
+    assert reasons([bare]) == ["no_text"]
+    ranked = replace(candidate(), text_rank=3)  # by a build before this one
+    [kept], _ = admit([ranked], spec())
+    assert kept == candidate()
+
+
 def test_texts_that_fail_are_taken_off_and_the_others_stay():
     one = candidate(
         "http://i.test/a", ("caption", "IMG_1234.jpg"), ("alt", "  故宫\n雪景　图片 "), ("title", "a title in English")
