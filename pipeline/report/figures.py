@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.detectors import detector_ids
@@ -39,7 +40,10 @@ VOCABULARY = 1_000
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
-Numbers = npt.NDArray[np.float64]
+COLUMNS = ("texts", "width", "height", "image_size", "format", "image_url", "page_url")
+"""Columns of SHARD_SCHEMA that figures are made of."""
+
+Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int32]
 
 
 @dataclass
@@ -137,23 +141,24 @@ class Figures:
         self.top_words: Counter[str] = Counter()
         self.word_samples = 0
 
-    def add(self, rows: Sequence[dict[str, Any]], segmented: int) -> None:
-        """Count rows of SHARD_SCHEMA; only the first `segmented` primary texts are segmented into words."""
-        primary = [row["texts"][0]["text"] for row in rows]
-        self.characters.add([len(text) for text in primary])
-        self.han.add([min(han_share(text), 0.999) for text in primary])  # 100% belongs to the bin 90–100%
-        self.texts.add([len(row["texts"]) for row in rows])
-        self.short.add([min(row["width"], row["height"]) for row in rows])
-        self.long.add([max(row["width"], row["height"]) for row in rows])
-        self.aspect.add([row["width"] / row["height"] for row in rows])
-        self.bytes.add([row["image_size"] / 1_000 for row in rows])
-        for row in rows:
-            self.primary_kinds[row["texts"][0]["kind"]] += 1
-            self.kinds.update(text["kind"] for text in row["texts"])
-            self.formats[row["format"]] += 1
-            self.image_domains[domain(row["image_url"])] += 1
-            self.page_domains[domain(row["page_url"])] += bool(row["page_url"])
-        self._count_words(primary[:segmented])
+    def add(self, rows: pa.RecordBatch, segmented: int) -> None:
+        """Count rows of SHARD_SCHEMA (COLUMNS); only the first `segmented` primary texts are segmented into words."""
+        primary = pc.list_element(rows["texts"], 0)
+        texts = pc.struct_field(primary, "text").to_pylist()
+        self.characters.add([len(text) for text in texts])
+        self.han.add([min(han_share(text), 0.999) for text in texts])  # 100% belongs to the bin 90–100%
+        self.texts.add(pc.list_value_length(rows["texts"]).to_numpy())
+        width, height = rows["width"].to_numpy(), rows["height"].to_numpy()
+        self.short.add(np.minimum(width, height))
+        self.long.add(np.maximum(width, height))
+        self.aspect.add(width / height)
+        self.bytes.add(rows["image_size"].to_numpy() / 1_000)
+        self.primary_kinds.update(counted(pc.struct_field(primary, "kind")))
+        self.kinds.update(counted(pc.struct_field(pc.list_flatten(rows["texts"]), "kind")))
+        self.formats.update(counted(rows["format"]))
+        self.image_domains.update(domains(rows["image_url"]))
+        self.page_domains.update(domains(rows["page_url"].filter(pc.not_equal(rows["page_url"], ""))))
+        self._count_words(texts[:segmented])
         for counter in (self.image_domains, self.page_domains, self.top_words):
             trim(counter)
 
@@ -175,7 +180,7 @@ class Figures:
             ],
             "formats": [{"name": name, "count": n} for name, n in ranked(self.formats, 10)],
             "image_domains": [{"name": name, "count": n} for name, n in ranked(self.image_domains, DOMAINS)],
-            "page_domains": [{"name": name, "count": n} for name, n in ranked(self.page_domains, DOMAINS) if n],
+            "page_domains": [{"name": name, "count": n} for name, n in ranked(self.page_domains, DOMAINS)],
             "regions": [
                 {
                     "detector": name,
@@ -195,11 +200,10 @@ def collect(build: Build) -> dict[str, Any]:
     """Figures of all kept samples of a build, as report.json has them."""
     frames, detectors = Frames.of(build), detector_ids(build.spec)
     figures, words_per_shard = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(frames.shards)))
-    columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
     for part in frames.parts("samples"):
         remaining = words_per_shard
-        for batch in part.batches(columns, rows=5_000):
-            figures.add(batch.to_pylist(), remaining)
+        for batch in part.batches(COLUMNS, rows=5_000):
+            figures.add(batch, remaining)
             remaining = max(0, remaining - batch.num_rows)
     for detector in detectors:
         for batch in frames.batches(f"regions/{detector}", ["scores"]):
@@ -245,6 +249,23 @@ def trim(counter: Counter[str]) -> None:
         counter.update(dict(largest))
 
 
+def counted(values: pa.Array) -> dict[str, int]:
+    """How often each value occurs, in the order in which they occur first."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(values).to_pylist()}
+
+
+def domains(urls: pa.Array) -> Counter[str]:
+    """How often each host occurs, by `domain`, which looks once at URLs that begin alike."""
+    hosts: Counter[str] = Counter()
+    for start, count in counted(pc.replace_substring_regex(urls, _AFTER_HOST, r"\1")).items():
+        hosts[domain(start)] += count
+    return hosts
+
+
+_AFTER_HOST = r"(?s)^([^/?#]*//[^/?#]*).*$"
+"""A URL, and in a group what of it stands before the path: scheme and host."""
+
+
 def domain(url: str) -> str:
     """Host of a URL in lower case; "" if it has none."""
     try:
@@ -255,5 +276,5 @@ def domain(url: str) -> str:
 
 def han_share(text: str) -> float:
     """Share of Han characters among all characters but white space, 0 to 1."""
-    visible = sum(not c.isspace() for c in text)
+    visible = sum(map(len, text.split()))
     return len(HAN.findall(text)) / visible if visible else 0.0

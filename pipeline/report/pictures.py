@@ -110,11 +110,12 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
         # a known candidate that is itself the sample held, found again, is no copy
         sizes.update(copies.filter(pc.not_equal(copies["duplicate_of"], copies["id"]))["duplicate_of"].to_pylist())
         trim(sizes)
-        for row in table.to_pylist():
-            if row["reason"] in HIDDEN or takedowns.names(row):
-                choice.hidden += 1
-                continue
-            fates.setdefault(row["reason"], _Smallest(size)).offer(order_key(row["id"], build.spec.seed), row)
+        visible = _visible(table, takedowns)
+        choice.hidden += table.num_rows - visible.num_rows
+        for at, (reason, name) in enumerate(zip(*(visible[c].to_pylist() for c in ("reason", "id")), strict=True)):
+            smallest, key = fates.setdefault(reason, _Smallest(size)), order_key(name, build.spec.seed)
+            if smallest.takes(key):  # few rows of many
+                smallest.add(key, visible.slice(at, 1).to_pylist()[0])
     choice.sheet = [row for row in _balanced(fates, size) if row["fetch_id"] not in opted_out]
     choice.sizes = [duplicates + 1 for duplicates in sizes.values()]
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
@@ -123,8 +124,17 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     return choice
 
 
+def _visible(decisions: pa.Table, takedowns: Takedowns) -> pa.Table:
+    """The decisions whose picture may be shown."""
+    decisions = decisions.filter(pc.invert(pc.is_in(decisions["reason"], pa.array(sorted(HIDDEN)))))
+    if not takedowns.hashes:
+        return decisions
+    named = decisions.select(["fetch_id", "url", "page_url"]).to_pylist()
+    return decisions.filter(pa.array([not takedowns.names(row) for row in named], pa.bool_()))
+
+
 class _Smallest:
-    """Keeps the `count` rows with the smallest keys of all that are offered.
+    """Keeps the `count` rows with the smallest keys of all that are added.
 
     The heap holds (-key, -order of arrival, row): its smallest entry is the row to replace next, and among equal keys
     the earliest stays.
@@ -133,14 +143,19 @@ class _Smallest:
     def __init__(self, count: int) -> None:
         self._count = count
         self._heap: list[tuple[int, int, dict[str, Any]]] = []
-        self._offered = 0
+        self._added = 0
 
-    def offer(self, key: str, row: dict[str, Any]) -> None:
-        self._offered += 1
-        entry = (-int(key, 16), -self._offered, row)
+    def takes(self, key: str) -> bool:
+        """Whether a row with this key would be kept."""
+        return len(self._heap) < self._count or (self._count > 0 and -int(key, 16) > self._heap[0][0])
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        """Keep a row that `takes` takes."""
+        self._added += 1
+        entry = (-int(key, 16), -self._added, row)
         if len(self._heap) < self._count:
             heapq.heappush(self._heap, entry)
-        elif self._heap and entry[0] > self._heap[0][0]:
+        else:
             heapq.heapreplace(self._heap, entry)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from pipeline.records import (
     BOX_SCHEMA,
     DECISION_SCHEMA,
     DEDUP_SCHEMA,
+    FEATURE_SCHEMA,
     FETCH_SCHEMA,
     order_key,
     order_range,
@@ -116,6 +117,7 @@ def _partition(
 ) -> None:
     side = Image.open(io.BytesIO(jpegs[0])).size[0]
     fetched, kept, drops = [], [], dict[str, list[dict[str, Any]]]()
+    measured: dict[str, dict[str, Any]] = {}
     with build.stage("fetch").attempt(name) as attempt:
         with attempt.path("tar").open("wb") as file:
             tar = TarWriter(file)
@@ -135,18 +137,22 @@ def _partition(
                     offset, sha256, size = _place(tar, row["fetch_id"], _own(jpegs[i % len(jpegs)], i))
                 fetched.append(
                     {"fetch_id": row["fetch_id"], "image_url": row["image_url"], "ok": ok, "evidence": "",
-                     "reason": "" if ok else fate[1], "sha256": sha256 if ok else "",
+                     "reason": fate[1] if fate and not ok else "", "sha256": sha256 if ok else "",
                      "offset": offset if ok else -1, "size": size,
                      "fetched_at": "2026-01-01T00:00:00Z", "etag": "", "retry_after": ""}
                 )  # fmt: skip
+                if ok:
+                    measured[sha256] = _features(sha256, side, size)
                 if fate is None:
-                    kept.append({**row, **_features(sha256, side, size)})
+                    kept.append({**row, **measured[sha256]})
             tar.close()
         attempt.write_table("parquet", pa.Table.from_pylist(fetched, schema=FETCH_SCHEMA))
         _decide(attempt, drops.get("fetch", []))
         attempt.commit(_counts(here, drops, "fetch"))
     for stage in ("extract", "admit", "measure", "filter"):
         with build.stage(stage).attempt(name) as attempt:
+            if stage == "measure":
+                attempt.write_table("parquet", pa.Table.from_pylist(list(measured.values()), schema=FEATURE_SCHEMA))
             _decide(attempt, drops.get(stage, []))
             attempt.commit(_counts(here, drops, stage))
     rows = {split: [row for row in kept if row["split"] == split] for split in SPLITS}

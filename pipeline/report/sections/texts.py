@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.records import REMOVED
+from pipeline.report.figures import counted
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import templates
 from pipeline.store.build import Build
@@ -45,11 +47,11 @@ def primary(build: Build) -> tuple[Counter[str], Counter[str]]:
         with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
             columns = [name for name in ("texts", "text_rank") if name in file.schema_arrow.names]
             for batch in file.iter_batches(5_000, columns=columns):
-                for row in batch.to_pylist():
-                    kind = row["texts"][0]["kind"]
-                    kinds[kind] += 1
-                    fallbacks[kind] += bool(row.get("text_rank"))
-    return kinds, +fallbacks
+                primary = pc.struct_field(pc.list_element(batch["texts"], 0), "kind")
+                kinds.update(counted(primary))
+                if "text_rank" in columns:
+                    fallbacks.update(counted(primary.filter(pc.greater(batch["text_rank"], 0))))
+    return kinds, fallbacks
 
 
 def removed(build: Build) -> list[Values]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from urllib.parse import urlsplit
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.figures import Histogram, han_share, trim
+from pipeline.report.figures import Histogram, domains, han_share, trim
 from pipeline.texts.words import words_of
 
 
@@ -28,9 +32,28 @@ def test_words_and_han_share() -> None:
 
 
 def test_a_long_counter_keeps_its_larger_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    from collections import Counter
-
     monkeypatch.setattr("pipeline.report.figures.COUNTER_LIMIT", 4)
     counter = Counter({"a": 1, "b": 5, "c": 4, "d": 2, "e": 3})
     trim(counter)
     assert counter == {"b": 5, "c": 4}
+
+
+_URL = st.text(st.sampled_from("aB.中:/?#@[] \t\n1-") | st.characters(codec="utf-8"), max_size=30)
+
+
+@given(st.lists(_URL | _URL.map("http://".__add__), max_size=20))
+def test_hosts_are_counted_as_urllib_finds_them_in_each_url(urls: list[str]) -> None:
+    expected: Counter[str] = Counter()
+    for url in urls:
+        try:
+            expected[urlsplit(url).hostname or ""] += 1
+        except ValueError:
+            expected[""] += 1
+    assert domains(pa.array(urls, pa.string())) == expected
+
+
+@given(st.text())
+def test_the_share_of_han_leaves_white_space_out(text: str) -> None:
+    visible = [c for c in text if not c.isspace()]
+    assert han_share(text) == pytest.approx(han_share("".join(visible)))
+    assert bool(visible) or han_share(text) == 0
