@@ -179,8 +179,8 @@ def prepared(count: int, loose: dict[str, int]) -> Path:
         return folder
     print(f"making {count:,} files in {folder}", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    sys.path.append(str(ROOT / "tests"))
-    from fetched import Got, make
+    sys.path.insert(0, str(ROOT))
+    from tests.fetched import Got, make
 
     with ProcessPoolExecutor(PROCESSES) as pool:
         step = -(-count // (4 * PROCESSES))

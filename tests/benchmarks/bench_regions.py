@@ -36,7 +36,7 @@ def main() -> int:
     if not MODEL.exists():
         print(f"bench_regions needs {MODEL}", file=sys.stderr)
         return 1
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path.insert(0, str(ROOT))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one CPU for all that any library may start
     folder = Path(tempfile.mkdtemp(prefix="wenlan-bench-regions-"))
     try:
@@ -56,7 +56,7 @@ def main() -> int:
 
 def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
-    from fetched import Got, make
+    from tests.fetched import Got, make
     from harness import interleaved
 
     from pipeline.detectors import detectors_of
@@ -108,7 +108,7 @@ def boxes_of_many(rng: np.random.Generator, count: int) -> tuple[Any, Any, Any]:
 
 def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
-    from filtered import Shown, make
+    from tests.filtered import Shown, make
 
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of

@@ -49,8 +49,7 @@ def measured(count: int, name: str, most: float) -> dict[str, Figure]:
 
 def opened(folder: Path) -> dict[str, Figure]:
     """Seconds from asking for the page until its filter has answered."""
-    sys.path.append(str(ROOT / "tests"))
-    import browser
+    from tests import browser
 
     if browser.CHROMIUM is None:
         print("there is no Chromium here: how soon the page can be used is left out", file=sys.stderr)

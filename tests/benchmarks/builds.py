@@ -200,7 +200,7 @@ def _candidate(i: int, key: str, dice: random.Random) -> dict[str, Any]:
         "order_key": key, "candidate_id": sha256_hex(source, str(i), url), "fetch_id": sha256_hex(url),
         "source": source, "source_kind": "library", "origin": str(i), "page_url": page, "image_url": url,
         "texts": [{"kind": "alt", "text": text, "original": ""}], "row": i,
-        "text_leaders": [sha256_hex(text)], "fetched_at": "2026-01-01T00:00:00Z",
+        "text_rank": 0, "text_leaders": [sha256_hex(text)], "fetched_at": "2026-01-01T00:00:00Z",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from pipeline.cluster import Cluster
 from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from pipeline.store.progress import Silent
 from pipeline.store.store import Store
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
@@ -59,13 +60,19 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
     return build
 
 
-class Memory:
-    """The largest resident memory of any Ray worker below this process, MB, as the kernel kept it (VmHWM)."""
+class Memory(Silent):
+    """The largest resident memory of any Ray worker below this process, MB, as the kernel kept it (VmHWM).
+
+    It is told how far the stage is, and looks each time.
+    """
 
     def __init__(self) -> None:
         self.peak = 0.0
 
-    def look(self, *_: object) -> None:
+    def update(self, figures: object) -> None:
+        self.look()
+
+    def look(self) -> None:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, StopIteration):
                 if (folder / "cmdline").read_bytes().startswith(b"ray::") and os.getpid() in _above(int(folder.name)):
@@ -93,7 +100,7 @@ def main() -> None:
             build = begun(f"{number}", urls[at : at + size], job)
             at += size
             start = time.perf_counter()
-            result = run._run_stage(build, "fetch", cluster, memory.look, True)
+            result = run._run_stage(build, "fetch", cluster, memory, True)
             seconds = time.perf_counter() - start
             memory.look()
             reasons: dict[str, int] = {}
