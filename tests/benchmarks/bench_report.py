@@ -27,9 +27,9 @@ OPENED = 5
 def main() -> int:
     if "--serve" in sys.argv:
         return serve(Path(sys.argv[sys.argv.index("--serve") + 1]), int(sys.argv[-1]))
-    figures = measured(100_000, "100k", 30.0)
+    figures = measured(100_000, "100k", 6.0)
     if not quick(__doc__ or ""):
-        figures |= measured(1_000_000, "1m", 180.0)
+        figures |= measured(1_000_000, "1m", 15.0)
     return report(figures)
 
 
@@ -55,7 +55,7 @@ def opened(folder: Path) -> dict[str, Figure]:
         print("there is no Chromium here: how soon the page can be used is left out", file=sys.stderr)
         return {}
     path = folder / "build/report/index.html"
-    shown = "[...document.querySelectorAll('#sheet > li')].filter(n => n.offsetParent !== null).length"
+    shown = "[...document.querySelectorAll('#sheet .sample')].filter(n => n.offsetParent !== null).length"
     choose = "n.value = 'kept'; n.dispatchEvent(new Event('input', {bubbles: true}));"
 
     async def use(page: Any) -> float:
