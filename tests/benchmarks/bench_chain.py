@@ -16,16 +16,17 @@ finds equal hashes only, and cannot go on where it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -94,7 +95,8 @@ def both(folder: Path, port: int, count: int) -> tuple[tuple[float, float], tupl
     answer = json.loads(said.splitlines()[-1])
     stages = {stage["name"]: stage for stage in answer["stages"]}
     assert answer["published"], answer
-    assert stages["fetch"]["funnel"]["kept"] == count, answer
+    fetched = stages["fetch"]["funnel"]
+    assert fetched["kept"] == fetched["seen"] > 0.99 * count, fetched  # a few captions are dropped before
     spent = {name: (s["seconds"], s["cost"]["cpu_seconds"]) for name, s in stages.items() if s["partitions"]}
     print(f"ours: {ours[0]:.1f} s, CPU {ours[1]:.1f} s, {sum(answer['samples'].values()):,} samples", file=sys.stderr)
     print("    seconds, CPU:", ", ".join(f"{n} {w:.1f}, {c:.1f}" for n, (w, c) in spent.items()), file=sys.stderr)
@@ -146,26 +148,64 @@ def timed(command: Sequence[str], folder: Path) -> tuple[tuple[float, float], st
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
     if command[0] != sys.executable:  # the peers see nothing of ours
         del environment["PYTHONPATH"]
-    ours_before, before, start = _children(), _cpu(), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-    wall = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stdout[-1000:]} {done.stderr[-3000:]}")
-    until = time.monotonic() + LEFT_BEHIND_S
-    while time.monotonic() < until and (left := _children() - ours_before):
-        for process in left:
-            os.waitpid(process, os.WNOHANG)
-        time.sleep(0.05)
-    return (wall, _cpu() - before), done.stdout
+    before = _below()
+    with _Used() as used:
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+        wall = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stdout[-1000:]} {done.stderr[-3000:]}")
+        until = time.monotonic() + LEFT_BEHIND_S
+        while time.monotonic() < until and _below().keys() - before.keys():
+            for process in _below().keys() - before.keys():
+                with contextlib.suppress(ChildProcessError):  # it is nobody's yet that waits for it
+                    os.waitpid(process, os.WNOHANG)
+            time.sleep(0.05)
+    return (wall, used.seconds()), done.stdout
 
 
-def _children() -> set[int]:
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+class _Used(threading.Thread):
+    """CPU seconds of all processes that begin below this one within the block, as they were seen last.
+
+    Looked at ten times a second: what a process that ends had used is known to nobody else, since Ray's node does not
+    wait for its workers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._before, self._seen, self._ended = _below(), dict[int, float](), threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.1):
+            self._seen.update(_below())
+
+    def __enter__(self) -> _Used:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def seconds(self) -> float:
+        return sum(seconds for process, seconds in self._seen.items() if process not in self._before)
 
 
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _below() -> dict[int, float]:
+    """CPU seconds of every process below this one, by its id."""
+    parents, used = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            values = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            parents[int(folder.name)] = int(values[1])
+            used[int(folder.name)] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+
+    def is_below(pid: int) -> bool:
+        while pid not in (0, 1, os.getpid()):
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return {pid: seconds for pid, seconds in used.items() if pid != os.getpid() and is_below(pid)}
 
 
 def pictures(root: Path, count: int) -> list[str]:

@@ -56,7 +56,6 @@ def main() -> int:
 
 def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
-    from tests.fetched import Got, make
     from harness import interleaved
 
     from pipeline.detectors import detectors_of
@@ -65,6 +64,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from pipeline.stages import dedup, detect, filter, lead, measure, rank
     from pipeline.store.images import partition_images
     from pipeline.store.store import Store
+    from tests.fetched import Got, make
 
     files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
     images = [Got(f"http://img.test/{i}.jpg", data, (f"第{i}张图",)) for i, data in enumerate(files)]
@@ -108,11 +108,10 @@ def boxes_of_many(rng: np.random.Generator, count: int) -> tuple[Any, Any, Any]:
 
 def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
-    from tests.filtered import Shown, make
-
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of
     from pipeline.stages import dedup, detect, lead, rank
+    from tests.filtered import Shown, make
 
     shown = [Shown(f"{i}", i, (f"第{i}张图片的说明{i * 7919}",)) for i in range(count)]
     build = make(folder / "many", shown, 1, regions={"detectors": [{"name": "onnx", "weights": str(MODEL)}]})
