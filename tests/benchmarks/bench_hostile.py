@@ -29,6 +29,8 @@ from loopback import PEER, ROOT, missing
 sys.path.insert(0, str(ROOT))  # for tests.odd_site
 
 TIMEOUT_S = 4.0
+WHOLE = "00000-of-00001"
+"""The one partition of the fetch."""
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
 TABLE |= {"columns": {"texts": {"caption": "c"}}}  # never read: admit is written by the benchmark
 FETCHED = {
@@ -178,7 +180,7 @@ def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}
     fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
     spec = BuildSpec.model_validate({**fields, "fetch": {"retries": 0}})
-    marks = {name: name[:1] * 64 for name in ("crawl", "admit", "fetch")}
+    marks = {name: name[:1] * 64 for name in ("crawl", "extract", "admit", "fetch")}
     return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks, stages=STAGES)
 
 
@@ -191,13 +193,13 @@ def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
         build = build_of(out, [TABLE], allow)
         rows = [Candidate("t", "library", url, "", url, (Text("caption", "一张图片"),)) for url in urls]
-        with build.stage("admit").attempt("all") as attempt:
+        with build.stage("admit").attempt(WHOLE) as attempt:
             attempt.write_table("parquet", candidate_rows(rows, 0))
             attempt.commit({"seen": len(rows), "kept": len(rows), "dropped": 0})
         start = time.perf_counter()
-        fetch.run_partition(build, "all")
+        fetch.run_partition(build, WHOLE)
         seconds = time.perf_counter() - start
-        table = build.stage("fetch").table(build.stage("fetch").record("all")).to_pylist()
+        table = build.stage("fetch").table(build.stage("fetch").record(WHOLE)).to_pylist()
         return seconds, {row["image_url"]: row["reason"] for row in table}
 
 
