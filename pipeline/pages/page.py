@@ -30,7 +30,7 @@ import bisect
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ MAX_SRCSET = 10_000
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
+_COPIES = frozenset((*_LAZY, *SRCSETS))
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -80,11 +81,11 @@ _POINTER = re.compile(
     r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
 )
 """What only points at a picture."""
-_REFERS = re.compile(
-    r"^(?:[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如)"
-    r"|[详詳][情细細]?[见見]|[参參][见見考阅閱看]"
+_REFERS_BACK = re.compile(
+    r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
-_SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
+_REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
+_SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
@@ -178,7 +179,7 @@ class _Lookup:
                 images = self._images_of.setdefault(figure, {})
                 images[row] = len(images)
         for i, block in enumerate(walk.blocks):
-            if block.is_caption and block.text():
+            if (block.caption or block.titles) and block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
 
@@ -224,10 +225,12 @@ class _Lookup:
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        said = len(_HAN.findall(sentence))
+        said = len(_HAN.findall(sentence[:64]))  # most sentences are longer than what is asked for
+        if said < MIN_SENTENCE + POINTER and len(sentence) > 64:
+            said = len(_HAN.findall(sentence))
         if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
             said = len(_HAN.findall(_POINTER.sub("", sentence)))
-        if said < MIN_SENTENCE or _REFERS.search(sentence):
+        if said < MIN_SENTENCE or _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 
@@ -259,14 +262,15 @@ class _Lookup:
             return ""
         if not _LETTER.search(before):
             if _LETTER.search(after):
-                return _sentences(after[:MAX_SURROUNDING])[0]
+                return next(_sentences(after[:MAX_SURROUNDING]), "")
             at = place.block - 1
             while at > 0 and at not in self._with_image and not self.blocks[at].length:
                 at -= 1
             if at < 0 or at in self._with_image or self.blocks[at].furniture or self.blocks[at].is_caption:
                 return ""
             before = self.blocks[at].text()
-        return _sentences(before[-MAX_SURROUNDING:])[-1]
+        *_, last = ("", *_sentences(before[-MAX_SURROUNDING:]))
+        return last
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
@@ -292,9 +296,15 @@ class _Lookup:
         return ""
 
 
-def _sentences(text: str) -> list[str]:
-    """The sentences of a text with their marks, at least one."""
-    return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())] or [""]
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a text with their marks."""
+    at = 0
+    for mark in _SENTENCE_END.finditer(text):
+        if sentence := text[at : mark.end()].strip():
+            yield sentence
+        at = mark.end()
+    if sentence := text[at:].strip():
+        yield sentence
 
 
 def _is_caption_line(text: str) -> bool:
@@ -321,9 +331,12 @@ def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> s
     `sources` are the srcsets of the <picture> around it.
     """
     src = attributes.get("src", "").strip()
-    lazy = [url for name in _LAZY if name in attributes and (url := attributes[name].strip())]
-    sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
-    real = [url for url in [*lazy, *sets, src] if _is_address(url)]
+    if _COPIES.isdisjoint(attributes):
+        real = [src] if _is_address(src) else []
+    else:
+        lazy = [url for name in _LAZY if name in attributes and (url := attributes[name].strip())]
+        sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
+        real = [url for url in [*lazy, *sets, src] if _is_address(url)]
     if not real:
         real = [url for srcset in sources if (url := _largest(srcset)) and _is_address(url)]
     return real[0] if real else src
