@@ -36,7 +36,7 @@ from typing import Any
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
-from pipeline.pages.head import MAX_TAGS, Meta, headline_of
+from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -76,6 +76,7 @@ _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:�
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+_MANY_HAN = re.compile(f"(?:[^{_HAN.pattern[1:-1]}]*{_HAN.pattern}){{{MIN_SENTENCE + POINTER}}}")
 _POINTER = re.compile(
     r"(?:最终|最終|具体)?(?:效果|结果|結果|界面|截图)?"
     r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
@@ -121,8 +122,8 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     """
     tree = bounds.tree_of(html)
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
-    meta = Meta.of(tree)
-    linked = linked_data.read(tree)
+    elements = elements_of(tree)
+    meta, linked = Meta.of(tree, elements), linked_data.read(elements["script"])
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
     if body is not None:
@@ -225,12 +226,13 @@ class _Lookup:
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        said = len(_HAN.findall(sentence[:64]))  # most sentences are longer than what is asked for
-        if said < MIN_SENTENCE + POINTER and len(sentence) > 64:
+        if not _MANY_HAN.match(sentence):  # a longer one says enough beside any pointer
             said = len(_HAN.findall(sentence))
-        if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
-            said = len(_HAN.findall(_POINTER.sub("", sentence)))
-        if said < MIN_SENTENCE or _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
+            if said >= MIN_SENTENCE:
+                said = len(_HAN.findall(_POINTER.sub("", sentence)))
+            if said < MIN_SENTENCE:
+                return ""
+        if _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 

@@ -331,7 +331,7 @@ class Walk:
 
     def text(self) -> str:
         """All running text of the page, cleaned."""
-        return clean(" ".join(block.joined() for block in self.blocks))
+        return clean(" ".join([block.joined() for block in self.blocks if block.parts]))
 
     def _enter(self, at: int, kind: _Kind) -> _Opened:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
