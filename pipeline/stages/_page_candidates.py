@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,10 +26,12 @@ from pipeline.pages import bounds, first_look
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture, sha256_hex
-from pipeline.sources import PageSource
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web import policy
+
+if TYPE_CHECKING:
+    from pipeline.sources import PageSource
 
 Entries = list[Candidate | Decision]
 Reading = tuple[Entries, str | None]
@@ -321,4 +323,4 @@ def _is_no_number() -> np.ndarray[Any, np.dtype[np.bool_]]:
 def wording_of(text: str) -> str:
     """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
     units = np.frombuffer(text[:100_000].encode("utf-16-le", "surrogatepass"), "<u2")
-    return hashlib.blake2b(units[_is_no_number()[units]].tobytes(), digest_size=8).hexdigest()
+    return hashlib.sha256(units[_is_no_number().take(units)]).hexdigest()[:16]
