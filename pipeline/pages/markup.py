@@ -35,8 +35,8 @@ def pieces_of(html: str) -> tuple[list[str], list[str]]:
         html = _without_raw(html)
     if "<template" in html:
         html = _without_templates(html)
-    if html.count("<") == html.count(">"):  # then each `>` ends the tag that the `<` before it began
-        parts = html.replace(">", "<").split("<")
+    parts = html.replace(">", "<").split("<")
+    if len(parts) == 2 * html.count("<") + 1:  # as many `>`: each ends the tag that the `<` before it began
         return parts[1::2], parts[2::2]
     whole: list[str] = []  # names of tags and attributes may hold a `<`
     for piece in html.split("<")[1:]:

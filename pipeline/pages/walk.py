@@ -99,6 +99,10 @@ class Block:
     def near(self, offset: int) -> tuple[str, str]:
         """Up to MAX_NEAR characters of text before and after a position in the block, cleaned."""
         joined = self.joined()
+        if not offset and len(joined) <= MAX_NEAR:  # most images stand before the text of their block, or behind it
+            return "", self.text()
+        if offset == len(joined) <= MAX_NEAR:
+            return self.text(), ""
         return clean(joined[max(0, offset - MAX_NEAR) : offset]), clean(joined[offset : offset + MAX_NEAR])
 
     def joined(self) -> str:
@@ -142,6 +146,7 @@ class _Kind(NamedTuple):
     void: bool  # it has no content, and no end tag
     plain: bool  # none of the above but `block` and `void`
     quiet: bool  # within furniture it changes nothing, but that it may be a block
+    counts: bool  # how many of its sort are open matters for the elements inside it
 
 
 _HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
@@ -170,11 +175,13 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         void=tag in _VOID or tag[:1] in ("!", "?"),
         plain=False,
         quiet=False,
+        counts=False,
     )
     matters = kind.figure or kind.caption or kind.titles or kind.silent  # within furniture too
     plain = not (matters or kind.counted or any(kind[1:5]) or kind.heading)
     quiet = not (matters or kind.void or kind.counted in ("picture", "noscript"))
-    return kind._replace(plain=plain, quiet=quiet)
+    counts = kind.article or kind.caption or kind.titles or kind.counted != ""
+    return kind._replace(plain=plain, quiet=quiet, counts=counts)
 
 
 _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_BLOCK, _OTHER = range(9)
@@ -396,13 +403,14 @@ class Walk:
 
     def _count_in(self, opened: _Opened, by: int) -> None:
         kind = opened.kind
-        self._article += by * kind.article
         self._furniture += by * opened.furniture
-        self._caption += by * kind.caption
-        self._titles += by * kind.titles
-        self._captions = self._caption + self._titles
-        if kind.counted:
-            self._inside[kind.counted] += by
+        if kind.counts:
+            self._article += by * kind.article
+            self._caption += by * kind.caption
+            self._titles += by * kind.titles
+            self._captions = self._caption + self._titles
+            if kind.counted:
+                self._inside[kind.counted] += by
 
     def _break(self) -> Block:
         """End the current block and begin an empty one."""

@@ -226,7 +226,7 @@ def _images(
     places: dict[str, _Place] = {}  # by canonical URL
     for image in page.images:
         bare, userinfo = split_userinfo(image.url) if "@" in image.url else (image.url, "")
-        image = replace(image, url=bare) if userinfo else image
+        image = image._replace(url=bare) if userinfo else image
         row = image.row if image.row >= 0 else len(page.images)
         fault = _fault(image, base)
         if isinstance(fault, str) and fault not in places:
