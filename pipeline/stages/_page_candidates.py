@@ -323,4 +323,4 @@ def _is_no_number() -> np.ndarray[Any, np.dtype[np.bool_]]:
 def wording_of(text: str) -> str:
     """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
     units = np.frombuffer(text[:100_000].encode("utf-16-le", "surrogatepass"), "<u2")
-    return hashlib.sha256(units[_is_no_number().take(units)]).hexdigest()[:16]
+    return hashlib.sha256(units[_is_no_number().take(units)].tobytes()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+from urllib.parse import urljoin
 
 import pytest
 from hypothesis import example, given

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from selectolax.lexbor import LexborHTMLParser
+
+from pipeline.pages.head import elements_of
 from pipeline.pages.page import parse
 from tests.parsed import texts
 
@@ -47,7 +50,9 @@ def test_head_gives_abstract_robots_base_and_the_page_image():
 
 
 def test_elements_of_the_head_are_found_anywhere_but_in_templates():
-    html = "<title>a</title><body><svg><title>b</title></svg><template><meta name=x></template><p><meta name=y><a rel=z>"
+    html = (
+        "<title>a</title><body><svg><title>b</title></svg><template><meta name=x></template><p><meta name=y><a rel=z>"
+    )
     found = elements_of(LexborHTMLParser(html + "<a>c</a><script>1</script><base href=d>"))
     assert {tag: [node.html for node in nodes] for tag, nodes in found.items()} == {
         "meta": ['<meta name="y">'],

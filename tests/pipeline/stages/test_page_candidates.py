@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate, Capture, Decision
 from pipeline.stages import _page_candidates as page_candidates
 from pipeline.stages._page_candidates import extract_page, wording_of
 from tests.captured import URL, capture
