@@ -66,12 +66,15 @@ def canonical_url(url: str, base: str = "") -> str:
         raise ValueError("empty address")
     if len(url) > MAX_WRITTEN:
         raise ValueError(f"address of {len(url)} characters")
-    relative = _PLAINLY_RELATIVE.fullmatch(url) if _PLAINLY_CANONICAL.fullmatch(base) else None
-    if relative is not None:  # what urljoin would answer, without its general case
-        *folders, _ = base.split("/")[3:]  # after scheme, empty part and host; the last part is the page itself
+    relative = _PLAINLY_RELATIVE.fullmatch(url)
+    place = _plain_place(base) if relative is not None and len(base) <= MAX_URL else None
+    if relative is not None and place is not None:  # what urljoin would answer, without its general case
+        host, folders = place
         # "../" has three characters; a slash leads up to the host
         up, path = len(folders) if relative[1] == "/" else len(relative[1]) // 3, relative[2]
-        url = "/".join([*base.split("/")[:3], *folders[: max(0, len(folders) - up)], path])
+        url = "/".join((host, *folders[: max(0, len(folders) - up)], path))
+        if len(url) <= MAX_URL:  # of plain parts
+            return url
     elif base:
         url = urljoin(base, url)
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
@@ -91,6 +94,15 @@ def canonical_url(url: str, base: str = "") -> str:
     if len(canonical) > MAX_URL:
         raise ValueError(f"address of {len(canonical)} characters")
     return canonical
+
+
+@functools.lru_cache(maxsize=1024)  # the addresses on a page have one base
+def _plain_place(base: str) -> tuple[str, tuple[str, ...]] | None:
+    """(scheme and host, folders) of an address that is canonical at first sight, else None."""
+    if not _PLAINLY_CANONICAL.fullmatch(base):
+        return None
+    scheme, empty, host, *folders, _ = base.split("/")  # the last part is the page itself
+    return f"{scheme}/{empty}/{host}", tuple(folders)
 
 
 def _canonical(parts: SplitResult) -> str:

@@ -46,10 +46,9 @@ class DomWalk(Walk):
 
     def _add(self, text: str) -> None:
         block = self._block
-        if block.parts:
-            block.parts.append(text)
-        else:
-            self._begin(text)
+        if not block.parts:
+            self._filled, block.furniture, block.figures = True, self._furniture > 0, tuple(self._figures)
+        block.parts.append(text)
         block.caption = block.caption or self._caption > 0
         block.titles = block.titles or self._titles > 0
 

@@ -14,6 +14,8 @@ import re
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _NO_HAN_BEGINS = bytes(set(range(256)) - set(range(0xE3, 0xEA)) - {0xF0})
 """Bytes of UTF-8 with which the encoding of no Han character begins. Deleting them is much faster than a search."""
+_PART = 1 << 14
+"""Bytes that are looked at at a time: a Chinese page is known by its first ones."""
 _REFERENCE = re.compile("&#0*(?:[1-9][0-9]{4}|[xX]0*(?:[3-9a-fA-F][0-9a-fA-F]{3}|[1-9a-fA-F][0-9a-fA-F]{4}))")
 """A numeric character reference to what may be a Han character: from U+3000, if decimal from U+2710."""
 _ESCAPE = re.compile(r"\\u(?:[3-9][0-9a-fA-F]|[dD][89abAB])[0-9a-fA-F]{2}")
@@ -27,7 +29,8 @@ def is_without_han(html: str, encoded: bytes | None = None) -> bool:
     """Whether no Han character can be on a page, however it is written. encoded: the page in UTF-8, if at hand."""
     if not html.isascii():
         encoded = html.encode("utf-8", "replace") if encoded is None else encoded
-        if encoded.translate(None, _NO_HAN_BEGINS) and _HAN.search(html):
+        begun = (encoded[at : at + _PART].translate(None, _NO_HAN_BEGINS) for at in range(0, len(encoded), _PART))
+        if any(begun) and _HAN.search(html):
             return False
     if "&#" in html and _REFERENCE.search(html):
         return False

@@ -39,11 +39,12 @@ class Meta:
     reserved: bool
 
     @classmethod
-    def of(cls, tree: Any) -> Meta:
+    def of(cls, tree: Any, elements: dict[str, list[Any]]) -> Meta:
+        """elements: `elements_of` the page."""
         content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
         robots: list[str] = []
         tags: list[str] = []
-        for node in tree.tags("meta"):  # by name: a tenth of what a selector costs
+        for node in elements["meta"]:
             attributes = node.attributes
             name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
             content = attributes.get("content") or ""
@@ -55,10 +56,10 @@ class Meta:
                 tags.append(content)
             elif name:
                 content_of.setdefault(name, content.strip())
-        base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
-        root, title = tree.root, next(iter(tree.tags("title")), None)
+        base = next((node for node in elements["base"] if "href" in node.attributes), None)
+        root, title = tree.root, next(iter(elements["title"]), None)
         name_of_page = clean(title.text()) if title is not None else ""
-        marked = [node for node in tree.css("a[rel]") if "tag" in (node.attributes.get("rel") or "").split()]
+        marked = [node for node in elements["a"] if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
@@ -72,6 +73,15 @@ class Meta:
             tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
             reserved=content_of.get("tdm-reservation", "") == "1",
         )
+
+
+def elements_of(tree: Any) -> dict[str, list[Any]]:
+    """The elements that tell of a page as a whole, by their tag, in the page's order. One search visits all nodes once,
+    which is most of what a search costs."""
+    elements: dict[str, list[Any]] = {"meta": [], "base": [], "title": [], "script": [], "a": []}
+    for node in tree.css("meta,base,title,script,a[rel]"):
+        elements[node.tag].append(node)
+    return elements
 
 
 def headline_of(headlines: list[str], meta: Meta, linked: str) -> str:

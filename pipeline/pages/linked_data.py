@@ -7,6 +7,7 @@ between objects (`@id`) are not followed.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,12 @@ class LinkedData:
     images: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read(tree: Any) -> LinkedData:
-    """Read the `script` elements of a page (selectolax) that hold JSON-LD. Never fails."""
+def read(scripts: Iterable[Any]) -> LinkedData:
+    """Read those of a page's `script` elements (selectolax) that hold JSON-LD. Never fails."""
     data = LinkedData()
     budget = [MAX_NODES]  # shared by all scripts of the page
-    scripts = [n for n in tree.tags("script") if (n.attributes.get("type") or "").lower() == "application/ld+json"]
-    for node in scripts[:MAX_SCRIPTS]:
+    linked = [n for n in scripts if (n.attributes.get("type") or "").lower() == "application/ld+json"]
+    for node in linked[:MAX_SCRIPTS]:
         text = node.text() or ""
         if len(text) <= MAX_BYTES:
             try:

@@ -25,25 +25,27 @@ _TEMPLATE = re.compile("<(/?)template(?=[ >])")
 _ATTRIBUTE = re.compile(r' (=?[^\t\n\f\r />=]*)="([^"]*)"')
 
 
-def pieces_of(html: str) -> list[str]:
-    """The tags of an element as lexbor writes it, each up to its `>` and followed by the text up to the next one.
+def pieces_of(html: str) -> tuple[list[str], list[str]]:
+    """The tags of an element as lexbor writes it, each without its `<` and `>`, and the texts behind them.
 
-    `<p>a<br>b</p>c` is `["p>a", "br>b", "/p>c"]`. Text and values of attributes are escaped: see `unescaped`.
+    `<p>a<br>b</p>c` is `["p", "br", "/p"]` and `["a", "b", "c"]`. Texts and values of attributes are escaped: see
+    `unescaped`.
     """
     if _RAW.search(html):
         html = _without_raw(html)
     if "<template" in html:
         html = _without_templates(html)
-    pieces = html.split("<")[1:]
-    if len(pieces) == html.count(">"):
-        return pieces
+    parts = html.replace(">", "<").split("<")
+    if len(parts) == 2 * html.count("<") + 1:  # as many `>`: each ends the tag that the `<` before it began
+        return parts[1::2], parts[2::2]
     whole: list[str] = []  # names of tags and attributes may hold a `<`
-    for piece in pieces:
+    for piece in html.split("<")[1:]:
         if whole and ">" not in whole[-1]:
             whole[-1] += "<" + piece
         else:
             whole.append(piece)
-    return whole
+    cut = [piece.partition(">") for piece in whole]
+    return [tag for tag, _, _ in cut], [text for _, _, text in cut]
 
 
 def unescaped(text: str) -> str:
@@ -69,7 +71,10 @@ def value_of(tag: str, name: str) -> str:
 
 def attributes_of(tag: str) -> dict[str, str]:
     """All attributes of a tag, names in lower case."""
-    return {name.lower(): unescaped(value) for name, value in _ATTRIBUTE.findall(tag)}
+    found = _ATTRIBUTE.findall(tag)
+    if "&" in tag:
+        return {name.lower(): unescaped(value) for name, value in found}
+    return {name.lower(): value for name, value in found}
 
 
 def _without_raw(html: str) -> str:

@@ -30,13 +30,13 @@ import bisect
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
-from pipeline.pages.head import MAX_TAGS, Meta, headline_of
+from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -71,26 +71,27 @@ MAX_SRCSET = 10_000
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
+_COPIES = frozenset((*_LAZY, *SRCSETS))
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+_MANY_HAN = re.compile(f"(?:[^{_HAN.pattern[1:-1]}]*{_HAN.pattern}){{{MIN_SENTENCE + POINTER}}}")
 _POINTER = re.compile(
     r"(?:最终|最終|具体)?(?:效果|结果|結果|界面|截图)?"
     r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
 )
 """What only points at a picture."""
-_REFERS = re.compile(
-    r"^(?:[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如)"
-    r"|[详詳][情细細]?[见見]|[参參][见見考阅閱看]"
+_REFERS_BACK = re.compile(
+    r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
-_SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
+_REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
+_SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
 
-@dataclass(frozen=True, slots=True)
-class PageImage:
+class PageImage(NamedTuple):
     """An image of a page. `url` is as written; `attributes` are those of its element, with names in lower case."""
 
     row: int  # position among the page's images; -1 for og:image and JSON-LD
@@ -120,8 +121,8 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     """
     tree = bounds.tree_of(html)
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
-    meta = Meta.of(tree)
-    linked = linked_data.read(tree)
+    elements = elements_of(tree)
+    meta, linked = Meta.of(tree, elements), linked_data.read(elements["script"])
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
     if body is not None:
@@ -178,7 +179,7 @@ class _Lookup:
                 images = self._images_of.setdefault(figure, {})
                 images[row] = len(images)
         for i, block in enumerate(walk.blocks):
-            if block.is_caption and block.text():
+            if (block.caption or block.titles) and block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
 
@@ -224,10 +225,13 @@ class _Lookup:
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        said = len(_HAN.findall(sentence))
-        if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
-            said = len(_HAN.findall(_POINTER.sub("", sentence)))
-        if said < MIN_SENTENCE or _REFERS.search(sentence):
+        if not _MANY_HAN.match(sentence):  # a longer one says enough beside any pointer
+            said = len(_HAN.findall(sentence))
+            if said >= MIN_SENTENCE:
+                said = len(_HAN.findall(_POINTER.sub("", sentence)))
+            if said < MIN_SENTENCE:
+                return ""
+        if _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 
@@ -259,14 +263,15 @@ class _Lookup:
             return ""
         if not _LETTER.search(before):
             if _LETTER.search(after):
-                return _sentences(after[:MAX_SURROUNDING])[0]
+                return next(_sentences(after[:MAX_SURROUNDING]), "")
             at = place.block - 1
             while at > 0 and at not in self._with_image and not self.blocks[at].length:
                 at -= 1
             if at < 0 or at in self._with_image or self.blocks[at].furniture or self.blocks[at].is_caption:
                 return ""
             before = self.blocks[at].text()
-        return _sentences(before[-MAX_SURROUNDING:])[-1]
+        *_, last = ("", *_sentences(before[-MAX_SURROUNDING:]))
+        return last
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
@@ -292,9 +297,15 @@ class _Lookup:
         return ""
 
 
-def _sentences(text: str) -> list[str]:
-    """The sentences of a text with their marks, at least one."""
-    return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())] or [""]
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences of a text with their marks."""
+    at = 0
+    for mark in _SENTENCE_END.finditer(text):
+        if sentence := text[at : mark.end()].strip():
+            yield sentence
+        at = mark.end()
+    if sentence := text[at:].strip():
+        yield sentence
 
 
 def _is_caption_line(text: str) -> bool:
@@ -321,9 +332,12 @@ def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> s
     `sources` are the srcsets of the <picture> around it.
     """
     src = attributes.get("src", "").strip()
-    lazy = [url for name in _LAZY if name in attributes and (url := attributes[name].strip())]
-    sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
-    real = [url for url in [*lazy, *sets, src] if _is_address(url)]
+    if _COPIES.isdisjoint(attributes):
+        real = [src] if _is_address(src) else []
+    else:
+        lazy = [url for name in _LAZY if name in attributes and (url := attributes[name].strip())]
+        sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
+        real = [url for url in [*lazy, *sets, src] if _is_address(url)]
     if not real:
         real = [url for srcset in sources if (url := _largest(srcset)) and _is_address(url)]
     return real[0] if real else src

@@ -70,8 +70,7 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
-_TAG = re.compile("[^ >]*")
-_ARTICLES, _STARTS = re.compile("(?:article|main|h1)[ >]"), ("ar", "ma", "h1")
+_ARTICLES, _STARTS = ("article", "main", "h1"), ("ar", "ma", "h1")
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
@@ -100,6 +99,10 @@ class Block:
     def near(self, offset: int) -> tuple[str, str]:
         """Up to MAX_NEAR characters of text before and after a position in the block, cleaned."""
         joined = self.joined()
+        if not offset and len(joined) <= MAX_NEAR:  # most images stand before the text of their block, or behind it
+            return "", self.text()
+        if offset == len(joined) <= MAX_NEAR:
+            return self.text(), ""
         return clean(joined[max(0, offset - MAX_NEAR) : offset]), clean(joined[offset : offset + MAX_NEAR])
 
     def joined(self) -> str:
@@ -113,8 +116,7 @@ class Block:
         return self.caption or (self.titles and bool(self.figures))
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Position of an image: its block, the characters of the block before it, figures from the outermost inwards."""
 
     block: int
@@ -142,7 +144,9 @@ class _Kind(NamedTuple):
     heading: bool  # of a section, h2 to h6
     silent: bool  # nothing of it is shown
     void: bool  # it has no content, and no end tag
-    plain: bool  # none of the above but `block`
+    plain: bool  # none of the above but `block` and `void`
+    quiet: bool  # within furniture it changes nothing, but that it may be a block
+    counts: bool  # how many of its sort are open matters for the elements inside it
 
 
 _HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
@@ -170,31 +174,64 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         silent=tag in _SILENT,
         void=tag in _VOID or tag[:1] in ("!", "?"),
         plain=False,
+        quiet=False,
+        counts=False,
     )
-    return kind._replace(plain=not any((*kind[1:8], *kind[9:])))  # all but its tag and `block`
+    matters = kind.figure or kind.caption or kind.titles or kind.silent  # within furniture too
+    plain = not (matters or kind.counted or any(kind[1:5]) or kind.heading)
+    quiet = not (matters or kind.void or kind.counted in ("picture", "noscript"))
+    counts = kind.article or kind.caption or kind.titles or kind.counted != ""
+    return kind._replace(plain=plain, quiet=quiet, counts=counts)
 
 
-_KINDS: dict[str, bool | _Kind] = {}
-"""By tag with its attributes: its kind, for a plain one only whether it is a block. Most tags are found here."""
+_INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_BLOCK, _OTHER = range(9)
+"""What a tag does. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
+end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. The rest is told by its `_Kind`."""
+
+_KINDS: dict[str, int] = {}
+"""What a tag with its attributes does. Most tags of a page are found here."""
 
 _MOST_KINDS, _LONG = 10_000, 300
 """Tags that are remembered, and characters of one at most: what is remembered is bounded in bytes."""
 
 
-def _kind_of(tag: str) -> bool | _Kind:
-    """The kind of a tag with its attributes."""
+def _does(tag: str) -> int:
+    """What a tag with its attributes does."""
+    if tag[:1] == "/":
+        return _remembered(tag, _END)
     name, _, attributes = tag.partition(" ")
-    style = role = ""
-    if "class=" in attributes or "id=" in attributes or "role=" in attributes:
-        style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:_LONG]
-        role = value_of(tag, "role")[:_LONG]
-    kind = (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, role)
-    known = kind.block if kind.plain else kind
-    if len(tag) <= _LONG and (not attributes or style):  # the address of a link is none of many
+    if name == "img":
+        return _IMAGE
+    if not ("class=" in attributes or "id=" in attributes or "role=" in attributes):
+        tag = name  # the address of a link is none of many
+        if name in _KINDS:
+            return _KINDS[name]
+    kind = _kind_of.__wrapped__(tag)
+    if name[:1] in ("!", "?"):
+        return _remembered(tag, _NOTHING)
+    if kind.void:
+        plain = _BREAK if kind.block else _NOTHING
+        return _remembered(tag, plain if kind.plain and name != "source" else _OTHER)
+    if kind.plain:
+        return _remembered(tag, _BLOCK_TAG if kind.block else _INLINE_TAG)
+    quiet = _QUIET_BLOCK if kind.block else _QUIET_INLINE
+    return _remembered(tag, quiet if kind.quiet else _OTHER)
+
+
+def _remembered(tag: str, does: int) -> int:
+    if len(tag) <= _LONG:
         if len(_KINDS) >= _MOST_KINDS:
             _KINDS.clear()
-        _KINDS[tag] = known
-    return known
+        _KINDS[tag] = does
+    return does
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind_of(tag: str) -> _Kind:
+    """The kind of the element that a tag with its attributes begins."""
+    name = tag.partition(" ")[0]
+    style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:_LONG]
+    return (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, value_of(tag, "role")[:_LONG])
 
 
 @dataclass(slots=True)
@@ -222,68 +259,86 @@ class Walk:
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
-        self._pieces: list[str] = []
-        self._articles: list[int] | None = None  # pieces that begin an element of _ARTICLES, once they are needed
-        self._looked = 0  # pieces that were looked at for an article
-        self._ends: dict[int, int] | None = None  # by its first piece, that of an element's end, once it pays
+        self._tags: list[str] = []
+        self._articles: list[int] | None = None  # tags that begin an element of _ARTICLES, once they are needed
+        self._looked = 0  # tags that were looked at for an article
+        self._ends: dict[int, int] | None = None  # by its first tag, that of an element's end, once it pays
 
     def run(self, html: str) -> None:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
-        self._pieces = pieces_of(html)
-        pieces, block = enumerate(self._pieces), self._block
-        entered: list[bool | _Opened] = []  # open elements; a plain one is only a flag: whether it is a block
-        for at, piece in pieces:
-            tag, _, text = piece.partition(">")
-            if tag[:1] == "/":
+        self._tags, texts = pieces_of(html)
+        # what is asked for at each tag is kept in names of its own
+        pieces = enumerate(zip(map(_KINDS.get, self._tags), self._tags, texts, strict=True))
+        block, parts, filled = self._block, self._block.parts, self._filled
+        furniture = captions = 0
+        entered: list[bool | _Opened] = []  # open elements; of most only whether it is a block
+        for at, (does, tag, text) in pieces:
+            if does is None:
+                does = _does(tag)
+            ends = False  # whether a block ends here
+            if does == _END:
                 opened = entered.pop() if entered else False
-                if opened is True:  # as `_leave` does, inlined for the most frequent case
-                    if self._filled:
-                        block = self._break()
+                if opened is True:
+                    ends = True
                 elif opened:
+                    self._filled = filled
                     block = self._leave(opened)
+                    parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
+            elif does == _INLINE_TAG:
+                entered.append(False)
+            elif does == _BLOCK_TAG:
+                entered.append(ends := True)
+            elif does == _IMAGE:
+                self._place(attributes_of(tag))
+                filled = True
+            elif does == _BREAK:
+                ends = True
+            elif does == _NOTHING:
+                pass
+            elif furniture and does != _OTHER:
+                entered.append(ends := does == _QUIET_BLOCK)
+            elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
+                text = _text_behind(pieces, kind.tag)
             else:
-                kind = _KINDS.get(tag)
-                if kind is None:
-                    kind = _kind_of(tag)
-                if kind is True:
-                    if self._filled:
-                        block = self._break()
-                    entered.append(True)
-                elif kind is False:
-                    entered.append(False)
-                elif kind.silent:
-                    text = _text_behind(pieces, kind.tag)
+                self._filled = filled
+                if kind.void:
+                    self._void(at, tag, kind)
                 else:
-                    if kind.void:
-                        self._void(at, tag, kind)
-                    else:
-                        entered.append(self._enter(at, kind))
-                    block = self._block
+                    entered.append(self._enter(at, kind))
+                block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
+                parts = block.parts
+            if ends and filled:
+                block, filled = self._break(), False
+                parts = block.parts
             if text:
                 if "&" in text:
                     text = unescaped(text)
-                if block.parts:
-                    block.parts.append(text)
+                if parts:
+                    parts.append(text)
                 elif text.isspace():
                     continue
                 else:
-                    self._begin(text)
-                if self._captions:
+                    parts.append(text)
+                    filled = True
+                    if furniture:
+                        block.furniture = True
+                    if self._figures:
+                        block.figures = tuple(self._figures)
+                if captions:
                     block.caption, block.titles = block.caption or self._caption > 0, block.titles or self._titles > 0
+        self._filled = filled
 
     def _void(self, at: int, tag: str, kind: _Kind) -> None:
-        """An element without content: an image, a copy of one, a line break ..."""
-        if kind.tag == "img":
-            self._place(attributes_of(tag))
-        elif kind.tag == "source":
+        """An element without content: a copy of an image, a line break with a class ..."""
+        if kind.tag == "source":
             if len(self._sources) < MAX_SOURCES:
                 self._sources += [v for k in SRCSETS if (v := value_of(tag, k)) and "avif" not in v]
-        elif kind.tag[:1] not in ("!", "?"):
+        else:
             self._leave(self._enter(at, kind))
 
     def text(self) -> str:
         """All running text of the page, cleaned."""
-        return clean(" ".join(block.joined() for block in self.blocks))
+        return clean(" ".join([block.joined() for block in self.blocks if block.parts]))
 
     def _enter(self, at: int, kind: _Kind) -> _Opened:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
@@ -302,7 +357,7 @@ class Walk:
             self._sources = []
         return opened
 
-    def _is_furniture(self, at: int, tag: str) -> bool:
+    def _is_furniture(self, at: int, name: str) -> bool:
         """Whether an element whose class or id says so is furniture. Not if it holds the article:
         `<div class="page has-sidebar">` is the whole page.
         """
@@ -311,25 +366,25 @@ class Walk:
         self._looks += 1
         if self._articles is None:
             self._articles = [
-                i for i, piece in enumerate(self._pieces) if piece[:2] in _STARTS and _ARTICLES.match(piece)
+                i for i, tag in enumerate(self._tags) if tag[:2] in _STARTS and tag.partition(" ")[0] in _ARTICLES
             ]
         next_one = bisect.bisect_right(self._articles, at)
         if next_one == len(self._articles):
             return True
         article = self._articles[next_one]
-        if self._looked > len(self._pieces):  # a page whose elements are within one another
+        if self._looked > len(self._tags):  # a page whose elements are within one another
             if self._ends is None:
-                self._ends = _ends_of(self._pieces)
+                self._ends = _ends_of(self._tags)
             return self._ends.get(at, article) < article
-        depth, start, end = 1, re.compile(re.escape(tag) + "[ >]"), f"/{tag}>"
+        depth, start, end = 1, f"{name} ", f"/{name}"
         for i in range(at + 1, article):
-            piece = self._pieces[i]
-            if piece.startswith(end):
+            tag = self._tags[i]
+            if tag == end:
                 depth -= 1
                 if not depth:
                     self._looked += i - at
                     return True
-            elif start.match(piece):
+            elif tag == name or tag.startswith(start):
                 depth += 1
         self._looked += article - at
         return False
@@ -348,13 +403,14 @@ class Walk:
 
     def _count_in(self, opened: _Opened, by: int) -> None:
         kind = opened.kind
-        self._article += by * kind.article
         self._furniture += by * opened.furniture
-        self._caption += by * kind.caption
-        self._titles += by * kind.titles
-        self._captions = self._caption + self._titles
-        if kind.counted:
-            self._inside[kind.counted] += by
+        if kind.counts:
+            self._article += by * kind.article
+            self._caption += by * kind.caption
+            self._titles += by * kind.titles
+            self._captions = self._caption + self._titles
+            if kind.counted:
+                self._inside[kind.counted] += by
 
     def _break(self) -> Block:
         """End the current block and begin an empty one."""
@@ -362,15 +418,6 @@ class Walk:
         self.blocks.append(block)
         self._filled = False
         return block
-
-    def _begin(self, text: str) -> None:
-        """The first text of a block."""
-        block, self._filled = self._block, True
-        block.parts.append(text)
-        if self._furniture:
-            block.furniture = True
-        if self._figures:
-            block.figures = tuple(self._figures)
 
     def _place(self, attributes: dict[str, str]) -> None:
         self._filled = True
@@ -387,27 +434,27 @@ class Walk:
         )
 
 
-def _ends_of(pieces: list[str]) -> dict[int, int]:
-    """By the piece that begins an element, the piece that ends it; elements of one tag are paired as brackets are."""
+def _ends_of(tags: list[str]) -> dict[int, int]:
+    """By the tag that begins an element, the one that ends it; elements of one name are paired as brackets are."""
     ends: dict[int, int] = {}
     opened: dict[str, list[int]] = {}
-    for at, piece in enumerate(pieces):
-        tag = _TAG.match(piece).group()  # type: ignore[union-attr]  # it matches nothing at the least
-        if tag[:1] != "/":
-            opened.setdefault(tag, []).append(at)
-        elif begun := opened.get(tag[1:]):
+    for at, tag in enumerate(tags):
+        name = tag.partition(" ")[0]
+        if name[:1] != "/":
+            opened.setdefault(name, []).append(at)
+        elif begun := opened.get(name[1:]):
             ends[begun.pop()] = at
     return ends
 
 
-def _text_behind(pieces: Iterable[tuple[int, str]], tag: str) -> str:
+def _text_behind(pieces: Iterable[tuple[int, tuple[object, str, str]]], name: str) -> str:
     """Pass over the rest of an element of which nothing is shown; the text behind it."""
-    depth, start, end = 1, (f"{tag}>", f"{tag} "), f"/{tag}>"
-    for _, piece in pieces:
-        if piece.startswith(end):
+    depth, start, end = 1, f"{name} ", f"/{name}"
+    for _, (_, tag, text) in pieces:
+        if tag == end:
             depth -= 1
             if not depth:
-                return piece[len(end) :]
-        elif piece.startswith(start):
+                return text
+        elif tag == name or tag.startswith(start):
             depth += 1
     return ""

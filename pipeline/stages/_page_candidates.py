@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,11 +25,13 @@ from pipeline.confined import Confined
 from pipeline.pages import bounds, first_look
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
-from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture
-from pipeline.sources import PageSource
+from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture, sha256_hex
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web import policy
+
+if TYPE_CHECKING:
+    from pipeline.sources import PageSource
 
 Entries = list[Candidate | Decision]
 Reading = tuple[Entries, str | None]
@@ -41,21 +43,21 @@ _PIXELS = re.compile(r"\s*(\d+)\s*(?:px)?\s*$")
 MIN_SIDE = 48
 """An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
 
-_SPACER_NAME = re.compile(
-    r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
-    r"sprites?|avatar|favicon|emoji|emoticon|qr|qrcode|ewm|erweima|arrow|bullet|callouts?|dot|rss)(?:[-_.0-9/]|$)"
-    r"|^(?:btn|button)(?:[-_.0-9]|$)",  # a screenshot may show one: dialog_button_ok.png
+_SPACER_NAME = re.compile(  # of a name with the slash before it: what begins with a set of characters is found fast
+    r"[-_./](?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
+    r"sprites?|avatar|favicon|emoji|emoticon|qr|qrcode|ewm|erweima|arrow|bullet|callouts?|dot|rss)(?:[-_.0-9]|$)",
     re.I,
 )
+_BUTTON_NAME = re.compile("/(?:btn|button)(?:[-_.0-9]|$)", re.I)  # a screenshot may show one: dialog_button_ok.png
 _SPACER_CLASS = re.compile(
     r"(?:^|[-_\s])(?:icons?|logo|avatar|emoji|emoticon|spacer|pixel|callout|qrcode|badge)(?:$|[-_\s])", re.I
 )
 _AVATARS = re.compile(r"/avatars?/|/uc_server/|//[^/]*gravatar\.com/", re.I)
 """Folders and hosts that serve the pictures of users."""
-_TRACKER = re.compile(
-    r"(?:^|\.)(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
-    r"(?:\.|$)|^(?:hm|eclick)\.baidu\.com$|/(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png)",
-    re.I,
+_TRACKERS = r"(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
+_TRACKER = re.compile(rf"(?:^|\.){_TRACKERS}(?:\.|$)|^(?:hm|eclick)\.baidu\.com$", re.I)
+_TRACKING_PATH = re.compile(
+    rf"[./](?:(?<=\.){_TRACKERS}(?:\.|$)|(?<=/)(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png))", re.I
 )
 _HAN, _KANA, _HANGUL = (
     re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
@@ -211,7 +213,8 @@ def _at_most(text: str) -> tuple[int, int, int]:
 class _Place:
     """A candidate while its page is read: images of the same address add their texts."""
 
-    candidate: Candidate
+    row: int
+    userinfo: str
     texts: dict[str, Text]
 
 
@@ -222,16 +225,15 @@ def _images(
     base = _base(capture.url, page.base)
     places: dict[str, _Place] = {}  # by canonical URL
     for image in page.images:
-        bare, userinfo = split_userinfo(image.url)
-        image = replace(image, url=bare) if userinfo else image
+        bare, userinfo = split_userinfo(image.url) if "@" in image.url else (image.url, "")
+        image = image._replace(url=bare) if userinfo else image
         row = image.row if image.row >= 0 else len(page.images)
         fault = _fault(image, base)
-        if isinstance(fault, str) and fault not in places and len(places) == most:
-            fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         if isinstance(fault, str) and fault not in places:
-            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row, userinfo=userinfo)
-            places[fault] = _Place(candidate, {t.text: t for t in image.texts})
-            continue
+            if len(places) < most:
+                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts})
+                continue
+            fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         # An image that is no candidate is identified by its place on the page: others may have the same address.
         origin = f"{capture.url}#image-{row}"
         own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
@@ -242,14 +244,14 @@ def _images(
         place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
         if not image.fallback and image.row >= 0:
             again = replace(own, image_url=fault)
-            leader = place.candidate.candidate_id
+            leader = sha256_hex(source, capture.url, fault)  # its candidate_id
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
-    for place in places.values():
-        of, texts = place.candidate, tuple(place.texts.values())
+    for url, place in places.items():
+        texts = tuple(place.texts.values())
         candidate = Candidate(
-            source, source_kind, of.origin, of.page_url, of.image_url, texts, of.row, userinfo=of.userinfo
+            source, source_kind, capture.url, capture.url, url, texts, place.row, userinfo=place.userinfo
         )
-        yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)
+        yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
 
 
 def _base(url: str, base: str) -> str:
@@ -274,21 +276,27 @@ def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
 
 
 def _spacer(image: PageImage, url: str) -> str:
-    """Why an image is an icon, a spacer or a tracker; "" if it is none."""
+    """Why an image with a canonical URL is an icon, a spacer or a tracker; "" if it is none."""
     attributes = image.attributes
     for name in ("width", "height"):
         number = _PIXELS.match(attributes[name]) if name in attributes else None
         if number and int(number.group(1)) < MIN_SIDE:
             return f"{name} {number.group(1)}"
-    parts = urlsplit(url)
-    if _is_tracker(parts.hostname or "") or _TRACKER.search(parts.path):
+    _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL has no user info and no fragment
+    path = "/" + "/".join(parts)
+    if _is_tracker(host) or _TRACKING_PATH.search(path):
         return "tracker"
     if image.row < 0:
         return ""
     style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
-    if why := (_spacer_style if len(style) <= 300 else _spacer_style.__wrapped__)(style):  # what is kept is bounded
+    if style != " " and (
+        why := (_spacer_style if len(style) <= 300 else _spacer_style.__wrapped__)(style)  # what is kept is bounded
+    ):
         return why
-    if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]) or _AVATARS.search(url):
+    name = path[path.rindex("/") :]
+    if match := _BUTTON_NAME.match(name) or _SPACER_NAME.search(name):
+        return f"name {match.group(0)[match.start() == 0 :]}"
+    if match := _AVATARS.search(url):
         return f"name {match.group(0)}"
     if image.furniture:
         return "in navigation, footer or sidebar"
@@ -296,8 +304,8 @@ def _spacer(image: PageImage, url: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)  # a page's images are on few hosts, and of few classes
-def _is_tracker(host: str) -> bool:
-    return _TRACKER.search(host) is not None
+def _is_tracker(netloc: str) -> bool:
+    return _TRACKER.search(urlsplit(f"//{netloc}").hostname or "") is not None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -315,4 +323,4 @@ def _is_no_number() -> np.ndarray[Any, np.dtype[np.bool_]]:
 def wording_of(text: str) -> str:
     """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
     units = np.frombuffer(text[:100_000].encode("utf-16-le", "surrogatepass"), "<u2")
-    return hashlib.blake2b(units[_is_no_number()[units]].tobytes(), digest_size=8).hexdigest()
+    return hashlib.sha256(units[_is_no_number().take(units)].tobytes()).hexdigest()[:16]

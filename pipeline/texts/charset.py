@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 MAX_BROKEN = 0.01
 """Share of the characters beyond ASCII that may be unreadable: a page cut off in the middle of a character passes."""
@@ -78,6 +78,7 @@ def declared_charset(body: bytes, content_type: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def codec_of(label: str) -> str | None:
     """Python's codec for a label such as `GB2312`; None for an unknown one, or one that is no charset of texts."""
     from w3lib.encoding import resolve_encoding

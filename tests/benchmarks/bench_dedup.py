@@ -227,8 +227,8 @@ def _build(folder: Path, side: str) -> Any:
 
 
 def _ready(_: int = 0) -> None:
-    import pipeline.stages  # noqa: F401
     from data_specs.folding import normals
+    from pipeline.stages import STAGES  # noqa: F401
 
     normals(["一"])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -175,3 +177,22 @@ MINIMAL = {
 def test_stages_write_into_folders_of_their_own_and_gates_name_stages_that_drop() -> None:
     assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
     assert set(DropShares.model_fields) <= set(deciding(STAGES))
+
+
+def test_a_helper_of_one_stage_is_imported_without_the_others():
+    """The process that reads odd pages is started for a file of pages: all stages cost it twice as much."""
+    program = (
+        "import sys; import pipeline.stages._page_candidates;"
+        "print(*sorted(m for m in sys.modules if m.startswith('pipeline.stages.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout.split() == ["pipeline.stages._page_candidates"]
+
+
+def test_stages_are_in_the_order_of_their_names():
+    import pipeline.stages as package
+
+    assert list(STAGES) == list(package.ORDER)
+    assert package.STAGES is STAGES
+    with pytest.raises(AttributeError, match="no attribute 'OTHERS'"):
+        package.OTHERS  # noqa: B018

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+from urllib.parse import urljoin
 
 import pytest
 from hypothesis import example, given
@@ -192,3 +193,22 @@ def test_a_long_text_is_shown_in_time_that_grows_with_it_alone(unit: str, monkey
     monkeypatch.setenv("WENLAN_HIDE_TOKENS", "1")
     for text in (unit * 200_000 + "@", "?" + unit * 200_000 + " @"):
         assert shown(text)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b.c", "..", ".", "..d", "~e", "", "é", "?f", "x=1"]), max_size=5),
+    st.lists(st.sampled_from(["a", "b.html", "..", "../..", ".", ".g", "", "h;i", "?j=k", "a b"]), max_size=4),
+)
+@example(["a", "b.c", "d.html"], ["g", "i.jpg"])
+@example(["a", "b.c", "d.html"], ["..", "g.jpg"])
+@example(["a", "b.c", ""], ["..", "..", "..", "g.jpg"])
+@example(["a", "b.c"], ["", "g.jpg"])
+def test_a_relative_address_is_joined_as_urljoin_joins_it(folders, parts):
+    base, url = "http://h.cn/" + "/".join(folders), "/".join(parts)
+    joined = urljoin(base, url)
+    try:
+        expected = canonical_url(joined)
+    except ValueError:
+        return
+    if url.strip():
+        assert canonical_url(url, base) == expected

@@ -79,3 +79,9 @@ def test_a_first_look_takes_no_longer_than_a_page_is(piece: str) -> None:
     assert not first_look.may_opt_out(html)
     assert first_look.is_without_han(html)
     assert first_look.is_without_pictures(html)
+
+
+@pytest.mark.parametrize("before", ["", "a" * 16_383, "é" * 9_000, "…" * 40_000])
+def test_one_han_character_is_found_wherever_it_stands(before):
+    assert not first_look.is_without_han(f"{before}图")
+    assert first_look.is_without_han(before + "x")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from selectolax.lexbor import LexborHTMLParser
+
+from pipeline.pages.head import elements_of
 from pipeline.pages.page import parse
 from tests.parsed import texts
 
@@ -44,3 +47,17 @@ def test_head_gives_abstract_robots_base_and_the_page_image():
     assert (page.base, page.robots, page.language) == ("/b/", ("noai", "googlebot: noindex"), "zh-cn")
     assert [(image.row, image.url) for image in page.images] == [(0, "a.jpg"), (-1, "/o.jpg")]
     assert [t.text for t in page.images[1].texts if t.kind == "abstract"] == ["一段 摘要"]
+
+
+def test_elements_of_the_head_are_found_anywhere_but_in_templates():
+    html = (
+        "<title>a</title><body><svg><title>b</title></svg><template><meta name=x></template><p><meta name=y><a rel=z>"
+    )
+    found = elements_of(LexborHTMLParser(html + "<a>c</a><script>1</script><base href=d>"))
+    assert {tag: [node.html for node in nodes] for tag, nodes in found.items()} == {
+        "meta": ['<meta name="y">'],
+        "base": ['<base href="d">'],
+        "title": ["<title>a</title>", "<title>b</title>"],
+        "script": ["<script>1</script>"],
+        "a": ['<a rel="z"></a>'],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -193,3 +194,16 @@ def test_the_abstract_is_the_first_paragraph_where_the_head_gives_none():
     [image] = parse(f"{keywords}<body>{body}").images
     assert [t.text for t in image.texts if t.kind == "abstract"] == [text]
     assert [t.text for t in image.texts if t.kind == "tag"] == ["园林", "苏州"]
+
+
+@given(st.text(st.sampled_from("雪夜。！？；.!?; \n\u3000a"), max_size=30))
+def test_sentences_end_at_their_marks(text: str) -> None:
+    """Oracle: a split at every place behind a mark, which looks behind itself at each character."""
+    split = re.split(r"(?<=[。！？；])|(?<=[.!?;])\s", text)
+    assert list(page._sentences(text)) == [sentence for part in split if (sentence := part.strip())]
+
+
+@given(st.text(st.sampled_from("雪夜如下图所示详见aé，"), max_size=30))
+def test_a_sentence_with_many_characters_is_known_without_counting_all(text: str) -> None:
+    many = len(page._HAN.findall(text)) >= page.MIN_SENTENCE + page.POINTER
+    assert (page._MANY_HAN.match(text) is not None) == many

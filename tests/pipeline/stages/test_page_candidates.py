@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate, Capture, Decision
 from pipeline.stages import _page_candidates as page_candidates
 from pipeline.stages._page_candidates import extract_page, wording_of
 from tests.captured import URL, capture
@@ -157,3 +157,27 @@ def test_the_wording_of_a_page_leaves_numbers_out(text: str, number: str) -> Non
     half = len(text) // 2
     assert wording_of(text) == wording_of(text[:half] + number + text[half:])
     assert wording_of(text + "字") != wording_of(text)
+
+
+@pytest.mark.parametrize(
+    ("src", "evidence"),
+    [
+        ("btn_ok.png", "name btn_"),
+        ("a/icon.png?x=/y", "name icon."),
+        ("a/b-logo-1.png", "name -logo-"),
+        ("a/.avatar", "name .avatar"),
+        ("AVATARS/1.jpg", "name /AVATARS/"),
+        ("x.cnzz.js", "tracker"),
+        ("stat.php?a", "tracker"),
+        ("http://hm.baidu.com:8080/x.gif", "tracker"),
+        ("http://c.CNZZ.com/", "tracker"),
+        ("dialog_button_ok.png", ""),
+        ("http://cnzz.example.com/a.jpg", "tracker"),
+        ("cnzz/a.jpg", ""),
+        ("lexicon.png", ""),
+    ],
+)
+def test_what_a_spacer_is_known_by_is_its_evidence(src, evidence):
+    html = f"<p>北京今天下了一场雪<img src='{src}' alt=图>"
+    [entry] = extract_page(Capture("http://a.cn/p/", 200, "", "text/html", html.encode()), "s", "news")
+    assert (entry.evidence if isinstance(entry, Decision) else "") == evidence
