@@ -47,7 +47,8 @@ def scaled_boxes(boxes_N4: Boxes, fetched_N2: Any, stored_N2: Any) -> Boxes:
     edge = stored.astype(np.float32)
     # [N, 2 corners, 2 axes] times [N, 1, 2 axes]
     scaled = (boxes_N4.reshape(-1, 2, 2) * (stored / fetched)[:, None, :]).astype(np.float32)
-    high = np.minimum(scaled[:, 1], edge)
+    least = np.nextafter(np.float32(0), np.float32(1))  # what is smaller yet is lost to rounding altogether
+    high = np.clip(scaled[:, 1], least, edge)
     low = np.minimum(scaled[:, 0], np.nextafter(high, np.float32(0)))  # at least one float below `high`
     return np.stack([low, high], axis=1).reshape(-1, 4)
 

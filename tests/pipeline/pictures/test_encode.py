@@ -168,6 +168,14 @@ def test_other_options_are_other_shards_and_the_defaults_those_of_before(synthet
     assert token(energon=True) == token() == [1, 10_000, 92]
 
 
+def test_a_box_that_scaling_rounds_to_nothing_keeps_an_extent() -> None:
+    least = np.nextafter(np.float32(0), np.float32(1))
+    boxes = np.array([[0, 0, least, least]], np.float32)
+    [(x1, y1, x2, y2)] = scaled_boxes(boxes, [(400, 300)], [(100, 75)])
+    assert 0 <= x1 < x2 <= 100
+    assert 0 <= y1 < y2 <= 75
+
+
 @given(st.integers(1, 65_535), st.integers(1, 65_535), st.integers(1, 4096), st.data())
 def test_boxes_stay_inside_and_never_collapse(width: int, height: int, max_side: int, data: st.DataObject) -> None:
     sides = tuple(int(side) for side in stored_sides(width, height, max_side))
