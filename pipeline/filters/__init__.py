@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -84,10 +84,6 @@ class TextFilter(Plugin):
     def check(self, text: Text) -> Drop | None:
         """The reason to drop the text; None to keep it."""
         return None
-
-    def checker(self) -> Callable[[Text], Drop | None]:
-        """`check` for many texts, for which a filter may look up once what is the same for all of them."""
-        return self.check
 
     def limits(self) -> tuple[Limit, ...]:
         """Its limits on measures of which the report has histograms."""

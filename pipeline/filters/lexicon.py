@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -78,10 +77,9 @@ class Lexicon(TextFilter):
         return identity
 
     def check(self, text: Text) -> Drop | None:
-        return self.checker()(text)
-
-    def checker(self) -> Callable[[Text], Drop | None]:
-        return _searcher(self._files, self.allow, self.min_letters).check
+        # not self._files: pydantic looks for it among all other attributes first, for as long as the search takes
+        files: _Files = (self.__pydantic_private__ or {})["_files"]
+        return _searcher(files, self.allow, self.min_letters).check(text.text)
 
     def _resolve(self, path: str) -> str:
         return within(self.base, path)
@@ -113,8 +111,7 @@ class _Searcher:
         self._words = AhoCorasick(self._bare)
         self._allowed = AhoCorasick(sorted({bare(word) for word in allow} - {""}))
 
-    def check(self, of: Text) -> Drop | None:
-        text = of.text
+    def check(self, text: str) -> Drop | None:
         letters = bare(text)
         matches = self._words.find_matches_as_indexes(letters, overlapping=True)
         if not matches:

@@ -22,7 +22,6 @@ max_chars_running, are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -80,14 +79,8 @@ class TextLength(TextFilter):
         return tuple(limit for limit, words in ((least, self.min_words), (most, self.max_words)) if not words)
 
     def check(self, text: Text) -> Drop | None:
-        return self.checker()(text)
-
-    def checker(self) -> Callable[[Text], Drop | None]:
-        limits = {kind: (self._least(kind), self._most(kind)) for kind in TEXT_KINDS}
-        return lambda text: self._check(text, *limits[text.kind])
-
-    def _check(self, text: Text, least: int, most: int) -> Drop | None:
         chars = sum(map(len, text.text.split()))
+        least, most = self._least(text.kind), self._most(text.kind)
         if chars < least:
             return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {least}")
         if chars > most and (fault := self._too_long(text.text, chars, most)):

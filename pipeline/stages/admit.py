@@ -296,7 +296,7 @@ def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten
     here = range(at, min(at + CHUNK, len(texts)))
     faults: list[list[Drop]] = [[] for _ in here]
     for f in filters:
-        check, rewrite = f.checker(), f.rewrite
+        check, rewrite = f.check, f.rewrite
         for i in here:
             try:
                 fault = check(texts[i])
