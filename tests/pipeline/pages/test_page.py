@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.pages import page, walk
+from pipeline.pages import page
 from pipeline.pages.page import image_url, parse
-from pipeline.texts.cleaning import clean
-from tests.parsed import texts
+from tests.parsed import texts, work
 
 
 @pytest.mark.parametrize(
@@ -138,32 +135,6 @@ def test_texts_are_folded_and_composed():
 @given(st.text(alphabet="<>/=\"' abimgsrcfurep\n云", max_size=200))
 def test_no_markup_raises(html):
     parse(html)
-
-
-def work(html: str) -> int:
-    """What it costs to parse a page: lines of our code run, and characters of texts that are cleaned."""
-    done = 0
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        nonlocal done
-        done += event == "line"
-        return trace if "/pipeline/" in frame.f_code.co_filename else None
-
-    def cleaning(text: str) -> str:
-        nonlocal done
-        done += len(text)
-        return clean(text)
-
-    before = sys.gettrace()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (page, walk):
-            patch.setattr(module, "clean", cleaning)
-        sys.settrace(trace)
-        try:
-            parse(html)
-        finally:
-            sys.settrace(before)
-    return done
 
 
 @pytest.mark.parametrize(
