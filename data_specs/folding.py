@@ -12,6 +12,7 @@ digest `folding` returns.
 from __future__ import annotations
 
 import hashlib
+import operator
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -159,11 +160,12 @@ def _tables() -> _Tables:
     stands_for = np.arange(size, dtype=np.uint32)
     decimal, numeric, letter = (np.zeros(size, np.bool_) for _ in range(3))
     for low, high in USED:
-        characters = [chr(c) for c in range(low, high)]
-        decimal[low:high] = [c.isdecimal() for c in characters]
-        numeric[low:high] = [c.isnumeric() and c not in _NO_NUMERALS for c in characters]
-        letter[low:high] = [c.upper() != c for c in characters]
-        stands_for[low:high][[unicodedata.category(c) in DELETED for c in characters]] = _DELETED
+        characters = list(map(chr, range(low, high)))
+        decimal[low:high] = list(map(str.isdecimal, characters))
+        numeric[low:high] = list(map(str.isnumeric, characters))
+        letter[low:high] = list(map(operator.ne, map(str.upper, characters), characters))
+        stands_for[low:high][list(map(DELETED.__contains__, map(unicodedata.category, characters)))] = _DELETED
+    numeric[code_points(_NO_NUMERALS)] = False
     for low, high in GLYPHS:
         stands_for[low:high] = _DELETED
     for one, other in _variants():
@@ -173,14 +175,10 @@ def _tables() -> _Tables:
 
 def _variants() -> Iterator[tuple[str, str]]:
     """(Han character, the one that stands for it and its variants: a simplified character if there is one)."""
-    import opencc
-
-    characters = [chr(c) for low, high in HAN for c in range(low, high)]
     forms: dict[str, list[str]] = {}  # character -> its variants, itself included; variants share one list
     simplified: dict[str, str] = {}
     for name in CONVERSIONS:
-        converted = opencc.OpenCC(name).convert("\n".join(characters)).split("\n")
-        pairs = [(a, b) for a, b in zip(characters, converted, strict=True) if a != b and len(b) == 1]
+        pairs = _converted(name)
         for one, other in pairs:
             mine, others = forms.setdefault(one, [one]), forms.setdefault(other, [other])
             if mine is not others:
@@ -189,6 +187,18 @@ def _variants() -> Iterator[tuple[str, str]]:
         simplified |= dict(pairs) if name == "t2s" else {}
     for one, same in forms.items():
         yield one, min((simplified.get(c, c) for c in same), key=lambda c: (not _in_gb2312(c), c))
+
+
+def _converted(name: str) -> list[tuple[str, str]]:
+    """(Han character, what it becomes) for each that one of CONVERSIONS replaces by one other character."""
+    import opencc
+
+    lines = "\n".join(chr(c) for low, high in HAN for c in range(low, high))
+    made = opencc.OpenCC(name).convert(lines)
+    if len(made) != len(lines):  # a character became several: lines have to be told apart
+        return [(a, b) for a, b in zip(lines.split("\n"), made.split("\n"), strict=True) if a != b and len(b) == 1]
+    at = np.flatnonzero(code_points(lines) != code_points(made)).tolist()
+    return [(lines[i], made[i]) for i in at]
 
 
 def _in_gb2312(character: str) -> bool:
