@@ -20,15 +20,16 @@ Limits: memory is one partition's decisions and the chosen rows; thumbnails stop
 from __future__ import annotations
 
 import base64
-import heapq
 import itertools
 import logging
 import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -94,16 +95,18 @@ class Choice:
 
 
 def choose(build: Build, takedowns: Takedowns) -> Choice:
-    """Choose the rows to show, in two passes over the decisions: one for the sheet, one for the clusters."""
+    """Choose the rows to show: two passes over the decisions, for the sheet and the clusters, then the whole rows."""
     fates: dict[str, _Smallest] = {}
     sizes: Counter[str] = Counter()
     choice = Choice()
     size = build.spec.report.pictures
     opted_out = choice.opted_out
-    for table in Frames.of(build).tables("decisions"):
+    for number, table in enumerate(Frames.of(build).tables("decisions", _columns(takedowns))):
         pages = table.filter(pc.equal(table["subject"], "capture"))
         opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
-        table = table.filter(pc.equal(table["subject"], "candidate"))
+        table = table.append_column("at", pa.array(np.arange(table.num_rows))).filter(
+            pc.equal(table["subject"], "candidate")
+        )
         opted_out.update(table.filter(pc.is_in(table["reason"], pa.array(sorted(HIDDEN))))["fetch_id"].to_pylist())
         copies = table.filter(pc.not_equal(table["duplicate_of"], ""))
         choice.duplicates += pc.sum(pc.not_equal(copies["reason"], DropReason.KNOWN.value)).as_py() or 0
@@ -112,16 +115,58 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
         trim(sizes)
         visible = _visible(table, takedowns)
         choice.hidden += table.num_rows - visible.num_rows
-        for at, (reason, name) in enumerate(zip(*(visible[c].to_pylist() for c in ("reason", "id")), strict=True)):
-            smallest, key = fates.setdefault(reason, _Smallest(size)), order_key(name, build.spec.seed)
-            if smallest.takes(key):  # few rows of many
-                smallest.add(key, visible.slice(at, 1).to_pylist()[0])
-    choice.sheet = [row for row in _balanced(fates, size) if row["fetch_id"] not in opted_out]
+        for reason in pc.unique(visible["reason"]).to_pylist():
+            own = visible.filter(pc.equal(visible["reason"], reason))
+            keys = [int(order_key(name, build.spec.seed), 16) for name in own["id"].to_pylist()]
+            fates.setdefault(reason, _Smallest(size)).add(np.array(keys, np.uint64), number, own)
+    sheet = [place for place in _balanced(fates, size) if place.fetch_id not in opted_out]
     choice.sizes = [duplicates + 1 for duplicates in sizes.values()]
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
-    choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
+    clusters = _clusters(build, dict(top), takedowns, opted_out)
+    rows = _rows(build, [*sheet, *(place for _, _, members in clusters for place in members)])
+    choice.sheet = [rows[place] for place in sheet]
+    for leader, of_leader, members in clusters:
+        own_rows = [dict(rows[place]) for place in members]  # one that is on the sheet as well is shown twice
+        choice.clusters.append({"leader": leader, "size": of_leader, "members": own_rows, "held_by": ""})
     _add_leaders_elsewhere(build, choice, takedowns, opted_out)
     return choice
+
+
+PLACED, NAMED = ("subject", "id", "fetch_id", "reason", "kept", "duplicate_of"), ("url", "page_url")
+"""Columns of the decisions by which rows are chosen, and those that takedowns look at. The others, most of the bytes,
+are read of what is shown."""
+
+
+def _columns(takedowns: Takedowns) -> tuple[str, ...]:
+    return (*PLACED, *NAMED) if takedowns.hashes else PLACED
+
+
+class _Place(NamedTuple):
+    """Where a row of the decisions is: its file, and its number in it."""
+
+    part: int
+    at: int
+    id: str
+    fetch_id: str
+
+
+def _places(part: int, rows: pa.Table) -> list[_Place]:
+    """The places of rows of PLACED with their numbers `at` in a file."""
+    columns = (rows[name].to_pylist() for name in ("at", "id", "fetch_id"))
+    return [_Place(part, *values) for values in zip(*columns, strict=True)]
+
+
+def _rows(build: Build, places: Iterable[_Place]) -> dict[_Place, dict[str, Any]]:
+    """The decisions at some places, file by file."""
+    wanted: dict[int, set[_Place]] = {}
+    for place in places:
+        wanted.setdefault(place.part, set()).add(place)
+    rows: dict[_Place, dict[str, Any]] = {}
+    for number, part in enumerate(Frames.of(build).parts("decisions")):
+        own = sorted(wanted.get(number, ()))
+        if own:
+            rows |= zip(own, part.table().take(pa.array([place.at for place in own])).to_pylist(), strict=True)
+    return rows
 
 
 def _visible(decisions: pa.Table, takedowns: Takedowns) -> pa.Table:
@@ -134,47 +179,40 @@ def _visible(decisions: pa.Table, takedowns: Takedowns) -> pa.Table:
 
 
 class _Smallest:
-    """Keeps the `count` rows with the smallest keys of all that are added.
-
-    The heap holds (-key, -order of arrival, row): its smallest entry is the row to replace next, and among equal keys
-    the earliest stays.
-    """
+    """The `count` rows with the smallest keys of all that are added; of equal keys the earliest stay."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._heap: list[tuple[int, int, dict[str, Any]]] = []
-        self._added = 0
+        self._keys = np.zeros(0, np.uint64)
+        self._places: list[_Place] = []
 
-    def takes(self, key: str) -> bool:
-        """Whether a row with this key would be kept."""
-        return len(self._heap) < self._count or (self._count > 0 and -int(key, 16) > self._heap[0][0])
+    def add(self, keys: npt.NDArray[np.uint64], part: int, rows: pa.Table) -> None:
+        """Keep those rows of a file that belong to the smallest. keys [N]; rows [N] of PLACED with `at`."""
+        full = len(self._keys) >= self._count
+        low = np.flatnonzero(keys < self._keys[-1]) if full and self._count else np.arange(0 if full else len(keys))
+        low = low[np.argsort(keys[low], kind="stable")[: self._count]]
+        every = np.concatenate([self._keys, keys[low]])
+        places = [*self._places, *_places(part, rows.take(pa.array(low)))]
+        order = np.argsort(every, kind="stable")[: self._count]
+        self._keys, self._places = every[order], [places[at] for at in order]
 
-    def add(self, key: str, row: dict[str, Any]) -> None:
-        """Keep a row that `takes` takes."""
-        self._added += 1
-        entry = (-int(key, 16), -self._added, row)
-        if len(self._heap) < self._count:
-            heapq.heappush(self._heap, entry)
-        else:
-            heapq.heapreplace(self._heap, entry)
-
-    def rows(self) -> list[dict[str, Any]]:
+    def places(self) -> list[_Place]:
         """The rows, smallest key first, one per image URL: an icon that is on every page would fill the sheet."""
-        first: dict[str, dict[str, Any]] = {}
-        for _, _, row in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1])):
-            first.setdefault(row["fetch_id"] or row["id"], row)
+        first: dict[str, _Place] = {}
+        for place in self._places:
+            first.setdefault(place.fetch_id or place.id, place)
         return list(first.values())
 
 
-def _balanced(fates: dict[str, _Smallest], size: int) -> list[dict[str, Any]]:
+def _balanced(fates: dict[str, _Smallest], size: int) -> list[_Place]:
     """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room.
 
     Few of those that are known: the report of the build that holds them shows them.
     """
     known = DropReason.KNOWN.value
-    kept = fates[""].rows() if "" in fates else []
-    piles = [fates[reason].rows()[: KNOWN if reason == known else size] for reason in sorted(fates) if reason]
-    dropped: list[dict[str, Any]] = []
+    kept = fates[""].places() if "" in fates else []
+    piles = [fates[reason].places()[: KNOWN if reason == known else size] for reason in sorted(fates) if reason]
+    dropped: list[_Place] = []
     for depth in range(max(map(len, piles), default=0)):
         dropped += [pile[depth] for pile in piles if depth < len(pile)]
     half = size // 2
@@ -182,30 +220,35 @@ def _balanced(fates: dict[str, _Smallest], size: int) -> list[dict[str, Any]]:
     return kept[: size - take_dropped] + dropped[:take_dropped]
 
 
-def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_out: set[str]) -> list[dict[str, Any]]:
-    """The largest clusters, each with its leader first and at most MEMBERS - 1 of its duplicates.
+def _clusters(
+    build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_out: set[str]
+) -> list[tuple[str, int, list[_Place]]]:
+    """(leader, size, members) of the largest clusters, the leader first and at most MEMBERS - 1 of its duplicates.
 
     sizes: duplicates of each leader, for more leaders than are shown, since whole clusters may be hidden.
     """
-    members: dict[str, dict[str, dict[str, Any]]] = {leader: {} for leader in sizes}
+    members: dict[str, dict[str, _Place]] = {leader: {} for leader in sizes}
     leaders = pa.array(sorted(sizes), pa.string())
-    for table in Frames.of(build).tables("decisions"):
+    for number, table in enumerate(Frames.of(build).tables("decisions", _columns(takedowns))):
         mask = pc.or_(pc.is_in(table["duplicate_of"], leaders), pc.is_in(table["id"], leaders))
-        for row in table.filter(mask).to_pylist():
-            if takedowns.names(row) or row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
+        named = table.append_column("at", pa.array(np.arange(table.num_rows))).filter(mask)
+        for place, row in zip(_places(number, named), named.to_pylist(), strict=True):
+            if row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
+                continue
+            if takedowns.hashes and takedowns.names(row):
                 continue
             for leader in {row["id"], row["duplicate_of"]} & set(members):
                 cluster = members[leader]
                 if row["id"] == leader and not row["kept"] and leader in cluster:
                     continue  # the same candidate came a second time and was dropped; its first row says it was kept
-                cluster[row["id"]] = row
+                cluster[row["id"]] = place
                 if len(cluster) > MEMBERS:  # the leader stays, and of the duplicates those with the smallest ids
                     del cluster[max(set(cluster) - {leader})]
-    clusters: list[dict[str, Any]] = []
+    clusters: list[tuple[str, int, list[_Place]]] = []
     for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-        rows = sorted(members[leader].values(), key=lambda row: (row["id"] != leader, row["id"]))
-        if rows and len(clusters) < CLUSTERS:
-            clusters.append({"leader": leader, "size": size + 1, "members": rows, "held_by": ""})
+        places = sorted(members[leader].values(), key=lambda place: (place.id != leader, place.id))
+        if places and len(clusters) < CLUSTERS:
+            clusters.append((leader, size + 1, places))
     return clusters
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.figures import Histogram, domains, han_share, trim
+from pipeline.report.figures import Histogram, domains, han_share, han_shares, trim
 from pipeline.texts.words import words_of
 
 
@@ -50,6 +50,11 @@ def test_hosts_are_counted_as_urllib_finds_them_in_each_url(urls: list[str]) -> 
         except ValueError:
             expected[""] += 1
     assert domains(pa.array(urls, pa.string())) == expected
+
+
+@given(st.lists(st.text(st.characters() | st.sampled_from("番茄蛋 \u3000\n\ud800𠀀")), max_size=8))
+def test_shares_of_many_texts_are_those_of_each(texts: list[str]) -> None:
+    assert han_shares(texts).tolist() == [han_share(text) for text in texts]
 
 
 @given(st.text())

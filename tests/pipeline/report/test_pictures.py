@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_specs.build import Report
 from pipeline.detectors import Detector, detectors_of
 from pipeline.detectors._boxes import rows_of
-from pipeline.records import DropReason, drop, sha256_hex
+from pipeline.records import DropReason, drop, order_key, sha256_hex
 from pipeline.report import pictures as report_pictures
 from pipeline.report.pictures import MEMBERS
 from pipeline.stages import report
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 
 Run = Callable[[Build, str], None]
 
@@ -83,6 +85,28 @@ def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic
     assert len(first["sheet"]) == 20
     assert sum(row["kept"] for row in first["sheet"]) == 10
     assert len({row["reason"] for row in first["sheet"] if not row["kept"]}) == 9, "each reason that may be shown"
+
+
+def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    for pictures in (0, 6, 10):
+        build = replace(
+            synthetic_build, spec=synthetic_build.spec.model_copy(update={"report": Report(pictures=pictures)})
+        )
+        fates: dict[str, list[str]] = {}
+        for rows in Frames.of(build).tables("decisions"):
+            for row in rows.to_pylist():
+                if row["subject"] == "candidate" and row["reason"] not in report_pictures.HIDDEN:
+                    fates.setdefault(row["reason"], []).append(row["id"])
+        shown: dict[str, list[str]] = {}
+        for row in report.make(build)["sheet"]:
+            shown.setdefault(row["reason"], []).append(row["id"])
+        assert sum(map(len, shown.values())) == pictures
+        for reason, ids in shown.items():
+            expected = sorted(fates[reason], key=lambda name: order_key(name, build.spec.seed))
+            assert ids == expected[: len(ids)]
 
 
 def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(

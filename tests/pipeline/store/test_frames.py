@@ -44,6 +44,17 @@ def test_batches_are_the_rows_that_a_filter_selects_in_order(part: Part, rows: i
     assert part.table(["number"], [("number", ">=", low), ("text", "==", text)])["number"].to_pylist() == expected
 
 
+@pytest.mark.parametrize("columns", [None, ["text"], ["text", "number"], ["number", "build", "text"]])
+def test_without_a_filter_every_row_comes_in_order_with_its_columns_as_asked(
+    part: Part, columns: list[str] | None
+) -> None:
+    expected = pq.read_table(part.url).append_column("build", pa.array(["b"] * 1_000))
+    batches = list(part.batches(columns, rows=150))
+    assert all(0 < batch.num_rows <= 150 for batch in batches)
+    assert pa.Table.from_batches(batches).equals(expected.select(columns or ["number", "text"]))
+    assert part.table(columns).equals(expected.select(columns or ["number", "text"]))
+
+
 def test_memory_is_that_of_a_row_group_not_of_the_file(tmp_path: Path) -> None:
     schema = pa.schema([("bytes", pa.binary())])
     with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="none", use_dictionary=False) as writer:
