@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import canonical_json
-from pipeline.errors import StoreError
 from pipeline.features import comparable, feature_id
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
@@ -258,8 +257,6 @@ class _Grids:
             return np.concatenate([np.zeros((0, self._width), np.uint8), *read])
         if not len(images):
             return np.zeros((0, self._width), np.uint8)
-        if path.stat().st_size != self._known.files[SIGNATURES].bytes:
-            raise StoreError(str(path), "is not whole; publish its build again")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # its pages go with it
         return np.frombuffer(mapped, np.uint8).reshape(-1, self._width)[first + images]

@@ -25,6 +25,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -168,15 +169,13 @@ class Identities:
 
     def count(self, known: Published, part: str) -> int:
         """Rows of one of PARTS: no more than the end of its file is read. Raises StoreError as `batches` does."""
-        with self._folder.opened(known.files[part].name) as file:
+        with self._opened(known, part) as file:
             return int(pq.read_metadata(file).num_rows)
 
-    def rows(
-        self, known: Published, part: str, first: int, last: int, columns: Sequence[str] | None = None
-    ) -> pa.Table:
-        """Rows first to last - 1 of one of PARTS; no other row groups are read. Raises StoreError as `batches` does."""
-        with self._folder.opened(known.files[part].name) as stream, pq.ParquetFile(stream) as file:
-            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    def rows(self, known: Published, part: str, first: int, last: int, columns: Sequence[str]) -> pa.Table:
+        """Rows first to last - 1 of one of PARTS; no other row group is read. Raises StoreError as `batches` does."""
+        with self._opened(known, part) as stream, pq.ParquetFile(stream) as file:
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
             groups = np.flatnonzero((ends > first) & (ends - sizes < last)).tolist()
             before = int(ends[groups[0]] - sizes[groups[0]]) if groups else first
@@ -184,28 +183,30 @@ class Identities:
 
     def signature_bytes(self, known: Published, first: int, last: int, width: int) -> npt.NDArray[np.uint8]:
         """[last - first, width] signatures of some images. Raises StoreError as `batches` does."""
-        ref = known.files[SIGNATURES]
         if self._folder.is_local:
             with self._file(known, SIGNATURES) as path:
                 raw = np.fromfile(path, np.uint8, (last - first) * width, offset=first * width)
         else:
-            raw = np.frombuffer(self._folder.read_range(ref.name, first * width, (last - first) * width), np.uint8)
+            name = known.files[SIGNATURES].name
+            raw = np.frombuffer(self._folder.read_range(name, first * width, (last - first) * width), np.uint8)
         return raw.reshape(last - first, width)
 
     def signatures_at(self, known: Published) -> Path | None:
-        """Where a build's signatures can be mapped: None for a STORE behind a URL."""
-        return Path(self._folder.at(known.files[SIGNATURES].name)) if self._folder.is_local else None
+        """The file of a build's signatures, to be mapped; None for a STORE behind a URL."""
+        if not self._folder.is_local:
+            return None
+        with self._file(known, SIGNATURES) as path:
+            return path
 
     def dealt(self, name: str) -> Folder:
         """The folder of what follows from a commit."""
         return self._store.folder / DEALT / name.removesuffix(".json")
 
-    def sweep(self) -> None:
-        """Delete what follows from commits that are no longer there, and what killed tasks left half-written."""
-        folder, commits = self._store.folder / DEALT, {name.removesuffix(".json") for name in self.names()}
-        for stem in folder.names():
-            if stem not in commits:
-                folder.delete(stem)
+    def strays(self) -> list[str]:
+        """Folders in STORE/dealt of commits that are no longer there."""
+        names = (self._store.folder / DEALT).names()
+        commits = {name.removesuffix(".json") for name in self.names()} if names else set()
+        return [name for name in names if name not in commits]
 
     def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
         """Signatures [images, bytes] of a build's images, mapped (from a URL: from a copy that is deleted when unused).
@@ -218,11 +219,23 @@ class Identities:
             return np.memmap(path, np.uint8, "r").reshape(images, -1)
 
     @contextlib.contextmanager
+    def _opened(self, known: Published, part: str) -> Iterator[BinaryIO]:
+        ref = known.files[part]
+        with self._folder.opened(ref.name) as file:
+            if file.seek(0, 2) != ref.bytes:
+                raise self._not_whole(ref)
+            file.seek(0)
+            yield file
+
+    def _not_whole(self, ref: FileRef) -> StoreError:
+        return StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+
+    @contextlib.contextmanager
     def _file(self, known: Published, part: str) -> Iterator[Path]:
         ref = known.files[part]
         with self._folder.local(ref.name) as path:
             if not path.exists() or path.stat().st_size != ref.bytes:
-                raise StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+                raise self._not_whole(ref)
             yield path
 
     def check(self, build: Build) -> None:
@@ -301,7 +314,8 @@ class Identities:
             mask = removed(images)
             if mask.any():
                 renamed[name] = self._without(name, known, images, mask)
-        self.sweep()  # also of commits that a takedown replaced before it was killed
+        for name in self.strays():  # also of commits that a takedown replaced before it was killed
+            (self._store.folder / DEALT).delete(name)
         return renamed
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
