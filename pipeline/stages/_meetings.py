@@ -38,7 +38,10 @@ VERSION = 2
 """Of `deal` and `meet`."""
 
 FEWEST = 1_000_000
-"""Pairs compared, of the build and of earlier ones, below which nothing is dealt out: one pass is done sooner."""
+"""Pairs of a build below which one pass is done sooner: nothing is dealt out, unless FEWEST_KEPT were kept before."""
+
+FEWEST_KEPT = 100_000
+"""Images of earlier builds from which on they are not loaded, but looked up by keys."""
 
 FOUND = "found.bin"
 """What a part found: numbers of images, of a part of texts those of texts, as int64."""
@@ -68,9 +71,10 @@ def keys_of(build: Build) -> tuple[Key, ...]:
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
     pairs = sum(record.counts["pairs"] for record in build.stage("rank").records())
-    compared = pairs + _kept_earlier(build.store, build.identities)
-    if not pairs or compared < FEWEST or build.stage("lead").finished():
+    kept = _kept_earlier(build.store, build.identities)
+    if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT) or build.stage("lead").finished():
         return ()
+    compared = pairs + kept
     if build.identities:  # in steps of four, so that what was dealt out in STORE serves later builds
         compared = 1 << 2 * -(-(compared - 1).bit_length() // 2)
     return plan(compared, build.spec.dedup.image_distance)

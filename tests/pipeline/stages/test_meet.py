@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stages import _decided, _meetings, deal, lead, meet
+from data_specs.folding import normals, text_id
+from pipeline.features import feature_id
+from pipeline.matching import earlier_meetings
+from pipeline.matching.holders import Holders
+from pipeline.stages import _dealt_earlier, _decided, _meetings, deal, lead, meet
 from pipeline.stages._runs import pairs_of
 from pipeline.store.identities import PARTS
 from tests.deduped import after, publish
@@ -27,6 +32,7 @@ from tests.stages import run_stage
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds of any size are dealt out, in runs of a few pairs, and parts of a few entries."""
     monkeypatch.setattr(_meetings, "FEWEST", 1)
+    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
     monkeypatch.setattr("pipeline.stages.rank.RUN", 8)
     monkeypatch.setattr(meet, "ENTRIES", 100)
     monkeypatch.setattr(lead, "READ", 5)
@@ -107,20 +113,28 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
         "max_texts": draw(st.sampled_from([1, 2, 32])),
     }
     shards = {"apart": draw(st.sampled_from(["images", "texts"])), "dev_share": 0.3, "val_share": 0.3}
-    entries = draw(st.sampled_from([30, 1_000]))
+    entries = draw(st.sampled_from([60, 1_000]))
     return draw(st.lists(st.lists(pair, max_size=14), min_size=1, max_size=3)), rules, shards, entries
 
 
-@settings(max_examples=12, deadline=None)
-@given(builds())
+@settings(max_examples=10, deadline=None)
+@given(builds(), st.sampled_from([5, 1_000]), st.sampled_from([0, 1_000]), st.integers(0, 2**10))
 def test_increments_decide_with_it_as_without(
-    tmp_path_factory: Any, filtered: Any, drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int]
+    tmp_path_factory: Any,
+    filtered: Any,
+    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int],
+    rows: int,
+    long: int,
+    chance: int,
 ) -> None:
-    """Pair by pair, and what STORE is handed byte by byte."""
+    """Pair by pair, and what STORE is handed byte by byte: in pieces of so many rows, that are lost at any time, over
+    builds of other features, of which some can be compared, and of another dataset.
+    """
     steps, rules, shards, entries = drawn
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
+        happens = random.Random(chance)
         for step, shown in enumerate(steps):
             pictures = [
                 filtered.Shown(
@@ -133,16 +147,102 @@ def test_increments_decide_with_it_as_without(
                 )
                 for i, (picture, same, site, texts) in enumerate(shown)
             ]
-            build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", dedup=rules, shards=shards)
+            name = happens.choice(["test", "test", "other"])
+            own = {"name": name, "dedup": {**rules, "across": "all"}, "shards": shards}
+            features = happens.choice([feature_id(), feature_id(), "features-old", "features-odd"])
+            build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", **own)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_meetings, "FEWEST", fewest)
+                patch.setattr(_meetings, "FEWEST_KEPT", fewest)
                 patch.setattr(meet, "ENTRIES", entries)
-                run_stage(build, "rank", "deal", "meet")
+                patch.setattr(_dealt_earlier, "PIECE", rows)
+                patch.setattr(earlier_meetings, "LONG", long)
+                patch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+                if features != feature_id() and step + 1 < len(steps):
+                    patch.setattr(lead, "feature_id", lambda features=features: features)
+                run_stage(build, "rank", "deal")
+                lose(build, happens)
+                run_stage(build, "meet")
+                lose(build, happens)
                 assert bool(meet.partitions(build)) == (fewest == 1 and bool(shown))
                 decided.append((after(build), {ref.sha256 for ref in handed(build)}))
+                counts = build.stage("lead").record("all").counts
+                assert ("met" in counts) == (fewest == 1 and bool(shown) and bool(build.identities))
+                assert counts.get("met", 0) <= counts["earlier"]
             publish(build)
         results.append(decided)
     assert results[0] == results[1]
+
+
+def lose(build: Any, happens: random.Random) -> None:
+    """Delete one or the other file of STORE/dealt, which may be made again."""
+    for path in sorted(Path(build.store.url).glob("dealt/*/*.bin")):
+        if happens.random() < 0.3:
+            path.unlink()
+
+
+def test_of_earlier_builds_what_a_new_one_can_match_is_remembered_and_the_rest_decided_in_bulk(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty pictures were kept; of eight new ones two look like one of them, one has its text."""
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 6)
+    first = [filtered.Shown(f"a{i}", i, (f"第{i}句话说的是别的",), 300 - i) for i in range(20)]
+    published(filtered, tmp_path, first)
+    texts = [f"新的第{i}张照片里有什么" for i in range(8)]
+    texts[5] = "第7句话说的是别的"
+    pictures = [3, 17, *range(100, 106)]
+    shown = [filtered.Shown(f"b{i}", pictures[i], (texts[i],), 200 - i) for i in range(8)]
+    build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02")
+    learnt = list[int]()
+    remember = Holders.learn_images
+    monkeypatch.setattr(Holders, "learn_images", lambda *of: learnt.append(len(of[1])) or remember(*of))
+    run_stage(build, "rank", "deal", "meet", "lead")
+    counts = build.stage("lead").record("all").counts
+    assert (counts["earlier"], counts["met"], counts["met_texts"]) == (20, 2, 1)
+    assert (counts["alone"], counts["alone_texts"], counts["free"]) == (6, 7, 5)
+    assert sum(learnt) == 2, "what is alone is not remembered"
+    kept, dropped = after(build)
+    assert {name: row["reason"] for name, row in dropped.items()} == {"b0": "known", "b1": "known"}
+    assert kept["b5"]["text_leaders"][0] == text_id(normals([texts[5]])[0])
+
+
+def test_what_was_dealt_out_of_store_is_made_once_and_then_read(tmp_path: Path, filtered: Any) -> None:
+    first = published(filtered, tmp_path, shown_of(filtered, 20))
+    files = dict[str, int]()
+    for step in (2, 3):
+        shown = [filtered.Shown(f"{step}-{i}", 40 * step + i % 5, (f"{step}{i}号照片",), 200 - i) for i in range(10)]
+        build = filtered.make(tmp_path, shown, 2, snapshot=f"2026-0{step}-02")
+        run_stage(build, "rank", "deal")
+        stored = [r for r in build.stage("deal").records() if r.partition.startswith(_meetings.STORED)]
+        assert sum(r.counts["pieces"] for r in stored) == 2 * (step - 1)
+        assert sum(r.counts["made"] for r in stored) == 2, "those of the last commit alone"
+        now = {str(path): path.stat().st_mtime_ns for path in Path(first.store.url).glob("dealt/*/*.bin")}
+        assert files.items() <= now.items()
+        assert len(now) == 2 * (step - 1)
+        files = now
+        run_stage(build, "meet", "lead")
+        publish(build)
+
+
+def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) -> None:
+    decided = []
+    for store in (str(tmp_path / "store"), f"memory://{tmp_path.name}/store"):
+        folder = tmp_path / str(len(decided))
+        published(filtered, folder, shown_of(filtered, 20), store=store)
+        shown = [filtered.Shown(f"b{i}", i, (f"说明{i % 9}",), 100 - i) for i in range(14, 30)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02", store=store)
+        run_stage(build, "rank", "deal", "meet")
+        decided.append((after(build), build.stage("lead").record("all").counts))
+    assert decided[0] == decided[1]
+    assert 0 < decided[0][1]["met"] < 14
+
+
+def published(filtered: Any, folder: Path, shown: list[Any], **more: Any) -> Any:
+    """A build whose identities are published."""
+    build = filtered.make(folder, shown, 2, snapshot="2026-01-01", **more)
+    run_stage(build, "rank", "deal", "meet", "lead")
+    publish(build)
+    return build
 
 
 @pytest.mark.parametrize("cap", [0, 4])
