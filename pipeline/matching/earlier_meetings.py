@@ -20,12 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files.digests import Digests
-from pipeline.matching.meetings import PARTS_BITS, Codes, Finder, Grids, Ints, Key, Owners, Signatures, Table
-from pipeline.matching.meetings import ranged_pairs as ranged
+from pipeline.matching.meetings import (
+    CELL_BITS,
+    PARTS_BITS,
+    Codes,
+    Finder,
+    Grids,
+    Ints,
+    Key,
+    Owners,
+    Signatures,
+    Table,
+    ranged_pairs,
+)
 from pipeline.matching.near_images import grid_of
 from pipeline.matching.sketches import Hashes, Sketches, begins, same, spread
 from pipeline.matching.text_meetings import TextFinder, TextTable, words_of
-from pipeline.pictures.signatures import of_one_tone
+from pipeline.pictures.signatures import TONE, of_one_tone
 
 LONG = 1_024
 """Kept texts of a band key that are compared; those of a longer one are all found."""
@@ -46,13 +57,13 @@ class SortedEntries:
     @staticmethod
     def of(key: Key, phash: Codes, tones: Codes) -> dict[str, SortedEntries]:
         """WHOLE and PARTS of images with phash [N, hashes] and tones [N, GRIDS]."""
-        finder = _EarlierKeys(key)
         asks, found = key.family.parts.index(key.family.asks), {}
         table = Table.of(key, phash, tones)[0]
         asking = (table.owner & np.uint32((1 << PARTS_BITS) - 1)) == asks
         for name, rows in ((WHOLE, np.flatnonzero(asking)), (PARTS, np.flatnonzero(~asking))):
-            keys, order = finder.sorted(table.codes[rows], table.tones[rows])
-            found[name] = SortedEntries(keys, table.owner[rows[order]])
+            keys = _keyed(key, table.codes[rows], table.tones[rows])
+            order = np.argsort(keys)
+            found[name] = SortedEntries(keys[order], table.owner[rows[order]])
         return found
 
 
@@ -71,55 +82,64 @@ class KeptImages:
 
 
 class EarlierFinder(Finder):
-    """Finds images of a build that may look like kept ones, or each other, by one key."""
+    """Finds images of a build that may look like kept ones, or each other, by one key.
+
+    `ask` says which entries of the build ask, `meet` whom, as often as there are kept images.
+    """
 
     def __init__(self, key: Key, threshold: float, images: int, grids: Grids) -> None:
         super().__init__(key, threshold, images, grids)
         self._own = grids
 
-    def meet(self, tables: Sequence[tuple[int, Table]], kept: KeptImages) -> Ints:
-        """Numbers of the kept images that may match one of the build; those of the build are added to `found`.
-
-        tables: as in `look`.
-        """
-        family, images = self._key.family, len(self.found)
-        codes = np.concatenate([np.zeros(0, np.uint64), *(table.codes for _, table in tables)])
-        tones = np.concatenate([np.zeros(0, np.uint64), *(table.tones for _, table in tables)])
+    def ask(self, tables: Sequence[tuple[int, Table]]) -> None:
+        """Entries of the build that ask, as in `look`."""
+        empty = np.zeros(0, np.uint64)
+        self._codes = np.concatenate([empty, *(table.codes for _, table in tables)])
+        self._tones = np.concatenate([empty, *(table.tones for _, table in tables)])
         owner = np.concatenate([np.zeros(0, np.uint32), *(table.owner for _, table in tables)])
-        starts = [np.full(len(table), at, np.int64) for at, table in tables]
-        image = np.concatenate([np.zeros(0, np.int64), *starts]) + (owner >> np.uint32(PARTS_BITS))
-        place = (owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
-        asking = np.flatnonzero(place == family.parts.index(family.asks))
-        hash_of, grid_of_place = np.array(family.parts), np.array([grid_of(part) for part in family.parts])
+        first = np.concatenate([np.zeros(0, np.int64), *(np.full(len(table), at) for at, table in tables)])
+        self._image = first + (owner >> np.uint32(PARTS_BITS))
+        self._place = (owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
+        rows, least, most = _asked(self._key, self._codes, self._tones)
+        asks = self._place[rows] == self._key.family.parts.index(self._key.family.asks)
+        # kept images that ask may look like any part of the build's, and all kept parts like those of it that ask
+        self._asked = {WHOLE: (rows, least, most), PARTS: (rows[asks], least[asks], most[asks])}
+
+    def meet(self, kept: KeptImages) -> Ints:
+        """Numbers of the kept images that may match one of the build; those of the build are added to `found`."""
+        images = len(self.found)
         # kept images get the numbers after those of the build while they are compared
         self.found = np.concatenate([self.found, np.zeros(len(kept), np.bool_)])
         self._grids = self._of_both(kept, images)
-        for name, rows in ((WHOLE, np.arange(len(codes))), (PARTS, asking)):
+        for name, (rows, least, most) in self._asked.items():
             entries = kept.entries[name]
-            asked, low, high = self._ranges(entries.keys, codes[rows], tones[rows])
-            asked = rows[asked]
+            low, high = np.searchsorted(entries.keys, least, "left"), np.searchsorted(entries.keys, most, "right")
             filled = np.flatnonzero(high > low)
-            for rows_here, at in ranged(asked[filled], low[filled], high[filled]):
-                theirs = entries.owner[at]
-                other = (theirs >> np.uint32(PARTS_BITS)).astype(np.int64)
-                their_place = (theirs & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
-                apart = codes[rows_here] ^ kept.phash[other, hash_of[their_place]]
-                near = np.flatnonzero(np.bitwise_count(apart) <= family.radius)
-                for mask in self._key.before:  # that key finds what agrees in all of its bits
-                    near = near[apart[near] & np.uint64(mask) != 0]
-                rows_here, other, their_place = rows_here[near], other[near], their_place[near]
-                new = ~(self.found[image[rows_here]] & self.found[images + other])
-                rows_here, other, their_place = rows_here[new], other[new], their_place[new]
-                theirs = kept.tones[other, grid_of_place[their_place]]
-                tone = of_one_tone(tones[rows_here], theirs, family.blocks)
-                rows_here, other, their_place = rows_here[tone], other[tone], their_place[tone]
-                if name == PARTS:
-                    self._verify(image[rows_here], images + other, their_place)
-                else:  # a kept image asks; that of the build may be a part
-                    self._verify(images + other, image[rows_here], place[rows_here])
+            for asking, at in ranged_pairs(rows[filled], low[filled], high[filled]):
+                self._compare(kept, name, asking, entries.owner[at], images)
         found: Ints = np.flatnonzero(self.found[images:])
         self.found, self._grids = self.found[:images], self._own
         return found
+
+    def _compare(self, kept: KeptImages, name: str, rows: Ints, owner: Owners, images: int) -> None:
+        """Compare entries of the build with those of kept images: by hash, tones and signature."""
+        family = self._key.family
+        hash_of, grid_of_place = np.array(family.parts), np.array([grid_of(part) for part in family.parts])
+        other = (owner >> np.uint32(PARTS_BITS)).astype(np.int64)
+        place = (owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
+        apart = self._codes[rows] ^ kept.phash[other, hash_of[place]]
+        near = np.flatnonzero(np.bitwise_count(apart) <= family.radius)
+        for mask in self._key.before:  # that key finds what agrees in all of its bits
+            near = near[apart[near] & np.uint64(mask) != 0]
+        rows, other, place = rows[near], other[near], place[near]
+        new = ~(self.found[self._image[rows]] & self.found[images + other])
+        rows, other, place = rows[new], other[new], place[new]
+        tone = of_one_tone(self._tones[rows], kept.tones[other, grid_of_place[place]], family.blocks)
+        rows, other, place = rows[tone], other[tone], place[tone]
+        if name == PARTS:
+            self._verify(self._image[rows], images + other, place)
+        else:  # a kept image asks, and that of the build may be a part
+            self._verify(images + other, self._image[rows], self._place[rows])
 
     def _of_both(self, kept: KeptImages, images: int) -> Grids:
         def grids(image: Ints, grid: Ints) -> Signatures:
@@ -136,14 +156,34 @@ class EarlierFinder(Finder):
         return grids
 
 
-class _EarlierKeys(Finder):
-    """The keys of entries, as Finder sorts them."""
+def _keyed(key: Key, codes: Codes, tones: Codes) -> Codes:
+    """[N] the pieces of each hash, then the blocks of its tones: some in cells, and one as it is."""
+    blocks, keys = _blocks(tones), key.values(codes)
+    for block in key.family.blocks[: key.cells]:
+        keys = keys << np.uint64(CELL_BITS) | (blocks[:, block] >> (8 - CELL_BITS)).astype(np.uint64)
+    keyed: Codes = keys << np.uint64(8) | blocks[:, key.family.blocks[key.cells]].astype(np.uint64)
+    return keyed
 
-    def __init__(self, key: Key) -> None:
-        super().__init__(key, 0.0, 0, lambda image, grid: np.zeros((len(image), 0), np.uint8))
 
-    def sorted(self, codes: Codes, tones: Codes) -> tuple[Codes, Ints]:
-        return self._sorted(codes, tones)
+def _asked(key: Key, codes: Codes, tones: Codes) -> tuple[Ints, Codes, Codes]:
+    """(rows, least and largest key) of what entries with these hashes and tones ask for, by ascending key."""
+    blocks = _blocks(tones).astype(np.int64)
+    least, most = np.maximum(blocks - TONE, 0), np.minimum(blocks + TONE, 255)
+    rows, values = np.arange(len(codes)), key.values(codes)
+    for block in key.family.blocks[: key.cells]:
+        first, last = (of[rows, block] >> (8 - CELL_BITS) for of in (least, most))
+        both = np.flatnonzero(last > first)  # TONE is less than half a cell: a range touches two at most
+        moved = values << np.uint64(CELL_BITS)
+        values = np.concatenate([moved | first.astype(np.uint64), moved[both] | last[both].astype(np.uint64)])
+        rows = np.concatenate([rows, rows[both]])
+    order = np.argsort(values)  # so that searches go through memory once
+    rows, values, last_block = rows[order], values[order] << np.uint64(8), key.family.blocks[key.cells]
+    return rows, values | least[rows, last_block].astype(np.uint64), values | most[rows, last_block].astype(np.uint64)
+
+
+def _blocks(tones: Codes) -> npt.NDArray[np.uint8]:
+    """[N, 8] the blocks of tones [N]."""
+    return np.ascontiguousarray(tones).view(np.uint8).reshape(-1, 8)
 
 
 def sorted_words(digests: Digests) -> tuple[Codes, Owners]:
@@ -192,7 +232,7 @@ class EarlierTextFinder(TextFinder):
         for first, last in zip(low[distinct].tolist(), high[distinct].tolist(), strict=True):
             theirs[kept.owner[first:last]] = True
         short = np.flatnonzero((high > low) & (high - low <= LONG))
-        for rows, at in ranged(short, low[short], high[short]):
+        for rows, at in ranged_pairs(short, low[short], high[short]):
             pairs = np.unique(owner[rows] << 32 | kept.owner[at].astype(np.int64))
             one, other = pairs >> 32, pairs & 0xFFFFFFFF
             new = ~(found[one] & theirs[other])

@@ -52,7 +52,7 @@ from pipeline.store.identities import SIGNATURES, Identities, Published
 VERSION = 1
 """Raised when a piece of the same name gets other arrays."""
 
-PIECE = 1 << 19
+PIECE = 1 << 18
 """Images, or texts, of a piece at most."""
 
 IMAGES, TEXTS = "images", "texts"

@@ -98,8 +98,9 @@ def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSigna
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
     numbered = list(zip(starts[:-1].tolist(), tables, strict=True))
     finder.look(numbered)
+    finder.ask(numbered)
     met = [
-        at | finder.meet(numbered, images_in(arrays, int(part.what), build, piece))
+        at | finder.meet(images_in(arrays, int(part.what), build, piece))
         for at, piece, arrays in _pieces(build, IMAGES)
     ]
     return np.flatnonzero(finder.found), _joined(met), {"compared": finder.compared, "apart": finder.apart}

@@ -56,6 +56,7 @@ def met(new: Any, kept: Any, keys: Any, parts: int, pieces: int) -> tuple[Any, A
             at = slice(starts[BUCKETS * part // parts], starts[BUCKETS * (part + 1) // parts])
             tables = [(0, Table(table.codes[at], table.tones[at], table.owner[at]))]
             finder = EarlierFinder(key, THRESHOLD, len(own), lambda image, grid: own[image, grid])
+            finder.ask(tables)
             for piece in range(pieces):
                 low, high = len(theirs) * piece // pieces, len(theirs) * (piece + 1) // pieces
                 grids = theirs[low:high]
@@ -65,7 +66,7 @@ def met(new: Any, kept: Any, keys: Any, parts: int, pieces: int) -> tuple[Any, A
                     tones(grids),
                     lambda image, grid, grids=grids: grids[image, grid],
                 )
-                of_kept[low + finder.meet(tables, images)] = True
+                of_kept[low + finder.meet(images)] = True
             assert len(finder.found) == len(own)
             found |= finder.found
             compared += finder.compared

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,13 +303,14 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
 
 KILLED = """
 import os, pickle, signal, sys
-from pipeline.stages import _meetings, meet, rank
+from pipeline.files.arrays import ArrayWriter
+from pipeline.stages import _dealt_earlier, _meetings, meet, rank
 from pipeline.store.partitions import Attempt
 from tests.places import ROOT
 from tests.stages import run_stage
 
 build, stage, files = pickle.loads(sys.stdin.buffer.read())
-_meetings.FEWEST, rank.RUN, meet.ENTRIES = 1, 8, 100
+_meetings.FEWEST, _meetings.FEWEST_KEPT, rank.RUN, meet.ENTRIES, _dealt_earlier.PIECE = 1, 1, 8, 100, 6
 path = Attempt.path
 
 def killing(attempt, suffix, final=""):
@@ -318,29 +320,47 @@ def killing(attempt, suffix, final=""):
         os.kill(os.getpid(), signal.SIGKILL)
     return path(attempt, suffix, final)
 
-Attempt.path = killing
+add = ArrayWriter.add
+
+def killing_in_store(writer, *array):
+    global files
+    files -= stage == "store"
+    if files < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(writer, *array)
+
+Attempt.path, ArrayWriter.add = killing, killing_in_store
 run_stage(build, "rank", "deal", "meet", "lead")
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
 def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with_the_same_bytes(
-    tmp_path: Path, filtered: Any
+    tmp_path: Path, filtered: Any, earlier: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 6)
     shown = shown_of(filtered, 40)
-    build = filtered.make(tmp_path / "killed", shown, parts=4)
+    if earlier:  # twenty of the pictures were kept before, of other pages
+        for folder in ("killed", "whole"):
+            published(filtered, tmp_path / folder, [replace(one, name=f"e{one.name}") for one in shown[:20]])
+    build = filtered.make(tmp_path / "killed", shown, parts=4, snapshot="2026-02-02")
     stages, kept = ("rank", "deal", "meet", "lead"), dict[tuple[str, str], str]()
-    for stage, files in (("deal", 30), ("meet", 7), ("lead", 3)):  # before it writes the file with this number
+    kills = [("deal", 30), ("meet", 7), ("lead", 3)]  # before it writes the file with this number
+    if earlier:
+        kills.insert(1, ("store", 100))  # or the array, the first piece being done
+    for stage, files in kills:
         done = subprocess.run(
             [sys.executable, "-c", KILLED], input=pickle.dumps((build, stage, files)), cwd=ROOT, check=False
         )
         assert done.returncode == -signal.SIGKILL
         now = {(name, r.partition): r.attempt for name in stages for r in build.stage(name).records()}
         assert kept.items() <= now.items(), "what was committed before is not done again"
-        assert stage == "lead" or any(name == stage for name, _ in now), "it was killed within the stage"
+        assert stage in ("lead", "store") or any(name == stage for name, _ in now), "it was killed within the stage"
+        assert stage != "store" or 0 < len(list((tmp_path / "killed/store/dealt").glob("*/images*"))) < 3
         assert build.stage("lead").partitions() == []
         kept = now
-    expected = filtered.make(tmp_path / "whole", shown, parts=4)
+    expected = filtered.make(tmp_path / "whole", shown, parts=4, snapshot="2026-02-02")
     run_stage(build, *stages)
     run_stage(expected, *stages)
     for name in stages:
@@ -350,3 +370,4 @@ def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with
         )
         assert own == other
     assert after(build) == after(expected)
+    assert (build.stage("lead").record("all").counts.get("met", 0) > 0) == earlier
