@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,9 +24,12 @@ from data_specs.folding import normals, text_id
 from pipeline.features import feature_id
 from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
+from pipeline.pictures.hashing import CONTENT
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages import _dealt_earlier, _decided, _meetings, deal, lead, meet
 from pipeline.stages._runs import pairs_of
-from pipeline.store.identities import PARTS
+from pipeline.store.identities import PARTS, SIGNATURES, Published, build_of
+from pipeline.store.partitions import FileRef
 from tests.deduped import after, publish
 from tests.places import ROOT
 from tests.stages import run_stage
@@ -236,6 +242,50 @@ def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) 
         decided.append((after(build), build.stage("lead").record("all").counts))
     assert decided[0] == decided[1]
     assert 0 < decided[0][1]["met"] < 14
+
+
+def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine hashes and seven grids, halves cut otherwise; beside a build of now, whose leaders come after."""
+    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+    decided = []
+    for fewest in (1, 1_000):
+        monkeypatch.setattr(_meetings, "FEWEST", fewest)
+        monkeypatch.setattr(_meetings, "FEWEST_KEPT", fewest)
+        folder = tmp_path / str(fewest)
+        first = published(filtered, folder, shown_of(filtered, 12))
+        second = filtered.make(folder, shown_of(filtered, 24)[12:], 2, snapshot="2026-01-02")
+        run_stage(second, "rank", "deal", "meet", "lead")
+        publish(second)
+        age(Path(first.store.url) / "identity", first.build_id)
+        shown = [filtered.Shown(f"b{i}", i, (f"说明{i}",), 100 - i, "same" if i % 2 else "") for i in range(30)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
+        run_stage(build, "rank", "deal", "meet", "lead")
+        assert ("met" in build.stage("lead").record("all").counts) == (fewest == 1)
+        decided.append((after(build), [ref.sha256 for ref in handed(build)]))
+    assert decided[0] == decided[1]
+    assert {row["reason"] for row in decided[0][0][1].values()} == {"known"}
+    assert len(decided[0][0][1]) >= 10
+
+
+def age(folder: Path, build_id: str) -> None:
+    """Make a commit one of an older wenlan."""
+    (name,) = (path for path in folder.glob("*.json") if build_of(path.name) == build_id)
+    known = Published.model_validate_json(name.read_bytes())
+    images, signatures = (folder / known.files[part].name for part in ("images.parquet", SIGNATURES))
+    table = pq.read_table(images)
+    hashes = [[*own[:CONTENT], *own[CONTENT + 1 :]] for own in table["phash"].to_pylist()]
+    at = table.schema.get_field_index("phash")
+    pq.write_table(table.set_column(at, "phash", pa.array(hashes, table.schema.field("phash").type)), images)
+    grids = np.fromfile(signatures, np.uint8).reshape(table.num_rows, GRIDS, SIZE)[:, : GRIDS - 1]
+    signatures.write_bytes(grids.tobytes())
+    files = {
+        part: FileRef(name=ref.name, bytes=(folder / ref.name).stat().st_size, sha256=ref.sha256)
+        for part, ref in known.files.items()
+    }
+    shutil.rmtree(folder.parent / "dealt", ignore_errors=True)
+    name.write_text(known.model_copy(update={"features": "features-old", "files": files}).model_dump_json())
 
 
 def published(filtered: Any, folder: Path, shown: list[Any], **more: Any) -> Any:
