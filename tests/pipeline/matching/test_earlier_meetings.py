@@ -31,19 +31,26 @@ from pipeline.pictures.signatures import GRIDS, SIZE, tones
 
 THRESHOLD = 0.07
 
+PARTS_OF_WHOLE = len(plan(10, 4)[0].family.parts)
+"""Hashes that are compared with those of wholes."""
+
 
 def drawn(rng: np.random.Generator, kind: Any, kinds: int, flips: int, levels: int) -> tuple[Any, Any]:
-    """Hashes and signatures of images of these kinds, each changed a little; a part may be another one's whole."""
+    """Hashes and signatures of images of these kinds, each changed a little; some show their kind in one part only."""
     phash = np.random.default_rng(7).integers(1, 2**63, (kinds, HASHES), dtype=np.uint64)[kind]
-    moved = rng.random(len(kind)) < 0.3
-    phash[moved, 3] = phash[moved, 0]
-    phash[rng.random(phash.shape) < 0.05] = 0
-    for _ in range(flips):
-        phash ^= np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64)
     base = np.random.default_rng(8).integers(0, 200, (kinds, 1, 1))[kind] + rng.integers(
         0, levels + 1, (len(kind), 1, 1)
     )
-    return phash, np.broadcast_to(base, (len(kind), GRIDS, SIZE)).astype(np.uint8).reshape(len(kind), GRIDS * SIZE)
+    grids = np.broadcast_to(base, (len(kind), GRIDS, SIZE)).astype(np.uint8)
+    for row in np.flatnonzero(rng.random(len(kind)) < 0.4):
+        whole, part = phash[row, 0], int(rng.integers(1, PARTS_OF_WHOLE))
+        phash[row] = rng.integers(1, 2**63, HASHES, dtype=np.uint64)
+        phash[row, part] = whole
+        grids[row, np.arange(GRIDS) != part] += 100
+    phash[rng.random(phash.shape) < 0.05] = 0
+    for _ in range(flips):
+        phash ^= np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64)
+    return phash, grids.reshape(len(kind), GRIDS * SIZE)
 
 
 def met(new: Any, kept: Any, keys: Any, parts: int, pieces: int) -> tuple[Any, Any, int]:
