@@ -35,14 +35,14 @@ PARTS_OF_WHOLE = len(plan(10, 4)[0].family.parts)
 """Hashes that are compared with those of wholes."""
 
 
-def drawn(rng: np.random.Generator, kind: Any, kinds: int, flips: int, levels: int) -> tuple[Any, Any]:
-    """Hashes and signatures of images of these kinds, each changed a little; some show their kind in one part only."""
+def drawn(rng: np.random.Generator, kind: Any, kinds: int, flips: int, levels: int, parted: float) -> tuple[Any, Any]:
+    """Hashes and signatures of images of these kinds, each changed a little; a share shows its kind in one part only."""
     phash = np.random.default_rng(7).integers(1, 2**63, (kinds, HASHES), dtype=np.uint64)[kind]
     base = np.random.default_rng(8).integers(0, 200, (kinds, 1, 1))[kind] + rng.integers(
         0, levels + 1, (len(kind), 1, 1)
     )
     grids = np.broadcast_to(base, (len(kind), GRIDS, SIZE)).astype(np.uint8)
-    for row in np.flatnonzero(rng.random(len(kind)) < 0.4):
+    for row in np.flatnonzero(rng.random(len(kind)) < parted):
         whole, part = phash[row, 0], int(rng.integers(1, PARTS_OF_WHOLE))
         phash[row] = rng.integers(1, 2**63, HASHES, dtype=np.uint64)
         phash[row, part] = whole
@@ -106,8 +106,8 @@ def test_every_kept_image_that_a_new_one_looks_like_is_found_with_it(
     pieces: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    new = drawn(rng, rng.integers(0, kinds, size), kinds, flips, levels)
-    kept = drawn(rng, rng.integers(0, kinds, before), kinds, flips, levels)
+    new = drawn(rng, rng.integers(0, kinds, size), kinds, flips, levels, 0.4)
+    kept = drawn(rng, rng.integers(0, kinds, before), kinds, flips, levels, 0.4)
     found, of_kept, _ = met(new, kept, plan(planned, radius), parts, pieces)
     for at in range(before):
         one = ImageLeaders(radius, THRESHOLD)
@@ -120,10 +120,10 @@ def test_every_kept_image_that_a_new_one_looks_like_is_found_with_it(
 def test_a_new_image_costs_what_it_can_meet_and_kept_ones_are_never_compared_with_each_other() -> None:
     rng = np.random.default_rng(3)
     kind = np.concatenate([np.zeros(40, int), np.arange(1, 200)])
-    kept = drawn(rng, kind, 300, 0, 0)  # forty of one look: more than a pass would have kept
-    found, of_kept, compared = met(drawn(rng, np.arange(200, 260), 300, 0, 0), kept, plan(300, 4), 2, 2)
+    kept = drawn(rng, kind, 300, 0, 0, 0.0)  # forty of one look: more than a pass would have kept
+    found, of_kept, compared = met(drawn(rng, np.arange(200, 260), 300, 0, 0, 0.0), kept, plan(300, 4), 2, 2)
     assert (found.any(), of_kept.any(), compared) == (False, False, 0)
-    found, of_kept, compared = met(drawn(rng, np.array([0, 200]), 300, 0, 0), kept, plan(300, 4), 2, 2)
+    found, of_kept, compared = met(drawn(rng, np.array([0, 200]), 300, 0, 0, 0.0), kept, plan(300, 4), 2, 2)
     assert found.tolist() == [True, False]
     assert of_kept.tolist() == [True] * 40 + [False] * 199
     assert compared <= 2 * 40 * len(plan(300, 4))
