@@ -36,7 +36,7 @@ PARTS_OF_WHOLE = len(plan(10, 4)[0].family.parts)
 
 
 def drawn(rng: np.random.Generator, kind: Any, kinds: int, flips: int, levels: int, parted: float) -> tuple[Any, Any]:
-    """Hashes and signatures of images of these kinds, each changed a little; a share shows its kind in one part only."""
+    """Hashes and signatures of images of these kinds, each changed a little; a share shows it in one part only."""
     phash = np.random.default_rng(7).integers(1, 2**63, (kinds, HASHES), dtype=np.uint64)[kind]
     base = np.random.default_rng(8).integers(0, 200, (kinds, 1, 1))[kind] + rng.integers(
         0, levels + 1, (len(kind), 1, 1)
