@@ -1,8 +1,8 @@
 """Blocks of pairs as `lead` decides them: what nothing else can match in bulk, the others by the leader pass.
 
-A pair is free if its image and its texts are alone (`pipeline.stages._meetings.Alone`), nothing of earlier builds is
-known and its domain has no cap. Whatever else the build holds, it is kept and leads, and so do its texts: no look-up
-and no step of Python is needed for it. The other pairs are bound, and decided one after the other.
+A pair is free if its image and its texts are alone (`pipeline.stages._meetings.Alone`) and its domain has no cap.
+Whatever else the build holds, and earlier builds kept, it is kept and leads, and so do its texts: no look-up and no
+step of Python is needed for it. The other pairs are bound, and decided one after the other.
 
 All rows that `lead` writes of a block are made here, column by column.
 """
@@ -68,7 +68,7 @@ class Pairs:
         return len(self.starts)
 
     def free(self, capped: bool) -> Flags:
-        """[N] pairs that nothing else of the build can match. capped: whether domains have a cap."""
+        """[N] pairs that nothing else can match. capped: whether domains have a cap."""
         if self.alone is None or self.alone_texts is None:
             return np.zeros(len(self), np.bool_)
         others = np.concatenate([[0], np.cumsum(~self.alone_texts)])  # texts before each one that are not alone

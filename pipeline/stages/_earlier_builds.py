@@ -1,8 +1,13 @@
 """Loads what earlier builds kept from STORE into the leader pass, before the first pair of a new build is decided.
 
-Images and texts are read in the order of their ranks, column by column, and entered LOADED at a time, so that indexes
-are built and not grown. Signatures, nine tenths of all bytes, are mapped and not read. Text leaders are entered only if
-they share a band with some text of the new build (`text_rows.BandFilter`): no other can be the same as one of them.
+Where stage `meet` has found what of it the new build can match at all (`learn_met`), that is loaded and nothing else:
+from pieces of STORE (`pipeline.stages._dealt_earlier`), in the same order, so the pass decides the same. Counts under
+the caps are looked up for it, over all that was kept. Otherwise (`learn`) all is loaded.
+
+Then images and texts are read in the order of their ranks, column by column, and entered LOADED at a time, so that
+indexes are built and not grown. Signatures, nine tenths of all bytes, are mapped and not read. Text leaders are entered
+only if they share a band with some text of the new build (`text_rows.BandFilter`): no other can be the same as one of
+them.
 
 Limits: images that were measured under another feature id, which `features.EARLIER_IDS` does not name, are matched by
 bytes only, and texts that were sketched
@@ -14,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +29,18 @@ import pyarrow.compute as pc
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline.features import comparable
-from pipeline.files.digests import digests_of, rows_of
+from pipeline.files.digests import Digests, digests_of, rows_of
 from pipeline.matching import text_rows
+from pipeline.matching.earlier_meetings import looked_up
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
+from pipeline.stages import _meetings
+from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, opened, signatures_in, text_rows_in
+from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACED_TEXT_SCHEMA, Identities, Published
+
+T = TypeVar("T")
+
+Ints = npt.NDArray[np.int64]
 
 log = logging.getLogger("wenlan")
 
@@ -67,6 +81,72 @@ def learn(
     return images
 
 
+def learn_met(
+    holders: Holders,
+    build: Build,
+    met: Sequence[tuple[Piece, Ints]],
+    features: str,
+    domains: Iterable[pa.Array],
+    *,
+    splits: bool = False,
+) -> dict[str, int]:
+    """Enter what the new build may match: numbers, ascending, within each piece, commit by commit.
+
+    domains: of all pairs of the build, where there is a cap on them. Returns counts: "earlier" of all images that were
+    kept, "met" and "met_texts" of those that were entered. Raises StoreError.
+    """
+    identities, keys = Identities(build.store), _meetings.keys_of(build)
+    earlier = {commit: identities.read(commit) for commit in build.identities}
+    _warn_of_sketches(earlier.values(), text_rows.sketch_id(build.spec.dedup.text_similarity))
+    held = {commit for commit, one in earlier.items() if one.dataset == build.spec.name}
+    leaders = [np.zeros((0, 32), np.uint8)]
+    for piece, rows in met:
+        if piece.kind == TEXTS and len(rows):
+            with opened(build, piece, keys) as arrays:
+                texts = text_rows_in(arrays, rows)
+            placed = splits and piece.commit in held
+            own = _splits_at(identities, earlier[piece.commit], piece.first + rows, texts) if placed else None
+            _enter_texts(holders, texts, own)
+            leaders.append(texts.ids)
+    images = [(piece, rows) for piece, rows in met if piece.kind == IMAGES]
+    by_features = _by_features(images, features, lambda one: earlier[one[0].commit].features)
+    for pieces in by_features:
+        for piece, rows in pieces:
+            place = HELD if piece.commit in held else ELSEWHERE
+            _enter_met(holders, build, piece, rows, place, looks=pieces is not by_features[-1])
+    _warn_of_features(sum(len(piece) for piece, _ in by_features[-1]))
+    _count_met(holders, build, [piece for piece, _ in images], np.concatenate(leaders), domains)
+    sizes = {"met": sum(len(rows) for _, rows in images), "met_texts": sum(map(len, leaders))}
+    return {"earlier": sum(len(piece) for piece, _ in images), **sizes}
+
+
+def _enter_met(holders: Holders, build: Build, piece: Piece, rows: Ints, place: int, looks: bool) -> None:
+    """Enter some images of a piece."""
+    if not len(rows):
+        return
+    with opened(build, piece, _meetings.keys_of(build)) as arrays:
+        known = Known(arrays["candidate"][rows], np.full(len(rows), place, np.int64), arrays["flags"][rows])
+        seen = (arrays["phash"][rows], [signatures_in(arrays, build, piece, rows)]) if looks else None
+        holders.learn_images(rows_of(arrays["sha256"][rows]), known, seen)
+
+
+def _count_met(
+    holders: Holders, build: Build, pieces: Sequence[Piece], leaders: Digests, domains: Iterable[pa.Array]
+) -> None:
+    """Enter how many images of all pieces have each of some text leaders, and each domain of the build."""
+    names = np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.unique(part.to_numpy()) for part in domains)]))
+    ids = np.unique(leaders, axis=0)  # two datasets may have one leader
+    pairs, of_domain = np.zeros(len(ids), np.int64), np.zeros(len(names), np.int64)
+    for piece in pieces if len(ids) or len(names) else ():
+        with opened(build, piece, _meetings.keys_of(build)) as arrays:
+            pairs += looked_up(ids, arrays["leaders.words"], arrays["leaders.ids"], arrays["leaders.pairs"])
+            low, high = (np.searchsorted(arrays["domains"], names, side) for side in ("left", "right"))
+            present = np.flatnonzero(high > low)
+            of_domain[present] += arrays["domains.pairs"][low[present]]
+    by_leader = Counter(dict(zip(rows_of(ids), pairs.tolist(), strict=True)))
+    holders.count(by_leader, Counter(dict(zip(names.tolist(), of_domain.tolist(), strict=True))))
+
+
 def learn_splits(holders: Holders, identities: Identities, names: Sequence[str], features: str) -> None:
     """Enter what the builds `names` kept into holders of its own, where the place of a leader is its split's number.
 
@@ -94,11 +174,7 @@ def _learn_images(
     holders: Holders, identities: Identities, earlier: Sequence[Published], features: str, place: Place
 ) -> Iterator[pa.Table]:
     """Enter the images of builds into the holders; yields their rows of COLUMNS, some builds at a time."""
-    # Leaders are numbered as they are entered: builds that can be compared come first, those of an older wenlan before
-    # others, and apart, as their hashes and grids are fewer.
-    older = [one for one in earlier if one.features != features and comparable(features, one.features)]
-    own = [one for one in earlier if one.features == features]
-    others = [one for one in earlier if not comparable(features, one.features)]
+    older, own, others = _by_features(earlier, features, lambda one: one.features)
     for builds in (older, own, others):
         for table, signatures in _gathered(identities, builds, place):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
@@ -106,9 +182,31 @@ def _learn_images(
             looks = (hashes_of(table), signatures) if builds is not others and table.num_rows else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
             if builds is others:
-                message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
-                log.warning(message, table.num_rows)
+                _warn_of_features(table.num_rows)
             yield table
+
+
+def _by_features(
+    earlier: Sequence[T], features: str, features_of: Callable[[T], str]
+) -> tuple[list[T], list[T], list[T]]:
+    """(of an older wenlan, of the same features, others), each in order: the order in which leaders are numbered.
+
+    What can be compared comes first, and that of an older wenlan apart, as its hashes and grids are fewer.
+    """
+    older = [one for one in earlier if features_of(one) != features and comparable(features, features_of(one))]
+    own = [one for one in earlier if features_of(one) == features]
+    return older, own, [one for one in earlier if not comparable(features, features_of(one))]
+
+
+def _warn_of_features(images: int) -> None:
+    if images:
+        log.warning("dedup: %d images of earlier builds were measured otherwise: matched by bytes only", images)
+
+
+def _warn_of_sketches(earlier: Iterable[Published], sketch: str) -> None:
+    for one in earlier:
+        if one.sketch != sketch:
+            log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", one.build)
 
 
 def _learn_texts(
@@ -123,9 +221,7 @@ def _learn_texts(
     splits.
     """
     sketches = text_rows.sketch_id(rules.text_similarity)
-    for other in (one for one in earlier if one.sketch != sketches):
-        log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", other.build)
-
+    _warn_of_sketches(earlier, sketches)
     empty = PLACED_TEXT_SCHEMA.empty_table()
     waiting: list[pa.Table] = [empty]
     for one in (one for one in earlier if one.sketch == sketches):
@@ -133,39 +229,56 @@ def _learn_texts(
             wanted = table.take(pa.array(bands.rows(text_rows.read(table["text"]).sketches.keys)))
             waiting.append(_with_splits(identities, one, wanted, one.dataset == placed))
             if sum(t.num_rows for t in waiting) >= LOADED:
-                _enter_texts(holders, pa.concat_tables(waiting))
+                _enter_rows(holders, pa.concat_tables(waiting))
                 waiting = [empty]
-    _enter_texts(holders, pa.concat_tables(waiting))
+    _enter_rows(holders, pa.concat_tables(waiting))
 
 
-def _enter_texts(holders: Holders, table: pa.Table) -> None:
-    texts = text_rows.read(table["text"])
+def _enter_rows(holders: Holders, table: pa.Table) -> None:
+    """Enter PLACED_TEXT_SCHEMA rows."""
+    _enter_texts(holders, text_rows.read(table["text"]), table["split"].to_pylist())
+
+
+def _enter_texts(holders: Holders, texts: text_rows.TextRows, splits: Sequence[str | None] | None) -> None:
+    """Enter text leaders; splits: those of their clusters, None where nothing is known."""
     holders.learn_texts(texts)
-    named = zip(rows_of(texts.ids), table["split"].to_pylist(), strict=True)
-    holders.place_texts({leader: split for leader, split in named if split})
+    if splits is not None:
+        named = zip(rows_of(texts.ids), splits, strict=True)
+        holders.place_texts({leader: split for leader, split in named if split})
 
 
 def _with_splits(identities: Identities, one: Published, texts: pa.Table, placed: bool) -> pa.Table:
-    """PLACED_TEXT_SCHEMA rows of a build's text leaders; no splits unless `placed`.
-
-    A build from before `shards.apart` noted none: a cluster is in the split of the first pair that has its primary text
-    of it, else in train.
-    """
-    if not placed:
-        splits = pa.nulls(texts.num_rows, pa.string())
-    elif "split" in texts.column_names:
+    """PLACED_TEXT_SCHEMA rows of a build's text leaders; no splits unless `placed`."""
+    if "split" in texts.column_names and placed:
         return texts
-    else:
-        ids = rows_of(text_rows.read(texts["text"]).ids)
-        first = dict.fromkeys(ids, "")
-        for images in identities.batches(one, "images.parquet", ["text_leader", "split"]) if ids else ():
-            for leader, split in zip(
-                rows_of(digests_of(images["text_leader"])), images["split"].to_pylist(), strict=True
-            ):
-                if first.get(leader) == "":
-                    first[leader] = split
-        splits = pa.array([first[leader] or "train" for leader in ids], pa.string())
-    return texts.select(["text"]).append_column("split", splits)
+    splits = _first_splits(identities, one, text_rows.read(texts["text"])) if placed else [None] * texts.num_rows
+    return texts.select(["text"]).append_column("split", pa.array(splits, pa.string()))
+
+
+def _splits_at(identities: Identities, one: Published, rows: Ints, texts: text_rows.TextRows) -> list[str | None]:
+    """The splits of some of a build's text leaders, by their rows, ascending."""
+    found, before = list[str | None](), 0
+    for table in identities.batches(one, "texts.parquet", ["split"]):
+        if "split" not in table.column_names:
+            return list(_first_splits(identities, one, texts))
+        low, high = np.searchsorted(rows, [before, before + table.num_rows])
+        found += table["split"].take(pa.array(rows[low:high] - before)).to_pylist()
+        before += table.num_rows
+    return found
+
+
+def _first_splits(identities: Identities, one: Published, texts: text_rows.TextRows) -> list[str]:
+    """The splits of text leaders of a build from before `shards.apart`, which noted none.
+
+    A cluster is in the split of the first pair that has its primary text of it, else in train.
+    """
+    ids = rows_of(texts.ids)
+    first = dict.fromkeys(ids, "")
+    for images in identities.batches(one, "images.parquet", ["text_leader", "split"]) if ids else ():
+        for leader, split in zip(rows_of(digests_of(images["text_leader"])), images["split"].to_pylist(), strict=True):
+            if first.get(leader) == "":
+                first[leader] = split
+    return [first[leader] or "train" for leader in ids]
 
 
 def _gathered(

@@ -2,9 +2,11 @@
 
 Images have numbers over all runs of a build: those of a run follow those of the runs before it, and within a run the
 number grows with the position. Texts have numbers of their own, which grow with the rank of their pair and its order
-of texts. What `meet` found is a list of such numbers.
+of texts. What `meet` found is a list of such numbers, and one of numbers in pieces of what earlier builds kept
+(`pipeline.stages._dealt_earlier`).
 
-Limits: who asks what was found (`Alone`) holds a byte for each pair of the build, and a bit for each text.
+Limits: who asks what was found (`Alone`) holds a byte for each pair of the build, a bit for each text, and eight bytes
+for what may be met of earlier builds.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +25,32 @@ import pyarrow as pa
 
 from data_specs.shard import SPLITS
 from pipeline.matching.meetings import BUCKETS, Ints, Key, plan
+from pipeline.pictures.signatures import GRIDS, SIZE
+from pipeline.stages._dealt_earlier import Piece
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES
+from pipeline.store.identities import SIGNATURES, Identities
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
+from pipeline.store.store import Store
 
 VERSION = 2
 """Of `deal` and `meet`."""
 
 FEWEST = 1_000_000
-"""Pairs of a build below which nothing is dealt out: one pass over all of them is done sooner."""
+"""Pairs of a build below which one pass is done sooner: nothing is dealt out, unless FEWEST_KEPT were kept before."""
+
+FEWEST_KEPT = 100_000
+"""Images of earlier builds from which on they are not loaded, but looked up by keys."""
 
 FOUND = "found.bin"
 """What a part found: numbers of images, of a part of texts those of texts, as int64."""
+
+MET = "met.bin"
+"""What a part found of earlier builds: piece << 32 | number within it, as int64. Pieces are numbered as `deal` did."""
+
+STORED = "store"
+"""What the names of partitions of `deal` begin with that see to pieces of STORE, and deal out no run."""
 
 AGAIN = "again.bin"
 """Texts of a run that occur more than once in it, by their numbers within the run, as int64."""
@@ -56,9 +71,31 @@ def keys_of(build: Build) -> tuple[Key, ...]:
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
     pairs = sum(record.counts["pairs"] for record in build.stage("rank").records())
-    if pairs < FEWEST or build.stage("lead").finished():
+    kept = _kept_earlier(build.store, build.identities)
+    if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT) or build.stage("lead").finished():
         return ()
-    return plan(pairs, build.spec.dedup.image_distance)
+    compared = pairs + kept
+    if build.identities:  # in steps of four, so that what was dealt out in STORE serves later builds
+        compared = 1 << 2 * -(-(compared - 1).bit_length() // 2)
+    return plan(compared, build.spec.dedup.image_distance)
+
+
+@lru_cache(maxsize=64)
+def _kept_earlier(store: Store, commits: tuple[str, ...]) -> int:
+    """About how many images commits have, by the sizes of their signatures."""
+    identities = Identities(store)
+    return sum(identities.read(commit).files[SIGNATURES].bytes for commit in commits) // (GRIDS * SIZE)
+
+
+def dealt_runs(build: Build) -> list[Record]:
+    """Records of `deal`, run by run."""
+    return [record for record in build.stage("deal").records() if not record.partition.startswith(STORED)]
+
+
+def dealt_pieces(build: Build) -> list[Piece]:
+    """The pieces of STORE that a build is compared with, as `deal` noted them."""
+    stored = (record for record in build.stage("deal").records() if record.partition.startswith(STORED))
+    return [Piece(*piece) for record in stored for piece in record.info["pieces"]]
 
 
 def suffix_of(what: str) -> str:
@@ -140,7 +177,7 @@ class Bits:
 
 
 class Alone:
-    """Which images and texts of a build are like no other of it: that nothing else of it can match.
+    """Which images and texts of a build are like no other: that nothing else of it, nor of earlier builds, can match.
 
     Asked once for all pairs of a build, in the order of ranks. Files of `deal` stay open in `files`.
     """
@@ -151,21 +188,36 @@ class Alone:
         if not {"deal", "meet"} <= set(build.fingerprints):
             return
         deal, meet, runs = build.stage("deal"), build.stage("meet"), build.stage("rank").partitions()
-        if not (deal.finished() and meet.finished()) or not runs or deal.partitions() != runs or not meet.partitions():
+        if not (deal.finished() and meet.finished()) or not runs or not meet.partitions():
             return  # nobody has, or it was taken away
-        self.known, dealt = True, deal.records()
+        dealt = dealt_runs(build)
+        if [record.partition for record in dealt] != runs or not _saw_earlier(build):
+            return
+        self.known = True
         self._images, self._texts = starts_of(dealt), starts_of(dealt, "texts")
         self._images_found, self._texts_found = Bits(int(self._images[-1])), Bits(int(self._texts[-1]))
         for record, start in zip(dealt, self._texts.tolist(), strict=False):
             self._texts_found.add(start + _numbers(deal, record, AGAIN))
+        met = [np.zeros(0, np.int64)]
         for record in meet.records():
             found = self._texts_found if Part.named(record.partition).what == TEXTS else self._images_found
             found.add(_numbers(meet, record, FOUND))
+            if MET in record.files:
+                met.append(np.union1d(met.pop(), _numbers(meet, record, MET)))
+        self._met, self._pieces = met[0], dealt_pieces(build)
         self._next = self._texts[:-1].copy()  # the number of the next text of each run
         paths = [files.enter_context(deal.file(record, SIGNATURES)) for record in dealt]
         self._signatures = StoredSignatures(paths, self._images)
         splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
         self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
+
+    def earlier(self) -> list[tuple[Piece, Ints]]:
+        """Of each piece of earlier builds the numbers, ascending, of what an image, or text, of the build may match."""
+        borders = np.searchsorted(self._met, np.arange(len(self._pieces) + 1) << 32)
+        return [
+            (piece, self._met[low:high] & 0xFFFFFFFF)
+            for piece, low, high in zip(self._pieces, borders, borders[1:], strict=False)
+        ]
 
     def numbers(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> Ints:
         """[N] the numbers of images, of rows of RUN_SCHEMA and the number of each one's run."""
@@ -195,6 +247,14 @@ class Alone:
             numbers[own] = self._next[run] + np.arange(count)
             self._next[run] += count
         return ~self._texts_found.has(numbers)
+
+
+def _saw_earlier(build: Build) -> bool:
+    """Whether `deal` and `meet` have compared with all that the build is to be compared with."""
+    stored = [record for record in build.stage("deal").records() if record.partition.startswith(STORED)]
+    return all(record.info["identities"] == build.identity_revision for record in stored) and bool(stored) == bool(
+        build.identities
+    )
 
 
 def _numbers(stage: StageDir, record: Record, suffix: str) -> npt.NDArray[np.int64]:

@@ -1,14 +1,18 @@
 """Stage deal: deals images and texts of each run out by keys, so that stage `meet` can compare them in parallel.
 
+Of what earlier builds kept it makes the pieces that STORE has not got yet (`pipeline.stages._dealt_earlier`): most were
+made for builds before this one.
+
 A run becomes flat files: its entries of each key of `pipeline.matching.meetings` and of the band keys of its distinct
-texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. A build of fewer than
-`_meetings.FEWEST` pairs has no partition here, and none in `meet`.
+texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. Where fewer than
+`_meetings.FEWEST` pairs are compared there is no partition here, and none in `meet`.
 
 Limits: about 2.5 KB on disk per pair and 0.5 KB per distinct text; a run is in memory.
 """
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ import pyarrow as pa
 
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.features import feature_id
 from pipeline.files.digests import digests_of
 from pipeline.matching import text_meetings, text_rows
 from pipeline.matching.holders import images_of
@@ -23,6 +28,7 @@ from pipeline.matching.meetings import Table, by_word
 from pipeline.pictures.signatures import GRIDS, SIZE, tones
 from pipeline.stages import _meetings
 from pipeline.stages._compared_texts import write_texts
+from pipeline.stages._dealt_earlier import groups, make, pieces_of
 from pipeline.stages._splits import own_splits
 from pipeline.store.build import Build
 from pipeline.store.identities import SIGNATURES
@@ -34,16 +40,27 @@ TONES_AT_ONCE = 4_096
 
 
 def token(build: Build) -> Any:
-    return [build.spec.dedup.image_distance, build.spec.seed, build.spec.shards.dev_share, build.spec.shards.val_share]
+    own = [build.spec.dedup.image_distance, build.spec.seed, build.spec.shards.dev_share, build.spec.shards.val_share]
+    return [*own, build.identity_revision, feature_id()] if build.identities else own
 
 
 def partitions(build: Build) -> list[str]:
-    """The runs."""
-    return build.stage("rank").partitions() if _meetings.keys_of(build) else []
+    """The runs, and groups of pieces of what earlier builds kept."""
+    keys = _meetings.keys_of(build)
+    if not keys:
+        return []
+    stored = groups(pieces_of(build, keys)) if build.identities else []
+    return [*build.stage("rank").partitions(), *(f"{_meetings.STORED}-{number:05d}" for number in range(len(stored)))]
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """One run: entries of each key by bucket; signatures and splits by position; distinct texts by rank."""
+    """One run: entries of each key by bucket; signatures and splits by position; distinct texts by rank.
+
+    Or a group of pieces, which are noted in the record in order.
+    """
+    if partition.startswith(_meetings.STORED):
+        _see_to_pieces(build, partition)
+        return
     rank = build.stage("rank")
     table = rank.table(rank.record(partition), columns=["position", "sha256", "phash", "signature", "sketches"])
     pulse.expect(table.num_rows)
@@ -52,6 +69,17 @@ def run_partition(build: Build, partition: str) -> None:
         _deal_images(build, attempt, table.drop_columns(["sketches"]))
         pulse.advance(table.num_rows)
         attempt.commit({"pairs": table.num_rows, **texts})
+
+
+def _see_to_pieces(build: Build, partition: str) -> None:
+    """Make the pieces of a group that are not in STORE."""
+    keys = _meetings.keys_of(build)
+    own = groups(pieces_of(build, keys))[int(partition.rpartition("-")[2])]
+    with build.stage("deal").attempt(partition) as attempt:
+        made = [make(build, piece, keys) for piece in own]
+        info = {"identities": build.identity_revision, "pieces": [astuple(piece) for piece in own]}
+        counts = {"pairs": 0, "texts": 0, "text_entries": 0}
+        attempt.commit({**counts, "pieces": len(own), "made": sum(made)}, info)
 
 
 def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> None:

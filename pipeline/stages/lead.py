@@ -2,10 +2,11 @@
 
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
-(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
-build the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one of it:
-these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Without
-earlier builds pairs of such images and texts are decided in bulk (`pipeline.stages._decided`). Verdicts are spilled by
+(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Where much is to
+be compared, the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one,
+of the build or of what earlier builds kept: these are compared with nothing and not remembered, and pairs of nothing
+else are decided in bulk (`pipeline.stages._decided`). Of what earlier builds kept only what they found is remembered
+then, otherwise all of it (`pipeline.stages._earlier_builds`). Verdicts are spilled by
 run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
@@ -27,7 +28,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -99,54 +99,59 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with (
+        contextlib.ExitStack() as files,
         Holders(build.spec.dedup, holders) as memory,
         Splits(build, memory, holders) as splits,
         build.stage("lead").attempt(partition) as attempt,
     ):
         pulse.expect(pairs)
-        earlier = _learn_earlier(build, memory) if build.identities else 0
-        leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities))
-        counts = _Sequence(build, attempt, runs, leader_pass, splits).run()
+        alone = _meetings.Alone(build, files)
+        earlier = _learn_earlier(build, memory, alone) if build.identities else {}
+        leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities) and not alone.known)
+        counts = _Sequence(build, attempt, runs, leader_pass, splits, alone).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
-        counted = {"pairs": pairs, **counts, **splits.counts, "earlier": earlier, "holders": holders}
+        counted = {"pairs": pairs, **counts, **splits.counts, "earlier": 0, **earlier, "holders": holders}
         attempt.commit(counted, info)
 
 
-def _learn_earlier(build: Build, holders: Holders) -> int:
-    """Enter what the builds that this one reads have kept; returns the number of images."""
-    identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
-    names, dataset = build.identities, build.spec.name
-    return _earlier_builds.learn(
-        holders,
-        identities,
-        names,
-        dataset,
-        build.spec.dedup,
-        feature_id(),
-        keys,
-        splits=build.spec.shards.apart == "texts",
-    )
+def _learn_earlier(build: Build, holders: Holders, alone: _meetings.Alone) -> dict[str, int]:
+    """Enter what the builds that this one reads have kept; returns counts, "earlier" of all images that they kept."""
+    rules, features, splits = build.spec.dedup, feature_id(), build.spec.shards.apart == "texts"
+    if alone.known:
+        domains = _column(build.stage("rank"), "domain") if rules.max_pairs_per_domain else iter(())
+        return _earlier_builds.learn_met(holders, build, alone.earlier(), features, domains, splits=splits)
+    identities, names, dataset = Identities(build.store), build.identities, build.spec.name
+    columns = _column(build.stage("rank"), "sketches.list.element.keys")
+    keys = (text_rows.keys_of(column.flatten().field("keys")) for column in columns)
+    images = _earlier_builds.learn(holders, identities, names, dataset, rules, features, keys, splits=splits)
+    return {"earlier": images}
 
 
-def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
-    """Band keys of all texts of the runs, a batch of pairs at a time."""
+def _column(stage: StageDir, name: str) -> Iterator[pa.Array]:
+    """A column of the runs, a batch of pairs at a time."""
     for record in stage.records():
         with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
-                yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
+            for batch in file.iter_batches(batch_size=50_000, columns=[name]):
+                yield batch.column(0)
 
 
 class _Sequence:
     """The pass over a build's runs in order, and the files that it writes."""
 
     def __init__(
-        self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass, splits: Splits
+        self,
+        build: Build,
+        attempt: Attempt,
+        runs: list[Record],
+        leader_pass: LeaderPass,
+        splits: Splits,
+        alone: _meetings.Alone,
     ) -> None:
         self._build, self._attempt, self._runs, self._pass, self._splits = build, attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
         self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
-        self._bulk = not build.identities and not splits.texts_apart
+        self._alone, self._bulk = alone, not splits.texts_apart
 
     def run(self) -> Counter[str]:
         with contextlib.ExitStack() as stack:
@@ -156,7 +161,7 @@ class _Sequence:
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
-            alone, capped = _meetings.Alone(self._build, stack), self._rules.max_pairs_per_domain > 0
+            alone, capped = self._alone, self._rules.max_pairs_per_domain > 0
             # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
             without = ["signature"] if alone.known and not self._build.made_from else []
             size = READ if alone.known else BLOCK

@@ -1,16 +1,17 @@
-"""Stage meet: finds images that may look like another one of the build, or have its bytes, and texts that may be the
-same as another one; all others are alone.
+"""Stage meet: finds images that may look like another one, or have its bytes, and texts that may be the same as
+another one, of the build or of what earlier builds kept; all others are alone.
 
 What is alone needs no look-up in the one pass that goes in order (`pipeline.stages.lead`), and nobody needs to look it
 up. A partition is a part of one key of images (`pipeline.matching.meetings`), of their bytes or of the band keys of
-texts (`pipeline.matching.text_meetings`) over all runs, and reads no more of them.
+texts (`pipeline.matching.text_meetings`) over all runs, and reads no more of them. What earlier builds kept is looked
+up piece by piece (`pipeline.stages._dealt_earlier`), and never compared with itself.
 
-Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte for each image of the build.
+Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte for each image of the build and of a piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from typing import Any
 import numpy as np
 
 from pipeline import pulse
-from pipeline.matching.meetings import Finder, Ints, Table, equal
-from pipeline.matching.text_meetings import TextFinder, TextTable
+from pipeline.files.arrays import Arrays
+from pipeline.matching.earlier_meetings import EarlierFinder, EarlierTextFinder, equal_words
+from pipeline.matching.meetings import Ints, Table, equal
+from pipeline.matching.text_meetings import TextTable
 from pipeline.stages import _meetings
 from pipeline.stages._compared_texts import ComparedTexts
-from pipeline.stages._meetings import BYTES, FOUND, TEXTS, Part
+from pipeline.stages._dealt_earlier import IMAGES, Piece, images_in, opened, texts_in
+from pipeline.stages._dealt_earlier import TEXTS as STORED_TEXTS
+from pipeline.stages._meetings import BYTES, FOUND, MET, TEXTS, Part
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
 from pipeline.store.identities import SIGNATURES
@@ -30,6 +35,9 @@ from pipeline.store.stage import Stage, StageFile
 
 ENTRIES = 1 << 22
 """Entries of a partition, on average."""
+
+Found = tuple[Ints, Ints, dict[str, int]]
+"""Numbers of images, or texts; those of earlier builds, as in MET; how many were compared."""
 
 
 def token(build: Build) -> Any:
@@ -41,7 +49,7 @@ def partitions(build: Build) -> list[str]:
     keys = _meetings.keys_of(build)
     if not keys:
         return []
-    dealt = build.stage("deal").records()
+    dealt = _meetings.dealt_runs(build)
     pairs, texts = (sum(record.counts[what] for record in dealt) for what in ("pairs", "text_entries"))
     entries = {_meetings.name_of(number): pairs * len(key.family.parts) for number, key in enumerate(keys)}
     entries |= {BYTES: pairs, TEXTS: texts}
@@ -49,8 +57,8 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """The numbers of the images, or texts, that a part finds."""
-    part, records = Part.named(partition), build.stage("deal").records()
+    """The numbers of the images, or texts, that a part finds, and of those that earlier builds kept."""
+    part, records = Part.named(partition), _meetings.dealt_runs(build)
     starts = _meetings.starts_of(records)
     pulse.expect(int(starts[-1]))
     with ExitStack() as files, build.stage("meet").attempt(partition) as attempt:
@@ -61,43 +69,74 @@ def run_partition(build: Build, partition: str) -> None:
         entries = paths(_meetings.suffix_of(part.what))
         if part.what == TEXTS:
             texts = ComparedTexts(paths(_meetings.SKETCHES))
-            found, counts = _texts(build, part, entries, texts, _meetings.starts_of(records, "texts"))
+            found, met, counts = _texts(build, part, entries, texts, _meetings.starts_of(records, "texts"))
         elif part.what == BYTES:
-            found, counts = _same_bytes(part, entries, starts), {"compared": 0, "apart": 0}
+            found, met, counts = _same_bytes(build, part, entries, starts)
         else:
-            found, counts = _alike(build, part, entries, StoredSignatures(paths(SIGNATURES), starts))
+            found, met, counts = _alike(build, part, entries, StoredSignatures(paths(SIGNATURES), starts))
         attempt.path(FOUND).write_bytes(found.astype(np.int64).tobytes())
+        if build.identities:
+            attempt.path(MET).write_bytes(met.astype(np.int64).tobytes())
+            counts["met"] = len(met)
         pulse.advance(int(starts[-1]))
         attempt.commit({"images": int(starts[-1]), "found": len(found), **counts})
 
 
-def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSignatures) -> tuple[Ints, dict[str, int]]:
-    """(images that may look like another one, how many were compared), by a key."""
+def _pieces(build: Build, kind: str) -> Iterator[tuple[int, Piece, Arrays]]:
+    """(number << 32, piece, its arrays) of what earlier builds kept, one at a time."""
+    keys = _meetings.keys_of(build)
+    for number, piece in enumerate(_meetings.dealt_pieces(build)):
+        if piece.kind == kind:
+            with opened(build, piece, keys) as arrays:
+                yield number << 32, piece, arrays
+
+
+def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSignatures) -> Found:
+    """Images that may look like another one, by a key."""
     key, starts = _meetings.keys_of(build)[int(part.what)], grids.starts
-    finder = Finder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.grids)
+    finder = EarlierFinder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.grids)
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
-    finder.look(list(zip(starts[:-1].tolist(), tables, strict=True)))
-    return np.flatnonzero(finder.found), {"compared": finder.compared, "apart": finder.apart}
+    numbered = list(zip(starts[:-1].tolist(), tables, strict=True))
+    finder.look(numbered)
+    finder.ask(numbered)
+    met = [
+        at | finder.meet(images_in(arrays, int(part.what), build, piece))
+        for at, piece, arrays in _pieces(build, IMAGES)
+    ]
+    return np.flatnonzero(finder.found), _joined(met), {"compared": finder.compared, "apart": finder.apart}
 
 
-def _same_bytes(part: Part, entries: Sequence[Path], starts: Ints) -> Ints:
+def _same_bytes(build: Build, part: Part, entries: Sequence[Path], starts: Ints) -> Found:
     """The images whose bytes are those of another one."""
-    words, images = [], []
+    words, images = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for path, start in zip(entries, starts.tolist(), strict=False):
         word, owner = _meetings.read(path, part, np.uint64, np.uint32)
         words.append(word)
         images.append(owner.astype(np.int64) + start)
-    return equal(np.concatenate(words), np.concatenate(images))
+    word, image = np.concatenate(words), np.concatenate(images)
+    found, met = [equal(word, image)], list[Ints]()
+    order = np.argsort(word)  # so that the searches below go through memory once
+    for at, _, arrays in _pieces(build, IMAGES):
+        own, kept = equal_words(word[order], arrays["bytes.words"])
+        found.append(image[order][own])
+        met.append(at | arrays["bytes.owner"][kept].astype(np.int64))
+    return np.unique(_joined(found)), _joined(met), {"compared": 0, "apart": 0}
 
 
-def _texts(
-    build: Build, part: Part, entries: Sequence[Path], texts: ComparedTexts, starts: Ints
-) -> tuple[Ints, dict[str, int]]:
-    """(texts that may be the same as another one, how many were compared); starts: of all texts of each run."""
-    finder = TextFinder(build.spec.dedup.text_similarity, texts.read)
+def _texts(build: Build, part: Part, entries: Sequence[Path], texts: ComparedTexts, starts: Ints) -> Found:
+    """Texts that may be the same as another one; starts: of all texts of each run."""
+    finder = EarlierTextFinder(build.spec.dedup.text_similarity, texts.read)
     tables = [TextTable(*_meetings.read(path, part, np.uint32, np.uint32)) for path in entries]
-    found = finder.look(list(zip(texts.starts[:-1].tolist(), tables, strict=True)))
-    return texts.among_all(found, starts[:-1]), {"compared": finder.compared, "apart": finder.apart}
+    numbered = list(zip(texts.starts[:-1].tolist(), tables, strict=True))
+    found = np.zeros(int(texts.starts[-1]), np.bool_)
+    found[finder.look(numbered)] = True
+    met = [at | finder.meet(numbered, texts_in(arrays), found) for at, _, arrays in _pieces(build, STORED_TEXTS)]
+    own = texts.among_all(np.flatnonzero(found), starts[:-1])
+    return own, _joined(met), {"compared": finder.compared, "apart": finder.apart}
+
+
+def _joined(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 STAGE = Stage(

@@ -2,6 +2,8 @@
 
     identity/<build>.<digest>.json                  one small record: the commit
     identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
+    dealt/<build>.<digest>/                         what follows from a commit, by keys: made where it is needed, and
+                                                    deleted with its commit (`pipeline.stages._dealt_earlier`)
 
 The files are those that the build's leader pass wrote by rank (`pipeline.stages.lead`): publishing copies them, and who
 reads them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
@@ -23,6 +25,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +36,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
-from pipeline.files.folder import file_sha256
+from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
@@ -68,6 +71,9 @@ SIGNATURES = "signatures.bin"
 
 PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
 """The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
+
+DEALT = "dealt"
+"""Folder of STORE with what follows from commits; it may be deleted at any time."""
 
 IDENTITY_STAGE = "lead"
 """The stage whose only partition holds what a build publishes here."""
@@ -161,6 +167,47 @@ class Identities:
             for batch in file.iter_batches(batch_size=50_000, columns=columns):
                 yield pa.Table.from_batches([batch])
 
+    def count(self, known: Published, part: str) -> int:
+        """Rows of one of PARTS: no more than the end of its file is read. Raises StoreError as `batches` does."""
+        with self._opened(known, part) as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def rows(self, known: Published, part: str, first: int, last: int, columns: Sequence[str]) -> pa.Table:
+        """Rows first to last - 1 of one of PARTS; no other row group is read. Raises StoreError as `batches` does."""
+        with self._opened(known, part) as stream, pq.ParquetFile(stream) as file:
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            groups = np.flatnonzero((ends > first) & (ends - sizes < last)).tolist()
+            before = int(ends[groups[0]] - sizes[groups[0]]) if groups else first
+            return file.read_row_groups(groups, columns=columns).slice(first - before, last - first)
+
+    def signature_bytes(self, known: Published, first: int, last: int, width: int) -> npt.NDArray[np.uint8]:
+        """[last - first, width] signatures of some images. Raises StoreError as `batches` does."""
+        if self._folder.is_local:
+            with self._file(known, SIGNATURES) as path:
+                raw = np.fromfile(path, np.uint8, (last - first) * width, offset=first * width)
+        else:
+            name = known.files[SIGNATURES].name
+            raw = np.frombuffer(self._folder.read_range(name, first * width, (last - first) * width), np.uint8)
+        return raw.reshape(last - first, width)
+
+    def signatures_at(self, known: Published) -> Path | None:
+        """The file of a build's signatures, to be mapped; None for a STORE behind a URL."""
+        if not self._folder.is_local:
+            return None
+        with self._file(known, SIGNATURES) as path:
+            return path
+
+    def dealt(self, name: str) -> Folder:
+        """The folder of what follows from a commit."""
+        return self._store.folder / DEALT / name.removesuffix(".json")
+
+    def strays(self) -> list[str]:
+        """Folders in STORE/dealt of commits that are no longer there."""
+        names = (self._store.folder / DEALT).names()
+        commits = {name.removesuffix(".json") for name in self.names()} if names else set()
+        return [name for name in names if name not in commits]
+
     def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
         """Signatures [images, bytes] of a build's images, mapped (from a URL: from a copy that is deleted when unused).
 
@@ -172,11 +219,23 @@ class Identities:
             return np.memmap(path, np.uint8, "r").reshape(images, -1)
 
     @contextlib.contextmanager
+    def _opened(self, known: Published, part: str) -> Iterator[BinaryIO]:
+        ref = known.files[part]
+        with self._folder.opened(ref.name) as file:
+            if file.seek(0, 2) != ref.bytes:
+                raise self._not_whole(ref)
+            file.seek(0)
+            yield file
+
+    def _not_whole(self, ref: FileRef) -> StoreError:
+        return StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+
+    @contextlib.contextmanager
     def _file(self, known: Published, part: str) -> Iterator[Path]:
         ref = known.files[part]
         with self._folder.local(ref.name) as path:
             if not path.exists() or path.stat().st_size != ref.bytes:
-                raise StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+                raise self._not_whole(ref)
             yield path
 
     def check(self, build: Build) -> None:
@@ -239,6 +298,7 @@ class Identities:
         if name:
             known = self.read(name)
             self._folder.delete(name)
+            self._store.folder.delete(f"{DEALT}/{name.removesuffix('.json')}")
             for ref in known.files.values():
                 self._folder.delete(ref.name)
 
@@ -254,6 +314,8 @@ class Identities:
             mask = removed(images)
             if mask.any():
                 renamed[name] = self._without(name, known, images, mask)
+        for name in self.strays():  # also of commits that a takedown replaced before it was killed
+            (self._store.folder / DEALT).delete(name)
         return renamed
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
@@ -293,6 +355,7 @@ class Identities:
         if before:
             old = self.read(before)
             self._folder.delete(before)
+            self._store.folder.delete(f"{DEALT}/{before.removesuffix('.json')}")
             for ref in old.files.values():
                 self._folder.delete(ref.name)
 

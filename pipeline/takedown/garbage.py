@@ -1,7 +1,8 @@
 """Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
-STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE.
+STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE;
+what was dealt out of what builds kept (STORE/dealt) by an older wenlan, or of what was replaced since.
 
 `--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
 again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
@@ -32,6 +33,7 @@ from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
+from pipeline.store.identities import DEALT, Identities
 from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
@@ -183,6 +185,16 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
         for name in folder.names():
             if name.startswith(".tmp-"):
                 deletions.delete("left over", folder, name)
+    dealt, strays = store.folder / DEALT, Identities(store).strays()
+    for stem in dealt.names():
+        if stem in strays:
+            deletions.delete("dealt out of a commit that was replaced", dealt, stem)
+            continue
+        for name in (dealt / stem).names():
+            if name.startswith(".tmp-"):
+                deletions.delete("left over", dealt / stem, name)
+            elif name.startswith("images.") and name.split(".")[1] != feature_id():
+                deletions.delete("dealt out for another version", dealt / stem, name)
     features = store.folder / "features"
     for name in features.names():
         if name.startswith("features-") and name != feature_id():

@@ -11,6 +11,9 @@ How many signatures of images that do not look alike are compared, at each size,
 
 `--sizes 100000,1000000,3000000` takes other sizes; `--workers 1,2` other numbers of workers, of which the first is
 timed for both sides.
+
+`--earlier 50000,200000` measures a delta instead: 10,000 pairs (`--delta`), compared with what a build of so many kept,
+which one side looks up in STORE by keys and the other loads. What STORE gets dealt out for it, once, is told apart.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 SIDES = {"parallel": ("rank", "deal", "meet", "lead", "dedup"), "alone": ("rank", "lead", "dedup")}
+SNAPSHOT, NEXT = "2026-01-01", "2026-01-02"
+"""Of the build that is measured, or that came before; and of the delta."""
+
 PIECE = 50_000
 """Pairs made at a time."""
 
@@ -48,12 +54,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--sizes", default="")
     parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--earlier", default="")
+    parser.add_argument("--delta", type=int, default=10_000)
     options = parser.parse_args()
     if not STAMPS.is_dir() or not PHOTOS.is_dir():
         print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
         return 1
     sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]
     workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
+    if options.earlier:
+        return report(_deltas([int(n) for n in options.earlier.split(",")], options.delta))
     rows = []
     with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
         looks = Path(name) / "looks"
@@ -75,6 +85,54 @@ def main() -> int:
     if len(workers) > 1:
         figures["wall_of_more_workers"] = at_most(last["more"]["wall"] / last["parallel"]["wall"], 0.6)
     return report(figures)
+
+
+def _deltas(sizes: list[int], delta: int) -> dict[str, Any]:
+    """Figures of a delta over STOREs of some sizes."""
+    from bench_scale_images import prepare
+    from harness import at_least, at_most
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
+        looks = Path(name) / "looks"
+        looks.mkdir()
+        prepare(looks, max(sizes) + delta, False)
+        for size in sizes:
+            rows.append(_delta(Path(name) / str(size), looks, size, delta))
+            subprocess.run(["rm", "-rf", str(Path(name) / str(size))], check=True)
+    first, last = rows[0], rows[-1]
+    return {
+        "same_decisions": at_least(float(all(row["same"] for row in rows)), 1, "yes"),
+        "cpu_over_loading": at_most(last["parallel"]["cpu"] / last["alone"]["cpu"], 1.0),
+        "largest_process_over_that_of_the_smallest_store": at_most(
+            last["parallel"]["gb"] / first["parallel"]["gb"], 1.2
+        ),
+    }
+
+
+def _delta(folder: Path, looks: Path, size: int, delta: int) -> dict[str, Any]:
+    from pipeline.store.identities import Identities
+
+    folder.mkdir()
+    _make(folder, looks, size, of=size + delta)
+    _run(folder, "parallel", 1)
+    build = _build(folder, "parallel", SNAPSHOT)
+    with build.store.lock():
+        Identities(build.store).publish(build)
+    kept = build.stage("lead").record("all").counts["leaders"]
+    _make(folder, looks, delta, size, NEXT, size + delta)
+    dealt = _run(folder, "parallel", 1, NEXT)  # makes what STORE has not got
+    found: dict[str, Any] = {side: _run(folder, side, 1, NEXT) for side in ("alone", "parallel")}
+    print(f"{size:,} pairs, {kept:,} kept; a delta of {delta:,}:", file=sys.stderr)
+    for side, own in {"first": dealt, **found}.items():
+        stages = ", ".join(f"{name} {own[name]:.2f}" for name in SIDES["alone" if side == "alone" else "parallel"])
+        largest = ", ".join(f"{name} {gb:.2f}" for name, gb in own["largest"].items())
+        print(f"  {side}: {own['wall']:.1f} s, CPU {own['cpu']:.2f} s ({stages}); GB: {largest}", file=sys.stderr)
+    pieces = sum(path.stat().st_size for path in (folder / "store/dealt").rglob("*.bin"))
+    of_commit = sum(path.stat().st_size for path in (folder / "store/identity").iterdir())
+    print(f"  bytes of STORE an image: {pieces / kept:,.0f} dealt, {of_commit / kept:,.0f} published", file=sys.stderr)
+    found["same"] = len({own["decisions"] for own in (dealt, *found.values())}) == 1
+    return found
 
 
 def _compared(folder: Path, looks: Path, size: int, workers: list[int]) -> dict[str, Any]:
@@ -103,8 +161,8 @@ def _compared(folder: Path, looks: Path, size: int, workers: list[int]) -> dict[
 # One build, made once and copied.
 
 
-def _make(folder: Path, looks: Path, size: int) -> None:
-    """Filter's output of a build of so many pairs."""
+def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = SNAPSHOT, of: int = 0) -> None:
+    """Filter's output of a build of so many pairs: those from number `first` on, `of` so many in all."""
     from bench_increments import filtered
     from bench_scale_texts import hot_cluster
 
@@ -112,11 +170,13 @@ def _make(folder: Path, looks: Path, size: int) -> None:
     from pipeline.pictures.signatures import GRIDS, SIZE
     from pipeline.records import PAIR_SCHEMA, order_key
 
-    texts, tables = hot_cluster(size), []
+    texts, tables = hot_cluster(of or size)[first : first + size], []
     with (looks / "phash").open("rb") as hashes, (looks / "signature").open("rb") as signatures:
+        hashes.seek(first * HASHES * 8)
+        signatures.seek(first * GRIDS * SIZE)
         for start in range(0, size, PIECE):
             count = min(PIECE, size - start)
-            number = range(start, start + count)
+            number = range(first + start, first + start + count)
             names = [f"http://img{n % 50}.test/{n}" for n in number]
             digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
             phash = np.frombuffer(hashes.read(count * HASHES * 8), np.uint64)
@@ -132,7 +192,7 @@ def _make(folder: Path, looks: Path, size: int) -> None:
                 "page_url": [f"http://site{n % 500}.test/{n}" for n in number],
                 "image_url": names,
                 "texts": [[{"kind": "caption", "text": text}] for text in texts[start : start + count]],
-                "row": np.array(number),
+                "row": np.arange(count) + number.start,
                 "sha256": digests,
                 "format": ["jpeg"] * count,
                 "width": np.full(count, 4_000) - np.arange(count) % 3_000,
@@ -151,16 +211,16 @@ def _make(folder: Path, looks: Path, size: int) -> None:
                     schema=PAIR_SCHEMA,
                 )
             )
-    filtered(folder, folder / "store", "2026-01-01", tables)
+    filtered(folder, folder / "store", snapshot, tables)
 
 
-def _run(folder: Path, side: str, workers: int) -> dict[str, Any]:
+def _run(folder: Path, side: str, workers: int, snapshot: str = SNAPSHOT) -> dict[str, Any]:
     """Seconds, CPU seconds by stage, the largest process, and a digest of the decisions, of one side."""
-    out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0}
+    out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0, "largest": {}}
     for name in SIDES["parallel"]:  # what another side left
-        subprocess.run(["rm", "-rf", str(folder / "2026-01-01" / _folder_of(name))], check=True)
+        subprocess.run(["rm", "-rf", str(folder / snapshot / _folder_of(name))], check=True)
     for name in SIDES[side]:
-        asked = [sys.executable, __file__, "--stage", str(folder), name, side, str(workers)]
+        asked = [sys.executable, __file__, "--stage", str(folder), name, side, str(workers), snapshot]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
         environment = {**os.environ, **one_thread, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
         done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -170,6 +230,7 @@ def _run(folder: Path, side: str, workers: int) -> dict[str, Any]:
         out["wall"] += own["wall"]
         out["cpu"] += own["cpu"]
         out["gb"] = max(out["gb"], own["gb"])
+        out["largest"][name] = own["gb"]
         out["decisions"] = own["decisions"]
     return out
 
@@ -183,17 +244,17 @@ def _folder_of(name: str) -> str:
 # One stage, in a process that starts its workers.
 
 
-def serve_stage(folder: Path, name: str, side: str, workers: int) -> None:
+def serve_stage(folder: Path, name: str, side: str, workers: int, snapshot: str) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    build, stage = _build(folder, side), None
+    build = _build(folder, side, snapshot)
     stage = build.stages[name]
     partitions = stage.partitions(build)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
         list(pool.map(_ready, range(2 * workers)))  # imports are no part of anybody's share
         began = time.perf_counter()
-        spent = list(pool.map(_one, [(folder, side, name, partition) for partition in partitions]))
+        spent = list(pool.map(_one, [(folder, side, snapshot, name, partition) for partition in partitions]))
         wall = time.perf_counter() - began
     build.stage(name).finish(partitions, stage.version)
     totals: dict[str, int] = {}
@@ -205,10 +266,11 @@ def serve_stage(folder: Path, name: str, side: str, workers: int) -> None:
     print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "counts": totals, "decisions": _decisions(build, name)}))
 
 
-def _build(folder: Path, side: str) -> Any:
+def _build(folder: Path, side: str, snapshot: str) -> Any:
     from data_specs.build import BuildSpec
     from pipeline.stages import STAGES, _meetings
     from pipeline.store.build import Build
+    from pipeline.store.identities import Identities
     from pipeline.store.store import Store
 
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
@@ -217,13 +279,13 @@ def _build(folder: Path, side: str) -> Any:
     build = Build(
         stages=STAGES,
         spec=spec,
-        out=str(folder / "2026-01-01"),
+        out=str(folder / snapshot),
         store=Store(str(folder / "store")),
-        build_id="bench-2026-01-01",
-        snapshot="2026-01-01",
+        build_id=f"bench-{snapshot}",
+        snapshot=snapshot,
         fingerprints=dict.fromkeys(STAGES, "f" * 64),
     )
-    return replace(build, identities=())
+    return replace(build, identities=Identities(build.store).before(build))
 
 
 def _ready(_: int = 0) -> None:
@@ -233,10 +295,10 @@ def _ready(_: int = 0) -> None:
     normals(["一"])
 
 
-def _one(task: tuple[Path, str, str, str]) -> tuple[float, float]:
+def _one(task: tuple[Path, str, str, str, str]) -> tuple[float, float]:
     """CPU seconds of a partition, and the largest that this process has been, in GB."""
-    folder, side, name, partition = task
-    build = _build(folder, side)
+    folder, side, snapshot, name, partition = task
+    build = _build(folder, side, snapshot)
     before = time.process_time()
     build.stages[name].run(build, partition)
     return time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -255,6 +317,6 @@ def _decisions(build: Any, name: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--stage"]:
-        serve_stage(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+        serve_stage(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6])
     else:
         raise SystemExit(main())

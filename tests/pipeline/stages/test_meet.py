@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import pickle
+import random
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stages import _decided, _meetings, deal, lead, meet
+from data_specs.folding import normals, text_id
+from pipeline.features import feature_id
+from pipeline.matching import earlier_meetings
+from pipeline.matching.holders import Holders
+from pipeline.pictures.hashing import CONTENT
+from pipeline.pictures.signatures import GRIDS, SIZE
+from pipeline.stages import _dealt_earlier, _decided, _meetings, deal, lead, meet
 from pipeline.stages._runs import pairs_of
-from pipeline.store.identities import PARTS
+from pipeline.store.identities import PARTS, SIGNATURES, Published, build_of
+from pipeline.store.partitions import FileRef
 from tests.deduped import after, publish
 from tests.places import ROOT
 from tests.stages import run_stage
@@ -27,6 +39,7 @@ from tests.stages import run_stage
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds of any size are dealt out, in runs of a few pairs, and parts of a few entries."""
     monkeypatch.setattr(_meetings, "FEWEST", 1)
+    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
     monkeypatch.setattr("pipeline.stages.rank.RUN", 8)
     monkeypatch.setattr(meet, "ENTRIES", 100)
     monkeypatch.setattr(lead, "READ", 5)
@@ -107,20 +120,28 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
         "max_texts": draw(st.sampled_from([1, 2, 32])),
     }
     shards = {"apart": draw(st.sampled_from(["images", "texts"])), "dev_share": 0.3, "val_share": 0.3}
-    entries = draw(st.sampled_from([30, 1_000]))
+    entries = draw(st.sampled_from([60, 1_000]))
     return draw(st.lists(st.lists(pair, max_size=14), min_size=1, max_size=3)), rules, shards, entries
 
 
-@settings(max_examples=12, deadline=None)
-@given(builds())
+@settings(max_examples=10, deadline=None)
+@given(builds(), st.sampled_from([5, 1_000]), st.sampled_from([0, 1_000]), st.integers(0, 2**10))
 def test_increments_decide_with_it_as_without(
-    tmp_path_factory: Any, filtered: Any, drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int]
+    tmp_path_factory: Any,
+    filtered: Any,
+    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int],
+    rows: int,
+    long: int,
+    chance: int,
 ) -> None:
-    """Pair by pair, and what STORE is handed byte by byte."""
+    """Pair by pair, and what STORE is handed byte by byte: in pieces of so many rows, that are lost at any time, over
+    builds of other features, of which some can be compared, and of another dataset.
+    """
     steps, rules, shards, entries = drawn
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
+        happens = random.Random(chance)
         for step, shown in enumerate(steps):
             pictures = [
                 filtered.Shown(
@@ -133,16 +154,146 @@ def test_increments_decide_with_it_as_without(
                 )
                 for i, (picture, same, site, texts) in enumerate(shown)
             ]
-            build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", dedup=rules, shards=shards)
+            name = happens.choice(["test", "test", "other"])
+            own = {"name": name, "dedup": {**rules, "across": "all"}, "shards": shards}
+            features = happens.choice([feature_id(), feature_id(), "features-old", "features-odd"])
+            build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", **own)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_meetings, "FEWEST", fewest)
+                patch.setattr(_meetings, "FEWEST_KEPT", fewest)
                 patch.setattr(meet, "ENTRIES", entries)
-                run_stage(build, "rank", "deal", "meet")
+                patch.setattr(_dealt_earlier, "PIECE", rows)
+                patch.setattr(earlier_meetings, "LONG", long)
+                patch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+                if features != feature_id() and step + 1 < len(steps):
+                    patch.setattr(lead, "feature_id", lambda features=features: features)
+                run_stage(build, "rank", "deal")
+                lose(build, happens)
+                run_stage(build, "meet")
+                lose(build, happens)
                 assert bool(meet.partitions(build)) == (fewest == 1 and bool(shown))
                 decided.append((after(build), {ref.sha256 for ref in handed(build)}))
+                counts = build.stage("lead").record("all").counts
+                assert ("met" in counts) == (fewest == 1 and bool(shown) and bool(build.identities))
+                assert counts.get("met", 0) <= counts["earlier"]
             publish(build)
         results.append(decided)
     assert results[0] == results[1]
+
+
+def lose(build: Any, happens: random.Random) -> None:
+    """Delete one or the other file of STORE/dealt, which may be made again."""
+    for path in sorted(Path(build.store.url).glob("dealt/*/*.bin")):
+        if happens.random() < 0.3:
+            path.unlink()
+
+
+def test_of_earlier_builds_what_a_new_one_can_match_is_remembered_and_the_rest_decided_in_bulk(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty pictures were kept; of eight new ones two look like one of them, one has its text."""
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 6)
+    first = [filtered.Shown(f"a{i}", i, (f"第{i}句话说的是别的",), 300 - i) for i in range(20)]
+    published(filtered, tmp_path, first)
+    texts = [f"新的第{i}张照片里有什么" for i in range(8)]
+    texts[5] = "第7句话说的是别的"
+    pictures = [3, 17, *range(100, 106)]
+    shown = [filtered.Shown(f"b{i}", pictures[i], (texts[i],), 200 - i) for i in range(8)]
+    build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02")
+    learnt = list[int]()
+    remember = Holders.learn_images
+    monkeypatch.setattr(Holders, "learn_images", lambda *of: learnt.append(len(of[1])) or remember(*of))
+    run_stage(build, "rank", "deal", "meet", "lead")
+    counts = build.stage("lead").record("all").counts
+    assert (counts["earlier"], counts["met"], counts["met_texts"]) == (20, 2, 1)
+    assert (counts["alone"], counts["alone_texts"], counts["free"]) == (6, 7, 5)
+    assert sum(learnt) == 2, "what is alone is not remembered"
+    kept, dropped = after(build)
+    assert {name: row["reason"] for name, row in dropped.items()} == {"b0": "known", "b1": "known"}
+    assert kept["b5"]["text_leaders"][0] == text_id(normals([texts[5]])[0])
+
+
+def test_what_was_dealt_out_of_store_is_made_once_and_then_read(tmp_path: Path, filtered: Any) -> None:
+    first = published(filtered, tmp_path, shown_of(filtered, 20))
+    files = dict[str, int]()
+    for step in (2, 3):
+        shown = [filtered.Shown(f"{step}-{i}", 40 * step + i % 5, (f"{step}{i}号照片",), 200 - i) for i in range(10)]
+        build = filtered.make(tmp_path, shown, 2, snapshot=f"2026-0{step}-02")
+        run_stage(build, "rank", "deal")
+        stored = [r for r in build.stage("deal").records() if r.partition.startswith(_meetings.STORED)]
+        assert sum(r.counts["pieces"] for r in stored) == 2 * (step - 1)
+        assert sum(r.counts["made"] for r in stored) == 2, "those of the last commit alone"
+        now = {str(path): path.stat().st_mtime_ns for path in Path(first.store.url).glob("dealt/*/*.bin")}
+        assert files.items() <= now.items()
+        assert len(now) == 2 * (step - 1)
+        files = now
+        run_stage(build, "meet", "lead")
+        publish(build)
+
+
+def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) -> None:
+    decided = []
+    for store in (str(tmp_path / "store"), f"memory://{tmp_path.name}/store"):
+        folder = tmp_path / str(len(decided))
+        published(filtered, folder, shown_of(filtered, 20), store=store)
+        shown = [filtered.Shown(f"b{i}", i, (f"说明{i % 9}",), 100 - i) for i in range(14, 30)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02", store=store)
+        run_stage(build, "rank", "deal", "meet")
+        decided.append((after(build), build.stage("lead").record("all").counts))
+    assert decided[0] == decided[1]
+    assert 0 < decided[0][1]["met"] < 14
+
+
+def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine hashes and seven grids, halves cut otherwise; beside a build of now, whose leaders come after."""
+    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+    decided = []
+    for fewest in (1, 1_000):
+        monkeypatch.setattr(_meetings, "FEWEST", fewest)
+        monkeypatch.setattr(_meetings, "FEWEST_KEPT", fewest)
+        folder = tmp_path / str(fewest)
+        first = published(filtered, folder, shown_of(filtered, 12))
+        second = filtered.make(folder, shown_of(filtered, 24)[12:], 2, snapshot="2026-01-02")
+        run_stage(second, "rank", "deal", "meet", "lead")
+        publish(second)
+        age(Path(first.store.url) / "identity", first.build_id)
+        shown = [filtered.Shown(f"b{i}", i, (f"说明{i}",), 100 - i, "same" if i % 2 else "") for i in range(30)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
+        run_stage(build, "rank", "deal", "meet", "lead")
+        assert ("met" in build.stage("lead").record("all").counts) == (fewest == 1)
+        decided.append((after(build), [ref.sha256 for ref in handed(build)]))
+    assert decided[0] == decided[1]
+    assert {row["reason"] for row in decided[0][0][1].values()} == {"known"}
+    assert len(decided[0][0][1]) >= 10
+
+
+def age(folder: Path, build_id: str) -> None:
+    """Make a commit one of an older wenlan."""
+    (name,) = (path for path in folder.glob("*.json") if build_of(path.name) == build_id)
+    known = Published.model_validate_json(name.read_bytes())
+    images, signatures = (folder / known.files[part].name for part in ("images.parquet", SIGNATURES))
+    table = pq.read_table(images)
+    hashes = [[*own[:CONTENT], *own[CONTENT + 1 :]] for own in table["phash"].to_pylist()]
+    at = table.schema.get_field_index("phash")
+    pq.write_table(table.set_column(at, "phash", pa.array(hashes, table.schema.field("phash").type)), images)
+    grids = np.fromfile(signatures, np.uint8).reshape(table.num_rows, GRIDS, SIZE)[:, : GRIDS - 1]
+    signatures.write_bytes(grids.tobytes())
+    files = {
+        part: FileRef(name=ref.name, bytes=(folder / ref.name).stat().st_size, sha256=ref.sha256)
+        for part, ref in known.files.items()
+    }
+    shutil.rmtree(folder.parent / "dealt", ignore_errors=True)
+    name.write_text(known.model_copy(update={"features": "features-old", "files": files}).model_dump_json())
+
+
+def published(filtered: Any, folder: Path, shown: list[Any], **more: Any) -> Any:
+    """A build whose identities are published."""
+    build = filtered.make(folder, shown, 2, snapshot="2026-01-01", **more)
+    run_stage(build, "rank", "deal", "meet", "lead")
+    publish(build)
+    return build
 
 
 @pytest.mark.parametrize("cap", [0, 4])
@@ -202,13 +353,14 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
 
 KILLED = """
 import os, pickle, signal, sys
-from pipeline.stages import _meetings, meet, rank
+from pipeline.files.arrays import ArrayWriter
+from pipeline.stages import _dealt_earlier, _meetings, meet, rank
 from pipeline.store.partitions import Attempt
 from tests.places import ROOT
 from tests.stages import run_stage
 
 build, stage, files = pickle.loads(sys.stdin.buffer.read())
-_meetings.FEWEST, rank.RUN, meet.ENTRIES = 1, 8, 100
+_meetings.FEWEST, _meetings.FEWEST_KEPT, rank.RUN, meet.ENTRIES, _dealt_earlier.PIECE = 1, 1, 8, 100, 6
 path = Attempt.path
 
 def killing(attempt, suffix, final=""):
@@ -218,29 +370,47 @@ def killing(attempt, suffix, final=""):
         os.kill(os.getpid(), signal.SIGKILL)
     return path(attempt, suffix, final)
 
-Attempt.path = killing
+add = ArrayWriter.add
+
+def killing_in_store(writer, *array):
+    global files
+    files -= stage == "store"
+    if files < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(writer, *array)
+
+Attempt.path, ArrayWriter.add = killing, killing_in_store
 run_stage(build, "rank", "deal", "meet", "lead")
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
 def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with_the_same_bytes(
-    tmp_path: Path, filtered: Any
+    tmp_path: Path, filtered: Any, earlier: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 6)
     shown = shown_of(filtered, 40)
-    build = filtered.make(tmp_path / "killed", shown, parts=4)
+    if earlier:  # twenty of the pictures were kept before, of other pages
+        for folder in ("killed", "whole"):
+            published(filtered, tmp_path / folder, [replace(one, name=f"e{one.name}") for one in shown[:20]])
+    build = filtered.make(tmp_path / "killed", shown, parts=4, snapshot="2026-02-02")
     stages, kept = ("rank", "deal", "meet", "lead"), dict[tuple[str, str], str]()
-    for stage, files in (("deal", 30), ("meet", 7), ("lead", 3)):  # before it writes the file with this number
+    kills = [("deal", 30), ("meet", 7), ("lead", 3)]  # before it writes the file with this number
+    if earlier:
+        kills.insert(1, ("store", 100))  # or the array, the first piece being done
+    for stage, files in kills:
         done = subprocess.run(
             [sys.executable, "-c", KILLED], input=pickle.dumps((build, stage, files)), cwd=ROOT, check=False
         )
         assert done.returncode == -signal.SIGKILL
         now = {(name, r.partition): r.attempt for name in stages for r in build.stage(name).records()}
         assert kept.items() <= now.items(), "what was committed before is not done again"
-        assert stage == "lead" or any(name == stage for name, _ in now), "it was killed within the stage"
+        assert stage in ("lead", "store") or any(name == stage for name, _ in now), "it was killed within the stage"
+        assert stage != "store" or 0 < len(list((tmp_path / "killed/store/dealt").glob("*/images*"))) < 3
         assert build.stage("lead").partitions() == []
         kept = now
-    expected = filtered.make(tmp_path / "whole", shown, parts=4)
+    expected = filtered.make(tmp_path / "whole", shown, parts=4, snapshot="2026-02-02")
     run_stage(build, *stages)
     run_stage(expected, *stages)
     for name in stages:
@@ -250,3 +420,4 @@ def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with
         )
         assert own == other
     assert after(build) == after(expected)
+    assert (build.stage("lead").record("all").counts.get("met", 0) > 0) == earlier

@@ -1,0 +1,110 @@
+"""Flat files of named NumPy arrays, of which no more is read than is looked at.
+
+The file: array after array, each on a border of 64 bytes, then their names, types, shapes and offsets as JSON, then the
+length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL an array is one ranged read.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+
+MAGIC = b"wenlan\x00\x01"
+
+_ALIGNED = 64
+_TAIL = 8 + len(MAGIC)
+
+
+class ArrayWriter:
+    """Writes arrays to an open file, one by one; `finish` makes the file readable."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._at = file, 0
+        self._arrays: dict[str, Any] = {}
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Append an array under a name of its own."""
+        self._write(b"\x00" * (-self._at % _ALIGNED))
+        self._arrays[name] = [array.dtype.str, list(array.shape), self._at]
+        self._write(np.ascontiguousarray(array).tobytes())
+
+    def finish(self) -> None:
+        """Append the list of arrays."""
+        names = json.dumps(self._arrays).encode()
+        self._write(names + len(names).to_bytes(8, "little") + MAGIC)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._at += len(data)
+
+
+class Arrays:
+    """The arrays of a file, read-only. Use as a context manager; an array is good until its end, or `give_back`.
+
+    Raises StoreError for a file that is not there or not whole.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._map: mmap.mmap | None = None
+        self._known: dict[str, npt.NDArray[Any]] = {}
+
+    def __enter__(self) -> Arrays:
+        if self._folder.is_local:
+            try:
+                with Path(self._folder.at(self._name)).open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as e:
+                raise self._not_whole() from e
+            size, read = len(self._map), self._map.__getitem__
+            self._arrays = self._listed(size, lambda start, stop: read(slice(start, stop)))
+        else:
+            with self._folder.opened(self._name) as remote:
+                size = remote.seek(0, 2)
+                self._arrays = self._listed(size, lambda start, stop: self._ranged(start, stop - start))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._known, self._map = {}, None  # what still looks at an array keeps the map
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._known:
+            kind, shape, at = self._arrays[name]
+            count = int(np.prod(shape))
+            if not count:
+                self._known[name] = np.zeros(shape, kind)
+            elif self._map is not None:
+                self._known[name] = np.frombuffer(self._map, kind, count, at).reshape(shape)
+            else:
+                raw = self._ranged(at, count * np.dtype(kind).itemsize)
+                self._known[name] = np.frombuffer(raw, kind).reshape(shape)
+        return self._known[name]
+
+    def give_back(self) -> None:
+        """Let go of what was read: of a map its pages, which are read again where they are looked at again."""
+        self._known = {}
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _ranged(self, offset: int, size: int) -> bytes:
+        return self._folder.read_range(self._name, offset, size)
+
+    def _listed(self, size: int, read: Any) -> dict[str, Any]:
+        tail = read(max(0, size - _TAIL), size)
+        if len(tail) < _TAIL or not tail.endswith(MAGIC):
+            raise self._not_whole()
+        length = int.from_bytes(tail[:8], "little")
+        arrays: dict[str, Any] = json.loads(read(size - _TAIL - length, size - _TAIL))
+        return arrays
+
+    def _not_whole(self) -> StoreError:
+        return StoreError(self._folder.at(self._name), "is missing or not whole; delete it, and it is made again")

@@ -1,0 +1,73 @@
+"""arrays: what was written is what is read, on a disk and behind a URL; a file that is not whole is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.files.arrays import Arrays, ArrayWriter
+from pipeline.files.folder import Folder
+
+WRITTEN: dict[str, Any] = {
+    "words": np.arange(1_000, dtype=np.uint64) << np.uint64(40),
+    "one byte": np.array([7], np.uint8),
+    "digests": np.arange(96, dtype=np.uint8).reshape(3, 32),
+    "nothing": np.zeros((0, 26), np.uint32),
+}
+
+
+def write(folder: Folder) -> None:
+    with folder.making("some.bin") as file:
+        writer = ArrayWriter(file)
+        for name, array in WRITTEN.items():
+            writer.add(name, array)
+        writer.finish()
+
+
+@pytest.mark.parametrize("url", ["{}", "memory:/{}"])
+def test_what_was_written_is_read_with_its_type_and_shape(tmp_path: Path, url: str) -> None:
+    folder = Folder(url.format(tmp_path))
+    write(folder)
+    for again in range(2):
+        with Arrays(folder, "some.bin") as arrays:
+            for name, array in WRITTEN.items():
+                assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
+                assert arrays[name].tolist() == array.tolist()
+                if again:
+                    arrays.give_back()
+
+
+def test_no_more_is_read_of_a_url_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = Folder(f"memory:/{tmp_path}"), list[int]()
+    write(folder)
+    ranged = Folder.read_range
+    monkeypatch.setattr(Folder, "read_range", lambda *of: asked.append(of[3]) or ranged(*of))
+    with Arrays(folder, "some.bin") as arrays:
+        before = sum(asked)
+        assert arrays["digests"][2, 31] == arrays["digests"].max() == 95
+        assert sum(asked) - before == 96
+
+
+def test_a_map_may_be_given_back_and_looked_at_again(tmp_path: Path) -> None:
+    write(Folder(str(tmp_path)))
+    with Arrays(Folder(str(tmp_path)), "some.bin") as arrays:
+        words = arrays["words"]
+        arrays.give_back()
+        assert words.tolist() == WRITTEN["words"].tolist(), "pages are read again"
+        assert not words.flags.writeable
+
+
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_a_file_that_is_not_whole_is_named(tmp_path: Path, left: int) -> None:
+    folder = Folder(str(tmp_path))
+    write(folder)
+    path = tmp_path / "some.bin"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(StoreError, match=f"{path}.*is missing or not whole; delete it"), Arrays(folder, "some.bin"):
+        pass
+    with pytest.raises(StoreError, match="is missing or not whole"), Arrays(folder, "other.bin"):
+        pass
