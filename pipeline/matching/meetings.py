@@ -215,6 +215,8 @@ class Finder:
         self.found: Flags = np.zeros(images, np.bool_)
         self.scanned = 0
         """Entries gone through: pairs of which hashes were compared."""
+        self.near = 0
+        """Those of them that are of two images whose hashes are near."""
         self.compared = 0
         """Pairs of near hashes and tones, of which signatures were compared."""
         self.apart = 0
@@ -310,7 +312,9 @@ class Finder:
             near = near[apart[near] & np.uint64(mask) != 0]
         rows, at = rows[near], at[near]
         one, other = asking.image[rows], entries.image[at]
-        new = np.flatnonzero((one != other) & ~(self.found[one] & self.found[other]))
+        others = one != other
+        self.near += int(np.count_nonzero(others))
+        new = np.flatnonzero(others & ~(self.found[one] & self.found[other]))
         new = new[of_one_tone(asking.tones[rows[new]], entries.tones[at[new]], self._key.family.blocks)]
         one, other, place = one[new], other[new], entries.place[at[new]]
         # one comparison of each image first: in a cluster that is all it needs, however large the cluster is
