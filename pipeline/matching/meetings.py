@@ -12,8 +12,11 @@ block, of a half in every block of its own: blocks in cells of 32 levels, of whi
 block as it is, of which it asks a range. What shares a key is compared by hash, by all those tones and by signature, as
 in `pipeline.matching.near_images`.
 
-A range of more than LONG images is not compared: all that is in it, and who asked, may look alike. So a cluster of any
-size costs a step for each of its images.
+Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where
+more than DENSE entries answer an image, those are parted by the next block of the tones, and so on through all blocks
+that must agree: keys are as long as a place needs, whatever the size of the build. Where all tones agree each image is
+compared with a few of its range first. In a cluster of copies that finds all of them, and costs a step for each of its
+images; what is left unfound is compared, and only if that is more than LONG, taken as a whole.
 
 Limits: a task holds about 60 bytes for each entry of its part of the keys, and a bit for each image of the build.
 """
@@ -39,8 +42,14 @@ Owners = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
 Signatures = npt.NDArray[np.uint8]
 
-LONG = 1_024
-"""Entries of a range that are compared; a longer one is taken as a whole."""
+DENSE = 256
+"""Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
+
+LOOKS = 4
+"""Entries of a dense range that an image is compared with first, to see whether all of it is one cluster."""
+
+LONG = 1 << 14
+"""Entries of a range that are compared in the end; a longer one is taken as a whole."""
 
 WIDEST = 6
 """Largest radius for which keys are made: at a larger one pieces are too short to tell images apart."""
@@ -124,6 +133,9 @@ class Key:
 
 _BUCKET_BITS = BUCKETS.bit_length() - 1
 
+_WORD = (1 << 32) - 1
+"""Bits of the pieces by which entries are grouped: at a small radius pieces have 64, and tones need some as well."""
+
 
 @lru_cache(maxsize=64)
 def plan(images: int, radius: int) -> tuple[Key, ...]:
@@ -175,16 +187,42 @@ class Table:
         return Table(codes[order], tones[order], (image << PARTS_BITS | place).astype(np.uint32)), starts
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """Entries of one key: [N] each; numbers of images are those over all of a build."""
+
+    codes: Codes
+    tones: Codes
+    image: Ints
+    place: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, which: Ints) -> _Entries:
+        return _Entries(self.codes[which], self.tones[which], self.image[which], self.place[which])
+
+    def block(self, block: int) -> npt.NDArray[np.uint8]:
+        """[N] a block of the tones."""
+        return self.tones.view(np.uint8).reshape(-1, 8)[:, block]
+
+
 class Finder:
     """Finds images that may look like others, by one key. Images have numbers over all of a build, from 0."""
 
     def __init__(self, key: Key, threshold: float, images: int, grids: Grids) -> None:
         self._key, self._threshold, self._grids = key, threshold, grids
         self.found: Flags = np.zeros(images, np.bool_)
+        self.scanned = 0
+        """Entries gone through: pairs of which hashes were compared."""
+        self.near = 0
+        """Those of them that are of two images whose hashes are near."""
         self.compared = 0
         """Pairs of near hashes and tones, of which signatures were compared."""
         self.apart = 0
         """Those of them that do not look alike."""
+        self.taken = 0
+        """Images found because what shares their range was too much to be compared."""
 
     def look(self, tables: Sequence[tuple[int, Table]]) -> None:
         """Look at the same buckets of all runs: (number of the run's first image, its entries)."""
@@ -195,73 +233,94 @@ class Finder:
         tones = np.concatenate([table.tones for _, table in tables])
         image = np.concatenate([(table.owner >> np.uint32(PARTS_BITS)).astype(np.int64) + at for at, table in tables])
         place = np.concatenate([table.owner & np.uint32((1 << PARTS_BITS) - 1) for _, table in tables]).astype(np.uint8)
-        keys, order = self._sorted(codes, tones)
-        codes, tones, image, place = codes[order], tones[order], image[order], place[order]
-        asking = np.flatnonzero(place == self._key.family.parts.index(self._key.family.asks))
-        rows, low, high = self._ranges(keys, codes[asking], tones[asking])
-        rows = asking[rows]
-        self._take_long(rows, low, high, image)
-        short = np.flatnonzero((high > low) & (high - low <= LONG))
-        for pair in ranged_pairs(rows[short], low[short], high[short]):
-            rows, at = pair
-            apart = codes[rows] ^ codes[at]
-            near = np.flatnonzero(np.bitwise_count(apart) <= self._key.family.radius)
-            for mask in self._key.before:  # that key finds what agrees in all of its bits
-                near = near[apart[near] & np.uint64(mask) != 0]
-            rows, at = rows[near], at[near]
-            other = image[rows] != image[at]
-            rows, at = rows[other], at[other]
-            new = ~(self.found[image[rows]] & self.found[image[at]])
-            rows, at = rows[new], at[new]
-            tone = of_one_tone(tones[rows], tones[at], self._key.family.blocks)
-            rows, at = rows[tone], at[tone]
-            # one comparison of each image first: in a cluster that is all it needs, however large the cluster is
-            firsts = np.unique(np.concatenate([_firsts(image[rows]), _firsts(image[at])]))
-            for some in (firsts, np.setdiff1d(np.arange(len(rows)), firsts, assume_unique=True)):
-                self._verify(image[rows[some]], image[at[some]], place[at[some]])
+        entries = _Entries(codes, tones, image, place)
+        asking = entries.take(np.flatnonzero(place == self._key.family.parts.index(self._key.family.asks)))
+        self._join(entries, asking)
 
-    def _sorted(self, codes: Codes, tones: Codes) -> tuple[Codes, Ints]:
-        """(keys ascending, the order of the entries by key)."""
-        blocks, cells, order_of = _blocks(tones), self._key.cells, self._key.family.blocks
-        keys = self._key.values(codes)
-        for block in order_of[:cells]:
-            keys = keys << np.uint64(CELL_BITS) | (blocks[:, block] >> (8 - CELL_BITS)).astype(np.uint64)
-        keys = keys << np.uint64(8) | blocks[:, order_of[cells]].astype(np.uint64)
-        bits = len(keys).bit_length()
-        if self._key.bits + CELL_BITS * cells + 8 + bits <= 64:  # a sort of numbers is many times faster than argsort
-            packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
-            packed.sort()
-            return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
-        order = np.argsort(keys)
-        return keys[order], order
+    def _join(self, entries: _Entries, asking: _Entries) -> None:
+        """Compare each of `asking` with the entries that share its pieces, and its tones block after block.
 
-    def _ranges(self, keys: Codes, codes: Codes, tones: Codes) -> tuple[Ints, Ints, Ints]:
-        """(rows, starts, ends) of the ranges of `keys` that images with these hashes and tones ask for."""
-        blocks, cells, order_of = _blocks(tones).astype(np.int64), self._key.cells, self._key.family.blocks
-        least, most = np.maximum(blocks - TONE, 0), np.minimum(blocks + TONE, 255)
-        rows, values = np.arange(len(codes)), self._key.values(codes)
-        for block in order_of[:cells]:
-            first, last = (of[rows, block] >> (8 - CELL_BITS) for of in (least, most))
+        `groups` numbers entries by what they share so far; each of `rows` of `asking` asks for the group in `asked`.
+        Where the range of its tones in that group is dense, what lies in it goes on to the next block.
+        """
+        blocks = self._key.family.blocks
+        groups, asked = (self._key.values(of.codes) & np.uint64(_WORD) for of in (entries, asking))
+        rows = np.argsort(asked)  # so that what follows goes through memory once
+        asking, asked, rows = asking.take(rows), asked[rows], np.arange(len(asking))
+        for number, block in enumerate(blocks):
+            tones, tone = entries.block(block), asking.block(block)[rows]
+            if number >= self._key.cells:
+                by_tone = np.argsort(asked << np.uint64(8) | tone.astype(np.uint64))
+                rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
+                order, low, high = _ranges(groups, tones, asked, tone)
+                entries, groups = entries.take(order), groups[order]
+                dense = high - low > DENSE
+                self._compare(asking, entries, *(of[~dense] for of in (rows, low, high)))
+                if not dense.any():
+                    return
+                rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
+                if number == len(blocks) - 1:
+                    self._compare_dense(asking, entries, rows, low, high)
+                    return
+                inside = _inside(low, high, len(entries))
+                entries, groups = entries.take(inside), groups[inside]
+                new = begins(groups)
+                asked = np.searchsorted(groups[new], asked).astype(np.uint64)
+                groups = (np.cumsum(new) - 1).astype(np.uint64)
+                tones, tone = entries.block(block), tone[dense]
+            groups = groups << np.uint64(CELL_BITS) | (tones >> (8 - CELL_BITS)).astype(np.uint64)
+            first, last = (of >> (8 - CELL_BITS) for of in _least_and_most(tone))
             both = np.flatnonzero(last > first)  # TONE is less than half a cell: a range touches two at most
-            moved = values << np.uint64(CELL_BITS)
-            values = np.concatenate([moved | first.astype(np.uint64), moved[both] | last[both].astype(np.uint64)])
+            asked = asked << np.uint64(CELL_BITS)
+            asked = np.concatenate([asked | first.astype(np.uint64), asked[both] | last[both].astype(np.uint64)])
             rows = np.concatenate([rows, rows[both]])
-        values <<= np.uint64(8)
-        order = np.argsort(values)  # so that the searches below go through memory once
-        rows, values = rows[order], values[order]
-        low = np.searchsorted(keys, values | least[rows, order_of[cells]].astype(np.uint64), "left")
-        high = np.searchsorted(keys, values | most[rows, order_of[cells]].astype(np.uint64), "right")
-        return rows, low, high
 
-    def _take_long(self, rows: Ints, low: Ints, high: Ints, image: Ints) -> None:
-        """Find all images of ranges that are too long to be compared."""
-        long = np.flatnonzero(high - low > LONG)
-        if len(long):
-            depth = np.zeros(len(image) + 1, np.int64)  # how many long ranges begin less end at each entry
-            np.add.at(depth, low[long], 1)
-            np.add.at(depth, high[long], -1)
-            self.found[image[np.cumsum(depth)[:-1] > 0]] = True
-            self.found[image[rows[long]]] = True
+    def _compare(self, asking: _Entries, entries: _Entries, rows: Ints, low: Ints, high: Ints) -> None:
+        """Compare each of `rows` of `asking` with the entries of its range."""
+        filled = high > low
+        for pairs in ranged_pairs(rows[filled], low[filled], high[filled]):
+            self._compare_pairs(asking, entries, *pairs)
+
+    def _compare_dense(self, asking: _Entries, entries: _Entries, rows: Ints, low: Ints, high: Ints) -> None:
+        """The same for ranges in which tones tell nothing more: a cluster, or many that only share hashes and tones.
+
+        Each image is compared with a few of its range first, by which nearly all of a cluster is found: two that are
+        found need not be compared.
+        """
+        for at in range(1, 2 * LOOKS, 2):
+            self._compare_pairs(asking, entries, rows, low + (high - low) * at // (2 * LOOKS))
+        found = self.found[asking.image[rows]]
+        rest = np.flatnonzero(~self.found[entries.image])
+        of_rest = entries.take(rest)
+        for some, own, first, last in (
+            (~found, entries, low, high),
+            (found, of_rest, np.searchsorted(rest, low), np.searchsorted(rest, high)),
+        ):
+            long = some & (last - first > LONG)
+            short = some & ~long
+            self._compare(asking, own, rows[short], first[short], last[short])
+            whole = np.concatenate([asking.image[rows[long]], own.image[_inside(first[long], last[long], len(own))]])
+            self.taken += int(np.count_nonzero(~self.found[np.unique(whole)]))
+            self.found[whole] = True
+
+    def _compare_pairs(self, asking: _Entries, entries: _Entries, rows: Ints, at: Ints) -> None:
+        """Compare rows[i] of `asking` with entry at[i]: by hash, tones and signature."""
+        self.scanned += len(at)
+        apart = asking.codes[rows] ^ entries.codes[at]
+        near = np.flatnonzero(np.bitwise_count(apart) <= self._key.family.radius)
+        for mask in self._key.before:  # that key finds what agrees in all of its bits
+            near = near[apart[near] & np.uint64(mask) != 0]
+        rows, at = rows[near], at[near]
+        one, other = asking.image[rows], entries.image[at]
+        others = one != other
+        self.near += int(np.count_nonzero(others))
+        new = np.flatnonzero(others & ~(self.found[one] & self.found[other]))
+        new = new[of_one_tone(asking.tones[rows[new]], entries.tones[at[new]], self._key.family.blocks)]
+        one, other, place = one[new], other[new], entries.place[at[new]]
+        # one comparison of each image first: in a cluster that is all it needs, however large the cluster is
+        firsts = np.unique(np.concatenate([_firsts(one), _firsts(other)]))
+        for some in (firsts, np.setdiff1d(np.arange(len(one)), firsts, assume_unique=True)):
+            self._verify(one[some], other[some], place[some])
 
     def _verify(self, one: Ints, other: Ints, place: npt.NDArray[np.uint8]) -> None:
         """Compare grids of images: that of the part that asks of `one`, with that of part `place` of `other`."""
@@ -313,6 +372,38 @@ def _firsts(values: Ints) -> Ints:
     return np.unique(values, return_index=True)[1].astype(np.int64)
 
 
-def _blocks(tones: Codes) -> npt.NDArray[np.uint8]:
-    """[N, 8] the blocks of tones [N]."""
-    return np.ascontiguousarray(tones).view(np.uint8).reshape(-1, 8)
+def _least_and_most(tone: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
+    """[N] the least and the most that agrees with each tone of a block."""
+    return np.maximum(tone.astype(np.int64) - TONE, 0), np.minimum(tone.astype(np.int64) + TONE, 255)
+
+
+def _ranges(
+    groups: Codes, tones: npt.NDArray[np.uint8], asked: Codes, tone: npt.NDArray[np.uint8]
+) -> tuple[Ints, Ints, Ints]:
+    """(order of entries by group and tone, starts and ends of the ranges in it of those that ask).
+
+    Entries have groups and tones [N]; each of `asked` asks for a group's entries with tones near its own.
+    """
+    keys, order = _sorted(groups << np.uint64(8) | tones.astype(np.uint64))
+    asked = asked << np.uint64(8)
+    least, most = (asked | of.astype(np.uint64) for of in _least_and_most(tone))
+    return order, np.searchsorted(keys, least, "left"), np.searchsorted(keys, most, "right")
+
+
+def _sorted(keys: Codes) -> tuple[Codes, Ints]:
+    """(keys ascending, their order)."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits <= 64:  # a sort of numbers is many times faster than argsort
+        packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
+        packed.sort()
+        return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
+    order = np.argsort(keys)
+    return keys[order], order
+
+
+def _inside(low: Ints, high: Ints, size: int) -> Ints:
+    """The numbers below `size` that lie in any of the ranges low[i] to high[i]."""
+    depth = np.zeros(size + 1, np.int64)  # how many ranges begin less end at each
+    np.add.at(depth, low, 1)
+    np.add.at(depth, high, -1)
+    return np.flatnonzero(np.cumsum(depth)[:-1] > 0)

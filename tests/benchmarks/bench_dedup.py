@@ -1,6 +1,6 @@
 """Dedup as a whole, from filter's Parquet to its own: images compared in parallel, beside one pass that compares all.
 
-Images are drawn as in `bench_scale_images` (a twentieth is one hot cluster), captions as in `bench_scale_texts` (a
+Images are drawn (`drawn_images.py`; a twentieth is one hot cluster), captions as in `bench_scale_texts` (a
 fifth is one hot cluster). Both sides run the same stages over the same build, partition by partition in worker
 processes, with one thread each: `rank`, `deal`, `meet`, `lead`, `dedup`, and the same without `deal` and `meet`, whose
 work is then done in `lead`. They must decide the same. What is measured: CPU seconds of all processes, their growth
@@ -47,7 +47,7 @@ PIECE = 50_000
 
 
 def main() -> int:
-    from bench_scale_images import PHOTOS, STAMPS, prepare
+    from drawn_images import missing, prepare
     from harness import at_least, at_most, report
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--earlier", default="")
     parser.add_argument("--delta", type=int, default=10_000)
     options = parser.parse_args()
-    if not STAMPS.is_dir() or not PHOTOS.is_dir():
+    if missing():
         print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
         return 1
     sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]

@@ -64,7 +64,7 @@ def alike(phash: Any, signature: Any, radius: int) -> Any:
     return looks.any(axis=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 30),
@@ -75,12 +75,25 @@ def alike(phash: Any, signature: Any, radius: int) -> Any:
     st.sampled_from([10, 10**6, 10**8, 10**9]),
     st.integers(1, 4),
     st.integers(1, 5),
+    st.sampled_from([(meetings.DENSE, meetings.LONG), (0, meetings.LONG), (1, 1), (3, 7)]),
 )
 def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts(
-    seed: int, size: int, kinds: int, flips: int, levels: int, radius: int, planned: int, runs: int, parts: int
+    seed: int,
+    size: int,
+    kinds: int,
+    flips: int,
+    levels: int,
+    radius: int,
+    planned: int,
+    runs: int,
+    parts: int,
+    dense: tuple[int, int],
 ) -> None:
     phash, signature = drawn(np.random.default_rng(seed), size, kinds, flips, levels)
-    found = looked(phash, signature, plan(planned, radius), runs, parts)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(("DENSE", "LONG"), dense, strict=True):
+            patch.setattr(meetings, name, value)
+        found = looked(phash, signature, plan(planned, radius), runs, parts)
     assert not (alike(phash, signature, radius) & ~found).any()
 
 
@@ -93,18 +106,68 @@ def test_images_of_their_own_are_not_found() -> None:
     assert not looked(phash, signature, plan(2_000, 4), 2, 2).any()
 
 
-def test_of_a_range_that_is_too_long_all_is_found_and_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    phash, signature = drawn(np.random.default_rng(2), 300, 1, 0, 0)
+def differing(rng: np.random.Generator, size: int) -> Any:
+    """Signatures [N, GRIDS * SIZE] that differ, of one tone each, in every block the same."""
+    cells = rng.permuted(np.tile(np.repeat(np.uint8([40, 200]), SIZE // 2), (size, 1)), axis=1)
+    signature = np.repeat(cells, GRIDS, axis=0).reshape(size, GRIDS, SIZE)
+    own = signature[:, :, : 12 * 12].reshape(size, GRIDS, 12, 12)
+    own[:, :, 2:10] = 40
+    for block_row, block_column in itertools.product(
+        (2, 6), (0, 3, 6, 9)
+    ):  # of the twelve cells of a block six are set
+        chosen = rng.permuted(np.tile(np.repeat(np.uint8([40, 200]), 6), (size, 1)), axis=1).reshape(size, 1, 4, 3)
+        own[:, :, block_row : block_row + 4, block_column : block_column + 3] = chosen
+    return signature.reshape(size, -1)
+
+
+def test_of_images_that_share_a_hash_and_tones_but_do_not_look_alike_none_is_found() -> None:
+    rng = np.random.default_rng(2)
+    phash, signature = drawn(rng, 900, 1, 0, 0)[0], differing(rng, 900)
     phash[:] = phash[0] | 1
-    signature[::2] = np.tile(np.arange(SIZE) % 2 * 60 + 20, GRIDS).astype(np.uint8)
-    signature[1::2] = np.tile(np.arange(1, SIZE + 1) % 2 * 60 + 20, GRIDS).astype(np.uint8)
-    monkeypatch.setattr(meetings, "LONG", 40)
+    words = tones(signature.reshape(900, GRIDS, SIZE))
+    assert (words == words[0]).all()
+    for key in plan(900, 4)[:2]:
+        assert 900 * len(key.family.parts) > meetings.DENSE
+        assert not looked(phash, signature, (key,), 2, 2).any()
+
+
+def test_in_a_dense_range_one_copy_is_found_and_no_other_image() -> None:
+    rng = np.random.default_rng(4)
+    phash, signature = drawn(rng, 600, 1, 0, 0)[0], differing(rng, 600)
+    phash[:] = phash[0] | 1
+    signature[417] = signature[23]
+    assert np.flatnonzero(looked(phash, signature, plan(600, 4), 2, 1)).tolist() == [23, 417]
+
+
+def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    grids = differing(rng, 800).reshape(800, GRIDS, SIZE)
+    levels = rng.integers(0, 16, 800) * 16
+    key = plan(800, 4)[0]
+    last = key.family.blocks[-1]
+    cells = (2 + last // 4 * 4 + np.arange(4))[:, None] * 12 + last % 4 * 3 + np.arange(3)
+    grids[:, :, cells.ravel()] = levels[:, None, None]
+    phash = np.full((800, HASHES), 12345, np.uint64)
+    monkeypatch.setattr(meetings, "DENSE", 20)
+    finder = Finder(key, THRESHOLD, 800, lambda image, grid: grids[image, grid])
+    finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+    assert not finder.found.any()
+    assert finder.scanned < 800 * 800 * len(key.family.parts) / 4  # a block of 16 levels of which three agree
+
+
+def test_of_a_range_that_is_too_long_all_is_found_after_a_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    phash, signature = drawn(rng, 300, 1, 0, 0)[0], differing(rng, 300)
+    phash[:] = phash[0] | 1
+    for name in ("DENSE", "LONG"):
+        monkeypatch.setattr(meetings, name, 40)
     grids = signature.reshape(300, GRIDS, SIZE)
     key = plan(300, 4)[0]
     finder = Finder(key, THRESHOLD, 300, lambda image, grid: grids[image, grid])
     finder.look([(0, Table.of(key, phash, tones(grids))[0])])
     assert finder.found.all()
-    assert finder.compared == 0
+    assert finder.taken == 300
+    assert finder.compared <= meetings.LOOKS * 300
 
 
 def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:

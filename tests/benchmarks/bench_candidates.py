@@ -1,0 +1,153 @@
+"""What an image is compared with, at 100,000, 300,000, a million and three million images, and what that says of more.
+
+The keys are those of `meetings.plan`, which grow with what is compared; `meetings.Finder` looks, but only on behalf of
+a few images, drawn like all others (`drawn_images.py`, without the hot cluster). Four numbers an image, each a part of
+the one before:
+
+    keys        entries that its keys hold of it
+    scanned     entries that share a key with it, whose hashes are compared
+    near        those whose hashes are near
+    candidates  those whose tones agree as well: of them signatures are read and compared
+
+Candidates are told apart by what they were drawn from. Two drawn from one real picture are variants of each other, as
+drawings in two colours are; strangers were drawn from two. Noise is fitted to the share of near pairs among the real
+pictures, most of which are variants, so the rate of strangers is what chance brings together, and what grows with the
+number of images. That of variants grows only as long as images are drawn from no more pictures than there are here;
+among real ones it is a matter of how often each is varied.
+
+Rates at 30 million, 650 million and a billion go on by the exponents between the two largest sizes. The bar: what
+strangers cost an image is at most what the rest of a build costs it, 3.4 ms of CPU (`bench_chain.py`). A signature
+takes a microsecond, an entry ten nanoseconds, so the sum of both, in milliseconds, is the figure.
+
+`taken` is the share of images that are taken for possible copies because too many share their keys and tones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+AT_ONCE, ASKED = 8_192, 1_024
+LARGER = (30_000_000, 650_000_000, 1_000_000_000)
+SIGNATURE_MS, ENTRY_MS = 1e-3, 1e-5
+REST_MS = 3.4
+"""CPU milliseconds that a pair costs in the other stages of a build."""
+
+COUNTED = ("keys", "scanned", "near", "candidates", "strangers")
+
+
+def main() -> int:
+    from drawn_images import fit, missing, words_of
+    from harness import at_most, report
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="5,000 and 20,000 images")
+    parser.add_argument("--sizes", default="100000,300000,1000000,3000000")
+    options = parser.parse_args()
+    if missing():
+        print("bench_candidates needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
+        return 1
+    sizes = [5_000, 20_000] if options.quick else sorted(int(size) for size in options.sizes.split(","))
+    with tempfile.TemporaryDirectory(prefix="wenlan-candidates-") as name, ProcessPoolExecutor(2) as pool:
+        folder = Path(name)
+        fit(folder, options.quick, pool)
+        tasks = [(folder, start, AT_ONCE, 0.0) for start in range(0, max(sizes) + ASKED, AT_ONCE)]
+        phash, tones, drawn_from = (np.concatenate(parts) for parts in zip(*pool.map(words_of, tasks), strict=True))
+    # those who ask come last, and are the same at every size
+    asked = slice(max(sizes), max(sizes) + ASKED)
+    rows = []
+    for size in sizes:
+        began = time.process_time()
+        all_of = (np.concatenate([of[:size], of[asked]]) for of in (phash, tones, drawn_from))
+        rows.append(measured(size, *all_of))
+        shown = "  ".join(f"{name} {rows[-1][name]:,.2f}" for name in COUNTED)
+        _say(f"{size:,}: {shown}  taken {rows[-1]['taken']:.4f}  ({time.process_time() - began:.0f} s)")
+    steps = math.log(sizes[-1] / sizes[-2])
+    grown = {name: math.log(max(rows[-1][name], 1e-9) / max(rows[-2][name], 1e-9)) / steps for name in COUNTED}
+    _say("exponents between the two largest: " + ", ".join(f"{name} {grown[name]:.2f}" for name in COUNTED))
+    for size in LARGER:
+        told = {name: rows[-1][name] * (size / sizes[-1]) ** grown[name] for name in COUNTED}
+        costs = {of: told["scanned"] * ENTRY_MS + told[of] * SIGNATURE_MS for of in ("candidates", "strangers")}
+        _say(
+            f"{size:,}, by these: "
+            + "  ".join(f"{name} {told[name]:,.0f}" for name in COUNTED)
+            + f"  ({costs['candidates']:.1f} ms an image, {costs['strangers']:.1f} without variants)"
+        )
+    if options.quick:  # too few images meet any other
+        return report({"taken": at_most(rows[-1]["taken"], 0.0, "")})
+    return report(
+        {
+            "ms_at_a_billion": at_most(costs["strangers"], REST_MS, "ms"),
+            "ms_at_a_billion_with_variants": at_most(costs["candidates"], REST_MS, "ms"),
+            "taken": at_most(rows[-1]["taken"], 0.01, ""),
+        }
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def measured(size: int, phash: Any, tones: Any, drawn_from: Any) -> dict[str, float]:
+    """What the images from number `size` on are compared with, on average, by all keys of so many images."""
+    from data_specs.build import Dedup
+    from pipeline.matching.meetings import Finder, Table, plan
+
+    class OfAFew(Finder):
+        """Looks on behalf of the last images; counts signatures instead of reading them."""
+
+        strangers = 0
+
+        def _join(self, entries: Any, asking: Any) -> None:
+            super()._join(entries, asking.take(np.flatnonzero(asking.image >= size)))
+
+        def _verify(self, one: Any, other: Any, place: Any) -> None:
+            self.compared += len(one)
+            self.strangers += int(np.count_nonzero(drawn_from[one] != drawn_from[other]))
+
+    def no_grids(images: Any, grids: Any) -> Any:
+        raise AssertionError("signatures are counted, not read")
+
+    counts, taken = dict.fromkeys(COUNTED, 0.0), np.zeros(len(phash), np.bool_)
+    for key in plan(size, Dedup().image_distance):
+        wanted = np.unique(key.values(phash[size:, key.family.asks]))
+        finder = OfAFew(key, 0.0, len(phash), no_grids)
+        finder.look(
+            [
+                (at, _of_values(key, phash[at : at + 65_536], tones[at : at + 65_536], wanted, Table))
+                for at in range(0, len(phash), 65_536)
+            ]
+        )
+        for name, value in (
+            ("scanned", finder.scanned),
+            ("near", finder.near),
+            ("candidates", finder.compared),
+            ("strangers", finder.strangers),
+        ):
+            counts[name] += value / ASKED
+        counts["keys"] += len(key.family.parts)
+        taken |= finder.found
+    return {**counts, "taken": float(taken[size:].mean())}
+
+
+def _of_values(key: Any, phash: Any, tones: Any, wanted: Any, table: Any) -> Any:
+    """The entries of a key whose pieces somebody asks for."""
+    entries, _ = table.of(key, phash, tones)
+    at = np.minimum(np.searchsorted(wanted, values := key.values(entries.codes)), len(wanted) - 1)
+    asked = np.flatnonzero(wanted[at] == values)
+    return table(entries.codes[asked], entries.tones[asked], entries.owner[asked])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
