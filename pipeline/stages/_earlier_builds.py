@@ -26,6 +26,7 @@ from pipeline.features import comparable
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
+from pipeline.matching.looks import Details
 from pipeline.store.identities import IMAGE_SCHEMA, PLACED_TEXT_SCHEMA, Identities, Published
 
 log = logging.getLogger("wenlan")
@@ -95,15 +96,16 @@ def _learn_images(
 ) -> Iterator[pa.Table]:
     """Enter the images of builds into the holders; yields their rows of COLUMNS, some builds at a time."""
     # Leaders are numbered as they are entered: builds that can be compared come first, those of an older wenlan before
-    # others, and apart, as their hashes and grids are fewer.
-    older = [one for one in earlier if one.features != features and comparable(features, one.features)]
+    # others, and each version apart, as their hashes and grids are fewer.
+    versions = sorted({one.features for one in earlier if comparable(features, one.features)} - {features})
+    older = [[one for one in earlier if one.features == version] for version in versions]
     own = [one for one in earlier if one.features == features]
     others = [one for one in earlier if not comparable(features, one.features)]
-    for builds in (older, own, others):
-        for table, signatures in _gathered(identities, builds, place):
+    for builds in (*older, own, others):
+        for table, signatures, details in _gathered(identities, builds, place):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
             known = Known(candidate, table["place"].to_numpy(), flags)
-            looks = (hashes_of(table), signatures) if builds is not others and table.num_rows else None
+            looks = (hashes_of(table), signatures, details) if builds is not others and table.num_rows else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
             if builds is others:
                 message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
@@ -170,17 +172,20 @@ def _with_splits(identities: Identities, one: Published, texts: pa.Table, placed
 
 def _gathered(
     identities: Identities, earlier: list[Published], place: Place
-) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
-    """(images by rank with `flags` and `place`, their signatures by build), whole builds of LOADED rows or more."""
+) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]], list[Details]]]:
+    """(images by rank with `flags` and `place`, their signatures and details by build), whole builds of LOADED rows or
+    more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
+    details: list[Details] = []
     for number, one in enumerate(earlier, 1):
         images = _images(identities, one, place)
         tables.append(images)
         signatures.append(identities.signatures(one, images.num_rows))
+        details.append(identities.details(one))
         if number == len(earlier) or sum(t.num_rows for t in tables) >= LOADED:
-            yield pa.concat_tables(tables), signatures
-            tables, signatures = [], []
+            yield pa.concat_tables(tables), signatures, details
+            tables, signatures, details = [], [], []
 
 
 def _images(identities: Identities, one: Published, place: Place) -> pa.Table:

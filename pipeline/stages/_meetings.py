@@ -21,14 +21,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.shard import SPLITS
+from pipeline.matching.looks import Details
 from pipeline.matching.meetings import BUCKETS, Ints, Key, plan
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES
+from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 
-VERSION = 2
+VERSION = 3
 """Of `deal` and `meet`."""
 
 FEWEST = 1_000_000
@@ -55,10 +56,11 @@ def keys_of(build: Build) -> tuple[Key, ...]:
 
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
-    pairs = sum(record.counts["pairs"] for record in build.stage("rank").records())
+    runs = build.stage("rank").records()
+    pairs, detailed = (sum(record.counts.get(what, 0) for record in runs) for what in ("pairs", "detailed"))
     if pairs < FEWEST or build.stage("lead").finished():
         return ()
-    return plan(pairs, build.spec.dedup.image_distance)
+    return plan(pairs, build.spec.dedup.image_distance, detailed)
 
 
 def suffix_of(what: str) -> str:
@@ -118,6 +120,14 @@ def starts_of(records: Sequence[Record], what: str = "pairs") -> npt.NDArray[np.
     return np.concatenate([[0], np.cumsum([record.counts[what] for record in records])]).astype(np.int64)
 
 
+def signatures_of(deal: StageDir, records: Sequence[Record], files: ExitStack) -> StoredSignatures:
+    """Signatures and details of all images; the files stay open in `files`."""
+    paths, of_details = (
+        [files.enter_context(deal.file(record, part)) for record in records] for part in (SIGNATURES, DETAILS)
+    )
+    return StoredSignatures(paths, of_details, starts_of(records))
+
+
 def without(rewrite: Rewrite) -> None:
     """Deletes all: nothing of it is needed once `lead` is done, and until then `lead` does without."""
     rewrite.stage.delete_records()
@@ -162,8 +172,7 @@ class Alone:
             found = self._texts_found if Part.named(record.partition).what == TEXTS else self._images_found
             found.add(_numbers(meet, record, FOUND))
         self._next = self._texts[:-1].copy()  # the number of the next text of each run
-        paths = [files.enter_context(deal.file(record, SIGNATURES)) for record in dealt]
-        self._signatures = StoredSignatures(paths, self._images)
+        self._signatures = signatures_of(deal, dealt, files)
         splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
         self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
 
@@ -179,6 +188,10 @@ class Alone:
     def signatures(self, numbers: Ints) -> npt.NDArray[np.uint8]:
         """[N, bytes] of images."""
         return self._signatures.whole(numbers)
+
+    def details(self, numbers: Ints) -> Details:
+        """Of images [N], which then are numbers 0 to N - 1."""
+        return self._signatures.details(numbers)
 
     def splits(self, numbers: Ints) -> list[str]:
         """The splits of images by their own bytes."""

@@ -25,7 +25,6 @@ from pipeline.stages._compared_texts import ComparedTexts
 from pipeline.stages._meetings import BYTES, FOUND, TEXTS, Part
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES
 from pipeline.store.stage import Stage, StageFile
 
 ENTRIES = 1 << 22
@@ -43,7 +42,9 @@ def partitions(build: Build) -> list[str]:
         return []
     dealt = build.stage("deal").records()
     pairs, texts = (sum(record.counts[what] for record in dealt) for what in ("pairs", "text_entries"))
-    entries = {_meetings.name_of(number): pairs * len(key.family.parts) for number, key in enumerate(keys)}
+    detailed = sum(record.counts["detailed"] for record in dealt)
+    images = {number: detailed if key.family.fine else pairs for number, key in enumerate(keys)}
+    entries = {_meetings.name_of(number): images[number] * len(key.family.parts) for number, key in enumerate(keys)}
     entries |= {BYTES: pairs, TEXTS: texts}
     return [str(part) for what, count in entries.items() for part in Part.all_of(what, count, ENTRIES)]
 
@@ -54,29 +55,34 @@ def run_partition(build: Build, partition: str) -> None:
     starts = _meetings.starts_of(records)
     pulse.expect(int(starts[-1]))
     with ExitStack() as files, build.stage("meet").attempt(partition) as attempt:
+        deal, suffix = build.stage("deal"), _meetings.suffix_of(part.what)
+        with_entries = [suffix in record.files for record in records]  # a run without details has no fine keys
 
         def paths(suffix: str) -> list[Path]:
-            return [files.enter_context(build.stage("deal").file(record, suffix)) for record in records]
+            return [files.enter_context(deal.file(record, suffix)) for record in records if suffix in record.files]
 
-        entries = paths(_meetings.suffix_of(part.what))
+        entries = paths(suffix)
         if part.what == TEXTS:
             texts = ComparedTexts(paths(_meetings.SKETCHES))
             found, counts = _texts(build, part, entries, texts, _meetings.starts_of(records, "texts"))
         elif part.what == BYTES:
             found, counts = _same_bytes(part, entries, starts), {"compared": 0, "apart": 0}
         else:
-            found, counts = _alike(build, part, entries, StoredSignatures(paths(SIGNATURES), starts))
+            signatures = _meetings.signatures_of(deal, records, files)
+            found, counts = _alike(build, part, entries, starts[:-1][with_entries], signatures)
         attempt.path(FOUND).write_bytes(found.astype(np.int64).tobytes())
         pulse.advance(int(starts[-1]))
         attempt.commit({"images": int(starts[-1]), "found": len(found), **counts})
 
 
-def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSignatures) -> tuple[Ints, dict[str, int]]:
-    """(images that may look like another one, how many were compared), by a key."""
-    key, starts = _meetings.keys_of(build)[int(part.what)], grids.starts
-    finder = Finder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.grids)
+def _alike(
+    build: Build, part: Part, entries: Sequence[Path], starts: Ints, signatures: StoredSignatures
+) -> tuple[Ints, dict[str, int]]:
+    """(images that may look like another one, how many were compared), by a key; starts: of the runs with entries."""
+    key = _meetings.keys_of(build)[int(part.what)]
+    finder = Finder(key, build.spec.dedup.image_signature, int(signatures.starts[-1]), signatures)
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
-    finder.look(list(zip(starts[:-1].tolist(), tables, strict=True)))
+    finder.look(list(zip(starts.tolist(), tables, strict=True)))
     return np.flatnonzero(finder.found), {"compared": finder.compared, "apart": finder.apart}
 
 

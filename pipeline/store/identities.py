@@ -35,6 +35,7 @@ from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
 from pipeline.files.folder import file_sha256
 from pipeline.files.parquet import write_parquet
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
@@ -68,6 +69,9 @@ SIGNATURES = "signatures.bin"
 
 PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
 """The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
+
+DETAILS = "details.bin"
+"""Details of those images that have some (`pipeline.matching.looks`), of a build of a wenlan that knows them."""
 
 IDENTITY_STAGE = "lead"
 """The stage whose only partition holds what a build publishes here."""
@@ -171,6 +175,16 @@ class Identities:
                 return np.zeros((0, 0), np.uint8)
             return np.memmap(path, np.uint8, "r").reshape(images, -1)
 
+    def details(self, known: Published) -> Details:
+        """Details of a build's images by rank, mapped as `signatures` are; none of a build of an older wenlan.
+
+        Raises StoreError as `batches` does.
+        """
+        if DETAILS not in known.files:
+            return NO_DETAILS
+        with self._file(known, DETAILS) as path:
+            return Details.read(path)
+
     @contextlib.contextmanager
     def _file(self, known: Published, part: str) -> Iterator[Path]:
         ref = known.files[part]
@@ -258,12 +272,12 @@ class Identities:
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
-            paths = {part: Path(scratch) / part for part in PARTS}
+            paths = {part: Path(scratch) / part for part in (*PARTS, DETAILS) if part in known.files}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
-            signatures = self.signatures(known, images.num_rows)
-            write_without(paths, images, signatures, flagged, removed)
+            looks = self.signatures(known, images.num_rows), self.details(known)
+            write_without(paths, images, looks, flagged, removed)
             if SEMANTIC in known.files:
                 paths[SEMANTIC] = Path(scratch) / SEMANTIC
                 self._copy_features(known, images["candidate_id"].filter(pa.array(removed)), paths[SEMANTIC])
@@ -323,7 +337,7 @@ def _record(build: Build) -> Record:
 def _sources(build: Build) -> dict[str, tuple[StageDir, Record, str]]:
     """Where each file of a build's commit lies: stage, record and suffix."""
     stage, record = build.stage(IDENTITY_STAGE), _record(build)
-    sources = {part: (stage, record, part) for part in PARTS}
+    sources = {part: (stage, record, part) for part in (*PARTS, DETAILS) if part != DETAILS or part in record.files}
     semantic = _semantic(build)
     return sources if semantic is None else {**sources, SEMANTIC: (*semantic, "kept.parquet")}
 
@@ -344,23 +358,28 @@ def _tower(build: Build) -> str:
 
 def _digest(of_parts: Mapping[str, str]) -> str:
     return hashlib.sha256(
-        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC) if part in of_parts).encode()
+        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC, DETAILS) if part in of_parts).encode()
     ).hexdigest()[:12]
 
 
 def write_without(
     paths: Mapping[str, Path],
     images: pa.Table,
-    signatures: npt.NDArray[np.uint8],
+    looks: tuple[npt.NDArray[np.uint8], Details],
     placeholders: pa.Table,
     removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the `removed` images."""
+    """Write images.parquet, signatures.bin, placeholders.parquet and, if `paths` has it, details.bin without the
+    `removed` images. looks: signatures and details."""
+    signatures, details = looks
     remaining = np.flatnonzero(~removed)
     write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
             f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    if DETAILS in paths:
+        with paths[DETAILS].open("wb") as f:
+            details.take(remaining).write(f)
     ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))

@@ -28,7 +28,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.features import feature_id
+from pipeline.features import LATER, feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
@@ -183,9 +183,9 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
         for name in folder.names():
             if name.startswith(".tmp-"):
                 deletions.delete("left over", folder, name)
-    features = store.folder / "features"
+    features, used = store.folder / "features", {feature_id(), feature_id(LATER)}  # `measure` takes rows of both
     for name in features.names():
-        if name.startswith("features-") and name != feature_id():
+        if name.startswith("features-") and name not in used:
             deletions.delete("features of another version", features, name)
     missing: dict[str, bool] = defaultdict(bool)
 

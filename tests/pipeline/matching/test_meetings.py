@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.matching import meetings
+from pipeline.matching.looks import NO_DETAILS, Details, OfArrays, coarse_of, families, fine_of
 from pipeline.matching.meetings import BUCKETS, Finder, Key, Table, equal, plan
 from pipeline.matching.near_images import COMBINATIONS, ImageLeaders
 from pipeline.pictures.hashing import HASHES
-from pipeline.pictures.signatures import GRIDS, SIZE, tones
+from pipeline.pictures.signatures import GRIDS, SIZE
+from tests.detailed import drawn_details
 
 THRESHOLD = 0.07
 
@@ -35,31 +37,34 @@ def cut(table: Table, start: int, stop: int) -> Table:
     return Table(table.codes[start:stop], table.tones[start:stop], table.owner[start:stop])
 
 
-def looked(phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int) -> Any:
+def looked(
+    phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int, details: Details = NO_DETAILS
+) -> Any:
     """What all parts of all keys find together, of images that lie in some runs."""
-    size = len(phash)
-    grids = signature.reshape(size, GRIDS, SIZE)
+    size, signed = len(phash), OfArrays(signature, details)
     borders = [size * run // runs for run in range(runs + 1)]
     found = np.zeros(size, bool)
     for key in keys:
-        dealt = [
-            (low, *Table.of(key, phash[low:high], tones(grids[low:high]))) for low, high in itertools.pairwise(borders)
-        ]
+        dealt = []
+        for low, high in itertools.pairwise(borders):
+            fine, own = key.family.fine, details.take(np.arange(low, high))
+            hashed = fine_of(own) if fine else coarse_of(phash[low:high], signature[low:high])
+            dealt.append((low, *Table.of(key, hashed)))
         for part in range(parts):
             first, last = BUCKETS * part // parts, BUCKETS * (part + 1) // parts
-            finder = Finder(key, THRESHOLD, size, lambda image, grid: grids[image, grid])
+            finder = Finder(key, THRESHOLD, size, signed)
             finder.look([(low, cut(own, starts[first], starts[last])) for low, own, starts in dealt])
             found |= finder.found
     return found
 
 
-def alike(phash: Any, signature: Any, radius: int) -> Any:
+def alike(phash: Any, signature: Any, radius: int, details: Details = NO_DETAILS) -> Any:
     """Which images look like another one, by the index of leaders, asked one by one."""
     looks = np.zeros((len(phash),) * 2, bool)
     for at in range(len(phash)):
         one = ImageLeaders(radius, THRESHOLD)
-        one.add(phash[[at]], signature[[at]])
-        looks[:, at] = one.first(phash, signature) == 0
+        one.add(phash[[at]], signature[[at]], details=[details.take(np.array([at]))])
+        looks[:, at] = one.first(phash, signature, details) == 0
     np.fill_diagonal(looks, False)
     return looks.any(axis=0)
 
@@ -84,6 +89,36 @@ def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts
     assert not (alike(phash, signature, radius) & ~found).any()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 25),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from([10, 10**6, 10**9]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_images_with_details_are_found_by_the_fine_keys_of_any_size(
+    seed: int, size: int, kinds: int, flips: int, planned: int, runs: int, parts: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    phash, signature = drawn(rng, size, 12, flips, 3)
+    details = drawn_details(rng, size, kinds, flips)
+    found = looked(phash, signature, plan(planned, 4, planned), runs, parts, details)
+    assert not (alike(phash, signature, 4, details) & ~found).any()
+
+
+def test_fine_keys_are_there_where_two_images_have_details() -> None:
+    coarse = plan(1_000, 4)
+    assert not any(key.family.fine for key in coarse)
+    assert plan(1_000, 4, 1) == coarse
+    assert plan(1_000, 4, 2)[: len(coarse)] == coarse
+    assert {key.family for key in plan(1_000, 4, 2)[len(coarse) :]} == {own for own in families(4) if own.fine}
+    few, many = ([key.bits for key in plan(10**8, 4, count) if key.family.fine] for count in (10**3, 10**8))
+    assert len(few) < len(many), "fine keys are as long as the images with details need"
+
+
 def test_images_of_their_own_are_not_found() -> None:
     rng = np.random.default_rng(1)
     phash = rng.integers(1, 2**63, (2_000, HASHES), dtype=np.uint64)
@@ -99,10 +134,9 @@ def test_of_a_range_that_is_too_long_all_is_found_and_nothing_is_compared(monkey
     signature[::2] = np.tile(np.arange(SIZE) % 2 * 60 + 20, GRIDS).astype(np.uint8)
     signature[1::2] = np.tile(np.arange(1, SIZE + 1) % 2 * 60 + 20, GRIDS).astype(np.uint8)
     monkeypatch.setattr(meetings, "LONG", 40)
-    grids = signature.reshape(300, GRIDS, SIZE)
     key = plan(300, 4)[0]
-    finder = Finder(key, THRESHOLD, 300, lambda image, grid: grids[image, grid])
-    finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+    finder = Finder(key, THRESHOLD, 300, OfArrays(signature, NO_DETAILS))
+    finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
     assert finder.found.all()
     assert finder.compared == 0
 
@@ -110,10 +144,9 @@ def test_of_a_range_that_is_too_long_all_is_found_and_nothing_is_compared(monkey
 def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:
     phash, signature = drawn(np.random.default_rng(3), 900, 1, 0, 0)
     phash[:] = phash[0] | 1
-    grids = signature.reshape(900, GRIDS, SIZE)
     for key in (key for key in plan(900, 4) if not key.before):
-        finder = Finder(key, THRESHOLD, 900, lambda image, grid: grids[image, grid])
-        finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+        finder = Finder(key, THRESHOLD, 900, OfArrays(signature, NO_DETAILS))
+        finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
         assert finder.found.all()
         assert finder.compared <= 3 * 900
         assert finder.apart == 0
@@ -130,7 +163,7 @@ def test_keys_are_longer_the_more_images_there_are() -> None:
 
 
 def test_every_comparison_of_the_index_is_one_of_a_family() -> None:
-    pairs = {(part, family.asks) for family in meetings.families(4) for part in family.parts}
+    pairs = {(part, family.asks) for family in families(4) if not family.fine for part in family.parts}
     assert {tuple(sorted(pair)) for pair in pairs} == {tuple(sorted(pair)) for pair in COMBINATIONS}
 
 
