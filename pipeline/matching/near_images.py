@@ -5,16 +5,16 @@ Two images look alike if and only if, for one of `COMBINATIONS` of their parts, 
 whole of the other (crops, borders); what lies between the margins of an image is such a part, and is compared with the
 same of the other as well. A half is compared with the same half, which a text stamped elsewhere leaves as it was, so
 that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own blocks.
-Images without texture are compared by their details, too (`pipeline.matching.looks`).
-What frames an image is no part of it (`pipeline.pictures.frames`).
+Images without texture are compared by their details, too (`pipeline.matching.looks`). What frames an image is no part
+of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
 some band up to its share of the radius, so nothing within the radius is ever missed. The index holds leaders only: a
 thousand copies of one image cost a thousand look-ups of one entry.
 
-Limits: in memory, about 2 KB per leader; a leader that matches by several of its hashes is compared as often. A part
-without structure (hash 0) is never near another.
+Limits: in memory, about 2 KB per leader, 3 KB more of one with details; a leader that matches by several of its hashes
+is compared as often. A part without structure (hash 0) is never near another.
 """
 
 from __future__ import annotations
@@ -397,8 +397,8 @@ class ImageLeaders:
                 near = np.flatnonzero(of_one_tone(asking.tones[rows, family.toned(parts)], theirs, family.blocks))
                 leaders = self._fine[entries] if family.fine else entries
                 candidates = [of[near] for of in (asking.images[rows], parts, leaders, their_parts)]
-                for start in range(0, len(candidates[0]), VERIFIED):
-                    rows, parts, leaders, their_parts = (of[start : start + VERIFIED] for of in candidates)
+                for some in _once_first(candidates[0], candidates[2]):
+                    rows, parts, leaders, their_parts = (of[some] for of in candidates)
                     new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
                     rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
                     same = alike(own, rows, parts, self._signatures, leaders, their_parts, (family, self._threshold))
@@ -429,8 +429,8 @@ class ImageLeaders:
             mine, theirs = asking.tones[asked, family.toned(asks)], asking.tones[entries, family.toned(parts)]
             near = np.flatnonzero(of_one_tone(mine, theirs, family.blocks))
             candidates = [of[near] for of in (asking.images[asked], asks, asking.images[entries], parts)]
-            for start in range(0, len(candidates[0]), VERIFIED):
-                rows, asks, others, parts = (of[start : start + VERIFIED] for of in candidates)
+            for some in _once_first(*(pick(candidates[0], candidates[2]) for pick in (np.minimum, np.maximum))):
+                rows, asks, others, parts = (of[some] for of in candidates)
                 new = (rows != others) & ~alike_NN[rows, others]
                 rows, asks, others, parts = rows[new], asks[new], others[new], parts[new]
                 same = alike(own, rows, asks, own, others, parts, (family, self._threshold))
@@ -449,6 +449,15 @@ def _near_among(queries: Codes, codes: Codes, radius: int) -> Pairs:
     level = _Level(codes[filled], filled.astype(np.uint32), radius)
     rows, at = level.near(queries[asked])
     return _distinct(asked[rows], at)
+
+
+def _once_first(rows: Ints, ids: Ints) -> Iterator[Ints]:
+    """Places of candidates (row, id), VERIFIED at most: one of each pair, then the others, as one is mostly enough."""
+    once = np.zeros(len(rows), np.bool_)
+    once[np.unique(rows << 32 | ids, return_index=True)[1]] = True
+    for places in (np.flatnonzero(once), np.flatnonzero(~once)):
+        for start in range(0, len(places), VERIFIED):
+            yield places[start : start + VERIFIED]
 
 
 def _grown(rows: Any, count: int) -> Any:

@@ -258,10 +258,18 @@ def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
 
 
 def _judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
-    """`judged` of some maps, once they are aligned."""
-    if not len(a):
-        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
-    aligned = np.rint(_aligned(a, b, starts) * ROUNDED) / ROUNDED
+    """`judged` of some maps, once they are aligned; most copies agree from where they start, and need no alignment."""
+    same, other = _agree_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
+    rows = np.flatnonzero(~same)
+    if len(rows):
+        a, b, starts = a[rows], b[rows], starts[rows]
+        aligned = np.rint(_aligned(a, b, starts) * ROUNDED) / ROUNDED
+        same[rows], other[rows] = _agree_at(a, b, aligned, starts, threshold)
+    return same, other
+
+
+def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+    """`judged` of some maps by an alignment."""
     off = np.abs(aligned - starts).max(axis=1)
     sane: Flags = off < _FAR
     aligned[~sane] = (1, 0, 1, 0)
@@ -285,17 +293,45 @@ def _steps(a: Floats, b: Floats, aligned: Floats, count: int) -> Floats:
     damping = np.eye(4) * (side * side * 0.01 / GREY**2)
     for _ in range(count):
         moved, inside = _warped(a, aligned, side)
-        down, across = np.gradient(moved, axis=(1, 2))
-        across *= (side / aligned[:, 0])[:, None, None]
+        across, down = _slope(moved, 2) * (side / aligned[:, 0])[:, None, None], _slope(moved, 1)
         down *= (side / aligned[:, 2])[:, None, None]
         apart = b - moved
         weights = np.minimum(1, _HUBER / np.maximum(np.abs(apart), 1e-6)) * inside
-        slopes = np.stack([across * at, across, down * at[:, None], down], axis=1).reshape(len(a), 4, -1)
-        weighted = slopes * weights.reshape(len(a), 1, -1)
-        normal = weighted @ slopes.transpose(0, 2, 1) + damping
-        step = np.linalg.solve(normal, weighted @ apart.reshape(len(a), -1, 1))[..., 0]
+        normal, right = _normal(across, down, weights, apart, at)
+        step = np.linalg.solve(normal + damping, right[..., None])[..., 0]
         aligned = np.clip(aligned + np.clip(step, -0.05, 0.05), [0.5, -1, 0.5, -1], [2, 1, 2, 1])
     return aligned
+
+
+def _normal(across: Floats, down: Floats, weights: Floats, apart: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Normal equations [N, 4, 4] and [N, 4] of the slopes (across * x, across, down * y, down) of planes [N, y, x].
+
+    Summed along one axis first, as x and y are the same along the other.
+    """
+    by_across, by_down = weights * across, weights * down
+    in_x, in_y = (by_across * across).sum(axis=1), (by_down * down).sum(axis=2)
+    both = by_across * down
+    both_x, both_1 = both @ at, both.sum(axis=2)  # [N, y], times x and as they are
+    right_x, right_y = (by_across * apart).sum(axis=1), (by_down * apart).sum(axis=2)
+    normal = np.empty((len(apart), 4, 4))
+    for first, of in ((0, in_x), (2, in_y)):
+        normal[:, first, first], normal[:, first + 1, first + 1] = of @ at**2, of.sum(axis=1)
+        normal[:, first, first + 1] = normal[:, first + 1, first] = of @ at
+    normal[:, 0, 2], normal[:, 0, 3] = both_x @ at, both_x.sum(axis=1)
+    normal[:, 1, 2], normal[:, 1, 3] = both_1 @ at, both_1.sum(axis=1)
+    normal[:, 2:, :2] = normal[:, :2, 2:].transpose(0, 2, 1)
+    right = np.stack([right_x @ at, right_x.sum(axis=1), right_y @ at, right_y.sum(axis=1)], axis=1)
+    return normal, right
+
+
+def _slope(planes: Floats, axis: int) -> Floats:
+    """Central differences along an axis, one-sided ones at the ends, as `numpy.gradient` has them."""
+    slope, moved = np.empty_like(planes), np.moveaxis(planes, axis, 0)
+    out = np.moveaxis(slope, axis, 0)
+    np.subtract(moved[2:], moved[:-2], out=out[1:-1])
+    out[1:-1] *= 0.5
+    out[0], out[-1] = moved[1] - moved[0], moved[-1] - moved[-2]
+    return slope
 
 
 def _warped(a: Floats | Maps, aligned: Floats, side: int, whole: bool = False) -> tuple[Floats, Flags]:
