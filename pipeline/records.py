@@ -283,6 +283,7 @@ class Features:
     signature: builtins.bytes  # compact colour and structure signature, for verifying hash matches
     entropy: float = 0.0  # of the grey levels, bits, 0 to 8
     sharpness: float = 0.0  # variance of the Laplacian of the grey thumb
+    details: Annotated[builtins.bytes | None, pa.binary()] = None  # map and hashes of a picture without texture
 
 
 TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())]))

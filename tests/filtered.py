@@ -16,6 +16,7 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.store.build import Build
+from tests.detailed import drawn_details
 from tests.fetched import begun
 
 
@@ -29,6 +30,8 @@ class Shown:
     side: int = 200
     data: str = ""
     page: str = "http://site.test/a.html"
+    fine: int = 0
+    """Pictures with the same number here, other than 0, look the same by their details."""
 
     @property
     def url(self) -> str:
@@ -67,5 +70,8 @@ def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
             "phash": rng.integers(1, 2**63, HASHES, dtype=np.uint64).tolist(),
             "signature": rng.integers(0, 256, GRIDS * SIZE, dtype=np.uint8).tobytes(),
         }
+        if own.fine:  # without texture, so that there are details
+            looks["signature"] = bytes([128]) * GRIDS * SIZE
+            looks["details"] = drawn_details(np.random.default_rng(own.fine), 1, 1, 0, 1.0).stored.tobytes()
         rows.append({**row, **looks, "sha256": own.sha256, "width": own.side, "height": own.side})
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)

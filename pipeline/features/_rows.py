@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.features import features
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
+from pipeline.pictures.details import is_flat, squares_of
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.unreadable import OURS, evidence
@@ -33,6 +34,7 @@ class FeatureRows:
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
         # squares of what lies inside a frame, and between margins, by number in the batch
         self._inside, self._contents = dict[int, Pixels](), dict[int, Pixels]()
+        self._flat = dict[int, tuple[Pixels, Pixels]]()  # what details are made of, by number in the batch
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
         self.faults: dict[str, str] = {}
         """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
@@ -44,6 +46,8 @@ class FeatureRows:
         for squares, square in ((self._inside, unframed(picture)), (self._contents, content(picture))):
             if square is not None:
                 squares[number] = square
+        if is_flat(self._squares[number]):
+            self._flat[number] = squares_of(picture.pixels)
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:
             self._measure()
@@ -57,18 +61,19 @@ class FeatureRows:
     def _measure(self) -> None:
         """Add the columns of the waiting batch."""
         waiting, self._waiting = self._waiting, []
-        squares, inside, contents = self._squares[: len(waiting)], self._inside, self._contents
-        self._inside, self._contents = {}, {}
+        squares, inside, contents, flat = self._squares[: len(waiting)], self._inside, self._contents, self._flat
+        self._inside, self._contents, self._flat = {}, {}, {}
         try:
-            self._append(waiting, self._values(Views(squares, inside, contents)))
+            self._append(waiting, self._values(Views(squares, inside, contents, flat)))
             return
         except OURS:
             raise
         except Exception:  # on one of them, or on all: each picture alone says which
             for i, one in enumerate(waiting):
                 try:
-                    own = ({0: of[i]} if i in of else {} for of in (inside, contents))
-                    values = self._values(Views(squares[i : i + 1], *own))
+                    within, between = ({0: of[i]} if i in of else {} for of in (inside, contents))
+                    details = {0: flat[i]} if i in flat else {}
+                    values = self._values(Views(squares[i : i + 1], within, between, details))
                 except OURS:
                     raise
                 except Exception as e:

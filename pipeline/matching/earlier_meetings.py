@@ -20,23 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files.digests import Digests
-from pipeline.matching.meetings import (
-    CELL_BITS,
-    PARTS_BITS,
-    Codes,
-    Finder,
-    Grids,
-    Ints,
-    Key,
-    Owners,
-    Signatures,
-    Table,
-    ranged_pairs,
-)
-from pipeline.matching.near_images import grid_of
+from pipeline.matching.looks import Bytes, Details, Hashed, Signed
+from pipeline.matching.meetings import CELL_BITS, PARTS_BITS, Codes, Finder, Ints, Key, Owners, Table, ranged_pairs
 from pipeline.matching.sketches import Hashes, Sketches, begins, same, spread
 from pipeline.matching.text_meetings import TextFinder, TextTable, words_of
-from pipeline.pictures.signatures import TONE, of_one_tone
+from pipeline.pictures.signatures import SIZE, TONE, of_one_tone
 
 LONG = 1_024
 """Kept texts of a band key that are compared; those of a longer one are all found."""
@@ -49,16 +37,16 @@ NAMES = ("keys", "owner")
 
 @dataclass(frozen=True)
 class SortedEntries:
-    """Entries of one key by ascending key: [N] each. `owner` is as in `meetings.Table`."""
+    """Entries of one key by ascending key: [N] each. `owner` is row << PARTS_BITS | place in parts."""
 
     keys: Codes
     owner: Owners
 
     @staticmethod
-    def of(key: Key, phash: Codes, tones: Codes) -> dict[str, SortedEntries]:
-        """WHOLE and PARTS of images with phash [N, hashes] and tones [N, GRIDS]."""
+    def of(key: Key, images: Hashed) -> dict[str, SortedEntries]:
+        """WHOLE and PARTS of images, coarse or fine as the key asks, by their rows."""
         asks, found = key.family.parts.index(key.family.asks), {}
-        table = Table.of(key, phash, tones)[0]
+        table = Table.of(key, Hashed(np.arange(len(images.images)), images.codes, images.tones))[0]
         asking = (table.owner & np.uint32((1 << PARTS_BITS) - 1)) == asks
         for name, rows in ((WHOLE, np.flatnonzero(asking)), (PARTS, np.flatnonzero(~asking))):
             keys = _keyed(key, table.codes[rows], table.tones[rows])
@@ -69,16 +57,18 @@ class SortedEntries:
 
 @dataclass(frozen=True)
 class KeptImages:
-    """Images that were kept [N]: their entries of a key, and what candidates are verified by."""
+    """Images that were kept [N]: their entries of a key, and what candidates are verified by.
 
+    Entries have rows of `hashed`; what it calls images, and `signed` knows, are numbers from 0 to N - 1.
+    """
+
+    size: int
     entries: Mapping[str, SortedEntries]
-    phash: Codes
-    tones: Codes
-    grids: Grids
-    """By numbers from 0 to N - 1."""
+    hashed: Hashed
+    signed: Signed
 
     def __len__(self) -> int:
-        return len(self.phash)
+        return self.size
 
 
 class EarlierFinder(Finder):
@@ -87,9 +77,9 @@ class EarlierFinder(Finder):
     `ask` says which entries of the build ask, `meet` whom, as often as there are kept images.
     """
 
-    def __init__(self, key: Key, threshold: float, images: int, grids: Grids) -> None:
-        super().__init__(key, threshold, images, grids)
-        self._own = grids
+    def __init__(self, key: Key, threshold: float, images: int, signed: Signed) -> None:
+        super().__init__(key, threshold, images, signed)
+        self._own = signed
 
     def ask(self, tables: Sequence[tuple[int, Table]]) -> None:
         """Entries of the build that ask, as in `look`."""
@@ -110,50 +100,67 @@ class EarlierFinder(Finder):
         images = len(self.found)
         # kept images get the numbers after those of the build while they are compared
         self.found = np.concatenate([self.found, np.zeros(len(kept), np.bool_)])
-        self._grids = self._of_both(kept, images)
+        self._signed = _Both(self._own, kept.signed, images)
         for name, (rows, least, most) in self._asked.items():
             entries = kept.entries[name]
             low, high = np.searchsorted(entries.keys, least, "left"), np.searchsorted(entries.keys, most, "right")
             filled = np.flatnonzero(high > low)
             for asking, at in ranged_pairs(rows[filled], low[filled], high[filled]):
-                self._compare(kept, name, asking, entries.owner[at], images)
+                self._compare_kept(kept, name, asking, entries.owner[at], images)
         found: Ints = np.flatnonzero(self.found[images:])
-        self.found, self._grids = self.found[:images], self._own
+        self.found, self._signed = self.found[:images], self._own
         return found
 
-    def _compare(self, kept: KeptImages, name: str, rows: Ints, owner: Owners, images: int) -> None:
+    def _compare_kept(self, kept: KeptImages, name: str, rows: Ints, owner: Owners, images: int) -> None:
         """Compare entries of the build with those of kept images: by hash, tones and signature."""
-        family = self._key.family
-        hash_of, grid_of_place = np.array(family.parts), np.array([grid_of(part) for part in family.parts])
-        other = (owner >> np.uint32(PARTS_BITS)).astype(np.int64)
+        family, hashed = self._key.family, kept.hashed
+        at = (owner >> np.uint32(PARTS_BITS)).astype(np.int64)
         place = (owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
-        apart = self._codes[rows] ^ kept.phash[other, hash_of[place]]
+        apart = self._codes[rows] ^ hashed.codes[at, family.numbers[place]]
         near = np.flatnonzero(np.bitwise_count(apart) <= family.radius)
         for mask in self._key.before:  # that key finds what agrees in all of its bits
             near = near[apart[near] & np.uint64(mask) != 0]
-        rows, other, place = rows[near], other[near], place[near]
-        new = ~(self.found[self._image[rows]] & self.found[images + other])
-        rows, other, place = rows[new], other[new], place[new]
-        tone = of_one_tone(self._tones[rows], kept.tones[other, grid_of_place[place]], family.blocks)
-        rows, other, place = rows[tone], other[tone], place[tone]
+        rows, at, place = rows[near], at[near], place[near]
+        new = ~(self.found[self._image[rows]] & self.found[images + hashed.images[at]])
+        rows, at, place = rows[new], at[new], place[new]
+        theirs = hashed.tones[at, family.toned(family.numbers[place])]
+        tone = of_one_tone(self._tones[rows], theirs, family.blocks)
+        rows, other, place = rows[tone], images + hashed.images[at[tone]], place[tone]
         if name == PARTS:
-            self._verify(self._image[rows], images + other, place)
+            self._verify(self._image[rows], other, place)
         else:  # a kept image asks, and that of the build may be a part
-            self._verify(images + other, self._image[rows], self._place[rows])
+            self._verify(other, self._image[rows], self._place[rows])
 
-    def _of_both(self, kept: KeptImages, images: int) -> Grids:
-        def grids(image: Ints, grid: Ints) -> Signatures:
-            own, theirs = np.flatnonzero(image < images), np.flatnonzero(image >= images)
-            if not len(theirs):
-                return self._own(image, grid)
-            if not len(own):
-                return kept.grids(image - images, grid)
-            first, second = self._own(image[own], grid[own]), kept.grids(image[theirs] - images, grid[theirs])
-            wanted = np.empty((len(image), first.shape[1]), np.uint8)
-            wanted[own], wanted[theirs] = first, second
-            return wanted
 
-        return grids
+class _Both:
+    """Images of the build, by numbers below `images`, and kept ones by the numbers after these."""
+
+    def __init__(self, own: Signed, kept: Signed, images: int) -> None:
+        self._own, self._kept, self._images = own, kept, images
+
+    def grids(self, images: Ints, grids: Ints) -> Bytes:
+        """As of `looks.Signed`."""
+        own, theirs = self._parted(images)
+        wanted = np.empty((len(images), SIZE), np.uint8)
+        for rows, signed, first in ((own, self._own, 0), (theirs, self._kept, self._images)):
+            if len(rows):
+                wanted[rows] = signed.grids(images[rows] - first, grids[rows])
+        return wanted
+
+    def details(self, images: Ints) -> Details:
+        """As of `looks.Signed`."""
+        own, theirs = self._parted(images)
+        if not len(theirs):
+            return self._own.details(images)
+        if not len(own):
+            return self._kept.details(images - self._images)
+        first, second = self._own.details(images[own]), self._kept.details(images[theirs] - self._images)
+        places = np.concatenate([own[first.of], theirs[second.of]])
+        order = np.argsort(places)
+        return Details(places[order], np.concatenate([first.stored, second.stored])[order])
+
+    def _parted(self, images: Ints) -> tuple[Ints, Ints]:
+        return np.flatnonzero(images < self._images), np.flatnonzero(images >= self._images)
 
 
 def _keyed(key: Key, codes: Codes, tones: Codes) -> Codes:

@@ -25,6 +25,7 @@ from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline.actors import Actors
 from pipeline.files.digests import Digests, bytes_of, digests_of, rows_of
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.matching.near_images import Codes, ImageLeaders, Ints
 from pipeline.matching.near_texts import TextIndex
 from pipeline.matching.text_rows import TextRows
@@ -66,29 +67,32 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images [N] as they are compared: sha256 of the bytes, phash [N, hashes], signature [N, bytes]."""
+    """Images [N] as they are compared: sha256 of the bytes, phash [N, hashes], signature [N, bytes], details."""
 
     sha256: Sequence[bytes]
     phash: Codes
     signature: npt.NDArray[np.uint8]
+    details: Details = NO_DETAILS
 
     def __len__(self) -> int:
         return len(self.sha256)
 
     @property
-    def looks(self) -> tuple[Codes, npt.NDArray[np.uint8]]:
-        """(phash, signature): what likeness is judged by."""
-        return self.phash, self.signature
+    def looks(self) -> tuple[Codes, npt.NDArray[np.uint8], Details]:
+        """(phash, signature, details): what likeness is judged by."""
+        return self.phash, self.signature, self.details
 
     def take(self, rows: Any) -> ImageRows:
         """Some of the images, by a slice or by row numbers."""
         digests = self.sha256[rows] if isinstance(rows, slice) else [self.sha256[row] for row in rows]
-        return ImageRows(digests, self.phash[rows], self.signature[rows])
+        details = self.details.take(np.arange(len(self))[rows])
+        return ImageRows(digests, self.phash[rows], self.signature[rows], details)
 
 
 def images_of(table: pa.Table) -> ImageRows:
-    """Images of a table with the columns sha256 (DIGEST), phash and signature."""
-    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signatures_of(table["signature"]))
+    """Images of a table with the columns sha256 (DIGEST), phash, signature and, but for an older wenlan's, details."""
+    sha256, details = rows_of(digests_of(table["sha256"])), Details.of_table(table)
+    return ImageRows(sha256, hashes_of(table), signatures_of(table["signature"]), details)
 
 
 def signatures_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
@@ -104,8 +108,8 @@ def hashes_of(table: pa.Table) -> Codes:
     return codes
 
 
-Looks = tuple[Codes, Sequence[npt.NDArray[np.uint8]]]
-"""phash [N, hashes], and signatures in pieces that follow each other: together [N, bytes]."""
+Looks = tuple[Codes, Sequence[npt.NDArray[np.uint8]], Sequence[Details]]
+"""phash [N, hashes], signatures in pieces that follow each other, together [N, bytes], and each piece's details."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Holder:
         self._place.add(known.place)
         self._flags.add(known.flags)
         if looks is not None:
-            self._looks.add(looks[0], *looks[1])
+            self._looks.add(looks[0], *looks[1], details=looks[2])
             self._image_of_look.add(np.arange(start, self._place.size))
 
     def learn_texts(self, texts: TextRows) -> None:
@@ -271,12 +275,14 @@ class Holders:
         for share in range(self._count):
             rows, start = self._rows_of(share, self._images), self._images
             own = Known(known.candidate_id[rows], known.place[rows], known.flags[rows])
-            pieces = []
-            for piece in looks[1] if looks else ():
+            pieces, details = list[npt.NDArray[np.uint8]](), list[Details]()
+            for piece, of_piece in zip(*looks[1:], strict=True) if looks else ():
                 # a piece begins in the middle of the new leaders, so its share begins where the numbers stand by then
-                pieces.append(piece[self._rows_of(share, start)])
+                own_rows = self._rows_of(share, start)
+                pieces.append(piece[own_rows])
+                details.append(of_piece.take(np.arange(len(piece))[own_rows]))
                 start += len(piece)
-            arguments.append((sha256[rows], own, (looks[0][rows], pieces) if looks else None))
+            arguments.append((sha256[rows], own, (looks[0][rows], pieces, details) if looks else None))
         self._images += len(sha256)
         self._shares.ask("learn_images", arguments)
 

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from data_specs.build import Dedup
 from pipeline.files.digests import Digests
 from pipeline.matching.holders import ELSEWHERE, NONE, PLACEHOLDER, Holders, ImageRows, Known, Matches
+from pipeline.matching.looks import Details
 from pipeline.matching.near_images import Codes, ImageLeaders, Ints, Signatures
 from pipeline.matching.sketches import possible_among, same
 from pipeline.matching.text_rows import TextRows
@@ -173,7 +174,7 @@ class LeaderPass:
         if len(rows):
             known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
             images = block.images.take(rows)
-            self._holders.learn_images(images.sha256, known, (images.phash, [images.signature]))
+            self._holders.learn_images(images.sha256, known, (images.phash, [images.signature], [images.details]))
         new = [text for text in texts.new if not texts.alone[text]]
         self._holders.learn_texts(block.texts.take(new))
         self._holders.count(texts.counted, domains.counted)
@@ -223,7 +224,7 @@ class _ImagesOfBlock:
         counts = [np.unique(whole >> np.uint64(s) & np.uint64(0xFFFF), return_counts=True)[1] for s in (0, 16, 32, 48)]
         return max(int((c * (c - 1)).sum()) for c in counts) > CROWDED * len(whole)
 
-    def compare(self, among: Callable[[Codes, Signatures], list[list[int]]]) -> None:
+    def compare(self, among: Callable[[Codes, Signatures, Details], list[list[int]]]) -> None:
         """Compare the new images with each other."""
         rows = self._new.tolist()
         for row, before in zip(rows, among(*self._block.images.take(self._new).looks), strict=True):

@@ -24,23 +24,21 @@ Limits: a task holds about 60 bytes for each entry of its part of the keys, and 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.near_images import blocks_of, grid_of, radius_of
+from pipeline.matching.looks import Family, Hashed, Signed, alike, families
 from pipeline.matching.sketches import begins, spread
-from pipeline.pictures.hashing import CONTENT, HASHES
-from pipeline.pictures.signatures import GRIDS, TONE, Blocks, of_one_tone, within
+from pipeline.pictures.signatures import TONE, of_one_tone
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Owners = npt.NDArray[np.uint32]
 Flags = npt.NDArray[np.bool_]
-Signatures = npt.NDArray[np.uint8]
 
 DENSE = 256
 """Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
@@ -69,33 +67,10 @@ SCANNED = 1 << 18
 VERIFIED = 1 << 12
 """Pairs verified at once: what they need fits into a processor's cache."""
 
-Grids = Callable[[Ints, Ints], Signatures]
-"""[N, SIZE]: grid number grids[i] of image images[i], given (images, grids)."""
-
 CELL_BITS = 3
 
-PARTS_BITS = 3
+PARTS_BITS = 4
 """Bits of an entry's number that tell the part of the image."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Hashes that are compared with each other: those of `parts`, each with that of part `asks`, within `radius`."""
-
-    parts: tuple[int, ...]
-    asks: int
-    radius: int
-
-    @property
-    def blocks(self) -> Blocks:
-        """Blocks of a grid's tones that must agree, in the order in which keys take them."""
-        return blocks_of(self.asks)
-
-
-def families(radius: int) -> tuple[Family, ...]:
-    """What `near_images.COMBINATIONS` compares: the whole with every part, and each other hash with the same."""
-    own = (Family((part,), part, radius_of(part, radius)) for part in (CONTENT, *range(GRIDS, HASHES)))
-    return (Family(tuple(range(GRIDS)), 0, radius), *own)
 
 
 @dataclass(frozen=True)
@@ -138,13 +113,18 @@ _WORD = (1 << 32) - 1
 
 
 @lru_cache(maxsize=64)
-def plan(images: int, radius: int) -> tuple[Key, ...]:
-    """The keys by which so many images are compared; none for a radius at which that is no use."""
+def plan(images: int, radius: int, detailed: int = 0) -> tuple[Key, ...]:
+    """The keys by which so many images are compared; none for a radius at which that is no use.
+
+    detailed: how many of them have details. Fine keys come last, and only where two images have some.
+    """
     if radius > WIDEST:
         return ()
     keys: list[Key] = []
     for family in families(radius):
-        entries = max(1, images * len(family.parts))
+        if family.fine and detailed < 2:
+            continue
+        entries = max(1, (detailed if family.fine else images) * len(family.parts))
         spare = 1
         while entries > SHARED << int(EVEN * spare * (64 // (family.radius + spare))) and spare < 3:
             spare += 1
@@ -171,20 +151,21 @@ class Table:
         return len(self.codes)
 
     @staticmethod
-    def of(key: Key, phash: Codes, tones: Codes) -> tuple[Table, Ints]:
-        """The entries of images with phash [N, hashes] and tones [N, GRIDS], and where each bucket begins, and the end.
+    def of(key: Key, images: Hashed) -> tuple[Table, Ints]:
+        """The entries of images, coarse or fine as the key asks, and where each bucket begins, and the end.
 
         Hashes of 0, of parts without structure, are near nothing and left out.
         """
         family = key.family
-        codes = phash[:, family.parts].ravel()
-        tones = tones[:, [grid_of(part) for part in family.parts]].ravel()
+        codes = images.codes[:, family.numbers].ravel()
+        tones = images.tones[:, family.toned(family.numbers)].ravel()
         filled = np.flatnonzero(codes)
         buckets = key.buckets(codes[filled])
         order = filled[np.argsort(buckets, kind="stable")]  # a radix sort
         image, place = np.divmod(order, len(family.parts))
         starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=BUCKETS))])
-        return Table(codes[order], tones[order], (image << PARTS_BITS | place).astype(np.uint32)), starts
+        owner = images.images[image] << PARTS_BITS | place
+        return Table(codes[order], tones[order], owner.astype(np.uint32)), starts
 
 
 @dataclass(frozen=True)
@@ -210,8 +191,8 @@ class _Entries:
 class Finder:
     """Finds images that may look like others, by one key. Images have numbers over all of a build, from 0."""
 
-    def __init__(self, key: Key, threshold: float, images: int, grids: Grids) -> None:
-        self._key, self._threshold, self._grids = key, threshold, grids
+    def __init__(self, key: Key, threshold: float, images: int, signed: Signed) -> None:
+        self._key, self._threshold, self._signed = key, threshold, signed
         self.found: Flags = np.zeros(images, np.bool_)
         self.scanned = 0
         """Entries gone through: pairs of which hashes were compared."""
@@ -323,22 +304,17 @@ class Finder:
             self._verify(one[some], other[some], place[some])
 
     def _verify(self, one: Ints, other: Ints, place: npt.NDArray[np.uint8]) -> None:
-        """Compare grids of images: that of the part that asks of `one`, with that of part `place` of `other`."""
-        family = self._key.family
-        grid_of_place = np.array([grid_of(part) for part in family.parts])
+        """Compare images: the part that asks of `one`, with the part that has `place` among the parts of `other`."""
+        family, signed = self._key.family, self._signed
         for at in range(0, len(one), VERIFIED):
             a, b, parts = one[at : at + VERIFIED], other[at : at + VERIFIED], place[at : at + VERIFIED]
             new = ~(self.found[a] & self.found[b])
-            a, b, parts = a[new], b[new], parts[new]
+            a, b, asked = a[new], b[new], family.numbers[parts[new]]
             self.compared += len(a)
-            own, theirs = (
-                self._grids(a, np.full(len(a), grid_of(family.asks))),
-                self._grids(b, grid_of_place[parts]),
-            )
-            alike = within(own, theirs, self._threshold, one_tone=True, blocks=family.blocks)
-            self.apart += int(len(alike) - alike.sum())
-            self.found[a[alike]] = True
-            self.found[b[alike]] = True
+            same = alike(signed, a, np.full_like(a, family.asks), signed, b, asked, (family, self._threshold))
+            self.apart += int(len(same) - same.sum())
+            self.found[a[same]] = True
+            self.found[b[same]] = True
 
 
 def by_word(words: Codes) -> tuple[Ints, Ints]:

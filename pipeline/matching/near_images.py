@@ -5,15 +5,16 @@ Two images look alike if and only if, for one of `COMBINATIONS` of their parts, 
 whole of the other (crops, borders); what lies between the margins of an image is such a part, and is compared with the
 same of the other as well. A half is compared with the same half, which a text stamped elsewhere leaves as it was, so
 that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own blocks.
-What frames an image is no part of it (`pipeline.pictures.frames`).
+Images without texture are compared by their details, too (`pipeline.matching.looks`). What frames an image is no part
+of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
 some band up to its share of the radius, so nothing within the radius is ever missed. The index holds leaders only: a
 thousand copies of one image cost a thousand look-ups of one entry.
 
-Limits: in memory, about 2 KB per leader; a leader that matches by several of its hashes is compared as often. A part
-without structure (hash 0) is never near another.
+Limits: in memory, about 2 KB per leader, 3 KB more of one with details; a leader that matches by several of its hashes
+is compared as often. A part without structure (hash 0) is never near another.
 """
 
 from __future__ import annotations
@@ -29,8 +30,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.leader_signatures import LeaderSignatures
-from pipeline.pictures.hashing import CONTENT, HASHES
-from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, of_one_tone, tones, within
+from pipeline.matching.looks import (
+    NO_DETAILS,
+    TONES_AT_ONCE,
+    Details,
+    Family,
+    OfArrays,
+    alike,
+    coarse_of,
+    families,
+    fine_of,
+)
+from pipeline.pictures.details import PARTS
+from pipeline.pictures.signatures import GRIDS, of_one_tone
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -38,20 +50,14 @@ Signatures = npt.NDArray[np.uint8]
 Pairs = tuple[Ints, Ints]
 Ids = npt.NDArray[np.uint32]
 
-_PARTS = range(1, GRIDS)
-_HALVES = range(GRIDS, HASHES)
-_LIKE_WITH_LIKE = (CONTENT, *_HALVES)
-
-COMBINATIONS = (
-    (0, 0),
-    *((0, part) for part in _PARTS),
-    *((part, 0) for part in _PARTS),
-    *((part, part) for part in _LIKE_WITH_LIKE),
+COMBINATIONS = tuple(
+    pair
+    for family in families(0)
+    if not family.fine
+    for part in family.parts
+    for pair in dict.fromkeys(((family.asks, part), (part, family.asks)))
 )
-"""(number of a hash of one image, number of a hash of the other): the pairs that are compared."""
-
-_EARLIER_HASHES = 9
-"""Hashes of a picture in an older wenlan, which had none of what lies between the margins."""
+"""(number of a hash of one image, number of a hash of the other): the pairs that are compared of any two images."""
 
 BLOCK = 1 << 21
 """Elements of a temporary array: bounds memory at some tens of MB."""
@@ -64,21 +70,6 @@ MOST_BITS = 24
 
 VERIFIED = 1 << 12
 """Candidates compared at once: what they need fits into a processor's cache."""
-
-
-def radius_of(part: int, radius: int) -> int:
-    """Bits by which two hashes number `part` may differ."""
-    return radius // 2 if part in _HALVES else radius
-
-
-def blocks_of(part: int) -> Blocks:
-    """Blocks of tones that must agree in images whose hashes number `part` are near."""
-    return ALL if part not in _HALVES else (UPPER, LOWER)[part - GRIDS]
-
-
-def grid_of(part: int) -> int:
-    """The grid that verifies a part: halves are verified by the whole."""
-    return part if part < GRIDS else 0
 
 
 class HashIndex:
@@ -322,104 +313,128 @@ def _joined(parts: list[Any]) -> Any:
     return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
 
 
+class _FamilyIndex:
+    """All hashes of a family of entries 0, 1, 2 ..., each an image."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._parts = HashIndex(family.radius)
+        self._asks = HashIndex(family.radius) if len(family.parts) > 1 else None
+
+    def add(self, codes: Codes, new: Ints) -> None:
+        """Add entries `new` [N] with codes [N, parts of all families]."""
+        count = len(self.family.parts)
+        self._parts.add(codes[:, self.family.numbers].ravel(), (new[:, None] * count + np.arange(count)).ravel())
+        if self._asks is not None:
+            self._asks.add(codes[:, self.family.asks], new)
+
+    def near(self, codes: Codes) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
+        """(rows of codes [N, parts of all families], their parts, entries, parts of these) of near hashes.
+
+        The part that asks with all parts of the entries, then the other parts with the one that asks.
+        """
+        numbers, asks = self.family.numbers, self.family.asks
+        rows, ids = self._parts.near(codes[:, asks])
+        entries, places = np.divmod(ids, len(numbers))
+        yield rows, np.full_like(rows, asks), entries, numbers[places]
+        if self._asks is not None:
+            asked, entries = self._asks.near(codes[:, numbers[1:]].ravel())
+            rows, places = np.divmod(asked, len(numbers) - 1)
+            yield rows, numbers[1:][places], entries, np.full_like(rows, asks)
+
+
 class ImageLeaders:
     """The images kept so far, numbered 0, 1, 2 ... in the order of their ranks.
 
-    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image.
+    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image. Those of an older wenlan
+    (`features.EARLIER_IDS`) have fewer of both, and are found by what they have; so are images without details.
     """
 
     def __init__(self, radius: int, threshold: float) -> None:
-        self._radius, self._threshold = radius, threshold
-        self._parts, self._whole = HashIndex(radius), HashIndex(radius)
-        self._others = {part: HashIndex(radius_of(part, radius)) for part in _LIKE_WITH_LIKE}
-        self._signatures = LeaderSignatures(GRIDS, SIZE)
-        self._tones = np.zeros((1024, GRIDS), np.uint64)  # tones of each grid; rows beyond `count` are unused
-        self.count = 0
+        self._threshold, self._families = threshold, [_FamilyIndex(family) for family in families(radius)]
+        self._signatures = LeaderSignatures()
+        self._tones = np.zeros((1024, GRIDS), np.uint64)  # rows beyond `count` are unused
+        # of each entry with details its leader and its tones, likewise
+        self._fine, self._fine_tones = np.zeros(1024, np.int64), np.zeros((1024, len(PARTS)), np.uint64)
+        self._fine_count = self.count = 0
 
-    def add(self, phash: Codes, *signature: Signatures) -> None:
-        """Add leaders. Signatures may come in several pieces; memory maps among them stay on disk.
+    def add(self, phash: Codes, *signature: Signatures, details: Sequence[Details] = ()) -> None:
+        """Add leaders. Signatures may come in several pieces, each with its details; memory maps stay on disk."""
+        coarse, first = coarse_of(phash, *signature), self.count
+        self.count += len(phash)
+        self._tones = _grown(self._tones, self.count)
+        self._tones[first : self.count] = coarse.tones
+        new, start = coarse.images + first, first
+        for piece, own in zip(signature, details or [NO_DETAILS] * len(signature), strict=True):
+            self._signatures.add(piece, own)
+            self._add_fine(own, start)
+            start += len(piece)
+        for index in self._families:
+            if not index.family.fine:
+                index.add(coarse.codes, new)
 
-        Those of an older wenlan (`features.EARLIER_IDS`) have fewer hashes and grids. They are found by what they have.
-        """
-        if phash.shape[1:] == (_EARLIER_HASHES,):
-            phash = np.pad(phash[:, :CONTENT], ((0, 0), (0, HASHES - CONTENT)))  # their halves were cut otherwise
-        first, new = self.count, np.arange(self.count, self.count + len(phash))
-        self.count += len(new)
-        while len(self._tones) < self.count:
-            self._tones = np.concatenate([self._tones, np.zeros_like(self._tones)])
-        for piece in signature:
-            self._signatures.add(piece)
-            for start in range(0, len(piece), BLOCK // SIZE):  # a map may be larger than memory: a part at a time
-                part = piece[start : start + BLOCK // SIZE]
-                grids = part.reshape(len(part), -1, SIZE)
-                self._tones[first : first + len(part), : grids.shape[1]] = tones(grids)
-                first += len(part)
-        self._whole.add(phash[:, 0], new)
-        ids = new[:, None] * GRIDS + np.arange(GRIDS)  # leader * parts + part; the whole is part 0
-        self._parts.add(phash[:, :GRIDS].ravel(), ids.ravel())
-        for part, index in self._others.items():
-            index.add(phash[:, part], new)
+    def _add_fine(self, own: Details, start: int) -> None:
+        """Add details of leaders, of which the first has the number `start`."""
+        for at in range(0, len(own), TONES_AT_ONCE):
+            some = slice(at, at + TONES_AT_ONCE)
+            fine = fine_of(Details(own.of[some], own.stored[some]))
+            new = np.arange(self._fine_count, self._fine_count + len(fine.images))
+            self._fine_count += len(new)
+            self._fine, self._fine_tones = (_grown(of, self._fine_count) for of in (self._fine, self._fine_tones))
+            self._fine[new], self._fine_tones[new] = fine.images + start, fine.tones
+            for index in self._families:
+                if index.family.fine:
+                    index.add(fine.codes, new)
 
-    def first(self, phash: Codes, signature: Signatures) -> Ints:
+    def first(self, phash: Codes, signature: Signatures, details: Details = NO_DETAILS) -> Ints:
         """[N] number of the first leader that each image looks like, -1 if there is none."""
-        grids = _grids(signature)
-        own = tones(grids)
+        coarse, fine, own = coarse_of(phash, signature), fine_of(details), OfArrays(signature, details)
         first: Ints = np.full(len(phash), self.count, np.int64)
-        for candidates, blocks in self._candidates(phash):
-            rows, parts, leaders, their_parts = candidates
-            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts], blocks))
-            for start in range(0, len(near), VERIFIED):
-                rows, parts, leaders, their_parts = (of[near[start : start + VERIFIED]] for of in candidates)
-                new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
-                rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
-                theirs = self._signatures.of(leaders, their_parts)
-                alike = within(grids[rows, parts], theirs, self._threshold, one_tone=True, blocks=blocks)
-                np.minimum.at(first, rows[alike], leaders[alike])
+        for index in self._families:
+            family, asking = index.family, fine if index.family.fine else coarse
+            for rows, parts, entries, their_parts in index.near(asking.codes) if len(asking.images) else ():
+                theirs = (self._fine_tones if family.fine else self._tones)[entries, family.toned(their_parts)]
+                near = np.flatnonzero(of_one_tone(asking.tones[rows, family.toned(parts)], theirs, family.blocks))
+                leaders = self._fine[entries] if family.fine else entries
+                candidates = [of[near] for of in (asking.images[rows], parts, leaders, their_parts)]
+                for some in _once_first(candidates[0], candidates[2]):
+                    rows, parts, leaders, their_parts = (of[some] for of in candidates)
+                    new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
+                    rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
+                    same = alike(own, rows, parts, self._signatures, leaders, their_parts, (family, self._threshold))
+                    np.minimum.at(first, rows[same], leaders[same])
         first[first == self.count] = -1
         return first
 
     def candidates(self, phash: Codes) -> int:
         """How many pairs of one of these images and a leader have near hashes, so that signatures must be compared."""
-        pairs = [_distinct(rows, leaders) for (rows, _, leaders, _), _ in self._candidates(phash)]
+        codes = coarse_of(phash).codes
+        near = [one for index in self._families if not index.family.fine for one in index.near(codes)]
+        pairs = [_distinct(rows, leaders) for rows, _, leaders, _ in near]
         return len(_distinct(*_joined(pairs))[0])
 
-    def _candidates(self, phash: Codes) -> list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]]:
-        """(rows, grids of the rows, leaders, grids of the leaders) of all near hashes; a pair may occur several times.
-
-        One entry per sort of comparison, with the blocks whose tones must agree: the whole with parts of leaders, parts
-        with the whole of leaders, each of the others with the same.
-        """
-        rows, ids = self._parts.near(phash[:, 0])
-        leaders = ids // GRIDS
-        candidates: list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]] = [
-            ((rows, np.zeros_like(rows), leaders, ids - leaders * GRIDS), ALL)
-        ]
-        asked, leaders = self._whole.near(phash[:, 1:GRIDS].ravel())
-        rows, parts = np.divmod(asked, len(_PARTS))
-        candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
-        for part, index in self._others.items():
-            rows, leaders = index.near(phash[:, part])
-            grids = np.full_like(rows, grid_of(part))
-            candidates.append(((rows, grids, leaders, grids), blocks_of(part)))
-        return candidates
-
-    def among(self, phash: Codes, signature: Signatures) -> list[list[int]]:
+    def among(self, phash: Codes, signature: Signatures, details: Details = NO_DETAILS) -> list[list[int]]:
         """For each image the ones before it in the same list that it looks like, in order."""
-        size, grids = len(phash), _grids(signature)
+        coarse, fine, own = coarse_of(phash, signature), fine_of(details), OfArrays(signature, details)
+        size = len(phash)
         alike_NN = np.zeros((size, size), np.bool_)
-        rows, ids = _near_among(phash[:, 0], phash[:, :GRIDS], self._radius)
-        # whole with parts, for both orders: (grid of the rows, (rows, others, their grids), blocks)
-        near: list[tuple[int, tuple[Ints, Ints, Ints], Blocks]] = [(0, (rows, ids // GRIDS, ids % GRIDS), ALL)]
-        for part in _LIKE_WITH_LIKE:
-            rows, ids = _near_among(phash[:, part], phash[:, part : part + 1], radius_of(part, self._radius))
-            near.append((grid_of(part), (rows, ids, np.full_like(ids, grid_of(part))), blocks_of(part)))
-        for own, candidates, blocks in near:
-            for start in range(0, len(candidates[0]), VERIFIED):
-                rows, others, parts = (of[start : start + VERIFIED] for of in candidates)
+        for index in self._families:
+            family, asking = index.family, fine if index.family.fine else coarse
+            if not len(asking.images):
+                continue
+            # both orders: each image asks all others
+            asked, at = _near_among(asking.codes[:, family.asks], asking.codes[:, family.numbers], family.radius)
+            entries, places = np.divmod(at, len(family.parts))
+            parts, asks = family.numbers[places], np.full_like(asked, family.asks)
+            mine, theirs = asking.tones[asked, family.toned(asks)], asking.tones[entries, family.toned(parts)]
+            near = np.flatnonzero(of_one_tone(mine, theirs, family.blocks))
+            candidates = [of[near] for of in (asking.images[asked], asks, asking.images[entries], parts)]
+            for some in _once_first(*(pick(candidates[0], candidates[2]) for pick in (np.minimum, np.maximum))):
+                rows, asks, others, parts = (of[some] for of in candidates)
                 new = (rows != others) & ~alike_NN[rows, others]
-                rows, others, parts = rows[new], others[new], parts[new]
-                alike = within(grids[rows, own], grids[others, parts], self._threshold, blocks=blocks)
-                alike_NN[rows[alike], others[alike]] = alike_NN[others[alike], rows[alike]] = True
+                rows, asks, others, parts = rows[new], asks[new], others[new], parts[new]
+                same = alike(own, rows, asks, own, others, parts, (family, self._threshold))
+                alike_NN[rows[same], others[same]] = alike_NN[others[same], rows[same]] = True
         before = [list[int]() for _ in range(size)]
         for row, other in zip(*(of.tolist() for of in np.divmod(np.flatnonzero(alike_NN), max(1, size))), strict=True):
             if other < row:
@@ -436,9 +451,20 @@ def _near_among(queries: Codes, codes: Codes, radius: int) -> Pairs:
     return _distinct(asked[rows], at)
 
 
-def _grids(signature: Signatures) -> Signatures:
-    """[N, GRIDS, SIZE] of signatures [N, ...]."""
-    return signature.reshape(len(signature), GRIDS, SIZE)
+def _once_first(rows: Ints, ids: Ints) -> Iterator[Ints]:
+    """Places of candidates (row, id), VERIFIED at most: one of each pair, then the others, as one is mostly enough."""
+    once = np.zeros(len(rows), np.bool_)
+    once[np.unique(rows << 32 | ids, return_index=True)[1]] = True
+    for places in (np.flatnonzero(once), np.flatnonzero(~once)):
+        for start in range(0, len(places), VERIFIED):
+            yield places[start : start + VERIFIED]
+
+
+def _grown(rows: Any, count: int) -> Any:
+    """The same rows, with room for `count` of them."""
+    while len(rows) < count:
+        rows = np.concatenate([rows, np.zeros_like(rows)])
+    return rows
 
 
 def _distinct(rows: Ints, ids: Ints) -> Pairs:

@@ -18,12 +18,13 @@ a frame (`frames`), which comes off first. A text across the middle touches both
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.pictures.decode import Pixels
-from pipeline.pictures.parts import BOXES, HALVES, Parts, cells
+from pipeline.pictures.parts import BOXES, HALVES, Box, Parts, cells
 from pipeline.pictures.thumbs import THUMB
 
 CONTENT = len(BOXES)
@@ -67,7 +68,13 @@ _WEIGHTS = np.array([math.hypot(u, v) * (0.5**0.5 if u == 0 or v == 0 else 1) * 
 )
 """[64]: distance from the constant x the DCT's own norm, and back from whole numbers to 256ths of a grey level."""
 
-_PARTS = Parts(BOXES + HALVES, lambda start, stop: _DCT @ cells(start, stop, THUMB, SIDE, _CELL_ONE))
+
+def frequencies_of(boxes: Sequence[Box], side: int) -> Parts:
+    """What takes the lowest frequencies of parts of squares of `side` cells."""
+    return Parts(boxes, lambda start, stop: _DCT @ cells(start, stop, side, SIDE, _CELL_ONE))
+
+
+_PARTS = frequencies_of(BOXES + HALVES, THUMB)
 
 
 def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
@@ -76,8 +83,14 @@ def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
 
 
 def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
-    """[N, BOXES + HALVES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
-    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), len(BOXES + HALVES), -1)[..., _PICKED]
+    """[N, BOXES + HALVES, 64] weighted frequencies of grey thumbnails [N, 64, 64], as `levels_by`."""
+    return levels_by(_PARTS, thumbs)
+
+
+def levels_by(parts: Parts, planes: Pixels) -> npt.NDArray[np.float64]:
+    """[N, parts, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
+    samples = parts.of(planes)
+    levels: npt.NDArray[np.float64] = samples.reshape(*samples.shape[:2], -1)[..., _PICKED]
     levels *= _WEIGHTS
     np.rint(levels, out=levels)
     return levels

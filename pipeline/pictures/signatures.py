@@ -60,6 +60,9 @@ LOOKED_AT = 9
 GREY = 10
 """Most that a cell of a grey picture is off from grey, of 128."""
 
+COLOUR_OFF, COLOURED = 12, 1
+"""A cell is of another colour if it is 12 of 128 beyond those around it; one of 36 may be."""
+
 TONE = 15
 """Sixteenths of the sum over twelve cells, 20 grey levels: by so much the tone of a block may differ."""
 
@@ -214,17 +217,32 @@ def _of_bands(of_rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     """[N] whether both of grids [N, SIZE] and [N, SIZE] have texture everywhere."""
-    textured: npt.NDArray[np.bool_] = (_plain(a) <= PLAIN) & (_plain(b) <= PLAIN)
-    return textured
+    return ~(is_plain(a) | is_plain(b))
 
 
-def _plain(grids: Grids) -> npt.NDArray[np.int64]:
-    """[N] neighbouring cells of brightness, across and down, that have one level."""
+def is_plain(grids: Grids, most: int = PLAIN) -> npt.NDArray[np.bool_]:
+    """[N] whether more than `most` neighbouring cells of brightness of grids [N, SIZE] have one level."""
     bright = grids[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
     count = np.zeros(len(grids), np.int64)
     for one, other in ((bright[:, 1:], bright[:, :-1]), (bright[..., 1:], bright[..., :-1])):
         count += np.count_nonzero(one == other, axis=(1, 2))
-    return count
+    plain: npt.NDArray[np.bool_] = count > most
+    return plain
+
+
+def of_one_colour(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
+    """[N] whether colours of grids [N, SIZE], whose cells may have moved by less than one, are those of one picture.
+
+    Cells beyond the colours around them in the other one are few. A grey picture has the colours of any.
+    """
+    one, other = _colours(a), _colours(b)
+    far = np.zeros(one.shape[1:], np.bool_)
+    for here, there in ((one, other), (other, one)):
+        low = _around(np.minimum, _around(np.minimum, there, -2), -3).astype(np.int16)
+        high = _around(np.maximum, _around(np.maximum, there, -2), -3).astype(np.int16)
+        far |= (np.maximum(low - here, here - high) > COLOUR_OFF).any(axis=0)
+    few: npt.NDArray[np.bool_] = np.count_nonzero(far, axis=(0, 1)) <= COLOURED
+    return few | _is_grey(one) | _is_grey(other)
 
 
 @lru_cache(maxsize=8)

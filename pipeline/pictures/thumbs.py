@@ -72,7 +72,7 @@ class Views:
     """Thumbnails of a batch of pictures, made from their squares [B, 64, 64, 4].
 
     inside: the squares of what lies inside their frames, by number, of those that have a frame; contents: the same of
-    what lies between their margins.
+    what lies between their margins; flat: what details are made of, of pictures that may be without texture.
     """
 
     def __init__(
@@ -80,7 +80,10 @@ class Views:
         squares: Pixels,
         inside: Mapping[int, Pixels] | None = None,
         contents: Mapping[int, Pixels] | None = None,
+        flat: Mapping[int, tuple[Pixels, Pixels]] | None = None,
     ) -> None:
+        self.flat = dict(flat or {})
+        """By number, of pictures that may be without texture: `details.squares_of`."""
         self.thumbs, self.colour_thumbs = _planes(squares)
         """[B, 64, 64]: Y (JFIF). [B, 2, 32, 32]: Cr and Cb."""
         self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs, self.colour_thumbs

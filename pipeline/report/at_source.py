@@ -24,7 +24,7 @@ from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage
 from pipeline.store.stage import deciding
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import LOOKED_AT, Takedowns
 from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
@@ -68,6 +68,6 @@ def _looks_forgotten(build: Build, data: bytes, takedowns: Takedowns) -> bool:
         measured = measure_image(data, build.spec.fetch.max_pixels)
     except PictureError:
         return True
-    row = {name: measured[name] for name in ("phash", "signature")} | {"sha256": ""}
-    schema = pa.schema([FEATURE_SCHEMA.field(name) for name in ("sha256", "phash", "signature")])
+    row = {"sha256": ""} | {name: measured[name] for name in LOOKED_AT if name in measured}
+    schema = pa.schema([FEATURE_SCHEMA.field(name) for name in LOOKED_AT])
     return bool(takedowns.alike(pa.Table.from_pylist([row], schema=schema), feature_id()))

@@ -1,17 +1,19 @@
 """What earlier builds kept, dealt out by keys once and kept in STORE: pieces of commits, of which a build reads a part.
 
     STORE/dealt/<commit>/images.<features>.<plan>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
+    STORE/dealt/<commit>/details.<features>.<plan>.<first>-<last>.bin   of those that have details, by fine keys
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
 
 A piece is a file of arrays (`pipeline.files.arrays`): entries of each key by ascending key, so that whoever looks for
 few of them reads few; what candidates are verified by; what the leader pass is told of those that are found; and how
-many images each text leader and each domain has, so that caps stay exact. Signatures are not copied: they are read from
-the commit's own file. A piece follows from its commit, whose name holds a digest, and from what is in its own name, so
+many images each text leader and each domain has, so that caps stay exact. Signatures and details are not copied: they
+are read from the commit's own files. Entries of fine keys lie apart, so that those of all images do not follow from how
+many have details. A piece follows from its commit, whose name holds a digest, and from what is in its own name, so
 it never changes. Whoever finds one missing makes it (`opened`), with the same bytes; `deal` makes all at first use.
 
-Limits: about 2 KB an image at default settings and 0.6 KB a text on disk, beside 2 KB that its commit has. Making a
-piece takes PIECE rows in memory. Behind a URL whole arrays are read, a key at a time. Pieces of another plan stay until
-`gc` deletes those of other features, or somebody deletes the folder.
+Limits: about 2 KB an image at default settings, as much again of one with details, and 0.6 KB a text on disk, beside 2
+KB that its commit has. Making a piece takes PIECE rows in memory. Behind a URL whole arrays are read, a key at a time.
+Pieces of another plan stay until `gc` deletes those of other features, or somebody deletes the folder.
 """
 
 from __future__ import annotations
@@ -39,17 +41,19 @@ from pipeline.matching.earlier_meetings import (
     SortedEntries,
     sorted_words,
 )
-from pipeline.matching.holders import EARLIER, PLACEHOLDER, hashes_of
+from pipeline.matching.holders import EARLIER, PLACEHOLDER, Looks, hashes_of
+from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of
 from pipeline.matching.meetings import Key
 from pipeline.matching.sketches import Sketches
 from pipeline.matching.text_meetings import TextTable, words_of
 from pipeline.matching.text_rows import TextRows
-from pipeline.pictures.hashing import CONTENT, HASHES
-from pipeline.pictures.signatures import GRIDS, SIZE, tones
+from pipeline.pictures import details
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES, Identities, Published
+from pipeline.store.identities import DETAILS, SIGNATURES, Identities, Published
 
-VERSION = 1
+VERSION = 2
 """Raised when a piece of the same name gets other arrays."""
 
 PIECE = 1 << 18
@@ -67,13 +71,17 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows first to last - 1 of a commit's images or texts; `file` is its name in the commit's folder."""
+    """Rows first to last - 1 of a commit's images or texts; `file` is its name in the commit's folder.
+
+    fine: the name of the file with entries of fine keys, "" where there are no such keys or the commit has no details.
+    """
 
     commit: str
     kind: str
     first: int
     last: int
     file: str
+    fine: str = ""
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -83,17 +91,33 @@ def pieces_of(build: Build, keys: Sequence[Key]) -> list[Piece]:
     """The pieces of all that a build is compared with, commit by commit. Raises StoreError."""
     identities, pieces = Identities(build.store), list[Piece]()
     sketch = text_rows.sketch_id(build.spec.dedup.text_similarity)
-    plan = _digest([VERSION, *(repr(replace(key, before=())) for key in keys)])
-    names = {IMAGES: f"images.{feature_id()}.{plan}", TEXTS: f"texts.{_digest([VERSION, sketch])}"}
+    coarse, fine = (
+        _digest([VERSION, *(repr(replace(key, before=())) for key in _keys(keys, fine=fine))]) for fine in (False, True)
+    )
+    names = {IMAGES: f"images.{feature_id()}.{coarse}", TEXTS: f"texts.{_digest([VERSION, sketch])}"}
     for commit in build.identities:
         known = identities.read(commit)
         kinds = (IMAGES, TEXTS) if known.sketch == sketch else (IMAGES,)
+        detailed = _detailed(known) and _keys(keys, fine=True)
         for kind in kinds:
             rows = identities.count(known, f"{kind}.parquet")
             for first in range(0, rows, PIECE):
                 last = min(rows, first + PIECE)
-                pieces.append(Piece(commit, kind, first, last, f"{names[kind]}.{first}-{last}.bin"))
+                rows_of_piece = f"{first}-{last}.bin"
+                of_details = f"details.{feature_id()}.{fine}.{rows_of_piece}" if kind == IMAGES and detailed else ""
+                pieces.append(Piece(commit, kind, first, last, f"{names[kind]}.{rows_of_piece}", of_details))
     return pieces
+
+
+def _keys(keys: Sequence[Key], *, fine: bool) -> list[Key]:
+    """Those of all images, or the fine ones of those with details."""
+    return [key for key in keys if key.family.fine == fine]
+
+
+def _detailed(known: Published) -> bool:
+    """Whether images of a commit have details by which they can be compared."""
+    has = DETAILS in known.files and known.files[DETAILS].bytes > 0
+    return has and comparable(feature_id(), known.features)
 
 
 def groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -108,29 +132,36 @@ def groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 def make(build: Build, piece: Piece, keys: Sequence[Key]) -> bool:
     """Write a piece unless it is there; whether it was written. Raises StoreError where its commit was replaced."""
-    identities = Identities(build.store)
+    made = [_make(build, piece, keys, fine=fine) for fine in (False, True) if piece.fine or not fine]
+    return any(made)
+
+
+def _make(build: Build, piece: Piece, keys: Sequence[Key], *, fine: bool) -> bool:
+    identities, name = Identities(build.store), piece.fine if fine else piece.file
     folder = identities.dealt(piece.commit)
-    if folder.exists(piece.file):
+    if folder.exists(name):
         return False
     known = identities.read(piece.commit)
-    with folder.making(piece.file) as file:
+    with folder.making(name) as file:
         writer = ArrayWriter(file)
-        if piece.kind == IMAGES:
+        if fine:
+            _deal_details(writer, identities, known, piece, keys)
+        elif piece.kind == IMAGES:
             _deal_images(writer, identities, known, piece, keys)
         else:
             _deal_texts(writer, identities, known, piece)
         writer.finish()
     if piece.commit not in identities.names():  # a takedown came in between: nothing of it may stay
-        folder.delete(piece.file)
+        folder.delete(name)
         identities.read(piece.commit)
     return True
 
 
 @contextlib.contextmanager
-def opened(build: Build, piece: Piece, keys: Sequence[Key]) -> Iterator[Arrays]:
-    """The arrays of a piece, which is made if it is not there."""
-    make(build, piece, keys)
-    with Arrays(Identities(build.store).dealt(piece.commit), piece.file) as arrays:
+def opened(build: Build, piece: Piece, keys: Sequence[Key], *, fine: bool = False) -> Iterator[Arrays]:
+    """The arrays of a piece, which are made if they are not there; fine: those of the file of fine keys."""
+    _make(build, piece, keys, fine=fine)
+    with Arrays(Identities(build.store).dealt(piece.commit), piece.fine if fine else piece.file) as arrays:
         yield arrays
         arrays.give_back()
 
@@ -150,19 +181,51 @@ def _deal_images(
     _count(writer, digests_of(table["text_leader"]), table["domain"].to_numpy())
     phash, own = np.zeros((len(piece), HASHES), np.uint64), np.zeros((len(piece), GRIDS), np.uint64)
     width = _width(identities, known)
-    writer.add("width", np.array([width]))
     if comparable(feature_id(), known.features):  # other images are matched by bytes only: they have no entry
         hashes = hashes_of(table)
-        same = HASHES if hashes.shape[1] == HASHES else CONTENT  # an older wenlan's halves were cut otherwise
-        phash[:, :same] = hashes[:, :same]
         for at in range(0, len(piece), AT_ONCE):
             last = min(len(piece), at + AT_ONCE)
-            part = identities.signature_bytes(known, piece.first + at, piece.first + last, width)
-            own[at:last, : width // SIZE] = tones(part.reshape(last - at, -1, SIZE))
-    writer.add("phash", phash)
-    writer.add("tones", own)
+            part = identities.raw(known, SIGNATURES, piece.first + at, piece.first + last, width)
+            hashed = coarse_of(hashes[at:last], part)
+            phash[at:last], own[at:last] = hashed.codes, hashed.tones
+    numbers = [of.of for of in _details(identities, known, piece)]
+    _add_images(writer, identities, known, piece, np.concatenate([np.zeros(0, np.int64), *numbers]))
+    _add_hashed(writer, Hashed(np.arange(len(piece)), phash, own), _keys(keys, fine=False))
+
+
+def _deal_details(
+    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key]
+) -> None:
+    hashed = [fine_of(NO_DETAILS), *map(fine_of, _details(identities, known, piece))]
+    images, codes, tones = (
+        np.concatenate([getattr(of, name) for of in hashed]) for name in ("images", "codes", "tones")
+    )
+    _add_images(writer, identities, known, piece, images)
+    _add_hashed(writer, Hashed(images, codes, tones), _keys(keys, fine=True))
+
+
+def _details(identities: Identities, known: Published, piece: Piece) -> Iterator[Details]:
+    """Details of a piece's images, by numbers within it, AT_ONCE at a time."""
+    if _detailed(known):
+        first, last = (identities.details_before(known, image) for image in (piece.first, piece.last))
+        for at in range(first, last, AT_ONCE):
+            rows = identities.raw(known, DETAILS, at, min(last, at + AT_ONCE), ROW)
+            yield Details.of_rows(rows).moved(-piece.first)
+
+
+def _add_images(writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, detailed: Ints) -> None:
+    """Add where signatures and details of a piece's images are; detailed: the numbers of those that have some."""
+    writer.add("width", np.array([_width(identities, known)]))
+    writer.add("detailed", detailed)
+    writer.add("detailed.first", np.array([identities.details_before(known, piece.first)]))
+
+
+def _add_hashed(writer: ArrayWriter, hashed: Hashed, keys: Sequence[Key]) -> None:
+    """Add hashes and tones, and their entries of each key."""
+    writer.add("phash", hashed.codes)
+    writer.add("tones", hashed.tones)
     for number, key in enumerate(keys):
-        for name, entries in SortedEntries.of(key, phash, own).items():
+        for name, entries in SortedEntries.of(key, hashed).items():
             writer.add(f"{number}.{name}.keys", entries.keys)
             writer.add(f"{number}.{name}.owner", entries.owner)
 
@@ -208,12 +271,14 @@ def _deal_texts(writer: ArrayWriter, identities: Identities, known: Published, p
     writer.add("shingles", own.shingles)
 
 
-def images_in(arrays: Arrays, number: int, build: Build, piece: Piece) -> KeptImages:
-    """The images of a piece, with their entries of key `number`."""
-    entries = {
-        name: SortedEntries(*(arrays[f"{number}.{name}.{column}"] for column in NAMES)) for name in (WHOLE, PARTS)
-    }
-    return KeptImages(entries, arrays["phash"], arrays["tones"], _Grids(arrays, build, piece).of)
+def images_in(arrays: Arrays, keys: Sequence[Key], number: int, build: Build, piece: Piece) -> KeptImages:
+    """The images of a piece, with their entries of key `number`; `arrays` are `opened` fine as that key is."""
+    fine = keys[number].family.fine
+    at = len(_keys(keys[:number], fine=fine))
+    entries = {name: SortedEntries(*(arrays[f"{at}.{name}.{column}"] for column in NAMES)) for name in (WHOLE, PARTS)}
+    images = arrays["detailed"] if fine else np.arange(len(piece))
+    hashed = Hashed(images, arrays["phash"], arrays["tones"])
+    return KeptImages(len(piece), entries, hashed, _Signed(arrays, build, piece))
 
 
 def texts_in(arrays: Arrays) -> KeptTexts:
@@ -230,36 +295,50 @@ def _sketches(arrays: Arrays) -> Sketches:
     return Sketches(*(arrays[name] for name in ("shingles", "starts", "numerals", "parity", "bands")))
 
 
-def signatures_in(arrays: Arrays, build: Build, piece: Piece, rows: Ints) -> Bytes:
-    """[N, bytes] signatures of some images of a piece."""
-    return _Grids(arrays, build, piece).whole(rows)
+def looks_in(arrays: Arrays, build: Build, piece: Piece, rows: Ints) -> Looks:
+    """What some images of a piece look like, for the leader pass."""
+    signed = _Signed(arrays, build, piece)
+    return arrays["phash"][rows], [signed.whole(rows)], [signed.details(rows)]
 
 
-class _Grids:
-    """Grids of a piece's images, from the signatures of its commit: mapped, or read image by image from a URL."""
+class _Signed:
+    """Signatures and details of a piece's images, from its commit: mapped, or read image by image from a URL."""
 
     def __init__(self, arrays: Arrays, build: Build, piece: Piece) -> None:
         self._identities, self._first, self._width = Identities(build.store), piece.first, int(arrays["width"][0])
+        self._detailed, self._first_detailed = arrays["detailed"], int(arrays["detailed.first"][0])
         self._known = self._identities.read(piece.commit)
 
-    def of(self, image: Ints, grid: Ints) -> Bytes:
-        """[N, SIZE] grids [N] of images [N]."""
-        images, at = np.unique(image, return_inverse=True)
-        read: Bytes = self.whole(images).reshape(len(images), -1, SIZE)[at, grid]
-        return read
+    def grids(self, images: Ints, grids: Ints) -> Bytes:
+        """As of `looks.Signed`."""
+        distinct, at = np.unique(images, return_inverse=True)
+        stored = self.whole(distinct).reshape(len(distinct), -1, SIZE)
+        wanted, made = np.zeros((len(images), SIZE), np.uint8), np.flatnonzero(grids < stored.shape[1])
+        wanted[made] = stored[at[made], grids[made]]
+        return wanted
+
+    def details(self, images: Ints) -> Details:
+        """As of `looks.Signed`."""
+        places, rows = Details(self._detailed, np.zeros((0, details.SIZE), np.uint8)).at(images)
+        if not len(places):
+            return NO_DETAILS
+        distinct, at = np.unique(rows, return_inverse=True)
+        return Details(places, self._read(DETAILS, self._first_detailed + distinct, ROW)[at, 8:])
 
     def whole(self, images: Ints) -> Bytes:
-        """[N, bytes] of images [N]."""
-        path, first = self._identities.signatures_at(self._known), self._first
+        """[N, bytes] signatures of images [N]."""
+        return self._read(SIGNATURES, self._first + images, self._width)
+
+    def _read(self, part: str, rows: Ints, width: int) -> Bytes:
+        """[N, width] rows [N] of a file of the commit."""
+        if not len(rows):
+            return np.zeros((0, width), np.uint8)
+        path = self._identities.raw_at(self._known, part)
         if path is None:
-            of_one = self._identities.signature_bytes
-            read = [of_one(self._known, n, n + 1, self._width) for n in (first + images).tolist()]
-            return np.concatenate([np.zeros((0, self._width), np.uint8), *read])
-        if not len(images):
-            return np.zeros((0, self._width), np.uint8)
+            return np.concatenate([self._identities.raw(self._known, part, n, n + 1, width) for n in rows.tolist()])
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # its pages go with it
-        return np.frombuffer(mapped, np.uint8).reshape(-1, self._width)[first + images]
+        return np.frombuffer(mapped, np.uint8).reshape(-1, width)[rows]
 
 
 def _width(identities: Identities, known: Published) -> int:

@@ -23,6 +23,7 @@ from pipeline.files.digests import DIGEST, Digests, column_of, digests_of, rows_
 from pipeline.matching import text_rows
 from pipeline.matching.holders import ELSEWHERE, HELD, ImageRows, hashes_of, signatures_of
 from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass
+from pipeline.matching.looks import Details
 from pipeline.matching.sketches import spread
 from pipeline.records import DropReason
 from pipeline.stages._meetings import Alone
@@ -81,6 +82,12 @@ class Pairs:
             return self._known.signatures(self._numbers[rows])
         return signatures_of(self.table["signature"].take(pa.array(rows)))
 
+    def details(self, rows: Ints) -> Details:
+        """Of the images of some pairs."""
+        if self._known.known:
+            return self._known.details(self._numbers[rows])
+        return Details.of_table(self.table.select(["details"]).take(pa.array(rows)))
+
     def splits(self, rows: Ints) -> list[str] | None:
         """The splits of some pairs by their images' bytes, where that is known."""
         return self._known.splits(self._numbers[rows]) if self._known.known else None
@@ -99,7 +106,9 @@ class Pairs:
             digests_of(table["candidate_id"]),
             # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
             self.run_of_row[rows].astype(np.int64) << 32 | table["position"].to_numpy(),
-            ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), self.signatures(rows)),
+            ImageRows(
+                rows_of(digests_of(table["sha256"])), hashes_of(table), self.signatures(rows), self.details(rows)
+            ),
             table["domain"].to_pylist(),
             text_rows.read(self.texts.take(pa.array(first))),
             [numbers[start:end] for start, end in itertools.pairwise([0, *ends])],

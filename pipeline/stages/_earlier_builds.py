@@ -33,8 +33,9 @@ from pipeline.files.digests import Digests, digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.earlier_meetings import looked_up
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
+from pipeline.matching.looks import Details
 from pipeline.stages import _meetings
-from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, opened, signatures_in, text_rows_in
+from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, looks_in, opened, text_rows_in
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACED_TEXT_SCHEMA, Identities, Published
 
@@ -126,7 +127,7 @@ def _enter_met(holders: Holders, build: Build, piece: Piece, rows: Ints, place: 
         return
     with opened(build, piece, _meetings.keys_of(build)) as arrays:
         known = Known(arrays["candidate"][rows], np.full(len(rows), place, np.int64), arrays["flags"][rows])
-        seen = (arrays["phash"][rows], [signatures_in(arrays, build, piece, rows)]) if looks else None
+        seen = looks_in(arrays, build, piece, rows) if looks else None
         holders.learn_images(rows_of(arrays["sha256"][rows]), known, seen)
 
 
@@ -174,28 +175,28 @@ def _learn_images(
     holders: Holders, identities: Identities, earlier: Sequence[Published], features: str, place: Place
 ) -> Iterator[pa.Table]:
     """Enter the images of builds into the holders; yields their rows of COLUMNS, some builds at a time."""
-    older, own, others = _by_features(earlier, features, lambda one: one.features)
-    for builds in (older, own, others):
-        for table, signatures in _gathered(identities, builds, place):
+    by_features = _by_features(earlier, features, lambda one: one.features)
+    for builds in by_features:
+        for table, signatures, details in _gathered(identities, builds, place):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
             known = Known(candidate, table["place"].to_numpy(), flags)
-            looks = (hashes_of(table), signatures) if builds is not others and table.num_rows else None
+            comparable_ = builds is not by_features[-1] and table.num_rows
+            looks = (hashes_of(table), signatures, details) if comparable_ else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
-            if builds is others:
+            if builds is by_features[-1]:
                 _warn_of_features(table.num_rows)
             yield table
 
 
-def _by_features(
-    earlier: Sequence[T], features: str, features_of: Callable[[T], str]
-) -> tuple[list[T], list[T], list[T]]:
-    """(of an older wenlan, of the same features, others), each in order: the order in which leaders are numbered.
+def _by_features(earlier: Sequence[T], features: str, features_of: Callable[[T], str]) -> list[list[T]]:
+    """Those of each version of an older wenlan, of the same features, and last others: so leaders are numbered.
 
-    What can be compared comes first, and that of an older wenlan apart, as its hashes and grids are fewer.
+    What can be compared comes first, and each version of an older wenlan apart, as its hashes and grids are fewer.
     """
-    older = [one for one in earlier if features_of(one) != features and comparable(features, features_of(one))]
-    own = [one for one in earlier if features_of(one) == features]
-    return older, own, [one for one in earlier if not comparable(features, features_of(one))]
+    known = {features_of(one) for one in earlier}
+    versions = [*sorted(one for one in known if one != features and comparable(features, one)), features]
+    alike = [[one for one in earlier if features_of(one) == version] for version in versions]
+    return [*alike, [one for one in earlier if not comparable(features, features_of(one))]]
 
 
 def _warn_of_features(images: int) -> None:
@@ -283,17 +284,20 @@ def _first_splits(identities: Identities, one: Published, texts: text_rows.TextR
 
 def _gathered(
     identities: Identities, earlier: list[Published], place: Place
-) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
-    """(images by rank with `flags` and `place`, their signatures by build), whole builds of LOADED rows or more."""
+) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]], list[Details]]]:
+    """(images by rank with `flags` and `place`, their signatures and details by build), whole builds of LOADED rows or
+    more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
+    details: list[Details] = []
     for number, one in enumerate(earlier, 1):
         images = _images(identities, one, place)
         tables.append(images)
         signatures.append(identities.signatures(one, images.num_rows))
+        details.append(identities.details(one))
         if number == len(earlier) or sum(t.num_rows for t in tables) >= LOADED:
-            yield pa.concat_tables(tables), signatures
-            tables, signatures = [], []
+            yield pa.concat_tables(tables), signatures, details
+            tables, signatures, details = [], [], []
 
 
 def _images(identities: Identities, one: Published, place: Place) -> pa.Table:

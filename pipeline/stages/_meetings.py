@@ -24,17 +24,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.shard import SPLITS
+from pipeline.matching.looks import ROW, Details
 from pipeline.matching.meetings import BUCKETS, Ints, Key, plan
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages._dealt_earlier import Piece
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES, Identities
+from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.store import Store
 
-VERSION = 2
+VERSION = 3
 """Of `deal` and `meet`."""
 
 FEWEST = 1_000_000
@@ -70,21 +71,29 @@ def keys_of(build: Build) -> tuple[Key, ...]:
 
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
-    pairs = sum(record.counts["pairs"] for record in build.stage("rank").records())
-    kept = _kept_earlier(build.store, build.identities)
+    runs = build.stage("rank").records()
+    pairs, detailed = (sum(record.counts.get(what, 0) for record in runs) for what in ("pairs", "detailed"))
+    kept, kept_detailed = _kept_earlier(build.store, build.identities)
     if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT) or build.stage("lead").finished():
         return ()
-    compared = pairs + kept
-    if build.identities:  # in steps of four, so that what was dealt out in STORE serves later builds
-        compared = 1 << 2 * -(-(compared - 1).bit_length() // 2)
-    return plan(compared, build.spec.dedup.image_distance)
+    compared, detailed = pairs + kept, detailed + kept_detailed if detailed else 0
+    if build.identities:  # so that what was dealt out in STORE serves later builds
+        compared, detailed = _stepped(compared), _stepped(detailed)
+    return plan(compared, build.spec.dedup.image_distance, detailed)
+
+
+def _stepped(count: int) -> int:
+    """The least power of four that is no less, above 1."""
+    return 1 << 2 * -(-(count - 1).bit_length() // 2) if count > 1 else count
 
 
 @lru_cache(maxsize=64)
-def _kept_earlier(store: Store, commits: tuple[str, ...]) -> int:
-    """About how many images commits have, by the sizes of their signatures."""
+def _kept_earlier(store: Store, commits: tuple[str, ...]) -> tuple[int, int]:
+    """(about how many images commits have, how many of them have details), by the sizes of their files."""
     identities = Identities(store)
-    return sum(identities.read(commit).files[SIGNATURES].bytes for commit in commits) // (GRIDS * SIZE)
+    files = [identities.read(commit).files for commit in commits]
+    detailed = sum(own[DETAILS].bytes for own in files if DETAILS in own)
+    return sum(own[SIGNATURES].bytes for own in files) // (GRIDS * SIZE), detailed // ROW
 
 
 def dealt_runs(build: Build) -> list[Record]:
@@ -155,6 +164,14 @@ def starts_of(records: Sequence[Record], what: str = "pairs") -> npt.NDArray[np.
     return np.concatenate([[0], np.cumsum([record.counts[what] for record in records])]).astype(np.int64)
 
 
+def signatures_of(deal: StageDir, records: Sequence[Record], files: ExitStack) -> StoredSignatures:
+    """Signatures and details of all images; the files stay open in `files`."""
+    paths, of_details = (
+        [files.enter_context(deal.file(record, part)) for record in records] for part in (SIGNATURES, DETAILS)
+    )
+    return StoredSignatures(paths, of_details, starts_of(records))
+
+
 def without(rewrite: Rewrite) -> None:
     """Deletes all: nothing of it is needed once `lead` is done, and until then `lead` does without."""
     rewrite.stage.delete_records()
@@ -206,8 +223,7 @@ class Alone:
                 met.append(np.union1d(met.pop(), _numbers(meet, record, MET)))
         self._met, self._pieces = met[0], dealt_pieces(build)
         self._next = self._texts[:-1].copy()  # the number of the next text of each run
-        paths = [files.enter_context(deal.file(record, SIGNATURES)) for record in dealt]
-        self._signatures = StoredSignatures(paths, self._images)
+        self._signatures = signatures_of(deal, dealt, files)
         splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
         self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
 
@@ -231,6 +247,10 @@ class Alone:
     def signatures(self, numbers: Ints) -> npt.NDArray[np.uint8]:
         """[N, bytes] of images."""
         return self._signatures.whole(numbers)
+
+    def details(self, numbers: Ints) -> Details:
+        """Of images [N], which then are numbers 0 to N - 1."""
+        return self._signatures.details(numbers)
 
     def splits(self, numbers: Ints) -> list[str]:
         """The splits of images by their own bytes."""

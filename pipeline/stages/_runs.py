@@ -43,6 +43,7 @@ RUN_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
         ("signature", pa.binary()),
+        ("details", pa.binary()),  # null of a picture with texture
         ("domain", pa.uint64()),  # of the page; 0 = none
         ("texts", TEXTS_TYPE),
         ("sketches", pa.list_(text_rows.FIELDS)),  # one for each of texts

@@ -7,7 +7,7 @@ A run becomes flat files: its entries of each key of `pipeline.matching.meetings
 texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. Where fewer than
 `_meetings.FEWEST` pairs are compared there is no partition here, and none in `meet`.
 
-Limits: about 2.5 KB on disk per pair and 0.5 KB per distinct text; a run is in memory.
+Limits: about 2.5 KB on disk per pair, 3 KB more of one with details, 0.5 KB per distinct text; a run is in memory.
 """
 
 from __future__ import annotations
@@ -24,19 +24,16 @@ from pipeline.features import feature_id
 from pipeline.files.digests import digests_of
 from pipeline.matching import text_meetings, text_rows
 from pipeline.matching.holders import images_of
+from pipeline.matching.looks import coarse_of, fine_of
 from pipeline.matching.meetings import Table, by_word
-from pipeline.pictures.signatures import GRIDS, SIZE, tones
 from pipeline.stages import _meetings
 from pipeline.stages._compared_texts import write_texts
 from pipeline.stages._dealt_earlier import groups, make, pieces_of
 from pipeline.stages._splits import own_splits
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES
+from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Attempt
 from pipeline.store.stage import Stage, StageFile
-
-TONES_AT_ONCE = 4_096
-"""Images whose tones are taken together: their grids stay in a processor's cache."""
 
 
 def token(build: Build) -> Any:
@@ -62,13 +59,14 @@ def run_partition(build: Build, partition: str) -> None:
         _see_to_pieces(build, partition)
         return
     rank = build.stage("rank")
-    table = rank.table(rank.record(partition), columns=["position", "sha256", "phash", "signature", "sketches"])
+    columns = ["position", "sha256", "phash", "signature", "details", "sketches"]
+    table = rank.table(rank.record(partition), columns=columns)
     pulse.expect(table.num_rows)
     with build.stage("deal").attempt(partition) as attempt:
         texts = _deal_texts(attempt, table["sketches"])
-        _deal_images(build, attempt, table.drop_columns(["sketches"]))
+        detailed = _deal_images(build, attempt, table.drop_columns(["sketches"]))
         pulse.advance(table.num_rows)
-        attempt.commit({"pairs": table.num_rows, **texts})
+        attempt.commit({"pairs": table.num_rows, "detailed": detailed, **texts})
 
 
 def _see_to_pieces(build: Build, partition: str) -> None:
@@ -78,25 +76,30 @@ def _see_to_pieces(build: Build, partition: str) -> None:
     with build.stage("deal").attempt(partition) as attempt:
         made = [make(build, piece, keys) for piece in own]
         info = {"identities": build.identity_revision, "pieces": [astuple(piece) for piece in own]}
-        counts = {"pairs": 0, "texts": 0, "text_entries": 0}
+        counts = {"pairs": 0, "detailed": 0, "texts": 0, "text_entries": 0}
         attempt.commit({**counts, "pieces": len(own), "made": sum(made)}, info)
 
 
-def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> None:
+def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> int:
+    """Deal out the images of a run's table; returns how many have details."""
     table = table.take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
     images = images_of(table)
-    grids = images.signature.reshape(-1, GRIDS, SIZE)
-    own = [tones(grids[at : at + TONES_AT_ONCE]) for at in range(0, max(1, len(grids)), TONES_AT_ONCE)]
+    coarse, fine = coarse_of(images.phash, images.signature), fine_of(images.details)
     for number, key in enumerate(_meetings.keys_of(build)):
-        entries, starts = Table.of(key, images.phash, np.concatenate(own))
+        if key.family.fine and not len(images.details):
+            continue
+        entries, starts = Table.of(key, fine if key.family.fine else coarse)
         path = attempt.path(_meetings.suffix_of(_meetings.name_of(number)))
         _meetings.write(path, starts, entries.codes, entries.tones, entries.owner)
     attempt.path(SIGNATURES).write_bytes(images.signature.tobytes())
+    with attempt.path(DETAILS).open("wb") as file:
+        images.details.write(file)
     splits = np.array([SPLITS.index(split) for split in own_splits(build.spec, images.sha256)], np.uint8)
     attempt.path(_meetings.OWN_SPLITS).write_bytes(splits.tobytes())
     words = text_meetings.words_of(digests_of(table["sha256"]))
     order, starts = by_word(words)
     _meetings.write(attempt.path(_meetings.suffix_of(_meetings.BYTES)), starts, words[order], order.astype(np.uint32))
+    return len(images.details)
 
 
 def _deal_texts(attempt: Attempt, column: pa.ChunkedArray) -> dict[str, int]:

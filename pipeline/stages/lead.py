@@ -39,6 +39,7 @@ from pipeline.files.digests import DIGEST, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import BLOCK, LeaderPass
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.stages import _earlier_builds, _meetings, _runs
 from pipeline.stages._decided import (
     VERDICT_SCHEMA,
@@ -55,6 +56,7 @@ from pipeline.stages._splits import Splits
 from pipeline.stages._taken_texts import TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
+    DETAILS,
     IMAGE_SCHEMA,
     PLACED_TEXT_SCHEMA,
     PLACEHOLDER_SCHEMA,
@@ -160,10 +162,11 @@ class _Sequence:
             images = stack.enter_context(Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
+            details = stack.enter_context(self._attempt.path(DETAILS).open("wb"))
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
             alone, capped = self._alone, self._rules.max_pairs_per_domain > 0
             # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
-            without = ["signature"] if alone.known and not self._build.made_from else []
+            without = ["signature", "details"] if alone.known and not self._build.made_from else []
             size = READ if alone.known else BLOCK
             for table, run_of_row in _runs.merged(self._stage, self._runs, size, without=without):
                 pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
@@ -176,6 +179,7 @@ class _Sequence:
                     copies.add(*copy_rows(pairs, decided))
                 images.add(image_rows(kept, decided, placed.splits))
                 signatures.write(pairs.signatures(decided.kept).data)
+                pairs.details(decided.kept).moved(self._counts["leaders"]).write(details)
                 texts.add(new_text_rows(pairs, decided, placed, schema))
                 for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
                     self._counts[name] += 0 if own is None else int(own.sum())
@@ -249,11 +253,16 @@ def _without(rewrite: Rewrite) -> None:
     images = stage.table(record, "images.parquet")
     mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
     if mask.any():
-        parts = ("images.parquet", SIGNATURES, "placeholders.parquet")
-        with stage.file(record, SIGNATURES) as source:
-            signatures = np.memmap(source, np.uint8, "r").reshape(images.num_rows, -1)
+        parts = ["images.parquet", SIGNATURES, "placeholders.parquet"]
+        details = NO_DETAILS
+        with contextlib.ExitStack() as files:
+            signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
+            if DETAILS in record.files:  # not in those of an older wenlan
+                parts.append(DETAILS)
+                details = Details.read(files.enter_context(stage.file(record, DETAILS)))
+            looks = signatures.reshape(images.num_rows, -1), details
             placeholders = stage.table(record, "placeholders.parquet")
-            write_without({part: rewrite.path(part) for part in parts}, images, signatures, placeholders, mask)
+            write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)
         for part in parts:
             rewrite.replace(part)
     rewrite.remove_rows()
@@ -274,6 +283,7 @@ STAGE = Stage(
         StageFile("*.merged", MERGED_SCHEMA),
         StageFile("images.parquet", IMAGE_SCHEMA),
         StageFile(SIGNATURES),
+        StageFile(DETAILS),
         StageFile("texts.parquet", TEXT_SCHEMA),
         StageFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
     ),

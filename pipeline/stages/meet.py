@@ -30,7 +30,6 @@ from pipeline.stages._dealt_earlier import TEXTS as STORED_TEXTS
 from pipeline.stages._meetings import BYTES, FOUND, MET, TEXTS, Part
 from pipeline.stages._stored_signatures import StoredSignatures
 from pipeline.store.build import Build
-from pipeline.store.identities import SIGNATURES
 from pipeline.store.stage import Stage, StageFile
 
 ENTRIES = 1 << 22
@@ -51,7 +50,9 @@ def partitions(build: Build) -> list[str]:
         return []
     dealt = _meetings.dealt_runs(build)
     pairs, texts = (sum(record.counts[what] for record in dealt) for what in ("pairs", "text_entries"))
-    entries = {_meetings.name_of(number): pairs * len(key.family.parts) for number, key in enumerate(keys)}
+    detailed = sum(record.counts["detailed"] for record in dealt)
+    images = {number: detailed if key.family.fine else pairs for number, key in enumerate(keys)}
+    entries = {_meetings.name_of(number): images[number] * len(key.family.parts) for number, key in enumerate(keys)}
     entries |= {BYTES: pairs, TEXTS: texts}
     return [str(part) for what, count in entries.items() for part in Part.all_of(what, count, ENTRIES)]
 
@@ -62,18 +63,21 @@ def run_partition(build: Build, partition: str) -> None:
     starts = _meetings.starts_of(records)
     pulse.expect(int(starts[-1]))
     with ExitStack() as files, build.stage("meet").attempt(partition) as attempt:
+        deal, suffix = build.stage("deal"), _meetings.suffix_of(part.what)
+        with_entries = [suffix in record.files for record in records]  # a run without details has no fine keys
 
         def paths(suffix: str) -> list[Path]:
-            return [files.enter_context(build.stage("deal").file(record, suffix)) for record in records]
+            return [files.enter_context(deal.file(record, suffix)) for record in records if suffix in record.files]
 
-        entries = paths(_meetings.suffix_of(part.what))
+        entries = paths(suffix)
         if part.what == TEXTS:
             texts = ComparedTexts(paths(_meetings.SKETCHES))
             found, met, counts = _texts(build, part, entries, texts, _meetings.starts_of(records, "texts"))
         elif part.what == BYTES:
             found, met, counts = _same_bytes(build, part, entries, starts)
         else:
-            found, met, counts = _alike(build, part, entries, StoredSignatures(paths(SIGNATURES), starts))
+            signatures = _meetings.signatures_of(deal, records, files)
+            found, met, counts = _alike(build, part, entries, starts[:-1][with_entries], signatures)
         attempt.path(FOUND).write_bytes(found.astype(np.int64).tobytes())
         if build.identities:
             attempt.path(MET).write_bytes(met.astype(np.int64).tobytes())
@@ -82,27 +86,27 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit({"images": int(starts[-1]), "found": len(found), **counts})
 
 
-def _pieces(build: Build, kind: str) -> Iterator[tuple[int, Piece, Arrays]]:
-    """(number << 32, piece, its arrays) of what earlier builds kept, one at a time."""
+def _pieces(build: Build, kind: str, *, fine: bool = False) -> Iterator[tuple[int, Piece, Arrays]]:
+    """(number << 32, piece, its arrays) of what earlier builds kept, one at a time; fine: of those with details."""
     keys = _meetings.keys_of(build)
     for number, piece in enumerate(_meetings.dealt_pieces(build)):
-        if piece.kind == kind:
-            with opened(build, piece, keys) as arrays:
+        if piece.kind == kind and (piece.fine or not fine):
+            with opened(build, piece, keys, fine=fine) as arrays:
                 yield number << 32, piece, arrays
 
 
-def _alike(build: Build, part: Part, entries: Sequence[Path], grids: StoredSignatures) -> Found:
-    """Images that may look like another one, by a key."""
-    key, starts = _meetings.keys_of(build)[int(part.what)], grids.starts
-    finder = EarlierFinder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.grids)
+def _alike(build: Build, part: Part, entries: Sequence[Path], starts: Ints, signatures: StoredSignatures) -> Found:
+    """Images that may look like another one, by a key; starts: of the runs with entries."""
+    keys, number = _meetings.keys_of(build), int(part.what)
+    key = keys[number]
+    finder = EarlierFinder(key, build.spec.dedup.image_signature, int(signatures.starts[-1]), signatures)
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
-    numbered = list(zip(starts[:-1].tolist(), tables, strict=True))
+    numbered, met = list(zip(starts.tolist(), tables, strict=True)), list[Ints]()
     finder.look(numbered)
     finder.ask(numbered)
-    met = [
-        at | finder.meet(images_in(arrays, int(part.what), build, piece))
-        for at, piece, arrays in _pieces(build, IMAGES)
-    ]
+    if any(map(len, tables)):
+        for at, piece, arrays in _pieces(build, IMAGES, fine=key.family.fine):
+            met.append(at | finder.meet(images_in(arrays, keys, number, build, piece)))
     return np.flatnonzero(finder.found), _joined(met), {"compared": finder.compared, "apart": finder.apart}
 
 

@@ -37,7 +37,7 @@ SKETCHED_AT_ONCE = 10_000
 """Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
-_UNCHANGED = ("width", "height", "phash", "signature", "texts")
+_UNCHANGED = ("width", "height", "phash", "signature", "details", "texts")
 """Columns of PAIR_SCHEMA that become DIGEST columns of RUN_SCHEMA, and those that are taken as they are."""
 
 
@@ -69,7 +69,8 @@ def run_partition(build: Build, partition: str) -> None:
         )
     with build.stage("rank").attempt(partition) as attempt:
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
-        attempt.commit({"pairs": table.num_rows, "texts": len(table["texts"].combine_chunks().flatten())})
+        texts, without = len(table["texts"].combine_chunks().flatten()), table["details"].null_count
+        attempt.commit({"pairs": table.num_rows, "texts": texts, "detailed": table.num_rows - without})
 
 
 def prepared(pairs: pa.Table, threshold: float) -> pa.Table:

@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +39,7 @@ from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
+from pipeline.matching.looks import NO_DETAILS, ROW, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
@@ -71,6 +73,9 @@ SIGNATURES = "signatures.bin"
 
 PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
 """The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
+
+DETAILS = "details.bin"
+"""Details of those images that have some (`pipeline.matching.looks`), of a build of a wenlan that knows them."""
 
 DEALT = "dealt"
 """Folder of STORE with what follows from commits; it may be deleted at any time."""
@@ -181,22 +186,33 @@ class Identities:
             before = int(ends[groups[0]] - sizes[groups[0]]) if groups else first
             return file.read_row_groups(groups, columns=columns).slice(first - before, last - first)
 
-    def signature_bytes(self, known: Published, first: int, last: int, width: int) -> npt.NDArray[np.uint8]:
-        """[last - first, width] signatures of some images. Raises StoreError as `batches` does."""
+    def raw(self, known: Published, part: str, first: int, last: int, width: int) -> npt.NDArray[np.uint8]:
+        """[last - first, width] rows of SIGNATURES or DETAILS. Raises StoreError as `batches` does."""
         if self._folder.is_local:
-            with self._file(known, SIGNATURES) as path:
+            with self._file(known, part) as path:
                 raw = np.fromfile(path, np.uint8, (last - first) * width, offset=first * width)
         else:
-            name = known.files[SIGNATURES].name
+            name = known.files[part].name
             raw = np.frombuffer(self._folder.read_range(name, first * width, (last - first) * width), np.uint8)
         return raw.reshape(last - first, width)
 
-    def signatures_at(self, known: Published) -> Path | None:
-        """The file of a build's signatures, to be mapped; None for a STORE behind a URL."""
+    def raw_at(self, known: Published, part: str) -> Path | None:
+        """The file of SIGNATURES or DETAILS, to be mapped; None for a STORE behind a URL."""
         if not self._folder.is_local:
             return None
-        with self._file(known, SIGNATURES) as path:
+        with self._file(known, part) as path:
             return path
+
+    def details_before(self, known: Published, image: int) -> int:
+        """How many images before this one have details: few rows of a large file are read for it."""
+        if DETAILS not in known.files:
+            return 0
+        size = known.files[DETAILS].bytes // ROW
+
+        def number(row: int) -> int:
+            return int(self.raw(known, DETAILS, row, row + 1, ROW)[0, :8].view("<i8")[0])
+
+        return bisect_left(range(size), image, key=number)
 
     def dealt(self, name: str) -> Folder:
         """The folder of what follows from a commit."""
@@ -217,6 +233,16 @@ class Identities:
             if not images:
                 return np.zeros((0, 0), np.uint8)
             return np.memmap(path, np.uint8, "r").reshape(images, -1)
+
+    def details(self, known: Published) -> Details:
+        """Details of a build's images by rank, mapped as `signatures` are; none of a build of an older wenlan.
+
+        Raises StoreError as `batches` does.
+        """
+        if DETAILS not in known.files:
+            return NO_DETAILS
+        with self._file(known, DETAILS) as path:
+            return Details.read(path)
 
     @contextlib.contextmanager
     def _opened(self, known: Published, part: str) -> Iterator[BinaryIO]:
@@ -320,12 +346,12 @@ class Identities:
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
-            paths = {part: Path(scratch) / part for part in PARTS}
+            paths = {part: Path(scratch) / part for part in (*PARTS, DETAILS) if part in known.files}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
-            signatures = self.signatures(known, images.num_rows)
-            write_without(paths, images, signatures, flagged, removed)
+            looks = self.signatures(known, images.num_rows), self.details(known)
+            write_without(paths, images, looks, flagged, removed)
             if SEMANTIC in known.files:
                 paths[SEMANTIC] = Path(scratch) / SEMANTIC
                 self._copy_features(known, images["candidate_id"].filter(pa.array(removed)), paths[SEMANTIC])
@@ -386,7 +412,7 @@ def _record(build: Build) -> Record:
 def _sources(build: Build) -> dict[str, tuple[StageDir, Record, str]]:
     """Where each file of a build's commit lies: stage, record and suffix."""
     stage, record = build.stage(IDENTITY_STAGE), _record(build)
-    sources = {part: (stage, record, part) for part in PARTS}
+    sources = {part: (stage, record, part) for part in (*PARTS, DETAILS) if part != DETAILS or part in record.files}
     semantic = _semantic(build)
     return sources if semantic is None else {**sources, SEMANTIC: (*semantic, "kept.parquet")}
 
@@ -407,23 +433,28 @@ def _tower(build: Build) -> str:
 
 def _digest(of_parts: Mapping[str, str]) -> str:
     return hashlib.sha256(
-        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC) if part in of_parts).encode()
+        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC, DETAILS) if part in of_parts).encode()
     ).hexdigest()[:12]
 
 
 def write_without(
     paths: Mapping[str, Path],
     images: pa.Table,
-    signatures: npt.NDArray[np.uint8],
+    looks: tuple[npt.NDArray[np.uint8], Details],
     placeholders: pa.Table,
     removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the `removed` images."""
+    """Write images.parquet, signatures.bin, placeholders.parquet and, if `paths` has it, details.bin without the
+    `removed` images. looks: signatures and details."""
+    signatures, details = looks
     remaining = np.flatnonzero(~removed)
     write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
             f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    if DETAILS in paths:
+        with paths[DETAILS].open("wb") as f:
+            details.take(remaining).write(f)
     ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))

@@ -26,9 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.features import comparable
+from pipeline.matching.looks import Details
 from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
 from pipeline.records import sha256_hex
 from pipeline.urls import host_names
+
+LOOKED_AT = ("sha256", "phash", "signature", "details")
+"""Columns of FEATURE_SCHEMA by which pictures are compared with what was taken down."""
 
 UNFINISHED = "_forget.json"
 """File in a build's folder while a takedown is running there: what it removes, and the state before."""
@@ -43,16 +47,20 @@ class Look:
     distance: int
     threshold: float
     features: str
+    details: bytes | None = None
 
     @staticmethod
     def read(raw: dict[str, Any]) -> Look:
         signature = base64.b64decode(raw["signature"])
-        return Look(tuple(raw["phash"]), signature, raw["distance"], raw["threshold"], raw["features"])
+        details = base64.b64decode(raw["details"]) if "details" in raw else None
+        return Look(tuple(raw["phash"]), signature, raw["distance"], raw["threshold"], raw["features"], details)
 
     def value(self) -> dict[str, Any]:
         """The look as JSON values."""
         signature = base64.b64encode(self.signature).decode()
-        more = {"distance": self.distance, "threshold": self.threshold, "features": self.features}
+        more: dict[str, Any] = {"distance": self.distance, "threshold": self.threshold, "features": self.features}
+        if self.details is not None:
+            more["details"] = base64.b64encode(self.details).decode()
         return {"phash": list(self.phash), "signature": signature, **more}
 
 
@@ -110,16 +118,18 @@ class Takedowns:
         return set(self.hashes.intersection(sha256))
 
     def alike(self, rows: pa.Table, features: str) -> list[str]:
-        """sha256 of the rows (sha256, phash, signature) whose picture looks like one that is taken down.
+        """sha256 of the rows whose picture looks like one that is taken down.
+
+        rows: with the columns LOOKED_AT; a table of an older wenlan may lack details.
 
         features: the feature id by which the rows were measured; looks of another one are not compared.
         """
         if not rows.num_rows:
             return []
-        phash, signature = looks_of(rows)
+        looks = looks_of(rows)
         alike = np.zeros(rows.num_rows, np.bool_)
         for index in self._indexes_of(features):
-            alike |= index.first(phash, signature) >= 0
+            alike |= index.first(*looks) >= 0
         names: list[str] = rows["sha256"].filter(pa.array(alike)).to_pylist()
         return names
 
@@ -137,20 +147,21 @@ class Takedowns:
 def _index(distance: int, threshold: float, looks: Sequence[Look]) -> ImageLeaders:
     index = ImageLeaders(distance, threshold)
     signatures = np.stack([np.frombuffer(look.signature, np.uint8) for look in looks])
-    index.add(np.array([look.phash for look in looks], np.uint64), signatures)
+    table = pa.table({"details": pa.array([look.details for look in looks], pa.binary())})
+    index.add(np.array([look.phash for look in looks], np.uint64), signatures, details=[Details.of_table(table)])
     return index
 
 
 NO_TAKEDOWNS = Takedowns()
 
 
-def looks_of(rows: pa.Table) -> tuple[Codes, Signatures]:
-    """phash [N, hashes] and signature [N, bytes] of rows that have both columns."""
+def looks_of(rows: pa.Table) -> tuple[Codes, Signatures, Details]:
+    """phash [N, hashes], signature [N, bytes] and details of rows that have these columns."""
     count = rows.num_rows
     phash: Codes = pc.list_flatten(rows["phash"]).to_numpy().astype(np.uint64).reshape(count, -1)
     raw = b"".join(rows["signature"].to_pylist())
     signature: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(count, -1)
-    return phash, signature
+    return phash, signature, Details.of_table(rows)
 
 
 def domain_hashes(domain: str) -> set[str]:

@@ -29,7 +29,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import StoreError
-from pipeline.features import feature_id
+from pipeline.features import LATER, feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
@@ -193,11 +193,11 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
         for name in (dealt / stem).names():
             if name.startswith(".tmp-"):
                 deletions.delete("left over", dealt / stem, name)
-            elif name.startswith("images.") and name.split(".")[1] != feature_id():
+            elif name.startswith(("images.", "details.")) and name.split(".")[1] != feature_id():
                 deletions.delete("dealt out for another version", dealt / stem, name)
-    features = store.folder / "features"
+    features, used = store.folder / "features", {feature_id(), feature_id(LATER)}  # `measure` takes rows of both
     for name in features.names():
-        if name.startswith("features-") and name != feature_id():
+        if name.startswith("features-") and name not in used:
             deletions.delete("features of another version", features, name)
     missing: dict[str, bool] = defaultdict(bool)
 

@@ -37,7 +37,7 @@ from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.records import FEATURE_SCHEMA, sha256_hex
 from pipeline.store.store import Store
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import LOOKED_AT, Takedowns
 from pipeline.urls import canonical_url
 
 _BATCH = 10_000
@@ -131,7 +131,7 @@ def _alike(
         own = [{**features, "sha256": name} for name, features in measured.items() if features is not None]
         for features in (known, pa.Table.from_pylist(own, FEATURE_SCHEMA) if own else None):
             if features is not None:
-                alike.update(takedowns.alike(features.select(["sha256", "phash", "signature"]), feature_id()))
+                alike.update(takedowns.alike(features.select(LOOKED_AT), feature_id()))
     return np.array([(name or f"row {row}") in alike for row, name in enumerate(sha256)], np.bool_)
 
 

@@ -25,7 +25,7 @@ from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
-from pipeline.store.takedowns import Look, Takedowns, domain_hashes
+from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns, domain_hashes
 from pipeline.takedown import indexes
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -104,7 +104,8 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
 
 def _look(row: dict[str, Any], request: Request) -> Look:
     threshold = Dedup().image_signature
-    return Look(tuple(row["phash"]), row["signature"], request.distance, threshold, feature_id())
+    details = row.get("details")  # not in rows of an older wenlan
+    return Look(tuple(row["phash"]), row["signature"], request.distance, threshold, feature_id(), details)
 
 
 def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -136,7 +137,8 @@ def _features_of_images(
 
 def _features(builds: Sequence[Build]) -> Iterator[pa.Table]:
     for build in builds:
-        yield from build.tables("measure", "parquet", ["sha256", "phash", "signature"])
+        for rows in build.tables("measure", "parquet"):
+            yield rows.select([name for name in LOOKED_AT if name in rows.column_names])
 
 
 def fetched_images(builds: Sequence[Build]) -> Iterator[pa.Table]:

@@ -98,8 +98,8 @@ def _figured() -> list[str]:
     return list(COPIES)
 
 
-def _measured(task: tuple[int, Path, Path]) -> dict[str, tuple[list[int], bytes]]:
-    """Hashes and signature of an original, under "", and of its copies; their files are left for the peers."""
+def _measured(task: tuple[int, Path, Path]) -> dict[str, dict[str, Any]]:
+    """Rows of features of an original, under "", and of its copies; their files are left for the peers."""
     from copies import COPIES, MORE
     from PIL import Image
 
@@ -116,8 +116,18 @@ def _measured(task: tuple[int, Path, Path]) -> dict[str, tuple[list[int], bytes]
     (folder / f"{number}..png").write_bytes(out.getvalue())
     for name in COPIES:
         (folder / f"{number}.{name}.jpg").write_bytes(made[name])
-    rows = {name: measure_image(content, 10**9) for name, content in {"": data, **made}.items()}
-    return {name: (row["phash"], row["signature"]) for name, row in rows.items()}
+    return {name: measure_image(content, 10**9) for name, content in {"": data, **made}.items()}
+
+
+def _looks(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """What rows of features are compared by."""
+    import pyarrow as pa
+
+    from pipeline.store.takedowns import LOOKED_AT, looks_of
+
+    columns = {name: [row[name] for row in rows] for name in LOOKED_AT[1:]}
+    types = {"phash": pa.list_(pa.uint64()), "signature": pa.binary(), "details": pa.binary()}
+    return looks_of(pa.table({name: pa.array(column, types[name]) for name, column in columns.items()}))
 
 
 def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], list[tuple[str, str]], int]:
@@ -127,28 +137,21 @@ def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float]
     from data_specs.build import Dedup
     from pipeline.matching.near_images import ImageLeaders
 
-    def looks(kind: str) -> tuple[Any, Any]:
-        signatures = b"".join(row[kind][1] for row in rows)
-        return (
-            np.array([row[kind][0] for row in rows], np.uint64),
-            np.frombuffer(signatures, np.uint8).reshape(len(rows), -1),
-        )
-
     leaders = ImageLeaders(Dedup().image_distance, Dedup().image_signature)
-    phash, signature = looks("")
     leading, leader_of = list[int](), list[int]()
     for row in range(len(rows)):
-        found = int(leaders.first(phash[row : row + 1], signature[row : row + 1])[0])
+        phash, signature, details = _looks([rows[row][""]])
+        found = int(leaders.first(phash, signature, details)[0])
         if found < 0:
             found = len(leading)
             leading.append(row)
-            leaders.add(phash[row : row + 1], signature[row : row + 1])
+            leaders.add(phash, signature, details=[details])
         leader_of.append(found)
     merges = [(names[leading[leader]], names[row]) for row, leader in enumerate(leader_of) if leading[leader] != row]
     recall, wrong, every = dict[str, float](), 0, []
     for kind in rows[0]:
         if kind:
-            first = leaders.first(*looks(kind))
+            first = leaders.first(*_looks([row[kind] for row in rows]))
             right = first == np.array(leader_of)
             wrong += int(((first >= 0) & ~right).sum())
             recall[kind] = float(right.mean())
@@ -220,8 +223,6 @@ def _saved(image: Any, kind: str, **options: Any) -> bytes:
 
 def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], set[tuple[str, str]]]:
     """Recall by kind of copy, and pairs of originals of which anything was merged, of all rows by rank."""
-    import numpy as np
-
     from data_specs.build import Dedup
     from pipeline.matching.near_images import ImageLeaders
 
@@ -232,12 +233,12 @@ def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, fl
     leaders = ImageLeaders(Dedup().image_distance, Dedup().image_signature)
     original_of, leader_of = list[int](), dict[tuple[int, str], int]()
     for number, kind, row in ranked:
-        looks = np.array([row["phash"]], np.uint64), np.frombuffer(row["signature"], np.uint8)[None]
-        first = int(leaders.first(*looks)[0])
+        phash, signature, details = _looks([row])
+        first = int(leaders.first(phash, signature, details)[0])
         if first < 0:
             first = len(original_of)
             original_of.append(number)
-            leaders.add(*looks)
+            leaders.add(phash, signature, details=[details])
         leader_of[number, kind] = first
     kinds = [kind for kind in rows[0] if kind]
     recall = {

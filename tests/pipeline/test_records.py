@@ -67,6 +67,7 @@ def test_columns_have_the_types_of_files_that_are_out_there() -> None:
         "signature": pa.binary(),
         "entropy": pa.float32(),
         "sharpness": pa.float32(),
+        "details": pa.binary(),
     }
     strings = {"subject", "id", "fetch_id", "source", "page_url", "url", "stage", "reason", "evidence", "duplicate_of"}
     assert {name for name in DECISION_SCHEMA.names if DECISION_SCHEMA.field(name).type == pa.string()} == {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipeline.features import comparable, feature_id, features
+from pipeline.features import LATER, comparable, feature_id, features
 from pipeline.features._rows import measure_image
 from pipeline.records import FEATURE_SCHEMA
 from tests.drawn import blobs, picture, views
@@ -68,5 +68,7 @@ def test_any_shape_has_features(size: tuple[int, int]) -> None:
 def test_what_the_last_version_measured_stays_comparable() -> None:
     """Its id stands in STOREs; with another one here no takedown by looks would find anything any more."""
     assert comparable(feature_id(), "features-43653b61ecf8")
+    assert feature_id(LATER) == "features-f304e944c341", "measure takes over what it finds under this id"
+    assert comparable(feature_id(), "features-f304e944c341")
     assert comparable(feature_id(), feature_id())
     assert not comparable(feature_id(), "features-000000000000")

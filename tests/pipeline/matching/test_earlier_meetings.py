@@ -22,12 +22,14 @@ from pipeline.matching.earlier_meetings import (
     looked_up,
     sorted_words,
 )
+from pipeline.matching.looks import NO_DETAILS, Details, OfArrays, coarse_of, fine_of
 from pipeline.matching.meetings import BUCKETS, Table, plan
 from pipeline.matching.near_images import ImageLeaders
 from pipeline.matching.near_texts import TextIndex
 from pipeline.matching.text_meetings import Compared, TextTable, words_of
 from pipeline.pictures.hashing import HASHES
-from pipeline.pictures.signatures import GRIDS, SIZE, tones
+from pipeline.pictures.signatures import GRIDS, SIZE
+from tests.detailed import drawn_details
 
 THRESHOLD = 0.07
 
@@ -54,25 +56,26 @@ def drawn(rng: np.random.Generator, kind: Any, kinds: int, flips: int, levels: i
 
 
 def met(new: Any, kept: Any, keys: Any, parts: int, pieces: int) -> tuple[Any, Any, int]:
-    """(found of the new ones, found of the kept ones, comparisons) over all keys, parts and pieces."""
-    own, theirs = (of[1].reshape(len(of[1]), GRIDS, SIZE) for of in (new, kept))
+    """(found of the new ones, found of the kept ones, comparisons) over all keys, parts and pieces.
+
+    new, kept: hashes, signatures and, where there are some, details.
+    """
+    own, theirs, details = new[1], kept[1], [of[2] if len(of) > 2 else NO_DETAILS for of in (new, kept)]
     found, of_kept, compared = np.zeros(len(own), bool), np.zeros(len(theirs), bool), 0
     for key in keys:
-        table, starts = Table.of(key, new[0], tones(own))
+        fine = key.family.fine
+        table, starts = Table.of(key, fine_of(details[0]) if fine else coarse_of(new[0], own))
         for part in range(parts):
             at = slice(starts[BUCKETS * part // parts], starts[BUCKETS * (part + 1) // parts])
             tables = [(0, Table(table.codes[at], table.tones[at], table.owner[at]))]
-            finder = EarlierFinder(key, THRESHOLD, len(own), lambda image, grid: own[image, grid])
+            finder = EarlierFinder(key, THRESHOLD, len(own), OfArrays(own, details[0]))
             finder.ask(tables)
             for piece in range(pieces):
                 low, high = len(theirs) * piece // pieces, len(theirs) * (piece + 1) // pieces
-                grids = theirs[low:high]
-                images = KeptImages(
-                    SortedEntries.of(key, kept[0][low:high], tones(grids)),
-                    kept[0][low:high],
-                    tones(grids),
-                    lambda image, grid, grids=grids: grids[image, grid],
-                )
+                of_piece = details[1].take(np.arange(low, high))
+                hashed = fine_of(of_piece) if fine else coarse_of(kept[0][low:high], theirs[low:high])
+                signed = OfArrays(theirs[low:high], of_piece)
+                images = KeptImages(high - low, SortedEntries.of(key, hashed), hashed, signed)
                 of_kept[low + finder.meet(images)] = True
             assert len(finder.found) == len(own)
             found |= finder.found
@@ -115,6 +118,54 @@ def test_every_kept_image_that_a_new_one_looks_like_is_found_with_it(
         alike = one.first(*new) == 0
         assert not (alike & ~found).any()
         assert of_kept[at] or not alike.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from([10, 10**6, 10**9]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
+def test_every_kept_image_that_a_new_one_looks_like_by_details_is_found_with_it(
+    seed: int, size: int, before: int, kinds: int, flips: int, share: float, planned: int, parts: int, pieces: int
+) -> None:
+    """A share of the kept ones has details, as builds of an older wenlan have none."""
+    rng = np.random.default_rng(seed)
+    new = (*drawn(rng, rng.integers(0, 12, size), 12, flips, 3, 0.4), drawn_details(rng, size, kinds, flips))
+    kept = (
+        *drawn(rng, rng.integers(0, 12, before), 12, flips, 3, 0.4),
+        drawn_details(rng, before, kinds, flips, share),
+    )
+    found, of_kept, _ = met(new, kept, plan(planned, 4, planned), parts, pieces)
+    for at in range(before):
+        one = ImageLeaders(4, THRESHOLD)
+        one.add(kept[0][[at]], kept[1][[at]], details=[kept[2].take(np.array([at]))])
+        alike = one.first(*new) == 0
+        assert not (alike & ~found).any()
+        assert of_kept[at] or not alike.any()
+
+
+def test_kept_images_that_only_fine_hashes_are_near_of_are_found_and_none_without_details() -> None:
+    rng = np.random.default_rng(5)
+    of_all = drawn_details(rng, 20, 1, 0, 1.0)
+    hashes = rng.integers(1, 2**63, (30, HASHES), dtype=np.uint64)
+    signature = np.full((30, GRIDS * SIZE), 128, np.uint8)
+    same = Details(np.arange(20), np.repeat(of_all.stored[:1], 20, axis=0))
+    kept = (hashes[:20], signature[:20], same.take(np.arange(20)))
+    some = Details(np.arange(0, 20, 2), same.stored[::2])
+    new = (hashes[20:], signature[20:], Details(np.array([3]), of_all.stored[:1]))
+    keys = plan(100, 4, 100)
+    found, of_kept, _ = met(new, (*kept[:2], some), keys, 2, 3)
+    assert np.flatnonzero(found).tolist() == [3]
+    assert np.flatnonzero(of_kept).tolist() == list(range(0, 20, 2))
+    found, of_kept, _ = met(new, (*kept[:2], NO_DETAILS), keys, 2, 3)
+    assert not (found.any() or of_kept.any())
 
 
 def test_a_new_image_costs_what_it_can_meet_and_kept_ones_are_never_compared_with_each_other() -> None:

@@ -18,6 +18,7 @@ from pipeline.matching import text_rows
 from pipeline.matching.holders import NONE, Holders, ImageRows, Known
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
+from tests.detailed import drawn_details
 
 RULES = Dedup(image_distance=6, text_similarity=0.7)
 TEXTS = text_rows.made(
@@ -34,7 +35,8 @@ def pictures(rng: np.random.Generator, size: int) -> tuple[ImageRows, Known]:
     sha256 = [bytes([number] * 32) for number in rng.integers(0, 2 * size, size).tolist()]
     candidate_id = rng.integers(0, 256, (size, 32), dtype=np.uint8)
     flags = rng.integers(0, 4, size).astype(np.uint8)
-    return ImageRows(sha256, phash, signature), Known(candidate_id, np.arange(size), flags)
+    details = drawn_details(rng, size, 2, 1, share=0.3)
+    return ImageRows(sha256, phash, signature, details), Known(candidate_id, np.arange(size), flags)
 
 
 @contextmanager
@@ -42,9 +44,10 @@ def learnt(images: ImageRows, known: Known, shares: int, cut: int) -> Iterator[H
     """Holders that learnt the images in two steps, the looks of each in two pieces, and TEXTS one after the other."""
     with Holders(RULES, shares) as holders:
         for part in (slice(0, cut), slice(cut, None)):
-            own, (phash, signature) = images.take(part), images.take(part).looks
+            own, (phash, signature, details) = images.take(part), images.take(part).looks
             kept = Known(known.candidate_id[part], known.place[part], known.flags[part])
-            holders.learn_images(own.sha256, kept, (phash, [signature[:2], signature[2:]]))
+            pieces = [details.take(np.arange(len(own))[of]) for of in (slice(0, 2), slice(2, None))]
+            holders.learn_images(own.sha256, kept, (phash, [signature[:2], signature[2:]], pieces))
         for row in range(len(TEXTS)):
             holders.learn_texts(TEXTS.take([row]))
         yield holders

@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from pipeline.matching import leader_pass, near_images, near_texts, text_rows
+from pipeline.matching import leader_pass, looks, near_texts, text_rows
 from pipeline.matching.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.matching.near_images import ImageLeaders
 from pipeline.matching.sketches import same
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import DropReason
+from tests.detailed import drawn_details
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Items:
     signature: Any
     domain: list[int]
     texts: list[list[str]]
+    details: Details = NO_DETAILS
 
     def block(self, rows: range, threshold: float) -> Block:
         distinct = sorted({text for row in rows for text in self.texts[row]})
@@ -42,7 +45,7 @@ class Items:
         return Block(
             np.array([list(_name(row)) for row in rows], np.uint8).reshape(-1, 32),
             at,
-            ImageRows([self.sha256[row] for row in rows], self.phash[at], self.signature[at]),
+            ImageRows([self.sha256[row] for row in rows], self.phash[at], self.signature[at], self.details.take(at)),
             [self.domain[row] for row in rows],
             text_rows.made(distinct, threshold),
             [[number[text] for text in self.texts[row]] for row in rows],
@@ -84,7 +87,8 @@ def items(draw: st.DrawFn) -> Items:
     words = ["红烧肉", "红烧鱼", "清蒸鱼", "今天天气很好我们去公园散步吧", "今天天气很好我们去公园散步啦"]
     chosen = [[words[w] for w in rng.integers(0, 5, rng.integers(1, 3))] for _ in range(size)]
     sha256 = [bytes([k] * 32) for k in kind.tolist()]
-    return Items(sha256, phash[kind], signature[kind], rng.integers(0, 4, size).tolist(), chosen)
+    details = drawn_details(rng, kinds, 3, 1, share=draw(st.sampled_from([0, 0.5])))
+    return Items(sha256, phash[kind], signature[kind], rng.integers(0, 4, size).tolist(), chosen, details.take(kind))
 
 
 @functools.cache
@@ -105,8 +109,8 @@ def brute_force(pairs: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
     looks = np.zeros((len(pairs.texts),) * 2, bool)
     for j in range(len(looks)):
         one = ImageLeaders(rules.image_distance, rules.image_signature)
-        one.add(pairs.phash[[j]], pairs.signature[[j]])
-        looks[:, j] = one.first(pairs.phash, pairs.signature) == 0
+        one.add(pairs.phash[[j]], pairs.signature[[j]], details=[pairs.details.take(np.array([j]))])
+        looks[:, j] = one.first(pairs.phash, pairs.signature, pairs.details) == 0
 
     for i, own in enumerate(pairs.texts):
         same = [j for j in kept if pairs.sha256[j] == pairs.sha256[i]]
@@ -202,7 +206,7 @@ def test_an_earlier_placeholder_is_dropped_at_sight() -> None:
     rules = Dedup()
     with Holders(rules, 2) as holders:
         known = Known(np.full((1, 32), 7, np.uint8), np.array([-1]), np.array([EARLIER | PLACEHOLDER], np.uint8))
-        holders.learn_images([b"x" * 32], known, (pairs.phash[:1], [pairs.signature[:1]]))
+        holders.learn_images([b"x" * 32], known, (pairs.phash[:1], [pairs.signature[:1]], [NO_DETAILS]))
         verdicts = LeaderPass(rules, holders).decide(pairs.block(range(2), rules.text_similarity))
     reasons = [[reason for i, reason in enumerate(REASONS) if bits & 1 << i] for bits in verdicts.reasons]
     assert reasons == [[DropReason.PLACEHOLDER, DropReason.NEAR_IMAGE], []]
@@ -224,7 +228,7 @@ def compared() -> Iterator[Counter[str]]:
     """Counts the pairs whose signatures or sketches are compared, by who compares them."""
     pairs: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((near_images, "within"), (near_texts, "same"), (leader_pass, "same")):
+        for module, name in ((looks, "within"), (near_texts, "same"), (leader_pass, "same")):
             patch.setattr(module, name, _counting(getattr(module, name), pairs, f"{module.__name__}.{name}"))
         yield pairs
 

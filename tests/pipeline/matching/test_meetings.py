@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.matching import meetings
+from pipeline.matching.looks import NO_DETAILS, Details, OfArrays, coarse_of, families, fine_of
 from pipeline.matching.meetings import BUCKETS, Finder, Key, Table, equal, plan
 from pipeline.matching.near_images import COMBINATIONS, ImageLeaders
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE, tones
+from tests.detailed import drawn_details
 
 THRESHOLD = 0.07
 
@@ -35,31 +37,34 @@ def cut(table: Table, start: int, stop: int) -> Table:
     return Table(table.codes[start:stop], table.tones[start:stop], table.owner[start:stop])
 
 
-def looked(phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int) -> Any:
+def looked(
+    phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int, details: Details = NO_DETAILS
+) -> Any:
     """What all parts of all keys find together, of images that lie in some runs."""
-    size = len(phash)
-    grids = signature.reshape(size, GRIDS, SIZE)
+    size, signed = len(phash), OfArrays(signature, details)
     borders = [size * run // runs for run in range(runs + 1)]
     found = np.zeros(size, bool)
     for key in keys:
-        dealt = [
-            (low, *Table.of(key, phash[low:high], tones(grids[low:high]))) for low, high in itertools.pairwise(borders)
-        ]
+        dealt = []
+        for low, high in itertools.pairwise(borders):
+            fine, own = key.family.fine, details.take(np.arange(low, high))
+            hashed = fine_of(own) if fine else coarse_of(phash[low:high], signature[low:high])
+            dealt.append((low, *Table.of(key, hashed)))
         for part in range(parts):
             first, last = BUCKETS * part // parts, BUCKETS * (part + 1) // parts
-            finder = Finder(key, THRESHOLD, size, lambda image, grid: grids[image, grid])
+            finder = Finder(key, THRESHOLD, size, signed)
             finder.look([(low, cut(own, starts[first], starts[last])) for low, own, starts in dealt])
             found |= finder.found
     return found
 
 
-def alike(phash: Any, signature: Any, radius: int) -> Any:
+def alike(phash: Any, signature: Any, radius: int, details: Details = NO_DETAILS) -> Any:
     """Which images look like another one, by the index of leaders, asked one by one."""
     looks = np.zeros((len(phash),) * 2, bool)
     for at in range(len(phash)):
         one = ImageLeaders(radius, THRESHOLD)
-        one.add(phash[[at]], signature[[at]])
-        looks[:, at] = one.first(phash, signature) == 0
+        one.add(phash[[at]], signature[[at]], details=[details.take(np.array([at]))])
+        looks[:, at] = one.first(phash, signature, details) == 0
     np.fill_diagonal(looks, False)
     return looks.any(axis=0)
 
@@ -95,6 +100,36 @@ def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts
             patch.setattr(meetings, name, value)
         found = looked(phash, signature, plan(planned, radius), runs, parts)
     assert not (alike(phash, signature, radius) & ~found).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 25),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.sampled_from([10, 10**6, 10**9]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_images_with_details_are_found_by_the_fine_keys_of_any_size(
+    seed: int, size: int, kinds: int, flips: int, planned: int, runs: int, parts: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    phash, signature = drawn(rng, size, 12, flips, 3)
+    details = drawn_details(rng, size, kinds, flips)
+    found = looked(phash, signature, plan(planned, 4, planned), runs, parts, details)
+    assert not (alike(phash, signature, 4, details) & ~found).any()
+
+
+def test_fine_keys_are_there_where_two_images_have_details() -> None:
+    coarse = plan(1_000, 4)
+    assert not any(key.family.fine for key in coarse)
+    assert plan(1_000, 4, 1) == coarse
+    assert plan(1_000, 4, 2)[: len(coarse)] == coarse
+    assert {key.family for key in plan(1_000, 4, 2)[len(coarse) :]} == {own for own in families(4) if own.fine}
+    few, many = ([key.bits for key in plan(10**8, 4, count) if key.family.fine] for count in (10**3, 10**8))
+    assert len(few) < len(many), "fine keys are as long as the images with details need"
 
 
 def test_images_of_their_own_are_not_found() -> None:
@@ -149,8 +184,9 @@ def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest
     grids[:, :, cells.ravel()] = levels[:, None, None]
     phash = np.full((800, HASHES), 12345, np.uint64)
     monkeypatch.setattr(meetings, "DENSE", 20)
-    finder = Finder(key, THRESHOLD, 800, lambda image, grid: grids[image, grid])
-    finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+    signature = grids.reshape(800, -1)
+    finder = Finder(key, THRESHOLD, 800, OfArrays(signature, NO_DETAILS))
+    finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
     assert not finder.found.any()
     assert finder.scanned < 800 * 800 * len(key.family.parts) / 4  # a block of 16 levels of which three agree
 
@@ -161,10 +197,9 @@ def test_of_a_range_that_is_too_long_all_is_found_after_a_few_looks(monkeypatch:
     phash[:] = phash[0] | 1
     for name in ("DENSE", "LONG"):
         monkeypatch.setattr(meetings, name, 40)
-    grids = signature.reshape(300, GRIDS, SIZE)
     key = plan(300, 4)[0]
-    finder = Finder(key, THRESHOLD, 300, lambda image, grid: grids[image, grid])
-    finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+    finder = Finder(key, THRESHOLD, 300, OfArrays(signature, NO_DETAILS))
+    finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
     assert finder.found.all()
     assert finder.taken == 300
     assert finder.compared <= meetings.LOOKS * 300
@@ -173,10 +208,9 @@ def test_of_a_range_that_is_too_long_all_is_found_after_a_few_looks(monkeypatch:
 def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:
     phash, signature = drawn(np.random.default_rng(3), 900, 1, 0, 0)
     phash[:] = phash[0] | 1
-    grids = signature.reshape(900, GRIDS, SIZE)
     for key in (key for key in plan(900, 4) if not key.before):
-        finder = Finder(key, THRESHOLD, 900, lambda image, grid: grids[image, grid])
-        finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+        finder = Finder(key, THRESHOLD, 900, OfArrays(signature, NO_DETAILS))
+        finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
         assert finder.found.all()
         assert finder.compared <= 3 * 900
         assert finder.apart == 0
@@ -193,7 +227,7 @@ def test_keys_are_longer_the_more_images_there_are() -> None:
 
 
 def test_every_comparison_of_the_index_is_one_of_a_family() -> None:
-    pairs = {(part, family.asks) for family in meetings.families(4) for part in family.parts}
+    pairs = {(part, family.asks) for family in families(4) if not family.fine for part in family.parts}
     assert {tuple(sorted(pair)) for pair in pairs} == {tuple(sorted(pair)) for pair in COMBINATIONS}
 
 

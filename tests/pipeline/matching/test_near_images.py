@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,25 +16,39 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
+from pipeline.matching.looks import Details, Family, families
 from pipeline.matching.near_images import (
-    COMBINATIONS,
     MOST_BITS,
     HashIndex,
     ImageLeaders,
     band_plan,
-    blocks_of,
-    grid_of,
-    radius_of,
 )
+from pipeline.pictures import details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import CONTENT, HASHES
-from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
+from pipeline.pictures.parts import BOXES
+from pipeline.pictures.signatures import (
+    GRIDS,
+    SIDE,
+    SIZE,
+    distance,
+    is_plain,
+    of_one_colour,
+    of_one_tone,
+    tones,
+    within,
+)
+from pipeline.records import FEATURE_SCHEMA
+from pipeline.store.takedowns import looks_of
+from tests.detailed import drawn_details
 from tests.drawn import encoded
 from tests.places import CORPUS, ROOT
 
 PHOTOS = CORPUS / "howtocook-site" / "images"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
 RULES = Dedup()
+THRESHOLD = RULES.image_signature
+THRESHOLD = RULES.image_signature
 
 
 def near_codes(seed: int, size: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +118,7 @@ def test_parts_without_structure_are_near_nothing() -> None:
     rows, ids = index.near(np.array([0, 3], np.uint64))
     assert (rows.tolist(), ids.tolist()) == ([1], [8])
     noise = np.random.default_rng(0).integers(253, 256, (90, 120, 3), dtype=np.uint8)
-    phash, _ = _look(_jpeg(Image.fromarray(noise)))
+    phash, *_ = _look(_jpeg(Image.fromarray(noise)))
     assert phash.tolist() == [[0] * HASHES]
 
 
@@ -128,11 +144,11 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarra
     size = len(phash)
     i, j = np.indices((size, size)).reshape(2, -1)
     looks_like = np.zeros(size * size, np.bool_)
-    for a, b in COMBINATIONS:
+    for family, a, b in _compared(6, fine=False):
         near = (phash[i, a] != 0) & (phash[j, b] != 0)
-        near &= np.bitwise_count(phash[i, a] ^ phash[j, b]) <= radius_of(a, 6)
-        grid, other = grid_of(a), grid_of(b)
-        looks_like |= near & (distance(signature[i, grid], signature[j, other], blocks_of(a)) <= 0.06)
+        near &= np.bitwise_count(phash[i, a] ^ phash[j, b]) <= family.radius
+        grid, other = family.toned(np.array([a, b]))
+        looks_like |= near & (distance(signature[i, grid], signature[j, other], family.blocks) <= 0.06)
 
     def alike(i: int, j: int) -> bool:
         return bool(looks_like[i * size + j])
@@ -144,6 +160,58 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarra
     assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, len(phash))]
     among = leaders.among(phash, signature)
     assert among == [[j for j in range(i) if alike(i, j)] for i in range(len(phash))]
+
+
+def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
+    """Each pair of parts that is compared, with its family."""
+    every = [(family, part) for family in families(radius) if family.fine == fine for part in family.parts]
+    return [(family, *pair) for family, part in every for pair in {(family.asks, part), (part, family.asks)}]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 3), st.integers(0, 12))
+def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: int, flips: int, cut: int) -> None:
+    """By the definition: grids unless maps clearly differ, or maps and colours, of parts whose hashes are near."""
+    rng = np.random.default_rng(seed)
+    phash = rng.choice(rng.integers(1, 2**63, 2, dtype=np.uint64), (size, HASHES))
+    signature = np.full((size, GRIDS, SIZE), 90) + rng.integers(0, 3, (size, GRIDS, 1)) * 9
+    signature[:, :, SIDE * SIDE :] += rng.integers(0, 2, (size, 1, 1)) * 60  # of two colours
+    signature = signature.astype(np.uint8)
+    own = drawn_details(rng, size, 2, flips)
+    row_of = {image: row for row, image in enumerate(own.of.tolist())}
+    maps, hashes, fine_tones = (of(own.stored) for of in (details.maps_in, details.hashes_in, details.tones_in))
+
+    def judged(i: int, j: int, places: tuple[Any, Any]) -> tuple[bool, bool]:
+        starts = details.starts_of(*(np.array([place], np.float64) for place in places))
+        same, other = details.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)
+        return bool(same[0]), bool(other[0])
+
+    def alike(i: int, j: int) -> bool:
+        both = i in row_of and j in row_of
+        one, two = signature[[i]], signature[[j]]
+        plain = bool((is_plain(one[:, 0]) | is_plain(two[:, 0]))[0])
+        for family, a, b in _compared(4, fine=False):
+            if int(phash[i, a] ^ phash[j, b]).bit_count() <= family.radius:
+                grids = family.toned(np.array([a, b]))
+                if distance(one[:, grids[0]], two[:, grids[1]], family.blocks)[0] <= THRESHOLD:
+                    places = tuple(BOXES[part] if part < CONTENT else BOXES[0] for part in (a, b))
+                    if not (both and plain and judged(i, j, places)[1]):
+                        return True
+        for family, a, b in _compared(4, fine=True) if both else ():
+            rows = row_of[i], row_of[j]
+            if int(hashes[rows[0], a] ^ hashes[rows[1], b]).bit_count() <= family.radius:
+                toned = of_one_tone(fine_tones[rows[0], [a]], fine_tones[rows[1], [b]])[0]
+                possible = toned and of_one_colour(one[:, 0], two[:, 0])[0]
+                if possible and judged(i, j, (details.PARTS[a], details.PARTS[b]))[0]:
+                    return True
+        return False
+
+    leaders = ImageLeaders(4, THRESHOLD)
+    leaders.add(phash[:cut], signature[:cut], details=[own.take(np.arange(size)[:cut])])
+    first = leaders.first(phash[cut:], signature[cut:], own.take(np.arange(size)[cut:])).tolist()
+    count = min(cut, size)
+    assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, size)]
+    assert leaders.among(phash, signature, own) == [[j for j in range(i) if alike(i, j)] for i in range(size)]
 
 
 def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
@@ -162,7 +230,7 @@ def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_leaders_of_an_older_wenlan_are_found_by_what_they_have(mapped: bool, tmp_path: Path) -> None:
-    phash, signature = _look(*(_jpeg(_drawn(seed)) for seed in range(6)))
+    phash, signature, _ = _look(*(_jpeg(_drawn(seed)) for seed in range(6)))
     older = np.concatenate([phash[:, :CONTENT], ~phash[:, CONTENT + 1 :]], axis=1)  # 9 hashes, the halves are others
     pieces = signature[:, :CONTENT].reshape(6, -1)
     if mapped:
@@ -199,16 +267,21 @@ def _jpeg(image: Image.Image, quality: int = 85) -> bytes:
     return encoded(image, quality=quality)
 
 
-def _look(*files: bytes) -> tuple[np.ndarray, np.ndarray]:
-    rows = [measure_image(data, 10**8) for data in files]
-    signatures = np.frombuffer(b"".join(row["signature"] for row in rows), np.uint8)
-    return np.array([row["phash"] for row in rows], np.uint64), signatures.reshape(len(rows), GRIDS, SIZE)
+def _look(*files: bytes) -> tuple[np.ndarray, np.ndarray, Details]:
+    rows = pa.Table.from_pylist([measure_image(data, 10**8) for data in files], schema=FEATURE_SCHEMA)
+    phash, signature, own = looks_of(rows)
+    return phash, signature.reshape(len(rows), GRIDS, SIZE), own
 
 
 def _leaders(*files: bytes) -> ImageLeaders:
     leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
-    leaders.add(*_look(*files))
+    _enter(leaders, *files)
     return leaders
+
+
+def _enter(leaders: ImageLeaders, *files: bytes) -> None:
+    phash, signature, own = _look(*files)
+    leaders.add(phash, signature, details=[own])
 
 
 def _found(data: bytes, leaders: ImageLeaders) -> int:
@@ -312,8 +385,8 @@ def _flag(colour: str) -> Image.Image:
 
 def test_one_shape_in_two_colours_is_two_pictures() -> None:
     leaders = _leaders(_jpeg(_flag("#d02020")))
-    red, _ = _look(_jpeg(_flag("#d02020")))
-    green, _ = _look(_jpeg(_flag("#107818")))
+    red, *_ = _look(_jpeg(_flag("#d02020")))
+    green, *_ = _look(_jpeg(_flag("#107818")))
     assert int(red[0, 0] ^ green[0, 0]).bit_count() <= RULES.image_distance  # the hash alone would merge them
     assert _found(_jpeg(_flag("#d42424")), leaders) == 0
     assert _found(_jpeg(_flag("#107818")), leaders) == -1
@@ -372,8 +445,8 @@ def test_stamps_of_one_shape_stay_apart(names: tuple[str, ...]) -> None:
 @pytest.mark.skipif(not STAMPS.exists(), reason="needs the demo corpus, which `make demo` fetches")
 def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
     files = sorted(STAMPS.rglob("*.png"))
-    phash, signature = _look(*(file.read_bytes() for file in files))
-    among = ImageLeaders(RULES.image_distance, RULES.image_signature).among(phash, signature)
+    looks = _look(*(file.read_bytes() for file in files))
+    among = ImageLeaders(RULES.image_distance, RULES.image_signature).among(*looks)
     merged = {(files[before].stem, files[row].stem) for row, earlier in enumerate(among) for before in earlier}
     assert {tuple(sorted(pair)) for pair in merged} == {
         ("apple_core", "apple_core_01"),
@@ -391,7 +464,7 @@ def test_real_photographs_are_found_again_and_not_mistaken() -> None:
         data = file.read_bytes()
         if _found(data, leaders) >= 0:
             wrong.append(file.name)
-        leaders.add(*_look(data))
+        _enter(leaders, data)
         for what, copy in _copies(Image.fromarray(decode(data).pixels)):
             asked += 1
             if _found(copy, leaders) != number:

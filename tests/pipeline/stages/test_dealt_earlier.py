@@ -81,11 +81,12 @@ def test_a_piece_holds_what_its_images_are_and_how_many_each_cluster_and_domain_
             assert [name.tobytes() for name in arrays["sha256"]] == rows["sha256"].to_pylist()
             assert [name.tobytes() for name in arrays["candidate"]] == rows["candidate_id"].to_pylist()
             assert arrays["phash"].tolist() == rows["phash"].to_pylist()
-            kept = images_in(arrays, 0, build, piece)
+            kept = images_in(arrays, KEYS, 0, build, piece)
             numbers = np.arange(len(piece))
             signatures = identities.signatures(known, 12)[piece.first : piece.last].reshape(-1, GRIDS, SIZE)
             for grid in (0, GRIDS - 1):
-                assert kept.grids(numbers[::-1], np.full(len(piece), grid)).tolist() == signatures[::-1, grid].tolist()
+                read = kept.signed.grids(numbers[::-1], np.full(len(piece), grid))
+                assert read.tolist() == signatures[::-1, grid].tolist()
             for entries in kept.entries.values():
                 assert (np.diff(entries.keys.astype(np.int64)) >= 0).all()
             for name, count in zip(arrays["leaders.ids"], arrays["leaders.pairs"].tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import shutil
@@ -21,14 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.folding import normals, text_id
-from pipeline.features import feature_id
+from pipeline.features import LATER, feature_id
 from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
 from pipeline.pictures.hashing import CONTENT
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages import _dealt_earlier, _decided, _meetings, deal, lead, meet
 from pipeline.stages._runs import pairs_of
-from pipeline.store.identities import PARTS, SIGNATURES, Published, build_of
+from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
 from pipeline.store.partitions import FileRef
 from tests.deduped import after, publish
 from tests.places import ROOT
@@ -102,17 +103,48 @@ def test_verdicts_are_those_of_a_pass_that_compares_all(tmp_path: Path, filtered
     assert expected.stage("lead").record("all").counts["alone"] == 0
 
 
+def test_pictures_are_found_by_their_details_in_runs_with_and_without_them(tmp_path: Path, filtered: Any) -> None:
+    places = {3: 1, 9: 2, 17: 1, 22: 3, 30: 2, 35: 1}
+    fine = [places.get(i, 0) for i in range(40)]
+    shown = [filtered.Shown(f"p{i}", i, (f"说明{i}",), 300 - i, fine=fine[i]) for i in range(40)]
+    build, expected = (filtered.make(tmp_path / name, shown, parts=8) for name in ("with", "without"))
+    run_stage(build, "rank", "deal", "meet")
+    with_details = {bool(record.counts["detailed"]) for record in build.stage("deal").records()}
+    assert with_details == {True, False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_meetings, "FEWEST", 1_000)
+        run_stage(expected, "rank", "deal", "meet")
+    kept, decided = after(build)
+    assert (kept, decided) == after(expected)
+    assert {ref.sha256 for ref in handed(build)} == {ref.sha256 for ref in handed(expected)}
+    first = {number: fine.index(number) for number in (1, 2, 3)}
+    assert set(decided) == {f"p{i}" for i in range(40) if fine[i] and first[fine[i]] != i}
+    assert build.stage("lead").record("all").counts["alone"] == 40 - 5
+    assert DETAILS in build.stage("lead").record("all").files
+
+
+def aged(build: Any) -> None:
+    """What a build has published, as an older wenlan without details would have. Called before anybody reads it."""
+    identities = Identities(build.store)
+    path = Path(identities._folder.at(identities.of(build.build_id)))
+    known = json.loads(path.read_text())
+    del known["files"][DETAILS]
+    path.write_text(json.dumps(known | {"features": feature_id(LATER)}))
+
+
 CAPTION = "今天天气很好我们一家人去公园散步吧"
 WORDS = [CAPTION, CAPTION + "啦", CAPTION[:-1], "红烧肉", "红烧鱼", "故宫雪景", "第一次看见的说明", ""]
 
-Pairs = list[tuple[int, bool, int, list[str]]]
+Pairs = list[tuple[int, bool, int, list[str], int]]
 
 
 @st.composite
-def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any], int]:
-    """Builds of (picture, same bytes, site, texts); rules of dedup, and of shards; entries of a part."""
+def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any], int, int]:
+    """Builds of (picture, same bytes, site, texts, number of its details); rules of dedup, and of shards; entries of a
+    part; how many of the first builds are of a wenlan without details."""
     own = st.one_of(st.just([WORDS[-2]]), st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
-    pair = st.tuples(st.integers(0, 6) | st.integers(7, 60), st.booleans(), st.integers(0, 2), own)
+    fine = st.sampled_from([0, 0, 1, 2])
+    pair = st.tuples(st.integers(0, 6) | st.integers(7, 60), st.booleans(), st.integers(0, 2), own, fine)
     rules = {
         "max_pairs_per_text": draw(st.integers(1, 3)),
         "max_pairs_per_domain": draw(st.sampled_from([0, 3])),
@@ -121,7 +153,8 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
     }
     shards = {"apart": draw(st.sampled_from(["images", "texts"])), "dev_share": 0.3, "val_share": 0.3}
     entries = draw(st.sampled_from([60, 1_000]))
-    return draw(st.lists(st.lists(pair, max_size=14), min_size=1, max_size=3)), rules, shards, entries
+    steps = draw(st.lists(st.lists(pair, max_size=14), min_size=1, max_size=3))
+    return steps, rules, shards, entries, draw(st.integers(0, 2))
 
 
 @settings(max_examples=10, deadline=None)
@@ -129,15 +162,15 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
 def test_increments_decide_with_it_as_without(
     tmp_path_factory: Any,
     filtered: Any,
-    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int],
+    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int, int],
     rows: int,
     long: int,
     chance: int,
 ) -> None:
     """Pair by pair, and what STORE is handed byte by byte: in pieces of so many rows, that are lost at any time, over
-    builds of other features, of which some can be compared, and of another dataset.
+    builds of other features, of which some can be compared, with and without details, and of another dataset.
     """
-    steps, rules, shards, entries = drawn
+    steps, rules, shards, entries, older = drawn
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
@@ -151,8 +184,9 @@ def test_increments_decide_with_it_as_without(
                     900 - i,
                     "b" if same else "",
                     f"http://s{site}.cn/",
+                    fine,
                 )
-                for i, (picture, same, site, texts) in enumerate(shown)
+                for i, (picture, same, site, texts, fine) in enumerate(shown)
             ]
             name = happens.choice(["test", "test", "other"])
             own = {"name": name, "dedup": {**rules, "across": "all"}, "shards": shards}
@@ -164,7 +198,7 @@ def test_increments_decide_with_it_as_without(
                 patch.setattr(meet, "ENTRIES", entries)
                 patch.setattr(_dealt_earlier, "PIECE", rows)
                 patch.setattr(earlier_meetings, "LONG", long)
-                patch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+                patch.setattr("pipeline.features.EARLIER_IDS", {"features-old", feature_id(LATER)})
                 if features != feature_id() and step + 1 < len(steps):
                     patch.setattr(lead, "feature_id", lambda features=features: features)
                 run_stage(build, "rank", "deal")
@@ -177,6 +211,8 @@ def test_increments_decide_with_it_as_without(
                 assert ("met" in counts) == (fewest == 1 and bool(shown) and bool(build.identities))
                 assert counts.get("met", 0) <= counts["earlier"]
             publish(build)
+            if step < older:
+                aged(build)
         results.append(decided)
     assert results[0] == results[1]
 
@@ -319,7 +355,7 @@ def test_pairs_that_are_alone_stand_in_order_among_the_others_and_under_the_cap_
 
 def handed(build: Any) -> list[Any]:
     """The files that a build hands to STORE."""
-    return [ref for name, ref in build.stage("lead").record("all").files.items() if name in PARTS]
+    return [ref for name, ref in build.stage("lead").record("all").files.items() if name in (*PARTS, DETAILS)]
 
 
 def test_what_lead_has_read_is_not_made_again_and_a_takedown_leaves_nothing(tmp_path: Path, filtered: Any) -> None:

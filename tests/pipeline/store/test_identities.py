@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_specs.build import Dedup
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.build import Build
-from pipeline.store.identities import PARTS, Identities, commit_name
+from pipeline.store.identities import DETAILS, PARTS, Identities, commit_name
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
@@ -85,7 +86,7 @@ def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_
     assert again.build_id == first.build_id
     after = publish(led(again))
     files = {path.name for path in (tmp_path / "store/identity").iterdir()}
-    assert files == {after, *(f"{after.removesuffix('.json')}.{part}" for part in PARTS)}
+    assert files == {after, *(f"{after.removesuffix('.json')}.{part}" for part in (*PARTS, DETAILS))}
     assert shas(first.store, after) == {shown[0].sha256}
 
 
@@ -137,6 +138,23 @@ def test_identities_of_an_older_wenlan_are_refused_with_what_to_do(tmp_path: Pat
     (tmp_path / "identity/news-2026-01-01-abcdef01.0123456789ab.parquet").write_bytes(b"")
     with pytest.raises(StoreError, match="of an older wenlan; remove the folder identity and publish its builds again"):
         Identities(Store(str(tmp_path))).names()
+
+
+def test_a_takedown_leaves_the_details_of_the_others_at_their_ranks(tmp_path: Path, filtered: Any) -> None:
+    shown = [filtered.Shown(f"p{i}", i, (f"第{i}张图片",), 300 - i, fine=i % 3 and i) for i in range(9)]
+    build = led(filtered.make(tmp_path, shown))
+    name, identities = publish(build), Identities(build.store)
+    (images,) = identities.batches(identities.read(name), "images.parquet")
+    before, details = images["sha256"].to_pylist(), identities.details(identities.read(name))
+    assert details.of.tolist() == [1, 2, 4, 5, 7, 8]
+    expected = {before[at]: row.tobytes() for at, row in zip(details.of.tolist(), details.stored, strict=True)}
+    gone = {before[0], before[4]}
+    (new,) = identities.forget(lambda rows: np.array([s in gone for s in rows["sha256"].to_pylist()])).values()
+    (images,) = identities.batches(identities.read(new), "images.parquet")
+    after, details = images["sha256"].to_pylist(), identities.details(identities.read(new))
+    assert details.of.tolist() == [0, 1, 3, 5, 6]
+    for at, row in zip(details.of.tolist(), details.stored, strict=True):
+        assert row.tobytes() == expected[after[at]]
 
 
 def test_a_store_behind_a_url_works_like_a_disk(make: Any, tmp_path: Path) -> None:

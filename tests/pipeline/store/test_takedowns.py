@@ -14,6 +14,7 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import sha256_hex
 from pipeline.store.takedowns import NO_TAKEDOWNS, Look, Takedowns, domain_hashes, merged
+from tests.detailed import drawn_details
 
 IMAGE, PAGE = "http://img.a.cn/1.jpg", "http://www.b.cn/1.html"
 
@@ -96,6 +97,20 @@ def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_
     assert alike(0) == ["same"]
     assert alike(6, "measured otherwise") == []
     assert Takedowns().alike(rows, "f") == []
+
+
+def test_a_picture_without_texture_is_found_by_its_details_where_both_have_some() -> None:
+    rng = np.random.default_rng(3)
+    own = drawn_details(rng, 1, 1, 0, share=1.0).stored.tobytes()
+    phash = rng.integers(1, 2**63, (2, HASHES), dtype=np.uint64).tolist()
+    signature = np.full(GRIDS * SIZE, 128, np.uint8).tobytes()
+    rows = pa.table({"sha256": ["a"], "phash": pa.array(phash[:1], pa.list_(pa.uint64())), "signature": [signature]})
+    detailed = rows.append_column("details", pa.array([own], pa.binary()))
+    before, now = (Look(tuple(phash[1]), signature, 4, 0.07, "f", details) for details in (None, own))
+    assert [Look.read(look.value()) for look in (before, now)] == [before, now]
+    assert "details" not in before.value()
+    for look, table, expected in ((now, detailed, ["a"]), (now, rows, []), (before, detailed, []), (before, rows, [])):
+        assert Takedowns(looks=(look,)).alike(table, "f") == expected
 
 
 def test_looks_that_an_older_wenlan_measured_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,29 @@
+"""Details of a picture without texture, as screens, charts and drawings are: a fine map, and hashes of its parts.
+
+`pipeline.pictures.details` says what they are, and how `dedup` tells copies and look-alikes by them. Photographs have
+none, and pay for none: the column is null.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.features import Feature
+from pipeline.pictures import details
+from pipeline.pictures.signatures import is_plain, signatures_of
+from pipeline.pictures.thumbs import Views
+
+
+class Details(Feature):
+    """`details.SIZE` bytes, null of a picture with texture."""
+
+    def of(self, views: Views) -> list[bytes | None]:
+        values: list[bytes | None] = [None] * len(views.thumbs)
+        flat = list(views.flat)
+        if flat:
+            whole = signatures_of(views.unframed_thumbs[flat], views.unframed_colour_thumbs[flat])[:, 0]
+            hashes = details.hashes_of(np.stack([square for square, _ in views.flat.values()]))
+            stored = details.stored(hashes, np.stack([cells for _, cells in views.flat.values()]))
+            for row, own, plain in zip(flat, stored, is_plain(whole, details.PLAIN), strict=True):
+                values[row] = own.tobytes() if plain else None
+        return values

@@ -1,0 +1,236 @@
+"""By what two images are compared: families of hashes, tones that must agree, and the verification of a candidate.
+
+Every image has hashes of its parts and grids (`pictures.signatures`). One without texture has details besides
+(`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that a photograph pays nothing for them.
+What an older wenlan measured has fewer hashes and grids, or no details, and is compared by what it has.
+
+A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie
+well over each other and still differ in places overrule the grids. So two dialogs of one program that the grids do not
+tell apart are two pictures. A match of fine hashes is verified by maps, and by colours, which maps know nothing of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.files.digests import bytes_of
+from pipeline.pictures import details
+from pipeline.pictures.hashing import CONTENT, HASHES
+from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, is_plain, of_one_colour, tones, within
+
+Codes = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+_EARLIER = 9
+"""Hashes of an image in a wenlan that cut halves otherwise and had none of what lies between the margins."""
+
+_HALVES = range(GRIDS, HASHES)
+
+TONES_AT_ONCE = 4_096
+"""Images whose tones are taken together: their grids stay in a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """Details of some of N images: `of` [M] are their numbers, ascending, `stored` [M, details.SIZE] the bytes."""
+
+    of: Ints
+    stored: Bytes
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def at(self, images: Ints) -> tuple[Ints, Ints]:
+        """(places in `images` [K] of those that have details, rows of `stored`)."""
+        if not len(self.of):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        rows = np.minimum(np.searchsorted(self.of, images), len(self.of) - 1)
+        places = np.flatnonzero(self.of[rows] == images)
+        return places, rows[places]
+
+    def take(self, images: Ints) -> Details:
+        """Those of images [K], which then are numbers 0 to K - 1."""
+        places, rows = self.at(images)
+        if np.array_equal(places, self.of) and np.array_equal(rows, np.arange(len(self.of))):
+            return self  # a memory map of a file stays one
+        return Details(places, self.stored[rows])
+
+    def moved(self, by: int) -> Details:
+        """The same of images whose numbers are larger by so much."""
+        return Details(self.of + by, self.stored)
+
+    @staticmethod
+    def of_table(table: pa.Table) -> Details:
+        """The column `details` of a table, null of an image without; a table of an older wenlan has no such column."""
+        if "details" not in table.column_names:
+            return NO_DETAILS
+        column = table["details"]
+        if column.null_count == len(column):
+            return NO_DETAILS
+        raw = np.concatenate([bytes_of(chunk)[0] for chunk in column.drop_null().chunks])
+        return Details(np.flatnonzero(column.is_valid().to_numpy()), raw.reshape(-1, details.SIZE))
+
+    def write(self, file: IO[bytes]) -> None:
+        """Append to a file: of each image its number, then its bytes, together ROW."""
+        numbers = self.of.astype("<i8").view(np.uint8).reshape(-1, 8)
+        file.write(np.concatenate([numbers, self.stored], axis=1).tobytes())
+
+    @staticmethod
+    def read(path: Path) -> Details:
+        """What was written to a file, mapped: only the numbers are read."""
+        if not path.stat().st_size:
+            return NO_DETAILS
+        return Details.of_rows(np.memmap(path, np.uint8, "r").reshape(-1, ROW))
+
+    @staticmethod
+    def of_rows(rows: Bytes) -> Details:
+        """Rows [M, ROW] of such a file."""
+        return Details(np.ascontiguousarray(rows[:, :8]).view("<i8")[:, 0].astype(np.int64), rows[:, 8:])
+
+
+ROW = 8 + details.SIZE
+"""Bytes that `Details.write` writes of an image."""
+
+NO_DETAILS = Details(np.zeros(0, np.int64), np.zeros((0, details.SIZE), np.uint8))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Hashes that are compared with each other: those of `parts`, each with that of part `asks`, within `radius`.
+
+    fine: parts are those of `details.PARTS`, else those of every picture.
+    """
+
+    parts: tuple[int, ...]
+    asks: int
+    radius: int
+    fine: bool = False
+
+    @property
+    def blocks(self) -> Blocks:
+        """Blocks of the tones that must agree, in the order in which keys take them."""
+        return (UPPER, LOWER)[self.asks - GRIDS] if not self.fine and self.asks in _HALVES else ALL
+
+    @cached_property
+    def numbers(self) -> Ints:
+        """`parts` as an array."""
+        return np.array(self.parts, np.int64)
+
+    def toned(self, parts: Ints) -> Ints:
+        """By which tones, and grids, parts [N] are compared: halves of every picture by those of the whole."""
+        return np.zeros_like(parts) if not self.fine and self.asks in _HALVES else parts
+
+
+def families(radius: int) -> tuple[Family, ...]:
+    """The whole with every part, and each other hash with the same; halves within half the radius, fine ones within
+    three quarters of it."""
+    coarse = (Family((part,), part, radius if part == CONTENT else radius // 2) for part in (CONTENT, *_HALVES))
+    fine = (
+        Family(parts, parts[0], radius * 3 // 4 if number else radius, fine=True)
+        for number, parts in enumerate(details.FAMILIES)
+    )
+    return (Family(tuple(range(GRIDS)), 0, radius), *coarse, *fine)
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """What candidates are found by: of images [N] the codes [N, parts] and tones [N, parts], coarse or fine ones."""
+
+    images: Ints
+    codes: Codes
+    tones: Codes
+
+
+def coarse_of(phash: Codes, *signatures: Bytes) -> Hashed:
+    """Of all images, of which an older wenlan has fewer hashes and grids. Signatures may come in pieces."""
+    if phash.shape[1:] == (_EARLIER,):
+        phash = phash[:, :CONTENT]  # its halves were cut otherwise
+    if phash.shape[1] < HASHES:
+        phash = np.pad(phash, ((0, 0), (0, HASHES - phash.shape[1])))
+    found, first = np.zeros((len(phash), GRIDS), np.uint64), 0
+    for piece in signatures:
+        for start in range(0, len(piece), TONES_AT_ONCE):  # a map may be larger than memory: a part at a time
+            part = piece[start : start + TONES_AT_ONCE]
+            grids = part.reshape(len(part), -1, SIZE)
+            found[first : first + len(part), : grids.shape[1]] = tones(grids)
+            first += len(part)
+    return Hashed(np.arange(len(phash)), phash, found)
+
+
+def fine_of(own: Details) -> Hashed:
+    """Of the images that have details."""
+    return Hashed(own.of, details.hashes_in(own.stored), details.tones_in(own.stored))
+
+
+class Signed(Protocol):
+    """Images as they are verified, by their numbers."""
+
+    def grids(self, images: Ints, grids: Ints) -> Bytes:
+        """[N, SIZE]: grid grids[i] of image images[i]; zeros of one that an older wenlan did not make."""
+
+    def details(self, images: Ints) -> Details:
+        """Details of images [N], which then are numbers 0 to N - 1."""
+
+
+class OfArrays:
+    """Signatures [N, ...] in memory, and details."""
+
+    def __init__(self, signatures: Bytes, own: Details) -> None:
+        grids = signatures.size // max(1, len(signatures)) // SIZE
+        self._grids, self._details = signatures.reshape(len(signatures), grids, SIZE), own
+
+    def grids(self, images: Ints, grids: Ints) -> Bytes:
+        """As of `Signed`."""
+        return self._grids[images, grids]
+
+    def details(self, images: Ints) -> Details:
+        """As of `Signed`."""
+        return self._details.take(images)
+
+
+def alike(
+    own: Signed, ones: Ints, one_parts: Ints, theirs: Signed, others: Ints, other_parts: Ints, by: tuple[Family, float]
+) -> Flags:
+    """[N] whether images `ones` look like `others`, of which hashes number `one_parts` and `other_parts` are near and
+    the tones agree.
+
+    by: the family of the parts, and the threshold.
+    """
+    family, threshold = by
+    if not family.fine:
+        a, b = own.grids(ones, family.toned(one_parts)), theirs.grids(others, family.toned(other_parts))
+        result = within(a, b, threshold, one_tone=True, blocks=family.blocks)
+        rows = np.flatnonzero(result)
+    else:
+        result, rows = np.zeros(len(ones), np.bool_), np.arange(len(ones))
+    a_details = own.details(ones[rows])
+    if not len(a_details):
+        return result
+    b_details = theirs.details(others[rows])
+    places = np.intersect1d(a_details.of, b_details.of, assume_unique=True)
+    if not len(places):
+        return result
+    rows, whole = rows[places], np.zeros(len(places), np.int64)
+    a, b = own.grids(ones[rows], whole), theirs.grids(others[rows], whole)
+    wanted = np.flatnonzero(of_one_colour(a, b) if family.fine else is_plain(a) | is_plain(b))
+    rows, places = rows[wanted], places[wanted]
+    if len(rows):
+        starts = details.starts_of(_places(family, one_parts[rows]), _places(family, other_parts[rows]))
+        mine, others_maps = (details.maps_in(of.take(places).stored) for of in (a_details, b_details))
+        same, other = details.judged(mine, others_maps, starts, threshold)
+        result[rows] = same if family.fine else ~other
+    return result
+
+
+def _places(family: Family, parts: Ints) -> npt.NDArray[np.float64]:
+    """[N, 4] where parts lie, in shares of a side."""
+    return details.BOXES_OF_PARTS[parts if family.fine else np.where(parts < CONTENT, parts, 0)]

@@ -1,0 +1,150 @@
+"""What two images are compared by: details of some, widths of earlier versions, maps over grids, the same in tasks."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.features._rows import measure_image
+from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of
+from pipeline.matching.meetings import Finder, Table, plan
+from pipeline.matching.near_images import ImageLeaders
+from pipeline.pictures import details
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE, tones
+from pipeline.records import FEATURE_SCHEMA
+from pipeline.store.takedowns import looks_of
+from tests.detailed import drawn_details
+from tests.drawn import encoded
+
+THRESHOLD = 0.07
+
+
+def window(*words: str) -> Image.Image:
+    image = Image.new("RGB", (400, 320), "#e8e8e8")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, 400, 40), fill="#204080")
+    for row, word in enumerate(words):
+        draw.text((20, 60 + 50 * row), word, font=ImageFont.load_default(26), fill="black")
+        draw.rectangle((200, 60 + 50 * row, 380, 92 + 50 * row), outline="#606060", fill="white")
+    return image
+
+
+def measured(*images: Image.Image) -> tuple[np.ndarray, np.ndarray, Details]:
+    rows = [measure_image(encoded(image, quality=85), 10**8) for image in images]
+    return looks_of(pa.Table.from_pylist(rows, schema=FEATURE_SCHEMA))
+
+
+ONE, OTHER = window("Radius", "Contrast", "Opacity", "Seed"), window("Radius", "Contrast", "Illumination", "Noise")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.floats(0, 1))
+def test_details_of_some_images_are_those_of_a_list_with_gaps(seed: int, size: int, share: float) -> None:
+    """In memory, taken by any numbers, in a column with nulls and in a file."""
+    rng = np.random.default_rng(seed)
+    own = drawn_details(rng, size, 2, 1, share)
+    every = dict(zip(own.of.tolist(), (row.tobytes() for row in own.stored), strict=True))
+    column = [every.get(image) for image in range(size)]
+    images = rng.integers(0, max(1, size), 10 if size else 0)
+
+    def listed(some: Details, count: int) -> list[bytes | None]:
+        of = dict(zip(some.of.tolist(), (row.tobytes() for row in some.stored), strict=True))
+        assert some.of.tolist() == sorted(of)
+        return [of.get(image) for image in range(count)]
+
+    assert listed(own.take(images), len(images)) == [column[image] for image in images.tolist()]
+    assert own.take(np.arange(size)) is own, "a map stays on disk"
+    table = pa.table(
+        {"details": pa.chunked_array([pa.array(column[:7], pa.binary()), pa.array(column[7:], pa.binary())])}
+    )
+    assert listed(Details.of_table(table), size) == column
+    assert listed(own.moved(3), size + 3) == [None] * 3 + column
+
+
+def test_details_come_back_from_a_file_and_are_not_read_before_they_are_needed(tmp_path: Path) -> None:
+    own = drawn_details(np.random.default_rng(0), 9, 2, 1)
+    with (tmp_path / "details").open("wb") as file:
+        own.take(np.arange(5)).write(file)
+        own.take(np.arange(5, 9)).moved(5).write(file)
+    again = Details.read(tmp_path / "details")
+    assert isinstance(again.stored, np.memmap)
+    assert again.of.tolist() == own.of.tolist()
+    assert np.array_equal(again.stored, own.stored)
+    (tmp_path / "none").touch()
+    assert not len(Details.read(tmp_path / "none"))
+
+
+def test_a_table_of_an_older_version_has_no_details() -> None:
+    assert not len(Details.of_table(pa.table({"phash": [1, 2]})))
+
+
+def test_what_an_older_version_measured_is_filled_up_with_zeros() -> None:
+    phash = np.arange(1, HASHES + 1, dtype=np.uint64)[None]
+    signature = np.full((1, GRIDS, SIZE), 7, np.uint8)
+    for hashes, grids, halves in ((9, 7, False), (HASHES, GRIDS, True)):
+        filled = coarse_of(phash[:, :hashes], signature[:, :grids])
+        assert (filled.codes.shape, filled.tones.shape) == ((1, HASHES), (1, GRIDS))
+        assert bool(filled.codes[0, 8]) == halves  # the first version cut halves otherwise
+        assert filled.tones[0, :grids].tolist() == tones(signature[0, :grids]).tolist()
+        assert not filled.tones[0, grids:].any()
+    assert coarse_of(phash[:0], signature[:0]).tones.shape == (0, GRIDS)
+
+
+def test_only_pictures_without_texture_have_details() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    own = measured(ONE, noise, OTHER)[2]
+    assert own.of.tolist() == [0, 2]
+    assert fine_of(own).codes.all()
+    assert fine_of(own).tones.all()
+
+
+def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -> None:
+    phash, signature, own = measured(ONE, OTHER, ONE.resize((200, 160), Image.Resampling.LANCZOS))
+    leaders, older = (ImageLeaders(4, THRESHOLD) for _ in range(2))
+    leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])
+    older.add(phash[:1], signature[:1])
+    asked = phash[1:], signature[1:], own.take(np.arange(1, 3))
+    assert leaders.first(*asked).tolist() == [-1, 0]
+    assert older.first(*asked).tolist() == [0, 0]  # as before: only the grids of both are known
+    assert leaders.first(*asked[:2]).tolist() == [0, 0]  # likewise
+    assert leaders.among(phash, signature, own) == [[], [], [0]]
+
+
+def test_tasks_find_all_that_the_index_finds_of_pictures_with_maps() -> None:
+    bordered = Image.new("RGB", (416, 333), "white")
+    bordered.paste(ONE, (8, 6))
+    stamped = ONE.copy()
+    ImageDraw.Draw(stamped).text(
+        (30, 255), "www.example.cn", font=ImageFont.load_default(30), fill="white", stroke_width=3, stroke_fill="black"
+    )
+    images = [bordered, ONE, ONE.crop((16, 13, 384, 307)), ONE.crop((0, 0, 384, 307)), stamped, OTHER]
+    phash, signature, own = measured(*images)
+    leaders = ImageLeaders(4, THRESHOLD)
+    leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])
+    assert leaders.first(phash[1:], signature[1:], own.take(np.arange(1, 6))).tolist() == [0, 0, 0, 0, -1]
+    assert leaders.among(phash, signature, own)[-1] == []
+    for planned in (10, 10**8, 10**9):
+        found = np.zeros(len(images), bool)
+        for key in plan(planned, 4, planned):
+            finder, parts = Finder(key, THRESHOLD, len(images), OfArrays(signature, own)), list[tuple[int, Table]]()
+            for low, high in itertools.pairwise((0, 3, len(images))):
+                fine = fine_of(own.take(np.arange(low, high)))
+                hashed = fine if key.family.fine else coarse_of(phash[low:high], signature[low:high])
+                parts.append((low, Table.of(key, hashed)[0]))
+            finder.look(parts)
+            found |= finder.found
+        assert found.tolist() == [True] * 5 + [False]
+
+
+def test_families_hold_every_hash_and_fine_halves_ask_for_more() -> None:
+    for fine, count in ((False, HASHES), (True, len(details.PARTS))):
+        of = [family for family in families(4) if family.fine == fine]
+        assert {part for family in of for part in family.parts} == set(range(count))
+        assert all(family.asks == family.parts[0] for family in of)
+        assert [family.radius for family in of] == ([4, 3, 3, 3, 3] if fine else [4, 4, 2, 2])
