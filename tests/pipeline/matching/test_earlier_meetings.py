@@ -165,7 +165,8 @@ def test_kept_images_that_only_fine_hashes_are_near_of_are_found_and_none_withou
     assert np.flatnonzero(found).tolist() == [3]
     assert np.flatnonzero(of_kept).tolist() == list(range(0, 20, 2))
     found, of_kept, _ = met(new, (*kept[:2], NO_DETAILS), keys, 2, 3)
-    assert not (found.any() or of_kept.any())
+    assert not found.any()
+    assert not of_kept.any()
 
 
 def test_a_new_image_costs_what_it_can_meet_and_kept_ones_are_never_compared_with_each_other() -> None:

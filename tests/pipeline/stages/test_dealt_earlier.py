@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.matching.looks import fine_of
 from pipeline.matching.meetings import plan
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages import _dealt_earlier, _meetings
-from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, groups, images_in, make, opened, pieces_of
+from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, groups, images_in, looks_in, make, opened, pieces_of
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.takedown.garbage import Deletions, _tidy_store
@@ -23,6 +24,7 @@ from tests.deduped import publish
 from tests.stages import run_stage
 
 KEYS = plan(64, 4)
+FINE_KEYS = plan(64, 4, 16)
 
 TEXTS_OF = ("红烧肉", "故宫雪景", "第一次看海", "公园里的小狗")
 
@@ -97,6 +99,68 @@ def test_a_piece_holds_what_its_images_are_and_how_many_each_cluster_and_domain_
     assert domains == dict.fromkeys(table["domain"].to_pylist(), 3)
 
 
+@pytest.fixture
+def detailed(tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """A build after one that kept twelve images, four of them with details, none in the last piece."""
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 5)
+    fine = {1: 1, 2: 2, 6: 3, 9: 4}
+    shown = [filtered.Shown(f"a{i}", i, (f"第{i}张",), 300 - i, fine=fine.get(i, 0)) for i in range(12)]
+    first = filtered.make(tmp_path, shown, snapshot="2026-01-01")
+    run_stage(first, "rank", "lead")
+    publish(first)
+    made: Build = filtered.make(tmp_path, [filtered.Shown("b", 3)], snapshot="2026-02-02")
+    return made
+
+
+def test_fine_keys_and_details_of_a_piece_are_those_of_its_images_with_details(detailed: Build) -> None:
+    identities = Identities(detailed.store)
+    known = identities.read(detailed.identities[0])
+    whole, found = identities.details(known), 0
+    assert len(whole) == 4
+    assert [identities.details_before(known, image) for image in range(13)] == np.searchsorted(
+        whole.of, range(13)
+    ).tolist()
+    pieces = [piece for piece in pieces_of(detailed, FINE_KEYS) if piece.kind == IMAGES]
+    assert [replace(piece, fine="") for piece in pieces] == pieces_of(detailed, KEYS)[: len(pieces)]
+    for piece in pieces:
+        numbers = np.arange(len(piece))[::-1]
+        own = whole.take(piece.first + np.arange(len(piece)))
+        with opened(detailed, piece, FINE_KEYS, fine=True) as arrays:
+            for number in range(len(KEYS), len(FINE_KEYS)):
+                kept = images_in(arrays, FINE_KEYS, number, detailed, piece)
+                assert kept.hashed.images.tolist() == own.of.tolist()
+                assert kept.hashed.codes.tolist() == fine_of(own).codes.tolist()
+                sizes = [len(entries.keys) for entries in kept.entries.values()]
+                assert sum(sizes) == len(own) * len(FINE_KEYS[number].family.parts)
+        with opened(detailed, piece, FINE_KEYS) as arrays:
+            for read in (
+                images_in(arrays, FINE_KEYS, 0, detailed, piece).signed.details(numbers),
+                looks_in(arrays, detailed, piece, numbers)[2][0],
+            ):
+                assert read.of.tolist() == own.take(numbers).of.tolist()
+                assert read.stored.tolist() == own.take(numbers).stored.tolist()
+            found += len(own)
+    assert found == 4
+
+
+def test_what_is_taken_down_leaves_its_details_nowhere(detailed: Build) -> None:
+    identities, build = Identities(detailed.store), detailed
+    known = identities.read(build.identities[0])
+    row = int(identities.details(known).of[1])
+    hashes = identities.details(known).stored[1, :160].tobytes()
+    gone = next(identities.batches(known, "images.parquet"))["sha256"][row].as_py()
+    for piece in pieces_of(build, FINE_KEYS):
+        make(build, piece, FINE_KEYS)
+    assert sum(hashes in path.read_bytes() for path in dealt(build)) == 1
+    with build.store.lock():
+        renamed = identities.forget(lambda rows: np.array([name.as_py() == gone for name in rows["sha256"]]))
+    later = replace(build, identities=tuple(renamed.values()))
+    for piece in pieces_of(later, FINE_KEYS):
+        make(later, piece, FINE_KEYS)
+    assert len(identities.details(identities.read(later.identities[0]))) == 3
+    assert not any(hashes in path.read_bytes() for path in Path(build.store.url).rglob("*") if path.is_file())
+
+
 def test_a_kill_leaves_nothing_that_is_read(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     piece = pieces_of(build, KEYS)[0]
 
@@ -153,7 +217,8 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
     assert [path.name for path in folder.iterdir()] == [own.name]
     (folder / "replaced.0123").mkdir()
     (own / ".tmp-half").write_bytes(b"x")
-    (own / "images.features-000000000000.y.0-1.bin").write_bytes(b"x")
+    for kind in ("images", "details"):
+        (own / f"{kind}.features-000000000000.y.0-1.bin").write_bytes(b"x")
     deletions = Deletions(dry_run=False)
     _tidy_store(build.store, deletions)
     assert {one["what"] for one in deletions.deleted} == {

@@ -123,6 +123,50 @@ def test_pictures_are_found_by_their_details_in_runs_with_and_without_them(tmp_p
     assert DETAILS in build.stage("lead").record("all").files
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_kept_pictures_are_met_by_their_details_where_they_have_some(
+    tmp_path: Path, filtered: Any, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve pictures were kept, four with details, in pieces of five; of six new ones two look like one of them."""
+    monkeypatch.setattr(_dealt_earlier, "PIECE", 5)
+    kept_fine, fine = {1: 1, 2: 2, 6: 3, 11: 4}, {0: 4, 3: 1, 4: 5}
+    decided = []
+    for fewest in (1, 1_000):
+        monkeypatch.setattr(_meetings, "FEWEST", fewest)
+        monkeypatch.setattr(_meetings, "FEWEST_KEPT", fewest)
+        folder = tmp_path / str(fewest)
+        first = [filtered.Shown(f"a{i}", i, (f"旧{i}",), 300 - i, fine=kept_fine.get(i, 0)) for i in range(12)]
+        kept = published(filtered, folder, first)
+        if older:
+            aged(kept)
+        shown = [filtered.Shown(f"b{i}", 50 + i, (f"新{i}",), 100 - i, fine=fine.get(i, 0)) for i in range(6)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
+        run_stage(build, "rank", "deal", "meet", "lead")
+        counts = build.stage("lead").record("all").counts
+        assert counts.get("met", 0) == (2 if fewest == 1 and not older else 0)
+        dealt = [path.name for path in Path(build.store.url).glob("dealt/*/details.*")]
+        assert len(dealt) == (3 if fewest == 1 and not older else 0)
+        decided.append((after(build), {ref.sha256 for ref in handed(build)}))
+    assert decided[0] == decided[1]
+    dropped = {name: row["reason"] for name, row in decided[0][0][1].items()}
+    assert dropped == ({} if older else {"b0": "known", "b3": "known"})
+
+
+def test_keys_and_pieces_of_all_images_do_not_follow_from_how_many_have_details(tmp_path: Path, filtered: Any) -> None:
+    published(filtered, tmp_path, [filtered.Shown(f"a{i}", i, (f"旧{i}",), fine=i % 2) for i in range(2)])
+    names, keys = [], []
+    for step, fine in ((2, 0), (3, 7)):
+        shown = [filtered.Shown(f"{step}-{i}", 10 * step + i, (f"{step}{i}",), fine=fine) for i in range(2)]
+        build = filtered.make(tmp_path, shown, 1, snapshot=f"2026-0{step}-02")
+        run_stage(build, "rank", "deal")
+        keys.append(_meetings.keys_of(build))
+        names.append({path.name for path in Path(build.store.url).glob("dealt/*/*")})
+    coarse = [[key for key in own if not key.family.fine] for own in keys]
+    assert coarse[0] == coarse[1] == list(keys[0]), "a build of photographs only has no fine key"
+    assert len(keys[1]) > len(keys[0])
+    assert [name.split(".")[0] for name in names[1] - names[0]] == ["details"]
+
+
 def aged(build: Any) -> None:
     """What a build has published, as an older wenlan without details would have. Called before anybody reads it."""
     identities = Identities(build.store)
@@ -271,13 +315,15 @@ def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) 
     decided = []
     for store in (str(tmp_path / "store"), f"memory://{tmp_path.name}/store"):
         folder = tmp_path / str(len(decided))
-        published(filtered, folder, shown_of(filtered, 20), store=store)
-        shown = [filtered.Shown(f"b{i}", i, (f"说明{i % 9}",), 100 - i) for i in range(14, 30)]
+        kept = [replace(one, fine=int(one.name == "p19")) for one in shown_of(filtered, 20)]
+        published(filtered, folder, kept, store=store)
+        shown = [filtered.Shown(f"b{i}", i, (f"说明{i % 9}",), 100 - i, fine=int(i == 29)) for i in range(14, 30)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02", store=store)
         run_stage(build, "rank", "deal", "meet")
         decided.append((after(build), build.stage("lead").record("all").counts))
     assert decided[0] == decided[1]
     assert 0 < decided[0][1]["met"] < 14
+    assert decided[0][0][1]["b29"]["reason"] == "known", "by its details"
 
 
 def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
