@@ -116,12 +116,12 @@ class EarlierFinder(Finder):
             low, high = np.searchsorted(entries.keys, least, "left"), np.searchsorted(entries.keys, most, "right")
             filled = np.flatnonzero(high > low)
             for asking, at in ranged_pairs(rows[filled], low[filled], high[filled]):
-                self._compare(kept, name, asking, entries.owner[at], images)
+                self._compare_kept(kept, name, asking, entries.owner[at], images)
         found: Ints = np.flatnonzero(self.found[images:])
         self.found, self._grids = self.found[:images], self._own
         return found
 
-    def _compare(self, kept: KeptImages, name: str, rows: Ints, owner: Owners, images: int) -> None:
+    def _compare_kept(self, kept: KeptImages, name: str, rows: Ints, owner: Owners, images: int) -> None:
         """Compare entries of the build with those of kept images: by hash, tones and signature."""
         family = self._key.family
         hash_of, grid_of_place = np.array(family.parts), np.array([grid_of(part) for part in family.parts])
