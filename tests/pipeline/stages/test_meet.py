@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 from data_specs.folding import normals, text_id
 from pipeline.features import feature_id
+from pipeline.files.arrays import Arrays
+from pipeline.files.folder import Folder
 from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
 from pipeline.pictures.hashing import CONTENT
@@ -263,6 +265,12 @@ def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
         run_stage(build, "rank", "deal", "meet", "lead")
         assert ("met" in build.stage("lead").record("all").counts) == (fewest == 1)
+        dealt = Path(build.store.url) / "dealt"
+        for path in dealt.glob(f"{first.build_id}.*/images.*"):
+            with Arrays(Folder(str(path.parent)), path.name) as arrays:
+                assert arrays["phash"][:, :CONTENT].all()
+                assert not arrays["phash"][:, CONTENT:].any(), "halves were cut otherwise, and the rest is not there"
+        assert any(dealt.glob("*/images.*")) == (fewest == 1)
         decided.append((after(build), [ref.sha256 for ref in handed(build)]))
     assert decided[0] == decided[1]
     assert {row["reason"] for row in decided[0][0][1].values()} == {"known"}
