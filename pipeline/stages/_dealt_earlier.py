@@ -256,8 +256,8 @@ class _Grids:
             read = [of_one(self._known, n, n + 1, self._width) for n in (first + images).tolist()]
             return np.concatenate([np.zeros((0, self._width), np.uint8), *read])
         with path.open("rb", buffering=0) as file:  # not mapped: each page that is met would map fifteen around it
-            read = [os.pread(file.fileno(), self._width, n * self._width) for n in (first + images).tolist()]
-        return np.frombuffer(b"".join(read), np.uint8).reshape(-1, self._width)
+            raw = [os.pread(file.fileno(), self._width, n * self._width) for n in (first + images).tolist()]
+        return np.frombuffer(b"".join(raw), np.uint8).reshape(-1, self._width)
 
 
 def _width(identities: Identities, known: Published) -> int:
