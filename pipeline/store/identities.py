@@ -192,7 +192,7 @@ class Identities:
         return raw.reshape(last - first, width)
 
     def signatures_at(self, known: Published) -> Path | None:
-        """The file of a build's signatures, to be mapped; None for a STORE behind a URL."""
+        """The file of a build's signatures; None for a STORE behind a URL."""
         if not self._folder.is_local:
             return None
         with self._file(known, SIGNATURES) as path:
