@@ -143,7 +143,7 @@ def test_increments_decide_with_it_as_without(
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
-        happens, losses = random.Random(chance), random.Random(chance)  # of which only one way of the two asks
+        happens, lost = random.Random(chance), random.Random(chance)  # one way has nothing to lose
         for step, shown in enumerate(steps):
             pictures = [
                 filtered.Shown(
@@ -170,9 +170,9 @@ def test_increments_decide_with_it_as_without(
                 if features != feature_id() and step + 1 < len(steps):
                     patch.setattr(lead, "feature_id", lambda features=features: features)
                 run_stage(build, "rank", "deal")
-                lose(build, losses)
+                lose(build, lost)
                 run_stage(build, "meet")
-                lose(build, losses)
+                lose(build, lost)
                 assert bool(meet.partitions(build)) == (fewest == 1 and bool(shown))
                 decided.append((after(build), {ref.sha256 for ref in handed(build)}))
                 counts = build.stage("lead").record("all").counts
@@ -183,10 +183,10 @@ def test_increments_decide_with_it_as_without(
     assert results[0] == results[1]
 
 
-def lose(build: Any, losses: random.Random) -> None:
+def lose(build: Any, happens: random.Random) -> None:
     """Delete one or the other file of STORE/dealt, which may be made again."""
     for path in sorted(Path(build.store.url).glob("dealt/*/*.bin")):
-        if losses.random() < 0.3:
+        if happens.random() < 0.3:
             path.unlink()
 
 
