@@ -226,12 +226,12 @@ class Finder:
         """
         blocks = self._key.family.blocks
         groups, asked = (self._key.values(of.codes) & np.uint64(_WORD) for of in (entries, asking))
-        rows = np.argsort(asked)  # so that what follows goes through memory once
-        asking, asked, rows = asking.take(rows), asked[rows], np.arange(len(asking))
+        asked, rows = _sorted(asked)  # so that what follows goes through memory once
+        asking, rows = asking.take(rows), np.arange(len(asking))
         for number, block in enumerate(blocks):
             tones, tone = entries.block(block), asking.block(block)[rows]
             if number >= self._key.cells:
-                by_tone = np.argsort(asked << np.uint64(8) | tone.astype(np.uint64))
+                _, by_tone = _sorted(asked << np.uint64(8) | tone.astype(np.uint64))
                 rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]

@@ -197,7 +197,7 @@ class Identities:
         return raw.reshape(last - first, width)
 
     def raw_at(self, known: Published, part: str) -> Path | None:
-        """The file of SIGNATURES or DETAILS, to be mapped; None for a STORE behind a URL."""
+        """The file of SIGNATURES or DETAILS; None for a STORE behind a URL."""
         if not self._folder.is_local:
             return None
         with self._file(known, part) as path:

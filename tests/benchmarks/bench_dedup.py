@@ -89,7 +89,7 @@ def main() -> int:
 
 def _deltas(sizes: list[int], delta: int) -> dict[str, Any]:
     """Figures of a delta over STOREs of some sizes."""
-    from bench_scale_images import prepare
+    from drawn_images import prepare
     from harness import at_least, at_most
 
     rows = []

@@ -1,7 +1,8 @@
 """One build on 1, 2 and 4 Ray nodes of one CPU each (real raylets on this machine): what each stage gains, and memory.
 
 The same drawn pairs (`drawn_pairs.py`) are built on each number of nodes, which must give the same dataset. The table
-shows the seconds of each stage, by its own clock, and over those on one node; a stage of one partition gains nothing.
+shows the seconds of each stage, by its own clock, and over those on one node, and the CPU seconds of its tasks; a stage
+of one partition gains nothing. Where it takes longer for the same CPU, its task waited for the machine.
 No more nodes gain than the machine has cores; what four of them take on two cores is shown, and holds no bar.
 
     faster_on_2     seconds of all stages on one node / on two, at least 1.5
@@ -90,15 +91,15 @@ def build(spec: Path, out: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def show(built: dict[int, dict[str, Any]]) -> None:
-    """Seconds of each stage by the number of nodes, and how much faster than one."""
-    first = built[min(built)]["stages"]
-    print(
-        "\nstage            partitions" + "".join(f"  {count:2d} nodes, s       x" for count in built), file=sys.stderr
-    )
-    for name, stage in first.items():
+    """Seconds of each stage by the number of nodes, how much faster than one, and CPU seconds of the tasks."""
+    heads = "".join(f"  {f'{count} nodes, s':>11s}       x    CPU s" for count in built)
+    print(f"\nstage            partitions{heads}", file=sys.stderr)
+    for name, stage in built[min(built)]["stages"].items():
         if stage["partitions"]:
-            walls = [own["stages"][name]["seconds"] for own in built.values()]
-            cells = "".join(f"  {wall:11.2f}  {stage['seconds'] / max(0.01, wall):6.2f}" for wall in walls)
+            cells = ""
+            for own in (known["stages"][name] for known in built.values()):
+                faster = stage["seconds"] / max(0.01, own["seconds"])
+                cells += f"  {own['seconds']:11.2f}  {faster:6.2f}  {own['cost']['cpu_seconds']:7.2f}"
             print(f"{name:16s} {stage['partitions']:10d}{cells}", file=sys.stderr)
 
 

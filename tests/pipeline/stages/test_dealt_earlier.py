@@ -18,7 +18,7 @@ from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.stages import _dealt_earlier, _meetings
 from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, groups, images_in, looks_in, make, opened, pieces_of
 from pipeline.store.build import Build
-from pipeline.store.identities import Identities
+from pipeline.store.identities import Identities, build_of
 from pipeline.takedown.garbage import Deletions, _tidy_store
 from tests.deduped import publish
 from tests.stages import run_stage
@@ -234,6 +234,18 @@ def test_withdrawing_a_build_takes_its_pieces(build: Build) -> None:
         make(build, piece, KEYS)
     known = Identities(build.store).read(build.identities[0])
     Identities(build.store).withdraw(known.build)
+    assert dealt(build) == []
+
+
+def test_publishing_a_build_anew_takes_the_pieces_of_what_it_was(build: Build, filtered: Any, tmp_path: Path) -> None:
+    for piece in pieces_of(build, KEYS):
+        make(build, piece, KEYS)
+    again = filtered.make(tmp_path / "again", [filtered.Shown("c", 90)], snapshot="2026-01-01")
+    again = replace(again, store=build.store, identities=())
+    run_stage(again, "rank", "lead")
+    assert build_of(build.identities[0]) == again.build_id
+    publish(again)
+    assert build.identities[0] not in Identities(build.store).names()
     assert dealt(build) == []
 
 
