@@ -142,9 +142,9 @@ def test_tasks_find_all_that_the_index_finds_of_pictures_with_maps() -> None:
         assert found.tolist() == [True] * 5 + [False]
 
 
-def test_families_hold_every_hash_and_fine_halves_ask_for_more() -> None:
+def test_families_hold_every_hash_and_ask_by_the_first() -> None:
     for fine, count in ((False, HASHES), (True, len(details.PARTS))):
         of = [family for family in families(4) if family.fine == fine]
         assert {part for family in of for part in family.parts} == set(range(count))
         assert all(family.asks == family.parts[0] for family in of)
-        assert [family.radius for family in of] == ([4, 3, 3, 3, 3] if fine else [4, 4, 2, 2])
+        assert [family.radius for family in of] == ([4, 4, 4, 4, 4] if fine else [4, 4, 2, 2])
