@@ -60,6 +60,7 @@ def test_details_of_some_images_are_those_of_a_list_with_gaps(seed: int, size: i
 
     assert listed(own.take(images), len(images)) == [column[image] for image in images.tolist()]
     assert own.take(np.arange(size)) is own, "a map stays on disk"
+    assert listed(own.take(np.arange(size)[::-1]), size) == column[::-1]
     table = pa.table(
         {"details": pa.chunked_array([pa.array(column[:7], pa.binary()), pa.array(column[7:], pa.binary())])}
     )
