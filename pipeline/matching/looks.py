@@ -124,9 +124,13 @@ class Family:
 
 
 def families(radius: int) -> tuple[Family, ...]:
-    """The whole with every part, and each other hash with the same: halves of every picture within half the radius."""
+    """The whole with every part, and each other hash with the same: halves of every picture within half the radius,
+    fine halves within three quarters."""
     coarse = (Family((part,), part, radius if part == CONTENT else radius // 2) for part in (CONTENT, *_HALVES))
-    fine = (Family(parts, parts[0], radius, fine=True) for parts in details.FAMILIES)
+    fine = (
+        Family(parts, parts[0], radius * 3 // 4 if number else radius, fine=True)
+        for number, parts in enumerate(details.FAMILIES)
+    )
     return (Family(tuple(range(GRIDS)), 0, radius), *coarse, *fine)
 
 
