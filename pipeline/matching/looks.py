@@ -131,8 +131,8 @@ class Family:
 
 
 def families(radius: int) -> tuple[Family, ...]:
-    """The whole with every part, and each other hash with the same; halves within half the radius, fine ones within
-    three quarters of it."""
+    """The whole with every part, and each other hash with the same: halves of every picture within half the radius,
+    fine halves within three quarters."""
     coarse = (Family((part,), part, radius if part == CONTENT else radius // 2) for part in (CONTENT, *_HALVES))
     fine = (
         Family(parts, parts[0], radius * 3 // 4 if number else radius, fine=True)
@@ -221,7 +221,15 @@ def alike(
         return result
     rows, whole = rows[places], np.zeros(len(places), np.int64)
     a, b = own.grids(ones[rows], whole), theirs.grids(others[rows], whole)
-    wanted = np.flatnonzero(of_one_colour(a, b) if family.fine else is_plain(a) | is_plain(b))
+    if family.fine:
+        judging = of_one_colour(a, b)
+        rest = np.flatnonzero(~judging)  # colours of parts that two changes left are those of the nearest crop
+        grids = [details.CROPS[of[rows[rest]]] for of in (one_parts, other_parts)]
+        a, b = own.grids(ones[rows[rest]], grids[0]), theirs.grids(others[rows[rest]], grids[1])
+        judging[rest] = of_one_colour(a, b)
+    else:
+        judging = is_plain(a) | is_plain(b)
+    wanted = np.flatnonzero(judging)
     rows, places = rows[wanted], places[wanted]
     if len(rows):
         starts = details.starts_of(_places(family, one_parts[rows]), _places(family, other_parts[rows]))

@@ -79,13 +79,16 @@ FAMILIES = (
 PARTS = (*WHOLES, *_halves(0), *_halves(_ONCE))
 BOXES_OF_PARTS = np.array(PARTS, np.float64)
 
+CROPS = np.array([*range(len(BOXES)), 2, 3, 4, 5, 6, *[0] * 8])
+"""For each part the one of BOXES that is nearest to it: that of a half is the whole."""
+
 _WORDS = 8 * len(PARTS)
 
 SIZE = 2 * _WORDS + _MAP
 """Bytes of the details of a picture: hashes and tones of its parts, and its map."""
 
-FLAT, PLAIN = 8, 10
-"""Pictures with a map: of at least 8% of the neighbouring pixels of a square, and more than 10 neighbouring cells of a
+FLAT, PLAIN = 8, 7
+"""Pictures with a map: of at least 8% of the neighbouring pixels of a square, and more than 7 neighbouring cells of a
 grid (`signatures.is_plain`), with one level. A copy of a plain picture may be less plain, so there are more of them."""
 
 BEYOND, BEYOND_SHARE = 20, 15

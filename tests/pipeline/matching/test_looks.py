@@ -60,6 +60,7 @@ def test_details_of_some_images_are_those_of_a_list_with_gaps(seed: int, size: i
 
     assert listed(own.take(images), len(images)) == [column[image] for image in images.tolist()]
     assert own.take(np.arange(size)) is own, "a map stays on disk"
+    assert listed(own.take(np.arange(size)[::-1]), size) == column[::-1]
     table = pa.table(
         {"details": pa.chunked_array([pa.array(column[:7], pa.binary()), pa.array(column[7:], pa.binary())])}
     )
@@ -142,7 +143,7 @@ def test_tasks_find_all_that_the_index_finds_of_pictures_with_maps() -> None:
         assert found.tolist() == [True] * 5 + [False]
 
 
-def test_families_hold_every_hash_and_fine_halves_ask_for_more() -> None:
+def test_families_hold_every_hash_and_ask_by_the_first() -> None:
     for fine, count in ((False, HASHES), (True, len(details.PARTS))):
         of = [family for family in families(4) if family.fine == fine]
         assert {part for family in of for part in family.parts} == set(range(count))

@@ -201,7 +201,9 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
             rows = row_of[i], row_of[j]
             if int(hashes[rows[0], a] ^ hashes[rows[1], b]).bit_count() <= family.radius:
                 toned = of_one_tone(fine_tones[rows[0], [a]], fine_tones[rows[1], [b]])[0]
-                possible = toned and of_one_colour(one[:, 0], two[:, 0])[0]
+                crops = [details.CROPS[part] for part in (a, b)]
+                coloured = any(of_one_colour(one[:, i], two[:, j])[0] for i, j in ((0, 0), crops))
+                possible = toned and coloured
                 if possible and judged(i, j, (details.PARTS[a], details.PARTS[b]))[0]:
                     return True
         return False
