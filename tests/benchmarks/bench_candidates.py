@@ -102,7 +102,7 @@ def _say(line: str) -> None:
 def measured(size: int, phash: Any, tones: Any, drawn_from: Any) -> dict[str, float]:
     """What the images from number `size` on are compared with, on average, by all keys of so many images."""
     from data_specs.build import Dedup
-    from pipeline.matching.meetings import Finder, Table, plan
+    from pipeline.matching.meetings import Finder, plan
 
     class OfAFew(Finder):
         """Looks on behalf of the last images; counts signatures instead of reading them."""
@@ -116,16 +116,13 @@ def measured(size: int, phash: Any, tones: Any, drawn_from: Any) -> dict[str, fl
             self.compared += len(one)
             self.strangers += int(np.count_nonzero(drawn_from[one] != drawn_from[other]))
 
-    def no_grids(images: Any, grids: Any) -> Any:
-        raise AssertionError("signatures are counted, not read")
-
     counts, taken = dict.fromkeys(COUNTED, 0.0), np.zeros(len(phash), np.bool_)
     for key in plan(size, Dedup().image_distance):
         wanted = np.unique(key.values(phash[size:, key.family.asks]))
-        finder = OfAFew(key, 0.0, len(phash), no_grids)
+        finder = OfAFew(key, 0.0, len(phash), None)  # signatures are counted, not read
         finder.look(
             [
-                (at, _of_values(key, phash[at : at + 65_536], tones[at : at + 65_536], wanted, Table))
+                (at, _of_values(key, phash[at : at + 65_536], tones[at : at + 65_536], wanted))
                 for at in range(0, len(phash), 65_536)
             ]
         )
@@ -141,12 +138,15 @@ def measured(size: int, phash: Any, tones: Any, drawn_from: Any) -> dict[str, fl
     return {**counts, "taken": float(taken[size:].mean())}
 
 
-def _of_values(key: Any, phash: Any, tones: Any, wanted: Any, table: Any) -> Any:
+def _of_values(key: Any, phash: Any, tones: Any, wanted: Any) -> Any:
     """The entries of a key whose pieces somebody asks for."""
-    entries, _ = table.of(key, phash, tones)
+    from pipeline.matching.looks import Hashed
+    from pipeline.matching.meetings import Table
+
+    entries, _ = Table.of(key, Hashed(np.arange(len(phash)), phash, tones))
     at = np.minimum(np.searchsorted(wanted, values := key.values(entries.codes)), len(wanted) - 1)
     asked = np.flatnonzero(wanted[at] == values)
-    return table(entries.codes[asked], entries.tones[asked], entries.owner[asked])
+    return Table(entries.codes[asked], entries.tones[asked], entries.owner[asked])
 
 
 if __name__ == "__main__":
