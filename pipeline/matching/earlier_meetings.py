@@ -24,7 +24,7 @@ from pipeline.matching.looks import Bytes, Details, Hashed, Signed
 from pipeline.matching.meetings import CELL_BITS, PARTS_BITS, Codes, Finder, Ints, Key, Owners, Table, ranged_pairs
 from pipeline.matching.sketches import Hashes, Sketches, begins, same, spread
 from pipeline.matching.text_meetings import TextFinder, TextTable, words_of
-from pipeline.pictures.signatures import SIZE, TONE, of_one_tone
+from pipeline.pictures.signatures import TONE, of_one_tone
 
 LONG = 1_024
 """Kept texts of a band key that are compared; those of a longer one are all found."""
@@ -133,34 +133,28 @@ class EarlierFinder(Finder):
 
 
 class _Both:
-    """Images of the build, by numbers below `images`, and kept ones by the numbers after these."""
+    """Images of the build, by numbers below `images`, and kept ones by the numbers after these.
+
+    Asked about either at a time: each comparison has those of the build on one side and kept ones on the other.
+    """
 
     def __init__(self, own: Signed, kept: Signed, images: int) -> None:
         self._own, self._kept, self._images = own, kept, images
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
         """As of `looks.Signed`."""
-        own, theirs = self._parted(images)
-        wanted = np.empty((len(images), SIZE), np.uint8)
-        for rows, signed, first in ((own, self._own, 0), (theirs, self._kept, self._images)):
-            if len(rows):
-                wanted[rows] = signed.grids(images[rows] - first, grids[rows])
-        return wanted
+        if self._are_own(images):
+            return self._own.grids(images, grids)
+        return self._kept.grids(images - self._images, grids)
 
     def details(self, images: Ints) -> Details:
         """As of `looks.Signed`."""
-        own, theirs = self._parted(images)
-        if not len(theirs):
-            return self._own.details(images)
-        if not len(own):
-            return self._kept.details(images - self._images)
-        first, second = self._own.details(images[own]), self._kept.details(images[theirs] - self._images)
-        places = np.concatenate([own[first.of], theirs[second.of]])
-        order = np.argsort(places)
-        return Details(places[order], np.concatenate([first.stored, second.stored])[order])
+        return self._own.details(images) if self._are_own(images) else self._kept.details(images - self._images)
 
-    def _parted(self, images: Ints) -> tuple[Ints, Ints]:
-        return np.flatnonzero(images < self._images), np.flatnonzero(images >= self._images)
+    def _are_own(self, images: Ints) -> bool:
+        own = images < self._images
+        assert own.all() or not own.any()
+        return bool(own.all())
 
 
 def _keyed(key: Key, codes: Codes, tones: Codes) -> Codes:

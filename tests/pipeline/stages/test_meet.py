@@ -170,12 +170,18 @@ def test_keys_and_pieces_of_all_images_do_not_follow_from_how_many_have_details(
 
 
 def aged(build: Any) -> None:
-    """What a build has published, as an older wenlan without details would have. Called before anybody reads it."""
+    """What a build has published, as an older wenlan without details would have."""
+    measured(build, feature_id(LATER), details=False)
+
+
+def measured(build: Any, features: str, *, details: bool = True) -> None:
+    """What a build has published, as of other features. Called before anybody reads it."""
     identities = Identities(build.store)
     path = Path(identities._folder.at(identities.of(build.build_id)))
     known = json.loads(path.read_text())
-    del known["files"][DETAILS]
-    path.write_text(json.dumps(known | {"features": feature_id(LATER)}))
+    if not details:
+        del known["files"][DETAILS]
+    path.write_text(json.dumps(known | {"features": features}))
 
 
 CAPTION = "今天天气很好我们一家人去公园散步吧"
@@ -220,7 +226,7 @@ def test_increments_decide_with_it_as_without(
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
-        happens, lost = random.Random(chance), random.Random(chance)  # one way has nothing to lose
+        chosen, happens = random.Random(chance), random.Random(chance)  # what is lost must not change what is chosen
         for step, shown in enumerate(steps):
             pictures = [
                 filtered.Shown(
@@ -234,9 +240,9 @@ def test_increments_decide_with_it_as_without(
                 )
                 for i, (picture, same, site, texts, fine) in enumerate(shown)
             ]
-            name = happens.choice(["test", "test", "other"])
+            name = chosen.choice(["test", "test", "other"])
             own = {"name": name, "dedup": {**rules, "across": "all"}, "shards": shards}
-            features = happens.choice([feature_id(), feature_id(), "features-old", "features-odd"])
+            features = chosen.choice([feature_id(), feature_id(), "features-old", "features-odd"])
             build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", **own)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(_meetings, "FEWEST", fewest)
@@ -245,12 +251,10 @@ def test_increments_decide_with_it_as_without(
                 patch.setattr(_dealt_earlier, "PIECE", rows)
                 patch.setattr(earlier_meetings, "LONG", long)
                 patch.setattr("pipeline.features.EARLIER_IDS", {"features-old", feature_id(LATER)})
-                if features != feature_id() and step + 1 < len(steps):
-                    patch.setattr(lead, "feature_id", lambda features=features: features)
                 run_stage(build, "rank", "deal")
-                lose(build, lost)
+                lose(build, happens)
                 run_stage(build, "meet")
-                lose(build, lost)
+                lose(build, happens)
                 assert bool(meet.partitions(build)) == (fewest == 1 and bool(shown))
                 decided.append((after(build), {ref.sha256 for ref in handed(build)}))
                 counts = build.stage("lead").record("all").counts
@@ -259,6 +263,8 @@ def test_increments_decide_with_it_as_without(
             publish(build)
             if step < older:
                 aged(build)
+            else:
+                measured(build, features)
         results.append(decided)
     assert results[0] == results[1]
 
