@@ -236,7 +236,7 @@ def test_increments_decide_with_it_as_without(
                     900 - i,
                     "b" if same else "",
                     f"http://s{site}.cn/",
-                    fine,
+                    (0, 0, 1, 2)[picture % 4] if same else fine,  # what has the same bytes looks the same
                 )
                 for i, (picture, same, site, texts, fine) in enumerate(shown)
             ]
