@@ -29,6 +29,7 @@ from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
 from pipeline.pictures.hashing import CONTENT
 from pipeline.pictures.signatures import GRIDS, SIZE
+from pipeline.records import split_of
 from pipeline.stages import _dealt_earlier, _decided, _meetings, deal, lead, meet
 from pipeline.stages._runs import pairs_of
 from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
@@ -299,6 +300,37 @@ def test_of_earlier_builds_what_a_new_one_can_match_is_remembered_and_the_rest_d
     kept, dropped = after(build)
     assert {name: row["reason"] for name, row in dropped.items()} == {"b0": "known", "b1": "known"}
     assert kept["b5"]["text_leaders"][0] == text_id(normals([texts[5]])[0])
+
+
+def test_a_kept_placeholder_is_one_at_sight(tmp_path: Path, filtered: Any) -> None:
+    """Six pages show one picture under six texts; a later page shows it again, beside a picture of its own."""
+    many = [filtered.Shown(f"a{i}", 1, (f"第{i}道菜的做法是这样的",), 300 - i) for i in range(6)]
+    rules = {"placeholder_texts": 3}
+    published(filtered, tmp_path, many, dedup=rules)
+    shown = [filtered.Shown("b0", 1, ("又一页说的是别的",)), filtered.Shown("b1", 9, ("只有这里有的话",))]
+    build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02", dedup=rules)
+    run_stage(build, "rank", "deal", "meet")
+    kept, dropped = after(build)
+    assert build.stage("lead").record("all").counts["met"] == 1
+    assert set(kept) == {"b1"}
+    assert "placeholder" in dropped["b0"]["reasons"]
+
+
+def test_a_new_pair_is_in_the_split_of_its_kept_text(tmp_path: Path, filtered: Any) -> None:
+    """Of twenty texts some are in each split; twenty pictures of other bytes come under the same texts."""
+    apart = {"apart": "texts", "dev_share": 0.3, "val_share": 0.3}
+    texts = [f"第{i}句话说的是别的东西" for i in range(20)]
+    kept = [filtered.Shown(f"a{i}", i, (texts[i],), 300 - i) for i in range(20)]
+    first, _ = after(published(filtered, tmp_path, kept, shards=apart))
+    shown = [filtered.Shown(f"b{i}", 100 + i, (texts[i],), 200 - i) for i in range(20)]
+    build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02", shards=apart)
+    run_stage(build, "rank", "deal", "meet")
+    second, _ = after(build)
+    assert build.stage("lead").record("all").counts["met_texts"] == 20
+    assert [second[f"b{i}"]["split"] for i in range(20)] == [first[f"a{i}"]["split"] for i in range(20)]
+    assert len({row["split"] for row in first.values()}) == 3
+    own = [split_of(one.sha256, 0, 0.3, 0.3) for one in shown]
+    assert own != [second[f"b{i}"]["split"] for i in range(20)], "by their own bytes they would be elsewhere"
 
 
 def test_what_was_dealt_out_of_store_is_made_once_and_then_read(tmp_path: Path, filtered: Any) -> None:
