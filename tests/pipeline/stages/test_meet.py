@@ -316,6 +316,41 @@ def test_a_kept_placeholder_is_one_at_sight(tmp_path: Path, filtered: Any) -> No
     assert "placeholder" in dropped["b0"]["reasons"]
 
 
+def test_of_two_kept_leaders_the_one_that_can_be_compared_by_less_comes_first(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that two datasets kept, measured by an older wenlan and by this one."""
+    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+    leaders = []
+    for fewest in (1, 1_000):
+        monkeypatch.setattr(_meetings, "FEWEST", fewest)
+        monkeypatch.setattr(_meetings, "FEWEST_KEPT", fewest)
+        folder = tmp_path / str(fewest)
+        published(filtered, folder, [filtered.Shown("now", 5, ("这张照片里的话",), 300)])
+        old = published(filtered, folder, [filtered.Shown("old", 5, ("那张照片里的话",), 200)], name="other")
+        measured(old, "features-old")
+        shown = [filtered.Shown("new", 5, ("新照片里的话",), 100)]
+        build = filtered.make(folder, shown, 2, snapshot="2026-02-02", dedup={"across": "all"})
+        run_stage(build, "rank", "deal", "meet")
+        _, dropped = after(build)
+        leaders.append((dropped["new"]["duplicate_of"], dropped["new"]["reason"]))
+        assert build.stage("lead").record("all").counts["earlier"] == 2
+    assert leaders[0] == leaders[1]
+    assert leaders[0][1] == "near_image", "what leads is another dataset's"
+
+
+def test_kept_pictures_that_cannot_be_compared_are_met_by_their_bytes(tmp_path: Path, filtered: Any) -> None:
+    first = published(filtered, tmp_path, [filtered.Shown(f"a{i}", i, (f"第{i}句话",), 300, "x") for i in range(4)])
+    measured(first, "features-odd")
+    shown = [filtered.Shown("same", 1, ("新的第一句话",), 100, "x"), filtered.Shown("alike", 2, ("新的第二句话",), 90)]
+    build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02")
+    run_stage(build, "rank", "deal", "meet")
+    kept, dropped = after(build)
+    assert build.stage("lead").record("all").counts["met"] == 1
+    assert set(kept) == {"alike"}
+    assert "same_image" in dropped["same"]["reasons"]
+
+
 def test_a_new_pair_is_in_the_split_of_its_kept_text(tmp_path: Path, filtered: Any) -> None:
     """Of twenty texts some are in each split; twenty pictures of other bytes come under the same texts."""
     apart = {"apart": "texts", "dev_share": 0.3, "val_share": 0.3}
