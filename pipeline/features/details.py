@@ -1,7 +1,7 @@
 """Details of a picture without texture, as screens, charts and drawings are: a fine map, and hashes of its parts.
 
-`pipeline.pictures.details` says what they are, and how `dedup` tells copies and look-alikes by them. Photographs have
-none, and pay for none: the column is null.
+`pipeline.pictures.details` says what they are, and how `dedup` tells copies and look-alikes by them. Pictures with
+texture, as nearly all photographs are, have none: the column is null.
 """
 
 from __future__ import annotations

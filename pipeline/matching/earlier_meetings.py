@@ -22,8 +22,8 @@ import numpy.typing as npt
 from pipeline.files.digests import Digests
 from pipeline.matching.looks import Bytes, Details, Hashed, Signed
 from pipeline.matching.meetings import CELL_BITS, PARTS_BITS, Codes, Finder, Ints, Key, Owners, Table, ranged_pairs
-from pipeline.matching.sketches import Hashes, Sketches, begins, same, spread
-from pipeline.matching.text_meetings import TextFinder, TextTable, words_of
+from pipeline.matching.sketches import Hashes, begins, spread
+from pipeline.matching.text_meetings import Compared, TextFinder, TextTable, words_of
 from pipeline.pictures.signatures import TONE, of_one_tone
 
 LONG = 1_024
@@ -206,11 +206,10 @@ class KeptTexts:
 
     keys: Hashes
     owner: Owners
-    words: Codes
-    sketches: Sketches
+    compared: Compared
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.compared.words)
 
 
 class EarlierTextFinder(TextFinder):
@@ -241,11 +240,7 @@ class EarlierTextFinder(TextFinder):
             if not len(one):
                 continue
             asked, own_at = np.unique(one, return_inverse=True)
-            own = self._read(asked)
-            equal = own.words[own_at] == kept.words[other]  # to the letter: texts without shingles are near nothing
-            equal |= same(own.sketches, own_at, kept.sketches, other, self._threshold)
-            self.compared += len(one)
-            self.apart += int(len(one) - equal.sum())
+            equal = self._are_same(self._read(asked), own_at, kept.compared, other)
             found[one[equal]] = True
             theirs[other[equal]] = True
         return np.flatnonzero(theirs)

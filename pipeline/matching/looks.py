@@ -1,7 +1,7 @@
 """By what two images are compared: families of hashes, tones that must agree, and the verification of a candidate.
 
 Every image has hashes of its parts and grids (`pictures.signatures`). One without texture has details besides
-(`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that a photograph pays nothing for them.
+(`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that one with texture costs what it did.
 What an older wenlan measured has fewer hashes and grids, or no details, and is compared by what it has.
 
 A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie

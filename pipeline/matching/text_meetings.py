@@ -119,9 +119,15 @@ class TextFinder:
             a, b = pairs >> 32, pairs & 0xFFFFFFFF
             asked, at = np.unique(np.concatenate([a, b]), return_inverse=True)
             own, (at_a, at_b) = self._read(numbers[asked]), np.split(at, 2)
-            equal = own.words[at_a] == own.words[at_b]  # to the letter: texts without shingles are near nothing
-            equal |= same(own.sketches, at_a, own.sketches, at_b, self._threshold)
-            self.compared += len(pairs)
-            self.apart += int(len(pairs) - equal.sum())
+            equal = self._are_same(own, at_a, own, at_b)
             found[a[equal]] = True
             found[b[equal]] = True
+
+    def _are_same(self, own: Compared, ones: Ints, theirs: Compared, others: Ints) -> npt.NDArray[np.bool_]:
+        """[N] whether texts `ones` of `own` are the same as `others` of `theirs`; counts them."""
+        # to the letter: texts without shingles are near nothing
+        equal: npt.NDArray[np.bool_] = own.words[ones] == theirs.words[others]
+        equal |= same(own.sketches, ones, theirs.sketches, others, self._threshold)
+        self.compared += len(ones)
+        self.apart += int(len(ones) - equal.sum())
+        return equal

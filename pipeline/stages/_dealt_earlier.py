@@ -46,7 +46,7 @@ from pipeline.matching.holders import EARLIER, PLACEHOLDER, Looks, hashes_of
 from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of
 from pipeline.matching.meetings import Key
 from pipeline.matching.sketches import Sketches
-from pipeline.matching.text_meetings import TextTable, words_of
+from pipeline.matching.text_meetings import Compared, TextTable, words_of
 from pipeline.matching.text_rows import TextRows
 from pipeline.pictures import details
 from pipeline.pictures.hashing import HASHES
@@ -284,7 +284,7 @@ def images_in(arrays: Arrays, keys: Sequence[Key], number: int, build: Build, pi
 
 def texts_in(arrays: Arrays) -> KeptTexts:
     """The texts of a piece."""
-    return KeptTexts(arrays["keys"], arrays["owner"], arrays["words"], _sketches(arrays))
+    return KeptTexts(arrays["keys"], arrays["owner"], Compared(arrays["words"], _sketches(arrays)))
 
 
 def text_rows_in(arrays: Arrays, rows: Ints) -> TextRows:

@@ -4,8 +4,8 @@ Of what earlier builds kept it makes the pieces that STORE has not got yet (`pip
 made for builds before this one.
 
 A run becomes flat files: its entries of each key of `pipeline.matching.meetings` and of the band keys of its distinct
-texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. Where fewer than
-`_meetings.FEWEST` pairs are compared there is no partition here, and none in `meet`.
+texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. A build of fewer than
+`_meetings.FEWEST` pairs over fewer than FEWEST_KEPT images of earlier builds has no partition here, and none in `meet`.
 
 Limits: about 2.5 KB on disk per pair, 3 KB more of one with details, 0.5 KB per distinct text; a run is in memory.
 """

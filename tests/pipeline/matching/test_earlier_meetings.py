@@ -204,7 +204,7 @@ def test_every_kept_text_that_a_new_one_is_the_same_as_is_found_with_it(
         tables.append((low, TextTable.of(own.sketches.keys[low:high])[0]))
     entries = TextTable.of(theirs.sketches.keys)[0]
     order = np.argsort(entries.keys)
-    texts = KeptTexts(entries.keys[order], entries.owner[order], words_of(theirs.ids), theirs.sketches)
+    texts = KeptTexts(entries.keys[order], entries.owner[order], Compared(words_of(theirs.ids), theirs.sketches))
     finder = EarlierTextFinder(0.7, lambda at: Compared(words_of(own.ids[at]), own.sketches.take(at)))
     found = np.zeros(len(own), bool)
     with pytest.MonkeyPatch.context() as patch:
