@@ -241,7 +241,7 @@ class Finder:
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
                 dense = high - low > DENSE
-                self._compare(asking, entries, *(of[~dense] for of in (rows, low, high)))
+                self._compare(asking, entries, rows[~dense], low[~dense], high[~dense])
                 if not dense.any():
                     return
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
@@ -274,10 +274,9 @@ class Finder:
         need not be compared.
         """
         for look in range(LOOKS):
-            some = np.flatnonzero(~self.found[asking.image[rows]])
-            self._compare_pairs(
-                asking, entries, rows[some], _anywhere(low[some], high[some], rows[some] + (look << 40))
-            )
+            left = np.flatnonzero(~self.found[asking.image[rows]])
+            at = _anywhere(low[left], high[left], rows[left] + (look << 40))
+            self._compare_pairs(asking, entries, rows[left], at)
         found = self.found[asking.image[rows]]
         rest = np.flatnonzero(~self.found[entries.image])
         of_rest = entries.take(rest)
