@@ -5,7 +5,9 @@ a build that begins a generation the pairs that builds of the last one kept come
 `merged` reads all of them as one sequence.
 
 Sorted runs and a merge, and not one sort, because no step may hold all pairs: a run is in memory while it is written
-(about 3 KB per pair), and the merge holds BUFFER rows, however many runs there are.
+(about 3 KB per pair), and the merge holds BUFFER rows.
+
+Limits: each run is an open file of the merge, and about 2.6 MB: 26 MB for every million pairs beyond two.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def merged(
     """All runs as one sequence by rank: (RUN_SCHEMA rows, run of each row as a number in `records`), `block` at a time.
 
     keys_of: of other rows, which are merged by it; each run is sorted by it already. without: columns that are not
-    read. Holds about BUFFER rows beside a block.
+    read. Holds about BUFFER rows beside a block, and a file open for each run.
     """
     with contextlib.ExitStack() as files:
         paths = [files.enter_context(stage.file(record, "parquet")) for record in records]
