@@ -169,7 +169,7 @@ def signatures_of(deal: StageDir, records: Sequence[Record], files: ExitStack) -
     paths, of_details = (
         [files.enter_context(deal.file(record, part)) for record in records] for part in (SIGNATURES, DETAILS)
     )
-    return StoredSignatures(paths, of_details, starts_of(records))
+    return files.enter_context(StoredSignatures(paths, of_details, starts_of(records)))
 
 
 def without(rewrite: Rewrite) -> None:
