@@ -258,7 +258,9 @@ def test_what_was_compared_before_another_build_was_published_is_not_relied_on(
 ) -> None:
     monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
     run_stage(build, "deal", "meet")
-    assert _meetings.Alone(build, contextlib.ExitStack()).known
+    with contextlib.ExitStack() as files:
+        assert _meetings.Alone(build, files).known
     other = replace(build, identities=())
-    assert not _meetings.Alone(other, contextlib.ExitStack()).known
+    with contextlib.ExitStack() as files:
+        assert not _meetings.Alone(other, files).known
     assert isinstance(_meetings.dealt_pieces(build)[0], Piece)

@@ -67,7 +67,8 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     shown = shown_of(filtered, 40)
     build = filtered.make(tmp_path, shown, parts=4)
     run_stage(build, "rank", "deal", "meet")
-    alone, starts, name = _meetings.Alone(build, ExitStack()), 0, {one.url: one for one in shown}
+    files, starts, name = ExitStack(), 0, {one.url: one for one in shown}
+    alone = _meetings.Alone(build, files)
     pictures, every = [one.picture for one in shown], [text for one in shown for text in one.texts]
     for number, record in enumerate(build.stage("rank").records()):
         rows = build.stage("rank").table(record)
@@ -84,6 +85,7 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
         own = [text for at in rows["position"].to_pylist() for text in name[by_position[at]].texts]
         assert texts.tolist() == [every.count(text) == 1 for text in own]
     assert starts == 40
+    files.close()
     bytes_of = [one.sha256 for one in shown]
     met = [r for r in build.stage("meet").records() if _meetings.Part.named(r.partition).what == _meetings.BYTES]
     assert sum(r.counts["found"] for r in met) == sum(bytes_of.count(own) > 1 for own in bytes_of) > 0
@@ -509,7 +511,8 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
     stage.unfinish()
     for partition in meet.partitions(build)[::2]:
         stage.delete_record(partition)
-    assert not _meetings.Alone(build, ExitStack()).known
+    with ExitStack() as files:
+        assert not _meetings.Alone(build, files).known
     assert run_stage(build, "meet") == meet.partitions(build)[::2]
     assert {record.partition: record.files["found.bin"].sha256 for record in stage.records()} == found
 
