@@ -1,19 +1,22 @@
-"""What earlier builds kept, dealt out by keys once and kept in STORE: pieces of commits, of which a build reads a part.
+"""STORE/dealt: indexes of what earlier builds kept, in which a new build looks up what it may match.
 
     STORE/dealt/<commit>/images.<features>.<plan>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
     STORE/dealt/<commit>/details.<features>.<plan>.<first>-<last>.bin   of those that have details, by fine keys
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
 
-A piece is a file of arrays (`pipeline.files.arrays`): entries of each key by ascending key, so that whoever looks for
-few of them reads few; what candidates are verified by; what the leader pass is told of those that are found; and how
-many images each text leader and each domain has, so that caps stay exact. Signatures and details are not copied: they
-are read from the commit's own files. Entries of fine keys lie apart, so that those of all images do not follow from how
-many have details. A piece follows from its commit, whose name holds a digest, and from what is in its own name, so
-it never changes. Whoever finds one missing makes it (`opened`), with the same bytes; `deal` makes all at first use.
+A commit is what one build kept (`pipeline.store.identities`), a piece up to PIECE rows of its images or texts. Keys,
+entries, and what is met, are what `pipeline.matching.meetings` calls so. The file of a piece holds arrays
+(`pipeline.files.arrays`): entries of each key by ascending key, so that whoever looks for few of them reads few; what
+candidates are verified by; what the leader pass is told of those that are met; and how many images each text leader and
+each domain has, so that caps stay exact. Signatures and details are not copied: they are read from the commit's own
+files. Entries of fine keys lie apart, so that those of all images do not follow from how many have details.
 
-Limits: at default settings 0.9 KB an image on disk, 2 KB above ten million, as much again of one with details, and 0.5
-KB a text, beside 2 KB an image that its commit has. Making a piece takes PIECE rows in memory. Behind a URL whole
-arrays are read, a key at a time.
+A piece follows from its commit, whose name holds a digest, and from what is in its own name, so it never changes.
+Whoever finds one missing makes it (`opened`), with the same bytes; `deal` makes all at first use.
+
+Limits: on disk, at default settings, 0.9 KB an image and 1.4 KB more of one with details; where more than a million are
+compared 2 and 2.9 KB, more than 268 million 3.9 and 6.3 KB; 0.5 KB a text. The commit itself has 2 KB an image. To make
+a piece takes PIECE rows in memory. Behind a URL whole arrays are read, a key at a time, and signatures one by one.
 Pieces of another plan stay until `gc` deletes those of other features, or somebody deletes the folder.
 """
 
@@ -29,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import canonical_json
+from pipeline.errors import StoreError
 from pipeline.features import comparable, feature_id
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
@@ -143,15 +147,19 @@ def _make(build: Build, piece: Piece, keys: Sequence[Key], *, fine: bool) -> boo
     if folder.exists(name):
         return False
     known = identities.read(piece.commit)
-    with folder.making(name) as file:
-        writer = ArrayWriter(file)
-        if fine:
-            _deal_details(writer, identities, known, piece, keys)
-        elif piece.kind == IMAGES:
-            _deal_images(writer, identities, known, piece, keys)
-        else:
-            _deal_texts(writer, identities, known, piece)
-        writer.finish()
+    try:
+        with folder.making(name) as file:
+            writer = ArrayWriter(file)
+            if fine:
+                _deal_details(writer, identities, known, piece, keys)
+            elif piece.kind == IMAGES:
+                _deal_images(writer, identities, known, piece, keys)
+            else:
+                _deal_texts(writer, identities, known, piece)
+            writer.finish()
+    except StoreError:
+        identities.read(piece.commit)  # a takedown that has just taken it away is said to be the cause
+        raise
     if piece.commit not in identities.names():  # a takedown came in between: nothing of it may stay
         folder.delete(name)
         identities.read(piece.commit)

@@ -1,8 +1,8 @@
 """Signatures and details of images as `deal` wrote them: mapped from flat files per run, and read where needed.
 
-Pages that were read go back, so that the memory of whoever asks does not grow with the build.
+Pages of signatures that were read go back, so that the memory of whoever asks does not grow with the build.
 
-Limits: 8 bytes in memory for each image with details.
+Limits: 8 bytes in memory for each image with details. Pages of details stay mapped until the system wants them back.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.files.arrays import ArrayWriter
 from pipeline.matching.looks import fine_of
 from pipeline.matching.meetings import plan
 from pipeline.pictures.signatures import GRIDS, SIZE
@@ -262,3 +263,19 @@ def test_what_was_compared_before_another_build_was_published_is_not_relied_on(
     other = replace(build, identities=())
     assert not _meetings.Alone(other, contextlib.ExitStack()).known
     assert isinstance(_meetings.dealt_pieces(build)[0], Piece)
+
+
+def test_a_takedown_while_a_piece_is_made_is_said_to_be_the_cause(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It deletes the folder, with the file that is being written."""
+    piece, identities, finish = pieces_of(build, KEYS)[0], Identities(build.store), ArrayWriter.finish
+
+    def taken_down(writer: ArrayWriter) -> None:
+        finish(writer)
+        identities.forget(lambda rows: np.arange(rows.num_rows) == 3)
+
+    monkeypatch.setattr(ArrayWriter, "finish", taken_down)
+    with pytest.raises(StoreError, match="was replaced while this build ran; the same command again"):
+        make(build, piece, KEYS)
+    assert dealt(build) == []
