@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from PIL import Image
 
+from pipeline.features._rows import measure_image
 from pipeline.pictures import details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.signatures import tones
@@ -39,7 +42,23 @@ def test_hashes_of_what_two_changes_leave_are_near() -> None:
     assert int(np.bitwise_count(hashes[0, 0] ^ hashes[1, 0])) > 4  # the wholes are not
 
 
-def test_photographs_are_not_flat_and_drawings_are() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
-    assert not details.is_flat(noise)
-    assert details.is_flat(np.asarray(dialog(*WORDS).resize((64, 64)).convert("RGBA")))
+def test_drawings_may_have_a_map_and_photographs_and_lines_have_none() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    drawing = np.asarray(dialog(*WORDS).resize((64, 64)))
+    assert not details.may_have_map(noise, noise)
+    assert details.may_have_map(drawing, drawing)
+    for height, width, possible in ((1_000, 1, True), (1_001, 1, False), (1, 65_500, False), (60_000, 60, True)):
+        pixels = np.broadcast_to(np.uint8(255), (height, width, 3))
+        assert details.may_have_map(pixels, drawing) == possible
+
+
+def test_the_longest_picture_costs_what_its_square_costs() -> None:
+    """A line of 65,500 pixels in a file of some hundred bytes; a map of it would take 268 MB."""
+    data = encoded(Image.new("RGB", (65_500, 1), "white"), "PNG")
+    tracemalloc.start()
+    row = measure_image(data, 10**8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (row["width"], row["height"], row["details"]) == (65_500, 1, None)
+    assert peak < 50_000_000
+    assert measure_image(encoded(Image.new("RGB", (900, 1), "white"), "PNG"), 10**8)["details"] is not None
