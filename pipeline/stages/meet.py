@@ -7,7 +7,8 @@ texts (`pipeline.matching.text_meetings`) over all runs, and reads no more of th
 up piece by piece (`pipeline.stages._dealt_earlier`), and never compared with itself.
 
 Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte, two while it looks into STORE, for each image
-of the build, or for each distinct text of it; and a byte for each image of a piece.
+of the build, or for each distinct text of it; and a byte for each image of a piece. Of a BUILD behind a URL each
+partition of a key copies the signatures of all runs.
 """
 
 from __future__ import annotations

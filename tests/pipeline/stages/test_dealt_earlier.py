@@ -279,3 +279,12 @@ def test_a_takedown_while_a_piece_is_made_is_said_to_be_the_cause(
     with pytest.raises(StoreError, match="was replaced while this build ran; the same command again"):
         make(build, piece, KEYS)
     assert dealt(build) == []
+
+
+def test_rows_of_a_commit_are_counted_once_for_all_groups(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
+    counted, count = list[str](), Identities.count
+    monkeypatch.setattr(Identities, "count", lambda *of: counted.append(of[2]) or count(*of))
+    run_stage(build, "deal")
+    assert len([name for name in build.stage("deal").partitions() if name.startswith(_meetings.STORED)]) == 4
+    assert sorted(counted) == ["images.parquet", "texts.parquet"]
