@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,10 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
     identities.forget(lambda rows: np.zeros(rows.num_rows, np.bool_))
     assert [path.name for path in folder.iterdir()] == [own.name]
     (folder / "replaced.0123").mkdir()
-    (own / ".tmp-half").write_bytes(b"x")
+    for half in (folder.parent / ".tmp-0", folder.parent / "identity/.tmp-1", own / ".tmp-2"):
+        half.write_bytes(b"x")
+        os.utime(half, (0, 0))
+    (own / ".tmp-young").write_bytes(b"x")  # a build may be writing it
     for kind in ("images", "details"):
         (own / f"{kind}.features-000000000000.y.0-1.bin").write_bytes(b"x")
     deletions = Deletions(dry_run=False)
@@ -227,7 +231,8 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
         "left over",
         "dealt out for another version",
     }
-    assert {path.name for path in own.iterdir()} == kept
+    assert {path.name for path in own.iterdir()} == kept | {".tmp-young"}
+    assert not [path for path in folder.parent.rglob(".tmp-*") if path.name != ".tmp-young"]
 
 
 def test_withdrawing_a_build_takes_its_pieces(build: Build) -> None:
@@ -288,3 +293,15 @@ def test_rows_of_a_commit_are_counted_once_for_all_groups(build: Build, monkeypa
     run_stage(build, "deal")
     assert len([name for name in build.stage("deal").partitions() if name.startswith(_meetings.STORED)]) == 4
     assert sorted(counted) == ["images.parquet", "texts.parquet"]
+
+
+def test_gc_leaves_a_piece_that_a_build_is_making(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece, finish = pieces_of(build, KEYS)[0], ArrayWriter.finish
+
+    def tidied(writer: ArrayWriter) -> None:
+        finish(writer)
+        _tidy_store(build.store, Deletions(dry_run=False))
+
+    monkeypatch.setattr(ArrayWriter, "finish", tidied)
+    assert make(build, piece, KEYS)
+    assert [path.name for path in dealt(build)] == [piece.file]
