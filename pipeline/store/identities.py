@@ -336,17 +336,19 @@ class Identities:
             self._remove(name)
 
     def forget(self, removed: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
-        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256).
+        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256), some at a time.
 
         Returns the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
-        The caller holds STORE's lock. What a takedown that was killed has left behind goes, too.
+        The caller holds STORE's lock. What a takedown that was killed has left behind goes, too. Rows of a commit that
+        changes are in memory, without their signatures and details.
         """
         renamed = {}
         for name in self.names():
-            known = self.read(name)
-            images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
-            mask = removed(images)
+            known, columns = self.read(name), ["candidate_id", "fetch_id", "sha256"]
+            masks = [removed(rows) for rows in self.batches(known, "images.parquet", columns)]
+            mask = np.concatenate([np.zeros(0, np.bool_), *masks])
             if mask.any():
+                images = pa.concat_tables(list(self.batches(known, "images.parquet")))
                 renamed[name] = self._without(name, known, images, mask)
         for name in self.strays():  # also of commits that a takedown replaced before it was killed
             (self._store.folder / DEALT).delete(name)

@@ -280,3 +280,19 @@ def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Pat
     assert identities.raw(known, SIGNATURES, 0, 1, ref.bytes // 2).shape == (1, ref.bytes // 2)
     with pytest.raises(StoreError, match=f"{ref.name}: is missing or not whole; publish its build again"):
         identities.raw(known, SIGNATURES, 0, 2, ref.bytes // 2)
+
+
+def test_a_takedown_reads_ids_of_all_and_rows_of_what_it_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [publish(make("2026-01", 1, 2)), publish(make("2026-02", 3))]
+    build = make("2026-03", 9)
+    identities, batches, whole = Identities(build.store), Identities.batches, list[str]()
+    (image,) = shas(build.store, names[1])
+
+    def noted(self: Identities, known: Any, part: str, columns: Any = None) -> Any:
+        whole.extend([known.snapshot] if columns is None and part == "images.parquet" else [])
+        return batches(self, known, part, columns)
+
+    monkeypatch.setattr(Identities, "batches", noted)
+    renamed = identities.forget(lambda rows: np.array([s.hex() == image for s in rows["sha256"].to_pylist()], np.bool_))
+    assert list(renamed) == [names[1]]
+    assert whole == ["2026-02"]
