@@ -80,8 +80,7 @@ class IndexWriter:
         """
         if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
             raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
-        for package in ("jieba", "opencc"):  # rather than when the first part is ready
-            require(package)
+        require("jieba")  # rather than when the first part is ready
         started = folder / UNFINISHED / "about.json"
         try:
             there = _about(started) or (read_index(folder).about if (folder / INDEX).exists() else None)

@@ -40,7 +40,7 @@ from pipeline.store.store import Store
 VERSION = 3
 """Of `deal` and `meet`."""
 
-FEWEST = 1_000_000
+FEWEST = 50_000
 """Pairs of a build below which one pass is done sooner: nothing is dealt out, unless FEWEST_KEPT were kept before."""
 
 FEWEST_KEPT = 100_000

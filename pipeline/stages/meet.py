@@ -104,8 +104,8 @@ def _alike(build: Build, part: Part, entries: Sequence[Path], starts: Ints, sign
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
     numbered, met = list(zip(starts.tolist(), tables, strict=True)), list[Ints]()
     finder.look(numbered)
-    finder.ask(numbered)
-    if any(map(len, tables)):
+    if build.identities and any(map(len, tables)):
+        finder.ask(numbered)
         for at, piece, arrays in _pieces(build, IMAGES, fine=key.family.fine):
             met.append(at | finder.meet(images_in(arrays, keys, number, build, piece)))
     return np.flatnonzero(finder.found), _joined(met), {"compared": finder.compared, "apart": finder.apart}
