@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,10 @@ DETAILS = "details.bin"
 """Details of those images that have some (`pipeline.matching.looks`), of a build of a wenlan that knows them."""
 
 DEALT = "dealt"
-"""Folder of STORE with what follows from commits; it may be deleted at any time."""
+"""Folder of STORE with what follows from commits; it may be deleted whenever no build runs."""
+
+ATTEMPTS = 10
+"""Times that a folder in DEALT is deleted while a build still writes its last file there."""
 
 IDENTITY_STAGE = "lead"
 """The stage whose only partition holds what a build publishes here."""
@@ -351,7 +355,7 @@ class Identities:
                 images = pa.concat_tables(list(self.batches(known, "images.parquet")))
                 renamed[name] = self._without(name, known, images, mask)
         for name in self.strays():  # also of commits that a takedown replaced before it was killed
-            (self._store.folder / DEALT).delete(name)
+            self._delete_dealt(name)
         self._sweep()
         return renamed
 
@@ -403,9 +407,26 @@ class Identities:
         """Take away a commit: its record first, so that nobody begins to read it, then what follows from it."""
         known = self.read(name)
         self._folder.delete(name)
-        self._store.folder.delete(f"{DEALT}/{name.removesuffix('.json')}")
+        self._delete_dealt(name.removesuffix(".json"))
         for ref in known.files.values():
             self._folder.delete(ref.name)
+
+    def _delete_dealt(self, stem: str) -> None:
+        """Delete what follows from a commit that is no longer there.
+
+        A build that began before may write, or take back, a file there meanwhile: then a folder is not empty, or only
+        some of its files are deleted.
+        """
+        dealt, fault = self._store.folder / DEALT, "is being written to"
+        for attempt in range(ATTEMPTS):
+            try:
+                dealt.delete(stem)
+            except OSError as e:
+                fault = f"cannot be deleted ({e.strerror or e})"
+            if not dealt.exists(stem):
+                return
+            time.sleep(0.01 * attempt)
+        raise StoreError(dealt.at(stem), f"{fault}; run the same command again")
 
     def _copy(self, path: Path, name: str) -> None:
         scratch = self._folder.scratch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.files.arrays import ArrayWriter
+from pipeline.files.folder import Folder
 from pipeline.matching.looks import fine_of
 from pipeline.matching.meetings import plan
 from pipeline.pictures.signatures import GRIDS, SIZE
@@ -305,3 +307,32 @@ def test_gc_leaves_a_piece_that_a_build_is_making(build: Build, monkeypatch: pyt
     monkeypatch.setattr(ArrayWriter, "finish", tidied)
     assert make(build, piece, KEYS)
     assert [path.name for path in dealt(build)] == [piece.file]
+
+
+@pytest.mark.parametrize("fault", ["not empty", "half", "for good"])
+def test_a_takedown_deletes_pieces_although_a_build_is_writing_one(
+    build: Build, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A file that comes makes a folder not empty; one that goes ends the deletion of a folder without a word."""
+    pieces, identities, delete, asked = pieces_of(build, KEYS), Identities(build.store), Folder.delete, list[str]()
+    for piece in pieces:
+        make(build, piece, KEYS)
+
+    def disturbed(folder: Folder, name: str) -> None:
+        if folder.url.endswith("dealt"):
+            asked.append(name)
+            if fault == "half" and len(asked) == 1:
+                return delete(folder, f"{name}/{pieces[0].file}")
+            if fault == "for good" or len(asked) == 1:
+                raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        return delete(folder, name)
+
+    monkeypatch.setattr(Folder, "delete", disturbed)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    known = identities.read(build.identities[0])
+    if fault == "for good":
+        with pytest.raises(StoreError, match=r"cannot be deleted .Directory not empty.; run the same"):
+            identities.withdraw(known.build)
+        return
+    identities.withdraw(known.build)
+    assert (dealt(build), identities.names()) == ([], [])
