@@ -4,6 +4,11 @@ Most images look like no other. `Finder` says of a part of all keys which images
 order (`pipeline.matching.leader_pass`) looks only those up. What it returns may hold an image too many, never one too
 few: it decides nothing, and the result of the pass does not depend on it.
 
+Words, here and in the stages `deal` and `meet`: a key is one way to cut hashes, an entry one hash of one image under a
+key, with its tones. Entries are dealt into buckets by key, and a part is some buckets of all runs, which one task
+compares. An image is found if it may look like another one of the build, met if it was kept by an earlier build and one
+of this build may look like it, and alone if no key found it. Hashes of every picture are coarse, those of details fine.
+
 A hash is cut into pieces, `spare` more than the radius. Two hashes within the radius agree in at least `spare` pieces,
 so they share one of the keys that are made of `spare` pieces each: exact keys, which can be sorted and dealt out, with
 no neighbours to be asked. More pieces make longer keys, and more of them: `plan` takes as few as keep a key's images
@@ -19,7 +24,7 @@ compared with a few of its range first. In a cluster of copies that finds most o
 images: whoever has many of these for candidates is taken with them (MANY). Elsewhere what is left unfound is compared,
 and only if that is more than LONG, taken as a whole.
 
-Limits: a task holds about 60 bytes for each entry of its part of the keys, and a bit for each image of the build.
+Limits: a task holds about 60 bytes for each entry of its part of the keys, and a byte for each image of the build.
 """
 
 from __future__ import annotations

@@ -150,12 +150,19 @@ class _Files(contextlib.ExitStack):
         self._gathers_texts = rules.merge_texts or rules.placeholder_texts > 0
         scratch = attempt.folder("spill")
         self.verdicts, self.copies = Spill(scratch, "verdicts"), Spill(scratch, "merges")
-        self._images = self.enter_context(Rows(attempt.path("images.parquet"), IMAGE_SCHEMA))
-        self._signatures, self._details = (
-            self.enter_context(attempt.path(name).open("wb")) for name in (SIGNATURES, DETAILS)
-        )
-        self._texts = self.enter_context(Rows(attempt.path("texts.parquet"), self._text_schema))
-        self.placeholders = self.enter_context(Rows(attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
+        with contextlib.ExitStack() as opened:  # closes them if not all can be opened
+            self._images, self._texts, self.placeholders = (
+                opened.enter_context(Rows(attempt.path(f"{name}.parquet"), schema))
+                for name, schema in (
+                    ("images", IMAGE_SCHEMA),
+                    ("texts", self._text_schema),
+                    ("placeholders", PLACEHOLDER_SCHEMA),
+                )
+            )
+            self._signatures, self._details = (
+                opened.enter_context(attempt.path(name).open("wb")) for name in (SIGNATURES, DETAILS)
+            )
+            self.push(opened.pop_all())
 
     def write(self, pairs: Pairs, decided: Decided, kept: pa.Table, placed: Placed, leaders: int) -> None:
         """What was decided about some pairs; kept: rows of those that are, leaders: how many were before them."""
