@@ -4,8 +4,6 @@ Signatures are read one by one and not mapped: around each one that is looked at
 thousands would be a build's whole file in memory.
 
 Limits: 8 bytes in memory for each image with details. Pages of details stay mapped until the system wants them back.
-
-Limits: 8 bytes in memory for each image with details. Pages of details stay mapped until the system wants them back.
 """
 
 from __future__ import annotations
