@@ -28,7 +28,7 @@ CHUNK = 512
 """Texts that filters look at together: each filter is asked about all of them before the next filter is."""
 
 REMEMBERED = 2 * CHUNK
-"""Answers that a function remembers; a rewritten text has answers of its own."""
+"""Answers that a function remembers, besides those for a rewritten text or another that was not announced."""
 
 MOST_CHARACTERS = 1 << 16
 """Characters that are computed at once, or a single longer text: arrays of them fit a processor's cache."""
@@ -62,9 +62,9 @@ def chunkwise(many: Callable[[Sequence[str]], Sequence[T]]) -> Callable[[Callabl
 
 def _learn(text: str, one: Callable[[str], T], many: Callable[[Sequence[str]], Sequence[T]], known: dict[str, T]) -> T:
     """The value for a text; remembers it, and those of texts that were announced with it."""
-    if len(known) > REMEMBERED:
-        known.clear()
     texts = _beside(text, known) if text in _announced else [text]
+    if len(known) > (REMEMBERED if len(texts) > 1 else 4 * REMEMBERED):  # rather between two chunks than amidst one
+        known.clear()
     if len(texts) > 1:
         try:
             known.update(zip(texts, many(texts), strict=True))
