@@ -42,9 +42,12 @@ def simplifier(config: str) -> Callable[[str], str]:
     convert: Callable[[str], str] = opencc.OpenCC(config).convert
 
     def many(texts: Sequence[str]) -> list[str]:
-        """One text a line: no word of OpenCC's goes over the end of a line."""
+        """One text a line: no word of OpenCC's goes over the end of a line.
+
+        Too few where a text holds U+0000, behind which some configurations cut off the rest.
+        """
         lines = "\n".join(texts)
-        if lines.count("\n") >= len(texts) or "\0" in lines:  # behind which some configurations cut a text off
+        if lines.count("\n") >= len(texts):
             return list(map(convert, texts))
         return convert(lines).split("\n")
 

@@ -67,7 +67,7 @@ def _learn(text: str, one: Callable[[str], T], many: Callable[[Sequence[str]], S
         known.clear()
     if len(texts) > 1:
         try:
-            known.update(zip(texts, many(texts), strict=True))
+            known |= dict(zip(texts, many(texts), strict=True))
             return known[text]
         except Exception:  # of one text, which fails by itself as well: the others are not to suffer from it
             _announced.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.filters import boilerplate
@@ -48,6 +48,7 @@ def test_what_is_a_name_or_a_number_begins_like_one():
                 assert not any(pattern.fullmatch(first + rest) for rest in rests), first
 
 
-@given(st.text(st.characters() | st.sampled_from("a一_ 。1"), max_size=8))
+@example("一_1")
+@given(st.text("a一_ 。1é", max_size=8))
 def test_two_letters_are_found_where_more_than_one_is_counted(text):
     assert (boilerplate._TWO_LETTERS.search(text) is not None) == (boilerplate._letters(text) > 1)

@@ -55,6 +55,16 @@ def test_a_text_that_fails_takes_no_other_with_it():
     assert length("ccc") == 3
 
 
+def test_values_that_are_too_few_or_too_many_are_no_values():
+    @chunkwise(lambda texts: [len(part) for text in texts for part in text.split()])
+    def length(text: str) -> int:
+        return len(text)
+
+    for announced in (["a", "bb c", "ddd"], ["e", " ", "ff"]):
+        announce(announced)
+        assert [length(text) for text in announced] == [len(text) for text in announced]
+
+
 def test_long_texts_are_computed_in_parts_and_what_is_remembered_is_bounded(monkeypatch):
     calls: list[list[str]] = []
     length = counting(calls)

@@ -32,6 +32,11 @@ def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
 
 
+@given(st.sampled_from(list(segmenter().dt.FREQ)))
+def test_a_word_of_the_dictionary_is_no_two_words_for_sure(word):
+    assert has_words(word, 2) == (count_words(word) >= 2)
+
+
 ODD = [word for word in segmenter().dt.FREQ if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
 
 
