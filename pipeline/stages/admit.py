@@ -270,7 +270,7 @@ class _Cleaned:
     change if no filter has anything to say, as mostly.
     """
 
-    texts: list[Text]
+    texts: tuple[Text, ...]
     removed: list[tuple[int, RemovedText]]
     as_it_came: bool
 
@@ -310,8 +310,8 @@ def _clean(
                 removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))
         if remaining:
             cleaned_texts.setdefault(remaining, text if remaining == text.text else replace(text, text=remaining))
-    texts = list(cleaned_texts.values())
-    as_it_came = not (removed or candidate.removed or candidate.text_rank) and texts == [*candidate.texts] != []
+    texts = tuple(cleaned_texts.values())
+    as_it_came = not (removed or candidate.removed or candidate.text_rank) and texts == candidate.texts != ()
     return _Cleaned(texts, removed, as_it_came)
 
 
