@@ -100,9 +100,11 @@ class Ads(TextFilter):
     def _solicitations(self, text: str) -> list[str]:
         """The words that solicit, one entry per place in the text; a telephone number is counted and not quoted."""
         letters = bare(text)
+        automaton, meanings = _words(self.phrases)
         places: list[str] = []
         kinds: dict[Kind, int] = {}
-        for kind, phrase in _search(letters, self.phrases):
+        for number, _, _ in automaton.find_matches_as_indexes(letters, overlapping=True):
+            kind, phrase = meanings[number]
             if phrase and self.offers:
                 places.append(phrase)
             elif not phrase:
@@ -138,20 +140,17 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def _search(letters: str, phrases: tuple[str, ...]) -> list[tuple[Kind, str]]:
-    """(kind, "") for a word that a kind's patterns need, ("offers", phrase) for a phrase that only sells."""
-    automaton, meanings = _words(phrases)
-    return [meanings[number] for number, _, _ in automaton.find_matches_as_indexes(letters, overlapping=True)]
-
-
 @cache
 def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
-    """Aho-Corasick automaton over all words, and the meaning of each. Built once per process."""
-    from ahocorasick_rs import AhoCorasick
+    """Aho-Corasick automaton over all words, and the meaning of each. Built once per process.
+
+    (kind, "") is the meaning of a word that a kind's patterns need, ("offers", phrase) of a phrase that only sells.
+    """
+    from ahocorasick_rs import AhoCorasick, Implementation
 
     listed = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")
     words, packaged = (part.split() for part in re.sub("(?m)^#.*$", "", listed).split("---"))
     meaning: dict[str, tuple[Kind, str]] = dict.fromkeys(words, ("offers", ""))
     meaning |= {word: (kind, "") for kind, needed in _NEEDED.items() for word in needed.split()}
     meaning |= {bare(phrase): ("offers", phrase) for phrase in (*packaged, *phrases) if bare(phrase)}
-    return AhoCorasick(list(meaning)), list(meaning.values())
+    return AhoCorasick(list(meaning), implementation=Implementation.DFA), list(meaning.values())

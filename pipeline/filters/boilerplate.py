@@ -32,10 +32,12 @@ _CAMERA_NAME = re.compile(
     re.I,
 )
 _NUMBER = re.compile(r"[\d\s_\-.,()（）/:年月日]+|[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+_NAME_OR_NUMBER = re.compile(r"[idpsmwq微屏截图圖照未无下\d\s_\-.,()（）/:年月日a-f]", re.I)
+"""The first character of what the last two match."""
 _URL = re.compile(  # a host begins where its characters do: from each of its labels the search would be quadratic
     r"(?:https?://|www\.)\S+|(?<![a-z0-9.-])\.*(?:[a-z0-9-]+\.+)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I
 )
-_LETTER = re.compile(r"[^\W_]")
+_LETTER, _TWO_LETTERS = re.compile(r"[^\W_]"), re.compile(r"[^\W_][\W_]*[^\W_]")
 _NO_WORD = re.compile(r"[\W_\d]+")
 
 LONGEST_WORD = 12
@@ -59,9 +61,10 @@ class Boilerplate(TextFilter):
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()
         dotted = "." in whole  # every file name and nearly every URL has a dot: a test that spares two patterns
-        if (dotted and _IMAGE_FILE.fullmatch(whole)) or _CAMERA_NAME.fullmatch(whole):
+        named = _NAME_OR_NUMBER.match(whole) is not None
+        if (dotted and _IMAGE_FILE.fullmatch(whole)) or (named and _CAMERA_NAME.fullmatch(whole)):
             return Drop(DropReason.BOILERPLATE, "a file name")
-        if _NUMBER.fullmatch(whole):
+        if named and _NUMBER.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a number or an id")
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
@@ -73,8 +76,9 @@ class Boilerplate(TextFilter):
         matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
         if not matches:
             return None
-        inside = {at for _, start, end in matches for at in range(start, end)}
-        if _letters("".join(c for at, c in enumerate(whole) if at not in inside)) > 1:
+        # the texts between phrases: from the end of one, or the beginning, to the start of the next, or the end
+        bounds = [0, *(at for _, *span in matches for at in span), len(whole)]
+        if _TWO_LETTERS.search("".join(whole[bounds[i] : bounds[i + 1]] for i in range(0, len(bounds), 2))):
             return None
         _, start, end = matches[0]
         return Drop(DropReason.BOILERPLATE, whole[start:end])
@@ -102,10 +106,10 @@ def _listed() -> list[str]:
 @cache
 def _phrases(phrases: tuple[str, ...], packaged: bool) -> Any:
     """Aho-Corasick automaton of all phrases; of two that begin at the same place the longer one counts."""
-    from ahocorasick_rs import AhoCorasick, MatchKind
+    from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
 
     lines = list(phrases)
     if packaged:
         lines += [line for line in _listed() if not line.startswith("=")]
     known = sorted({even(line.strip()) for line in lines if line.strip()})
-    return AhoCorasick(known, matchkind=MatchKind.LeftmostLongest)
+    return AhoCorasick(known, matchkind=MatchKind.LeftmostLongest, implementation=Implementation.DFA)

@@ -17,6 +17,7 @@ Limits: a Japanese text without a single kana passes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -25,12 +26,14 @@ from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
 from pipeline.filters import Drop, Limit, TextFilter, Threshold, is_collection
 from pipeline.records import DropReason
-from pipeline.texts.forms import Table
+from pipeline.texts.characters import Table, counts, joined
+from pipeline.texts.chunks import chunkwise
 from pipeline.texts.words import LATIN, LATIN_WEIGHT
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
 KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def _script(character: str) -> str:
@@ -40,8 +43,21 @@ def _script(character: str) -> str:
     return "h" if HAN.match(character) else "l" if _LETTER.match(character) else ""
 
 
-_LETTER = re.compile(r"[^\W\d_]")
 _SCRIPTS = Table(_script)
+
+
+def _scripts_of(texts: Sequence[str]) -> list[tuple[int, int, int]]:
+    points, bounds = joined(texts)
+    scripts = _SCRIPTS.of_points(points)
+    han, foreign, others = (counts(scripts == ord(script), bounds) for script in "hfl")
+    return [(h, f, h + f + o) for h, f, o in zip(han, foreign, others, strict=True)]
+
+
+@chunkwise(_scripts_of)
+def scripts(text: str) -> tuple[int, int, int]:
+    """Number of Han characters, of kana and hangul, and of letters of any script."""
+    each = text.translate(_SCRIPTS)
+    return each.count("h"), each.count("f"), len(each)
 
 
 _SHARE = Annotated[float, Field(ge=0, le=1)]
@@ -50,8 +66,8 @@ _OF_TERMS, _OF_SENTENCES = 0.2, 0.5
 
 def han_of_letters(text: str) -> float:
     """Share of Han characters among the letters of a text, 0 to 1; 0 without any letter."""
-    scripts = text.translate(_SCRIPTS)
-    return scripts.count("h") / len(scripts) if scripts else 0.0
+    han, _, letters = scripts(text)
+    return han / letters if letters else 0.0
 
 
 class HanShare(TextFilter):
@@ -78,12 +94,13 @@ class HanShare(TextFilter):
         return (Limit("min_share", "han_letters", DropReason.LOW_HAN_SHARE, least=least),)
 
     def check(self, text: Text) -> Drop | None:
-        scripts = text.text.translate(_SCRIPTS)
-        han, foreign, letters = scripts.count("h"), scripts.count("f"), len(scripts)
+        han, foreign, letters = scripts(text.text)
         if foreign > self.max_foreign:
             return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
         if not han:
             return Drop(DropReason.LOW_HAN_SHARE, f"0 of {letters} letters are Han")
+        if han == letters:
+            return None
         least = self._least(text.kind)
         if han >= least * letters:  # a Latin word counts for no more than its letters
             return None

@@ -38,7 +38,7 @@ class Repetition(TextFilter):
         whole = text.text
         if len(whole) - len(set(whole)) < 2:  # as in most captions: nothing occurs a third time
             return None
-        letters = _NO_LETTER.sub("", whole)
+        letters = whole if whole.isalpha() else _NO_LETTER.sub("", whole)
         repeats = len(letters) - len(set(letters))  # letters that occurred before: an upper bound of every measure
         if repeats >= self.max_run:
             longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")

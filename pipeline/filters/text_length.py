@@ -22,6 +22,7 @@ max_chars_running, are ours.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
@@ -66,7 +67,8 @@ class TextLength(TextFilter):
         if not is_collection(source):
             return self
         defaults = {"min_chars": 1, "max_chars": self.max_chars_running}
-        return self.model_copy(update={n: v for n, v in defaults.items() if getattr(self, n) is None})
+        # made anew and not copied: a copy would keep `_bounds`
+        return TextLength(**dict(self) | {n: v for n, v in defaults.items() if getattr(self, n) is None})
 
     def limits(self) -> tuple[Limit, ...]:
         # Decisions do not tell kinds of text apart: of kinds with limits of their own the widest, which holds for all;
@@ -80,7 +82,7 @@ class TextLength(TextFilter):
 
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))
-        least, most = self._least(text.kind), self._most(text.kind)
+        least, most = self._bounds[text.kind]
         if chars < least:
             return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {least}")
         if chars > most and (fault := self._too_long(text.text, chars, most)):
@@ -92,6 +94,11 @@ class TextLength(TextFilter):
                 DropReason.TEXT_TOO_LONG, f"{count_words(text.text)} words; at most {self.max_words} are allowed"
             )
         return None
+
+    @functools.cached_property
+    def _bounds(self) -> dict[TextKind, tuple[int, int]]:
+        """Fewest and most characters of a text by its kind."""
+        return {kind: (self._least(kind), self._most(kind)) for kind in TEXT_KINDS}
 
     def _least(self, kind: TextKind) -> int:
         return _of_kind(self.min_chars, kind, _LEAST.get(kind, _LEAST_OF_OTHERS))

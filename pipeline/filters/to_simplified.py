@@ -8,14 +8,16 @@ Limits: what OpenCC knows; `t2s` changes the script, not the words (軟體 becom
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from data_specs.shard import Text
 from pipeline.filters import TextFilter
+from pipeline.texts.chunks import chunkwise
 
 
 class ToSimplified(TextFilter):
@@ -25,7 +27,7 @@ class ToSimplified(TextFilter):
     keep_original: bool = Field(True, description="keep the original text beside the rewritten one")
 
     def rewrite(self, text: Text) -> Text:
-        simplified = str(_opencc(self.config).convert(text.text))
+        simplified = simplifier(self.config)(text.text)
         if simplified == text.text:
             return text
         original = text.original or text.text
@@ -33,7 +35,20 @@ class ToSimplified(TextFilter):
 
 
 @cache
-def _opencc(config: str) -> Any:
+def simplifier(config: str) -> Callable[[str], str]:
+    """OpenCC's conversion."""
     import opencc
 
-    return opencc.OpenCC(config)
+    convert: Callable[[str], str] = opencc.OpenCC(config).convert
+
+    def many(texts: Sequence[str]) -> list[str]:
+        """One text a line: no word of OpenCC's goes over the end of a line.
+
+        Too few where a text holds U+0000, behind which some configurations cut off the rest.
+        """
+        lines = "\n".join(texts)
+        if lines.count("\n") >= len(texts):
+            return list(map(convert, texts))
+        return convert(lines).split("\n")
+
+    return chunkwise(many)(convert)

@@ -102,8 +102,9 @@ class HostTemplates:
 
     def cut(self, page_url: str, kind: TextKind, text: str) -> tuple[str, Template | None]:
         """As `Templates.cut`, of a text on a page."""
-        group = _GROUP.get(kind)
-        own = self.of.get((urlsplit(page_url).netloc, group)) if group and self.of else None
+        if not self.of or (group := _GROUP.get(kind)) is None:
+            return text, None
+        own = self.of.get((urlsplit(page_url).netloc, group))
         return own.cut(text) if own is not None else (text, None)
 
 

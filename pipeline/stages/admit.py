@@ -22,10 +22,11 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, count
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,9 +55,11 @@ from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.texts.chunks import CHUNK, announce
 from pipeline.texts.cleaning import clean
-from pipeline.texts.forms import CHUNK
 from pipeline.unreadable import OURS, evidence
+
+T = TypeVar("T")
 
 
 def token(build: Build) -> Any:
@@ -223,30 +226,53 @@ def judge(
     The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
     filters have rewritten them, in a Decision too; two that have become the same are one.
     """
-    texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
-    texts = [text for own in texts_of if not isinstance(own, Decision) for text in own.texts]
-    faults: list[list[Drop]] = []
-    for at in range(0, len(texts), CHUNK):
-        faults += _filter(texts, at, filters, rewritten)
-        pulse.expect(len(candidates), done=len(candidates) * len(faults) // len(texts))
     judged: list[Candidate | Decision] = []
-    at = 0  # where a candidate's texts begin among all of them
-    for candidate, own in zip(candidates, texts_of, strict=True):
-        if isinstance(own, Decision):
-            judged.append(own)
-            continue
-        end = at + len(own.texts)
-        judged.append(_judged(candidate, texts[at:end], faults[at:end], own.removed, order))
-        at = end
+    for at in range(0, len(candidates), CHUNK):
+        judged += _judge_chunk(candidates[at : at + CHUNK], filters, order, rewritten, templates)
+        pulse.expect(len(candidates), done=len(judged))
     return judged
 
 
-@dataclass(frozen=True, slots=True)
-class _Cleaned:
-    """Texts of a candidate before the filters; removed: those of which only a template was there, with their place."""
+def _judge_chunk(
+    candidates: Sequence[Candidate],
+    filters: Sequence[TextFilter],
+    order: TextOrder,
+    rewritten: Counter[str],
+    templates: HostTemplates,
+) -> Iterator[Candidate | Decision]:
+    """As `judge`, of few candidates."""
+    texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
+    given = [text for own in texts_of if not isinstance(own, Decision) for text in own.texts]
+    texts, faults = list[Text](), dict[int, list[Drop]]()  # faults by place among all texts: few have any
+    for at in range(0, len(given), CHUNK):
+        filtered, found = _filter(given[at : at + CHUNK], filters, rewritten)
+        texts += filtered
+        faults |= {at + place: own for place, own in found.items()}
+    touched = faults.keys() | set(compress(count(), map(operator.is_not, texts, given)))
+    at = 0  # where a candidate's texts begin among all of them
+    for candidate, own in zip(candidates, texts_of, strict=True):
+        if isinstance(own, Decision):
+            yield own
+            continue
+        end = at + len(own.texts)
+        if own.as_it_came and touched.isdisjoint(range(at, end)):
+            yield candidate
+        else:
+            yield _judged(candidate, texts[at:end], [faults.get(i, ()) for i in range(at, end)], own.removed, order)
+        at = end
 
-    texts: list[Text]
+
+@dataclass(slots=True)
+class _Cleaned:
+    """Texts of a candidate before the filters.
+
+    removed: those of which only a template was there, with their place. as_it_came: whether the candidate needs no
+    change if no filter has anything to say, as mostly.
+    """
+
+    texts: tuple[Text, ...]
     removed: list[tuple[int, RemovedText]]
+    as_it_came: bool
 
 
 def _cleaned(
@@ -284,42 +310,57 @@ def _clean(
                 removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))
         if remaining:
             cleaned_texts.setdefault(remaining, text if remaining == text.text else replace(text, text=remaining))
-    return _Cleaned(list(cleaned_texts.values()), removed)
+    texts = tuple(cleaned_texts.values())
+    as_it_came = not (removed or candidate.removed or candidate.text_rank) and texts == candidate.texts != ()
+    return _Cleaned(texts, removed, as_it_came)
 
 
-def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten: Counter[str]) -> list[list[Drop]]:
-    """What filters find wrong with each text of a chunk; texts that they rewrite are replaced in the list.
+def _filter(
+    texts: list[Text], filters: Sequence[TextFilter], rewritten: Counter[str]
+) -> tuple[list[Text], dict[int, list[Drop]]]:
+    """The texts of a chunk as filters rewrite them, and by place what filters find wrong with them.
 
     Filter by filter rather than text by text: what a filter needs stays in the processor's caches, which is a third
-    of the time.
+    of the time, and is computed for all texts that are announced at once.
     """
-    here = range(at, min(at + CHUNK, len(texts)))
-    faults: list[list[Drop]] = [[] for _ in here]
+    faults: dict[int, list[Drop]] = {}
+    announce(text.text for text in texts)
     for f in filters:
-        check, rewrite = f.check, f.rewrite
-        for i in here:
-            try:
-                fault = check(texts[i])
-            except OURS:
-                raise
-            except Exception as e:
-                fault = _unreadable(f, texts[i], e)
+        for at, fault in enumerate(_of_each(f, f.check, texts)):
             if fault is not None:
-                faults[i - at].append(fault)
+                faults.setdefault(at, []).append(fault)
         if type(f).rewrite is TextFilter.rewrite:
             continue
-        for i in here:
-            try:
-                after = rewrite(texts[i])
-            except OURS:
-                raise
-            except Exception as e:
-                faults[i - at].append(_unreadable(f, texts[i], e))
-                after = replace(texts[i], text="", original="")  # what should have been masked is written nowhere
-            if after is not texts[i]:
-                rewritten[f.plugin_name()] += 1
-                texts[i] = after
-    return faults
+        before, texts = texts, []
+        for at, after in enumerate(_of_each(f, f.rewrite, before)):
+            if isinstance(after, Drop):  # what should have been masked is written nowhere
+                faults.setdefault(at, []).append(after)
+                texts.append(replace(before[at], text="", original=""))
+            else:
+                texts.append(after)
+        if changed := sum(map(operator.is_not, texts, before)):
+            rewritten[f.plugin_name()] += changed
+            announce(text.text for text in texts)
+    return texts, faults
+
+
+def _of_each(f: TextFilter, do: Callable[[Text], T], texts: Sequence[Text]) -> Sequence[T | Drop]:
+    """What a method of a filter returns for each text; for one on which it fails, that fault of the text."""
+    try:
+        return list(map(do, texts))
+    except OURS:
+        raise
+    except Exception:  # of one text, and the others are not to suffer from it
+        return [_of_one(f, do, text) for text in texts]
+
+
+def _of_one(f: TextFilter, do: Callable[[Text], T], text: Text) -> T | Drop:
+    try:
+        return do(text)
+    except OURS:
+        raise
+    except Exception as e:
+        return _unreadable(f, text, e)
 
 
 def _unreadable(text_filter: TextFilter, text: Text, error: Exception) -> Drop:
@@ -330,7 +371,7 @@ def _unreadable(text_filter: TextFilter, text: Text, error: Exception) -> Drop:
 def _judged(
     candidate: Candidate,
     texts: Sequence[Text],
-    faults: Sequence[list[Drop]],
+    faults: Sequence[Sequence[Drop]],
     cut: Sequence[tuple[int, RemovedText]],
     order: TextOrder,
 ) -> Candidate | Decision:
@@ -338,9 +379,6 @@ def _judged(
 
     cut: texts that were nothing but a template, each with the number of the texts before it.
     """
-    flawless = texts and not (cut or candidate.removed or candidate.text_rank or any(faults))
-    if flawless and _are_its_own(texts, candidate):
-        return candidate
     good: dict[str, Text] = {}
     failed, first = list[tuple[int, RemovedText]](), len(texts)
     for at, (text, own) in enumerate(zip(texts, faults, strict=True)):
@@ -361,11 +399,6 @@ def _judged(
         return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
-
-
-def _are_its_own(texts: Sequence[Text], candidate: Candidate) -> bool:
-    """Whether these are the candidate's texts as they were, in their order, as they mostly are."""
-    return len(texts) == len(candidate.texts) and all(map(operator.is_, texts, candidate.texts))
 
 
 def _capped(

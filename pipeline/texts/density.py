@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 from data_specs.segmenter import rust_segmenter
-from pipeline.texts.forms import CHUNK, even
+from pipeline.texts.chunks import REMEMBERED
+from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words
 
 CONTENT = ("n", "v", "a", "i", "l", "j", "z", "t", "s")
@@ -58,7 +59,7 @@ class Density:
         return self.stop / self.words if self.words else 0.0
 
 
-@functools.lru_cache(maxsize=4 * CHUNK)  # each filter asks for all texts of a chunk before the next one does
+@functools.lru_cache(maxsize=REMEMBERED)  # each filter asks for all texts of a chunk before the next one does
 def density(text: str) -> Density:
     """Density of a text."""
     entries, distinct = _entries(), dict[str, float]()

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from pipeline.texts.forms import CHUNK, even
+from pipeline.texts.chunks import REMEMBERED
+from pipeline.texts.forms import even
 
 Kind = Literal["id_card", "bank_card", "mobile", "landline", "email", "plate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -55,6 +56,10 @@ _ASKED = r"(?:电话|座机|热线|传真|tel|fax)[^0-9a-z\u4e00-\u9fff]{0,3}"
 _PLATE_OF = "[京津沪渝冀豫云辽黑湘皖鲁苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼]"
 _MAY_HOLD = re.compile(f"[0-9](?:[^0-9]{{0,3}}[0-9]){{6}}|@|[新{_PLATE_OF[1:-1]}][a-z]|{_SPOKEN}{{11}}")
 """What every text with personal data holds: seven digits near each other, or the beginning of another kind."""
+
+_CLUE = re.compile(f"[@a-z{_SPOKEN[1:-1]}]")
+"""What all that _MAY_HOLD matches begins with or has in its second place; a search for one of some characters takes a
+quarter of the time."""
 
 _PATTERNS: dict[Kind, tuple[str, ...]] = {
     "id_card": (
@@ -95,10 +100,11 @@ class Span:
     end: int
 
 
-@lru_cache(maxsize=4 * CHUNK)  # two filters ask, one of them twice
+@lru_cache(maxsize=REMEMBERED)  # two filters ask, one of them twice
 def may_hold(text: str) -> bool:
-    """Whether a text may hold any kind at all. False for most captions, by a single regular expression."""
-    return _MAY_HOLD.search(even(text)) is not None
+    """Whether a text may hold any kind at all. False for most captions, by a single search."""
+    plain = even(text)
+    return _CLUE.search(plain) is not None and _MAY_HOLD.search(plain) is not None
 
 
 def find(text: str, kind: Kind) -> list[Span]:

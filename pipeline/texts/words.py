@@ -1,13 +1,12 @@
 """Words of a Chinese text, as jieba segments it; rjieba, which is jieba in Rust, where both are known to agree.
 
-Segmentation costs 30 to 50 microseconds per caption, as much as all other text filters together. So `has_words`, which
-only asks whether there are at least so many words, first computes a lower bound: no segmentation has fewer words than
-the shortest chain of dictionary words that covers the text, and that chain takes a few dictionary look-ups.
+Segmentation costs 5 microseconds per caption, as much as several text filters together. So `has_words` first looks
+whether a text must have two words, as nearly all have: it is in two blocks, or is no word of the dictionary.
 
 `weight` is the length of a text in Han characters where Latin words stand among them, and needs no dictionary.
 
 Limits: `words_of` guesses words that the dictionary lacks (names) by jieba's hidden Markov model; `count_words` does
-not. jieba's dictionary is loaded (0.8 s) where a text asks for jieba itself.
+not. jieba's dictionary is loaded (0.8 s) where a text asks for jieba itself, or for one or two words.
 """
 
 from __future__ import annotations
@@ -61,60 +60,37 @@ def words_of(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 14)  # the shortest captions, which must be segmented, are also those that recur
 def count_words(text: str) -> int:
-    """Number of words in a text, by the dictionary alone; what it lacks counts by character."""
-    return sum(any(c.isalnum() for c in word) for word in segmenter().cut(text, HMM=False))
+    """Number of words in a text, by the dictionary alone; what it lacks counts by character.
+
+    Without the guessing of names rjieba is jieba on any text, also where `words_of` asks jieba itself.
+    """
+    return sum(word.isalnum() or any(map(str.isalnum, word)) for word in rust_segmenter().cut(text, False))
 
 
 def has_words(text: str, at_least: int) -> bool:
-    """Whether `count_words(text) >= at_least`, mostly without segmenting the text."""
+    """Whether `count_words(text) >= at_least`, mostly without segmenting the text where that is no more than two."""
     if len(text) < at_least:
         return False
-    return _fewest(text, at_least) >= at_least or count_words(text) >= at_least
+    return (at_least <= 2 and _one_or_two(text) >= at_least) or count_words(text) >= at_least
 
 
-def _fewest(text: str, enough: int) -> int:
-    """Lower bound of the number of words; counting stops at `enough`."""
-    words: dict[str, int] = segmenter().dt.FREQ  # word -> frequency; prefixes of words are keys too, with frequency 0
-    count = 0
-    for block in _BLOCK.findall(text):
+def _one_or_two(text: str) -> int:
+    """Lower bound of the number of words; counting stops at two."""
+    words, count, at = _dictionary(), 0, 0
+    while count < 2 and (match := _BLOCK.search(text, at)):
+        block, at = match.group(), match.end()
         if not block.isalnum():
-            count += any(c.isalnum() for c in block)
-        elif block.isascii():
-            count += 1
-        else:
-            count += _chain(block, words, enough - count)
-        if count >= enough:
-            break
+            count += any(map(str.isalnum, block))
+        else:  # is one word, or takes two at least; a run of Latin letters and digits is one
+            count += 1 if len(block) == 1 or block.isascii() or words.get(block) else 2
     return count
 
 
-def _chain(block: str, words: dict[str, int], enough: int) -> int:
-    """Fewest words that cover a block, where each may begin anywhere in the part covered before it (greedy, so exact).
-
-    Counting stops at `enough`.
-    """
-    if enough <= 2:  # one look-up, as often as a spec asks for two words: a block is one word, or takes two at least
-        return min(enough, 1 if len(block) == 1 or words.get(block) else 2)
-    count, end, far = 0, 0, 0
-    for start in range(len(block)):
-        far = max(far, _reach(block, start, words))
-        if start == end:  # block[:end] is covered by `count` words; the next one is that which reaches farthest
-            count, end = count + 1, far
-            if count == enough:
-                break
-    return count
-
-
-def _reach(block: str, start: int, words: dict[str, int]) -> int:
-    """End of the longest word that begins at `start`; for a Latin letter or digit, at least the end of its run."""
-    end = far = start + 1
-    while (frequency := words.get(block[start:end])) is not None and end <= len(block):
-        far = end if frequency else far
-        end += 1
-    if block[start].isascii():
-        while far < len(block) and block[far].isascii():
-            far += 1
-    return far
+@functools.cache
+def _dictionary() -> dict[str, int]:
+    """Word -> frequency in jieba's dictionary; beginnings of words are keys too, with frequency 0."""
+    words: dict[str, int] = segmenter().dt.FREQ
+    return words
 
 
 @functools.cache

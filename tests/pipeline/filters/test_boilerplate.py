@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from pipeline.filters import boilerplate
 from pipeline.filters.boilerplate import Boilerplate
 from tests.judged import reason
 
@@ -30,3 +33,22 @@ def test_texts_that_only_contain_a_phrase_stay(text):
 def test_phrases_of_the_spec_count_and_the_packaged_ones_can_be_left_out():
     assert reason(Boilerplate(phrases=("本站原创",)), "【本站原创】") == "boilerplate"
     assert reason(Boilerplate(packaged=False), "展开全文") == ""
+
+
+NAMES = """img dsc dscf pic pict photo image picture screenshot mmexport wechatimg wx qq图片 微信截图 屏幕截图 截图 图片
+圖像 照片 未标题 无标题 下载 1 0123456789ab"""
+
+
+def test_what_is_a_name_or_a_number_begins_like_one():
+    """Of every character that may stand for the first one of a name or a number, if case does not matter."""
+    rests = sorted({name[1:] for name in NAMES.split()})
+    for first in map(chr, range(0x20000)):
+        if not boilerplate._NAME_OR_NUMBER.match(first):
+            for pattern in (boilerplate._CAMERA_NAME, boilerplate._NUMBER):
+                assert not any(pattern.fullmatch(first + rest) for rest in rests), first
+
+
+@example("一_1")
+@given(st.text("a一_ 。1é", max_size=8))
+def test_two_letters_are_found_where_more_than_one_is_counted(text):
+    assert (boilerplate._TWO_LETTERS.search(text) is not None) == (boilerplate._letters(text) > 1)

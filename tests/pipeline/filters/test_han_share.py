@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.filters.han_share import HanShare
-from tests.judged import reason
+from pipeline.filters.han_share import HanShare, scripts
+from tests.judged import reason, same_in_a_chunk
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,8 @@ def test_a_stated_share_is_one_of_letters_and_a_title_needs_more_han_than_a_capt
     assert reason(HanShare(), "VS Code 与 Docker Compose 图", "caption") == ""
     assert reason(HanShare(), "VS Code 与 Docker Compose 图", "title") == "low_han_share"
     assert reason(HanShare(min_share={"title": 0.1}), "VS Code 与 Docker Compose 图", "title") == ""
+
+
+@given(st.lists(st.text(st.characters() | st.sampled_from("故𠮷〇か한ㄱｶa1_é "), max_size=12), max_size=6))
+def test_scripts_of_a_chunk_are_those_of_its_texts(texts):
+    assert same_in_a_chunk(scripts, texts)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.filters.repetition import Repetition
+from pipeline.filters.repetition import _NO_LETTER, Repetition
 from tests.judged import reason
 
 
@@ -22,8 +24,14 @@ from tests.judged import reason
         ("四是四，十是十，十四是十四，四十是四十", ""),
         ("人山人海的人行道", ""),
         ("1000000000 元", ""),
+        ("1000000000元", ""),
         ("……………………雪", ""),
     ],
 )
 def test_repetition(text, expected):
     assert reason(Repetition(), text) == expected
+
+
+@given(st.text(st.characters(categories=["L"]) | st.sampled_from("一①〇½₂_٣ー々"), max_size=6))
+def test_of_a_text_of_letters_nothing_is_left_out(text):
+    assert not text.isalpha() or _NO_LETTER.sub("", text) == text

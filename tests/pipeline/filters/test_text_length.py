@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.filters.text_length import TextLength
-from tests.judged import reason
+from tests.judged import reason, source
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ from tests.judged import reason
 )
 def test_length(options, text, kind, expected):
     assert reason(TextLength(**options), text, kind) == expected
+
+
+def test_bounds_for_a_source_are_its_own_whatever_the_filter_judged_before():
+    length = TextLength()
+    assert reason(length, "门") == "text_too_short"
+    assert reason(length.for_source(source("library")), "门") == ""
+    assert reason(length, "门") == "text_too_short"

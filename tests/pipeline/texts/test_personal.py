@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data_specs.shard import Text
 from pipeline.filters.personal_data import PersonalData
-from pipeline.texts.personal import MASKS, find, is_bank_card, is_id_card
+from pipeline.texts.forms import even
+from pipeline.texts.personal import _MAY_HOLD, MASKS, find, is_bank_card, is_id_card, may_hold
 
 MOBILES = st.from_regex(r"1[3-9][0-9]{9}", fullmatch=True)
 AROUND = st.sampled_from(["", "电话", "张三，", " ", "故宫", "（", "a", "<电话>"])
@@ -113,3 +114,12 @@ def test_masking_ends_and_twice_is_once(text):
     assert masked(once) == once
     for kind in MASKS:
         assert find(once, kind) == []
+
+
+DISGUISED = st.sampled_from("0123456789０①⑨一二三四五六七八九零〇幺拐洞aＡz@＠京新é -.*\ufe0f\u20e3故宫")
+
+
+@given(st.just("@") | st.text(DISGUISED, max_size=24))
+def test_what_may_hold_nothing_holds_nothing(text):
+    assert may_hold(text) == (_MAY_HOLD.search(even(text)) is not None)
+    assert may_hold(text) or not any(find(text, kind) for kind in MASKS)

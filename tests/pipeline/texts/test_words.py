@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,22 @@ def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
 
 
+@given(st.sampled_from(list(segmenter().dt.FREQ)))
+def test_a_word_of_the_dictionary_is_no_two_words_for_sure(word):
+    assert has_words(word, 2) == (count_words(word) >= 2)
+
+
+ODD = [word for word in segmenter().dt.FREQ if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(WORDS.split()) | st.sampled_from(ODD) | st.text(max_size=3), max_size=9).map("".join))
+def test_words_are_counted_as_by_jieba_without_guessing(text):
+    for written in (text, text.upper()):
+        cut = [word for word in jieba.cut(written, HMM=False) if any(map(str.isalnum, word))]
+        assert count_words(written) == len(cut)
+
+
 @given(st.text(st.sampled_from("云abc1 -é，"), max_size=30))
 def test_a_text_weighs_its_characters_at_most_and_a_latin_word_as_much_as_a_third_of_four(text):
     assert 0 <= weight(text) <= sum(map(len, text.split()))
@@ -42,8 +59,8 @@ COUNTING = """
 import shutil, sys
 from types import SimpleNamespace
 shutil.disk_usage = lambda folder: SimpleNamespace(free=int(sys.argv[1]))
-from pipeline.texts.words import count_words
-print(count_words("故宫雪景"))
+from pipeline.texts.words import has_words
+print(has_words("故宫雪景", 2))
 """
 
 
@@ -53,7 +70,7 @@ def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_pat
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
     words = [sys.executable, "-c", COUNTING, str(free)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("2\n", "")
+    assert (done.stdout, done.stderr) == ("True\n", "")
     assert [path.name for path in tmp_path.iterdir()] == kept
 
 
