@@ -118,7 +118,10 @@ def _write(out: Path, text: str) -> None:
     from pipeline import plugins
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    try:
+        part.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise SpecError([f"{out}: cannot be written: {e.strerror}"]) from None
     try:
         plugins.check(load(part), str(out))
         part.replace(out)

@@ -145,6 +145,33 @@ def test_an_image_that_is_none_is_named(
     assert (code, "bad.jpg: empty file" in stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "made", "said"),
+    [
+        (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "", "before the first checkpoint"),
+        (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "checkpoints/step-00000002", "from the last"),
+        (("embed", "c", "--texts", "t", "--index", "OUT"), "", "interrupted; the same command goes on\n"),
+        (("search", "OUT", "--text", "x"), "", "interrupted\n"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_left_of_it(
+    words: tuple[str, ...],
+    made: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(cli, "_brought_here", interrupted)
+    code, out, err = run(capsys, *(str(tmp_path) if word == "OUT" else word for word in words), "--json")
+    assert (code, json.loads(out)["code"]) == (130, 130)
+    assert said in err
+
+
 def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["praise"]) == 2
     printed = capsys.readouterr()
