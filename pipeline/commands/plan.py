@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pipeline.web.probe import Probe
 
 
+FEW = 1_000
+"""Candidates of a build below which what it measured says little of larger ones."""
+
+
 def add_plan(commands: Commands) -> None:
     plan = command(
         commands,
@@ -252,6 +256,9 @@ def _estimate(build: Build, candidates: int, workers: int, price: float | None) 
         f"about {duration(total['wall_seconds'])} on {workers:,} CPUs; {estimated['serial_share']:.1%} of the work is "
         f"steps that one worker or the driver does alone; a worker needs {size_of(total['peak_bytes'])} of memory"
     )
+    if measured["candidates"] < FEW:
+        few = f"warning: measured on {measured['candidates']:,} candidates, whose cost is mostly that of any build"
+        say(f"{few}; publish one of some thousands for figures that hold")
     if price is not None:
         say(f"at {price:g} for a CPU and hour: about {estimated['price']:,.2f}")
     return estimated
