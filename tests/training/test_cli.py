@@ -64,6 +64,10 @@ def test_fit_eval_and_embed(
         assert features.shape == (rows, 32)
         assert features.norm(dim=1).tolist() == pytest.approx([1.0] * rows, abs=1e-5)
         assert json.loads(stdout.splitlines()[-1])["rows"] == rows
+    both = ("--images", str(tmp_path / "a.jpg"), "--texts", str(tmp_path / "texts.txt"))
+    code, stdout, stderr = run(capsys, "embed", str(out), *both, "--out", str(tmp_path / "both.safetensors"), "--json")
+    assert json.loads(stdout)["features"] == {"image_features": 1, "text_features": 2}
+    assert "1 image features and 2 text features of width 32 in " in stderr
 
 
 def test_a_checkpoint_trained_with_a_detector_is_evaluated_on_plain_tars_by_an_option_and_without_its_queues(
