@@ -3,7 +3,8 @@
 First NFKC and case folding. Then each Chinese character is replaced by one that stands for all its variants, so that
 紅燒肉 and 红烧肉, 裡 and 裏 and 里, are one text. Variants are the characters that OpenCC's conversions join, taken one
 by one and without OpenCC's phrases: phrases choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of
-a comparison only have to come out alike. The table is built once per process (three quarters of a second).
+a comparison only have to come out alike. They are read from a file (`data_specs.variants`), and the table is made once
+per process.
 
 Limits: different regional words for one thing (软件, 軟體) stay different. Ids of texts follow from the table, whose
 digest `folding` returns.
@@ -15,20 +16,16 @@ import hashlib
 import operator
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.variants import variants
+
 Points = npt.NDArray[np.uint32]
-
-HAN = ((0x2E80, 0x2FE0), (0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
-"""Half-open ranges of code points that OpenCC is asked for: radicals, the blocks and extensions of Han characters."""
-
-CONVERSIONS = ("s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s")
-"""OpenCC's, between simplified characters and the traditional ones of its own standard, of Taiwan and of Hong Kong."""
 
 USED = ((0, 0x40000), (0xE0000, 0xE0080))
 """Half-open ranges that hold all assigned characters except those of GLYPHS."""
@@ -120,7 +117,7 @@ def letters_and_digits(points: Points) -> npt.NDArray[np.bool_]:
 
 @cache
 def folding() -> str:
-    """Short digest of the folding table. Another OpenCC or Python may have another table, and then other text ids."""
+    """Short digest of the folding table. Another Python may have another table, and then other text ids."""
     return hashlib.sha256(_tables().stands_for.tobytes()).hexdigest()[:16]
 
 
@@ -168,41 +165,6 @@ def _tables() -> _Tables:
     numeric[code_points(_NO_NUMERALS)] = False
     for low, high in GLYPHS:
         stands_for[low:high] = _DELETED
-    for one, other in _variants():
-        stands_for[ord(one)] = ord(other)
+    for group in variants().groups:
+        stands_for[code_points(group)] = ord(group[0])
     return _Tables(stands_for, decimal, numeric, letter)
-
-
-def _variants() -> Iterator[tuple[str, str]]:
-    """(Han character, the one that stands for it and its variants: a simplified character if there is one)."""
-    forms: dict[str, list[str]] = {}  # character -> its variants, itself included; variants share one list
-    simplified: dict[str, str] = {}
-    for name in CONVERSIONS:
-        pairs = _converted(name)
-        for one, other in pairs:
-            mine, others = forms.setdefault(one, [one]), forms.setdefault(other, [other])
-            if mine is not others:
-                mine += others
-                forms |= dict.fromkeys(others, mine)
-        simplified |= dict(pairs) if name == "t2s" else {}
-    for one, same in forms.items():
-        yield one, min((simplified.get(c, c) for c in same), key=lambda c: (not _in_gb2312(c), c))
-
-
-def _converted(name: str) -> list[tuple[str, str]]:
-    """(Han character, what it becomes) for each that one of CONVERSIONS replaces by one other character."""
-    import opencc
-
-    lines = "\n".join(chr(c) for low, high in HAN for c in range(low, high))
-    made = opencc.OpenCC(name).convert(lines)
-    if len(made) != len(lines):  # a character became several: lines have to be told apart
-        return [(a, b) for a, b in zip(lines.split("\n"), made.split("\n"), strict=True) if a != b and len(b) == 1]
-    at = np.flatnonzero(code_points(lines) != code_points(made)).tolist()
-    return [(lines[i], made[i]) for i in at]
-
-
-def _in_gb2312(character: str) -> bool:
-    try:
-        return bool(character.encode("gb2312"))
-    except UnicodeEncodeError:
-        return False

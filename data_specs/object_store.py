@@ -42,6 +42,9 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl
 ATTEMPTS = 12
 """Requests until a busy store is given up. The pauses between them are random, below 1, 2, 4, 8, 16, 20, 20 ... s."""
 
+DELETIONS = 100
+"""Times that a folder is deleted while another process deletes in it."""
+
 LOG = logging.getLogger("wenlan.object_store")
 
 
@@ -180,7 +183,7 @@ def delete(url: str) -> None:
     with told(url), contextlib.suppress(FileNotFoundError):
         fs, path = fsspec.url_to_fs(url)
         if not _is_s3(url):
-            fs.rm(path, recursive=True)
+            _delete_whole(fs, path, url)
             return
         bucket, _, key = path.partition("/")
         page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, Delimiter="/")
@@ -190,6 +193,18 @@ def delete(url: str) -> None:
             fs.rm(path, recursive=True)
         elif key in there:
             fs.rm_file(path)
+
+
+def _delete_whole(fs: Any, path: str, url: str) -> None:
+    """Delete until nothing is there: a file that another process deletes meanwhile ends the deletion of its folder."""
+    for _ in range(DELETIONS):
+        try:
+            fs.rm(path, recursive=True)
+            return
+        except FileNotFoundError:
+            if not fs.exists(path):
+                return
+    raise StorageError(url, "is being changed by another process", errno.EBUSY)
 
 
 def names(url: str) -> list[str]:

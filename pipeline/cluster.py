@@ -18,6 +18,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import shutil
 import socket
 import sqlite3
@@ -240,6 +241,9 @@ def granted(asked: Resources, available: Resources) -> Resources:
     return cpus | ({"num_gpus": gpus} if 0 < gpus <= available.get("GPU", 0.0) else {})
 
 
+OPEN_FILES = 65_536
+"""Files that a worker may have open, where the system lets it."""
+
 NO_SPACE = 1 << 20
 """Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
 
@@ -260,6 +264,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     """
     observe.log_as(log_form)
     arrow_without_pandas()
+    _allow_open_files()
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
     with labels, timed(), pulse(build.stage(stage).folder, partition):
         try:
@@ -275,6 +280,15 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
             if "disk is full" not in str(e) and not ("disk I/O" in str(e) and _free(_fullest(build)) < NO_SPACE):
                 raise
             raise StageError(_fullest(build), _no_space(stage, partition)) from None
+
+
+def _allow_open_files() -> None:
+    """As many as Ray's driver lets itself have: of a node that somebody started a shell's 1,024 are left, and a large
+    build has more runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _no_space(stage: str, partition: str) -> str:

@@ -58,7 +58,7 @@ from data_specs.search.scan import Stack
 
 __all__ = ["About", "Background", "IndexFault", "IndexWriter", "Modality", "Towers", "read_index"]
 
-NEEDED = ("rjieba", "opencc")
+NEEDED = ("rjieba",)
 """Packages of the extra `search` that cut the words of a part."""
 
 _ROW_GROUP = 1_000

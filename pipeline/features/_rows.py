@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.features import features
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
-from pipeline.pictures.details import is_flat, squares_of
+from pipeline.pictures.details import may_have_map, squares_of
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.unreadable import OURS, evidence
@@ -46,7 +46,7 @@ class FeatureRows:
         for squares, square in ((self._inside, unframed(picture)), (self._contents, content(picture))):
             if square is not None:
                 squares[number] = square
-        if is_flat(self._squares[number]):
+        if may_have_map(picture.pixels, self._squares[number]):
             self._flat[number] = squares_of(picture.pixels)
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:

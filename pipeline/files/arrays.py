@@ -96,14 +96,22 @@ class Arrays:
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def _ranged(self, offset: int, size: int) -> bytes:
-        return self._folder.read_range(self._name, offset, size)
+        raw = self._folder.read_range(self._name, offset, size)
+        if len(raw) != size:
+            raise self._not_whole()
+        return raw
 
     def _listed(self, size: int, read: Any) -> dict[str, Any]:
         tail = read(max(0, size - _TAIL), size)
         if len(tail) < _TAIL or not tail.endswith(MAGIC):
             raise self._not_whole()
         length = int.from_bytes(tail[:8], "little")
-        arrays: dict[str, Any] = json.loads(read(size - _TAIL - length, size - _TAIL))
+        if length > size - _TAIL:
+            raise self._not_whole()
+        try:
+            arrays: dict[str, Any] = json.loads(read(size - _TAIL - length, size - _TAIL))
+        except ValueError:
+            raise self._not_whole() from None
         return arrays
 
     def _not_whole(self) -> StoreError:

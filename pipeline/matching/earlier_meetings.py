@@ -233,8 +233,9 @@ class EarlierTextFinder(TextFinder):
             theirs[kept.owner[first:last]] = True
         short = np.flatnonzero((high > low) & (high - low <= LONG))
         for rows, at in ranged_pairs(short, low[short], high[short]):
-            pairs = np.unique(owner[rows] << 32 | kept.owner[at].astype(np.int64))
-            one, other = pairs >> 32, pairs & 0xFFFFFFFF
+            # unsigned: a build of 650 million pairs has more than 2^31 texts
+            packed = np.unique(owner[rows].astype(np.uint64) << np.uint64(32) | kept.owner[at].astype(np.uint64))
+            one, other = (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
             new = ~(found[one] & theirs[other])
             one, other = one[new], other[new]
             if not len(one):

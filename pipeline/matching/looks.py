@@ -11,6 +11,7 @@ tell apart are two pictures. A match of fine hashes is verified by maps, and by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.files.digests import bytes_of
-from pipeline.pictures import details
+from pipeline.pictures import alignment, details
 from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, is_plain, of_one_colour, tones, within
 
@@ -197,6 +198,34 @@ class OfArrays:
         return self._details.take(images)
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """Pairs of images [N]: number ones[i] of `own` and others[i] of `theirs`, whose parts of these numbers are near."""
+
+    own: Signed
+    ones: Ints
+    one_parts: Ints
+    theirs: Signed
+    others: Ints
+    other_parts: Ints
+
+    def __len__(self) -> int:
+        return len(self.ones)
+
+    def take(self, rows: Ints) -> _Candidates:
+        own = self.own, self.ones[rows], self.one_parts[rows]
+        return _Candidates(*own, self.theirs, self.others[rows], self.other_parts[rows])
+
+    def grids(self, of_ones: Ints, of_others: Ints) -> tuple[Bytes, Bytes]:
+        """[N, SIZE] twice: grids of these numbers."""
+        return self.own.grids(self.ones, of_ones), self.theirs.grids(self.others, of_others)
+
+    def wholes(self) -> tuple[Bytes, Bytes]:
+        """[N, SIZE] twice: grids of the whole."""
+        whole = np.zeros(len(self), np.int64)
+        return self.grids(whole, whole)
+
+
 def alike(
     own: Signed, ones: Ints, one_parts: Ints, theirs: Signed, others: Ints, other_parts: Ints, by: tuple[Family, float]
 ) -> Flags:
@@ -206,39 +235,60 @@ def alike(
     by: the family of the parts, and the threshold.
     """
     family, threshold = by
-    if not family.fine:
-        a, b = own.grids(ones, family.toned(one_parts)), theirs.grids(others, family.toned(other_parts))
-        result = within(a, b, threshold, one_tone=True, blocks=family.blocks)
-        rows = np.flatnonzero(result)
-    else:
-        result, rows = np.zeros(len(ones), np.bool_), np.arange(len(ones))
-    a_details = own.details(ones[rows])
-    if not len(a_details):
+    candidates = _Candidates(own, ones, one_parts, theirs, others, other_parts)
+    if family.fine:  # by maps alone, where colours agree
+        result = np.zeros(len(candidates), np.bool_)
+        rows, same, _ = _by_maps(candidates, np.arange(len(candidates)), by, _of_one_colour)
+        result[rows] = same
         return result
-    b_details = theirs.details(others[rows])
-    places = np.intersect1d(a_details.of, b_details.of, assume_unique=True)
-    if not len(places):
-        return result
-    rows, whole = rows[places], np.zeros(len(places), np.int64)
-    a, b = own.grids(ones[rows], whole), theirs.grids(others[rows], whole)
-    if family.fine:
-        judging = of_one_colour(a, b)
-        rest = np.flatnonzero(~judging)  # colours of parts that two changes left are those of the nearest crop
-        grids = [details.CROPS[of[rows[rest]]] for of in (one_parts, other_parts)]
-        a, b = own.grids(ones[rows[rest]], grids[0]), theirs.grids(others[rows[rest]], grids[1])
-        judging[rest] = of_one_colour(a, b)
-    else:
-        judging = is_plain(a) | is_plain(b)
-    wanted = np.flatnonzero(judging)
-    rows, places = rows[wanted], places[wanted]
-    if len(rows):
-        starts = details.starts_of(_places(family, one_parts[rows]), _places(family, other_parts[rows]))
-        mine, others_maps = (details.maps_in(of.take(places).stored) for of in (a_details, b_details))
-        same, other = details.judged(mine, others_maps, starts, threshold)
-        result[rows] = same if family.fine else ~other
+    grids = candidates.grids(family.toned(one_parts), family.toned(other_parts))
+    result = within(*grids, threshold, one_tone=True, blocks=family.blocks)
+    # what grids merge, maps may part
+    rows, _, other = _by_maps(candidates, np.flatnonzero(result), by, _one_is_plain)
+    result[rows] = ~other
     return result
 
 
-def _places(family: Family, parts: Ints) -> npt.NDArray[np.float64]:
+def _by_maps(
+    candidates: _Candidates, rows: Ints, by: tuple[Family, float], count: Callable[[_Candidates], Flags]
+) -> tuple[Ints, Flags, Flags]:
+    """(those of `rows` that maps decide, whether they are of one picture, whether they are clearly of two).
+
+    Maps decide where both images have some, and where they `count`.
+    """
+    family, threshold = by
+    none = np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+    asked = candidates.take(rows)
+    mine = asked.own.details(asked.ones)
+    if not len(mine):
+        return none
+    others = asked.theirs.details(asked.others)
+    places = np.intersect1d(mine.of, others.of, assume_unique=True)
+    if not len(places):
+        return none
+    places = places[count(asked.take(places))]
+    if not len(places):
+        return none
+    starts = alignment.starts_of(*(_boxes(family, of[places]) for of in (asked.one_parts, asked.other_parts)))
+    one, other = (details.maps_in(of.take(places).stored) for of in (mine, others))
+    return rows[places], *alignment.judged(one, other, starts, threshold)
+
+
+def _one_is_plain(candidates: _Candidates) -> Flags:
+    """[N] whether one of both images is without texture."""
+    one, other = candidates.wholes()
+    return is_plain(one) | is_plain(other)
+
+
+def _of_one_colour(candidates: _Candidates) -> Flags:
+    """[N] whether colours of both images agree: of the wholes, or else of the crops that are nearest to the parts."""
+    agree = of_one_colour(*candidates.wholes())
+    rest = np.flatnonzero(~agree)
+    of_rest = candidates.take(rest)
+    agree[rest] = of_one_colour(*of_rest.grids(details.CROPS[of_rest.one_parts], details.CROPS[of_rest.other_parts]))
+    return agree
+
+
+def _boxes(family: Family, parts: Ints) -> npt.NDArray[np.float64]:
     """[N, 4] where parts lie, in shares of a side."""
     return details.BOXES_OF_PARTS[parts if family.fine else np.where(parts < CONTENT, parts, 0)]

@@ -4,6 +4,11 @@ Most images look like no other. `Finder` says of a part of all keys which images
 order (`pipeline.matching.leader_pass`) looks only those up. What it returns may hold an image too many, never one too
 few: it decides nothing, and the result of the pass does not depend on it.
 
+Words, here and in the stages `deal` and `meet`: a key is one way to cut hashes, an entry one hash of one image under a
+key, with its tones. Entries are dealt into buckets by key, and a part is some buckets of all runs, which one task
+compares. An image is found if it may look like another one of the build, met if it was kept by an earlier build and one
+of this build may look like it, and alone if no key found it. Hashes of every picture are coarse, those of details fine.
+
 A hash is cut into pieces, `spare` more than the radius. Two hashes within the radius agree in at least `spare` pieces,
 so they share one of the keys that are made of `spare` pieces each: exact keys, which can be sorted and dealt out, with
 no neighbours to be asked. More pieces make longer keys, and more of them: `plan` takes as few as keep a key's images
@@ -15,10 +20,11 @@ in `pipeline.matching.near_images`.
 Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where
 more than DENSE entries answer an image, those are parted by the next block of the tones, and so on through all blocks
 that must agree: keys are as long as a place needs, whatever the size of the build. Where all tones agree each image is
-compared with a few of its range first. In a cluster of copies that finds all of them, and costs a step for each of its
-images; what is left unfound is compared, and only if that is more than LONG, taken as a whole.
+compared with a few of its range first. In a cluster of copies that finds most of them, and costs a step for each of its
+images: whoever has many of these for candidates is taken with them (MANY). Elsewhere what is left unfound is compared,
+and only if that is more than LONG, taken as a whole.
 
-Limits: a task holds about 60 bytes for each entry of its part of the keys, and a bit for each image of the build.
+Limits: a task holds about 60 bytes for each entry of its part of the keys, and a byte for each image of the build.
 """
 
 from __future__ import annotations
@@ -43,8 +49,12 @@ Flags = npt.NDArray[np.bool_]
 DENSE = 256
 """Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
 
-LOOKS = 4
+LOOKS = 16
 """Entries of a dense range that an image is compared with first, to see whether all of it is one cluster."""
+
+MANY, CROWD = 128, 8
+"""Of a dense range more than MANY entries whose hash and tones agree with an image's are not compared with it if one in
+CROWD of them is found: most are copies of one picture, of which not every two look alike. All are taken."""
 
 LONG = 1 << 14
 """Entries of a range that are compared in the end; a longer one is taken as a whole."""
@@ -236,7 +246,7 @@ class Finder:
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
                 dense = high - low > DENSE
-                self._compare(asking, entries, *(of[~dense] for of in (rows, low, high)))
+                self._compare(asking, entries, rows[~dense], low[~dense], high[~dense])
                 if not dense.any():
                     return
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
@@ -256,20 +266,22 @@ class Finder:
             asked = np.concatenate([asked | first.astype(np.uint64), asked[both] | last[both].astype(np.uint64)])
             rows = np.concatenate([rows, rows[both]])
 
-    def _compare(self, asking: _Entries, entries: _Entries, rows: Ints, low: Ints, high: Ints) -> None:
-        """Compare each of `rows` of `asking` with the entries of its range."""
+    def _compare(self, asking: _Entries, entries: _Entries, rows: Ints, low: Ints, high: Ints, many: int = 0) -> None:
+        """Compare each of `rows` of `asking` with the entries of its range; many: as for `_compare_pairs`."""
         filled = high > low
         for pairs in ranged_pairs(rows[filled], low[filled], high[filled]):
-            self._compare_pairs(asking, entries, *pairs)
+            self._compare_pairs(asking, entries, *pairs, many)
 
     def _compare_dense(self, asking: _Entries, entries: _Entries, rows: Ints, low: Ints, high: Ints) -> None:
         """The same for ranges in which tones tell nothing more: a cluster, or many that only share hashes and tones.
 
-        Each image is compared with a few of its range first, by which nearly all of a cluster is found: two that are
-        found need not be compared.
+        Each image is compared with a few of its range first, by which most of a cluster is found: two that are found
+        need not be compared.
         """
-        for at in range(1, 2 * LOOKS, 2):
-            self._compare_pairs(asking, entries, rows, low + (high - low) * at // (2 * LOOKS))
+        for look in range(LOOKS):
+            left = np.flatnonzero(~self.found[asking.image[rows]])
+            at = _anywhere(low[left], high[left], rows[left] + (look << 40))
+            self._compare_pairs(asking, entries, rows[left], at)
         found = self.found[asking.image[rows]]
         rest = np.flatnonzero(~self.found[entries.image])
         of_rest = entries.take(rest)
@@ -279,13 +291,21 @@ class Finder:
         ):
             long = some & (last - first > LONG)
             short = some & ~long
-            self._compare(asking, own, rows[short], first[short], last[short])
-            whole = np.concatenate([asking.image[rows[long]], own.image[_inside(first[long], last[long], len(own))]])
-            self.taken += int(np.count_nonzero(~self.found[np.unique(whole)]))
-            self.found[whole] = True
+            self._compare(asking, own, rows[short], first[short], last[short], MANY)
+            self._take(
+                np.concatenate([asking.image[rows[long]], own.image[_inside(first[long], last[long], len(own))]])
+            )
 
-    def _compare_pairs(self, asking: _Entries, entries: _Entries, rows: Ints, at: Ints) -> None:
-        """Compare rows[i] of `asking` with entry at[i]: by hash, tones and signature."""
+    def _take(self, images: Ints) -> None:
+        """Images are found unseen."""
+        self.taken += int(np.count_nonzero(~self.found[np.unique(images)]))
+        self.found[images] = True
+
+    def _compare_pairs(self, asking: _Entries, entries: _Entries, rows: Ints, at: Ints, many: int = 0) -> None:
+        """Compare rows[i] of `asking` with entry at[i]: by hash, tones and signature.
+
+        many: where a row has more candidates than this, and they are a crowd, it and they are taken; 0: never.
+        """
         self.scanned += len(at)
         apart = asking.codes[rows] ^ entries.codes[at]
         near = np.flatnonzero(np.bitwise_count(apart) <= self._key.family.radius)
@@ -298,6 +318,12 @@ class Finder:
         new = np.flatnonzero(others & ~(self.found[one] & self.found[other]))
         new = new[of_one_tone(asking.tones[rows[new]], entries.tones[at[new]], self._key.family.blocks)]
         one, other, place = one[new], other[new], entries.place[at[new]]
+        if many:
+            _, which, counts = np.unique(rows[new], return_inverse=True, return_counts=True)
+            crowd = np.bincount(which, self.found[other], minlength=len(counts)) * CROWD >= counts
+            unseen = ((counts > many) & crowd)[which]
+            self._take(np.concatenate([one[unseen], other[unseen]]))
+            one, other, place = one[~unseen], other[~unseen], place[~unseen]
         # one comparison of each image first: in a cluster that is all it needs, however large the cluster is
         firsts = np.unique(np.concatenate([_firsts(one), _firsts(other)]))
         for some in (firsts, np.setdiff1d(np.arange(len(one)), firsts, assume_unique=True)):
@@ -375,6 +401,13 @@ def _sorted(keys: Codes) -> tuple[Codes, Ints]:
         return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
     order = np.argsort(keys)
     return keys[order], order
+
+
+def _anywhere(low: Ints, high: Ints, seed: Ints) -> Ints:
+    """A number of each range low[i] to high[i] - 1, by its seed as if by chance."""
+    mixed = seed.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: the high bits are mixed well
+    found: Ints = low + ((mixed >> np.uint64(32)) * (high - low).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+    return found
 
 
 def _inside(low: Ints, high: Ints, size: int) -> Ints:

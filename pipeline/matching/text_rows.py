@@ -6,7 +6,6 @@ STORE's identities included, reads them as they are: arrays over the buffers of 
 
 from __future__ import annotations
 
-import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from data_specs.folding import folding, text_id
 from data_specs.shard import canonical_json
+from data_specs.variants import variants
 from pipeline.files.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
 from pipeline.matching.sketches import SHINGLES, Sketches, bands, sketch
 
@@ -37,14 +37,13 @@ VERSION = 1
 
 
 def sketch_id(threshold: float) -> str:
-    """Name of all that a sketch depends on; sketches of other names are not compared. Takes 0.5 s, once per process."""
+    """Name of all that a sketch depends on; sketches of other names are not compared."""
     return canonical_json([VERSION, SHINGLES, *bands(threshold), folding()]).decode()
 
 
 def token(threshold: float) -> list[Any]:
-    """The same for a fingerprint, at no cost: versions that the folding table follows from instead of its digest."""
-    versions = [importlib.metadata.version("opencc"), unicodedata.unidata_version]
-    return [VERSION, SHINGLES, *bands(threshold), *versions]
+    """The same for a fingerprint: versions that the folding table follows from instead of its digest."""
+    return [VERSION, SHINGLES, *bands(threshold), variants().opencc, unicodedata.unidata_version]
 
 
 @dataclass(frozen=True)

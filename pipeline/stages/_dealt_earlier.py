@@ -1,19 +1,22 @@
-"""What earlier builds kept, dealt out by keys once and kept in STORE: pieces of commits, of which a build reads a part.
+"""STORE/dealt: indexes of what earlier builds kept, in which a new build looks up what it may match.
 
     STORE/dealt/<commit>/images.<features>.<plan>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
     STORE/dealt/<commit>/details.<features>.<plan>.<first>-<last>.bin   of those that have details, by fine keys
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
 
-A piece is a file of arrays (`pipeline.files.arrays`): entries of each key by ascending key, so that whoever looks for
-few of them reads few; what candidates are verified by; what the leader pass is told of those that are found; and how
-many images each text leader and each domain has, so that caps stay exact. Signatures and details are not copied: they
-are read from the commit's own files. Entries of fine keys lie apart, so that those of all images do not follow from how
-many have details. A piece follows from its commit, whose name holds a digest, and from what is in its own name, so
-it never changes. Whoever finds one missing makes it (`opened`), with the same bytes; `deal` makes all at first use.
+A commit is what one build kept (`pipeline.store.identities`), a piece up to PIECE rows of its images or texts. Keys,
+entries, and what is met, are what `pipeline.matching.meetings` calls so. The file of a piece holds arrays
+(`pipeline.files.arrays`): entries of each key by ascending key, so that whoever looks for few of them reads few; what
+candidates are verified by; what the leader pass is told of those that are met; and how many images each text leader and
+each domain has, so that caps stay exact. Signatures and details are not copied: they are read from the commit's own
+files. Entries of fine keys lie apart, so that those of all images do not follow from how many have details.
 
-Limits: at default settings 0.9 KB an image on disk, 2 KB above ten million, as much again of one with details, and 0.5
-KB a text, beside 2 KB an image that its commit has. Making a piece takes PIECE rows in memory. Behind a URL whole
-arrays are read, a key at a time.
+A piece follows from its commit, whose name holds a digest, and from what is in its own name, so it never changes.
+Whoever finds one missing makes it (`opened`), with the same bytes; `deal` makes all at first use.
+
+Limits: on disk, at default settings, 0.9 KB an image and 1.4 KB more of one with details; where more than a million are
+compared 2 and 2.9 KB, more than 268 million 3.9 and 6.3 KB; 0.5 KB a text. The commit itself has 2 KB an image. To make
+a piece takes PIECE rows in memory. Behind a URL whole arrays are read, a key at a time, and signatures one by one.
 Pieces of another plan stay until `gc` deletes those of other features, or somebody deletes the folder.
 """
 
@@ -24,11 +27,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import canonical_json
+from pipeline.errors import StoreError
 from pipeline.features import comparable, feature_id
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
@@ -53,6 +58,7 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES, Identities, Published
+from pipeline.store.store import Store
 
 VERSION = 2
 """Raised when a piece of the same name gets other arrays."""
@@ -101,13 +107,20 @@ def pieces_of(build: Build, keys: Sequence[Key]) -> list[Piece]:
         kinds = (IMAGES, TEXTS) if known.sketch == sketch else (IMAGES,)
         detailed = _detailed(known) and _keys(keys, fine=True)
         for kind in kinds:
-            rows = identities.count(known, f"{kind}.parquet")
+            rows = _rows(build.store, commit, kind)
             for first in range(0, rows, PIECE):
                 last = min(rows, first + PIECE)
                 rows_of_piece = f"{first}-{last}.bin"
                 of_details = f"details.{feature_id()}.{fine}.{rows_of_piece}" if kind == IMAGES and detailed else ""
                 pieces.append(Piece(commit, kind, first, last, f"{names[kind]}.{rows_of_piece}", of_details))
     return pieces
+
+
+@lru_cache(maxsize=1 << 14)
+def _rows(store: Store, commit: str, kind: str) -> int:
+    """Images, or texts, of a commit, which never changes: read once in a process, where every group asks for all."""
+    identities = Identities(store)
+    return identities.count(identities.read(commit), f"{kind}.parquet")
 
 
 def _keys(keys: Sequence[Key], *, fine: bool) -> list[Key]:
@@ -143,15 +156,21 @@ def _make(build: Build, piece: Piece, keys: Sequence[Key], *, fine: bool) -> boo
     if folder.exists(name):
         return False
     known = identities.read(piece.commit)
-    with folder.making(name) as file:
-        writer = ArrayWriter(file)
-        if fine:
-            _deal_details(writer, identities, known, piece, keys)
-        elif piece.kind == IMAGES:
-            _deal_images(writer, identities, known, piece, keys)
-        else:
-            _deal_texts(writer, identities, known, piece)
-        writer.finish()
+    images = _rows(build.store, piece.commit, IMAGES)
+    width = known.files[SIGNATURES].bytes // images if images else GRIDS * SIZE
+    try:
+        with folder.making(name) as file:
+            writer = ArrayWriter(file)
+            if fine:
+                _deal_details(writer, identities, known, piece, keys, width)
+            elif piece.kind == IMAGES:
+                _deal_images(writer, identities, known, piece, keys, width)
+            else:
+                _deal_texts(writer, identities, known, piece)
+            writer.finish()
+    except StoreError:
+        identities.read(piece.commit)  # a takedown that has just taken it away is said to be the cause
+        raise
     if piece.commit not in identities.names():  # a takedown came in between: nothing of it may stay
         folder.delete(name)
         identities.read(piece.commit)
@@ -168,7 +187,7 @@ def opened(build: Build, piece: Piece, keys: Sequence[Key], *, fine: bool = Fals
 
 
 def _deal_images(
-    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key]
+    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key], width: int
 ) -> None:
     columns = ["candidate_id", "sha256", "text_leader", "domain", "phash"]
     table = identities.rows(known, "images.parquet", piece.first, piece.last, columns)
@@ -181,7 +200,6 @@ def _deal_images(
     writer.add("bytes.owner", owner)
     _count(writer, digests_of(table["text_leader"]), table["domain"].to_numpy())
     phash, own = np.zeros((len(piece), HASHES), np.uint64), np.zeros((len(piece), GRIDS), np.uint64)
-    width = _width(identities, known)
     if comparable(feature_id(), known.features):  # other images are matched by bytes only: they have no entry
         hashes = hashes_of(table)
         for at in range(0, len(piece), AT_ONCE):
@@ -190,18 +208,18 @@ def _deal_images(
             hashed = coarse_of(hashes[at:last], part)
             phash[at:last], own[at:last] = hashed.codes, hashed.tones
     numbers = [of.of for of in _details(identities, known, piece)]
-    _add_images(writer, identities, known, piece, np.concatenate([np.zeros(0, np.int64), *numbers]))
+    _add_images(writer, identities, known, piece, np.concatenate([np.zeros(0, np.int64), *numbers]), width)
     _add_hashed(writer, Hashed(np.arange(len(piece)), phash, own), _keys(keys, fine=False))
 
 
 def _deal_details(
-    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key]
+    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key], width: int
 ) -> None:
     hashed = [fine_of(NO_DETAILS), *map(fine_of, _details(identities, known, piece))]
     images, codes, tones = (
         np.concatenate([getattr(of, name) for of in hashed]) for name in ("images", "codes", "tones")
     )
-    _add_images(writer, identities, known, piece, images)
+    _add_images(writer, identities, known, piece, images, width)
     _add_hashed(writer, Hashed(images, codes, tones), _keys(keys, fine=True))
 
 
@@ -214,9 +232,14 @@ def _details(identities: Identities, known: Published, piece: Piece) -> Iterator
             yield Details.of_rows(rows).moved(-piece.first)
 
 
-def _add_images(writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, detailed: Ints) -> None:
-    """Add where signatures and details of a piece's images are; detailed: the numbers of those that have some."""
-    writer.add("width", np.array([_width(identities, known)]))
+def _add_images(
+    writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, detailed: Ints, width: int
+) -> None:
+    """Add where signatures and details of a piece's images are.
+
+    detailed: the numbers of those that have some. width: bytes of a signature of the commit.
+    """
+    writer.add("width", np.array([width]))
     writer.add("detailed", detailed)
     writer.add("detailed.first", np.array([identities.details_before(known, piece.first)]))
 
@@ -340,12 +363,6 @@ class _Signed:
         with path.open("rb", buffering=0) as file:  # not mapped: each page that is met would map fifteen around it
             read = [os.pread(file.fileno(), width, n * width) for n in rows.tolist()]
         return np.frombuffer(b"".join(read), np.uint8).reshape(-1, width)
-
-
-def _width(identities: Identities, known: Published) -> int:
-    """Bytes of a signature of a commit."""
-    images = identities.count(known, "images.parquet")
-    return known.files[SIGNATURES].bytes // images if images else GRIDS * SIZE
 
 
 def _digest(value: list[str | int]) -> str:

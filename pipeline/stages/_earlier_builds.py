@@ -1,17 +1,17 @@
 """Loads what earlier builds kept from STORE into the leader pass, before the first pair of a new build is decided.
 
-Where stage `meet` has found what of it the new build can match at all (`learn_met`), that is loaded and nothing else:
-from pieces of STORE (`pipeline.stages._dealt_earlier`), in the same order, so the pass decides the same. Counts under
-the caps are looked up for it, over all that was kept. Otherwise (`learn`) all is loaded.
+In one of two ways, by which the pass decides the same:
 
-Then images and texts are read in the order of their ranks, column by column, and entered LOADED at a time, so that
-indexes are built and not grown. Signatures, nine tenths of all bytes, are mapped and not read. Text leaders are entered
-only if they share a band with some text of the new build (`text_rows.BandFilter`): no other can be the same as one of
-them.
+- `learn_met`, where stage `meet` has found what of it the new build can match at all: that is loaded and nothing else,
+  from pieces of STORE (`pipeline.stages._dealt_earlier`). Counts under the caps are looked up, over all that was kept.
+- `learn`, otherwise: all is loaded. Images and texts are read in the order of their ranks, column by column, and
+  entered LOADED at a time, so that indexes are built and not grown. Signatures, nine tenths of all bytes, are mapped
+  and not read. Text leaders are entered only if they share a band with some text of the new build
+  (`text_rows.BandFilter`): no other can be the same as one of them.
 
 Limits: images that were measured under another feature id, which `features.EARLIER_IDS` does not name, are matched by
-bytes only, and texts that were sketched
-otherwise feed no cap; both are logged.
+bytes only, and texts that were sketched otherwise feed no cap; both are logged. `learn` holds all images of a build at
+once, without their signatures.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pipeline.matching import text_rows
 from pipeline.matching.earlier_meetings import looked_up
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
 from pipeline.matching.looks import Details
+from pipeline.matching.meetings import Key
 from pipeline.stages import _meetings
 from pipeline.stages._dealt_earlier import IMAGES, TEXTS, Piece, looks_in, opened, text_rows_in
 from pipeline.store.build import Build
@@ -106,7 +107,7 @@ def learn_met(
             with opened(build, piece, keys) as arrays:
                 texts = text_rows_in(arrays, rows)
             placed = splits and piece.commit in held
-            own = _splits_at(identities, earlier[piece.commit], piece.first + rows, texts) if placed else None
+            own = _splits_at(identities, earlier[piece.commit], piece, rows, texts) if placed else None
             _enter_texts(holders, texts, own)
             leaders.append(texts.ids)
     images = [(piece, rows) for piece, rows in met if piece.kind == IMAGES]
@@ -114,32 +115,39 @@ def learn_met(
     for pieces in by_features:
         for piece, rows in pieces:
             place = HELD if piece.commit in held else ELSEWHERE
-            _enter_met(holders, build, piece, rows, place, looks=pieces is not by_features[-1])
+            _enter_met(holders, build, piece, rows, keys, place, looks=pieces is not by_features[-1])
     _warn_of_features(sum(len(piece) for piece, _ in by_features[-1]))
-    _count_met(holders, build, [piece for piece, _ in images], np.concatenate(leaders), domains)
+    _count_met(holders, build, [piece for piece, _ in images], keys, np.concatenate(leaders), domains)
     sizes = {"met": sum(len(rows) for _, rows in images), "met_texts": sum(map(len, leaders))}
     return {"earlier": sum(len(piece) for piece, _ in images), **sizes}
 
 
-def _enter_met(holders: Holders, build: Build, piece: Piece, rows: Ints, place: int, looks: bool) -> None:
+def _enter_met(
+    holders: Holders, build: Build, piece: Piece, rows: Ints, keys: Sequence[Key], place: int, *, looks: bool
+) -> None:
     """Enter some images of a piece."""
     if not len(rows):
         return
-    with opened(build, piece, _meetings.keys_of(build)) as arrays:
+    with opened(build, piece, keys) as arrays:
         known = Known(arrays["candidate"][rows], np.full(len(rows), place, np.int64), arrays["flags"][rows])
         seen = looks_in(arrays, build, piece, rows) if looks else None
         holders.learn_images(rows_of(arrays["sha256"][rows]), known, seen)
 
 
 def _count_met(
-    holders: Holders, build: Build, pieces: Sequence[Piece], leaders: Digests, domains: Iterable[pa.Array]
+    holders: Holders,
+    build: Build,
+    pieces: Sequence[Piece],
+    keys: Sequence[Key],
+    leaders: Digests,
+    domains: Iterable[pa.Array],
 ) -> None:
     """Enter how many images of all pieces have each of some text leaders, and each domain of the build."""
     names = np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.unique(part.to_numpy()) for part in domains)]))
     ids = np.unique(leaders, axis=0)  # two datasets may have one leader
     pairs, of_domain = np.zeros(len(ids), np.int64), np.zeros(len(names), np.int64)
     for piece in pieces if len(ids) or len(names) else ():
-        with opened(build, piece, _meetings.keys_of(build)) as arrays:
+        with opened(build, piece, keys) as arrays:
             pairs += looked_up(ids, arrays["leaders.words"], arrays["leaders.ids"], arrays["leaders.pairs"])
             low, high = (np.searchsorted(arrays["domains"], names, side) for side in ("left", "right"))
             present = np.flatnonzero(high > low)
@@ -256,16 +264,15 @@ def _with_splits(identities: Identities, one: Published, texts: pa.Table, placed
     return texts.select(["text"]).append_column("split", pa.array(splits, pa.string()))
 
 
-def _splits_at(identities: Identities, one: Published, rows: Ints, texts: text_rows.TextRows) -> list[str | None]:
-    """The splits of some of a build's text leaders, by their rows, ascending."""
-    found, before = list[str | None](), 0
-    for table in identities.batches(one, "texts.parquet", ["split"]):
-        if "split" not in table.column_names:
-            return list(_first_splits(identities, one, texts))
-        low, high = np.searchsorted(rows, [before, before + table.num_rows])
-        found += table["split"].take(pa.array(rows[low:high] - before)).to_pylist()
-        before += table.num_rows
-    return found
+def _splits_at(
+    identities: Identities, one: Published, piece: Piece, rows: Ints, texts: text_rows.TextRows
+) -> list[str | None]:
+    """The splits of some text leaders of a piece of a build, by their rows."""
+    table = identities.rows(one, "texts.parquet", piece.first, piece.last, ["split"])
+    if "split" not in table.column_names:
+        return list(_first_splits(identities, one, texts))
+    splits: list[str | None] = table["split"].take(pa.array(rows)).to_pylist()
+    return splits
 
 
 def _first_splits(identities: Identities, one: Published, texts: text_rows.TextRows) -> list[str]:

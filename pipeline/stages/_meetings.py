@@ -1,5 +1,7 @@
 """How `deal` hands images and texts on to `meet`, and `meet` what it found to `lead`: flat files, and names of parts.
 
+What keys, entries, parts, and what is found, met or alone are, says `pipeline.matching.meetings`.
+
 Images have numbers over all runs of a build: those of a run follow those of the runs before it, and within a run the
 number grows with the position. Texts have numbers of their own, which grow with the rank of their pair and its order
 of texts. What `meet` found is a list of such numbers, and one of numbers in pieces of what earlier builds kept
@@ -38,7 +40,7 @@ from pipeline.store.store import Store
 VERSION = 3
 """Of `deal` and `meet`."""
 
-FEWEST = 1_000_000
+FEWEST = 50_000
 """Pairs of a build below which one pass is done sooner: nothing is dealt out, unless FEWEST_KEPT were kept before."""
 
 FEWEST_KEPT = 100_000
@@ -71,10 +73,12 @@ def keys_of(build: Build) -> tuple[Key, ...]:
 
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
+    if build.stage("lead").finished():  # asked first: commits that it has read may be gone by now
+        return ()
     runs = build.stage("rank").records()
     pairs, detailed = (sum(record.counts.get(what, 0) for record in runs) for what in ("pairs", "detailed"))
     kept, kept_detailed = _kept_earlier(build.store, build.identities)
-    if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT) or build.stage("lead").finished():
+    if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT):
         return ()
     compared, detailed = pairs + kept, detailed + kept_detailed if detailed else 0
     if build.identities:  # so that what was dealt out in STORE serves later builds
@@ -169,13 +173,12 @@ def signatures_of(deal: StageDir, records: Sequence[Record], files: ExitStack) -
     paths, of_details = (
         [files.enter_context(deal.file(record, part)) for record in records] for part in (SIGNATURES, DETAILS)
     )
-    return StoredSignatures(paths, of_details, starts_of(records))
+    return files.enter_context(StoredSignatures(paths, of_details, starts_of(records)))
 
 
 def without(rewrite: Rewrite) -> None:
     """Deletes all: nothing of it is needed once `lead` is done, and until then `lead` does without."""
-    rewrite.stage.delete_records()
-    rewrite.stage.finish([], VERSION)
+    rewrite.stage.empty(VERSION)
 
 
 class Bits:

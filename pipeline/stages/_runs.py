@@ -5,15 +5,17 @@ a build that begins a generation the pairs that builds of the last one kept come
 `merged` reads all of them as one sequence.
 
 Sorted runs and a merge, and not one sort, because no step may hold all pairs: a run is in memory while it is written
-(about 3 KB per pair), and the merge holds BUFFER rows, however many runs there are.
+(about 3 KB per pair), and the merge holds BUFFER rows.
+
+Limits: each run is an open file of the merge, and about 2.6 MB: 26 MB for every million pairs beyond two.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import heapq
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,9 @@ from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
+
+Keys = npt.NDArray[np.void]
+"""[N] ranks, each of so many bytes, which compare like them."""
 
 BUFFER = 20_000
 """Rows that a merge holds beside the block that it returns."""
@@ -89,80 +94,96 @@ def merged(
     stage: StageDir,
     records: Sequence[Record],
     block: int,
-    keys_of: Callable[[pa.Table], list[bytes]] | None = None,
+    keys_of: Callable[[pa.Table], Keys] | None = None,
     without: Collection[str] = (),
 ) -> Iterator[tuple[pa.Table, Any]]:
     """All runs as one sequence by rank: (RUN_SCHEMA rows, run of each row as a number in `records`), `block` at a time.
 
     keys_of: of other rows, which are merged by it; each run is sorted by it already. without: columns that are not
-    read. Holds BUFFER rows beside a block.
+    read. Holds about BUFFER rows beside a block, and a file open for each run.
     """
     with contextlib.ExitStack() as files:
         paths = [files.enter_context(stage.file(record, "parquet")) for record in records]
         size = max(256, BUFFER // max(1, len(paths)))
-        cursors = [_Cursor(str(path), size, number, keys_of or rank_keys, without) for number, path in enumerate(paths)]
+        cursors = [_Cursor(path, size if len(paths) > 1 else block, keys_of or rank_keys, without) for path in paths]
         if len(cursors) == 1:  # most builds: nothing to merge
-            for table in cursors[0].tables(block):
+            for table in cursors[0].tables():
                 yield table, np.zeros(table.num_rows, np.int32)
             return
-        keys = heapq.merge(*(cursor.keys() for cursor in cursors))
-        while runs := [run for _, run in _first(keys, block)]:
-            run_of_row = np.array(runs, np.int32)
-            yield _rows_of_block(cursors, run_of_row), run_of_row
+        yield from _blocks(_in_order(cursors), block)
 
 
-def _rows_of_block(cursors: Sequence[_Cursor], run_of_row: Any) -> pa.Table:
-    """The next rows of the runs, interleaved as `run_of_row` [N] says."""
-    present, counts = np.unique(run_of_row, return_counts=True)
-    by_run = pa.concat_tables([cursors[run].take(count) for run, count in zip(present, counts, strict=True)])
-    # `by_run` has the block's rows run after run, each run in order: a stable sort of run_of_row lists the block's rows
-    # in just that order, so its inverse says for each row of the block where in `by_run` it is.
-    where = np.empty(len(run_of_row), np.int64)
-    where[np.argsort(run_of_row, kind="stable")] = np.arange(len(run_of_row))
-    return by_run.take(pa.array(where)).combine_chunks()
+def _in_order(cursors: Sequence[_Cursor]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int32]]]:
+    """Rows of sorted runs, and the run of each, in order, as many at a time as are known.
+
+    Whatever is still to be read of a run ranks after the last of its rows that was read: up to the least of these last
+    ones nothing can come any more.
+    """
+    while open_runs := [run for run, cursor in enumerate(cursors) if cursor.read_on()]:
+        end = min(cursors[run].last for run in open_runs)
+        taken = [cursors[run].take_to(end) for run in open_runs]
+        run_of_row = np.repeat(np.array(open_runs, np.int32), [len(keys) for _, keys in taken])
+        order = np.argsort(np.concatenate([keys for _, keys in taken]), kind="stable")
+        yield pa.concat_tables([table for table, _ in taken]).take(pa.array(order)), run_of_row[order]
+
+
+def _blocks(
+    parts: Iterator[tuple[pa.Table, npt.NDArray[np.int32]]], block: int
+) -> Iterator[tuple[pa.Table, npt.NDArray[np.int32]]]:
+    """The same rows, `block` at a time, and at the end what is left."""
+    waiting, runs = list[pa.Table](), np.zeros(0, np.int32)
+    for table, own in parts:
+        waiting, runs = [*waiting, table], np.concatenate([runs, own])
+        rows = len(runs) - len(runs) % block
+        if rows:
+            table = pa.concat_tables(waiting)
+            for at in range(0, rows, block):
+                yield table.slice(at, block).combine_chunks(), runs[at : at + block]
+            waiting, runs = [table.slice(rows)], runs[rows:]
+    if len(runs):
+        yield pa.concat_tables(waiting).combine_chunks(), runs
 
 
 class _Cursor:
-    """Reads one run in order: keys are read ahead, and the rows whose keys were read are taken afterwards."""
+    """Reads one run in order, `size` rows at a time."""
 
-    def __init__(
-        self,
-        path: str,
-        size: int,
-        number: int,
-        keys_of: Callable[[pa.Table], list[bytes]],
-        without: Collection[str] = (),
-    ) -> None:
-        self._path, self._size, self._number, self._keys_of, self._without = path, size, number, keys_of, without
-        self._ahead: deque[pa.Table] = deque()
+    def __init__(self, path: Path, size: int, keys_of: Callable[[pa.Table], Keys], without: Collection[str]) -> None:
+        self._path, self._size, self._keys_of, self._without = path, size, keys_of, without
+        self._tables = self.tables()
+        self._table: pa.Table | None = None
+        self._keys: Keys | None = None
 
-    def tables(self, size: int) -> Iterator[pa.Table]:
+    def tables(self) -> Iterator[pa.Table]:
         with pq.ParquetFile(self._path) as file:
             columns = [name for name in file.schema_arrow.names if name not in self._without]
-            for batch in file.iter_batches(batch_size=size, columns=columns):
+            for batch in file.iter_batches(batch_size=self._size, columns=columns):
                 yield pa.Table.from_batches([batch])
 
-    def keys(self) -> Iterator[tuple[bytes, int]]:
-        """(key, number of this run) of each row; keys compare as bytes in the order of ranks."""
-        for table in self.tables(self._size):
-            self._ahead.append(table)
-            for key in self._keys_of(table):
-                yield key, self._number
+    def read_on(self) -> bool:
+        """Read rows, if all that were read are taken. Whether there are rows to take."""
+        if self._table is None or not self._table.num_rows:
+            self._table = next((table for table in self._tables if table.num_rows), None)
+            self._keys = None if self._table is None else self._keys_of(self._table)
+        return self._table is not None
 
-    def take(self, count: int) -> pa.Table:
-        """The next `count` rows, of those whose keys were read."""
-        parts = []
-        while count:
-            first = self._ahead.popleft()
-            parts.append(first.slice(0, count))
-            if first.num_rows > count:
-                self._ahead.appendleft(first.slice(count))
-            count -= parts[-1].num_rows
-        return pa.concat_tables(parts)
+    @property
+    def last(self) -> bytes:
+        """The key of the last row that was read; there are rows to take."""
+        assert self._keys is not None
+        return bytes(self._keys[-1].tobytes())
+
+    def take_to(self, end: bytes) -> tuple[pa.Table, Keys]:
+        """The rows up to this key, and their keys; there are rows to take."""
+        table, keys = self._table, self._keys
+        assert table is not None
+        assert keys is not None
+        count = bisect.bisect_right(range(len(keys)), end, key=lambda at: keys[at].tobytes())
+        self._table, self._keys = table.slice(count), keys[count:]
+        return table.slice(0, count), keys[:count]
 
 
-def rank_keys(table: pa.Table) -> list[bytes]:
-    """The ranks of rows of RUN_SCHEMA, as bytes that compare like them.
+def rank_keys(table: pa.Table) -> Keys:
+    """The ranks of rows of RUN_SCHEMA.
 
     40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id; 4 bytes of KEPT_BY
     before them, where there is such a column.
@@ -172,7 +193,7 @@ def rank_keys(table: pa.Table) -> list[bytes]:
     if KEPT_BY in table.column_names:
         parts.insert(0, table[KEPT_BY].to_numpy().astype(">u4").view(np.uint8).reshape(-1, 4))
     joined = np.ascontiguousarray(np.concatenate(parts, axis=1))
-    keys: list[bytes] = joined.view(f"V{joined.shape[1]}").ravel().tolist()
+    keys: Keys = joined.view(f"V{joined.shape[1]}").ravel()
     return keys
 
 

@@ -1,16 +1,17 @@
-"""Signatures and details of images as `deal` wrote them: mapped from flat files per run, and read where needed.
+"""Signatures and details of images as `deal` wrote them, in flat files per run: those that are asked for are read.
 
-Pages that were read go back, so that the memory of whoever asks does not grow with the build.
+Signatures are read one by one and not mapped: around each one that is looked at the kernel maps up to 160 KB, and some
+thousands would be a build's whole file in memory.
 
-Limits: 8 bytes in memory for each image with details.
+Limits: 8 bytes in memory for each image with details. Pages of details stay mapped until the system wants them back.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
+import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +22,29 @@ from pipeline.pictures.signatures import GRIDS, SIZE
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
-READ = 64 << 20
-"""Bytes after whose reading the pages that were read are given back."""
-
 
 class StoredSignatures:
     """Signatures by the numbers of images over all runs; starts: the number of each run's first image, and of all.
 
-    paths, of_details: a file of each run with its signatures, and one with its details.
+    paths, of_details: a file of each run with its signatures, and one with its details. Files are open as long as the
+    block runs.
     """
 
     def __init__(self, paths: Sequence[Path], of_details: Sequence[Path], starts: Ints) -> None:
-        self.starts, self._read = starts, 0
-        self._maps = [_mapped(path) for path in paths]
-        self._details = [Details.read(path) for path in of_details]
+        self.starts, self._details = starts, [Details.read(path) for path in of_details]
+        with contextlib.ExitStack() as files:
+            self._files = [files.enter_context(path.open("rb", buffering=0)) for path in paths]
+            self._open = files.pop_all()
+
+    def __enter__(self) -> StoredSignatures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def grids(self, image: Ints, grid: Ints) -> Bytes:
         """[N, SIZE] grids [N] of images [N]."""
-        wanted = np.empty((len(image), SIZE), np.uint8)
-        for stored, rows, own in self._by_run(image):
-            wanted[rows] = stored[own, grid[rows]]
-        self._give_back(wanted.nbytes)
-        return wanted
+        return self._read(image, grid * SIZE, SIZE)
 
     def details(self, image: Ints) -> Details:
         """Details of images [N], which then are numbers 0 to N - 1."""
@@ -61,35 +63,19 @@ class StoredSignatures:
 
     def whole(self, image: Ints) -> Bytes:
         """[N, GRIDS * SIZE] signatures of images [N]."""
-        wanted = np.empty((len(image), GRIDS, SIZE), np.uint8)
-        for stored, rows, own in self._by_run(image):
-            wanted[rows] = stored[own]
-        self._give_back(wanted.nbytes)
-        return wanted.reshape(-1, GRIDS * SIZE)
+        return self._read(image, np.zeros(len(image), np.int64), GRIDS * SIZE)
 
-    def _by_run(self, image: Ints) -> Iterator[tuple[Bytes, Ints, Ints]]:
-        """(signatures [images, GRIDS, SIZE] of a run, which of `image` are its own, their numbers within it)."""
+    def _read(self, image: Ints, at: Ints, size: int) -> Bytes:
+        """[N, size] bytes of the signatures of images [N], each from byte at[i] on."""
         run = self._run_of(image)
-        for number in np.unique(run).tolist():
-            rows = np.flatnonzero(run == number)
-            stored = np.frombuffer(self._maps[number], np.uint8).reshape(-1, GRIDS, SIZE)
-            yield stored, rows, image[rows] - self.starts[number]
+        offsets = (image - self.starts[run]) * (GRIDS * SIZE) + at
+        numbers = [file.fileno() for file in self._files]
+        read = [
+            os.pread(numbers[own], size, offset) for own, offset in zip(run.tolist(), offsets.tolist(), strict=True)
+        ]
+        return np.frombuffer(b"".join(read), np.uint8).reshape(-1, size)
 
     def _run_of(self, image: Ints) -> Ints:
         """[N] the run of each image."""
         runs: Ints = np.searchsorted(self.starts[:-1], image, side="right") - 1
         return runs
-
-    def _give_back(self, read: int) -> None:
-        self._read += read
-        if self._read > READ:
-            for mapped in self._maps:
-                if isinstance(mapped, mmap.mmap):
-                    mapped.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-
-
-def _mapped(path: Path) -> Any:
-    """A file as bytes that are read where they are looked at; one without bytes cannot be mapped."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""

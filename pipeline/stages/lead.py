@@ -1,7 +1,7 @@
 """Stage lead: the leader pass over all pairs of the build, in which the pairs that earlier builds kept come first.
 
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
-`rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
+`rank` as one sequence, block by block, and holds a few blocks: what the pass remembers is in holders
 (`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Where much is to
 be compared, the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one,
 of the build or of what earlier builds kept: these are compared with nothing and not remembered, and pairs of nothing
@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_specs.build import Dedup
 from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.features import feature_id
@@ -43,6 +45,7 @@ from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.stages import _earlier_builds, _meetings, _runs
 from pipeline.stages._decided import (
     VERDICT_SCHEMA,
+    Decided,
     Pairs,
     copy_rows,
     decide,
@@ -51,8 +54,9 @@ from pipeline.stages._decided import (
     text_ids,
     verdict_rows,
 )
+from pipeline.stages._overlap import read_ahead, writing_behind
 from pipeline.stages._spill import Rows, Spill
-from pipeline.stages._splits import Splits
+from pipeline.stages._splits import Placed, Splits
 from pipeline.stages._taken_texts import TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
@@ -137,8 +141,46 @@ def _column(stage: StageDir, name: str) -> Iterator[pa.Array]:
                 yield batch.column(0)
 
 
+class _Files(contextlib.ExitStack):
+    """What is written as the pass goes on: what STORE gets, by rank, and what `dedup` needs, spilled by run."""
+
+    def __init__(self, attempt: Attempt, rules: Dedup, texts_apart: bool) -> None:
+        super().__init__()
+        self._text_schema = PLACED_TEXT_SCHEMA if texts_apart else TEXT_SCHEMA
+        self._gathers_texts = rules.merge_texts or rules.placeholder_texts > 0
+        scratch = attempt.folder("spill")
+        self.verdicts, self.copies = Spill(scratch, "verdicts"), Spill(scratch, "merges")
+        with contextlib.ExitStack() as opened:  # closes them if not all can be opened
+            self._images, self._texts, self.placeholders = (
+                opened.enter_context(Rows(attempt.path(f"{name}.parquet"), schema))
+                for name, schema in (
+                    ("images", IMAGE_SCHEMA),
+                    ("texts", self._text_schema),
+                    ("placeholders", PLACEHOLDER_SCHEMA),
+                )
+            )
+            self._signatures, self._details = (
+                opened.enter_context(attempt.path(name).open("wb")) for name in (SIGNATURES, DETAILS)
+            )
+            self.push(opened.pop_all())
+
+    def write(self, pairs: Pairs, decided: Decided, kept: pa.Table, placed: Placed, leaders: int) -> None:
+        """What was decided about some pairs; kept: rows of those that are, leaders: how many were before them."""
+        self.verdicts.add(pairs.run_of_row, verdict_rows(pairs, decided, placed))
+        if self._gathers_texts:
+            self.copies.add(*copy_rows(pairs, decided))
+        self._images.add(image_rows(kept, decided, placed.splits))
+        self._signatures.write(pairs.signatures(decided.kept).data)
+        pairs.details(decided.kept).moved(leaders).write(self._details)
+        self._texts.add(new_text_rows(pairs, decided, placed, self._text_schema))
+
+
 class _Sequence:
-    """The pass over a build's runs in order, and the files that it writes."""
+    """The pass over a build's runs in order, and the files that it writes.
+
+    While a block is decided the next one is read, and what was decided of the last one written: in threads, since
+    nothing else of a build can go on meanwhile.
+    """
 
     def __init__(
         self,
@@ -152,55 +194,42 @@ class _Sequence:
         self._build, self._attempt, self._runs, self._pass, self._splits = build, attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
-        self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
         self._alone, self._bulk = alone, not splits.texts_apart
 
     def run(self) -> Counter[str]:
-        with contextlib.ExitStack() as stack:
-            scratch = self._attempt.folder("spill")
-            verdicts, copies = Spill(scratch, "verdicts"), Spill(scratch, "merges")
-            images = stack.enter_context(Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
-            signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
-            schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
-            details = stack.enter_context(self._attempt.path(DETAILS).open("wb"))
-            texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
-            alone, capped = self._alone, self._rules.max_pairs_per_domain > 0
-            # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
-            without = ["signature", "details"] if alone.known and not self._build.made_from else []
-            size = READ if alone.known else BLOCK
-            for table, run_of_row in _runs.merged(self._stage, self._runs, size, without=without):
-                pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
-                free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
-                decided = decide(pairs, self._pass, free)
-                kept = table.drop_columns(["texts", "sketches"]).take(pa.array(decided.kept))
-                placed = self._splits.of(kept, decided.lists, pairs.splits(decided.kept))
-                verdicts.add(run_of_row, verdict_rows(pairs, decided, placed))
-                if self._gathers_texts:
-                    copies.add(*copy_rows(pairs, decided))
-                images.add(image_rows(kept, decided, placed.splits))
-                signatures.write(pairs.signatures(decided.kept).data)
-                pairs.details(decided.kept).moved(self._counts["leaders"]).write(details)
-                texts.add(new_text_rows(pairs, decided, placed, schema))
-                for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
-                    self._counts[name] += 0 if own is None else int(own.sum())
-                self._counts["leaders"] += len(decided.kept)
-                self._counts["text_clusters"] += len(decided.new_texts)
-                pulse.advance(table.num_rows)
-            placeholders = stack.enter_context(Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
+        alone, capped = self._alone, self._rules.max_pairs_per_domain > 0
+        # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
+        without = ["signature", "details"] if alone.known and not self._build.made_from else []
+        size = READ if alone.known else BLOCK
+        with _Files(self._attempt, self._rules, self._splits.texts_apart) as files:
+            with writing_behind() as later:
+                for table, run_of_row in read_ahead(_runs.merged(self._stage, self._runs, size, without=without)):
+                    pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
+                    free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
+                    decided = decide(pairs, self._pass, free)
+                    kept = table.drop_columns(["texts", "sketches"]).take(pa.array(decided.kept))
+                    placed = self._splits.of(kept, decided.lists, pairs.splits(decided.kept))
+                    later(partial(files.write, pairs, decided, kept, placed, self._counts["leaders"]))
+                    for name, own in (("alone", pairs.alone), ("alone_texts", pairs.alone_texts), ("free", free)):
+                        self._counts[name] += 0 if own is None else int(own.sum())
+                    self._counts["leaders"] += len(decided.kept)
+                    self._counts["text_clusters"] += len(decided.new_texts)
+                    pulse.advance(table.num_rows)
             for number, run in enumerate(self._runs):
-                self._finish(number, run, verdicts, copies, placeholders)
+                self._finish(number, run, files)
         return self._counts
 
-    def _finish(self, number: int, run: Record, verdicts: Spill, copies: Spill, placeholders: Rows) -> None:
+    def _finish(self, number: int, run: Record, files: _Files) -> None:
         """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
-        table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
+        copies = files.copies
+        table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *files.verdicts.read(number)]).sort_by("position")
         self._attempt.write_table(f"{run.partition}.verdicts", table)
         leading = {position for part in copies.read(number) for position in part["position"].to_pylist()}
         taken = TakenTexts(self._rules, self._own_texts(run, leading) if leading else {})
         for part in copies.read(number):
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
-        placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
+        files.placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
         split_at = dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
         merged: list[tuple[int, str, str, bytes]] = []
         texts = taken.texts()

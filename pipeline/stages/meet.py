@@ -6,7 +6,9 @@ up. A partition is a part of one key of images (`pipeline.matching.meetings`), o
 texts (`pipeline.matching.text_meetings`) over all runs, and reads no more of them. What earlier builds kept is looked
 up piece by piece (`pipeline.stages._dealt_earlier`), and never compared with itself.
 
-Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte for each image of the build and of a piece.
+Limits: a partition holds about ENTRIES entries of 60 bytes, and a byte, two while it looks into STORE, for each image
+of the build, or for each distinct text of it; and a byte for each image of a piece. Of a BUILD behind a URL each
+partition of a key copies the signatures of all runs.
 """
 
 from __future__ import annotations
@@ -40,15 +42,14 @@ Found = tuple[Ints, Ints, dict[str, int]]
 
 
 def token(build: Build) -> Any:
-    return build.spec.dedup.image_signature
+    return [build.spec.dedup.image_signature, build.spec.dedup.text_similarity]
 
 
 def partitions(build: Build) -> list[str]:
     """Parts of every key, of bytes and of texts, each of as many buckets as hold about ENTRIES entries."""
-    keys = _meetings.keys_of(build)
-    if not keys:
+    keys, dealt = _meetings.keys_of(build), _meetings.dealt_runs(build)
+    if not keys or not dealt:  # nothing is dealt out where `deal` was done when nobody needed it: `lead` does without
         return []
-    dealt = _meetings.dealt_runs(build)
     pairs, texts = (sum(record.counts[what] for record in dealt) for what in ("pairs", "text_entries"))
     detailed = sum(record.counts["detailed"] for record in dealt)
     images = {number: detailed if key.family.fine else pairs for number, key in enumerate(keys)}
@@ -103,8 +104,8 @@ def _alike(build: Build, part: Part, entries: Sequence[Path], starts: Ints, sign
     tables = [Table(*_meetings.read(path, part, np.uint64, np.uint64, np.uint32)) for path in entries]
     numbered, met = list(zip(starts.tolist(), tables, strict=True)), list[Ints]()
     finder.look(numbered)
-    finder.ask(numbered)
-    if any(map(len, tables)):
+    if build.identities and any(map(len, tables)):
+        finder.ask(numbered)
         for at, piece, arrays in _pieces(build, IMAGES, fine=key.family.fine):
             met.append(at | finder.meet(images_in(arrays, keys, number, build, piece)))
     return np.flatnonzero(finder.found), _joined(met), {"compared": finder.compared, "apart": finder.apart}

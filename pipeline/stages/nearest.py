@@ -30,9 +30,9 @@ from pipeline import pulse
 from pipeline.actors import Actors
 from pipeline.files.digests import digests_of, hexed
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, joined, millionths, resolved
-from pipeline.stages._runs import merged
+from pipeline.stages._runs import Keys, merged
 from pipeline.stages._spill import Rows, Spill
-from pipeline.stages._vectors import ALL, KEPT_SCHEMA, NEAR_SCHEMA, codes_in
+from pipeline.stages._vectors import ALL, KEPT_SCHEMA, NEAR_SCHEMA, RANK, codes_in
 from pipeline.store.build import Build
 from pipeline.store.identities import SEMANTIC, Identities
 from pipeline.store.partitions import Attempt, Record
@@ -107,7 +107,7 @@ def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders)
     with contextlib.ExitStack() as stack:
         near = Spill(attempt.folder("spill"), "near")
         kept_rows = stack.enter_context(Rows(attempt.path("kept.parquet"), KEPT_SCHEMA))
-        blocks = merged(build.stage("vectors"), runs, BLOCK, lambda table: table["rank"].to_pylist())
+        blocks = merged(build.stage("vectors"), runs, BLOCK, _ranks)
         for table, run_of_row in blocks:
             ids = digests_of(table["candidate_id"])
             kept, nearest = leaders.decide(ids, codes_in(table["codes"]))
@@ -120,6 +120,12 @@ def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders)
             verdicts = pa.concat_tables([NEAR_SCHEMA.empty_table(), *near.read(number)]).sort_by("candidate_id")
             attempt.write_table(f"{run.partition}.verdicts", verdicts)
     return dropped
+
+
+def _ranks(table: pa.Table) -> Keys:
+    """The column `rank`."""
+    ranks: Keys = np.frombuffer(b"".join(table["rank"].to_pylist()), f"V{RANK.byte_width}")
+    return ranks
 
 
 def _near_rows(

@@ -12,6 +12,7 @@ Limits: a new generation reads the ids of all that the last one kept once per ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,15 @@ from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
 from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, kept_by, pairs_of, run_name, sorted_by_rank
 from pipeline.store.build import Build
+from pipeline.store.partitions import Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.urls import domain_key
 
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
+
+LEAST, RUNS = 2_500, 16
+"""A build has about RUNS runs, so that as many workers have work, but none of fewer than LEAST pairs, nor over RUN."""
 
 ROW_GROUP = 1_000
 
@@ -47,11 +52,19 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """Runs, each named by the partitions of filter in it."""
+    """Runs, each named by the partitions of filter in it; those that an older wenlan began to make, if it did."""
+    records = build.stage("filter").records()
+    pairs = sum(record.counts["kept"] for record in records)
+    runs = _runs_of(records, min(RUN, max(LEAST, pairs // RUNS)))
+    return runs if set(build.stage("rank").partitions()) <= set(runs) else _runs_of(records, RUN)
+
+
+def _runs_of(records: Sequence[Record], size: int) -> list[str]:
+    """Runs of at most so many pairs, or of one partition of filter."""
     runs: list[list[str]] = []
     pairs = 0
-    for record in build.stage("filter").records():
-        if not runs or pairs + record.counts["kept"] > RUN:
+    for record in records:
+        if not runs or pairs + record.counts["kept"] > size:
             runs.append([])
             pairs = 0
         runs[-1].append(record.partition)

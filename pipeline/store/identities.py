@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,10 @@ DETAILS = "details.bin"
 """Details of those images that have some (`pipeline.matching.looks`), of a build of a wenlan that knows them."""
 
 DEALT = "dealt"
-"""Folder of STORE with what follows from commits; it may be deleted at any time."""
+"""Folder of STORE with what follows from commits; it may be deleted whenever no build runs."""
+
+ATTEMPTS = 10
+"""Times that a folder in DEALT is deleted while a build still writes its last file there."""
 
 IDENTITY_STAGE = "lead"
 """The stage whose only partition holds what a build publishes here."""
@@ -138,7 +142,11 @@ class Identities:
 
     def of(self, build_id: str) -> str:
         """The name of a build's commit; "" if it has not been published."""
-        return next((name for name in self.names() if build_of(name) == build_id), "")
+        return next(iter(self._all_of(build_id)), "")
+
+    def _all_of(self, build_id: str) -> list[str]:
+        """Names of a build's commits: two where a process was killed before it took away the one that it replaced."""
+        return [name for name in self.names() if build_of(name) == build_id]
 
     def before(self, build: Build) -> tuple[str, ...]:
         """Commits that a build is deduplicated against, by (snapshot, build).
@@ -192,8 +200,10 @@ class Identities:
             with self._file(known, part) as path:
                 raw = np.fromfile(path, np.uint8, (last - first) * width, offset=first * width)
         else:
-            name = known.files[part].name
-            raw = np.frombuffer(self._folder.read_range(name, first * width, (last - first) * width), np.uint8)
+            ref, size = known.files[part], (last - first) * width
+            raw = np.frombuffer(self._folder.read_range(ref.name, first * width, size), np.uint8)
+            if len(raw) != size:
+                raise self._not_whole(ref)
         return raw.reshape(last - first, width)
 
     def raw_at(self, known: Published, part: str) -> Path | None:
@@ -266,7 +276,7 @@ class Identities:
 
     def check(self, build: Build) -> None:
         """Raise StoreError if what a build is deduplicated against has changed since it began."""
-        if self.is_released(build) and self.of(build.build_id) == commit_name(build):
+        if self.is_released(build) and commit_name(build) in self._all_of(build.build_id):
             return
         now, then = set(self.before(build)), set(build.identities)
         for others, what in (
@@ -299,9 +309,15 @@ class Identities:
         """
         if not build.stage(IDENTITY_STAGE).partitions():
             return
-        name, before = commit_name(build), self.of(build.build_id)
-        if name == before:
-            return
+        name, before = commit_name(build), self._all_of(build.build_id)
+        if name not in before:
+            self._write(name, build)
+        for other in before:
+            if other != name:
+                self._remove(other)
+
+    def _write(self, name: str, build: Build) -> None:
+        """Write a build's commit: its files, then the record that names them."""
         record, files = _record(build), {}
         for part, (stage, of_part, suffix) in _sources(build).items():
             with stage.file(of_part, suffix) as path:
@@ -316,33 +332,40 @@ class Identities:
             tower=_tower(build),
             files=files,
         )
-        self._commit(name, known, before)
+        self._commit(name, known)
 
     def withdraw(self, build_id: str) -> None:
         """Take away a build's identities: its dataset is replaced. The caller holds STORE's lock."""
-        name = self.of(build_id)
-        if name:
-            known = self.read(name)
-            self._folder.delete(name)
-            self._store.folder.delete(f"{DEALT}/{name.removesuffix('.json')}")
-            for ref in known.files.values():
-                self._folder.delete(ref.name)
+        for name in self._all_of(build_id):
+            self._remove(name)
 
     def forget(self, removed: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
-        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256).
+        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256), some at a time.
 
         Returns the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
+        The caller holds STORE's lock. What a takedown that was killed has left behind goes, too. Rows of a commit that
+        changes are in memory, without their signatures and details.
         """
         renamed = {}
         for name in self.names():
-            known = self.read(name)
-            images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
-            mask = removed(images)
+            known, columns = self.read(name), ["candidate_id", "fetch_id", "sha256"]
+            masks = [removed(rows) for rows in self.batches(known, "images.parquet", columns)]
+            mask = np.concatenate([np.zeros(0, np.bool_), *masks])
             if mask.any():
+                images = pa.concat_tables(list(self.batches(known, "images.parquet")))
                 renamed[name] = self._without(name, known, images, mask)
         for name in self.strays():  # also of commits that a takedown replaced before it was killed
-            (self._store.folder / DEALT).delete(name)
+            self._delete_dealt(name)
+        self._sweep()
         return renamed
+
+    def _sweep(self) -> None:
+        """Delete files that no commit names, of commits that were taken away by a process that was killed then."""
+        commits = self.names()
+        named = {*commits, *(ref.name for name in commits for ref in self.read(name).files.values())}
+        for name in self._folder.names():
+            if name not in named and not name.startswith("."):
+                self._folder.delete(name)
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
@@ -364,7 +387,8 @@ class Identities:
                 )
                 self._folder.take(path, ref.name)
                 files[part] = ref
-        self._commit(new, known.model_copy(update={"files": files}), name)
+        self._commit(new, known.model_copy(update={"files": files}))
+        self._remove(name)
         return new
 
     def _copy_features(self, known: Published, gone: pa.ChunkedArray, path: Path) -> None:
@@ -375,15 +399,34 @@ class Identities:
             for rows in self.batches(known, SEMANTIC):
                 writer.write_table(rows.filter(pc.invert(pc.is_in(rows["candidate_id"], gone))), 10_000)
 
-    def _commit(self, name: str, known: Published, before: str) -> None:
-        """Write a commit, then take away the one that it replaces."""
+    def _commit(self, name: str, known: Published) -> None:
+        """Write the record of a commit, whose files are there."""
         self._folder.write(name, known.model_dump_json(indent=1).encode() + b"\n")
-        if before:
-            old = self.read(before)
-            self._folder.delete(before)
-            self._store.folder.delete(f"{DEALT}/{before.removesuffix('.json')}")
-            for ref in old.files.values():
-                self._folder.delete(ref.name)
+
+    def _remove(self, name: str) -> None:
+        """Take away a commit: its record first, so that nobody begins to read it, then what follows from it."""
+        known = self.read(name)
+        self._folder.delete(name)
+        self._delete_dealt(name.removesuffix(".json"))
+        for ref in known.files.values():
+            self._folder.delete(ref.name)
+
+    def _delete_dealt(self, stem: str) -> None:
+        """Delete what follows from a commit that is no longer there.
+
+        A build that began before may write, or take back, a file there meanwhile: then a folder is not empty, or only
+        some of its files are deleted.
+        """
+        dealt, fault = self._store.folder / DEALT, "is being written to"
+        for attempt in range(ATTEMPTS):
+            try:
+                dealt.delete(stem)
+            except OSError as e:
+                fault = f"cannot be deleted ({e.strerror or e})"
+            if not dealt.exists(stem):
+                return
+            time.sleep(0.01 * attempt)
+        raise StoreError(dealt.at(stem), f"{fault}; run the same command again")
 
     def _copy(self, path: Path, name: str) -> None:
         scratch = self._folder.scratch()
@@ -454,7 +497,8 @@ def write_without(
             f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
     if DETAILS in paths:
         with paths[DETAILS].open("wb") as f:
-            details.take(remaining).write(f)
+            for start in range(0, len(remaining), 10_000):
+                details.take(remaining[start : start + 10_000]).moved(start).write(f)
     ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))

@@ -336,6 +336,13 @@ class StageDir:
             self.unfinish()
         self.folder.delete(self.records_name)
 
+    def empty(self, version: int) -> None:
+        """Make everything of this fingerprint uncommitted; if it was finished it stays so, without a partition."""
+        noted: str = self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"]
+        self.delete_records()
+        if noted.startswith(self.mark):  # which may be cut to its mark here, and is whole in the note
+            self.at(noted).finish([], version)
+
     @property
     def records_name(self) -> str:
         """Name of the folder of this fingerprint's records, within the stage's folder, to report or to measure."""

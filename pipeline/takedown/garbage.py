@@ -1,8 +1,9 @@
 """Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
-STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE;
-what was dealt out of what builds kept (STORE/dealt) by an older wenlan, or of what was replaced since.
+STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; files of STORE that are half
+written since a day, as a build may be writing younger ones; what was dealt out of what builds kept (STORE/dealt) by an
+older wenlan, or of what was replaced since.
 
 `--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
 again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
@@ -21,8 +22,10 @@ Limits: builds are those that STORE knows (published by this version or a later 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -38,6 +41,9 @@ from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
+
+ABANDONED_S = 24 * 3600.0
+"""No lock tells whether a build is writing to STORE's caches: a piece of STORE/dealt takes it minutes."""
 
 
 def collect(
@@ -179,11 +185,20 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
                 cache.put(pa.Table.from_pylist(new, schema=known.schema))
 
 
+def _is_abandoned(folder: Folder, name: str) -> bool:
+    """Whether a file or folder of STORE is half-written, and nobody has written to it for ABANDONED_S seconds."""
+    if not name.startswith(".tmp-") or not folder.is_local:  # what goes to a URL is unfinished elsewhere
+        return False
+    with contextlib.suppress(FileNotFoundError):  # finished, or taken back, meanwhile
+        return time.time() - Path(folder.at(name)).stat().st_mtime > ABANDONED_S
+    return False
+
+
 def _tidy_store(store: Store, deletions: Deletions) -> None:
     """Delete what STORE itself does not need."""
     for folder in (store.folder, store.folder / "fetched", store.folder / "identity", store.folder / "forgotten"):
         for name in folder.names():
-            if name.startswith(".tmp-"):
+            if _is_abandoned(folder, name):
                 deletions.delete("left over", folder, name)
     dealt, strays = store.folder / DEALT, Identities(store).strays()
     for stem in dealt.names():
@@ -191,7 +206,7 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
             deletions.delete("dealt out of a commit that was replaced", dealt, stem)
             continue
         for name in (dealt / stem).names():
-            if name.startswith(".tmp-"):
+            if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
             elif name.startswith(("images.", "details.")) and name.split(".")[1] != feature_id():
                 deletions.delete("dealt out for another version", dealt / stem, name)

@@ -130,7 +130,7 @@ def measured(size: int, phash: Any, tones: Any, drawn_from: Any, as_if: int = 0)
             self.strangers += int(np.count_nonzero(drawn_from[one] != drawn_from[other]))
 
     times = (as_if or size) / size
-    limits = {"DENSE": int(meetings.DENSE / times), "LONG": int(meetings.LONG / times)}
+    limits = {name: int(getattr(meetings, name) / times) for name in ("DENSE", "MANY", "LONG")}
     limits["LOOKS"] = 0 if as_if else meetings.LOOKS
     counts, taken = dict.fromkeys(COUNTED, 0.0), np.zeros(len(phash), np.bool_)
     for key in plan(as_if or size, Dedup().image_distance):

@@ -145,8 +145,9 @@ def _compared(folder: Path, looks: Path, size: int, workers: list[int]) -> dict[
     for side, own in found.items():
         if side != "same":
             stages = ", ".join(f"{name} {own[name]:.1f}" for name in SIDES["alone" if side == "alone" else "parallel"])
+            largest = ", ".join(f"{name} {gb:.2f}" for name, gb in own["largest"].items())
             print(
-                f"{size:,} pairs, {side}: {own['wall']:.1f} s, CPU {own['cpu']:.1f} s ({stages}), {own['gb']:.2f} GB",
+                f"{size:,} pairs, {side}: {own['wall']:.1f} s, CPU {own['cpu']:.1f} s ({stages}); GB: {largest}",
                 file=sys.stderr,
             )
     chance = found["parallel"]["apart"]

@@ -108,7 +108,7 @@ def serve_pass(folder: Path, count: int) -> None:
 
 def radius_ten(few: int, many: int) -> float:
     """Exponent of the time in which the plain index compares all codes with all, at radius 10."""
-    from pipeline.matching.near_images import HashIndex
+    from pipeline.matching.hash_index import HashIndex
 
     codes = np.random.default_rng(10).integers(1, 2**64, many, dtype=np.uint64)
     seconds = []

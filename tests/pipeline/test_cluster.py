@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -197,6 +198,23 @@ def test_a_crawl_state_that_finds_no_room_is_told_like_any_full_disk(tmp_path, s
 
     with pytest.raises(sqlite3.OperationalError):  # of a disk with room: it fails in another way
         cluster.run_task(build, "crawl", failing, "s", "text")
+
+
+def test_a_worker_may_open_as_many_files_as_a_large_build_has_runs(tmp_path, spec):
+    def look(*_: object) -> None:
+        limits.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    limits: list[tuple[int, int]] = []
+    build = run.open_build(load(spec), str(tmp_path / "out"))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))  # as a shell may have left it
+    try:
+        cluster.run_task(build, "measure", look, "00000", "text")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    [(soft, hard)] = limits
+    assert hard == before[1]
+    assert soft == (cluster.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, cluster.OPEN_FILES))
 
 
 def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path, spec):

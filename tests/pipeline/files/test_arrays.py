@@ -71,3 +71,23 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, left: int) -> None:
         pass
     with pytest.raises(StoreError, match="is missing or not whole"), Arrays(folder, "other.bin"):
         pass
+
+
+@pytest.mark.parametrize("place", [slice(-40, -30), slice(-16, -8)])
+def test_a_file_whose_list_of_arrays_is_damaged_is_named(tmp_path: Path, place: slice) -> None:
+    write(Folder(str(tmp_path)))
+    path = tmp_path / "some.bin"
+    data = bytearray(path.read_bytes())
+    data[place] = b"\xff" * (place.stop - place.start)
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="is missing or not whole"), Arrays(Folder(str(tmp_path)), "some.bin"):
+        pass
+
+
+def test_an_array_that_has_become_shorter_behind_a_url_is_named(tmp_path: Path) -> None:
+    folder = Folder(f"memory:/{tmp_path}")
+    write(folder)
+    with Arrays(folder, "some.bin") as arrays:
+        folder.write("some.bin", folder.read("some.bin")[:100])
+        with pytest.raises(StoreError, match=r"some\.bin: is missing or not whole"):
+            arrays["words"]

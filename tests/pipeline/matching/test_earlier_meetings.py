@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -233,3 +234,15 @@ def test_bytes_and_counts_are_looked_up_by_the_whole_digest() -> None:
     assert looked_up(digests, words, ids, values).tolist() == [*range(1, 31), *[0] * 20]
     none = np.zeros((0, 32), np.uint8)
     assert looked_up(digests, words_of(none), none, np.zeros(0, np.int64)).tolist() == [0] * 50
+
+
+def test_texts_have_numbers_beyond_two_billion(tmp_path: Path) -> None:
+    """As those of a build of 650 million pairs with four texts each have."""
+    own, first = rows(WORDS[:3]), 2**31 + 5
+    entries = TextTable.of(own.sketches.keys)[0]
+    order = np.argsort(entries.keys)
+    kept = KeptTexts(entries.keys[order], entries.owner[order], Compared(words_of(own.ids), own.sketches))
+    finder = EarlierTextFinder(0.7, lambda at: Compared(words_of(own.ids[at - first]), own.sketches.take(at - first)))
+    found = np.memmap(tmp_path / "found", bool, "w+", shape=(first + 3,))  # a file with a hole, not 2 GB
+    assert finder.meet([(first, entries)], kept, found).tolist() == [0, 1, 2]
+    assert found[first:].tolist() == [True] * 3

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pipeline.features._rows import measure_image
 from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of
@@ -22,18 +22,9 @@ from pipeline.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
 from tests.detailed import drawn_details
 from tests.drawn import encoded
+from tests.windows import bordered, cropped, dialog, stamped
 
 THRESHOLD = 0.07
-
-
-def window(*words: str) -> Image.Image:
-    image = Image.new("RGB", (400, 320), "#e8e8e8")
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, 400, 40), fill="#204080")
-    for row, word in enumerate(words):
-        draw.text((20, 60 + 50 * row), word, font=ImageFont.load_default(26), fill="black")
-        draw.rectangle((200, 60 + 50 * row, 380, 92 + 50 * row), outline="#606060", fill="white")
-    return image
 
 
 def measured(*images: Image.Image) -> tuple[np.ndarray, np.ndarray, Details]:
@@ -41,7 +32,7 @@ def measured(*images: Image.Image) -> tuple[np.ndarray, np.ndarray, Details]:
     return looks_of(pa.Table.from_pylist(rows, schema=FEATURE_SCHEMA))
 
 
-ONE, OTHER = window("Radius", "Contrast", "Opacity", "Seed"), window("Radius", "Contrast", "Illumination", "Noise")
+ONE, OTHER = dialog("Radius", "Contrast", "Opacity", "Seed"), dialog("Radius", "Contrast", "Illumination", "Noise")
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.floats(0, 1))
@@ -106,7 +97,7 @@ def test_only_pictures_without_texture_have_details() -> None:
 
 
 def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -> None:
-    phash, signature, own = measured(ONE, OTHER, ONE.resize((200, 160), Image.Resampling.LANCZOS))
+    phash, signature, own = measured(ONE, OTHER, ONE.resize((250, 200), Image.Resampling.LANCZOS))
     leaders, older = (ImageLeaders(4, THRESHOLD) for _ in range(2))
     leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])
     older.add(phash[:1], signature[:1])
@@ -118,13 +109,8 @@ def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -
 
 
 def test_tasks_find_all_that_the_index_finds_of_pictures_with_maps() -> None:
-    bordered = Image.new("RGB", (416, 333), "white")
-    bordered.paste(ONE, (8, 6))
-    stamped = ONE.copy()
-    ImageDraw.Draw(stamped).text(
-        (30, 255), "www.example.cn", font=ImageFont.load_default(30), fill="white", stroke_width=3, stroke_fill="black"
-    )
-    images = [bordered, ONE, ONE.crop((16, 13, 384, 307)), ONE.crop((0, 0, 384, 307)), stamped, OTHER]
+    once = stamped(ONE, (30, 300), size=30)
+    images = [bordered(ONE), ONE, cropped(ONE), ONE.crop((0, 0, 480, 384)), once, OTHER]
     phash, signature, own = measured(*images)
     leaders = ImageLeaders(4, THRESHOLD)
     leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])

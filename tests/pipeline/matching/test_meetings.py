@@ -80,7 +80,7 @@ def alike(phash: Any, signature: Any, radius: int, details: Details = NO_DETAILS
     st.sampled_from([10, 10**6, 10**8, 10**9]),
     st.integers(1, 4),
     st.integers(1, 5),
-    st.sampled_from([(meetings.DENSE, meetings.LONG), (0, meetings.LONG), (1, 1), (3, 7)]),
+    st.sampled_from([(256, 1 << 14, 128, 8), (0, 1 << 14, 128, 8), (0, 1 << 14, 1, 2), (1, 1, 2, 100), (3, 7, 0, 0)]),
 )
 def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts(
     seed: int,
@@ -92,11 +92,11 @@ def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts
     planned: int,
     runs: int,
     parts: int,
-    dense: tuple[int, int],
+    dense: tuple[int, ...],
 ) -> None:
     phash, signature = drawn(np.random.default_rng(seed), size, kinds, flips, levels)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(("DENSE", "LONG"), dense, strict=True):
+        for name, value in zip(("DENSE", "LONG", "MANY", "CROWD"), dense, strict=True):
             patch.setattr(meetings, name, value)
         found = looked(phash, signature, plan(planned, radius), runs, parts)
     assert not (alike(phash, signature, radius) & ~found).any()
@@ -214,6 +214,19 @@ def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:
         assert finder.found.all()
         assert finder.compared <= 3 * 900
         assert finder.apart == 0
+
+
+def test_copies_of_which_not_every_two_look_alike_cost_no_comparison_of_every_two() -> None:
+    rng, kinds, size = np.random.default_rng(6), 6, 1_800
+    phash = np.full((size, HASHES), 12345, np.uint64)
+    signature = differing(rng, kinds)[np.arange(size) % kinds]  # groups of 300 that share hashes and tones
+    lone = np.arange(size) % 5 == 0
+    signature[lone] = differing(rng, int(lone.sum()))  # and others that do, and look like nothing
+    key = plan(size, 4)[0]
+    finder = Finder(key, THRESHOLD, size, OfArrays(signature, NO_DETAILS))
+    finder.look([(0, Table.of(key, coarse_of(phash, signature))[0])])
+    assert finder.found.all()
+    assert finder.compared < (meetings.LOOKS + meetings.MANY) * size / 4
 
 
 def test_keys_are_longer_the_more_images_there_are() -> None:

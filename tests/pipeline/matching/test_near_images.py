@@ -1,4 +1,4 @@
-"""near_images: nothing within the radius is missed, colour is looked at, and real photographs are found again."""
+"""near_images: colour is looked at, details are, and real photographs are found again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
 from pipeline.matching.looks import Details, Family, families
-from pipeline.matching.near_images import (
-    MOST_BITS,
-    HashIndex,
-    ImageLeaders,
-    band_plan,
-)
-from pipeline.pictures import details
+from pipeline.matching.near_images import ImageLeaders
+from pipeline.pictures import alignment, details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.parts import BOXES
@@ -48,75 +43,9 @@ PHOTOS = CORPUS / "howtocook-site" / "images"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
 RULES = Dedup()
 THRESHOLD = RULES.image_signature
-THRESHOLD = RULES.image_signature
 
 
-def near_codes(seed: int, size: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random codes, and queries that are some of them with up to radius + 2 bits turned."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(1, 2**63, size, dtype=np.uint64)
-    queries = codes[:: max(1, size // 60)].copy()
-    for i in range(len(queries)):
-        for bit in rng.choice(64, rng.integers(0, radius + 3), replace=False):
-            queries[i] ^= np.uint64(1 << int(bit))
-    return codes, queries
-
-
-@pytest.mark.parametrize("radius", [0, 1, 4, 8, 10, 16])
-@pytest.mark.parametrize("size", [1, 300, 2_500, 9_000])
-def test_the_index_finds_exactly_what_comparing_all_finds(radius: int, size: int) -> None:
-    codes, queries = near_codes(radius * 31 + size, size, radius)
-    index = HashIndex(radius)
-    for start in range(0, size, 700):
-        index.add(codes[start : start + 700], np.arange(start, min(size, start + 700)) * 10)
-    rows, ids = index.near(queries)
-    apart = np.bitwise_count(queries[:, None] ^ codes[None, :])
-    rows_b, at = np.nonzero((apart <= radius) & (queries != 0)[:, None])
-    assert set(zip(rows.tolist(), ids.tolist(), strict=True)) == set(
-        zip(rows_b.tolist(), (at * 10).tolist(), strict=True)
-    )
-
-
-@pytest.mark.parametrize("radius", [4, 6, 10])
-def test_levels_merged_into_one_with_other_bands_find_exactly_what_comparing_all_finds(radius: int) -> None:
-    cuts = {tuple((band.low, band.bits) for band in band_plan(1 << size, radius)) for size in range(8, 20)}
-    assert len(cuts) > 2, "sizes that need the same bands show nothing"
-    codes, queries = near_codes(radius, 70_000, radius)
-    index = HashIndex(radius)
-    for start in range(0, len(codes), 4_500):
-        index.add(codes[start : start + 4_500], np.arange(start, min(len(codes), start + 4_500)))
-    rows, ids = index.near(queries)
-    by_all = np.nonzero(np.bitwise_count(queries[:, None] ^ codes[None, :]) <= radius)
-    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
-
-
-@pytest.mark.parametrize("scanned", [1, 100, 10_000])
-def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, scanned: int) -> None:
-    monkeypatch.setattr("pipeline.matching.near_images.SCANNED", scanned)
-    monkeypatch.setattr("pipeline.matching.near_images.BLOCK", 200)
-    codes = np.append(np.full(6_000, 12345, np.uint64), np.arange(1, 400, dtype=np.uint64) << np.uint64(40))
-    index = HashIndex(4)
-    index.add(codes, np.arange(len(codes)))
-    rows, ids = index.near(codes[5_997:6_003])
-    by_all = np.nonzero(np.bitwise_count(codes[5_997:6_003, None] ^ codes[None]) <= 4)
-    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
-
-
-@given(st.integers(0, 10**7), st.integers(0, 16))
-def test_bands_are_apart_and_share_the_radius_by_the_pigeonhole_principle(size: int, radius: int) -> None:
-    plan = band_plan(size, radius)
-    bits = [bit for band in plan for bit in range(band.low, band.low + band.bits)]
-    assert len(bits) == len(set(bits))
-    assert all(0 <= bit < 64 for bit in bits)
-    assert all(0 < band.width <= min(MOST_BITS, band.bits) and band.bits <= 32 for band in plan)
-    assert not plan or sum(band.radius + 1 for band in plan) == radius + 1
-
-
-def test_parts_without_structure_are_near_nothing() -> None:
-    index = HashIndex(8)
-    index.add(np.array([0, 1], np.uint64), np.array([7, 8]))
-    rows, ids = index.near(np.array([0, 3], np.uint64))
-    assert (rows.tolist(), ids.tolist()) == ([1], [8])
+def test_a_picture_without_structure_has_no_hashes() -> None:
     noise = np.random.default_rng(0).integers(253, 256, (90, 120, 3), dtype=np.uint8)
     phash, *_ = _look(_jpeg(Image.fromarray(noise)))
     assert phash.tolist() == [[0] * HASHES]
@@ -182,8 +111,8 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
     maps, hashes, fine_tones = (of(own.stored) for of in (details.maps_in, details.hashes_in, details.tones_in))
 
     def judged(i: int, j: int, places: tuple[Any, Any]) -> tuple[bool, bool]:
-        starts = details.starts_of(*(np.array([place], np.float64) for place in places))
-        same, other = details.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)
+        starts = alignment.starts_of(*(np.array([place], np.float64) for place in places))
+        same, other = alignment.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)
         return bool(same[0]), bool(other[0])
 
     def alike(i: int, j: int) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.files.arrays import ArrayWriter
+from pipeline.files.folder import Folder
 from pipeline.matching.looks import fine_of
 from pipeline.matching.meetings import plan
 from pipeline.pictures.signatures import GRIDS, SIZE
@@ -216,7 +220,10 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
     identities.forget(lambda rows: np.zeros(rows.num_rows, np.bool_))
     assert [path.name for path in folder.iterdir()] == [own.name]
     (folder / "replaced.0123").mkdir()
-    (own / ".tmp-half").write_bytes(b"x")
+    for half in (folder.parent / ".tmp-0", folder.parent / "identity/.tmp-1", own / ".tmp-2"):
+        half.write_bytes(b"x")
+        os.utime(half, (0, 0))
+    (own / ".tmp-young").write_bytes(b"x")  # a build may be writing it
     for kind in ("images", "details"):
         (own / f"{kind}.features-000000000000.y.0-1.bin").write_bytes(b"x")
     deletions = Deletions(dry_run=False)
@@ -226,7 +233,8 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
         "left over",
         "dealt out for another version",
     }
-    assert {path.name for path in own.iterdir()} == kept
+    assert {path.name for path in own.iterdir()} == kept | {".tmp-young"}
+    assert not [path for path in folder.parent.rglob(".tmp-*") if path.name != ".tmp-young"]
 
 
 def test_withdrawing_a_build_takes_its_pieces(build: Build) -> None:
@@ -258,7 +266,75 @@ def test_what_was_compared_before_another_build_was_published_is_not_relied_on(
 ) -> None:
     monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
     run_stage(build, "deal", "meet")
-    assert _meetings.Alone(build, contextlib.ExitStack()).known
+    with contextlib.ExitStack() as files:
+        assert _meetings.Alone(build, files).known
     other = replace(build, identities=())
-    assert not _meetings.Alone(other, contextlib.ExitStack()).known
+    with contextlib.ExitStack() as files:
+        assert not _meetings.Alone(other, files).known
     assert isinstance(_meetings.dealt_pieces(build)[0], Piece)
+
+
+def test_a_takedown_while_a_piece_is_made_is_said_to_be_the_cause(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It deletes the folder, with the file that is being written."""
+    piece, identities, finish = pieces_of(build, KEYS)[0], Identities(build.store), ArrayWriter.finish
+
+    def taken_down(writer: ArrayWriter) -> None:
+        finish(writer)
+        identities.forget(lambda rows: np.arange(rows.num_rows) == 3)
+
+    monkeypatch.setattr(ArrayWriter, "finish", taken_down)
+    with pytest.raises(StoreError, match="was replaced while this build ran; the same command again"):
+        make(build, piece, KEYS)
+    assert dealt(build) == []
+
+
+def test_rows_of_a_commit_are_counted_once_for_all_groups(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
+    counted, count = list[str](), Identities.count
+    monkeypatch.setattr(Identities, "count", lambda *of: counted.append(of[2]) or count(*of))
+    run_stage(build, "deal")
+    assert len([name for name in build.stage("deal").partitions() if name.startswith(_meetings.STORED)]) == 4
+    assert sorted(counted) == ["images.parquet", "texts.parquet"]
+
+
+def test_gc_leaves_a_piece_that_a_build_is_making(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece, finish = pieces_of(build, KEYS)[0], ArrayWriter.finish
+
+    def tidied(writer: ArrayWriter) -> None:
+        finish(writer)
+        _tidy_store(build.store, Deletions(dry_run=False))
+
+    monkeypatch.setattr(ArrayWriter, "finish", tidied)
+    assert make(build, piece, KEYS)
+    assert [path.name for path in dealt(build)] == [piece.file]
+
+
+@pytest.mark.parametrize("fault", ["not empty", "half", "for good"])
+def test_a_takedown_deletes_pieces_although_a_build_is_writing_one(
+    build: Build, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A file that comes makes a folder not empty; one that goes ends the deletion of a folder without a word."""
+    pieces, identities, delete, asked = pieces_of(build, KEYS), Identities(build.store), Folder.delete, list[str]()
+    for piece in pieces:
+        make(build, piece, KEYS)
+
+    def disturbed(folder: Folder, name: str) -> None:
+        if folder.url.endswith("dealt"):
+            asked.append(name)
+            if fault == "half" and len(asked) == 1:
+                return delete(folder, f"{name}/{pieces[0].file}")
+            if fault == "for good" or len(asked) == 1:
+                raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        return delete(folder, name)
+
+    monkeypatch.setattr(Folder, "delete", disturbed)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    known = identities.read(build.identities[0])
+    if fault == "for good":
+        with pytest.raises(StoreError, match=r"cannot be deleted .Directory not empty.; run the same"):
+            identities.withdraw(known.build)
+        return
+    identities.withdraw(known.build)
+    assert (dealt(build), identities.names()) == ([], [])

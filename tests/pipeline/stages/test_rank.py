@@ -57,10 +57,34 @@ def test_a_run_has_its_pairs_by_size_and_id_with_a_sketch_for_each_text(tmp_path
 def test_runs_are_neighbouring_partitions_within_the_bound(
     tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(rank, "RUN", most)
+    monkeypatch.setattr(rank, "LEAST", most)
     build = made(tmp_path, filtered, 8)
     runs = [partitions_of(run) for run in rank.partitions(build)]
     assert [name for run in runs for name in run] == [record.partition for record in build.stage("filter").records()]
     assert all(len(pairs_of(build, run)) <= most for run in runs if len(run) > 1)
     for run, following in itertools.pairwise(runs):
         assert len(pairs_of(build, [*run, following[0]])) > most, "a run takes as many as fit"
+
+
+def test_a_build_has_some_runs_for_its_workers_and_a_small_one_has_one(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = made(tmp_path, filtered, 8)
+    assert len(rank.partitions(build)) == 1
+    monkeypatch.setattr(rank, "LEAST", 1)
+    monkeypatch.setattr(rank, "RUNS", 3)
+    assert 3 <= len(rank.partitions(build)) <= 6  # 24 pairs, runs of up to 8
+
+
+def test_runs_that_an_older_wenlan_began_are_gone_on_with(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "LEAST", 1)
+    monkeypatch.setattr(rank, "RUNS", 3)
+    build = made(tmp_path, filtered, 8)
+    own, older = rank.partitions(build), rank._runs_of(build.stage("filter").records(), 13)
+    [begun, *_] = set(older) - set(own)
+    monkeypatch.setattr(rank, "RUN", 13)
+    assert rank.partitions(build) == own
+    rank.run_partition(build, begun)
+    assert rank.partitions(build) == older

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.files.digests import column_of
 from pipeline.files.folder import Folder
@@ -40,3 +41,24 @@ def test_runs_are_merged_by_the_build_that_kept_a_pair_then_by_size_then_by_id(t
     ]
     assert len(ranks) == 1200
     assert all(a < b for a, b in itertools.pairwise(ranks))
+
+
+@pytest.mark.parametrize("counts", [(700, 1, 0, 900), (300,), (0, 0), (256, 257, 5, 5)])
+@pytest.mark.parametrize("block", [64, 1_000])
+def test_every_row_comes_once_with_its_run_in_blocks_of_one_size(
+    tmp_path: Path, counts: tuple[int, ...], block: int
+) -> None:
+    dice, stage = random.Random(2), StageDir(Folder(str(tmp_path)), "rank", "f" * 64)
+    run_of = {}
+    for number, count in enumerate(counts):
+        table = sorted_by_rank(rows(dice, count))
+        run_of |= dict.fromkeys(table["candidate_id"].to_pylist(), number)
+        with stage.attempt(str(number)) as attempt:
+            attempt.write_table("parquet", table, row_group_size=100)
+            attempt.commit({"pairs": count})
+    blocks = list(merged(stage, stage.records(), block, without=["texts"]))
+    ids = [name for table, _ in blocks for name in table["candidate_id"].to_pylist()]
+    assert sorted(ids) == sorted(run_of)
+    assert [run_of[name] for name in ids] == [run for _, runs in blocks for run in runs.tolist()]
+    assert all(table.num_rows == len(runs) == block for table, runs in blocks[:-1])
+    assert all("texts" not in table.column_names for table, _ in blocks)

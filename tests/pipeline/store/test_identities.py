@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import multiprocessing
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_specs.build import Dedup
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.matching.looks import ROW, Details
 from pipeline.store.build import Build
-from pipeline.store.identities import DETAILS, PARTS, Identities, commit_name
+from pipeline.store.identities import (
+    DETAILS,
+    PARTS,
+    PLACEHOLDER_SCHEMA,
+    SIGNATURES,
+    Identities,
+    commit_name,
+    write_without,
+)
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
@@ -184,3 +195,104 @@ def test_of_many_publishers_at_once_one_wins_and_the_others_are_told(make: Any) 
         process.join(240)
     assert sorted(process.exitcode or 0 for process in processes) == [0, 3, 3, 3]
     assert len(Identities(builds[0].store).names()) == 1
+
+
+def in_store(build: Build) -> set[str]:
+    return {path.name for path in (Path(build.store.url) / "identity").iterdir()}
+
+
+@pytest.mark.parametrize("part", ["json", *PARTS, DETAILS])
+def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
+    make: Any, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Killed when the commit without the picture is there, and that with it is being taken away."""
+    build = make("2026-01", 1, 2, 3)
+    (image, *_) = shas(build.store, publish(build))
+    identities, delete = Identities(build.store), Folder.delete
+
+    def removed(rows: pa.Table) -> Any:
+        return np.array([name.hex() == image for name in rows["sha256"].to_pylist()], np.bool_)
+
+    def killed(folder: Folder, name: str) -> None:
+        if name.endswith(part):
+            raise KeyboardInterrupt
+        delete(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            identities.forget(removed)
+    identities.forget(removed)
+    (name,) = identities.names()
+    assert image not in shas(build.store, name)
+    assert in_store(build) == {name, *(ref.name for ref in identities.read(name).files.values())}
+
+
+def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
+    make: Any, filtered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two names comes first."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    orders = set[bool]()
+    for at in range(8):
+        first = make("2026-01", at, store=str(tmp_path / str(at)))
+        before = publish(first)
+        shown = [filtered.Shown("another", 100 + at)]
+        made = filtered.make(tmp_path / f"again-{at}", shown, snapshot="2026-01")
+        again = led(replace(made, store=first.store))
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "delete", killed)
+            with pytest.raises(KeyboardInterrupt):
+                publish(again)
+        assert len(Identities(first.store).names()) == 2
+        after = publish(again)
+        assert Identities(first.store).names() == [after]
+        orders.add(after < before)
+    assert len(orders) == 2, "digests of these builds show both orders"
+
+
+def test_a_takedown_holds_the_details_of_some_images_at_a_time(tmp_path: Path) -> None:
+    size = 25_000
+    rows = np.memmap(tmp_path / "all", np.uint8, "w+", shape=(size, ROW))
+    rows[:, :8] = np.arange(size).astype("<i8").view(np.uint8).reshape(-1, 8)
+    rows.flush()
+    images = pa.table({"candidate_id": pa.array([at.to_bytes(32, "big") for at in range(size)], pa.binary(32))})
+    removed = np.arange(size) == 7
+    paths = {part: tmp_path / part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS)}
+    looks = np.zeros((size, 4), np.uint8), Details.read(tmp_path / "all")
+    tracemalloc.start()
+    write_without(paths, images, looks, PLACEHOLDER_SCHEMA.empty_table(), removed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert Details.read(paths[DETAILS]).of.tolist() == list(range(size - 1))
+    assert peak < 4 * 10_000 * ROW < 2 * size * ROW
+
+
+def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Path) -> None:
+    build = make("2026-01", 1, 2, store=f"memory://{tmp_path.name}/store")
+    identities = Identities(build.store)
+    known = identities.read(publish(build))
+    ref, folder = known.files[SIGNATURES], build.store.folder / "identity"
+    folder.write(ref.name, folder.read(ref.name)[:-1])
+    assert identities.raw(known, SIGNATURES, 0, 1, ref.bytes // 2).shape == (1, ref.bytes // 2)
+    with pytest.raises(StoreError, match=f"{ref.name}: is missing or not whole; publish its build again"):
+        identities.raw(known, SIGNATURES, 0, 2, ref.bytes // 2)
+
+
+def test_a_takedown_reads_ids_of_all_and_rows_of_what_it_changes(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [publish(make("2026-01", 1, 2)), publish(make("2026-02", 3))]
+    build = make("2026-03", 9)
+    identities, batches, whole = Identities(build.store), Identities.batches, list[str]()
+    (image,) = shas(build.store, names[1])
+
+    def noted(self: Identities, known: Any, part: str, columns: Any = None) -> Any:
+        whole.extend([known.snapshot] if columns is None and part == "images.parquet" else [])
+        return batches(self, known, part, columns)
+
+    monkeypatch.setattr(Identities, "batches", noted)
+    renamed = identities.forget(lambda rows: np.array([s.hex() == image for s in rows["sha256"].to_pylist()], np.bool_))
+    assert list(renamed) == [names[1]]
+    assert whole == ["2026-02"]

@@ -1,0 +1,315 @@
+"""Whether two pictures without texture are one: their maps (`pictures.details`) are laid over each other and compared.
+
+Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
+hashes say that they lie, coarse cells first. A part of one that the other does not have is no difference. Then the mean
+difference of 3 x 3 cells, less a share of the contrast there (edges never fall onto the same cells), must be small
+everywhere but in MOST cells. A text or a logo stamped onto one of two copies is forgiven only as one dense block of
+strong difference outside of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
+
+The order of the two does not matter. The alignment is floating point, rounded to ROUNDED of a side; sums after it are
+of whole numbers, so that machines can differ only where an alignment lies within their rounding of such a step.
+
+Limits: words that differ by less than some cells of 50 a side, colours, and what is turned or mirrored are not seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.pictures import signatures
+from pipeline.pictures.details import GREY, SIDE, Maps
+
+BEYOND, BEYOND_SHARE = 20, 15
+"""Not alike if more than 15% of the cells are more than 20 grey levels beyond those around them in the other one."""
+
+MOST, VERY, CLEAR = 10, 15, 17
+"""Cells that may differ: less than a word of a dialog. None by 15 tenths of what counts as a difference; by 17 tenths,
+a picture is clearly another one."""
+
+AS_FAR = 186
+"""Grey levels of a difference at a threshold of 1: 13 at the default of 0.07."""
+
+_EDGE = -(-signatures.EDGE * SIDE // signatures.SIDE)
+
+LITTLE = 15
+"""Maps of which no more than 15% of the cells differ lie well over each other."""
+
+STAMP_LEAST, STAMP_WIDE = 15, 4
+"""Thousandths of the cells that must differ for a stamp, as less may be the words of another dialog; and half lengths
+of its height that it must be wide: a sign that is filled in another way is no line of text."""
+
+STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 45, 25, 5
+"""What is forgiven as a stamp: at most 12% of the cells, at least 45% of them different and by 25 grey levels
+on average, with 5 different cells outside of it at most."""
+
+_MOVED, _FAR, _OVERLAP = 0.02, 0.06, 0.7
+"""How far scales and shifts of an alignment that counts may be off those that the hashes say (a small and a large
+letter are two pictures), the same where maps part what grids merge, and the least share of one picture that the other
+must cover."""
+
+ROUNDED = 1 << 12
+_WEIGHT = 1 << 6
+"""An alignment is rounded to 1/4096 of a side, the weights of the cells between which a point lies to 1/64."""
+
+NEARLY, GAIN, ADDED = 40, (0.9, 1.1), 15
+"""A copy may have a tenth more or less contrast and 15 grey levels more or less, as cells less than 40 apart tell."""
+
+_EDGES = 5
+"""One part in five of the contrast around a cell is taken off its difference."""
+
+_COARSE, _FINE = 5, 4
+"""Steps of the alignment over cells of twice the size, and over those of the map."""
+
+_HUBER = 20.0 / GREY
+"""Levels from which a difference counts linearly: a stamp must not pull the alignment."""
+
+AT_ONCE = 32
+"""Pairs aligned at once: what they need stays in a processor's cache."""
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+def starts_of(a: Floats, b: Floats) -> Floats:
+    """[N, 4] alignments (`_aligned`) that take places `b` [N, 4] of second pictures to places `a` of first ones."""
+    starts = np.empty((len(a), 4))
+    for axis in (0, 1):
+        starts[:, 2 * axis] = (a[:, axis + 2] - a[:, axis]) / (b[:, axis + 2] - b[:, axis])
+        starts[:, 2 * axis + 1] = a[:, axis] - starts[:, 2 * axis] * b[:, axis]
+    return starts
+
+
+def judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+    """[N] whether maps [N, SIDE, SIDE] and [N, SIDE, SIDE] are of one picture, and whether they are clearly of two.
+
+    Neither is known of maps that cannot be laid over each other. starts [N, 4]: as of `starts_of`.
+    """
+    same, other = np.zeros(len(a), np.bool_), np.zeros(len(a), np.bool_)
+    for at in range(0, len(a), AT_ONCE):
+        here = slice(at, at + AT_ONCE)
+        one, two, aligned = _ordered(a[here], b[here], starts[here])
+        rows = np.flatnonzero(_may_be_alike(one, two, aligned))
+        same[at + rows], other[at + rows] = _judged(one[rows], two[rows], aligned[rows], threshold)
+    return same, other
+
+
+def _ordered(a: Maps, b: Maps, starts: Floats) -> tuple[Maps, Maps, Floats]:
+    """The same pairs, each with the one first that is darker where they first differ: their order must not matter."""
+    flat, other = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    rows, at = np.arange(len(a)), (flat != other).argmax(axis=1)
+    swapped = flat[rows, at] > other[rows, at]
+    inverse = np.empty_like(starts)
+    inverse[:, ::2] = 1 / starts[:, ::2]
+    inverse[:, 1::2] = -starts[:, 1::2] / starts[:, ::2]
+    both = swapped[:, None, None]
+    return np.where(both, b, a), np.where(both, a, b), np.where(swapped[:, None], inverse, starts)
+
+
+def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
+    """[N] whether few cells of twice the size are beyond what lies around them where the pictures start from.
+
+    A twentieth of the time of an alignment, which most candidates are spared by it.
+    """
+    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2)
+    other = _halved(b.astype(np.float64))
+    low, high = _extremes(one)
+    beyond = np.maximum(low - other, other - high) * GREY > BEYOND
+    possible: Flags = np.count_nonzero(beyond & inside, axis=(1, 2)) * 100 <= BEYOND_SHARE * (SIDE // 2) ** 2
+    return possible
+
+
+def _judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+    """`judged` of some maps, once they are aligned; most copies agree from where they start, and need no alignment."""
+    same, other = _agree_at(a, b, np.rint(starts * ROUNDED) / ROUNDED, starts, threshold)
+    rows = np.flatnonzero(~same)
+    if len(rows):
+        a, b, starts = a[rows], b[rows], starts[rows]
+        aligned = np.rint(_aligned(a, b, starts) * ROUNDED) / ROUNDED
+        same[rows], other[rows] = _agree_at(a, b, aligned, starts, threshold)
+    return same, other
+
+
+def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
+    """`judged` of some maps by an alignment."""
+    off = np.abs(aligned - starts).max(axis=1)
+    sane: Flags = off < _FAR
+    aligned[~sane] = (1, 0, 1, 0)
+    moved, inside = _warped(a, aligned, SIDE, whole=True)
+    sane &= np.count_nonzero(inside, axis=(1, 2)) >= _OVERLAP * SIDE * SIDE
+    agree, clear = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold)
+    return sane & agree & (off < _MOVED), sane & clear & ~agree
+
+
+def _aligned(a: Maps, b: Maps, starts: Floats) -> Floats:
+    """[N, 4] (scale, shift) across, then down: a point x of `b`, in shares of its side, is scale * x + shift of `a`."""
+    one, other = a.astype(np.float64), b.astype(np.float64)
+    starts = _steps(_smooth(_halved(one)), _smooth(_halved(other)), starts, _COARSE)
+    return _steps(one, other, starts, _FINE)
+
+
+def _steps(a: Floats, b: Floats, aligned: Floats, count: int) -> Floats:
+    """Gauss-Newton steps from an alignment [N, 4] of planes [N, side, side]."""
+    side = a.shape[1]
+    at = (np.arange(side) + 0.5) / side
+    damping = np.eye(4) * (side * side * 0.01 / GREY**2)
+    for _ in range(count):
+        moved, inside = _warped(a, aligned, side)
+        across, down = _slope(moved, 2) * (side / aligned[:, 0])[:, None, None], _slope(moved, 1)
+        down *= (side / aligned[:, 2])[:, None, None]
+        apart = b - moved
+        weights = np.minimum(1, _HUBER / np.maximum(np.abs(apart), 1e-6)) * inside
+        normal, right = _normal(across, down, weights, apart, at)
+        step = np.linalg.solve(normal + damping, right[..., None])[..., 0]
+        aligned = np.clip(aligned + np.clip(step, -0.05, 0.05), [0.5, -1, 0.5, -1], [2, 1, 2, 1])
+    return aligned
+
+
+def _normal(across: Floats, down: Floats, weights: Floats, apart: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Normal equations [N, 4, 4] and [N, 4] of the slopes (across * x, across, down * y, down) of planes [N, y, x].
+
+    Summed along one axis first, as x and y are the same along the other.
+    """
+    by_across, by_down = weights * across, weights * down
+    in_x, in_y = (by_across * across).sum(axis=1), (by_down * down).sum(axis=2)
+    both = by_across * down
+    both_x, both_1 = both @ at, both.sum(axis=2)  # [N, y], times x and as they are
+    right_x, right_y = (by_across * apart).sum(axis=1), (by_down * apart).sum(axis=2)
+    normal = np.empty((len(apart), 4, 4))
+    for first, of in ((0, in_x), (2, in_y)):
+        normal[:, first, first], normal[:, first + 1, first + 1] = of @ at**2, of.sum(axis=1)
+        normal[:, first, first + 1] = normal[:, first + 1, first] = of @ at
+    normal[:, 0, 2], normal[:, 0, 3] = both_x @ at, both_x.sum(axis=1)
+    normal[:, 1, 2], normal[:, 1, 3] = both_1 @ at, both_1.sum(axis=1)
+    normal[:, 2:, :2] = normal[:, :2, 2:].transpose(0, 2, 1)
+    right = np.stack([right_x @ at, right_x.sum(axis=1), right_y @ at, right_y.sum(axis=1)], axis=1)
+    return normal, right
+
+
+def _slope(planes: Floats, axis: int) -> Floats:
+    """Central differences along an axis, one-sided ones at the ends, as `numpy.gradient` has them."""
+    slope, moved = np.empty_like(planes), np.moveaxis(planes, axis, 0)
+    out = np.moveaxis(slope, axis, 0)
+    np.subtract(moved[2:], moved[:-2], out=out[1:-1])
+    out[1:-1] *= 0.5
+    out[0], out[-1] = moved[1] - moved[0], moved[-1] - moved[-2]
+    return slope
+
+
+def _warped(a: Floats | Maps, aligned: Floats, side: int, whole: bool = False) -> tuple[Floats, Flags]:
+    """Planes [N, side, side] where an alignment says, and which of their cells `a` has; whole: in whole numbers."""
+    across, within_x = _sampled(aligned[:, 0], aligned[:, 1], side, whole)
+    down, within_y = _sampled(aligned[:, 2], aligned[:, 3], side, whole)
+    return down @ a @ across.transpose(0, 2, 1), within_y[:, :, None] & within_x[:, None, :]
+
+
+def _sampled(scale: Floats, shift: Floats, side: int, whole: bool) -> tuple[Floats, Flags]:
+    """[N, side, side] what to apply along an axis to move its cells, and which cells [N, side] lie within."""
+    at = (scale[:, None] * ((np.arange(side) + 0.5) / side) + shift[:, None]) * side - 0.5
+    within = (at > -0.5) & (at < side - 0.5)
+    at = np.clip(at, 0, side - 1)
+    first = np.minimum(at.astype(np.int64), side - 2)
+    second = at - first
+    if whole:
+        second = np.rint(second * _WEIGHT)
+    sampled = np.zeros((len(scale), side, side))
+    rows, cell = np.arange(len(scale))[:, None], np.arange(side)[None]
+    sampled[rows, cell, first] = (_WEIGHT if whole else 1) - second
+    sampled[rows, cell, first + 1] = second
+    return sampled, within
+
+
+def _agree(a: Floats, b: Floats, inside: Flags, threshold: float) -> tuple[Flags, Flags]:
+    """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a stamp, and whether they clearly
+    differ in places, most of them being the same; both in levels times _WEIGHT^2."""
+    unit = _WEIGHT**2 / GREY  # a grey level
+    a = _as_bright(a, b, inside, unit)
+    apart = (b - a) * inside
+    contrast = np.minimum(_range(a), _range(b))
+    off = _EDGES * np.abs(_sums(apart)) - _sums(contrast)  # of 3 x 3 cells, in fifths
+    limit = _EDGES * 9 * threshold * AS_FAR * unit
+    far, very = off > limit, off * 10 > VERY * limit
+    agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < MOST) & ~very.any(axis=(1, 2))
+    for row in np.flatnonzero(~agree):
+        agree[row] = _is_stamped(far[row], very[row], np.abs(apart[row]) / unit)
+    middle = off[:, _EDGE : SIDE - _EDGE]  # a text along the upper or lower edge is forgiven, as by grids
+    little = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
+    clear: Flags = (middle * 10 > CLEAR * limit).any(axis=(1, 2)) & little
+    return agree, clear
+
+
+def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
+    """Planes `a` as bright and as rich in contrast as `b`, within what a copy may be changed by.
+
+    A line through what is not far apart; its sums are of whole numbers.
+    """
+    near = inside & (np.abs(b - a) < NEARLY * unit)
+    count = np.maximum(1, np.count_nonzero(near, axis=(1, 2)))
+    sum_a, sum_b, sum_aa, sum_ab = ((near * of).sum(axis=(1, 2)) for of in (a, b, a * a, a * b))
+    spread = count * sum_aa - sum_a * sum_a
+    gain = np.where(spread > 0, (count * sum_ab - sum_a * sum_b) / np.maximum(1, spread), 1)
+    low, high = GAIN
+    gain = np.clip(gain, low, high)
+    added = np.clip((sum_b - gain * sum_a) / count, -ADDED * unit, ADDED * unit)
+    planes: Floats = a * gain[:, None, None] + added[:, None, None]
+    return planes
+
+
+def _is_stamped(far: Flags, very: Flags, apart: Floats) -> bool:
+    """Whether the cells [SIDE, SIDE] that are far apart are a stamp's and no others; apart: in grey levels."""
+    rows = np.flatnonzero(np.count_nonzero(far, axis=1) > 2)
+    if not len(rows):
+        return False
+    band = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero(np.count_nonzero(far[band], axis=0) > 1)
+    if not len(columns):
+        return False
+    block = (band, slice(columns[0], columns[-1] + 1))
+    within, size = np.count_nonzero(far[block]), far[block].size
+    return bool(
+        within * 1_000 >= STAMP_LEAST * far.size
+        and 2 * far[block].shape[1] >= STAMP_WIDE * far[block].shape[0]
+        and np.count_nonzero(far) - within <= STAMP_OUTSIDE
+        and np.count_nonzero(very) == np.count_nonzero(very[block])
+        and size * 100 <= STAMP_AREA * far.size
+        and within * 100 >= STAMP_FILLED * size
+        and apart[block].sum() >= STAMP_STRENGTH * size
+    )
+
+
+def _halved(planes: Floats) -> Floats:
+    """Means of 2 x 2 cells."""
+    means: Floats = planes.reshape(len(planes), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
+    return means
+
+
+def _smooth(planes: Floats) -> Floats:
+    """Planes weighted 1, 2, 1 down and across."""
+    wide = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    down = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
+    smooth: Floats = (down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]) / 16
+    return smooth
+
+
+def _sums(planes: Floats) -> Floats:
+    """Sums over the 3 x 3 cells around each one."""
+    wide = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    down = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    sums: Floats = down[..., :-2] + down[..., 1:-1] + down[..., 2:]
+    return sums
+
+
+def _range(planes: Floats) -> Floats:
+    """Largest less smallest of the 3 x 3 cells around each one."""
+    low, high = _extremes(planes)
+    return high - low
+
+
+def _extremes(planes: Floats) -> tuple[Floats, Floats]:
+    """Smallest and largest of the 3 x 3 cells around each one."""
+    wide = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    found = list[Floats]()
+    for pick in (np.minimum, np.maximum):
+        down = pick(pick(wide[:, :-2], wide[:, 1:-1]), wide[:, 2:])
+        found.append(pick(pick(down[..., :-2], down[..., 1:-1]), down[..., 2:]))
+    return found[0], found[1]

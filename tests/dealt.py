@@ -1,0 +1,92 @@
+"""Builds that are dealt out and met whatever their size, what they hand to STORE, and STOREs of an older wenlan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.features import LATER, feature_id
+from pipeline.pictures.hashing import CONTENT
+from pipeline.pictures.signatures import GRIDS, SIZE
+from pipeline.stages import _decided, _meetings, lead, meet
+from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
+from pipeline.store.partitions import FileRef
+from tests.deduped import publish
+from tests.stages import run_stage
+
+
+def deal_out_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of any size are dealt out, in runs of a few pairs, and parts of a few entries."""
+    monkeypatch.setattr(_meetings, "FEWEST", 1)
+    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
+    monkeypatch.setattr("pipeline.stages.rank.RUN", 8)
+    monkeypatch.setattr(meet, "ENTRIES", 100)
+    monkeypatch.setattr(lead, "READ", 5)
+    monkeypatch.setattr(_decided, "BLOCK", 2)
+
+
+def texts_of(number: int) -> tuple[str, ...]:
+    """Of every fourth pair one text more, which no other pair has."""
+    return (f"说明{number % 7}", *([f"只有这里有的一句话{number}"] if number % 4 == 0 else []))
+
+
+def shown_of(filtered: Any, count: int) -> list[Any]:
+    """Every third picture is another one's, alike or to the byte."""
+    return [
+        filtered.Shown(f"p{i}", i if i % 3 else i // 6, texts_of(i), 300 - i, "same" if i % 2 else "")
+        for i in range(count)
+    ]
+
+
+def published(filtered: Any, folder: Path, shown: list[Any], **more: Any) -> Any:
+    """A build whose identities are published."""
+    build = filtered.make(folder, shown, 2, snapshot="2026-01-01", **more)
+    run_stage(build, "rank", "deal", "meet", "lead")
+    publish(build)
+    return build
+
+
+def handed(build: Any) -> list[Any]:
+    """The files that a build hands to STORE."""
+    return [ref for name, ref in build.stage("lead").record("all").files.items() if name in (*PARTS, DETAILS)]
+
+
+def aged(build: Any) -> None:
+    """What a build has published, as an older wenlan without details would have."""
+    measured(build, feature_id(LATER), details=False)
+
+
+def measured(build: Any, features: str, *, details: bool = True) -> None:
+    """What a build has published, as of other features. Called before anybody reads it."""
+    identities = Identities(build.store)
+    path = Path(identities._folder.at(identities.of(build.build_id)))
+    known = json.loads(path.read_text())
+    if not details:
+        del known["files"][DETAILS]
+    path.write_text(json.dumps(known | {"features": features}))
+
+
+def age(folder: Path, build_id: str) -> None:
+    """Make a commit one of an older wenlan."""
+    (name,) = (path for path in folder.glob("*.json") if build_of(path.name) == build_id)
+    known = Published.model_validate_json(name.read_bytes())
+    images, signatures = (folder / known.files[part].name for part in ("images.parquet", SIGNATURES))
+    table = pq.read_table(images)
+    hashes = [[*own[:CONTENT], *own[CONTENT + 1 :]] for own in table["phash"].to_pylist()]
+    at = table.schema.get_field_index("phash")
+    pq.write_table(table.set_column(at, "phash", pa.array(hashes, table.schema.field("phash").type)), images)
+    grids = np.fromfile(signatures, np.uint8).reshape(table.num_rows, GRIDS, SIZE)[:, : GRIDS - 1]
+    signatures.write_bytes(grids.tobytes())
+    files = {
+        part: FileRef(name=ref.name, bytes=(folder / ref.name).stat().st_size, sha256=ref.sha256)
+        for part, ref in known.files.items()
+    }
+    shutil.rmtree(folder.parent / "dealt", ignore_errors=True)
+    name.write_text(known.model_copy(update={"features": "features-old", "files": files}).model_dump_json())

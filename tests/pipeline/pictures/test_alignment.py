@@ -1,0 +1,60 @@
+"""alignment: what copies of pictures without texture forgive, and what tells two dialogs or charts apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.pictures import alignment
+from pipeline.pictures.decode import decode
+from pipeline.pictures.details import BOXES_OF_PARTS, squares_of
+from tests.drawn import encoded
+from tests.windows import WORDS, bordered, cropped, dialog, stamped
+
+THRESHOLD = 0.07
+
+
+def map_of(image: Image.Image) -> np.ndarray:
+    """From a file, as `measure` decodes it."""
+    return squares_of(decode(encoded(image, quality=85), reduce_to=64).pixels)[1]
+
+
+def alike(one: Image.Image, other: Image.Image, number: int = 0) -> bool:
+    """Whether they are of one picture, from where the part `number` of the first is the whole of the second."""
+    a, b = map_of(one)[None], map_of(other)[None]
+    part, whole = BOXES_OF_PARTS[[number]], BOXES_OF_PARTS[[0]]
+    found = bool(alignment.judged(a, b, alignment.starts_of(part, whole), THRESHOLD)[0][0])
+    back = alignment.starts_of(whole, part)
+    assert bool(alignment.judged(b, a, back, THRESHOLD)[0][0]) == found  # in either order
+    return found
+
+
+def test_copies_of_copies_agree_once_they_are_aligned() -> None:
+    image = dialog(*WORDS)
+    framed = bordered(image)
+    assert alike(image, image)
+    assert alike(framed, image.resize((250, 200), Image.Resampling.LANCZOS), 1)
+    assert alike(framed, image.convert("L").convert("RGB"), 1)
+    assert alike(framed, cropped(image), 7)
+    assert alike(framed, image.crop((0, 0, 480, 384)), 8)
+
+
+@pytest.mark.parametrize("row", range(len(WORDS)))
+def test_dialogs_with_other_words_in_a_row_are_two_pictures(row: int) -> None:
+    others = list(WORDS)
+    others[row] = "Illumination" if len(others[row]) < 10 else "Noise"  # words of one length may look alike
+    assert not alike(dialog(*WORDS), dialog(*others))
+
+
+def test_charts_with_another_curve_are_two_pictures() -> None:
+    assert not alike(dialog(*WORDS), dialog(*WORDS, seed=1))
+    assert not alike(dialog(*WORDS), dialog(*WORDS, curve=15))
+
+
+def test_one_dense_block_is_a_stamp_and_two_of_them_are_not() -> None:
+    image = dialog(*WORDS)
+    once = stamped(image, (40, 330))
+    assert alike(image, once)
+    assert alike(bordered(image), once, 1)
+    assert not alike(image, stamped(image, (40, 330), (200, 100)))
