@@ -27,11 +27,9 @@ from pydantic import (
 )
 
 from data_specs.shard import SourceKind, canonical_json
+from data_specs.spec_file import NAME as NAME
 from data_specs.spec_file import SpecError as SpecError
 from data_specs.spec_file import describe, one_line, read
-
-NAME = r"^[a-z0-9][a-z0-9_-]*$"
-"""Names of datasets and sources: they become parts of paths and ids."""
 
 
 class Spec(BaseModel):

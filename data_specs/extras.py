@@ -67,5 +67,7 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
         return f"{command} needs the package {package}, which is not installed"
     named = command.rpartition(" ")[2]  # `wenlan-train search` and the extra `search`
+    if own != "pipeline":
+        having = [extra for extra in having if extra != "pipeline"] or having  # the other half's, which is far larger
     extra = named if named in having else own if own in having or not having else having[0]
     return f"{command} needs the extra {extra} ({package} is not installed): pip install '{DISTRIBUTION}[{extra}]'"

@@ -17,6 +17,15 @@ from pydantic import BaseModel, ValidationError
 
 from data_specs import object_store
 
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
+"""Names of datasets and sources: they become parts of paths and ids."""
+
+_SAID = {
+    "string_pattern_mismatch": "small letters, digits, - and _ only, and the first no - or _",  # NAME is the only one
+    "too_short": "needs at least {min_length}, and has {actual_length}",
+}
+"""Faults that pydantic says in terms of its own, by their type: a regular expression, a tuple after its validation."""
+
 
 class SpecError(ValueError):
     """A spec cannot be used. `problems`: one line per fault, `demo.yaml: filters[0].min_char: unknown option ...`."""
@@ -157,7 +166,8 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
         elif fault["type"] == "missing":
             lines.append(f"{path}: is required")
         else:
-            message = fault["msg"].removeprefix("Value error, ")
+            said = _SAID.get(fault["type"], "").format(**fault.get("ctx", {}))
+            message = said or fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {message[0].lower()}{message[1:]}" if path else message)
     return lines
 

@@ -2,7 +2,7 @@
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
 (`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
-Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration.
+Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration; 130 interrupted.
 
 Limits: torch and the rest are imported inside the commands, so that `--help` and usage errors are quick.
 """
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from data_specs import answers, object_store
@@ -73,13 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr)
         return _failed(line, 2, as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 1, as_json)
+        return _fail(_interrupted(arguments), 130, as_json)
     except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
         _failed(f"{type(e).__name__}: {e}", 1, as_json)
         raise
     if as_json:
         print(answers.answer(result))
     return 0
+
+
+def _interrupted(arguments: argparse.Namespace) -> str:
+    """What somebody who pressed Ctrl-C has of it."""
+    command = arguments.command
+    if command == "embed" and arguments.index is not None:
+        return "interrupted; the same command goes on"
+    if not command.startswith("fit") or getattr(arguments, "dry_run", False):
+        return "interrupted"
+    if any(Path(arguments.out).glob("checkpoints/step-*")):
+        return "interrupted; the same command goes on from the last checkpoint"
+    return "interrupted before the first checkpoint (run.checkpoint_every); the same command begins anew"
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -58,6 +58,9 @@ from data_specs.search.scan import Stack
 
 __all__ = ["About", "Background", "IndexFault", "IndexWriter", "Modality", "Towers", "read_index"]
 
+NEEDED = ("rjieba",)
+"""Packages of the extra `search` that cut the words of a part."""
+
 _ROW_GROUP = 1_000
 _LENGTH = 5e-3
 """How far the length of a vector may be from 1: float16 rounds each number by at most 5e-4 of itself."""
@@ -80,7 +83,8 @@ class IndexWriter:
         """
         if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
             raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
-        require("jieba")  # rather than when the first part is ready
+        for package in NEEDED:  # rather than when the first part is ready
+            require(package)
         started = folder / UNFINISHED / "about.json"
         try:
             there = _about(started) or (read_index(folder).about if (folder / INDEX).exists() else None)
@@ -285,8 +289,14 @@ def _difference(there: About, about: About) -> str:
     """What two differ in that makes them another index, in words."""
     pairs = ((name, getattr(there, name), getattr(about, name)) for name in About.model_fields)
     return ", ".join(
-        f"its {name} is {had!r}, not {has!r}" for name, had, has in pairs if had != has and name not in _CHANGING
+        f"its {name} is {_said(had)}, not {_said(has)}"
+        for name, had, has in pairs
+        if had != has and name not in _CHANGING
     )
+
+
+def _said(value: object) -> str:
+    return f"{value.recipe} {value.sha256[:8]}" if isinstance(value, Towers) else repr(value)
 
 
 def _with_flags(rows: pa.Table, vectors: dict[Modality, Vectors | None], about: About, name: str) -> pa.Table:

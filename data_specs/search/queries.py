@@ -86,7 +86,10 @@ class TextQuery:
         """
         path = folder if folder.suffix == ".onnx" else folder / TEXT
         if not path.is_file():
-            raise IndexFault(f"{path}: is missing; wenlan-train export CHECKPOINT --to onnx writes it")
+            todo = "name the checkpoint (--checkpoint), or embed again with --onnx, which writes it"
+            if path == folder:
+                todo = "wenlan-train export CHECKPOINT --to onnx writes it"
+            raise IndexFault(f"{path}: is missing; {todo}")
         model = opened(checked(path), threads, gpu)
         about = model.about
         if set(model.inputs) != {"input_ids", "n_tokens"} or "vocabulary" not in about:

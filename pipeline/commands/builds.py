@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         manifest = release.publish(build)
     except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
-        say(f"read the report, then run: wenlan-data publish {build.out}")
+        say(f"read the report, then run: wenlan-data publish {shlex.quote(build.out)}")
         return left_out(build, vanished=False)  # an opt-out waits for nobody
     except NothingNew as e:
         say(f"not published: {e.message}")

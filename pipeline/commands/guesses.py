@@ -220,11 +220,12 @@ def _site(given: str) -> Source:
     if not parts.hostname:
         raise SpecError([f"--from {given}: names no host"])
     options: dict[str, Any] = {"start": [given]}
-    why = ["a web site, crawled from this page, politely: robots.txt, one request per second and host"]
+    local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
+    pace = "without a pause, since it is this machine" if local else "one request per second and host"
+    why = [f"a web site, crawled from this page, politely: robots.txt, {pace}"]
     if parts.path.endswith("/") and parts.path != "/":
         options["within"] = [parts.path]
         why.append(f"pages below {parts.path} only, since the address ends there")
-    local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
     allow = (f"{parts.hostname}:{parts.port or 80}",) if local else ()
     return Source("site", _name(given), _kind_of_pages(given), options, tuple(why), asks=True, allow=allow)
 

@@ -89,8 +89,9 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
         for why in source.why:
             say(f"  {why}")
     say(f"written: {out}")
-    say(f"next: wenlan-data plan {out}")
-    say(f"then: wenlan-data build {out} --out builds/{name} --store store")
+    shell = shlex.quote(str(out))
+    say(f"next: wenlan-data plan {shell}")
+    say(f"then: wenlan-data build {shell} --out builds/{name} --store store")
     guessed = [{"kind": s.kind, "name": s.name, "source_kind": s.source_kind, "why": list(s.why)} for s in sources]
     return {"spec": str(out), "name": name, "sources": guessed, "next": ["wenlan-data", "plan", str(out)]}
 
@@ -117,7 +118,10 @@ def _write(out: Path, text: str) -> None:
     from pipeline import plugins
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    try:
+        part.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise SpecError([f"{out}: cannot be written: {e.strerror}"]) from None
     try:
         plugins.check(load(part), str(out))
         part.replace(out)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pipeline.web.probe import Probe
 
 
+FEW = 1_000
+"""Candidates of a build below which what it measured says little of larger ones."""
+
+
 def add_plan(commands: Commands) -> None:
     plan = command(
         commands,
@@ -60,12 +64,13 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     except SourceError as e:  # it has gone since
         raise SpecError([f"{args.spec}: {e}"]) from None
     anew = generations.show_made_from(build) if build.made_from else {}
-    found, paces, refused = [], [], []
+    found, paces, refused, tried = [], [], [], []
     for number, (source, look) in enumerate(zip(sources, looks, strict=True)):
         probes = [] if args.offline else _probes(build, source, look)
         _show_source(source, look, probes)
         found.append(_as_json(source, look, probes))
         paces.append(_pace(build.spec, look, probes))
+        tried += probes
         if look.start_urls and probes and all(probe.refused for probe in probes):
             where = f"{args.spec}: sources[{number}].start: {probes[0].url}"
             refused.append(f"{where}: {probes[0].said}; {probes[0].advice}")
@@ -77,7 +82,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         "stages": _show_stages(build),
     }
     answer["in_the_way"] = _in_the_way(build) if args.out else []
-    answer["forecast"] = _show_forecast(build, paces)
+    most = any(look.start_urls for look in looks)  # of a site its limit is known, and not its size
+    answer["forecast"] = _show_forecast(build, paces, "at most" if most else "about")
+    if tried and not any(probe.ok for probe in tried):
+        say(f"warning: none of the {len(tried)} addresses that were tried could be had; the figures say what if")
     if args.estimate is not None:
         answer["estimate"] = _estimate(build, args.estimate, args.workers or os.cpu_count() or 1, args.price)
     if refused:
@@ -192,19 +200,19 @@ def _in_the_way(build: Build) -> list[str]:
     return blocking
 
 
-def _show_forecast(build: Build, paces: list[Pace]) -> dict[str, Any]:
-    """Show what the build would yield and cost, and by what that was estimated."""
+def _show_forecast(build: Build, paces: list[Pace], about: str) -> dict[str, Any]:
+    """Show what the build would yield and cost, and by what that was estimated; `about` stands before the figures."""
     from pipeline.report.estimate import forecast
     from pipeline.store.progress import duration, size_of
 
     expected = forecast(build.store, build.spec.name, paces)
     asks = build.asks
-    say(f"about {expected.pairs:,} pairs of {expected.candidates:,} candidates, {size_of(expected.bytes)} on disk")
+    say(f"{about} {expected.pairs:,} pairs of {expected.candidates:,} candidates, {size_of(expected.bytes)} on disk")
     crawl, fetch = (seconds if asks else 0.0 for seconds in (expected.crawl_seconds, expected.fetch_seconds))
     parts = [f"{duration(s)} to {what}" for what, s in (("crawl", crawl), ("fetch", fetch)) if s >= 1]
     if parts:
         say(f"at least {' and '.join(parts)}: {_pauses(paces)}")
-    say(f"about {duration(expected.cpu_seconds)} of CPU time")
+    say(f"{about} {duration(expected.cpu_seconds)} of CPU time")
     say(_basis(expected))
     return dataclasses.asdict(expected)
 
@@ -248,6 +256,9 @@ def _estimate(build: Build, candidates: int, workers: int, price: float | None) 
         f"about {duration(total['wall_seconds'])} on {workers:,} CPUs; {estimated['serial_share']:.1%} of the work is "
         f"steps that one worker or the driver does alone; a worker needs {size_of(total['peak_bytes'])} of memory"
     )
+    if measured["candidates"] < FEW:
+        few = f"warning: measured on {measured['candidates']:,} candidates, whose cost is mostly that of any build"
+        say(f"{few}; publish one of some thousands for figures that hold")
     if price is not None:
         say(f"at {price:g} for a CPU and hour: about {estimated['price']:,.2f}")
     return estimated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import socket
 import webbrowser
 from typing import Any
@@ -90,7 +91,8 @@ def _bound(port: int | None) -> socket.socket:
             sock.close()
             if port is None and number:
                 continue
-            raise OSError(e.errno, e.strerror, f"--port {number}") from None
+            hint = f"{e.strerror}; --port 0 takes a free one" if e.errno == errno.EADDRINUSE else e.strerror
+            raise OSError(e.errno, hint, f"--port {number}") from None
         sock.listen(128)  # who follows the link before the server answers waits, and is not refused
         return sock
     raise AssertionError("port 0 is always free")

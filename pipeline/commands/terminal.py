@@ -95,7 +95,9 @@ class Bars:
             self._bars.stop()
 
     def update(self, figures: Figures) -> None:
-        """Show how far a stage is."""
+        """Show how far a stage is; nothing of one that has no partitions."""
+        if not figures.partitions:
+            return
         with self._lock:
             if self._bars:
                 if figures.stage not in self._tasks:

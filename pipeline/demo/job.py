@@ -308,7 +308,7 @@ def _print_recall(results: list[dict[str, Any]]) -> None:
         counts = results[0]["in_train"]
         unseen = heads[0]["samples"]
         title += f": {unseen} pairs unseen in train ({counts['either']} more share a text or picture with it)"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     also = [("seen", [result["seen"] for result in results]), ("all", results)] if apart else []
     also = [(name, parts) for name, parts in also if all("i2t" in part for part in parts)]
     for column in ("", "R@k", "chance", "times chance", *(name for name, _ in also)):
@@ -327,7 +327,9 @@ def _print_recall(results: list[dict[str, Any]]) -> None:
                 f"{mean / max(chance, 1e-9):.1f}",
                 *(f"{100 * other:.1f}%" for other in others),
             )
-    _console().print(table)
+    console = _console()
+    console.print(title, soft_wrap=True)  # a table's title is folded at its width
+    console.print(table)
 
 
 def _console() -> Any:

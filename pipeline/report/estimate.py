@@ -52,6 +52,7 @@ def estimate(store: Store, name: str, candidates: int, stages: Stages, machines:
     if reference is None:
         return None
     by = {key: reference[key] for key in ("build_id", "snapshot")}
+    by["candidates"] = reference["stages"][UNIT]["funnel"]["seen"]
     return {"by": by, **estimated(reference, candidates, stages, machines)}
 
 

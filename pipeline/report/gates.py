@@ -22,6 +22,7 @@ stage is not judged there, since a share of ten says little; `min_samples` is fo
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,11 +112,11 @@ def hold(
     waits = manual and word is None and not approved
     if refused and word is not None:
         observe.count("wenlan_gates", gate="approve", fate="failed")
-        hint = f"approve it in wenlan-data studio {build.out}, or say --accept approve --because TEXT"
+        hint = f"approve it in wenlan-data studio {shlex.quote(build.out)}, or say --accept approve --because TEXT"
         lines.append(f"gate approve: {word.line()}; {hint}")
     if waits:
         observe.count("wenlan_gates", gate="approve", fate="waiting")
-        hint = f"wenlan-data publish {build.out}"
+        hint = f"wenlan-data publish {shlex.quote(build.out)}"
         lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
     if not lines:
         return
@@ -124,7 +125,8 @@ def hold(
     if failed:
         named = [*(gate.name for gate in failed), *(["approve"] if refused else [])]
         names = " ".join(f"--accept {name}" for name in named)
-        lines.append(f"to publish all the same: wenlan-data publish {build.out} {names} --because TEXT")
+        lines.append("to mend it: change the spec and build again; another --out asks again for what was not fetched")
+        lines.append(f"to publish all the same: wenlan-data publish {shlex.quote(build.out)} {names} --because TEXT")
     raise (ApprovalError if waits and len(lines) == 1 else GateError)(build.build_id, "\n".join(lines))
 
 

@@ -155,6 +155,8 @@ class Part:
             todo = "delete the stage's folder to make it again"
             if self.listed_by == "manifest":
                 todo = "wenlan-data verify names all that is damaged"
+                if size >= 0:
+                    todo = f"a takedown writes shards anew, for newer releases; if it was none, {todo}"
             raise StoreError(self.url, f"{fault}; {todo}")
 
     def _checked(self) -> pyarrow.dataset.ParquetFileFragment:

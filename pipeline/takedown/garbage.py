@@ -229,7 +229,7 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
     if rows:
         deletions.deleted.append(
             {
-                "what": f"{rows:,} fetched images whose tar no longer exists",
+                "what": f"{rows:,} entries of fetched images whose tar was deleted, or written anew by a takedown",
                 "place": store.folder.at("fetched"),
                 "bytes": 0,
             }

@@ -171,6 +171,10 @@ def test_an_extra_that_is_called_like_the_command_comes_first(monkeypatch):
     monkeypatch.setattr(extras, "extras", lambda: own)
     line = extras.missing_line(ModuleNotFoundError("", name="jieba"), "wenlan-train search", "training")
     assert line == "wenlan-train search needs the extra search (jieba is not installed): pip install 'wenlan[search]'"
+    monkeypatch.setattr(extras, "extras", lambda: {name: own[name] for name in ("pipeline", "search")})
+    line = extras.missing_line(ModuleNotFoundError("", name="jieba"), "wenlan-train embed", "training")
+    assert line is not None
+    assert "needs the extra search" in line, "not that of the other half, which brings Ray"
 
 
 def test_the_names_of_packages_are_those_that_are_imported():

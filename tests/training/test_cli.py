@@ -64,6 +64,10 @@ def test_fit_eval_and_embed(
         assert features.shape == (rows, 32)
         assert features.norm(dim=1).tolist() == pytest.approx([1.0] * rows, abs=1e-5)
         assert json.loads(stdout.splitlines()[-1])["rows"] == rows
+    both = ("--images", str(tmp_path / "a.jpg"), "--texts", str(tmp_path / "texts.txt"))
+    code, stdout, stderr = run(capsys, "embed", str(out), *both, "--out", str(tmp_path / "both.safetensors"), "--json")
+    assert json.loads(stdout)["features"] == {"image_features": 1, "text_features": 2}
+    assert "1 image features and 2 text features of width 32 in " in stderr
 
 
 def test_a_checkpoint_trained_with_a_detector_is_evaluated_on_plain_tars_by_an_option_and_without_its_queues(
@@ -143,6 +147,33 @@ def test_an_image_that_is_none_is_named(
     out = str(tmp_path / "f.safetensors")
     code, _, stderr = run(capsys, "embed", str(trained[0]), "--images", str(tmp_path / "bad.jpg"), "--out", out)
     assert (code, "bad.jpg: empty file" in stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "made", "said"),
+    [
+        (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "", "before the first checkpoint"),
+        (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "checkpoints/step-00000002", "from the last"),
+        (("embed", "c", "--texts", "t", "--index", "OUT"), "", "interrupted; the same command goes on\n"),
+        (("search", "OUT", "--text", "x"), "", "interrupted\n"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_left_of_it(
+    words: tuple[str, ...],
+    made: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(cli, "_brought_here", interrupted)
+    code, out, err = run(capsys, *(str(tmp_path) if word == "OUT" else word for word in words), "--json")
+    assert (code, json.loads(out)["code"]) == (130, 130)
+    assert said in err
 
 
 def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,9 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
         written = embed.embed_files(
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
         )
-    LOG.info("%d features of width %d in %s", written["rows"], written["width"], out)
+    each = written.get("features", {"features": written["rows"]})
+    counts = " and ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
+    LOG.info("%s of width %d in %s", counts, written["width"], out)
     return written
 
 

@@ -99,9 +99,9 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
         if config.run.background and first_rank():
             _add_background(config, arguments, Path(result["checkpoint"]))
+    loss = "" if result["loss"] is None else f"loss {result['loss']:.4f}, "
     LOG.info(
-        "%s steps, %s samples seen, loss %s, checkpoint %s",
-        *(result[name] for name in ("steps", "position", "loss", "checkpoint")),
+        "%s steps, %s samples seen, %scheckpoint %s", result["steps"], result["position"], loss, result["checkpoint"]
     )
     return result
 

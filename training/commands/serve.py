@@ -88,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
     from training.serve.regions import detector_of
-    from training.serve.server import listen, run
+    from training.serve.server import accept, listen, run
     from training.serve.service import Service
 
     options = Options(
@@ -112,7 +112,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
             LOG.info("regions of pictures that come without: %s", regions)
             service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
-            bound.listen(options.connections)  # who follows the address before the server answers waits
+            accept(bound, options)  # who follows the address before the server answers waits
             LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
             run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}

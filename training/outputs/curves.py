@@ -43,7 +43,9 @@ figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; height
 .key { color: #57606a; font-size: 12.5px; min-height: 1.45em; } .key b { font-weight: 600; color: #1f2328; }
 .key i { display: inline-block; width: 14px; height: 3px; vertical-align: middle; margin: 0 4px 0 10px; }
 text { font: 11px system-ui, sans-serif; fill: #57606a; }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } .key b { color: #e6edf3; } }
+:root { color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } .key b { color: #e6edf3; }
+  .about, .key { color: #9198a1; } text { fill: #9198a1; } }
 """
 
 Series = list[tuple[float, float]]

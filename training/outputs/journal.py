@@ -83,7 +83,8 @@ class Journal:
         if self._bar is not None:
             self._bar.stop()
         if error is not None:
-            LOG.info("ended by %s: %s", type(error).__name__, " ".join(str(error).split()))
+            said = " ".join(str(error).split())
+            LOG.info("ended by %s%s", type(error).__name__, f": {said}" if said else "")
         for tracker in self._trackers:
             tracker.close()
         self._file.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import signal
@@ -34,14 +35,35 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket of this address; port 0 for any free one. Raises ConfigError."""
     if not 0 <= port < 2**16:  # getaddrinfo takes what is left of it in 16 bits
         raise ConfigError("--port", f"{port} is not between 0 and 65535")
+    bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as e:
-        raise ConfigError("--host" if isinstance(e, socket.gaierror) else "--port", f"{host}:{port}: {e}") from None
+        if bound is not None:
+            bound.close()
+        raise _unusable(host, port, e) from None
     return bound
+
+
+def accept(bound: socket.socket, options: Options) -> None:
+    """Let clients connect to a socket of `listen`; they wait until `run`. Raises ConfigError.
+
+    A port that another server has bound and does not listen on yet shows only here.
+    """
+    try:
+        bound.listen(options.connections)
+    except OSError as e:
+        host, port = bound.getsockname()[:2]
+        raise _unusable(host, port, e) from None
+
+
+def _unusable(host: str, port: int, e: OSError) -> ConfigError:
+    hint = "; --port 0 takes a free one" if e.errno == errno.EADDRINUSE else ""
+    option = "--host" if isinstance(e, socket.gaierror) else "--port"
+    return ConfigError(option, f"{host}:{port}: {e.strerror or e}{hint}")
 
 
 def run(app: App, bound: socket.socket, options: Options) -> None:

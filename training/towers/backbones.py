@@ -228,7 +228,7 @@ def _file_of(weights: str) -> Path:
             raise ConfigError(weights, f"a folder without {' or '.join(_FILES)} (image.weights)")
         return present[0]
     if not path.is_file():
-        raise ConfigError(weights, "no such file (image.weights; empty it to start from random weights)")
+        raise ConfigError(weights, "no such file; name another, or start from random weights: --set image.weights=")
     return path
 
 

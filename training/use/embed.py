@@ -290,12 +290,13 @@ def _background(loaded: Loaded) -> dict[str, Tensor]:
 
 
 def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, Any]:
-    """Save atomically, with the checkpoint's background; the shape of the first tensor is the answer."""
+    """Save atomically, with the checkpoint's background; the answer has the first tensor's shape, and rows of each."""
+    features = {name: len(tensor) for name, tensor in tensors.items()}
     tensors = {**tensors, **_background(loaded)}
     with whole_file(out) as temporary:
         write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape
-    return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(tensors)}
+    return {"out": str(out), "rows": rows, "width": width, "features": features, "tensors": sorted(tensors)}
 
 
 def _write_parquet(

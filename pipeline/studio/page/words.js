@@ -71,7 +71,7 @@ const WORDS = {
   group_chip: ["one group of duplicates", "一个重复组"],
   regions: ["Regions", "区域"],
   region_count: ["{n} regions", "{n} 个区域"],
-  saw: ["What each stage noted", "各阶段的记录"],
+  saw: ["All texts, and what each stage noted", "全部文本与各阶段的记录"],
   nothing_new: ["the same", "相同"],
   like: ["More like this", "查找相似"],
   like_title: ["More like this", "相似的样本"],

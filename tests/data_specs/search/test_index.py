@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_specs.search.index import About, IndexFault, IndexWriter, Towers, read_index
+from data_specs.extras import extras
+from data_specs.search.index import NEEDED, About, IndexFault, IndexWriter, Towers, read_index
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, named, random_units, table
 
@@ -104,10 +105,21 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, rows, image_ND, text_ND, 
     assert writer.done() == set()
 
 
+def test_an_index_needs_what_its_extra_brings_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jieba, which other extras bring, cuts no word of an index."""
+    assert set(NEEDED) <= extras()["search"]
+    asked: list[str] = []
+    monkeypatch.setattr("data_specs.search.index.require", asked.append)
+    IndexWriter.begin(tmp_path / "i", ABOUT)
+    assert asked == list(NEEDED)
+
+
 def test_one_folder_is_one_index(tmp_path: Path) -> None:
     folder = make(tmp_path / "i", named(2), random_units(2, 8))
     with pytest.raises(IndexFault, match="holds another index \\(its width is 8, not 9\\); give a new folder"):
         IndexWriter.begin(folder, ABOUT.model_copy(update={"width": 9}))
+    with pytest.raises(IndexFault, match=r"\(its checkpoint is None, not tiny 01234567\); give"):
+        IndexWriter.begin(folder, ABOUT.model_copy(update={"checkpoint": Towers(recipe="tiny", sha256="0123456789")}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     with pytest.raises(IndexFault, match="is not empty and holds no index"):

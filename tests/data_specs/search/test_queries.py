@@ -97,8 +97,10 @@ def test_the_image_tower_is_no_text_tower(exported: tuple[Path, Path]) -> None:
 
 
 def test_what_is_no_tower_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(IndexFault, match=r"text.onnx: is missing; wenlan-train export CHECKPOINT --to onnx writes it"):
+    with pytest.raises(IndexFault, match=r"text.onnx: is missing; .*--checkpoint.*embed again with --onnx"):
         TextQuery.open(tmp_path)
+    with pytest.raises(IndexFault, match=r"x.onnx: is missing; wenlan-train export CHECKPOINT --to onnx writes it$"):
+        TextQuery.open(tmp_path / "x.onnx")
     (tmp_path / "x.onnx").write_bytes(b"no model")
     with pytest.raises(IndexFault, match=r"x.onnx: cannot be read \(") as raised:
         TextQuery.open(tmp_path / "x.onnx")

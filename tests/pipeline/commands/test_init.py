@@ -40,6 +40,14 @@ def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["photos", "photos.yaml"]
 
 
+def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
+    (here / "my specs").mkdir()
+    assert cli.main(["init", "--from", "photos", "--out", "my specs/x.yaml"]) == 0
+    told = capsys.readouterr().err
+    assert "next: wenlan-data plan 'my specs/x.yaml'\n" in told
+    assert "then: wenlan-data build 'my specs/x.yaml' --out builds/photos --store store\n" in told
+
+
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -51,6 +59,7 @@ def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
         (["--from", "words.csv"], 1, "words.csv: no column of web addresses among a, b; name the columns in a spec"),
         (["--from", "damaged.parquet"], 1, "damaged.parquet: cannot be read as a table"),
         (["--from", "photos", "--name", "My Photos"], 2, "--name My Photos: small letters"),
+        (["--from", "photos", "--out", "no/x.yaml"], 2, "no/x.yaml: cannot be written: No such file or directory"),
     ],
 )
 def test_what_cannot_be_a_spec_is_one_line(words, code, line, photos, here, capsys):

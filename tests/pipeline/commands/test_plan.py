@@ -60,6 +60,9 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert said["forecast"]["crawl_seconds"] == 1_200.0
     assert said["forecast"]["candidates"] == 30 + 600 * said["forecast"]["by"]["candidates_per_page"]
     assert "at least 20 min to crawl" in shown
+    forecast = said["forecast"]
+    assert f"at most {forecast['pairs']:,} pairs of {forecast['candidates']:,} candidates" in shown, "of max_pages"
+    assert "warning" not in shown
     assert "assumed, since STORE has no published build" in shown
 
 
@@ -104,6 +107,8 @@ def test_images_that_cannot_be_had_are_shown_and_no_fault_of_the_spec(plan, serv
     code, said, shown = plan(TABLE, egress={"allow": [web.host], "delay_s": 0})
     assert (code, said["sources"][0]["tried"][0]["ok"]) == (0, False)
     assert "status 404" in shown
+    assert "about 0 pairs of 1 candidates" in shown
+    assert "warning: none of the 1 addresses that were tried could be had" in shown
 
 
 def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_path):

@@ -67,7 +67,7 @@ def test_a_port_that_is_taken_is_one_line(noted: Build, capsys: pytest.CaptureFi
         taken.listen()
         port = taken.getsockname()[1]
         assert cli.main(["studio", noted.out, "--port", str(port), "--no-browser"]) == 1
-    assert f"--port {port}: Address already in use" in capsys.readouterr().err
+    assert f"--port {port}: Address already in use; --port 0 takes a free one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

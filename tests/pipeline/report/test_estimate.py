@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
+from pipeline.commands import plan
 from pipeline.report.estimate import Machines, estimate, estimated
 from pipeline.report.growth import PEAK, Growth
 from pipeline.stages import STAGES
@@ -112,7 +113,7 @@ def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(pu
     assert by == {"a": "a-2026-02-01", "b": "b-2026-03-01", "c": "b-2026-03-01"}
 
 
-def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(published, tmp_path, capsys):
+def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(published, tmp_path, capsys, monkeypatch):
     spec = tmp_path / "s.yaml"
     spec.write_text(f"name: a\ncontact: a@b.example\nsources: [{json.dumps(SITE)}]\n")
     command = ["plan", str(spec), "--store", str(tmp_path / "store"), "--offline", "--json"]
@@ -133,6 +134,11 @@ def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(publishe
     )
     assert f"at 0.25 for a CPU and hour: about {told['price']:.2f}" in said.err
     assert told["price"] == pytest.approx(0.25 * 2 * 4, rel=1e-3)
+    assert "warning" not in said.err
+    monkeypatch.setattr(plan, "FEW", told["by"]["candidates"] + 1)
+    assert cli.main([*command, "--estimate", "1000"]) == 0
+    few = "warning: measured on 1,000 candidates, whose cost is mostly that of any build; publish one of some thousands"
+    assert few in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

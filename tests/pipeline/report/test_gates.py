@@ -130,9 +130,10 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     text = str(caught.value)
     assert "near_image" in text
     assert "same_image" in text
-    examples = text.split("examples")[1].splitlines()[1:-1]
+    examples = text.split("examples")[1].splitlines()[1:-2]
     assert len(examples) == 4, "all that dedup dropped of the one source at fault"
     assert all("dedup/" in line for line in examples)
+    assert "to mend it: change the spec and build again" in text
     assert f"wenlan-data publish {build.out} --accept max_drop.dedup --because TEXT" in text
     gates.hold(build, candidates, captures, accept=["max_drop.dedup"])
 

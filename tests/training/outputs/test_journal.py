@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import CHROMIUM, Page, visit
 from training.config import to_dict
 from training.errors import ConfigError
 from training.outputs.curves import write_curves
@@ -97,3 +98,18 @@ def test_the_name_of_a_member_can_neither_forge_a_line_of_the_log_nor_command_a_
     first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert first.endswith(r"WARNING skipped a\x1b[2J")
     assert second == r"  2026-01-01 INFO step 9: loss 0.0\u202e"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_can_be_read_in_the_colours_of_the_system(tmp_path: Path, scheme: str) -> None:
+    """By axe: the contrast of every line of text."""
+    path = write_curves(tmp_path, [{"step": step, "loss": 9.0 - step} for step in range(3)])
+
+    async def look(page: Page) -> list[str]:
+        await page.say("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        await page.open(path)
+        return await page.serious()
+
+    assert visit(look) == []

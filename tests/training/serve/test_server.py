@@ -20,6 +20,9 @@ from tests.processes import wait_until
 from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, command, patient, running
 from tests.training.serve.test_embeddings import error
 from training import cli
+from training.errors import ConfigError
+from training.serve.options import Options
+from training.serve.server import accept, listen
 
 TOKEN = "a-token-of-some-length"
 
@@ -298,3 +301,21 @@ def test_a_wrong_command_is_one_line(
     assert cli.main(["serve", str(tiny), "--engine", "torch", *words]) in (1, 2)
     [told] = [told for told in capsys.readouterr().err.splitlines() if told.startswith("wenlan-train:")]
     assert line in told
+
+
+def test_a_port_that_is_taken_is_a_line_with_what_to_do_whenever_it_shows() -> None:
+    """Another server may listen before this one binds, or between that and the first client."""
+    first, second = listen("127.0.0.1", 0), None
+    try:
+        port = first.getsockname()[1]
+        second = listen("127.0.0.1", port)  # nobody listens yet
+        accept(first, Options())
+        told = rf"--port: 127\.0\.0\.1:{port}: Address already in use; --port 0 takes a free one"
+        with pytest.raises(ConfigError, match=told):
+            accept(second, Options())
+        with pytest.raises(ConfigError, match=told):
+            listen("127.0.0.1", port)
+    finally:
+        for bound in (first, second):
+            if bound is not None:
+                bound.close()

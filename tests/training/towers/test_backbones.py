@@ -144,6 +144,12 @@ def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
         load_backbone("timm/test_vit", str(tmp_path), 64)
 
 
+def test_weights_that_are_not_there_are_one_line_with_the_way_without_them(tmp_path: Path) -> None:
+    """The demo's recipe names a file that only `make demo` brings."""
+    with pytest.raises(ConfigError, match=r"none.pth: no such file; .* random weights: --set image.weights=$"):
+        load_backbone("timm/test_vit", str(tmp_path / "none.pth"), 64)
+
+
 class _Code:
     """What pickle calls when it loads this."""
 
