@@ -419,8 +419,10 @@ def sha256_hex(*parts: str) -> str:
 
 def rfc3339(later_s: float = 0.0) -> str:
     """The time now, or so many seconds later: RFC 3339, UTC."""
-    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=later_s)
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = datetime.datetime.now(datetime.timezone.utc)
+    if later_s:
+        when += datetime.timedelta(seconds=later_s)
+    return when.isoformat(timespec="seconds")[:19] + "Z"
 
 
 def order_key(fetch_id: str, seed: int) -> str:

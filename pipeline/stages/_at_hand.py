@@ -9,7 +9,7 @@ Limits: bytes that are missing or changed where STORE says they lie are fetched 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.files.folder import Folder
-from pipeline.records import PROVENANCE, USERINFO, Candidate, DropReason, rfc3339
+from pipeline.records import PROVENANCE, USERINFO, DropReason, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
@@ -44,16 +44,18 @@ def limits_digest(spec: BuildSpec) -> str:
 
 
 def at_hand(
-    build: Build, partition: str, candidates: Sequence[Candidate], spool: Spool, userinfos: Mapping[str, str]
+    build: Build, partition: str, wanted: pa.Table, spool: Spool, userinfos: Mapping[str, str]
 ) -> tuple[dict[str, Outcome], int]:
     """(outcomes by fetch_id of images that need no request, how many STORE knew). The others are to be asked for.
 
-    userinfos: as `userinfos_of` returns them. A build that asks nobody gets an outcome for every image.
+    wanted: fetch_id, image_url and source of the partition's candidates. userinfos: as `userinfos_of` returns them. A
+    build that asks nobody gets an outcome for every image.
     """
-    urls = {c.fetch_id: c.image_url for c in candidates}
+    fetch_ids, addresses, sources = (wanted[name].to_pylist() for name in ("fetch_id", "image_url", "source"))
+    urls = dict(zip(fetch_ids, addresses, strict=True))
     outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
-    rest = [candidate for candidate in candidates if candidate.fetch_id not in outcomes]
-    outcomes |= _from_sources(build.spec, rest, _places(build, partition, rest), spool)
+    rest = [pair for pair in zip(fetch_ids, sources, strict=True) if pair[0] not in outcomes]
+    outcomes |= _from_sources(build.spec, urls, dict(rest), _places(build, partition, rest), spool)
     reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
     outcomes |= reused
     if build.made_from:
@@ -64,12 +66,15 @@ def at_hand(
     return outcomes, len(reused)
 
 
-def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> dict[str, tuple[str, str]]:
-    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL."""
+def _places(build: Build, partition: str, candidates: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL.
+
+    candidates: (fetch_id, source).
+    """
     low, high = KeyRange.named(partition).bounds
     within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
     tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
-    admitted = {(c.fetch_id, c.source) for c in candidates if c.source in tables}
+    admitted = {(fetch_id, source) for fetch_id, source in candidates if source in tables}
     places = dict[str, tuple[str, str]]()
     if not admitted:  # pages only: nothing lies in a source, and their parts may be many
         return places
@@ -87,16 +92,21 @@ def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> di
 
 
 def _from_sources(
-    spec: BuildSpec, candidates: Iterable[Candidate], places: dict[str, tuple[str, str]], spool: Spool
+    spec: BuildSpec,
+    urls: Mapping[str, str],
+    sources: Mapping[str, str],
+    places: Mapping[str, tuple[str, str]],
+    spool: Spool,
 ) -> dict[str, Outcome]:
     """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address.
 
-    places: as `_places` returns them; such an image is never asked for on the web.
+    urls, sources: by fetch_id. places: as `_places` returns them; such an image is never asked for on the web.
     """
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
-    for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
-        source, place = places.get(fetch_id, (source, url))
+    for fetch_id, named in sources.items():
+        url = urls[fetch_id]
+        source, place = places.get(fetch_id, (named, url))
         try:
             data = tables[source].read_image(place) if source in tables else None
         except OURS:

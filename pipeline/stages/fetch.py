@@ -34,6 +34,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
@@ -77,13 +78,14 @@ def run_partition(build: Build, partition: str) -> None:
     """Fetch one partition's images and commit them."""
     _return_large_blocks()
     admit, stage = build.stage("admit"), build.stage("fetch")
-    candidates = candidates_of(admit.table(admit.record(partition)))
-    urls = {c.fetch_id: c.image_url for c in candidates}
+    admitted = admit.record(partition)
+    wanted = admit.table(admitted, columns=["fetch_id", "image_url", "source"])
+    urls = dict(zip(wanted["fetch_id"].to_pylist(), wanted["image_url"].to_pylist(), strict=True))
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
-        outcomes, reused = at_hand(build, partition, candidates, spool, userinfos)
+        outcomes, reused = at_hand(build, partition, wanted, spool, userinfos)
         rules = _rules_of_hosts(build.out, stage.fingerprint)
         missing = {i: url for i, url in urls.items() if i not in outcomes}
         failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
@@ -95,27 +97,28 @@ def run_partition(build: Build, partition: str) -> None:
         if stats:
             attempt.path("stats.json").write_text(json.dumps(stats, indent=1, sort_keys=True), encoding="utf-8")
         rows = _write_tar(attempt.path("tar"), urls, outcomes, spool)
-        attempt.write_table("parquet", pa.Table.from_pylist(rows, schema=FETCH_SCHEMA))
-        failed = {row["fetch_id"]: row for row in rows if not row["ok"]}
+        attempt.write_table("parquet", rows)
+        failed = {fetch_id: outcome for fetch_id, outcome in outcomes.items() if outcome.reason}
+        without = pc.field("fetch_id").isin(pa.array(failed, pa.string()))
         decisions = [
-            drop(c, "fetch", DropReason(failed[c.fetch_id]["reason"]), failed[c.fetch_id]["evidence"])
-            for c in candidates
-            if c.fetch_id in failed
+            drop(c, "fetch", DropReason(failed[c.fetch_id].reason), failed[c.fetch_id].evidence)
+            for c in candidates_of(admit.table(admitted, filters=without))
         ]
         attempt.decide(decisions)
         record = attempt.commit(
             {
-                "seen": len(candidates),
-                "kept": len(candidates) - len(decisions),
+                "seen": len(wanted),
+                "kept": len(wanted) - len(decisions),
                 "dropped": len(decisions),
-                "images": len(rows) - len(failed),
+                "images": len(urls) - len(failed),
                 "failed": len(failed),
                 "cached": reused,
                 "fetched": len(network.outcomes),
-                "bytes": sum(row["size"] for row in rows if row["ok"]),
+                "bytes": pc.sum(rows["size"]).as_py() or 0,
             }
         )
-    _remember(build, [row for row in rows if row["fetch_id"] in network.outcomes], record.files["tar"].name)
+    asked = rows.filter(pc.is_in(rows["fetch_id"], pa.array(network.outcomes, pa.string())))
+    _remember(build, asked, record.files["tar"].name)
 
 
 @functools.lru_cache(maxsize=1)
@@ -216,48 +219,34 @@ class _HostCounters:
         self._flushed = time.monotonic()
 
 
-def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], spool: Spool) -> list[dict[str, Any]]:
-    """Write the images in the order of `urls`; returns the rows of FETCH_SCHEMA."""
-    rows = []
+def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], spool: Spool) -> pa.Table:
+    """Write the images in the order of `urls`; returns the table of FETCH_SCHEMA."""
+    ordered = [outcomes[fetch_id] for fetch_id in urls]
+    offsets = [-1] * len(ordered)
     with path.open("wb") as file:
         tar = TarWriter(file)
-        for fetch_id, url in urls.items():
-            outcome = outcomes[fetch_id]
-            offset, size = -1, 0
-            if outcome.place[0] == ELSEWHERE and not outcome.reason:
-                size = outcome.place[1]
-            elif not outcome.reason:
-                data = spool.read(outcome.place)
-                size = len(data)
-                offset = tar.add(fetch_id, data)
-            rows.append(
-                {
-                    "fetch_id": fetch_id,
-                    "image_url": url,
-                    "ok": not outcome.reason,
-                    "reason": outcome.reason,
-                    "evidence": outcome.evidence,
-                    "sha256": outcome.sha256,
-                    "offset": offset,
-                    "size": size,
-                    "fetched_at": outcome.fetched_at,
-                    "etag": outcome.etag,
-                    "retry_after": outcome.retry_after,
-                }
-            )
+        for number, (fetch_id, outcome) in enumerate(zip(urls, ordered, strict=True)):
+            if not outcome.reason and outcome.place[0] != ELSEWHERE:
+                offsets[number] = tar.add(fetch_id, spool.read(outcome.place))
         tar.close()
-    return rows
+    columns = {
+        "fetch_id": list(urls),
+        "image_url": list(urls.values()),
+        "ok": [not outcome.reason for outcome in ordered],
+        "offset": offsets,
+        "size": [0 if outcome.reason else outcome.place[1] for outcome in ordered],
+    }
+    said = ("reason", "evidence", "sha256", "fetched_at", "etag", "retry_after")
+    columns |= {name: [getattr(outcome, name) for outcome in ordered] for name in said}
+    return pa.table(columns, schema=FETCH_SCHEMA)
 
 
-def _remember(build: Build, rows: list[dict[str, Any]], tar: str) -> None:
+def _remember(build: Build, rows: pa.Table, tar: str) -> None:
     """Put what was asked for over the network into STORE/fetched, for later builds."""
     url, limits = build.stage("fetch").folder.at(tar), limits_digest(build.spec)
-    new = [
-        {**row, "tar": url if row["ok"] else "", "policy": limits}
-        for row in rows
-        if row["reason"] != DropReason.FORGOTTEN.value  # nothing of what was taken down is kept
-    ]
-    build.store.fetched().put(pa.Table.from_pylist(new, schema=CACHE_SCHEMA))
+    rows = rows.filter(pc.not_equal(rows["reason"], DropReason.FORGOTTEN.value))  # what was taken down is not kept
+    more = (pc.if_else(rows["ok"], url, ""), pa.repeat(limits, len(rows)))
+    build.store.fetched().put(pa.table([*rows.columns, *more], schema=CACHE_SCHEMA))
 
 
 def _without(rewrite: Rewrite) -> None:

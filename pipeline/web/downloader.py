@@ -1,10 +1,10 @@
 """Runs img2dataset's `Downloader` over some URLs in this process.
 
-Used of img2dataset (https://github.com/rom1504/img2dataset): its `Downloader`, that is the thread pool, the bound on
-images that wait in memory, the retries, and the statistics per shard in its own format. Its command line is not used:
+Used of img2dataset (https://github.com/rom1504/img2dataset): its `Downloader`, that is the bound on images that wait in
+memory, the retries, and the statistics per shard in its own format. Its command line is not used:
 it writes shards of its own (no partition that is committed, no reason per failure, no cache across builds), re-encodes
 images, and starts its own processes. Its HTTP is not used either: `urllib.request.urlopen`, which it calls, goes
-through the opener that is installed around `download` (`pipeline.web.image_opener`).
+through the opener that is installed around `download` (`pipeline.web.image_opener`). Its threads are those of `_Pool`.
 
 Its module is loaded without its package's `__init__`, which imports what only the command line needs: torch, pandas,
 albumentations (which asks the network for a newer version of itself) and wandb. That would be 4 to 10 seconds and
@@ -17,9 +17,11 @@ import functools
 import importlib
 import importlib.util
 import json
+import queue
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,7 +79,9 @@ def downloader_class() -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules |= {"img2dataset": package, "wandb": before.get("wandb", ModuleType("wandb"))}
     try:
-        return importlib.import_module("img2dataset.downloader").Downloader
+        module = importlib.import_module("img2dataset.downloader")
+        module.ThreadPool = _Pool  # type: ignore[attr-defined]
+        return module.Downloader
     finally:
         for name in [name for name in sys.modules if _is_stand_in(name)]:
             del sys.modules[name]
@@ -87,6 +91,56 @@ def downloader_class() -> Any:
 def _is_stand_in(name: str) -> bool:
     """Whether a module is replaced while the downloader is loaded."""
     return name == "wandb" or name.partition(".")[0] == "img2dataset"
+
+
+class _Pool:
+    """What the downloader uses of `multiprocessing.pool.ThreadPool`: threads that fetch, and results as they arrive.
+
+    In a ThreadPool every URL passes through two more threads, one that hands out tasks and one that collects results.
+    Here a thread takes its next URL itself, since waking a thread costs as much as reading the headers of a response.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._taking = threading.Lock()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ended = False
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.terminate()
+
+    def imap_unordered(self, fetch: Callable[[Any], Any], rows: Iterator[Any]) -> Iterator[Any]:
+        """The result for each row in order of arrival. `rows` may wait until results have been taken."""
+        for number in range(self._threads):
+            name = f"wenlan-fetch-{number}"
+            threading.Thread(target=self._work, args=(fetch, rows), name=name, daemon=True).start()
+        for _ in range(self._threads):
+            while (result := self._results.get()) is not _END:
+                yield result
+
+    def _work(self, fetch: Callable[[Any], Any], rows: Iterator[Any]) -> None:
+        try:
+            while not self._ended:
+                with self._taking:
+                    row = next(rows, _END)
+                if row is _END:
+                    break
+                self._results.put(fetch(row))
+        finally:
+            self._results.put(_END)
+
+    def terminate(self) -> None:
+        """Take no more rows."""
+        self._ended = True
+
+    def join(self) -> None:
+        """Nothing to wait for: once all results are taken, no thread has anything left to do."""
+
+
+_END = object()
 
 
 class _Writer:

@@ -22,7 +22,6 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from email.message import Message
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -46,6 +45,7 @@ _BLOCK = 1 << 16  # bytes read from a socket at a time
 _SMALL = 1 << 16  # bytes of an unwanted body that are read so that its connection can be used again
 _MOST_HOSTS = 64  # hosts with idle connections, from which on those idle for long are closed
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
+_END_OF_HEADERS = re.compile(rb"(?:\A|\n)\r*\n")
 
 Place = tuple[str, str, int]
 """Scheme, host and port that a connection leads to."""
@@ -57,12 +57,30 @@ def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+class Headers:
+    """Headers of a response, in their order."""
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._pairs = pairs
+        self._first: dict[str, str] = {}  # by name in lower case
+        for name, value in pairs:
+            self._first.setdefault(name.lower(), value)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of a header; its name is in lower case."""
+        return self._first.get(name, default)
+
+    def items(self) -> list[tuple[str, str]]:
+        """Names, as the server wrote them, and values; a name may stand several times."""
+        return self._pairs
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One HTTP response; the body is unpacked and within the cap."""
 
     status: int
-    headers: Message
+    headers: Headers
     body: bytes
 
 
@@ -81,8 +99,8 @@ class HttpClient:
         anything.
         """
         parts = urlsplit(url)
-        place = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        request = _request(parts, headers)
+        place = _place(parts.scheme, parts.netloc)
+        request = _request(place, parts, headers)
         while True:
             sock, kept = self._connections.get(place, deadline)
             keep = False
@@ -110,14 +128,21 @@ class HttpClient:
         self._connections.close()
 
 
-def _request(parts: SplitResult, headers: dict[str, str]) -> bytes:
+@functools.lru_cache(maxsize=4096)
+def _place(scheme: str, netloc: str) -> Place:
+    """Where the connection for a URL leads to. Raises ValueError."""
+    parts = SplitResult(scheme, netloc, "", "", "")
+    return scheme, parts.hostname or "", parts.port or (443 if scheme == "https" else 80)
+
+
+def _request(place: Place, parts: SplitResult, headers: dict[str, str]) -> bytes:
     """The bytes of a request. Raises ValueError for an address that cannot be sent as it is."""
-    host = parts.hostname or ""
+    scheme, host, port = place
     if not host.isascii():
         host = host.encode("idna").decode("ascii")
     host = f"[{host}]" if ":" in host else host
-    if parts.port is not None and parts.port != (443 if parts.scheme == "https" else 80):
-        host = f"{host}:{parts.port}"
+    if port != (443 if scheme == "https" else 80):
+        host = f"{host}:{port}"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if _UNSENDABLE.search(target + host):
         raise ValueError("the address holds characters that HTTP cannot send")
@@ -127,6 +152,8 @@ def _request(parts: SplitResult, headers: dict[str, str]) -> bytes:
 
 class _ResponseReader(http.client.HTTPResponse):
     """http.client's response, but for how its headers are read: `email.parser` takes as long as all else together."""
+
+    headers: Headers  # type: ignore[assignment]
 
     def __init__(self, sock: socket.socket) -> None:
         buffered: Any = SimpleNamespace(makefile=lambda mode: sock.makefile(mode, _BLOCK))
@@ -143,8 +170,8 @@ class _ResponseReader(http.client.HTTPResponse):
             headers = _read_headers(self.fp)
         self.code = self.status = status
         self.reason, self.version = reason.strip(), 10 if version == "HTTP/1.0" else 11
-        self.headers = self.msg = headers
-        coding, length = headers.get("Transfer-Encoding", ""), headers.get("Content-Length", "").strip()
+        self.headers = headers
+        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         self.chunked = coding.strip().lower() == "chunked"
         self.chunk_left = None
         # a length that is not a plain number is as good as none: the body then ends with the connection
@@ -154,25 +181,28 @@ class _ResponseReader(http.client.HTTPResponse):
         self.will_close = self._check_close() or (self.length is None and not self.chunked)  # type: ignore[attr-defined]
 
 
-def _read_headers(file: Any) -> http.client.HTTPMessage:
+def _read_headers(file: Any) -> Headers:
     """Headers up to the empty line. A line that begins with a space goes on with the one before (RFC 9112, 5.2)."""
-    headers = http.client.HTTPMessage()
-    name, value = "", ""
-    for _ in range(MAX_HEADERS):
-        line = file.readline(MAX_LINE + 1)
-        if len(line) > MAX_LINE:
-            raise http.client.LineTooLong("header line")
-        text = line.decode("latin-1")
-        if name and text[:1] in (" ", "\t"):
-            value = f"{value} {text.strip()}"
-            continue
-        if name:
-            headers.set_raw(name, value)
-        if not text.strip("\r\n"):
-            return headers
-        name, _, value = text.partition(":")
-        name, value = name.strip(), value.strip()
-    raise http.client.HTTPException(f"more than {MAX_HEADERS} headers")
+    end = _END_OF_HEADERS.search(file.peek())
+    if end is not None:  # they are all there, as nearly always
+        lines = str(file.read(end.end()), "latin-1").split("\n")[:-2]
+    else:
+        lines = []
+        while len(lines) < MAX_HEADERS and (line := file.readline(MAX_LINE + 1)).strip(b"\r\n"):
+            if len(line) > MAX_LINE:
+                raise http.client.LineTooLong("header line")
+            lines.append(str(line, "latin-1"))
+    if len(lines) >= MAX_HEADERS:
+        raise http.client.HTTPException(f"more than {MAX_HEADERS} headers")
+    pairs: list[tuple[str, str]] = []
+    for line in lines:
+        if pairs and line[0] in " \t":
+            name, value = pairs.pop()
+            pairs.append((name, f"{value} {line.strip()}"))
+        else:
+            name, _, value = line.partition(":")
+            pairs.append((name.strip(), value.strip()))
+    return Headers(pairs)
 
 
 class _Connections:
@@ -234,7 +264,7 @@ class Deadlines:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._waiting: deque[Deadline] = deque()
-        self._change = threading.Condition()
+        self._change = threading.Lock()
         self._running = False
 
     def deadline(self) -> Deadline:
@@ -327,9 +357,7 @@ def _connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     raise last
 
 
-def _read(
-    response: http.client.HTTPResponse, cap: int, whole: bool, large: threading.Semaphore, deadline: Deadline
-) -> bytes:
+def _read(response: _ResponseReader, cap: int, whole: bool, large: threading.Semaphore, deadline: Deadline) -> bytes:
     """The body, unpacked; nothing of a response whose status is not 200.
 
     A body that turns out large, or is packed, waits until `large` lets it in. Raises TimeoutError if the time is up
@@ -339,21 +367,21 @@ def _read(
         if response.length is not None and response.length <= _SMALL:
             response.read()  # so that the connection can be used again
         return b""
-    announced = response.headers.get("Content-Length", "")
+    announced = response.headers.get("content-length", "")
     if whole and announced.isdigit() and int(announced) > cap:
         raise BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
-    packed = str(response.headers.get("Content-Encoding", ""))
+    packed = response.headers.get("content-encoding", "")
+    plain = packed.strip().lower() in ("", "identity")
+    if plain and response.length is not None and response.length <= min(cap, LARGE):
+        whole_body = response.read(response.length)
+        if response.length:  # what is still to come, by http.client's account
+            raise ConnectionError(f"the body ended {response.length} bytes early")
+        return whole_body
     with ExitStack() as entered:
-        if packed.strip().lower() not in ("", "identity"):
-            _enter(large, deadline, entered)
-            return _rest(response, cap, whole, packed, bytearray())
-        if response.length is not None and response.length <= min(cap, LARGE):
-            whole_body = response.read(response.length)
-            if response.length:  # what is still to come, by http.client's account
-                raise ConnectionError(f"the body ended {response.length} bytes early")
-            return whole_body
         body = bytearray()
-        while len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
+        if not plain:
+            _enter(large, deadline, entered)
+        while plain and len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
             body += block
         if len(body) > LARGE:
             _enter(large, deadline, entered)

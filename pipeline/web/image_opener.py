@@ -138,7 +138,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             self.failed[url] = FetchFailed(DropReason.UNREADABLE, evidence(e, url))
             raise self.failed[url].bare() from None
         self.failed.pop(url, None)
-        self.fetched[url] = Fetched(str(response.headers.get("ETag") or "")[:200], rfc3339())
+        self.fetched[url] = Fetched(response.headers.get("etag")[:200], rfc3339())
         return _Body(response)
 
     def _fetch(self, url: str) -> Response:
@@ -150,10 +150,10 @@ class GuardedOpener(urllib.request.OpenerDirector):
         authorization = basic_authorization(self._userinfos.get(url, ""))
         while not self._policy.too_many_redirects(redirects):
             response = self._hop(url, authorization)
-            location = response.headers.get("Location")
+            location = response.headers.get("location")
             if not policy.is_redirect(response.status, location):
                 return self._checked(response, urlsplit(url).netloc)
-            url, redirects = _target(url, str(location)), redirects + 1
+            url, redirects = _target(url, location), redirects + 1
             authorization = authorization if authorization and origin_of(url) == origin_of(first) else ""
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._egress.max_redirects}, then {url}")
 
@@ -167,7 +167,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             if (seconds := self._limiter.next_slot(host, self._policy.delay_s(rules))) > 0:
                 time.sleep(seconds)
             response = self._exchange(url, self._egress.max_image_bytes, authorization=authorization)
-        if outs := policy.opt_outs(response.headers.raw_items()):
+        if outs := policy.opt_outs(response.headers.items()):
             raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
         return response
 
@@ -185,7 +185,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             return response
         evidence = f"status {response.status}"
         headers = response.headers
-        retry = policy.retry_of(policy.is_transient(response.status), headers.get("Retry-After"), headers.get("Date"))
+        retry = policy.retry_of(policy.is_transient(response.status), headers.get("retry-after"), headers.get("date"))
         if not retry.transient:
             raise FetchFailed(DropReason.HTTP_STATUS, evidence)
         if retry.pause_s:
@@ -254,10 +254,10 @@ class GuardedOpener(urllib.request.OpenerDirector):
             except FetchFailed as e:
                 e.redirected = redirects > 0
                 raise
-            location = response.headers.get("Location")
+            location = response.headers.get("location")
             if not policy.is_redirect(response.status, location):
                 return response.status, response.body
-            url = _target(url, str(location))
+            url = _target(url, location)
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
 
     def _exchange(self, url: str, cap: int, whole: bool = True, authorization: str = "") -> Response:

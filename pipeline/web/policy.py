@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec, Egress
 from pipeline.records import DropReason
@@ -238,10 +238,15 @@ def opt_outs(headers: Headers, metas: Iterable[str] = (), reserved_by_meta: bool
     another agent's name is not for us), and `tdm-reservation`. metas: `content` of each `<meta name=robots>` and
     `<meta name=wenlan>`. reserved_by_meta: whether a `<meta name=tdm-reservation>` reserves.
     """
-    headers = list(headers)
-    directives = {name for value in (*_values(headers, "x-robots-tag"), *metas) for name in _directives(value)}
-    by_header = any(map(reserves, _values(headers, "tdm-reservation")))
-    return OptOuts(tuple(sorted(directives & OPT_OUTS)), reserved_by_meta or by_header)
+    robots, reserved = list(metas), reserved_by_meta
+    for name, value in headers:
+        name = name.lower()
+        if name == "x-robots-tag":
+            robots.append(value)
+        elif name == "tdm-reservation":
+            reserved = reserved or reserves(value)
+    directives = {directive for value in robots for directive in _directives(value)}
+    return OptOuts(tuple(sorted(directives & OPT_OUTS)), reserved)
 
 
 def follows_links(headers: Headers, metas: Iterable[str] = ()) -> bool:
@@ -335,12 +340,18 @@ def _robots_of(status: int, body: bytes) -> Robots:
 
 def robots_url(url: str) -> str:
     """Address of the robots.txt that rules a URL."""
-    return urljoin(url, "/robots.txt")
+    return _beside(url, "/robots.txt")
 
 
 def tdm_url(url: str) -> str:
     """Address of the file in which the owner of a URL may reserve text and data mining."""
-    return urljoin(url, "/.well-known/tdmrep.json")
+    return _beside(url, "/.well-known/tdmrep.json")
+
+
+def _beside(url: str, path: str) -> str:
+    """The address of a path on the host of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 @dataclass(frozen=True, slots=True)

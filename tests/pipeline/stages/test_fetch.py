@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -50,6 +51,23 @@ def test_the_same_images_give_the_same_tar(serve, make_build):
         (Path(build.store.url) / "fetched").rename(Path(build.out) / "old")  # both really fetch
     assert len(digests) == len(orders) == 1
     assert web.asked.count("/0.png") == 2
+
+
+def test_a_picture_that_was_taken_down_is_neither_kept_nor_remembered(serve, make_build):
+    pages = {"/a.png": (200, {"ETag": '"1"'}, picture(1)), "/b.png": (200, {}, picture(2)), "/c.png": (404, {}, b"")}
+    web = serve(pages)
+    build = make_build(web, sources=SITE)
+    (build.store.folder / "forgotten").write_json("1.json", {"hashes": [hashlib.sha256(picture(2)).hexdigest()]})
+    admit(build, [candidate(web.url(path)) for path in pages])
+    fetch.run_partition(build, PARTITION)
+    rows = build.stage("fetch").table(build.stage("fetch").record(PARTITION))
+    reasons = dict(zip(rows["image_url"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+    assert [reasons[web.url(path)] for path in pages] == ["", "forgotten", "http_status"]
+    known = build.store.fetched().get([candidate(web.url(path)).fetch_id for path in pages])
+    assert known is not None
+    tar = build.stage("fetch").folder.at(build.stage("fetch").record(PARTITION).files["tar"].name)
+    remembered = {row["image_url"]: (row["tar"], row["etag"]) for row in known.to_pylist()}
+    assert remembered == {web.url("/a.png"): (tar, '"1"'), web.url("/c.png"): ("", "")}
 
 
 def test_a_partition_without_candidates_is_committed_too(make_build):

@@ -79,6 +79,18 @@ def test_only_the_named_port_of_a_loopback_address_passes():
             one.check_address(address, port)
 
 
+def test_what_one_guard_lets_pass_another_still_refuses():
+    one, other = (guard.guard_of(spec(allow=[f"127.0.0.1:{port}"])) for port in (8080, 8081))
+    for _ in range(2):
+        assert one.check_url("http://127.0.0.1:8080/a") is None, "it refuses by raising"
+        for strict in (other, OPEN):
+            with pytest.raises(EgressRefused, match="not a public address"):
+                strict.check_url("http://127.0.0.1:8080/a")
+        for url in ("https://127.0.0.1:8443/a", "ftp://127.0.0.1:8080/a", "http://127.0.0.1/a"):
+            with pytest.raises(EgressRefused):
+                one.check_url(url)
+
+
 @pytest.mark.parametrize("entry", ["127.0.0.1", "10.0.0.1:80", "intranet:80", "8.8.8.8:53", "http://127.0.0.1:80", ""])
 def test_a_spec_can_open_nothing_but_loopback(entry):
     with pytest.raises(SpecError, match=r"egress\.allow\[0\]") as e:

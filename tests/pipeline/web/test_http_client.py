@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,9 @@ ANSWERS = {
     "chunked in capitals": OK + b"transfer-encoding: CHUNKED\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     "continued": b"HTTP/1.1 100 Continue\r\nX-Robots-Tag: none\r\n\r\n" + OK + b"Content-Length: 3\r\n\r\nabc",
     "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: 3\nX-Robots-Tag: noai\n\nabc",
+    "empty lines in the body": b"HTTP/1.1 200 OK\nContent-Length: 9\n\na\r\n\r\nb\n\nc",
+    "mixed line ends": b"HTTP/1.1 200 OK\r\nContent-Length: 3\nETag: x\r\n\nabc",
+    "no headers": b"HTTP/1.1 200 OK\r\n\r\n\r\n",
     "folded": OK + b"X-Robots-Tag: noindex,\r\n  noai\r\nContent-Length: 3\r\n\r\nabc",
     "twice": OK + b"X-Robots-Tag: noai\r\nX-Robots-Tag: wenlan: noindex\r\nContent-Length: 3\r\n\r\nabc",
     "old": b"HTTP/1.0 200 OK\r\n\r\nabc",
@@ -40,15 +44,20 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """A server that says /N's canned bytes, and hangs up."""
+    """A server that says /N's canned bytes, and hangs up; /N?bytes has them come one by one."""
     canned = {**ANSWERS, **FAULTS}
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            number = int(self.rfile.readline().split()[1].strip(b"/"))
+            number, _, in_bytes = self.rfile.readline().split()[1].strip(b"/").partition(b"?")
             while self.rfile.readline().strip():
                 pass
-            self.wfile.write(list(canned.values())[number])
+            canned_answer = list(canned.values())[int(number)]
+            for at in range(len(canned_answer)) if in_bytes else ():
+                self.wfile.write(canned_answer[at : at + 1])
+                time.sleep(0.001)
+            if not in_bytes:
+                self.wfile.write(canned_answer)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -56,9 +65,9 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
-def ask(port: int, name: str) -> Response:
+def ask(port: int, name: str, query: str = "") -> Response:
     client = HttpClient()
-    url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}"
+    url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}{query}"
     try:
         with Deadlines(120).deadline() as deadline:
             return client.get(url, {}, 1000, True, deadline)
@@ -78,6 +87,13 @@ def test_an_answer_is_read_as_the_standard_library_reads_it(port: int, name: str
     assert response.body == (body if response.status == 200 else b"")
     seen = [(n, " ".join(v.split())) for n, v in expected.headers.items()]
     assert response.headers.items() == seen
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_that_comes_byte_by_byte_is_the_same(port: int, name: str) -> None:
+    at_once, slowly = ask(port, name), ask(port, name, "?bytes")
+    assert (slowly.status, slowly.body) == (at_once.status, at_once.body)
+    assert slowly.headers.items() == at_once.headers.items()
 
 
 @pytest.mark.parametrize("name", FAULTS)

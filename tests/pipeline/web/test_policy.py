@@ -7,6 +7,7 @@ import email.utils
 import re
 import subprocess
 import sys
+from urllib.parse import urljoin
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,12 @@ def test_reservations_of_text_and_data_mining_are_read_as_the_protocol_says(url,
         {"location": "/b/*.jpg$", "tdm-reservation": "1"}, {"tdm-reservation": 1}, "odd"]"""
     assert policy.tdm_of(200, rules.encode()).reserves(f"http://a.cn{url}") is reserves
     assert policy.tdm_url("http://a.cn/b/c?d") == "http://a.cn/.well-known/tdmrep.json"
+
+
+@pytest.mark.parametrize("url", ["http://a.cn", "HTTPS://A.cn:8443/b/c?d#e", "http://[::1]:80/x;y", "http://a.cn//b"])
+def test_the_files_about_a_host_lie_where_the_standard_library_finds_them(url):
+    assert policy.robots_url(url) == urljoin(url, "/robots.txt")
+    assert policy.tdm_url(url) == urljoin(url, "/.well-known/tdmrep.json")
 
 
 @given(st.sampled_from([200, 404, 500]), st.binary(max_size=200))
