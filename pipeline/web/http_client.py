@@ -67,8 +67,8 @@ class Headers:
             self._first.setdefault(name.lower(), value)
 
     def get(self, name: str, default: str = "") -> str:
-        """The first value of a header; its name is in lower case."""
-        return self._first.get(name, default)
+        """The first value of a header, whose name may be written in any way."""
+        return self._first.get(name.lower(), default)
 
     def items(self) -> list[tuple[str, str]]:
         """Names, as the server wrote them, and values; a name may stand several times."""

@@ -141,7 +141,7 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
         release.publish(build)
     lines = str(caught.value).splitlines()
     assert "  4 x text_too_short" in lines
-    examples = lines[lines.index("examples:") + 1 : -1]
+    examples = lines[lines.index("examples:") + 1 : -2]
     assert len(examples) == 10
     assert any("https://img" in example for example in examples)
     assert not (Path(build.out) / "shards/manifest.json").exists()
