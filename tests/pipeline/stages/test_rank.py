@@ -79,12 +79,13 @@ def test_a_build_has_some_runs_for_its_workers_and_a_small_one_has_one(
 def test_runs_that_an_older_wenlan_began_are_gone_on_with(
     tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank, "LEAST", 1)
-    monkeypatch.setattr(rank, "RUNS", 3)
     build = made(tmp_path, filtered, 8)
-    own, older = rank.partitions(build), rank._runs_of(build.stage("filter").records(), 13)
-    [begun, *_] = set(older) - set(own)
+    monkeypatch.setattr(rank, "LEAST", 1)
     monkeypatch.setattr(rank, "RUN", 13)
-    assert rank.partitions(build) == own
+    monkeypatch.setattr(rank, "RUNS", 1)
+    older = rank.partitions(build)
+    monkeypatch.setattr(rank, "RUNS", 3)
+    own = rank.partitions(build)
+    [begun, *_] = set(older) - set(own)
     rank.run_partition(build, begun)
     assert rank.partitions(build) == older
