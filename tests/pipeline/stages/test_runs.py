@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.files.digests import column_of
 from pipeline.files.folder import Folder
+from pipeline.stages import _runs
 from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, merged, sorted_by_rank
 from pipeline.store.partitions import StageDir
 
@@ -46,19 +47,21 @@ def test_runs_are_merged_by_the_build_that_kept_a_pair_then_by_size_then_by_id(t
 @pytest.mark.parametrize("counts", [(700, 1, 0, 900), (300,), (0, 0), (256, 257, 5, 5)])
 @pytest.mark.parametrize("block", [64, 1_000])
 def test_every_row_comes_once_with_its_run_in_blocks_of_one_size(
-    tmp_path: Path, counts: tuple[int, ...], block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], block: int
 ) -> None:
     dice, stage = random.Random(2), StageDir(Folder(str(tmp_path)), "rank", "f" * 64)
-    run_of = {}
+    monkeypatch.setattr(_runs, "BUFFER", 1)  # a run is read in several times
+    run_of, tables = {}, list[pa.Table]()
     for number, count in enumerate(counts):
         table = sorted_by_rank(rows(dice, count))
+        tables.append(table)
         run_of |= dict.fromkeys(table["candidate_id"].to_pylist(), number)
         with stage.attempt(str(number)) as attempt:
             attempt.write_table("parquet", table, row_group_size=100)
             attempt.commit({"pairs": count})
     blocks = list(merged(stage, stage.records(), block, without=["texts"]))
     ids = [name for table, _ in blocks for name in table["candidate_id"].to_pylist()]
-    assert sorted(ids) == sorted(run_of)
+    assert ids == sorted_by_rank(pa.concat_tables(tables))["candidate_id"].to_pylist()
     assert [run_of[name] for name in ids] == [run for _, runs in blocks for run in runs.tolist()]
     assert all(table.num_rows == len(runs) == block for table, runs in blocks[:-1])
     assert all("texts" not in table.column_names for table, _ in blocks)
