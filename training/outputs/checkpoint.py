@@ -284,14 +284,19 @@ def keep(folder: Path, keep_last: int, *, best: bool) -> None:
     """Let `best` name the checkpoint just written, if it is that; remove all but the newest ones and the best."""
     link = folder.with_name(BEST)
     if best:
-        fresh = folder.with_name(f".{BEST}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(folder.name)
-        fresh.replace(link)
+        name_best(folder)
     kept = link.resolve().name if link.exists() else ""
     for old in folders(folder.parent.parent)[:-keep_last]:
         if old.name != kept:
             shutil.rmtree(old)
+
+
+def name_best(folder: Path) -> None:
+    """Let `best` beside a checkpoint name it."""
+    fresh = folder.with_name(f".{BEST}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name)
+    fresh.replace(folder.with_name(BEST))
 
 
 def save(

@@ -5,7 +5,8 @@ folder to `run.mirror`, a folder or URL that fsspec opens, its checkpoint.json l
 a second `save` waits for the first. What went wrong in the thread is raised by the next call.
 
 Why a mirror of our own and not Ray Train's storage: the same run may go on under plain python, torchrun or Ray, on
-machines that share no disk. `fetch` brings the newest whole checkpoint of the mirror into an empty run folder.
+machines that share no disk. `fetch` brings the newest whole checkpoint of the mirror into an empty run folder, `fetch_best`
+the one with the highest recall.
 
 Limits: `run.save_in_background` holds one more copy of the training state in memory while it is written.
 """
@@ -30,7 +31,7 @@ from data_specs.object_store import told
 from data_specs.store_lock import LockedError, check_locks, locked
 from training.config import Config
 from training.data.tokenizer import Tokenizer
-from training.errors import ConfigError, RunError
+from training.errors import ConfigError, InputError, RunError
 from training.outputs import checkpoint
 from training.outputs.checkpoint import Parts, RunState
 from training.outputs.whole import INDEX
@@ -89,11 +90,39 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     fs, root = _filesystem(mirror)
     with told(mirror):
         whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
-    wanted = name or max(whole, default="")
+    wanted = name or max(whole, key=_step, default="")
     ours = checkpoint.latest(run)
-    if wanted not in whole or (not name and ours is not None and ours.name >= wanted):
+    if wanted not in whole or (not name and ours is not None and checkpoint.step_of(ours) >= _step(wanted)):
         return
-    folder = run / "checkpoints" / wanted
+    _bring(fs, root, mirror, run / "checkpoints" / wanted)
+
+
+def fetch_best(run: Path, mirror: str) -> None:
+    """Bring the best checkpoint of the run in `run` from `mirror`, and let `best` name it, where that link is not there.
+
+    Without it the next copy would remove it from the mirror too, as one that the run does not keep. Nothing is done
+    where the mirror has it not. Raises RunError.
+    """
+    newest = checkpoint.latest(run)
+    link = run / "checkpoints" / checkpoint.BEST
+    if newest is None or link.exists():
+        return
+    try:
+        opened = checkpoint.open_checkpoint(newest)
+        best = f"step-{opened.state().best_step:08d}"
+    except InputError:
+        return  # whoever goes on from it says what is wrong
+    if not opened.config.run.keep_best or not checkpoint.STEP_FOLDER.fullmatch(best):
+        return
+    folder = link.with_name(best)
+    if not (folder / INDEX).is_file():
+        fetch(run, mirror, best)
+    if (folder / INDEX).is_file():
+        checkpoint.name_best(folder)
+
+
+def _bring(fs: Any, root: str, mirror: str, folder: Path) -> None:
+    """Copy a checkpoint of a mirror to `folder`, whole or not at all. Raises RunError."""
     LOG.info("%s: fetched from %s", folder, mirror)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -179,6 +208,11 @@ def _names(fs: Any, root: str) -> list[str]:
         return []
     names = (posixpath.basename(path.rstrip("/")) for path in listed)
     return sorted(name for name in names if checkpoint.STEP_FOLDER.fullmatch(name))
+
+
+def _step(name: str) -> int:
+    """Step of a checkpoint by its name: names of eight digits and of nine do not sort as their steps do."""
+    return checkpoint.step_of(Path(name))
 
 
 def _filesystem(mirror: str) -> tuple[Any, str]:

@@ -38,7 +38,7 @@ from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
-from training.outputs.saver import fetch, owned_mirror
+from training.outputs.saver import fetch, fetch_best, owned_mirror
 from training.outputs.whole import INDEX, sha256_of
 from training.run.launch import Leave, owned
 from training.run.resume import flat
@@ -95,6 +95,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             if mirror:
                 stack.enter_context(owned_mirror(mirror))
                 fetch(out, mirror)
+                fetch_best(out, mirror)
             newest = checkpoint.latest(out)
             for folder in checkpoint.without_index(out):
                 if newest is None or checkpoint.step_of(folder) > checkpoint.step_of(newest):

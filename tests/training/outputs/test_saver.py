@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from training.errors import ConfigError, RunError
 from training.moco import BriVL
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState, latest, open_checkpoint
-from training.outputs.saver import Saver, fetch
+from training.outputs.saver import Saver, fetch, fetch_best
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -101,6 +102,49 @@ def test_a_run_goes_on_from_a_mirror_on_s3(tmp_path: Path, bucket: str) -> None:
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
     fetch(tmp_path / "run", f"{bucket}/runs/none")  # nothing there
     assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
+
+
+def test_the_best_of_a_mirror_outlives_the_run_s_folder(tmp_path: Path) -> None:
+    mirror, again = tmp_path / "mirror", tmp_path / "again"
+    settings = f"run.mirror={mirror}", "run.keep_last=1"
+    writing, model, optimizer = saver(tmp_path / "run", *settings)
+    with writing:
+        for step in (2, 4):
+            writing.save(model, optimizer, replace(state(step), best=0.5, best_step=2), best=step == 2)
+    fetch(again, str(mirror))
+    fetch_best(again, str(mirror))
+    writing, model, optimizer = saver(again, *settings)
+    with writing:
+        writing.save(model, optimizer, replace(state(6), best=0.5, best_step=2))
+    names = ["step-00000002", "step-00000006"]
+    assert sorted(p.name for p in mirror.iterdir()) == names
+    assert sorted(p.name for p in (again / "checkpoints").glob("step-*")) == names
+    assert open_checkpoint(again / "checkpoints" / "best").state().step == 2
+
+
+def test_only_the_best_that_is_kept_is_fetched(tmp_path: Path) -> None:
+    mirror = str(tmp_path / "mirror")
+    for name, keep, of_state in (("none", "true", state(4)), ("off", "false", replace(state(4), best_step=2))):
+        writing, model, optimizer = saver(tmp_path / name, f"run.mirror={mirror}", f"run.keep_best={keep}")
+        with writing:
+            writing.save(model, optimizer, replace(of_state, step=2))
+            writing.save(model, optimizer, of_state)
+        again = tmp_path / f"{name}-again"
+        fetch_best(again, mirror)  # there is no run to know its best of
+        fetch(again, mirror)
+        fetch_best(again, mirror)
+        assert [p.name for p in (again / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}")
+    with writing:
+        for step in (99_999_999, 100_000_000):
+            writing.save(model, optimizer, state(step))
+    fetch(tmp_path / "again", str(mirror))
+    assert open_checkpoint(tmp_path / "again").state().step == 100_000_000
+    fetch(tmp_path / "run", str(mirror))  # nothing newer there
 
 
 def test_a_copy_without_its_index_is_not_fetched(tmp_path: Path) -> None:
