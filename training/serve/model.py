@@ -62,6 +62,10 @@ class _Line:
     batch_s: float = 0.0
     freed: float = 0.0
 
+    def pass_over(self) -> None:
+        """Forget what its client has given up: it is admitted no more, and its pictures would lie here uncounted."""
+        self.waiting = deque(item for item in self.waiting if not item.future.done())
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -84,9 +88,11 @@ class Ticket:
     def __enter__(self) -> Ticket:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         with self._lock:
             self._line.admitted -= self._count
+            if error is not None:
+                self._line.pass_over()
 
 
 class Model:
@@ -141,14 +147,15 @@ class Model:
         """Put admitted inputs into their line; a future of each one's row [D]. first: before all others (a probe)."""
         loop, now = asyncio.get_running_loop(), 0.0 if first else time.monotonic()
         items = [_Item(one, loop.create_future(), loop, now) for one in inputs]
-        waiting = self._lines[kind].waiting
+        line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
                 raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
             if first:
-                waiting.extendleft(reversed(items))
+                line.pass_over()  # earlier probes of a thread that hangs
+                line.waiting.extendleft(reversed(items))
             else:
-                waiting.extend(items)
+                line.waiting.extend(items)
             self._lock.notify_all()
         return [item.future for item in items]
 

@@ -173,6 +173,29 @@ def test_what_was_given_up_is_not_computed() -> None:
     assert towers.sizes == [1, 1]
 
 
+def test_what_was_given_up_takes_no_room_in_a_line() -> None:
+    gate = threading.Event()
+
+    async def work(model: Model) -> None:
+        first = asyncio.ensure_future(ask(model, [0]))
+        while not model.state().size:
+            await asyncio.sleep(0.001)
+        for _ in range(20):  # clients that leave at once, and a probe each
+            leaving = asyncio.ensure_future(ask(model, [1, 2, 3]))
+            [probe] = model.submit("text", [[4]], first=True)
+            await asyncio.sleep(0)
+            leaving.cancel()
+            probe.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert model.depth("text") == 1
+            assert model.state().waiting <= 1, "only that which waits, and the last probe"
+        gate.set()
+        assert await first == [0]
+
+    with_model(Counting(lambda texts: gate.wait(120) and None), work, waiting_texts=4)
+
+
 def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
     gate = threading.Event()
 
