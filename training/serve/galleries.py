@@ -136,10 +136,25 @@ class Galleries:
                     return before, refused
                 why = refused[0]["message"] if refused else "no file in it"
                 raise bad_request("nothing", f"nothing of it could be embedded: {why}", "files")
-            folder = before.index.folder.parent if before else Path(tempfile.mkdtemp(dir=self._folder))
-            gallery = await self._service.in_thread(lambda: self._write(name, folder, embedded, before))
-            self._all[name] = gallery
-            return gallery, refused
+            return await self._written(name, embedded, before), refused
+
+    async def _written(
+        self, name: str, embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]], before: Gallery | None
+    ) -> Gallery:
+        """Write to the end, also when the client has left: no thread can be stopped, and the next one would meet it."""
+        folder = before.index.folder.parent if before else Path(tempfile.mkdtemp(dir=self._folder))
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, name, folder, embedded, before))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            raise
+        finally:
+            if writing.done() and not writing.cancelled() and writing.exception() is None:
+                self._all[name] = writing.result()
+            elif before is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        return writing.result()
 
     def _room(self, name: str) -> Gallery | None:
         """The own collection of this name that is added to; None for a new one. Raises Refused."""

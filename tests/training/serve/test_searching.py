@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.serve.conftest import PICTURES, TEXTS, Server, running
+from tests.training.serve.conftest import PICTURES, TEXTS, Server, patient, running
 from tests.training.serve.test_embeddings import data_uri, error
+from training.serve.galleries import Galleries, Upload
+from training.serve.service import Service
+from training.serve.towers import TorchTowers
+from training.use.load import load
 
 
 def search(server: Server, **body: Any) -> dict[str, Any]:
@@ -240,6 +246,52 @@ def test_own_collections_are_bounded(server: Server, monkeypatch: pytest.MonkeyP
     assert error(server.post("/collections", data={"name": "new"}, files=picture), 413) == ("too_large", "files")
     monkeypatch.setattr(galleries, "OWN_COLLECTIONS", 0)
     assert error(server.post("/collections", data={"name": "new"}, files=picture), 413) == ("too_many", "name")
+
+
+def test_an_own_collection_is_written_to_the_end_when_its_client_leaves(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, began, gate, write = load(tiny, "cpu"), threading.Event(), threading.Event(), Galleries._write
+    service = Service("tiny", loaded.checkpoint, TorchTowers(loaded), patient())
+    galleries = Galleries(service, {})
+
+    def slow(*arguments: Any) -> Any:
+        began.set()
+        assert gate.wait(120)
+        return write(*arguments)
+
+    def lines(text: str) -> list[Upload]:
+        return [Upload("lines.txt", text.encode(), True)]
+
+    async def work() -> None:
+        service.start()
+        monkeypatch.setattr(Galleries, "_write", slow)
+        leaving = asyncio.ensure_future(galleries.add("own", lines("山")))
+        await asyncio.to_thread(began.wait, 120)
+        following = asyncio.ensure_future(galleries.add("own", lines("水\n火")))
+        leaving.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        gallery, _ = await following
+        assert gallery.index.rows == 3
+        assert len(list(galleries._folder.iterdir())) == 1, "no folder that nobody knows"
+
+        def fails(*_: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Galleries, "_write", fails)
+        with pytest.raises(OSError, match="No space left"):
+            await galleries.add("other", lines("土"))
+        assert galleries.names() == ["own"]
+        assert len(list(galleries._folder.iterdir())) == 1
+
+    try:
+        asyncio.run(work())
+    finally:
+        service.close()
+        galleries.close()
 
 
 def test_a_server_whose_index_is_of_other_towers_does_not_begin(
