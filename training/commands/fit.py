@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command_line import completed_by
+from data_specs.shard import ContractError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config
 from training.errors import TrainingError
@@ -123,7 +124,7 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
             device=config.run.device,
             cache=arguments.cache,
         )
-    except TrainingError as e:
+    except (TrainingError, ContractError) as e:
         LOG.info("no background for scores: %s", e)
         return
     if config.run.mirror:

@@ -5,8 +5,8 @@ folder to `run.mirror`, a folder or URL that fsspec opens, its checkpoint.json l
 a second `save` waits for the first. What went wrong in the thread is raised by the next call.
 
 Why a mirror of our own and not Ray Train's storage: the same run may go on under plain python, torchrun or Ray, on
-machines that share no disk. `fetch` brings the newest whole checkpoint of the mirror into an empty run folder, `fetch_best`
-the one with the highest recall.
+machines that share no disk. `fetch` brings the newest whole checkpoint of the mirror into an empty run folder, and
+`fetch_best` the one with the highest recall.
 
 Limits: `run.save_in_background` holds one more copy of the training state in memory while it is written.
 """
@@ -98,7 +98,7 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
 
 
 def fetch_best(run: Path, mirror: str) -> None:
-    """Bring the best checkpoint of the run in `run` from `mirror`, and let `best` name it, where that link is not there.
+    """Bring the best checkpoint of the run in `run` from `mirror` and call it `best`, where none is called so.
 
     Without it the next copy would remove it from the mirror too, as one that the run does not keep. Nothing is done
     where the mirror has it not. Raises RunError.

@@ -24,7 +24,7 @@ class Options:
     pixels: of a picture, by its header. texts: of one request. per_minute: requests of one client; None for any number.
     drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers, fetchers: threads that decode
     pictures, that read indexes, and that read stored pictures; waiting_searches: requests before each of the last two.
-    kept_mb: of pictures that came from an object store, in memory.
+    kept_mb: of pictures that came from an object store, or were made smaller, in memory.
     """
 
     batch: int = 16

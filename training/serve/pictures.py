@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from data_specs.object_store import is_object_store
@@ -30,6 +30,9 @@ LARGEST_SIDE = 4096
 AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
 """What browsers show; other pictures become JPEGs."""
 
+_Name = tuple[Where | None, str] | tuple[Path, int, str, int]
+"""Of a picture in memory: where it is stored and its sha256, or the index, its revision, the id and the side."""
+
 _BUSY = "the object store does not give this picture now; ask again later"
 
 
@@ -47,8 +50,7 @@ class Pictures:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._smaller = lru_cache(maxsize=512)(self._make)
-        self._kept: OrderedDict[tuple[Where | None, str], tuple[bytes, str]] = OrderedDict()
+        self._kept: OrderedDict[_Name, tuple[bytes, str]] = OrderedDict()
         self._lock = threading.Lock()
 
     async def of(self, gallery: Gallery, id: str, side: int | None) -> tuple[bytes, str]:
@@ -70,11 +72,9 @@ class Pictures:
         if record is None:
             raise missing(id)
         remote = record.where is not None and is_object_store(record.where.path)
-        kept = record.where, record.sha256
-        with self._lock:
-            if kept in self._kept:
-                self._kept.move_to_end(kept)
-                return self._kept[kept]
+        name = record.where, record.sha256
+        if (kept := self._known(name)) is not None:
+            return kept
         try:
             found = index.picture(id)
         except StoreFault as e:
@@ -85,17 +85,31 @@ class Pictures:
         except IndexFault as e:
             raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
         if remote:
-            self._keep(kept, found)
+            self._keep(name, found)
         return found
 
-    def _keep(self, name: tuple[Where | None, str], found: tuple[bytes, str]) -> None:
+    def _known(self, name: _Name) -> tuple[bytes, str] | None:
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+            return self._kept.get(name)
+
+    def _keep(self, name: _Name, found: tuple[bytes, str]) -> None:
         with self._lock:
             self._kept[name] = found
             while sum(len(content) for content, _ in self._kept.values()) > self._service.options.kept_mb << 20:
                 self._kept.popitem(last=False)
 
-    def _make(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
+    def _smaller(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
         """A JPEG of at most `side` pixels; `revision` makes a takedown forget what is kept."""
+        name = index.folder, revision, id, side
+        found = self._known(name)
+        if found is None:
+            found = self._make(index, id, side)
+            self._keep(name, found)
+        return found
+
+    def _make(self, index: SearchIndex, id: str, side: int) -> tuple[bytes, str]:
         content, _ = self._stored(index, id)
         try:
             image = decode(content, self._service.options.pixels)

@@ -23,6 +23,7 @@ from training.outputs.whole import add_tensors
 from training.use.evaluate import embed_batches
 from training.use.hits import Clusters
 from training.use.load import load
+from training.use.packed import packed
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def calibrate(
     Raises InputError where the gallery has no two samples that do not belong together, CheckpointError, ContractError.
     """
     loaded = load(path, device)
-    batches = loaded.split_loader(data, split, cache, detector).spread(images)
+    batches = loaded.split_loader(packed(data, split, cache), split, cache, detector).spread(images)
     features = embed_batches(loaded.model, batches, loaded.device, loaded.config.run.precision)
     some = min(images, len(features.image_ND))
     cosines_NN = features.image_ND[:some] @ features.text_ND[:some].T

@@ -156,6 +156,22 @@ def test_pictures_come_checked_and_small(server: Server) -> None:
     assert server.get(place.replace("images", "samples")).json()["image"] == place
 
 
+def test_smaller_pictures_are_kept_within_their_megabytes(
+    tiny: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def jpeg(_: Any, side: int) -> bytes:
+        made.append(side)
+        return bytes(400_000)
+
+    monkeypatch.setattr("training.serve.pictures._jpeg", jpeg)
+    with running(tiny, patient(kept_mb=1), indexes={"pictures": index}) as server:
+        for side in (16, 17, 16, 18, 17, 16):  # two of them fit
+            assert len(server.get(f"/collections/pictures/images/{0:032x}?side={side}").content) == 400_000
+    assert made == [16, 17, 18, 17, 16]
+
+
 def test_a_changed_picture_is_not_shown(tiny: Path, index: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(index.parent, tmp_path / "copy") / "index"
     with running(tiny, indexes={"pictures": folder}) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.synthetic import encode
 from training import cli
+from training.commands import fit
 from training.errors import CheckpointError, InputError
 from training.outputs.checkpoint import open_checkpoint
 from training.use.calibrate import calibrate
@@ -74,6 +76,26 @@ def test_a_gallery_is_of_the_size_that_is_asked_for(plain: Path, manifest: Path,
     with pytest.raises(InputError, match="no two of its 1 samples are unrelated"):
         calibrate(folder, [str(manifest)], images=1, device="cpu")
     assert open_checkpoint(folder).background().images == 32  # type: ignore[union-attr]
+
+
+def test_a_run_on_a_caption_set_is_calibrated_on_it(plain: Path, tmp_path: Path) -> None:
+    checkpoint, captions = shutil.copytree(plain, tmp_path / "some"), tmp_path / "set"
+    captions.mkdir()
+    for number in range(12):
+        (captions / f"{number}.png").write_bytes(encode("png", number, (60, 40)))
+        (captions / f"{number}.txt").write_text(f"第{number}张", encoding="utf-8")
+    config = open_checkpoint(checkpoint).config
+    end_of_fit = Namespace(data=[f"folder:{captions}"], cache=tmp_path / "cache")
+    fit._add_background(config, end_of_fit, checkpoint)
+    background = open_checkpoint(checkpoint).background()
+    assert background is not None
+    assert 0 < background.images <= 12
+
+    # A finished run does not fail for want of it.
+    shutil.rmtree(checkpoint)
+    shutil.copytree(plain, checkpoint)
+    fit._add_background(config, Namespace(data=[str(tmp_path / "gone.json")], cache=tmp_path), checkpoint)
+    assert open_checkpoint(checkpoint).background() is None
 
 
 def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, manifest: Path, tmp_path: Path) -> None:
