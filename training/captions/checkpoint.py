@@ -70,9 +70,11 @@ class Captioner:
 
     @staticmethod
     def begin(config: CaptionerConfig, region_width: int, towers: str, data: str, captions: Sequence[str]) -> Captioner:
-        """A captioner of random weights for the characters of these captions."""
+        """A captioner of random weights for the characters of these captions. Raises ConfigError if none is left."""
         distinct = tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions))
         vocabulary = Vocabulary.of(captions, config.min_count)
+        if not vocabulary.characters:
+            raise ConfigError("min_count", f"no character stands {config.min_count} times in the training captions")
         decoder = Decoder(config, region_width, len(vocabulary))
         return Captioner(config, vocabulary, region_width, towers, data, distinct, decoder)
 

@@ -44,7 +44,7 @@ class Captioned:
     """N images that could be read, in the dataset's order: regions, image features, and the captions of each.
 
     regions_NRW: float16, rows after the n_regions_N first are zero. features_ND: unit features of the image tower,
-    float32. text_leaders: of each image the leaders of its captions' texts.
+    float32. former: the digest by which an earlier wenlan knew them.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Captioned:
     features_ND: npt.NDArray[np.float32]
     captions: tuple[tuple[str, ...], ...]
     corrupt: int
+    former: str = ""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -88,7 +89,7 @@ def open_captioned(
     )
     if not len(dataset):
         return None
-    digest = _digest(loaded, dataset)
+    digest, former = (_digest(loaded, dataset, of) for of in (dataset.content_digests, dataset.former_digests))
     folder = (default_cache() if cache is None else cache) / "captions" / digest
     if not folder.exists():
         _compute(loaded, dataset, folder)
@@ -103,6 +104,7 @@ def open_captioned(
         features_ND=np.load(folder / "features.npy", mmap_mode="r"),
         captions=captions,
         corrupt=about["corrupt"],
+        former=former,
     )
 
 
@@ -112,9 +114,9 @@ def captions_of(row: Row) -> tuple[str, ...]:
     return captions or (row.texts[0].text,)
 
 
-def _digest(loaded: Loaded, dataset: Dataset) -> str:
+def _digest(loaded: Loaded, dataset: Dataset, content: Sequence[str]) -> str:
     towers = loaded.checkpoint.sealed.files["towers.safetensors"]
-    parts = [str(_VERSION), towers, dataset.split, dataset.detector, *dataset.content_digests, *dataset.region_digests]
+    parts = [str(_VERSION), towers, dataset.split, dataset.detector, *content, *dataset.region_digests]
     config = loaded.config
     parts += [str(part) for part in (config.data.image_size, config.data.max_boxes, config.compat)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

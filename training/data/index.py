@@ -84,7 +84,8 @@ class Row:
 class _Opened:
     """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names.
 
-    name: what it is in messages; samples: what each split holds by the manifest.
+    name: what it is in messages; samples: what each split holds by the manifest; former: an earlier digest of plain
+    tars, "" where there is none.
     """
 
     name: str
@@ -93,6 +94,7 @@ class _Opened:
     digest: str
     regions: str
     weight: float | None = None
+    former: str = ""
 
 
 class Dataset:
@@ -107,6 +109,8 @@ class Dataset:
         self.detector = detector
         """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
         self.content_digests = tuple(o.digest for o in opened)
+        self.former_digests = tuple(o.former or o.digest for o in opened)
+        """Content digests as a checkpoint of an earlier wenlan may name them: of plain tars without what is in them."""
         self.region_digests = tuple(o.regions for o in opened)
         self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
         """Samples of each shard of each argument."""
@@ -158,6 +162,12 @@ class Dataset:
             boxes=boxes,
             **{name: record[name] for name in _ROW_COLUMNS},
         )
+
+    def ids(self, shard: int) -> list[str]:
+        """The candidate ids of a shard's samples, in order."""
+        self._shards[shard] = self._shards[shard].ready()
+        ids: list[str] = read_index(self._shards[shard].index)["candidate_id"].to_pylist()
+        return ids
 
     def leaders(self) -> Iterator[tuple[Any, Any]]:
         """Shard by shard the image leaders of its samples and the leaders of all their texts: Arrow arrays of hex."""
@@ -370,7 +380,17 @@ def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, c
 
 
 def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
-    """Plain tars; their digest is that of their samples' ids in order."""
+    """Plain tars; their digest is that of their samples' ids, images and texts in order.
+
+    Not of the ids alone: img2dataset calls the samples of every dataset alike.
+    """
     shards = [index_plain_tar(tar, cache) for tar in tars]
-    ids = [sample_id for shard in shards for sample_id in read_index(shard.index)["candidate_id"].to_pylist()]
-    return _Opened(tars[0], {}, shards, hashlib.sha256("\n".join(ids).encode()).hexdigest(), GRID)
+    content, former = hashlib.sha256(), hashlib.sha256()
+    for number, shard in enumerate(shards):
+        table = read_index(shard.index)
+        texts = table["texts"].combine_chunks()
+        ids, leaders = table["candidate_id"].to_pylist(), texts.flatten().field("text_leader").to_pylist()
+        former.update("\n".join(["", *ids] if number else ids).encode())
+        for column in (ids, table["sha256"].to_pylist(), texts.value_lengths().to_pylist(), leaders):
+            content.update("\n".join([str(len(column)), *map(str, column)]).encode())
+    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID, former=former.hexdigest())

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ def set_up(
             dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
             _go_without(dev_split)
-    model, optimizer, state = _build(config, device, start, init, _beginning(dataset), len(dataset))
+    model, optimizer, state = _build(config, device, start, init, dataset)
     total_steps = state.step + steps_of(config, len(dataset), state.position)
     return Setup(config, device, tokenizer, dataset, loader, dev, model, optimizer, state, total_steps)
 
@@ -166,7 +166,7 @@ def _beginning(dataset: Dataset) -> RunState:
 
 
 def _build(
-    config: Config, device: torch.device, start: Path | None, init: Path | None, beginning: RunState, samples: int
+    config: Config, device: torch.device, start: Path | None, init: Path | None, dataset: Dataset
 ) -> tuple[BriVL, torch.optim.AdamW, RunState]:
     """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
     if config.moco.init_queues and config.moco.objective not in ("moco", "albef"):
@@ -176,9 +176,9 @@ def _build(
     torch.manual_seed(config.seed)
     model = BriVL(config, load_weights=start is None and init is None).to(device)
     optimizer = build_optimizer(model, config.optim)
-    state = beginning
+    state = _beginning(dataset)
     if start is not None:
-        state = _resume(start, config, model, optimizer, beginning, samples)
+        state = _resume(start, config, model, optimizer, dataset)
     elif init is not None and is_two_towers(init):
         if config.moco.init_queues:
             raise ConfigError("moco.init_queues", f"{init} is a folder of transformers, which has no queues")
@@ -195,14 +195,15 @@ def _resume(
     config: Config,
     model: BriVL,
     optimizer: torch.optim.AdamW,
-    beginning: RunState,
-    samples: int,
+    dataset: Dataset,
 ) -> RunState:
     """Fill model and optimiser from a checkpoint of this run. Raises ConfigError, RunError if it is one of another."""
     opened = checkpoint.open_checkpoint(folder)
     check_same(opened.config, config, folder)
-    check_length(opened.config, config, opened.state(), samples)
-    state = opened.load_training(model, optimizer)
+    check_length(opened.config, config, opened.state(), len(dataset))
+    state, beginning = opened.load_training(model, optimizer), _beginning(dataset)
+    if state.content_digests == dataset.former_digests:
+        state = replace(state, content_digests=beginning.content_digests)
     for what in ("content_digests", "region_digests", "weights"):
         if getattr(state, what) != getattr(beginning, what):
             raise RunError(str(folder), "was trained on other data, regions or weights of data; choose another --out")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import posixpath
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ class DatasetSource(Source):
         self._table: tuple[int, pa.Table] | None = None
         if not len(self):
             raise ContractError(f"{self.name}: no sample in {', '.join(splits)}; there is nothing to embed")
+        self._check_ids()
 
     def _laid_out(self) -> list[_Shard]:
         shards, first = [], 0
@@ -100,6 +102,24 @@ class DatasetSource(Source):
                 first += rows
                 inside += rows
         return shards
+
+    def _check_ids(self) -> None:
+        """Raise ContractError where plain tars of one name hold samples of one key, before anything is embedded."""
+        named = defaultdict[str, list[_Shard]](list)
+        for shard in self._shards:
+            if shard.files is None:
+                named[posixpath.basename(shard.tar)].append(shard)
+        for shards in named.values():
+            seen: dict[str, str] = {}
+            for shard in shards if len(shards) > 1 else ():
+                ids = self._datasets[shard.dataset].ids(shard.number)
+                other = next((seen[id] for id in ids if id in seen), None)
+                if other is not None:
+                    raise ContractError(
+                        f"{shard.tar}: has samples of the same keys as {other}, and ids of a plain tar's samples are "
+                        "made of its name and their keys; rename one of the two"
+                    )
+                seen.update(dict.fromkeys(ids, shard.tar))
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self._datasets)

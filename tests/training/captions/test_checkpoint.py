@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from training.captions import checkpoint
 from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
 from training.captions.decoder import CaptionerConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
 from training.outputs.whole import sha256_of
 
 CONFIG = CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5)
@@ -49,6 +50,11 @@ def test_everything_comes_back(written: tuple[Path, Captioner, torch.optim.AdamW
         assert optimizer.state[ours].keys() == other.state[theirs].keys()
         assert all(torch.equal(optimizer.state[ours][key], other.state[theirs][key]) for key in optimizer.state[ours])
     assert (folder / "towers.safetensors").read_bytes() == (towers / "towers.safetensors").read_bytes()
+
+
+def test_captions_of_which_no_character_is_left_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"min_count: no character stands 3 times in the training captions"):
+        Captioner.begin(replace(CONFIG, min_count=3), 6, "a" * 64, "b" * 32, ["红船", "红 船"])
 
 
 def test_the_newest_and_the_best_are_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +91,24 @@ def test_an_image_tower_without_regions_is_refused(
     monkeypatch.setattr(loaded.model.image_query, "seen_regions", lambda batch: None)
     with pytest.raises(ConfigError, match=r"^image.encoder: cnn_regions has no regions to write captions on$"):
         open_captioned(loaded, [str(make_shards(train=(2,)))], "train", tmp_path)
+
+
+def test_tars_of_the_same_names_are_not_taken_for_one_another(
+    loaded: Loaded, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    found = []
+    for name, first in (("one", 0), ("other", 20)):
+        folder = make_shards(train=(3,), name=name, first=first).parent
+        with tarfile.open(folder / "train-000000.tar") as old, tarfile.open(folder / "00000.tar", "w") as plain:
+            for number, member in enumerate(old.getmembers()):
+                data = old.extractfile(member)
+                member.name = f"{number // 3:09d}.{member.name.rpartition('.')[2]}"
+                plain.addfile(member, data)
+        found.append(open_captioned(loaded, [str(folder / "00000.tar")], "train", tmp_path))
+    one, other = found
+    assert one is not None
+    assert other is not None
+    assert one.captions != other.captions
+    assert not np.array_equal(one.features_ND, other.features_ND)
+    assert one.digest != other.digest
+    assert one.former == other.former

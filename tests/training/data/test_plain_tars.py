@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -40,6 +41,28 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
+
+
+def test_the_digest_is_that_of_images_and_texts_and_not_of_names(tmp_path: Path) -> None:
+    def digest(folder: str, *texts: str, colour: int = 0) -> str:
+        """Of a tar that img2dataset might have written: its name, and the keys in it, are those of any other."""
+        png = io.BytesIO()
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(png, "PNG")
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "00000.tar", "w") as tar:
+            for number, text in enumerate(texts):
+                _add(tar, f"{number:09d}.png", png.getvalue())
+                _add(tar, f"{number:09d}.txt", text.encode())
+        opened = open_dataset([str(tmp_path / folder)], "train", cache=tmp_path / "cache")
+        (found,) = opened.content_digests
+        ids = [opened.row(number).candidate_id for number in range(len(opened))]
+        assert opened.former_digests == (hashlib.sha256("\n".join(ids).encode()).hexdigest(),)
+        return found
+
+    first = digest("first", "山\n水", "云")
+    assert digest("again", "山\n水", "云") == first
+    others = [digest("text", "山\n水", "雨"), digest("image", "山\n水", "云", colour=9), digest("cut", "山", "水\n云")]
+    assert len({first, *others}) == 4
 
 
 def test_plain_tars_of_others_are_read(tmp_path: Path) -> None:

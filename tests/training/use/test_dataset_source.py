@@ -53,6 +53,20 @@ def test_any_rows_in_any_order_can_be_asked_for(make_shards: MakeShards) -> None
     assert source.table([6, 0, 1, 4])["id"].to_pylist() == [every[n] for n in (6, 0, 1, 4)]
 
 
+def test_plain_tars_whose_samples_would_have_the_same_ids_are_refused_at_once(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    folder = make_shards(train=(3,)).parent
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "train-000000.tar", tmp_path / name / "00000.tar")
+    both = [str(tmp_path / name) for name in ("a", "b")]
+    with pytest.raises(ContractError, match=r"b/00000.tar: has samples of the same keys as .*a/00000.tar.*rename one"):
+        DatasetSource(both)
+    (tmp_path / "b" / "00000.tar").rename(tmp_path / "b" / "b-00000.tar")
+    assert len(set(DatasetSource(both).table(range(6))["id"].to_pylist())) == 6
+
+
 def test_units_never_straddle_shards_and_change_with_their_shard_alone(make_shards: MakeShards) -> None:
     path = make_shards(train=(5, 3), val=(4,), detector="find-1")
     source = DatasetSource([str(path)], detector="find-1")
