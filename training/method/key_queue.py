@@ -118,11 +118,15 @@ class KeyQueue(nn.Module):
         """Ids of all K slots; `valid_B` is whether the slot is filled."""
         return SampleIds(self.sample_ids_K, self.image_ids_K, self.text_ids_K, self.filled_K)
 
-    def false_negatives(self, ids: SampleIds) -> float:
-        """Share of all (valid row of `ids`, filled slot) that have the image or the text in common, by cluster ids."""
+    def false_negatives(self, ids: SampleIds, step: int) -> float:
+        """Share of all (valid row of `ids`, filled slot) that have the image or the text in common, by cluster ids.
+
+        Of the slots that were filled before `step`, in which the rows' own keys enter.
+        """
         same_BK = (ids.image_B[:, None] == self.image_ids_K) | (ids.text_B[:, None] == self.text_ids_K)
-        pairs = int(ids.valid_B.sum()) * int(self.filled_K.sum())
-        return int((same_BK & ids.valid_B[:, None] & self.filled_K).sum()) / max(pairs, 1)
+        there_K = self.filled_K & (self.entered_K < step)
+        pairs = int(ids.valid_B.sum()) * int(there_K.sum())
+        return int((same_BK & ids.valid_B[:, None] & there_K).sum()) / max(pairs, 1)
 
     def health(self, step: int) -> dict[str, float]:
         """fill (share of filled slots), age (mean of `step` minus the step a key entered), oldest (the largest age)."""

@@ -1,7 +1,8 @@
 """The health of a run while it trains: its queues, the spread of its features, and the loss by source kind.
 
     fill, age, oldest       of each queue, in steps since a key entered
-    false_negatives         share of (sample, key) that have the image or the text in common, by cluster ids
+    false_negatives         share of (sample, key) that have the image or the text in common, by cluster ids; a step's
+                            own keys are none
     image_stale, text_stale 1 - similarity of the query tower's feature now and the stored key, for samples whose keys
                             are about to leave the queue: how far training has moved away from its negatives
     *_spread                1 - |mean feature|^2: 0 when all features are one
@@ -95,10 +96,10 @@ class Health:
     def metrics(
         self, step: int, position: int, outputs: Sequence[StepOutput], spreads: Mapping[str, float]
     ) -> dict[str, float]:
-        """Queue health and losses by source. Raises RunError on a collapse, if the config asks for that."""
+        """Queue health and losses by source after `step` steps. Raises RunError on a collapse, if that is asked for."""
         metrics = self._model.queue_health(step) | self._stale | self._losses_of_sources()
         if self._model.has_keys:
-            metrics["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids)
+            metrics["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids, step - 1)
         self._look_for_collapse(step, position, metrics | dict(spreads))
         self._stale = {}
         return metrics

@@ -458,13 +458,16 @@ def picture_features(
 ) -> tuple[Features, dict[str, int], set[str]]:
     """Features [N, D] of the pictures that can be read, the row of each by its id, and the ids of the others.
 
-    regions: boxes by the pictures' sha256; without it those that they bring, or the grid.
+    Of pictures of one id the first is taken. regions: boxes by the pictures' sha256; without it those that they bring,
+    or the grid.
     """
     row_of, corrupt, parts = dict[str, int](), set[str](), list[Features]()
     rest = iter(pictures)
     while some := list(islice(rest, BATCH)):
         opened = []
         for picture in some:
+            if picture.id in row_of:
+                continue  # a table of images may hold one twice
             try:
                 content = picture.read()
                 boxes = picture.boxes if regions is None else regions.of(content, picture.id)
@@ -480,7 +483,7 @@ def picture_features(
         if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
             LOG.info("%s: %s images embedded", name, f"{len(row_of):,}")
     width = loaded.config.moco.feature_dim
-    return np.concatenate([np.zeros((0, width), np.float32), *parts]), row_of, corrupt
+    return np.concatenate([np.zeros((0, width), np.float32), *parts]), row_of, corrupt - row_of.keys()
 
 
 def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:

@@ -66,7 +66,22 @@ def test_false_negatives_are_counted_by_cluster_ids_among_filled_slots() -> None
     asked = torch.tensor([1, 9, 4])
     rows = SampleIds(asked, asked, torch.tensor([50, 12, 14]), torch.tensor([True, True, True]))
     # the first has the image of slot 0, the second the text of slot 1, the third only what is in an empty slot
-    assert queue.false_negatives(rows) == pytest.approx(2 / 9)
+    assert queue.false_negatives(rows, 1) == pytest.approx(2 / 9)
+    queue.enqueue(torch.zeros(2, 2), rows.rows(0, 2), 1)  # their own keys are no negatives of theirs
+    assert queue.false_negatives(rows, 1) == pytest.approx(2 / 9)
+    assert queue.false_negatives(rows, 2) == pytest.approx(4 / 15)
+
+
+def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriVL]) -> None:
+    model = make_model("moco.queue_size=16")
+    health, batch = Health(model, resolve("tiny", ["moco.queue_size=16", "run.batch_size=2"])), _batch(model)
+    for step in range(2):
+        ids = torch.tensor([2 * step, 2 * step + 1])
+        batch = replace(batch, sample_ids_B=ids, image_ids_B=ids, text_ids_B=ids)
+        output = model(batch)
+        model.after_step(output, step)
+        health.saw(step, [batch], [output])
+        assert health.metrics(step + 1, 2 * (step + 1), [output], {})["false_negatives"] == 0
 
 
 def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(make_model: Callable[..., BriVL]) -> None:
