@@ -120,8 +120,11 @@ class JsonTokenizer:
         self.vocabulary: Sequence[str] = tuple(names.get(i, f"[unused{i}]") for i in range(max(names, default=-1) + 1))
 
     def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Ids with the marks that the tokenizer puts around a text; see `Tokenizer.encode`."""
-        return _truncated(self._backend, text, max_tokens)
+        """Ids with the marks that the tokenizer puts around a text; see `Tokenizer.encode`.
+
+        Of an empty text, where it puts none, one 0: what a shorter text of a batch is padded with.
+        """
+        return _truncated(self._backend, text, max_tokens) or [PAD]
 
 
 def _truncated(backend: Any, text: str, max_tokens: int) -> list[int]:

@@ -79,6 +79,15 @@ def test_a_tokenizer_crosses_to_another_process() -> None:
         assert again.encode("", 5) == [CLS, SEP]
 
 
+def test_a_text_has_a_token_also_where_a_tokenizer_puts_no_marks() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend: Any = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "sky": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = JsonTokenizer(backend.to_str(), "tokenizer.json")
+    assert [tokenizer.encode(text, 3) for text in ("", " ", "sky")] == [[0], [0], [2]]
+
+
 def test_what_is_no_vocabulary_is_named() -> None:
     for make, line in (
         (lambda: BertTokenizer(["a"], "v.txt"), r"^v.txt: not a BERT vocabulary: it lacks \[PAD\]"),
