@@ -16,6 +16,7 @@ Limits: a tar's size is compared with the manifest's, its sha256 is not (`wenlan
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import posixpath
 import re
@@ -240,12 +241,20 @@ def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
 
 
 def _write_arrow(table: Any, path: Path) -> None:
-    """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same."""
+    """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same.
+
+    Raises OSError that names the file, of which nothing is left.
+    """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
     table = table.combine_chunks()
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    temporary.replace(path)
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    except OSError as e:  # Arrow's names no file
+        raise OSError(e.errno or errno.EIO, e.strerror or first_line(e), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_index(path: Path) -> Any:

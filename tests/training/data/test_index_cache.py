@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import ContractError
+from training.data import index_cache
 from training.data.index import open_dataset
 from training.data.index_cache import COLUMNS
 
@@ -248,3 +250,15 @@ def test_a_manifest_of_deep_nesting_or_endless_numbers_is_one_line(make_shards: 
 
 def test_a_shard_without_a_row_is_opened(make_shards: MakeShards) -> None:
     assert len(open_dataset([str(make_shards(train=(0, 2), detector="yolo"))], "train")) == 2
+
+
+def test_an_index_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            index_cache._write_arrow(pa.table({"row": range(100_000)}), tmp_path / "x.arrow")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(tmp_path / "x.arrow")
+    assert list(tmp_path.iterdir()) == []
