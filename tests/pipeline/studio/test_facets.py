@@ -15,13 +15,16 @@ from pipeline.studio.facets import Filters, facets
 FACETS = facets(["image_nsfw"])
 
 
-@given(st.floats(-10, 1e5, allow_nan=False))
-def test_a_number_is_counted_in_the_bin_in_which_the_report_counts_it(value: float) -> None:
-    for name in ("sharpness", "entropy", "blankness"):
-        facet = FACETS[name]
-        with duckdb.connect() as db:
-            row = db.execute(f"SELECT {facet.expression} FROM (SELECT ?::DOUBLE AS {name})", [value]).fetchone()
-        assert row == (str(MEASURES[name].bins([value])[0]),)
+@pytest.mark.parametrize("name", ["sharpness", "entropy", "blankness"])
+def test_a_number_is_counted_in_the_bin_in_which_the_report_counts_it(name: str) -> None:
+    with duckdb.connect() as db:
+
+        @given(st.floats(-10, 1e5, allow_nan=False))
+        def agrees(value: float) -> None:
+            query = f"SELECT {FACETS[name].expression} FROM (SELECT ?::DOUBLE AS {name})"
+            assert db.execute(query, [value]).fetchone() == (str(MEASURES[name].bins([value])[0]),)
+
+        agrees()
 
 
 def test_what_is_unknown_has_a_value_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data_specs.search.removal import remove
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.studio.similar import Similar, index_beside
+from tests.exported import Exported
 
 Make = Callable[..., Build]
 
@@ -85,28 +87,24 @@ def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any])
 
 @pytest.mark.slow
 def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
-    own: Make, client_of: Callable[..., Any], tmp_path: Path
+    own: Make, client_of: Callable[..., Any], exported: Exported
 ) -> None:
     """By a real tower: a picture's vector is here that of its own caption."""
-    pytest.importorskip("onnxscript")
     from data_specs.search.folder import About
     from data_specs.search.index import IndexWriter
     from data_specs.search.queries import TextQuery
-    from tests.training.conftest import moved_checkpoint
-    from training.use.export import export
 
-    build = own()
-    export(moved_checkpoint(tmp_path / "run"), "onnx", tmp_path / "m")
+    build, tower = own(), exported.folder / "m.text.onnx"
     rows = Frames.of(build).frame("samples").to_dict("records")
     captions = [row["texts"][0]["text"] for row in rows]
-    query = TextQuery.open(tmp_path / "m.text.onnx")
+    query = TextQuery.open(tower)
     vectors_ND = np.asarray(query.encode(captions), np.float32)
     about = About(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
     writer = IndexWriter.begin(Path(build.out) / "index", about)
     writer.add(0, pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
     writer.finish()
     (Path(build.out) / "index/queries").mkdir(exist_ok=True)
-    (tmp_path / "m.text.onnx").rename(Path(build.out) / "index/queries/text.onnx")
+    shutil.copy(tower, Path(build.out) / "index/queries/text.onnx")
     client = client_of(build.out)
     assert client.get("/api/about").json()["similar"]["by_text"] is True
     for number in (3, 11):

@@ -16,7 +16,7 @@ from data_specs.search.index import IndexWriter
 from tests import browser
 from tests.training.conftest import moved_checkpoint
 from tests.training.serve.conftest import Server, running
-from tests.training.serve.page.pictured import ROWS, drawn, row, text_of
+from tests.training.serve.page.pictured import FEW, ROWS, drawn, row, text_of
 from tests.training.serve.page.visitor import Visitor
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
@@ -31,6 +31,7 @@ class Made:
 
     checkpoint: Path
     index: Path
+    few: Path
 
     @property
     def indexes(self) -> dict[str, Path]:
@@ -40,7 +41,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A tiny checkpoint with a background of scores, and an index of ROWS pictures with texts."""
+    """A tiny checkpoint with a background of scores, an index of ROWS pictures with texts, and one of FEW of them."""
     if browser.CHROMIUM is None or importlib.util.find_spec("axe_core_python") is None:
         pytest.skip("needs Chromium and axe-core-python")
     folder = tmp_path_factory.mktemp("page")
@@ -51,11 +52,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     texts = encoder.encode_text([text_of(number) for number in range(ROWS)])
     apart = (images @ texts.T)[~np.eye(ROWS, dtype=np.bool_)]
     add_tensors(opened.folder, BACKGROUND_FILE, Background.of(apart, ROWS, ROWS).tensors())
-    writer = IndexWriter.begin(folder / "index", about_of(open_checkpoint(checkpoint), "pictures"))
     copies = encoder.encode_image([Path(r["where"]["path"]).read_bytes() for r in rows])
-    writer.add(0, pa.Table.from_pylist(rows), copies, texts)
-    writer.finish()
-    return Made(checkpoint, folder / "index")
+
+    def index(name: str, count: int) -> Path:
+        writer = IndexWriter.begin(folder / name, about_of(open_checkpoint(checkpoint), "pictures"))
+        writer.add(0, pa.Table.from_pylist(rows[:count]), copies[:count], texts[:count])
+        writer.finish()
+        return folder / name
+
+    return Made(checkpoint, index("index", ROWS), index("few", FEW))
 
 
 @pytest.fixture(scope="module")

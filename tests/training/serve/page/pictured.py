@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ROWS = 90
+FEW = 8
+"""Of each kind of rows there are some among so many."""
 W, H = 240, 180
 BOXES = ((0, 0, 120, 90), (120, 90, 240, 180), (60, 45, 180, 135))
 HOSTILE = '<img src=x onerror="window.broken = 1">恶意文字'
