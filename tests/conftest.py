@@ -29,6 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a container often does, and compiling `pipeline` anew is 0.4 of the 1.3 s of CPU that a process takes to start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Workers of Ray are as polite as anybody: Ray's own 15 lets each other test process on these cores go first, and a test
+# waits minutes for a worker's imports, while the processes of its cluster go on asking how it is.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Records are written through to the disk: 2 to 20 ms for each of a build's hundred small files. What is lost without
 # that is lost when the power goes; no test cuts it, and a killed process loses nothing that it has written.
 os.fsync = lambda _: None

@@ -20,8 +20,10 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
 }
-"""What keeps tools that read a dataset from asking the internet, and from more threads than a test may have."""
+"""What keeps tools that read a dataset from asking the internet, and from more threads than a test may have; and lets
+Ray's workers come to their turn beside other tests."""
 
 
 def descendants(root: int) -> dict[int, bytes]:

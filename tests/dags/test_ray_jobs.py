@@ -379,10 +379,11 @@ def _run(head: Head, name: str, folder: Path, *words: str, wanted: set[str]) -> 
     seen: set[str] = set()
     until = time.monotonic() + 200
     while not (job := head.jobs.status(name)).ended and time.monotonic() < until:
-        seen |= head.metrics()
-        time.sleep(0.3)
+        seen |= head.metrics() if wanted - seen else set()  # a look costs the cluster more than a build
+        time.sleep(1)
     until = time.monotonic() + 60
-    while not wanted <= (seen := seen | head.metrics()) and time.monotonic() < until:
+    while wanted - seen and time.monotonic() < until:
+        seen |= head.metrics()
         time.sleep(0.3)
     return job, head.jobs.logs(name), seen
 

@@ -65,9 +65,15 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 def forward_flops(config: Config, modality: Modality, parts: int) -> dict[str, int]:
     """Operations of one sample through the query tower of `parts` tokens or boxes: of `backbone`, and of `tower`."""
-    tower, batch = _tower(config, modality, parts)
+    return _forward_flops(_model_of(config), modality, parts)
+
+
+@lru_cache(maxsize=16)
+def _forward_flops(model: str, modality: Modality, parts: int) -> dict[str, int]:
+    config = from_dict(json.loads(model))
+    tower = _tower(config, modality)
     with torch.no_grad(), _counter() as counter:
-        tower(batch)
+        tower(_sample(config, parts))
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     backbone = sum(by_module.get(f"Tower.{n}", 0) for n in ("prefix", *(f"trunk.{stage}" for stage in tower.stages)))
     return {"backbone": backbone, "tower": counter.get_total_flops()}
@@ -79,14 +85,15 @@ class Meter:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._data = config.data
         self._model = _model_of(config)
+        self._has_keys = config.moco.objective in ("moco", "albef")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self._peak = peak_flops(name, config.run.precision)
 
     def step_flops(self, pairs: int, boxes: int, tokens: int) -> float:
         """Operations of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
         # Seconds of work: only when it is first asked for, and once in a process.
-        image = _curve(self._model, "image", self._data.max_boxes + 1)
-        text = _curve(self._model, "text", self._data.max_tokens)
+        image = _curve(self._model, "image", self._data.max_boxes + 1, self._has_keys)
+        text = _curve(self._model, "text", self._data.max_tokens, self._has_keys)
         return float(pairs * (np.polyval(image, boxes) + np.polyval(text, tokens)))
 
     def sample_flops(self) -> float:
@@ -101,8 +108,8 @@ class Meter:
 
 
 def _model_of(config: Config) -> str:
-    """The part of a config that operations depend on, as the JSON of a config: the key by which counts are cached."""
-    moco = MocoConfig(objective=config.moco.objective, feature_dim=config.moco.feature_dim)
+    """The part of a config that a tower's operations depend on, as the JSON of a config: the key of cached counts."""
+    moco = MocoConfig(feature_dim=config.moco.feature_dim)
     sizes = config.data
     data = DataConfig(image_size=sizes.image_size, max_boxes=sizes.max_boxes, max_tokens=sizes.max_tokens)
     run = RunConfig(recompute=config.run.recompute)
@@ -111,38 +118,49 @@ def _model_of(config: Config) -> str:
 
 
 @lru_cache(maxsize=16)
-def _curve(model: str, modality: Modality, most: int) -> Any:
-    """Coefficients, highest first, of a sample's operations by its number of parts."""
+def _curve(model: str, modality: Modality, most: int, has_keys: bool) -> Any:
+    """Coefficients, highest first, of a sample's operations by its number of parts, through query and key tower."""
+    counts = _counts(model, modality, most)  # a key tower is one more forward of the trunk
+    return np.polyfit(list(counts), [rest + trunk * (1 + has_keys) for trunk, rest in counts.values()], len(counts) - 1)
+
+
+@lru_cache(maxsize=16)
+def _counts(model: str, modality: Modality, most: int) -> dict[int, tuple[int, int]]:
+    """`_count` of a sample by its number of parts: three numbers determine all others."""
     config = from_dict(json.loads(model))
     last = most + 3 if modality == "image" else min(most + 3, config.text.max_positions)
     at = sorted({1, min(most // 2 + 2, last), last})  # three of them, also where `most` is 1
-    return np.polyfit(at, [_step_flops(config, modality, parts) for parts in at], len(at) - 1)
+    tower = _tower(config, modality)
+    return {parts: _count(tower, _sample(config, parts)) for parts in at}
 
 
-def _step_flops(config: Config, modality: Modality, parts: int) -> int:
-    """Operations of one sample in one step through query and key tower."""
-    tower, batch = _tower(config, modality, parts)
-    with _counter() as counter:
-        with torch.no_grad():
-            prefix = tower.prefix(batch)
-            if config.moco.objective in ("moco", "albef"):
-                tower.trunk(prefix, batch)
-        features_BD = tower.trunk(prefix, batch)
+def _count(tower: Tower, sample: Batch) -> tuple[int, int]:
+    """Operations of a forward of the trunk; of the prefix and the trunk's backward."""
+    with torch.no_grad(), _counter() as of_prefix:
+        prefix = tower.prefix(sample)
+    with _counter() as forward:
+        features_BD = tower.trunk(prefix, sample)
+    with _counter() as backward:
         if not tower.frozen:
             features_BD.sum().backward()
-    return int(counter.get_total_flops())
+    return forward.get_total_flops(), of_prefix.get_total_flops() + backward.get_total_flops()
 
 
-def _tower(config: Config, modality: Modality, parts: int) -> tuple[Tower, Batch]:
-    """The tower without memory, and one sample of `parts` boxes and tokens for it."""
+def _tower(config: Config, modality: Modality) -> Tower:
+    """The tower without memory."""
     config = replace(config, run=replace(config.run, recompute="nothing"))
+    with torch.device("meta"):
+        return build_tower(modality, config, load_weights=False).train()
+
+
+def _sample(config: Config, parts: int) -> Batch:
+    """One sample without memory, of `parts` boxes and tokens."""
     size = config.data.image_size
     with torch.device("meta"):
-        tower = build_tower(modality, config, load_weights=False).train()
         one = torch.zeros(1, dtype=torch.int64)
         images, boxes = torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, parts, 4)
         tokens = torch.zeros(1, parts, dtype=torch.int64)
-        return tower, Batch(images, boxes, one, tokens, one, one, one, one, one.bool())
+        return Batch(images, boxes, one, tokens, one, one, one, one, one.bool())
 
 
 def _counter() -> Any:

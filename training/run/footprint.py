@@ -13,14 +13,16 @@ Limits: a floor. A run above it may still run out of memory in its first step.
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.config import Config
+from training.config import Config, OptimConfig, RunConfig, from_dict, to_dict
 from training.errors import RunError
 from training.moco import BriVL
 
@@ -51,8 +53,14 @@ class Footprint:
 
 def footprint(config: Config) -> Footprint:
     """Footprint of a config's model, counted on tensors without memory."""
+    return _counted(json.dumps(to_dict(replace(config, recipe="", seed=0, optim=OptimConfig(), run=RunConfig()))))
+
+
+@lru_cache(maxsize=4)
+def _counted(config: str) -> Footprint:
+    """Footprint of the model of a config, which is given as JSON: a dry run asks for it, and then the run."""
     with torch.device("meta"):
-        model = BriVL(config, load_weights=False)
+        model = BriVL(from_dict(json.loads(config)), load_weights=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shared = model.shared_tensors()
     keys = [p for n, p in model.named_parameters() if n.startswith(("image_key.", "text_key.")) and n not in shared]

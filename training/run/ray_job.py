@@ -6,8 +6,8 @@ queue, checkpoint and resume are the loop's own, so every start goes on from the
 number of workers now and then, and a run may go on without Ray. When a node is about to be taken away the loop is asked
 to save. Ray exports the metrics of rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
 
-Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
-then starts again ends at once (training/run/ray_errors.py).
+Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it
+(training/run/ray_errors.py), and Ray starts no worker again; one that it starts all the same ends at once.
 
 An embedding's parts are independent: each actor holds the towers, makes parts of the index and commits them itself,
 and gets others when it is done. What a lost actor had not committed goes to another.
@@ -92,6 +92,7 @@ def fit_on_ray(
                 storage_path=config.run.mirror or str(out / "ray"),
                 name="ray" if config.run.mirror else "fit",
                 failure_config=FailureConfig(max_failures=max_failures),
+                callbacks=_final_errors(out),
             ),
         )
         try:
@@ -163,6 +164,26 @@ def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> A
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
     elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
     return ScalingConfig(use_gpu=use_gpu, **elastic)
+
+
+def _final_errors(out: Path) -> list[Any]:
+    """Callbacks by which an error that was noted in `out` ends the run; none where this Ray has no such interface.
+
+    Without them Ray starts all workers again, each with seconds of imports, before they find the note.
+    """
+    import ray.train
+
+    interface: Any = getattr(ray.train, "UserCallback", None)
+    if interface is None:
+        return []
+
+    class FinalErrors(interface):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            """Raise the error that was noted: Ray takes an error of a callback as one that no new try mends."""
+            if (final := noted(out)) is not None:
+                raise final
+
+    return [FinalErrors()]
 
 
 def _work(task: dict[str, Any]) -> None:

@@ -276,6 +276,8 @@ class _Run:
         distributed.average_([vector])
         means = dict(zip(["loss", *names], vector.tolist(), strict=True))
         health = self.health.metrics(self.state.step, self.state.position, step.outputs, means)
+        # Counting takes seconds the first time, and the others write nothing.
+        counted = {} if self.rank else self.meter.metrics(step.micros, seconds)
         return {
             "position": self.state.position,
             **self.setup.loader.epochs(self.state.position),
@@ -288,7 +290,7 @@ class _Run:
             "memory_gib": used_memory(self.device) / 2**30,
             **means,
             **health,
-            **self.meter.metrics(step.micros, seconds),
+            **counted,
         }
 
     def _result(self, seconds: float) -> FitResult:

@@ -82,11 +82,17 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
         raise ConfigError("image.backbone", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
     if weights not in ("", "hub"):
         _load(model, weights)
-    shape = _shape_of_features(model, name, image_size)
+    if (name, image_size) not in _SHAPES:  # a run makes a backbone for each tower, and for what it counts beforehand
+        _SHAPES[name, image_size] = _shape_of_features(model, name, image_size)
+    shape = _SHAPES[name, image_size]
     cut = _CUTS.get(type(model).__name__)
     stages, head = cut(model, shape) if cut else _uncut(model, shape)
     about = model.pretrained_cfg
     return Backbone(stages, int(model.num_features), head, tuple(about["mean"]), tuple(about["std"]))
+
+
+_SHAPES: dict[tuple[str, int], tuple[int, ...]] = {}
+"""Shape of the features of a model of timm by its name and image size, where it was asked for before."""
 
 
 def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ are forked when all is imported.
 from __future__ import annotations
 
 import fcntl
+import importlib
+import io
 import json
 import multiprocessing
 import shutil
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from data_specs.shard import ContractError
+from training import cli
 from training.errors import TrainingError
 from training.method import distributed
 from training.resolve import resolve
@@ -179,6 +182,24 @@ def data_of_one_rank(here: Path) -> list[str]:
     return [run(here / "data", data=data), run(here / "data", "text.vocab_size=100")]
 
 
+def refused(here: Path) -> list[str]:
+    """The command, asked for a run other than it began: its exit code and what it prints."""
+    words = [
+        "fit",
+        "--recipe",
+        "tiny",
+        "--data",
+        MANIFEST,
+        "--out",
+        str(here / "run"),
+        "--set",
+        "optim.schedule=constant",
+    ]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        code = cli.main([*words, "--cache", str(FOLDER / "cache"), "--json"])
+    return [str(code), said.getvalue()]
+
+
 SCENES: dict[str, Callable[[Path], list[str]]] = {
     "stopped": stopped_and_started,
     "weight": lambda here: came_apart(here, a_weight),
@@ -190,7 +211,11 @@ SCENES: dict[str, Callable[[Path], list[str]]] = {
     "taken": another_run_has_the_folder,
     "disks": other_disks,
     "data": data_of_one_rank,
+    "refused": refused,
 }
+
+LATE = ("timm", "torch._dynamo", "torch.utils.tensorboard", "torchvision.transforms.v2.functional", "pyarrow.dataset")
+"""What a run imports when it needs it."""
 
 OF_FOUR = ("stopped", "weight", "position", "disks")
 
@@ -212,6 +237,8 @@ def go(rank: int) -> None:
 
 
 def main() -> None:
+    for name in LATE:
+        importlib.import_module(name)
     forking = multiprocessing.get_context("fork")
     ranks = [forking.Process(target=go, args=(rank,)) for rank in range(4)]
     for rank in ranks:

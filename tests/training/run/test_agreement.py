@@ -16,7 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.places import ROOT
 from tests.processes import is_running, wait_until
+from training.outputs.journal import read_metrics
+from training.resolve import resolve
+from training.run import train
 from training.run.agreement import digest
 
 MakeShards = Callable[..., Path]
@@ -32,7 +36,7 @@ def outcomes(shards_of_module: MakeShards, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
     manifest = shards_of_module(train=(20, 12))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, str(manifest)], env=environment, stderr=subprocess.PIPE, timeout=400)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     ranks = [(world, rank) for world in (4, 2) for rank in range(world)]
@@ -118,6 +122,17 @@ def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
     assert of_all.startswith("ConfigError: text.vocab_size: 100 is below")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: dict[tuple[int, int], Outcomes]) -> None:
+    (code, said_by_first), (code_of_other, said_by_other) = (outcomes[2, rank]["refused"] for rank in range(2))
+    assert (code, code_of_other) == ("2", "1")
+    lines = [line for line in said_by_first.splitlines() if line.startswith("wenlan-train: ")]
+    assert len(lines) == 1
+    assert "step-00000006: the run began otherwise" in lines[0]
+    assert "wenlan-train: " not in said_by_other
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_any_other_bit_is_another_digest(data: st.DataObject) -> None:
@@ -171,17 +186,39 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
     wait_until(lambda: not is_running(child), "the end of the rank")
 
 
+_HELD = """
+import sys, time
+from training import cli
+from training.outputs.journal import Journal
+advance = Journal.advance
+def held(self, step):
+    advance(self, step)
+    if step == 6:
+        time.sleep(600)
+Journal.advance = held
+cli.main(sys.argv[1:])
+"""
+"""The command, which comes no further than its sixth step."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_orphans_of_torchrun_end_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
-    """A kill of the agent leaves its ranks; were they to train on they would hold the lock and write checkpoints."""
-    manifest, out = make_shards(train=(20, 12)), tmp_path / "run"
-    fit = ["-m", "training", "fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out), "--json"]
-    settings = ["--set", "run.checkpoint_every=2", "--set", "run.keep_last=99"]
+    """A kill of the agent leaves its ranks; were they to train on they would hold the lock and write checkpoints.
+
+    What the two ranks have in the end are the losses of one that nobody killed.
+    """
+    manifest, out = make_shards(train=(20, 12), damage={3: b"\xff\xd8"}), tmp_path / "run"
+    # Without dropout and batch statistics a step is the same on one rank and on two.
+    settings = ["run.epochs=2", "image.dropout=0", "text.dropout=0", "image.frozen_stages=7"]
+    saving = ["run.checkpoint_every=2", "run.keep_last=99"]
+    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out), "--json"]
+    fit += [word for setting in (*settings, *saving) for word in ("--set", setting)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "held.py").write_text(_HELD)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    agent = subprocess.Popen([*launch, *fit, *settings, "--set", "run.epochs=2000"], **quiet)  # type: ignore[call-overload]
+    agent = subprocess.Popen([*launch, str(tmp_path / "held.py"), *fit], **quiet)  # type: ignore[call-overload]
     wait_until(lambda: (out / "checkpoints" / "step-00000004").is_dir(), "the checkpoint of step 4", 180)
     ranks = json.loads((out / "environment.json").read_text())["pid"], *_children(agent.pid)
     assert len(set(ranks)) == 2
@@ -189,11 +226,16 @@ def test_orphans_of_torchrun_end_and_the_same_command_goes_on(make_shards: MakeS
     agent.wait()
     wait_until(lambda: not any(map(is_running, ranks)), "the end of the ranks")
     newest = max(int(path.name[5:]) for path in (out / "checkpoints").glob("step-????????"))
-    config = ["--set", "optim.schedule=constant"]  # not that of the run, so the refusal names the checkpoint it read
-    again = subprocess.run([*launch, *fit, *settings, *config], env=environment, capture_output=True, text=True)
-    assert f"step-{newest:08d}: the run began otherwise" in again.stderr
-    lines = [line for line in again.stderr.splitlines() if line.startswith("wenlan-train: ")]
-    assert len(lines) == 1, "of two ranks one says it"
+    again = subprocess.run([*launch, "-m", "training", *fit], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
+    result = json.loads(again.stdout.splitlines()[-1])
+    assert (result["world_size"], result["resumed_from"], result["steps"]) == (2, newest, 8)
+    train.fit(resolve("tiny", settings), [str(manifest)], tmp_path / "one")
+    assert losses(out) == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
 def _children(pid: int) -> list[int]:

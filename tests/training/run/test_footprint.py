@@ -38,3 +38,6 @@ def test_the_footprint_is_that_of_the_real_model() -> None:
     assert found.trained + found.frozen + found.averaged == sum(p.numel() for p in model.parameters())
     held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     assert held == found.weights_bytes + found.queues_bytes
+    longer = footprint.footprint(resolve("tiny", ["moco.queue_size=480", "run.epochs=9"]))
+    assert longer.queues_bytes > 9 * found.queues_bytes
+    assert longer.weights_bytes == found.weights_bytes

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from training import cli
 from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.launch import Leave
@@ -26,7 +26,7 @@ from training.run.launch import Leave
 pytest.importorskip("ray.train")
 
 from tests.places import ROOT
-from tests.processes import QUIET, descendants, free_ports, wait_until
+from tests.processes import QUIET, Forks, descendants, free_ports, wait_until
 from training.run.ray_job import Preemption, fit_on_ray, parse_workers
 from training.use.indexing import Inputs, embed_index
 
@@ -57,42 +57,36 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """An embedded Ray of three CPUs, whose workers import this checkout."""
-    import ray
-
-    from data_specs.loopback import start_ray
-
-    start_ray(ray, num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-    yield ray
-    ray.shutdown()
-
-
-# --- training
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # Ray's own, of what of it Ray Train still uses
-def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
-    cluster: Any, make_shards: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    manifest, out = make_shards(train=(16,)), tmp_path / "run"
-    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--workers", "2", "--set", "run.epochs=1", "--json"]
-    assert cli.main([*fit, "--out", str(out)]) == 0
-    result = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert (result["world_size"], result["steps"]) == (2, 2)
-    (manifest.parent / "train-000000.tar").write_bytes(b"")
-    assert cli.main([*fit, "--out", f"{out}-2"]) == 1
-    printed = capfd.readouterr()
-    assert json.loads(printed.out.splitlines()[-1])["ok"] is False
-    lines = [line for line in printed.err.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
-    assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
-
-
-# --- embedding
+# --- on a cluster
 
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-alone-0123456789"}
+
+_IMPORTS = "import ray.train.torch, timm, torchvision.transforms.v2.functional, training.cli, training.run.ray_job\n"
+
+_COMMAND = """
+import os, sys
+from training import cli
+address, *words = sys.argv[1:]
+if words[0] == "embed":
+    words += ["--address", address]
+else:
+    os.environ["RAY_ADDRESS"] = address
+print("exit", cli.main([*words, "--workers", "2", "--json"]))
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left: its exit code, the object that it printed last, and every line."""
+
+    code: int
+    result: dict[str, Any]
+    lines: list[str]
+
+    @staticmethod
+    def of(lines: list[str]) -> Said:
+        code = next(int(line.split()[1]) for line in lines[::-1] if line.startswith("exit "))
+        return Said(code, json.loads(next(line for line in lines[::-1] if line.startswith("{"))), lines)
 
 
 @dataclass(frozen=True)
@@ -101,12 +95,11 @@ class Raylets:
 
     address: str
     nodes: tuple[int, ...]
+    forks: Forks
 
-    def embed(self, *words: object) -> subprocess.Popen[str]:
-        """The command, as it is started on a machine of such a cluster."""
-        every = [sys.executable, "-m", "training", "embed", *map(str, words), "--json"]
-        every += ["--workers", "2", "--address", self.address]
-        return subprocess.Popen(every, cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True)
+    def run(self, *words: object) -> Said:
+        """A command of wenlan-train on two workers, in a process of its own on a machine of the cluster."""
+        return Said.of(self.forks(_COMMAND, self.address, *words))
 
     def actors(self, node: int) -> list[int]:
         """Processes of a node that embed."""
@@ -123,6 +116,7 @@ def raylets() -> Iterator[Raylets]:
     folder = Path(tempfile.mkdtemp(prefix="wr"))  # short: a socket's path holds 107 bytes
     port, *free = free_ports(7)
     head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)]
+    nodes = environment() | {"RAY_ADDRESS": f"127.0.0.1:{port}"}  # else workers look for a Ray among all processes
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number, words in enumerate((head, ["--address", f"127.0.0.1:{port}"])):
@@ -133,11 +127,13 @@ def raylets() -> Iterator[Raylets]:
             log = folder / f"{number}.log"
             with log.open("wb") as out:
                 program = [str(Path(sys.executable).with_name("ray")), "start", *words, *own]
-                started.append(subprocess.Popen(program, env=environment(), stdout=out, stderr=out))
+                started.append(subprocess.Popen(program, env=nodes, stdout=out, stderr=out))
             process = started[-1]
             wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, "a raylet")  # noqa: B023
             assert process.poll() is None, log.read_text()[-2000:]
-        yield Raylets(f"127.0.0.1:{port}", tuple(process.pid for process in started))
+        forks = Forks(_IMPORTS, folder, environment())
+        yield Raylets(f"127.0.0.1:{port}", tuple(process.pid for process in started), forks)
+        forks.close()
     finally:
         below = [pid for process in started[::-1] for pid in (*descendants(process.pid), process.pid)]
         for pid in below:
@@ -147,6 +143,31 @@ def raylets() -> Iterator[Raylets]:
             process.wait(30)
         wait_until(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], "the end of Ray")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- training
+
+
+@pytest.mark.slow
+def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
+    raylets: Raylets, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest, out = make_shards(train=(16,)), tmp_path / "run"
+    fit = ["fit", "--recipe", "tiny", "--data", manifest, "--set", "run.epochs=1"]
+    said = raylets.run(*fit, "--out", out)
+    assert said.code == 0, said.lines
+    assert (said.result["world_size"], said.result["steps"]) == (2, 2)
+    (manifest.parent / "train-000000.tar").write_bytes(b"")
+    said = raylets.run(*fit, "--out", f"{out}-2")
+    assert said.code == 1
+    assert said.result["ok"] is False
+    lines = [line for line in said.lines if "train-000000.tar: 0 bytes, the manifest says" in line]
+    assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
+    decisions = {line.partition("[FailurePolicy] ")[2] for line in said.lines if "[FailurePolicy] " in line}
+    assert decisions == {"RAISE"}, "what is final is not tried again"
+
+
+# --- embedding
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -171,25 +192,25 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
         return found
 
     words = ("--data", manifest, "--index", tmp_path / "ray", "--cache", cache, "--part-rows", 1)
+    command = ThreadPoolExecutor(1)
     for _ in range(5):
-        process = raylets.embed(checkpoint_with_moved_keys, *words)
-        wait_until(lambda: bool(raylets.actors(1)) or process.poll() is not None, "an actor on the second node")  # noqa: B023
+        running = command.submit(raylets.run, "embed", checkpoint_with_moved_keys, *words)
+        wait_until(lambda: bool(raylets.actors(1)) or running.done(), "an actor on the second node")  # noqa: B023
         actors = raylets.actors(1)
-        wait_until(lambda: bool(committed()) or process.poll() is not None, "a part")  # noqa: B023
-        if process.poll() is None:
+        wait_until(lambda: bool(committed()) or running.done(), "a part")  # noqa: B023
+        if not running.done():
             break
-        out, said = process.communicate()  # on a busy machine it may be over before it is seen to have begun
-        assert process.returncode == 0, said
+        assert running.result().code == 0, "on a busy machine it may be over before it is seen to have begun"
         shutil.rmtree(tmp_path / "ray")
     os.kill(actors[0], signal.SIGKILL)
     before = committed()
     seen = dict(before)
-    wait_until(lambda: (seen.update(committed()), process.poll())[1] is not None, "the end")  # type: ignore[func-returns-value]
-    out, said = process.communicate()
-    assert process.returncode == 0, said
+    wait_until(lambda: (seen.update(committed()), running.done())[1], "the end")  # type: ignore[func-returns-value]
+    command.shutdown()
+    assert running.result().code == 0, running.result().lines
     assert 0 < len(before) < 60, "it was killed in the middle"
     assert before.items() <= seen.items(), "what was committed was not made again"
-    written = json.loads(out.splitlines()[-1])
+    written = running.result().result
     assert {name: written[name] for name in ("rows", "parts", "revision")} == {"rows": 59, "parts": 59, "revision": 0}
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "alone")
 
@@ -201,8 +222,7 @@ def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
     manifest = make_shards(train=(4,))
     tar = manifest.parent / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:2048])
-    process = raylets.embed(checkpoint_with_moved_keys, "--data", manifest, "--index", tmp_path / "i")
-    out, said = process.communicate()
-    assert process.returncode == 1, said
-    assert re.fullmatch(r"[^\n]*train-000000.tar: [^\n]*", json.loads(out.splitlines()[-1])["error"])
-    assert [line for line in said.splitlines() if line.startswith("wenlan-train: ")], said
+    said = raylets.run("embed", checkpoint_with_moved_keys, "--data", manifest, "--index", tmp_path / "i")
+    assert said.code == 1, said.lines
+    assert re.fullmatch(r"[^\n]*train-000000.tar: [^\n]*", said.result["error"])
+    assert [line for line in said.lines if line.startswith("wenlan-train: ")], said.lines
