@@ -148,7 +148,6 @@ def command(runner: tuple[subprocess.Popen[str], Path], tmp_path: Path) -> Comma
     return run
 
 
-
 def newest(build: Build) -> Manifest | None:
     """The newest release of a build's dataset, None if there is none."""
     with contextlib.suppress(FileNotFoundError, ContractError):  # no latest.json yet, or one without a release
