@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
-from pipeline.files.parquet import write_parquet
+from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
 from pipeline.store.decided import Decided, decided
@@ -246,6 +246,12 @@ def small_file(folder: Folder, name: str) -> bytes | None:
         memory.files[url] = data
         memory.room -= len(data)
     return data
+
+
+def _read(source: Path | pa.NativeFile, columns: list[str] | None, filters: Any) -> pa.Table:
+    if filters is not None:
+        return pq.read_table(source, columns=columns, filters=filters, memory_map=False)
+    return read_parquet(source, columns)
 
 
 @dataclass(frozen=True)
@@ -471,9 +477,9 @@ class StageDir:
         if not self.folder.is_local and ref.bytes <= SMALL:
             data = small_file(self.folder, ref.name)
             self._compare(ref, -1 if data is None else len(data))
-            return pq.read_table(pa.BufferReader(data), columns=columns, filters=filters)
+            return _read(pa.BufferReader(data), columns, filters)
         with self.file(record, suffix) as path:
-            return pq.read_table(path, columns=columns, filters=filters, memory_map=False)
+            return _read(path, columns, filters)
 
     def column(self, record: Record, suffix: str, name: str) -> pa.ChunkedArray:
         """One column of a committed Parquet file; of an object store no more than that is read."""
