@@ -214,9 +214,9 @@ SMALL = 1 << 20
 class _Memory:
     """What `remembering` keeps: records by the URL of their folder, and small files of an object store by theirs."""
 
+    room: int  # for bytes
     records: dict[str, list[Record]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    room: int = REMEMBERED_BYTES
 
 
 _remembered: ContextVar[_Memory | None] = ContextVar("remembered", default=None)
@@ -229,7 +229,7 @@ def remembering() -> Iterator[None]:
     For readers of stages that nobody writes meanwhile, such as the report, whose sections ask for the same records, and
     for the same rows: in an object store each of them is a request.
     """
-    token = _remembered.set(_Memory())
+    token = _remembered.set(_Memory(REMEMBERED_BYTES))
     try:
         yield
     finally:
