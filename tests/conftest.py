@@ -180,6 +180,7 @@ def bucket() -> Iterator[str]:
     """The URL of a bucket of a real S3 server, moto's, over HTTP; its address and keys are in the environment."""
     moto, fsspec = pytest.importorskip("moto.server"), pytest.importorskip("fsspec")
     pytest.importorskip("s3fs")
+    importlib.import_module("tests.s3_server").hasten_moto()
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()

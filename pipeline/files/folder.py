@@ -64,6 +64,15 @@ class Folder:
             fs, path = fsspec.url_to_fs(self.at(name))
             return bool(fs.exists(path))
 
+    def size(self, name: str) -> int:
+        """Bytes of a file, -1 if there is none. Nothing of it is read."""
+        with self._told(name):
+            fs, path = fsspec.url_to_fs(self.at(name))
+            try:
+                return int(fs.size(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return -1
+
     def names(self) -> list[str]:
         """Names of the entries of the folder, sorted; empty if there is no such folder."""
         with self._told(""):
@@ -185,7 +194,7 @@ class Folder:
         with self._changing(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             _, target = fsspec.url_to_fs(self.at(to))
-            fs.copy(path, target)
+            fs.cp_file(path, target)
             fs.rm_file(path)
 
     def delete(self, name: str) -> None:

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 
 from data_specs.shard import MEMBERS, SPLITS, Manifest, ShardFiles
 from pipeline.files.folder import Folder
+from pipeline.files.parquet import read_parquet
 from pipeline.files.tars import BLOCK, padded
 
 METADATASET = "energon.yaml"
@@ -154,7 +154,7 @@ class _Offsets:
         """Read the offsets from the Parquet of a shard."""
         columns = [f"{name}_{what}" for name in MEMBERS.values() for what in ("offset", "size")]
         with folder.local(shard.parquet.path) as path:
-            table = pq.read_table(path, columns=["key", *columns])
+            table = read_parquet(path, ["key", *columns])
         values = {column: table[column].to_pylist() for column in columns}
         members = {suffix: (values[f"{name}_offset"], values[f"{name}_size"]) for suffix, name in MEMBERS.items()}
         return _Offsets(table["key"].to_pylist(), members)

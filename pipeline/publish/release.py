@@ -42,7 +42,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build, shard_files
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
-from pipeline.store.partitions import Record
+from pipeline.store.partitions import Record, remembering
 
 __all__ = ["publish", "renew", "withdraw"]
 
@@ -60,7 +60,8 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     gates.check_acceptance(build.stages, accept, because)
     with build_json.sole_owner(build), observe.about(build_id=build.build_id, stage="publish"):
         try:
-            manifest = _publish(build, accept, because, approved)
+            with remembering():
+                manifest = _publish(build, accept, because, approved)
         except (GateError, NothingNew):
             page.tell(build)
             raise
@@ -187,8 +188,7 @@ def _finished(build: Build) -> list[Record]:
     records = build.packed()
     for record in records:
         for suffix in record.files:
-            with stage.file(record, suffix):
-                pass
+            stage.check(record, suffix)
     return sorted(records, key=lambda r: (SPLITS.index(r.info["split"]), r.partition))
 
 

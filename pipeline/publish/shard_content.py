@@ -27,6 +27,7 @@ from data_specs.shard import (
     ShardFiles,
     decode_sample,
 )
+from pipeline.files.parquet import read_parquet
 
 PER_FILE = 20
 """Faults listed per file; beyond that they are counted."""
@@ -61,7 +62,7 @@ def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[
                 faults.append(f"{name}: column {column.name} is {actual.field(at).type}, not {column.type}")
         if faults:
             return empty, faults
-        table = pq.read_table(path, columns=schema.names)
+        table = read_parquet(path, schema.names)
         table.validate(full=True)  # lists that point outside their values, text that is not UTF-8
     except (OSError, pa.ArrowException) as e:
         lines = str(e).splitlines() or [type(e).__name__]
@@ -174,7 +175,7 @@ def _region_fault(row: Row, entry: dict[str, Any]) -> str:
 
 def faces_of(path: Path) -> Faces:
     """The boxes of a sound file of regions, of samples that have any."""
-    table = pq.read_table(path, columns=["key", "boxes"])
+    table = read_parquet(path, ["key", "boxes"])
     rows = zip(table["key"].to_pylist(), table["boxes"].to_pylist(), strict=True)
     return {key: np.array(boxes, np.float32).reshape(-1, 4) for key, boxes in rows if boxes}
 

@@ -12,9 +12,10 @@ Limits: memory is one shard's index, plus 16 bytes per sample for the keys and 8
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,15 +136,38 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
     if any(leaves_folder(file.path) for file in _files(shard)):
         return []  # reported by _manifest_faults; nothing outside the folder is opened
     folder = dataset.folder_of(shard)
-    damaged = {file.path: fault for file in _files(shard) if (fault := _digest_fault(folder, file))}
-    faults = list(damaged.values())
+    with contextlib.ExitStack() as copies:  # a file of an object store is fetched once
+        paths, damaged = dict[str, Path](), dict[str, str]()
+        for file in _files(shard):
+            try:
+                paths[file.path] = copies.enter_context(folder.local(file.path))
+                fault = _digest_fault(paths[file.path], file)
+            except FileNotFoundError:
+                fault = f"{file.path}: is missing"
+            except OSError as e:
+                fault = f"{file.path}: cannot be read ({e.strerror or e})"
+            if fault:
+                damaged[file.path] = fault
+        return [*damaged.values(), *_content_faults(dataset, shard, quick, across, paths, damaged)]
+
+
+def _content_faults(
+    dataset: Dataset,
+    shard: ShardFiles,
+    quick: bool,
+    across: _AcrossShards,
+    paths: Mapping[str, Path],
+    damaged: Container[str],
+) -> list[str]:
+    """Faults of what the files of a shard hold. paths: where they lie here; damaged: those that are not looked into."""
+    faults = list[str]()
     blurred = dataset.manifest.images.faces_blurred if dataset.manifest.images else ""
     needed = dict.fromkeys((*dataset.manifest.detectors, *([blurred] if blurred else [])))
     missing = [detector for detector in needed if detector not in shard.regions]
     faults += [f"{shard.tar.path}: has no regions of {detector}" for detector in missing]
     if shard.parquet.path in damaged:
         return faults
-    rows, index_faults = _index(dataset, shard)
+    rows, index_faults = _index(dataset, shard, paths[shard.parquet.path])
     if index_faults:
         return faults + index_faults
     across.add(shard.split, rows)
@@ -152,40 +176,33 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
     faces: Faces | None = {} if not blurred else None
     for detector, file in shard.regions.items():
         if file.path not in damaged:
-            with folder.local(file.path) as path:
-                of_file = region_faults(path, file.path, rows)
-                if detector == blurred and not of_file:
-                    faces = faces_of(path)
+            of_file = region_faults(paths[file.path], file.path, rows)
+            if detector == blurred and not of_file:
+                faces = faces_of(paths[file.path])
             faults += capped(file.path, of_file)
     if quick:
         faults += capped(name, list(place_faults(shard, rows)))
     elif shard.tar.path not in damaged and faces is not None:
-        with folder.local(shard.tar.path) as path:
-            faults += capped(shard.tar.path, list(tar_faults(path, shard.tar.path, rows, faces)))
+        faults += capped(shard.tar.path, list(tar_faults(paths[shard.tar.path], shard.tar.path, rows, faces)))
     return faults
 
 
-def _index(dataset: Dataset, shard: ShardFiles) -> tuple[list[dict[str, Any]], list[str]]:
+def _index(dataset: Dataset, shard: ShardFiles, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a shard's Parquet, and its faults."""
     images = dataset.manifest.images
-    with dataset.local(shard, shard.parquet) as path:
-        table, faults = read_table(path, shard.parquet.path, SHARD_SCHEMA, shard.samples)
+    table, faults = read_table(path, shard.parquet.path, SHARD_SCHEMA, shard.samples)
     rows = table.to_pylist()
     return rows, faults or capped(shard.parquet.path, list(row_faults(shard, rows, images.max_side if images else 0)))
 
 
-def _digest_fault(folder: Folder, file: FileDigest) -> str:
-    """Whether a file is the one that the manifest names; "" if it is."""
-    if not folder.exists(file.path):
+def _digest_fault(path: Path, file: FileDigest) -> str:
+    """Whether a file, or its copy here, is the one that the manifest names; "" if it is. Raises OSError."""
+    if not path.exists():
         return f"{file.path}: is missing"
-    try:
-        with folder.local(file.path) as path:
-            if not path.is_file():
-                return f"{file.path}: is not a plain file"  # to read a FIFO would wait for ever
-            size = path.stat().st_size
-            if size != file.bytes:
-                return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
-            digest = file_sha256(path)
-    except OSError as e:
-        return f"{file.path}: cannot be read ({e.strerror or e})"
+    if not path.is_file():
+        return f"{file.path}: is not a plain file"  # to read a FIFO would wait for ever
+    size = path.stat().st_size
+    if size != file.bytes:
+        return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
+    digest = file_sha256(path)
     return "" if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"

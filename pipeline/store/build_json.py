@@ -151,15 +151,15 @@ def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
-    """Write build.json: the result of a stage, or which stage runs now. What it holds already is not written again.
+def note(build: Build, *results: StageResult, running: Running | None = None) -> None:
+    """Write build.json: the results of stages, or which stage runs now. What it holds already is not written again.
 
     Stages of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
     """
     folder = build.folder
     known = read(folder)
     stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
-    if result is not None:
+    for result in results:
         before = stages.get(result.name, {}) if result.skipped else {}  # when it ran
         stages[result.name] = {
             "fingerprint": build.fingerprints[result.name],

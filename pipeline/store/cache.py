@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.files.folder import Folder
+from pipeline.files.parquet import read_parquet
 
 FAN_IN = 16
 """Index files of one level that are merged into one of the next."""
@@ -90,7 +91,7 @@ class Cache:
         count = 0
         for name in self.commits():
             with self.folder.local(name) as path:
-                rows = pq.read_table(path)
+                rows = read_parquet(path)
             remaining = rows.filter(pc.invert(removed(rows)))
             if remaining.num_rows < rows.num_rows:
                 count += rows.num_rows - remaining.num_rows
@@ -136,7 +137,7 @@ class Cache:
         """Index the commits of a folder without an index: of an earlier version, or whose index was deleted."""
         for name in self.commits():
             with self.folder.local(name) as path:
-                keys = pq.read_table(path, columns=[self.key])[self.key].to_pylist()
+                keys = read_parquet(path, [self.key])[self.key].to_pylist()
             self._write(0, _segment(name, keys))
         self._merge()
         return _arrows(self._index)

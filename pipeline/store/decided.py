@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
+
+from pipeline.files.parquet import read_parquet
 
 
 class Fate(NamedTuple):
@@ -44,7 +45,7 @@ class Decided(BaseModel):
 
 def decided(path: Path, sha256: str) -> Decided:
     """Count a file of decisions on this disk."""
-    return Decided(of=sha256, rows=tuple(sorted(count(pq.read_table(path, columns=COLUMNS)).items())))
+    return Decided(of=sha256, rows=tuple(sorted(count(read_parquet(path, COLUMNS)).items())))
 
 
 def count(decisions: pa.Table) -> Counter[Fate]:

@@ -48,7 +48,7 @@ from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.dataset import Dataset
-from pipeline.store.partitions import DECISIONS, Record
+from pipeline.store.partitions import DECISIONS, SMALL, Record, small_file
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
@@ -68,9 +68,6 @@ BUILD = "build"
 
 ROWS = 10_000
 """Rows of a batch."""
-
-SMALL = 1 << 20
-"""Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
 
 Filters = Any
 """An expression of pyarrow.dataset, or tuples as pandas and pyarrow take them: [("width", ">=", 256), ...]."""
@@ -164,7 +161,7 @@ class Part:
         if self.folder.is_local or self.bytes > SMALL:
             self.check()
             return self.fragment()
-        data = self.folder.find(self.name)
+        data = small_file(self.folder, self.name)
         self._compare(-1 if data is None else len(data))
         return _format().make_fragment(pa.py_buffer(data), partition_expression=pc.field(BUILD) == self.build)
 

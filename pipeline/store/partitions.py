@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
-from pipeline.files.parquet import write_parquet
+from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
 from pipeline.store.decided import Decided, decided
@@ -203,21 +203,55 @@ def _record(records: Folder, partition: str) -> Record:
 REMEMBERED = 20_000
 """How many records `remembering` keeps at most, of a few kB each; those of larger builds are read again each time."""
 
-_remembered: ContextVar[dict[str, list[Record]] | None] = ContextVar("remembered", default=None)
+REMEMBERED_BYTES = 64 << 20
+"""Bytes of small files of an object store that `remembering` keeps at most."""
+
+SMALL = 1 << 20
+"""Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
+
+
+@dataclass
+class _Memory:
+    """What `remembering` keeps: records by the URL of their folder, and small files of an object store by theirs."""
+
+    room: int  # for bytes
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+_remembered: ContextVar[_Memory | None] = ContextVar("remembered", default=None)
 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
     """Within this block the records of a stage are read once, however often they are asked for.
 
-    For readers of stages that nobody writes meanwhile, such as the report, whose sections ask for the same records: in
-    an object store each of them is a request.
+    For readers of stages that nobody writes meanwhile, such as the report, whose sections ask for the same records, and
+    for the same rows: in an object store each of them is a request.
     """
-    token = _remembered.set({})
+    token = _remembered.set(_Memory(REMEMBERED_BYTES))
     try:
         yield
     finally:
         _remembered.reset(token)
+
+
+def small_file(folder: Folder, name: str) -> bytes | None:
+    """The whole content of a small committed file of an object store, None if there is none; see `remembering`."""
+    memory, url = _remembered.get(), folder.at(name)
+    if memory is not None and url in memory.files:
+        return memory.files[url]
+    data = folder.find(name)
+    if memory is not None and data is not None and len(data) <= memory.room:
+        memory.files[url] = data
+        memory.room -= len(data)
+    return data
+
+
+def _read(source: Path | pa.NativeFile, columns: list[str] | None, filters: Any) -> pa.Table:
+    if filters is not None:
+        return pq.read_table(source, columns=columns, filters=filters, memory_map=False)
+    return read_parquet(source, columns)
 
 
 @dataclass(frozen=True)
@@ -254,14 +288,14 @@ class StageDir:
 
     def records(self) -> list[Record]:
         """Records of all committed partitions, in order of their names."""
-        folder, remembered = self._records, _remembered.get()
-        if remembered is None:
+        folder, memory = self._records, _remembered.get()
+        if memory is None:
             return [_record(folder, partition) for partition in self.partitions()]
-        records = remembered.get(folder.url)
+        records = memory.records.get(folder.url)
         if records is None:
             records = [_record(folder, partition) for partition in self.partitions()]
-            if len(records) + sum(map(len, remembered.values())) <= REMEMBERED:
-                remembered[folder.url] = records
+            if len(records) + sum(map(len, memory.records.values())) <= REMEMBERED:
+                memory.records[folder.url] = records
         return list(records)
 
     def write_record(self, record: Record) -> None:
@@ -422,18 +456,30 @@ class StageDir:
         """Local path of a committed file. Raises StoreError if it is not there or not whole."""
         ref = record.files[suffix]
         with self.folder.local(ref.name) as path:
-            size = path.stat().st_size if path.exists() else -1
-            if size != ref.bytes:
-                fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
-                raise StoreError(self.folder.at(ref.name), f"{fault}; delete the stage's folder to make it again")
+            self._compare(ref, path.stat().st_size if path.exists() else -1)
             yield path
+
+    def check(self, record: Record, suffix: str) -> None:
+        """Raises StoreError if a committed file is not there, or has another size than its record says."""
+        ref = record.files[suffix]
+        self._compare(ref, self.folder.size(ref.name))
+
+    def _compare(self, ref: FileRef, size: int) -> None:
+        if size != ref.bytes:
+            fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+            raise StoreError(self.folder.at(ref.name), f"{fault}; delete the stage's folder to make it again")
 
     def table(
         self, record: Record, suffix: str = "parquet", columns: list[str] | None = None, filters: Any = None
     ) -> pa.Table:
         """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups."""
+        ref = record.files[suffix]
+        if not self.folder.is_local and ref.bytes <= SMALL:
+            data = small_file(self.folder, ref.name)
+            self._compare(ref, -1 if data is None else len(data))
+            return _read(pa.BufferReader(data), columns, filters)
         with self.file(record, suffix) as path:
-            return pq.read_table(path, columns=columns, filters=filters, memory_map=False)
+            return _read(path, columns, filters)
 
     def column(self, record: Record, suffix: str, name: str) -> pa.ChunkedArray:
         """One column of a committed Parquet file; of an object store no more than that is read."""

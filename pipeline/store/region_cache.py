@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError
+from pipeline.files.parquet import read_parquet
 from pipeline.store.store import Store
 
 
@@ -24,7 +24,7 @@ def _entry(store: Store, detector_id: str) -> dict[str, Any]:
     images = regions = size = 0
     for commit in commits:
         with cache.folder.local(commit) as path:
-            table = pq.read_table(path, columns=["scores"])
+            table = read_parquet(path, ["scores"])
             images += table.num_rows
             regions += int(pc.sum(pc.list_value_length(table["scores"])).as_py() or 0)
             size += path.stat().st_size

@@ -44,6 +44,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
+from pipeline.store.partitions import remembering
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
@@ -80,8 +81,9 @@ def forget(
             for build in builds:
                 locks.enter_context(build_json.sole_owner(build))
                 _move_staged(build)
-        before, takedowns = store.takedowns(), resolve(request, store, builds, searched)
-        losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
+        with remembering():
+            before, takedowns = store.takedowns(), resolve(request, store, builds, searched)
+            losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
         matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
         found: dict[str, Any] = {
             "matched": matched,

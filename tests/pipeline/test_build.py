@@ -1,7 +1,8 @@
 """The whole road of the pipeline as its users run it: the command line, a real web server, real kills.
 
 Builds that are killed, that fill a disk or that are compared by their workers are processes with a Ray of their own, as
-a user has it (`build`). The others are commands in this process, on one Ray that is started once (`build_here`).
+a user has it (`build`). The others are commands in this process, on one Ray that is started once (`build_here`); what
+only looks at a finished build reads the same one (`whole`).
 
 One small web site and one table, with every fault that issue reports bring: 404, 500, silence, an empty body, a
 truncated JPEG, a page in a wrong charset, a page that robots.txt keeps.
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -67,15 +69,12 @@ class Web:
     def __init__(self) -> None:
         self.pages: dict[str, tuple[int, str, bytes]] = {}
         self.requests: list[str] = []
-        self.delay = 0.0
         self.holds: Callable[[], bool] = lambda: False  # back all pictures, as long as this is so
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 web.requests.append(self.path)
-                if web.delay and self.path.startswith("/i/"):
-                    time.sleep(web.delay)
                 while self.path.startswith("/i/") and web.holds():
                     time.sleep(0.02)
                 status, kind, body = web.pages.get(self.path, (404, "text/plain", b"none"))
@@ -173,17 +172,42 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
     return dict(json.loads(done.stdout.splitlines()[-1])) if code == 0 else {"stderr": done.stderr}
 
 
+def built_here(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]:
+    """As `build`, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        returned = cli.main([*command(spec, out, *more)[3:]])
+    assert returned == code, stderr.getvalue()[-4000:]
+    return dict(json.loads(stdout.getvalue().splitlines()[-1])) if code == 0 else {"stderr": stderr.getvalue()}
+
+
 @pytest.fixture
 def build_here(ray: ModuleType) -> Callable[..., dict[str, object]]:
-    """As `build`, in this process: the command finds a Ray running and leaves it so."""
+    """`built_here`, with a Ray: the command finds it running and leaves it so."""
+    return built_here
 
-    def run(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]:
-        with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
-            returned = cli.main([*command(spec, out, *more)[3:]])
-        assert returned == code, stderr.getvalue()[-4000:]
-        return dict(json.loads(stdout.getvalue().splitlines()[-1])) if code == 0 else {"stderr": stderr.getvalue()}
 
-    return run
+@dataclass(frozen=True)
+class Whole:
+    """A finished build of the whole site, which tests only read, and the server of its site.
+
+    said: what the command printed. asked: paths that it asked for.
+    """
+
+    web: Web
+    spec: Path
+    out: Path
+    said: dict[str, object]
+    asked: list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(ray: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    web, folder = Web(), tmp_path_factory.mktemp("whole")
+    spec, out = fill(web, folder), folder / "out"
+    said = built_here(spec, out)
+    yield Whole(web, spec, out, said, list(web.requests))
+    web.server.shutdown()
+    web.server.server_close()
 
 
 def opened(out: Path) -> Build:
@@ -230,10 +254,9 @@ def committed(out: Path, folder: str) -> set[str]:
     return {path.stem for path in out.glob(f"{folder}/_records/*/*.json")}
 
 
-def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path, capsys, build_here):
-    out = tmp_path / "out"
-    answer = build_here(fill(web, tmp_path), out)
-    assert answer["published"]
+def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(whole, capsys):
+    web, out = whole.web, whole.out
+    assert whole.said["published"]
     rows = decisions(out)
     candidates = [row for row in rows if row["subject"] == "candidate"]
     assert len({row["id"] for row in candidates}) == len(candidates)
@@ -251,10 +274,10 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
     assert by_url["/bad.html"]["reason"] == "bad_charset"
     assert by_url["/i/gb.jpg"]["kept"]
     assert by_url["/i/gb.jpg"]["text"] == "丼飯約調較鐘飯"
-    assert "/private/a.html" not in web.requests
-    assert "/i/secret.jpg" not in web.requests
+    assert "/private/a.html" not in whole.asked
+    assert "/i/secret.jpg" not in whole.asked
     for_rules = {"/robots.txt", "/.well-known/tdmrep.json"}  # asked for by each process
-    taken = [path for path in web.requests if path not in for_rules]
+    taken = [path for path in whole.asked if path not in for_rules]
     assert len(taken) == len(set(taken)), "nothing is fetched twice"
     manifest = read_manifest(out / "shards")
     assert sum(manifest.samples.values()) == sum(bool(row["kept"]) for row in candidates) == 28
@@ -333,9 +356,9 @@ IDLE = (*UNASKED, "screen")
 """Stages without partitions here: no filter looks at pixels, either."""
 
 
-def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
-    out = tmp_path / "out"
-    stages = {stage["name"]: stage["funnel"] for stage in build_here(fill(web, tmp_path), out)["stages"]}
+def test_the_funnel_adds_up_from_stage_to_stage(whole):
+    out = whole.out
+    stages = {stage["name"]: stage["funnel"] for stage in whole.said["stages"]}
     for name, funnel in stages.items():
         if name not in ("rank", "lead", *IDLE, "detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
@@ -345,10 +368,9 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
 
 
-def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_here):
+def test_what_pandas_reads_in_a_stages_folder_are_its_rows(whole):
     """Where archives lie beside the rows, a reader of folders names the tables: FOLDER/*.parquet."""
-    out = tmp_path / "out"
-    build_here(fill(web, tmp_path), out)
+    out = whole.out
     done, read = opened(out), {}
     for stage in done.stages.values():
         files = [path for path in (out / stage.folder).iterdir() if path.is_file() and path.name[0] not in "_."]
@@ -370,11 +392,10 @@ def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_
     assert (~union["kept"]).sum() == dropped > 0
 
 
-def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path, build_here):
-    spec, out = fill(web, tmp_path), tmp_path / "out"
-    build_here(spec, out)
+def test_the_same_command_again_runs_nothing_and_changes_nothing(whole):
+    web, out = whole.web, whole.out
     before, asked = (out / "shards" / "manifest.json").read_bytes(), len(web.requests)
-    answer = build(spec, out)  # a process of its own: nothing of the first is left but its files
+    answer = build(whole.spec, out)  # a process of its own: nothing of the first is left but its files
     assert all(stage["skipped"] for stage in answer["stages"])
     assert (out / "shards" / "manifest.json").read_bytes() == before
     assert len(web.requests) == asked
@@ -397,14 +418,15 @@ def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp
     assert boxes(tmp_path / "one") == boxes(tmp_path / "two")
 
 
-def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(web, tmp_path, build_here):
-    spec, out = fill(web, tmp_path), tmp_path / "out"
-    build_here(spec, tmp_path / "whole")
-    whole = committed(tmp_path / "whole", "images")
+def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(whole, tmp_path, build_here):
+    web, spec, out = whole.web, whole.spec, tmp_path / "out"
+    partitions = committed(whole.out, "images")
     web.holds = lambda: len(committed(out, "images")) >= 2
-    done = kill_between(spec, out, "images", 2, len(whole) - 1)
-    web.holds = lambda: False
-    assert committed(out, "admitted") == whole
+    try:
+        done = kill_between(spec, out, "images", 2, len(partitions) - 1)
+    finally:
+        web.holds = lambda: False
+    assert committed(out, "admitted") == partitions
     tables = [path for partition in done for path in out.glob(f"images/{partition}-*.parquet")]
     fetched = {fetch_id for path in tables for fetch_id in pq.read_table(path)["fetch_id"].to_pylist()}
     web.requests.clear()
@@ -413,7 +435,7 @@ def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_agai
     assert len(asked) >= 6
     assert fetched
     assert not asked & fetched
-    assert tars(out) == tars(tmp_path / "whole")
+    assert tars(out) == tars(whole.out)
 
 
 @pytest.fixture
@@ -443,36 +465,39 @@ def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, 
     assert tars(out) == tars(tmp_path / "whole")
 
 
-def fetching(driver: int) -> int:
-    """A worker below a driver that is fetching: its process id, 0 if there is none yet."""
-    return next((pid for pid, title in descendants(driver).items() if title == b"ray::wenlan:fetch"), 0)
+def fetching() -> int:
+    """A worker of this process's Ray that is fetching: its process id, 0 if there is none."""
+    return next((pid for pid, title in descendants(os.getpid()).items() if title == b"ray::wenlan:fetch"), 0)
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build_in_one_line(web, tmp_path, kills):
+def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build_in_one_line(
+    web, tmp_path, build_here, kills
+):
     spec, out = fill(web, tmp_path, images=4), tmp_path / "out"
     one = spec.read_text(encoding="utf-8").replace("images_per_partition: 6", "images_per_partition: 100")
     spec.write_text(one, encoding="utf-8")
-    web.delay = 1.0  # long enough that no partition is done before its worker is found
-    words = command(spec, out, "--workers", "1", "--until", "fetch")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        killed: set[int] = set()
+    killed = set[int]()
+    web.holds = lambda: len(killed) < kills  # so that no partition is done before its worker is found
+
+    def kill() -> None:
         until = time.monotonic() + 300
-        while len(killed) < kills and process.poll() is None and time.monotonic() < until:
-            pid = fetching(process.pid)
+        while len(killed) < kills and time.monotonic() < until:
+            pid = fetching()
             if pid and pid not in killed:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
             time.sleep(0.05)
-        web.delay = 0.0
-        stderr = process.communicate(timeout=240)[1]
-    assert len(killed) == kills, stderr
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said = build_here(spec, out, "--until", "fetch", code=0 if kills == 1 else 1)
+    killer.join()
+    assert len(killed) == kills
     if kills == 1:
-        assert process.returncode == 0, stderr
         assert committed(out, "images") == committed(out, "admitted")
     else:
-        assert process.returncode == 1, stderr
-        [line] = [line for line in stderr.splitlines() if line.startswith("wenlan-data:")]
+        [line] = [line for line in str(said["stderr"]).splitlines() if line.startswith("wenlan-data:")]
         assert "wenlan-data: fetch/00" in line
         assert "its worker died again and again" in line
 

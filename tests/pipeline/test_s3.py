@@ -7,13 +7,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from pipeline.studio.facets import Filters
 from pipeline.studio.server import Studio
 from pipeline.takedown.forget import Request, forget
 from tests import s3_server
-from tests.places import ROOT
+from tests.processes import Asked
 from tests.s3_server import Remote
 from tests.stages import run_noted, run_stage
 
@@ -234,9 +232,14 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
             assert [s.tar for s in mine.shards] == [s.tar for s in theirs.shards], step
         counts[step] = Counter(request.operation for request in remote.proxy.requests)
         lists[step] = remote.proxy.lists(), remote.proxy.lists("LIST ALL")
-        remote.proxy.requests.clear()
-        if step == "look":
+        tars = Counter(r.path for r in remote.proxy.requests if r.operation == "GET" and r.path.endswith(".tar"))
+        of_shards = {path: times for path, times in tars.items() if "/shards/" in path}
+        if step in ("week 1", "week 2"):
+            assert not of_shards, "a build is published without reading what it has packed"
+        elif step == "look":
+            assert set(of_shards.values()) == {1}, "to verify a dataset reads each file of it once"
             remote.proxy.fail("503", share=0.01)  # to the end
+        remote.proxy.requests.clear()
     assert next(local, None) is None
     assert there.answers == here.answers
     assert len(there.answers) == 6
@@ -292,50 +295,42 @@ def _plain(name: str, data: bytes) -> bytes:
 
 
 PUBLISHER = """
-import pickle, sys
+import pickle, warnings
+warnings.simplefilter("ignore")
 from pipeline.publish import dataset, release
 from pipeline.errors import StoreError
 
-with open(sys.argv[1], "rb") as f:
-    what, subject, times = pickle.load(f)
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(times):
-    if what == "publish":
-        try:
-            release.publish(subject)
-            print("published", flush=True)
-        except StoreError as e:
-            print(e, flush=True)
-    else:
-        print(dataset.rollback(subject, "weekly", 1).release, flush=True)
+def answer(path):
+    with open(path, "rb") as f:
+        what, subject, times = pickle.load(f)
+    if what == "rollback":
+        return [dataset.rollback(subject, "weekly", 1).release for _ in range(times)]
+    try:
+        release.publish(subject)
+        return ["published"]
+    except StoreError as e:
+        return [str(e)]
 """
 
 
 @pytest.fixture
-def at_once(tmp_path: Path) -> Callable[..., list[list[str]]]:
-    """at_once("publish", [build, build], times=1): processes that begin together; the lines that each of them says."""
+def at_once(remote: Remote, tmp_path: Path) -> Iterator[Callable[..., list[list[Any]]]]:
+    """at_once("publish", [build, build], times=1): two processes that begin together; what each of them says."""
+    processes = [
+        Asked("import warnings; warnings.simplefilter('ignore')" + PUBLISHER, tmp_path / f"{i}.log") for i in range(2)
+    ]
 
-    def start(what: str, subjects: list[Any], times: int = 1) -> list[list[str]]:
-        processes = []
-        for number, subject in enumerate(subjects):
-            path = tmp_path / f"{number}.pickle"
+    def start(what: str, subjects: list[Any], times: int = 1) -> list[list[Any]]:
+        paths = [tmp_path / f"{number}.pickle" for number in range(len(subjects))]
+        for path, subject in zip(paths, subjects, strict=True):
             path.write_bytes(pickle.dumps((what, subject, times)))
-            words = [sys.executable, "-W", "ignore", "-c", PUBLISHER, str(path)]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            processes.append(subprocess.Popen(words, stdin=-1, stdout=-1, stderr=-1, text=True, env=environment))
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        said = [process.communicate(timeout=600) for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), said
-        return [out.splitlines() for out, _ in said]
+        with ThreadPoolExecutor() as threads:
+            return list(threads.map(lambda process, path: process(path), processes, paths))
 
-    return start
+    start("rollback", [None, None], times=0)  # both have imported all that they need
+    yield start
+    for process in processes:
+        process.close()
 
 
 def built(weeks: Any, root: str, week: str, pictures: list[int]) -> Build:
@@ -346,7 +341,7 @@ def built(weeks: Any, root: str, week: str, pictures: list[int]) -> Build:
 
 
 def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
-    remote: Remote, weeks: Any, at_once: Callable[..., list[list[str]]]
+    remote: Remote, weeks: Any, at_once: Callable[..., list[list[Any]]]
 ) -> None:
     root = f"{remote.url}/publishers"
     first = built(weeks, root, "2026-01-05", list(range(6)))
@@ -366,7 +361,7 @@ def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     assert verify(f"{root}/store/datasets/weekly/latest.json") == []
     # Many rounds: each makes a release, and two that made the same one would leave a gap, or a number twice.
     rounds, before = 12, releases.read().release
-    made = [[int(line) for line in lines] for lines in at_once("rollback", [winner.store] * 2, rounds)]
+    made = at_once("rollback", [winner.store] * 2, rounds)
     assert sorted(made[0] + made[1]) == list(range(before + 1, before + 1 + 2 * rounds))
     assert releases.numbers() == list(range(1, before + 1 + 2 * rounds))
     chain = [releases.read(number) for number in releases.numbers()]

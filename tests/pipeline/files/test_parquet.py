@@ -2,6 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.files.parquet import read_parquet, write_parquet
 
 WORK = """
 import sys
@@ -57,3 +64,17 @@ def test_where_pandas_is_imported_already_nothing_changes(tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     code = "import pandas\n" + WORK + "print(pa.array(pandas.Series([1.5, float('nan')])).null_count)"
     assert in_a_process(code, tmp_path) == ["True", "1"]
+
+
+@pytest.mark.parametrize("columns", [None, ["texts", "n"], ["n"]])
+def test_columns_come_in_the_order_in_which_they_are_asked_for_as_pyarrow_reads_them(
+    tmp_path: Path, columns: list[str] | None
+) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = [[{"kind": "alt", "text": "一"}], [], [{"kind": "tag", "text": "二"}]]
+    write_parquet(path, pa.table({"n": [1, 2, 3], "texts": texts, "name": ["一", "二", "二"]}), row_group_size=2)
+    expected = pq.read_table(path, columns=columns)
+    assert read_parquet(path, columns).equals(expected, check_metadata=True)
+    assert read_parquet(pa.BufferReader(path.read_bytes()), columns).equals(expected, check_metadata=True)
+    with pytest.raises(KeyError):
+        read_parquet(path, ["missing"])
