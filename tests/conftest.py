@@ -111,6 +111,14 @@ def one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: now))
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """tests/exported.py's Exported: a tiny checkpoint and its ONNX towers, which tests only read."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    return importlib.import_module("tests.exported").once(tmp_path_factory)
+
+
 @pytest.fixture
 def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
     """The build that `synthetic` makes below the test's folder."""

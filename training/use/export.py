@@ -135,7 +135,9 @@ def write_onnx(loaded: Loaded, image: Path, text: Path) -> None:
     about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
     _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
-    _write_onnx(_text_tower(model), _text_example(), "text_features", text, about)
+    # A tower that looks positions up is traced twice where the exporter has to find their number by itself.
+    most = {"tokens": loaded.config.text.max_positions}
+    _write_onnx(_text_tower(model), _text_example(), "text_features", text, about, most)
     model.to(loaded.device)
 
 
@@ -211,7 +213,9 @@ def _write_onnx(
     output: str,
     out: Path,
     about: dict[str, str],
+    most: dict[str, int] | None = None,
 ) -> None:
+    """`most`: the largest size of the dynamic axes that have one."""
     import torch
 
     axes = {name: dict(enumerate(names)) for name, (_, names) in example.items()}
@@ -222,7 +226,7 @@ def _write_onnx(
             input_names=list(example),
             output_names=[output],
             dynamic_shapes={
-                name: {axis: torch.export.Dim(word, min=1) for axis, word in named.items()}
+                name: {axis: torch.export.Dim(word, min=1, max=(most or {}).get(word)) for axis, word in named.items()}
                 for name, named in axes.items()
             },
             opset_version=_OPSET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from data_specs.search.picture_tower import PictureTower, grid_boxes
 from data_specs.search.queries import TextQuery
 from tests import towered
 from tests.drawn import blobs, encoded
-from tests.training.conftest import moved_checkpoint
+from tests.exported import Exported
 
 TEXTS = ["一只猫", "红烧肉的做法，ＡＢＣ", "", "长" * 90, "sky 蓝天"]
 
@@ -24,26 +25,20 @@ PICTURES = [blobs(1, (90, 70)), blobs(2, (64, 64)), blobs(3, (130, 200))]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint, and an index's folder with its text tower, beside which m.image.onnx lies."""
-    pytest.importorskip("onnxscript")
-    from training.use.export import export
-
-    folder = tmp_path_factory.mktemp("exported")
-    checkpoint = moved_checkpoint(folder / "run")
-    export(checkpoint, "onnx", folder / "m")
-    (folder / "index" / "queries").mkdir(parents=True)
-    (folder / "m.text.onnx").rename(folder / "index" / "queries" / "text.onnx")
-    return checkpoint, folder / "index"
+def index(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an index that has the checkpoint's text tower."""
+    folder = tmp_path_factory.mktemp("index")
+    (folder / "queries").mkdir()
+    shutil.copy(exported.folder / "m.text.onnx", folder / "queries" / "text.onnx")
+    return folder
 
 
 @pytest.mark.slow
-def test_a_text_has_the_vector_of_the_checkpoint(exported: tuple[Path, Path]) -> None:
+def test_a_text_has_the_vector_of_the_checkpoint(exported: Exported, index: Path) -> None:
     from training.use.embed import text_features
     from training.use.load import load
 
-    checkpoint, index = exported
-    loaded, query = load(checkpoint, "cpu"), TextQuery.open(index)
+    loaded, query = load(exported.checkpoint, "cpu"), TextQuery.open(index)
     expected = text_features(loaded, TEXTS).numpy()
     assert np.abs(query.encode(TEXTS) - expected).max() < 1e-4
     assert np.abs(query.encode([TEXTS[1]]) - expected[1]).max() < 1e-4
@@ -57,13 +52,12 @@ def test_a_text_has_the_vector_of_the_checkpoint(exported: tuple[Path, Path]) ->
 
 
 @pytest.mark.slow
-def test_a_picture_has_the_vector_of_the_checkpoint(exported: tuple[Path, Path]) -> None:
+def test_a_picture_has_the_vector_of_the_checkpoint(exported: Exported, index: Path) -> None:
     from training.data.transforms import input_boxes
     from training.use.embed import image_features
     from training.use.load import load
 
-    checkpoint, index = exported
-    loaded, tower = load(checkpoint, "cpu"), PictureTower.open(index.parent / "m.image.onnx", threads=1)
+    loaded, tower = load(exported.checkpoint, "cpu"), PictureTower.open(exported.folder / "m.image.onnx", threads=1)
     files = [(f"{n}", encoded(Image.fromarray(picture), "png")) for n, picture in enumerate(PICTURES)]
     expected = image_features(loaded, files, [None] * 3).numpy()
     features = tower.encode(PICTURES)
@@ -78,22 +72,22 @@ def test_a_picture_has_the_vector_of_the_checkpoint(exported: tuple[Path, Path])
 
 
 @pytest.mark.slow
-def test_no_torch_is_imported_for_it(exported: tuple[Path, Path]) -> None:
+def test_no_torch_is_imported_for_it(index: Path) -> None:
     import subprocess
 
     code = "import sys; from pathlib import Path; from data_specs.search.queries import TextQuery\n"
     code += (
         "print(TextQuery.open(Path(sys.argv[1])).encode(['猫']).shape, {'torch', 'transformers'} & set(sys.modules))"
     )
-    words = [sys.executable, "-c", code, str(exported[1])]
+    words = [sys.executable, "-c", code, str(index)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(1, 32) set()"
 
 
 @pytest.mark.slow
-def test_the_image_tower_is_no_text_tower(exported: tuple[Path, Path]) -> None:
+def test_the_image_tower_is_no_text_tower(exported: Exported) -> None:
     with pytest.raises(IndexFault, match=r"m.image.onnx: is no text tower of wenlan-train export --to onnx"):
-        TextQuery.open(exported[1].parent / "m.image.onnx")
+        TextQuery.open(exported.folder / "m.image.onnx")
 
 
 def test_what_is_no_tower_is_one_line(tmp_path: Path) -> None:

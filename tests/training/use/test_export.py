@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.exported import Exported
 from training import cli
 from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer, vocabulary_text
@@ -22,6 +23,9 @@ from training.records import Batch
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.export import export
+from training.use.load import load
+
+runtime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
@@ -49,21 +53,15 @@ def test_safetensors_holds_the_query_towers_with_what_one_must_know_to_use_them(
 
 
 @pytest.mark.slow
-def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
-    saved: tuple[Path, BriVL, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    folder, model, config = saved
-    assert cli.main(["export", str(folder), "--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--json"]) == 0
-    written = json.loads(capsys.readouterr().out)["out"]
-    assert written == [str(tmp_path / "m.image.onnx"), str(tmp_path / "m.text.onnx")]
-    image, text = (runtime.InferenceSession(file) for file in written)
+def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(exported: Exported) -> None:
+    loaded = load(exported.checkpoint, "cpu")
+    model, towers = loaded.model, (loaded.checkpoint.folder / "towers.safetensors").read_bytes()
+    image, text = (runtime.InferenceSession(exported.folder / f"m.{name}.onnx") for name in ("image", "text"))
     for session in (image, text):
         about = session.get_modelmeta().custom_metadata_map
-        assert from_dict(json.loads(about["config"])) == config
+        assert from_dict(json.loads(about["config"])) == loaded.checkpoint.config
         assert about["vocabulary"] == vocabulary_text(load_tokenizer("gb2312"))
-        assert about["towers_sha256"] == hashlib.sha256((folder / "towers.safetensors").read_bytes()).hexdigest()
+        assert about["towers_sha256"] == hashlib.sha256(towers).hexdigest()
         sizes = {name: about[name] for name in ("image_size", "max_boxes", "max_tokens", "feature_dim")}
         assert sizes == {"image_size": "64", "max_boxes": "4", "max_tokens": "16", "feature_dim": "32"}
         assert (about["recipe"], about["tokenizer"], about["detector"]) == ("tiny", "gb2312", "grid")
@@ -98,22 +96,28 @@ BERT = (
 )
 
 
-def of_transformers(family: str, *overrides: str) -> tuple[str, ...]:
-    """Both towers of a family of transformers, small, with BriVL's regions beside the image tower's own pool."""
+def of_image_tower(family: str) -> tuple[str, ...]:
+    """The image tower of a family of transformers, small, with BriVL's regions beside its own pool."""
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"patch_size": 16} | ({"num_patches": 16} if family == "siglip2" else {"image_size": 64})
-    text = {"projection_size": 32, "pad_token_id": 0} if family.startswith("siglip") else {"eos_token_id": 3}
     return (
         "image.encoder=clip_image",
         f"image.backbone=transformers/{family}",
         f"image.backbone_options={json.dumps(vision)}",
+    )
+
+
+def of_transformers(family: str) -> tuple[str, ...]:
+    """Both towers of a family."""
+    text = {"projection_size": 32, "pad_token_id": 0} if family.startswith("siglip") else {"eos_token_id": 3}
+    return (
+        *of_image_tower(family),
         "text.encoder=clip_text",
         f"text.backbone={family}",
         f"text.backbone_options={json.dumps(text)}",
         *(f"text.{name}" for name in ("backbone_width=32", "backbone_layers=2", "backbone_heads=4", "backbone_ffn=48")),
         "text.frozen_layers=1",
         "text.vocab_size=8192",
-        *overrides,
     )
 
 
@@ -127,18 +131,17 @@ KINDS = {
         "text.position_embedding=true",
         *BERT,
     ),
-    "patches": ("image.backbone=timm/test_vit", "image.frozen_stages=2", *BERT),
+    "patches": ("image.backbone=timm/test_vit", "image.frozen_stages=2"),
     **{family: of_transformers(family) for family in ("clip", "chinese_clip", "siglip", "siglip2")},
-    "clip without regions": of_transformers("clip", "data.max_boxes=0"),
+    "clip without regions": (*of_image_tower("clip"), "data.max_boxes=0"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path) -> None:
+def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Regions are pooled in the graph: any number of boxes, of pictures and of tokens, and those that only pad."""
     pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     config = resolve("tiny", KINDS[kind])
     model = BriVL(config).eval()
@@ -147,10 +150,12 @@ def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path) -> Non
             parameter.add_(0.05 * torch.randn_like(parameter))
     state, optimizer = RunState(1, 8, 0, (), (), "grid"), build_optimizer(model, config.optim)
     folder = save(tmp_path / "run", model, optimizer, config, load_tokenizer("gb2312"), state, 1)
-    export(folder, "onnx", tmp_path / "m")
+    assert cli.main(["export", str(folder), "--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["out"]
+    assert written == [str(tmp_path / "m.image.onnx"), str(tmp_path / "m.text.onnx")]
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    image, text = (runtime.InferenceSession(tmp_path / f"m.{name}.onnx", options) for name in ("image", "text"))
+    image, text = (runtime.InferenceSession(file, options) for file in written)
     generator = torch.Generator().manual_seed(0)
     most = config.data.max_tokens
     for count, boxes, length in ((1, 1, 3), (2, 3, 5), (5, 5, most), (3, 1, most)):

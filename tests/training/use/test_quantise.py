@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.exported import Exported
 from training import cli
 from training.use.load import load
+from training.use.quantise import quantise_text
 
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.slow
 
-MakeShards = Callable[..., Path]
 
-
-def test_its_loss_is_measured_said_and_kept_in_the_file(
-    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = make_shards(train=(2,), val=(20,))
-    words = ["export", checkpoint, "--to", "onnx", "--int8", "--out", tmp_path / "m.onnx", "--json"]
-    assert cli.main([*map(str, words), "--data", str(manifest)]) == 0
-    out, said = capsys.readouterr()
-    written = json.loads(out)
-    assert [Path(name).name for name in written["out"]] == ["m.image.onnx", "m.text.onnx", "m.text.int8.onnx"]
-    loss = written["int8_loss"]
+def test_its_loss_is_measured_said_and_kept_in_the_file(exported: Exported, tmp_path: Path) -> None:
+    loss = exported.written["int8_loss"]
+    names = [Path(name).name for name in exported.written["out"]]
+    assert names == ["m.image.onnx", "m.text.onnx", "m.text.int8.onnx"]
     assert loss["texts"] == 20
     assert 0.9 < loss["least_cosine"] <= loss["mean_cosine"] <= 1.0001
     assert loss["bytes"]["int8"] < loss["bytes"]["float"]
-    assert f"R@1 i2t {loss['r1']['i2t']['float']:.1%} -> {loss['r1']['i2t']['int8']:.1%}" in said
+    assert f"R@1 i2t {loss['r1']['i2t']['float']:.1%} -> {loss['r1']['i2t']['int8']:.1%}" in exported.said
 
-    float_file, int8_file = (runtime.InferenceSession(tmp_path / f"m.text{n}.onnx") for n in ("", ".int8"))
+    float_file, int8_file = (runtime.InferenceSession(exported.folder / f"m.text{n}.onnx") for n in ("", ".int8"))
     about = int8_file.get_modelmeta().custom_metadata_map
     assert json.loads(about["int8_loss"]) == loss
     own = float_file.get_modelmeta().custom_metadata_map
     assert {name: value for name, value in about.items() if name != "int8_loss"} == own
 
-    loaded = load(checkpoint, "cpu")
+    loaded = load(exported.checkpoint, "cpu")
     cosines = []
-    for batch in loaded.split_loader([str(manifest)], "val", tmp_path / "cache").once():
+    for batch in loaded.split_loader([str(exported.manifest)], "val", tmp_path / "cache").once():
         inputs = {"input_ids": batch.token_ids_BL.numpy(), "n_tokens": batch.n_tokens_B.numpy()}
         [a], [b] = (session.run(None, inputs) for session in (float_file, int8_file))
         cosines += np.einsum("nd,nd->n", a, b).tolist()
@@ -51,12 +44,8 @@ def test_its_loss_is_measured_said_and_kept_in_the_file(
     assert loss["least_cosine"] == pytest.approx(np.min(cosines), abs=1e-4)
 
 
-def test_without_a_dataset_random_texts_of_all_lengths_tell_it(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["export", str(checkpoint), "--to", "onnx", "--int8", "--out", str(tmp_path / "m.onnx"), "--json"]
-    assert cli.main(words) == 0
-    loss = json.loads(capsys.readouterr().out)["int8_loss"]
+def test_without_a_dataset_random_texts_of_all_lengths_tell_it(exported: Exported, tmp_path: Path) -> None:
+    loss = quantise_text(load(exported.checkpoint, "cpu"), exported.folder / "m.text.onnx", tmp_path / "int8.onnx")
     assert (loss["texts"], loss["of"], "r1" in loss) == (256, "random texts", False)
 
 
