@@ -89,24 +89,51 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     return Backbone(stages, int(model.num_features), head, tuple(about["mean"]), tuple(about["std"]))
 
 
+_SHAPES: dict[tuple[str, int], tuple[int, ...]] = {}
+"""Shapes of features by model and image size: a process that makes a model again need not trace it again."""
+
+
 def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:
     """Shape of `forward_features` of one image; nothing is computed. Raises ConfigError if there is no map in it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    device = next(model.parameters()).device
-    fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
+    if (name, image_size) in _SHAPES:
+        return _SHAPES[name, image_size]
     training = model.training
     model.eval()  # a batch norm that trains refuses a map of one pixel
     try:
-        with fake, torch.no_grad():
-            features: Any = model.forward_features(torch.zeros(1, 3, image_size, image_size, device=device))  # type: ignore[operator]
+        features = _traced(model, image_size)
     except (AssertionError, RuntimeError, ValueError) as e:
         raise ConfigError("data.image_size", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
     finally:
         model.train(training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise ConfigError("image.backbone", f"timm's {name} returns no feature map")
-    return tuple(features.shape)
+    return _SHAPES.setdefault((name, image_size), tuple(features.shape))
+
+
+class _Features(nn.Module):
+    """A model whose `forward` is its `forward_features`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model.forward_features(x)
+
+
+@torch.no_grad()
+def _traced(model: nn.Module, image_size: int) -> Any:
+    """`forward_features` of an image without contents."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    size, device, features = (1, 3, image_size, image_size), next(model.parameters()).device, _Features(model)
+    meta = {name: tensor.to("meta") for name, tensor in (*features.named_parameters(), *features.named_buffers())}
+    try:  # five times as fast as fake tensors
+        return torch.func.functional_call(features, meta, torch.zeros(size, device="meta"))
+    except Exception:  # a model that reads what is in its tensors, or one that does not take the size
+        fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake:
+            return features(torch.zeros(size, device=device))
 
 
 class _Map(nn.Module):
