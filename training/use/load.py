@@ -194,7 +194,10 @@ def _unfilled() -> AbstractContextManager[Any]:
     class Unfilled(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if getattr(func, "__name__", "") in _FILLS:  # of tensors, of torch.nn.init, and transformers' copies of it
-                return args[0] if args else kwargs["tensor"]
+                # Zeros rather than what lies there: torch draws a truncated normal again until it is within its bounds.
+                filled = args[0] if args else kwargs["tensor"]
+                filled.detach().zero_()
+                return filled
             return func(*args, **(kwargs or {}))
 
     return Unfilled()
