@@ -151,8 +151,8 @@ for line in sys.stdin:
                 words, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True
             )
 
-    def __call__(self, script: str, *words: object) -> list[str]:
-        """The lines that a script prints. Raises AssertionError with all that it said if it fails."""
+    def __call__(self, script: str, *words: object, code: int = 0) -> list[str]:
+        """The lines that a script prints. Raises AssertionError with all that it said if it ends with another code."""
         log = self._folder / "said.log"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -160,7 +160,7 @@ for line in sys.stdin:
         answer = self._process.stdout.readline()
         assert answer, self._log.read_text(errors="replace")[-3000:]
         said = log.read_text(encoding="utf-8", errors="replace")
-        assert int(answer) == 0, said[-3000:]
+        assert int(answer) == code, said[-3000:]
         return said.splitlines()
 
     def close(self) -> None:

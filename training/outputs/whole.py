@@ -201,7 +201,7 @@ class Sealed:
         path = self.verified(file)
         try:
             tensors = load_file(path)
-            damaged = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+            damaged = [n for n, t in tensors.items() if t.is_floating_point() and not all_finite(t)]
         except (SafetensorError, KeyError, ValueError, RuntimeError) as e:  # a type that torch lacks, or cannot judge
             reason = first_line(e)
             raise CheckpointError(str(path), f"not a safetensors file ({reason})") from None
@@ -209,6 +209,13 @@ class Sealed:
             problem = f"{damaged[0]} holds NaN or infinity; the run had gone wrong before it was saved"
             raise CheckpointError(str(path), problem)
         return tensors
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of a floating-point tensor is NaN or infinite."""
+    # A sum of which one number is not finite is not either; one that is too large is told apart by looking again.
+    summed = tensor.dtype.itemsize > 1  # torch does not add up float8
+    return (summed and bool(tensor.sum().isfinite())) or bool(tensor.isfinite().all())
 
 
 def _is_file(path: Path) -> bool:

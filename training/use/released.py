@@ -32,6 +32,7 @@ from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError, first_line
 from training.outputs.checkpoint import RELEASED_FILE, Checkpoint, save_imported
+from training.outputs.whole import all_finite
 from training.resolve import resolve
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[st
         if name not in read:
             continue  # optional
         tensor = read[name]
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise CheckpointError(str(file), f"{name} holds NaN or infinity; these weights are damaged")
         if slot.ours:
             ours = towers if slot.ours.startswith(QUERY_PREFIXES) else keys

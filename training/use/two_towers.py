@@ -34,6 +34,7 @@ from training.config import Config
 from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError, InputError, first_line
 from training.outputs.checkpoint import save_imported
+from training.outputs.whole import all_finite
 from training.resolve import resolve
 from training.towers.text_backbones import architecture, quiet
 from training.towers.two_tower_parts import FAMILIES
@@ -184,7 +185,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if missing:
         raise InputError(str(folder), f"its weights lack {len(missing)} tensors, first {missing[0]}")
     tensors: dict[str, Tensor] = {k: v.detach().to(torch.float32) for k, v in model.state_dict().items()}
-    damaged = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    damaged = [name for name, tensor in tensors.items() if not all_finite(tensor)]
     if damaged:
         raise InputError(str(folder), f"{damaged[0]} holds NaN or infinity; these weights are damaged")
     return tensors

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from training.errors import CheckpointError, RunError
-from training.outputs.whole import INDEX, Sealed, whole_file, whole_folder, write_tensors
+from training.outputs.whole import INDEX, Sealed, all_finite, whole_file, whole_folder, write_tensors
 
 
 def interrupted(writing: AbstractContextManager[Path], name: str) -> None:
@@ -116,3 +116,13 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     files = [*(tmp_path / "ck").iterdir(), tmp_path / "out.safetensors"]
     assert len(files) == 4
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
+def test_a_tensor_is_finite_where_each_number_is(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for numbers in ([], [0.0, -1.0], [largest] * 9, [-largest] * 9):  # the sums of the last two are not
+        assert all_finite(torch.tensor(numbers, dtype=torch.float64).to(dtype))
+    for wrong in (float("nan"), float("inf"), -float("inf")):
+        assert not all_finite(torch.tensor([1.0, wrong, largest, -float("inf")]).to(dtype))
+        assert not all_finite(torch.tensor([1.0] * 9 + [wrong]).to(dtype))

@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
 from data_specs.shard import ContractError
 from tests.places import ROOT
+from tests.processes import Forks
 from tests.training.conftest import picture as drawn
 from tests.training.conftest import sample, write_manifest, write_shard
 from training import cli
@@ -372,15 +371,25 @@ cli.main(sys.argv[2:])
 """The command, killed behind so many parts while the towers are at the next one: a kill from outside may come late."""
 
 
+@pytest.fixture
+def forks(tmp_path: Path) -> Iterator[Forks]:
+    """Processes that have imported what embeds pictures."""
+    imports = (
+        "import timm, torch\nfrom data_specs.search.index import IndexWriter\nfrom training.use import embedding\n"
+    )
+    started = Forks(imports, tmp_path, os.environ | {"PYTHONPATH": str(ROOT)})
+    yield started
+    started.close()
+
+
 @pytest.mark.slow
 def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
-    tmp_path: Path, moved: Callable[..., Path], run: Run
+    tmp_path: Path, moved: Callable[..., Path], run: Run, forks: Forks
 ) -> None:
     """Killed again and again, until it is done: what is left is what an undisturbed run leaves."""
-    checkpoint, folder = moved(tmp_path / "run"), pictures(tmp_path / "p", range(400))
-    words = [sys.executable, "-m", "training", "embed", str(checkpoint), "--images", str(folder), "--part-rows", "16"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    killed, i = 0, tmp_path / "killed"
+    checkpoint, folder = moved(tmp_path / "run"), pictures(tmp_path / "p", range(208))
+    words = [str(checkpoint), "--images", str(folder), "--part-rows", "16"]
+    i = tmp_path / "killed"
     records = i / "_writing"
 
     def committed() -> dict[str, int]:
@@ -388,20 +397,16 @@ def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
 
     for wanted in (3, 11):
         before = committed()
-        script = [sys.executable, "-c", _KILLED, str(wanted - len(before)), *words[3:], "--index", str(i)]
-        done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-        killed += 1
+        forks(_KILLED, wanted - len(before), "embed", *words, "--index", i, code=-signal.SIGKILL)
         after = committed()
         assert len(after) == wanted
         assert before.items() <= after.items()  # no part that was there was made again
         assert not (i / "index.json").exists()
         with pytest.raises(IndexFault, match="is not finished"):
             read_index(i)
-    code, _, said = run(*words[4:], "--index", i)  # the same command, in this process
+    code, _, said = run(*words, "--index", i)  # the same command
     assert (code, "parts of" in said) == (0, True)
-    assert run(*words[4:], "--index", tmp_path / "whole")[0] == 0
-    assert killed == 2
+    assert run(*words, "--index", tmp_path / "whole")[0] == 0
     left, whole = bytes_of(i), bytes_of(tmp_path / "whole")
     for name in ("img_emb", "metadata", "rows"):
         ours = {path: content for path, content in left.items() if path.startswith(name)}
