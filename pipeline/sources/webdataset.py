@@ -7,23 +7,30 @@ else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
 
 A sample with a member that cannot be read is one Decision, and so is what comes after the place where a tar breaks off.
 
-Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once in each process that reads
-pictures from it. Members above 64 MiB and sparse ones are not read.
+Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed in each process that reads pictures
+from it, once as long as 256 MB hold the indexes of all tars: 20 bytes a picture, 12 million pictures. Members above
+64 MiB and sparse ones are not read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
 import tarfile
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
@@ -122,15 +129,26 @@ class WebDataset(FileSource):
         if not image_url.startswith(prefix):
             return None
         shard, _, member = image_url[len(prefix) :].partition("/")
-        file = next((f for f in self.files() if f.rpartition("/")[2] == unquote(shard)), None)
-        if file is None:
+        tar = self._tar(unquote(shard))
+        place = _INDEXES.of(*tar).place(unquote(member)) if tar else None
+        if tar is None or place is None:
             return None
-        place = _index(file, json.dumps(version(file))).get(unquote(member))
-        if place is None:
-            return None
-        with fsspec.open(file, "rb") as f:
+        with fsspec.open(tar[0], "rb") as f:
             f.seek(place[0])
             return bytes(f.read(place[1]))
+
+    def _tar(self, name: str) -> tuple[str, str] | None:
+        """The tar of this name and its version; None if there is none. Raises SourceError for one that cannot be read.
+
+        Tars are listed once for all pictures, and anew where one came or went since.
+        """
+        listed = _listed(self)
+        if name in listed:
+            with contextlib.suppress(SourceError):  # it went since; or its disk fails, which is said below
+                return listed[name], json.dumps(version(listed[name]))
+        _listed.cache_clear()
+        listed = _listed(self)
+        return (listed[name], json.dumps(version(listed[name]))) if name in listed else None
 
     def files(self) -> list[str]:
         """The tars that `path` names. Raises SourceError, also for two of one name: addresses hold the tar's name."""
@@ -217,19 +235,82 @@ def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | E
     return opened.read()
 
 
-@lru_cache(maxsize=64)
-def _index(file: str, _version: str) -> dict[str, tuple[int, int]]:
-    """Name of each file of a tar -> (offset, size), up to where it breaks off.
+@lru_cache(maxsize=16)
+def _listed(source: WebDataset) -> dict[str, str]:
+    """The tars of a source by their names."""
+    return {file.rpartition("/")[2]: file for file in source.files()}
 
-    `_version` makes a changed tar another entry of the cache.
-    """
-    places: dict[str, tuple[int, int]] = {}
-    with (
-        fsspec.open(file, "rb") as f,
-        tarfile.open(fileobj=f, mode="r:") as tar,
-        contextlib.suppress(tarfile.TarError, EOFError),  # where it breaks off: `read` has said so
-    ):
-        for member in tar:
-            if member.isfile() and not member.issparse() and member.size <= MAX_MEMBER:
-                places[member.name.removeprefix("./")] = (member.offset_data, member.size)
-    return places
+
+INDEXED_BYTES = 256 << 20
+"""Bytes of the indexes of tars that a process holds."""
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where the pictures [N] of a tar lie, up to where it breaks off: digests of their names, ascending, with offset
+    and size of each. Of two of one name the later one comes later."""
+
+    names: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+
+    @staticmethod
+    def of(file: str) -> _Index:
+        """Index a tar."""
+        places = list[tuple[int, int, int]]()
+        with (
+            fsspec.open(file, "rb") as f,
+            tarfile.open(fileobj=f, mode="r:") as tar,
+            contextlib.suppress(tarfile.TarError, EOFError),  # where it breaks off: `read` has said so
+        ):
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+                name = member.name.removeprefix("./")
+                is_whole = member.isfile() and not member.issparse() and member.size <= MAX_MEMBER
+                if is_whole and name.lower().endswith(SUFFIXES):
+                    places.append((_digest(name), member.offset_data, member.size))
+        names, offsets, sizes = zip(*places, strict=True) if places else ((), (), ())
+        digests = np.array(names, np.uint64)
+        order = np.argsort(digests, kind="stable")
+        return _Index(digests[order], np.array(offsets, np.int64)[order], np.array(sizes, np.int32)[order])
+
+    def place(self, name: str) -> tuple[int, int] | None:
+        """Offset and size of a picture; None if there is no such picture."""
+        digest = np.uint64(_digest(name))
+        at = int(np.searchsorted(self.names, digest, side="right")) - 1
+        return (int(self.offsets[at]), int(self.sizes[at])) if at >= 0 and self.names[at] == digest else None
+
+    @property
+    def bytes(self) -> int:
+        return self.names.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+
+def _digest(name: str) -> int:
+    """64 bits of a member's name: of the pictures of a tar no two meet by chance."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+class _Indexes:
+    """Indexes of tars, the latest asked for within INDEXED_BYTES. A changed tar is another one, by its version."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[str, str], _Index] = OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def of(self, file: str, version: str) -> _Index:
+        """The index of a tar."""
+        with self._lock:
+            if (file, version) in self._held:
+                self._held.move_to_end((file, version))
+                return self._held[file, version]
+        index = _Index.of(file)
+        with self._lock:
+            if (file, version) not in self._held:
+                self._held[file, version] = index
+                self._bytes += index.bytes
+            while self._bytes > INDEXED_BYTES and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].bytes
+        return index
+
+
+_INDEXES = _Indexes()

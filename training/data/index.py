@@ -386,11 +386,13 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
     """
     shards = [index_plain_tar(tar, cache) for tar in tars]
     content, former = hashlib.sha256(), hashlib.sha256()
-    for number, shard in enumerate(shards):
+    seen = 0
+    for shard in shards:
         table = read_index(shard.index)
         texts = table["texts"].combine_chunks()
         ids, leaders = table["candidate_id"].to_pylist(), texts.flatten().field("text_leader").to_pylist()
-        former.update("\n".join(["", *ids] if number else ids).encode())
+        former.update("\n".join(["", *ids] if seen else ids).encode())
+        seen += len(ids)
         for column in (ids, table["sha256"].to_pylist(), texts.value_lengths().to_pylist(), leaders):
             content.update("\n".join([str(len(column)), *map(str, column)]).encode())
     return _Opened(tars[0], {}, shards, content.hexdigest(), GRID, former=former.hexdigest())

@@ -16,6 +16,7 @@ from PIL import Image
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
 from pipeline.records import PROVENANCE, Decision, Provenance, sha256_hex
+from pipeline.sources import FileSource
 from pipeline.sources.webdataset import WebDataset
 from pipeline.stages import STAGES
 from pipeline.store.partitions import DECISIONS
@@ -45,6 +46,55 @@ def test_tars_that_webdataset_wrote_are_read(tmp_path):
     one, two = read(source)
     assert (texts(one), texts(two)) == ([("caption", "故宫雪景")], [("alt", "云")])
     assert [source.read_image(c.image_url) for c in (one, two)] == [b"\xff\xd8one", b"two"]
+
+
+def test_pictures_of_many_tars_are_read_in_any_order_and_each_tar_is_indexed_once(tmp_path, monkeypatch):
+    for number in range(100):  # a partition of fetch has pictures of all tars of a source, in the order of a hash
+        tar(tmp_path / f"{number:03d}.tar", {f"{name}.jpg": f"{number} {name}" for name in "abc"})
+    source, opened, looked = tars(str(tmp_path / "*.tar")), [], []
+    whole, every = tarfile.open, FileSource.files
+    monkeypatch.setattr(tarfile, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
+    monkeypatch.setattr(FileSource, "files", lambda self: looked.append(1) or every(self))
+    for name in "cab":
+        for number in range(100):
+            url = f"webdataset:///s/{number:03d}.tar/{name}.jpg"
+            assert source.read_image(url) == f"{number} {name}".encode()
+    assert (len(opened), len(looked)) == (100, 1)
+    assert source.read_image("webdataset:///s/000.tar/d.jpg") is None
+
+
+def test_indexes_that_find_no_room_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.webdataset.INDEXED_BYTES", 50)  # two pictures
+    for name in "ab":
+        tar(tmp_path / f"{name}.tar", {"1.jpg": f"{name}1", "2.jpg": f"{name}2"})
+    source = tars(str(tmp_path / "*.tar"))
+    for shard, number in ["a1", "b1", "a2", "b2", "b1"]:
+        assert source.read_image(f"webdataset:///s/{shard}.tar/{number}.jpg") == f"{shard}{number}".encode()
+
+
+def test_a_tar_that_comes_changes_or_goes_is_seen(tmp_path):
+    source = tars(str(tmp_path / "*.tar"))
+    tar(tmp_path / "a.tar", {"1.jpg": "one", "2.jpg": "first"})
+    assert source.read_image("webdataset:///s/a.tar/1.jpg") == b"one"
+    assert source.read_image("webdataset:///s/b.tar/1.jpg") is None
+    tar(tmp_path / "b.tar", {"1.jpg": "two"})
+    assert source.read_image("webdataset:///s/b.tar/1.jpg") == b"two"
+    tar(tmp_path / "a.tar", {"2.jpg": "another"})
+    assert source.read_image("webdataset:///s/a.tar/2.jpg") == b"another"
+    (tmp_path / "a.tar").unlink()
+    assert source.read_image("webdataset:///s/a.tar/2.jpg") is None
+    (tmp_path / "b.tar").unlink()
+    with pytest.raises(SourceError, match="matches no file"):
+        source.read_image("webdataset:///s/b.tar/1.jpg")
+
+
+def test_of_two_members_of_one_name_the_later_is_the_picture(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as f:
+        for data in (b"before", b"after!"):
+            info = tarfile.TarInfo("1.jpg")
+            info.size = len(data)
+            f.addfile(info, io.BytesIO(data))
+    assert tars(str(tmp_path / "a.tar")).read_image("webdataset:///s/a.tar/1.jpg") == b"after!"
 
 
 def test_our_own_shards_are_a_source(tmp_path):
