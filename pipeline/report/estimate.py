@@ -11,7 +11,7 @@ around it. Steps that one worker does alone, and the driver, are the serial shar
 Without such a build, ASSUMED stands in its place. What politeness costs follows from the spec alone: a host is asked
 once per `delay_s`, whatever the machine.
 
-Limits: checked up to 100,000 drawn pairs on one machine (README of tests/benchmarks), extrapolated beyond. A stage
+Limits: checked up to a million drawn pairs on one machine (README of tests/benchmarks), extrapolated beyond. A stage
 whose caches were warm in the reference, or will be in the build, costs less or more. Waiting for slow hosts is in
 `seconds`, not in CPU seconds. Start-up of Ray and of its workers is in neither.
 """

@@ -67,9 +67,11 @@ def test_indexes_that_find_no_room_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.sources.webdataset.INDEXED_BYTES", 50)  # two pictures
     for name in "ab":
         tar(tmp_path / f"{name}.tar", {"1.jpg": f"{name}1", "2.jpg": f"{name}2"})
-    source = tars(str(tmp_path / "*.tar"))
+    source, opened, whole = tars(str(tmp_path / "*.tar")), [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
     for shard, number in ["a1", "b1", "a2", "b2", "b1"]:
         assert source.read_image(f"webdataset:///s/{shard}.tar/{number}.jpg") == f"{shard}{number}".encode()
+    assert len(opened) == 4, "no more is held than there is room for"
 
 
 def test_a_tar_that_comes_changes_or_goes_is_seen(tmp_path):
