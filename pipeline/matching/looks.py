@@ -132,11 +132,14 @@ class Family:
 
 
 def families(radius: int) -> tuple[Family, ...]:
-    """The whole with every part, and each other hash with the same: halves of every picture within half the radius,
-    fine halves within three quarters."""
+    """The whole with every part, and each other hash with the same: halves of every picture within half the radius.
+
+    Of fine hashes, which maps verify, the whole is compared within a bit more than the radius: thin lines make them
+    tremble.
+    """
     coarse = (Family((part,), part, radius if part == CONTENT else radius // 2) for part in (CONTENT, *_HALVES))
     fine = (
-        Family(parts, parts[0], radius * 3 // 4 if number else radius, fine=True)
+        Family(parts, parts[0], radius if number else radius + 1, fine=True)
         for number, parts in enumerate(details.FAMILIES)
     )
     return (Family(tuple(range(GRIDS)), 0, radius), *coarse, *fine)

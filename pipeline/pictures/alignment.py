@@ -20,8 +20,8 @@ import numpy.typing as npt
 from pipeline.pictures import signatures
 from pipeline.pictures.details import GREY, SIDE, Maps
 
-BEYOND, BEYOND_SHARE = 20, 15
-"""Not alike if more than 15% of the cells are more than 20 grey levels beyond those around them in the other one."""
+BEYOND, BEYOND_SHARE = 20, 20
+"""Not alike if more than 20% of the cells are more than 20 grey levels beyond those around them in the other one."""
 
 MOST, VERY, CLEAR = 10, 15, 17
 """Cells that may differ: less than a word of a dialog. None by 15 tenths of what counts as a difference; by 17 tenths,
@@ -30,18 +30,23 @@ a picture is clearly another one."""
 AS_FAR = 186
 """Grey levels of a difference at a threshold of 1: 13 at the default of 0.07."""
 
+SAME_FRAME, FRAMED = 0.6, 0.006
+"""The share of a difference that counts where no edge is off by more than 0.006 of a side: nothing was cut off or added
+then, and a cell of one picture is a cell of the other."""
+
 _EDGE = -(-signatures.EDGE * SIDE // signatures.SIDE)
 
 LITTLE = 15
 """Maps of which no more than 15% of the cells differ lie well over each other."""
 
-STAMP_LEAST, STAMP_WIDE = 15, 4
-"""Thousandths of the cells that must differ for a stamp, as less may be the words of another dialog; and half lengths
-of its height that it must be wide: a sign that is filled in another way is no line of text."""
+STAMP_LEAST, STAMP_WORD, STAMP_LINE, STAMP_WIDE = 8, 15, 10, 4
+"""Thousandths of the cells that must differ for a stamp, and those below which a word of another dialog differs, unless
+it is as long as a line of so many cells; and half lengths of its height that a stamp must be wide: a sign that is
+filled in another way is no line of text."""
 
-STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 45, 25, 5
-"""What is forgiven as a stamp: at most 12% of the cells, at least 45% of them different and by 25 grey levels
-on average, with 5 different cells outside of it at most."""
+STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 35, 24, 3
+"""What is forgiven as a stamp: at most 12% of the cells, at least 35% of them different and by 24 grey levels
+on average, with 3 different cells outside of it at most."""
 
 _MOVED, _FAR, _OVERLAP = 0.02, 0.06, 0.7
 """How far scales and shifts of an alignment that counts may be off those that the hashes say (a small and a large
@@ -54,6 +59,10 @@ _WEIGHT = 1 << 6
 
 NEARLY, GAIN, ADDED = 40, (0.9, 1.1), 15
 """A copy may have a tenth more or less contrast and 15 grey levels more or less, as cells less than 40 apart tell."""
+
+_APART, _REACH = 0.4, 0.75
+"""Cells between the edges of two pictures from which one goes on beyond the other, and from an edge to the centre of a
+cell that may reach over it."""
 
 _EDGES = 5
 """One part in five of the contrast around a cell is taken off its difference."""
@@ -137,7 +146,9 @@ def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: floa
     aligned[~sane] = (1, 0, 1, 0)
     moved, inside = _warped(a, aligned, SIDE, whole=True)
     sane &= np.count_nonzero(inside, axis=(1, 2)) >= _OVERLAP * SIDE * SIDE
-    agree, clear = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold)
+    inside &= _unmixed(aligned)
+    stricter = np.where(np.abs(aligned - (1, 0, 1, 0)).max(axis=1) < FRAMED, SAME_FRAME, 1)
+    agree, clear = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
     return sane & agree & (off < _MOVED), sane & clear & ~agree
 
 
@@ -219,22 +230,47 @@ def _sampled(scale: Floats, shift: Floats, side: int, whole: bool) -> tuple[Floa
     return sampled, within
 
 
-def _agree(a: Floats, b: Floats, inside: Flags, threshold: float) -> tuple[Flags, Flags]:
+def _unmixed(aligned: Floats) -> Flags:
+    """[N, SIDE, SIDE] cells but for those at the edges of either picture where the other one goes on beyond them.
+
+    What lies beyond, such as a border, is mixed into a cell that reaches over the edge.
+    """
+    across, down = _unmixed_along(aligned[:, 0], aligned[:, 1]), _unmixed_along(aligned[:, 2], aligned[:, 3])
+    return down[:, :, None] & across[:, None, :]
+
+
+def _unmixed_along(scale: Floats, shift: Floats) -> Flags:
+    """[N, SIDE] the same along an axis."""
+    begin, end = shift * SIDE, (scale + shift - 1) * SIDE  # of the second picture, from the first one's, in its cells
+    centre = begin[:, None] + scale[:, None] * (np.arange(SIDE) + 0.5)
+    unmixed = np.ones(centre.shape, np.bool_)
+    unmixed[(centre < _REACH) & (begin < -_APART)[:, None]] = False
+    unmixed[(centre > SIDE - _REACH) & (end > _APART)[:, None]] = False
+    unmixed[begin > _APART, 0] = False
+    unmixed[end < -_APART, -1] = False
+    return unmixed
+
+
+def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats) -> tuple[Flags, Flags]:
     """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a stamp, and whether they clearly
-    differ in places, most of them being the same; both in levels times _WEIGHT^2."""
+    differ in places, most of them being the same; both in levels times _WEIGHT^2.
+
+    stricter [N]: shares of what counts as a difference by which planes without a stamp are judged.
+    """
     unit = _WEIGHT**2 / GREY  # a grey level
     a = _as_bright(a, b, inside, unit)
     apart = (b - a) * inside
     contrast = np.minimum(_range(a), _range(b))
-    off = _EDGES * np.abs(_sums(apart)) - _sums(contrast)  # of 3 x 3 cells, in fifths
     limit = _EDGES * 9 * threshold * AS_FAR * unit
-    far, very = off > limit, off * 10 > VERY * limit
-    agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < MOST) & ~very.any(axis=(1, 2))
+    off = (_EDGES * np.abs(_sums(apart)) - _sums(contrast)) / limit  # of 3 x 3 cells
+    judged = off / stricter[:, None, None]
+    far = judged > 1
+    agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < MOST) & ~(judged * 10 > VERY).any(axis=(1, 2))
     for row in np.flatnonzero(~agree):
-        agree[row] = _is_stamped(far[row], very[row], np.abs(apart[row]) / unit)
-    middle = off[:, _EDGE : SIDE - _EDGE]  # a text along the upper or lower edge is forgiven, as by grids
+        agree[row] = _is_stamped(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
+    middle = judged[:, _EDGE : SIDE - _EDGE]  # a text along the upper or lower edge is forgiven, as by grids
     little = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
-    clear: Flags = (middle * 10 > CLEAR * limit).any(axis=(1, 2)) & little
+    clear: Flags = (middle * 10 > CLEAR).any(axis=(1, 2)) & little
     return agree, clear
 
 
@@ -268,6 +304,7 @@ def _is_stamped(far: Flags, very: Flags, apart: Floats) -> bool:
     within, size = np.count_nonzero(far[block]), far[block].size
     return bool(
         within * 1_000 >= STAMP_LEAST * far.size
+        and (within * 1_000 >= STAMP_WORD * far.size or far[block].shape[1] >= STAMP_LINE)
         and 2 * far[block].shape[1] >= STAMP_WIDE * far[block].shape[0]
         and np.count_nonzero(far) - within <= STAMP_OUTSIDE
         and np.count_nonzero(very) == np.count_nonzero(very[block])

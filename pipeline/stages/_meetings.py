@@ -37,7 +37,7 @@ from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.store import Store
 
-VERSION = 3
+VERSION = 4
 """Of `deal` and `meet`."""
 
 FEWEST = 50_000

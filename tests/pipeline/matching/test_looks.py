@@ -134,4 +134,4 @@ def test_families_hold_every_hash_and_ask_by_the_first() -> None:
         of = [family for family in families(4) if family.fine == fine]
         assert {part for family in of for part in family.parts} == set(range(count))
         assert all(family.asks == family.parts[0] for family in of)
-        assert [family.radius for family in of] == ([4, 3, 3, 3, 3] if fine else [4, 4, 2, 2])
+        assert [family.radius for family in of] == ([5, 4, 4, 4, 4] if fine else [4, 4, 2, 2])

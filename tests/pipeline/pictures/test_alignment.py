@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.pictures import alignment
 from pipeline.pictures.decode import decode
-from pipeline.pictures.details import BOXES_OF_PARTS, squares_of
+from pipeline.pictures.details import BOXES_OF_PARTS, SIDE, squares_of
 from tests.drawn import encoded
 from tests.windows import WORDS, bordered, cropped, dialog, stamped
 
@@ -40,6 +40,14 @@ def test_copies_of_copies_agree_once_they_are_aligned() -> None:
     assert alike(framed, image.crop((0, 0, 480, 384)), 8)
 
 
+@pytest.mark.parametrize("curve", [12, 14])
+def test_charts_of_one_frame_are_told_apart_by_less_than_cut_ones(curve: int) -> None:
+    image, other = dialog(*WORDS), dialog(*WORDS, curve=curve)
+    assert not alike(image, other)
+    assert not alike(image.resize((250, 200), Image.Resampling.LANCZOS), other)
+    assert alike(bordered(image), other, 1)  # what cells that lie elsewhere differ by may be more
+
+
 @pytest.mark.parametrize("row", range(len(WORDS)))
 def test_dialogs_with_other_words_in_a_row_are_two_pictures(row: int) -> None:
     others = list(WORDS)
@@ -58,3 +66,34 @@ def test_one_dense_block_is_a_stamp_and_two_of_them_are_not() -> None:
     assert alike(image, once)
     assert alike(bordered(image), once, 1)
     assert not alike(image, stamped(image, (40, 330), (200, 100)))
+
+
+@pytest.mark.parametrize("size", [18, 20])
+def test_a_line_of_small_letters_on_a_framed_copy_is_a_stamp(size: int) -> None:
+    dark = ImageOps.invert(dialog(*WORDS))
+    once = stamped(dark, (40, 330), size=size)
+    assert alike(dark, once)
+    assert alike(bordered(dark), once, 1)  # the white frame is mixed into the cells at its edges
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "missing"),
+    [
+        (0.0, 1.0, set()),  # one frame
+        (0.005, 0.995, set()),  # less than half a cell off
+        (-0.02, 1.02, {0, SIDE - 1}),  # the second picture goes on beyond the first
+        (0.02, 0.98, {0, SIDE - 1}),  # and the other way round
+        (-0.04, 0.96, {0, 1, SIDE - 1}),
+        (-0.06, 1.0, {0, 1, 2}),
+    ],
+)
+def test_cells_that_reach_over_an_edge_are_not_compared(begin: float, end: float, missing: set[int]) -> None:
+    """What lies beyond is black or white, everywhere else the pictures are one."""
+    plane = np.full((SIDE, SIDE), 30, np.uint8)
+    other = plane.copy()
+    other[:, sorted(missing)] = 63
+    starts = np.array([[end - begin, begin, 1, 0]])
+    assert alignment.judged(plane[None], other[None], starts, THRESHOLD)[0][0]
+    if SIDE - 1 not in missing:
+        other[:, -1] = 63
+        assert not alignment.judged(plane[None], other[None], starts, THRESHOLD)[0][0]
