@@ -31,7 +31,9 @@ from ray_tasks import RUNTIME_ENV, param, ray_job, run_params
 KINDS = ("url", "domain", "sha256", "like")
 """Kinds of takedowns, which are options of `wenlan-data forget`."""
 AT_ONCE = 200
-"""Takedowns per command, since the length of a command line is limited."""
+"""Takedowns per command."""
+LONGEST = 128_000
+"""Bytes of all commands of a job at most: Ray hands them to `sh -c` as one argument, of which Linux takes 131,071."""
 
 PARAMS = {
     "store": param("store", "STORE: what all builds share"),
@@ -81,9 +83,14 @@ def plan() -> dict[str, Any]:
     before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
     options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
     parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
+    forget = " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
+    if (size := len(forget.encode())) > LONGEST:
+        raise AirflowFailException(
+            f"takedowns: {params['takedowns']}: its {len(options):,} takedowns make a command of {size:,} bytes, a job "
+            f"takes {LONGEST:,}; take out lines that an earlier run has applied, since STORE knows those for good"
+        )
     return {
-        "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
-        or "echo the list of takedowns is empty",
+        "takedowns": forget or "echo the list of takedowns is empty",
         "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} "
         f"--keep-releases {params['keep_releases']} --json",
         "prune": f"wenlan-data regions prune --store {store} --before {before:%Y-%m-%d} --json",

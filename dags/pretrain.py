@@ -167,11 +167,16 @@ def _published_before(out: str, events: Any) -> str:
     A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.
     """
     last = ""
-    for event in events:
-        if event.extra.get("run") == out:
+    for extra in _published(events):
+        if extra.get("run") == out:
             break
-        last = event.extra["checkpoint"]
+        last = extra["checkpoint"]
     return last
+
+
+def _published(events: Any) -> list[dict[str, Any]]:
+    """Extras of the events that name a checkpoint, oldest first: one that was made on Airflow's page names none."""
+    return [event.extra for event in events if "checkpoint" in event.extra]
 
 
 @task
@@ -185,8 +190,8 @@ def evaluation(manifest: str, fitted: dict[str, Any]) -> str:
 @task(inlets=[CHECKPOINT])
 def evaluation_of_last(manifest: str, fitted: dict[str, Any]) -> str:
     """The command that evaluates the checkpoint published last; skipped if there is none, or if it is the new one."""
-    events = get_current_context()["inlet_events"][CHECKPOINT]
-    last = events[-1].extra["checkpoint"] if len(events) else ""
+    published = _published(get_current_context()["inlet_events"][CHECKPOINT])
+    last = published[-1]["checkpoint"] if published else ""
     if last in ("", fitted.get("checkpoint")):
         raise AirflowSkipException("no other checkpoint was published before")
     return _evaluation(last, manifest)

@@ -110,9 +110,12 @@ def credentials_in(text: str) -> str:
 
 
 _KEY = re.compile(
-    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@", re.I
+    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:(?=\S)"
+    r"|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@",
+    re.I,
 )
-"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do."""
+"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do. A colon that ends
+the word is one of a sentence, or of YAML."""
 
 _USERINFO = re.compile(r"//[^/\s\"']*@")
 

@@ -213,6 +213,8 @@ def test_an_error_of_a_store_leaves_a_worker() -> None:
         ("s3://bucket/2026-01-01T00:00:00/x", False),
         ("http://a:b@host/x", False),  # of a site: sent to it, and kept in one private file
         ("photos/s3:a@b", False),
+        ("description: the pictures of s3://bucket: raw scans", False),  # a colon of the sentence
+        ("# s3://bucket:\nname: x", False),
         ("", False),
     ],
 )
