@@ -390,9 +390,9 @@ def _opened(folder: Path) -> _State:
 
 def _mapped(folder: Path, index: IndexFile) -> _State:
     """Raises what `_opened` catches for a file that is not there or not whole, or that does not fit the others."""
-    for file in index.files():
-        if (size := (folder / file.path).stat().st_size) != file.bytes:
-            raise ValueError(f"{file.path}: {size:,} bytes, not {file.bytes:,}")
+    for own in index.files():
+        if (size := (folder / own.path).stat().st_size) != own.bytes:
+            raise ValueError(f"{own.path}: {size:,} bytes, not {own.bytes:,}")
     tables = tuple(rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts)
     counts = [part.rows for part in index.parts]
     if [table.num_rows for table in tables] != counts or sum(counts) != index.rows:
