@@ -32,7 +32,7 @@ _READ = 10_000
 square of their number where they are marks stacked on one letter, minutes for 1 MB."""
 
 MOST_IDS = 1 << 20
-"""Tokens of a tokenizer.json: XLM-V's million is the largest vocabulary. A list is made of them up to the largest id."""
+"""Largest id of a tokenizer.json, up to which a list is made: XLM-V's million is the largest vocabulary."""
 
 _HAN = "\u2e80-\u9fff\uf900-\ufaff"
 _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
