@@ -18,7 +18,6 @@ WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and WENLAN_HOUSEKEEPING_SCHED
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
 
 KINDS = ("url", "domain", "sha256", "like")
 """Kinds of takedowns, which are options of `wenlan-data forget`."""
@@ -39,19 +38,19 @@ PARAMS = {
     "store": param("store", "STORE: what all builds share"),
     "takedowns": param("takedowns", "list of takedowns, as Airflow's workers see it; empty: no takedowns"),
     "keep_builds": Param(
-        int(os.environ.get("WENLAN_KEEP_BUILDS", "8")),
+        int(setting("KEEP_BUILDS", "8")),
         type="integer",
         minimum=1,
         description="builds of each dataset to keep whole",
     ),
     "keep_releases": Param(
-        int(os.environ.get("WENLAN_KEEP_RELEASES", "26")),
+        int(setting("KEEP_RELEASES", "26")),
         type="integer",
         minimum=1,
         description="releases of each dataset to keep, with the builds that they list",
     ),
     "keep_region_days": Param(
-        int(os.environ.get("WENLAN_KEEP_REGION_DAYS", "180")),
+        int(setting("KEEP_REGION_DAYS", "180")),
         type="integer",
         minimum=1,
         description="days to keep the boxes of a detector that no build uses any more",
@@ -61,7 +60,7 @@ PARAMS = {
 
 
 @dag(
-    schedule=CronTriggerTimetable(os.environ.get("WENLAN_HOUSEKEEPING_SCHEDULE", "0 1 * * *"), timezone="UTC"),
+    schedule=CronTriggerTimetable(setting("HOUSEKEEPING_SCHEDULE", "0 1 * * *"), timezone="UTC"),
     catchup=False,
     max_active_runs=1,
     params=PARAMS,

@@ -42,7 +42,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_params, setting
 
 log = logging.getLogger("airflow.task")
 
@@ -65,14 +65,14 @@ PARAMS = {
         description="more of them, for a run that begins from the checkpoint published last",
     ),
     "new_weight": Param(
-        float(os.environ.get("WENLAN_NEW_WEIGHT", "1")),
+        float(setting("NEW_WEIGHT", "1")),
         type="number",
         minimum=0.01,
         description="how often a sample of the newest build is seen for each time that an older one is",
     ),
-    "workers": Param(int(os.environ.get("WENLAN_TRAIN_WORKERS", "1")), type="integer", minimum=1),
+    "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "margin": Param(
-        float(os.environ.get("WENLAN_MARGIN", "0.01")),
+        float(setting("MARGIN", "0.01")),
         type="number",
         minimum=0,
         maximum=1,
@@ -86,7 +86,7 @@ PARAMS = {
 def pretrain() -> None:
     planned = plan()
     fitted = ray_job.override(group_id="fit")(planned["fit"])
-    gpus = float(os.environ.get("WENLAN_EVAL_GPUS", "0"))
+    gpus = float(setting("EVAL_GPUS", "0"))
     new = ray_job.override(group_id="evaluate")(evaluation(planned["manifest"], fitted), "", gpus)
     last = ray_job.override(group_id="evaluate_last")(evaluation_of_last(planned["manifest"], fitted), "", gpus)
     publish(planned, fitted, judge(new, last))

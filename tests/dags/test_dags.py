@@ -92,6 +92,16 @@ def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(tmp_path: 
                 assert name.replace(".wait", ".stop") in task["then"], "whoever waits, stops"
 
 
+@needs_airflow
+def test_a_variable_that_is_set_and_empty_is_as_good_as_none(tmp_path: Path) -> None:
+    """As templates of deployments leave what nobody has filled in: with one of them no DAG could be imported."""
+    names = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REGION_DAYS", "TRAIN_WORKERS", "MARGIN")
+    names += ("NEW_WEIGHT", "EVAL_GPUS", "SCHEDULE", "HOUSEKEEPING_SCHEDULE", "RUNTIME_ENV")
+    found = _in_airflow(tmp_path, DESCRIBE, str(ROOT / "dags"), env={f"WENLAN_{name}": "" for name in names})
+    assert found["errors"] == {}
+    assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
+
+
 PLAN = """
 import datetime, json, sys, types
 sys.path.append(sys.argv[1])
