@@ -316,7 +316,10 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 headers = {n: v for n, v in self.headers.items() if n.lower() not in _BETWEEN_TWO}
                 # moto looks whether a condition holds, and then writes, in threads: a store does both at once
                 is_conditional = bool({"if-match", "if-none-match"} & {name.lower() for name in headers})
-                with proxy.conditional if is_conditional else contextlib.nullcontext():
+                alone: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+                if is_conditional:
+                    alone = proxy.conditional
+                with alone:
                     self.upstream.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
                     answer = self.upstream.getresponse()
                     content = answer.read()
