@@ -119,6 +119,8 @@ def clip_benchmark(detector: str = "") -> None:
 
 def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
     """Makes a picture's boxes as stage `detect` does, but for the spec's cap on their number: a tower has its own."""
+    from data_specs.build import SpecError
+
     with _packages_of("pipeline"):
         from pipeline.detectors import Detector
         from pipeline.plugins import configure
@@ -126,6 +128,8 @@ def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
     from training.data.transforms import UnreadableImage
 
     detector = configure("detectors", name, {}, Detector, "detector")
+    if detector.OF_SOURCES:
+        raise SpecError([f"detector: {name}: its boxes come with a build's sources; it looks at no picture"])
 
     @functools.cache
     def maker(_process: int) -> BoxMaker:
@@ -350,8 +354,13 @@ class Data:
             from training.data.index import open_dataset
             from training.data.loader import Loader, Share
             from training.data.tokenizer import load_tokenizer
+            from training.errors import ConfigError
             from training.resolve import resolve
 
+        if batch_size < 1:
+            raise ConfigError("torch", f"batch_size: {batch_size} is out of range; it is 1 at least")
+        for _ in self._frames.of_split(split):  # names the splits that there are, where this is none
+            break
         if self._frames.dataset is None:
             raise ContractError(f"{self._frames.place}: is not published; a build without a manifest is not a dataset")
         values = to_dict(resolve("tiny"))

@@ -27,14 +27,13 @@ WENLAN_TRAIN_WORKERS, WENLAN_RUNTIME_ENV. Paths are as the cluster's nodes see t
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
 
 PARAMS = {
     "strict_spec": param("strict_spec", "spec of the strictest subset, on the cluster"),
@@ -47,7 +46,7 @@ PARAMS = {
     "scorer_recipe": param("scorer_recipe", "that of the model that scores; if empty, the same"),
     "scorer_set": param("scorer_set", "values of its recipe to change, KEY=VALUE, separated by spaces: few epochs"),
     "set": param("set", "values of the recipe of the last training to change"),
-    "workers": Param(int(os.environ.get("WENLAN_TRAIN_WORKERS", "1")), type="integer", minimum=1),
+    "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "runtime_env": RUNTIME_ENV,
 }
 

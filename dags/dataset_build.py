@@ -21,14 +21,13 @@ variables of the cluster see `ray_jobs.py`.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from ray_tasks import DATASET, RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import DATASET, RUNTIME_ENV, param, ray_job, run_params, setting
 
 log = logging.getLogger("airflow.task")
 
@@ -48,7 +47,7 @@ PARAMS = {
 
 
 @dag(
-    schedule=CronDataIntervalTimetable(os.environ.get("WENLAN_SCHEDULE", "0 3 * * 1"), timezone="UTC"),
+    schedule=CronDataIntervalTimetable(setting("SCHEDULE", "0 3 * * 1"), timezone="UTC"),
     catchup=False,
     max_active_runs=1,
     params=PARAMS,

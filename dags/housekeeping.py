@@ -18,7 +18,6 @@ WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and WENLAN_HOUSEKEEPING_SCHED
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 from datetime import timedelta
 from pathlib import Path
@@ -26,30 +25,32 @@ from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
 
 KINDS = ("url", "domain", "sha256", "like")
 """Kinds of takedowns, which are options of `wenlan-data forget`."""
 AT_ONCE = 200
-"""Takedowns per command, since the length of a command line is limited."""
+"""Takedowns per command."""
+LONGEST = 128_000
+"""Bytes of all commands of a job at most: Ray hands them to `sh -c` as one argument, of which Linux takes 131,071."""
 
 PARAMS = {
     "store": param("store", "STORE: what all builds share"),
     "takedowns": param("takedowns", "list of takedowns, as Airflow's workers see it; empty: no takedowns"),
     "keep_builds": Param(
-        int(os.environ.get("WENLAN_KEEP_BUILDS", "8")),
+        int(setting("KEEP_BUILDS", "8")),
         type="integer",
         minimum=1,
         description="builds of each dataset to keep whole",
     ),
     "keep_releases": Param(
-        int(os.environ.get("WENLAN_KEEP_RELEASES", "26")),
+        int(setting("KEEP_RELEASES", "26")),
         type="integer",
         minimum=1,
         description="releases of each dataset to keep, with the builds that they list",
     ),
     "keep_region_days": Param(
-        int(os.environ.get("WENLAN_KEEP_REGION_DAYS", "180")),
+        int(setting("KEEP_REGION_DAYS", "180")),
         type="integer",
         minimum=1,
         description="days to keep the boxes of a detector that no build uses any more",
@@ -59,7 +60,7 @@ PARAMS = {
 
 
 @dag(
-    schedule=CronTriggerTimetable(os.environ.get("WENLAN_HOUSEKEEPING_SCHEDULE", "0 1 * * *"), timezone="UTC"),
+    schedule=CronTriggerTimetable(setting("HOUSEKEEPING_SCHEDULE", "0 1 * * *"), timezone="UTC"),
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
@@ -81,9 +82,14 @@ def plan() -> dict[str, Any]:
     before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
     options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
     parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
+    forget = " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
+    if (size := len(forget.encode())) > LONGEST:
+        raise AirflowFailException(
+            f"takedowns: {params['takedowns']}: its {len(options):,} takedowns make a command of {size:,} bytes, a job "
+            f"takes {LONGEST:,}; take out lines that an earlier run has applied, since STORE knows those for good"
+        )
     return {
-        "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
-        or "echo the list of takedowns is empty",
+        "takedowns": forget or "echo the list of takedowns is empty",
         "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} "
         f"--keep-releases {params['keep_releases']} --json",
         "prune": f"wenlan-data regions prune --store {store} --before {before:%Y-%m-%d} --json",

@@ -42,7 +42,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_params
+from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_params, setting
 
 log = logging.getLogger("airflow.task")
 
@@ -65,14 +65,14 @@ PARAMS = {
         description="more of them, for a run that begins from the checkpoint published last",
     ),
     "new_weight": Param(
-        float(os.environ.get("WENLAN_NEW_WEIGHT", "1")),
+        float(setting("NEW_WEIGHT", "1")),
         type="number",
         minimum=0.01,
         description="how often a sample of the newest build is seen for each time that an older one is",
     ),
-    "workers": Param(int(os.environ.get("WENLAN_TRAIN_WORKERS", "1")), type="integer", minimum=1),
+    "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "margin": Param(
-        float(os.environ.get("WENLAN_MARGIN", "0.01")),
+        float(setting("MARGIN", "0.01")),
         type="number",
         minimum=0,
         maximum=1,
@@ -86,7 +86,7 @@ PARAMS = {
 def pretrain() -> None:
     planned = plan()
     fitted = ray_job.override(group_id="fit")(planned["fit"])
-    gpus = float(os.environ.get("WENLAN_EVAL_GPUS", "0"))
+    gpus = float(setting("EVAL_GPUS", "0"))
     new = ray_job.override(group_id="evaluate")(evaluation(planned["manifest"], fitted), "", gpus)
     last = ray_job.override(group_id="evaluate_last")(evaluation_of_last(planned["manifest"], fitted), "", gpus)
     publish(planned, fitted, judge(new, last))
@@ -167,11 +167,16 @@ def _published_before(out: str, events: Any) -> str:
     A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.
     """
     last = ""
-    for event in events:
-        if event.extra.get("run") == out:
+    for extra in _published(events):
+        if extra.get("run") == out:
             break
-        last = event.extra["checkpoint"]
+        last = extra["checkpoint"]
     return last
+
+
+def _published(events: Any) -> list[dict[str, Any]]:
+    """Extras of the events that name a checkpoint, oldest first: one that was made on Airflow's page names none."""
+    return [event.extra for event in events if "checkpoint" in event.extra]
 
 
 @task
@@ -185,8 +190,8 @@ def evaluation(manifest: str, fitted: dict[str, Any]) -> str:
 @task(inlets=[CHECKPOINT])
 def evaluation_of_last(manifest: str, fitted: dict[str, Any]) -> str:
     """The command that evaluates the checkpoint published last; skipped if there is none, or if it is the new one."""
-    events = get_current_context()["inlet_events"][CHECKPOINT]
-    last = events[-1].extra["checkpoint"] if len(events) else ""
+    published = _published(get_current_context()["inlet_events"][CHECKPOINT])
+    last = published[-1]["checkpoint"] if published else ""
     if last in ("", fitted.get("checkpoint")):
         raise AirflowSkipException("no other checkpoint was published before")
     return _evaluation(last, manifest)

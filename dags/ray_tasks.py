@@ -38,11 +38,15 @@ CHECKPOINT = Asset("wenlan_checkpoint")
 """A published checkpoint. The extra of its event: checkpoint, manifest (the data's), run (its folder), init (where it
 began, "" for anew), recall (mean of six, on the val split of that data)."""
 
-RUNTIME_ENV = Param(
-    json.loads(os.environ.get("WENLAN_RUNTIME_ENV") or "{}"), type="object", description="Ray's runtime environment"
-)
+
+def setting(name: str, default: str) -> str:
+    """The environment variable WENLAN_<name>; the default where it is unset, or set and empty."""
+    return os.environ.get(f"WENLAN_{name}") or default
+
+
+RUNTIME_ENV = Param(json.loads(setting("RUNTIME_ENV", "{}")), type="object", description="Ray's runtime environment")
 """Parameter of every DAG. A scheduled run uses the JSON object in WENLAN_RUNTIME_ENV."""
-POLL_S = float(os.environ.get("WENLAN_POLL_S", "60"))
+POLL_S = float(setting("POLL_S", "60"))
 """Seconds between two polls of a job."""
 RESCHEDULED_FROM_S = 60.0
 """Seconds between two polls from which the sensor is rescheduled; below, it keeps its worker and sleeps.
@@ -50,7 +54,7 @@ RESCHEDULED_FROM_S = 60.0
 The scheduler fails a rescheduled sensor when the executor reports the end of one poll after the next one was queued
 ("finished with state success, but the task instance's state attribute is queued": apache/airflow#71172). The report
 comes seconds after the end, so polls a few seconds apart lose a retry nearly every time."""
-LONGEST = timedelta(days=float(os.environ.get("WENLAN_LONGEST_DAYS", "7")))
+LONGEST = timedelta(days=float(setting("LONGEST_DAYS", "7")))
 """Time after which a job is stopped."""
 RETRIES: dict[str, Any] = {"retries": 5, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": True}
 """For a cluster that does not answer. A job that failed is not repeated automatically."""

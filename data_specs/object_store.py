@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import inspect
 import logging
 import os
@@ -35,6 +36,7 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 import fsspec.config
+from fsspec.implementations.local import LocalFileSystem
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
 """Schemes of stores that take their credentials from the environment."""
@@ -110,9 +112,12 @@ def credentials_in(text: str) -> str:
 
 
 _KEY = re.compile(
-    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@", re.I
+    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:(?=\S)"
+    r"|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@",
+    re.I,
 )
-"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do."""
+"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do. A colon that ends
+the word is one of a sentence, or of YAML."""
 
 _USERINFO = re.compile(r"//[^/\s\"']*@")
 
@@ -187,19 +192,32 @@ def delete(url: str) -> None:
             return
         bucket, _, key = path.partition("/")
         page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, Delimiter="/")
-        there = {entry["Key"] for entry in page.get("Contents", ())}
+        if key in {entry["Key"] for entry in page.get("Contents", ())}:
+            fs.rm_file(path)
         folders = {entry["Prefix"] for entry in page.get("CommonPrefixes", ())}
         if f"{key}/" in folders or page.get("IsTruncated"):  # by many names that begin so
-            fs.rm(path, recursive=True)
-        elif key in there:
-            fs.rm_file(path)
+            _delete_below(fs, bucket, f"{key}/", url)
+
+
+def _delete_below(fs: Any, bucket: str, prefix: str, url: str) -> None:
+    """Delete all that begins so. Not by `fs.rm`, to which [1], * and ? are a pattern: it deleted another folder."""
+    while True:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix)
+        keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
+        if not keys:
+            break
+        done = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        for fault in done.get("Errors", ()):
+            raise StorageError(url, f"{fault['Key']} cannot be deleted ({fault.get('Message') or fault.get('Code')})")
+    fs.invalidate_cache(f"{bucket}/{prefix}".rstrip("/"))
 
 
 def _delete_whole(fs: Any, path: str, url: str) -> None:
     """Delete until nothing is there: a file that another process deletes meanwhile ends the deletion of its folder."""
+    literal = path if isinstance(fs, LocalFileSystem) else glob.escape(path)  # the others take it for a pattern
     for _ in range(DELETIONS):
         try:
-            fs.rm(path, recursive=True)
+            fs.rm(literal, recursive=True)
             return
         except FileNotFoundError:
             if not fs.exists(path):

@@ -118,7 +118,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Values that a node stands for, aliases as often as they occur. Raises YAMLError for too many, and for a circle.
+    """Values that a node stands for, aliases as often as they occur.
+
+    Raises YAMLError for too many, for a circle, and for a key that is there twice.
 
     counts: of the nodes counted so far, by id; 0 for one that is being counted.
     """
@@ -127,6 +129,8 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
         raise yaml.composer.ComposerError(None, None, "an alias of what it is in", node.start_mark)
     if known is None:
         counts[id(node)] = 0
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()
         inner = [part for pair in pairs for part in pair] if pairs else node.value
         known = 1 + sum(_count(part, counts) for part in inner) if isinstance(inner, list) else 1
@@ -135,6 +139,16 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
         problem = f"its aliases stand for more than {MAX_VALUES:,} values"
         raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
     return known
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """PyYAML takes the last value of a key that is there twice, so the first of two sections would be lost."""
+    own = set[str]()
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in own:
+            problem = f"{key.value!r} is there twice in one mapping"
+            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        own.add(key.value)
 
 
 def one_line(e: object) -> str:

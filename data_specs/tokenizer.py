@@ -31,6 +31,9 @@ _READ = 10_000
 """Characters of a text that are looked at, or 8 per token where that is more: to normalise them takes time by the
 square of their number where they are marks stacked on one letter, minutes for 1 MB."""
 
+MOST_IDS = 1 << 20
+"""Largest id of a tokenizer.json, up to which a list is made: XLM-V's million is the largest vocabulary."""
+
 _HAN = "\u2e80-\u9fff\uf900-\ufaff"
 _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
 
@@ -111,11 +114,13 @@ class JsonTokenizer:
         except Exception as e:  # the library's own type is Exception
             problem = (str(e).splitlines() or [""])[0] or type(e).__name__
             raise VocabularyError(subject, f"not a tokenizer.json ({problem})") from None
+        ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        if (last := max(ids.values(), default=0)) > MOST_IDS:  # before it is written out, which would end the process
+            raise VocabularyError(subject, f"has a token of the id {last:,}; no vocabulary has more than {MOST_IDS:,}")
         backend.no_padding()
         backend.no_truncation()
         self.content = str(backend.to_str())
         self._backend = backend
-        ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         names = {number: token for token, number in ids.items()}
         self.vocabulary: Sequence[str] = tuple(names.get(i, f"[unused{i}]") for i in range(max(names, default=-1) + 1))
 

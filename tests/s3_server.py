@@ -209,6 +209,8 @@ class Proxy:
     def __init__(self, target: str, seed: int = 1) -> None:
         self.requests: list[Request] = []
         self._target, self._random, self._lock = urlsplit(target), random.Random(seed), threading.Lock()
+        self.conditional = threading.Lock()
+        """Is held by one conditional request at a time."""
         self._kind: FaultKind | None = None
         self._share = self._until = 0.0
         self._hits: Callable[[str, str], bool] = _all
@@ -312,9 +314,15 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 return
             if kind != "reset":
                 headers = {n: v for n, v in self.headers.items() if n.lower() not in _BETWEEN_TWO}
-                self.upstream.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
-                answer = self.upstream.getresponse()
-                content = answer.read()
+                # moto looks whether a condition holds, and then writes, in threads: a store does both at once
+                is_conditional = bool({"if-match", "if-none-match"} & {name.lower() for name in headers})
+                alone: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+                if is_conditional:
+                    alone = proxy.conditional
+                with alone:
+                    self.upstream.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
+                    answer = self.upstream.getresponse()
+                    content = answer.read()
             if kind is not None:
                 proxy.note(operation, path, 0)
                 # closed with a reset: SO_LINGER of no seconds (socket(7))

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import wenlan
+from data_specs.build import SpecError
 from data_specs.shard import ContractError
 from pipeline import cli, run
 from pipeline.errors import StoreError
@@ -30,6 +31,7 @@ from tests import synthetic
 from tests.places import ROOT
 from tests.stages import run_noted
 from tests.weeks import Weeks
+from training.errors import ConfigError
 from training.use.indexing import Inputs, embed_index
 
 
@@ -334,6 +336,16 @@ def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
+    """Of a batch of -1 `once` yielded none, and a split that no dataset has was too small for its share."""
+    data = wenlan.open("builds/1")
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"^torch: batch_size: {size} is out of range; it is 1 at least$"):
+            data.torch("val", batch_size=size)
+    with pytest.raises(StoreError, match="has no split 'test'; its splits: train, dev, val"):
+        data.torch("test")  # type: ignore[arg-type]
+
+
 def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path: Path) -> None:
     """By nbclient, in a kernel of its own; it is kept without outputs."""
     for package in ("nbclient", "ipykernel", "polars"):
@@ -359,6 +371,12 @@ print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code
     assert any("image/png" in shown for shown in last), "the picture with its boxes"
     assert "array" in "".join(last[-1]["text/plain"])
     assert not any(output["output_type"] == "error" for cell in outputs for output in cell)
+
+
+def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None:
+    """Every picture went without boxes, as if the grid had been asked for and had none."""
+    with pytest.raises(SpecError, match="detector: given: its boxes come with a build's sources; it looks at no pict"):
+        wenlan.load(place / "runs/1", detector="given")
 
 
 def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:

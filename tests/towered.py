@@ -47,6 +47,23 @@ def text_tower(width: int = 3, name: str = "text", batch: int | str = 1) -> Mode
     return _model(nodes, given, "unnorm_text_features", weights, {}, axis)
 
 
+def own_text_tower(**about: str) -> ModelProto:
+    """`input_ids` [B, L], `n_tokens` [B] -> features [B, 3], with metadata as `wenlan-train export` writes."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["g"]),
+        helper.make_node("ReduceSum", ["g", "axis"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["n_tokens"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["c", "axis"], ["n"]),
+        helper.make_node("Div", ["s", "n"], ["out"]),
+    ]
+    given = [("input_ids", TensorProto.INT64, ["B", "L"]), ("n_tokens", TensorProto.INT64, ["B"])]
+    axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+    table = numpy_helper.from_array(np.eye(len(VOCABULARY), 3, dtype=np.float32) + 0.1, "table")
+    told = {"recipe": "tiny", "towers_sha256": "f" * 64, "config": "{}", "max_tokens": str(TOKENS), "feature_dim": "3"}
+    vocabulary = "".join(f"{token}\n" for token in VOCABULARY)
+    return _model(nodes, given, "out", table, {**told, "vocabulary": vocabulary, **about}, axis)
+
+
 def _model(nodes: Any, given: Any, out: str, weights: TensorProto, about: dict[str, str], *more: Any) -> ModelProto:
     inputs = [helper.make_tensor_value_info(*one) for one in given]
     outputs = [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)]

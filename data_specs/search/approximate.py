@@ -12,6 +12,7 @@ rows are all gone is set to zero.
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def cells(rows: int) -> int:
 
 
 def write(path: Path, stack: Stack, present: Rows) -> None:
-    """Write the search over the rows of a stack that have a vector, at least LEAST, to a path."""
+    """Write the search over the rows of a stack that have a vector, at least LEAST, to a path. Raises OSError."""
     faiss, count = _faiss(), cells(len(present))
     index = faiss.index_factory(stack.width, f"HR,IVF{count},RaBitQ", faiss.METRIC_INNER_PRODUCT)
     inner = faiss.downcast_index(faiss.extract_index_ivf(index))
@@ -57,7 +58,7 @@ def write(path: Path, stack: Stack, present: Rows) -> None:
     for low in range(0, len(present), _BATCH):
         rows = present[low : low + _BATCH]
         index.add_with_ids(stack.take(rows).astype(np.float32), rows)
-    faiss.write_index(index, str(path))
+    _write(index, path)
 
 
 def write_without(path: Path, before: Path, kept_N: npt.NDArray[np.bool_]) -> None:
@@ -79,7 +80,14 @@ def write_without(path: Path, before: Path, kept_N: npt.NDArray[np.bool_]) -> No
             continue
         ids = faiss.rev_swig_ptr(inner.invlists.get_ids(cell), size)
         ids[:] = numbers[ids]
-    faiss.write_index(index, str(path))
+    _write(index, path)
+
+
+def _write(index: Any, path: Path) -> None:
+    try:
+        _faiss().write_index(index, str(path))
+    except RuntimeError as e:  # so faiss calls a full disk
+        raise OSError(errno.EIO, "faiss: write error") from e
 
 
 class Cells:

@@ -14,12 +14,13 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_specs.shard import ContractError, leaves_folder
 
@@ -65,6 +66,13 @@ class Background(_Model):
 
     cosines: tuple[float, ...]
     shares: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _can_be_read_off(self) -> Background:
+        ascend = bool(self.cosines) and all(low <= high for low, high in pairwise(self.cosines))
+        if not ascend or len(self.shares) != len(self.cosines):
+            raise ValueError("a background has cosines, which ascend, and as many shares")
+        return self
 
     def score(self, cosines: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Share of the background below each cosine, in [0, 1], by linear interpolation; never falling."""
@@ -140,11 +148,16 @@ class IndexFile(_Model):
     words: File | None = None
     approximate: dict[Modality, File] = {}
 
+    def files(self) -> Iterator[File]:
+        """All files that belong to the index, index.json aside."""
+        for part in self.parts:
+            yield from part.files.values()
+        yield from self.approximate.values()
+        yield from () if self.words is None else (self.words,)
+
     def named(self) -> set[str]:
-        """Paths of all files that belong to the index, index.json aside."""
-        files = [file for part in self.parts for file in part.files.values()]
-        more = () if self.words is None else (self.words,)
-        return {file.path for file in (*files, *self.approximate.values(), *more)}
+        """Their paths."""
+        return {file.path for file in self.files()}
 
 
 def read_index(folder: Path) -> IndexFile:

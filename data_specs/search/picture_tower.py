@@ -34,6 +34,9 @@ Colour = tuple[float, float, float]
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3] RGB."""
 
+MOST_SIDE, MOST_BOXES = 4_096, 10_000
+"""What a tower of ours may say of itself: its file comes from anybody, and a picture is made of that size."""
+
 _OURS = {"images", "boxes", "n_boxes"}
 _FLOATS: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -79,7 +82,9 @@ class PictureTower:
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
             side, most = int(about["image_size"]), int(about["max_boxes"])
             mean, std = (_colour(json.loads(about[f"pixel_{name}"])) for name in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as e:
+            if not (1 <= side <= MOST_SIDE and 0 <= most <= MOST_BOXES and min(std) > 0):
+                raise ValueError(f"image_size {side}, max_boxes {most}, pixel_std {std}")
+        except (KeyError, RecursionError, TypeError, ValueError) as e:
             raise TowerFault(f"{path}: its metadata cannot be used ({type(e).__name__}: {e})") from None
         inputs = PictureInputs("images", side, mean, std, "bilinear", names, grid_boxes(side, most))
         return PictureTower(model.session, inputs, towers, str(path))

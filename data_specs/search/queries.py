@@ -34,6 +34,9 @@ TEXT = "queries/text.onnx"
 BATCH = 64
 """Texts that are encoded at once."""
 
+MOST_TOKENS = 1 << 16
+"""Of a text, as a tower of ours may say of itself: its file comes from anybody."""
+
 MOST_VOCABULARY = 64 << 20
 """Bytes of a foreign vocabulary."""
 
@@ -99,9 +102,20 @@ class TextQuery:
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
             padded = bool(json.loads(about["config"]).get("compat"))
             most, width = int(about["max_tokens"]), int(about["feature_dim"])
-            return TextQuery(model.session, tokenizer, most, padded, towers, width)
-        except (KeyError, ValueError, VocabularyError) as e:
+            if not 3 <= most <= MOST_TOKENS:
+                raise ValueError(f"max_tokens {most}")
+        except (
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as e:  # VocabularyError is a ValueError
             raise IndexFault(f"{path}: its metadata cannot be used ({e})") from None
+        query = TextQuery(model.session, tokenizer, most, padded, towers, width)
+        if (made := query.probed(str(path))) != width:
+            raise TowerFault(f"{path}: its metadata cannot be used (feature_dim {width}, it returns {made})")
+        return query
 
     @staticmethod
     def foreign(path: Path, vocabulary: Path, max_tokens: int, threads: int = 0, gpu: bool = False) -> TextQuery:

@@ -15,6 +15,7 @@ Limits: flags of all rows in memory, one bit a modality; a filter reads the colu
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -286,7 +287,10 @@ class _State:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         if self.words is None:
             raise IndexFault(f"{self.folder}: cannot be searched by words")
-        return self.words.ranked(query.words, allowed_N)
+        try:
+            return self.words.ranked(query.words, allowed_N)
+        except sqlite3.Error as e:
+            raise IndexFault(f"{self.folder}: the index of its words is damaged ({e}); embed it again") from None
 
     def _least(self, min_score: float | None) -> float:
         """The least float32 cosine with that score; below every cosine without one."""
@@ -375,7 +379,7 @@ def _opened(folder: Path) -> _State:
     for _ in range(_TRIES):
         try:
             return _mapped(folder, index)
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as e:
+        except (OSError, RuntimeError, ValueError, KeyError, pa.ArrowInvalid) as e:  # RuntimeError: faiss's own
             newest = read_index(folder)
             if newest.revision == index.revision:
                 problem = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
@@ -385,8 +389,14 @@ def _opened(folder: Path) -> _State:
 
 
 def _mapped(folder: Path, index: IndexFile) -> _State:
+    """Raises what `_opened` catches for a file that is not there or not whole, or that does not fit the others."""
+    for own in index.files():
+        if (size := (folder / own.path).stat().st_size) != own.bytes:
+            raise ValueError(f"{own.path}: {size:,} bytes, not {own.bytes:,}")
     tables = tuple(rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts)
     counts = [part.rows for part in index.parts]
+    if [table.num_rows for table in tables] != counts or sum(counts) != index.rows:
+        raise ValueError("its parts have other numbers of rows than index.json says")
     stacks: dict[Modality, Stack] = {}
     for modality in index.about.modalities:
         files = [part.files[EMBEDDINGS[modality]].path for part in index.parts]

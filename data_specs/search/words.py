@@ -17,6 +17,7 @@ Limits: a word that very many rows have takes a second or more per million of th
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import sqlite3
 import threading
@@ -58,7 +59,14 @@ def cut_rows(rows: pa.Table) -> list[str]:
 
 
 def write(path: Path, parts: Iterable[Iterable[str]]) -> None:
-    """Write the inverted index of all rows to a path: for each part what `cut_rows` returned."""
+    """Write the inverted index of all rows to a path: for each part what `cut_rows` returned. Raises OSError."""
+    try:
+        _write(path, parts)
+    except sqlite3.OperationalError as e:  # so SQLite calls a full disk
+        raise OSError(errno.EIO, f"SQLite: {e}") from e
+
+
+def _write(path: Path, parts: Iterable[Iterable[str]]) -> None:
     # Nobody else sees the file yet: neither journal nor patience is needed.
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")

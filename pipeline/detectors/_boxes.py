@@ -34,13 +34,15 @@ def blank(width: int, height: int) -> Picture:
 
 def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
     """Raw boxes of each picture, of the right shapes. Raises DetectorError that names the detector."""
-    name, boxes_of_pictures = detector.detector_id, detector.detect(state, pictures)
+    boxes_of_pictures = detector.detect(state, pictures)
     if len(boxes_of_pictures) != len(pictures):
-        raise DetectorError(name, f"returned boxes of {len(boxes_of_pictures)} pictures for {len(pictures)}")
+        told = f"returned boxes of {len(boxes_of_pictures)} pictures for {len(pictures)}"
+        raise DetectorError(detector.detector_id, told)  # not for each batch: an id takes reading all weights
     for boxes, scores, labels in boxes_of_pictures:
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(scores) == len(labels):
             shapes = f"{boxes.shape}, {scores.shape}, {labels.shape}"
-            raise DetectorError(name, f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]")
+            told = f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]"
+            raise DetectorError(detector.detector_id, told)
     return boxes_of_pictures
 
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("wenlan").setLevel(logging.INFO)
     from pipeline.proposals.cutouts import load
 
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # now, and not when an hour of training is over
     cutouts = load(args.folder, args.site)
     if args.command == "draw":
         from pipeline.proposals.composites import draw

@@ -22,18 +22,20 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_specs.build import SpecError
 from data_specs.shard import (
     MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
     Manifest,
+    ShardFiles,
     StoredImages,
     content_digest,
     pretty_manifest,
 )
 from pipeline import observe
-from pipeline.detectors import detector_ids, face_detector
-from pipeline.errors import GateError, NothingNew, StageError, StoreError
+from pipeline.detectors import detector_ids
+from pipeline.errors import DetectorError, GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset, energon
 from pipeline.report import gates, page
@@ -194,8 +196,8 @@ def _finished(build: Build) -> list[Record]:
 
 def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:
     """The manifest of a build, before it has a revision."""
-    detectors = detector_ids(build.spec)
     shards = [shard_files(record) for record in records]
+    detectors, hides = _detectors(build, shards), build.spec.shards.faces != "keep"
     return Manifest(
         schema_version=SCHEMA_VERSION,
         build_id=build.build_id,
@@ -203,14 +205,29 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         content_digest=content_digest(shards),
         created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
-        detectors=tuple(detectors),
+        detectors=detectors,
         shards=tuple(shards),
         accepted=accepted,
         images=StoredImages(
             **build.spec.shards.model_dump(include=set(StoredImages.model_fields)),
-            faces_blurred=faces.detector_id if (faces := face_detector(build.spec)) else "",
+            faces_blurred=next((name for name in detectors if hides and name.startswith("faces-")), ""),
         ),
     )
+
+
+def _detectors(build: Build, shards: Sequence[ShardFiles]) -> tuple[str, ...]:
+    """Ids of the detectors whose regions the shards have, in the order of the spec.
+
+    Where the file of a detector is gone since, which a takedown must not wait for, by their names in the spec.
+    """
+    ids = dict.fromkeys(name for shard in shards for name in shard.regions)
+    names = [ref.name for ref in build.spec.regions.detectors]
+    try:
+        order = detector_ids(build.spec)
+    except (DetectorError, SpecError):
+        order = []
+    place = {name: order.index(name) if name in order else names.index(name.rpartition("-")[0]) for name in ids}
+    return tuple(sorted(ids, key=place.__getitem__))
 
 
 def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:

@@ -28,9 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.build import Balance
+from data_specs.build import Balance, within
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.errors import SourceError
 from pipeline.records import Decision, DropReason, candidates_of, drop
 from pipeline.stages._survivors import SPLIT_FILES, later_ones, primary_texts, split_file, survivors_in
 from pipeline.store import concept_counts
@@ -75,6 +76,8 @@ def run_partition(build: Build, partition: str) -> None:
     assert build.spec.balance is not None
     known = concepts(build.spec.balance, build.spec.base)
     probabilities = concept_counts.read(build) or _learnt(build, build.spec.balance)
+    if not probabilities.fit(known.sha256):
+        raise _changed(build)
     decisions, after, counts = list[Decision](), Counter[int](), Counter[str]()
     with build.stage("balance").attempt(partition) as attempt:
         for split in SPLITS:
@@ -125,9 +128,20 @@ def draw(candidate_id: str, seed: int) -> float:
 
 
 def _learnt(build: Build, balance: Balance) -> Probabilities:
+    """The probabilities by what was counted. Raises SourceError if the word list changed while that was done."""
+    entries = {record.info.get("entries", "") for record in build.stage("concepts").records()} - {""}
+    if len(entries) > 1:
+        raise _changed(build)
     counts = concept_counts.summed(build, "concepts", "parquet")
     threshold = threshold_of(counts, balance)
-    return Probabilities(threshold, {int(entry): int(counts[entry]) for entry in np.flatnonzero(counts > threshold)})
+    frequent = {int(entry): int(counts[entry]) for entry in np.flatnonzero(counts > threshold)}
+    return Probabilities(threshold, frequent, next(iter(entries), ""))
+
+
+def _changed(build: Build) -> SourceError:
+    assert build.spec.balance is not None
+    where = within(build.spec.base, build.spec.balance.entries)
+    return SourceError(where, "has changed since its entries were counted; run the same command again")
 
 
 STAGE = Stage(

@@ -54,7 +54,8 @@ def run_partition(build: Build, partition: str) -> None:
     table = pa.table([pa.array(entries, pa.int32()), pa.array(counts[entries])], schema=COUNTS_SCHEMA)
     with build.stage("concepts").attempt(partition) as attempt:
         attempt.write_table("parquet", table)
-        attempt.commit({"pairs": pairs, "matched": matched, "matches": int(counts.sum())})
+        counted = {"pairs": pairs, "matched": matched, "matches": int(counts.sum())}
+        attempt.commit(counted, {"entries": known.sha256})
 
 
 def _without(rewrite: Rewrite) -> None:

@@ -1,8 +1,9 @@
 """Stage nearest: the leader pass over features of images, in which what earlier builds kept comes first.
 
 Its only partition, "all", goes in order over what `vectors` has sorted, block by block, and holds no more than a block:
-features of leaders are in `SemanticLeaders`, in this process where they fit (`dedup.pairs_per_holder`), otherwise
-spread over actors, with the same answer. `pipeline.stages.semantic_dedup` applies the verdicts in parallel.
+features of leaders are in `SemanticLeaders`, in this process where those of earlier builds and all pairs of this one
+fit (`dedup.pairs_per_holder`), otherwise spread over actors, with the same answer. `pipeline.stages.semantic_dedup`
+applies the verdicts in parallel.
 
 What earlier builds kept stands in STORE/identity beside their hashes, and is read here (`Build.identities`). So a
 delta drops what one build of everything would have dropped. An earlier build without semantic dedup, or by another
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from pipeline.stages._runs import Keys, merged
 from pipeline.stages._spill import Rows, Spill
 from pipeline.stages._vectors import ALL, KEPT_SCHEMA, NEAR_SCHEMA, RANK, codes_in
 from pipeline.store.build import Build
-from pipeline.store.identities import SEMANTIC, Identities
+from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.partitions import Attempt, Record
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
@@ -72,33 +72,37 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["compared"] for record in runs)
     tower = runs[0].info["tower"] if runs else ""
     identities = Identities(build.store)
-    holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
+    earlier_builds = _comparable(build, identities, tower)
+    held = pairs + sum(identities.count(known, SEMANTIC) for known in earlier_builds)
+    holders = -(-max(1, held) // build.spec.dedup.pairs_per_holder)
     pulse.expect(pairs)
     with (
         _Leaders(build.spec.semantic_dedup.distance, holders) as leaders,
         build.stage("nearest").attempt(partition) as attempt,
     ):
-        for ids, codes in _of_earlier(build, identities, tower):
-            leaders.add(ids, codes)
+        for known in earlier_builds:
+            for table in identities.batches(known, SEMANTIC, ["candidate_id", "codes"]):
+                leaders.add(digests_of(table["candidate_id"]), codes_in(table["codes"]))
         earlier = leaders.count
         dropped = _pass(build, attempt, runs, leaders)
         counts = {"pairs": pairs, "leaders": leaders.count - earlier, "dropped": dropped, "earlier": earlier}
         attempt.commit({**counts, "holders": holders}, {"tower": tower})
 
 
-def _of_earlier(build: Build, identities: Identities, tower: str) -> Iterator[tuple[Ids, Codes]]:
-    """(candidate ids, codes) of what earlier builds kept, in their order."""
+def _comparable(build: Build, identities: Identities, tower: str) -> list[Published]:
+    """The earlier builds, in their order, that have features of this tower; of each other one the log tells."""
+    comparable = list[Published]()
     for name in build.identities:
         known = identities.read(name)
-        if SEMANTIC not in known.files or known.tower != tower:
-            message = (
-                "semantic_dedup: %s was not compared by features of this tower: its images lead nobody here "
-                "(build --generation new compares all of them)"
-            )
-            log.warning(message, known.build)
+        if SEMANTIC in known.files and known.tower == tower:
+            comparable.append(known)
             continue
-        for table in identities.batches(known, SEMANTIC, ["candidate_id", "codes"]):
-            yield digests_of(table["candidate_id"]), codes_in(table["codes"])
+        message = (
+            "semantic_dedup: %s was not compared by features of this tower: its images lead nobody here "
+            "(build --generation new compares all of them)"
+        )
+        log.warning(message, known.build)
+    return comparable
 
 
 def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders) -> int:

@@ -49,11 +49,12 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs of each split in a fetch partition's range, as dedup has them, and a Decision for each that fails."""
-    filters = pixel_filters(build.spec)
+    scorers = [_Scorer(f.score_id, f) for f in pixel_filters(build.spec)]
     rows = {split: survivors_in(build, partition, split, before="screen") for split in SPLITS}
     images = {sha256 for table in rows.values() for sha256 in table["sha256"].to_pylist()}
-    scored = model_values(build, partition, images, [_Scorer(f.score_id, f) for f in filters])
-    drops = {sha256: judge(filters, sha256, scored.values) for sha256 in images}
+    scored = model_values(build, partition, images, scorers)
+    filters = [(own.filter, scored.values[own.id]) for own in scorers]  # an id takes reading a model: not per image
+    drops = {sha256: judge(filters, sha256) for sha256 in images}
     for sha256, why in scored.undecodable.items():
         drops[sha256].append(Drop(DropReason.UNREADABLE, why))
     failed = pa.array([sha256 for sha256, of_image in drops.items() if of_image], pa.string())
@@ -71,9 +72,9 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit({"seen": seen, "kept": seen - len(decisions), "dropped": len(decisions), **counts})
 
 
-def judge(filters: Sequence[PixelFilter], sha256: str, scores: Mapping[str, Mapping[str, float]]) -> list[Drop]:
-    """Every reason to drop an image, in the filters' order; empty to keep. scores: score id -> sha256 -> score."""
-    judged = (_judge(f, scores[f.score_id][sha256], sha256) for f in filters if sha256 in scores[f.score_id])
+def judge(filters: Sequence[tuple[PixelFilter, Mapping[str, float]]], sha256: str) -> list[Drop]:
+    """Every reason to drop an image, in the order of the filters, each with its scores by sha256; empty to keep."""
+    judged = (_judge(f, scores[sha256], sha256) for f, scores in filters if sha256 in scores)
     return [fault for fault in judged if fault is not None]
 
 

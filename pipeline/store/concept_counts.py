@@ -24,10 +24,18 @@ READ_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """threshold: t. frequent: the texts of each entry that occurs in more than t, by the entry's number."""
+    """threshold: t. frequent: the texts of each entry that occurs in more than t, by the entry's number.
+
+    entries: sha256 of the word list in which that is its number; "" of a build that an older wenlan counted.
+    """
 
     threshold: int
     frequent: dict[int, int]
+    entries: str = ""
+
+    def fit(self, sha256: str) -> bool:
+        """Whether the numbers of entries are those of a word list."""
+        return self.entries in ("", sha256)
 
     def of(self, entries: list[int]) -> float:
         """The probability with which a pair with these entries, at least one, is kept."""
@@ -43,7 +51,7 @@ class Probabilities:
 def write(build: Build, probabilities: Probabilities) -> None:
     """Leave the probabilities for the tasks."""
     stage = build.stage("balance")
-    value = {"fingerprint": stage.fingerprint, "threshold": probabilities.threshold}
+    value = {"fingerprint": stage.fingerprint, "threshold": probabilities.threshold, "entries": probabilities.entries}
     stage.folder.write(FILE, canonical_json({**value, "frequent": list(probabilities.frequent.items())}))
 
 
@@ -53,7 +61,7 @@ def read(build: Build) -> Probabilities | None:
     written = stage.folder.find_json(FILE, {})
     if written.get("fingerprint") != stage.fingerprint:
         return None
-    return Probabilities(written["threshold"], dict(written["frequent"]))
+    return Probabilities(written["threshold"], dict(written["frequent"]), written.get("entries", ""))
 
 
 def summed(build: Build, stage: str, suffix: str) -> npt.NDArray[np.int64]:

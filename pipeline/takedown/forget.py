@@ -8,7 +8,7 @@ In this order, so that a kill at any moment leaves a state that the same command
     4  new shards are written beside the dataset (`pipeline.takedown.rewrite_shards`); then the manifest is withdrawn,
        they take their places, and the next revision is published, which names its parent. Other shards are not touched
     5  captures, candidates, images, features, pairs, decisions and regions of the build
-       (`pipeline.takedown.rewrite_partitions`), and its report
+       (`pipeline.takedown.rewrite_partitions`), and its report, which is deleted where it cannot be made again
     6  STORE's identities and caches
     7  the next release of each dataset, which lists the shards as they are now; reports say so
     8  the search indexes that are named (`pipeline.takedown.indexes`)
@@ -27,6 +27,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import BuildSpec
+from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, WenlanError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
 from pipeline.store import build_json
@@ -53,6 +54,8 @@ from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.request import Request, resolve, text_array
 
 __all__ = ["COUNTED", "Request", "forget"]
+
+log = logging.getLogger("wenlan")
 
 COUNTED = ("samples", "candidates", "images", "captures")
 """Counts per build in the answer of `forget`."""
@@ -100,7 +103,7 @@ def forget(
         _clean_caches(store, takedowns, removed)
         for build in builds:
             if _shows(build, removed, takedowns):
-                build.stages["report"].run(build, "all")
+                _report_again(build)
         for build in builds:
             _rename(build)
             build.folder.delete(UNFINISHED)
@@ -177,11 +180,23 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
     rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
     if marker["reported"]:
-        report = build.stages["report"]
-        for partition in report.partitions(build):
-            report.run(build, partition)
+        _report_again(build)
     build_json.note_counts(build, "shard")
     return answer
+
+
+def _report_again(build: Build) -> None:
+    """Make a report anew that shows what was taken down; where that cannot be done, delete it.
+
+    It reads models and word lists that the spec names, which may be gone by now: a takedown must not wait for them.
+    """
+    report = build.stages["report"]
+    try:
+        for partition in report.partitions(build):
+            report.run(build, partition)
+    except (WenlanError, SpecError) as e:
+        build.stage(report.name).retire(set(), lambda _: set())
+        log.warning("%s: its report shows what is taken down, cannot be made again, and is deleted: %s", build.out, e)
 
 
 def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:

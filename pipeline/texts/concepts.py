@@ -31,9 +31,10 @@ MOST_BYTES = 200_000_000
 
 @dataclass(frozen=True, slots=True)
 class Concepts:
-    """Entries [E] of a list in their even form, in the list's order, each once."""
+    """Entries [E] of a list in their even form, in the list's order, each once. sha256: of the list, as `digest`."""
 
     entries: Sequence[str]
+    sha256: str
     _automaton: Any
 
     def of(self, text: str) -> list[int]:
@@ -79,7 +80,8 @@ def _built(content: bytes, min_letters: int) -> Concepts:
 
     entries = list(dict.fromkeys(_words(content, min_letters)))
     # of the three implementations the fastest on captions, and a quarter of the memory of the automaton with all edges
-    return Concepts(entries, AhoCorasick(entries, implementation=Implementation.ContiguousNFA))
+    automaton = AhoCorasick(entries, implementation=Implementation.ContiguousNFA)
+    return Concepts(entries, hashlib.sha256(content).hexdigest(), automaton)
 
 
 def _words(content: bytes, min_letters: int) -> Iterator[str]:

@@ -92,6 +92,16 @@ def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(tmp_path: 
                 assert name.replace(".wait", ".stop") in task["then"], "whoever waits, stops"
 
 
+@needs_airflow
+def test_a_variable_that_is_set_and_empty_is_as_good_as_none(tmp_path: Path) -> None:
+    """As templates of deployments leave what nobody has filled in: with one of them no DAG could be imported."""
+    names = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REGION_DAYS", "TRAIN_WORKERS", "MARGIN")
+    names += ("NEW_WEIGHT", "EVAL_GPUS", "SCHEDULE", "HOUSEKEEPING_SCHEDULE", "RUNTIME_ENV")
+    found = _in_airflow(tmp_path, DESCRIBE, str(ROOT / "dags"), env={f"WENLAN_{name}": "" for name in names})
+    assert found["errors"] == {}
+    assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
+
+
 PLAN = """
 import datetime, json, sys, types
 sys.path.append(sys.argv[1])
@@ -139,6 +149,9 @@ said["generation"] = dataset_build.plan.function()["build"]
 said["evaluation"] = pretrain.evaluation.function("/m.json", {"checkpoint": "/runs/c"})
 context["inlet_events"][ray_tasks.CHECKPOINT] = [types.SimpleNamespace(extra={"checkpoint": "/runs/l"})]
 said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
+by_hand = types.SimpleNamespace(extra={"from_rest_api": True})
+context["inlet_events"][ray_tasks.CHECKPOINT].append(by_hand)
+said["last_but_by_hand"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
 judge = lambda new, last: pretrain.judge.function({"mean_recall": new}, last and {"mean_recall": last})
 said["judged"] = [judge(.2, None), judge(.2, .1), judge(.2, .2099)]
 split = lambda all_, unseen: {"mean_recall": all_, "headline": "unseen", "unseen": {"mean_recall": unseen}}
@@ -150,6 +163,7 @@ before_it, own = published("a", "/runs/demo-news-000002"), published("b", "/runs
 later = published("c", "/runs/demo-news-000004")
 said["releases"] = {
     "anew": planned({"init": "", "set": "run.epochs=2"}), "first": planned(), "warm": planned({}, release, [before_it]),
+    "by_hand_after": planned({}, release, [before_it, by_hand]),
     "again": planned({}, release, [before_it, own, later]), "first_again": planned({}, release, [own, later]),
     "named": planned({"init": "/c"}, release, [before_it]), "weighted": planned({"new_weight": 3}),
     "all_new": planned({"new_weight": 3}, release | {"new_samples": release["samples"]}),
@@ -158,6 +172,8 @@ said["refused"] = [fault(lambda: planned({}, release | {"samples": {"train": 9, 
                    fault(lambda: planned({"manifest": "/s/datasets/news/latest.json"})),
                    fault(lambda: planned({"manifest": "/s/datasets/news/000002.json", "new_weight": 2})),
                    fault(lambda: dataset_build.announce.function({}, {"published": False, "nothing_new": True}))]
+context["params"]["takedowns"] = sys.argv[2] + ".long"
+said["too_long"] = fault(housekeeping.plan.function)
 context["params"] |= {"store": "", "recipe": ""}
 said["faults"] = [
     fault(dataset_build.plan.function), fault(pretrain.plan.function),
@@ -175,6 +191,8 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     listed = tmp_path / "list"
     listed.write_text("# asked for in May\nurl https://a.example/1.jpg?x=1&y=2\n\ndomain b.example\n", encoding="utf-8")
     (tmp_path / "list.bad").write_text("url https://a.example/1.jpg\npage https://a.example/\n", encoding="utf-8")
+    long = "".join(f"url https://a.example/pictures/{i:032d}.jpg\n" for i in range(2_000))
+    (tmp_path / "list.long").write_text(long, encoding="utf-8")
     said = _in_airflow(tmp_path, PLAN, str(ROOT / "dags"), str(listed))
 
     out = "s3://b/news-2026-01-19"
@@ -195,12 +213,13 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert "--out /runs/demo-given " in said["by_hand"]
     evaluation = "wenlan-train eval /runs/c --data /m.json --task retrieval --json"
     assert said["evaluation"] == evaluation
-    assert said["last"] == evaluation.replace("/runs/c", "/runs/l")
+    assert said["last"] == said["last_but_by_hand"] == evaluation.replace("/runs/c", "/runs/l")
     assert said["judged"] == [0.2, 0.2, 0.2]
     assert said["judged_unseen"] == 0.2, "by the pairs that stand nowhere in train, not by all"
 
     named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
     assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --missing-ok --json"
+    assert "list.long: its 2,000 takedowns make a command of" in said["too_long"]
     assert said["keep"]["prune"] == "wenlan-data regions prune --store s3://store --before 2025-12-20 --json"
     assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --keep-releases 26 --json"
 
@@ -230,6 +249,7 @@ def of_releases(said: dict[str, dict[str, str]]) -> None:
     assert said["anew"] == {"fit": f"{begin} --set run.epochs=2 {end}", "manifest": release, "run": out, "init": ""}
     assert said["first"]["fit"] == said["first_again"]["fit"] == f"{begin} {end}", "anew where none was published"
     assert said["warm"]["fit"] == said["again"]["fit"] == warm, "a repeated run begins as it did"
+    assert said["by_hand_after"]["fit"] == warm, "an event that somebody made by hand names no checkpoint"
     assert said["warm"]["init"] == "/runs/a"
     assert said["named"]["fit"] == f"{begin} --init /c {end}", "with the recipe's learning rate"
     mixed = f"--data {release}@90 {build}@30 --out {out}-new3 "

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -117,6 +118,49 @@ def test_a_small_file_is_read_by_one_request_and_nothing_is_deleted_by_one(remot
     assert object_store.names(f"{remote.url}/few") == []
 
 
+@pytest.mark.parametrize("store", ["s3", "memory"])
+def test_a_name_that_looks_like_a_pattern_deletes_itself_alone(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """To fsspec `build[1]` is a pattern: the folder stayed, and what was deleted was the build beside it."""
+    base = f"{request.getfixturevalue('remote').url}/odd" if store == "s3" else "memory://bucket/odd"
+    fs, path = fsspec.url_to_fs(base)
+    names = ["build1/a", "build[1]/a", "build[1]/b/c", "w*/a", "wide/a", "q?/a", "qx/a", "中 文/a", "中 文b"]
+    for name in names:
+        fs.pipe_file(f"{path}/{name}", b"x")
+    for folder in ("build[1]", "w*", "q?", "中 文"):
+        object_store.delete(f"{base}/{folder}")
+        names = [name for name in names if not name.startswith(f"{folder}/")]
+        fs.invalidate_cache()
+        assert sorted(str(found).partition("odd/")[2] for found in fs.find(path)) == sorted(names)
+    object_store.delete(base)
+    assert object_store.names(base) == []
+
+
+def test_a_folder_goes_page_by_page_and_a_file_that_may_not_go_is_named(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{remote.url}/pages"
+    fs, path = fsspec.url_to_fs(url)
+    for number in range(5):
+        fs.pipe_file(f"{path}/{number}", b"x")
+    real, deleted = fs.call_s3, list[int]()
+
+    def call(operation: str, *words: Any, **more: Any) -> Any:
+        if operation == "delete_objects":
+            deleted.append(len(more["Delete"]["Objects"]))
+        return real(operation, *words, **more, **({"MaxKeys": 2} if operation == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(fs, "call_s3", call)
+    object_store.delete(url)
+    assert deleted == [2, 2, 1]
+    fs.pipe_file(f"{path}/kept", b"x")
+    refused = {"Errors": [{"Key": "pages/kept", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    monkeypatch.setattr(fs, "call_s3", lambda o, **more: refused if o == "delete_objects" else call(o, **more))
+    with pytest.raises(StorageError, match=r"pages/kept cannot be deleted \(Access Denied\)"):
+        object_store.delete(url)
+
+
 def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     assert object_store.is_conditional(f"{remote.url}/a/_lock")
     assert fsspec.filesystem("s3").find(f"{remote.url}/a") == []
@@ -213,6 +257,8 @@ def test_an_error_of_a_store_leaves_a_worker() -> None:
         ("s3://bucket/2026-01-01T00:00:00/x", False),
         ("http://a:b@host/x", False),  # of a site: sent to it, and kept in one private file
         ("photos/s3:a@b", False),
+        ("description: the pictures of s3://bucket: raw scans", False),  # a colon of the sentence
+        ("# s3://bucket:\nname: x", False),
         ("", False),
     ],
 )

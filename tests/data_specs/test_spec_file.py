@@ -66,6 +66,18 @@ def test_an_alias_is_what_it_stands_for(tmp_path: Path) -> None:
     assert read(path) == {"one": {"name": "one", "path": "p"}, "two": {"name": "two", "path": "p"}}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nfilters: [{name: image_nsfw}]\nfilters: [{name: ads}]\n", "s.yaml:3: is not YAML: 'filters'"),
+        ("filters:\n- {name: text_length, min_chars: 2, min_chars: 9}\n", "s.yaml:2: is not YAML: 'min_chars'"),
+        ("one: &s {a: 1}\ntwo: {<<: *s, a: 2, a: 3}\n", "s.yaml:2: is not YAML: 'a'"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_a_fault_and_not_the_last_one_taken(tmp_path: Path, text: str, said: str) -> None:
+    assert _problems(_write(tmp_path, text)) == [f"{said} is there twice in one mapping"]
+
+
 def test_a_file_at_a_url_is_read_and_one_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     path = _write(tmp_path, "a: 名\r\nb: 1\r\n")
     assert read(path.as_uri()) == {"a": "名", "b": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from functools import cache
 from typing import Any
@@ -97,3 +98,12 @@ def test_what_is_no_vocabulary_is_named() -> None:
         with pytest.raises(VocabularyError, match=line) as raised:
             make()
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)  # noqa: S301
+
+
+def test_a_tokenizer_with_an_id_of_billions_is_refused_and_ends_no_process() -> None:
+    """300 bytes: the library writes a name for every id up to it, and aborts when there is no memory left."""
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 4_000_000_000}, "unk_token": "[UNK]"}
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    content = json.dumps({"version": "1.0", **parts, "added_tokens": [], "model": model})
+    with pytest.raises(VocabularyError, match=r"^t.json: has a token of the id 4,000,000,000; no vocabulary has more"):
+        JsonTokenizer(content, "t.json")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from data_specs import object_store
 from data_specs.object_store import told
 from data_specs.store_lock import LockedError, check_locks, locked
 from training.config import Config
@@ -195,7 +196,7 @@ def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
                 fs.put_file(str(path), posixpath.join(target, path.name))
             for name in _names(fs, root):
                 if name not in kept:
-                    fs.rm(posixpath.join(root, name), recursive=True)
+                    object_store.delete(posixpath.join(mirror, name))
     except OSError as e:
         raise RunError(mirror, f"{folder.name} cannot be copied there ({e.strerror or e})") from None
 

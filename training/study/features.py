@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,19 @@ class StyleFeatures:
 def key_of(style: Style, tarballs: Mapping[str, Path], weights: Path) -> str:
     """What a style's features depend on: packages (so their versions), weights, sizes, and this code's version."""
     names = [tarballs[package].name for package in needed([style])]
-    parts = [*names, weights.name, str((VERSION, SIDE, GRID, SMALL))]
+    parts = [*names, weights_id(weights), str((VERSION, SIDE, GRID, SMALL))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def weights_id(weights: Path) -> str:
+    """What tells weights apart: the file's name where that holds the beginning of its sha256, as torchvision's do, else
+    also the digest. Of a file that is not there, which a page does not need, the name."""
+    try:
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    except OSError:
+        return weights.name
+    return weights.name if digest[:8] in weights.name else f"{weights.name} {digest}"
 
 
 def load(folder: Path, style: Style, key: str) -> StyleFeatures | None:

@@ -46,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo/study"), help="where all of it is kept")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="ImageNet weights of the backbone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds, 2 at least")
     options = parser.parse_args(arguments)
+    if options.seeds < 2:
+        parser.error("--seeds: an interval needs 2 seeds at least")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("wenlan").setLevel(logging.INFO)
     try:

@@ -16,6 +16,7 @@ Limits: hundreds of photos and a few thousand scenes; one objective.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -40,7 +41,7 @@ from training.data.tokenizer import CLS, PAD, SEP, UNK, load_tokenizer
 from training.records import Batch
 from training.study.arms import Arm, config_of
 from training.study.corpus import Input, cell_boxes
-from training.study.features import SIDE, Backbone
+from training.study.features import SIDE, Backbone, weights_id
 from training.study.paired import Interval, difference, interval
 from training.study.results import Words
 from training.study.scenes import Source
@@ -129,8 +130,7 @@ class Job:
 
     def key(self) -> list[object]:
         """What the record depends on."""
-        digest = json.loads(self.source.manifest.read_text(encoding="utf-8"))["content_digest"]
-        return [VERSION, digest, self.weights.name, self.samples]
+        return [*_made_of(self.source.manifest, self.weights), self.samples]
 
     def record(self) -> Run | None:
         """The finished run, or None where it has still to be done."""
@@ -250,7 +250,8 @@ def _half(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
     """A split's features and texts, computed once per process and kept in a file. Raises TrainingError."""
     manifest = source.manifest
     detector = next(d for d in _detectors(manifest) if d.startswith("proposals" if sight == "proposals" else "grid"))
-    path = manifest.parent / f"{split}.{'things' if sight == 'things' else detector}.pt"
+    key = hashlib.sha256(json.dumps([*_made_of(manifest, weights), BOXES, MAX_TOKENS]).encode()).hexdigest()[:12]
+    path = manifest.parent / f"{split}.{'things' if sight == 'things' else detector}.{key}.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
     else:
@@ -292,6 +293,12 @@ def with_boxes(batch: Batch, boxes: Sequence[Sequence[Sequence[float]]]) -> Batc
     for row_R4, of_picture in zip(boxes_BR4, boxes, strict=True):
         row_R4[: len(of_picture) + 1] = torch.tensor([*of_picture, (0.0, 0.0, 1.0, 1.0)]) * SIDE
     return replace(batch, boxes_BR4=boxes_BR4, n_boxes_B=torch.tensor([len(of_picture) + 1 for of_picture in boxes]))
+
+
+def _made_of(manifest: Path, weights: Path) -> list[object]:
+    """What features of a dataset depend on, beside the boxes: this code's version, the pictures, the backbone."""
+    digest = json.loads(manifest.read_text(encoding="utf-8"))["content_digest"]
+    return [VERSION, digest, weights_id(weights)]
 
 
 def _detectors(manifest: Path) -> list[str]:

@@ -30,7 +30,9 @@ def balance(build: Build) -> Values | None:
     before, after = (concept_counts.summed(build, *file) for file in (("concepts", "parquet"), ("balance", "after")))
     after = np.pad(after, (0, max(0, len(before) - len(after))))
     frequent = sorted(probabilities.frequent, key=lambda entry: (-before[entry], entry))
-    names = concepts(build.spec.balance, build.spec.base).entries
+    known = concepts(build.spec.balance, build.spec.base)
+    # of a list that was edited since, entries have other numbers: no name is better than another one's
+    names = known.entries if probabilities.fit(known.sha256) else [f"#{number}" for number in range(len(before))]
     return {
         "threshold": probabilities.threshold,
         "entries": len(names),

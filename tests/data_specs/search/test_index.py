@@ -225,3 +225,37 @@ def test_a_part_that_is_discarded_is_not_in_the_index(tmp_path: Path) -> None:
     writer.finish()
     assert [part.part for part in read_index(tmp_path).parts] == [1]
     assert [path.name for path in (tmp_path / "img_emb").iterdir()] == ["img_emb_0001.npy"]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from data_specs.search import approximate, words
+from data_specs.search.folder import IndexFault, made
+from data_specs.search.scan import Stack
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+vectors = np.random.default_rng(0).standard_normal((3_000, 256))
+vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+for name, make in (
+    ("words", lambda path: words.write(path, [[f"词{i} 故宫{i * 7}" for i in range(20_000)]])),
+    ("approximate", lambda path: approximate.write(path, Stack([vectors], 256), np.arange(3_000))),
+):
+    try:
+        made(Path(sys.argv[1]), f"{name}/it", make)
+    except IndexFault as e:
+        print(e)
+"""
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    """SQLite and faiss say it in exceptions of their own, which ended in tracebacks."""
+    command = [sys.executable, "-c", FULL, str(tmp_path)]  # in its own process, whose files cannot grow
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"{tmp_path / name}: cannot be written" for name in ("words/it", "approximate/it")
+    ]
+    assert "SQLite: " in lines[0]
+    assert "faiss: write error" in lines[1]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

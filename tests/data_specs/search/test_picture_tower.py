@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_specs.search.onnx_file import TowerFault
 from data_specs.search.picture_tower import PictureTower
 from data_specs.search.queries import TextQuery
 from tests import towered
@@ -107,6 +108,27 @@ def test_a_tower_that_fixes_its_batch_gets_it_filled_up(tmp_path: Path) -> None:
     assert fixed.shape == (3, 3)
     assert np.abs(fixed - free).max() < 1e-6
     assert own[0].encode([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"max_boxes": "-1"},
+        {"max_boxes": "100000000"},
+        {"image_size": "-5"},
+        {"image_size": "100000"},  # 30 GB of a picture
+        {"pixel_std": "[0, 0, 0]"},
+        {"pixel_mean": "[" * 5_000},
+    ],
+)
+def test_a_tower_whose_metadata_are_nonsense_is_one_line(tmp_path: Path, about: dict[str, str]) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(towered.image_tower(name="images", **towered.own_about()).SerializeToString())
+    assert PictureTower.open(path).encode(PICTURES).shape == (3, 3)
+    path.write_bytes(towered.image_tower(name="images", **towered.own_about() | about).SerializeToString())
+    with pytest.raises(TowerFault, match=r"x.onnx: its metadata cannot be used \(") as raised:
+        PictureTower.open(path)
+    assert "\n" not in str(raised.value)
 
 
 def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -101,6 +101,27 @@ def test_what_is_no_tower_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"max_tokens": "1"},
+        {"max_tokens": "100000000000"},  # of memory, for a text that is padded to it
+        {"feature_dim": "5"},
+        {"config": "[]"},
+        {"config": "[" * 5_000},
+        {"vocabulary": ""},
+    ],
+)
+def test_a_tower_whose_metadata_are_nonsense_is_one_line(tmp_path: Path, about: dict[str, str]) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(towered.own_text_tower().SerializeToString())
+    assert TextQuery.open(path).encode(["红绿", "图"]).shape == (2, 3)
+    path.write_bytes(towered.own_text_tower(**about).SerializeToString())
+    with pytest.raises(IndexFault, match=r"x.onnx: its metadata cannot be used \(") as raised:
+        TextQuery.open(path)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_tower_of_others_gets_padded_ids_one_by_one_where_its_file_says_so(tmp_path: Path) -> None:
     towered.written(tmp_path)
     query = TextQuery.foreign(tmp_path / "text.onnx", tmp_path / "vocab.txt", towered.TOKENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.search import rows as rows_of
 from data_specs.search.folder import INDEX, Background, IndexFault
 from data_specs.search.rows import Filters
 from data_specs.search.search import Query, SearchIndex
@@ -272,3 +274,42 @@ def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
     whole.write_text(whole.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(IndexFault, match=r"version 2 is newer than this wenlan reads \(1\); upgrade with"):
         SearchIndex.open(whole.parent)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "rows", "junk"])
+def test_an_index_that_was_not_copied_whole_is_one_line_and_no_answer(tmp_path: Path, damage: str) -> None:
+    """A copy that was interrupted: what it lacks is told when it is opened, not by the first query that meets it."""
+    folder = make(tmp_path / "i", [{"id": f"{n}", "caption": "猫"} for n in range(5)], random_units(5, 8))
+    for name in ("words/words.sqlite", "rows/rows_0000.arrow", "img_emb/img_emb_0000.npy"):
+        file = folder / name
+        whole = file.read_bytes()
+        if damage == "cut":
+            file.write_bytes(whole[: len(whole) // 2])
+        elif damage == "gone":
+            file.unlink()
+        elif damage == "junk" and name.startswith("words"):
+            file.write_bytes(b"x" * len(whole))
+        elif damage == "rows" and name.startswith("rows"):
+            rows = rows_of.read_mapped(file).slice(0, 3).combine_chunks()
+            file.unlink()
+            rows_of.write_mapped(file, rows)
+            text = (folder / INDEX).read_text()
+            (folder / INDEX).write_text(text.replace(f'"bytes":{len(whole)}', f'"bytes":{file.stat().st_size}'))
+        else:
+            continue
+        with pytest.raises(IndexFault, match=r"damaged \(.*\); embed it again"):
+            SearchIndex.open(folder).search(Query(words="猫"))
+        if damage != "junk":  # of the same size: seen when it is read
+            with pytest.raises(IndexFault, match="the index is damaged"):
+                SearchIndex.open(folder)
+        file.write_bytes(whole)
+
+
+def test_a_background_that_no_score_can_be_read_off_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "i", named(3), random_units(3, 8), background=BACKGROUND) / INDEX
+    told = json.loads(path.read_text())
+    for cosines, shares in ([], []), ([0.0, 0.5], [1.0]), ([0.5, 0.0], [0.0, 1.0]):
+        told["about"]["background"] = {"cosines": cosines, "shares": shares}
+        path.write_text(json.dumps(told))
+        with pytest.raises(IndexFault, match="a background has cosines, which ascend, and as many shares"):
+            SearchIndex.open(path.parent)

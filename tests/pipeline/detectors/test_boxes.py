@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.shard import REGION_SCHEMA
-from pipeline.detectors._boxes import boxes_of, cleaned, rows_of
+from pipeline.detectors import NONE, Boxes, Detector, Picture
+from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
+from pipeline.errors import DetectorError
 from pipeline.records import BOX_SCHEMA
 
 floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
@@ -45,6 +50,26 @@ def test_cleaning_keeps_sound_boxes_as_they_are() -> None:
     assert boxes.tolist() == [[10, 10, 50, 50], [5, 5, 100, 30]]
     assert scores == pytest.approx([0.2, 0.1])
     assert labels.tolist() == [2, 1]
+
+
+class _Careless(Detector):
+    """Returns boxes of the first picture alone, unless all are asked for; its weights are a gigabyte to read."""
+
+    whole: bool = True
+
+    def weights_digest(self) -> str:
+        raise AssertionError("the weights were read for a batch")
+
+    def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
+        return [NONE for _ in (pictures if self.whole else pictures[:1])]
+
+
+def test_a_batch_does_not_read_the_weights_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [blank(20, 10), blank(10, 20)]
+    assert len(look(_Careless(), None, pictures)) == 2
+    monkeypatch.setattr(_Careless, "weights_digest", lambda self: "")
+    with pytest.raises(DetectorError, match=r"test_boxes-[0-9a-f]{12}: returned boxes of 1 pictures for 2"):
+        look(_Careless(whole=False), None, pictures)
 
 
 def test_the_columns_are_the_contract_without_the_key() -> None:

@@ -27,6 +27,22 @@ def imagenet(tmp_path: Path) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
+def test_the_folder_of_the_file_is_there_before_a_training_begins(
+    tmp_path: Path, cutouts: Cutouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that was not there the weights of an hour were lost."""
+    from pipeline.proposals import __main__, train
+    from pipeline.proposals import cutouts as material
+
+    out, seen = tmp_path / "new" / "p.onnx", list[bool]()
+    monkeypatch.setattr(material, "load", lambda *arguments: cutouts)
+    monkeypatch.setattr(train, "train", lambda *arguments: seen.append(out.parent.is_dir()))
+    monkeypatch.setattr(train, "onnx_of", lambda net: b"weights")
+    assert __main__.main(["train", "--out", str(out)]) == 0
+    assert seen == [True]
+    assert out.read_bytes() == b"weights"
+
+
 @pytest.mark.slow
 def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutouts: Cutouts) -> None:
     import onnxruntime

@@ -14,7 +14,9 @@ from PIL import Image
 
 from data_specs.build import Balance, BuildSpec
 from pipeline import run
+from pipeline.errors import SourceError
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.report.sections import balance as section
 from pipeline.stages.balance import draw, threshold_of
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import Probabilities
@@ -94,6 +96,31 @@ def test_without_the_plan_of_the_driver_a_task_makes_it_again(balanced: Callable
     build.stages["balance"].run(build, partition)
     assert stage.table(stage.record(partition), "train.parquet").equals(kept)
     assert texts_of(build, "balance", "train.parquet") == before
+
+
+def test_a_word_list_that_changes_amidst_a_build_stops_it(
+    balanced: Callable[..., Build], run_stage: Any, tmp_path: Path
+) -> None:
+    """Entries go by their numbers in the list: with a word before them, another word's count decided."""
+    build = balanced()
+    words = tmp_path / "words.txt"
+    before = section.balance(build)
+    assert before is not None
+    assert before["frequent"][0]["entry"] == "故宫"
+    words.write_text("黄山\n故宫\n雪景\n", encoding="utf-8")
+    after = section.balance(build)
+    assert after is not None
+    assert (after["frequent"][0]["entry"], after["frequent"][0]["before"]) == ("#0", MANY)
+    stage = build.stage("balance")
+    with pytest.raises(SourceError, match=r"words.txt: has changed since its entries were counted; run the same"):
+        build.stages["balance"].run(build, stage.partitions()[0])
+    build.stages["concepts"].run(build, build.stage("concepts").partitions()[0])  # as where a worker was late
+    with pytest.raises(SourceError, match=r"words.txt: has changed since its entries were counted"):
+        build.stages["balance"].partitions(build)
+    for partition in build.stage("concepts").partitions():  # what the same command does: the list has another token
+        build.stages["concepts"].run(build, partition)
+    run_stage(build, "balance")
+    assert {row["evidence"].partition("; ")[2] for row in dropped(build)} == {f"rarest: 故宫 in {MANY} texts"}
 
 
 def test_a_spec_without_balance_has_the_fingerprints_that_it_had(tmp_path: Path) -> None:

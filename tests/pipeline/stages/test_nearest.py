@@ -66,6 +66,17 @@ def test_blocks_holders_and_sealed_groups_change_nothing(
     assert 3 < len(told[0]) < 27
 
 
+def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    """A dataset of millions and a week of a thousand: one process would have to hold the features of all."""
+    publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
+    build = alike.made(
+        fetched_build, got, tmp_path, many(2, 3, (280, 330)), snapshot="2026-02-01", dedup={"pairs_per_holder": 4}
+    )
+    counts = build.stage("nearest").record("all").counts
+    assert counts["earlier"] > 4
+    assert counts["holders"] == -(-(counts["earlier"] + counts["pairs"]) // 4)
+
+
 def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     build = alike.made(fetched_build, got, tmp_path, many(7, 30, (220, 400)))
     record = build.stage("nearest").record("all")

@@ -165,6 +165,17 @@ def test_scores_survive_a_model_that_dies(
     assert len(looks.shown) == 6
 
 
+def test_a_partition_asks_once_what_its_scores_are_called(
+    screened: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id is a digest of the model's file: image_faces took 1.6 ms for every image, to judge scores that it had."""
+    build, asked = screened(), list[str]()
+    name = ImageNsfw.score_id
+    monkeypatch.setattr(ImageNsfw, "score_id", property(lambda self: asked.append("") or name))
+    screen.run_partition(build, screen.partitions(build)[0])
+    assert len(asked) == len(NSFW)
+
+
 def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> None:
     build = fetched_build([got("a", picture(1))], filters=NSFW)
     run(build, measure, filter, rank, lead, dedup, screen)

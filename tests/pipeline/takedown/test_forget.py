@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -253,6 +254,34 @@ def test_a_kill_anywhere_leaves_what_the_same_command_finishes(
         assert kept(synthetic, number).candidate.image_url not in "".join(everything(Path(published.out)).values())
         assert kept(synthetic, number).candidate.texts[0].text.encode().hex() not in said
     assert Identities(published.store).names() == Identities(copy.store).names()
+
+
+@pytest.mark.parametrize("what", ["detector", "list", "model"])
+def test_a_takedown_does_not_wait_for_files_of_the_spec_that_are_gone(
+    published: Build, synthetic: Any, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """A year later weights and lists lie elsewhere: the dataset stayed withdrawn, and all of it on the disk."""
+    item, spec, nowhere = kept(synthetic, 20), published.spec, "/nowhere/gone"
+    first = read_manifest(Path(published.out) / "shards")
+    if what == "detector":
+        onnx = PluginRef.model_validate({"name": "onnx", "weights": nowhere})
+        regions = spec.regions.model_copy(update={"detectors": (*spec.regions.detectors, onnx)})
+        spec = spec.model_copy(update={"regions": regions})
+    else:
+        options = {"name": "lexicon", "lists": {"x": nowhere}} if what == "list" else {"name": "image_faces"}
+        own = PluginRef.model_validate({**options, **({"model": nowhere} if what == "model" else {})})
+        spec = spec.model_copy(update={"filters": (*spec.filters, own)})
+    build = replace(published, spec=spec.with_digest(published.spec.digest))
+    with caplog.at_level("WARNING", "wenlan"):
+        answer = forget(build.store, [build], Request(urls=[item.candidate.image_url]))
+    manifest = read_manifest(Path(build.out) / "shards")
+    assert answer["builds"][0]["revision"] == manifest.revision == 1
+    assert manifest.detectors == first.detectors
+    assert [path for path, said in everything(Path(build.out).parent).items() if item.candidate.image_url in said] == []
+    assert "cannot be made again, and is deleted" in caplog.text
+    assert f"{nowhere}: cannot be read" in caplog.text
+    assert [path.name for path in (Path(build.out) / "report").rglob("*") if path.is_file()] == []
+    assert not build.stage("report").finished()
 
 
 def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,14 +44,25 @@ def test_features_are_the_backbones_map_over_grid_and_whole(study_folder: Path, 
     # The whole picture's region is close to the mean of the cells': both sample the same map evenly.
     whole, cells = made.regions_NRC[:, -1].astype(float), made.regions_NRC[:, :-1].astype(float).mean(1)
     assert np.corrcoef(whole.ravel(), cells.ravel())[0, 1] > 0.95
-    assert features.load(tmp_path, style, features.key_of(style, tarballs, weights.with_name("other.pth"))) is None
+    for other in (weights.with_name("other.pth"), tmp_path / weights.name):  # another name; another content
+        other.write_bytes(weights.read_bytes() + (b"" if other.name == "other.pth" else b"0"))
+        assert features.load(tmp_path, style, features.key_of(style, tarballs, other)) is None
 
 
 def test_a_file_that_was_not_finished_counts_for_nothing(study_folder: Path, tmp_path: Path) -> None:
     style, tarballs = STYLES[0], tarballs_of(study_folder)
-    key = features.key_of(style, tarballs, Path("w.pth"))
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    key = features.key_of(style, tarballs, weights)
     (tmp_path / "noto.json").write_text(json.dumps({"key": key, "codes": ["1f400"]}))
     assert features.load(tmp_path, style, key) is None
+
+
+def test_weights_that_are_named_by_their_digest_keep_the_keys_that_they_had(tmp_path: Path) -> None:
+    path = tmp_path / f"net-{hashlib.sha256(b'w').hexdigest()[:8]}.pth"
+    path.write_bytes(b"w")
+    assert features.weights_id(path) == path.name
+    assert features.weights_id(tmp_path / "none.pth") == "none.pth"
 
 
 def test_the_grid_has_its_cells_in_reading_order_and_the_whole_last():

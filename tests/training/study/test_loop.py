@@ -75,3 +75,12 @@ def test_the_command_does_what_is_not_done_and_makes_the_page(
     assert computed == [0, 1, 2], "what is there is not done again"
     assert str(study.out / "loop" / "index.html") in capsys.readouterr().err
     assert Path(study.out / "loop" / "seed2.json").is_file()
+
+
+@pytest.mark.parametrize("seeds", ["0", "1"])
+def test_fewer_seeds_than_an_interval_needs_are_refused(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed made a page of NaN and a loop.json that is no JSON; none ended in a traceback at the very end."""
+    with pytest.raises(SystemExit) as caught:
+        loop.main(["--seeds", seeds])
+    assert caught.value.code == 2
+    assert "--seeds: an interval needs 2 seeds at least" in capsys.readouterr().err

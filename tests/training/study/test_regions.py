@@ -63,6 +63,24 @@ def test_the_whole_picture_is_the_last_region_of_the_grid(source: Source, weight
     assert (grid.images_B3HW[..., 3:] == 0).all()
 
 
+def test_other_weights_and_another_dataset_have_features_of_their_own(
+    source: Source, weights: Path, tmp_path: Path
+) -> None:
+    """What one backbone had computed was read for another one, whatever the records said."""
+    first = regions._half(source, "val", "grid", weights)
+    state = torch.load(weights, weights_only=True)
+    other = tmp_path / weights.name
+    torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, other)
+    assert not torch.equal(regions._half(source, "val", "grid", other).regions_NRC, first.regions_NRC)
+    jobs = [Job(source, "grid", 0, 64, tmp_path, own) for own in (weights, other)]
+    assert jobs[0].key() != jobs[1].key()
+    manifest = json.loads(source.manifest.read_text())
+    source.manifest.write_text(json.dumps({**manifest, "content_digest": "0" * 64}))
+    regions._half.cache_clear()
+    regions._half(source, "val", "grid", weights)
+    assert len(list(source.manifest.parent.glob("val.grid-1.*.pt"))) == 3
+
+
 def test_true_boxes_are_pooled_like_those_of_a_detector(source: Source, weights: Path, tmp_path: Path) -> None:
     dataset = open_dataset([str(source.manifest)], "val", detector="grid-1")
     rows = [dataset.row(number) for number in range(len(dataset))]
