@@ -11,6 +11,7 @@ Limits: exports go to a local folder. A killed export leaves a folder `.tmp-*` b
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import shutil
 import uuid
@@ -82,15 +83,24 @@ def export(
 
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
-    Raises SpecError for a folder that holds something, StoreError for a damaged dataset or a detector that it lacks.
+    Raises SpecError for a folder that holds something or cannot be replaced, StoreError for a damaged dataset, a
+    detector that it lacks, or a `store` that is none.
     """
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples
     from pipeline.store.store import Store
 
-    form = find(to)
+    form, named = find(to), out
+    out = out.resolve()  # what a link leads to is replaced, not the link
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError([f"{out}: is there already, and an export replaces nothing; delete it, or name another --out"])
+        raise SpecError(
+            [f"{named}: is there already, and an export replaces nothing; delete it, or name another --out"]
+        )
+    if out == Path.cwd() or os.path.ismount(out):
+        what = "the folder that you are in" if out == Path.cwd() else "a mount point"
+        raise SpecError([f"{named}: is {what}, which cannot be replaced; name a folder in it"])
+    if store:
+        Store(store).must_exist()
     takedowns = Store(store).takedowns() if store else None
     samples = Samples.of(Frames.of_dataset(dataset), detector, takedowns)
     chosen = tuple(split for split in SPLITS if split in (splits or form.splits))

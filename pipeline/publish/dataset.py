@@ -332,8 +332,9 @@ def _composed(
 def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     """Copy a release into a new folder that needs nothing else: a folder of shards per build, manifest and card.
 
-    On one disk the files are hard links, which take no room. The manifest is written last. Raises StoreError for a
-    folder that is not empty, for a file that is missing or was changed since, and if there is no such release.
+    On one disk the files are hard links, which take no room. The manifest is written last; of a copy that fails nothing
+    is left. Raises StoreError for a folder that is not empty, for a file that is missing or was changed since, and if
+    there is no such release.
     """
     releases, out = store.releases(dataset), Folder(target)
     if why := releases.latest().withdrawn:
@@ -341,6 +342,11 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     release = releases.read(number)
     if out.names():
         raise StoreError(out.url, "is not empty; a copy needs a new folder")
+    with out.emptied_on_failure():
+        return _copied(releases, release, out)
+
+
+def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
     for shard in release.shards:
         source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
         for file in (shard.tar, shard.parquet, *shard.regions.values()):

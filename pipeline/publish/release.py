@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -176,7 +177,7 @@ def _check_takedowns(build: Build) -> None:
         raise StoreError(
             build.out,
             f"{count} of its samples were taken down since it began; run wenlan-data build again, or "
-            f"wenlan-data forget --store {build.store.url} {build.out}",
+            f"wenlan-data forget --store {shlex.quote(build.store.url)} {shlex.quote(build.out)}",
         )
 
 
@@ -225,10 +226,14 @@ def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
 
 def _numbered(build: Build, manifest: Manifest) -> Manifest:
     """The manifest with its revision: 0 for a build's first, otherwise one more than the last, which is its parent."""
-    releases = _releases(build)
-    if not releases:
+    revisions = [release["revision"] for release in _releases(build)]
+    # of a publish that was killed before it noted it there
+    revisions += [entry["revision"] for entry in build.store.registered() if entry["build_id"] == build.build_id]
+    newest = build.store.releases(build.spec.name).newest()
+    revisions += [own.revision for own in newest.builds if own.build_id == build.build_id] if newest else []
+    if not revisions:
         return manifest
-    last = releases[-1]["revision"]
+    last = max(revisions)
     return manifest.model_copy(update={"revision": last + 1, "parent": f"{build.build_id}/{last}"})
 
 

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def _environment(names: tuple[tuple[str, str], ...]) -> Any:
         "evidence_zh": evidence_zh,
         "number": lambda value: f"{value:,.6g}" if value < 1_000_000 else f"{value:,.0f}",
         "place": place,
+        "quoted": shlex.quote,
     }
     macros = vars(templates.get_template("macros.html").module)
     templates.globals |= {name: macro for name, macro in macros.items() if not name.startswith("_")}

@@ -101,7 +101,7 @@ def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
 
 def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build) -> None:
     """One on the terminal, such as w3m, ends when a person leaves it."""
-    browser = f"{sys.executable} -c \"import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()\" %s"
+    browser = f'{sys.executable} -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()" %s'
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline", "studio", noted.out, "--port", "0"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": browser},

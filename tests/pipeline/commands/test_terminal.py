@@ -99,8 +99,9 @@ with Bars():
 print("done")
 """
     words = [sys.executable, "-c", code]
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-    with subprocess.Popen(words, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin and process.stdout and process.stderr  # noqa: PT018
         process.stderr.close()
         process.stdin.close()
         assert process.stdout.read() == b"done\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline import run
 from pipeline.cluster import Here
+from pipeline.report import trial
 from tests.browser import CHROMIUM, Page, visit
 from tests.growing_site import Weeks, picture
 
@@ -126,6 +128,22 @@ def test_what_would_crawl_or_fetch_is_refused_in_one_line(weeks: Weeks) -> None:
     assert "fetch: differs from that of growing-" in said
     assert "try cannot crawl or fetch" in said
     assert "is not empty, or within the build" in tried(weeks, "--out", str(weeks.folder / "1" / "x"), code=2)["said"]
+
+
+def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
+    weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "retries": 1})
+    out = ("--out", str(weeks.folder / "trial"))
+    sides = [{"name": "text_length", "min_chars": 12}, {"name": "image_sides", "min_side": 160}]
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for more in ((), out):
+            assert "run the same command again" in tried(weeks, *more, code=130, filters=sides)["said"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert tried(weeks, *out, filters=sides)["went_out"]["count"] > 0
 
 
 def test_an_unpublished_build_can_be_tried_and_an_unfinished_one_cannot(weeks: Weeks) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from pipeline.errors import GateError, NothingNew
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish import release
 from pipeline.report import page
+from pipeline.report.sections import state as section
+from pipeline.report.state import State
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
 
@@ -121,3 +127,12 @@ def test_a_build_without_a_report_is_published_without_one(synthetic_build: Buil
     run_stage(synthetic_build, "shard")
     page.tell(synthetic_build)
     assert not (Path(synthetic_build.out) / "report").exists()
+
+
+@pytest.mark.parametrize("verdict", ["refused", "waiting", "ready"])
+def test_a_command_names_a_folder_with_a_space_as_a_shell_takes_it(weeks: Any, verdict: str) -> None:
+    html = page.environment(STAGES).from_string(section.HTML)
+    now = State(build_id="b", dataset="d", verdict=verdict, place="/data/my builds/第一")  # type: ignore[arg-type]
+    said = html.render(state=now.model_dump(), gates=[], dataset=None)
+    [line] = re.findall(r'<code class="command">([^<]+)</code>', said)
+    assert shlex.split(unescape(line))[:3] == ["wenlan-data", "publish", "/data/my builds/第一"]
