@@ -11,13 +11,12 @@ import csv
 import glob
 import itertools
 import json
-import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,7 +96,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _literal(path: str) -> str:
     """A path that is there as a glob that means it alone; any other path, which may be a glob, as it is."""
-    return glob.escape(path) if "://" not in path and os.path.exists(path) else path
+    return glob.escape(path) if "://" not in path and Path(path).exists() else path
 
 
 def _suffix(given: str) -> str:
