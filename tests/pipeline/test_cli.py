@@ -37,9 +37,23 @@ def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch)
         assert cli.main(["status", str(tmp_path), "--json"]) == 2
         assert "also provided by x" in json.loads(capsys.readouterr().out)["error"]
     monkeypatch.setattr("pipeline.run.reopen", lambda out: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["status", str(tmp_path), "--json"])
-    assert json.loads(capsys.readouterr().out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert cli.main(["status", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert "Traceback (most recent call last)" in printed.err, "of a fault of ours"
+
+
+def test_a_traceback_shows_no_password_and_commands_no_terminal(tmp_path, capsys, monkeypatch):
+    def fail(out: str) -> None:
+        raise RuntimeError("https://anna:geheim@images.example.org/1.jpg: \x1b[2J")
+
+    monkeypatch.setattr("pipeline.run.reopen", fail)
+    assert cli.main(["status", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    for said in (printed.err, printed.out):
+        assert "https://images.example.org/1.jpg" in said
+        assert "geheim" not in said
+        assert "\x1b" not in said
 
 
 def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys):
