@@ -28,7 +28,7 @@ def write(place: str) -> tuple[str, int]:
     datasets: dict[str, list[dict[str, Any]]] = {}
     for name in folder.names():
         report = drift.read(folder.at(name)) if not name.startswith(".") else None
-        if isinstance(report, dict) and "report_version" in report:  # and not that of another tool
+        if report is not None:
             own = {**report, "place": name, "folder": folder / name}
             datasets.setdefault(report["build"]["name"], []).append(own)
     builds = sum(map(len, datasets.values()))
