@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import cli
+from pipeline.commands import schema
+from tests.places import ROOT
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -72,3 +77,15 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
 def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_programs_get_their_object_whatever_the_locale_can_write(encoding):
+    """A path in another script, and an emoji, which GBK lacks."""
+    words = [sys.executable, "-m", "pipeline"]
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([*words, "status", "/nowhere/第一😀", "--json"], cwd=ROOT, env=env, capture_output=True)
+    assert (done.returncode, done.stdout.count(b"\n")) == (1, 1), done.stderr
+    assert json.loads(done.stdout.decode(encoding))["error"] == "/nowhere/第一😀: holds no build (no build.json)"
+    done = subprocess.run([*words, "schema"], cwd=ROOT, env=env, capture_output=True)
+    assert json.loads(done.stdout.decode(encoding)) == json.loads(schema.PATH.read_bytes())
