@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from pipeline import run
 from pipeline.cluster import Here
 from pipeline.report import trial
+from pipeline.stages import STAGES
 from tests.browser import CHROMIUM, Page, visit
 from tests.growing_site import Weeks, picture
 
@@ -170,3 +172,15 @@ def test_the_page_loads_nothing_and_has_no_fault(weeks: Weeks, tmp_path: Path) -
     assert shown > 0
     assert title == "两个漏斗"
     assert json.dumps(path.read_text(encoding="utf-8")).count("http-equiv") == 1
+
+
+def test_the_page_shows_no_password_of_a_changed_option() -> None:
+    nothing = {"count": 0, "images": 0, "reasons": [], "rows": []}
+    change = {"path": "filters[0].lists.w", "before": "https://anna:geheim@lists.example.org/w.txt", "now": None}
+    figures = {
+        "build": {"id": "b", "name": "d", "snapshot": "1"}, "wenlan": "0", "spec": [change], "stages": [],
+        "kept": {"before": 0, "after": 0}, "came_in": nothing, "went_out": nothing, "not_stored": nothing,
+    }  # fmt: skip
+    page = trial.render(figures, SimpleNamespace(stages=STAGES))  # type: ignore[arg-type]
+    assert "https://lists.example.org/w.txt" in page
+    assert "geheim" not in page

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_specs.build import BuildSpec
 from data_specs.shard import read_manifest
 from pipeline.publish import card
 from pipeline.report.funnel import Funnel
@@ -40,3 +41,17 @@ def test_a_name_that_yaml_would_take_for_something_else_is_a_name(
         card.release_files(spec, manifest)["README.md"].decode(),
     ):
         assert yaml.safe_load(text.split("---")[1])["pretty_name"] == name
+
+
+def test_a_password_in_an_option_of_the_spec_is_in_no_file_of_the_dataset(
+    shards_of: Path, synthetic_build: Build
+) -> None:
+    secret = "https://anna:geheim@lists.example.org"
+    options = {"filters": [{"name": "lexicon", "lists": {"w": f"{secret}/w.txt"}}], "description": f"Of {secret}/"}
+    raw = synthetic_build.spec.model_dump(mode="json") | options | {"base": "."}
+    build = replace(synthetic_build, spec=BuildSpec.model_validate(raw))
+    manifest = read_manifest(shards_of)
+    written = card.files(build, manifest, Funnel({}), Funnel({}))
+    for files in (written, card.release_files(build.spec, manifest)):
+        assert not [name for name, data in files.items() if b"geheim" in data]
+    assert b"https://lists.example.org/w.txt" in written["README.md"]
