@@ -19,6 +19,7 @@ import hashlib
 import importlib.metadata
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def make(build: Build, baseline: Values | None = None) -> Values:
     head = {"report_version": REPORT_VERSION, "build": _build(build)}
     with remembering():
         return merged([head, compute(SECTIONS, Material(build, baseline))])
+
+
+def rows(report: Values) -> Iterator[Values]:
+    """The rows of all candidates that a report shows, of earlier builds too; some more than once."""
+    yield from report["sheet"]
+    for cluster in report["clusters"]:
+        yield from cluster["members"]
+    for section, groups in (("pair_scores", "groups"), ("watermark", "nearest")):
+        for group in (report.get(section) or {}).get(groups, ()):
+            yield from group["rows"]
+    for group in (report.get("semantic_duplicates") or {}).get("groups", ()):
+        for pair in group["pairs"]:
+            yield from (row for row in (pair["leader"], pair["other"]) if row is not None)
 
 
 def render(report: Values, stages: Stages) -> str:
