@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError, load
+from pipeline.commands.builds import check_workers
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, say, show, table_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import plugins, run
     from pipeline.files.folder import Folder
 
+    check_workers(args)
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     on = run.reopen(args.on)

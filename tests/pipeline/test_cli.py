@@ -74,6 +74,26 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
     assert lines(capsys) == ["wenlan-data: --accept needs --because TEXT: who reads the manifest must know why"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["publish", "b", "--because", "looked at"], "--because is the reason for --accept GATE, which is missing"),
+        (
+            ["build", "s.yaml", "--out", "b", "--workers", "2", "--address", "auto"],
+            "--workers is for Ray on this machine",
+        ),
+        (["try", "s.yaml", "--on", "b", "--workers", "2", "--address", "auto"], "--workers is for Ray on this machine"),
+        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: shows every detector"),
+        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance would have no effect"),
+    ],
+)
+def test_no_option_is_accepted_and_ignored(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "manifest.json" in capsys.readouterr().err
