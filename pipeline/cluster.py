@@ -77,7 +77,7 @@ class Cluster:
         options = granted(resources, _largest_node(ray))
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
         passed = _passed(ray, build)
-        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        limit = _most_in_flight(ray)
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
         head = _Head(ray.get_runtime_context().gcs_address)
@@ -87,10 +87,12 @@ class Cluster:
                 partition = waiting.pop()
                 in_flight[task.remote(passed, stage, run, partition, log_form)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
-            lost_head = head.is_lost()
+            looked, lost_head = head.looked, head.is_lost()
             if not ready and lost_head:
                 self._lost = True
                 raise head.error()
+            if head.looked > looked and head.answers:  # an autoscaler may have added nodes
+                limit = _most_in_flight(ray)
             for ref in ready:
                 partition = in_flight.pop(ref)
                 if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
@@ -167,19 +169,24 @@ class _Head:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._address, self._place = address, (host.strip("[]"), int(port))
-        self._looked, self._silent = -math.inf, math.inf  # since when: the last look, the first of those that failed
+        self.looked, self._silent = -math.inf, math.inf  # since when: the last look, the first of those that failed
 
     def is_lost(self) -> bool:
         """Look, if the last look was HEAD_LOOK_S ago, and say whether every look of HEAD_LOST_S has failed."""
         now = time.monotonic()
-        if now - self._looked >= HEAD_LOOK_S:
-            self._looked = now
+        if now - self.looked >= HEAD_LOOK_S:
+            self.looked = now
             try:
                 socket.create_connection(self._place, timeout=HEAD_LOOK_S).close()
                 self._silent = math.inf
             except OSError:
                 self._silent = min(self._silent, now)
         return now - self._silent > HEAD_LOST_S
+
+    @property
+    def answers(self) -> bool:
+        """Whether somebody listened at the last look."""
+        return self._silent == math.inf
 
     def error(self) -> StageError:
         """What people read then. Ray itself would end this process a little later, with a stack trace."""
@@ -231,6 +238,11 @@ class Here:
 
     def close(self) -> None:
         """Nothing was started."""
+
+
+def _most_in_flight(ray: Any) -> int:
+    """Tasks that are handed to the cluster as it is now: one runs on each CPU, and one waits for it."""
+    return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _largest_node(ray: Any) -> Resources:
