@@ -222,3 +222,24 @@ def test_a_store_that_is_none_lets_no_export_pass(shards_of: Path, tmp_path: Pat
     with pytest.raises(StoreError, match="mistyped: is no STORE"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out", store=str(tmp_path / "mistyped"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_taken_down_during_an_export_is_in_none(
+    named: bool, synthetic_build: Any, shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = synthetic_build.store, exports.find("csv").write
+    store.check()
+    (shards_of.parent / "build.json").write_text(json.dumps({"store": store.url}))
+
+    def while_somebody_forgets(source: Source, out: Path) -> Any:
+        counts = write(source, out)
+        store.folder.write_json("forgotten/one.json", {"hashes": ["f" * 64]})
+        return counts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "find", lambda _: Format(while_somebody_forgets))
+        with pytest.raises(StoreError, match="was taken down during the export; run the same command again"):
+            export(Dataset.open(shards_of), "csv", tmp_path / "out", store=store.url if named else "")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".tmp-", "out"))]
+    export(Dataset.open(shards_of), "csv", tmp_path / "out", store=store.url if named else "")

@@ -462,3 +462,21 @@ def test_a_copy_of_what_was_taken_down_meanwhile_keeps_none_of_it(week: Week, tm
     with pytest.raises(StoreError, match="is not what the release lists"):
         dataset.copy(first.store, "photos", str(tmp_path / "copy"), 2)
     assert list((tmp_path / "copy").rglob("*")) == []
+
+
+def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shard that is copied already nothing would be seen in the files."""
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    copied, link = [0], dataset._copy_file
+
+    def while_somebody_forgets(*words: Any) -> None:
+        link(*words)
+        copied[0] += 1
+        if copied[0] == len(build.packed()) * 3:  # the last one: tar, Parquet and regions of each shard
+            forget(build.store, [build], Request(urls=["folder:///mine/3.jpg"], exact=True))
+
+    monkeypatch.setattr(dataset, "_copy_file", while_somebody_forgets)
+    with pytest.raises(StoreError, match="was taken down during the copy; run the same command again"):
+        dataset.copy(build.store, "photos", str(tmp_path / "copy"))
+    assert list((tmp_path / "copy").iterdir()) == []
