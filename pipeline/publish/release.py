@@ -19,6 +19,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, remembering
 
+log = logging.getLogger("wenlan")
+
 __all__ = ["publish", "renew", "withdraw"]
 
 
@@ -64,10 +67,18 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
             with remembering():
                 manifest = _publish(build, accept, because, approved)
         except (GateError, NothingNew):
-            page.tell(build)
+            _tell(build)
             raise
-        page.tell(build)  # the report was written before: it says now what came of it
+        _tell(build)  # the report was written before: it says now what came of it
     return manifest
+
+
+def _tell(build: Build) -> None:
+    """Let the report say what came of a publish, which stands whether that can be written or not."""
+    try:
+        page.tell(build)
+    except StoreError as e:
+        log.warning("%s; the report does not say what came of %s", e, build.build_id)
 
 
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import GateError, NothingNew
+from pipeline.errors import GateError, NothingNew, StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish import release
 from pipeline.report import page
@@ -136,3 +136,18 @@ def test_a_command_names_a_folder_with_a_space_as_a_shell_takes_it(weeks: Any, v
     said = html.render(state=now.model_dump(), gates=[], dataset=None)
     [line] = re.findall(r'<code class="command">([^<]+)</code>', said)
     assert shlex.split(unescape(line))[:3] == ["wenlan-data", "publish", "/data/my builds/第一"]
+
+
+def test_a_report_that_cannot_be_written_holds_up_no_publish(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = Folder.write
+
+    def full(self: Folder, name: str, data: bytes) -> None:
+        if name == "index.html":
+            raise StoreError(self.at(name), "cannot be written (No space left on device)")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", full)
+    assert release.publish(weeks.build("2026-01-01", range(12))).revision == 0
+    assert "index.html: cannot be written (No space left on device); the report does not say what" in caplog.text
