@@ -7,6 +7,7 @@ what it has to say and `"ok": true`. Help is no answer and prints none.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,19 @@ def wants_json(words: Sequence[str]) -> bool:
 
 def answer(result: dict[str, Any]) -> str:
     """The line of a command that came to its end; its own "ok" counts, if it has one."""
-    return printable_json(json.dumps({"ok": True, **result}, ensure_ascii=False))
+    return writable({"ok": True, **result})
 
 
 def failure(error: str, code: int) -> str:
     """The line of a command that failed."""
-    return printable_json(json.dumps({"ok": False, "error": error, "code": code}, ensure_ascii=False))
+    return writable({"ok": False, "error": error, "code": code})
+
+
+def writable(value: Any, indent: int | None = None) -> str:
+    """JSON of a value that stdout takes: in ASCII where its encoding, that of the locale, lacks a character."""
+    text = printable_json(json.dumps(value, ensure_ascii=False, indent=indent))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(line, 2, as_json, prefix="")
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to continue", 130, as_json)
-    except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
-        _failed(f"{type(e).__name__}: {e}", 1, as_json)
-        raise
+    except Exception as e:  # a fault of ours: its traceback is for people, who may see no password of a URL in it
+        print(printable(shown(traceback.format_exc())), file=sys.stderr, end="")
+        return _failed(f"{type(e).__name__}: {e}", 1, as_json)
     if as_json:
         print(shown(answers.answer(result)))
     return 0 if result.get("ok", True) else 1

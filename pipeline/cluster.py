@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import errno
 import logging
+import math
 import os
 import resource
 import shutil
@@ -76,7 +77,7 @@ class Cluster:
         options = granted(resources, _largest_node(ray))
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
         passed = _passed(ray, build)
-        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        limit = _most_in_flight(ray)
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
         head = _Head(ray.get_runtime_context().gcs_address)
@@ -86,9 +87,12 @@ class Cluster:
                 partition = waiting.pop()
                 in_flight[task.remote(passed, stage, run, partition, log_form)] = partition
             ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
-            if not ready and head.is_lost():
+            looked, lost_head = head.looked, head.is_lost()
+            if not ready and lost_head:
                 self._lost = True
                 raise head.error()
+            if head.looked > looked and head.answers:  # an autoscaler may have added nodes
+                limit = _most_in_flight(ray)
             for ref in ready:
                 partition = in_flight.pop(ref)
                 if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
@@ -164,18 +168,29 @@ class _Head:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self._address, self._place, self._heard = address, (host.strip("[]"), int(port)), time.monotonic()
+        self._address, self._place = address, (host.strip("[]"), int(port))
+        self.looked, self._silent = -math.inf, math.inf  # since when: the last look, the first of those that failed
 
     def is_lost(self) -> bool:
-        """Look, and say whether nobody has listened for HEAD_LOST_S."""
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._place, timeout=HEAD_LOOK_S).close()
-            self._heard = time.monotonic()
-        return time.monotonic() - self._heard > HEAD_LOST_S
+        """Look, if the last look was HEAD_LOOK_S ago, and say whether every look of HEAD_LOST_S has failed."""
+        now = time.monotonic()
+        if now - self.looked >= HEAD_LOOK_S:
+            self.looked = now
+            try:
+                socket.create_connection(self._place, timeout=HEAD_LOOK_S).close()
+                self._silent = math.inf
+            except OSError:
+                self._silent = min(self._silent, now)
+        return now - self._silent > HEAD_LOST_S
+
+    @property
+    def answers(self) -> bool:
+        """Whether somebody listened at the last look."""
+        return self._silent == math.inf
 
     def error(self) -> StageError:
         """What people read then. Ray itself would end this process a little later, with a stack trace."""
-        silent = time.monotonic() - self._heard
+        silent = time.monotonic() - self._silent
         hint = "start it, then run the same command again: what is committed stays"
         return StageError(self._address, f"the head of the Ray cluster has been gone for {silent:.0f} s; {hint}")
 
@@ -225,6 +240,11 @@ class Here:
         """Nothing was started."""
 
 
+def _most_in_flight(ray: Any) -> int:
+    """Tasks that are handed to the cluster as it is now: one runs on each CPU, and one waits for it."""
+    return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+
 def _largest_node(ray: Any) -> Resources:
     """The most CPUs, GPUs and so on of any live node: a task runs on one, whatever all of them have together."""
     largest: Resources = {}
@@ -248,7 +268,7 @@ NO_SPACE = 1 << 20
 """Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
 
 HEAD_LOOK_S = 2.0
-"""Seconds without a finished task after which the driver looks for the head of its cluster."""
+"""Seconds between two looks of the driver for the head of its cluster."""
 
 HEAD_LOST_S = max(1.0, float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")) - 5.0)  # noqa: SIM112
 """Seconds for which a head may be gone: as long as Ray waits for one that comes back, but for the last few."""

@@ -140,7 +140,10 @@ def log_as(form: str) -> None:
 
 def _add_context(record: logging.LogRecord) -> bool:
     record.about = _about.get()
-    line = record.getMessage()
+    try:
+        line = record.getMessage()
+    except Exception:  # a library's own fault; the handler says so, where a filter would raise it into the library
+        return True
     if (clean := shown(line)) != line:
         record.msg, record.args = clean, None
     return True

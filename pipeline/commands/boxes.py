@@ -88,7 +88,7 @@ def _requests(stream: IO[bytes]) -> Iterator[list[bytes]]:
     while line := stream.readline(1 << 20):
         try:
             sizes = [int(size) for size in json.loads(line)["bytes"]]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, OverflowError, KeyError, TypeError, RecursionError):
             raise SpecError(['stdin: a request begins with a line {"bytes": [...]}']) from None
         if min(sizes, default=0) < 0 or sum(sizes) > MOST_BYTES:
             raise SpecError([f"stdin: {sum(sizes):,} bytes in one request; {MOST_BYTES:,} are allowed"])

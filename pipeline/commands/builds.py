@@ -68,8 +68,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     until = args.until
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
-    if args.workers < 0:
-        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
+    check_workers(args)
     build = _opened_to_write(args)
     started = time.monotonic()
     results: list[StageResult] = []
@@ -102,6 +101,14 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     answer["reasons"] = reasons
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
+
+
+def check_workers(args: argparse.Namespace) -> None:
+    """Raises SpecError for a number of workers that is none, or that another option leaves without effect."""
+    if args.workers < 0:
+        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
+    if args.workers and args.address:
+        raise SpecError(["--workers is for Ray on this machine; the cluster at --address has the CPUs that it has"])
 
 
 def _publish_unless_manual(build: Build) -> dict[str, Any]:

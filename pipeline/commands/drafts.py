@@ -85,7 +85,7 @@ def _placed(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     def moved(path: str) -> str:
         if "://" in path or Path(path).is_absolute():
             return path
-        return os.path.relpath(path, folder)
+        return os.path.relpath(path, folder.resolve())  # as a spec's own folder is, behind whatever link
 
     return {
         key: ([moved(path) for path in value] if isinstance(value, list) else moved(value)) if key in _PATHS else value

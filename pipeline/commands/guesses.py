@@ -8,13 +8,15 @@ site, and images behind URLs are not fetched.
 from __future__ import annotations
 
 import csv
+import glob
 import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,18 +80,31 @@ def look(inputs: Sequence[str]) -> list[Source]:
     for given in inputs:
         suffix = _suffix(given)
         folder = given.rpartition("/")[0] if suffix in _READERS else given
-        together.setdefault((folder, suffix), []).append(given)
+        together.setdefault((folder, suffix), []).append(_literal(given) if suffix in _READERS else given)
     sources = [source for (_, suffix), given in together.items() for source in _look(suffix, given)]
-    names = [source.name for source in sources]
-    return [
-        replace(source, name=f"{source.name}-{number}") if names.count(source.name) > 1 else source
-        for number, source in enumerate(sources, 1)
-    ]
+    names = Counter(source.name for source in sources)
+    taken = {name for name, times in names.items() if times == 1}
+    return [source if source.name in taken else replace(source, name=_free(source.name, taken)) for source in sources]
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name with the first number that makes it unlike those that are taken; it is taken then."""
+    free = next(numbered for n in itertools.count(1) if (numbered := f"{name}-{n}") not in taken)
+    taken.add(free)
+    return free
+
+
+def _literal(path: str) -> str:
+    """A path that is there as a glob that means it alone; any other path, which may be a glob, as it is."""
+    return glob.escape(path) if "://" not in path and Path(path).exists() else path
 
 
 def _suffix(given: str) -> str:
     """The format of an input by its name, in small letters and without that of a packer."""
-    path = urlsplit(given).path if "://" in given else given
+    try:
+        path = urlsplit(given).path if "://" in given else given
+    except ValueError as e:
+        raise SpecError([f"--from {given}: is no address ({e})"]) from None
     return PurePosixPath(_PACKED.sub("", path.lower())).suffix
 
 
@@ -130,7 +145,7 @@ def _folder(given: str) -> list[Source]:
     sources = []
     for suffix in (suffix for suffix in present if suffix in by_suffix):
         endings = dict.fromkeys(name[name.lower().rindex(suffix) :] for name in by_suffix[suffix])  # .csv, .csv.gz
-        globs = [f"{given.rstrip('/')}/{_glob(by_suffix[suffix], ending)}" for ending in endings]
+        globs = [f"{_literal(given).rstrip('/')}/{_glob(by_suffix[suffix], ending)}" for ending in endings]
         sources.append(_READERS[suffix](*globs))
     if not sources:
         raise SourceError(given, f"holds no pictures ({', '.join(SUFFIXES)}), tars, WARC files or tables")
@@ -158,7 +173,7 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
     for name in tables:
         rows = list(_rows(f"{given.rstrip('/')}/{name}"))
         if rows and {"image_id", "sentences"} <= set(rows[0]):
-            return _table(f"{given.rstrip('/')}/{name}")
+            return _table(_literal(f"{given.rstrip('/')}/{name}"))
         columns = _caption_columns(rows)
         if columns:
             image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]

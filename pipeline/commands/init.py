@@ -63,7 +63,11 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     asking = console.is_terminal and sys.stdin.isatty()
     inputs = args.inputs
     if asking and not inputs:
-        inputs = shlex.split(_asked("Input: folder, table, tars, WARC files or web address"))
+        answer = _asked("Input: folder, table, tars, WARC files or web address")
+        try:
+            inputs = shlex.split(answer)
+        except ValueError as e:
+            raise SpecError([f"init: {answer}: {e}"]) from None
     if not inputs:
         raise SpecError(["init: --from INPUT is required, for example: wenlan-data init --from photos/"])
     sources = look(inputs)
@@ -120,10 +124,11 @@ def _write(out: Path, text: str) -> None:
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise SpecError([f"{out}: cannot be written: {e.strerror}"]) from None
-    try:
         plugins.check(load(part), str(out))
         part.replace(out)
+    except OSError as e:
+        raise SpecError([f"{out}: cannot be written: {e.strerror}"]) from None
+    except SpecError as e:
+        raise SpecError([problem.replace(str(part), str(out), 1) for problem in e.problems]) from None
     finally:
         part.unlink(missing_ok=True)

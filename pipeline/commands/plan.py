@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pipeline.web.probe import Probe
 
 
+MOST = 10**15
+"""Candidates of an estimate at most: figures of more cannot be computed, and nobody has them."""
+
 FEW = 1_000
 """Candidates of a build below which what it measured says little of larger ones."""
 
@@ -97,8 +100,8 @@ def _check(args: argparse.Namespace) -> None:
     """Raises SpecError for options that make no sense."""
     if args.estimate is None and (args.workers is not None or args.price is not None):
         raise SpecError(["--workers and --price say what --estimate N is for; give it, too"])
-    if args.estimate is not None and args.estimate < 1:
-        raise SpecError([f"--estimate {args.estimate}: must be at least 1 candidate"])
+    if args.estimate is not None and not 1 <= args.estimate <= MOST:
+        raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
     if args.workers is not None and args.workers < 1:
         raise SpecError([f"--workers {args.workers}: must be at least 1 CPU"])
     if args.price is not None and not 0 <= args.price < float("inf"):

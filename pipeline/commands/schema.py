@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_specs import answers
 from data_specs.build import NAME, BuildSpec, SpecError
 from data_specs.command_line import completed_by
 from pipeline.commands.terminal import Commands, command
@@ -47,10 +48,10 @@ def _print(args: argparse.Namespace) -> dict[str, Any]:
     """Print the schema on stdout; with --json it is part of the one line there instead."""
     if args.name not in _names():
         raise SpecError([f"{args.name}: no such schema; one of {', '.join(_names())}"])
-    content = PATH.with_name(f"{args.name}{SUFFIX}").read_text(encoding="utf-8")
+    schema = json.loads(PATH.with_name(f"{args.name}{SUFFIX}").read_text(encoding="utf-8"))
     if not args.json:
-        sys.stdout.write(content)
-    return {"schema": json.loads(content)}
+        sys.stdout.write(f"{answers.writable(schema, indent=1)}\n")
+    return {"schema": schema}
 
 
 def _names() -> list[str]:

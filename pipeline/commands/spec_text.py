@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_specs.build import BuildSpec, SourceRef
+from data_specs.printable import printable_line
 from pipeline.commands.drafts import Draft, Filter
 from pipeline.commands.guesses import Source
 from pipeline.commands.options import Option, as_yaml, example_of, options_of
@@ -47,9 +48,9 @@ def spec_text(draft: Draft) -> str:
 
 def _source(source: Source) -> Iterator[str]:
     for why in source.why:
-        yield f"  # - {why}"
+        yield f"  # - {_on_one_line(why)}"
     yield f"  - kind: {source.kind}"
-    yield f"    name: {source.name}"
+    yield f"    name: {as_yaml(source.name)}"
     kinds = next(option for option in options_of(SourceRef) if option.name == "source_kind")
     yield f"    source_kind: {source.source_kind}{_comment(kinds.type)}"
     own = options_of(find("sources", source.kind))
@@ -95,4 +96,9 @@ def _is_empty(option: Option) -> bool:
 
 
 def _comment(text: str) -> str:
-    return f"  # {' '.join(text.split())}" if text else ""
+    return f"  # {_on_one_line(text)}" if text else ""
+
+
+def _on_one_line(text: str) -> str:
+    """As a comment may hold it: names of columns are strangers' words, and YAML knows more line breaks than one."""
+    return printable_line(" ".join(text.split()))

@@ -66,6 +66,8 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.distance is not None and not 0 <= args.distance <= MOST_BITS:
         raise SpecError([f"--distance {args.distance}: 0 to {MOST_BITS} bits of 64"])
+    if args.distance is not None and args.exact:
+        raise SpecError(["--exact takes nothing that looks the same: --distance would have no effect"])
     store = _store(args)
     searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
     for folder in searched:
@@ -206,6 +208,8 @@ def _regions(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.action == "prune" and not (args.detector or args.before):
         raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+    if args.action == "stats" and (args.detector or args.before or args.dry_run):
+        raise SpecError(["regions stats: shows every detector; --detector, --before and --dry-run are for prune"])
     before, store = _date(args.before), _store(args)
     store.check()
     if args.action == "stats":

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import socket
+import threading
 import webbrowser
 from typing import Any
 
@@ -74,8 +75,8 @@ def _studio(args: argparse.Namespace) -> dict[str, Any]:
             say(f"studio of {where or index}: {link}")
             say("only this machine can reach it, and only with this link; Ctrl-C ends it")
             studio.start(AFTER_S)
-            if not args.no_browser:
-                webbrowser.open(link)
+            if not args.no_browser:  # one on the terminal is waited for until a person leaves it
+                threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
             serve(studio, sock, token)
     return {"place": where or index}
 

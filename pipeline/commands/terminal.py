@@ -31,8 +31,16 @@ log = logging.getLogger("wenlan")
 Commands = Any
 """argparse's action that holds the subcommands; its type has no public name."""
 
-console = Console(stderr=True, highlight=False)
-_unfolded = Console(stderr=True, highlight=False, width=10_000)
+
+class _Stderr(Console):
+    """Writes to stderr. Where nobody reads that any more, such as a studio that has ended, the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+console = _Stderr(stderr=True, highlight=False)
+_unfolded = _Stderr(stderr=True, highlight=False, width=10_000)
 """For tables where there is no terminal: a row is one line, however long; rich would fold it at 80 columns."""
 
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError, load
+from pipeline.commands.builds import check_workers
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, say, show, table_of
 
 if TYPE_CHECKING:
@@ -50,22 +51,25 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import plugins, run
     from pipeline.files.folder import Folder
 
+    check_workers(args)
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     on = run.reopen(args.on)
     if args.out and (Folder(args.out).names() or f"{Folder(args.out).url}/".startswith(f"{on.out}/")):
         raise SpecError([f"--out {args.out}: is not empty, or within the build; a trial needs a folder of its own"])
     started = time.monotonic()
-    place = args.out or tempfile.mkdtemp(prefix="wenlan-try-")
     with tempfile.TemporaryDirectory(prefix="wenlan-try-") as scratch:
         trial = run.open_trial(spec, on, args.out or scratch)
-        with Bars() as bars:
-            options = {"address": args.address, "workers": args.workers}
-            options["here"] = not any(options.values()) and _size(on) <= HERE
-            for result in run.run(trial, until=run.COMPARED, progress=bars, **options):
-                if not result.skipped:
-                    bars.done(result)
-        figures = _write(trial, Folder(place))
+        with trial.folder.emptied_on_failure():
+            with Bars() as bars:
+                options = {"address": args.address, "workers": args.workers}
+                options["here"] = not any(options.values()) and _size(on) <= HERE
+                for result in run.run(trial, until=run.COMPARED, progress=bars, **options):
+                    if not result.skipped:
+                        bars.done(result)
+            figures, page = _compared(trial)
+            place = args.out or tempfile.mkdtemp(prefix="wenlan-try-")
+            Folder(place).write("index.html", page.encode())
     answer = {**figures, "page": Folder(place).at("index.html"), "seconds": round(time.monotonic() - started, 2)}
     _show(answer)
     return answer
@@ -76,20 +80,20 @@ def _size(build: Build) -> int:
     return sum(record.counts["kept"] for record in build.stage("extract").records())
 
 
-def _write(trial: Build, place: Any) -> dict[str, Any]:
-    """Write the page of a trial that has run; returns its figures, with EXAMPLES rows of each group."""
+def _compared(trial: Build) -> tuple[dict[str, Any], str]:
+    """The figures of a trial that has run, with EXAMPLES rows of each group, and its page."""
     from pipeline.report import trial as compared
 
     assert trial.on is not None
     trial.folder.delete("build.json")  # it is no build, and nobody shall go on with it
     figures = compared.compare(trial.on, trial)
     compared.show_pictures(figures, trial.on, trial)
-    place.write("index.html", compared.render(figures, trial).encode())
+    page = compared.render(figures, trial)
     for group in ("came_in", "went_out", "not_stored"):
         rows = figures[group].pop("rows")[:EXAMPLES]
         names = ("id", "url", "page_url", "text", "stage", "reason", "evidence", "duplicate_of")
         figures[group]["examples"] = [{name: row[name] for name in names} for row in rows]
-    return figures
+    return figures, page
 
 
 def _show(figures: dict[str, Any]) -> None:

@@ -145,7 +145,8 @@ def _from_debian(packages: Path, new: Path, say: Callable[[str], None]) -> list[
         "The site `handbook` is the Debian Administrator's Handbook by Raphaël Hertzog and Roland Mas:\n"
         "GPL-2 or later, or CC-BY-SA-3.0 (file debian-handbook).\n\n"
         "The pictures and captions of `stamps` are Tux Paint's stamps: GPL-2 (file tuxpaint-stamps-default).\n\n"
-        "A dataset or model made from them is for trying this software out.\n"
+        "A dataset or model made from them is for trying this software out.\n",
+        encoding="utf-8",
     )
     shutil.rmtree(new / "unpacked")
     return [deb.name for deb in debs]

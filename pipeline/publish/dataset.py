@@ -332,15 +332,26 @@ def _composed(
 def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     """Copy a release into a new folder that needs nothing else: a folder of shards per build, manifest and card.
 
-    On one disk the files are hard links, which take no room. The manifest is written last. Raises StoreError for a
-    folder that is not empty, for a file that is missing or was changed since, and if there is no such release.
+    On one disk the files are hard links, which take no room. The manifest is written last; of a copy that fails nothing
+    is left. Raises StoreError for a folder that is not empty, for a file that is missing or was changed since, if
+    something is taken down meanwhile, and if there is no such release.
     """
-    releases, out = store.releases(dataset), Folder(target)
+    releases, out, takedowns = store.releases(dataset), Folder(target), store.takedowns()
     if why := releases.latest().withdrawn:
         raise StoreError(releases.folder.url, f"is withdrawn: {why}")
     release = releases.read(number)
     if out.names():
         raise StoreError(out.url, "is not empty; a copy needs a new folder")
+    with out.emptied_on_failure():
+        copied = _copied(releases, release, out)
+        if store.takedowns() != takedowns:  # what was copied before may hold it
+            raise StoreError(out.url, "something was taken down during the copy; run the same command again")
+        out.write(MANIFEST, pretty_manifest(copied))
+    return copied
+
+
+def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
+    """Copy all but the manifest, which is returned."""
     for shard in release.shards:
         source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
@@ -357,7 +368,6 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     copied = release.model_copy(update={"builds": builds})
     for name, data in card.release_files(spec, copied).items():
         out.write(name, data)
-    out.write(MANIFEST, pretty_manifest(copied))
     return copied
 
 

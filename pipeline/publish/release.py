@@ -19,6 +19,8 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +48,8 @@ from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, remembering
 
+log = logging.getLogger("wenlan")
+
 __all__ = ["publish", "renew", "withdraw"]
 
 
@@ -65,10 +69,18 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
             with remembering():
                 manifest = _publish(build, accept, because, approved)
         except (GateError, NothingNew):
-            page.tell(build)
+            _tell(build)
             raise
-        page.tell(build)  # the report was written before: it says now what came of it
+        _tell(build)  # the report was written before: it says now what came of it
     return manifest
+
+
+def _tell(build: Build) -> None:
+    """Let the report say what came of a publish, which stands whether that can be written or not."""
+    try:
+        page.tell(build)
+    except StoreError as e:
+        log.warning("%s; the report does not say what came of %s", e, build.build_id)
 
 
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
@@ -178,7 +190,7 @@ def _check_takedowns(build: Build) -> None:
         raise StoreError(
             build.out,
             f"{count} of its samples were taken down since it began; run wenlan-data build again, or "
-            f"wenlan-data forget --store {build.store.url} {build.out}",
+            f"wenlan-data forget --store {shlex.quote(build.store.url)} {shlex.quote(build.out)}",
         )
 
 
@@ -242,10 +254,14 @@ def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
 
 def _numbered(build: Build, manifest: Manifest) -> Manifest:
     """The manifest with its revision: 0 for a build's first, otherwise one more than the last, which is its parent."""
-    releases = _releases(build)
-    if not releases:
+    revisions = [release["revision"] for release in _releases(build)]
+    # of a publish that was killed before it noted it there
+    revisions += [entry["revision"] for entry in build.store.registered() if entry["build_id"] == build.build_id]
+    newest = build.store.releases(build.spec.name).newest()
+    revisions += [own.revision for own in newest.builds if own.build_id == build.build_id] if newest else []
+    if not revisions:
         return manifest
-    last = releases[-1]["revision"]
+    last = max(revisions)
     return manifest.model_copy(update={"revision": last + 1, "parent": f"{build.build_id}/{last}"})
 
 

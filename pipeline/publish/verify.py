@@ -47,9 +47,12 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
     """Faults of a dataset, one line each; empty if it is sound. `folder` is a build's folder or its shard folder.
 
     store: the STORE whose takedowns must not be inside; if not given, the one that the build or the release belongs to,
-    none for a copy. Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
+    none for a copy. Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version,
+    and StoreError for a `store` that is none.
     """
     dataset = Dataset.open(folder)
+    if store:
+        Store(store).must_exist()
     store = store or dataset.store
     across = _AcrossShards(Store(store).takedowns() if store else Takedowns())
     faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset)]

@@ -106,6 +106,6 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
 
 
 def read(out: str) -> dict[str, Any] | None:
-    """report.json of the build in folder `out`; None if it has none."""
-    report: dict[str, Any] | None = Folder(out).find_json("report/report.json", None)
-    return report
+    """report.json of the build in folder `out`; None if it has none, or that of another tool."""
+    report = Folder(out).find_json("report/report.json", None)
+    return report if isinstance(report, dict) and "report_version" in report else None

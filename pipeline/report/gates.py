@@ -131,12 +131,14 @@ def hold(
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
-    """Raises SpecError for an unknown gate or an acceptance without a reason."""
+    """Raises SpecError for an unknown gate, an acceptance without a reason, and a reason without an acceptance."""
     for gate in accept:
         if gate not in names(stages):
             raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(names(stages))}"])
     if accept and not because.strip():
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
+    if because and not accept:
+        raise SpecError(["--because is the reason for --accept GATE, which is missing: nothing would record it"])
 
 
 def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:

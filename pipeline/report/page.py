@@ -18,6 +18,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def make(build: Build, baseline: Values | None = None) -> Values:
     head = {"report_version": REPORT_VERSION, "build": _build(build)}
     with remembering():
         return merged([head, compute(SECTIONS, Material(build, baseline))])
+
+
+def rows(report: Values) -> Iterator[Values]:
+    """The rows of all candidates that a report shows, of earlier builds too; some more than once."""
+    yield from report["sheet"]
+    for cluster in report["clusters"]:
+        yield from cluster["members"]
+    for section, groups in (("pair_scores", "groups"), ("watermark", "nearest")):
+        for group in (report.get(section) or {}).get(groups, ()):
+            yield from group["rows"]
+    for group in (report.get("semantic_duplicates") or {}).get("groups", ()):
+        for pair in group["pairs"]:
+            yield from (row for row in (pair["leader"], pair["other"]) if row is not None)
 
 
 def render(report: Values, stages: Stages) -> str:
@@ -145,6 +160,7 @@ def _environment(names: tuple[tuple[str, str], ...]) -> Any:
         "evidence_zh": evidence_zh,
         "number": lambda value: f"{value:,.6g}" if value < 1_000_000 else f"{value:,.0f}",
         "place": place,
+        "quoted": shlex.quote,
     }
     macros = vars(templates.get_template("macros.html").module)
     templates.globals |= {name: macro for name, macro in macros.items() if not name.startswith("_")}

@@ -33,6 +33,7 @@ from pipeline.report.unshown import faces_hider, unshown_candidates, unshown_ima
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.stage import in_funnel
+from pipeline.urls import shown
 
 SHOWN = 60
 """Rows of each group that the page shows."""
@@ -81,7 +82,7 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
 
 def render(figures: Values, build: Build) -> str:
     """The page of a comparison with pictures."""
-    return str(environment(build.stages).get_template("trial.html").render(**figures))
+    return shown(str(environment(build.stages).get_template("trial.html").render(**figures)))
 
 
 def _kept(build: Build) -> Ids:

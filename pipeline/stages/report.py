@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.report import dataset, published
-from pipeline.report.page import as_json, make, render
+from pipeline.report.page import as_json, make, render, rows
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 from pipeline.urls import shown
@@ -39,10 +39,8 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
         report = make(build, baseline)
         page = render(report, build.stages)
         attempt.path("html", final="index.html").write_text(shown(page), encoding="utf-8")
-        of_pairs = [group["rows"] for group in (report["pair_scores"] or {"groups": []})["groups"]]
-        for rows in [report["sheet"], *(cluster["members"] for cluster in report["clusters"]), *of_pairs]:
-            for row in rows:
-                del row["picture"]  # figures for machines, not pictures
+        for row in rows(report):
+            row.pop("picture", None)  # figures for machines, not pictures
         attempt.path("json", final="report.json").write_text(as_json(report), encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report

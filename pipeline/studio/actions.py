@@ -10,6 +10,7 @@ for a POSIX shell.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
@@ -24,7 +25,8 @@ from typing import Any, Literal
 
 from data_specs.build import SpecError
 from data_specs.printable import printable_line
-from data_specs.shard import KEY_LENGTH
+from data_specs.shard import KEY_LENGTH, ContractError
+from pipeline.errors import WenlanError
 from pipeline.report import page
 from pipeline.store import approval
 from pipeline.store.build import Build
@@ -73,6 +75,7 @@ class Jobs:
 
     def __init__(self, done: Any = None) -> None:
         self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._done = done
         self._confirmable: dict[str, tuple[float, tuple[str, ...]]] = {}
@@ -90,7 +93,7 @@ class Jobs:
         with self._lock:
             if self._running is not None:
                 raise Busy(f"another command is running: {self._running.line}")
-            job = Job(len(self._jobs) + 1, command_line(words), tuple(words), kind)
+            job = Job(next(self._numbers), command_line(words), tuple(words), kind)
             self._jobs[job.number] = self._running = job
             while len(self._jobs) > 50:
                 del self._jobs[min(self._jobs)]
@@ -106,6 +109,20 @@ class Jobs:
         return words
 
     def _run(self, job: Job, dry: bool) -> None:
+        code = 1
+        try:
+            code = self._carried_out(job, dry)
+            if not dry and self._done is not None:
+                self._done()
+        except (WenlanError, ContractError) as e:  # what it changed cannot be opened anew yet: the next look will do
+            job.lines.append(printable_line(str(e)))
+        finally:  # whatever happened, another command may run
+            with self._lock:
+                self._running = None
+                job.code = code
+
+    def _carried_out(self, job: Job, dry: bool) -> int:
+        """Run a command to its end; returns its exit code."""
         more = ["--dry-run"] if dry else []
         words = [sys.executable, "-m", "pipeline", *job.words, *more, "--json"]
         try:
@@ -130,11 +147,7 @@ class Jobs:
             with self._lock:
                 self._confirmable = {k: v for k, v in self._confirmable.items() if v[0] > time.monotonic()}
                 self._confirmable[job.confirmation] = (time.monotonic() + CONFIRM_S, job.words)
-        if not dry and self._done is not None:
-            self._done()
-        with self._lock:
-            self._running = None
-            job.code = code
+        return code
 
     @staticmethod
     def _follow(stream: Any, job: Job) -> None:

@@ -172,13 +172,14 @@ class Catalog:
     def use(self, index: str) -> None:
         """Answer from now on with the columns of an index (path of a DuckDB file with the table `prepared`)."""
         with self._lock:
+            self._db.execute("DETACH DATABASE IF EXISTS index")  # a damaged one, in whose place this was made
             self._db.execute(f"ATTACH '{quoted(index)}' AS index (READ_ONLY)")
-            self._db.execute("CREATE OR REPLACE VIEW c AS SELECT * FROM index.prepared")
             codes: dict[str, dict[str, int]] = {name: {} for name in self.facets}
             whole: dict[str, list[tuple[str, int]]] = {name: [] for name in self.facets}
             for facet, value, code, count in self.query("SELECT facet, value, code, count FROM index.codes"):
                 codes[facet][value] = code
                 whole[facet].append((value, int(count)))
+            self._db.execute("CREATE OR REPLACE VIEW c AS SELECT * FROM index.prepared")
             self._codes, self._whole, self.ready = codes, whole, True
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

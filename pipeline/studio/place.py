@@ -7,6 +7,7 @@ what `gc` deleted of an old build, builds of a release that are not at hand, a t
 from __future__ import annotations
 
 import contextlib
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +201,7 @@ def _of_progress(build: Build) -> list[Values]:
                        "此处显示之前各阶段的决定。")]  # fmt: skip
     if not undone:
         return []
-    todo = f"wenlan-data build SPEC --out {build.out}"
+    todo = f"wenlan-data build SPEC --out {shlex.quote(build.out)}"
     return [notice("unfinished", f"{build.build_id} is not finished: stage {undone[0]} has not "
                    f"{'run' if done else 'begun'} yet. To go on: {todo}",
                    f"{build.build_id} 尚未完成：{undone[0]} 阶段还没有运行。继续：{todo}")]  # fmt: skip

@@ -93,7 +93,6 @@ class Studio:
         self, where: str, stages: Stages, *, baseline: str = "", index: str = "", folder: bool = False
     ) -> None:
         self._where, self._stages, self._baseline, self._folder = where, stages, baseline, folder
-        self._scratch = Path(tempfile.mkdtemp(prefix="wenlan-studio-"))
         self._lock = threading.Lock()
         beside = index_beside(where, index)
         if index and beside is None:
@@ -101,6 +100,7 @@ class Studio:
             problem = "an index is mapped from a local disk; copy it to one" if remote else "no index.json"
             raise SourceError(index, f"is no search index ({problem})")
         self.similar = None if beside is None else Similar(beside)
+        self._scratch = Path(tempfile.mkdtemp(prefix="wenlan-studio-"))
         try:
             self._opened = self._open()
         except BaseException:
@@ -132,6 +132,9 @@ class Studio:
                 with contextlib.suppress(OSError):
                     if folder.is_local:
                         found.append(Path(folder.at(name)).stat().st_mtime_ns)
+        if not self._where and self.similar is not None:
+            with contextlib.suppress(OSError):
+                found.append((self.similar.folder / "index.json").stat().st_mtime_ns)
         return tuple(found)
 
     @property
@@ -143,9 +146,8 @@ class Studio:
         home = Path(build.folder.at(STUDIO))
         with contextlib.suppress(OSError):
             home.mkdir(exist_ok=True)
-            (home / ".writable").touch()
-            (home / ".writable").unlink()
-            return home
+            with tempfile.TemporaryFile(dir=home):
+                return home
         return None
 
     def _open(self) -> Opened:

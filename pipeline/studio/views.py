@@ -13,21 +13,23 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 from data_specs.build import SpecError
+from pipeline.files.folder import Folder
 
 MOST, LONGEST_NAME, LONGEST = 60, 80, 2_000
+NAME = "views.json"
 
 
 class Views:
     """The views of a place. folder: where they are kept; None for nowhere."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / "views.json"
+        self._folder = folder
         self._lock = threading.Lock()
-        self._views = self._read()
+        self._views: dict[str, str] = {}  # of a place without a folder
 
     def all(self) -> list[dict[str, str]]:
         """[{name, query}], by name."""
-        return [{"name": name, "query": query} for name, query in sorted(self._views.items())]
+        return [{"name": name, "query": query} for name, query in sorted(self._read().items())]
 
     def save(self, name: str, query: str) -> None:
         """Keep a view; one of that name is replaced. Raises SpecError for what is too long, or too many."""
@@ -37,25 +39,27 @@ class Views:
         if len(query) > LONGEST:
             raise SpecError([f"a view has at most {LONGEST} characters"])
         with self._lock:
-            if name not in self._views and len(self._views) >= MOST:
+            views = self._read()  # another studio may have written since
+            if name not in views and len(views) >= MOST:
                 raise SpecError([f"there are {MOST} views already: delete one"])
-            self._write({**self._views, name: urlencode(parse_qsl(query, keep_blank_values=True))})
+            self._write({**views, name: urlencode(parse_qsl(query, keep_blank_values=True))})
 
     def delete(self, name: str) -> None:
         with self._lock:
-            self._write({own: query for own, query in self._views.items() if own != name})
+            self._write({own: query for own, query in self._read().items() if own != name})
 
     def _write(self, views: dict[str, str]) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_name(".views.json")
-            partial.write_text(json.dumps(views, ensure_ascii=False, indent=1) + "\n", "utf-8")
-            partial.replace(self._path)
-        self._views = views
+        if self._folder is None:
+            self._views = views
+        else:
+            Folder(str(self._folder)).write_json(NAME, views)
 
     def _read(self) -> dict[str, str]:
+        if self._folder is None:
+            return self._views
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if self._path is not None and self._path.stat().st_size < 10 * MOST * LONGEST:
-                raw = json.loads(self._path.read_text("utf-8"))
+            path = self._folder / NAME
+            if path.stat().st_size < 10 * MOST * LONGEST:
+                raw = json.loads(path.read_text("utf-8"))
                 return {str(name)[:LONGEST_NAME]: str(query)[:LONGEST] for name, query in [*raw.items()][:MOST]}
         return {}

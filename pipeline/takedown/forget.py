@@ -200,17 +200,16 @@ def _report_again(build: Build) -> None:
 
 
 def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
-    """Whether a build's report shows what another build lost: the leader of a cluster, or a host of the dataset."""
+    """Whether a build's report shows what another build lost: a leader of duplicates, or a host of the dataset."""
     report = drift.read(build.out)
     if report is None or "report" not in build.fingerprints or not build.stage("report").finished():
         return False
-    rows = [row for cluster in report["clusters"] for row in cluster["members"]]
     hosts = [row["name"] for part in (report.get("dataset") or {}).get("hosts", {}).values() for row in part]
     return any(
         takedowns.names(row)
-        or hashes & {row["id"], row["fetch_id"], row["sha256"]}
-        or row["sha256"] in takedowns.hashes
-        for row in rows
+        or hashes & {row["id"], row["fetch_id"], row.get("sha256", "")}
+        or row.get("sha256", "") in takedowns.hashes
+        for row in page.rows(report)
     ) or any(takedowns.host(f"http://{name}/") for name in hosts)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import cli
+from pipeline.commands import schema
+from tests.places import ROOT
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -37,9 +42,23 @@ def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch)
         assert cli.main(["status", str(tmp_path), "--json"]) == 2
         assert "also provided by x" in json.loads(capsys.readouterr().out)["error"]
     monkeypatch.setattr("pipeline.run.reopen", lambda out: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["status", str(tmp_path), "--json"])
-    assert json.loads(capsys.readouterr().out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert cli.main(["status", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert "Traceback (most recent call last)" in printed.err, "of a fault of ours"
+
+
+def test_a_traceback_shows_no_password_and_commands_no_terminal(tmp_path, capsys, monkeypatch):
+    def fail(out: str) -> None:
+        raise RuntimeError("https://anna:geheim@images.example.org/1.jpg: \x1b[2J")
+
+    monkeypatch.setattr("pipeline.run.reopen", fail)
+    assert cli.main(["status", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    for said in (printed.err, printed.out):
+        assert "https://images.example.org/1.jpg" in said
+        assert "geheim" not in said
+        assert "\x1b" not in said
 
 
 def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys):
@@ -55,6 +74,38 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
     assert lines(capsys) == ["wenlan-data: --accept needs --because TEXT: who reads the manifest must know why"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["publish", "b", "--because", "looked at"], "--because is the reason for --accept GATE, which is missing"),
+        (
+            ["build", "s.yaml", "--out", "b", "--workers", "2", "--address", "auto"],
+            "--workers is for Ray on this machine",
+        ),
+        (["try", "s.yaml", "--on", "b", "--workers", "2", "--address", "auto"], "--workers is for Ray on this machine"),
+        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: shows every detector"),
+        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance would have no effect"),
+    ],
+)
+def test_no_option_is_accepted_and_ignored(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk"])
+def test_programs_get_their_object_whatever_the_locale_can_write(encoding):
+    """A path in another script, and an emoji, which GBK lacks."""
+    words = [sys.executable, "-m", "pipeline"]
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([*words, "status", "/nowhere/第一😀", "--json"], cwd=ROOT, env=env, capture_output=True)
+    assert (done.returncode, done.stdout.count(b"\n")) == (1, 1), done.stderr
+    assert json.loads(done.stdout.decode(encoding))["error"] == "/nowhere/第一😀: holds no build (no build.json)"
+    done = subprocess.run([*words, "schema"], cwd=ROOT, env=env, capture_output=True)
+    assert json.loads(done.stdout.decode(encoding)) == json.loads(schema.PATH.read_bytes())

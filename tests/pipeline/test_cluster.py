@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -91,6 +92,8 @@ def test_a_head_is_lost_when_nobody_has_listened_for_a_while_and_not_when_it_com
     now += 10
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
         assert not head.is_lost()
+    now += 600  # in which tasks ended all the time, and nobody looked
+    assert not head.is_lost(), "one look that failed says nothing of the time before it"
     now += 60
     assert head.is_lost()
     assert str(head.error()).startswith(f"{address}: the head of the Ray cluster has been gone for 60 s; ")
@@ -126,6 +129,41 @@ def test_a_task_asks_for_no_more_than_one_node_has() -> None:
     ]
     largest = cluster._largest_node(SimpleNamespace(nodes=lambda: nodes))
     assert cluster.granted({"num_cpus": 3, "num_gpus": 0.5}, largest) == {"num_cpus": 2, "num_gpus": 0.5}
+
+
+def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:
+    """An autoscaler makes them of what waits: two tasks per CPU, of the CPUs that there are now."""
+    in_flight: list[int] = []
+    refs, most, cpus = itertools.count(), [0], [1]
+
+    class Task:
+        def options(self, **_: object) -> Task:
+            return self
+
+        def remote(self, *_: object) -> int:
+            in_flight.append(next(refs))
+            most[0] = max(most[0], len(in_flight))
+            return in_flight[-1]
+
+    def wait(waited: list[int], **_: object) -> tuple[list[int], list[int]]:
+        cpus[0] = min(8, cpus[0] + 1)
+        in_flight.remove(waited[0])
+        return waited[:1], waited[1:]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        ray = SimpleNamespace(
+            remote=lambda _: Task(), wait=wait, get=lambda _: None, nodes=list,
+            cluster_resources=lambda: {"CPU": cpus[0]}, cloudpickle=SimpleNamespace(dumps=lambda _: b""),
+            get_runtime_context=lambda: SimpleNamespace(gcs_address=address),
+        )  # fmt: skip
+        monkeypatch.setattr(cluster.Cluster, "start", lambda _: ray)
+        monkeypatch.setattr(cluster, "HEAD_LOOK_S", 1e-9)
+        build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+        names = [f"{n:05d}" for n in range(60)]
+        done = list(cluster.Cluster().each(build, "measure", lambda *_: None, {"num_cpus": 1}, names))
+    assert sorted(done) == names
+    assert most[0] == 16
 
 
 @pytest.mark.slow

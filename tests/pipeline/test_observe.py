@@ -101,3 +101,16 @@ def test_no_page_can_forge_a_log_line_or_command_a_terminal(form):
         ]
         assert lines[1] == r"  ERROR wenlan: forged\x9bm"
     assert not {"\x1b", "\u202e", "\x9b"} & set(done.stderr)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_that_a_library_words_wrongly_does_not_end_the_work(form):
+    code = (
+        "import logging; from pipeline import observe; observe.log_as(observe.form()); "
+        "logging.getLogger('library').warning('%d pictures', 'seven'); print('went on')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={"WENLAN_LOG": form}, capture_output=True, text=True
+    )
+    assert done.stdout == "went on\n", done.stderr
+    assert "Message: '%d pictures'" in done.stderr, "who wrote it is told"

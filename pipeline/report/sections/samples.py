@@ -25,7 +25,8 @@ HTML = """
     "robots.txt or the address guard, or taken down.",
     "项从不展示：已声明退出、被 robots.txt 或地址检查拒绝，或已下架。") }}{% endif %}
   {{ t("Every candidate, with its reason and evidence:", "查看每个候选及其原因与依据：") }} {{
-  studio("/", t("in the studio", "打开工作台")) }} <code class="command">wenlan-data studio {{ state.place }}</code></p>
+  studio("/", t("in the studio", "打开工作台")) }} <code class="command">wenlan-data studio {{
+    state.place | quoted }}</code></p>
   <form class="filters" aria-label="Filter the samples">
     <label>{{ t("Source", "来源") }} <select id="by-source"><option value="">*</option>
     {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>

@@ -41,20 +41,20 @@ HTML = (
   <li><code>{{ g.name }}</code> {{ fault }}</li>{% endfor %}{% endfor %}</ul>
   <p>{{ state.since | moment }} · {{
     t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
-  <code class="command">wenlan-data publish {{ state.place }}{% for g in state.failing %} --accept {{
+  <code class="command">wenlan-data publish {{ state.place | quoted }}{% for g in state.failing %} --accept {{
     g }}{% endfor %} --because "…"</code></p>
 {% elif state.verdict == "waiting" and state.word %}
   <h2><span aria-hidden="true">✗</span> {{
     t("Publication refused by", "发布被拒绝，操作人：") }} {{ state.word.name }}</h2>
   <p>{{ state.word.at | moment }} · <q>{{ state.word.because }}</q>. {{
     t("It is not published until somebody approves it:", "在有人批准之前不会发布：") }}
-  <code class="command">wenlan-data studio {{ state.place }}</code></p>
+  <code class="command">wenlan-data studio {{ state.place | quoted }}</code></p>
 {% elif state.verdict == "waiting" %}
   <h2><span aria-hidden="true">◔</span> {{ t("Waiting for approval since", "等待批准，自") }} {{
     state.since | moment }}</h2>
   <p>{{ t("All gates hold; the spec wants a person to approve", "所有门槛均通过；规格要求人工批准") }} (<code
     >publish.approve: manual</code>). {{ t("If the report is as it should be:", "若报告无误：") }}
-  <code class="command">wenlan-data publish {{ state.place }}</code></p>
+  <code class="command">wenlan-data publish {{ state.place | quoted }}</code></p>
 {% elif state.verdict == "nothing_new" %}
   <h2><span aria-hidden="true">=</span> {{ t("Nothing new", "没有新内容") }}</h2>
   <p>{{ t("All images that passed are in the dataset already", "通过的图像均已在数据集中") }}: <b>{{
@@ -66,7 +66,7 @@ HTML = (
   <q>{{ state.word.because }}</q></p>{% endif %}
   <h2><span aria-hidden="true">○</span> {{
     t("Ready to be published: all gates hold", "可以发布：所有门槛均通过") }}</h2>
-  <p><code class="command">wenlan-data publish {{ state.place }}</code></p>
+  <p><code class="command">wenlan-data publish {{ state.place | quoted }}</code></p>
 {% endif %}
 </section>
 """

@@ -1,7 +1,7 @@
 // The third pane: one candidate, what became of it and why, with what was kept instead beside it.
 
 import { get, thumb } from "./api.js";
-import { fill, h, icon, link, marked, s } from "./dom.js";
+import { fill, h, icon, link, marked, s, shell } from "./dom.js";
 import { state } from "./state.js";
 import { lang, n, say, t } from "./words.js";
 
@@ -177,6 +177,6 @@ function stage(seen) {
 function explained(item, actions) {
   const build = state.about.builds.find((own) => own.id === item.build);
   if (!build) return null;
-  const line = `wenlan-data explain ${build.out} ${item.key}`;
+  const line = `wenlan-data explain ${shell(build.out)} ${item.key}`;
   return [h("h4", {}, t("explain")), h("p", { class: "command" }, h("code", {}, line), h("button", { type: "button", class: "plain", "aria-label": t("copy_link"), on: { click: () => actions.copy(line) } }, icon("copy")))];
 }

@@ -1,7 +1,7 @@
 // What opens over the page: why an address is not in, takedowns, sign-off, keys.
 
 import { ended, get, send, thumb } from "./api.js";
-import { fill, h, icon } from "./dom.js";
+import { fill, h, icon, shell } from "./dom.js";
 import { state } from "./state.js";
 import { n, say, t } from "./words.js";
 
@@ -160,7 +160,7 @@ function of(build, done) {
       h("label", {}, t("because"), h("textarea", { name: "because", required: true, maxlength: "500", rows: "2" })),
       h("div", { class: "buttons" }, h("button", { type: "submit", value: "approved", class: "main" }, icon("seal"), t("approve")), h("button", { type: "submit", value: "refused", class: "danger" }, t("refuse"))))
       : build.manual ? null : h("p", { class: "muted small" }, t("not_manual")),
-    can ? [h("p", { class: "command" }, h("code", {}, `wenlan-data publish ${build.out}`)), h("button", { type: "button", class: "main", on: { click: go } }, t("publish_now"))] : null,
+    can ? [h("p", { class: "command" }, h("code", {}, `wenlan-data publish ${shell(build.out)}`)), h("button", { type: "button", class: "main", on: { click: go } }, t("publish_now"))] : null,
     answer,
     build.history.length > 1 ? h("details", {}, h("summary", {}, t("said_by")), h("ul", {}, build.history.slice().reverse().map((own) => h("li", {}, named(own))))) : null);
 }

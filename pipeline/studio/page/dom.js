@@ -32,6 +32,11 @@ function add(node, children) {
   }
 }
 
+/** A word of a command line, quoted where a POSIX shell would not take it as it is. */
+export function shell(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\"'\"'")}'`;
+}
+
 /** Put these children into a node, in place of what it holds. */
 export function fill(node, ...children) {
   node.replaceChildren();

@@ -64,7 +64,12 @@ def test_a_spec_names_a_detector_with_its_options(tmp_path: Path) -> None:
 
 def test_what_is_no_request_is_one_line_and_a_cut_one_ends_it() -> None:
     words = [sys.executable, "-m", "pipeline", "boxes", "--detector", "grid"]
-    for sent, code in ((b"hello\n", 2), (b'{"bytes": [-1]}\n', 2), (b'{"bytes": [10]}\nabc', 0)):
+    for sent, code in (
+        (b"hello\n", 2),
+        (b'{"bytes": [-1]}\n', 2),
+        (b'{"bytes": [1e999]}\n', 2),
+        (b'{"bytes": [10]}\nabc', 0),
+    ):
         ended = subprocess.run(words, input=sent, capture_output=True, cwd=ROOT, check=False, timeout=120)
         assert ended.returncode == code
         assert len(ended.stderr.splitlines()) == (1 if code else 0), ended.stderr

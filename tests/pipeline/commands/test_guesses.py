@@ -17,6 +17,8 @@ from warcio.warcwriter import WARCWriter
 from data_specs.build import load
 from pipeline import cli
 from pipeline.commands import guesses
+from pipeline.sources import sources_of
+from pipeline.sources._look import Budget
 from tests.drafted import CONTACT, WORDS, built, init, picture, rows
 
 
@@ -190,3 +192,28 @@ def test_a_site(web, here, capsys):
 )
 def test_names_are_made_of_paths(paths, name):
     assert guesses._name(*paths) == name
+
+
+@pytest.mark.parametrize("given", ["tables [2024]", "tables [2024]/rows.csv", "what?", "a*b/rows.csv"])
+def test_what_is_there_is_no_glob(given, here, capsys):
+    folder = here / given.removesuffix("/rows.csv")
+    folder.mkdir()
+    (here / "aXb").mkdir()
+    (here / "aXb/rows.csv").write_text("none of it\n")
+    (folder / "rows.csv").write_text("url,caption\nhttps://a.example/1.jpg,公园里的红花开了\n", encoding="utf-8")
+    init(capsys, "--from", given, "--out", "new.yaml", *CONTACT)
+    [source] = sources_of(load("new.yaml"))
+    assert source.look(Budget()).candidates.number == 1
+
+
+def test_sources_of_one_name_are_numbered_apart_from_others(here, capsys):
+    for folder in ("a/photos", "b/photos", "c/photos-2"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "rows.csv").write_text("url,caption\nhttps://a.example/1.jpg,公园里的红花开了\n")
+    answer = init(capsys, "--from", "a/photos", "b/photos", "c/photos-2", "--name", "t", *CONTACT)
+    assert [source["name"] for source in answer["sources"]] == ["photos-1", "photos-3", "photos-2"]
+
+
+def test_what_is_no_address_is_one_line(here, capsys):
+    assert cli.main(["init", "--from", "http://[::1", *CONTACT]) == 2
+    assert capsys.readouterr().err == "wenlan-data: --from http://[::1: is no address (Invalid IPv6 URL)\n"

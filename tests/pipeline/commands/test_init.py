@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from PIL import Image
 
 from data_specs.build import load
 from pipeline import cli
+from pipeline.sources import sources_of
+from pipeline.sources._look import Budget
 from tests.drafted import CONTACT, init, rows
 
 
@@ -103,3 +106,50 @@ def test_the_name_of_a_folder_adds_nothing_to_the_spec(here, capsys):
     assert [source["path"] for source in raw["sources"]] in ([name], [str(folder)])
     assert all(entry["name"] != "lexicon" for entry in raw.get("filters", ()))
     load(path)
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "no", "1e3", "2026-11-27"])
+def test_a_folder_may_be_called_by_what_yaml_takes_for_no_text(name, photos, here, capsys):
+    photos.rename(here / name)
+    init(capsys, "--from", name, "--out", "new.yaml")
+    spec = load("new.yaml")
+    assert (spec.name, spec.sources[0].name, spec.sources[0].options["path"]) == (name, name, name)
+
+
+@pytest.mark.parametrize(
+    "column", ["url\nfilters: [{name: lexicon}]\n#", "caption\u2028filters: []", "x\ud83d", "x\x00"]
+)
+def test_the_name_of_a_column_adds_nothing_to_the_spec(column, here, capsys):
+    """One that no spec can hold, half a character, leaves no file."""
+    rows = [{"image": f"https://a.example/{n}.jpg", column: f"公园里的第{n}张照片"} for n in range(3)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    half = column == "x\ud83d"
+    assert cli.main(["init", "--from", "rows.jsonl", *CONTACT]) == (2 if half else 0)
+    assert sorted(path.name for path in here.iterdir()) == ["rows.jsonl"] + (["rows.yaml"] * (not half))
+    assert not {"\x00", "\u2028", "\ud83d"} & set("".join(capsys.readouterr()))
+    if not half:
+        raw = yaml.safe_load((here / "rows.yaml").read_text(encoding="utf-8"))
+        assert raw["sources"][0]["columns"]["texts"] == {"caption": column}
+        assert len(raw["filters"]) > 3
+
+
+def test_a_spec_that_a_build_would_not_take_is_called_by_its_own_name(here, capsys):
+    assert cli.main(["init", "--from", "https://news.example.org/", "--contact", "x", "--out", "new.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("wenlan-data: new.yaml: contact: ")
+    assert list(here.iterdir()) == []
+
+
+def test_a_spec_behind_a_link_finds_its_input(photos, here, capsys):
+    (here / "a/b/specs").mkdir(parents=True)
+    (here / "link").symlink_to(here / "a/b/specs")
+    init(capsys, "--from", "photos", "--out", "link/new.yaml")
+    assert [source.look(Budget()).candidates.number for source in sources_of(load("link/new.yaml"))] == [6]
+
+
+def test_an_answer_with_an_open_quote_is_one_line(here, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.commands.init.Prompt.ask", lambda *_, **__: "Li's photos")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("pipeline.commands.terminal.console._force_terminal", True)
+    assert cli.main(["init"]) == 2
+    assert "Li's photos: No closing quotation" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -96,3 +97,19 @@ def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     assert "/" in links
     assert any(link.startswith("/#id=") for link in links), "shown where the studio serves the page only"
     assert page.REPORT_VERSION == 1
+
+
+def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build) -> None:
+    """One on the terminal, such as w3m, ends when a person leaves it."""
+    browser = f'{sys.executable} -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()" %s'
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "studio", noted.out, "--port", "0"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": browser},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        link = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+token=\S+", line)))
+        try:
+            with urllib.request.urlopen(link, timeout=60) as answer:
+                assert answer.status == 200
+        finally:
+            process.terminate()

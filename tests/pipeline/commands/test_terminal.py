@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -14,6 +16,7 @@ from pipeline.pulse import Beat
 from pipeline.stages import STAGES
 from pipeline.store.build_json import Cost, StageResult
 from pipeline.store.progress import Ran, figures
+from tests.places import ROOT
 
 
 def test_a_line_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +85,24 @@ def test_a_title_can_neither_command_the_terminal_nor_add_a_line(capsys: pytest.
     table.add_row(EVIL, "1")
     show(table)
     assert [line.split("  ")[0].rstrip() for line in capsys.readouterr().err.splitlines()] == ["t", "title", SEEN]
+
+
+def test_the_work_goes_on_where_nobody_reads_what_it_says() -> None:
+    """A studio that was closed while it published; stdout, which programs read, stays open."""
+    code = """
+import sys
+sys.stdin.read()
+from pipeline.commands.terminal import Bars, say, show, table_of
+with Bars():
+    say("on its way")
+    show(table_of("funnel", "stage"))
+print("done")
+"""
+    words = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin and process.stdout and process.stderr  # noqa: PT018
+        process.stderr.close()
+        process.stdin.close()
+        assert process.stdout.read() == b"done\n"
+    assert process.returncode == 0

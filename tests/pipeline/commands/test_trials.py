@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline import run
 from pipeline.cluster import Here
+from pipeline.report import trial
+from pipeline.stages import STAGES
 from tests.browser import CHROMIUM, Page, visit
 from tests.growing_site import Weeks, picture
 
@@ -128,6 +132,22 @@ def test_what_would_crawl_or_fetch_is_refused_in_one_line(weeks: Weeks) -> None:
     assert "is not empty, or within the build" in tried(weeks, "--out", str(weeks.folder / "1" / "x"), code=2)["said"]
 
 
+def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
+    weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "retries": 1})
+    out = ("--out", str(weeks.folder / "trial"))
+    sides = [{"name": "text_length", "min_chars": 12}, {"name": "image_sides", "min_side": 160}]
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for more in ((), out):
+            assert "run the same command again" in tried(weeks, *more, code=130, filters=sides)["said"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert tried(weeks, *out, filters=sides)["went_out"]["count"] > 0
+
+
 def test_an_unpublished_build_can_be_tried_and_an_unfinished_one_cannot(weeks: Weeks) -> None:
     for until, code in (("filter", 1), ("report", 0)):
         place = ["--store", weeks.store.url, "--out", str(weeks.folder / "2"), "--snapshot", "2", "--until", until]
@@ -152,3 +172,15 @@ def test_the_page_loads_nothing_and_has_no_fault(weeks: Weeks, tmp_path: Path) -
     assert shown > 0
     assert title == "两个漏斗"
     assert json.dumps(path.read_text(encoding="utf-8")).count("http-equiv") == 1
+
+
+def test_the_page_shows_no_password_of_a_changed_option() -> None:
+    nothing = {"count": 0, "images": 0, "reasons": [], "rows": []}
+    change = {"path": "filters[0].lists.w", "before": "https://anna:geheim@lists.example.org/w.txt", "now": None}
+    figures = {
+        "build": {"id": "b", "name": "d", "snapshot": "1"}, "wenlan": "0", "spec": [change], "stages": [],
+        "kept": {"before": 0, "after": 0}, "came_in": nothing, "went_out": nothing, "not_stored": nothing,
+    }  # fmt: skip
+    page = trial.render(figures, SimpleNamespace(stages=STAGES))  # type: ignore[arg-type]
+    assert "https://lists.example.org/w.txt" in page
+    assert "geheim" not in page

@@ -136,3 +136,10 @@ def test_report_shows_funnel_steps_and_places(
     assert ["fit", "done", "before", "-"] in lines
     assert ["report", "demo/build/report/index.html"] in lines
     assert ["checkpoint", "demo/run"] in lines
+
+
+@pytest.mark.parametrize("words", [["seeds", "--n", "0"], ["galleries", "--most", "-1"]])
+def test_nothing_cannot_be_asked_for(words: list[str], commands: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(words)
+    assert f"{words[2]}: must be at least 1" in capsys.readouterr().err

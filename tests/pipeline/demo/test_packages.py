@@ -132,3 +132,20 @@ def _tarball(path: Path, members: dict[str, bytes]) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+
+
+def test_npm_tarball_with_a_damaged_byte_names_the_file(tmp_path: Path) -> None:
+    """Wherever it is: what the decompressor takes for sound is seen by the checksum at the end."""
+    sound = tmp_path / "one-1.0.0.tgz"
+    with tarfile.open(sound, "w:gz") as archive:
+        for n in range(2):
+            data = " ".join("云山水花"[(i * i + n) % 7 % 4] for i in range(40_000)).encode()
+            member = tarfile.TarInfo(f"package/{n}.txt")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    demo_packages.unpack_npm(sound, tmp_path / "sound", [""])
+    data, damaged = sound.read_bytes(), tmp_path / "two-1.0.0.tgz"
+    for at in range(60, len(data), len(data) // 40):
+        damaged.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        with pytest.raises(DemoError, match=r"two-1.0.0.tgz: cannot be unpacked .*; remove the file and start again"):
+            demo_packages.unpack_npm(damaged, tmp_path / "out", [""])

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from data_specs.build import SpecError
 from data_specs.shard import SPLITS
 from pipeline import cli, exports
+from pipeline.errors import StoreError
 from pipeline.exports import Format, Source, export
 from pipeline.publish import release
 from pipeline.records import sha256_hex
@@ -192,3 +194,52 @@ def test_a_key_that_leads_out_of_the_export_is_refused(shards_of: Path, tmp_path
     with pytest.raises(Exception, match=r"\.\./\.\./climbed: is no key of a sample"):
         export(Dataset.open(shards_of), "csv", tmp_path / "a/b/out")
     assert not list(tmp_path.rglob("*climbed*"))
+
+
+def test_an_empty_folder_may_be_named_by_a_link(shards_of: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    export(Dataset.open(shards_of), "csv", tmp_path / "link", ["val"])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "linked/val.csv").is_file()
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_written(
+    shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mounted", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SpecError, match="mounted: is a mount point, which cannot be replaced; name a folder in it"):
+        export(Dataset.open(shards_of), "csv", tmp_path / "mounted")
+    with pytest.raises(SpecError, match="is the folder that you are in"):
+        export(Dataset.open(shards_of), "csv", Path())
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_store_that_is_none_lets_no_export_pass(shards_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="mistyped: is no STORE"):
+        export(Dataset.open(shards_of), "csv", tmp_path / "out", store=str(tmp_path / "mistyped"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_taken_down_during_an_export_is_in_none(
+    named: bool, synthetic_build: Any, shards_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = synthetic_build.store, exports.find("csv").write
+    store.check()
+    (shards_of.parent / "build.json").write_text(json.dumps({"store": store.url}))
+
+    def while_somebody_forgets(source: Source, out: Path) -> Any:
+        counts = write(source, out)
+        store.folder.write_json("forgotten/one.json", {"hashes": ["f" * 64]})
+        return counts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "find", lambda _: Format(while_somebody_forgets))
+        with pytest.raises(StoreError, match="was taken down during the export; run the same command again"):
+            export(Dataset.open(shards_of), "csv", tmp_path / "out", store=store.url if named else "")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".tmp-", "out"))]
+    export(Dataset.open(shards_of), "csv", tmp_path / "out", store=store.url if named else "")

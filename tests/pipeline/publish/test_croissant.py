@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import read_manifest
+from pipeline.publish.croissant import croissant
+from pipeline.store.build import Build
 
 
 def test_croissant_names_every_file_with_its_digest(shards_of: Path) -> None:
@@ -33,3 +35,17 @@ def test_mlcroissant_finds_no_fault_and_reads_the_records(shards_of: Path) -> No
     assert {r["samples/key"].decode() for r in found} == {row["key"] for row in rows}
     texts = {r["samples/key"].decode(): [t["samples/texts/text"] for t in r["samples/texts"]] for r in found}
     assert len(texts) == 30
+
+
+@pytest.mark.parametrize(
+    ("contact", "url"),
+    [
+        ("https://example.org/us", "https://example.org/us"),
+        ("owner@example.org", "mailto:owner@example.org"),
+        ("mailto:owner@example.org", "mailto:owner@example.org"),
+        ("not stated", "not stated"),
+    ],
+)
+def test_the_contact_is_its_url(contact: str, url: str, shards_of: Path, synthetic_build: Build) -> None:
+    spec = synthetic_build.spec.model_copy(update={"contact": contact})
+    assert croissant(spec, read_manifest(shards_of))["url"] == url

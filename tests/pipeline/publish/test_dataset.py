@@ -17,7 +17,7 @@ from data_specs.release import open_manifest
 from data_specs.shard import ContractError, Manifest
 from pipeline import cli, run
 from pipeline.errors import ApprovalError, NothingNew, StoreError
-from pipeline.files.folder import read_url
+from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
@@ -429,3 +429,54 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     with pytest.raises(StoreError, match=r"keeps faces, and .*2026-11-08.* blurs them; set shards\.faces: blur, or"):
         release.publish(clear)
     assert releases_of(later).read().images is not None
+
+
+def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
+    week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    target, write = tmp_path / "copy", Folder.write
+    for stop in (KeyboardInterrupt(), StoreError("usb", "is full")):
+
+        def stopped(self: Folder, name: str, data: bytes, stop: BaseException = stop) -> None:
+            if name == "README.md":
+                raise stop
+            write(self, name, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "write", stopped)
+            with pytest.raises(type(stop)):
+                dataset.copy(build.store, "photos", str(target))
+        assert list(target.iterdir()) == []
+    dataset.copy(build.store, "photos", str(target))
+    assert verify(target) == []
+
+
+def test_a_copy_of_what_was_taken_down_meanwhile_keeps_none_of_it(week: Week, tmp_path: Path) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 14)
+    release.publish(second)
+    forget(first.store, [first, second], Request(urls=["folder:///mine/13.jpg"]))  # of the second: copied last
+    with pytest.raises(StoreError, match="is not what the release lists"):
+        dataset.copy(first.store, "photos", str(tmp_path / "copy"), 2)
+    assert list((tmp_path / "copy").rglob("*")) == []
+
+
+def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a shard that is copied already nothing would be seen in the files."""
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    copied, link = [0], dataset._copy_file
+
+    def while_somebody_forgets(*words: Any) -> None:
+        link(*words)
+        copied[0] += 1
+        if copied[0] == len(build.packed()) * 3:  # the last one: tar, Parquet and regions of each shard
+            forget(build.store, [build], Request(urls=["folder:///mine/3.jpg"], exact=True))
+
+    monkeypatch.setattr(dataset, "_copy_file", while_somebody_forgets)
+    with pytest.raises(StoreError, match="was taken down during the copy; run the same command again"):
+        dataset.copy(build.store, "photos", str(tmp_path / "copy"))
+    assert list((tmp_path / "copy").iterdir()) == []

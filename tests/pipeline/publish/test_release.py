@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_specs.build import SpecError
@@ -15,8 +16,10 @@ from data_specs.shard import read_manifest
 from pipeline.errors import ApprovalError, GateError, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities, Published, commit_name
+from pipeline.takedown.forget import Request, forget
 
 Run = Callable[[Build, str], None]
 
@@ -167,3 +170,31 @@ def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> N
         release.publish(synthetic_build, accept=["min_sample"], because="x")
     with pytest.raises(SpecError, match="needs --because"):
         release.publish(synthetic_build, accept=["min_samples"])
+
+
+def test_a_revision_that_was_published_and_not_noted_is_not_given_out_again(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the manifest and releases.json, and then a takedown, which withdraws the manifest first."""
+    write = Folder.write
+
+    def killed(self: Folder, name: str, data: bytes) -> None:
+        if name == "releases.json":
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _publish(synthetic_build, run_stage)
+    first = read_manifest(Path(synthetic_build.out) / "shards")
+    build_json.note(synthetic_build)
+    forget(synthetic_build.store, [synthetic_build], Request(sha256s=[_sha256_of(first, synthetic_build)]))
+    second = read_manifest(Path(synthetic_build.out) / "shards")
+    assert second.content_digest != first.content_digest
+    assert (first.revision, second.revision, second.parent) == (0, 1, f"{synthetic_build.build_id}/0")
+
+
+def _sha256_of(manifest: Any, build: Build) -> str:
+    path = Path(build.out) / "shards" / manifest.shards[0].parquet.path
+    return str(pq.read_table(path)["sha256"][0].as_py())

@@ -140,3 +140,8 @@ def test_what_is_no_plain_file_is_named_and_not_read(shards_of: Path) -> None:
     path.unlink()
     path.mkdir()
     assert verify(shards_of, quick=True) == ["train-000000.tar: is not a plain file"]
+
+
+def test_a_store_that_is_none_is_no_store_without_takedowns(shards_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="mistyped: is no STORE"):
+        verify(shards_of, store=str(tmp_path / "mistyped"))

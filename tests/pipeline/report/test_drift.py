@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import cli
 from pipeline.errors import GateError
 from pipeline.report import drift, gates
 from pipeline.report.funnel import read_funnels
 from pipeline.stages import STAGES, report
+from pipeline.store import build_json
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -93,3 +96,12 @@ def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stag
     shutil.rmtree(Path(build.out) / "report")
     with pytest.raises(GateError, match="no report of this build to judge by"):
         gates.hold(strict_build, *read_funnels(build))
+
+
+@pytest.mark.parametrize("foreign", ['{"tests": 3}', "[1]", '{"build": {"number": 7}}'])
+def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Path, foreign: str, capsys: Any) -> None:
+    (tmp_path / "ci/report").mkdir(parents=True)
+    (tmp_path / "ci/report/report.json").write_text(foreign, encoding="utf-8")
+    build_json.note(two[0])
+    assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
+    assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")

@@ -144,7 +144,8 @@ def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(publishe
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--estimate", "0"], "--estimate 0: must be at least 1 candidate"),
+        (["--estimate", "0"], "--estimate 0: 1 to 1,000,000,000,000,000 candidates"),
+        (["--estimate", "9" * 400], f"--estimate {'9' * 400}: 1 to 1,000,000,000,000,000 candidates"),
         (["--estimate", "9", "--workers", "0"], "--workers 0: must be at least 1 CPU"),
         (["--estimate", "9", "--price", "-1"], "--price -1: must be 0 or more"),
         (["--estimate", "9", "--price", "nan"], "--price nan: must be 0 or more"),

@@ -62,3 +62,11 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
     page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
     assert "samples in the release: 12, 15, 16" in page
     assert "accepted:</span> min_samples" in page
+
+
+@pytest.mark.parametrize("foreign", ['{"tests": 3}', "[1]", '{"build": 1}'])
+def test_a_report_of_another_tool_is_no_build(two: list[Build], tmp_path: Path, foreign: str) -> None:
+    shutil.copytree(two[0].out, tmp_path / "all/ours")
+    (tmp_path / "all/web/report").mkdir(parents=True)
+    (tmp_path / "all/web/report/report.json").write_text(foreign, encoding="utf-8")
+    assert report_index.write(str(tmp_path / "all"))[1] == 1

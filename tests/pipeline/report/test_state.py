@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import GateError, NothingNew
+from pipeline.errors import GateError, NothingNew, StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish import release
 from pipeline.report import page
+from pipeline.report.sections import state as section
+from pipeline.report.state import State
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
 
@@ -121,3 +127,27 @@ def test_a_build_without_a_report_is_published_without_one(synthetic_build: Buil
     run_stage(synthetic_build, "shard")
     page.tell(synthetic_build)
     assert not (Path(synthetic_build.out) / "report").exists()
+
+
+@pytest.mark.parametrize("verdict", ["refused", "waiting", "ready"])
+def test_a_command_names_a_folder_with_a_space_as_a_shell_takes_it(weeks: Any, verdict: str) -> None:
+    html = page.environment(STAGES).from_string(section.HTML)
+    now = State(build_id="b", dataset="d", verdict=verdict, place="/data/my builds/第一")  # type: ignore[arg-type]
+    said = html.render(state=now.model_dump(), gates=[], dataset=None)
+    [line] = re.findall(r'<code class="command">([^<]+)</code>', said)
+    assert shlex.split(unescape(line))[:3] == ["wenlan-data", "publish", "/data/my builds/第一"]
+
+
+def test_a_report_that_cannot_be_written_holds_up_no_publish(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = Folder.write
+
+    def full(self: Folder, name: str, data: bytes) -> None:
+        if name == "index.html":
+            raise StoreError(self.at(name), "cannot be written (No space left on device)")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", full)
+    assert release.publish(weeks.build("2026-01-01", range(12))).revision == 0
+    assert "index.html: cannot be written (No space left on device); the report does not say what" in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import SpecError
+from pipeline.errors import StoreError
 from pipeline.store.build import Build
 from pipeline.studio import actions
 from pipeline.studio.actions import Busy, Jobs, command_line, takedown
@@ -89,3 +90,21 @@ def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.Monkey
     jobs._confirmable["y"] = (time.monotonic() - 1, ("forget",))
     with pytest.raises(SpecError, match="too old"):
         jobs.confirmed("y")
+
+
+def test_a_place_that_cannot_be_opened_anew_keeps_no_other_command_waiting(built: Build) -> None:
+    def done() -> None:
+        raise StoreError("/builds/1", "is being rewritten")
+
+    jobs = Jobs(done)
+    first = ended(jobs, jobs.start("publish", ["status", built.out]).number)
+    assert (first.code, first.lines[-1]) == (0, "/builds/1: is being rewritten")
+    assert ended(jobs, jobs.start("publish", ["status", built.out]).number).code == 0
+
+
+def test_every_command_has_a_number_of_its_own_however_many_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    monkeypatch.setattr(jobs, "_carried_out", lambda job, dry: 0)
+    numbers = [ended(jobs, jobs.start("preview", ["status", "x"]).number).number for _ in range(60)]
+    assert numbers == list(range(1, 61))
+    assert jobs.get(10) is None, "old ones are forgotten"

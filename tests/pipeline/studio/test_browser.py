@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -144,6 +145,17 @@ def test_a_picture_is_chosen_by_mouse_and_keys_and_told_with_its_regions(built: 
         await page.press("v")
         await until(page, "document.querySelector('#list').classList.contains('table')")
         assert await page.serious() == []
+
+    browse(visit, built.out)
+
+
+def test_a_folder_with_a_space_is_quoted_in_commands(built: Build, browse: Browse) -> None:
+    words = ["/data/1", "/data/my builds", "it's", "第一", ""]
+
+    async def visit(page: Any) -> None:
+        await page.run("import('/static/dom.js').then((dom) => { window.shell = dom.shell })")
+        await until(page, "window.shell !== undefined")
+        assert await page.run(f"{json.dumps(words)}.map(window.shell).join('\\n')") == "\n".join(map(quote, words))
 
     browse(visit, built.out)
 

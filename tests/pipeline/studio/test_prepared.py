@@ -78,12 +78,18 @@ def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Bui
     assert not [path for path in folder.iterdir() if path.name.startswith(".")], "nothing half made is left"
 
 
-def test_a_damaged_index_is_made_again(own: Callable[..., Build], studio_of: StudioOf) -> None:
+@pytest.mark.parametrize("left", [11, 0.1, 0.5, 0.9])
+def test_a_damaged_index_is_made_again(left: float, own: Callable[..., Build], studio_of: StudioOf) -> None:
+    """Also one that DuckDB opens and that lacks its tables: a disk was full, or a machine lost its power."""
     build = own()
     studio_of(build.out).close()
     [path] = (Path(build.out) / STUDIO).glob("*.duckdb")
-    path.write_bytes(b"no database")
-    assert studio_of(build.out).opened.catalog.ready
+    data = path.read_bytes()
+    path.write_bytes(b"no database" if left > 1 else data[: int(left * len(data))])
+    catalog = studio_of(build.out).opened.catalog
+    assert catalog.ready
+    counts = catalog.counts(Filters())
+    assert sum(count for _, count in counts.facets["split"]) == counts.total > 0
 
 
 def test_what_is_stopped_half_way_leaves_no_index(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from data_specs.shard import ContractError
 from pipeline import cli
+from pipeline.errors import SourceError
+from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.studio import server
@@ -242,3 +246,15 @@ def test_a_row_of_other_files_is_never_taken_for_this_one(own: Make, client_of: 
         answer = client.get(f"/api/{path}", params={"pos": 0, "g": g})
         assert answer.status_code in (409, 400)
     assert client.get("/api/rows", params={"g": g}).json()["error"]["code"] == "changed"
+
+
+def test_what_cannot_be_opened_leaves_nothing_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/index.json").write_text("{}")
+    for options, error in (({"index": "no/index"}, SourceError), ({"index": f"{tmp_path}/damaged"}, ContractError)):
+        with pytest.raises(error):
+            server.Studio("", STAGES, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]

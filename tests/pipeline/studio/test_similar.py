@@ -15,6 +15,8 @@ from data_specs.build import SpecError
 from data_specs.search.removal import remove
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.studio import server
+from pipeline.studio.facets import Filters
 from pipeline.studio.similar import Similar, index_beside
 from tests.exported import Exported
 
@@ -68,8 +70,6 @@ def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callab
 
 
 def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any]) -> None:
-    from pipeline.studio.facets import Filters
-
     build = indexed()
     studio = studio_of("", index=f"{build.out}/index")
     about = studio.about()
@@ -112,3 +112,17 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
         assert found[0]["text"] == captions[number]
         assert found[0]["near"]["cosine"] > 0.99
     assert client.get("/api/similar", params={"text": " "}).status_code == 400
+
+
+def test_an_index_alone_is_opened_anew_after_a_takedown(
+    indexed: Make, studio_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LOOK_S", 0.0)
+    build = indexed()
+    studio, keys = studio_of("", index=f"{build.out}/index"), _keys(build)
+    every = range(studio.opened.catalog.counts(Filters()).total)
+    assert keys[11] in {row["key"] for row in studio.opened.items.briefs(list(every))}
+    remove(Path(build.out) / "index", lambda rows: np.array(rows["id"].to_pylist()) == keys[11])
+    shown = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 99))
+    assert len(shown) == 29
+    assert keys[11] not in {row["key"] for row in shown}

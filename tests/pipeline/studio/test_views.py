@@ -49,3 +49,14 @@ def test_a_place_without_a_folder_keeps_them_while_it_is_open() -> None:
     own.save("a", "q=b")
     assert own.all() == [{"name": "a", "query": "q=b"}]
     assert Views(None).all() == []
+
+
+def test_two_studios_of_one_build_see_each_other_s_views(tmp_path: Path) -> None:
+    mine, yours = Views(tmp_path), Views(tmp_path)
+    mine.save("a", "q=1")
+    yours.save("b", "q=2")
+    assert [view["name"] for view in mine.all()] == ["a", "b"]
+    yours.delete("a")
+    mine.save("c", "q=3")
+    assert [view["name"] for view in yours.all()] == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["views.json"]

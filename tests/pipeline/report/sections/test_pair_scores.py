@@ -111,7 +111,7 @@ def test_what_was_taken_down_or_opted_out_is_not_shown(
     assert said is not None
     assert said["kept"] is None
     first, second = groups(said)["best", ""][:2]
-    material.shown.opted_out.add(first["fetch_id"])
+    material.shown.opted_out.update([first["fetch_id"]])
     monkeypatch.setattr("pipeline.store.takedowns.Takedowns.names", lambda self, row: row["id"] == second["id"])
     again = scores(material)
     assert again is not None
