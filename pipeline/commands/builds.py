@@ -104,11 +104,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises SpecError for a number of workers that is none, or that another option leaves without effect."""
+    """Raises SpecError for a number of workers that is none; says so where another option leaves it without effect."""
     if args.workers < 0:
         raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     if args.workers and args.address:
-        raise SpecError(["--workers is for Ray on this machine; the cluster at --address has the CPUs that it has"])
+        say("--workers is left out: it is for Ray on this machine, and the cluster at --address has CPUs of its own")
 
 
 def _publish_unless_manual(build: Build) -> dict[str, Any]:

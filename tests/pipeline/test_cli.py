@@ -78,11 +78,6 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
     ("words", "said"),
     [
         (["publish", "b", "--because", "looked at"], "--because is the reason for --accept GATE, which is missing"),
-        (
-            ["build", "s.yaml", "--out", "b", "--workers", "2", "--address", "auto"],
-            "--workers is for Ray on this machine",
-        ),
-        (["try", "s.yaml", "--on", "b", "--workers", "2", "--address", "auto"], "--workers is for Ray on this machine"),
         (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: shows every detector"),
         (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance would have no effect"),
     ],
@@ -92,6 +87,17 @@ def test_no_option_is_accepted_and_ignored(words, said, capsys, tmp_path, monkey
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["build", "s.yaml", "--out", "b"], ["try", "s.yaml", "--on", "b"]])
+def test_workers_that_a_cluster_leaves_without_effect_are_told_and_refuse_no_scheduled_command(
+    words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--workers", "2", "--address", "auto"]) in (1, 2)
+    told, refused = lines(capsys)
+    assert told.startswith("--workers is left out")
+    assert "s.yaml" in refused or "b: " in refused
 
 
 def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
