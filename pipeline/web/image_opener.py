@@ -214,6 +214,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 rules = HostRules(robots, tdm, time.monotonic())
                 if len(self._rules) >= MAX_RULES:
                     self._rules.clear()
+                self._unreachable.pop(address, None)  # which may be of yesterday
                 (self._unreachable if robots.unreachable else self._rules)[address] = rules
             return rules
 

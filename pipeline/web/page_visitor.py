@@ -367,7 +367,8 @@ async def _read(response: Any, cap: int, page: bool) -> _Response:
     if len(body) > cap and page:
         return failed(DropReason.TOO_LARGE, f"more than {cap} bytes")
     try:
-        plain = await asyncio.to_thread(unpacked, bytes(body[:cap]), head.header("content-encoding"), cap)
+        # a file about the host is cut where it is too large: of a robots.txt that is not read nothing is forbidden
+        plain = await asyncio.to_thread(unpacked, bytes(body[:cap]), head.header("content-encoding"), cap, page)
     except BodyTooLarge as e:
         return failed(DropReason.TOO_LARGE, str(e))
     if page and not policy.is_html(content_type, plain):

@@ -79,6 +79,19 @@ def test_a_warc_goes_through_the_stage_and_its_funnel_adds_up(tmp_path):
     assert {d["source"] for d in decisions} == {"w"}
 
 
+@pytest.mark.parametrize("url", ["http://[bad/1.html", "http://a\u2100.test/1.html"])
+def test_a_page_whose_url_cannot_be_read_is_one_decision_and_ends_nothing(tmp_path, url):
+    html = "<p>中文</p><img src=http://a.test/a.jpg alt=故宫雪景>"
+    (tmp_path / "x.warc.gz").write_bytes(warc((url, html), ("http://a.test/2", html)))
+    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    [candidate] = candidates_of(build.stage("extract").table(record))
+    assert candidate.page_url == "http://a.test/2"
+    [decision] = build.stage("extract").table(record, DECISIONS).to_pylist()
+    assert (decision["subject"], decision["reason"], decision["url"]) == ("capture", "bad_url", url)
+
+
 def test_the_token_changes_with_the_file_and_with_nothing_else(tmp_path):
     (tmp_path / "x.warc.gz").write_bytes(warc(("http://a.test/1", "<p>中</p>")))
     build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})

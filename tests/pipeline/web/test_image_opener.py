@@ -7,11 +7,13 @@ import struct
 import time
 import zlib
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.records import DropReason
 from pipeline.stages import fetch
+from pipeline.web import image_opener, policy
 from tests.crawled import noting
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
@@ -244,3 +246,28 @@ def test_the_files_about_a_host_are_asked_for_at_its_pace(serve, make_build):
     run(make_build(web, sources=SITE, egress={"delay_s": 0.3}), web.url("/1.png"))
     assert len(when) == 3
     assert when[-1] - start > 0.55
+
+
+def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(serve, make_build):
+    body = gzip.compress(b"User-agent: *\nDisallow: /private/\n" + b"#" * 2 * policy.MAX_ROBOTS_BYTES)
+    web = serve({"/private/1.png": picture(1), "/2.png": picture(2)})
+    web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, body)
+    rows = run(make_build(web, sources=SITE), web.url("/private/1.png"), web.url("/2.png"))
+    reasons = {url: row["reason"] for url, row in rows.items()}
+    assert reasons == {web.url("/private/1.png"): "robots_disallowed", web.url("/2.png"): ""}
+
+
+def test_a_host_whose_robots_txt_could_not_be_had_is_asked_once_more_a_day_later(serve, make_build, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(image_opener, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=time.sleep))
+    web = serve({"/robots.txt": (503, {}, b""), **{f"/{n}.png": picture(n) for n in range(3)}})
+    opener = image_opener.GuardedOpener(make_build(web, sources=SITE).spec)
+    with pytest.raises(OSError, match="robots_unreachable"):
+        opener.open(web.url("/0.png"))
+    clock[0] = policy.ROBOTS_TTL_S + 1
+    web.pages["/robots.txt"] = (404, {}, b"")
+    asked = web.asked.count("/robots.txt")
+    for n in (1, 2):
+        assert opener.open(web.url(f"/{n}.png")).read() == picture(n)
+    opener.close()
+    assert web.asked.count("/robots.txt") == asked + 1

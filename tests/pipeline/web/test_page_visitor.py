@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import socket
 import time
 from dataclasses import replace
@@ -305,3 +306,14 @@ def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve
     assert 1 <= len(asked) <= policy.TRIES
     assert all(at - start >= 0.2 * n - 0.02 for n, at in enumerate(asked)), "at the host's pace"
     assert [path for path in odd.asked if path != "/robots.txt"] == []
+
+
+@pytest.mark.parametrize("rest", [b"#" * 1_000_000, random.Random(1).randbytes(1_000_000)], ids=["light", "heavy"])
+def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(serve, make_build, rest):
+    """Packed it is far below the limit, or above it."""
+    body = gzip.compress(b"User-agent: *\nDisallow: /private/\n#" + rest)
+    web = serve({"/": html("/private/x.html", "/b.html"), "/private/x.html": html(), "/b.html": html()})
+    web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, body)
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url("/"), web.url("/b.html")}
+    assert reasons == {web.url("/private/x.html"): "robots_disallowed"}
