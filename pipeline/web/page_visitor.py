@@ -170,11 +170,13 @@ class Visitor:
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
-        asked for."""
+        asked for. One that redirects names the file to which it does: http to https, as a rule."""
         rules = await self._rules_of(url)
         if not rules.robots.allows(url):
             return [], []
         response = await self._get(url, rules, sitemaps.MAX_BYTES, page=False)
+        if policy.is_redirect(response.status, location := response.header("location")):
+            return [], [urljoin(url, location)]
         if response.status != 200:
             return [], []
         return await self._readers.sitemap(response.body)

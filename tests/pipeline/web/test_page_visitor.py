@@ -283,6 +283,23 @@ def test_a_sitemap_in_a_chinese_charset_is_read(serve, make_build, charset):
     assert web.url("/%E4%B8%AD.html") in bodies
 
 
+def test_a_sitemap_behind_a_redirect_is_read_if_it_lies_at_the_site(serve, make_build):
+    other = serve({"/s.xml": b"<urlset></urlset>"})
+    web = serve({"/": html(), "/a.html": html()})
+    names = b"".join(b"Sitemap: %s\n" % web.url(path).encode() for path in ("/s.xml", "/out.xml", "/round.xml"))
+    web.pages |= {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, names),
+        "/s.xml": (301, {"Location": "/maps/s.xml"}, b""),
+        "/maps/s.xml": f"<urlset><url><loc>{web.url('/a.html')}</loc></url></urlset>".encode(),
+        "/out.xml": (301, {"Location": other.url("/s.xml")}, b""),
+        "/round.xml": (301, {"Location": "/round.xml"}, b""),
+    }
+    counts, bodies, _ = run(make_build(web, other, sources=site(web.url())))
+    assert set(bodies) == {web.url("/"), web.url("/a.html")}
+    assert (counts["in_sitemaps"], other.asked) == (1, [])
+    assert web.asked.count("/round.xml") == 1
+
+
 @pytest.mark.parametrize("target", ["http://10.0.0.1/robots.txt", "ftp://a.test/", "http://[::1", "http://a:b/"])
 def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve, make_build, monkeypatch, target):
     """85 requests in 9.7 s were seen, at a pause of 1 s."""
