@@ -103,7 +103,7 @@ def _expand(path: str, source: str) -> list[str]:
 def listed(path: str, source: str) -> list[str]:
     """The lines of a file that names others, one per line, plain or gzipped. Raises SourceError."""
     try:
-        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
+        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as f:
             lines = [line.strip() for line in f]
     except faults(ValueError) as e:
         raise SourceError(path, f"source {source}: cannot be read ({reason(e)})") from None

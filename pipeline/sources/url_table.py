@@ -432,7 +432,10 @@ def _count(file: str, kind: Format, _version: str) -> int:
         with fsspec.open(file, "rb", compression="infer") as f:
             lines = 1
             while block := f.read(1 << 20):
-                lines += block.count(b"\n")
+                if block.endswith((b"\r", b"\r\0")):  # the other half of a line's end
+                    block += f.read(2)
+                # of \r\n, in UTF-16 too, one end; \r alone ends a row as well, and rows beyond the count are not read
+                lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
         raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None

@@ -54,6 +54,21 @@ def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind
     ]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("charset", ["utf-8", "gb18030", "utf-16"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_every_row_is_in_a_part_whatever_ends_a_line(tmp_path, end, charset, kind):
+    rows = [f"http://i.test/{i}.jpg,“图”{i},http://p.test/{i}" for i in range(25)]
+    if kind == "jsonl":
+        rows = [json.dumps({"url": url, "zh": zh, "page": ""}, ensure_ascii=False) for url, zh, _ in csv.reader(rows)]
+    lines = ["url,zh,page"] * (kind == "csv") + rows
+    (tmp_path / f"t.{kind}").write_bytes("".join(line + end for line in lines).encode(charset))
+    source = table(tmp_path / f"t.{kind}", rows_per_part=10)
+    assert [entry.row for entry in read(source) if isinstance(entry, Candidate)] == list(range(1, 26))
+    if charset != "utf-16":  # in which other characters have these bytes too
+        assert source.parts() == 3
+
+
 def test_several_texts_of_a_row_keep_their_kinds_and_equal_ones_count_once(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("image_url,zh_cn,zh_tw,tags\nhttp://i.test/a.png,青蛙。,青蛙,青蛙\nhttp://i.test/b.png,,蝌蚪,\n")
