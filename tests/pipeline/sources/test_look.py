@@ -166,6 +166,7 @@ NO_URI = gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 2\r\
         (NO_URI, 2, True),
         (b"\0" * 30, 2, True),
     ],
+    ids=["brotli", "damaged body", "no address", "zeros"],
 )
 def test_a_record_that_a_build_passes_over_ends_no_look(tmp_path, odd, pages, damage):
     sound = page_record(b"<img src=a.jpg>")

@@ -13,8 +13,9 @@ import pytest
 
 from pipeline.records import DropReason
 from pipeline.stages import fetch
+from pipeline.store.takedowns import domain_hashes
 from pipeline.web import image_opener, policy
-from tests.crawled import noting
+from tests.crawled import noting, take_down
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -271,3 +272,18 @@ def test_a_host_whose_robots_txt_could_not_be_had_is_asked_once_more_a_day_later
         assert opener.open(web.url(f"/{n}.png")).read() == picture(n)
     opener.close()
     assert web.asked.count("/robots.txt") == asked + 1
+
+
+def test_a_domain_that_was_taken_down_is_not_asked_for_an_image_that_redirects_there(serve, make_build):
+    removed = serve({"/1.png": picture(1)})
+    web = serve({"/1.png": (302, {"Location": removed.url("/1.png")}, b""), "/2.png": picture(2)})
+    odd = serve({"/robots.txt": (302, {"Location": removed.url("/robots.txt")}, b""), "/3.png": picture(3)})
+    build = make_build(web, removed, odd, sources=SITE)
+    take_down(build, *domain_hashes(removed.host))
+    urls = [web.url("/1.png"), web.url("/2.png"), odd.url("/3.png")]
+    admit(build, [candidate(url) for url in urls])
+    fetch.run_partition(build, PARTITION)
+    table = build.stage("fetch").table(build.stage("fetch").record(PARTITION))
+    reasons = dict(zip(table["image_url"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert [reasons[url] for url in urls] == ["forgotten", "", "robots_unreachable"]
+    assert (removed.asked, removed.asked_tdm) == ([], [])
