@@ -230,7 +230,7 @@ def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
         return
     last = store.read_json(name)
     folder, _, table = str(last["table"]).rpartition("/")
-    with contextlib.suppress(OSError, StoreError), Folder(folder).local(table) as path:
+    with contextlib.suppress(OSError, StoreError, pa.ArrowException), Folder(folder).local(table) as path:
         rows = (row for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
         frontier.know_earlier(str(last["warc"]), rows)
 

@@ -299,7 +299,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
 def _target(url: str, location: str) -> str:
     """The address that a redirect leads to. Raises FetchFailed."""
-    location = location.strip()
+    location = policy.address_in(location.strip().encode("latin-1"))
     try:
         return split_userinfo(str(safe_url_string(urljoin(url, location))).partition("#")[0])[0]
     except ValueError as e:

@@ -348,7 +348,10 @@ def _member(earlier: Earlier) -> bytes:
 
 async def _read(response: Any, cap: int, page: bool) -> _Response:
     """The response within the byte cap; the body is read only where it is wanted."""
-    headers = tuple((_text(name), _text(value)) for name, value in response.raw_headers)
+    headers = tuple(
+        (_text(name), policy.address_in(value) if name.lower() == b"location" else _text(value))
+        for name, value in response.raw_headers
+    )
     head = _Response(response.status, headers)
     content_type = head.header("content-type")
 

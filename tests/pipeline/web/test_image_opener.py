@@ -15,7 +15,7 @@ from pipeline.records import DropReason
 from pipeline.stages import fetch
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import image_opener, policy
-from tests.crawled import noting, take_down
+from tests.crawled import noting, redirecting, take_down
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -287,3 +287,10 @@ def test_a_domain_that_was_taken_down_is_not_asked_for_an_image_that_redirects_t
     reasons = dict(zip(table["image_url"].to_pylist(), table["reason"].to_pylist(), strict=True))
     assert [reasons[url] for url in urls] == ["forgotten", "", "robots_unreachable"]
     assert (removed.asked, removed.asked_tdm) == ([], [])
+
+
+@pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.png"), ("gb18030", "/%B2%E2.png")])
+def test_a_redirect_to_a_chinese_path_is_followed(serve, make_build, charset, path):
+    web = serve({"/1.png": redirecting("/测.png".encode(charset)), path: picture(1)})
+    rows = run(make_build(web, sources=SITE), web.url("/1.png"))
+    assert rows[web.url("/1.png")]["data"] == picture(1)

@@ -16,7 +16,7 @@ from pipeline.stages import crawl
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import policy
-from tests.crawled import html, noting, run, site, take_down
+from tests.crawled import html, noting, redirecting, run, site, take_down
 
 
 def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
@@ -334,3 +334,10 @@ def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(s
     _, bodies, reasons = run(make_build(web, sources=site(web.url())))
     assert set(bodies) == {web.url("/"), web.url("/b.html")}
     assert reasons == {web.url("/private/x.html"): "robots_disallowed"}
+
+
+@pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.html"), ("gb18030", "/%B2%E2.html")])
+def test_a_redirect_to_a_chinese_path_is_followed(serve, make_build, charset, path):
+    web = serve({"/": html("/1.html"), "/1.html": redirecting("/测.html".encode(charset)), path: html()})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert (set(bodies), reasons) == ({web.url("/"), web.url(path)}, {})
