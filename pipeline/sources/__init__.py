@@ -209,7 +209,7 @@ class FileSource(TableSource):
 
     def files(self) -> list[str]:
         """The files that `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
 
     def token(self) -> Any:
         """Name, size and time (or ETag) of each file. Raises SourceError."""

@@ -151,7 +151,7 @@ class CommonCrawl(RangeSource):
 
     def _given(self) -> list[str]:
         """Files that `path` names."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
 
     def _cuts(self) -> Iterator[Cut]:
         given = frozenset(self._given())

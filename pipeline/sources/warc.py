@@ -112,7 +112,7 @@ class Warc(PageSource):
 
     def _given(self) -> list[str]:
         """Files that `path` names."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
 
 
 @dataclass(slots=True)
