@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.stages import crawl, extract
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, policy
+from pipeline.web.frontier import Frontier
 from pipeline.web.page_visitor import Visitor
 from tests import odd_site
 from tests.crawled import html, run, site, take_down
@@ -310,6 +312,23 @@ def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
     Path(stage.folder.at(stage.record("s").files["parquet"].name)).write_bytes(b"PAR1")
     counts, _, _ = run(make_build(web, out="next", sources=site(web.url())))
     assert (counts["kept"], counts["unchanged"]) == (1, 0)
+
+
+def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
+    monkeypatch.setattr(crawl, "AT_ONCE", 500)
+    build = make_build(sources=site("http://a.test/"))
+    [source] = crawl._sites(build.spec)
+    with Frontier(tmp_path / "frontier", 100_000, {}) as frontier:
+        frontier.add((f"http://a.test/{n}.html" for n in range(20_000)), depth=1)
+        tracemalloc.start()
+        try:
+            record = crawl._commit(build.stage("crawl"), source, frontier, "digest")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    rows = build.stage("crawl").table(record, DECISIONS)
+    assert [row["url"] for row in rows.to_pylist()] == [f"http://a.test/{n}.html" for n in range(20_000)]
+    assert peak < 10_000_000
 
 
 class Calendar(dict[str, bytes]):
