@@ -120,7 +120,8 @@ class FolderOfImages(TableSource):
         table, broken = self._captions(all_images) if self.captions else ({}, [])
         if part == 0:
             yield from broken
-            yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(all_images)))
+            for name in sorted(set(table) - set(all_images)):
+                yield from self.entries(name, -1, partial(self._missing, name, table[name]))
         for row, image in enumerate(images, part * self.images_per_part):
             yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
 
@@ -189,10 +190,10 @@ class FolderOfImages(TableSource):
     def _address(self, image: str) -> str:
         return f"folder:///{self.name}/{quote(image)}"
 
-    def _missing(self, name: str, texts: list[Text]) -> Decision:
+    def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
         evidence = f"{self.captions} names {name}, which is no picture of the folder"
-        return drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
+        yield drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
     def _at(self, name: str) -> str:
         return f"{self.resolve(self.path).rstrip('/')}/{name}"
