@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -234,6 +235,18 @@ def test_rows_of_brivl_s_release_are_read(tmp_path):
     assert [(t.kind, t.text) for t in aic.texts] == [("caption", "一个戴帽子的人， iPhone 手机"), ("caption", "另一句")]
     [web] = brivl(tmp_path, {"image_id": "a.jpg", "sentences": ["一个"]}, images="https://cdn.test/i/")
     assert web.image_url == "https://cdn.test/i/a.jpg"
+
+
+@pytest.mark.parametrize("images", ["{folder}", "file://{folder}", "memory://{folder}"])
+def test_pictures_of_brivl_rows_may_lie_in_any_storage(tmp_path, images):
+    images = images.format(folder=tmp_path / "图片 1")
+    with fsspec.open(f"{images}/a/1 2.jpg", "wb", auto_mkdir=True) as f:
+        f.write(b"picture")
+    [row] = brivl(tmp_path, {"image_id": "a/1 2.jpg", "sentences": ["一"]}, images=images)
+    assert row.image_url == "url-table:///t/a/1%202.jpg"
+    source = table(tmp_path / "t.jsonl", format="brivl_jsonl", images=images)
+    assert source.read_image(row.image_url) == b"picture"
+    assert source.read_image("url-table:///t/a/2.jpg") is None
 
 
 def test_pictures_of_brivl_rows_are_read_from_their_folder_and_from_nowhere_else(tmp_path):
