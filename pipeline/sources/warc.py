@@ -78,11 +78,12 @@ class Warc(PageSource):
         total = total_of("HTML pages", [Reading(pages, seen.read, 0, seen.whole)], len(files), size)
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
         facts = (("looked at", f"{pages:,} pages of {files[0].rpartition('/')[2]} with {images:,} <img> tags"),)
-        warnings = () if pages else ("the records looked at hold no HTML page",)
+        warnings = [] if pages else ["the records looked at hold no HTML page"]
         if seen.damage:
-            warnings += (f"{files[0].rpartition('/')[2]} is damaged ({seen.damage}); a build reads what is sound",)
+            warnings.append(f"{files[0].rpartition('/')[2]} is damaged ({seen.damage}); a build reads what is sound")
         counts = (Count("WARC files", len(files)), total)
-        return Look(counts, bytes=size, candidates=candidates, pages=total.number, facts=facts, warnings=warnings)
+        found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
+        return Look(counts, **found, facts=facts, warnings=tuple(warnings))
 
     def _seen(self, file: str, budget: Budget) -> _Seen:
         """Look at the records of a file, up to its first damage. Raises SourceError."""
