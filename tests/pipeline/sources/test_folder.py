@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_a_captions_file_with_any_columns(tmp_path, codec, separator):
     b, a = read(folder(tmp_path, captions="表.csv", columns=named))
     assert texts(a) == [("caption", "雪后的黄山，很冷"), ("caption", "黄山")]
     assert texts(b) == [("caption", "西湖的晚上")]
+
+
+def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
+    names = [f"{n:04d}.jpg" for n in range(400)]
+    put(tmp_path, dict.fromkeys(names, b"x"))
+    rows = [f"{name},{'雪' * 5_000}{name}" for name in [*names, "gone.jpg", "3.jpg"]]
+    put(tmp_path, {"t.csv": "\n".join(["file,caption", *rows, "0000.jpg,又一句"])})
+    parts = folder(tmp_path, captions="t.csv", images_per_part=100)
+    whole, cut = read(folder(tmp_path, captions="t.csv")), []
+    for part in range(parts.parts()):
+        tracemalloc.start()
+        cut += parts.read(part)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000, "400 captions have four million bytes"
+        tracemalloc.stop()
+    assert cut == whole
+    assert texts(whole[2]) == [("caption", "雪" * 5_000 + "0000.jpg"), ("caption", "又一句")]
+    assert [entry.reason for entry in whole[:2]] == ["bad_row", "bad_row"]
 
 
 def test_a_captions_file_whose_columns_are_not_named_says_what_to_write(tmp_path):
