@@ -108,6 +108,9 @@ class CommonCrawl(RangeSource):
             lines = [hashlib.sha256(text.encode()).hexdigest()]
         return [version(file) for file in self._given()] + lines
 
+    def listing(self) -> list[str]:
+        return self.files()
+
     def parts(self) -> int:
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
         return sum(1 for _ in self._cuts())

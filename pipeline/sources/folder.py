@@ -115,6 +115,9 @@ class FolderOfImages(TableSource):
             named.append("heif" in readable_formats())
         return hashlib.sha256(canonical_json(named)).hexdigest()
 
+    def listing(self) -> list[str]:
+        return self._images()
+
     def parts(self) -> int:
         return max(1, -(-len(self._images()) // self.images_per_part))
 
