@@ -9,7 +9,7 @@ A sample with a member that cannot be read is one Decision, and so is what comes
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed in each process that reads pictures
 from it, once as long as 256 MB hold the indexes of all tars: 20 bytes a picture, 12 million pictures. Members above
-64 MiB and sparse ones are not read.
+64 MiB and sparse ones are not read; a tar that is packed as a whole (.tar.gz) is refused.
 """
 
 from __future__ import annotations
