@@ -44,7 +44,8 @@ WALL_S = 120.0
 """Time of the clock after which a child that does not answer is given up, whatever the reason."""
 
 _LENGTH = struct.Struct("<Q")
-_PROGRAM = "from pipeline.confined import main; main()"
+_PROGRAM = "import sys; sys.path = [entry for entry in sys.path if entry]; from pipeline.confined import main; main()"
+"""Without the working folder, which `-c` puts first: a file of somebody's there may be called struct.py."""
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class Confined(Generic[T]):
             try:
                 self._ask(self._start)
             except OverLimit as e:
-                raise StageError(_PROGRAM, f"the process that reads pages did not start: {e}") from None
+                raise StageError(sys.executable, f"the process that reads pages did not start: {e}") from None
         answer = self._ask(pickle.dumps(arguments))
         if answer[0] == "raised":
             _, error, trace = answer
@@ -138,7 +139,7 @@ class _InChild(Exception):
 
 
 def _started() -> subprocess.Popen[bytes]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM],
         stdin=subprocess.PIPE,

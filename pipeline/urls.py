@@ -214,11 +214,12 @@ MAX_LABELS = 127
 def host_names(url: str) -> list[str]:
     """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty without a host.
 
-    An IP address has no parents. A host with a port is listed with the port first.
+    An IP address has no parents. A host with a port is listed with the port first. A dot at the end, which makes a
+    name absolute (RFC 1034, 3.1), is none of its own: `a.cn.` is the host `a.cn`.
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
         return []
     if not host:

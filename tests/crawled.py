@@ -37,6 +37,15 @@ def noting(when: list[float], status: int = 404, **headers: str) -> Callable[[An
     return page
 
 
+def redirecting(location: bytes) -> Callable[[Any], None]:
+    """A page of `serve` that redirects by these very bytes."""
+
+    def page(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n")
+
+    return page
+
+
 def run(build: Build) -> tuple[dict[str, int], dict[str, bytes], dict[str, str]]:
     """(counts, body by URL in the WARC, reason by URL of what was dropped)."""
     crawl.run_partition(build, "s")

@@ -7,6 +7,7 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 from __future__ import annotations
 
 import asyncio
+import glob
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 import fsspec
 
 from data_specs import object_store
+from data_specs.build import within
 from pipeline.errors import SourceError
 
 _MAGIC = "*?["
@@ -76,23 +78,28 @@ class Lines(Iterator[str]):
                 yield number, e
 
 
-def expand(paths: tuple[str, ...], source: str) -> list[str]:
+def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
     """The files that paths and globs name, each once; sorted within each glob. `source` is named in the message.
 
-    Raises SourceError for a path that is missing, is a folder or cannot be looked at, and for a glob without a match.
+    base: folder that relative ones start from. A path that names a file is no glob, whatever is in it: 表[1].csv, or
+    the name of a folder above. Raises SourceError for a path that is missing, is a folder or cannot be looked at, and
+    for a glob without a match.
     """
-    return list(dict.fromkeys(file for path in paths for file in _expand(path, source)))
+    return list(dict.fromkeys(file for path in paths for file in _expand(path, source, base)))
 
 
-def _expand(path: str, source: str) -> list[str]:
+def _expand(written: str, source: str, base: str) -> list[str]:
+    path = within(base, written)
     try:
         object_store.prepare(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
-        if not any(c in path for c in _MAGIC) or path.startswith(("http://", "https://")):
+        is_plain = not any(c in written for c in _MAGIC) or path.startswith(("http://", "https://"))
+        if is_plain or fs.exists(inner):
             if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
-        names = sorted(str(name) for name in fs.glob(inner) if not fs.isdir(name))
+        _, pattern = fsspec.url_to_fs(within(glob.escape(base), written))
+        names = sorted(str(name) for name in fs.glob(pattern) if not fs.isdir(name))
     except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
@@ -103,7 +110,7 @@ def _expand(path: str, source: str) -> list[str]:
 def listed(path: str, source: str) -> list[str]:
     """The lines of a file that names others, one per line, plain or gzipped. Raises SourceError."""
     try:
-        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
+        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as f:
             lines = [line.strip() for line in f]
     except faults(ValueError) as e:
         raise SourceError(path, f"source {source}: cannot be read ({reason(e)})") from None

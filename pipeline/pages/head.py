@@ -44,12 +44,16 @@ class Meta:
         content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
         robots: list[str] = []
         tags: list[str] = []
+        reserved = False
         for node in elements["meta"]:
             attributes = node.attributes
-            name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
+            name, own = ((attributes.get(key) or "").strip().lower() for key in ("property", "name"))
+            name = name or own
             content = attributes.get("content") or ""
-            if name in ("robots", "wenlan"):
+            if {name, own} & {"robots", "wenlan"}:
                 robots.append(content)
+            elif "tdm-reservation" in (name, own):  # of several ones that differ the owner's "no" counts
+                reserved = reserved or content.strip() == "1"
             elif name.endswith(("bot", "crawler")):
                 robots.append(f"{name}: {content}")
             elif name in ("keywords", "article:tag"):
@@ -71,7 +75,7 @@ class Meta:
             abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
             image=content_of.get("og:image", ""),
             tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
-            reserved=content_of.get("tdm-reservation", "") == "1",
+            reserved=reserved,
         )
 
 

@@ -52,6 +52,10 @@ class Source(Plugin):
         """
         raise TypeError(f"{type(self).__name__} must say what it reads")
 
+    def listing(self) -> list[str]:
+        """The files by whose order its parts are numbered, as they are now. Raises SourceError."""
+        return []
+
     def look(self, budget: Budget) -> Look:
         """What its input holds, within a budget: read before a build, by `wenlan-data plan`.
 
@@ -83,6 +87,9 @@ class PageSource(Source):
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []
+
+    def listing(self) -> list[str]:
+        return self.warcs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +216,7 @@ class FileSource(TableSource):
 
     def files(self) -> list[str]:
         """The files that `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
 
     def token(self) -> Any:
         """Name, size and time (or ETag) of each file. Raises SourceError."""
@@ -218,6 +225,9 @@ class FileSource(TableSource):
     def parts(self) -> int:
         """One part per file. Raises SourceError."""
         return len(self.files())
+
+    def listing(self) -> list[str]:
+        return self.files()
 
     ROWS: ClassVar[str] = "rows"
     """What a file holds, for people."""

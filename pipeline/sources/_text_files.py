@@ -1,6 +1,6 @@
 """Text files as people have them: their encoding, and the separator of a table's columns, told by their bytes.
 
-Encodings: a byte order mark is believed; bytes with zeros in every other place are UTF-16; whatever reads as UTF-8 is
+Encodings: a byte order mark is believed; bytes with many zeros are UTF-16; whatever reads as UTF-8 is
 UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).
 A file is judged by its first HEAD bytes, so a table in UTF-8 with a few broken rows stays UTF-8.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -24,6 +25,12 @@ from pipeline.texts import charset
 AUTO = "auto"
 HEAD = 256 * 1024
 """Bytes by which the encoding of a file is told."""
+
+FEW_ZEROS = 10
+"""Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
+
+_USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
+"""Characters of Chinese texts. With its bytes in the other order a third of a text is of these."""
 
 SEPARATORS = (",", "\t", ";", "|", "，")
 """Separators of columns that are looked for in the first row of a table, the most usual first."""
@@ -58,9 +65,12 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
         return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if b"\0" in head:  # no text has zeros but UTF-16, where each ASCII character brings one: before it, or after it
-        return "utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"
-    if _reads_as_utf8(head, whole):
+    is_utf8 = _reads_as_utf8(head, whole)
+    # no text has zeros but UTF-16: one for each ASCII character, and for each 一 (U+4E00); or they are broken cells
+    if b"\0" in head and not (is_utf8 and FEW_ZEROS * head.count(0) < len(head)):
+        orders = ("utf-16-be", "utf-16-le") if head[::2].count(0) > head[1::2].count(0) else ("utf-16-le", "utf-16-be")
+        return max(orders, key=lambda name: len(_USUAL.findall(head.decode(name, "replace"))))
+    if is_utf8:
         return "utf-8"
     decoded = charset.decode(head, "")
     return decoded[1] if decoded is not None else "utf-8"

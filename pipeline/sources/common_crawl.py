@@ -108,6 +108,9 @@ class CommonCrawl(RangeSource):
             lines = [hashlib.sha256(text.encode()).hexdigest()]
         return [version(file) for file in self._given()] + lines
 
+    def listing(self) -> list[str]:
+        return self.files()
+
     def parts(self) -> int:
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
         return sum(1 for _ in self._cuts())
@@ -151,7 +154,7 @@ class CommonCrawl(RangeSource):
 
     def _given(self) -> list[str]:
         """Files that `path` names."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
 
     def _cuts(self) -> Iterator[Cut]:
         given = frozenset(self._given())

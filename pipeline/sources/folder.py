@@ -24,10 +24,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
@@ -51,6 +51,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", "
 
 Listing = dict[str, tuple[int, str]]
 """Path relative to the folder -> (size, time or ETag)."""
+
+
+class _Listed(NamedTuple):
+    """All files below a folder, and the pictures among them, sorted."""
+
+    files: Listing
+    pictures: list[str]
+
 
 ColumnNames = str | tuple[str, ...]
 
@@ -107,6 +115,9 @@ class FolderOfImages(TableSource):
             named.append("heif" in readable_formats())
         return hashlib.sha256(canonical_json(named)).hexdigest()
 
+    def listing(self) -> list[str]:
+        return self._images()
+
     def parts(self) -> int:
         return max(1, -(-len(self._images()) // self.images_per_part))
 
@@ -117,10 +128,11 @@ class FolderOfImages(TableSource):
         """
         all_images = self._images()
         images = all_images[part * self.images_per_part : (part + 1) * self.images_per_part]
-        table, broken = self._captions(all_images) if self.captions else ({}, [])
+        table, broken = self._captions(all_images, images, part == 0) if self.captions else ({}, [])
         if part == 0:
             yield from broken
-            yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(all_images)))
+            for name in sorted(set(table) - set(all_images)):
+                yield from self.entries(name, -1, partial(self._missing, name, table[name]))
         for row, image in enumerate(images, part * self.images_per_part):
             yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
 
@@ -189,23 +201,26 @@ class FolderOfImages(TableSource):
     def _address(self, image: str) -> str:
         return f"folder:///{self.name}/{quote(image)}"
 
-    def _missing(self, name: str, texts: list[Text]) -> Decision:
+    def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
         evidence = f"{self.captions} names {name}, which is no picture of the folder"
-        return drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
+        yield drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
     def _at(self, name: str) -> str:
         return f"{self.resolve(self.path).rstrip('/')}/{name}"
 
     def _listing(self) -> Listing:
         """All files of the folder. Raises SourceError if none of them is a picture."""
-        listing = _list(self.resolve(self.path))
-        if not any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in listing):
-            raise SourceError(self.resolve(self.path), f"source {self.name}: holds no pictures ({', '.join(SUFFIXES)})")
-        return listing
+        return self._listed().files
 
     def _images(self) -> list[str]:
-        return sorted(name for name in self._listing() if PurePosixPath(name).suffix.lower() in SUFFIXES)
+        return self._listed().pictures
+
+    def _listed(self) -> _Listed:
+        listed = _list(self.resolve(self.path))
+        if not listed.pictures:
+            raise SourceError(self.resolve(self.path), f"source {self.name}: holds no pictures ({', '.join(SUFFIXES)})")
+        return listed
 
     def _beside(self, image: str) -> tuple[list[Text], Any]:
         """(texts of X.txt and X.json, what X.json holds; None without one). Raises ValueError that names the file."""
@@ -232,28 +247,34 @@ class FolderOfImages(TableSource):
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts, value
 
-    def _captions(self, images: Sequence[str]) -> tuple[dict[str, list[Text]], list[Decision]]:
+    def _captions(
+        self, images: Sequence[str], own: Sequence[str], others: bool
+    ) -> tuple[dict[str, list[Text]], list[Decision]]:
         """Texts of the captions file by picture, and a Decision for each row of it that cannot be read.
 
-        Raises SourceError that names the file if it cannot be read, or none of its rows.
+        Of all images only `own` are taken and, with `others`, what is no picture of the folder: each part of a large
+        folder reads the whole table. Raises SourceError that names the file if it cannot be read, or none of its rows.
         """
-        file, pictures = self._at(self.captions), _Names(images)
+        file, pictures, wanted = self._at(self.captions), _Names(images), set(own)
         texts: dict[str, list[Text]] = {}
         broken: list[Decision] = []
+        any_is_sound = False
         try:
             with opened(file, self.encoding) as (f, encoding):
                 for number, row in enumerate(self._caption_rows(f, pictures), 1):
                     try:
-                        for name, own in self._captions_of(row, encoding):
-                            texts.setdefault(pictures.find(name), []).extend(own)
+                        for named, cells in self._captions_of(row, encoding):
+                            name, any_is_sound = pictures.find(named), True
+                            if name in wanted or (others and name not in pictures):
+                                texts.setdefault(name, []).extend(texts_of(cells))
                     except Exception as e:
                         broken.append(self.unreadable(f"{self.captions}, row {number}", -1, e))
-                        if not texts and len(broken) == MAX_UNDECODED:
+                        if not any_is_sound and len(broken) == MAX_UNDECODED:
                             break
         except faults(ValueError) as e:
             fault = str(e) if isinstance(e, ValueError) else f"cannot be read ({reason(e)})"
             raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
-        if broken and not texts:
+        if broken and not any_is_sound:
             fault = f"none of its first {len(broken)} rows can be read: {broken[0].evidence}"
             raise SourceError(file, f"source {self.name}: the captions file is no table of captions ({fault})"[:600])
         return texts, broken
@@ -297,8 +318,9 @@ class FolderOfImages(TableSource):
             advice = f"; say columns: {{image: {header[named[0]]}, caption: {texts[0] if texts else 'COLUMN'}}}"
         raise ValueError(no_column(header, missing) + advice)
 
-    def _captions_of(self, row: Any, encoding: str) -> Iterator[tuple[str, list[Text]]]:
-        """(picture, its texts) of a row of a captions file, none for a blank line. Raises whatever is wrong with it."""
+    def _captions_of(self, row: Any, encoding: str) -> Iterator[tuple[str, dict[TextKind, list[Any]]]]:
+        """(picture, its cells by kind of text) of a row of a captions file, none for a blank line. Raises whatever is
+        wrong with it."""
         if isinstance(row, Exception):
             raise row
         if isinstance(row, str):
@@ -316,7 +338,7 @@ class FolderOfImages(TableSource):
         for kind, columns in self.columns.by_kind().items():
             for value in (row[column] for column in columns if column in row):
                 cells.setdefault(kind, []).extend(value if isinstance(value, list) else [value])
-        yield name, texts_of(cells)
+        yield name, cells
 
 
 class _Names:
@@ -324,17 +346,24 @@ class _Names:
 
     def __init__(self, images: Sequence[str]) -> None:
         self._paths = set(images)
-        self._by_name: dict[str, str] = {}  # name, and name without suffix -> the one picture that has it, else ""
-        for image in images:
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        """Name, and name without suffix -> the one picture that has it, else "". Made for a table without paths."""
+        by_name: dict[str, str] = {}
+        for image in sorted(self._paths):
             path = PurePosixPath(image)
             for name in {_folded(str(name)) for name in (path, path.name, path.stem, path.with_suffix(""))}:
-                self._by_name[name] = "" if name in self._by_name else image
+                by_name[name] = "" if name in by_name else image
+        return by_name
 
     def __contains__(self, image: str) -> bool:
         return image in self._paths
 
     def find(self, named: str) -> str:
         """The picture that a row names, by path or by a name that only one has; else the path as it is named."""
+        if named in self._paths:
+            return named
         path = str(PurePosixPath(named.strip().replace("\\", "/")))
         if path in self._paths:
             return path
@@ -385,7 +414,7 @@ def _writable(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _list(folder: str) -> Listing:
+def _list(folder: str) -> _Listed:
     """All files below a folder. Raises SourceError if there is no such folder."""
     try:
         with told(folder):
@@ -398,10 +427,11 @@ def _list(folder: str) -> Listing:
     except (OSError, ValueError, ImportError) as e:
         raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
     root = root.rstrip("/")
-    return {
+    listing = {
         str(name)[len(root) :].lstrip("/"): (
             int(info.get("size") or 0),
             str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
         )
         for name, info in files.items()
     }
+    return _Listed(listing, sorted(name for name in listing if PurePosixPath(name).suffix.lower() in SUFFIXES))

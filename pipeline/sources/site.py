@@ -12,9 +12,10 @@ Limits: `www.a.cn` and `a.cn` are two hosts; name both.
 from __future__ import annotations
 
 import re
+import string
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -97,7 +98,17 @@ class Site(PageSource):
     def _scope(self) -> tuple[frozenset[str], frozenset[str]]:
         """(start pages, hosts), cached: every link of every page is compared with them."""
         starts = frozenset(self.start_urls())
-        return starts, frozenset(urlsplit(start).netloc for start in starts) | {host.lower() for host in self.hosts}
+        return starts, frozenset(urlsplit(start).netloc for start in starts) | {_canonical_host(h) for h in self.hosts}
+
+    @cached_property
+    def _prefixes(self) -> tuple[str, ...]:
+        """`within` as canonical addresses have it: /新闻/ is /%E6%96%B0%E9%97%BB/."""
+        return tuple(quote(prefix, safe=string.punctuation) for prefix in self.within)
+
+    @cached_property
+    def _excluded(self) -> tuple[tuple[re.Pattern[str], bool], ...]:
+        """Patterns of `exclude`, and whether each is for an address without escapes: one that names 专题 is."""
+        return tuple((re.compile(pattern), not pattern.isascii()) for pattern in self.exclude)
 
     def holds(self, url: str) -> bool:
         """Whether a page belongs to the site. `url` must be canonical."""
@@ -107,9 +118,9 @@ class Site(PageSource):
         parts = urlsplit(url)
         if parts.netloc not in hosts:
             return False
-        if self.within and not any((parts.path or "/").startswith(prefix) for prefix in self.within):
+        if self.within and not (parts.path or "/").startswith(self._prefixes):
             return False
-        return not any(re.search(pattern, url) for pattern in self.exclude)
+        return not any(pattern.search(unquote(url) if is_plain else url) for pattern, is_plain in self._excluded)
 
     def look(self, budget: Budget) -> Look:
         """Its start pages, and how far the crawl may go. What the web answers is asked by `pipeline.web.probe`."""
@@ -124,3 +135,12 @@ class Site(PageSource):
     def token(self) -> Any:
         """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""
         return []
+
+
+def _canonical_host(host: str) -> str:
+    """A host of the spec as canonical addresses have it, in IDNA and without a default port; as it is if it is none."""
+    scheme = "https" if host.endswith(":443") else "http"
+    try:
+        return urlsplit(canonical_url(f"{scheme}://{host}")).netloc
+    except ValueError:
+        return host.lower()

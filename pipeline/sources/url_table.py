@@ -34,6 +34,7 @@ from urllib.parse import quote, unquote
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_specs.object_store import StorageError, told
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason, version
@@ -147,8 +148,14 @@ class UrlTable(FileSource):
         relative = PurePosixPath(unquote(image_url[len(prefix) :]))
         if relative.is_absolute() or ".." in relative.parts:
             return None
+        place = f"{self.root() or self.resolve(self.images).rstrip('/')}/{relative}"
         try:
-            return Path(self.resolve(self.images), relative).read_bytes()
+            if self.root():  # not by fsspec, to which some names say more
+                return Path(place).read_bytes()
+            with told(place), fsspec.open(place, "rb") as f:
+                return bytes(f.read())
+        except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
+            raise SourceError(place, f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
 
@@ -335,7 +342,7 @@ class UrlTable(FileSource):
         if ".." in relative.parts or not relative.name:
             raise ValueError(f"image path {image[:100]!r} leads out of the folder")
         path = quote(str(relative).lstrip("/"))
-        if "://" in self.images:
+        if self.images.lower().startswith(("http://", "https://")):
             bare, userinfo = split_userinfo(self.images)
             return canonical_url(f"{bare.rstrip('/')}/{path}"), userinfo
         return f"url-table:///{self.name}/{path}", ""
@@ -432,7 +439,10 @@ def _count(file: str, kind: Format, _version: str) -> int:
         with fsspec.open(file, "rb", compression="infer") as f:
             lines = 1
             while block := f.read(1 << 20):
-                lines += block.count(b"\n")
+                if block.endswith((b"\r", b"\r\0")):  # the other half of a line's end
+                    block += f.read(2)
+                # of \r\n, in UTF-16 too, one end; \r alone ends a row as well, and rows beyond the count are not read
+                lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
         raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None

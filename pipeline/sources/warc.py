@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import expand, faults, listed, reason, version
+from pipeline.files.inputs import expand, listed, no_damage, reason, version
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
 
 _IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
+
+MAX_PAGE = 10_000_000
+"""Bytes of a page that are looked at: one of some kilobytes may unpack to gigabytes."""
 
 
 class Warc(PageSource):
@@ -65,40 +69,74 @@ class Warc(PageSource):
 
     def look(self, budget: Budget) -> Look:
         """Its files, with the HTML pages of a sample and the images on them."""
-        from warcio.archiveiterator import ArchiveIterator
-        from warcio.exceptions import ArchiveLoadFailed
-
         files = self.warcs()
         given = self._given()
-        pages = images = read = 0
-        whole = False
+        seen = self._seen(files[0], budget)
+        pages, images = seen.pages, seen.images
+        size = size_of_files(files if not self.path_list else given or files[:1])
+        size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
+        total = total_of("HTML pages", [Reading(pages, seen.read, 0, seen.whole)], len(files), size)
+        candidates = Count("candidates", total.number * images // max(1, pages), "about")
+        facts = (("looked at", f"{pages:,} pages of {files[0].rpartition('/')[2]} with {images:,} <img> tags"),)
+        warnings = [] if pages else ["the records looked at hold no HTML page"]
+        if seen.damage:
+            warnings.append(f"{files[0].rpartition('/')[2]} is damaged ({seen.damage}); a build reads what is sound")
+        counts = (Count("WARC files", len(files)), total)
+        found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
+        return Look(counts, **found, facts=facts, warnings=tuple(warnings))
+
+    def _seen(self, file: str, budget: Budget) -> _Seen:
+        """Look at the records of a file, up to its first damage. Raises SourceError."""
+        from warcio.archiveiterator import ArchiveIterator
+
+        seen, records = _Seen(), 0
         try:
-            with fsspec.open(files[0], "rb") as f:
-                archive = ArchiveIterator(f)
-                for record in archive:
+            with fsspec.open(file, "rb") as f:
+                for record in ArchiveIterator(f):
+                    records += 1
                     headers = record.http_headers
                     kind = str(headers.get_header("Content-Type", "")) if headers is not None else ""
                     if record.rec_type == "response" and "html" in kind.lower():
-                        pages += 1
-                        images += len(_IMG.findall(record.content_stream().read()))
-                    read = f.tell()
-                    if read >= budget.bytes or pages >= budget.rows or budget.spent:
-                        break
-                else:
-                    whole = True
-        except ArchiveLoadFailed as e:
-            raise SourceError(files[0], f"source {self.name}: is not a WARC file ({reason(e)})") from None
-        except faults() as e:
-            raise SourceError(files[0], f"source {self.name}: cannot be read ({reason(e)})") from None
-        size = size_of_files(files if not self.path_list else given or files[:1])
-        size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
-        total = total_of("HTML pages", [Reading(pages, read, 0, whole)], len(files), size)
-        candidates = Count("candidates", total.number * images // max(1, pages), "about")
-        facts = (("looked at", f"{pages:,} pages of {files[0].rpartition('/')[2]} with {images:,} <img> tags"),)
-        warnings = () if pages else ("the records looked at hold no HTML page",)
-        counts = (Count("WARC files", len(files)), total)
-        return Look(counts, bytes=size, candidates=candidates, pages=total.number, facts=facts, warnings=warnings)
+                        seen.pages += 1
+                        seen.images += _images_in(record)
+                    seen.read = f.tell()
+                    if seen.read >= budget.bytes or seen.pages >= budget.rows or budget.spent:
+                        return seen
+            seen.whole = True
+        except no_damage() as e:
+            raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
+        except Exception as e:  # what others wrote, and a parser
+            if not records:
+                raise SourceError(file, f"source {self.name}: is not a WARC file ({reason(e)})") from None
+            seen.damage = reason(e)
+        return seen
 
     def _given(self) -> list[str]:
         """Files that `path` names."""
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+        return expand(self.path, self.name, self.base)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a look at a file saw: HTML pages, their images, bytes of the file, whether they are all, what is wrong."""
+
+    pages: int = 0
+    images: int = 0
+    read: int = 0
+    whole: bool = False
+    damage: str = ""
+
+
+def _images_in(record: Any) -> int:
+    """Images of a page, as far as it can be unpacked and not beyond MAX_PAGE bytes."""
+    images, left = 0, MAX_PAGE
+    try:
+        stream = record.content_stream()
+        while left > 0 and (block := stream.read(min(left, 1 << 16))):
+            images += len(_IMG.findall(block))
+            left -= len(block)
+    except no_damage():
+        raise
+    except Exception:  # an encoding that warcio reads in another way than a build
+        return images
+    return images

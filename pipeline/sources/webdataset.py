@@ -9,7 +9,7 @@ A sample with a member that cannot be read is one Decision, and so is what comes
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed in each process that reads pictures
 from it, once as long as 256 MB hold the indexes of all tars: 20 bytes a picture, 12 million pictures. Members above
-64 MiB and sparse ones are not read.
+64 MiB and sparse ones are not read; a tar that is packed as a whole (.tar.gz) is refused.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ MAX_MEMBER = 64 << 20
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
 
+_PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+
 log = logging.getLogger("wenlan")
 
 
@@ -77,7 +79,7 @@ class WebDataset(FileSource):
         """Samples of one tar: its files by their names up to the first dot, up to a budget."""
         samples, last, size = 0, "", int(version(file)[1] or 0)
         try:
-            with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r|*", tarinfo=_Member) as tar:
+            with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r|", tarinfo=_Member) as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                     folder, _, name = member.name.removeprefix("./").rpartition("/")
@@ -116,7 +118,8 @@ class WebDataset(FileSource):
             raise
         except Exception as e:
             if row < 0 or isinstance(e, no_damage()):
-                raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
+                hint = "; unpack it, since pictures are read from their places" if file.endswith(_PACKED) else ""
+                raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)}){hint}") from None
             log.warning("%s: breaks off after %d samples (%s); going on with those", file, row + 1, reason(e))
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
         for number, error in enumerate(refused):
@@ -213,7 +216,7 @@ def _members(file: Any) -> Iterator[dict[str, Any]]:
     over what is no file and over names such as `__meta__`. In place of the bytes of a member that cannot be read is
     what it raised.
     """
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
             if not member.isreg() or _META.match(member.name):

@@ -130,6 +130,10 @@ def extract_page(
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
     """The Decision about a capture that is no page at all."""
+    try:
+        urlsplit(capture.url)  # of the pages of a WARC, which others wrote, every later stage asks for the host
+    except ValueError as e:
+        return drop_capture(capture.url, source, "extract", DropReason.BAD_URL, str(e))
     if not 200 <= capture.status < 300:
         return drop_capture(capture.url, source, "extract", DropReason.HTTP_STATUS, str(capture.status))
     if not policy.is_html(capture.content_type, capture.body):

@@ -27,14 +27,15 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,6 +61,11 @@ log = logging.getLogger("wenlan")
 
 KNOWN_PER_PAGE = 10
 """Pages that may be known per page that may be kept."""
+
+AT_ONCE = 10_000
+"""Pages that are held as objects of Python, when they are written into a table."""
+
+T = TypeVar("T")
 
 CRAWL_SCHEMA = pa.schema(
     [
@@ -230,7 +236,7 @@ def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
         return
     last = store.read_json(name)
     folder, _, table = str(last["table"]).rpartition("/")
-    with contextlib.suppress(OSError, StoreError), Folder(folder).local(table) as path:
+    with contextlib.suppress(OSError, StoreError, pa.ArrowException), Folder(folder).local(table) as path:
         rows = (row for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
         frontier.know_earlier(str(last["warc"]), rows)
 
@@ -250,10 +256,10 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         _link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
-        attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
-        attempt.decide(
-            [drop_capture(url, site.name, "crawl", DropReason(why), said) for url, why, said in frontier.not_kept()]
-        )
+        rows = (pa.Table.from_pylist(some, schema=CRAWL_SCHEMA) for some in _some(frontier.kept()))
+        attempt.write_table("parquet", pa.concat_tables([CRAWL_SCHEMA.empty_table(), *rows]))
+        for some in _some(frontier.not_kept()):  # ten times as many as may be kept: as objects they would fill memory
+            attempt.decide([drop_capture(url, site.name, "crawl", DropReason(why), said) for url, why, said in some])
         dropped = totals.dropped + totals.waiting
         return attempt.commit(
             {
@@ -272,6 +278,12 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
             },
             {"input": digest},
         )
+
+
+def _some(rows: Iterator[T]) -> Iterator[list[T]]:
+    """Rows AT_ONCE at a time."""
+    while some := list(itertools.islice(rows, AT_ONCE)):
+        yield some
 
 
 def beyond_depth(source: str, count: int, max_depth: int) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ from pipeline.records import (
     drop_capture,
     order_key,
     provenance_rows,
+    sha256_hex,
 )
 from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
@@ -56,7 +57,7 @@ from pipeline.stages._anew import SiteAnew
 from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef, Record
+from pipeline.store.partitions import FileRef, Record, StageDir
 from pipeline.store.stage import Stage, StageFile
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
@@ -71,12 +72,41 @@ def token(build: Build) -> Any:
     return {"sources": sources, "seed": build.spec.seed, "max_page_bytes": build.spec.egress.max_page_bytes}
 
 
+LISTINGS = "_listings.json"
+"""In the stage's folder: of each source a digest of the files by whose order its parts are numbered."""
+
+
 def partitions(build: Build) -> list[str]:
-    """`<source>-<part>` for every WARC file and every part of a table."""
-    names = []
-    for source in sources_of(build.spec):
-        names += [f"{source.name}-{part:05d}" for part in range(_parts(build, source))]
-    return names
+    """`<source>-<part>` for every WARC file and every part of a table.
+
+    Notes what they are numbered by, for the tasks, so only the driver calls it. Raises SourceError where files came or
+    went since this stage began.
+    """
+    sources, stage = sources_of(build.spec), build.stage("extract")
+    known = _listings(stage)
+    for source in sources:
+        _check_listing(source, known)
+    if not known:
+        listings = {source.name: _listing_of(source) for source in sources}
+        stage.folder.write_json(LISTINGS, {"fingerprint": stage.fingerprint, "listings": listings})
+    return [f"{source.name}-{part:05d}" for source in sources for part in range(_parts(build, source))]
+
+
+def _listings(stage: StageDir) -> dict[str, str]:
+    """Digests by source as they were noted when the stage began; empty if they were not."""
+    noted = stage.folder.find_json(LISTINGS, {})
+    return dict(noted["listings"]) if noted.get("fingerprint") == stage.fingerprint else {}
+
+
+def _listing_of(source: Source) -> str:
+    return sha256_hex("", *source.listing())
+
+
+def _check_listing(source: Source, known: Mapping[str, str]) -> None:
+    """Raises SourceError where a file came or went: what was part 7 is part 8 now, and would be read twice or never."""
+    if known.get(source.name, "") not in ("", _listing_of(source)):
+        message = "files came or went while they were read; run the same command again once they are all there"
+        raise SourceError(f"source {source.name}", message)
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -86,6 +116,8 @@ def run_partition(build: Build, partition: str) -> None:
     tally = Counter(seen=0, kept=0, dropped=0, pages=0, pages_dropped=0)
     info: dict[str, Any] = {}
     first_snapshot: dict[str, str] = {}
+    known = _listings(build.stage("extract"))
+    _check_listing(source, known)  # and once more behind it: the source lists its files itself, in between
     with build.stage("extract").attempt(partition) as attempt:
         if build.made_from and isinstance(source, Site):
             anew = _all_crawls(build, source, tally, info)
@@ -94,6 +126,7 @@ def run_partition(build: Build, partition: str) -> None:
             wordings: dict[str, str] = {}
             entries = _read(build, source, int(number), tally, info, wordings)
             candidates, decisions = _sifted(entries, source, wordings, tally)
+        _check_listing(source, known)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         tally.update(_lost(info))

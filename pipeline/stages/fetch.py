@@ -27,7 +27,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def run_partition(build: Build, partition: str) -> None:
     wanted = admit.table(admitted, columns=["fetch_id", "image_url", "source"])
     urls = dict(zip(wanted["fetch_id"].to_pylist(), wanted["image_url"].to_pylist(), strict=True))
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
-        spool = Spool(file, build.spec, build.store.takedowns())
+        takedowns = build.store.takedowns()
+        spool = Spool(file, build.spec, takedowns)
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
         outcomes, reused = at_hand(build, partition, wanted, spool, userinfos)
@@ -91,7 +92,8 @@ def run_partition(build: Build, partition: str) -> None:
         failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
         pulse.expect(len(urls), done=len(outcomes))
         pulse.tell(kept=len(outcomes) - failed_at_hand, failed=failed_at_hand, bytes=0)
-        network = _Network(build.spec, missing, spool, userinfos, rules)
+        opener = functools.partial(GuardedOpener, build.spec, rules=rules, takedowns=takedowns)
+        network = _Network(build.spec, missing, spool, userinfos, opener)
         stats = network.run()
         outcomes |= network.outcomes
         if stats:
@@ -137,7 +139,10 @@ def _return_large_blocks() -> None:
 
 
 class _Network:
-    """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
+    """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive.
+
+    opener: makes the opener for the images whose user names and passwords it is given.
+    """
 
     def __init__(
         self,
@@ -145,9 +150,9 @@ class _Network:
         urls: dict[str, str],
         spool: Spool,
         userinfos: Mapping[str, str],
-        rules: dict[str, HostRules],
+        opener: Callable[[Mapping[str, str]], GuardedOpener],
     ) -> None:
-        self._spec, self._spool, self._rules = spec, spool, rules
+        self._spec, self._spool, self._new_opener = spec, spool, opener
         self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
@@ -156,7 +161,7 @@ class _Network:
     @functools.cached_property
     def _opener(self) -> GuardedOpener:
         """Made when there is something to fetch."""
-        return GuardedOpener(self._spec, self._userinfos, self._rules)
+        return self._new_opener(self._userinfos)
 
     def run(self) -> dict[str, Any]:
         """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""

@@ -149,7 +149,7 @@ class Crawler:
         if visit is None:
             return set()
         if visit.endless:
-            self._frontier.count("traps", visit.endless)
+            self._frontier.count(traps=visit.endless)
         for start in range(0, len(visit.too_deep), ADDED_AT_ONCE):
             self._frontier.cut_off(visit.too_deep[start : start + ADDED_AT_ONCE])
             await asyncio.sleep(0)
@@ -248,6 +248,7 @@ class Crawler:
         starts = {urlsplit(url).netloc: url for url in self._site.start_urls()}
         waiting = [sitemap for url in starts.values() for sitemap in await visitors.at(url).sitemaps_of(url)]
         seen: set[str] = set()
+        named = 0
         while waiting and len(seen) < sitemaps.MAX_FILES:
             try:
                 url = canonical_url(waiting.pop(0))
@@ -261,9 +262,9 @@ class Crawler:
                 for start in range(0, len(pages), ADDED_AT_ONCE):
                     self._frontier.add(pages[start : start + ADDED_AT_ONCE], depth=1)
                     await asyncio.sleep(0)
-                self._frontier.count("in_sitemaps", len(pages))
+                named += len(pages)
                 waiting += further[: sitemaps.MAX_FILES]
-        self._frontier.count("sitemaps_read", 1)
+        self._frontier.count(sitemaps_read=1, in_sitemaps=named)  # at once: a crawl that is killed reads them anew
 
 
 class _Visitors:

@@ -189,7 +189,7 @@ class Frontier:
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 ((warc, *(row[n] for n in names)) for row in rows if row["etag"] or row["last_modified"]),
             )
-        self.count("earlier_known", 1)
+        self.count(earlier_known=1)
 
     def earlier(self, url: str) -> Earlier | None:
         """What an earlier crawl kept of a page, if a conditional request can ask whether it has changed."""
@@ -203,10 +203,11 @@ class Frontier:
         row = self._db.execute("SELECT pages FROM alike WHERE host = ? AND digest = ?", (host, digest)).fetchone()
         return int(row[0]) if row else 0
 
-    def count(self, name: str, more: int) -> None:
-        """Add to a named number that is stored with the frontier."""
+    def count(self, **more: int) -> None:
+        """Add to named numbers that are stored with the frontier, all or none of them."""
         with self._db:
-            self._note(name, self._noted(name) + more)
+            for name, number in more.items():
+                self._note(name, self._noted(name) + number)
 
     def counted(self, name: str) -> int:
         """The value of a named number; 0 if it was never counted."""

@@ -405,9 +405,4 @@ def _rest(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str
         del body[cap:]
     elif response.length:
         raise ConnectionError(f"the body ended {response.length} bytes early")
-    try:
-        return unpacked(bytes(body), packed, cap)
-    except BodyTooLarge:
-        if whole:
-            raise
-        return b""
+    return unpacked(bytes(body), packed, cap, whole)

@@ -29,6 +29,7 @@ from w3lib.url import safe_url_string
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import evidence
 from pipeline.urls import basic_authorization, origin_of, split_userinfo
 from pipeline.web import guard, policy
@@ -80,7 +81,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
     """Fetches by the rules of a spec. `fetched` and `failed` hold each URL's outcome. Safe for several threads.
 
     userinfos: user name and password, `user:password`, that go with some URLs. rules: of hosts that were asked for them
-    before, by address of robots.txt; added to, so that the openers of one build ask each host once.
+    before, by address of robots.txt; added to, so that the openers of one build ask each host once. takedowns: URLs and
+    domains that are not asked for, whatever redirects there.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class GuardedOpener(urllib.request.OpenerDirector):
         spec: BuildSpec,
         userinfos: Mapping[str, str] | None = None,
         rules: dict[str, HostRules] | None = None,
+        takedowns: Takedowns = NO_TAKEDOWNS,
     ) -> None:
         super().__init__()
+        self._takedowns = takedowns
         self._userinfos = userinfos or {}
         self._egress = spec.egress
         self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
@@ -159,6 +163,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def _hop(self, url: str, authorization: str) -> Response:
         """One request on the way to an image. Raises FetchFailed where an owner forbids it."""
+        self._check_takedowns(url)
         rules = self._rules_of(url)
         if refusal := self._policy.refusal(rules, url):
             raise FetchFailed(refusal.reason, refusal.evidence, retry_after_s=refusal.retry_after_s)
@@ -214,6 +219,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 rules = HostRules(robots, tdm, time.monotonic())
                 if len(self._rules) >= MAX_RULES:
                     self._rules.clear()
+                self._unreachable.pop(address, None)  # which may be of yesterday
                 (self._unreachable if robots.unreachable else self._rules)[address] = rules
             return rules
 
@@ -247,6 +253,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def _read_rules(self, url: str) -> tuple[int, bytes]:
         """(status, body) of a small file about the host, after redirects, at the host's pace. Raises FetchFailed."""
         for redirects in range(policy.MAX_ROBOTS_REDIRECTS + 1):
+            self._check_takedowns(url)
             if (seconds := self._limiter.next_slot(urlsplit(url).netloc, self._egress.delay_s)) > 0:
                 time.sleep(seconds)
             try:
@@ -259,6 +266,11 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 return response.status, response.body
             url = _target(url, location)
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
+
+    def _check_takedowns(self, url: str) -> None:
+        """Raises FetchFailed for what was taken down."""
+        if why := self._takedowns.why(url, ""):
+            raise FetchFailed(DropReason.FORGOTTEN, why)
 
     def _exchange(self, url: str, cap: int, whole: bool = True, authorization: str = "") -> Response:
         """One guarded GET. Raises FetchFailed; with `whole` also if the body is larger than `cap`, else it is cut."""
@@ -287,7 +299,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
 def _target(url: str, location: str) -> str:
     """The address that a redirect leads to. Raises FetchFailed."""
-    location = location.strip()
+    location = policy.address_in(location.strip().encode("latin-1"))
     try:
         return split_userinfo(str(safe_url_string(urljoin(url, location))).partition("#")[0])[0]
     except ValueError as e:

@@ -170,11 +170,13 @@ class Visitor:
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
-        asked for."""
+        asked for. One that redirects names the file to which it does: http to https, as a rule."""
         rules = await self._rules_of(url)
         if not rules.robots.allows(url):
             return [], []
         response = await self._get(url, rules, sitemaps.MAX_BYTES, page=False)
+        if policy.is_redirect(response.status, location := response.header("location")):
+            return [], [urljoin(url, location)]
         if response.status != 200:
             return [], []
         return await self._readers.sitemap(response.body)
@@ -346,7 +348,10 @@ def _member(earlier: Earlier) -> bytes:
 
 async def _read(response: Any, cap: int, page: bool) -> _Response:
     """The response within the byte cap; the body is read only where it is wanted."""
-    headers = tuple((_text(name), _text(value)) for name, value in response.raw_headers)
+    headers = tuple(
+        (_text(name), policy.address_in(value) if name.lower() == b"location" else _text(value))
+        for name, value in response.raw_headers
+    )
     head = _Response(response.status, headers)
     content_type = head.header("content-type")
 
@@ -367,7 +372,8 @@ async def _read(response: Any, cap: int, page: bool) -> _Response:
     if len(body) > cap and page:
         return failed(DropReason.TOO_LARGE, f"more than {cap} bytes")
     try:
-        plain = await asyncio.to_thread(unpacked, bytes(body[:cap]), head.header("content-encoding"), cap)
+        # a file about the host is cut where it is too large: of a robots.txt that is not read nothing is forbidden
+        plain = await asyncio.to_thread(unpacked, bytes(body[:cap]), head.header("content-encoding"), cap, page)
     except BodyTooLarge as e:
         return failed(DropReason.TOO_LARGE, str(e))
     if page and not policy.is_html(content_type, plain):

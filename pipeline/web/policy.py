@@ -17,10 +17,11 @@ import email.utils
 import importlib.metadata
 import json
 import re
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from data_specs.build import BuildSpec, Egress
 from pipeline.records import DropReason
@@ -144,6 +145,15 @@ def user_agent(spec: BuildSpec) -> str:
 def is_redirect(status: int, location: str | None) -> bool:
     """Whether a response leads elsewhere; a 304 or a 3xx without a Location does not."""
     return 300 <= status < 400 and status != 304 and bool(location)
+
+
+def address_in(location: bytes) -> str:
+    """The address that a Location header names. Beyond ASCII it is UTF-8 or, where it is not, the bytes themselves,
+    escaped: an old server sends a path in GBK as it lies on its disk."""
+    try:
+        return location.decode()
+    except UnicodeDecodeError:
+        return quote(location, safe=string.punctuation)
 
 
 def is_transient(status: int) -> bool:

@@ -88,6 +88,12 @@ class _Pool(Generic[T]):
             child = self._idle.pop()
             try:
                 return await asyncio.to_thread(child, *arguments)
+            except asyncio.CancelledError:  # its thread waits on: the answer would be taken for the next page's
+                self._children.remove(child)
+                child.close()
+                child = self._new()
+                self._children.append(child)
+                raise
             finally:
                 self._idle.append(child)
 

@@ -99,6 +99,13 @@ def test_what_is_raised_there_is_raised_here_with_its_traceback(confined, what, 
     assert confined("after")[0] == "after"
 
 
+def test_files_in_the_working_folder_are_none_of_its_modules(confined, tmp_path, monkeypatch):
+    (tmp_path / "of somebody").mkdir()
+    (tmp_path / "of somebody" / "struct.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "of somebody")
+    assert confined("value")[0] == "value"
+
+
 def test_a_child_that_cannot_start_is_a_fault_of_ours(confined, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StageError, match="did not start"):

@@ -324,6 +324,9 @@ def test_a_row_of_a_captions_file_is_one_decision(tmp_path):
     kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.jsonl"})
     assert kept == ["folder:///x/a.jpg", "folder:///x/b.jpg"]
     assert [reason for reason, _ in dropped] == ["unreadable"] * 5
+    (tmp_path / "t.jsonl").write_bytes(b'{"file": "\\ud83d.jpg", "alt": "x"}\n' + good)
+    kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.jsonl"})
+    assert (kept, [reason for reason, _ in dropped]) == (["folder:///x/a.jpg", "folder:///x/b.jpg"], ["unreadable"])
     (tmp_path / "t.csv").write_bytes(b"file,alt\na.jpg," + b"y" * 2_000_000 + "\nb.jpg,海\n".encode())
     kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.csv"})
     assert (kept, sorted(reason for reason, _ in dropped)) == (["folder:///x/b.jpg"], ["no_text", "unreadable"])

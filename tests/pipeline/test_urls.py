@@ -74,7 +74,8 @@ def test_canonical_is_idempotent_and_raises_nothing_but_value_errors(url, base):
 def test_host_names_go_up_to_the_registered_domain_and_know_ports_and_addresses():
     assert host_names("http://a.b.com.cn/x") == ["a.b.com.cn", "b.com.cn", "com.cn"]
     assert host_names("http://127.0.0.1:80/x") == ["127.0.0.1:80", "127.0.0.1"]
-    assert host_names("") == []
+    assert host_names("http://a.b.cn./x") == ["a.b.cn", "b.cn"]
+    assert host_names("") == host_names("http://./") == []
 
 
 PARTS = [

@@ -82,3 +82,21 @@ def test_an_input_on_s3_without_a_key_is_one_line(path: str, monkeypatch: pytest
     todo = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
     assert str(e.value) == f"{path}: source rows: cannot be looked at ({todo})"
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("base", ["项目 [新]", "a*b", "what?"])
+def test_a_name_with_brackets_is_a_name_and_so_is_that_of_a_folder_above(tmp_path, base):
+    folder = tmp_path / base
+    (folder / "sub").mkdir(parents=True)
+    for name in ("表[1].csv", "b.csv", "sub/c.csv"):
+        (folder / name).write_bytes(b"x")
+    assert expand(("b.csv",), "s", str(folder)) == [str(folder / "b.csv")]
+    assert expand(("表[1].csv",), "s", str(folder)) == [str(folder / "表[1].csv")]
+    assert expand((str(folder / "表[1].csv"),), "s") == [str(folder / "表[1].csv")]
+    assert expand(("*.csv", "sub/*.csv"), "s", str(folder)) == [
+        str(folder / name) for name in ("b.csv", "表[1].csv", "sub/c.csv")
+    ]
+    with pytest.raises(SourceError, match="there is no such file"):
+        expand(("none.csv",), "s", str(folder))
+    with pytest.raises(SourceError, match="matches no file"):
+        expand(("[x]*.csv",), "s", str(folder))

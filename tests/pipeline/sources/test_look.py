@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,48 @@ def test_pages_of_warc_files_are_sampled(tmp_path):
     (tmp_path / "1.warc.gz").write_bytes(gzip.compress(b"no records"))
     with pytest.raises(SourceError, match="is not a WARC file"):
         source("warc", tmp_path, path="1.warc.gz").look(Budget())
+
+
+def page_record(body: bytes, encoding: str = "") -> bytes:
+    """A gzip member with one HTML page, its body as it is given."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: {encoding}\r\n\r\n".encode()
+    warc = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.cn/\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
+    length = f"Content-Length: {len(head) + len(body)}\r\n\r\n"
+    return gzip.compress((warc + length).encode() + head + body + b"\r\n\r\n")
+
+
+NO_URI = gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 2\r\n\r\nxx\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("odd", "pages", "damage"),
+    [
+        (page_record(b"0123456789", "br"), 4, False),
+        (page_record(b"\x1f\x8b0123456789", "gzip"), 4, False),
+        (NO_URI, 2, True),
+        (b"\0" * 30, 2, True),
+    ],
+    ids=["brotli", "damaged body", "no address", "zeros"],
+)
+def test_a_record_that_a_build_passes_over_ends_no_look(tmp_path, odd, pages, damage):
+    sound = page_record(b"<img src=a.jpg>")
+    (tmp_path / "1.warc.gz").write_bytes(sound + sound + odd + sound)
+    look = source("warc", tmp_path, path="1.warc.gz").look(Budget(seconds=30))
+    assert look.counts[1] == Count("HTML pages", pages, "about" if damage else "")
+    assert any("damaged" in warning for warning in look.warnings) is damage
+
+
+def test_a_page_that_unpacks_to_gigabytes_is_not_held(tmp_path):
+    bomb = page_record(gzip.compress(b"<img src=a.jpg>" * 10_000_000, 1), "gzip")
+    (tmp_path / "1.warc.gz").write_bytes(bomb + bomb)
+    tracemalloc.start()
+    try:
+        look = source("warc", tmp_path, path="1.warc.gz").look(Budget(seconds=300))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert look.counts[1] == Count("HTML pages", 2)
+    assert peak < 20_000_000
 
 
 def test_a_site_says_where_it_starts_and_how_far_it_goes(tmp_path):

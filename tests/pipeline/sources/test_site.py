@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.sources.site import Site
+from pipeline.urls import canonical_url
 
 
 def site(**options: object) -> Site:
@@ -34,6 +35,22 @@ def test_further_hosts_prefixes_and_patterns():
     assert not one.holds("http://b.cn/zh/1.html")
     assert not one.holds("http://a.cn/en/1.html")
     assert not one.holds("http://a.cn/zh/1.html?print=1")
+
+
+def test_hosts_prefixes_and_patterns_may_be_chinese():
+    one = site(
+        start=["http://例子.中国/"], hosts=["新闻.中国", "b.cn:80", "c.cn:443"], within=["/新闻/"], exclude=["专题$"]
+    )
+    assert one.all_hosts() == ["b.cn", "c.cn", "xn--efvy88h.xn--fiqs8s", "xn--fsqu00a.xn--fiqs8s"]
+    assert one.holds(canonical_url("http://新闻.中国/新闻/1.html"))
+    assert not one.holds(canonical_url("http://新闻.中国/图片/1.html"))
+    assert not one.holds(canonical_url("http://b.cn/新闻/专题"))
+    assert one.holds(canonical_url("http://b.cn/新闻/专题/1.html"))
+
+
+def test_a_pattern_in_ascii_is_about_the_address_as_it_is_asked_for():
+    assert not site(exclude=["%E6%96%B0"]).holds(canonical_url("http://a.cn/新"))
+    assert site(exclude=[" "]).holds(canonical_url("http://a.cn/a b"))
 
 
 def test_a_start_page_belongs_to_the_site_wherever_it_lies():

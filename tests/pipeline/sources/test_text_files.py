@@ -18,6 +18,7 @@ CAPTIONS = [
     "小狗，在草地上奔跑",
     "红烧肉",
     "2019年5月，妈妈和外婆",
+    "一朵花在一片草地上，一只蝴蝶",
 ]
 WRITTEN_AS = ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le", "utf-16-be"]
 
@@ -35,6 +36,18 @@ def test_rows_of_two_encodings_are_read_in_that_of_most(utf8: list[bool]) -> Non
 def test_what_people_save_is_read_back_whatever_their_editor_wrote(captions: list[str], codec: str, end: str) -> None:
     text = f"a.jpg,{captions[0]}{end}" + end.join(captions)
     assert text_of(text.encode(codec), "auto") == text
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_one_is_no_ascii_character(codec: str) -> None:
+    for text in ("一心一意\n", "a", "abc\n", "IMG_1.jpg,一"):
+        assert text_of(text.encode(codec), "auto") == text
+
+
+def test_a_zero_in_a_cell_makes_no_utf16_of_a_table() -> None:
+    rows = ["url,caption", *(f"http://a.cn/{n}.jpg,图片{n}" for n in range(50)), "http://a.cn/x.jpg,\0"]
+    assert encoding_of("\n".join(rows).encode()) == "utf-8"
+    assert encoding_of("\n".join(rows).encode("utf-16-le")) == "utf-16-le"
 
 
 def test_traditional_chinese_is_read_as_big5() -> None:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -52,6 +53,21 @@ def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind
     assert [(c.image_url, c.texts[0].kind, c.texts[0].text, c.page_url, c.row) for c in entries] == [
         (r["url"], "alt", r["zh"].replace("\n", " "), r["page"], i + 1) for i, r in enumerate(ROWS)
     ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("charset", ["utf-8", "gb18030", "utf-16"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_every_row_is_in_a_part_whatever_ends_a_line(tmp_path, end, charset, kind):
+    rows = [f"http://i.test/{i}.jpg,“图”{i},http://p.test/{i}" for i in range(25)]
+    if kind == "jsonl":
+        rows = [json.dumps({"url": url, "zh": zh, "page": ""}, ensure_ascii=False) for url, zh, _ in csv.reader(rows)]
+    lines = ["url,zh,page"] * (kind == "csv") + rows
+    (tmp_path / f"t.{kind}").write_bytes("".join(line + end for line in lines).encode(charset))
+    source = table(tmp_path / f"t.{kind}", rows_per_part=10)
+    assert [entry.row for entry in read(source) if isinstance(entry, Candidate)] == list(range(1, 26))
+    if charset != "utf-16":  # in which other characters have these bytes too
+        assert source.parts() == 3
 
 
 def test_several_texts_of_a_row_keep_their_kinds_and_equal_ones_count_once(tmp_path):
@@ -219,6 +235,18 @@ def test_rows_of_brivl_s_release_are_read(tmp_path):
     assert [(t.kind, t.text) for t in aic.texts] == [("caption", "一个戴帽子的人， iPhone 手机"), ("caption", "另一句")]
     [web] = brivl(tmp_path, {"image_id": "a.jpg", "sentences": ["一个"]}, images="https://cdn.test/i/")
     assert web.image_url == "https://cdn.test/i/a.jpg"
+
+
+@pytest.mark.parametrize("images", ["{folder}", "file://{folder}", "memory://{folder}"])
+def test_pictures_of_brivl_rows_may_lie_in_any_storage(tmp_path, images):
+    images = images.format(folder=tmp_path / "图片 1")
+    with fsspec.open(f"{images}/a/1 2.jpg", "wb", auto_mkdir=True) as f:
+        f.write(b"picture")
+    [row] = brivl(tmp_path, {"image_id": "a/1 2.jpg", "sentences": ["一"]}, images=images)
+    assert row.image_url == "url-table:///t/a/1%202.jpg"
+    source = table(tmp_path / "t.jsonl", format="brivl_jsonl", images=images)
+    assert source.read_image(row.image_url) == b"picture"
+    assert source.read_image("url-table:///t/a/2.jpg") is None
 
 
 def test_pictures_of_brivl_rows_are_read_from_their_folder_and_from_nowhere_else(tmp_path):

@@ -39,6 +39,11 @@ def test_a_list_of_paths_as_common_crawl_publishes_it(tmp_path, pack):
     assert warc(tmp_path, path_list=name, prefix="s3://mine/").warcs()[-1] == "s3://mine/3"
 
 
+def test_a_list_of_paths_may_be_of_a_windows_editor(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeff1.warc.gz\r\n2.warc.gz\r\n".encode())
+    assert warc(tmp_path, path_list="list.txt", prefix="s3://b/").warcs() == ["s3://b/1.warc.gz", "s3://b/2.warc.gz"]
+
+
 def test_the_token_changes_with_a_file_and_not_with_the_folder(tmp_path):
     tokens = []
     for folder, text, when in (("a", b"x", 1), ("b", b"x", 1), ("c", b"xy", 1), ("d", b"x", 2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
 from pipeline.records import PROVENANCE, Decision, Provenance, sha256_hex
 from pipeline.sources import FileSource
+from pipeline.sources._look import Budget
 from pipeline.sources.webdataset import WebDataset
 from pipeline.stages import STAGES
 from pipeline.store.partitions import DECISIONS
@@ -227,6 +229,14 @@ def test_bad_tars_are_one_error_that_names_the_file(tmp_path):
     tar(tmp_path / "d" / "x.tar", {})
     with pytest.raises(SourceError, match=r"x\.tar: source s: two tars have this name"):
         tars([str(tmp_path / "x.tar"), str(tmp_path / "d" / "x.tar")]).token()
+
+
+def test_a_packed_tar_is_refused_before_all_its_pictures_are_missed(tmp_path):
+    tar(tmp_path / "a.tar", {"k.jpg": "one", "k.txt": "故宫雪景"})
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    for look in (read, lambda source: source.look(Budget())):
+        with pytest.raises(SourceError, match=r"a\.tar\.gz: .* unpack it"):
+            look(tars(str(tmp_path / "a.tar.gz")))
 
 
 def test_what_a_build_keeps_of_a_rewritten_text_comes_back_with_it(tmp_path):

@@ -9,17 +9,20 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StoreError
 from pipeline.stages import crawl, extract
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, policy
+from pipeline.web.frontier import Frontier
+from pipeline.web.page_visitor import Visitor
 from tests import odd_site
 from tests.crawled import html, run, site, take_down
 from tests.stages import run_stage
@@ -279,6 +282,53 @@ def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, mak
     web.asked.clear()
     _, bodies, _ = run(make_build(web, out="off", sources=site(web.url(), sitemaps=False)))
     assert web.asked == ["/robots.txt", "/"]
+
+
+def test_the_pages_of_sitemaps_are_counted_once_however_often_a_crawl_is_killed(serve, make_build, monkeypatch):
+    web = serve({"/": html(), "/a.html": html(), "/b.html": html()})
+    web.pages["/robots.txt"] = f"Sitemap: {web.url('/a.xml')}\nSitemap: {web.url('/b.xml')}\n".encode()
+    for name in "ab":
+        web.pages[f"/{name}.xml"] = f"<urlset><url><loc>{web.url(f'/{name}.html')}</loc></url></urlset>".encode()
+    build, sitemap = make_build(web, sources=site(web.url())), Visitor.sitemap
+
+    async def stopped(self: Visitor, url: str) -> tuple[list[str], list[str]]:
+        if url.endswith("/b.xml"):
+            raise StoreError("b.xml", "stands for a kill")
+        return await sitemap(self, url)
+
+    monkeypatch.setattr(Visitor, "sitemap", stopped)
+    with pytest.raises(StoreError):
+        crawl.run_partition(build, "s")
+    monkeypatch.setattr(Visitor, "sitemap", sitemap)
+    counts, bodies, _ = run(build)
+    assert (counts["in_sitemaps"], len(bodies)) == (2, 3)
+
+
+def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
+    web = serve({"/": (200, {"ETag": '"1"'}, html())})
+    before = make_build(web, sources=site(web.url()))
+    run(before)
+    stage = before.stage("crawl")
+    Path(stage.folder.at(stage.record("s").files["parquet"].name)).write_bytes(b"PAR1")
+    counts, _, _ = run(make_build(web, out="next", sources=site(web.url())))
+    assert (counts["kept"], counts["unchanged"]) == (1, 0)
+
+
+def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
+    monkeypatch.setattr(crawl, "AT_ONCE", 500)
+    build = make_build(sources=site("http://a.test/"))
+    [source] = crawl._sites(build.spec)
+    with Frontier(tmp_path / "frontier", 100_000, {}) as frontier:
+        frontier.add((f"http://a.test/{n}.html" for n in range(20_000)), depth=1)
+        tracemalloc.start()
+        try:
+            record = crawl._commit(build.stage("crawl"), source, frontier, "digest")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    rows = build.stage("crawl").table(record, DECISIONS)
+    assert [row["url"] for row in rows.to_pylist()] == [f"http://a.test/{n}.html" for n in range(20_000)]
+    assert peak < 10_000_000
 
 
 class Calendar(dict[str, bytes]):

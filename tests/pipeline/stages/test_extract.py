@@ -9,6 +9,7 @@ import json
 import random
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_a_warc_goes_through_the_stage_and_its_funnel_adds_up(tmp_path):
     assert {d["source"] for d in decisions} == {"w"}
 
 
+@pytest.mark.parametrize("url", ["http://[bad/1.html", "http://a\u2100.test/1.html"])
+def test_a_page_whose_url_cannot_be_read_is_one_decision_and_ends_nothing(tmp_path, url):
+    html = "<p>中文</p><img src=http://a.test/a.jpg alt=故宫雪景>"
+    (tmp_path / "x.warc.gz").write_bytes(warc((url, html), ("http://a.test/2", html)))
+    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    [candidate] = candidates_of(build.stage("extract").table(record))
+    assert candidate.page_url == "http://a.test/2"
+    [decision] = build.stage("extract").table(record, DECISIONS).to_pylist()
+    assert (decision["subject"], decision["reason"], decision["url"]) == ("capture", "bad_url", url)
+
+
 def test_the_token_changes_with_the_file_and_with_nothing_else(tmp_path):
     (tmp_path / "x.warc.gz").write_bytes(warc(("http://a.test/1", "<p>中</p>")))
     build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})
@@ -86,6 +100,45 @@ def test_the_token_changes_with_the_file_and_with_nothing_else(tmp_path):
     assert json.dumps(before) == json.dumps(extract.token(build))
     (tmp_path / "x.warc.gz").write_bytes(warc(("http://a.test/1", "<p>中文</p>")))
     assert extract.token(build) != before
+
+
+TABLE = {"kind": "url_table", "path": "*.csv", "columns": {"image_url": "url", "texts": {"alt": "zh"}}}
+INPUTS: dict[str, tuple[dict[str, Any], str]] = {
+    "table": (TABLE, ".csv"),
+    "warc": ({"kind": "warc", "path": "*.warc.gz"}, ".warc.gz"),
+    "pictures": ({"kind": "folder", "path": ".", "images_per_part": 1}, ".jpg"),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("change", ["comes", "goes"])
+def test_a_file_that_comes_or_goes_between_two_parts_is_an_error_and_no_loss(tmp_path, kind, change):
+    """Part 1 was file b, and is read again as part 2; c would never be read."""
+    source, suffix = INPUTS[kind]
+    content = {".csv": b"url,zh\nhttp://a.test/1.jpg,x\n", ".warc.gz": warc(("http://a.test/1", "x")), ".jpg": b"x"}
+
+    def put(name: str) -> Path:
+        (tmp_path / f"{name}{suffix}").write_bytes(content[suffix])
+        return tmp_path / f"{name}{suffix}"
+
+    for name in "bc":
+        put(name)
+    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source})
+    first, second = extract.partitions(build)
+    extract.run_partition(build, first)
+    if change == "comes":
+        put("a")
+    else:
+        (tmp_path / f"b{suffix}").unlink()
+    extract.sources_of(build.spec)[0].token()  # another process lists a folder anew
+    for begun in (extract.partitions, lambda build: extract.run_partition(build, second)):
+        with pytest.raises(SourceError, match=r"source s: files came or went .* run the same command again"):
+            begun(build)
+    assert build.stage("extract").partitions() == [first]
+    again = replace(build, fingerprints={"extract": "f" * 64})
+    for partition in extract.partitions(again):
+        extract.run_partition(again, partition)
+    assert len(again.stage("extract").partitions()) == (3 if change == "comes" else 1)
 
 
 def test_a_warc_that_breaks_off_keeps_what_came_before(tmp_path):
@@ -201,7 +254,7 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
     assert empty.info["file"].endswith(".warc.gz")
     (tmp_path / "a.warc.gz").unlink()
     with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
-        extract.run_partition(build, "w-00000")
+        extract.run_partition(replace(build, fingerprints={"extract": "f" * 64}), "w-00000")
 
 
 # traps, and how many images there may be

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Candidate, Capture, Decision
+from pipeline.sources.site import Site
 from pipeline.stages import _page_candidates as page_candidates
 from pipeline.stages._page_candidates import extract_page, wording_of
+from pipeline.web import links
 from tests.captured import URL, capture
 
 
@@ -96,6 +98,22 @@ def test_a_page_that_is_not_used_is_one_decision_about_the_capture(page, reason)
     [decision] = extract_page(page, "s", "news")
     assert isinstance(decision, Decision)
     assert (decision.subject, decision.reason, decision.url, decision.kept) == ("capture", reason, URL, False)
+
+
+@pytest.mark.parametrize(
+    "metas",
+    [
+        "<meta name=robots content=noai>",
+        "<meta property=og:type name=robots content=noai>",
+        "<meta name=tdm-reservation content=1>",
+        "<meta name=tdm-reservation content=0><meta name=tdm-reservation content=1>",
+    ],
+)
+def test_crawl_and_extract_agree_on_what_opts_out(metas):
+    page = capture(f"{metas}<p>中文<img src=a.jpg alt=云海>")
+    site = Site(name="s", source_kind="news", start=("http://a.test/",))
+    [decision] = extract_page(page, "s", "news")
+    assert (decision.reason, decision.evidence) == ("opt_out", links.read_page(page, (), site).opt_outs)
 
 
 def test_a_page_for_other_robots_is_used():

@@ -31,3 +31,22 @@ def test_a_bomb_is_not_unpacked_and_damage_is_told():
         bodies.unpacked(b"\xff" * 100, "gzip", 10_000)
     with pytest.raises(ValueError, match="not asked for"):
         bodies.unpacked(b"x", "br", 10)
+
+
+def test_all_members_of_a_gzip_body_are_unpacked():
+    packed = gzip.compress(b"a" * 100_000) + gzip.compress(b"") + gzip.compress(b"b")
+    assert bodies.unpacked(packed, "gzip", 200_000) == b"a" * 100_000 + b"b"
+    assert bodies.unpacked(packed + b"\0" * 512, "gzip", 200_000) == b"a" * 100_000 + b"b"
+    with pytest.raises(bodies.BodyTooLarge):
+        bodies.unpacked(packed, "gzip", 100_000)
+    with pytest.raises(ValueError, match="too early"):
+        bodies.unpacked(packed[:-3], "gzip", 200_000)
+    with pytest.raises(ValueError, match="members"):
+        bodies.unpacked(gzip.compress(b"") * (bodies.MAX_MEMBERS + 1), "gzip", 10)
+
+
+@given(st.binary(max_size=3000), st.integers(1, 3000), st.integers(1, 3000))
+def test_a_body_that_need_not_be_whole_is_cut_where_it_is_too_large_or_breaks_off(data, cap, end):
+    packed = gzip.compress(data, 0)
+    assert bodies.unpacked(packed, "gzip", cap, whole=False) == data[:cap]
+    assert data.startswith(bodies.unpacked(packed[:end], "gzip", cap, whole=False))

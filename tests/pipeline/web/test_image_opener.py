@@ -7,12 +7,15 @@ import struct
 import time
 import zlib
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.records import DropReason
 from pipeline.stages import fetch
-from tests.crawled import noting
+from pipeline.store.takedowns import domain_hashes
+from pipeline.web import image_opener, policy
+from tests.crawled import noting, redirecting, take_down
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -244,3 +247,50 @@ def test_the_files_about_a_host_are_asked_for_at_its_pace(serve, make_build):
     run(make_build(web, sources=SITE, egress={"delay_s": 0.3}), web.url("/1.png"))
     assert len(when) == 3
     assert when[-1] - start > 0.55
+
+
+def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(serve, make_build):
+    body = gzip.compress(b"User-agent: *\nDisallow: /private/\n" + b"#" * 2 * policy.MAX_ROBOTS_BYTES)
+    web = serve({"/private/1.png": picture(1), "/2.png": picture(2)})
+    web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, body)
+    rows = run(make_build(web, sources=SITE), web.url("/private/1.png"), web.url("/2.png"))
+    reasons = {url: row["reason"] for url, row in rows.items()}
+    assert reasons == {web.url("/private/1.png"): "robots_disallowed", web.url("/2.png"): ""}
+
+
+def test_a_host_whose_robots_txt_could_not_be_had_is_asked_once_more_a_day_later(serve, make_build, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(image_opener, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=time.sleep))
+    web = serve({"/robots.txt": (503, {}, b""), **{f"/{n}.png": picture(n) for n in range(3)}})
+    opener = image_opener.GuardedOpener(make_build(web, sources=SITE).spec)
+    with pytest.raises(OSError, match="robots_unreachable"):
+        opener.open(web.url("/0.png"))
+    clock[0] = policy.ROBOTS_TTL_S + 1
+    web.pages["/robots.txt"] = (404, {}, b"")
+    asked = web.asked.count("/robots.txt")
+    for n in (1, 2):
+        assert opener.open(web.url(f"/{n}.png")).read() == picture(n)
+    opener.close()
+    assert web.asked.count("/robots.txt") == asked + 1
+
+
+def test_a_domain_that_was_taken_down_is_not_asked_for_an_image_that_redirects_there(serve, make_build):
+    removed = serve({"/1.png": picture(1)})
+    web = serve({"/1.png": (302, {"Location": removed.url("/1.png")}, b""), "/2.png": picture(2)})
+    odd = serve({"/robots.txt": (302, {"Location": removed.url("/robots.txt")}, b""), "/3.png": picture(3)})
+    build = make_build(web, removed, odd, sources=SITE)
+    take_down(build, *domain_hashes(removed.host))
+    urls = [web.url("/1.png"), web.url("/2.png"), odd.url("/3.png")]
+    admit(build, [candidate(url) for url in urls])
+    fetch.run_partition(build, PARTITION)
+    table = build.stage("fetch").table(build.stage("fetch").record(PARTITION))
+    reasons = dict(zip(table["image_url"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert [reasons[url] for url in urls] == ["forgotten", "", "robots_unreachable"]
+    assert (removed.asked, removed.asked_tdm) == ([], [])
+
+
+@pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.png"), ("gb18030", "/%B2%E2.png")])
+def test_a_redirect_to_a_chinese_path_is_followed(serve, make_build, charset, path):
+    web = serve({"/1.png": redirecting("/测.png".encode(charset)), path: picture(1)})
+    rows = run(make_build(web, sources=SITE), web.url("/1.png"))
+    assert rows[web.url("/1.png")]["data"] == picture(1)

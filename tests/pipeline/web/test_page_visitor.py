@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import socket
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pipeline.stages import crawl
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import policy
-from tests.crawled import html, noting, run, site, take_down
+from tests.crawled import html, noting, redirecting, run, site, take_down
 
 
 def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
@@ -282,6 +283,23 @@ def test_a_sitemap_in_a_chinese_charset_is_read(serve, make_build, charset):
     assert web.url("/%E4%B8%AD.html") in bodies
 
 
+def test_a_sitemap_behind_a_redirect_is_read_if_it_lies_at_the_site(serve, make_build):
+    other = serve({"/s.xml": b"<urlset></urlset>"})
+    web = serve({"/": html(), "/a.html": html()})
+    names = b"".join(b"Sitemap: %s\n" % web.url(path).encode() for path in ("/s.xml", "/out.xml", "/round.xml"))
+    web.pages |= {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, names),
+        "/s.xml": (301, {"Location": "/maps/s.xml"}, b""),
+        "/maps/s.xml": f"<urlset><url><loc>{web.url('/a.html')}</loc></url></urlset>".encode(),
+        "/out.xml": (301, {"Location": other.url("/s.xml")}, b""),
+        "/round.xml": (301, {"Location": "/round.xml"}, b""),
+    }
+    counts, bodies, _ = run(make_build(web, other, sources=site(web.url())))
+    assert set(bodies) == {web.url("/"), web.url("/a.html")}
+    assert (counts["in_sitemaps"], other.asked) == (1, [])
+    assert web.asked.count("/round.xml") == 1
+
+
 @pytest.mark.parametrize("target", ["http://10.0.0.1/robots.txt", "ftp://a.test/", "http://[::1", "http://a:b/"])
 def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve, make_build, monkeypatch, target):
     """85 requests in 9.7 s were seen, at a pause of 1 s."""
@@ -305,3 +323,21 @@ def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve
     assert 1 <= len(asked) <= policy.TRIES
     assert all(at - start >= 0.2 * n - 0.02 for n, at in enumerate(asked)), "at the host's pace"
     assert [path for path in odd.asked if path != "/robots.txt"] == []
+
+
+@pytest.mark.parametrize("rest", [b"#" * 1_000_000, random.Random(1).randbytes(1_000_000)], ids=["light", "heavy"])
+def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(serve, make_build, rest):
+    """Packed it is far below the limit, or above it."""
+    body = gzip.compress(b"User-agent: *\nDisallow: /private/\n#" + rest)
+    web = serve({"/": html("/private/x.html", "/b.html"), "/private/x.html": html(), "/b.html": html()})
+    web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, body)
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url("/"), web.url("/b.html")}
+    assert reasons == {web.url("/private/x.html"): "robots_disallowed"}
+
+
+@pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.html"), ("gb18030", "/%B2%E2.html")])
+def test_a_redirect_to_a_chinese_path_is_followed(serve, make_build, charset, path):
+    web = serve({"/": html("/1.html"), "/1.html": redirecting("/测.html".encode(charset)), path: html()})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert (set(bodies), reasons) == ({web.url("/"), web.url(path)}, {})

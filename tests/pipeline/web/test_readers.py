@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import time
 
 import pytest
 
@@ -14,7 +16,7 @@ from pipeline.stages import crawl
 from pipeline.web import links, sitemaps
 from pipeline.web.crawler import ADDED_AT_ONCE
 from pipeline.web.frontier import Frontier
-from pipeline.web.readers import Readers
+from pipeline.web.readers import Readers, _Pool
 from tests.pipeline.test_unreadable import decisions
 
 URL = "http://a.cn/d/page.html"
@@ -92,6 +94,28 @@ def test_many_links_of_a_page_are_all_known(serve, make_build):
     crawl.run_partition(build, "s")
     seen = [url for url, _, _ in decisions(build, "crawl", "s")]
     assert seen == [web.url(f"/{n}.html") for n in range(count)]
+
+
+def slowly(seconds: float) -> tuple[float, int]:
+    """Runs in a child."""
+    time.sleep(seconds)
+    return seconds, os.getpid()
+
+
+def test_the_answer_for_a_page_that_is_given_up_is_nobody_elses():
+    async def run() -> list[tuple[float, int]]:
+        pool = _Pool(slowly, (0.0,), 1)
+        try:
+            first = await pool(0.25)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(pool(2.0), 0.2)
+            return [first, await pool(0.0), await pool(0.5)]
+        finally:
+            pool.close()
+
+    (_, before), (value, after), (last, still) = asyncio.run(run())
+    assert (value, last) == (0.0, 0.5)
+    assert before != after == still
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

@@ -30,6 +30,15 @@ def test_of_a_damaged_file_the_entries_before_the_damage_are_read():
     assert sitemaps.parse(sitemap("http://a.test/", "http://a.test/b")[:-20]) == (["http://a.test/"], [])
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_that_declares_entities_is_refused_in_any_charset(charset):
+    body = "<?xml version='1.0' encoding='utf-16'?>" if charset.startswith("utf-16") else ""
+    entry = "<urlset><url><loc>http://a.test/{}</loc></url></urlset>"
+    assert sitemaps.parse((body + entry.format("中")).encode(charset)) == (["http://a.test/中"], [])
+    body += "<!DOCTYPE urlset [<!ENTITY a 'b'>]>" + entry.format("&a;")
+    assert sitemaps.parse(body.encode(charset)) == ([], [])
+
+
 def nested(depth: int) -> bytes:
     return b"<urlset><url><loc>http://a.test/</loc></url>" + b"<a>" * depth
 
