@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,38 +73,45 @@ def token(build: Build) -> Any:
 
 
 LISTINGS = "_listings.json"
-"""In the stage's folder: of each source a digest of the files by whose order its parts are numbered."""
+"""In the stage's folder: of each source how many files its parts are numbered by, and a digest of their names."""
+
+Listing = tuple[int, str]
 
 
 def partitions(build: Build) -> list[str]:
     """`<source>-<part>` for every WARC file and every part of a table.
 
-    Notes what they are numbered by, for the tasks, so only the driver calls it. Raises SourceError where files came or
-    went since this stage began.
+    Notes what they are numbered by, for the tasks, so only the driver calls it. Raises SourceError where one of these
+    files is gone, or others came between them, since this stage began.
     """
     sources, stage = sources_of(build.spec), build.stage("extract")
     known = _listings(stage)
     for source in sources:
         _check_listing(source, known)
     if not known:
-        listings = {source.name: _listing_of(source) for source in sources}
+        listings = {source.name: _listing(source.listing()) for source in sources}
         stage.folder.write_json(LISTINGS, {"fingerprint": stage.fingerprint, "listings": listings})
     return [f"{source.name}-{part:05d}" for source in sources for part in range(_parts(build, source))]
 
 
-def _listings(stage: StageDir) -> dict[str, str]:
-    """Digests by source as they were noted when the stage began; empty if they were not."""
+def _listings(stage: StageDir) -> dict[str, Listing]:
+    """What was noted of each source when the stage began; empty if nothing was."""
     noted = stage.folder.find_json(LISTINGS, {})
-    return dict(noted["listings"]) if noted.get("fingerprint") == stage.fingerprint else {}
+    own = noted["listings"] if noted.get("fingerprint") == stage.fingerprint else {}
+    return {name: (count, digest) for name, (count, digest) in own.items()}
 
 
-def _listing_of(source: Source) -> str:
-    return sha256_hex("", *source.listing())
+def _listing(names: Sequence[str]) -> Listing:
+    return len(names), sha256_hex("", *names)
 
 
-def _check_listing(source: Source, known: Mapping[str, str]) -> None:
-    """Raises SourceError where a file came or went: what was part 7 is part 8 now, and would be read twice or never."""
-    if known.get(source.name, "") not in ("", _listing_of(source)):
+def _check_listing(source: Source, known: Mapping[str, Listing]) -> None:
+    """Raises SourceError where part 7 may be what part 8 was, and would be read twice or never.
+
+    Files behind all others, as those of a new day are, change no number: a folder that grows while it is read is fine.
+    """
+    noted = known.get(source.name)
+    if noted is not None and _listing(source.listing()[: noted[0]]) != noted:
         message = "files came or went while they were read; run the same command again once they are all there"
         raise SourceError(f"source {source.name}", message)
 

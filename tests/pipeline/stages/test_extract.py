@@ -111,6 +111,22 @@ INPUTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", INPUTS)
+def test_a_folder_may_grow_at_its_end_while_it_is_read(tmp_path, kind):
+    """Files of a new day stand behind all others: no part gets another number."""
+    source, suffix = INPUTS[kind]
+    content = {".csv": b"url,zh\nhttp://a.test/1.jpg,x\n", ".warc.gz": warc(("http://a.test/1", "x")), ".jpg": b"x"}
+    for day in ("2026-01-01", "2026-01-02"):
+        (tmp_path / f"{day}{suffix}").write_bytes(content[suffix])
+    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source})
+    first, second = extract.partitions(build)
+    extract.run_partition(build, first)
+    (tmp_path / f"2026-01-03{suffix}").write_bytes(content[suffix])
+    extract.sources_of(build.spec)[0].token()  # another process lists a folder anew
+    extract.run_partition(build, second)
+    assert build.stage("extract").partitions() == [first, second]
+
+
+@pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("change", ["comes", "goes"])
 def test_a_file_that_comes_or_goes_between_two_parts_is_an_error_and_no_loss(tmp_path, kind, change):
     """Part 1 was file b, and is read again as part 2; c would never be read."""
