@@ -76,6 +76,16 @@ class Pairs:
         free: Flags = self.alone & (others[self.ends] == others[self.starts])
         return free & (self.table["domain"].to_numpy() == 0) if capped else free
 
+    def images(self, rows: Ints, table: pa.Table) -> ImageRows:
+        """The images of some pairs [R]; of those that are alone, which nobody compares, no signatures are read."""
+        compared = np.arange(len(rows)) if self.alone is None else np.flatnonzero(~self.alone[rows])
+        some = self.signatures(rows[compared])
+        signatures = np.zeros((len(rows), some.shape[1]), np.uint8)
+        signatures[compared] = some
+        own = self.details(rows[compared])
+        looks = signatures, Details(compared[own.of], own.stored)
+        return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), *looks)
+
     def signatures(self, rows: Ints) -> npt.NDArray[np.uint8]:
         """[R, bytes] of the images of some pairs."""
         if self._known.known:
@@ -106,9 +116,7 @@ class Pairs:
             digests_of(table["candidate_id"]),
             # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
             self.run_of_row[rows].astype(np.int64) << 32 | table["position"].to_numpy(),
-            ImageRows(
-                rows_of(digests_of(table["sha256"])), hashes_of(table), self.signatures(rows), self.details(rows)
-            ),
+            self.images(rows, table),
             table["domain"].to_pylist(),
             text_rows.read(self.texts.take(pa.array(first))),
             [numbers[start:end] for start, end in itertools.pairwise([0, *ends])],
