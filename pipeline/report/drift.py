@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.report.diff import moved, reasons_of
 
@@ -106,6 +107,14 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
 
 
 def read(out: str) -> dict[str, Any] | None:
-    """report.json of the build in folder `out`; None if it has none, or that of another tool."""
-    report = Folder(out).find_json("report/report.json", None)
+    """report.json of the build in folder `out`; None if it has none, or that of another tool.
+
+    Raises StoreError, with what to do, for one that is damaged: later builds are compared with it.
+    """
+    folder = Folder(out)
+    try:
+        report = folder.find_json("report/report.json", None)
+    except StoreError as e:
+        todo = f"delete the folder {folder.at('report')} and run wenlan-data build again, which makes the report anew"
+        raise StoreError(e.subject, f"{e.message}; {todo}") from None
     return report if isinstance(report, dict) and "report_version" in report else None

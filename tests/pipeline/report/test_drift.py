@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cli
-from pipeline.errors import GateError
+from pipeline.errors import GateError, StoreError
 from pipeline.report import drift, gates
 from pipeline.report.funnel import read_funnels
 from pipeline.stages import STAGES, report
@@ -105,3 +105,19 @@ def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Pat
     build_json.note(two[0])
     assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
     assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
+
+
+def test_a_damaged_report_says_how_it_is_made_anew_and_is(two: list[Build], run_stage: Run) -> None:
+    """A later build is compared with it, so it holds that one up until somebody does as it says."""
+    build, folder = two[0], Path(two[0].out) / "report"
+    whole = (folder / "report.json").read_bytes()
+    (folder / "report.json").write_bytes(whole[:-100])
+    with pytest.raises(
+        StoreError, match=r"is not JSON .*; delete the folder (.*/report) and run wenlan-data build"
+    ) as e:
+        drift.read(build.out)
+    assert f"delete the folder {folder} " in str(e.value)
+    shutil.rmtree(folder)
+    assert not build.stage("report").finished()
+    run_stage(build, "report")
+    assert (drift.read(build.out) or {})["totals"] == json.loads(whole)["totals"]
