@@ -141,10 +141,17 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     return known
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 def _check_keys(node: yaml.MappingNode) -> None:
-    """PyYAML takes the last value of a key that is there twice, so the first of two sections would be lost."""
+    """PyYAML takes the last value of a key that is there twice, so the first of two sections would be lost.
+
+    Of several `<<` it merges all.
+    """
     own = set[str]()
-    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+    keys = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    for key in (key for key in keys if key.tag != _MERGE):
         if key.value in own:
             problem = f"{key.value!r} is there twice in one mapping"
             raise yaml.composer.ComposerError(None, None, problem, key.start_mark)

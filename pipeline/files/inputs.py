@@ -10,7 +10,7 @@ import asyncio
 import glob
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import fsspec
@@ -19,7 +19,7 @@ from data_specs import object_store
 from data_specs.build import within
 from pipeline.errors import SourceError
 
-_MAGIC = "*?["
+_MAGIC, _WEB = "*?[", ("http://", "https://")
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -88,13 +88,32 @@ def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
     return list(dict.fromkeys(file for path in paths for file in _expand(path, source, base)))
 
 
+def has_globs(paths: Iterable[str]) -> bool:
+    """Whether one of them is a glob, which may match other files tomorrow; any other path names what it names."""
+    return any(_is_glob(path) for path in paths)
+
+
+def _is_glob(written: str) -> bool:
+    return any(c in written for c in _MAGIC) and not written.startswith(_WEB)
+
+
+def _is_there(fs: Any, path: str) -> bool:
+    """Whether a file system has a file of this name; none of a store that denies access to a name that it lacks.
+
+    S3 does so to whoever may list some prefixes alone: a glob below them is theirs to use.
+    """
+    try:
+        return bool(fs.exists(path))
+    except PermissionError:
+        return False
+
+
 def _expand(written: str, source: str, base: str) -> list[str]:
     path = within(base, written)
     try:
         object_store.prepare(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
-        is_plain = not any(c in written for c in _MAGIC) or path.startswith(("http://", "https://"))
-        if is_plain or fs.exists(inner):
+        if not _is_glob(written) or path.startswith(_WEB) or _is_there(fs, inner):
             if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]

@@ -31,8 +31,8 @@ AS_FAR = 186
 """Grey levels of a difference at a threshold of 1: 13 at the default of 0.07."""
 
 SAME_FRAME, FRAMED = 0.6, 0.006
-"""The share of a difference that counts where no edge is off by more than 0.006 of a side: nothing was cut off or added
-then, and a cell of one picture is a cell of the other."""
+"""The share of a difference that counts where scales and shifts are off by less than 0.006: nothing was cut off or
+added then, and a cell of one picture is a cell of the other."""
 
 _EDGE = -(-signatures.EDGE * SIDE // signatures.SIDE)
 

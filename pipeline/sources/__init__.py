@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef, within
 from data_specs.shard import SourceKind
-from pipeline.files.inputs import expand, version
+from pipeline.files.inputs import expand, has_globs, version
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources._look import Budget, Count, Look, Reading, Sample, lines_of, size_of_files, spread, total_of
@@ -53,7 +53,8 @@ class Source(Plugin):
         raise TypeError(f"{type(self).__name__} must say what it reads")
 
     def listing(self) -> list[str]:
-        """The files by whose order its parts are numbered, as they are now. Raises SourceError."""
+        """The files by whose order its parts are numbered, as they are now; none where the spec names each of them, in
+        its own order: each part would ask a store for all. Raises SourceError."""
         return []
 
     def look(self, budget: Budget) -> Look:
@@ -87,9 +88,6 @@ class PageSource(Source):
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []
-
-    def listing(self) -> list[str]:
-        return self.warcs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +225,7 @@ class FileSource(TableSource):
         return len(self.files())
 
     def listing(self) -> list[str]:
-        return self.files()
+        return self.files() if has_globs(self.path) else []
 
     ROWS: ClassVar[str] = "rows"
     """What a file holds, for people."""

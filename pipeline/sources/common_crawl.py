@@ -36,7 +36,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import expand, faults, listed, reason, version
+from pipeline.files.inputs import expand, faults, has_globs, listed, reason, version
 from pipeline.records import Decision, DropReason, drop_capture
 from pipeline.sources import PageRange, Paths, RangeSource
 from pipeline.sources._look import Budget, Count, Exactness, Look, spread
@@ -109,7 +109,7 @@ class CommonCrawl(RangeSource):
         return [version(file) for file in self._given()] + lines
 
     def listing(self) -> list[str]:
-        return self.files()
+        return self.files() if self.path_list or has_globs(self.path) else []
 
     def parts(self) -> int:
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""

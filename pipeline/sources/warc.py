@@ -19,7 +19,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import expand, listed, no_damage, reason, version
+from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
 
@@ -55,6 +55,9 @@ class Warc(PageSource):
             files += [self.prefix + line for line in listed(self.resolve(self.path_list), self.name)]
         files = list(dict.fromkeys(files))
         return files[: self.limit] if self.limit else files
+
+    def listing(self) -> list[str]:
+        return self.warcs() if self.path_list or has_globs(self.path) else []
 
     def token(self) -> Any:
         """Path, size and time (or ETag) of each file of `path`, and a digest of the lines of `path_list`.

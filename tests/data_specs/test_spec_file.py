@@ -78,6 +78,11 @@ def test_a_key_that_is_there_twice_is_a_fault_and_not_the_last_one_taken(tmp_pat
     assert _problems(_write(tmp_path, text)) == [f"{said} is there twice in one mapping"]
 
 
+def test_what_several_aliases_stand_for_is_merged(tmp_path: Path) -> None:
+    text = "one: &a {a: 1}\ntwo: &b {b: 2}\nboth:\n  <<: *a\n  <<: *b\n  c: 3\n"
+    assert read(_write(tmp_path, text))["both"] == {"a": 1, "b": 2, "c": 3}
+
+
 def test_a_file_at_a_url_is_read_and_one_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     path = _write(tmp_path, "a: 名\r\nb: 1\r\n")
     assert read(path.as_uri()) == {"a": "名", "b": 1}

@@ -8,6 +8,7 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,3 +101,15 @@ def test_a_name_with_brackets_is_a_name_and_so_is_that_of_a_folder_above(tmp_pat
         expand(("none.csv",), "s", str(folder))
     with pytest.raises(SourceError, match="matches no file"):
         expand(("[x]*.csv",), "s", str(folder))
+
+
+def test_a_glob_needs_no_access_to_a_file_of_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 403, and not 404, about a key that is not there, to whoever may list some prefixes alone."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/denied/1.csv", b"x")
+
+    def exists(path: str, **options: object) -> bool:
+        raise PermissionError("Forbidden")
+
+    monkeypatch.setattr(fs, "exists", exists)
+    assert expand(("memory://denied/*.csv",), "s") == ["memory:///denied/1.csv"]

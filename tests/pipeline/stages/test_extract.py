@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from data_specs.build import BuildSpec
 from pipeline.errors import SourceError
@@ -124,6 +125,29 @@ def test_a_folder_may_grow_at_its_end_while_it_is_read(tmp_path, kind):
     extract.sources_of(build.spec)[0].token()  # another process lists a folder anew
     extract.run_partition(build, second)
     assert build.stage("extract").partitions() == [first, second]
+
+
+@pytest.mark.parametrize(("kind", "times"), [("table", 2), ("warc", 1)])
+def test_to_see_whether_files_came_or_went_no_part_looks_at_those_that_the_spec_names(
+    tmp_path, monkeypatch, kind, times
+):
+    """Each part looked two times more at each of all files, which on a store is a request each."""
+    source, suffix = INPUTS[kind]
+    content = {".csv": b"url,zh\nhttp://a.test/1.jpg,x\n", ".warc.gz": warc(("http://a.test/1", "x"))}
+    named = [f"{name}{suffix}" for name in "ba"]
+    for name in named:
+        (tmp_path / name).write_bytes(content[suffix])
+    build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source, "path": named})
+    first, _ = extract.partitions(build)
+    looked, info = list[str](), LocalFileSystem.info
+
+    def looking(self: LocalFileSystem, path: str, **options: Any) -> Any:
+        looked.append(path.rpartition("/")[2])
+        return info(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "info", looking)
+    extract.run_partition(build, first)
+    assert looked.count(named[1]) == times
 
 
 @pytest.mark.parametrize("kind", INPUTS)
