@@ -68,6 +68,12 @@ def test_one_dense_block_is_a_stamp_and_two_of_them_are_not() -> None:
     assert not alike(image, stamped(image, (40, 330), (200, 100)))
 
 
+@pytest.mark.parametrize("place", [(10, 330), (100, 200)])
+def test_a_stamp_on_a_faint_window_is_looked_at_although_many_cells_differ_at_first(place: tuple[int, int]) -> None:
+    faint = dialog(*WORDS).point(lambda level: 90 + level // 4)  # beside which a white frame is bright
+    assert alike(bordered(faint), stamped(faint, place, size=22), 1)
+
+
 @pytest.mark.parametrize("size", [18, 20])
 def test_a_line_of_small_letters_on_a_framed_copy_is_a_stamp(size: int) -> None:
     dark = ImageOps.invert(dialog(*WORDS))
@@ -83,7 +89,8 @@ def test_a_line_of_small_letters_on_a_framed_copy_is_a_stamp(size: int) -> None:
         (0.005, 0.995, set()),  # less than half a cell off
         (-0.02, 1.02, {0, SIDE - 1}),  # the second picture goes on beyond the first
         (0.02, 0.98, {0, SIDE - 1}),  # and the other way round
-        (-0.04, 0.96, {0, 1, SIDE - 1}),
+        (-0.04, 0.96, {0, 1, 2, SIDE - 1}),  # the third cell reaches over the edge by a part
+        (0.04, 1.04, {0, SIDE - 3, SIDE - 2, SIDE - 1}),
         (-0.06, 1.0, {0, 1, 2}),
     ],
 )

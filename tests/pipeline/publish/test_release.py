@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,21 +67,28 @@ def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run
     assert {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()} == tree
 
 
-@pytest.mark.parametrize("at", ["identities", "manifest.json"])
-def test_a_publish_killed_anywhere_is_finished_by_the_next(
-    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+@contextlib.contextmanager
+def killed_at(file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A block that ends where a file of this name would be written."""
     write = Folder.write
 
     def killed(self: Folder, name: str, data: bytes) -> None:
-        if name == (commit_name(synthetic_build) if at == "identities" else at):
+        if name == file:
             raise KeyboardInterrupt
         write(self, name, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            _publish(synthetic_build, run_stage)
+            yield
+
+
+@pytest.mark.parametrize("at", ["identities", "manifest.json"])
+def test_a_publish_killed_anywhere_is_finished_by_the_next(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    with killed_at(commit_name(synthetic_build) if at == "identities" else at, monkeypatch):
+        _publish(synthetic_build, run_stage)
     assert not (Path(synthetic_build.out) / "shards/manifest.json").exists()
     assert len(_identities(synthetic_build)) == (0 if at == "identities" else 30)
     assert release.publish(synthetic_build).revision == 0
@@ -176,17 +184,8 @@ def test_a_revision_that_was_published_and_not_noted_is_not_given_out_again(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill between the manifest and releases.json, and then a takedown, which withdraws the manifest first."""
-    write = Folder.write
-
-    def killed(self: Folder, name: str, data: bytes) -> None:
-        if name == "releases.json":
-            raise KeyboardInterrupt
-        write(self, name, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            _publish(synthetic_build, run_stage)
+    with killed_at("releases.json", monkeypatch):
+        _publish(synthetic_build, run_stage)
     first = read_manifest(Path(synthetic_build.out) / "shards")
     build_json.note(synthetic_build)
     forget(synthetic_build.store, [synthetic_build], Request(sha256s=[_sha256_of(first, synthetic_build)]))
