@@ -181,7 +181,7 @@ def main() -> int:
     for name, found in shares.items():
         medians = [statistics.median(turn[i] for turn in found) for i in range(len(sizes))]
         print(f"{name}: {', '.join(f'{m:.2f}' for m in medians)} times its share", file=sys.stderr)
-        figures[f"largest_increment_over_its_share_{name}"] = at_most(max(medians[1:]), 1.5)
+        figures[f"largest_increment_over_its_share_{name}"] = at_most(max(medians[1:]), 1.2)
     return report(figures)
 
 
