@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dedup import decided, handed_on
 from pipeline.features import LATER, feature_id
 from pipeline.pictures.hashing import CONTENT
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.stages import _decided, _meetings, lead, meet
+from pipeline.stages import lead, meet
 from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
 from pipeline.store.partitions import FileRef
 from tests.deduped import publish
@@ -24,12 +25,12 @@ from tests.stages import run_stage
 
 def deal_out_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds of any size are dealt out, in runs of a few pairs, and parts of a few entries."""
-    monkeypatch.setattr(_meetings, "FEWEST", 1)
-    monkeypatch.setattr(_meetings, "FEWEST_KEPT", 1)
+    monkeypatch.setattr(handed_on, "FEWEST", 1)
+    monkeypatch.setattr(handed_on, "FEWEST_KEPT", 1)
     monkeypatch.setattr("pipeline.stages.rank.RUN", 8)
     monkeypatch.setattr(meet, "ENTRIES", 100)
     monkeypatch.setattr(lead, "READ", 5)
-    monkeypatch.setattr(_decided, "BLOCK", 2)
+    monkeypatch.setattr(decided, "BLOCK", 2)
 
 
 def texts_of(number: int) -> tuple[str, ...]:

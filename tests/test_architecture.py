@@ -109,7 +109,7 @@ FLOORS = (
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),
-    ("cluster", "report", "web"),
+    ("cluster", "dedup", "report", "web"),
     ("exports", "publish"),
     ("stages", "takedown"),
     ("run",),
@@ -216,7 +216,7 @@ def test_encoders_know_neither_the_method_nor_the_loop():
         "training.run.train",
         "training.data",
         "training.outputs.checkpoint",
-        "training.use.evaluate",
+        "training.evaluation.evaluate",
     }
     for path in modules("training/encoders"):
         assert not above & set(imports(path)), path
@@ -231,6 +231,8 @@ def test_no_module_is_called_like_one_of_the_standard_library():
 
 
 TESTED_ELSEWHERE = {
+    "pipeline/dedup/decided.py": "test_lead.py: what is decided in bulk is what the pass decides",
+    "pipeline/dedup/handed_on.py": "test_meet.py: what is handed on is what meet and lead read",
     "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
     "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",

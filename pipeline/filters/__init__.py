@@ -36,10 +36,6 @@ from pipeline.records import DropReason, Features
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
 """Kinds of running text: longer than texts that name or describe a picture, and judged by other measures."""
 
-OWN_KINDS: frozenset[TextKind] = frozenset({"alt", "caption"})
-"""Kinds that belong to one picture: of these a single term is a whole text, as 正阳门 is."""
-
-
 Number = TypeVar("Number", int, float)
 Threshold = Annotated[
     Annotated[Number, Tag("<number>")] | Annotated[dict[TextKind, Number], Tag("<kinds>")],

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
+from pipeline.dedup.ranked_runs import partitions_of
 from pipeline.filters import last_to_drop, pair_stages
 from pipeline.records import DEDUP_SCHEMA, SCORED_SCHEMA
-from pipeline.stages._runs import partitions_of
 from pipeline.store.build import Build
 from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange

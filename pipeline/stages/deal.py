@@ -1,11 +1,11 @@
 """Stage deal: deals images and texts of each run out by keys, so that stage `meet` can compare them in parallel.
 
-Of what earlier builds kept it makes the pieces that STORE has not got yet (`pipeline.stages._dealt_earlier`): most were
+Of what earlier builds kept it makes the pieces that STORE has not got yet (`pipeline.dedup.dealt_earlier`): most were
 made for builds before this one.
 
 A run becomes flat files: its entries of each key of `pipeline.matching.meetings` and of the band keys of its distinct
 texts, by bucket, what candidates are verified by, and splits, so that `lead` hashes none. A build of fewer than
-`_meetings.FEWEST` pairs over fewer than FEWEST_KEPT images of earlier builds has no partition here, and none in `meet`.
+`handed_on.FEWEST` pairs over fewer than FEWEST_KEPT images of earlier builds has no partition here, and none in `meet`.
 
 Limits: a run is in memory. On disk, at default settings, 2.8 KB per pair, from 2.1 million pairs on 4.5 KB and from 280
 million on 7.8 KB, as keys are more; 0.5 KB per distinct text. Of a pair with details 4.2 KB more, 7.8 KB where 0.7
@@ -22,16 +22,16 @@ import pyarrow as pa
 
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.dedup import handed_on
+from pipeline.dedup.compared_texts import write_texts
+from pipeline.dedup.dealt_earlier import groups, make, pieces_of
+from pipeline.dedup.splits import own_splits
 from pipeline.features import feature_id
 from pipeline.files.digests import digests_of
 from pipeline.matching import text_meetings, text_rows
 from pipeline.matching.holders import images_of
 from pipeline.matching.looks import coarse_of, fine_of
 from pipeline.matching.meetings import Table, by_word
-from pipeline.stages import _meetings
-from pipeline.stages._compared_texts import write_texts
-from pipeline.stages._dealt_earlier import groups, make, pieces_of
-from pipeline.stages._splits import own_splits
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Attempt
@@ -45,11 +45,11 @@ def token(build: Build) -> Any:
 
 def partitions(build: Build) -> list[str]:
     """The runs, and groups of pieces of what earlier builds kept."""
-    keys = _meetings.keys_of(build)
+    keys = handed_on.keys_of(build)
     if not keys:
         return []
     stored = groups(pieces_of(build, keys)) if build.identities else []
-    return [*build.stage("rank").partitions(), *(f"{_meetings.STORED}-{number:05d}" for number in range(len(stored)))]
+    return [*build.stage("rank").partitions(), *(f"{handed_on.STORED}-{number:05d}" for number in range(len(stored)))]
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -57,7 +57,7 @@ def run_partition(build: Build, partition: str) -> None:
 
     Or a group of pieces, which are noted in the record in order.
     """
-    if partition.startswith(_meetings.STORED):
+    if partition.startswith(handed_on.STORED):
         _see_to_pieces(build, partition)
         return
     rank = build.stage("rank")
@@ -73,7 +73,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _see_to_pieces(build: Build, partition: str) -> None:
     """Make the pieces of a group that are not in STORE."""
-    keys = _meetings.keys_of(build)
+    keys = handed_on.keys_of(build)
     own = groups(pieces_of(build, keys))[int(partition.rpartition("-")[2])]
     with build.stage("deal").attempt(partition) as attempt:
         made = [make(build, piece, keys) for piece in own]
@@ -87,20 +87,20 @@ def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> int:
     table = table.take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
     images = images_of(table)
     coarse, fine = coarse_of(images.phash, images.signature), fine_of(images.details)
-    for number, key in enumerate(_meetings.keys_of(build)):
+    for number, key in enumerate(handed_on.keys_of(build)):
         if key.family.fine and not len(images.details):
             continue
         entries, starts = Table.of(key, fine if key.family.fine else coarse)
-        path = attempt.path(_meetings.suffix_of(_meetings.name_of(number)))
-        _meetings.write(path, starts, entries.codes, entries.tones, entries.owner)
+        path = attempt.path(handed_on.suffix_of(handed_on.name_of(number)))
+        handed_on.write(path, starts, entries.codes, entries.tones, entries.owner)
     attempt.path(SIGNATURES).write_bytes(images.signature.tobytes())
     with attempt.path(DETAILS).open("wb") as file:
         images.details.write(file)
     splits = np.array([SPLITS.index(split) for split in own_splits(build.spec, images.sha256)], np.uint8)
-    attempt.path(_meetings.OWN_SPLITS).write_bytes(splits.tobytes())
+    attempt.path(handed_on.OWN_SPLITS).write_bytes(splits.tobytes())
     words = text_meetings.words_of(digests_of(table["sha256"]))
     order, starts = by_word(words)
-    _meetings.write(attempt.path(_meetings.suffix_of(_meetings.BYTES)), starts, words[order], order.astype(np.uint32))
+    handed_on.write(attempt.path(handed_on.suffix_of(handed_on.BYTES)), starts, words[order], order.astype(np.uint32))
     return len(images.details)
 
 
@@ -110,9 +110,9 @@ def _deal_texts(attempt: Attempt, column: pa.ChunkedArray) -> dict[str, int]:
     first, again = text_meetings.distinct(digests_of(flat.field("id")))
     texts = text_rows.read(flat.take(pa.array(first)))
     entries, starts = text_meetings.TextTable.of(texts.sketches.keys)
-    _meetings.write(attempt.path(_meetings.suffix_of(_meetings.TEXTS)), starts, entries.keys, entries.owner)
-    attempt.path(_meetings.AGAIN).write_bytes(again.astype(np.int64).tobytes())
-    write_texts(attempt.path(_meetings.SKETCHES), text_meetings.words_of(texts.ids), texts.sketches, first)
+    handed_on.write(attempt.path(handed_on.suffix_of(handed_on.TEXTS)), starts, entries.keys, entries.owner)
+    attempt.path(handed_on.AGAIN).write_bytes(again.astype(np.int64).tobytes())
+    write_texts(attempt.path(handed_on.SKETCHES), text_meetings.words_of(texts.ids), texts.sketches, first)
     return {"texts": len(flat), "text_entries": len(entries)}
 
 
@@ -121,7 +121,7 @@ STAGE = Stage(
     zh="分桶",
     folder="dealt",
     inputs=("rank",),
-    version=_meetings.VERSION,
+    version=handed_on.VERSION,
     token=token,
     partitions=partitions,
     run=run_partition,
@@ -130,5 +130,5 @@ STAGE = Stage(
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,
-    without=_meetings.without,
+    without=handed_on.without,
 )

@@ -4,7 +4,7 @@
 it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
 other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
 which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
-their split (`pipeline.stages._splits`): copies of one image never straddle two splits. A leader of an earlier build is
+their split (`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is
 never kept again within a generation, so its split cannot change.
 
 Limits: a run is held in memory (`rank.RUN` pairs).
@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec, Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.dedup import ranked_runs
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
 from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
-from pipeline.stages import _runs
 from pipeline.stages._survivors import SPLIT_FILES, split_file
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage
@@ -48,8 +48,8 @@ def partitions(build: Build) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs of each split, sorted by (order_key, candidate_id), and a Decision for each dropped one."""
     lead = build.stage("lead")
-    record = lead.record(_runs.ALL)
-    pairs = _runs.pairs_of(build, partition)
+    record = lead.record(ranked_runs.ALL)
+    pairs = ranked_runs.pairs_of(build, partition)
     verdicts, merged = (lead.table(record, f"{partition}.{what}").combine_chunks() for what in ("verdicts", "merged"))
     reasons = _with_placeholders(pairs, verdicts, lead.table(record, "placeholders.parquet"))
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))

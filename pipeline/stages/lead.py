@@ -5,8 +5,8 @@ Its only partition, "all", is the only step of a build that must go in order. It
 (`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Where much is to
 be compared, the stages `deal` and `meet` have found before, in parallel, which images and texts are like no other one,
 of the build or of what earlier builds kept: these are compared with nothing and not remembered, and pairs of nothing
-else are decided in bulk (`pipeline.stages._decided`). Of what earlier builds kept only what they found is remembered
-then, otherwise all of it (`pipeline.stages._earlier_builds`). Verdicts are spilled by
+else are decided in bulk (`pipeline.dedup.decided`). Of what earlier builds kept only what they found is remembered
+then, otherwise all of it (`pipeline.dedup.earlier_builds`). Verdicts are spilled by
 run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
@@ -15,7 +15,7 @@ leader under more than `placeholder_texts` different primary texts is a placehol
 and remembered in STORE: later builds drop it at sight. Texts are counted within a build; what an earlier build has
 published stays.
 
-Kept pairs get their splits here, by `pipeline.stages._splits`.
+Kept pairs get their splits here, by `pipeline.dedup.splits`.
 
 Limits: a placeholder has taken its place under the caps before it is known as one, and that place is not given back.
 """
@@ -36,14 +36,8 @@ import pyarrow.parquet as pq
 from data_specs.build import Dedup
 from data_specs.folding import normals
 from pipeline import pulse
-from pipeline.features import feature_id
-from pipeline.files.digests import DIGEST, rows_of
-from pipeline.matching import text_rows
-from pipeline.matching.holders import Holders
-from pipeline.matching.leader_pass import BLOCK, LeaderPass
-from pipeline.matching.looks import NO_DETAILS, Details
-from pipeline.stages import _earlier_builds, _meetings, _runs
-from pipeline.stages._decided import (
+from pipeline.dedup import earlier_builds, handed_on, ranked_runs
+from pipeline.dedup.decided import (
     VERDICT_SCHEMA,
     Decided,
     Pairs,
@@ -54,10 +48,16 @@ from pipeline.stages._decided import (
     text_ids,
     verdict_rows,
 )
-from pipeline.stages._overlap import read_ahead, writing_behind
-from pipeline.stages._spill import Rows, Spill
-from pipeline.stages._splits import Placed, Splits
-from pipeline.stages._taken_texts import TakenTexts
+from pipeline.dedup.overlap import read_ahead, writing_behind
+from pipeline.dedup.spill import Rows, Spill
+from pipeline.dedup.splits import Placed, Splits
+from pipeline.dedup.taken_texts import TakenTexts
+from pipeline.features import feature_id
+from pipeline.files.digests import DIGEST, rows_of
+from pipeline.matching import text_rows
+from pipeline.matching.holders import Holders
+from pipeline.matching.leader_pass import BLOCK, LeaderPass
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     DETAILS,
@@ -96,7 +96,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    return [_runs.ALL]
+    return [ranked_runs.ALL]
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -111,7 +111,7 @@ def run_partition(build: Build, partition: str) -> None:
         build.stage("lead").attempt(partition) as attempt,
     ):
         pulse.expect(pairs)
-        alone = _meetings.Alone(build, files)
+        alone = handed_on.Alone(build, files)
         earlier = _learn_earlier(build, memory, alone) if build.identities else {}
         leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities) and not alone.known)
         counts = _Sequence(build, attempt, runs, leader_pass, splits, alone).run()
@@ -120,16 +120,16 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit(counted, info)
 
 
-def _learn_earlier(build: Build, holders: Holders, alone: _meetings.Alone) -> dict[str, int]:
+def _learn_earlier(build: Build, holders: Holders, alone: handed_on.Alone) -> dict[str, int]:
     """Enter what the builds that this one reads have kept; returns counts, "earlier" of all images that they kept."""
     rules, features, splits = build.spec.dedup, feature_id(), build.spec.shards.apart == "texts"
     if alone.known:
         domains = _column(build.stage("rank"), "domain") if rules.max_pairs_per_domain else iter(())
-        return _earlier_builds.learn_met(holders, build, alone.earlier(), features, domains, splits=splits)
+        return earlier_builds.learn_met(holders, build, alone.earlier(), features, domains, splits=splits)
     identities, names, dataset = Identities(build.store), build.identities, build.spec.name
     columns = _column(build.stage("rank"), "sketches.list.element.keys")
     keys = (text_rows.keys_of(column.flatten().field("keys")) for column in columns)
-    images = _earlier_builds.learn(holders, identities, names, dataset, rules, features, keys, splits=splits)
+    images = earlier_builds.learn(holders, identities, names, dataset, rules, features, keys, splits=splits)
     return {"earlier": images}
 
 
@@ -189,7 +189,7 @@ class _Sequence:
         runs: list[Record],
         leader_pass: LeaderPass,
         splits: Splits,
-        alone: _meetings.Alone,
+        alone: handed_on.Alone,
     ) -> None:
         self._build, self._attempt, self._runs, self._pass, self._splits = build, attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
@@ -203,7 +203,7 @@ class _Sequence:
         size = READ if alone.known else BLOCK
         with _Files(self._attempt, self._rules, self._splits.texts_apart) as files:
             with writing_behind() as later:
-                for table, run_of_row in read_ahead(_runs.merged(self._stage, self._runs, size, without=without)):
+                for table, run_of_row in read_ahead(ranked_runs.merged(self._stage, self._runs, size, without=without)):
                     pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
                     free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
                     decided = decide(pairs, self._pass, free)

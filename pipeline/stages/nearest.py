@@ -28,10 +28,10 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from pipeline import pulse
 from pipeline.actors import Actors
+from pipeline.dedup.ranked_runs import Keys, merged
+from pipeline.dedup.spill import Rows, Spill
 from pipeline.files.digests import digests_of, hexed
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, joined, millionths, resolved
-from pipeline.stages._runs import Keys, merged
-from pipeline.stages._spill import Rows, Spill
 from pipeline.stages._vectors import ALL, KEPT_SCHEMA, NEAR_SCHEMA, RANK, codes_in
 from pipeline.store.build import Build
 from pipeline.store.identities import SEMANTIC, Identities, Published

@@ -2,10 +2,10 @@
 
 Pairs rank by (larger image, candidate_id). In a build that begins a generation, what builds of the last one kept ranks
 before that, in the order of those builds: with the same spec the same pairs are kept again, as a pair that was dropped
-was dropped for one that ranks before it. Each partition is a run (`pipeline.stages._runs`): neighbouring partitions
-of filter, up to RUN pairs. It holds the columns that the leader pass reads: hashes, signatures, and the id and sketch
-of each text, so that the one pass that must go in order (`pipeline.stages.lead`) does nothing that can be done in
-parallel.
+was dropped for one that ranks before it. Each partition is a run (`pipeline.dedup.ranked_runs`): neighbouring
+partitions of filter, up to RUN pairs. It holds the columns that the leader pass reads: hashes, signatures, and the id
+and sketch of each text, so that the one pass that must go in order (`pipeline.stages.lead`) does nothing that can be
+done in parallel.
 
 Limits: a new generation reads the ids of all that the last one kept once per run.
 """
@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 
 from data_specs.folding import normals
 from pipeline import pulse
+from pipeline.dedup.ranked_runs import KEPT_BY, RUN_SCHEMA, kept_by, pairs_of, run_name, sorted_by_rank
 from pipeline.files.digests import column_of, digests_of, unhex
 from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
-from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, kept_by, pairs_of, run_name, sorted_by_rank
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Stage, StageFile

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import PAIR_SCORE, SPLITS
+from pipeline.dedup.ranked_runs import kept_by
 from pipeline.files.digests import column_of, unhex
 from pipeline.matching.semantic import Codes, codes_of
 from pipeline.stages._model_runner import model_values
-from pipeline.stages._runs import kept_by
 from pipeline.stages._survivors import primary_texts, survivors_in
 from pipeline.stages._towers import models_of
 from pipeline.stages._vectors import RANK, VECTOR_SCHEMA, codes_column

@@ -3,7 +3,7 @@
     identity/<build>.<digest>.json                  one small record: the commit
     identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
     dealt/<build>.<digest>/                         what follows from a commit, by keys: made where it is needed, and
-                                                    deleted with its commit (`pipeline.stages._dealt_earlier`)
+                                                    deleted with its commit (`pipeline.dedup.dealt_earlier`)
 
 The files are those that the build's leader pass wrote by rank (`pipeline.stages.lead`): publishing copies them, and who
 reads them takes them in batches, column by column. They hold enough to match against, not enough to read a text.

@@ -269,14 +269,15 @@ def serve_stage(folder: Path, name: str, side: str, workers: int, snapshot: str)
 
 def _build(folder: Path, side: str, snapshot: str) -> Any:
     from data_specs.build import BuildSpec
-    from pipeline.stages import STAGES, _meetings
+    from pipeline.dedup import handed_on
+    from pipeline.stages import STAGES
     from pipeline.store.build import Build
     from pipeline.store.identities import Identities
     from pipeline.store.store import Store
 
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
     spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
-    _meetings.FEWEST = 0 if side == "parallel" else 1 << 60
+    handed_on.FEWEST = 0 if side == "parallel" else 1 << 60
     build = Build(
         stages=STAGES,
         spec=spec,

@@ -66,7 +66,7 @@ def measured(folder: Path, run: Path, count: int, rounds: int) -> tuple[dict[str
     from training.use.dataset_source import DatasetSource
     from training.use.embedding import _rows_at_once
     from training.use.indexing import Inputs, embed_index
-    from training.use.load import load
+    from training.weights.load import load
 
     loaded = load(run, "cpu")
     inputs = Inputs(data=(str(folder / "shards"),), cache=str(folder / "cache"))

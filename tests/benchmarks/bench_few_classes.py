@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from training.encoders import cnn_regions
+from training.evaluation.benchmarks import open_benchmark
 from training.outputs.checkpoint import TOWERS, open_checkpoint
 from training.records import Batch
 from training.resolve import resolve
 from training.run.train import fit
-from training.use.benchmarks import open_benchmark
 from training.use.embed import text_features
-from training.use.load import load
+from training.weights.load import load
 
 ARMS = {"masked": "masked", "none": "negatives", "positives": "positives"}
 

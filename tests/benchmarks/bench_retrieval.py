@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from harness import at_most, quick, report
 
-from training.use.hits import Captions, Features
-from training.use.retrieval import figures, rank
+from training.evaluation.hits import Captions, Features
+from training.evaluation.retrieval import figures, rank
 
 EACH, ROWS, TILE = 5, 1_000, 1_024
 

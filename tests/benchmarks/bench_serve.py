@@ -256,7 +256,7 @@ def beside_infinity(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
     if not (INFINITY / "bin" / "infinity_emb").exists():
         print("infinity is not installed (--install-infinity): its figures are left out", file=sys.stderr)
         return {}
-    from training.use.two_towers import import_transformers
+    from training.weights.two_towers import import_transformers
 
     model = small_clip(folder / "clip")
     import_transformers(model, folder / "imported")

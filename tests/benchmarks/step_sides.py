@@ -269,7 +269,7 @@ def serve_ladder(recipe: str, pairs: int, rounds: int) -> None:
 
 def serve_loss(recipe: str, pairs: int) -> None:
     """Answer the loss of the release and of ours in compat, same weights, dropout 0, batch norms in eval."""
-    from training.use.released import slots_of
+    from training.weights.released import slots_of
 
     torch.set_num_threads(THREADS)
     keep_memory()

@@ -250,10 +250,10 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
 
 
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
+    from training.evaluation.evaluate import evaluate_retrieval
     from training.outputs import checkpoint
     from training.resolve import resolve
     from training.run.train import fit
-    from training.use.evaluate import evaluate_retrieval
 
     result = fit(resolve("tiny", []), [str(place.data)], tmp_path / "run", cache=tmp_path / "index")
     opened = checkpoint.open_checkpoint(Path(result.checkpoint))

@@ -250,7 +250,9 @@ def make_model() -> Callable[..., BriVL]:
     return tiny_model
 
 
-def moved_checkpoint(folder: Path, *overrides: str, detector: str = "", tokenizer: str = "gb2312") -> Path:
+def moved_checkpoint(
+    folder: Path, *overrides: str, detector: str = "", tokenizer: str = "gb2312", seed: int = 0
+) -> Path:
     """A tiny model with random weights, whose key towers are no copies of the query towers, as a run leaves it."""
     import torch
 
@@ -260,7 +262,7 @@ def moved_checkpoint(folder: Path, *overrides: str, detector: str = "", tokenize
     from training.resolve import resolve
     from training.run.optimizer import build_optimizer
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = resolve("tiny", overrides)
     model = BriVL(config)
     with torch.no_grad():

@@ -19,6 +19,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("encoders", "resolve"),
     ("data", "moco"),
     ("outputs",),
+    ("weights",),
+    ("evaluation",),
     ("use",),
     ("run",),
     ("captions", "serve"),
@@ -26,8 +28,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__", "study"),
 )
-"""From the ground up: cli -> commands -> {captions, serve} -> run -> use -> outputs -> {data, moco} -> encoders ->
-{method, towers} -> config.
+"""From the ground up: cli -> commands -> {captions, serve} -> run -> use -> evaluation -> weights -> outputs ->
+{data, moco} -> encoders -> {method, towers} -> config.
 
 `study` is a program of its own: nothing imports it."""
 

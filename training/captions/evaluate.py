@@ -36,7 +36,7 @@ from training.errors import InputError
 from training.outputs.whole import INDEX
 from training.towers.layers import present
 from training.use.embed import text_features
-from training.use.load import BATCH, Boxes, Loaded, load
+from training.weights.load import BATCH, Boxes, Loaded, load
 
 LOG = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from data_specs.shard import SPLITS, Split
 from training.data.index import Dataset, Row, default_cache, open_dataset
 from training.data.loader import Loader, Share
 from training.errors import ConfigError, InputError
+from training.evaluation.benchmarks import is_benchmark
+from training.evaluation.packed import packed
 from training.outputs.whole import whole_folder
 from training.records import Batch
-from training.use.benchmarks import is_benchmark
-from training.use.load import BATCH, Loaded
-from training.use.packed import packed
+from training.weights.load import BATCH, Loaded
 
 if TYPE_CHECKING:
     from torch import Tensor

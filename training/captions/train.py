@@ -36,7 +36,7 @@ from training.outputs.journal import Journal
 from training.outputs.whole import writing_to
 from training.run.footprint import used_memory
 from training.run.launch import Leave, owned, terminated
-from training.use.load import Loaded, load
+from training.weights.load import Loaded, load
 
 LOG = logging.getLogger(__name__)
 

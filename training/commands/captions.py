@@ -9,12 +9,12 @@ from typing import Any
 
 from training.commands.options import add_beams, add_data, add_detector, add_json, add_regions, add_shared, beams, path
 from training.errors import ConfigError
-from training.use.benchmarks import BENCHMARKS
+from training.evaluation.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
 
 CAPTIONING = "captioning"
-"""The task of `eval` that is none of training/use/tasks: its checkpoints are a captioner's (training/captions)."""
+"""The task of `eval` that is none of training/evaluation/tasks: its checkpoints are captioners (training/captions)."""
 
 
 def add_fit_captioner(commands: Any) -> None:
@@ -83,7 +83,7 @@ def add_caption(commands: Any) -> None:
 
 def _caption(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.captions.evaluate import caption_files
-    from training.use.file_regions import read_regions
+    from training.evaluation.file_regions import read_regions
 
     files = arguments.images
     boxes = read_regions(arguments.regions, files) if arguments.regions else [None] * len(files)

@@ -11,7 +11,7 @@ from data_specs.shard import SPLITS
 from training.commands.options import add_detector, add_regions, add_shared, path
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError
-from training.use.benchmarks import is_benchmark
+from training.evaluation.benchmarks import is_benchmark
 
 LOG = logging.getLogger("training")
 
@@ -108,8 +108,8 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     of_benchmark = _of_benchmark(arguments)
     if arguments.out.suffix == ".parquet" and not (of_benchmark or arguments.jsonl):
         return _into_parquet(arguments)
+    from training.evaluation.evaluate import split_of_dataset
     from training.use import embed
-    from training.use.evaluate import split_of_dataset
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     split = arguments.split or "val"
@@ -182,7 +182,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _inputs(arguments: argparse.Namespace, *, distinct: bool) -> Any:
-    from training.use.evaluate import split_of_dataset
+    from training.evaluation.evaluate import split_of_dataset
     from training.use.indexing import Inputs
 
     split = arguments.split or ("" if arguments.index is not None else "val")

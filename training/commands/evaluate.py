@@ -10,10 +10,10 @@ from data_specs.shard import SPLITS
 from training.commands.captions import CAPTIONING, eval_captioning
 from training.commands.options import add_beams, add_data, add_detector, add_shared, path
 from training.errors import ConfigError
-from training.use.benchmarks import BENCHMARKS
-from training.use.labelled import KINDS as LABELLED
-from training.use.labelled_boxes import KINDS as BOXED
-from training.use.tasks import MIN_SCORE, NEIGHBOURS, TASKS
+from training.evaluation.benchmarks import BENCHMARKS
+from training.evaluation.labelled import KINDS as LABELLED
+from training.evaluation.labelled_boxes import KINDS as BOXED
+from training.evaluation.tasks import MIN_SCORE, NEIGHBOURS, TASKS
 
 LOG = logging.getLogger("training")
 
@@ -105,8 +105,8 @@ def _add_classes(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.labelled import Source
-    from training.use.tasks import Request, task
+    from training.evaluation.labelled import Source
+    from training.evaluation.tasks import Request, task
 
     if arguments.task == CAPTIONING:
         return eval_captioning(arguments)
@@ -131,7 +131,7 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     for line in asked.summary(result):
         LOG.info("%s", line)
     if arguments.report is not None:
-        from training.use.page import add_result
+        from training.evaluation.page import add_result
 
         page = add_result(arguments.report, result)
         LOG.info("page: %s", page)
@@ -161,7 +161,7 @@ def add_calibrate(commands: Any) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.calibrate import calibrate
+    from training.evaluation.calibrate import calibrate
 
     if arguments.images < 2:
         raise ConfigError("--images", f"{arguments.images} images have no unrelated pair; give at least 2")

@@ -81,7 +81,7 @@ def add_import(commands: Any) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.released import import_brivl
+    from training.weights.released import import_brivl
 
     read = import_brivl(arguments.file, arguments.out)
     LOG.info(
@@ -106,7 +106,7 @@ def add_import_transformers(commands: Any) -> None:
 
 
 def _import_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.two_towers import import_transformers, is_two_towers
+    from training.weights.two_towers import import_transformers, is_two_towers
 
     if not is_two_towers(arguments.folder):
         raise ConfigError(str(arguments.folder), "no folder of transformers with two towers known here (config.json)")

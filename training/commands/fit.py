@@ -12,7 +12,7 @@ from data_specs.shard import ContractError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config
 from training.errors import TrainingError
-from training.use.benchmarks import BENCHMARKS
+from training.evaluation.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
 
@@ -68,7 +68,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     taken, begin = list[str](), None
     if arguments.init is not None:
         from training.outputs.checkpoint import TOWERS, open_checkpoint
-        from training.use.two_towers import is_two_towers, overrides_of
+        from training.weights.two_towers import is_two_towers, overrides_of
 
         if is_two_towers(arguments.init):
             taken = overrides_of(arguments.init)
@@ -109,8 +109,8 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: Path) -> None:
     """Calibrate a run's last checkpoint, unless an earlier call has; without one a checkpoint is as good."""
+    from training.evaluation.calibrate import calibrate
     from training.outputs.checkpoint import open_checkpoint
-    from training.use.calibrate import calibrate
 
     opened = open_checkpoint(checkpoint)
     if opened.background() is not None:

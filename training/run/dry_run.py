@@ -29,9 +29,9 @@ def dry_run(
 ) -> dict[str, Any]:
     """Parameters, operations, memory and time of a run, and `lines` that say them. Raises what `fit` raises."""
     from training.data.index import open_dataset
+    from training.evaluation.packed import packed
     from training.run.setup import steps_of
     from training.run.train import fit
-    from training.use.packed import packed
 
     device = device_of(config.run.device)
     samples = len(open_dataset(packed(data, "train", cache), "train", detector=config.data.detector, cache=cache))

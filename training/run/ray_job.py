@@ -36,8 +36,8 @@ from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.embedding import Done
 from training.use.indexing import Job, Run, Task, write_parts
-from training.use.load import Loaded
 from training.use.sources import Source, Unit
+from training.weights.load import Loaded
 
 _RESULT = "fit.json"
 _ROOM_S = 25

@@ -17,7 +17,7 @@ from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.run.optimizer import schedule, warmup_samples
-from training.use.two_towers import is_two_towers
+from training.weights.two_towers import is_two_towers
 
 LOG = logging.getLogger(__name__)
 

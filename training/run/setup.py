@@ -24,6 +24,7 @@ from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
 from training.data.tokenizer import Tokenizer, load_tokenizer
 from training.errors import ConfigError, RunError
+from training.evaluation.packed import packed
 from training.method import distributed
 from training.moco import BriVL
 from training.outputs import checkpoint
@@ -31,8 +32,7 @@ from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
 from training.run.resume import check_length, check_same, log_changes
-from training.use.packed import packed
-from training.use.two_towers import fill, is_two_towers
+from training.weights.two_towers import fill, is_two_towers
 
 LOG = logging.getLogger(__name__)
 

@@ -30,6 +30,8 @@ from torch import Tensor
 from training.config import Config
 from training.device import device_of, exact_float32, keep_memory
 from training.errors import RunError
+from training.evaluation.evaluate import embed, retrieval
+from training.evaluation.retrieval import Retrieval
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
@@ -45,8 +47,6 @@ from training.run.launch import Leave, LeaveSignal, ending_with_parent, process_
 from training.run.resume import flat, obeying
 from training.run.setup import Setup, set_up
 from training.run.step import Step, Stepper
-from training.use.evaluate import embed, retrieval
-from training.use.retrieval import Retrieval
 
 MAX_NON_FINITE = 10
 """Non-finite steps in a row after which the run stops."""

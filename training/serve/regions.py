@@ -19,7 +19,7 @@ from pathlib import Path
 from training.errors import RunError
 from training.serve.refusals import overloaded
 from training.use.detector import Detecting, choose
-from training.use.load import Boxes
+from training.weights.load import Boxes
 
 _KEPT = 1_000
 

@@ -24,7 +24,7 @@ from training.serve.model import Kind, Model
 from training.serve.options import MOST_PICTURES, Options
 from training.serve.refusals import bad_request, overloaded
 from training.serve.towers import Features, Picture, Reader, Tokens, Towers, sides
-from training.use.load import Boxes
+from training.weights.load import Boxes
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from training.data.index import default_cache
 from training.data.transforms import FORMATS, UnreadableImage, decode, grid_boxes, input_boxes, prepare, square
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
-from training.use.load import Boxes, Loaded, load, open_sized
+from training.weights.load import Boxes, Loaded, load, open_sized
 
 if TYPE_CHECKING:
     from training.config import Config

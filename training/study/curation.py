@@ -35,10 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.evaluation.hits import Captions
+from training.evaluation.retrieval import figures, rank
 from training.study.corpus import Corpus, Ids, Pictures
 from training.study.trial import one_thread
-from training.use.hits import Captions
-from training.use.retrieval import figures, rank
 
 BATCH, TEMPERATURE, RATE = 256, 0.07, 2e-3
 

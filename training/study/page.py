@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import InputError
+from training.evaluation import page
 from training.study import regions
 from training.study.arms import BASES, Arm
 from training.study.charts import Series, curves, forest
@@ -23,7 +24,6 @@ from training.study.drawings import NAMES, Part, raster, read_emoji
 from training.study.results import CLAIMS, HEADLINES, Figures, Words, gather, judge, r1, statement
 from training.study.runs import Study, drawings_of, load_corpus, tarballs_of
 from training.study.trial import SMALL_GALLERY
-from training.use import page
 
 _TEMPLATES = (Path(__file__).parent, Path(page.__file__).with_name("templates"))
 """The page's own, and those of the page of evaluations, whose switches of language and theme it has too."""

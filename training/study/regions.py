@@ -38,6 +38,8 @@ from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.order import Order
 from training.data.tokenizer import CLS, PAD, SEP, UNK, load_tokenizer
+from training.evaluation.hits import Clusters
+from training.evaluation.retrieval import figures, rank
 from training.records import Batch
 from training.study.arms import Arm, config_of
 from training.study.corpus import Input, cell_boxes
@@ -47,8 +49,6 @@ from training.study.results import Words
 from training.study.scenes import Source
 from training.study.trial import TwoTowers, one_thread
 from training.towers.layers import present
-from training.use.hits import Clusters
-from training.use.retrieval import figures, rank
 
 LOG = logging.getLogger("wenlan.study")
 

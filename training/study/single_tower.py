@@ -23,12 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import Config
 from training.data.order import seed_of
+from training.evaluation.hits import Features
 from training.records import Batch
 from training.run.optimizer import batch_factor, schedule
 from training.study.corpus import Corpus, Gallery
 from training.study.features import CHANNELS
 from training.towers.layers import EncoderLayer, masked_mean, present
-from training.use.hits import Features
 
 LAYERS = 3
 """So that its parameters are about as many as the two towers'."""

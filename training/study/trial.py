@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from training.config import Config
 from training.data.order import seed_of
+from training.evaluation.hits import Captions, Features
+from training.evaluation.retrieval import figures, rank
 from training.moco import BriVL
 from training.records import Batch
 from training.run.accumulate import backward
@@ -38,8 +40,6 @@ from training.run.flops import Meter, forward_flops
 from training.run.optimizer import batch_factor, build_optimizer, schedule
 from training.study.arms import BASE, Arm, config_of
 from training.study.corpus import Corpus, Gallery, Input, Stream
-from training.use.hits import Captions, Features
-from training.use.retrieval import figures, rank
 
 POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Shares of N at which a run is measured, beside where equal compute ends: a measurement takes as long as 100 steps."""

@@ -1,1 +1,1 @@
-"""Uses of a checkpoint: evaluation, embedding, export, released weights."""
+"""Uses of a checkpoint: embedding, search indexes, export."""

@@ -6,8 +6,8 @@
 is its command line with the model type `wenlan` added; `--model` names a checkpoint or a run's folder, `--pretrained`
 the towers (query or key). `load_wenlan` is what it calls, `loader(model_name, pretrained, cache_dir, device)`.
 
-Its retrieval hits are ours of a benchmark (training/use/benchmarks.py): any caption of the image, or the image. Only
-the words differ: its `image_retrieval_recall` is text -> image.
+Its retrieval hits are ours of a benchmark (evaluation/benchmarks.py): any caption of the image, or the image. Only the
+words differ: its `image_retrieval_recall` is text -> image.
 
 One tensor per image passes through it, so an image travels with its boxes as one row of bytes. They are the grid's, or
 made on the way by a detector: `wenlan.clip_benchmark(words, detector="proposals")`, for towers trained on its boxes.
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.errors import ConfigError
-from training.use.load import Boxes, Loaded, load
+from training.weights.load import Boxes, Loaded, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from training.data.index_cache import GRID
 from training.errors import ConfigError, RunError
-from training.use.load import Boxes
+from training.weights.load import Boxes
 
 _ENDS_S = 60.0
 """Seconds that the end of the detectors' processes is waited for."""

@@ -29,13 +29,13 @@ from training.data.index_cache import GRID
 from training.data.released_rows import Broken, ReleasedRow, read_rows
 from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
+from training.evaluation import evaluate
+from training.evaluation.evaluate import embed
+from training.evaluation.file_regions import read_regions
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
-from training.use import evaluate
 from training.use.arrays import read_arrays
-from training.use.evaluate import embed
-from training.use.file_regions import read_regions
-from training.use.load import BATCH, Boxes, Loaded, load
+from training.weights.load import BATCH, Boxes, Loaded, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ def embed_benchmark(
     """
     import torch
 
-    from training.use import chinese_clip
+    from training.evaluation import chinese_clip
 
     benchmark = evaluate.named_benchmark(data, split)
     if benchmark is None:

@@ -33,8 +33,8 @@ from training.data.slots import Slots, room
 from training.data.transforms import UnreadableImage
 from training.records import Batch
 from training.use.detector import Detector, InEachProcess
-from training.use.load import Boxes, Loaded, Opened
 from training.use.sources import Entry, MixedSource, Source, Unit
+from training.weights.load import Boxes, Loaded, Opened
 
 if TYPE_CHECKING:
     from torch import Tensor

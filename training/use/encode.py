@@ -20,7 +20,7 @@ import numpy.typing as npt
 from training.data.transforms import UnreadableImage
 from training.errors import InputError
 from training.use.embed import Image, image_features, text_features
-from training.use.load import Boxes, Loaded, load
+from training.weights.load import Boxes, Loaded, load
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -36,8 +36,8 @@ from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
-from training.use.load import Loaded, load
-from training.use.transformers_folder import export_transformers
+from training.weights.load import Loaded, load
+from training.weights.transformers_folder import export_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def _about(opened: Checkpoint) -> dict[str, str]:
 def _export_released(path: Path, out: Path) -> dict[str, Any]:
     import torch
 
-    from training.use.released import to_released
+    from training.weights.released import to_released
 
     with naming_older(path):
         learnable = to_released(open_checkpoint(path))

@@ -45,8 +45,8 @@ from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose
 from training.use.embedding import Done, Part, embed_units
-from training.use.load import Loaded, load
 from training.use.sources import MixedSource, PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
+from training.weights.load import Loaded, load
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.errors import ConfigError, first_line
+from training.evaluation.evaluate import Embeddings, retrieval, split_of_dataset
 from training.outputs.whole import whole_file
-from training.use.evaluate import Embeddings, retrieval, split_of_dataset
-from training.use.load import BATCH, Loaded
+from training.weights.load import BATCH, Loaded
 
 if TYPE_CHECKING:
     from training.records import Batch

@@ -157,7 +157,7 @@ def _of_image(index: SearchIndex, image: Path, asked: Asked) -> npt.NDArray[np.f
 
 
 def _loaded(index: SearchIndex, asked: Asked) -> Any:
-    from training.use.load import load
+    from training.weights.load import load
 
     assert asked.checkpoint is not None
     loaded = load(asked.checkpoint, asked.device)

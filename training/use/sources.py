@@ -32,8 +32,8 @@ import pyarrow as pa
 
 from training.data.released_rows import Broken, ReleasedRow, parse_row
 from training.errors import InputError
-from training.use.file_regions import RegionTable
-from training.use.load import Boxes
+from training.evaluation.file_regions import RegionTable
+from training.weights.load import Boxes
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """Suffixes of the files of a folder that are pictures; what is in them is seen when they are read."""

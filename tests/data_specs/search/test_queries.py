@@ -36,7 +36,7 @@ def index(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_text_has_the_vector_of_the_checkpoint(exported: Exported, index: Path) -> None:
     from training.use.embed import text_features
-    from training.use.load import load
+    from training.weights.load import load
 
     loaded, query = load(exported.checkpoint, "cpu"), TextQuery.open(index)
     expected = text_features(loaded, TEXTS).numpy()
@@ -55,7 +55,7 @@ def test_a_text_has_the_vector_of_the_checkpoint(exported: Exported, index: Path
 def test_a_picture_has_the_vector_of_the_checkpoint(exported: Exported, index: Path) -> None:
     from training.data.transforms import input_boxes
     from training.use.embed import image_features
-    from training.use.load import load
+    from training.weights.load import load
 
     loaded, tower = load(exported.checkpoint, "cpu"), PictureTower.open(exported.folder / "m.image.onnx", threads=1)
     files = [(f"{n}", encoded(Image.fromarray(picture), "png")) for n, picture in enumerate(PICTURES)]

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from data_specs.shard import canonical_json
+from pipeline.dedup import dealt_earlier, handed_on
+from pipeline.dedup.ranked_runs import pairs_of
 from pipeline.matching.sketches import bands
-from pipeline.stages import _dealt_earlier, _meetings, deal, meet
-from pipeline.stages._runs import pairs_of
+from pipeline.stages import deal, meet
 from pipeline.store.identities import DETAILS, Identities
 from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS
@@ -40,7 +41,7 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     build = filtered.make(tmp_path, shown, parts=4)
     run_stage(build, "rank", "deal", "meet")
     files, starts, name = ExitStack(), 0, {one.url: one for one in shown}
-    alone = _meetings.Alone(build, files)
+    alone = handed_on.Alone(build, files)
     pictures, every = [one.picture for one in shown], [text for one in shown for text in one.texts]
     for number, record in enumerate(build.stage("rank").records()):
         rows = build.stage("rank").table(record)
@@ -59,10 +60,10 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     assert starts == 40
     files.close()
     bytes_of = [one.sha256 for one in shown]
-    met = [r for r in build.stage("meet").records() if _meetings.Part.named(r.partition).what == _meetings.BYTES]
+    met = [r for r in build.stage("meet").records() if handed_on.Part.named(r.partition).what == handed_on.BYTES]
     assert sum(r.counts["found"] for r in met) == sum(bytes_of.count(own) > 1 for own in bytes_of) > 0
     parts = meet.partitions(build)
-    assert len(parts) > len(_meetings.keys_of(build)) + 1, "keys are cut into parts"
+    assert len(parts) > len(handed_on.keys_of(build)) + 1, "keys are cut into parts"
 
 
 def test_verdicts_are_those_of_a_pass_that_compares_all(tmp_path: Path, filtered: Any) -> None:
@@ -71,7 +72,7 @@ def test_verdicts_are_those_of_a_pass_that_compares_all(tmp_path: Path, filtered
     run_stage(build, "rank", "deal", "meet")
     expected = filtered.make(tmp_path / "without", shown, parts=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_meetings, "FEWEST", 1_000)
+        patch.setattr(handed_on, "FEWEST", 1_000)
         run_stage(expected, "rank", "deal", "meet")
         assert expected.stage("meet").partitions() == []
     assert after(build) == after(expected)
@@ -90,7 +91,7 @@ def test_pictures_are_found_by_their_details_in_runs_with_and_without_them(tmp_p
     with_details = {bool(record.counts["detailed"]) for record in build.stage("deal").records()}
     assert with_details == {True, False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_meetings, "FEWEST", 1_000)
+        patch.setattr(handed_on, "FEWEST", 1_000)
         run_stage(expected, "rank", "deal", "meet")
     kept, decided = after(build)
     assert (kept, decided) == after(expected)
@@ -112,7 +113,7 @@ def test_pairs_that_are_alone_stand_in_order_among_the_others_and_under_the_cap_
     for fewest in (1, 1_000):
         build = filtered.make(tmp_path / str(fewest), shown, parts=3, dedup={"max_pairs_per_domain": cap})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_meetings, "FEWEST", fewest)
+            patch.setattr(handed_on, "FEWEST", fewest)
             run_stage(build, "rank", "deal", "meet")
             kept, dropped = after(build)
         decided.append((kept, dropped, [ref.sha256 for ref in handed(build)]))
@@ -131,7 +132,7 @@ def test_what_lead_has_read_is_not_made_again_and_a_takedown_leaves_nothing(tmp_
     run_stage(other, "rank", "deal", "meet")
     for stage in (other.stage("deal"), other.stage("meet")):
         record = stage.records()[0]
-        _meetings.without(type("Rewrite", (), {"stage": stage, "record": record})())
+        handed_on.without(type("Rewrite", (), {"stage": stage, "record": record})())
         stage.sweep()
         assert (stage.partitions(), stage.committable(), stage.finished()) == ([], [], True)
     assert after(other)[0] == after(filtered.make(tmp_path / "third", shown_of(filtered, 12), parts=2))[0]
@@ -147,7 +148,7 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
     for partition in meet.partitions(build)[::2]:
         stage.delete_record(partition)
     with ExitStack() as files:
-        assert not _meetings.Alone(build, files).known
+        assert not handed_on.Alone(build, files).known
     assert run_stage(build, "meet") == meet.partitions(build)[::2]
     assert {record.partition: record.files["found.bin"].sha256 for record in stage.records()} == found
 
@@ -155,13 +156,14 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
 KILLED = """
 import os, pickle, signal, sys
 from pipeline.files.arrays import ArrayWriter
-from pipeline.stages import _dealt_earlier, _meetings, meet, rank
+from pipeline.dedup import dealt_earlier, handed_on
+from pipeline.stages import meet, rank
 from pipeline.store.partitions import Attempt
 from tests.places import ROOT
 from tests.stages import run_stage
 
 build, stage, files = pickle.loads(sys.stdin.buffer.read())
-_meetings.FEWEST, _meetings.FEWEST_KEPT, rank.RUN, meet.ENTRIES, _dealt_earlier.PIECE = 1, 1, 8, 100, 6
+handed_on.FEWEST, handed_on.FEWEST_KEPT, rank.RUN, meet.ENTRIES, dealt_earlier.PIECE = 1, 1, 8, 100, 6
 path = Attempt.path
 
 def killing(attempt, suffix, final=""):
@@ -190,7 +192,7 @@ run_stage(build, "rank", "deal", "meet", "lead")
 def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with_the_same_bytes(
     tmp_path: Path, filtered: Any, earlier: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dealt_earlier, "PIECE", 6)
+    monkeypatch.setattr(dealt_earlier, "PIECE", 6)
     shown = shown_of(filtered, 40)
     if earlier:  # twenty of the pictures were kept before, of other pages
         for folder in ("killed", "whole"):
@@ -256,7 +258,7 @@ def test_a_finished_build_asks_for_no_commit_that_is_gone(tmp_path: Path, filter
     build = filtered.make(tmp_path, shown_of(filtered, 6), snapshot="2026-02-02")
     run_stage(build, "rank", "lead")
     Identities(build.store).withdraw(first.build_id)
-    _meetings._kept_earlier.cache_clear()
+    handed_on._kept_earlier.cache_clear()
     assert deal.partitions(build) == meet.partitions(build) == []
 
 

@@ -12,7 +12,7 @@ import torch
 
 from training.captions.regions import open_captioned
 from training.errors import ConfigError, InputError
-from training.use.load import Loaded, load
+from training.weights.load import Loaded, load
 
 MakeShards = Callable[..., Path]
 

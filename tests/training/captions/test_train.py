@@ -18,7 +18,7 @@ from training.errors import CheckpointError, ConfigError, RunError
 from training.outputs.checkpoint import latest
 from training.outputs.journal import read_metrics
 from training.use.embed import embed_files
-from training.use.load import load
+from training.weights.load import load
 
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
 

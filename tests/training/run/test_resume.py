@@ -19,7 +19,7 @@ from training.outputs.journal import read_metrics
 from training.resolve import resolve
 from training.run import setup
 from training.run.train import fit
-from training.use.load import load
+from training.weights.load import load
 
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]

@@ -37,7 +37,7 @@ from training.serve.options import Options
 from training.serve.server import listen, make_server
 from training.serve.service import Service
 from training.serve.towers import Features, TorchTowers, Towers
-from training.use.load import load
+from training.weights.load import load
 
 COLOURS = {"红": (200, 30, 30), "绿": (30, 170, 40), "蓝": (30, 60, 210), "黄": (230, 210, 40), "紫": (130, 40, 160)}
 

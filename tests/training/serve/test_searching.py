@@ -19,7 +19,7 @@ from tests.training.serve.test_embeddings import data_uri, error
 from training.serve.galleries import Galleries, Upload
 from training.serve.service import Service
 from training.serve.towers import TorchTowers
-from training.use.load import load
+from training.weights.load import load
 
 
 def search(server: Server, **body: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_a_box_is_searched_by_itself_alone_and_by_its_crop(server: Server, tiny:
 
     from training.data.transforms import decode
     from training.use.encode import open_encoder
-    from training.use.load import load
+    from training.weights.load import load
 
     box = [10, 6, 40, 30]
     loaded, encoder = load(tiny, "cpu"), open_encoder(tiny, "cpu")

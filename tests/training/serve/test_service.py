@@ -11,7 +11,7 @@ import pytest
 from training.serve.options import Options
 from training.serve.service import Service
 from training.serve.towers import TorchTowers
-from training.use.load import load
+from training.weights.load import load
 
 
 def test_a_request_whose_client_leaves_as_its_thread_ends_is_given_up(tiny: Path) -> None:

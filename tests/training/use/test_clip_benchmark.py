@@ -23,10 +23,10 @@ from pipeline.store.store import Store
 from tests.places import ROOT
 from tests.processes import Forks
 from training.errors import ConfigError
+from training.evaluation.evaluate import evaluate_retrieval
+from training.evaluation.file_regions import RegionTable
 from training.use.clip_benchmark import load_wenlan
 from training.use.encode import open_encoder
-from training.use.evaluate import evaluate_retrieval
-from training.use.file_regions import RegionTable
 
 IMAGES, EACH = 24, 2
 

@@ -17,8 +17,8 @@ from training.records import Batch
 from training.use import embedding
 from training.use.embedding import Part, embed_units, workers_for
 from training.use.encode import open_encoder
-from training.use.load import Loaded, load
 from training.use.sources import PictureSource, TextSource
+from training.weights.load import Loaded, load
 
 
 @pytest.fixture(scope="module")

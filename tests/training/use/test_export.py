@@ -23,7 +23,7 @@ from training.records import Batch
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.export import export
-from training.use.load import load
+from training.weights.load import load
 
 runtime = pytest.importorskip("onnxruntime")
 

@@ -29,7 +29,7 @@ from training import cli
 from training.use.embedding import embed_units
 from training.use.encode import open_encoder
 from training.use.indexing import Inputs, embed_index, embed_parquet
-from training.use.load import load
+from training.weights.load import load
 
 MakeShards = Callable[..., Path]
 Run = Callable[..., tuple[int, dict[str, Any], str]]

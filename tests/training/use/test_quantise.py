@@ -10,8 +10,8 @@ import pytest
 
 from tests.exported import Exported
 from training import cli
-from training.use.load import load
 from training.use.quantise import quantise_text
+from training.weights.load import load
 
 pytest.importorskip("onnxscript")
 runtime = pytest.importorskip("onnxruntime")

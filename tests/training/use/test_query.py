@@ -15,7 +15,7 @@ from tests.drawn import picture
 from tests.indexed import table
 from training import cli
 from training.use.embed import image_features, text_features
-from training.use.load import load
+from training.weights.load import load
 
 CAPTIONS = ["一只猫", "红烧肉", "故宫的雪景", "一只狗"]
 

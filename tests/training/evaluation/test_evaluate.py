@@ -1,0 +1,241 @@
+"""Evaluation of a checkpoint: what stands in train apart, benchmarks by every form, query and key towers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.synthetic import encode
+from training import cli
+from training.data.tokenizer import load_tokenizer
+from training.evaluation.benchmarks import Picture
+from training.evaluation.evaluate import evaluate_retrieval, picture_features, summary
+from training.evaluation.retrieval import KS
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
+from training.use.embed import embed_data
+from training.weights.load import load
+
+MakeShards = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
+    return checkpoint_with_moved_keys
+
+
+def share(manifest: Path, texts: range, images: range) -> None:
+    """Let these val samples have the text leader, or the image leader, of a train sample: a second text's at that."""
+    root = manifest.parent
+    train = pq.read_table(root / "train-000000.parquet").to_pylist()
+    table = pq.read_table(root / "val-000000.parquet")
+    rows = table.to_pylist()
+    for i in texts:
+        rows[i]["texts"][0]["text_leader"] = train[i]["texts"][1]["text_leader"]
+    for i in images:
+        rows[i]["image_leader"] = train[i]["image_leader"]
+    path = root / "val-000000.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    described = json.loads(manifest.read_bytes())
+    [shard] = [shard for shard in described["shards"] if shard["split"] == "val"]
+    shard["parquet"] |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    manifest.write_text(json.dumps(described))
+
+
+def expected(features: dict[str, torch.Tensor], asks: np.ndarray) -> dict[str, list[float]]:
+    """Recalls by brute force, in float64, of the queries that ask."""
+    image, text = (features[f"{name}_features"].numpy().astype(np.float64) for name in ("image", "text"))
+    hits = np.zeros((len(image), len(text)), bool)
+    for name in ("image_ids", "text_ids"):
+        hits |= np.equal.outer(features[name].numpy(), features[name].numpy())
+    found = {}
+    for direction, similar, of in (("i2t", image @ text.T, hits), ("t2i", text @ image.T, hits.T)):
+        best = np.where(of, similar, -np.inf).max(1, keepdims=True)
+        ranks = (1 + (~of & (similar >= best)).sum(1))[asks]
+        found[direction] = [float((ranks <= k).mean()) for k in KS]
+    return found
+
+
+def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
+    make_shards: MakeShards, checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = make_shards(train=(12, 9), val=(20,))
+    share(manifest, texts=range(5), images=range(3, 9))
+    result = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    assert result["in_train"] == {"images": 6, "texts": 5, "either": 9}
+    assert result["headline"] == "unseen"
+    assert (result["samples"], result["seen"]["samples"], result["unseen"]["samples"]) == (20, 9, 11)
+    embed_data(checkpoint, [str(manifest)], "val", tmp_path / "f.safetensors")
+    features = load_file(tmp_path / "f.safetensors")
+    seen = np.arange(20) < 9
+    for part, asks in ((result, seen | True), (result["seen"], seen), (result["unseen"], ~seen)):
+        for direction, recalls in expected(features, asks).items():
+            assert [part[direction][f"r{k}"] for k in KS] == pytest.approx(recalls)
+            assert part[direction]["queries"] == asks.sum()
+            assert part[direction]["chance_r10"] == pytest.approx(0.5), "all 20 candidates, whoever asks"
+    lines = summary(result)
+    assert "9 of 20 pairs stand in train (image leader of 6, text leader of 5)" in lines[1]
+    assert [line.partition(":")[0] for line in lines[2:-1]] == [
+        f"{part}{direction}"
+        for part in ("unseen", "seen in train", "all")
+        for direction in (", image -> text", ", text -> image", "")
+    ]
+
+
+def test_where_all_queries_stand_in_train_they_are_the_headline(make_shards: MakeShards, checkpoint: Path) -> None:
+    manifest = make_shards(train=(12,), val=(6,))
+    share(manifest, texts=range(6), images=range(0))
+    result = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    assert (result["headline"], result["unseen"]) == ("all", {"samples": 0})
+    assert "no unseen query is left" in "\n".join(summary(result))
+
+
+def test_without_a_train_split_it_is_unknown(make_shards: MakeShards, checkpoint: Path) -> None:
+    manifest = make_shards(train=(), val=(6,))
+    tar = str(manifest.parent / "val-000000.tar")
+    for data in ([str(manifest)], [tar], [f"{tar}@2"]):
+        result = evaluate_retrieval(checkpoint, data, "val")
+        assert (result["in_train"], result["seen"], result["unseen"], result["headline"]) == (None, None, None, "all")
+        assert "unknown" in summary(result)[1]
+        assert result["samples"] == 6
+
+
+def test_the_protocol_names_data_candidates_and_checkpoint(make_shards: MakeShards, checkpoint: Path) -> None:
+    manifest = make_shards(train=(12,), val=(6,))
+    protocol = evaluate_retrieval(checkpoint, [str(manifest)], "val")["protocol"]
+    digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
+    assert (protocol["checkpoint"], protocol["images"], protocol["texts"]) == (digest, 6, 6)
+    assert protocol["line"] == (
+        f"{manifest}, val: 6 images, 6 texts; a hit has the same image leader or text leader; "
+        f"query towers of {digest[:12]}"
+    )
+
+
+def test_key_towers_are_those_that_the_run_averaged(
+    make_shards: MakeShards, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same as a checkpoint whose query trunks are the key towers."""
+    manifest = make_shards(train=(12,), val=(30,))
+    found = evaluate_retrieval(checkpoint, [str(manifest)], "val", towers="key")
+    query = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    config = resolve("tiny")
+    model = BriVL(config)
+    for file in ("towers", "key_towers"):
+        model.load_state_dict(load_file(checkpoint / f"{file}.safetensors"), strict=False)
+    model.image_query.trunk.load_state_dict(model.image_key.state_dict())
+    model.text_query.trunk.load_state_dict(model.text_key.state_dict())
+    state, tokenizer = RunState(1, 8, 0, (), (), ""), load_tokenizer("gb2312")
+    swapped = save(tmp_path / "run", model, build_optimizer(model, config.optim), config, tokenizer, state, 1)
+    other = evaluate_retrieval(swapped, [str(manifest)], "val")
+    assert (found["i2t"], found["t2i"]) == (other["i2t"], other["t2i"])
+    assert (found["i2t"], found["t2i"]) != (query["i2t"], query["t2i"])
+    assert (found["protocol"]["towers"], query["protocol"]["towers"]) == ("key", "query")
+
+    clip = resolve("tiny", ["moco.objective=clip"])
+    alone = BriVL(clip)
+    without = save(tmp_path / "clip", alone, build_optimizer(alone, clip.optim), clip, tokenizer, state, 1)
+    words = ["eval", str(without), "--data", str(manifest), "--task", "retrieval", "--towers", "key"]
+    assert cli.main(words) == 2
+    assert "has no key towers (objective clip)" in capsys.readouterr().err
+
+
+def pictures(folder: Path) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"第{i}张图\n{i}号图片\n", encoding="utf-8")
+    return paths
+
+
+def test_a_benchmark_is_evaluated_by_its_captions(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = pictures(tmp_path / "images")
+    data = f"folder:{tmp_path / 'images'}"
+    words = ["eval", str(checkpoint), "--data", data, "--task", "retrieval", "--json"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["samples"], result["corrupt"], result["headline"], result["in_train"]) == (6, 0, "all", None)
+    assert (result["i2t"]["queries"], result["t2i"]["queries"]) == (6, 12)
+    assert result["i2t"]["chance_r1"] == pytest.approx(2 / 12)
+    assert result["t2i"]["chance_r1"] == pytest.approx(1 / 6)
+    line = "folder:images, all: 6 images, 12 texts; a hit is a caption of the image; every caption is a query; query"
+    assert line in printed.err
+
+    paths[2].write_bytes(b"\x89PNG")  # left out with its two captions, and the others are as they were
+    result = evaluate_retrieval(checkpoint, [data], "val")
+    assert (result["samples"], result["corrupt"], result["t2i"]["queries"]) == (5, 1, 10)
+
+
+def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_path: Path) -> None:
+    """By brute force over what `embed` makes of the same files and texts."""
+    from training.use.embed import embed_files
+
+    paths = pictures(tmp_path / "images")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(p.with_suffix(".txt").read_text("utf-8") for p in paths), encoding="utf-8")
+    embed_files(checkpoint, [str(p) for p in paths], None, texts, tmp_path / "f.safetensors")
+    features = load_file(tmp_path / "f.safetensors")
+    similar = features["image_features"].double() @ features["text_features"].double().T
+    own = torch.arange(12)[None] // 2 == torch.arange(6)[:, None]
+    best = similar.masked_fill(~own, -9).amax(1, keepdim=True)
+    result = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'images'}"], "val")
+    for direction, ranks in (
+        ("i2t", 1 + ((similar >= best) & ~own).sum(1)),
+        ("t2i", 1 + ((similar.T[own.T][:, None] <= similar.T) & ~own.T).sum(1)),
+    ):
+        assert [result[direction][f"r{k}"] for k in KS] == pytest.approx(
+            [float((ranks <= k).double().mean()) for k in KS]
+        )
+        assert result[direction]["median_rank"] == float(np.median(ranks.numpy()))
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "code", "message"),
+    [
+        (["folder:{tmp}", "x.tar"], [], 2, "is a benchmark; it is evaluated alone"),
+        (["{tmp}/manifest.json"], ["--split", "test"], 2, "a dataset has no test split; it has train, dev, val"),
+        (["aic-icc:{tmp}"], ["--split", "test"], 2, "aic-icc has no test split"),
+        (["aic-icc:{tmp}/none"], [], 1, "no such file or folder"),
+        (["muge:{tmp}"], [], 1, "holds no valid_imgs.tsv"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    data: list[str],
+    more: list[str],
+    code: int,
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: list[Any] = [part.format(tmp=tmp_path) for part in data]
+    assert cli.main(["eval", str(checkpoint), "--data", *given, "--task", "retrieval", *more]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_picture_that_stands_twice_in_a_benchmark_moves_no_other(checkpoint: Path) -> None:
+    loaded = load(checkpoint, "cpu")
+    pictures = [Picture(name, encode("png", ord(name), (48, 40))) for name in "abac"]
+    broken = [Picture(name, b"nothing") for name in "bd"]
+    features_ND, row_of, corrupt = picture_features(loaded, [*broken, *pictures, *broken], "some")
+    assert (len(features_ND), set(row_of), corrupt) == (3, set("abc"), {"d"})
+    for picture in pictures:
+        alone_1D, _, _ = picture_features(loaded, [picture], "one")
+        assert np.allclose(features_ND[row_of[picture.id]], alone_1D[0], atol=1e-5), picture.id

@@ -1,0 +1,137 @@
+"""Labelled images: folders, tars, labels of a dataset, lists of classes; what is none is one line that says where."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.training.evaluation.conftest import CLASSES
+from training.errors import ConfigError, InputError
+from training.evaluation.labelled import Source, open_labelled, read_classes, read_labels
+
+
+def test_folders_of_classes_with_and_without_splits(folder: Path) -> None:
+    found = open_labelled(Source((f"classes:{folder}",)), "val", "")
+    assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
+    assert [one.names for one in found.classes] == [tuple(names) for names in CLASSES.values()], "of classes.json"
+    items = list(found.items())
+    assert [found.classes[item.label].key for item in items] == [item.picture.id.split("/")[1] for item in items]
+    alone = open_labelled(Source((f"classes:{folder / 'train'}",)), "val", "")
+    assert (alone.split, alone.splits) == ("all", ())
+    assert [one.names for one in alone.classes] == [(key,) for key in sorted(CLASSES)], "the folders' names"
+    assert len(list(alone.items())) == 48
+
+
+def test_a_listed_class_without_images_is_a_candidate(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text(
+        "".join(f"{key}\t{names[0]}\n" for key, names in CLASSES.items()) + "fish\t鱼、鱼儿\n"
+    )
+    found = open_labelled(Source((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
+    assert [one.key for one in found.classes] == [*CLASSES, "fish"]
+    assert found.classes[-1].names == ("鱼", "鱼儿")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.txt", "mountain\t山\nwater\t山,水\n", "'mountain' and 'water' are both called '山'"),
+        ("c.txt", "mountain\nmountain\n", "twice"),
+        ("c.txt", "mountain\t\nwater\n", "line 1: a tab, but no name"),
+        ("c.txt", "mountain\n", "lists 1 classes"),
+        ("c.json", "[1]", "no object"),
+        ("c.json", '{"mountain": [], "water": "水"}', "class 'mountain': no name"),
+        ("c.json", "{", "not JSON"),
+    ],
+)
+def test_a_list_of_classes_that_is_none_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_classes(tmp_path / name)
+
+
+def test_folders_that_no_class_has_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("mountain\nwater\n", encoding="utf-8")
+    with pytest.raises(InputError, match="2 labels are no class of the list, the first 'bird'"):
+        open_labelled(Source((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
+
+
+def tars(place: Path, members: list[tuple[str, bytes]], names: str = "山\n水\n") -> Source:
+    (place / "test").mkdir()
+    (place / "test" / "nshards.txt").write_text("1\n")
+    (place / "classnames.txt").write_text(names, encoding="utf-8")
+    with tarfile.open(place / "test" / "0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return Source((f"wds:{place}",))
+
+
+def test_tars_with_cls_members(tmp_path: Path) -> None:
+    members = [("a.jpg", b"1"), ("a.cls", b"1"), ("b.cls", b"0"), ("b.webp", b"2"), ("c.txt", b"x"), ("d.jpg", b"3")]
+    found = open_labelled(tars(tmp_path, members), "test", "")
+    items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
+    assert items == [("0/a", b"1", 1), ("0/b", b"2", 0)], "a sample without an image or a label is passed over"
+    with pytest.raises(ConfigError, match=r"has no val split .* it has test"):
+        open_labelled(Source((f"wds:{tmp_path}",)), "val", "")
+
+
+@pytest.mark.parametrize(
+    ("members", "names", "message"),
+    [
+        ([("a.jpg", b"1"), ("a.cls", b"2")], "山\n水\n", "0.tar: a: label 2, but there are 2 classes"),
+        ([("a.jpg", b"1"), ("a.cls", b"x")], "山\n水\n", "a.cls: no number of a class"),
+        ([("a.jpg", b"1")], "山\n\n水\n", "classnames.txt:line 2: no name; labels are counted by lines"),
+    ],
+)
+def test_tars_that_are_none(members: list[tuple[str, bytes]], names: str, message: str, tmp_path: Path) -> None:
+    source = tars(tmp_path, members, names)
+    with pytest.raises(InputError, match=message):
+        list(open_labelled(source, "test", "").items())
+
+
+def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
+    source = tars(tmp_path, [("a.jpg", b"1" * 5000), ("a.cls", b"1")])
+    tar = tmp_path / "test" / "0.tar"
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
+        list(open_labelled(source, "test", "").items())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.jsonl", '{"key": "a"}', "line 1: no"),
+        ("l.jsonl", '{"key": "a", "label": true}', "line 1: no key with a label"),
+        ("l.jsonl", '{"key": "a", "label": "x"}\n{"key": "a", "label": "y"}', "line 2: a second label of a"),
+        ("l.jsonl", "", "no label in it"),
+        ("l.csv", "id,label\na,b\n", "does not name the columns key and label"),
+        ("l.parquet", "none", "no Parquet file with the columns"),
+    ],
+)
+def test_labels_that_are_none_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_labels(tmp_path / name)
+
+
+def test_numbers_may_be_labels_and_keys_without_a_sample_are_no_fault(
+    make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = make_shards(train=(4,), val=(3,))
+    keys = pq.read_table(manifest.parent / "val-000000.parquet")["key"].to_pylist()
+    pq.write_table(pa.table({"key": [*keys, "other"], "label": [3, 7, 3, 9]}), tmp_path / "l.parquet")
+    found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.parquet"), "val", "grid")
+    assert [one.key for one in found.classes] == ["3", "7", "9"]
+    assert [item.label for item in found.items()] == [0, 1, 0]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps({"key": k, "label": k}) + "\n" for k in "ab"))
+    found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.jsonl"), "val", "grid")
+    with pytest.raises(InputError, match="has no label of a sample in the val split"):
+        list(found.items())

@@ -1,0 +1,117 @@
+"""Caption sets as training data: packed once, dev images held out by their bytes, read as any tar."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data.index import open_dataset
+from training.errors import ConfigError, InputError
+from training.evaluation.packed import DEV_EVERY, packed
+
+IMAGES = 60
+
+
+def picture(number: int, kind: str = "JPEG") -> bytes:
+    data = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((48, 40), Image.Resampling.NEAREST).save(data, kind)
+    return data.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixty pictures with two captions each, in three formats; the last two are the same picture."""
+    root = tmp_path / "set"
+    root.mkdir()
+    for number in range(IMAGES):
+        suffix, kind = (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))[number % 3]
+        (root / f"{number:02d}.{suffix}").write_bytes(picture(number, kind))
+        (root / f"{number:02d}.txt").write_text(f"第{number}张图\n又一句{number}\n", encoding="utf-8")
+    (root / "58.webp").unlink(missing_ok=True)
+    (root / "58.png").unlink(missing_ok=True)
+    (root / "58.jpg").write_bytes((root / "57.jpg").read_bytes())
+    return root
+
+
+def rows(data: list[str], cache: Path) -> dict[str, tuple[str, ...]]:
+    """The captions of each image, by its sha256."""
+    dataset = open_dataset(data, "train", cache=cache)
+    found = [dataset.row(number) for number in range(len(dataset))]
+    assert all(len(dataset.image(row)) == row.image_size for row in found)
+    return {row.image_leader: tuple(text.text for text in row.texts) for row in found}
+
+
+def test_every_image_is_in_train_or_in_dev_with_its_captions(folder: Path, tmp_path: Path) -> None:
+    data, cache = [f"folder:{folder}"], tmp_path / "cache"
+    train, dev = rows(packed(data, "train", cache), cache), rows(packed(data, "dev", cache), cache)
+    assert len(train) + len(dev) == IMAGES - 1, "two are the same picture, and on one side"
+    assert not train.keys() & dev.keys()
+    assert 0 < len(dev) < 3 * IMAGES / DEV_EVERY
+    first = {captions[0] for captions in (*train.values(), *dev.values())} - {"第57张图", "第58张图"}
+    assert first == {f"第{number}张图" for number in range(IMAGES) if number not in (57, 58)}
+    assert all(len(captions) == 2 for captions in train.values())
+    assert len(rows(packed(data, "val", cache), cache)) == IMAGES - 1, "it has one split: all of it"
+
+
+def test_a_set_is_packed_once_wherever_it_lies_and_anew_when_it_has_changed(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    [first] = packed([f"folder:{folder}"], "train", cache)
+    made = Path(first).stat().st_mtime_ns
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert packed([f"folder:{moved}"], "train", cache) == [first]
+    assert Path(first).stat().st_mtime_ns == made
+    (moved / "00.txt").write_text("第0张画\n又一句0\n", encoding="utf-8")
+    assert packed([f"folder:{moved}"], "train", cache) != [first]
+
+
+def test_other_data_stays_as_it_is_and_plain_tars_are_no_dev_split(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    [tar] = packed([f"folder:{folder}"], "train", cache)
+    manifest = "s3://bucket/manifest.json@2"
+    assert packed([manifest, tar, f"folder:{folder}@3"], "train", cache) == [manifest, tar, f"{tar}@3"]
+    [first, dev] = packed([manifest, tar, f"folder:{folder}"], "dev", cache)
+    assert (first, dev) == (manifest, tar.replace("-train.tar", "-dev.tar"))
+
+
+def test_a_set_without_a_dev_image_has_no_dev_split(tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    root.mkdir()
+    (root / "a.jpg").write_bytes(picture(1))
+    (root / "a.txt").write_text("一张图\n", encoding="utf-8")
+    assert len(packed([f"folder:{root}"], "train", tmp_path / "cache")) == 1
+    assert packed([f"folder:{root}"], "dev", tmp_path / "cache") == []
+
+
+def test_what_no_reader_knows_is_left_out_and_a_set_of_nothing_else_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "bitmaps"
+    root.mkdir()
+    (root / "a.bmp").write_bytes(picture(1, "BMP"))
+    (root / "a.txt").write_text("一张图\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"no image with a caption in the train split"):
+        packed([f"folder:{root}"], "train", tmp_path / "cache")
+    assert "a.bmp: neither JPEG, PNG nor WebP" in caplog.text
+    assert not list((tmp_path / "cache" / "sets").glob("*.tar"))
+
+
+def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for split in ("train", "test"):
+        for number, name in enumerate(("猫", "狗")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(2):
+                (root / split / name / f"{i}.jpg").write_bytes(picture(10 * number + i))
+    data, cache = [f"classes:{root}"], tmp_path / "cache"
+    [tar] = packed(data, "test", cache)
+    assert sorted(rows([tar], cache).values()) == [("狗",), ("狗",), ("猫",), ("猫",)]
+    with tarfile.open(tar) as opened:
+        assert {member.mtime for member in opened} == {0}
+    with pytest.raises(ConfigError, match=r"has no val split; it has test, train"):
+        packed(data, "val", cache)

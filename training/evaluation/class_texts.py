@@ -1,0 +1,77 @@
+"""Class names as sentences: the texts by which a class is known to the text tower.
+
+A class's vector is the mean of the unit features of each of its names in each of the templates, made a unit again: that
+of CLIP (arXiv 2103.00020, section 3.1.4). The templates are our own: what somebody writes under a picture in Chinese,
+the bare name among them. A file has others, one per line, with {} or clip_benchmark's {c} where the name goes.
+
+Limits: measure words and the like follow no class; a set whose names need them brings its own templates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.errors import InputError
+from training.evaluation.evaluate import text_rows
+from training.evaluation.hits import Features
+from training.evaluation.labelled import ClassName
+from training.weights.load import Loaded
+
+TEMPLATES = (
+    "{}",
+    "{}实拍",
+    "文章配图：{}",
+    "这里拍到的是{}",
+    "画面中心是{}",
+    "手机随手拍下的{}",
+    "从近处看的{}",
+    "画出来的{}",
+    "一眼就能看出是{}",
+    "说到{}，大概就是这个样子",
+    "介绍{}的那一页上的插图",
+    "找了很久才拍到的{}",
+)
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """Templates of a file, one per line. Raises InputError naming a line without a place for the name."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(str(file), f"cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8'})") from None
+    return checked(str(file), [line for line in lines if line])
+
+
+def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """The same templates. Raises InputError where one has no place for the name, or there is none."""
+    for template in templates:
+        if "{}" not in template and "{c}" not in template:
+            raise InputError(where, f"template {template!r} has no {{}} for the name of the class")
+    if not templates:
+        raise InputError(where, "no template in it")
+    return tuple(templates)
+
+
+def digest(templates: Sequence[str]) -> str:
+    """sha256 in hex of the templates, one per line: two results with the same one were asked in the same words."""
+    return hashlib.sha256("\n".join(templates).encode()).hexdigest()
+
+
+def fill(template: str, name: str) -> str:
+    """The text of a class's name in a template."""
+    return template.replace("{c}", "{}").replace("{}", name)
+
+
+def class_features(loaded: Loaded, classes: Sequence[ClassName], templates: Sequence[str]) -> Features:
+    """Unit vectors [C, D] of classes."""
+    texts = [[fill(template, name) for name in one.names for template in templates] for one in classes]
+    text_MD = text_rows(loaded, [text for of_class in texts for text in of_class]).astype(np.float64)
+    ends = np.cumsum([len(of_class) for of_class in texts])
+    means_CD = np.stack([part_TD.mean(0) for part_TD in np.split(text_MD, ends[:-1])])
+    lengths_C1 = np.linalg.norm(means_CD, axis=1, keepdims=True)
+    # A class whose texts cancel out has no direction, and stays zero: it is never the best.
+    return (means_CD / np.where(lengths_C1 > 0, lengths_C1, 1)).astype(np.float32)

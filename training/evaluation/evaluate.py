@@ -1,0 +1,505 @@
+"""Evaluation of a checkpoint: retrieval over a dataset's split or over a public benchmark.
+
+    a dataset's split    pairs; a hit shares the image leader or the text leader (near-copies are no mistakes)
+    a benchmark          images with captions (training/evaluation/benchmarks.py); every caption is a query
+
+A dataset's splits hold image clusters apart, not texts, unless its spec says so (`shards.apart`): a held-out pair may
+have a caption that stands in the train split too. So its figures are given three times: over all queries, over those
+whose image leader or text leader stands in train (`seen`), and over the others (`unseen`), which is the headline. The
+candidates are the same each time. Plain tars have no train split: there, and of a benchmark, this is unknown.
+
+Every result says by which protocol it was measured.
+
+Limits: what a checkpoint saw before, in the weights of its backbones or in an earlier dataset, is not known here. The
+leaders of every train shard are read, which takes as long as opening the dataset for a training does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_specs.shard import SPLITS, ContractError, Split
+from training.data.index import open_dataset
+from training.data.index_cache import GRID
+from training.data.transforms import UnreadableImage
+from training.errors import ConfigError, InputError
+from training.evaluation.benchmarks import Benchmark, Caption, Picture, is_benchmark, open_benchmark
+from training.evaluation.file_regions import RegionTable
+from training.evaluation.hits import Captions, Clusters, Features, Hits, Ids, Mask
+from training.evaluation.retrieval import KS, Ranks, Retrieval, figures, rank
+from training.outputs.whole import INDEX
+from training.weights.load import BATCH, Loaded, Towers, load
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.moco import BriVL
+    from training.records import Batch
+    from training.towers.tower import Modality
+
+LOG = logging.getLogger(__name__)
+
+MANY_SHARDS = 100
+"""Train shards above which the log says that they are read: each one's leaders, by its index."""
+
+MOST_SCORED = 20_000
+"""Matching pairs of a benchmark whose scores are summed up."""
+
+SAID_EVERY = 1_000
+"""Images of a benchmark after which the log says how many are done."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Features of N samples: unit rows [N, D], the ids that say which of them are hits of each other, and their own."""
+
+    image_ND: Features
+    text_ND: Features
+    image_ids_N: Ids
+    text_ids_N: Ids
+    sample_ids_N: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the figures of a retrieval were made of, for who wants to look at single queries.
+
+    image_names, text_names: of the rows: ids of a benchmark's pictures and its captions, sample ids of a dataset.
+    headline_N: of a dataset, the pairs whose queries make the headline.
+    """
+
+    image_ND: Features
+    text_MD: Features
+    hits: Hits
+    ranks: Ranks
+    image_names: Sequence[str]
+    text_names: Sequence[str]
+    headline_N: Mask | None = None
+
+
+Look = Callable[[Measured], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a result was measured. `checkpoint`: sha256 of its index, which names the sha256 of each of its files."""
+
+    data: str
+    split: str
+    images: int
+    texts: int
+    hit: str
+    towers: Towers
+    checkpoint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and all of them as one `line`."""
+        return {**{name: getattr(self, name) for name in self.__slots__}, "line": str(self)}
+
+    def __str__(self) -> str:
+        candidates = f"{self.images:,} images, {self.texts:,} texts"
+        return f"{self.data}, {self.split}: {candidates}; {self.hit}; {self.towers} towers of {self.checkpoint[:12]}"
+
+
+def evaluate_retrieval(
+    path: Path,
+    data: Sequence[str],
+    split: str,
+    *,
+    detector: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
+    towers: Towers = "query",
+    regions: Path | None = None,
+    look: Look | None = None,
+) -> dict[str, Any]:
+    """Retrieval figures of a checkpoint, as `wenlan-train eval --json` prints them.
+
+    detector: whose regions of a dataset, by default those that the checkpoint was trained with. regions: boxes of a
+    benchmark's images by their sha256, a file or a folder (training/evaluation/file_regions.py). look: is called with
+    what was measured, before it is freed.
+
+    `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
+    "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
+    (samples 0 alone where there are none). `in_train`: of how many images, of how many texts, and of how many pairs
+    (either) the leader stands in train. `scores`: calibrated scores of matching pairs, None without a background.
+
+    Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device, usage).
+    """
+    benchmark = named_benchmark(data, split)
+    of_data = None if benchmark is not None else split_of_dataset(split)
+    if regions is not None and benchmark is None:
+        raise ConfigError("--regions", "are boxes of a benchmark's images; a dataset has its own, see --detector")
+    loaded = load(path, device, towers)
+    if of_data is None:
+        assert benchmark is not None
+        return _on_benchmark(loaded, benchmark, towers, regions, look)
+    loader = loaded.split_loader(data, of_data, cache, detector)
+    embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
+    hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
+    ranks = rank(embeddings.image_ND, embeddings.text_ND, hits, loaded.device)
+    protocol = Protocol(
+        " ".join(data),
+        split,
+        len(embeddings.image_ND),
+        len(embeddings.text_ND),
+        "a hit has the same image leader or text leader",
+        towers,
+        checkpoint_digest(loaded),
+    )
+    in_train = stands_in_train(data, of_data, embeddings.image_ids_N, embeddings.text_ids_N, cache)
+    if look is not None:
+        names = [str(number) for number in embeddings.sample_ids_N]
+        asks_N = None if in_train is None or np.logical_or(*in_train).all() else ~np.logical_or(*in_train)
+        look(Measured(embeddings.image_ND, embeddings.text_ND, hits, ranks, names, names, asks_N))
+    about = _about(loaded, protocol, loader.corrupt, detector)
+    about["scores"] = _scores(loaded, towers, np.einsum("nd,nd->n", embeddings.image_ND, embeddings.text_ND))
+    return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(in_train, ranks)}
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Lines for people about a result of `evaluate_retrieval`, the headline first."""
+    lines = [str(result["protocol"]["line"])]
+    if result["in_train"] is None:
+        lines.append("whether queries stand in a train split is unknown: there is none beside this data")
+    else:
+        counts = result["in_train"]
+        lines.append(
+            f"{counts['either']} of {result['protocol']['images']} pairs stand in train "
+            f"(image leader of {counts['images']}, text leader of {counts['texts']})"
+        )
+        if result["headline"] == "all":
+            lines.append("no unseen query is left: the figures are those of all queries")
+    parts = [("all", result)]
+    if result["in_train"] is not None:
+        seen = ("seen in train", result["seen"])
+        parts = [("unseen", result["unseen"]), seen, *parts] if result["headline"] == "unseen" else [*parts, seen]
+    for name, of_part in parts:
+        if of_part["samples"]:
+            lines += [f"{name}, {words}: {_described(of_part[d])}" for d, words in DIRECTIONS]
+            mean, bounds = of_part["mean_recall"], of_part["mean_recall_interval"]
+            lines.append(f"{name}: mean recall {_share(mean)} {_span(bounds)}, {of_part['samples']:,} images")
+    return [*lines, _described_scores(result)]
+
+
+def _described_scores(result: Mapping[str, Any]) -> str:
+    scores = result["scores"]
+    if scores is not None:
+        return (
+            f"scores: half of {scores['pairs']:,} matching pairs have a cosine above {scores['median_cosine']:.3f}, "
+            f"which is above {_share(scores['median_score'])} of the background; "
+            f"{_share(scores['above_0.99'])} are above 99% of it"
+        )
+    if result["protocol"]["towers"] == "key":
+        return "scores: cosines alone; a background is that of the query towers"
+    how = f"wenlan-train calibrate {result['checkpoint']} --data TRAIN"
+    return f"scores: cosines alone, as this checkpoint has no background to measure them against; add it by {how}"
+
+
+DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))
+
+
+def _described(direction: Mapping[str, Any]) -> str:
+    recalls = [
+        f"R@{k} {_share(direction[f'r{k}'])} {_span(direction[f'r{k}_interval'])} "
+        f"(chance {_share(direction[f'chance_r{k}'])})"
+        for k in KS
+    ]
+    return f"{', '.join(recalls)}, median rank {direction['median_rank']:.0f} of {direction['queries']:,} queries"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _span(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def retrieval(embeddings: Embeddings) -> Retrieval:
+    """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
+    hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
+    return figures(rank(embeddings.image_ND, embeddings.text_ND, hits))
+
+
+def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "") -> dict[str, Any]:
+    return {
+        "task": "retrieval",
+        "split": protocol.split,
+        "detector": detector or loaded.checkpoint.detector,
+        "checkpoint": str(loaded.checkpoint.folder),
+        "corrupt": corrupt,
+        "scores": None,
+        "protocol": protocol.to_json(),
+        "headline": "all",
+        "in_train": None,
+        "seen": None,
+        "unseen": None,
+    }
+
+
+def _scores(loaded: Loaded, towers: Towers, cosines_P: Features) -> dict[str, Any] | None:
+    """Cosines and calibrated scores of pairs that belong together; None without a background of these towers."""
+    background = loaded.background() if towers == "query" else None
+    if background is None:
+        return None
+    scores_P = background.score(cosines_P)
+    return {
+        "pairs": len(cosines_P),
+        "median_cosine": float(np.median(cosines_P)),
+        "median_score": float(np.median(scores_P)),
+        "above_0.95": float(np.mean(scores_P > 0.95)),
+        "above_0.99": float(np.mean(scores_P > 0.99)),
+        "background": {"images": background.images, "texts": background.texts, "pairs": background.pairs},
+    }
+
+
+def checkpoint_digest(loaded: Loaded) -> str:
+    """sha256 of a checkpoint's index, which names the sha256 of each of its files."""
+    return hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest()
+
+
+# --- what stands in train
+
+
+def stands_in_train(
+    data: Sequence[str], split: Split, image_ids_N: Ids, text_ids_N: Ids, cache: Path | None
+) -> tuple[Mask, Mask] | None:
+    """Of which samples of a dataset's split the image leader, and of which the text leader, stands in its train split.
+
+    Ids as a Batch carries them. None where it is unknown: of the train split itself, and where there is none.
+    """
+    if split == "train":
+        return None
+    train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
+    if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
+        return None  # plain tars have no splits
+    if len(train.shard_sizes) > MANY_SHARDS:
+        LOG.info("looking up the queries' leaders in %s train shards", f"{len(train.shard_sizes):,}")
+    return _in_train(train.leaders(), image_ids_N, text_ids_N)
+
+
+def _held_out(in_train: tuple[Mask, Mask] | None, ranks: Ranks) -> dict[str, Any]:
+    """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
+    if in_train is None:
+        return {}
+    images, texts = in_train
+    seen = images | texts
+    return {
+        "headline": "all" if seen.all() else "unseen",
+        "in_train": {"images": int(images.sum()), "texts": int(texts.sum()), "either": int(seen.sum())},
+        "seen": _figures_of(ranks, seen),
+        "unseen": _figures_of(ranks, ~seen),
+    }
+
+
+def _figures_of(ranks: Ranks, asks_N: Mask) -> dict[str, Any]:
+    return figures(ranks, asks_N, asks_N, intervals=True).to_json() if asks_N.any() else {"samples": 0}
+
+
+def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: Ids) -> tuple[Mask, Mask]:
+    """Which image ids and which text ids are those of leaders in train; `leaders` as `Dataset.leaders` yields them.
+
+    Ids are the first 64 bits of a sha256, as a Batch carries them: 16 digits of hex.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    asked = [pa.array([f"{i & (2**64 - 1):016x}" for i in ids.tolist()]) for ids in (image_ids_N, text_ids_N)]
+    found = [np.zeros(len(ids), np.bool_) for ids in asked]
+    for of_shard in leaders:
+        for ids, mask, column in zip(asked, found, of_shard, strict=True):
+            digits = pc.utf8_slice_codeunits(column, 0, 16)
+            mask |= pc.is_in(ids, value_set=pc.unique(digits)).to_numpy(zero_copy_only=False)
+    return found[0], found[1]
+
+
+# --- features
+
+
+def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
+    """`embed_batches` of every rank, in rank order. Raises InputError where there is no sample."""
+    from training.method import distributed
+
+    parts = distributed.gather_objects([embed_batches(model, batches, device, precision)])
+    every = [part for of_rank in parts for part in of_rank if len(part.image_ND)]
+    if not every:
+        raise InputError("retrieval", "no sample in the split")
+    columns = ([getattr(part, name) for part in every] for name in Embeddings.__dataclass_fields__)
+    return Embeddings(*map(np.concatenate, columns))
+
+
+def embed_batches(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
+    """Features of all valid samples of the batches, of this rank alone; there may be none.
+
+    The model returns to the mode that it was in.
+    """
+    import torch
+
+    parts: list[tuple[Features, Features, Ids, Ids, Ids]] = []
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for batch in batches:
+            valid = batch.valid_B
+            moved = batch.to(device)
+            image, text = model.encode_image(moved).float().cpu(), model.encode_text(moved).float().cpu()
+            image_ids, text_ids, sample_ids = (
+                ids_B[valid].numpy() for ids_B in (batch.image_ids_B, batch.text_ids_B, batch.sample_ids_B)
+            )
+            parts.append((image[valid].numpy(), text[valid].numpy(), image_ids, text_ids, sample_ids))
+    model.train(training)
+    if not parts:
+        rows, ids = np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
+        return Embeddings(rows, rows, ids, ids, ids)
+    return Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+# --- benchmarks
+
+
+def split_of_dataset(split: str) -> Split:
+    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    for name in SPLITS:
+        if name == split:
+            return name
+    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+
+
+def named_benchmark(data: Sequence[str], split: str) -> Benchmark | None:
+    """The benchmark that `--data` names, if it does. Raises ConfigError where it stands beside other data."""
+    named = [name for name in data if is_benchmark(name)]
+    if not named:
+        return None
+    if len(data) > 1:
+        raise ConfigError("--data", f"{named[0]} is a benchmark; it is evaluated alone, not beside other data")
+    return open_benchmark(named[0], split)
+
+
+@dataclass(frozen=True)
+class BenchmarkFeatures:
+    """Features of a benchmark: unit rows [N, D] of the images that could be read and [M, D] of their captions.
+
+    images: the images' ids in the benchmark, row by row. corrupt: how many images could not be read.
+    """
+
+    image_ND: Features
+    text_MD: Features
+    images: tuple[str, ...]
+    captions: tuple[Caption, ...]
+    hits: Captions
+    corrupt: int
+
+
+def embed_benchmark(loaded: Loaded, benchmark: Benchmark, regions: Path | None = None) -> BenchmarkFeatures:
+    """Features of a benchmark in the run's precision, with the boxes of `regions` (`file_regions`).
+
+    An image that cannot be read is left out, and so is a caption of no other image. Without `regions` the boxes are
+    those that the benchmark brings, or the grid. Raises InputError.
+    """
+    image_ND, row_of, corrupt = _images(loaded, benchmark, None if regions is None else RegionTable.open(regions))
+    captions = tuple(caption for caption in benchmark.captions if not corrupt.issuperset(caption.images))
+    text_MD = text_rows(loaded, [caption.text for caption in captions])
+    pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
+    image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
+    hits = Captions(len(image_ND), len(captions), image_P, text_P)
+    return BenchmarkFeatures(image_ND, text_MD, tuple(row_of), captions, hits, len(corrupt))
+
+
+def _on_benchmark(
+    loaded: Loaded, benchmark: Benchmark, towers: Towers, regions: Path | None, look: Look | None
+) -> dict[str, Any]:
+    """Figures over a benchmark."""
+    features = embed_benchmark(loaded, benchmark, regions)
+    hits = features.hits
+    ranks = rank(features.image_ND, features.text_MD, hits, loaded.device)
+    protocol = Protocol(
+        benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, checkpoint_digest(loaded)
+    )
+    if look is not None:
+        names = list(features.images), [caption.text for caption in features.captions]
+        look(Measured(features.image_ND, features.text_MD, hits, ranks, *names))
+    about = _about(loaded, protocol, features.corrupt, "" if regions is None else str(regions))
+    some = slice(MOST_SCORED)
+    matching = features.image_ND[hits.image_P[some]], features.text_MD[hits.text_P[some]]
+    about["scores"] = _scores(loaded, towers, np.einsum("pd,pd->p", *matching))
+    return {**about, **figures(ranks, intervals=True).to_json()}
+
+
+def _images(
+    loaded: Loaded, benchmark: Benchmark, regions: RegionTable | None
+) -> tuple[Features, dict[str, int], set[str]]:
+    """`picture_features` of a benchmark.
+
+    Raises InputError for a caption whose image the benchmark does not hold, for an image that `regions` does not know,
+    or where no image can be read.
+    """
+    image_ND, row_of, corrupt = picture_features(loaded, benchmark.pictures(), benchmark.name, regions)
+    wanted = {image for caption in benchmark.captions for image in caption.images}
+    lacking = sorted(wanted - row_of.keys() - corrupt)
+    if lacking:
+        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
+    if not len(image_ND):
+        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
+    return image_ND, row_of, corrupt
+
+
+def picture_features(
+    loaded: Loaded, pictures: Iterable[Picture], name: str, regions: RegionTable | None = None
+) -> tuple[Features, dict[str, int], set[str]]:
+    """Features [N, D] of the pictures that can be read, the row of each by its id, and the ids of the others.
+
+    Of pictures of one id the first is taken. regions: boxes by the pictures' sha256; without it those that they bring,
+    or the grid.
+    """
+    row_of, corrupt, parts = dict[str, int](), set[str](), list[Features]()
+    rest = iter(pictures)
+    while some := list(islice(rest, BATCH)):
+        opened = []
+        for picture in some:
+            if picture.id in row_of:
+                continue  # a table of images may hold one twice
+            try:
+                content = picture.read()
+                boxes = picture.boxes if regions is None else regions.of(content, picture.id)
+                opened.append(loaded.open_image(content, boxes))
+            except (UnreadableImage, ContractError, OSError) as e:
+                LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
+                corrupt.add(picture.id)
+            else:
+                row_of[picture.id] = len(row_of)
+        if opened:
+            batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
+            parts.append(encoded(loaded, "image", batch))
+        if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
+            LOG.info("%s: %s images embedded", name, f"{len(row_of):,}")
+    width = loaded.config.moco.feature_dim
+    return np.concatenate([np.zeros((0, width), np.float32), *parts]), row_of, corrupt - row_of.keys()
+
+
+def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
+    """Features [M, D] of texts, written into one array: of a benchmark they are the most of what is in memory."""
+    text_MD = np.empty((len(texts), loaded.config.moco.feature_dim), np.float32)
+    for start in range(0, len(texts), BATCH):
+        text_MD[start : start + BATCH] = encoded(loaded, "text", loaded.text_batch(texts[start : start + BATCH]))
+    return text_MD
+
+
+def encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
+    """Unit features [B, D] of a batch, in the run's precision."""
+    import torch
+
+    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
+    mixed = loaded.config.run.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
+        features: Features = encode(batch.to(loaded.device)).float().cpu().numpy()
+    return features

@@ -1,0 +1,408 @@
+"""Labelled images: what classification, probes and search by image are measured on.
+
+    classes:DIR     a folder per class, named as the class: DIR/CLASS/*.jpg, or DIR/{train,dev,val,test}/CLASS/*.jpg
+    wds:DIR         tars with a .cls per image as clip_benchmark writes them: DIR/{train,test}/N.tar with nshards.txt,
+                    DIR/classnames.txt, and DIR/zeroshot_classification_templates.txt where it brings templates
+    a dataset       a manifest, with `--labels FILE`: key and label of its samples, as .jsonl, .csv or .parquet;
+                    a sample without a label is left out
+
+The names of the classes are those of the folders, of classnames.txt, or the labels themselves, unless a file says
+otherwise: `--classes FILE`, or classes.txt or classes.json in DIR. It lists the classes in order:
+
+    classes.txt     CLASS, or CLASS, a tab, and its names apart by commas:    chow_mein<TAB>炒面,炒面条
+    classes.json    {"chow_mein": ["炒面", "炒面条"], "tofu": "豆腐"}
+
+Labels beyond it are an error; a class in it that no image has is a candidate all the same.
+
+Limits: labels of a dataset and the paths of a folder are held in memory, images are read one by one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import SPLITS
+from training.errors import ConfigError, InputError, first_line
+from training.evaluation.benchmarks import SUFFIXES, Picture, is_benchmark
+
+KINDS = ("classes", "wds")
+"""Kinds of labelled images, as `--data KIND:PATH` spells them."""
+
+_FOLDERS = {
+    "train": ("train", "training"),
+    "dev": ("dev",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the folder of a split is called."""
+
+_IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
+_MEMBER_BYTES = 1 << 30
+"""Size above which a member of a tar is no image."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassName:
+    """A class: its key in the data and its names, of which the first is shown."""
+
+    key: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPicture:
+    """An image with the number of its class; the sha256 in hex of the leaders of image and text, of a dataset only."""
+
+    picture: Picture
+    label: int
+    image_leader: str = ""
+    text_leader: str = ""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A split of labelled images. `items` reads them anew at each call, in the same order.
+
+    splits: those that there are. templates: sentences that the set brings, or nothing.
+    """
+
+    name: str
+    split: str
+    splits: tuple[str, ...]
+    classes: tuple[ClassName, ...]
+    items: Callable[[], Iterator[LabelledPicture]]
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was asked for on the command line: `--data`, and the files that go with it."""
+
+    data: tuple[str, ...]
+    labels: Path | None = None
+    classes: Path | None = None
+    cache: Path | None = None
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether the data are manifests, and no KIND:PATH."""
+        return not any(name.partition(":")[0] in KINDS for name in self.data)
+
+
+def open_labelled(source: Source, split: str, detector: str) -> Labelled:
+    """The split of what `--data` names. detector: whose boxes a dataset's images get.
+
+    Raises ConfigError for a split that is not there and options that do not go together, InputError for files that are
+    missing or not in their form, ContractError (dataset).
+    """
+    if source.is_dataset:
+        other = next((name for name in source.data if is_benchmark(name) or name.startswith(("coco:", "boxes:"))), None)
+        if other is not None:
+            raise ConfigError("--data", f"{other} has no classes of images; give classes:DIR, wds:DIR or a dataset")
+        return _of_dataset(source, split, detector)
+    if len(source.data) > 1:
+        raise ConfigError("--data", f"{source.data[0]} is evaluated alone, not beside other data")
+    [data] = source.data
+    if source.labels is not None:
+        raise ConfigError("--labels", f"are for a dataset; {data} has its own")
+    kind, _, path = data.partition(":")
+    place = Path(path)
+    if not path or not place.is_dir():
+        raise InputError(data, "no such folder")
+    return (_of_folders if kind == "classes" else _of_tars)(data, place, split, source.classes)
+
+
+# --- the classes
+
+
+def read_classes(file: Path) -> tuple[ClassName, ...]:
+    """The classes that a .txt or .json file lists, in order. Raises InputError naming the line."""
+    text = _text(file)
+    classes = _classes_of_json(file, text) if file.suffix == ".json" else _classes_of_lines(file, text)
+    if len(classes) < 2:
+        raise InputError(str(file), f"lists {len(classes)} classes; at least 2 are needed")
+    return check_names(str(file), classes)
+
+
+def check_names(where: str, classes: Sequence[ClassName]) -> tuple[ClassName, ...]:
+    """The same classes. Raises InputError where two have the same key or share a name: no image could tell them."""
+    keys, names = dict[str, str](), dict[str, str]()
+    for one in classes:
+        if one.key in keys:
+            raise InputError(where, f"lists class {one.key!r} twice")
+        keys[one.key] = one.key
+        for name in one.names:
+            other = names.setdefault(name, one.key)
+            if other != one.key:
+                raise InputError(where, f"classes {other!r} and {one.key!r} are both called {name!r}; name them apart")
+    return tuple(classes)
+
+
+def _classes_of_json(file: Path, text: str) -> list[ClassName]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InputError(str(file), f"not JSON ({first_line(e)})") from None
+    if not isinstance(value, dict):
+        raise InputError(str(file), 'no object {"CLASS": "name", ...}')
+    classes = []
+    for key, names in value.items():
+        listed = [names] if isinstance(names, str) else names
+        if not isinstance(listed, list) or not listed or not all(isinstance(n, str) and n.strip() for n in listed):
+            raise InputError(str(file), f"class {key!r}: no name, or list of names")
+        classes.append(ClassName(key, tuple(dict.fromkeys(name.strip() for name in listed))))
+    return classes
+
+
+def _classes_of_lines(file: Path, text: str) -> list[ClassName]:
+    classes = []
+    for number, line in enumerate(text.split("\n"), 1):
+        key, tab, after = line.strip(" \r").partition("\t")
+        if not key:
+            continue
+        names = tuple(dict.fromkeys(filter(None, (name.strip() for name in re.split("[,，、;；]", after)))))
+        if tab and not names:
+            raise InputError(f"{file}:line {number}", "a tab, but no name after it")
+        classes.append(ClassName(key.strip(), names or (key.strip(),)))
+    return classes
+
+
+def _numbers(where: str, classes: Sequence[ClassName], labels: set[str]) -> dict[str, int]:
+    """The number of each class by its key. Raises InputError for labels that no class has."""
+    numbers = {one.key: number for number, one in enumerate(classes)}
+    unknown = sorted(labels - numbers.keys())
+    if unknown:
+        raise InputError(where, f"{len(unknown)} labels are no class of the list, the first {unknown[0]!r}")
+    return numbers
+
+
+def _named(where: str, keys: set[str], given: Path | None) -> tuple[ClassName, ...]:
+    """The classes of a list, or, without one, those of the keys in their order."""
+    if given is not None:
+        return read_classes(given)
+    if len(keys) < 2:
+        raise InputError(where, f"has {len(keys)} classes; at least 2 are needed")
+    return tuple(ClassName(key, (key,)) for key in sorted(keys))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(str(file), f"cannot be read ({getattr(e, 'strerror', None) or 'not UTF-8'})") from None
+
+
+def _list_in(place: Path) -> Path | None:
+    return next((place / name for name in ("classes.txt", "classes.json") if (place / name).is_file()), None)
+
+
+# --- folders
+
+
+def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Labelled:
+    folders = _split_folders(place)
+    if folders and split not in folders:
+        raise ConfigError("--split", f"{data} has no {split} split; it has {', '.join(folders)}")
+    root = folders.get(split, place)
+    keys = {path.name for base in folders.values() or [place] for path in base.iterdir() if path.is_dir()}
+    listed = given or _list_in(place)
+    classes = _named(data, keys, listed)
+    numbers = _numbers(str(listed or data), classes, keys)
+    files = sorted(
+        (Path(folder, name), key)
+        for key in keys
+        for folder, _, names in os.walk(root / key)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    )
+    if not files:
+        raise InputError(str(root), "holds no image in a folder of its class")
+
+    def items() -> Iterator[LabelledPicture]:
+        for path, key in files:
+            yield LabelledPicture(Picture(str(path.relative_to(place)), path), numbers[key])
+
+    return Labelled(data, split if folders else "all", tuple(folders), classes, items)
+
+
+def _split_folders(place: Path) -> dict[str, Path]:
+    """The folders of splits; none where a folder is that of a class."""
+    found = {split: place / name for split, names in _FOLDERS.items() for name in names if (place / name).is_dir()}
+    others = {path for path in place.iterdir() if path.is_dir()} - set(found.values())
+    return {} if others else found
+
+
+# --- tars
+
+
+def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled:
+    folders = {s: place / n for s, names in _FOLDERS.items() for n in names if (place / n / "nshards.txt").is_file()}
+    if split not in folders:
+        known = ", ".join(folders) or "none"
+        raise ConfigError("--split", f"{data} has no {split} split (a folder with nshards.txt); it has {known}")
+    listed = given or _list_in(place)
+    classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
+    tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
+    file = place / "zeroshot_classification_templates.txt"
+    templates = tuple(_lines(file)) if file.is_file() else ()
+
+    def items() -> Iterator[LabelledPicture]:
+        for tar in tars:
+            for key, content, label in _samples(tar):
+                if not 0 <= label < len(classes):
+                    raise InputError(f"{tar}: {key}", f"label {label}, but there are {len(classes)} classes")
+                yield LabelledPicture(Picture(f"{tar.stem}/{key}", content), label)
+
+    return Labelled(data, split, tuple(folders), classes, items, templates)
+
+
+def _of_classnames(file: Path) -> tuple[ClassName, ...]:
+    """The number of a class is that of its line, so none may be empty."""
+    names = [line.strip() for line in _text(file).rstrip().split("\n")]
+    if not all(names):
+        raise InputError(f"{file}:line {names.index('') + 1}", "no name; labels are counted by lines")
+    return check_names(str(file), [ClassName(str(number), (name,)) for number, name in enumerate(names)])
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file).split("\n") if line.strip()]
+
+
+def _count(file: Path) -> int:
+    lines = _lines(file)
+    if len(lines) != 1 or not lines[0].isascii() or not lines[0].isdigit() or len(lines[0]) > 9:
+        raise InputError(str(file), "no number of tars")
+    return int(lines[0])
+
+
+def _samples(tar: Path) -> Iterator[tuple[str, bytes, int]]:
+    """(key, image, label) of each sample: neighbours in the tar with the same name up to the first dot."""
+    found: dict[str, bytes] = {}
+    last = ""
+    try:
+        with tarfile.open(tar) as opened:
+            for member in opened:
+                key, _, suffix = member.name.partition(".")
+                if key != last:
+                    yield from _sample(tar, last, found)
+                    last, found = key, {}
+                reader = opened.extractfile(member) if member.isreg() and member.size < _MEMBER_BYTES else None
+                if reader is not None and suffix.lower() in (*_IMAGES, "cls"):
+                    found[suffix.lower()] = reader.read()
+    except (tarfile.TarError, EOFError, OSError) as e:
+        raise InputError(str(tar), f"cannot be read ({getattr(e, 'strerror', None) or first_line(e)})") from None
+    yield from _sample(tar, last, found)
+
+
+def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, int]]:
+    image = next((data for suffix, data in found.items() if suffix in _IMAGES), None)
+    if image is None or "cls" not in found:
+        return
+    try:
+        label = int(found["cls"].decode("ascii"))
+    except ValueError:
+        raise InputError(f"{tar}: {key}.cls", "no number of a class") from None
+    yield key, image, label
+
+
+# --- a dataset
+
+
+def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
+    from training.data.index import open_dataset  # Arrow and more: the command line reads this module for KINDS
+
+    if source.labels is None:
+        raise ConfigError("--labels", "name a file with key and label of the samples (.jsonl, .csv or .parquet)")
+    known = next((name for name in SPLITS if name == split), None)
+    if known is None:
+        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    of_key = read_labels(source.labels)
+    classes = _named(str(source.labels), set(of_key.values()), source.classes)
+    numbers = _numbers(str(source.classes or source.labels), classes, set(of_key.values()))
+    dataset = open_dataset(source.data, known, detector=detector, cache=source.cache)
+    dataset.check_not_empty()
+
+    def items() -> Iterator[LabelledPicture]:
+        any_label = False
+        for number in range(len(dataset)):
+            row = dataset.row(number)
+            if row.key not in of_key:
+                continue
+            any_label = True
+            boxes = None if row.boxes is None else boxes_of_flat(row.boxes)
+            picture = Picture(row.key, dataset.image(row), boxes)
+            yield LabelledPicture(picture, numbers[of_key[row.key]], row.image_leader, row.texts[0].leader)
+        if not any_label:
+            raise InputError(str(source.labels), f"has no label of a sample in the {split} split of {dataset.name}")
+
+    splits = tuple(name for name in SPLITS if dataset.samples[name])
+    return Labelled(" ".join(source.data), split, splits, classes, items)
+
+
+def boxes_of_flat(flat: Sequence[float]) -> tuple[tuple[float, float, float, float], ...]:
+    """Boxes of a flat list of R x 4 numbers."""
+    rows = [float(number) for number in flat]
+    return tuple((rows[i], rows[i + 1], rows[i + 2], rows[i + 3]) for i in range(0, len(rows), 4))
+
+
+def read_labels(file: Path) -> dict[str, str]:
+    """The label of each key, from a file with the columns `key` and `label`. Raises InputError naming the line."""
+    try:
+        rows = list({".parquet": _parquet, ".csv": _csv}.get(file.suffix, _json_lines)(file))
+    except OSError as e:
+        raise InputError(str(file), f"cannot be read ({e.strerror or first_line(e)})") from None
+    except UnicodeDecodeError as e:
+        raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
+    labels: dict[str, str] = {}
+    for where, key, label in rows:
+        if not isinstance(key, str) or isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
+            raise InputError(where, "no key with a label")
+        if labels.setdefault(key, str(label)) != str(label):
+            raise InputError(where, f"a second label of {key}")
+    if not labels:
+        raise InputError(str(file), "no label in it")
+    return labels
+
+
+Triple = tuple[str, Any, Any]
+
+
+def _json_lines(file: Path) -> Iterator[Triple]:
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                yield f"{file}:line {number}", row["key"], row["label"]
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
+                raise InputError(
+                    f"{file}:line {number}", f'no {{"key": ..., "label": ...}} ({first_line(e)})'
+                ) from None
+
+
+def _csv(file: Path) -> Iterator[Triple]:
+    reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig")))
+    if not {"key", "label"} <= set(reader.fieldnames or ()):
+        raise InputError(str(file), "its first line does not name the columns key and label")
+    for row in reader:
+        yield f"{file}:line {reader.line_num}", row["key"], row["label"]
+
+
+def _parquet(file: Path) -> Iterator[Triple]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=["key", "label"])
+    except pa.ArrowException as e:
+        raise InputError(str(file), f"no Parquet file with the columns key and label ({first_line(e)})") from None
+    for number, row in enumerate(table.to_pylist()):
+        yield f"{file}: row {number}", row.get("key"), row.get("label")

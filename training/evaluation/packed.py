@@ -1,0 +1,136 @@
+"""Caption sets as training data: a KIND:PATH of `--data` is packed once into plain tars of the cache.
+
+    CACHE/sets/KIND-DIGEST-train.tar      images with their captions, one a line
+    CACHE/sets/KIND-DIGEST-dev.tar        one image in DEV_EVERY of the same split, held out to stop by
+
+So training reads it as it reads any tar (training/data/plain_tars.py): by offset, shuffled, resumed at any position.
+The dev images are taken out of the set's own train split by a hash of their bytes, and equal images stay together: what
+is reported on the set's val or test split has then decided nothing. DIGEST is that of the captions and of the names and
+sizes of the files, so the same set elsewhere has the same name, and a changed one is packed anew.
+
+Limits: the cache takes as much disk as the images. Boxes that a set brings (`rows:`) are not taken along: the regions
+are the grid. Images of a set are not compared with those of its other splits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import logging
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from training.data.index import default_cache, weighted
+from training.data.plain_tars import plain_tars_of
+from training.errors import InputError
+from training.evaluation.benchmarks import Benchmark, is_benchmark, open_benchmark
+from training.outputs.whole import whole_file
+
+LOG = logging.getLogger(__name__)
+
+DEV_EVERY = 20
+"""One in so many images of a train split is held out as dev."""
+
+_VERSION = 1
+"""Raised when a set is packed otherwise."""
+
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
+
+
+def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
+    """`--data` with the tar of a split in the place of every KIND:PATH; manifests and tars stay as they are.
+
+    split: train, dev (of a set a part of its train split), val or test. For dev, plain tars are left out: they have no
+    splits. Raises InputError, ConfigError (a split that the set has not) and ContractError.
+    """
+    names = []
+    for argument in data:
+        name, weight = weighted(argument)
+        if is_benchmark(name):
+            tar = _packed(name, split, (default_cache() if cache is None else cache) / "sets")
+            names += [str(tar) if weight is None else f"{tar}@{weight:g}"] if tar.exists() else []
+        elif split != "dev" or plain_tars_of(name) is None:
+            names.append(argument)
+    return names
+
+
+def _packed(name: str, split: str, folder: Path) -> Path:
+    """The tar of a split, made if it is not there; a set too small to have a dev image has no dev tar."""
+    part = "train" if split == "dev" else split
+    benchmark = open_benchmark(name, part)
+    stem = f"{name.partition(':')[0]}-{_digest(name, benchmark)}"
+    made = folder / f"{stem}-{part}.tar"
+    with _alone(folder):
+        if not made.exists():
+            LOG.info("%s: packing its %s split into %s", name, part, folder)
+            _pack(name, benchmark, folder, stem, part)
+    return folder / f"{stem}-{split}.tar"
+
+
+def _digest(name: str, benchmark: Benchmark) -> str:
+    """Digest of a set by its captions and its files' names and sizes, wherever it lies: 16 hex digits."""
+    place = Path(name.partition(":")[2])
+    files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+    digest = hashlib.sha256(f"{_VERSION}\n".encode())
+    for path in files:
+        digest.update(f"{path.relative_to(place) if path != place else ''}\n{path.stat().st_size}\n".encode())
+    for caption in benchmark.captions:
+        digest.update(f"{caption.text}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process packs into this folder: every rank of a run asks for the same tars."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -> None:
+    """Write the split's tar, and that of its dev images where it is the train split. Raises InputError if empty."""
+    captions = defaultdict[str, list[str]](list)
+    for caption in benchmark.captions:
+        for image in caption.images:
+            captions[image].append(" ".join(caption.text.split()))
+    parts = ["dev", "train"] if part == "train" else [part]
+    counts = dict.fromkeys(parts, 0)
+    with ExitStack() as stack:
+        paths = {one: stack.enter_context(whole_file(folder / f"{stem}-{one}.tar")) for one in parts}
+        tars = {one: stack.enter_context(tarfile.open(path, "w")) for one, path in paths.items()}
+        for number, picture in enumerate(benchmark.pictures()):
+            if picture.id not in captions:
+                continue
+            content = picture.read()
+            suffix = _suffix(content)
+            if suffix is None:
+                LOG.warning("image left out: %s: neither JPEG, PNG nor WebP", picture.id)
+                continue
+            one = parts[0] if part != "train" or _is_dev(content) else "train"
+            counts[one] += 1
+            text = "\n".join(captions[picture.id]).encode()
+            for ending, data in ((suffix, content), ("txt", text)):
+                member = tarfile.TarInfo(f"{number:08d}.{ending}")
+                member.size = len(data)
+                tars[one].addfile(member, io.BytesIO(data))
+        if not counts[part]:
+            raise InputError(name, f"no image with a caption in the {part} split")
+    if not counts[parts[0]]:
+        (folder / f"{stem}-dev.tar").unlink()
+    LOG.info("%s: %s", name, ", ".join(f"{count:,} {one}" for one, count in counts.items()))
+
+
+def _is_dev(image: bytes) -> bool:
+    return int(hashlib.sha256(image).hexdigest()[:8], 16) % DEV_EVERY == 0
+
+
+def _suffix(image: bytes) -> str | None:
+    """The suffix by which readers of tars know an image's format."""
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return "webp"
+    return next((suffix for magic, suffix in _MAGIC.items() if image.startswith(magic)), None)

@@ -1,0 +1,67 @@
+"""What a checkpoint can be evaluated on: one file per task, whose name is the task's (`zero_shot.py` is `zero-shot`).
+
+A task's file ends in `TASK = Task(run, summary)`. `run` returns a result: JSON values with at least
+
+    task, checkpoint, protocol      what was measured, and how: `protocol["line"]` says it in one line
+    headline, in_train              which figures count, and how many queries stand in the train split (None: unknown)
+    examples                        single queries, hits and misses, if the request asks for pictures (examples.py)
+
+and the figures in keys of its own; `summary` says them in lines for people.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line reads this file at its start, for the names
+    from training.evaluation.labelled import Source
+    from training.weights.load import Towers
+
+TASKS = ("retrieval", "zero-shot", "regions", "probe", "image-to-image", "text-to-text")
+"""Names of the tasks, as `--task` takes them."""
+
+NEIGHBOURS = 20
+"""k of the nearest neighbours that vote, unless `--k` says otherwise."""
+
+MIN_SCORE = 0.5
+"""Score of a detector below which its box is no truth, unless `--min-score` says otherwise."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation that is asked for.
+
+    pictures: with single queries as examples, for the page. regions: boxes of a benchmark, by sha256; retrieval only.
+    """
+
+    checkpoint: Path
+    source: Source
+    split: str
+    detector: str = ""
+    device: str = "auto"
+    towers: Towers = "query"
+    templates: Path | None = None
+    k: int = NEIGHBOURS
+    min_score: float = MIN_SCORE
+    pictures: bool = False
+    regions: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: `run` measures, `summary` says the result in lines, the headline first."""
+
+    run: Callable[[Request], Result]
+    summary: Callable[[Mapping[str, Any]], list[str]]
+
+
+def task(name: str) -> Task:
+    """The task of a name of TASKS."""
+    found: Task = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
+    return found

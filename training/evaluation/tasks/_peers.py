@@ -1,0 +1,86 @@
+"""What both searches within one kind have in common: figures of seen and unseen queries, lines, single queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.benchmarks import Picture
+from training.evaluation.examples import ANSWERS, choose, with_pictures
+from training.evaluation.hits import Features, Mask, Peers
+from training.evaluation.retrieval import KS, Ranks, peer_figures
+from training.evaluation.tasks import Result
+from training.evaluation.tasks._shared import by_seen, parts, share, shown_items
+
+
+def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
+    """`Direction.to_json` over all queries, and of seen and unseen ones where they are known."""
+
+    def of_part(asks_N: Mask | None) -> dict[str, Any]:
+        asks = (ranks.text_hits_M > 0) & (True if asks_N is None else asks_N)
+        if asks_N is not None and not asks.any():
+            return {"queries": 0}
+        return peer_figures(ranks, peers, asks_N).to_json()
+
+    values = by_seen(seen_N, of_part)
+    if seen_N is not None:  # who asks nothing counts for neither
+        asks_N = ranks.text_hits_M > 0
+        values["in_train"] = {"either": int((seen_N & asks_N).sum())}
+        values["headline"] = "unseen" if (~seen_N & asks_N).any() else "all"
+    return values
+
+
+def peer_lines(result: Mapping[str, Any]) -> list[str]:
+    """The protocol and, per part, recalls and median rank."""
+    lines = [str(result["protocol"]["line"])]
+    if result["in_train"] is None:
+        lines.append("whether queries stand in a train split is unknown: there is none beside this data")
+    for name, of_part in parts(result):
+        if of_part["queries"]:
+            recalls = [
+                f"R@{k} {share(of_part[f'r{k}'], of_part[f'r{k}_interval'], of_part[f'chance_r{k}'])}" for k in KS
+            ]
+            rank = f"median rank {of_part['median_rank']:.0f} of {of_part['queries']:,} queries"
+            lines.append(f"{name}: {', '.join(recalls)}, {rank}")
+    return lines
+
+
+def examples_of(
+    group: str,
+    features_ND: Features,
+    peers: Peers,
+    ranks: Ranks,
+    shown: Sequence[Mapping[str, Any]],
+    seen_N: Mask | None,
+    pictures: Iterable[Picture],
+) -> list[dict[str, Any]]:
+    """Queries with their nearest candidates; `shown`: text and picture of each item, as an example has them."""
+    examples = []
+    for i in choose(ranks.text_M, shown_items(seen_N)):
+        similar_N = features_ND.astype(np.float64) @ features_ND[i].astype(np.float64)
+        hits_N = np.zeros(len(features_ND), np.bool_)
+        hits_N[peers.of(i, i + 1)[1]] = True
+        candidate_N = peers.copy_N != peers.copy_N[i]
+        answers = answers_of(np.where(candidate_N, similar_N, -np.inf), hits_N)
+        examples.append(
+            {
+                "group": group,
+                "right": bool(ranks.text_M[i] == 1),
+                "rank": int(ranks.text_M[i]),
+                "query": dict(shown[i]),
+                "answers": [{**shown[j], **answer} for j, answer in answers],
+            }
+        )
+    return with_pictures(examples, pictures)
+
+
+def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]:
+    """(candidate, its score and whether it is a hit) of the nearest, and the nearest hit where it is not among them."""
+    # of equal similarities who is no hit comes first, as in the ranks
+    order = np.lexsort((hits_M, -similar_M))
+    first = order[:ANSWERS].tolist()
+    if not hits_M[first].any():
+        first.append(int(next(j for j in order if hits_M[j])))
+    return [(j, {"score": float(similar_M[j]), "right": bool(hits_M[j])}) for j in first if np.isfinite(similar_M[j])]

@@ -1,0 +1,173 @@
+"""What the tasks have in common: labelled images embedded, the head of a result, figures of seen and unseen items."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_specs.shard import SPLITS, ContractError
+from training.data.batch_maker import short_id
+from training.errors import InputError
+from training.evaluation.benchmarks import Picture
+from training.evaluation.classification import Classified
+from training.evaluation.evaluate import checkpoint_digest, picture_features, stands_in_train
+from training.evaluation.hits import Features, Ids, Mask
+from training.evaluation.labelled import ClassName, Labelled, LabelledPicture
+from training.evaluation.tasks import Request, Result
+from training.weights.load import Loaded
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """N labelled images that could be read: features [N, D], labels, and numbers that copies of one image share.
+
+    items: without their content. copy_N: of the image leader in a dataset, of the bytes elsewhere.
+    """
+
+    features_ND: Features
+    label_N: Ids
+    copy_N: Ids
+    items: tuple[LabelledPicture, ...]
+    corrupt: int
+
+
+def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
+    """Features of labelled images. Raises InputError where none can be read, or two have the same name."""
+    found: dict[str, tuple[LabelledPicture, int]] = {}
+
+    def pictures() -> Iterator[Picture]:
+        for item in labelled.items():
+            picture = item.picture
+            if picture.id in found:
+                raise InputError(labelled.name, f"{picture.id} stands in it twice")
+            try:
+                picture = Picture(picture.id, picture.read(), picture.boxes)
+            except (ContractError, OSError):
+                found[picture.id] = item, 0
+                yield picture  # who reads it again says what is wrong, and counts it
+                continue
+            assert isinstance(picture.content, bytes)
+            number = short_id(item.image_leader or hashlib.sha256(picture.content).hexdigest())
+            bare = LabelledPicture(Picture(picture.id, b""), item.label, item.image_leader, item.text_leader)
+            found[picture.id] = bare, number
+            yield picture
+
+    features_ND, row_of, corrupt = picture_features(loaded, pictures(), labelled.name)
+    if not row_of:
+        raise InputError(labelled.name, f"no image of it can be read ({len(corrupt)} tried)")
+    items, copies = zip(*(found[name] for name in row_of), strict=True)
+    label_N = np.array([item.label for item in items], np.int64)
+    return Embedded(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
+
+
+def pictures_of(labelled: Labelled) -> Iterator[Picture]:
+    """The pictures of labelled images, read anew."""
+    return (item.picture for item in labelled.items())
+
+
+def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
+    """Of which items the image leader or the text leader stands in train; None where that is unknown."""
+    split = next((name for name in SPLITS if name == request.split), None)
+    if split is None or not leaders or not leaders[0][0]:
+        return None
+    ids = [np.array([short_id(of_item[side]) for of_item in leaders], np.int64) for side in (0, 1)]
+    found = stands_in_train(request.source.data, split, ids[0], ids[1], request.source.cache)
+    return None if found is None else found[0] | found[1]
+
+
+def result_of(
+    request: Request, name: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, corrupt: int
+) -> Result:
+    """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` are said in the line."""
+    digest = checkpoint_digest(loaded)
+    line = (
+        f"{protocol['data']}, {protocol['split']}: {candidates}; {protocol['hit']}; "
+        f"{request.towers} towers of {digest[:12]}"
+    )
+    return {
+        "task": name,
+        "split": protocol["split"],
+        "detector": request.detector or loaded.checkpoint.detector,
+        "checkpoint": str(loaded.checkpoint.folder),
+        "corrupt": corrupt,
+        "protocol": {**protocol, "towers": request.towers, "checkpoint": digest, "line": line},
+        "headline": "all",
+        "in_train": None,
+        "seen": None,
+        "unseen": None,
+    }
+
+
+def by_seen(seen_N: Mask | None, figures: Callable[[Mask | None], dict[str, Any]]) -> Result:
+    """Figures over all items and, where it is known which stand in train, over those and over the others."""
+    values = figures(None)
+    if seen_N is None:
+        return values
+    return {
+        **values,
+        "headline": "all" if seen_N.all() else "unseen",
+        "in_train": {"either": int(seen_N.sum())},
+        "seen": figures(seen_N),
+        "unseen": figures(~seen_N),
+    }
+
+
+def shown_items(seen_N: Mask | None) -> Mask | None:
+    """The items of the headline, of which examples are drawn."""
+    return None if seen_N is None or seen_N.all() else ~seen_N
+
+
+def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
+    """The best classes of an item as answers of an example, and the right one where it is not among them.
+
+    A class that is never said (a score of -inf) is no answer; if it is the right one, it has no score.
+    """
+    own = int(found.label_N[item])
+    best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]
+    answers: list[dict[str, Any]] = [
+        {"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best
+    ]
+    if own not in [number for number, _ in best]:
+        answers.append({"text": classes[own].names[0], "right": True})
+        score = float(found.scores_NC[item, own])
+        if math.isfinite(score):
+            answers[-1]["score"] = score
+    return answers
+
+
+def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, figures) of all items, and of seen and unseen ones where they are known; the headline first."""
+    if result["in_train"] is None:
+        return [("all", result)]
+    seen = ("seen in train", result["seen"])
+    if result["headline"] == "unseen":
+        return [("unseen", result["unseen"]), seen, ("all", result)]
+    return [("all", result), seen]
+
+
+def share(value: float, interval: Sequence[float], chance: float | None = None) -> str:
+    """A share with its interval, in percent."""
+    text = f"{value:.1%} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return text if chance is None else f"{text} (chance {chance:.1%})"
+
+
+def class_lines(result: Mapping[str, Any], figures: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The protocol and, per part, the figures of a classification."""
+    lines = [str(result["protocol"]["line"])]
+    if result["in_train"] is None:
+        lines.append("whether items stand in a train split is unknown: there is none beside this data")
+    for name, of_part in figures:
+        if of_part["n"]:
+            tops = [
+                f"top-{k} {share(of_part[f'top{k}'], of_part[f'top{k}_interval'], of_part[f'chance_top{k}'])}"
+                for k in (1, 5)
+                if f"top{k}" in of_part
+            ]
+            mean = share(of_part["mean_per_class"], of_part["mean_per_class_interval"])
+            lines.append(f"{name}: {', '.join(tops)}, mean per class {mean}, {of_part['n']:,} items")
+    return lines

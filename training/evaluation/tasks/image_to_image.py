@@ -1,0 +1,117 @@
+"""Search by image: every image asks for the others that show the same; recall at k, median rank, chance.
+
+    labelled images     a hit is another image of the same class; copies of one image are neither hits nor candidates:
+                        of a dataset those of one image leader, elsewhere equal bytes
+    a dataset           without `--labels`: a hit is another image whose primary text has the same leader
+
+Who has no hit is a candidate, but asks nothing. Intervals resample images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_specs.shard import SPLITS
+from training.data.batch_maker import short_id
+from training.data.index import Dataset, open_dataset
+from training.errors import ConfigError, InputError
+from training.evaluation.benchmarks import Picture, is_benchmark
+from training.evaluation.evaluate import embed, stands_in_train
+from training.evaluation.hits import Features, Mask, Peers
+from training.evaluation.labelled import open_labelled
+from training.evaluation.retrieval import rank
+from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
+from training.evaluation.tasks._shared import embed_labelled, held_out, pictures_of, result_of
+from training.weights.load import load
+
+NAME = "image-to-image"
+
+
+def run(request: Request) -> Result:
+    """`retrieval.Direction.to_json` over the images that have a hit, with protocol, seen and unseen, and examples.
+
+    Raises CheckpointError, InputError, ContractError, ConfigError (a benchmark, which has no classes).
+    """
+    if request.source.is_dataset and any(map(is_benchmark, request.source.data)):
+        raise ConfigError(
+            "--data", f"{request.source.data[0]} has no classes; {NAME} takes labelled images or a dataset"
+        )
+    if request.source.labels is None and request.source.is_dataset:
+        return _by_text(request)
+    loaded = load(request.checkpoint, request.device, request.towers)
+    labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
+    embedded = embed_labelled(loaded, labelled)
+    peers = Peers(embedded.label_N, embedded.copy_N, np.arange(len(embedded.label_N)))
+    seen_N = held_out(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    protocol = {
+        "data": labelled.name,
+        "split": labelled.split,
+        "images": len(embedded.label_N),
+        "classes": len(labelled.classes),
+        "hit": "a hit is another image of the class; copies of the image are no candidates",
+    }
+    candidates = f"{protocol['images']:,} images, {protocol['classes']:,} classes"
+    result = result_of(request, NAME, loaded, protocol, candidates, embedded.corrupt)
+    ranks = rank(embedded.features_ND, embedded.features_ND, peers, loaded.device)
+    result |= figures_by_seen(ranks, peers, seen_N)
+    if request.pictures:
+        parts = [{"picture": item.picture.id, "name": labelled.classes[item.label].names[0]} for item in embedded.items]
+        result["examples"] = examples_of(NAME, embedded.features_ND, peers, ranks, parts, seen_N, pictures_of(labelled))
+    return result
+
+
+def _by_text(request: Request) -> Result:
+    """Over a dataset without labels."""
+    split = next((name for name in SPLITS if name == request.split), None)
+    if split is None:
+        raise ConfigError("--split", f"a dataset has no {request.split} split; it has {', '.join(SPLITS)}")
+    loaded = load(request.checkpoint, request.device, request.towers)
+    source = request.source
+    loader = loaded.split_loader(source.data, split, source.cache, request.detector)
+    embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
+    features_ND: Features = embeddings.image_ND
+    peers = Peers(embeddings.text_ids_N, embeddings.image_ids_N, np.arange(len(features_ND)))
+    found = stands_in_train(source.data, split, embeddings.image_ids_N, embeddings.text_ids_N, source.cache)
+    seen_N: Mask | None = None if found is None else found[0] | found[1]
+    protocol = {
+        "data": " ".join(source.data),
+        "split": split,
+        "images": len(features_ND),
+        "hit": "a hit is another image with the same text leader; copies of the image are no candidates",
+    }
+    result = result_of(request, NAME, loaded, protocol, f"{len(features_ND):,} images", loader.corrupt)
+    ranks = rank(features_ND, features_ND, peers, loaded.device)
+    if not ranks.text_hits_M.any():
+        raise InputError(
+            NAME, f"no two of {len(features_ND):,} images have texts of one leader; give classes with --labels FILE"
+        )
+    result |= figures_by_seen(ranks, peers, seen_N)
+    if request.pictures:
+        dataset = open_dataset(source.data, split, detector="grid", cache=source.cache)
+        wanted = [str(number) for number in embeddings.sample_ids_N]
+        texts = {str(short_id(r.candidate_id)): r.texts[0].text for r in _rows(dataset)}
+        parts = [{"picture": name, "text": texts[name]} for name in wanted]
+        result["examples"] = examples_of(NAME, features_ND, peers, ranks, parts, seen_N, dataset_pictures(dataset))
+    return result
+
+
+def _rows(dataset: Dataset) -> Iterator[Any]:
+    return (dataset.row(number) for number in range(len(dataset)))
+
+
+def dataset_pictures(dataset: Dataset) -> Iterator[Picture]:
+    """The pictures of a dataset, each called by the number that a Batch carries of its sample."""
+    for row in _rows(dataset):
+        yield Picture(str(short_id(row.candidate_id)), dataset.image(row))
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Lines for people about a result of `run`."""
+    return peer_lines(result)
+
+
+TASK = Task(run, summary)

@@ -1,0 +1,83 @@
+"""Retrieval between images and texts, as evaluation/evaluate.py measures it, with single queries to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data_specs.shard import SPLITS
+from training.data.batch_maker import short_id
+from training.data.index import open_dataset
+from training.errors import ConfigError
+from training.evaluation.benchmarks import Picture, is_benchmark, open_benchmark
+from training.evaluation.evaluate import Measured, evaluate_retrieval, summary
+from training.evaluation.examples import choose, with_pictures
+from training.evaluation.hits import Ids
+from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.tasks._peers import answers_of
+from training.evaluation.tasks.image_to_image import dataset_pictures
+
+
+def run(request: Request) -> Result:
+    """`evaluate_retrieval` with examples. Raises what that does."""
+    source, seen = request.source, list[Measured]()
+    if source.labels is not None or source.classes is not None:
+        raise ConfigError("--labels", "retrieval has no classes; leave out --labels and --classes")
+    result = evaluate_retrieval(
+        request.checkpoint,
+        source.data,
+        request.split,
+        detector=request.detector,
+        device=request.device,
+        cache=source.cache,
+        towers=request.towers,
+        regions=request.regions,
+        look=seen.append if request.pictures else None,
+    )
+    return {**result, "examples": _examples(request, seen[0])} if seen else result
+
+
+def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
+    """Queries of both directions with their nearest candidates."""
+    image_P, text_P = measured.hits.of(0, measured.hits.images)
+    texts, pictures = _shown(request, measured)
+    shown_images = [{"picture": name} for name in measured.image_names]
+    shown_texts = [{"text": text} for text in texts]
+    of_image, of_text = (image_P, text_P), (text_P, image_P)
+    directions: tuple[tuple[str, Any, Any, Ids, tuple[Ids, Ids], Any, Any], ...] = (
+        ("i2t", measured.image_ND, measured.text_MD, measured.ranks.image_N, of_image, shown_images, shown_texts),
+        ("t2i", measured.text_MD, measured.image_ND, measured.ranks.text_M, of_text, shown_texts, shown_images),
+    )
+    examples = []
+    for group, asking, gallery, rank, (from_P, to_P), queries, candidates in directions:
+        for i in choose(rank, measured.headline_N):
+            hits = np.zeros(len(gallery), np.bool_)
+            hits[to_P[from_P == i]] = True
+            answers = answers_of(gallery.astype(np.float64) @ asking[i].astype(np.float64), hits)
+            examples.append(
+                {
+                    "group": group,
+                    "right": bool(rank[i] == 1),
+                    "rank": int(rank[i]),
+                    "query": dict(queries[i]),
+                    "answers": [{**candidates[j], **answer} for j, answer in answers],
+                }
+            )
+    return with_pictures(examples, pictures)
+
+
+def _shown(request: Request, measured: Measured) -> tuple[list[str], Iterator[Picture]]:
+    """The texts in the order of their features, and the pictures by the names of their rows."""
+    [first, *_] = request.source.data
+    if is_benchmark(first):
+        return list(measured.text_names), open_benchmark(first, request.split).pictures()
+    split = next(name for name in SPLITS if name == request.split)
+    dataset = open_dataset(request.source.data, split, detector="grid", cache=request.source.cache)
+    rows = (dataset.row(number) for number in range(len(dataset)))
+    texts = {str(short_id(row.candidate_id)): row.texts[0].text for row in rows}
+    return [texts[name] for name in measured.text_names], dataset_pictures(dataset)
+
+
+TASK = Task(run, summary)

@@ -1,0 +1,96 @@
+"""Zero-shot classification: images against the names of classes, in Chinese sentences, without training on them.
+
+Labelled images (evaluation/labelled.py) are embedded as in retrieval; the class is that of the nearest class vector
+(evaluation/class_texts.py). The same features and vectors give the same top-1 and top-5 as clip_benchmark's
+`zeroshot_classification`, where no two classes score the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.evaluation.class_texts import TEMPLATES, checked, class_features, digest, read_templates
+from training.evaluation.classification import classify, cosines, figures
+from training.evaluation.examples import ANSWERS, choose, with_pictures
+from training.evaluation.hits import Mask
+from training.evaluation.labelled import open_labelled
+from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.tasks._shared import (
+    by_seen,
+    class_answers,
+    class_lines,
+    embed_labelled,
+    held_out,
+    parts,
+    pictures_of,
+    result_of,
+    shown_items,
+)
+from training.weights.load import load
+
+HIT = "a hit is the image's class"
+
+
+def run(request: Request) -> Result:
+    """`classification.figures` with protocol, seen and unseen, and examples.
+
+    Raises CheckpointError, InputError, ContractError, ConfigError.
+    """
+    loaded = load(request.checkpoint, request.device, request.towers)
+    labelled = open_labelled(request.source, request.split, request.detector or loaded.checkpoint.detector)
+    sentences = templates_of(request, labelled.name, labelled.templates)
+    classes_CD = class_features(loaded, labelled.classes, sentences)
+    embedded = embed_labelled(loaded, labelled)
+    found = classify(cosines(embedded.features_ND, classes_CD), embedded.label_N)
+    names = [one.names[0] for one in labelled.classes]
+    seen_N = held_out(request, [(item.image_leader, item.text_leader) for item in embedded.items])
+    protocol = {
+        "data": labelled.name,
+        "split": labelled.split,
+        "images": len(embedded.label_N),
+        "classes": len(names),
+        "templates": len(sentences),
+        "templates_sha256": digest(sentences),
+        "hit": HIT,
+    }
+    candidates = (
+        f"{protocol['images']:,} images, {len(names):,} classes in {len(sentences)} templates "
+        f"({digest(sentences)[:12]})"
+    )
+    result = result_of(request, "zero-shot", loaded, protocol, candidates, embedded.corrupt)
+
+    def of_part(asks_N: Mask | None) -> dict[str, Any]:
+        return figures(found, names, asks_N)
+
+    result |= by_seen(seen_N, of_part)
+    if request.pictures:
+        examples = [
+            {
+                "group": "zero-shot",
+                "right": bool(found.rank_N[i] == 1),
+                "rank": int(found.rank_N[i]),
+                "query": {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]},
+                "answers": class_answers(found, i, labelled.classes, ANSWERS),
+            }
+            for i in choose(found.rank_N, shown_items(seen_N))
+        ]
+        result["examples"] = with_pictures(examples, pictures_of(labelled))
+    return result
+
+
+def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tuple[str, ...]:
+    """The templates of `--templates`, those that the set brings, or ours."""
+    if request.templates is not None:
+        return read_templates(request.templates)
+    return checked(name, of_set) if of_set else TEMPLATES
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Lines for people about a result of `run`."""
+    lines = class_lines(result, parts(result))
+    pairs = [f"{p['class']} for {p['taken_for']} ({p['count']})" for p in result["worst_pairs"][:3]]
+    return [*lines, f"mixed up most: {', '.join(pairs)}"] if pairs else lines
+
+
+TASK = Task(run, summary)
