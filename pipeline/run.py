@@ -1,6 +1,6 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
+    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
         -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
         -> concepts -> balance -> detect -> shard -> report -> (publish)
 

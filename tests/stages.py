@@ -7,6 +7,7 @@ from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, StageResult
 
 UNASKED = (
+    "gather",
     "deal",
     "meet",
     "marks",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ORDER = (
     "crawl",
     "extract",
+    "gather",
     "admit",
     "fetch",
     "measure",

@@ -22,6 +22,7 @@ from data_specs.shard import canonical_json
 from pipeline.files.folder import Folder
 from pipeline.records import PROVENANCE, USERINFO, DropReason, rfc3339
 from pipeline.sources import TableSource, sources_of
+from pipeline.stages import _gathered
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
@@ -71,23 +72,16 @@ def _places(build: Build, partition: str, candidates: Iterable[tuple[str, str]])
 
     candidates: (fetch_id, source).
     """
-    low, high = KeyRange.named(partition).bounds
-    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
     tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
     admitted = {(fetch_id, source) for fetch_id, source in candidates if source in tables}
     places = dict[str, tuple[str, str]]()
     if not admitted:  # pages only: nothing lies in a source, and their parts may be many
         return places
-    stage = build.stage("extract")
-    for part in stage.partitions():
-        if part.rpartition("-")[0] not in tables:
-            continue
-        record = stage.record(part)
-        if PROVENANCE in record.files:
-            rows = stage.table(record, PROVENANCE, ["fetch_id", "source", "stored_at"], within)
-            for row in rows.to_pylist():
-                if (row["fetch_id"], row["source"]) in admitted:
-                    places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
+    columns = ["fetch_id", "source", "stored_at"]
+    for rows in _gathered.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, columns):
+        for row in rows.filter(pc.field("stored_at") != "").to_pylist():
+            if (row["fetch_id"], row["source"]) in admitted:
+                places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
     return places
 
 
@@ -137,12 +131,12 @@ def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dic
 
 def userinfos_of(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
     """User name and password that came with an image's URL, by fetch_id; of several the first in order."""
-    extract = build.stage("extract") if "extract" in build.fingerprints else None
-    records = [record for record in extract.records() if USERINFO in record.files] if extract else []
     rows: dict[str, str] = {}
-    for record in records:
-        assert extract is not None
-        table = extract.table(record, USERINFO, filters=pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string())))
+    if "extract" not in build.fingerprints:
+        return rows
+    wanted = pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string()))
+    for record in _gathered.with_userinfo(build):
+        table = build.stage("extract").table(record, USERINFO, filters=wanted)
         for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
             rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)
     return rows

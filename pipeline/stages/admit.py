@@ -46,7 +46,7 @@ from pipeline.records import (
     candidates_of,
     drop,
 )
-from pipeline.stages import _templates
+from pipeline.stages import _gathered, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
 from pipeline.stages._text_order import TextOrder
@@ -123,17 +123,16 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def _candidates(build: Build, low: str, high: str) -> tuple[list[Candidate], dict[str, str]]:
-    """Extract's candidates with an order_key in [low, high); row groups outside of it are not read.
+    """Extract's candidates with an order_key in [low, high).
 
     Beside them, by id, the oldest snapshot that shows a candidate of a new generation.
     """
-    extract = build.stage("extract")
-    here = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
-    tables = [extract.table(record, filters=here) for record in extract.records()]
+    tables = list(_gathered.rows_between(build, "parquet", low, high))
     first_snapshot: dict[str, str] = {}
     for table in tables:
         if FIRST_SNAPSHOT in table.column_names:
-            first_snapshot.update(zip(*(table[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
+            known = table.filter(pc.field(FIRST_SNAPSHOT).is_valid())
+            first_snapshot.update(zip(*(known[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
     rows = [table.select(WITH_REMOVED_SCHEMA.names) for table in tables]
     return candidates_of(pa.concat_tables(rows) if rows else WITH_REMOVED_SCHEMA.empty_table()), first_snapshot
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
@@ -29,6 +28,7 @@ from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, fac
 from pipeline.detectors._boxes import EVERY, blank, boxes_of, cleaned, look, most_boxes, rows_of, unseen
 from pipeline.detectors.given import Given
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
+from pipeline.stages import _gathered
 from pipeline.stages._model_runner import Model, model_values
 from pipeline.stages._survivors import later_ones, survivors_in
 from pipeline.store.build import Build
@@ -115,13 +115,10 @@ def _kept(build: Build, partition: str) -> pa.Table:
 def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:
     """Boxes that came with the rows of the kept images."""
     low, high = KeyRange.named(partition).bounds
-    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
-    stage, by_url = build.stage("extract"), dict[str, Boxes]()
-    for record in stage.records():
-        if SOURCE_BOXES in record.files:
-            rows = stage.table(record, SOURCE_BOXES, ["fetch_id", "boxes"], within)
-            for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):
-                by_url.setdefault(fetch_id, Given.ranked(boxes))
+    by_url = dict[str, Boxes]()
+    for rows in _gathered.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
+        for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):
+            by_url.setdefault(fetch_id, Given.ranked(boxes))
     # in falling order, so that of several URLs with the same bytes the smallest fetch_id decides
     images = sorted(zip(kept["fetch_id"].to_pylist(), kept["sha256"].to_pylist(), strict=True), reverse=True)
     return {sha256: by_url[fetch_id] for fetch_id, sha256 in images if fetch_id in by_url}

@@ -1,6 +1,6 @@
 """A stage: one step of a build, and all that is known of it.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
+    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
         -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
         -> concepts -> balance -> detect -> shard -> report
 

@@ -1,0 +1,90 @@
+"""What it costs to read ranges of order keys from many parts: from extract's own files, and from what was gathered.
+
+As many ranges as parts, of 2,000 candidates each, as a dataset of tars has them. Timed, in CPU seconds of one process,
+is what all partitions of `admit` read, and beside it the stage `gather` with what they read then. From the files the
+cost grows with the square of the parts; gathered, its exponent is to be at most 1.15. Candidates are drawn, with an
+address, a page and a caption each; nothing is admitted.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from harness import at_least, at_most, quick, report
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline.records import Candidate, candidate_rows, sha256_hex
+from pipeline.stages import STAGES, _gathered, gather
+from pipeline.store.build import Build
+from pipeline.store.ranges import KeyRange
+from pipeline.store.store import Store
+
+ROWS = 2_000
+
+
+def main() -> int:
+    sizes = (66, 132) if quick(__doc__ or "") else (66, 132, 264, 528)
+    costs: list[tuple[float, float]] = []
+    for parts in sizes:
+        with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
+            build = drawn(Path(name), parts)
+            plain = read(build, parts)
+            began = time.process_time()
+            groups = gather.partitions(build)
+            for group in groups:
+                gather.run_partition(build, group)
+            build.stage("gather").finish(groups, STAGES["gather"].version)
+            made = time.process_time() - began
+            assert len(_gathered.groups(build)) == len(groups) > 0
+            gathered = read(build, parts)
+        costs.append((plain, made + gathered))
+        told = f"{plain:.2f} s from the parts; {made:.2f} s to make {len(groups)} groups, {gathered:.2f} s from them"
+        print(f"{parts} parts and ranges: {told}", file=sys.stderr)
+    step = math.log(sizes[-1] / sizes[-2])
+    of_parts, of_groups = (math.log(costs[-1][side] / costs[-2][side]) / step for side in (0, 1))
+    print(f"exponents of the last step: {of_parts:.2f} from the parts, {of_groups:.2f} gathered", file=sys.stderr)
+    return report(
+        {
+            "exponent_gathered": at_most(of_groups, 1.15, ""),
+            "parts_over_gathered": at_least(costs[-1][0] / costs[-1][1], 1.0),
+        }
+    )
+
+
+def drawn(folder: Path, parts: int) -> Build:
+    """A build of which extract has committed so many parts."""
+    source = {"kind": "url_table", "name": "t", "source_kind": "library"}
+    spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
+    marks = {name: sha256_hex(name) for name in STAGES}
+    build = Build(spec, str(folder / "out"), Store(str(folder / "store")), "b", "2026-01-01", marks, stages=STAGES)
+    rng = np.random.default_rng(0)
+    for part in range(parts):
+        candidates = []
+        for row in range(ROWS):
+            text = "".join(map(chr, rng.integers(0x4E00, 0x4E00 + 3_000, 20)))
+            url = f"http://img{row % 50}.test/{part}/{row}.jpg"
+            page = f"http://site{row % 500}.test/{part}"
+            candidates.append(Candidate("t", "library", page, page, url, (Text("caption", text),), row))
+        with build.stage("extract").attempt(f"t-{part:05d}") as attempt:
+            attempt.write_table("parquet", candidate_rows(candidates, spec.seed))
+            attempt.commit({"kept": len(candidates)})
+    return build
+
+
+def read(build: Build, ranges: int) -> float:
+    """CPU seconds for all rows of all ranges, of which none may be missing."""
+    began, rows = time.process_time(), 0
+    for own in KeyRange.cut(ranges):
+        rows += sum(table.num_rows for table in _gathered.rows_between(build, "parquet", *own.bounds))
+    assert rows == ranges * ROWS
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
