@@ -83,11 +83,10 @@ def rows_between(
     """
     within = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
     names = None if columns is None else list(columns)
-    gathered = groups(build)
-    gather, extract = build.stage("gather"), build.stage("extract")
+    gathered, extract = groups(build), build.stage("extract")
     for record in gathered:
         if SUFFIXES[suffix] in record.files:
-            rows = _batches(gather, record, SUFFIXES[suffix], low, high)
+            rows = _batches(build.stage("gather"), record, SUFFIXES[suffix], low, high)
             keys = rows["order_key"].to_pylist()
             start, end = bisect.bisect_left(keys, low), bisect.bisect_left(keys, high)
             yield (rows if names is None else rows.select(names)).slice(start, end - start)
