@@ -22,7 +22,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -89,13 +89,15 @@ def guarded(
     hosts: tuple[str, ...] = LOOPBACK,
     limits: Limits | None = None,
     open_paths: tuple[str, ...] = (),
+    once: Iterable[str] = (),
 ) -> App:
     """An application behind the checks of this module.
 
     token: None for a server that everyone who reaches it may use. hosts: names in the Host header, without the port;
-    "*" for any. open_paths: answered without a token, for probes (`/health`).
+    "*" for any. open_paths: answered without a token, for probes (`/health`). once: further tokens, each good for one
+    link, for a browser that is started with it: other users of a machine see how programs are started.
     """
-    return _Guarded(app, token, hosts, limits or Limits(), open_paths)
+    return _Guarded(app, token, hosts, limits or Limits(), open_paths, once)
 
 
 class _Refused(Exception):
@@ -108,9 +110,15 @@ class _Refused(Exception):
 
 class _Guarded:
     def __init__(
-        self, app: App, token: str | None, hosts: tuple[str, ...], limits: Limits, open_paths: tuple[str, ...]
+        self,
+        app: App,
+        token: str | None,
+        hosts: tuple[str, ...],
+        limits: Limits,
+        open_paths: tuple[str, ...],
+        once: Iterable[str],
     ) -> None:
-        self._app, self._token, self._limits, self._open = app, token, limits, open_paths
+        self._app, self._token, self._limits, self._open, self._once = app, token, limits, open_paths, list(once)
         self._hosts = frozenset(host.lower() for host in hosts)
         self._rate = None if limits.per_minute is None else _Rate(limits.per_minute)
 
@@ -181,8 +189,11 @@ class _Guarded:
         if self._token is None or scope["method"] != "GET" or b"token=" not in scope["query_string"]:
             return None
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if not any(name == "token" and _same(value, self._token) for name, value in asked):
+        given = [value for name, value in asked if name == "token"]
+        used = [token for token in self._once if any(_same(value, token) for value in given)]
+        if not used and not any(_same(value, self._token) for value in given):
             return None
+        self._once = [token for token in self._once if token not in used]
         rest = urlencode([(name, value) for name, value in asked if name != "token"])
         path = "/" + scope["raw_path"].decode("latin-1").lstrip("/")  # of `//host` a browser would go to that host
         return f"{path}?{rest}" if rest else path

@@ -70,14 +70,14 @@ def _studio(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.closing(_bound(args.port)) as sock:
         studio = Studio(where, STAGES, baseline=args.baseline, index=index, folder=folder)
         with contextlib.closing(studio):
-            token = new_token()
-            link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token={token}"
-            say(f"studio of {where or index}: {link}")
+            token, once = new_token(), new_token()
+            link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token="
+            say(f"studio of {where or index}: {link}{token}")
             say("only this machine can reach it, and only with this link; Ctrl-C ends it")
             studio.start(AFTER_S)
             if not args.no_browser:  # one on the terminal is waited for until a person leaves it
-                threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
-            serve(studio, sock, token)
+                threading.Thread(target=webbrowser.open, args=(f"{link}{once}",), daemon=True).start()
+            serve(studio, sock, token, [] if args.no_browser else [once])
     return {"place": where or index}
 
 

@@ -283,13 +283,11 @@ class _View(_Asked):
     query: str = Field("", max_length=10_000)
 
 
-def app(studio: Studio, token: str | None) -> App:
+def app(studio: Studio, token: str | None, once: Iterable[str] = ()) -> App:
     """The ASGI application, behind the checks of every request. The page's own files, which are no secret, need no
-    token: who comes without the link is told so by the page."""
-    limits = Limits(body_bytes=256 * 1024, body_seconds=10.0)
-    return guarded(
-        _routes(studio), token=token, limits=limits, open_paths=("/", *(f"/static/{name}" for name in _files()))
-    )
+    token: who comes without the link is told so by the page. once: as `guarded` has it."""
+    limits, files = Limits(body_bytes=256 * 1024, body_seconds=10.0), (f"/static/{name}" for name in _files())
+    return guarded(_routes(studio), token=token, limits=limits, open_paths=("/", *files), once=once)
 
 
 def _routes(studio: Studio) -> FastAPI:
@@ -497,17 +495,14 @@ def _files() -> dict[str, tuple[bytes, str]]:
     return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in folder.iterdir() if path.suffix in TYPES}
 
 
-def serve(studio: Studio, sock: socket.socket, token: str | None) -> None:
+def serve(studio: Studio, sock: socket.socket, token: str | None, once: Iterable[str] = ()) -> None:
     """Answer on a bound socket until interrupted."""
-    make_server(studio, token).run(sockets=[sock])
+    make_server(studio, token, once).run(sockets=[sock])
 
 
-def make_server(studio: Studio, token: str | None) -> uvicorn.Server:
+def make_server(studio: Studio, token: str | None, once: Iterable[str] = ()) -> uvicorn.Server:
     """A server of a studio, which ends three seconds after it is told to, whoever still asks."""
     import uvicorn
 
-    return uvicorn.Server(
-        uvicorn.Config(
-            app(studio, token), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
-        )
-    )
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app(studio, token, once), timeout_graceful_shutdown=3, **quiet))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
+from pipeline.pictures.decode import PictureError, header
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
@@ -117,7 +118,12 @@ def _image(opener: GuardedOpener, url: str) -> Probe:
         advice = advice_for(e.reason, e.evidence, url)
         return Probe(url, False, f"{e.reason.value}: {e.evidence}", advice, e.reason is DropReason.EGRESS_REFUSED)
     kind = str(body.headers.get("Content-Type") or "no content type")
-    return Probe(url, True, f"{len(body.getvalue()):,} bytes, {kind[:60]}")
+    said = f"{len(body.getvalue()):,} bytes, {kind[:60]}"
+    try:
+        header(body.getvalue())
+    except PictureError as e:
+        return Probe(url, False, f"{said}: no picture that can be read ({e})", "is it the address of a picture?")
+    return Probe(url, True, said)
 
 
 def _hurried(spec: BuildSpec) -> BuildSpec:

@@ -113,6 +113,18 @@ def test_the_link_with_the_token_gives_a_cookie_and_leads_to_itself_without(clos
     assert elsewhere.headers["location"] == "/evil.example/"
 
 
+def test_a_link_that_a_browser_is_started_with_works_once():
+    once = new_token()
+    with running(token=TOKEN, open_paths=("/health",), once=[once]) as url:
+        assert code(get(f"{url}/page", headers={"authorization": f"Bearer {once}"})) == (401, "token")
+        with httpx.Client(timeout=PATIENCE_S, verify=_NO_TLS) as browser:
+            assert browser.get(f"{url}/page?token={once}").status_code == 303
+            assert browser.get(f"{url}/page").json() == {"word": ""}
+            assert browser.get(f"{url}/page?token={once}").json() == {"word": ""}, "its cookie is good"
+        assert code(get(f"{url}/page?token={once}")) == (401, "token")
+        assert get(f"{url}/page?token={TOKEN}").status_code == 303
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example"])
 def test_a_name_that_is_not_served_is_refused_whatever_it_brings(closed, host):
     assert code(get(f"{closed}/page", headers={**BEARER, "host": host})) == (421, "wrong_host")

@@ -21,6 +21,7 @@ from pipeline.report import page
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from tests.places import ROOT
+from tests.processes import wait_until
 from tests.stages import run_stage
 
 
@@ -99,9 +100,12 @@ def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     assert page.REPORT_VERSION == 1
 
 
-def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build) -> None:
+def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build, tmp_path: Path) -> None:
     """One on the terminal, such as w3m, ends when a person leaves it."""
-    browser = f'{sys.executable} -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()" %s'
+    asked, script = tmp_path / "asked", tmp_path / "browser.py"
+    visit = "urllib.request.urlopen(sys.argv[1]).read()"
+    script.write_text(f"import sys, urllib.request\nopen({str(asked)!r}, 'w').write(sys.argv[1])\n{visit}\n", "utf-8")
+    browser = f"{sys.executable} {script} %s"
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline", "studio", noted.out, "--port", "0"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": browser},
@@ -111,5 +115,7 @@ def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(note
         try:
             with urllib.request.urlopen(link, timeout=60) as answer:
                 assert answer.status == 200
+            wait_until(lambda: asked.exists() and "token=" in asked.read_text("utf-8"), "the browser is started")
+            assert link.partition("token=")[2] not in asked.read_text("utf-8"), "others see how a browser is started"
         finally:
             process.terminate()

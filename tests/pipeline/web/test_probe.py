@@ -12,6 +12,7 @@ from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.web import probe
 from pipeline.web.probe import advice_for, probe_images, probe_pages
+from tests.drawn import picture
 
 PAGE = "<html><body><p>正文</p><a href='/b.html'>b</a><img src=/1.jpg><img src=/2.jpg></body></html>".encode()
 
@@ -93,12 +94,16 @@ def test_nobody_waits_long_for_a_host_that_says_nothing(serve, monkeypatch):
 
 
 def test_images_say_what_came(serve):
-    web = serve({"/1.jpg": (200, {"Content-Type": "image/jpeg"}, b"12345")})
-    answers = probe_images(spec_of(web.host), [web.url("/1.jpg"), web.url("/2.jpg")])
-    assert [(one.ok, one.said) for one in answers] == [
-        (True, "5 bytes, image/jpeg"),
+    data, sorry = picture(1), "<p>请登录</p>".encode()
+    jpeg, html = {"Content-Type": "image/jpeg"}, {"Content-Type": "text/html"}
+    web = serve({"/1.jpg": (200, jpeg, data), "/3.jpg": (200, html, sorry)})
+    answers = probe_images(spec_of(web.host), [web.url(f"/{number}.jpg") for number in (1, 2, 3)])
+    assert [(one.ok, one.said.partition(": no")[0]) for one in answers] == [
+        (True, f"{len(data):,} bytes, image/jpeg"),
         (False, "http_status: status 404"),
+        (False, f"{len(sorry)} bytes, text/html"),
     ]
+    assert answers[2].advice == "is it the address of a picture?"
     assert probe_images(spec_of(), []) == []
 
 
