@@ -61,6 +61,10 @@ AGAIN = "again.bin"
 OWN_SPLITS = "splits.bin"
 """The split of each image of a run by its own bytes: numbers in SPLITS, by position, as uint8."""
 
+ORDERED = "ordered.arrow"
+"""A run's rows as `lead` reads them (`ranked_runs.write_ordered`): without signatures and details, which it looks up
+where it needs them."""
+
 SKETCHES = "sketches.bin"
 """What the distinct texts of a run are compared by."""
 
@@ -205,6 +209,8 @@ class Alone:
     def __init__(self, build: Build, files: ExitStack) -> None:
         self.known = False
         """Whether somebody has looked."""
+        self.ordered: list[Path] = []
+        """Files of the runs in their order, if each has one (ORDERED)."""
         if not {"deal", "meet"} <= set(build.fingerprints):
             return
         deal, meet, runs = build.stage("deal"), build.stage("meet"), build.stage("rank").partitions()
@@ -227,6 +233,8 @@ class Alone:
         self._met, self._pieces = met[0], dealt_pieces(build)
         self._next = self._texts[:-1].copy()  # the number of the next text of each run
         self._signatures = signatures_of(deal, dealt, files)
+        if all(ORDERED in record.files for record in dealt):
+            self.ordered = [files.enter_context(deal.file(record, ORDERED)) for record in dealt]
         splits = [files.enter_context(deal.file(record, OWN_SPLITS)) for record in dealt]
         self._splits = np.concatenate([np.zeros(0, np.uint8), *(np.fromfile(path, np.uint8) for path in splits)])
 

@@ -25,6 +25,7 @@ from pipeline import pulse
 from pipeline.dedup import handed_on
 from pipeline.dedup.compared_texts import write_texts
 from pipeline.dedup.dealt_earlier import groups, make, pieces_of
+from pipeline.dedup.ranked_runs import write_ordered
 from pipeline.dedup.splits import own_splits
 from pipeline.features import feature_id
 from pipeline.files.digests import digests_of
@@ -53,7 +54,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """One run: entries of each key by bucket; signatures and splits by position; distinct texts by rank.
+    """One run: its rows by rank; entries of each key by bucket; signatures and splits by position; distinct texts.
 
     Or a group of pieces, which are noted in the record in order.
     """
@@ -61,12 +62,13 @@ def run_partition(build: Build, partition: str) -> None:
         _see_to_pieces(build, partition)
         return
     rank = build.stage("rank")
-    columns = ["position", "sha256", "phash", "signature", "details", "sketches"]
-    table = rank.table(rank.record(partition), columns=columns)
+    table = rank.table(rank.record(partition))
     pulse.expect(table.num_rows)
     with build.stage("deal").attempt(partition) as attempt:
+        if not build.made_from:  # a build that begins a generation takes the features of what the last one kept along
+            write_ordered(attempt.path(handed_on.ORDERED), table.drop_columns(["signature", "details"]))
         texts = _deal_texts(attempt, table["sketches"])
-        detailed = _deal_images(build, attempt, table.drop_columns(["sketches"]))
+        detailed = _deal_images(build, attempt, table)
         pulse.advance(table.num_rows)
         attempt.commit({"pairs": table.num_rows, "detailed": detailed, **texts})
 
@@ -84,7 +86,8 @@ def _see_to_pieces(build: Build, partition: str) -> None:
 
 def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> int:
     """Deal out the images of a run's table; returns how many have details."""
-    table = table.take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
+    columns = ["position", "sha256", "phash", "signature", "details"]
+    table = table.select(columns).take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
     images = images_of(table)
     coarse, fine = coarse_of(images.phash, images.signature), fine_of(images.details)
     for number, key in enumerate(handed_on.keys_of(build)):
@@ -125,7 +128,7 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("*.bin"),),
+    files=(StageFile("*.bin"), StageFile(handed_on.ORDERED)),
     subject="",
     unit="pairs",
     done=("pairs",),

@@ -198,12 +198,11 @@ class _Sequence:
 
     def run(self) -> Counter[str]:
         alone, capped = self._alone, self._rules.max_pairs_per_domain > 0
-        # signatures are most of the bytes of a run; few of them are compared, and those of `deal` need no decoding
-        without = ["signature", "details"] if alone.known and not self._build.made_from else []
         size = READ if alone.known else BLOCK
+        blocks = ranked_runs.merged(self._stage, self._runs, size, ordered=alone.ordered)
         with _Files(self._attempt, self._rules, self._splits.texts_apart) as files:
             with writing_behind() as later:
-                for table, run_of_row in read_ahead(ranked_runs.merged(self._stage, self._runs, size, without=without)):
+                for table, run_of_row in read_ahead(blocks):
                     pairs = Pairs(table, run_of_row, self._rules.max_texts, alone)
                     free = pairs.free(capped) if self._bulk else np.zeros(len(pairs), np.bool_)
                     decided = decide(pairs, self._pass, free)
