@@ -102,6 +102,20 @@ def test_few_parts_and_builds_that_are_beyond_it_gather_nothing(tmp_path: Path) 
     assert gather.partitions(build) == [], "an older wenlan did it, and admit is done"
 
 
+def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MANY", 1)
+    monkeypatch.setattr(gather, "GROUP", 300)
+    monkeypatch.setattr(_gathered, "BATCH", 10)
+    build = replace(build_at(tmp_path), out=f"{bucket}/gather")
+    extracted(build, [[number << 56 | part for number in range(256)] for part in range(3)])
+    ranges = [order_range(number, 7) for number in range(7)]
+    expected = [by_key(build, "parquet", *own) for own in ranges]
+    assert len(run_stage(build, "gather")) == 3
+    for record in build.stage("extract").records():
+        build.stage("extract").folder.delete(record.files["parquet"].name)
+    assert [by_key(build, "parquet", *own) for own in ranges] == expected
+
+
 def test_where_a_group_is_gone_the_parts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "MANY", 1)
     monkeypatch.setattr(gather, "GROUP", 2)
