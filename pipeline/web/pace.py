@@ -4,20 +4,20 @@ One schedule says when each host is free. On a Ray cluster it is a named actor (
 sources, two partitions or two builds that want one host share its pace; without Ray it is an object of this process. A
 worker books a slot in the schedule and sleeps until it comes. For a host that may be asked many times a second it books
 several at once (a lease, of at most LEASE_S of the host's time): a call to the schedule per request would cost more
-than the request.
+than the request. Where its threads want many hosts, what they want while a call is under way goes into the next one.
 
 The schedule speaks in seconds from now, never in clock times: clocks of two machines differ.
 
 Limits: slots of a lease may be used up to LEASE_S late, so in a short while a fast host may see as many requests as in
 2 * LEASE_S more; a host asked less than once in LEASE_S gets exact pauses. A schedule whose process dies is started
-again and has forgotten what was booked. One actor answers some thousand bookings a second.
+again and has forgotten what was booked. One actor answers some thousand calls a second.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline import actors
@@ -31,7 +31,11 @@ MANY = 1_000_000
 _FORGET_AT = 100_000
 """Hosts a schedule or a limiter remembers before it forgets those that need no memory."""
 
-_NAME = "wenlan-host-schedule"
+_NAME = "wenlan-host-schedule-2"
+"""Raised when its methods change: a cluster may still have the actor of an older wenlan."""
+
+Booking = tuple[str, float, int]
+"""(host, delay_s, slots): so many slots of a host, `delay_s` apart."""
 
 
 class HostSchedule:
@@ -41,8 +45,11 @@ class HostSchedule:
         self._clock = clock
         self._free_at: dict[str, float] = {}
 
-    def book(self, host: str, delay_s: float, slots: int) -> float:
-        """Book `slots` slots, `delay_s` apart; returns the seconds from now until the first."""
+    def book(self, bookings: Sequence[Booking]) -> list[float]:
+        """Book slots of hosts; returns for each booking the seconds from now until its first slot."""
+        return [self._book(*booking) for booking in bookings]
+
+    def _book(self, host: str, delay_s: float, slots: int) -> float:
         now = self._clock()
         if len(self._free_at) >= _FORGET_AT:
             self._free_at = {h: at for h, at in self._free_at.items() if at > now}
@@ -76,38 +83,62 @@ class RateLimiter:
         self._schedule = schedule if schedule is not None else actors.shared(HostSchedule, _NAME)
         self._clock = clock
         self._leases: dict[str, _Lease] = {}
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._wanted: dict[str, Booking] = {}
+        self._asking: dict[str, Booking] | None = None
+        """The bookings of the call that some thread is making. A host that pauses meanwhile leaves them."""
 
     def next_slot(self, host: str, delay_s: float) -> float:
         """Take the host's next slot; returns the seconds to sleep until it comes."""
-        with self._lock:
-            now = self._clock()
-            lease = self._leases.get(host)
-            if lease is None or lease.over(now) or lease.delay_s != delay_s:
-                lease = self._lease(host, delay_s, lease)
+        while True:
+            with self._changed:
+                now = self._clock()
+                lease = self._leases.get(host)
+                if lease is not None and lease.delay_s == delay_s and not lease.over(now):
+                    at = lease.start + lease.used * lease.delay_s
+                    lease.used += 1
+                    return max(0.0, at - now)
+                if self._asking is not None:
+                    if host not in self._asking:
+                        self._want(host, delay_s)
+                    self._changed.wait()
+                    continue
+                self._want(host, delay_s)
+                self._asking, self._wanted = self._wanted, {}
+            self._book(list(self._asking.values()))
+
+    def _book(self, bookings: Sequence[Booking]) -> None:
+        """Ask the schedule for what this thread and others wanted. What fails is wanted again by whoever waits."""
+        waits: list[float] = []
+        try:
+            waits = self._schedule.book(bookings)
+        finally:
+            with self._changed:
+                remaining, self._asking = self._asking or {}, None
                 now = self._clock()  # booking may have taken a while
-            at = lease.start + lease.used * lease.delay_s
-            lease.used += 1
-            return max(0.0, at - now)
+                if len(self._leases) >= _FORGET_AT:
+                    self._leases.clear()
+                for (host, delay_s, slots), wait in zip(bookings, waits, strict=False):
+                    if host in remaining:
+                        self._leases[host] = _Lease(now + wait, delay_s, slots)
+                self._changed.notify_all()
 
     def pause(self, host: str, seconds: float) -> None:
         """Nobody asks the host for so long: what Retry-After is for."""
-        with self._lock:
+        with self._changed:
             self._leases.pop(host, None)
+            if self._asking is not None:
+                self._asking.pop(host, None)
             self._schedule.pause(host, seconds)
 
-    def _lease(self, host: str, delay_s: float, before: _Lease | None) -> _Lease:
-        """Book a lease: twice the slots of the last one if those were used up, else as many as were used of it.
+    def _want(self, host: str, delay_s: float) -> None:
+        """Want a lease: twice the slots of the last one if those were used up, else as many as were used of it.
 
         The first lease of a host is one slot.
         """
+        before = self._leases.get(host)
         most = max(1, int(LEASE_S / delay_s)) if delay_s > 0 else MANY
         wanted = 1 if delay_s > 0 else MANY
         if before is not None and delay_s > 0:
             wanted = 2 * before.slots if before.used == before.slots else before.used
-        slots = min(max(1, wanted), most)
-        wait = self._schedule.book(host, delay_s, slots)
-        if len(self._leases) >= _FORGET_AT:
-            self._leases.clear()
-        self._leases[host] = lease = _Lease(self._clock() + wait, delay_s, slots)
-        return lease
+        self._wanted[host] = (host, delay_s, min(max(1, wanted), most))

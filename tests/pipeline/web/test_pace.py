@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.web import pace
 from pipeline.web.pace import LEASE_S, HostSchedule, RateLimiter
+from tests.processes import wait_until
 
 
 class Clock:
@@ -71,6 +75,66 @@ def test_a_schedule_forgets_hosts_that_are_free(monkeypatch):
     clock = Clock()
     schedule = HostSchedule(clock)
     for number in range(100):
-        schedule.book(f"{number}.cn", 0.5, 1)
+        schedule.book([(f"{number}.cn", 0.5, 1)])
         clock.now += 0.2
     assert len(schedule._free_at) <= 10
+
+
+class SlowSchedule(HostSchedule):
+    """Answers when it may, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may, self.asked = threading.Event(), list[list[str]]()
+
+    def book(self, bookings):
+        self.asked.append([host for host, _, _ in bookings])
+        self.may.wait()
+        return super().book(bookings)
+
+
+def test_what_threads_want_while_a_call_is_under_way_goes_into_the_next_one():
+    schedule, hosts = SlowSchedule(), [f"{number}.cn" for number in range(12)]
+    side = RateLimiter(schedule)
+    with ThreadPoolExecutor(24) as threads:
+        first = threads.submit(side.next_slot, hosts[0], 1.0)
+        wait_until(lambda: bool(schedule.asked), "the first call is under way")
+        rest = [threads.submit(side.next_slot, host, 1.0) for host in hosts[1:] * 2]
+        wait_until(lambda: len(side._wanted) == 11, "all others are wanted")
+        schedule.may.set()
+        waits = Counter(round(one.result(60)) for one in (first, *rest))
+    assert waits == {0: 12, 1: 11}, "each host's second slot comes a second later"
+    assert schedule.asked[0] == hosts[:1]
+    assert sorted(schedule.asked[1]) == sorted(hosts[1:])
+    assert sorted(host for call in schedule.asked[2:] for host in call) == sorted(hosts[1:])
+
+
+def test_a_host_that_pauses_while_it_is_booked_is_booked_anew():
+    schedule = SlowSchedule()
+    side = RateLimiter(schedule)
+    with ThreadPoolExecutor(1) as threads:
+        slot = threads.submit(side.next_slot, "a.cn", 0.0)
+        wait_until(lambda: bool(schedule.asked), "the call is under way")
+        side.pause("a.cn", 3600.0)
+        schedule.may.set()
+        assert slot.result(60) == pytest.approx(3600.0, abs=60)
+
+
+def test_a_call_that_fails_fails_one_thread_and_the_others_ask_again():
+    class Failing(SlowSchedule):
+        def book(self, bookings):
+            waits = super().book(bookings)
+            if len(self.asked) == 1:
+                raise ConnectionError("the actor is gone")
+            return waits
+
+    schedule = Failing()
+    side = RateLimiter(schedule)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(side.next_slot, "a.cn", 0.0)
+        wait_until(lambda: bool(schedule.asked), "the call is under way")
+        second = threads.submit(side.next_slot, "a.cn", 0.0)
+        schedule.may.set()
+        with pytest.raises(ConnectionError):
+            first.result(60)
+        assert second.result(60) == 0.0
