@@ -61,7 +61,7 @@ class Pairs:
         offsets = lists.offsets.to_numpy().astype(np.int64) - lists.offsets[0].as_py()
         self.texts = lists.flatten()
         self.starts, self.ends = offsets[:-1], np.minimum(offsets[1:], offsets[:-1] + max_texts)
-        self._numbers = alone.numbers(table, run_of_row) if alone.known else np.zeros(0, np.int64)
+        self._numbers = alone.numbers(run_of_row) if alone.known else np.zeros(0, np.int64)
         self.alone = alone.images(self._numbers) if alone.known else None
         self.alone_texts = alone.texts(np.diff(offsets), run_of_row) if alone.known else None
 

@@ -3,8 +3,8 @@
 What keys, entries, parts, and what is found, met or alone are, says `pipeline.matching.meetings`.
 
 Images have numbers over all runs of a build: those of a run follow those of the runs before it, and within a run the
-number grows with the position. Texts have numbers of their own, which grow with the rank of their pair and its order
-of texts. What `meet` found is a list of such numbers, and one of numbers in pieces of what earlier builds kept
+number grows with the rank. Texts have numbers of their own, which grow with the rank of their pair and its order of
+texts. What `meet` found is a list of such numbers, and one of numbers in pieces of what earlier builds kept
 (`pipeline.dedup.dealt_earlier`).
 
 Limits: who asks what was found (`Alone`) holds a byte for each pair of the build, a bit for each text, and eight bytes
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from data_specs.shard import SPLITS
 from pipeline.dedup.dealt_earlier import Piece
@@ -37,7 +36,7 @@ from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.store import Store
 
-VERSION = 4
+VERSION = 5
 """Of `deal` and `meet`."""
 
 FEWEST = 50_000
@@ -59,7 +58,7 @@ AGAIN = "again.bin"
 """Texts of a run that occur more than once in it, by their numbers within the run, as int64."""
 
 OWN_SPLITS = "splits.bin"
-"""The split of each image of a run by its own bytes: numbers in SPLITS, by position, as uint8."""
+"""The split of each image of a run by its own bytes: numbers in SPLITS, by rank, as uint8."""
 
 ORDERED = "ordered.arrow"
 """A run's rows as `lead` reads them (`ranked_runs.write_ordered`): without signatures and details, which it looks up
@@ -231,7 +230,7 @@ class Alone:
             if MET in record.files:
                 met.append(np.union1d(met.pop(), _numbers(meet, record, MET)))
         self._met, self._pieces = met[0], dealt_pieces(build)
-        self._next = self._texts[:-1].copy()  # the number of the next text of each run
+        self._next_image, self._next_text = self._images[:-1].copy(), self._texts[:-1].copy()  # of each run
         self._signatures = signatures_of(deal, dealt, files)
         if all(ORDERED in record.files for record in dealt):
             self.ordered = [files.enter_context(deal.file(record, ORDERED)) for record in dealt]
@@ -246,10 +245,9 @@ class Alone:
             for piece, low, high in zip(self._pieces, borders, borders[1:], strict=False)
         ]
 
-    def numbers(self, rows: pa.Table, run_of_row: npt.NDArray[np.int32]) -> Ints:
-        """[N] the numbers of images, of rows of RUN_SCHEMA and the number of each one's run."""
-        numbers: Ints = self._images[run_of_row] + rows["position"].to_numpy()
-        return numbers
+    def numbers(self, run_of_row: npt.NDArray[np.int32]) -> Ints:
+        """[N] the numbers of the images of the next rows, of which each has the run [N]."""
+        return _next_of(self._next_image, run_of_row)
 
     def images(self, numbers: Ints) -> npt.NDArray[np.bool_]:
         """[N] which images are alone."""
@@ -270,14 +268,20 @@ class Alone:
 
     def texts(self, counts: npt.NDArray[np.int64], run_of_row: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Which texts of the next rows are alone, row after row; counts [N]: how many each row has."""
-        numbers = np.empty(int(counts.sum()), np.int64)
-        row_of_text = np.repeat(np.arange(len(counts)), counts)
-        for run in np.unique(run_of_row).tolist():
-            own = run_of_row[row_of_text] == run  # a run's rows come in the run's order, and so do their texts
-            count = np.count_nonzero(own)
-            numbers[own] = self._next[run] + np.arange(count)
-            self._next[run] += count
-        return ~self._texts_found.has(numbers)
+        return ~self._texts_found.has(_next_of(self._next_text, np.repeat(run_of_row, counts)))
+
+
+def _next_of(following: Ints, run: npt.NDArray[np.int32]) -> Ints:
+    """[N] the numbers of what comes next, of which each has the run [N]; following: of each run, counted on.
+
+    A run's rows come in the run's order, and so do their texts.
+    """
+    numbers = np.empty(len(run), np.int64)
+    for one in np.unique(run).tolist():
+        own = np.flatnonzero(run == one)
+        numbers[own] = following[one] + np.arange(len(own))
+        following[one] += len(own)
+    return numbers
 
 
 def _saw_earlier(build: Build) -> bool:

@@ -1,7 +1,7 @@
 """Signatures and details of images as `deal` wrote them, in flat files per run: those that are asked for are read.
 
-Signatures are read one by one and not mapped: around each one that is looked at the kernel maps up to 160 KB, and some
-thousands would be a build's whole file in memory.
+They are read, one by one where they lie apart, and not mapped: around each one that is looked at the kernel maps up to
+160 KB, and some thousands would be a build's whole file in memory.
 
 Limits: 8 bytes in memory for each image with details. Pages of details stay mapped until the system wants them back.
 """
@@ -21,6 +21,10 @@ from pipeline.pictures.signatures import GRIDS, SIZE
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+
+
+CLOSE = 2
+"""Signatures that are read for each one that is asked for, at the most, where a range of them is read at once."""
 
 
 class StoredSignatures:
@@ -62,8 +66,18 @@ class StoredSignatures:
         return Details(np.concatenate(places)[order], np.concatenate(stored)[order])
 
     def whole(self, image: Ints) -> Bytes:
-        """[N, GRIDS * SIZE] signatures of images [N]."""
-        return self._read(image, np.zeros(len(image), np.int64), GRIDS * SIZE)
+        """[N, GRIDS * SIZE] signatures of images [N]; of a run those that lie close together are read at once."""
+        run, signatures = self._run_of(image), np.empty((len(image), GRIDS * SIZE), np.uint8)
+        for number in np.unique(run).tolist():
+            rows = np.flatnonzero(run == number)
+            own = image[rows] - self.starts[number]
+            first, count = int(own.min()), int(np.ptp(own)) + 1
+            if count > CLOSE * len(rows):
+                signatures[rows] = self._read(image[rows], np.zeros(len(rows), np.int64), GRIDS * SIZE)
+                continue
+            data = os.pread(self._files[number].fileno(), count * GRIDS * SIZE, first * GRIDS * SIZE)
+            signatures[rows] = np.frombuffer(data, np.uint8).reshape(count, GRIDS * SIZE)[own - first]
+        return signatures
 
     def _read(self, image: Ints, at: Ints, size: int) -> Bytes:
         """[N, size] bytes of the signatures of images [N], each from byte at[i] on."""

@@ -54,7 +54,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """One run: its rows by rank; entries of each key by bucket; signatures and splits by position; distinct texts.
+    """One run: its rows, signatures and splits by rank; entries of each key by bucket; distinct texts by rank.
 
     Or a group of pieces, which are noted in the record in order.
     """
@@ -86,8 +86,6 @@ def _see_to_pieces(build: Build, partition: str) -> None:
 
 def _deal_images(build: Build, attempt: Attempt, table: pa.Table) -> int:
     """Deal out the images of a run's table; returns how many have details."""
-    columns = ["position", "sha256", "phash", "signature", "details"]
-    table = table.select(columns).take(pa.array(np.argsort(table["position"].to_numpy())))  # positions are 0 to N - 1
     images = images_of(table)
     coarse, fine = coarse_of(images.phash, images.signature), fine_of(images.details)
     for number, key in enumerate(handed_on.keys_of(build)):

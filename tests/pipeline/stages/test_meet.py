@@ -45,7 +45,7 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     pictures, every = [one.picture for one in shown], [text for one in shown for text in one.texts]
     for number, record in enumerate(build.stage("rank").records()):
         rows = build.stage("rank").table(record)
-        flags = alone.images(alone.numbers(rows, np.full(rows.num_rows, number, np.int32)))
+        flags = alone.images(alone.numbers(np.full(rows.num_rows, number, np.int32)))
         by_position = pairs_of(build, record.partition, ["image_url"])["image_url"].to_pylist()
         for position, flag in zip(rows["position"].to_pylist(), flags.tolist(), strict=True):
             assert flag == (pictures.count(name[by_position[position]].picture) == 1)
