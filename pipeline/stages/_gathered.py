@@ -28,6 +28,9 @@ VERSION = 1
 SUFFIXES = {"parquet": "candidates.arrow", PROVENANCE: "provenance.arrow", SOURCE_BOXES: "boxes.arrow"}
 """Files of extract that are read by ranges of order keys, and what they are called where they were gathered."""
 
+NAMES = "names.parquet"
+"""What pages call their pictures and themselves, by hash (`_templates.names_of`)."""
+
 BATCH, MOST_BITS = 128, 12
 """Rows of a batch on average, and bits at most by which batches are told apart: 4,096 of them."""
 

@@ -7,10 +7,11 @@ Learnt from a sample of the distinct texts, those with the smallest hashes: PER_
 most. Which texts are in it follows from the texts alone, so the templates are the same however pages lie in WARC files
 and however many workers read them. Names of pictures (alt, caption) and of pages (title) are two samples.
 
-The driver learns once (`learn`) and leaves the templates beside admit's files for the tasks (`read`).
+The driver learns once (`learnt`) and leaves the templates beside admit's files for the tasks (`read`). Where pages have
+many parts, `gather` has cleaned and hashed their names (`names_of`), and the driver reads those with small hashes.
 
-Limits: the driver reads two columns of all candidates of pages once, and holds the sample. A host of more than PER_HOST
-texts is judged by its sample; beyond TEXTS texts in all, the samples of all hosts become smaller alike.
+Limits: the driver holds the sample, and of fewer parts reads two columns of all candidates. A host of more than
+PER_HOST texts is judged by its sample; beyond TEXTS texts in all, the samples of all hosts become smaller alike.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data_specs.shard import TextKind
 from pipeline.sources import PageSource, sources_of
+from pipeline.stages import _gathered
 from pipeline.store import templates
 from pipeline.store.build import Build
 from pipeline.texts.cleaning import clean
@@ -39,6 +44,33 @@ _WHOLE = float(1 << 64)
 Key = tuple[str, str]
 """(host, group)."""
 
+NAME_SCHEMA = pa.schema([("number", pa.uint64()), ("host", pa.string()), ("group", pa.string()), ("text", pa.string())])
+"""A text of a host, and its hash (`number_of`)."""
+
+
+def number_of(text: str) -> int:
+    """The hash of a text: 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def names_of(candidates: pa.Table) -> pa.Table:
+    """NAME_SCHEMA rows of candidates' page_url and texts: each text of a host once, cleaned, by number."""
+    names = dict[tuple[int, str, str], str]()
+    for page_url, texts in zip(candidates["page_url"].to_pylist(), candidates["texts"].to_pylist(), strict=True):
+        host = urlsplit(page_url).netloc
+        for text in texts:
+            if group := _GROUP.get(text["kind"]):
+                cleaned = clean(text["text"])
+                names[number_of(cleaned), host, group] = cleaned
+    rows = [(*key, names[key]) for key in sorted(names)]
+    columns = [list(values) for values in zip(*rows, strict=True)] or [[], [], [], []]
+    return pa.table([pa.array(own, field.type) for own, field in zip(columns, NAME_SCHEMA, strict=True)], NAME_SCHEMA)
+
+
+def page_sources(build: Build) -> set[str]:
+    """Names of the sources whose texts have templates."""
+    return {source.name for source in sources_of(build.spec) if isinstance(source, PageSource)}
+
 
 class Sample:
     """The distinct texts of each key with the smallest hashes.
@@ -53,8 +85,14 @@ class Sample:
         self._limit, self._count = 1 << 64, 0
         self._of: dict[Key, _Smallest] = {}
 
-    def add(self, key: Key, text: str) -> None:
-        number = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    @property
+    def limit(self) -> int:
+        """The hash from which on a text is in the sample of no host."""
+        return self._limit
+
+    def add(self, key: Key, text: str, number: int | None = None) -> None:
+        """Add a text of a host; number: its hash, where that is known."""
+        number = number_of(text) if number is None else number
         if number >= self._limit:
             return
         own = self._of.get(key)
@@ -113,23 +151,29 @@ NO_TEMPLATES = HostTemplates({})
 
 def learnt(build: Build) -> list[tuple[Key, Template]]:
     """The templates of a build's pages, by host."""
-    names = {source.name for source in sources_of(build.spec) if isinstance(source, PageSource)}
-    sample, stage = Sample(), build.stage("extract")
-    for record in stage.records():
-        if record.partition.rpartition("-")[0] not in names:
-            continue
-        table = stage.table(record, columns=["page_url", "texts"])
-        for page_url, texts in zip(table["page_url"].to_pylist(), table["texts"].to_pylist(), strict=True):
-            host = urlsplit(page_url).netloc
-            for text in texts:
-                if group := _GROUP.get(text["kind"]):
-                    sample.add((host, group), clean(text["text"]))
+    sample = Sample()
+    for names in _names(build, sample):
+        for number, host, group, text in zip(*(names[name].to_pylist() for name in NAME_SCHEMA.names), strict=True):
+            sample.add((host, group), text, number)
     return [
         (key, template)
         for key, texts, rate in sample.texts()
         if len(texts) >= LEAST
         for template in sorted(learn(texts, rate), key=lambda t: (-t.texts, t.side, t.text))
     ]
+
+
+def _names(build: Build, sample: Sample) -> Iterator[pa.Table]:
+    """NAME_SCHEMA rows that may be in the sample, some at a time."""
+    gathered, stage = _gathered.groups(build), build.stage("extract")
+    for record in gathered:
+        if _gathered.NAMES in record.files:
+            small = pc.field("number") < pa.scalar(sample.limit, pa.uint64()) if sample.limit < 1 << 64 else None
+            yield build.stage("gather").table(record, _gathered.NAMES, filters=small)
+    sources = page_sources(build)
+    for record in stage.records() if not gathered else ():
+        if record.partition.rpartition("-")[0] in sources:
+            yield names_of(stage.table(record, columns=["page_url", "texts"]))
 
 
 def prepare(build: Build) -> None:

@@ -4,7 +4,8 @@ Each partition of `admit`, `fetch` and `detect` is a range of order keys, and wa
 source. A dataset of tars has as many parts as partitions, so that a file is opened, and read whole if it is small, as
 often as the square of both: at a million candidates that is a tenth of `admit`, at 650 million twenty times all else.
 So from MANY parts on, rows of neighbouring parts are sorted together, GROUP at a time, and written as
-`pipeline.stages._gathered` says.
+`pipeline.stages._gathered` says. On the way the names that pages give their pictures are cleaned and hashed, from which
+the driver learns templates.
 
 It is no input of what reads it: a build that an older wenlan began goes on, and where a takedown has deleted what was
 gathered, later stages read extract's files.
@@ -15,12 +16,17 @@ have some are read once by each partition of `fetch`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline import pulse
 from pipeline.records import USERINFO
-from pipeline.stages import _gathered
+from pipeline.stages import _gathered, _templates
+from pipeline.stages._templates import NAME_SCHEMA
 from pipeline.store.build import Build
+from pipeline.store.partitions import Attempt, Record
 from pipeline.store.stage import Stage, StageFile
 
 MANY = 64
@@ -28,6 +34,10 @@ MANY = 64
 
 GROUP = 200_000
 """Candidates of a group, where single parts do not have more."""
+
+
+NAMES_AT_ONCE = 1_000
+"""Names of a row group: of a large build the first ones alone are read."""
 
 
 def token(build: Build) -> Any:
@@ -64,9 +74,23 @@ def run_partition(build: Build, partition: str) -> None:
             written = _gathered.write(attempt.path(own), tables) if tables else 0
             if suffix == "parquet":
                 rows = written
+                _write_names(build, attempt, records)
                 pulse.advance(rows)
         userinfos = [record.partition for record in records if USERINFO in record.files]
         attempt.commit({"rows": rows, "parts": len(records)}, {"of": len(parts), "userinfos": userinfos})
+
+
+def _write_names(build: Build, attempt: Attempt, records: Sequence[Record]) -> None:
+    """Write what the pages of some parts call their pictures and themselves, if any of them is of pages."""
+    extract, sources = build.stage("extract"), _templates.page_sources(build)
+    tables = [
+        extract.table(record, columns=["page_url", "texts"])
+        for record in records
+        if record.partition.rpartition("-")[0] in sources
+    ]
+    if tables:
+        names = _templates.names_of(pa.concat_tables(tables))
+        attempt.write_table(_gathered.NAMES, names, row_group_size=NAMES_AT_ONCE)
 
 
 STAGE = Stage(
@@ -78,7 +102,7 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=tuple(StageFile(own) for own in _gathered.SUFFIXES.values()),
+    files=(*map(StageFile, _gathered.SUFFIXES.values()), StageFile(_gathered.NAMES, NAME_SCHEMA)),
     subject="",
     unit="rows",
     done=("rows",),

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows, sha256_hex
-from pipeline.stages import STAGES, _templates
+from pipeline.stages import STAGES, _templates, gather
 from pipeline.stages._templates import Sample
 from pipeline.store import templates
 from pipeline.store.build import Build
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
+from tests.stages import run_stage
 
 TEXTS = st.lists(st.tuples(st.sampled_from(["a.cn", "b.cn", "c.cn"]), st.integers(0, 60)), max_size=120)
 
@@ -80,6 +81,22 @@ def test_templates_are_the_same_however_the_pages_are_cut_and_written_once(tmp_p
     assert cut.cut("http://a.cn/x", "alt", "某某网【葱烧海参】")[0] == "葱烧海参"
     for page, kind in (("http://b.cn/x", "alt"), ("http://a.cn/x", "title"), ("http://a.cn/x", "surrounding")):
         assert cut.cut(page, kind, "某某网【葱烧海参】") == ("某某网【葱烧海参】", None)
+
+
+def test_templates_of_gathered_names_are_those_of_the_parts(tmp_path, monkeypatch):
+    """The sample is halved on the way, so that of later groups not all names are read."""
+    monkeypatch.setattr(_templates, "TEXTS", 300)
+    monkeypatch.setattr(Sample.__init__, "__defaults__", (_templates.PER_HOST, 300))
+    plain, gathered = built(tmp_path / "plain", 8), built(tmp_path / "gathered", 8)
+    monkeypatch.setattr(gather, "MANY", 1)
+    monkeypatch.setattr(gather, "GROUP", 100)
+    monkeypatch.setattr(gather, "NAMES_AT_ONCE", 10)
+    gathered.fingerprints["gather"] = "b" * 64
+    gathered.stage("extract").finish(gathered.stage("extract").partitions(), 1)
+    assert len(run_stage(gathered, "gather")) == 4
+    for record in gathered.stage("extract").records():
+        gathered.stage("extract").folder.delete(record.files["parquet"].name)
+    assert _templates.learnt(gathered) == _templates.learnt(plain) != []
 
 
 def test_a_takedown_leaves_no_example_and_no_template_of_its_host(tmp_path):
