@@ -117,10 +117,10 @@ def merged(
         else:
             runs = [_parquet(files.enter_context(stage.file(record, "parquet")), size) for record in records]
         if len(runs) == 1:  # most builds: nothing to merge
-            for table in runs[0]:
-                yield table, np.zeros(table.num_rows, np.int32)
-            return
-        yield from _blocks(_in_order([_Cursor(tables, keys_of or rank_keys) for tables in runs]), block)
+            parts = ((table, np.zeros(table.num_rows, np.int32)) for table in runs[0])
+        else:
+            parts = _in_order([_Cursor(tables, keys_of or rank_keys) for tables in runs])
+        yield from _blocks(parts, block)
 
 
 def write_ordered(path: Path, table: pa.Table) -> None:
@@ -138,7 +138,7 @@ def _ordered(path: Path, size: int) -> Iterator[pa.Table]:
         step = max(1, size // ORDERED_ROWS)
         for start in numbers[::step]:
             batches = [file.get_batch(number) for number in numbers[start : start + step]]
-            yield pa.Table.from_batches(batches).combine_chunks()
+            yield pa.Table.from_batches(batches)
 
 
 def _parquet(path: Path, size: int) -> Iterator[pa.Table]:

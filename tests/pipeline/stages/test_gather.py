@@ -216,7 +216,7 @@ def test_a_build_is_the_same_with_it_and_a_takedown_leaves_nothing_there(
         now.rename(before)
 
     build.store.check()
-    assert forget(build.store, [build], Request(urls=["http://a1.test/2.png"], exact=True))["matched"] == 1
+    assert forget(build.store, [build], Request(urls=["http://a1.test/2.png"], exact=True))["matched"] >= 1
     assert [path for path in (folder / "out/gathered").rglob("*.arrow") if path.is_file()] == []
     assert build.stage("gather").finished()
     anew = {name: sha256_hex(f"later {name}") for name in STAGES}
