@@ -116,11 +116,7 @@ def merged(
             runs = [_ordered(path, size) for path in ordered]
         else:
             runs = [_parquet(files.enter_context(stage.file(record, "parquet")), size) for record in records]
-        if len(runs) == 1:  # most builds: nothing to merge
-            parts = ((table, np.zeros(table.num_rows, np.int32)) for table in runs[0])
-        else:
-            parts = _in_order([_Cursor(tables, keys_of or rank_keys) for tables in runs])
-        yield from _blocks(parts, block)
+        yield from _blocks(_in_order([_Cursor(tables, keys_of or rank_keys) for tables in runs]), block)
 
 
 def write_ordered(path: Path, table: pa.Table) -> None:
@@ -154,6 +150,9 @@ def _in_order(cursors: Sequence[_Cursor]) -> Iterator[tuple[pa.Table, npt.NDArra
     Whatever is still to be read of a run ranks after the last of its rows that was read: up to the least of these last
     ones nothing can come any more.
     """
+    if len(cursors) == 1:  # most builds: nothing to merge
+        yield from ((table, np.zeros(table.num_rows, np.int32)) for table in cursors[0].tables)
+        return
     while open_runs := [run for run, cursor in enumerate(cursors) if cursor.read_on()]:
         end = min(cursors[run].last for run in open_runs)
         taken = [cursors[run].take_to(end) for run in open_runs]
@@ -183,14 +182,14 @@ class _Cursor:
     """Reads one run in order."""
 
     def __init__(self, tables: Iterator[pa.Table], keys_of: Callable[[pa.Table], Keys]) -> None:
-        self._tables, self._keys_of = tables, keys_of
+        self.tables, self._keys_of = tables, keys_of
         self._table: pa.Table | None = None
         self._keys: Keys | None = None
 
     def read_on(self) -> bool:
         """Read rows, if all that were read are taken. Whether there are rows to take."""
         if self._table is None or not self._table.num_rows:
-            self._table = next((table for table in self._tables if table.num_rows), None)
+            self._table = next((table for table in self.tables if table.num_rows), None)
             self._keys = None if self._table is None else self._keys_of(self._table)
         return self._table is not None
 
