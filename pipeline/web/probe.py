@@ -122,7 +122,7 @@ def _image(opener: GuardedOpener, url: str) -> Probe:
     try:
         header(body.getvalue())
     except PictureError as e:
-        return Probe(url, False, f"{said}: no picture that can be read ({e})", "is it the address of a picture?")
+        return Probe(url, False, f"{said}: {e}", "is it the address of a picture?")
     return Probe(url, True, said)
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline import cli
+from tests.drawn import picture
 from tests.places import SPECS
 
 PAGE = "<html><body><p>正文</p><img src=/1.jpg></body></html>".encode()
@@ -42,7 +43,7 @@ def site(*start: str, **options: Any) -> dict[str, Any]:
 
 
 def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
-    web = serve({"/": PAGE, "/7.jpg": (200, {"Content-Type": "image/jpeg"}, b"123")})
+    web = serve({"/": PAGE, "/7.jpg": (200, {"Content-Type": "image/jpeg"}, picture(7))})
     (tmp_path / "t.csv").write_text("url,zh\n" + f"{web.url('/7.jpg')},一张照片\n" * 30 + "\n,\n", "utf-8")
     code, said, shown = plan(site(web.url(), max_pages=600), TABLE, egress={"allow": [web.host], "delay_s": 2})
     assert code == 0
@@ -54,7 +55,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
         1,
     )
     assert (second["candidates"]["number"], second["busiest_host"]) == (30, 1.0)
-    assert second["tried"][0]["said"] == "3 bytes, image/jpeg"
+    assert second["tried"][0]["said"] == f"{len(picture(7)):,} bytes, image/jpeg"
     assert set(said["stages"]) >= {"crawl", "shard"}
     assert {stage["state"] for stage in said["stages"].values()} == {"to run"}
     assert said["forecast"]["crawl_seconds"] == 1_200.0
