@@ -3,7 +3,8 @@
 As many ranges as parts, of 2,000 candidates each, as a dataset of tars has them. Timed, in CPU seconds of one process,
 is what all partitions of `admit` read, and beside it the stage `gather` with what they read then. From the files the
 cost grows with the square of the parts; gathered, its exponent is to be at most 1.15. Candidates are drawn, with an
-address, a page and a caption each; nothing is admitted.
+address, a page and a caption each; nothing is admitted. What gathering takes includes the names of pictures, cleaned
+and hashed, which the driver reads otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROWS = 2_000
 
 
 def main() -> int:
-    sizes = (66, 132) if quick(__doc__ or "") else (66, 132, 264, 528)
+    sizes = (66, 132) if quick(__doc__ or "") else (66, 132, 264)
     costs: list[tuple[float, float]] = []
     for parts in sizes:
         with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
@@ -59,7 +60,7 @@ def main() -> int:
 
 def drawn(folder: Path, parts: int) -> Build:
     """A build of which extract has committed so many parts."""
-    source = {"kind": "url_table", "name": "t", "source_kind": "library"}
+    source = {"kind": "warc", "name": "t", "source_kind": "news", "path": "t.warc.gz"}
     spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
     marks = {name: sha256_hex(name) for name in STAGES}
     build = Build(spec, str(folder / "out"), Store(str(folder / "store")), "b", "2026-01-01", marks, stages=STAGES)
@@ -70,7 +71,7 @@ def drawn(folder: Path, parts: int) -> Build:
             text = "".join(map(chr, rng.integers(0x4E00, 0x4E00 + 3_000, 20)))
             url = f"http://img{row % 50}.test/{part}/{row}.jpg"
             page = f"http://site{row % 500}.test/{part}"
-            candidates.append(Candidate("t", "library", page, page, url, (Text("caption", text),), row))
+            candidates.append(Candidate("t", "news", page, page, url, (Text("caption", text),), row))
         with build.stage("extract").attempt(f"t-{part:05d}") as attempt:
             attempt.write_table("parquet", candidate_rows(candidates, spec.seed))
             attempt.commit({"kept": len(candidates)})
