@@ -171,7 +171,8 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Tex
     row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
     allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
     texts = flat.filter(pa.array(allowed))
-    return _Texts(row[allowed], *(texts.field(name) for name in ("kind", "text", "original")), digests[allowed])
+    kind, text, original = (texts.field(name) for name in ("kind", "text", "original"))
+    return _Texts(row[allowed], kind, text, original, digests[allowed])
 
 
 def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _Texts:
@@ -180,8 +181,9 @@ def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _
     taken = merged.filter(pa.array(row >= 0))
     if "original" not in taken.column_names:  # of an older wenlan
         taken = taken.append_column("original", pa.nulls(taken.num_rows, pa.string()))
-    columns = (taken[name].combine_chunks().cast(pa.string()) for name in ("kind", "text", "original"))
-    return _Texts(row[row >= 0], *columns, digests_of(taken["text_leader"]))
+    names = "kind", "text", "original"
+    kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
+    return _Texts(row[row >= 0], kind, text, original, digests_of(taken["text_leader"]))
 
 
 def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.NDArray[np.uint8]) -> list[Decision]:
