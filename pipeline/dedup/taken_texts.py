@@ -22,7 +22,7 @@ class TakenTexts:
         self._rules, self._own = rules, own
         self._known: dict[int, set[bytes]] = {}  # ids of its own texts and of those taken
         self._primary: dict[int, set[bytes]] = {}  # ids of its primary text and of those of its copies
-        self._taken: dict[int, list[tuple[int, str, str]]] = {}  # (position, kind, text)
+        self._taken: dict[int, list[tuple[int, str, str, str]]] = {}  # (position, kind, text, original)
         self.placeholders: set[int] = set()
 
     def add(self, rows: pa.Table) -> None:
@@ -46,8 +46,8 @@ class TakenTexts:
         for text, name in zip(texts, ids, strict=True):
             if name not in known and len(own) + len(taken) < self._rules.max_texts:
                 known.add(name)
-                taken.append((position, text["kind"], text["text"]))
+                taken.append((position, text["kind"], text["text"], text["original"] or ""))
 
-    def texts(self) -> list[tuple[int, str, str]]:
-        """(position, kind, text) in the order of the leaders."""
+    def texts(self) -> list[tuple[int, str, str, str]]:
+        """(position, kind, text, original) in the order of the leaders."""
         return [text for position in sorted(self._taken) for text in self._taken[position]]

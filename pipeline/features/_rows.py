@@ -43,11 +43,15 @@ class FeatureRows:
         """Take one decoded picture; `size` is that of its file in bytes."""
         number = len(self._waiting)
         fill(self._squares[number], picture)
-        for squares, square in ((self._inside, unframed(picture)), (self._contents, content(picture))):
-            if square is not None:
-                squares[number] = square
-        if may_have_map(picture.pixels, self._squares[number]):
-            self._flat[number] = squares_of(picture.pixels)
+        inside, between = unframed(picture), content(picture)
+        flat = squares_of(picture.pixels) if may_have_map(picture.pixels, self._squares[number]) else None
+        # once all is made: of a picture on which that fails nothing may stay at a number that the next one gets
+        if inside is not None:
+            self._inside[number] = inside
+        if between is not None:
+            self._contents[number] = between
+        if flat is not None:
+            self._flat[number] = flat
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:
             self._measure()

@@ -32,6 +32,7 @@ from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
 from pipeline.plugins import Plugin, configure
 from pipeline.records import DropReason, Features
+from pipeline.unreadable import OURS
 
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
 """Kinds of running text: longer than texts that name or describe a picture, and judged by other measures."""
@@ -115,6 +116,11 @@ class PixelFilter(Plugin):
     NEEDS_SIDE: ClassVar[int] = 0
     """Shorter side, in pixels, that a reduced decode has to keep at least; 0: the picture at its full size."""
 
+    @property
+    def needs_side(self) -> int:
+        """NEEDS_SIDE, or what the options ask for beyond it."""
+        return self.NEEDS_SIDE
+
     def weights(self) -> Path:
         """The model's file. Raises ModelError."""
         raise TypeError(f"{type(self).__name__} must name its weights")
@@ -161,6 +167,20 @@ def text_filters(spec: BuildSpec, source: SourceRef | None = None) -> list[TextF
     """The spec's text filters, in its order: as the spec names them, or as they judge the texts of a source."""
     filters = [f for f in _filters(spec, source) if isinstance(f, TextFilter)]
     return filters if source is None else [f.for_source(source) for f in filters]
+
+
+def as_shown(text: Text, filters: Sequence[TextFilter]) -> Text | None:
+    """A text that no filter was asked about, as people may see it: as the filters rewrite it, since what they mask is
+    written nowhere. None where one fails on it.
+    """
+    for f in filters:
+        try:
+            text = f.rewrite(text)
+        except OURS:
+            raise
+        except Exception:
+            return None
+    return text
 
 
 def is_collection(source: SourceRef) -> bool:

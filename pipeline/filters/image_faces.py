@@ -49,7 +49,13 @@ class ImageFaces(PixelFilter):
 
     def model_identity(self) -> list[Any]:
         """The detector and, of a model, the lowest score of a face."""
-        return [self.finder.digest, self.side, self.min_score if self.model else None]
+        own = [self.finder.digest, self.side, self.min_score if self.model else None]
+        # an older wenlan looked at pictures of NEEDS_SIDE at least, whatever `side` said
+        return own if self.side <= self.NEEDS_SIDE else [*own, "whole"]
+
+    @property
+    def needs_side(self) -> int:
+        return max(self.NEEDS_SIDE, self.side)
 
     def load(self) -> Any:
         return self.finder.load()

@@ -261,7 +261,7 @@ class _OfTexts(_Runner[str, Value]):
             pulse.advance(len(batch))
 
 
-@functools.lru_cache(4)
+@functools.lru_cache(16)  # more than a stage asks for: it goes through them in turn, in each partition
 def _loaded(model: AnyModel[Any, Any]) -> Any:
     """What a model has loaded: once in a worker process, which does many partitions. The id tells other weights."""
     return model.load()

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import SPLITS
+from data_specs.shard import PAIR_SCORE, SPLITS
 from pipeline.dedup.ranked_runs import partitions_of
 from pipeline.filters import last_to_drop, pair_stages
 from pipeline.records import DEDUP_SCHEMA, SCORED_SCHEMA
 from pipeline.store.build import Build
+from pipeline.store.pair_scores import COUNTS, counted, in_units
 from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange
+from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import StageFile
 
 
@@ -83,6 +85,21 @@ def later_ones(build: Build, before: str = "") -> dict[str, str]:
 def _handing_on(build: Build, before: str) -> str:
     names = pair_stages(build.spec)
     return names[names.index(before) - 1] if before in names else names[-1]
+
+
+def without_scored(rewrite: Rewrite) -> None:
+    """Takedown of a stage that counts scores: removes pairs, and takes them off the counts.
+
+    By these `choose` finds where a share of the pairs ends, also where its filter changes after the takedown.
+    """
+    columns = ["candidate_id", "source", PAIR_SCORE.name]
+    rows = pa.concat_tables([rewrite.stage.table(rewrite.record, split_file(split), columns) for split in SPLITS])
+    remaining = rewrite.removal.without(rows)
+    if remaining is not None:
+        units, there = in_units(remaining[PAIR_SCORE.name])
+        sources = remaining["source"].filter(pa.array(there)).to_pylist()
+        rewrite.write_table(COUNTS, counted(sources, units[there].tolist()))
+    rewrite.remove_rows()
 
 
 def primary_texts(rows: pa.Table) -> list[str]:

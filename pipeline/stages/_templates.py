@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import TextKind
+from data_specs.shard import Text, TextKind
+from pipeline.filters import as_shown, text_filters
 from pipeline.sources import PageSource, sources_of
 from pipeline.stages import _gathered
 from pipeline.store import templates
@@ -193,4 +194,10 @@ def read(build: Build) -> HostTemplates:
 
 
 def _rows(build: Build) -> list[dict[str, Any]]:
-    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]
+    """Templates as they are written, with examples as the spec's filters rewrite them."""
+    filters, rows = text_filters(build.spec), list[dict[str, Any]]()
+    for (host, group), template in learnt(build):
+        example = as_shown(Text("alt", template.example), filters)
+        shown = "" if example is None else example.text
+        rows.append({"host": host, "group": group, **asdict(template), "example": shown})
+    return rows

@@ -19,6 +19,7 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections import Counter
@@ -34,7 +35,7 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import pulse
-from pipeline.filters import Drop, TextFilter, text_filters
+from pipeline.filters import Drop, TextFilter, as_shown, text_filters
 from pipeline.records import (
     FIRST_SNAPSHOT,
     WITH_REMOVED_SCHEMA,
@@ -155,19 +156,21 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
-    pages = _pages(candidates)
+    pages, filters_of = _pages(candidates), _filters_by_source(spec)
     for candidate in sorted(candidates, key=_tie):
         if why := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
         elif pages[candidate.image_url] >= SHOWN_ON_PAGES:
             shown = f"stands on {pages[candidate.image_url]} pages"
-            decisions.append(drop(candidate, "admit", DropReason.SPACER, shown))
+            decisions.append(drop(_masked(candidate, filters_of(candidate.source)), "admit", DropReason.SPACER, shown))
         else:
             allowed.append(candidate)
-    for candidate, judged in zip(allowed, _judged_by_source(allowed, spec, rewritten, templates), strict=True):
+    judged_by_source = _judged_by_source(allowed, TextOrder.of(spec), filters_of, rewritten, templates)
+    for candidate, judged in zip(allowed, judged_by_source, strict=True):
         same = by_image.get(candidate.image_url, {})
         if candidate.candidate_id in same:
-            decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
+            once_more = _masked(candidate, filters_of(candidate.source))
+            decisions.append(drop(once_more, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
         elif isinstance(judged, Decision):
             decisions.append(judged)
         else:
@@ -188,18 +191,36 @@ def _pages(candidates: Sequence[Candidate]) -> Counter[str]:
     return Counter(image_url for image_url, _ in shown)
 
 
+FiltersOf = Callable[[str], list[TextFilter]]
+"""The text filters of a source, by its name."""
+
+
+def _filters_by_source(spec: BuildSpec) -> FiltersOf:
+    sources = {source.name: source for source in spec.sources}
+    return functools.cache(lambda name: text_filters(spec, sources.get(name)))
+
+
+def _masked(candidate: Candidate, filters: Sequence[TextFilter]) -> Candidate:
+    """A candidate that is dropped before its filters are asked, with the text that its Decision may show."""
+    shown = (as_shown(text, filters) for text in candidate.texts[:1])
+    return replace(candidate, texts=tuple(text for text in shown if text is not None))
+
+
 def _judged_by_source(
-    candidates: Sequence[Candidate], spec: BuildSpec, rewritten: Counter[str], templates: HostTemplates
+    candidates: Sequence[Candidate],
+    order: TextOrder,
+    filters_of: FiltersOf,
+    rewritten: Counter[str],
+    templates: HostTemplates,
 ) -> list[Candidate | Decision]:
     """As `judge`, each candidate by the filters of its source."""
-    order, sources = TextOrder.of(spec), {source.name: source for source in spec.sources}
     places: dict[str, list[int]] = {}
     for at, candidate in enumerate(candidates):
         places.setdefault(candidate.source, []).append(at)
     judged: dict[int, Candidate | Decision] = {}
     for name, own in places.items():
-        filters = text_filters(spec, sources.get(name))
-        judged |= zip(own, judge([candidates[at] for at in own], filters, order, rewritten, templates), strict=True)
+        of_source = judge([candidates[at] for at in own], filters_of(name), order, rewritten, templates)
+        judged |= zip(own, of_source, strict=True)
     return [judged[at] for at in range(len(candidates))]
 
 
@@ -241,7 +262,7 @@ def _judge_chunk(
 ) -> Iterator[Candidate | Decision]:
     """As `judge`, of few candidates."""
     texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
-    given = [text for own in texts_of if not isinstance(own, Decision) for text in own.texts]
+    given = [text for own in texts_of if isinstance(own, _Cleaned) for text in own.texts]
     texts, faults = list[Text](), dict[int, list[Drop]]()  # faults by place among all texts: few have any
     for at in range(0, len(given), CHUNK):
         filtered, found = _filter(given[at : at + CHUNK], filters, rewritten)
@@ -250,14 +271,15 @@ def _judge_chunk(
     touched = faults.keys() | set(compress(count(), map(operator.is_not, texts, given)))
     at = 0  # where a candidate's texts begin among all of them
     for candidate, own in zip(candidates, texts_of, strict=True):
-        if isinstance(own, Decision):
-            yield own
+        if not isinstance(own, _Cleaned):
+            yield drop(_masked(candidate, filters), "admit", *own)
             continue
         end = at + len(own.texts)
         if own.as_it_came and touched.isdisjoint(range(at, end)):
             yield candidate
         else:
-            yield _judged(candidate, texts[at:end], [faults.get(i, ()) for i in range(at, end)], own.removed, order)
+            shown = candidate if own.texts else _masked(candidate, filters)
+            yield _judged(shown, texts[at:end], [faults.get(i, ()) for i in range(at, end)], own.removed, order)
         at = end
 
 
@@ -276,14 +298,14 @@ class _Cleaned:
 
 def _cleaned(
     candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
-) -> _Cleaned | Decision:
-    """What `_clean` returns, or the Decision that its texts cannot be read."""
+) -> _Cleaned | tuple[DropReason, str]:
+    """What `_clean` returns, or that its texts cannot be read."""
     try:
         return _clean(candidate, order, templates, rewritten)
     except OURS:
         raise
     except Exception as e:
-        return drop(candidate, "admit", DropReason.UNREADABLE, evidence(e, candidate.image_url))
+        return DropReason.UNREADABLE, evidence(e, candidate.image_url)
 
 
 _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avatar|qr[ _-]?code", re.I)
@@ -292,8 +314,10 @@ _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avata
 
 def _clean(
     candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
-) -> _Cleaned | Decision:
-    """Its texts in normal form, each once, without templates, in their order; a Decision for an avatar or a QR code."""
+) -> _Cleaned | tuple[DropReason, str]:
+    """Its texts in normal form, each once, without templates, in their order; why it is dropped, and the evidence, for
+    an avatar or a QR code.
+    """
     cleaned_texts: dict[str, Text] = {}
     removed: list[tuple[int, RemovedText]] = []
     for text in order.sorted(candidate):
@@ -303,7 +327,7 @@ def _clean(
             rewritten["template"] += 1
             said = f"template of its host: {template.text}"
             if text.kind != "title" and _NO_CONTENT.search(template.text):
-                return drop(candidate, "admit", DropReason.SPACER, said)
+                return DropReason.SPACER, said
             if not remaining:
                 only = replace(text, text=template.text)  # no filter has masked the text itself yet
                 removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))

@@ -21,7 +21,7 @@ from data_specs.shard import PAIR_SCORE, SPLITS
 from pipeline import pulse
 from pipeline.filters import Drop, PairFilter, pair_filters
 from pipeline.records import Decision, DropReason, candidates_of, drop
-from pipeline.stages._survivors import SCORED_FILES, split_file, survivors_in
+from pipeline.stages._survivors import SCORED_FILES, split_file, survivors_in, without_scored
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import COUNTS, COUNTS_SCHEMA, UNITS, UNSCORED, Counts, Cut, Cuts, counted, in_units
@@ -126,4 +126,5 @@ STAGE = Stage(
     files=(*SCORED_FILES, StageFile(COUNTS, COUNTS_SCHEMA)),
     came_later=True,
     rewrites_others=False,
+    without=without_scored,
 )

@@ -27,7 +27,17 @@ from pipeline import pulse
 from pipeline.dedup import ranked_runs
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
-from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
+from pipeline.records import (
+    DEDUP_SCHEMA,
+    PAIR_SCHEMA,
+    TEXTS_TYPE,
+    Candidate,
+    Decision,
+    DropReason,
+    candidates_of,
+    drop,
+    split_of,
+)
 from pipeline.stages._survivors import SPLIT_FILES, split_file
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage
@@ -84,14 +94,15 @@ def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Tab
 def _kept(
     build: Build, pairs: pa.Table, verdicts: pa.Table, merged: pa.Table, positions: npt.NDArray[np.int64]
 ) -> pa.Table:
-    """DEDUP_SCHEMA rows of the kept pairs, which stand at `positions` [K] among `pairs`, ascending.
+    """DEDUP_SCHEMA rows of the kept pairs, which are rows `positions` [K] of `pairs`, ascending.
 
     merged: MERGED_SCHEMA rows, the texts of copies that kept pairs take over.
     """
     at = pa.array(positions, pa.int64())
     rows = pairs.take(at)
-    row_of_position = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
-    row_of_position[positions] = np.arange(len(positions))
+    noted = verdicts["position"].to_numpy()  # with gaps, where an older wenlan took something out of the run
+    row_of_position = np.full(int(noted.max(initial=-1)) + 1, -1, np.int64)  # -1: dropped
+    row_of_position[noted[positions]] = np.arange(len(positions))
     own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
     texts = own.then(_merged_texts(merged, row_of_position))
     columns = {
@@ -118,6 +129,7 @@ class _Texts:
     row: npt.NDArray[np.int64]
     kind: pa.Array
     text: pa.Array
+    original: pa.Array
     leader: Digests
 
     def then(self, other: _Texts) -> _Texts:
@@ -126,6 +138,7 @@ class _Texts:
             np.concatenate([self.row, other.row]),
             pa.concat_arrays([self.kind, other.kind]),
             pa.concat_arrays([self.text, other.text]),
+            pa.concat_arrays([self.original, other.original]),
             np.concatenate([self.leader, other.leader]),
         )
 
@@ -138,7 +151,8 @@ class _Texts:
         order = pa.array(np.argsort(self.row, kind="stable"))
         counts = np.bincount(self.row, minlength=rows)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-        texts = pa.StructArray.from_arrays([self.kind, self.text], ["kind", "text"]).take(order)
+        fields = [self.kind, self.text, self.original]
+        texts = pa.StructArray.from_arrays(fields, ["kind", "text", "original"]).take(order)
         return {
             "texts": pa.ListArray.from_arrays(offsets, texts),
             "text_leaders": pa.ListArray.from_arrays(offsets, hexed(self.leader).take(order)),
@@ -149,22 +163,27 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Tex
     """The kept pairs' own texts, at most `max_texts` of each: those that have text leaders (lists of DIGEST)."""
     if not rows.num_rows:
         nothing = pa.array([], pa.string())
-        return _Texts(np.zeros(0, np.int64), nothing, nothing, np.zeros((0, 32), np.uint8))
+        return _Texts(np.zeros(0, np.int64), nothing, nothing, nothing, np.zeros((0, 32), np.uint8))
     lists = leaders.combine_chunks()
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
-    flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
+    lists_of_texts = rows["texts"].combine_chunks().cast(TEXTS_TYPE)  # an older wenlan's have no originals
+    flat = pc.list_slice(lists_of_texts, 0, max_texts).flatten()
     row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
     allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
     texts = flat.filter(pa.array(allowed))
-    return _Texts(row[allowed], texts.field("kind"), texts.field("text"), digests[allowed])
+    kind, text, original = (texts.field(name) for name in ("kind", "text", "original"))
+    return _Texts(row[allowed], kind, text, original, digests[allowed])
 
 
 def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _Texts:
     """Texts that kept pairs take over. `position` is a leader's in the run; one that is dropped itself takes none."""
     row = row_of_position[merged["position"].to_numpy()]
     taken = merged.filter(pa.array(row >= 0))
-    kind, text = (taken[name].combine_chunks().cast(pa.string()) for name in ("kind", "text"))
-    return _Texts(row[row >= 0], kind, text, digests_of(taken["text_leader"]))
+    if "original" not in taken.column_names:  # of an older wenlan
+        taken = taken.append_column("original", pa.nulls(taken.num_rows, pa.string()))
+    names = "kind", "text", "original"
+    kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
+    return _Texts(row[row >= 0], kind, text, original, digests_of(taken["text_leader"]))
 
 
 def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.NDArray[np.uint8]) -> list[Decision]:

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.build import Dedup
+from data_specs.build import BuildSpec, Dedup
 from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier_builds, handed_on, ranked_runs
@@ -54,6 +54,7 @@ from pipeline.dedup.splits import Placed, Splits
 from pipeline.dedup.taken_texts import TakenTexts
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, rows_of
+from pipeline.filters import text_filters
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import BLOCK, LeaderPass
@@ -74,12 +75,18 @@ from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 
 MERGED_SCHEMA = pa.schema(
-    [("position", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("text_leader", DIGEST)]
+    [
+        ("position", pa.int32()),
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("original", pa.string()),  # not in files of an older wenlan
+        ("text_leader", DIGEST),
+    ]
 )
 """Texts that a leader takes over: `position` is the leader's."""
 
 READ = 4 * BLOCK
-"""Pairs read at once where most of them are free (`_decided`)."""
+"""Pairs read at once where most of them are free (`pipeline.dedup.decided`)."""
 
 
 def token(build: Build) -> Any:
@@ -92,7 +99,16 @@ def token(build: Build) -> Any:
         "features": feature_id(),
         "identities": build.identity_revision,
         **({"splits": [own.identities for own in build.made_from]} if build.made_from else {}),
+        **({"originals": True} if _keeps_originals(spec) else {}),
     }
+
+
+def _keeps_originals(spec: BuildSpec) -> bool:
+    """Whether a filter keeps what a text was before it was rewritten: an older wenlan lost that from here on."""
+    if not any(hasattr(f, "keep_original") for f in text_filters(spec)):
+        return False
+    filters = (f for source in spec.sources for f in text_filters(spec, source))  # which may have options of their own
+    return any(getattr(f, "keep_original", False) for f in filters)
 
 
 def partitions(build: Build) -> list[str]:
@@ -103,21 +119,28 @@ def run_partition(build: Build, partition: str) -> None:
     """Verdicts of every run, texts that leaders take over, and what this build adds to STORE's identities."""
     runs = build.stage("rank").records()
     pairs = sum(record.counts["pairs"] for record in runs)
-    holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
-    with (
-        contextlib.ExitStack() as files,
-        Holders(build.spec.dedup, holders) as memory,
-        Splits(build, memory, holders) as splits,
-        build.stage("lead").attempt(partition) as attempt,
-    ):
+    with contextlib.ExitStack() as opened:
+        alone = handed_on.Alone(build, opened)
+        # where nobody has looked which of them matter, all images that earlier builds kept are held as well
+        kept = _kept_earlier(build)
+        held = pairs + kept if pairs and not alone.known else pairs
+        holders = -(-max(1, held) // build.spec.dedup.pairs_per_holder)
+        memory = opened.enter_context(Holders(build.spec.dedup, holders))
+        splits = opened.enter_context(Splits(build, memory, holders))
+        attempt = opened.enter_context(build.stage("lead").attempt(partition))
         pulse.expect(pairs)
-        alone = handed_on.Alone(build, files)
-        earlier = _learn_earlier(build, memory, alone) if build.identities else {}
+        earlier = _learn_earlier(build, memory, alone) if build.identities and pairs else {"earlier": kept}
         leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities) and not alone.known)
         counts = _Sequence(build, attempt, runs, leader_pass, splits, alone).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
-        counted = {"pairs": pairs, **counts, **splits.counts, "earlier": 0, **earlier, "holders": holders}
+        counted = {"pairs": pairs, **counts, **splits.counts, **earlier, "holders": holders}
         attempt.commit(counted, info)
+
+
+def _kept_earlier(build: Build) -> int:
+    """How many images the builds that this one reads have kept."""
+    identities = Identities(build.store)
+    return sum(identities.count(identities.read(name), "images.parquet") for name in build.identities)
 
 
 def _learn_earlier(build: Build, holders: Holders, alone: handed_on.Alone) -> dict[str, int]:
@@ -230,14 +253,14 @@ class _Sequence:
         ids = self._candidates(run, taken.placeholders)
         files.placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
         split_at = dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
-        merged: list[tuple[int, str, str, bytes]] = []
+        merged: list[tuple[int, str, str, str, bytes]] = []
         texts = taken.texts()
         for start in range(0, len(texts), BLOCK):
             some = texts[start : start + BLOCK]
-            leaders = self._leaders_of([text for _, _, text in some])
-            admitted = self._splits.admits(leaders, [split_at[position] for position, _, _ in some])
+            leaders = self._leaders_of([text for _, _, text, _ in some])
+            admitted = self._splits.admits(leaders, [split_at[position] for position, *_ in some])
             merged += ((*text, leader) for text, leader, in_ in zip(some, leaders, admitted, strict=True) if in_)
-        columns = [list(values) for values in zip(*merged, strict=True)] if merged else [[], [], [], []]
+        columns = [list(values) for values in zip(*merged, strict=True)] if merged else [[], [], [], [], []]
         rows = dict(zip(MERGED_SCHEMA.names, columns, strict=True))
         self._attempt.write_table(f"{run.partition}.merged", pa.table(rows, schema=MERGED_SCHEMA))
         self._counts["merged_texts"] += len(merged)

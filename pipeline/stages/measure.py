@@ -135,7 +135,8 @@ def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
             fetch = build.stage("fetch")
             tar = fetch.folder.at(fetch.record(partition).files["tar"].name)
-            raise StageError(tar, f"holds other bytes of {image.fetch_id} than were fetched; delete it to fetch again")
+            todo = "delete the stage's folder to fetch again"
+            raise StageError(tar, f"holds other bytes of {image.fetch_id} than were fetched; {todo}")
         try:
             rows.add(image.sha256, len(image.data), decode(image.data, build.spec.fetch.max_pixels, REDUCE_TO))
         except PictureError as e:

@@ -73,19 +73,19 @@ def run_partition(build: Build, partition: str) -> None:
     tower = runs[0].info["tower"] if runs else ""
     identities = Identities(build.store)
     earlier_builds = _comparable(build, identities, tower)
-    held = pairs + sum(identities.count(known, SEMANTIC) for known in earlier_builds)
-    holders = -(-max(1, held) // build.spec.dedup.pairs_per_holder)
+    earlier = sum(identities.count(known, SEMANTIC) for known in earlier_builds)
+    holders = -(-max(1, pairs + earlier if pairs else 0) // build.spec.dedup.pairs_per_holder)
     pulse.expect(pairs)
     with (
         _Leaders(build.spec.semantic_dedup.distance, holders) as leaders,
         build.stage("nearest").attempt(partition) as attempt,
     ):
-        for known in earlier_builds:
+        for known in earlier_builds if pairs else ():  # nothing is compared with them otherwise
             for table in identities.batches(known, SEMANTIC, ["candidate_id", "codes"]):
                 leaders.add(digests_of(table["candidate_id"]), codes_in(table["codes"]))
-        earlier = leaders.count
+        loaded = leaders.count
         dropped = _pass(build, attempt, runs, leaders)
-        counts = {"pairs": pairs, "leaders": leaders.count - earlier, "dropped": dropped, "earlier": earlier}
+        counts = {"pairs": pairs, "leaders": leaders.count - loaded, "dropped": dropped, "earlier": earlier}
         attempt.commit({**counts, "holders": holders}, {"tower": tower})
 
 

@@ -28,7 +28,14 @@ from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE, SPLITS, nfc
 from pipeline.records import sha256_hex
 from pipeline.stages._model_runner import model_values, text_values
-from pipeline.stages._survivors import SCORED_FILES, later_ones, primary_texts, split_file, survivors_in
+from pipeline.stages._survivors import (
+    SCORED_FILES,
+    later_ones,
+    primary_texts,
+    split_file,
+    survivors_in,
+    without_scored,
+)
 from pipeline.stages._towers import Row, checked_towers, models_of
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import COUNTS, COUNTS_SCHEMA, UNITS, counted, in_units
@@ -145,5 +152,6 @@ STAGE = Stage(
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,
+    without=without_scored,
     forget_state=_forget_texts,
 )

@@ -104,7 +104,7 @@ class _Scorer(Model[float]):
 
     @property
     def reduce_to(self) -> int:
-        return self.filter.NEEDS_SIDE
+        return self.filter.needs_side
 
     def cache(self, store: Store) -> Cache:
         return store.features(self.id)

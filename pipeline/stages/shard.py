@@ -100,7 +100,8 @@ def partitions(build: Build) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """Pack one shard. Raises StageError for an image that is not there or not the one that was measured.
 
-    One that was measured but cannot be stored is a Decision, and in none of the shard's files.
+    One that was measured but cannot be stored is a Decision, and in none of the shard's files. A shard of such pictures
+    alone has its decisions and no tar.
     """
     cut = _boundaries.read(build, partition)
     stage = build.stage("shard")
@@ -120,16 +121,26 @@ def run_partition(build: Build, partition: str) -> None:
         stored, counts = (rows, before.counts) if before else _write(build, partition, rows, attempt)
         for done in regions:
             done.result()
+        info = {"split": cut.split, "packing": _packing(build)}
+        if not stored.num_rows:  # readers of tars refuse one without a sample
+            with stage.attempt(partition) as bare:
+                decisions = attempt.path(DECISIONS, final=_decisions_of(partition)).read_bytes()
+                bare.path(DECISIONS, final=_decisions_of(partition)).write_bytes(decisions)
+                bare.commit({**counts, "bytes": 0}, info)
+            return
         if stored.num_rows < rows.num_rows:
             for detector_id, path in paths.items():
                 _write_regions(build, detector_id, stored, path)
-        attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
+        attempt.commit(counts, info, kept)
     if before:
         stage.at(before.fingerprint).delete_record(partition)
 
 
 def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tuple[pa.Table, dict[str, int]]:
-    """Write the tar, its index and the decisions of one shard, PACKED; returns its rows and the counts."""
+    """Write the tar, its index and the decisions of one shard, PACKED; returns its rows and the counts.
+
+    No index where none of the pictures can be stored.
+    """
     tar = attempt.path("tar", final=f"{partition}.tar")
     with HashedFile(tar) as file:
         places, reencoded, faults = _pack(build, rows, file)
@@ -140,12 +151,18 @@ def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tu
         mask[list(faults)] = False
         stored = rows.filter(pa.array(mask)).combine_chunks()
         decisions = pa.concat_tables([_kept(stored), _unreadable(rows, faults)])
-    path = attempt.path("parquet", final=f"{partition}.parquet")
-    pq.write_table(_index(build, stored, places), path, compression="zstd", row_group_size=1_000)
-    path = attempt.path(DECISIONS, final=f"_decisions/{partition}.parquet")
+    if stored.num_rows:
+        path = attempt.path("parquet", final=f"{partition}.parquet")
+        pq.write_table(_index(build, stored, places), path, compression="zstd", row_group_size=1_000)
+    path = attempt.path(DECISIONS, final=_decisions_of(partition))
     pq.write_table(decisions, path, compression="zstd")
     counts = {"seen": rows.num_rows, "kept": stored.num_rows, "dropped": len(faults), "reencoded": reencoded}
     return stored, {**counts, "bytes": tar.stat().st_size}
+
+
+def _decisions_of(partition: str) -> str:
+    """Name of the file of a shard's decisions."""
+    return f"_decisions/{partition}.parquet"
 
 
 def _packing(build: Build) -> str:
@@ -167,9 +184,12 @@ def _packed_before(build: Build, partition: str) -> Record | None:
 
 
 def _reusable(build: Build) -> Callable[[Record], Set[str]]:
-    """Which files of another fingerprint's shard this build takes over: all but the regions, if it packs alike."""
+    """Which files of another fingerprint's shard this build takes over: all but the regions, if it packs alike.
+
+    None of a shard without a sample, which costs nothing to make again.
+    """
     packing, suffixes = _packing(build), set(packed(build.spec))
-    return lambda record: suffixes if record.info.get("packing") == packing else set()
+    return lambda record: suffixes if record.info.get("packing") == packing and "tar" in record.files else set()
 
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"\d+")
 _SEPARATOR = re.compile(r"[\s|｜_:：\-–—·•/\\【】〖〗\[\]()（）>»#~,，。]")
 _BETWEEN_WORDS = re.compile(r"[A-Za-z]\s$|^\s[A-Za-z]")
 _LETTER = re.compile(r"[^\W\d_]")
-_EDGE = re.compile(r"^[\s|｜_:：\-–—·•/\\>»~,，、]+|[\s|｜_:：\-–—·•/\\>»~,，、]+$")
+_EDGE = " |｜_:：-–—·•/\\>»~,，、"
 _PAIRS = {"【": "】", "〖": "〗", "[": "]", "(": ")", "（": "）", "「": "」", "『": "』", "“": "”", "《": "》"}
 
 
@@ -63,22 +63,24 @@ class Templates:
     def cut(self, text: str) -> tuple[str, Template | None]:
         """The text without the longest template at its beginning and at its end, and the longer one of them.
 
-        A text without any is returned as it is. Where no letter would remain, it is "".
+        A cleaned text; one without any is returned as it is. Where no letter would remain, it is "".
         """
-        begins, ends = (next(self._matches(text, side), None) for side in ("begins", "ends"))
+        begins, ends = (next(self._matches(own, side), None) for own, side in ((text, "begins"), (text[::-1], "ends")))
         if begins is None and ends is None:
             return text, None
-        start = begins[1].end() if begins else 0
-        stop = ends[1].start() if ends else len(text)
+        start, stop = begins[1] if begins else 0, len(text) - (ends[1] if ends else 0)
         remaining = _mended(text[start:stop])  # both may claim the space between them, where nothing else stands there
         longest = max((match[0] for match in (begins, ends) if match), key=lambda template: len(template.text))
         return (remaining if _LETTER.search(remaining) else ""), longest
 
-    def _matches(self, text: str, side: str) -> Iterator[tuple[Template, re.Match[str]]]:
-        """The templates of one side that a text has, the longest first."""
+    def _matches(self, text: str, side: str) -> Iterator[tuple[Template, int]]:
+        """The templates of one side that a text has, and how many of its characters each takes, the longest first.
+
+        text: reversed for ends, which are then looked for in one place, too: a search would begin anew at each digit.
+        """
         for template, pattern in self._patterns:
-            if template.side == side and (match := pattern.search(text)):
-                yield template, match
+            if template.side == side and (match := pattern.match(text)):
+                yield template, match.end()
 
 
 def learn(texts: Sequence[str], rate: float = 1.0) -> list[Template]:
@@ -146,16 +148,17 @@ def _goes_on_differently(shapes: Sequence[str], length: int, first: int, end: in
 
 
 def _pattern(template: Template) -> re.Pattern[str]:
-    parts = r"\d+".join(re.escape(part) for part in template.text.split("0"))
-    return re.compile(rf"\A{parts}" if template.side == "begins" else rf"{parts}\Z")
+    """Matches a beginning of texts, or of reversed ones for an end."""
+    shape = template.text if template.side == "begins" else template.text[::-1]
+    return re.compile(r"\d+".join(re.escape(part) for part in shape.split("0")))
 
 
 def _mended(text: str) -> str:
     """What remains of a text, without separators at its edges and without the half of a pair of brackets."""
-    text = _EDGE.sub("", text)
+    text = text.strip(_EDGE)
     for opening, closing in _PAIRS.items():
         if text.endswith(closing) and text.count(closing) > text.count(opening):
             text = text[: -len(closing)]
         elif text.startswith(opening) and text.count(opening) > text.count(closing):
             text = text[len(opening) :]
-    return _EDGE.sub("", text)
+    return text.strip(_EDGE)

@@ -182,6 +182,7 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "stops": lambda: "a。".encode() * 49_000 + b"com.cn",
         "marks": lambda: ("a" + "\u0301\u0327" * 40_000).encode(),
         "megabyte": lambda: b"a." * 500_000,
+        "edges": lambda: "关注公众号".encode() + b"x" + b"-" * 99_000 + b"x",  # template: a minute
     },
     "page": {
         "php": lambda: b"<p>x</p><?php echo 1 ?><img src=a.jpg>",

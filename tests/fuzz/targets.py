@@ -85,7 +85,7 @@ def url(data: bytes) -> None:
 
 
 def row(data: bytes) -> None:
-    """The data is a row of JSON, and plain text; what comes of it goes through the text filters, as in admit."""
+    """The data is a row of JSON, and plain text; templates and text filters judge what comes of it, as in admit."""
     from collections import Counter
     from functools import partial
     from itertools import chain
@@ -106,7 +106,7 @@ def row(data: bytes) -> None:
     read.append(posts.entries("row", 2, lambda: posts._post(text, "row", 2)))
     entries = list(chain(*read))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
-    entries += judge(candidates, _text_filters(), TextOrder(), Counter())
+    entries += judge(candidates, _text_filters(), TextOrder(), Counter(), _templates())
     for entry in entries:  # what raises is a Decision in a build, and a find here; but for a row of too many texts
         if isinstance(entry, Decision) and entry.reason == DropReason.UNREADABLE:
             assert "OverflowError" in entry.evidence, entry.evidence
@@ -280,6 +280,16 @@ def _text_filters() -> Any:
         with suppress(SpecError):  # lexicon: its lists are files
             found.append(configure("filters", name, {}, Plugin, name, ""))
     return [f for f in found if isinstance(f, filters.TextFilter)]
+
+
+@functools.cache
+def _templates() -> Any:
+    """Templates of the host of rows without a page."""
+    from pipeline.stages._templates import HostTemplates
+    from pipeline.texts.templates import Template, Templates
+
+    own = (("begins", "关注公众号"), ("begins", "第0张"), ("ends", "0张高清图片下载"), ("ends", " 的图片"))
+    return HostTemplates({("", "own"): Templates([Template(side, text, 20, "") for side, text in own])})
 
 
 @functools.cache

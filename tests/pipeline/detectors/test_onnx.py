@@ -13,11 +13,15 @@ from pipeline.detectors.onnx import Onnx
 from pipeline.errors import DetectorError
 from pipeline.pictures.decode import decode
 from pipeline.stages import detect
+from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus
 
 
-def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **outputs: str) -> Path:
-    """A detector that returns three fixed boxes in pixels of its input, and the means of the channels as scores."""
+def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, divisor: int = 1, **outputs: str) -> Path:
+    """A detector that returns three fixed boxes in pixels of its input, and the means of the channels as scores.
+
+    divisor: of the number of pixels that it takes; it fails on others.
+    """
     from onnx import TensorProto, helper
 
     boxes = [[0, 0, 32, 32], [10, 20, 42, 52], [64, 0, 96, 32]]
@@ -26,8 +30,12 @@ def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **
     nodes = [
         helper.make_node("Constant", [], ["boxes"], value=helper.make_tensor("b", TensorProto.FLOAT, [3, 4], values)),
         helper.make_node("Constant", [], ["labels"], value=helper.make_tensor("l", TensorProto.INT64, [3], [7, 8, 9])),
-        helper.make_node("ReduceMean", ["fed"], ["scores"], axes=axes, keepdims=0),
+        helper.make_node("ReduceMean", ["cut" if divisor > 1 else "fed"], ["scores"], axes=axes, keepdims=0),
     ]
+    if divisor > 1:
+        parts = helper.make_tensor("p", TensorProto.INT64, [4], [1, 3, -1, divisor])
+        cut = helper.make_node("Reshape", ["fed", "parts"], ["cut"])
+        nodes = [helper.make_node("Constant", [], ["parts"], value=parts), cut, *nodes]
     kinds = {"boxes": TensorProto.FLOAT, "scores": TensorProto.FLOAT, "labels": TensorProto.INT64}
     shape: list[int | str] = [1, 3, *size] if rank == 4 else [3, *size]
     graph = helper.make_graph(
@@ -39,6 +47,23 @@ def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_a_picture_on_which_the_model_fails_has_no_regions_and_ends_no_build(
+    fetched_build: Any, got: Any, run_stage: Any, tmp_path: Path
+) -> None:
+    """One whose pixels, at the size that the model is shown, are no multiple of 1,024."""
+    path = named_model(tmp_path / "picky.onnx", ("height", "width"), divisor=1_024)
+    shown = [got(f"{width}.jpg", picture(width, (width, 100)), f"宽{width}") for width in (100, 130, 200)]
+    regions = {"detectors": [{"name": "onnx", "weights": str(path), "side": 32, "score": 0}]}
+    build = fetched_build(shown, filters=[], regions=regions)
+    run_stage(build, "measure", "filter", "rank", "lead", "dedup", "screen", "detect")
+    stage = build.stage("detect")
+    [record] = stage.records()
+    [suffix] = record.files
+    rows = stage.table(record, suffix).to_pylist()
+    assert sorted(len(row["scores"]) for row in rows) == [0, 1, 2], "of three those that lie in it"
+    assert (record.counts["kept"], record.counts["undecodable"]) == (3, 1)
 
 
 @pytest.mark.parametrize("rank", [3, 4])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipeline.features import LATER, comparable, feature_id, features
-from pipeline.features._rows import measure_image
+from pipeline.features import LATER, _rows, comparable, feature_id, features
+from pipeline.features._rows import FeatureRows, measure_image
+from pipeline.pictures.decode import Header, Picture
 from pipeline.records import FEATURE_SCHEMA
 from tests.drawn import blobs, picture, views
 
@@ -63,6 +64,24 @@ def test_any_shape_has_features(size: tuple[int, int]) -> None:
     assert (row["width"], row["height"]) == size
     assert len(row["signature"]) == len(measure_image(picture(8), 10**6)["signature"])
     assert np.isfinite([row["blankness"], row["entropy"], row["sharpness"]]).all()
+
+
+def test_a_picture_on_which_it_fails_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a frame, whose map takes more memory than there is; the next has no frame."""
+    framed = np.pad(blobs(3, (102, 78)), ((6, 6), (9, 9), (0, 0)), constant_values=255)
+    failing, plain = (Picture(Header("png", 120, 90, 1, 1, False), own) for own in (framed, blobs(4, (120, 90))))
+
+    def fails(_: object) -> None:
+        raise MemoryError
+
+    rows, alone = FeatureRows(), FeatureRows()
+    with monkeypatch.context() as patch:
+        patch.setattr(_rows, "squares_of", fails)
+        with pytest.raises(MemoryError):
+            rows.add("failing", 1, failing)
+    for own in (rows, alone):
+        own.add("plain", 1, plain)
+    assert rows.table().equals(alone.table())
 
 
 def test_what_the_last_version_measured_stays_comparable() -> None:

@@ -191,6 +191,23 @@ REWRITING = [
 ]
 
 
+def test_what_a_filter_masks_is_in_no_decision_though_it_was_dropped_before_the_filters_are_asked():
+    own = Templates([Template("ends", "的头像", 300, ""), Template("begins", "联系电话0", 300, "")])
+    page = "http://a.test/p"
+    many = [candidate("http://i.test/f", ("alt", "拨 13800138000"), origin=f"http://a.test/{n}") for n in range(20)]
+    shown = [
+        candidate("http://i.test/a", ("alt", "张三13800138000的头像"), origin=page, page=page),
+        candidate("http://i.test/b", ("alt", "联系电话13800138000"), origin=page, page=page),
+        *[candidate("http://i.test/c", ("alt", "故宫雪景，电话13800138000"), row=row) for row in range(2)],
+        *(replace(one, page_url=one.origin) for one in many),
+    ]
+    _, decisions = admit(shown, spec(filters=REWRITING), templates=HostTemplates({("a.test", "own"): own}))
+    assert Counter(d.reason for d in decisions) == {"spacer": 21, "no_text": 1, "same_candidate": 1}
+    assert {d.text for d in decisions} == {
+        "张三<电话>的头像", "联系电话<电话>", "故宫雪景，电话<电话>", "拨 <电话>"
+    }  # fmt: skip
+
+
 def test_filters_rewrite_in_the_spec_s_order_and_later_ones_see_what_came_of_it():
     one = candidate("http://i.test/a", ("alt", "臺北故宮 13800138000"), ("title", "故宫"), ("caption", "故宮"))
     counts: Counter[str] = Counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from pipeline.stages.choose import judge
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import Cut
+from pipeline.store.rewrite import Removal
+from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown.rewrite_partitions import remove
 from tests import towered
 from tests.towered import coloured
 
@@ -120,6 +124,19 @@ def test_without_the_cuts_of_the_driver_a_task_finds_them_again(scored: Callable
     for partition in stage.partitions():
         choose.run_partition(build, partition)
     assert pairs(build, "choose") == after
+
+
+def test_after_a_takedown_a_share_is_one_of_what_remains(scored: Callable[..., Build], run_stage: Any) -> None:
+    """Of the very pair with which the share ended, too."""
+    build = scored(top_share=0.5)
+    before = pairs(build, "score")
+    best = sorted(before, key=lambda name: (-before[name], name))
+    remove(build, Removal({best[4]}, NO_TAKEDOWNS), ["choose", "score"])
+    assert pair_scores.summed(build, "score")["table"].total() == 9
+    assert pair_scores.summed(build, "choose")["table"].total() == 4
+    again = replace(build, fingerprints={**build.fingerprints, "choose": "c" * 64})
+    run_stage(again, "choose")
+    assert sorted(pairs(again, "choose")) == sorted(best[:4])
 
 
 def test_balance_counts_and_shards_hold_what_was_chosen(

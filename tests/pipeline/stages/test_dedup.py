@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from data_specs.folding import normal
 from data_specs.shard import SPLITS
+from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
+from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus
@@ -81,3 +88,48 @@ def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_text
     assert len(kept["p0"]["text_leaders"]) == 3
     kept, _ = after(filtered.make(tmp_path, shown, dedup={"placeholder_texts": 0, "max_texts": 1}))
     assert texts(kept["p0"]) == ["第0道菜的做法"]
+
+
+def test_texts_go_to_their_leaders_where_an_older_wenlan_took_pairs_out_of_a_run(tmp_path: Path, filtered: Any) -> None:
+    """It left positions as they were. The next spec of the build goes on from there, with a leader pass of its own."""
+    shown = [
+        filtered.Shown(f"{kind}{i}", i, (f"{text}第{i}号{'甲乙丙丁戊己庚辛'[i] * 9}",), side)
+        for i in range(8)
+        for kind, text, side in (("p", "大图", 200), ("c", "小图", 100))
+    ]
+    build = filtered.make(tmp_path / "all", shown)
+    kept, _ = after(build)
+    first = min(kept.values(), key=lambda row: row["order_key"])
+    removal = Removal({first["candidate_id"]}, NO_TAKEDOWNS)
+    for name in ("rank", "filter"):
+        stage = build.stage(name)
+        with scratch(stage) as path:
+            rewrite = Rewrite(stage, stage.records()[0], removal, BorrowedTexts({}, set()), path)
+            rewrite.remove_rows()
+            rewrite.commit()
+    again, _ = after(replace(build, fingerprints={**build.fingerprints, "lead": "1" * 64, "dedup": "2" * 64}))
+    gone = first["image_url"].rpartition("/")[2]
+    fresh, _ = after(filtered.make(tmp_path / "others", [one for one in shown if one.name != gone]))
+    assert {name: texts(row) for name, row in again.items()} == {name: texts(row) for name, row in fresh.items()}
+    assert {len(texts(row)) for row in again.values()} == {1, 2}
+
+
+def test_what_texts_were_before_they_were_rewritten_is_in_the_shards(weeks: Any) -> None:
+    """Those of a sample, and those that it took over from a copy."""
+    spec = weeks.spec([1, 2], filters=[{"name": "to_simplified"}])
+    place = Path(spec.sources[0].options["path"])
+    (place / "001.txt").write_text("臺北故宮博物院", encoding="utf-8")
+    with Image.open(place / "001.jpg") as image:
+        image.resize((130, 110)).save(place / "copy.jpg")
+    (place / "copy.txt").write_text("紅燒肉的做法", encoding="utf-8")
+    build = weeks.build_again("1", spec)
+    samples = list[list[tuple[str, str]]]()
+    for tar in (Path(build.out) / "shards").glob("*.tar"):
+        with tarfile.open(tar) as file:
+            members = {name: file.extractfile(name) for name in file.getnames() if name.endswith(".json")}
+            read = [json.loads(member.read()) for member in members.values() if member is not None]
+            samples += [[(text["text"], text.get("original", "")) for text in row["texts"]] for row in read]
+    assert sorted(samples, key=len) == [
+        [("一只小猫在睡觉，第2幅", "")],
+        [("台北故宫博物院", "臺北故宮博物院"), ("红烧肉的做法", "紅燒肉的做法")],
+    ]

@@ -215,3 +215,38 @@ def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, fi
         ray.shutdown()
     assert build.stage("lead").record("all").counts["holders"] == 3
     assert 0 < len(alone[0]) < 20
+
+
+def test_holders_are_for_what_earlier_builds_kept_too(tmp_path: Path, filtered: Any) -> None:
+    """Of a dataset of millions one process would have to hold all images, whatever few a week brings."""
+    shown = [filtered.Shown(f"p{i}", i, (f"第{i}道菜的做法",)) for i in range(10)]
+    first = filtered.make(tmp_path, shown, snapshot="2026-01-01")
+    after(first)
+    publish(first)
+    second = filtered.make(tmp_path, shown[:3], snapshot="2026-02-01", dedup={"pairs_per_holder": 5})
+    assert after(second)[0] == {}
+    counts = second.stage("lead").record("all").counts
+    assert (counts["earlier"], counts["pairs"], counts["holders"]) == (10, 3, 3)
+
+
+def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dataset of millions it would be hundreds of gigabytes, for nothing."""
+    first = filtered.make(tmp_path, [filtered.Shown("p", 1)], snapshot="2026-01-01")
+    after(first)
+    publish(first)
+    second = filtered.make(tmp_path, [], snapshot="2026-02-01", dedup={"pairs_per_holder": 1})
+    monkeypatch.setattr(lead, "_learn_earlier", lambda *_: pytest.fail("it loads what it compares with nothing"))
+    assert after(second) == ({}, {})
+    counts = second.stage("lead").record("all").counts
+    assert (counts["earlier"], counts["pairs"], counts["holders"]) == (1, 0, 1)
+
+
+def test_only_a_build_that_keeps_originals_is_led_anew(tmp_path: Path, filtered: Any) -> None:
+    """An older wenlan lost them; all other builds that it began go on where they were."""
+    of = [{"name": "text_length"}], [{"name": "to_simplified", "keep_original": False}], [{"name": "to_simplified"}]
+    tokens = [lead.token(filtered.make(tmp_path / f"{at}", [], filters=own)) for at, own in enumerate(of)]
+    assert tokens[0] == tokens[1]
+    assert "originals" not in tokens[0]
+    assert tokens[2] == {**tokens[0], "originals": True}

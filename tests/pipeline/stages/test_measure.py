@@ -140,7 +140,8 @@ def test_bytes_that_are_not_what_was_fetched_stop_the_build_and_name_the_tar(fet
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(StageError, match=rf"^{tar}: holds other bytes of [0-9a-f]{{64}} than were fetched"):
+    said = rf"^{tar}: holds other bytes of [0-9a-f]{{64}} than were fetched; delete the stage's folder to fetch again$"
+    with pytest.raises(StageError, match=said):
         measure.run_partition(build, partition)
 
 

@@ -129,3 +129,14 @@ def test_nothing_to_do_costs_no_model(build: Build) -> None:
     result = model_values(build, "00000-of-00001", [], [Mean("one", [])])
     assert (result.values, result.cached, result.computed) == ({"one": {}}, 0, 0)
     assert model_values(build, "00000-of-00001", images_of(build), []).values == {}
+
+
+def test_a_worker_loads_each_model_once_for_all_of_its_partitions(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = list[str]()
+    monkeypatch.setattr(Mean, "load", lambda self: loaded.append(self.id) or "loaded")
+    images, models = sorted(images_of(build)), [Mean(f"loaded once {number}", []) for number in range(6)]
+    for some in (images[:5], images[5:]):
+        model_values(build, "00000-of-00001", some, models)
+    assert sorted(loaded) == [model.id for model in models]

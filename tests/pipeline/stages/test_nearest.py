@@ -77,6 +77,17 @@ def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: A
     assert counts["holders"] == -(-(counts["earlier"] + counts["pairs"]) // 4)
 
 
+def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
+    fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
+    monkeypatch.setattr(nearest._Leaders, "add", lambda *_: pytest.fail("it loads what it compares with nothing"))
+    build = alike.made(fetched_build, got, tmp_path, [], snapshot="2026-02-01", dedup={"pairs_per_holder": 2})
+    counts = build.stage("nearest").record("all").counts
+    assert counts["earlier"] > 2
+    assert (counts["pairs"], counts["leaders"], counts["dropped"], counts["holders"]) == (0, 0, 0, 1)
+
+
 def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     build = alike.made(fetched_build, got, tmp_path, many(7, 30, (220, 400)))
     record = build.stage("nearest").record("all")

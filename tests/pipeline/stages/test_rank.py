@@ -13,15 +13,19 @@ from pipeline.dedup.ranked_runs import RUN_SCHEMA, partitions_of
 from pipeline.matching import text_rows
 from pipeline.stages import rank
 from pipeline.store.build import Build
+from pipeline.store.rewrite import Removal
+from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown.rewrite_partitions import remove
 from pipeline.urls import domain_key
 from tests.stages import run_stage
 
 
-def made(folder: Path, filtered: Any, parts: int) -> Build:
+def made(folder: Path, filtered: Any, parts: int, without: frozenset[str] = frozenset()) -> Build:
     """24 pairs of six sizes with a text or two, in so many partitions of filter."""
     shown = [
         filtered.Shown(f"p{i}", i, (f"第{i % 5}张图片", "说明")[: 1 + i % 2], 100 + i % 6, page=f"http://s{i % 3}.cn/")
         for i in range(24)
+        if f"p{i}" not in without
     ]
     return filtered.make(folder, shown, parts)
 
@@ -89,3 +93,19 @@ def test_runs_that_an_older_wenlan_began_are_gone_on_with(
     [begun, *_] = set(older) - set(own)
     rank.run_partition(build, begun)
     assert rank.partitions(build) == older
+
+
+def test_after_a_takedown_a_run_is_that_of_a_build_without_what_was_removed(tmp_path: Path, filtered: Any) -> None:
+    """Else the texts of copies go to other pairs, where the next spec of the build begins with the leader pass."""
+    build = made(tmp_path / "all", filtered, 3)
+    run_stage(build, "rank")
+    pairs = pairs_of(build, build.stage("filter").partitions())
+    gone = {pairs[at]["image_url"].rpartition("/")[2]: pairs[at]["candidate_id"] for at in (0, 7)}
+    remove(build, Removal(set(gone.values()), NO_TAKEDOWNS), ["rank", "filter"])
+    other = made(tmp_path / "others", filtered, 3, frozenset(gone))
+    run_stage(other, "rank")
+    [left], [alone] = (
+        [own.stage("rank").table(record) for record in own.stage("rank").records()] for own in (build, other)
+    )
+    assert left.num_rows == 22
+    assert left.equals(alone)

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.detectors import detector_ids
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
+from pipeline.pictures.faces import Finder
 from pipeline.records import SCORE_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen, shard
@@ -187,3 +188,20 @@ def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build
     cached.put(pa.table({"sha256": [sha256], "score": pa.array([0.99], pa.float32())}))
     run(build, screen)
     assert len(rows(build, "screen", "decisions.parquet")) == 1
+
+
+def test_faces_are_sought_in_a_picture_as_large_as_the_option_says(
+    fetched_build: Callable[..., Build], got: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = list[tuple[int, ...]]()
+
+    def find(self: Finder, state: Any, pixels: Any) -> tuple[Any, Any]:
+        shown.append(pixels.shape[:2])
+        return np.zeros((0, 4)), np.zeros(0)
+
+    monkeypatch.setattr(Finder, "find", find)
+    for side in (160, 640):
+        images = [got("large", picture(1, size=(1600, 1200)))]
+        build = fetched_build(images, filters=[{"name": "image_faces", "side": side}], name=f"of-{side}")
+        run(build, measure, filter, rank, lead, dedup, screen)
+    assert min(shown[0]) < 640 <= max(shown[1])

@@ -209,6 +209,34 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
     assert tar.stat().st_mtime_ns != before
 
 
+def test_a_shard_of_which_no_picture_can_be_stored_has_decisions_and_no_tar(
+    synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dedup = synthetic_build.stage("dedup")
+    odd = {name for r in dedup.records() for name in dedup.table(r, "val.parquet", ["sha256"])["sha256"].to_pylist()}
+    real = shard.as_stored
+
+    def failing(data: Any, *options: Any) -> Any:
+        if hashlib.sha256(data).hexdigest() in odd:
+            raise pictures.PictureError("no JPEG")
+        return real(data, *options)
+
+    assert odd
+    monkeypatch.setattr(shard, "as_stored", failing)
+    run_stage(synthetic_build, "shard")
+    stage, folder = synthetic_build.stage("shard"), Path(synthetic_build.out) / "shards"
+    record = stage.record("val-000000")
+    assert list(record.files) == ["decisions.parquet"]
+    assert (record.counts["seen"], record.counts["kept"], record.counts["dropped"]) == (len(odd), 0, len(odd))
+    decisions = stage.table(record, "decisions.parquet").to_pylist()
+    assert [row["reason"] for row in decisions] == ["unreadable"] * len(odd)
+    assert not list(folder.rglob("val-000000.tar"))
+    manifest = release.publish(synthetic_build)
+    assert manifest.samples == {**manifest.samples, "val": 0}
+    assert sum(manifest.samples.values()) == synthetic.KEPT - len(odd)
+    assert verify.verify(folder) == []
+
+
 @given(st.text("0123456789abcdef.jpgtxson", min_size=1, max_size=100), st.integers(0, (8 << 30) - 1))
 def test_a_header_is_the_one_that_tarfile_writes(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,16 +50,17 @@ def test_the_rate_of_a_sample_estimates_how_many_texts_there_are():
     assert abs(len(own) / rate - 20_000) < 2_000  # three standard deviations of 1/sqrt(1000)
 
 
-def built(tmp_path: Path, parts: int) -> Build:
+def built(tmp_path: Path, parts: int, more: str = "", **options: Any) -> Build:
+    """A build of 400 pages of one host with a picture each, whose alt text ends with `more`."""
     source = {"kind": "warc", "name": "s", "source_kind": "news", "path": "x.warc.gz"}
-    spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source]})
+    spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source], **options})
     prints = {"extract": "e" * 64, "admit": "a" * 64}
     build = Build(spec, str(tmp_path), Store(str(tmp_path / "store")), "t", "2026-01-01", prints, stages=STAGES)
     dice = random.Random(2)
     candidates = []
     for number in range(400):
         page, name = f"http://a.cn/{number}", "".join(dice.choices("红烧肉鱼鸡豆腐茄子", k=6))
-        texts = (Text("alt", f"某某网【{name}】"), Text("title", name), Text("surrounding", f"某某网【{name}】"))
+        texts = (Text("alt", f"某某网【{name}{more}】"), Text("title", name), Text("surrounding", f"某某网【{name}】"))
         candidates.append(Candidate("s", "news", page, page, f"{page}.jpg", texts))
     for part in range(parts):
         own = candidates[part::parts]
@@ -97,6 +99,14 @@ def test_templates_of_gathered_names_are_those_of_the_parts(tmp_path, monkeypatc
     for record in gathered.stage("extract").records():
         gathered.stage("extract").folder.delete(record.files["parquet"].name)
     assert _templates.learnt(gathered) == _templates.learnt(plain) != []
+
+
+def test_an_example_shows_nothing_that_a_filter_masks(tmp_path):
+    build = built(tmp_path, 1, " 13800138000 ", filters=[{"name": "personal_data"}])
+    _templates.prepare(build)
+    [begins, *_] = templates.read(build) or []
+    assert begins["text"] == "某某网【"
+    assert begins["example"].endswith(" <电话> 】")
 
 
 def test_a_takedown_leaves_no_example_and_no_template_of_its_host(tmp_path):
