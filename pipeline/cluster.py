@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,7 +74,7 @@ class Cluster:
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
-        options = granted(resources, _largest_node(ray))
+        options = granted(resources, _nodes(ray))
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
         passed = _passed(ray, build)
         limit = _most_in_flight(ray)
@@ -245,20 +245,22 @@ def _most_in_flight(ray: Any) -> int:
     return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _largest_node(ray: Any) -> Resources:
-    """The most CPUs, GPUs and so on of any live node: a task runs on one, whatever all of them have together."""
-    largest: Resources = {}
-    for node in ray.nodes():
-        for name, amount in node["Resources"].items() if node["Alive"] else ():
-            largest[name] = max(amount, largest.get(name, 0.0))
-    return largest
+def _nodes(ray: Any) -> list[Resources]:
+    """What each live node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def granted(asked: Resources, available: Resources) -> Resources:
-    """The resources asked for, cut to what a node has: a task that asks for more would wait without end."""
-    cpus = {"num_cpus": min(asked["num_cpus"], available.get("CPU", 1.0))}
+def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
+    """The resources asked for, cut to what one of the nodes has: a task that asks for more would wait without end.
+
+    A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have.
+    """
     gpus = asked.get("num_gpus", 0.0)
-    return cpus | ({"num_gpus": gpus} if 0 < gpus <= available.get("GPU", 0.0) else {})
+    able = [node for node in nodes if 0 < gpus <= node.get("GPU", 0.0)]
+    cpus = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
+    if able:
+        return {"num_cpus": min(asked["num_cpus"], cpus), "num_gpus": gpus}
+    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # where there is no CPU yet it waits for an autoscaler
 
 
 OPEN_FILES = 65_536

@@ -185,8 +185,10 @@ def of_host(host: str, what: str, value: int) -> None:
 
 def beats(folder: Folder) -> list[Beat]:
     """The partitions that are running in a stage's folder, as far as they have said something of late."""
-    running = []
-    for name in (folder / PULSE).names():
+    running, names = [], list[str]()
+    with contextlib.suppress(StoreError, OSError):  # figures for people: a store that is busy hides them for a while
+        names = (folder / PULSE).names()
+    for name in names:
         with contextlib.suppress(StoreError, OSError, KeyError, TypeError):  # it may have ended meanwhile, or be old
             said: Mapping[str, Any] = (folder / PULSE).read_json(name)
             if not name.startswith(".") and time.time() - said["at"] <= LOST_S:

@@ -89,6 +89,9 @@ def open_build(
     if known.get("build_id") == was.build_id and identities.of(was.build_id):
         # published: what others have published since is no reason to do it again, as long as nothing else has changed
         as_it_is = _fingerprinted(was)
+        noted = {name: known["stages"][name]["fingerprint"] for name in stages if name in known["stages"]}
+        if (begun := replace(was, fingerprints=as_it_is.fingerprints | noted)).expired:
+            return begun  # a takedown may have changed the others since; nothing is there to do it again from
         seen = identities.is_released(was) or set(identities.before(was)) <= set(was.identities)
         if seen and as_it_is.stage("dedup").finished():
             return as_it_is
@@ -195,7 +198,11 @@ def run(
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
             names = list(build.stages)
-            for name in names[: names.index(until) + 1]:
+            names = names[: names.index(until) + 1]
+            if build.expired:  # published, and unchanged since
+                log.warning("%s: gc has deleted what its shards were made from; they stay as they are", build.out)
+                names = [name for name in names if not build.stages[name].expires]
+            for name in names:
                 with observe.about(stage=name):
                     result = _run_stage(build, name, cluster, progress, crawls)
                     build_json.note(build, result)

@@ -350,6 +350,8 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
     from pipeline.stages import report
     from pipeline.store import build_json
 
+    if build.expired:
+        raise WenlanError(build.out, "gc has deleted what its report was made from; it stays as it is")
     before = drift.read(baseline)
     if before is None:
         raise WenlanError(baseline, "has no report/report.json to compare with")

@@ -183,11 +183,12 @@ def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
 def _show_stages(build: Build) -> dict[str, Any]:
     """Show what is done, and what is to run."""
     table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
-    stages = {}
+    stages, expired = {}, build.expired
     for name in build.stages:
         stage = build.stage(name)
         committed = len(stage.partitions())
-        state = "done" if stage.finished() else "partly done" if committed else "to run"
+        todo = "expired" if expired and build.stages[name].expires else "to run"
+        state = "done" if stage.finished() else "partly done" if committed else todo
         stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
         table.add_row(name, state, str(committed), stage.fingerprint[:12])
     show(table)

@@ -117,9 +117,14 @@ def _builds(store: Store, places: list[str]) -> list[Build]:
     """The builds in the folders named and those that STORE knows, each once. Raises SpecError for another STORE's."""
     from pipeline import run
     from pipeline.files.folder import Folder
+    from pipeline.store import build_json
 
     folders = [Folder(place).url for place in places]
     folders += [known["out"] for known in store.registered() if Folder(known["out"]).exists("build.json")]
+    # what a publish has released that was killed before STORE knew it, too
+    for release in (releases.newest() for releases in store.datasets()):
+        outs = [own.out for own in release.builds] if release is not None else []
+        folders += [out for out in outs if out and build_json.read(Folder(out)).get("store") == store.url]
     builds = [run.reopen(folder) for folder in dict.fromkeys(folders)]
     for build in builds:
         if build.store.url != store.url:

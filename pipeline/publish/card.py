@@ -79,6 +79,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
         stage_rows=candidates.stages(in_funnel(build, "extract", "balance")),
         candidates=candidates,
         captures=captures,
+        expired=build.expired,
         **_of_manifest(manifest),
     )
 

@@ -102,6 +102,12 @@ class Build:
         return [record for record in self.stage("shard").records() if "tar" in record.files]
 
     @property
+    def expired(self) -> bool:
+        """Whether its shards are there, and all that the stages before them wrote was deleted (`gc --keep`)."""
+        done = "shard" in self.fingerprints and self.stage("shard").finished()
+        return done and not any(self.history(name) for name, stage in self.stages.items() if stage.expires)
+
+    @property
     def identity_revision(self) -> str:
         """Digest of the identities that the build reads."""
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]

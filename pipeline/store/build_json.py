@@ -142,6 +142,18 @@ def reopen(out: str, stages: Stages) -> Build:
         raise StoreError(folder.at(NAME), NO_RECORD) from None
 
 
+def as_it_lies(build: Build) -> Build:
+    """A reopened build with the stages that build.json no longer names: it was begun anew, and has not come to them.
+
+    They are what it was before, a published dataset among them: for who removes something from all that is there.
+    """
+    there = dict(build.fingerprints)
+    for name in (name for name in build.stages if name not in there):
+        if finished := StageDir(build.folder / build.stages[name].folder, name, "").finished_at():
+            there[name] = finished
+    return replace(build, fingerprints={name: there[name] for name in build.stages if name in there})
+
+
 def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a Build that say what it reads of its dataset, from build.json; an older wenlan noted fewer."""
     return {
@@ -223,15 +235,16 @@ def note_identities(build: Build, names: Sequence[str]) -> None:
 def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
-    A stage is "done", "running", "stopped" (partly done, and nobody goes on) or "to do". `alive`: whether a process
-    builds there; None where that cannot be known.
+    A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and nobody goes on) or
+    "to do". `alive`: whether a process builds there; None where that cannot be known.
     """
-    known = read(build.folder)
+    known, expired = read(build.folder), build.expired
     running, alive = known.get("running"), _is_owned(build)
     stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in build.stages}
     for name, stage in known["stages"].items():
         directory = build.stage(name)
-        stages[name] = {**stage, "state": "done" if directory.finished() else "stopped"}
+        unfinished = "expired" if expired and build.stages[name].expires else "stopped"
+        stages[name] = {**stage, "state": "done" if directory.finished() else unfinished}
         stages[name]["committed"] = len(directory.partitions())
     if running:
         name, fingerprint = running["stage"], running["fingerprint"]

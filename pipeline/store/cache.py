@@ -17,11 +17,13 @@ process copies an index file once, 12 bytes per row.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_specs.store_lock import locked
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet
 
@@ -38,6 +41,12 @@ FAN_IN = 16
 
 MOST_KEYS = 8_000_000
 """No index file larger than this is made by merging: 100 MB, and a merge holds a few times that."""
+
+ALONE_S = 600.0
+"""Seconds to wait on an object store for another process that removes rows."""
+
+LAST = 99
+"""Level of an index file that was made from all commits: it is merged with no other one."""
 
 ROW_GROUP = 1_000
 
@@ -58,10 +67,10 @@ class Cache:
         wanted = sorted(set(keys))
         tables = []
         for name, keys_of_commit in self._places(wanted).items() if wanted else ():
-            with self.folder.local(name) as path:
-                if path.exists():  # it was pruned otherwise
-                    rows = pq.read_table(path, filters=pc.field(self.key).isin(pa.array(keys_of_commit, pa.string())))
-                    tables += [rows] if rows.num_rows else []
+            wanted_here = pc.field(self.key).isin(pa.array(keys_of_commit, pa.string()))
+            with contextlib.suppress(FileNotFoundError), self.folder.local(name) as path:  # it was pruned then
+                rows = pq.read_table(path, filters=wanted_here)
+                tables += [rows] if rows.num_rows else []
         return pa.concat_tables(tables, promote_options="default") if tables else None
 
     def put(self, rows: pa.Table) -> None:
@@ -86,17 +95,32 @@ class Cache:
     def forget(self, removed: Callable[[pa.Table], pa.Array]) -> int:
         """Remove rows from all commits; returns how many. removed: a mask over the rows of a table.
 
-        The only case in which a commit changes: it is replaced under its name, so that the index stays as it is.
+        The only case in which a commit changes: it is replaced under its name, so that the index stays as it is. By one
+        process at a time: two, such as a takedown and `gc`, would each bring back what the other has removed.
         """
         count = 0
-        for name in self.commits():
-            with self.folder.local(name) as path:
-                rows = read_parquet(path)
-            remaining = rows.filter(pc.invert(removed(rows)))
-            if remaining.num_rows < rows.num_rows:
-                count += rows.num_rows - remaining.num_rows
-                self._commit(remaining, name)
+        if not self.commits():
+            return count
+        with self._alone():
+            for name in self.commits():
+                with self.folder.local(name) as path:
+                    rows = read_parquet(path)
+                remaining = rows.filter(pc.invert(removed(rows)))
+                if remaining.num_rows < rows.num_rows:
+                    count += rows.num_rows - remaining.num_rows
+                    self._commit(remaining, name)
         return count
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of the cache. Raises LockedError on an object store where somebody else holds it for long."""
+        if not self.folder.is_local:
+            with locked(self.folder.at("_lock"), ALONE_S):
+                yield
+            return
+        with self.folder.lock_file() as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
 
     def _commit(self, rows: pa.Table, name: str) -> None:
         with self.folder.making(name) as f:
@@ -134,12 +158,16 @@ class Cache:
         raise TimeoutError(f"{self._index.url} is being merged without end")
 
     def _reindex(self) -> list[str]:
-        """Index the commits of a folder without an index: of an earlier version, or whose index was deleted."""
+        """Index the commits of a folder without an index: of an earlier version, or whose index was deleted.
+
+        In one file, whatever its size: killed between two, this would leave an index that lacks commits for good.
+        """
+        segments = []
         for name in self.commits():
             with self.folder.local(name) as path:
-                keys = read_parquet(path, [self.key])[self.key].to_pylist()
-            self._write(0, _segment(name, keys))
-        self._merge()
+                segments.append(_segment(name, read_parquet(path, [self.key])[self.key].to_pylist()))
+        if segments:
+            self._write(LAST, _merged(segments))
         return _arrows(self._index)
 
     def _read(self, name: str) -> _Segment:

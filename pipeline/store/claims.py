@@ -38,25 +38,25 @@ def claim(folder: Folder, keys: set[str]) -> Iterator[set[str]]:
     place = Path(folder.at("_claims"))
     place.mkdir(parents=True, exist_ok=True)
     mine = place / uuid.uuid4().hex
-    with mine.open("wb") as own_claim:
-        try:
-            with (place / "_lock").open("wb") as gate:
-                fcntl.flock(gate, fcntl.LOCK_EX)
-                claimed = _claimed(place, but=mine.name)
-                free = {key for key in keys if key[:HEAD] not in claimed}
-                fcntl.flock(own_claim, fcntl.LOCK_EX)
-                own_claim.write("".join(key[:HEAD] for key in free).encode())
-                own_claim.flush()
-            yield free
-        finally:
-            mine.unlink(missing_ok=True)
+    with contextlib.ExitStack() as held:
+        with (place / "_lock").open("wb") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            claimed = _claimed(place)
+            free = {key for key in keys if key[:HEAD] not in claimed}
+            # not before the gate is locked: who holds that takes a claim without a lock for a dead worker's
+            own_claim = held.enter_context(mine.open("wb"))
+            held.callback(mine.unlink, missing_ok=True)
+            fcntl.flock(own_claim, fcntl.LOCK_EX)
+            own_claim.write("".join(key[:HEAD] for key in free).encode())
+            own_claim.flush()
+        yield free
 
 
-def _claimed(place: Path, but: str) -> set[str]:
+def _claimed(place: Path) -> set[str]:
     """Heads of all keys that live workers have claimed; removes files of dead ones. Call while the gate is locked."""
     claimed = set[str]()
     for path in place.iterdir():
-        if path.name in ("_lock", but):
+        if path.name == "_lock":
             continue
         with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
             if _is_locked(f):

@@ -276,6 +276,10 @@ class Identities:
 
     def check(self, build: Build) -> None:
         """Raise StoreError if what a build is deduplicated against has changed since it began."""
+        if not build.stage(IDENTITY_STAGE).partitions():  # `gc` expired it, once it was published
+            if self.of(build.build_id):
+                return
+            raise StoreError(build.out, "gc has deleted what it was made from; build it again in another folder")
         if self.is_released(build) and commit_name(build) in self._all_of(build.build_id):
             return
         now, then = set(self.before(build)), set(build.identities)
@@ -429,10 +433,8 @@ class Identities:
         raise StoreError(dealt.at(stem), f"{fault}; run the same command again")
 
     def _copy(self, path: Path, name: str) -> None:
-        scratch = self._folder.scratch()
-        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".tmp-", delete=False) as f, path.open("rb") as source:
+        with self._folder.making(name) as f, path.open("rb") as source:
             shutil.copyfileobj(source, f, 1 << 20)
-        self._folder.take(Path(f.name), name)
 
 
 def commit_name(build: Build) -> str:

@@ -348,7 +348,12 @@ class StageDir:
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
-        return bool(self.folder.find_json(_FINISHED, {"fingerprint": None})["fingerprint"] == self.fingerprint)
+        return self.finished_at() == self.fingerprint
+
+    def finished_at(self) -> str:
+        """The fingerprint of which every partition is committed, whichever it is; "" if there is none."""
+        fingerprint: str = self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"]
+        return fingerprint
 
     def finish(self, partitions: Sequence[str], version: int) -> None:
         """Note that all partitions are committed."""
@@ -366,13 +371,13 @@ class StageDir:
 
     def delete_records(self) -> None:
         """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
-        if self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"].startswith(self.mark):
+        if self.finished_at().startswith(self.mark):
             self.unfinish()
         self.folder.delete(self.records_name)
 
     def empty(self, version: int) -> None:
         """Make everything of this fingerprint uncommitted; if it was finished it stays so, without a partition."""
-        noted: str = self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"]
+        noted = self.finished_at()
         self.delete_records()
         if noted.startswith(self.mark):  # which may be cut to its mark here, and is whole in the note
             self.at(noted).finish([], version)

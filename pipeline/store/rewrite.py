@@ -30,6 +30,9 @@ from pipeline.records import DropReason, sha256_hex
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.takedowns import Takedowns
 
+REMOVED_LATER = "forgotten"
+"""Count of a record: candidates that takedowns have removed since it was committed. Its other counts stay the same."""
+
 
 class Removal:
     """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
@@ -136,7 +139,10 @@ class Rewrite:
         """Replace one Parquet file; row groups keep the size that they had."""
         with self.stage.file(self.record, suffix) as before:
             write_parquet(self.path(suffix), table, row_group_size=_row_group(before))
+            removed = pq.read_metadata(before).num_rows - table.num_rows
         self.replace(suffix)
+        if removed and suffix == "parquet" and "candidate_id" in table.column_names:
+            self.counts[REMOVED_LATER] = self.counts.get(REMOVED_LATER, 0) + removed
         name = suffix.removesuffix(".parquet")
         if name in self.counts:  # counted by split
             self.counts[name] = table.num_rows

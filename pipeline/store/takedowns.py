@@ -176,5 +176,5 @@ def domain_hashes(domain: str) -> set[str]:
 def merged(parts: Sequence[dict[str, Any]]) -> Takedowns:
     """The takedowns in all files of STORE/forgotten, as one."""
     hashes = frozenset(name for part in parts for name in part["hashes"])
-    looks = {look["signature"]: Look.read(look) for part in parts for look in part.get("looks", ())}
-    return Takedowns(hashes, tuple(looks.values()))
+    looks = dict.fromkeys(Look.read(look) for part in parts for look in part.get("looks", ()))
+    return Takedowns(hashes, tuple(looks))

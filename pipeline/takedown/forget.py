@@ -19,6 +19,7 @@ from it; a picture that another page shows too stays.
 
 Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
+Texts that a sample of an expired build took over from a copy stay: nobody knows any more from which.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def forget(
     a build in which another command is at work.
     """
     request.check()
+    builds = [build_json.as_it_lies(build) for build in builds]
     with contextlib.ExitStack() as locks:
         if not dry_run:
             for build in builds:
@@ -153,8 +155,7 @@ def _note_in_store(store: Store, takedowns: Takedowns) -> str:
     with store.lock():
         known = store.takedowns()
         hashes = sorted(takedowns.hashes - known.hashes)
-        seen = {look.signature for look in known.looks}
-        looks = [look.value() for look in takedowns.looks if look.signature not in seen]
+        looks = [look.value() for look in takedowns.looks if look not in known.looks]
         if not hashes and not looks:
             return ""
         value = {"version": 1, "hashes": hashes, "looks": looks}
@@ -169,7 +170,10 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     build, answer = loss.build, {**loss.value(), "revision": None}
     if not loss.hashes:
         return answer
-    marker = build.folder.read_json(UNFINISHED) if build.folder.exists(UNFINISHED) else _state(build)
+    now = _state(build)
+    marker = build.folder.find_json(UNFINISHED, now)
+    if marker.get("of", now["of"]) != now["of"]:  # it was built anew since, and nobody has published that
+        marker = now
     build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
@@ -182,6 +186,7 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     if marker["reported"]:
         _report_again(build)
     build_json.note_counts(build, "shard")
+    rewrite_shards.sweep_scratch(build)
     return answer
 
 
@@ -214,8 +219,8 @@ def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
 
 
 def _state(build: Build) -> dict[str, Any]:
-    """What a build was before anything was taken out of it."""
-    state = {"published": False, "accepted": {}, "reported": False}
+    """What a build was before anything was taken out of it. of: the fingerprint of its shards."""
+    state = {"published": False, "accepted": {}, "reported": False, "of": build.fingerprints.get("shard", "")}
     if (manifest := manifest_in(build.shards)) is not None:
         state |= {"published": True, "accepted": manifest.accepted}
     if "report" in build.fingerprints:

@@ -5,7 +5,7 @@ STORE/fetched whose bytes are gone; features of an older wenlan, which nobody as
 written since a day, as a build may be writing younger ones; what was dealt out of what builds kept (STORE/dealt) by an
 older wenlan, or of what was replaced since.
 
-`--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
+`--keep N` also expires builds: of each dataset the N newest builds stay whole, older ones keep what cannot be had
 again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
 and the index that the studio has made of them. Before images go, STORE/fetched learns of newer builds that hold the
 same, so that they are not fetched again. Features of images and texts go with the last build that was
@@ -14,7 +14,7 @@ scored by their model.
 `--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
 release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
 
-Unpublished builds, and builds in which a command is running, are not touched.
+Unpublished builds, and builds in which a command is running or a takedown was interrupted, are not touched.
 
 Limits: builds are those that STORE knows (published by this version or a later one).
 """
@@ -41,6 +41,7 @@ from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
+from pipeline.store.takedowns import UNFINISHED
 
 ABANDONED_S = 24 * 3600.0
 """No lock tells whether a build is writing to STORE's caches: a piece of STORE/dealt takes it minutes."""
@@ -59,8 +60,10 @@ def collect(
     deletions = Deletions(dry_run)
     builds = dict[str, list[Build]]()
     for known in store.registered():
-        if Folder(known["out"]).exists(build_json.NAME):
-            builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
+        folder = Folder(known["out"])
+        if folder.exists(build_json.NAME) and not folder.exists(UNFINISHED):  # it needs its stages to go on
+            build = build_json.as_it_lies(build_json.reopen(known["out"], stages))
+            builds.setdefault(known["name"], []).append(build)
     expired, staying = set[str](), set[str]()
     for name, own in builds.items():
         old = own[:-keep] if keep else []
@@ -196,7 +199,10 @@ def _is_abandoned(folder: Folder, name: str) -> bool:
 
 def _tidy_store(store: Store, deletions: Deletions) -> None:
     """Delete what STORE itself does not need."""
-    for folder in (store.folder, store.folder / "fetched", store.folder / "identity", store.folder / "forgotten"):
+    caches = [cache.folder for _, cache in store.caches()]
+    of_datasets = [releases.folder for releases in store.datasets()]
+    own = [store.folder, store.folder / "identity", store.folder / "forgotten"]
+    for folder in (*own, *of_datasets, *caches, *(cache / "_index" for cache in caches)):
         for name in folder.names():
             if _is_abandoned(folder, name):
                 deletions.delete("left over", folder, name)

@@ -124,7 +124,7 @@ def _alike(
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         names = {sha256[row] or f"row {row}": row for row in batch}
-        known = store.features(feature_id()).get(names)
+        known = store.features(feature_id()).get(name for name, row in names.items() if sha256[row])
         seen = set() if known is None else set(known["sha256"].to_pylist())
         measured = {name: _measured(table, row) for name, row in names.items() if name not in seen}
         unseen += [name for name, features in measured.items() if features is None]

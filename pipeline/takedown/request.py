@@ -2,27 +2,33 @@
 
 Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, by a picture that it looks
 like, or by a file or key (`pipeline.store.subjects`). A picture that is named takes its copies along, as dedup knows
-copies: the same bytes at other addresses, and what looks the same within the distance.
+copies: the same bytes at other addresses, and what looks the same within the distance. Of a build that `gc` expired
+the shards tell which pictures it has.
+
+Limits: looks of an expired build that STORE does not have are measured again by each takedown that compares looks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import Dedup, SpecError
 from pipeline.errors import SourceError
-from pipeline.features import feature_id
+from pipeline.features import LATER, feature_id
 from pipeline.features._rows import measure_image
-from pipeline.records import PROVENANCE, sha256_hex
+from pipeline.pictures.decode import MAX_PIXELS, PictureError
+from pipeline.records import FEATURE_SCHEMA, PROVENANCE, sha256_hex
 from pipeline.store.build import Build
+from pipeline.store.partitions import Record, StageDir
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns, domain_hashes
@@ -90,7 +96,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
         looks += [_look(row, request) for row in _features_of_images(store, builds, images, searched)]
     by_look = Takedowns(looks=(*known.looks, *looks))
     alike = set[str]()
-    for rows in _features(builds) if by_look.looks else ():
+    for rows in _features(store, builds) if by_look.looks else ():
         alike.update(by_look.alike(rows, feature_id()))
     hashes = known.hashes | named | request.hosts() | images | alike
     for rows in fetched_images(builds):  # the same bytes at other addresses
@@ -98,8 +104,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
     for build in builds:  # a picture that lies in a source may have other bytes there than it had at its URL
         for rows in build.tables("extract", PROVENANCE, ["fetch_id", "sha256"]):
             hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
-    unique = {look.signature: look for look in by_look.looks}
-    return Takedowns(frozenset(hashes), tuple(unique.values()))
+    return Takedowns(frozenset(hashes), tuple(dict.fromkeys(by_look.looks)))
 
 
 def _look(row: dict[str, Any], request: Request) -> Look:
@@ -110,8 +115,6 @@ def _look(row: dict[str, Any], request: Request) -> Look:
 
 def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Features of pictures given as files. Raises SourceError."""
-    from pipeline.pictures.decode import MAX_PIXELS, PictureError
-
     for path in pictures:
         try:
             yield measure_image(path.read_bytes(), MAX_PIXELS)
@@ -128,24 +131,58 @@ def _features_of_images(
     rows = store.features(feature_id()).get(images)
     by_image = {} if rows is None else {row["sha256"]: row for row in rows.to_pylist()}
     if set(by_image) != images:
-        for rows in _features(builds):
+        for rows in _features(store, builds):
             some = rows.filter(pc.is_in(rows["sha256"], text_array(images)))
             by_image |= {row["sha256"]: row for row in some.to_pylist()}
     by_image = indexes.features_of(searched, images - set(by_image)) | by_image
     yield from (by_image[sha256] for sha256 in sorted(by_image))
 
 
-def _features(builds: Sequence[Build]) -> Iterator[pa.Table]:
+def _features(store: Store, builds: Sequence[Build]) -> Iterator[pa.Table]:
     for build in builds:
-        for rows in build.tables("measure", "parquet"):
+        for rows in itertools.chain(build.tables("measure", "parquet"), _features_of_shards(store, build)):
             yield rows.select([name for name in LOOKED_AT if name in rows.column_names])
 
 
+def _features_of_shards(store: Store, build: Build) -> Iterator[pa.Table]:
+    """Features of what an expired build has packed: from STORE, or measured of the pictures as they are stored."""
+    for stage, record in _shards_without(build, "measure"):
+        rows = stage.table(record, "parquet", ["sha256", "image_offset", "image_size"])
+        missing = set(rows["sha256"].to_pylist())
+        for features in (feature_id(), feature_id(LATER)):
+            known = store.features(features).get(missing)
+            if known is not None:
+                missing -= set(known["sha256"].to_pylist())
+                yield known
+        if missing:
+            with stage.file(record, "tar") as path, path.open("rb") as tar:
+                measured = [_measured(tar, row) for row in rows.to_pylist() if row["sha256"] in missing]
+            yield pa.Table.from_pylist([row for row in measured if row is not None], FEATURE_SCHEMA)
+
+
+def _measured(tar: BinaryIO, row: dict[str, Any]) -> dict[str, Any] | None:
+    """Features of a stored picture; None if it cannot be read."""
+    tar.seek(row["image_offset"])
+    with contextlib.suppress(PictureError):
+        return {**measure_image(tar.read(row["image_size"]), MAX_PIXELS), "sha256": row["sha256"]}
+    return None
+
+
 def fetched_images(builds: Sequence[Build]) -> Iterator[pa.Table]:
-    """fetch_id and sha256 of the images that were fetched."""
+    """fetch_id and sha256 of the images that were fetched; of an expired build, of those that it has packed."""
     for build in builds:
         for rows in build.tables("fetch", "parquet", ["fetch_id", "sha256", "ok"]):
             yield rows.filter(rows["ok"])
+        for stage, record in _shards_without(build, "fetch"):
+            rows = stage.table(record, "parquet", ["image_url", "sha256"])
+            ids = [sha256_hex(url) for url in rows["image_url"].to_pylist()]
+            yield pa.table({"fetch_id": pa.array(ids, pa.string()), "sha256": rows["sha256"]})
+
+
+def _shards_without(build: Build, name: str) -> Iterator[tuple[StageDir, Record]]:
+    """The shards of a build, if they are there and what stage `name` wrote is not."""
+    if "shard" in build.fingerprints and not build.history(name):
+        yield from ((build.stage("shard"), record) for record in build.packed())
 
 
 def text_array(names: set[str] | frozenset[str]) -> pa.Array:

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow.compute as pc
+
 from data_specs.shard import nfc
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
+from pipeline.takedown.request import text_array
 
 
 def rewritable(build: Build) -> list[str]:
@@ -50,28 +53,32 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
 def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:
     """Texts that kept samples took over from copies that are removed.
 
-    Read from dedup's decisions and the pairs that it saw, which must both still be there.
+    Read from dedup's decisions and the pairs that it saw, which must both still be there. In memory are the copies of
+    such samples alone.
     """
     if "dedup" not in build.fingerprints or not build.spec.dedup.merge_texts:
         return BorrowedTexts({}, set())
-    stage, leader_of = build.stage("dedup"), dict[str, str]()
-    for record in stage.records():
-        if DECISIONS not in record.files:
-            continue
-        table = stage.table(record, DECISIONS, ["id", "duplicate_of"], [("duplicate_of", "!=", "")])
-        leader_of |= zip(table["id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
     removed = removal.hashes
-    mended = {leader for copy, leader in leader_of.items() if copy in removed and leader not in removed}
+    mended = set(_leaders(build, "id", removed).values()) - removed - {""}
+    leader_of = _leaders(build, "duplicate_of", mended) if mended else {}
     allowed: dict[str, set[str]] = {leader: set() for leader in mended}
     texts: set[str] = set()
-    if not mended:
-        return BorrowedTexts(allowed, texts)
     pairs = build.stage("filter")
-    for record in pairs.records():
-        table = pairs.table(record, columns=["candidate_id", "texts"])
+    some = pc.field("candidate_id").isin(text_array(mended | leader_of.keys()))
+    for record in pairs.records() if mended else ():
+        table = pairs.table(record, columns=["candidate_id", "texts"], filters=some)
         for name, own in zip(table["candidate_id"].to_pylist(), table["texts"].to_pylist(), strict=True):
-            leader = leader_of.get(name, name)
-            if leader in mended:
-                target = texts if name in removed else allowed[leader]
-                target.update(nfc(text["text"]) for text in own)
+            target = texts if name in removed else allowed[leader_of.get(name, name)]
+            target.update(nfc(text["text"]) for text in own)
     return BorrowedTexts(allowed, texts)
+
+
+def _leaders(build: Build, column: str, names: set[str]) -> dict[str, str]:
+    """The leader of each copy of which a column of dedup's decisions has one of these names."""
+    stage, leader_of = build.stage("dedup"), dict[str, str]()
+    wanted = pc.field(column).isin(text_array(names))
+    for record in stage.records():
+        if DECISIONS in record.files:
+            table = stage.table(record, DECISIONS, ["id", "duplicate_of"], wanted)
+            leader_of |= zip(table["id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
+    return leader_of

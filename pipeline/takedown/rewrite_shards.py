@@ -66,9 +66,17 @@ def _stage_shard(
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
             place.take(local, name)
     counts |= {"kept": len(rows), "dropped": counts["seen"] - len(rows), "bytes": files["tar"].bytes if rows else 0}
-    new = record.model_copy(update={"files": files, "counts": counts})
+    new = _not_taken_over(record).model_copy(update={"files": files, "counts": counts})
     value = {"record": new.model_dump(mode="json"), "removed": removed}
     (stage.folder / STAGED).write_json(f"{record.partition}.json", value)
+
+
+def _not_taken_over(record: Record) -> Record:
+    """The same, of a shard that a spec with other detectors packs anew.
+
+    Behind a sample that is removed all rows move up, so that the shard of this name begins and ends elsewhere.
+    """
+    return record.model_copy(update={"info": {k: v for k, v in record.info.items() if k != "packing"}})
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -117,12 +125,27 @@ def staged(build: Build) -> list[str]:
     return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
+def sweep_scratch(build: Build) -> None:
+    """Delete what killed attempts left beside shards and report: it may hold what is taken down, and nobody reads it.
+
+    In the folders of other stages `StageDir.sweep` does that.
+    """
+    for stage in build.stages.values():
+        folder = build.folder / stage.folder
+        for name in folder.names() if stage.fixed_names else ():
+            if name.startswith(".tmp-"):
+                folder.delete(name)
+
+
 def move_staged(build: Build) -> None:
     """Move new shards into place and commit them. The caller has removed the manifest."""
     if "shard" not in build.fingerprints:
         return
     stage = build.stage("shard")
     place = stage.folder / STAGED
+    for record in stage.records():
+        if "packing" in record.info:
+            stage.write_record(_not_taken_over(record))
     for partition in staged(build):
         waiting = place.read_json(f"{partition}.json")
         record = Record.model_validate(waiting["record"])

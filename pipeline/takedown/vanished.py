@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 
 from data_specs.shard import MANIFEST
 from pipeline.files.folder import Folder
-from pipeline.records import DropReason
+from pipeline.records import DropReason, sha256_hex
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
@@ -32,7 +33,10 @@ _GONE = re.compile(r"\bstatus (404|410)\b")
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """URLs of pages and pictures: whose owners opted out, and which are no longer there."""
+    """URLs of pages and pictures: whose owners opted out, and which are no longer there.
+
+    Of an image whose Decision does not hold its URL as it is (it is cut at 2,000 characters) it is the fetch_id.
+    """
 
     opted_out: tuple[str, ...] = ()
     vanished: tuple[str, ...] = ()
@@ -46,10 +50,11 @@ def lost_in(build: Build) -> Lost:
     drops = {source.name for source in build.spec.sources if source.vanished == "drop"}
     opted_out, vanished = set[str](), set[str]()
     for row in _refusals(build):
+        url = row["url"] if row["fetch_id"] in ("", sha256_hex(row["url"])) else row["fetch_id"]
         if row["reason"] == DropReason.OPT_OUT.value:
-            opted_out.add(row["url"])
+            opted_out.add(url)
         elif row["source"] in drops and _GONE.search(row["evidence"]):
-            vanished.add(row["url"])
+            vanished.add(url)
     return Lost(tuple(sorted(opted_out)), tuple(sorted(vanished)))
 
 
@@ -57,7 +62,8 @@ def _refusals(build: Build) -> Iterator[dict[str, Any]]:
     """Decisions of a build about opt-outs and HTTP errors that name a URL."""
     reasons = pa.array([DropReason.OPT_OUT.value, DropReason.HTTP_STATUS.value])
     wanted = pc.field("reason").isin(reasons) & (pc.field("url") != "")
-    for rows in Frames.of(build).batches("decisions", ["url", "source", "reason", "evidence"], wanted):
+    columns = ["fetch_id", "url", "source", "reason", "evidence"]
+    for rows in Frames.of(build).batches("decisions", columns, wanted):
         yield from rows.to_pylist()
 
 
@@ -74,7 +80,9 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
     answer = {"opted_out": len(lost.opted_out), "vanished": len(lost.vanished), "samples": 0}
     earlier = _earlier(build) if lost else []
     if earlier:
-        request = Request(urls=(*lost.opted_out, *lost.vanished), exact=True)
+        named = (*lost.opted_out, *lost.vanished)
+        urls = [name for name in named if "://" in name]
+        request = Request(urls=urls, sha256s=[name for name in named if "://" not in name], exact=True)
         done = forget(build.store, earlier, request, remember=False)
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
     return answer
@@ -91,4 +99,5 @@ def _earlier(build: Build) -> list[Build]:
 
 
 def _is_published(folder: Folder) -> bool:
-    return folder.exists("build.json") and (folder / "shards").exists(MANIFEST)
+    """Also a build whose manifest was withdrawn by a takedown that was killed, and is to go on."""
+    return folder.exists("build.json") and ((folder / "shards").exists(MANIFEST) or folder.exists(UNFINISHED))

@@ -112,23 +112,29 @@ def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFix
 
 def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
     small = {"CPU": 2.0, "memory": 1e9}
-    assert cluster.granted({"num_cpus": 4, "num_gpus": 0.5}, small) == {"num_cpus": 2}
-    assert cluster.granted({"num_cpus": 1, "num_gpus": 0.5}, {"CPU": 8.0, "GPU": 1.0}) == {
+    assert cluster.granted({"num_cpus": 4, "num_gpus": 0.5}, [small]) == {"num_cpus": 2}
+    assert cluster.granted({"num_cpus": 1, "num_gpus": 0.5}, [{"CPU": 8.0, "GPU": 1.0}]) == {
         "num_cpus": 1,
         "num_gpus": 0.5,
     }
-    assert cluster.granted({"num_cpus": 0.5}, small) == {"num_cpus": 0.5}
+    assert cluster.granted({"num_cpus": 0.5}, [small]) == {"num_cpus": 0.5}
+    assert cluster.granted({"num_cpus": 2}, [{"memory": 1e9}]) == {"num_cpus": 1}, "a head that is to run nothing"
 
 
 def test_a_task_asks_for_no_more_than_one_node_has() -> None:
-    """Two nodes of two CPUs have four, and none can run a task of three: it would wait without end."""
+    """Two nodes of two CPUs have four, and none can run a task of three: it would wait without end.
+
+    So would one that asks for the CPUs of one node and the GPU of another.
+    """
     nodes = [
         {"Alive": True, "Resources": {"CPU": 2.0, "memory": 5e9}},
         {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}},
-        {"Alive": False, "Resources": {"CPU": 64.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
-    largest = cluster._largest_node(SimpleNamespace(nodes=lambda: nodes))
-    assert cluster.granted({"num_cpus": 3, "num_gpus": 0.5}, largest) == {"num_cpus": 2, "num_gpus": 0.5}
+    alive = cluster._nodes(SimpleNamespace(nodes=lambda: nodes))
+    assert cluster.granted({"num_cpus": 3}, alive) == {"num_cpus": 2}
+    assert cluster.granted({"num_cpus": 3, "num_gpus": 0.5}, alive) == {"num_cpus": 1, "num_gpus": 0.5}
+    assert cluster.granted({"num_cpus": 3, "num_gpus": 4}, alive) == {"num_cpus": 2}
 
 
 def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeypatch) -> None:

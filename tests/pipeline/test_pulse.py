@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import observe, pulse
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from tests.processes import wait_until
 
@@ -77,6 +78,22 @@ def test_what_a_killed_worker_left_is_disregarded_after_a_while_and_can_be_clear
     assert [beat.partition for beat in pulse.beats(folder)] == ["new"]
     pulse.clear(folder)
     assert pulse.beats(folder) == []
+
+
+def test_a_store_that_does_not_answer_hides_what_runs_and_ends_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that shows a build's progress asks now and then: it ended with a traceback."""
+
+    def busy(self: Folder) -> list[str]:
+        raise StoreError(self.url, "cannot be reached: the store kept failing")
+
+    with pulse.pulse(folder, "00001"):
+        next_beat(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "names", busy)
+            assert pulse.beats(folder) == []
+        assert len(pulse.beats(folder)) == 1
 
 
 def test_counting_outside_of_a_partition_or_in_another_thread_does_nothing(folder: Folder) -> None:

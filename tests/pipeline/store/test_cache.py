@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import shutil
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -112,12 +115,60 @@ def test_a_deleted_index_is_made_again(tmp_path: Path) -> None:
     assert values(made.get(["a", "b"])) == {"a": 1, "b": 2}
 
 
-def test_a_pruned_commit_is_forgotten(tmp_path: Path) -> None:
+def test_an_index_whose_making_is_killed_is_made_whole_by_the_next_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lacked commits was taken for the index of all: what they hold was computed, or fetched, again."""
     made = in_folder(tmp_path)
+    for value, name in enumerate("abc"):
+        made.put(rows(name, value=value))
+    shutil.rmtree(tmp_path / "_index")
+    take, taken = Folder.take, list[str]()
+
+    def killed(folder: Folder, local: Path, name: str, private: bool = False) -> None:
+        taken.append(name)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        take(folder, local, name, private)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Folder, "take", killed)
+        made.get(["a"])
+    assert values(made.get("abc")) == {"a": 0, "b": 1, "c": 2}
+    made.put(rows("b", value=3))
+    assert values(made.get("abc")) == {"a": 0, "b": 3, "c": 2}
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_a_pruned_commit_is_forgotten(tmp_path: Path, kind: str) -> None:
+    made = in_folder(tmp_path if kind == "disk" else f"memory://{tmp_path.name}/cache")
     made.put(rows("a"))
     made.put(rows("b"))
-    next(tmp_path.glob("*.parquet")).unlink()
-    assert len(values(made.get(["a", "b"]))) == 1
+    made.folder.delete(made.commits()[0])
+    assert values(made.get(["a", "b"])) == {"b": 0}
+
+
+def test_two_that_remove_rows_at_once_bring_nothing_back(tmp_path: Path) -> None:
+    """A takedown while `gc` runs: what one has read before the other wrote would come back with what it writes."""
+    made = in_folder(tmp_path)
+    made.put(rows("a", "b", "c"))
+    read, other_done = threading.Event(), threading.Event()
+
+    def slowly(table: pa.Table) -> pa.Array:
+        read.set()
+        other_done.wait(1.0)  # as long as the other one is let through meanwhile
+        return pc.equal(table["name"], "a")
+
+    def other() -> None:
+        read.wait(60)
+        in_folder(tmp_path).forget(lambda table: pc.equal(table["name"], "b"))
+        other_done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert made.forget(slowly) == 1
+    thread.join()
+    assert values(made.get("abc")) == {"c": 0}
 
 
 def test_behind_a_url_it_works_like_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import itertools
 import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +49,39 @@ def test_a_key_is_claimed_once_and_free_again_afterwards(tmp_path: Path) -> None
     with claim(folder, KEYS) as again:
         assert again == KEYS
     assert [path.name for path in (tmp_path / "_claims").iterdir()] == ["_lock"]
+
+
+def test_of_several_that_claim_at_the_same_moment_each_key_is_granted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is let in first took the claims of those that still waited for those of dead workers, and deleted them."""
+    folder, (a, b, c) = Folder(str(tmp_path)), sorted(KEYS)[:3]
+    waiting, granted, entered, end, flock = list[str](), list[str](), list[int](), threading.Event(), fcntl.flock
+
+    def noted(f: Any, how: int) -> None:
+        if str(f.name).endswith("_lock"):
+            waiting.append(str(f.name))
+        flock(f, how)
+
+    def work(number: int, keys: set[str]) -> None:
+        with claim(folder, keys) as mine:
+            granted.extend(mine)
+            entered.append(number)
+            end.wait(120)
+
+    (tmp_path / "_claims").mkdir()
+    threads = [threading.Thread(target=work, args=one) for one in enumerate([{a, b}, {b, c}, {c, a}])]
+    with (tmp_path / "_claims/_lock").open("wb") as gate:
+        flock(gate, fcntl.LOCK_EX)
+        monkeypatch.setattr("fcntl.flock", noted)
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(waiting) == 3, "all three wait")
+    wait_until(lambda: len(entered) == 3, "all three have what they get")
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(granted) == [a, b, c]
 
 
 def _hold(folder: str, ready: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import tracemalloc
 from dataclasses import replace
@@ -123,6 +124,20 @@ def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeyp
     assert (identities.names(), identities.of(build.build_id)) == ([], "")
     publish(build)
     assert len(identities.names()) == 1
+
+
+def test_a_full_disk_leaves_nothing_half_copied(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = make("2026-01", 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", full)
+        with pytest.raises(StoreError, match=r"images\.parquet: cannot be written \(No space left"):
+            publish(build)
+    assert in_store(build) == set()
+    publish(build)
 
 
 def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp_path: Path) -> None:

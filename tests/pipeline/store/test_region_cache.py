@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline import cli
 from pipeline.detectors import detector_of
+from pipeline.files.folder import Folder
 from pipeline.store import region_cache
+from pipeline.store.store import Store
 from tests.drawn import picture
 
 
@@ -41,3 +45,19 @@ def test_detectors_are_counted_and_removed(
     assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
     assert [e["detector"] for e in region_cache.prune(build.store, before="2999-01-01")] == [nine]
     assert region_cache.stats(build.store) == []
+
+
+def test_what_lies_behind_a_url_is_counted_without_a_copy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"memory://{tmp_path.name}/store")
+    rows = {"sha256": ["0" * 64, "1" * 64], "boxes": [[0.0, 0.0, 1.0, 1.0], []], "scores": [[0.5], []]}
+    store.regions("grid-x").put(pa.table(rows))
+
+    def copied(*_: object) -> None:
+        raise AssertionError("a copy of all that is cached")
+
+    monkeypatch.setattr(Folder, "local", copied)
+    [entry] = region_cache.stats(store)
+    assert (entry["images"], entry["regions"], entry["commits"]) == (2, 1, 1)
+    assert entry["bytes"] > 100

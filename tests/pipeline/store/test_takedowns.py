@@ -81,6 +81,13 @@ def test_files_of_takedowns_come_back_as_one(files: list[tuple[set[str], list[Lo
     assert set(together.looks) <= {look for _, own in files for look in own}
 
 
+def test_one_picture_is_taken_down_within_each_distance_that_was_asked_for() -> None:
+    narrow = Look((1, 2, 3), b"four", 2, 0.1, "f")
+    wide = Look((1, 2, 3), b"four", 12, 0.1, "f")
+    for order in ([narrow, wide], [wide, narrow], [wide, narrow, wide]):
+        assert set(merged([{"hashes": [], "looks": [look.value()]} for look in order]).looks) == {narrow, wide}
+
+
 def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_of_its_features() -> None:
     rng = np.random.default_rng(1)
     phash = rng.integers(1, 2**63, HASHES, dtype=np.uint64)

@@ -17,18 +17,25 @@ from PIL import Image
 
 from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
+from pipeline import cli, run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
+from pipeline.store.partitions import StageDir
+from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
-from pipeline.takedown import rewrite_shards
+from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown import garbage, rewrite_shards
 from pipeline.takedown.forget import Request, forget
+from pipeline.takedown.rewrite_partitions import borrowed_texts
 from tests.lent import lend
 
 Run = Callable[[Build, str], None]
@@ -214,6 +221,27 @@ def test_a_kept_sample_gives_back_the_texts_of_a_copy_whose_page_goes(
     assert shard_of(build, leader), "the picture is the leader's own"
 
 
+def test_texts_that_were_lent_are_looked_for_among_the_copies_of_what_goes_alone(
+    published: Build, synthetic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of 30 million candidates has as many copies as make gigabytes."""
+    read, table = list[int](), StageDir.table
+
+    def counted(self: StageDir, record: Any, suffix: str = "parquet", columns: Any = None, filters: Any = None) -> Any:
+        rows = table(self, record, suffix, columns, filters)
+        read.append(rows.num_rows)
+        return rows
+
+    monkeypatch.setattr(StageDir, "table", counted)
+    copy = next(i for i in synthetic.items() if i.stage == "dedup")
+    alone = kept(synthetic, 20).candidate.candidate_id
+    for removed, leaders, most in ((alone, set[str](), 0), (copy.candidate.candidate_id, {copy.leader}, 9)):
+        read.clear()
+        borrowed = borrowed_texts(published, Removal({removed}, NO_TAKEDOWNS))
+        assert set(borrowed.allowed) == leaders
+        assert sum(read) <= most
+
+
 @pytest.mark.parametrize("part", range(6))
 def test_a_kill_anywhere_leaves_what_the_same_command_finishes(
     published: Build, made: Build, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
@@ -292,6 +320,98 @@ def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any)
     assert not list(folder.glob("val-*"))
     assert verify(folder) == []
     assert faults(published, read_funnels(published)[0]) == []
+
+
+def test_another_detector_after_samples_were_left_out_packs_what_is_left(
+    published: Build, synthetic: Any, run_stage: Run
+) -> None:
+    """Rows behind a sample that is gone move up: the old tars would stand beside regions of other samples."""
+    item = next(i for i in synthetic.items() if i.stage == "shard" and shard_of(published, i) == "train-000000")
+    forget(published.store, [published], Request(urls=[item.candidate.image_url], exact=True), remember=False)
+    more = synthetic.spec(regions={"detectors": [{"name": "grid", "n": 3}, {"name": "grid"}]})
+    fingerprints = {**published.fingerprints, "detect": "d" * 64, "shard": "5" * 64, "report": "e" * 64}
+    build = replace(published, spec=more, fingerprints=fingerprints)
+    for partition in synthetic._ranges():
+        here = [i for i in synthetic.items() if i.stage == "shard" and synthetic._within(i, partition)]
+        synthetic._write(build, "detect", partition, here)
+    run_stage(build, "shard")
+    assert sum(release.publish(build).samples.values()) == synthetic.KEPT - 1
+    assert verify(Path(build.out)) == []
+
+
+def test_a_build_that_goes_on_after_a_takedown_adds_up(weeks: Any) -> None:
+    """Its report began with `The figures do not add up`, since extract's record still counts what was removed."""
+    first = weeks.build("2026-01-01", range(6))
+    forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
+    weeks.build("2026-01-01", range(6))
+    report = json.loads((Path(first.out) / "report/report.json").read_bytes())
+    assert (report["totals"]["kept"], report["faults"]) == (5, [])
+
+
+def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
+    published: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, and the build made anew by another spec, whose gates nobody has asked and which nobody approved."""
+    request = Request(urls=[kept(synthetic).candidate.image_url])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "renew", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(published.store, [published], request)
+    assert not (Path(published.out) / "shards/manifest.json").exists()
+    other = replace(published, fingerprints={**published.fingerprints, "screen": "a" * 64, "shard": "5" * 64})
+    run_stage(other, "shard")
+    forget(other.store, [other], request)
+    assert not (Path(published.out) / "shards/manifest.json").exists()
+    release.publish(other)
+    assert verify(Path(other.out)) == []
+
+
+def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -> None:
+    """build.json does not name the shards of the published dataset then, and each takedown ended in an error."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
+    build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
+    begun = run.reopen(first.out)
+    assert list(begun.fingerprints) == ["crawl", "extract"]
+    garbage.collect(first.store, STAGES)
+    assert first.stage("dedup").partitions(), "what it was made from is no garbage"
+    answer = forget(first.store, [begun], Request(urls=["folder:///album/002.jpg"], exact=True))
+    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [1, {"weekly": 3}]
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 4
+    assert verify(Path(first.out)) == []
+
+
+def test_a_takedown_reaches_a_build_whose_publish_was_killed_before_store_knew_it(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = weeks.build("2026-01-01", range(6))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "register", killed)
+        with pytest.raises(KeyboardInterrupt):
+            release.publish(first)
+    assert first.store.releases("weekly").lists(first.build_id)
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 0
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 5
+    assert verify(f"{weeks.store}/datasets/weekly") == []
+
+
+def test_what_killed_attempts_left_beside_shards_and_report_goes_too(published: Build, synthetic: Any) -> None:
+    item = kept(synthetic)
+    for place, data in (("shards/.tmp-train-000000-dead/tar", item.data), ("report/.tmp-all-dead/html", b"it")):
+        (Path(published.out) / place).parent.mkdir()
+        (Path(published.out) / place).write_bytes(data)
+    forget(published.store, [published], Request(urls=[item.candidate.image_url]))
+    assert list(Path(published.out).rglob(".tmp-*")) == []
+    assert verify(Path(published.out) / "shards") == []
 
 
 def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthetic: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
+from pipeline import cli, run
+from pipeline.commands import plan
+from pipeline.features import feature_id
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
@@ -18,6 +25,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
+from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
@@ -104,6 +112,106 @@ def test_a_takedown_reaches_a_build_that_was_expired(builds: list[Build], synthe
     for name in identities.names():
         [images] = identities.batches(identities.read(name), "images.parquet", ["fetch_id"])
         assert bytes.fromhex(item.candidate.fetch_id) not in images["fetch_id"].to_pylist()
+
+
+def test_a_build_in_which_a_takedown_was_interrupted_keeps_what_that_needs_to_go_on(builds: list[Build]) -> None:
+    """Texts that its samples took over from copies that go are known by the stages before the shards alone."""
+    old = builds[0]
+    old.folder.write_json(UNFINISHED, {"hashes": [], "published": True, "accepted": {}, "reported": True})
+    before = files(old.out)
+    assert collect(builds, keep=1)["deleted"] == []
+    assert files(old.out) == before
+    forget(old.store, [old], Request())
+    assert collect(builds, keep=1)["bytes"] > 10_000
+
+
+@pytest.mark.parametrize("by", ["sha256", "like", "like, as STORE knows it", "key"])
+def test_a_takedown_finds_a_picture_that_only_an_expired_build_holds(
+    builds: list[Build], synthetic: Any, tmp_path: Path, by: str
+) -> None:
+    """Its fetched images and features are gone: its shards tell what it has."""
+    old, newer = builds
+    newer.folder.write_json("build.json", {"spec": newer.spec.model_dump(mode="json")})  # the next release reads it
+    item = [item for item in synthetic.items() if item.stage == "shard"][20]
+    if by.endswith("knows it"):
+        for rows in old.tables("measure", "parquet"):
+            old.store.features(feature_id()).put(rows)
+    collect(builds, keep=1)
+    with Image.open(io.BytesIO(item.data)) as image:
+        image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / "seen.jpg", quality=60)
+    request = {
+        "sha256": Request(sha256s=[item.sha256]),
+        "key": Request(items=[item.candidate.candidate_id[:32]]),
+    }.get(by, Request(pictures=[tmp_path / "seen.jpg"]))
+    answer = forget(old.store, [old], request)
+    assert [sample["key"] for sample in answer["builds"][0]["samples"]] == [item.candidate.candidate_id[:32]]
+    assert verify(Path(old.out)) == []
+    assert item.sha256 in old.store.takedowns().hashes
+    for path in (Path(old.out) / "shards").glob("*.tar"):
+        assert item.data[:400] not in path.read_bytes()
+
+
+def test_a_takedown_of_an_expired_build_does_not_say_that_nothing_was_dropped(
+    builds: list[Build], synthetic: Any
+) -> None:
+    old = builds[0]
+    collect(builds, keep=1)
+    card = Path(old.out) / "shards/README.md"
+    assert "Of 54 candidates 30 were kept." in card.read_text("utf-8")
+    item = next(item for item in synthetic.items() if item.stage == "shard")
+    forget(old.store, builds, Request(urls=[item.candidate.image_url]))
+    assert "candidates 29 were kept" not in card.read_text("utf-8")
+    assert "What was dropped before the samples were packed is no longer on record" in card.read_text("utf-8")
+    reports = [json.loads((Path(build.out) / "report/report.json").read_bytes()) for build in builds]
+    assert [len(report["faults"]) for report in reports] == [1, 0]
+    assert reports[0]["faults"][0].startswith("gc has deleted what the stages before shard wrote")
+    assert "Of 54 candidates 29 were kept." in (Path(builds[1].out) / "shards/README.md").read_text("utf-8")
+
+
+def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
+    weeks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a build that somebody runs again a year later is made anew, of what is still to be had."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    release.publish(weeks.build("2026-01-08", range(4, 9)))
+    garbage.collect(first.store, STAGES, keep=1)
+    forget(first.store, [], Request(urls=["http://of.nobody/1.jpg"]))  # builds read the list of takedowns
+    before, known = files(first.out), build_json.read(first.folder)
+    again = weeks.open("2026-01-01", range(6))
+    assert again.fingerprints == first.fingerprints
+    with caplog.at_level("WARNING", "wenlan"):
+        assert [result.name for result in run.run(again, here=True)] == ["crawl", "shard", "report"]
+    assert "gc has deleted what its shards were made from" in caplog.text
+    assert release.publish(again).revision == 0
+    assert files(first.out) == before
+    assert build_json.read(first.folder)["stages"]["dedup"] == known["stages"]["dedup"]
+    assert verify(Path(first.out)) == []
+    report = (Path(first.out) / "report/report.json").read_bytes()
+    assert cli.main(["report", first.out, "--baseline", str(Path(first.out).with_name("2026-01-08"))]) == 1
+    assert (Path(first.out) / "report/report.json").read_bytes() == report
+    for stages in (build_json.status(run.reopen(first.out))["stages"], plan._show_stages(again)):
+        assert [stages[name]["state"] for name in ("crawl", "extract", "dedup", "shard")] == [
+            "done", "expired", "expired", "done"
+        ]  # fmt: skip
+    answer = forget(first.store, [run.reopen(first.out)], Request(urls=["folder:///album/000.jpg"], exact=True))
+    assert len(answer["builds"][0]["samples"]) == 1
+    assert verify(Path(first.out)) == []
+    assert json.loads((Path(first.out) / "report/report.json").read_bytes())["totals"]["kept"] == 5
+
+
+def test_half_written_files_of_a_day_ago_go_wherever_they_are_in_store(builds: list[Build]) -> None:
+    store = Path(builds[0].store.url)
+    places = ["", "identity", "fetched", "fetched/_index", "features/pair-x", "features/pair-x/_index",
+              "regions/grid-x", "regions/grid-x/_index", "datasets/synthetic"]  # fmt: skip
+    for place in places:
+        (store / place).mkdir(parents=True, exist_ok=True)
+        for name in (".tmp-old", ".tmp-young"):
+            (store / place / name).write_bytes(b"half")
+        os.utime(store / place / ".tmp-old", (0, 0))
+    collect(builds)
+    assert sorted(store.rglob(".tmp-old")) == []
+    assert len(list(store.rglob(".tmp-young"))) == len(places), "somebody may be writing them"
 
 
 def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:

@@ -135,6 +135,22 @@ def test_an_index_of_pictures_that_no_build_knows(
     assert opened.picture("other")[0] == second.data
 
 
+def test_pictures_whose_digest_an_index_lacks_are_compared_by_their_looks(
+    tmp_path: Path, synthetic: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store(str(tmp_path / "store")).check()
+    rows = []
+    for name, item in zip(("gone", "other"), [i for i in synthetic.items() if i.stage == "shard"][10:12], strict=True):
+        file, digest = tmp_path / f"{name}.jpg", hashlib.sha256(item.data).hexdigest()
+        file.write_bytes(item.data)
+        where = {"path": str(file), "offset": 0, "size": len(item.data), "sha256": digest}
+        rows.append({"id": name, "url": f"http://own.example/{name}.jpg", "where": where})
+    index = make(tmp_path / "index", rows, random_units(2, 8))
+    code, answer = forget(capsys, "--store", tmp_path / "store", index, "--like", tmp_path / "gone.jpg")
+    assert (code, answer["indexes"][0]["rows"], answer["indexes"][0]["unseen"]) == (0, 1, 0)
+    assert [hit.id for hit in SearchIndex.open(index).search(Query(np.ones(8, np.float32))).hits] == ["other"]
+
+
 def test_texts_of_a_copy_that_goes_leave_the_index_too(
     tmp_path: Path,
     synthetic: Any,

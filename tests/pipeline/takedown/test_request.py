@@ -56,6 +56,22 @@ def test_a_page_or_a_domain_names_no_picture_that_may_stand_elsewhere(synthetic_
     assert takedowns.looks == ()
 
 
+def test_a_picture_that_is_taken_down_again_within_more_bits_is_refused_within_them(
+    tmp_path: Path, synthetic: Any
+) -> None:
+    """Copies came through: whoever asks for a larger distance then was told that it is recorded, and it was not."""
+    store, picture = Store(str(tmp_path / "store")), tmp_path / "it.jpg"
+    store.check()
+    picture.write_bytes(next(i for i in synthetic.items() if i.stage == "shard").data)
+    known, revisions = list[bool](), set[str]()
+    for distance in (2, 12, 6, 12):
+        known.append(forget(store, [], Request(pictures=[picture], distance=distance))["known"])
+        revisions.add(store.forgotten_revision())
+    assert {look.distance for look in store.takedowns().looks} == {2, 6, 12}
+    assert known == [False, False, False, True]
+    assert len(revisions) == 3, "builds read the list anew"
+
+
 def test_what_was_taken_down_before_stays_taken_down(synthetic_build: Build) -> None:
     synthetic_build.store.folder.write_json("forgotten/one.json", {"hashes": ["a" * 64]})
     assert resolve(Request(), synthetic_build.store, []).hashes >= {"a" * 64}

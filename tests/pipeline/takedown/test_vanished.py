@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from data_specs.build import BuildSpec
 from pipeline import run
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
+from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.takedown import vanished
@@ -72,6 +74,43 @@ def test_an_opt_out_that_appears_is_honoured_and_a_missing_page_is_kept(week: An
     assert (releases.read().release, released(second)) == (2, PAGES - 1)
     assert verify(releases.folder.url) == []
     assert vanished.leave_out(second)["samples"] == 0, "once"
+
+
+def test_an_opt_out_of_a_picture_whose_address_a_decision_cuts_is_honoured(week: Any, site: Any) -> None:
+    """A Decision names 2,000 characters of an address, which may have 2,048."""
+    address = f"/{'1' * 2005}.jpg"
+    site.pages["/1.html"] = page(1).replace(b"/1.jpg", address.encode())
+    site.pages[address] = site.pages["/1.jpg"]
+    first = week("2026-11-01")
+    release.publish(first)
+    assert released(first) == PAGES
+    shutil.rmtree(Path(first.store.url) / "fetched")  # it is asked for again
+    site.pages[address] = (200, {"Content-Type": "image/jpeg", "X-Robots-Tag": "noai"}, picture(1))
+    second = week("2026-11-08")
+    assert vanished.lost_in(second).opted_out == (sha256_hex(site.url(address)),)
+    assert vanished.leave_out(second) == {"opted_out": 1, "vanished": 0, "samples": 1}
+    assert released(second) == PAGES - 1
+
+
+def test_what_was_killed_is_finished_by_the_same_build(week: Any, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier build had no manifest then, and was left alone: the dataset stayed withdrawn."""
+    first = week("2026-11-01")
+    release.publish(first)
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    second = week("2026-11-08")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "renew", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vanished.leave_out(second)
+    assert first.store.releases("parks").latest().withdrawn
+    vanished.leave_out(second)
+    assert not first.store.releases("parks").latest().withdrawn
+    assert released(second) == PAGES - 1
+    assert verify(Path(first.out)) == []
 
 
 def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(week: Any, site: Any) -> None:
