@@ -21,7 +21,7 @@ from training.errors import ConfigError, InputError
 from training.use.benchmarks import Picture, is_benchmark
 from training.use.evaluate import embed, stands_in_train
 from training.use.hits import Features, Mask, Peers
-from training.use.labelled import open_labelled
+from training.use.labelled import classes_digest, open_labelled
 from training.use.load import load
 from training.use.retrieval import rank
 from training.use.tasks import Request, Result, Task
@@ -52,6 +52,7 @@ def run(request: Request) -> Result:
         "split": labelled.split,
         "images": len(embedded.label_N),
         "classes": len(labelled.classes),
+        "classes_sha256": classes_digest(labelled.classes),
         "hit": "a hit is another image of the class; copies of the image are no candidates",
     }
     candidates = f"{protocol['images']:,} images, {protocol['classes']:,} classes"

@@ -26,7 +26,7 @@ from training.errors import ConfigError, InputError
 from training.use.classification import classify, cosines, figures
 from training.use.examples import ANSWERS, choose, with_pictures
 from training.use.hits import Features, Ids, Mask
-from training.use.labelled import open_labelled
+from training.use.labelled import classes_digest, open_labelled
 from training.use.load import load
 from training.use.tasks import Request, Result, Task
 from training.use.tasks._shared import (
@@ -104,6 +104,7 @@ def run(request: Request) -> Result:
         "dev_images": len(dev.label_N),
         "parts": how,
         "classes": len(names),
+        "classes_sha256": classes_digest(labelled.classes),
         "probe": f"logistic regression, C {best.c:g} by dev",
         "neighbours": f"{k} nearest by cosine",
         "hit": HIT,

@@ -35,6 +35,7 @@ from training.use.classification import Classified, classify, cosines, figures, 
 from training.use.evaluate import encoded
 from training.use.examples import ANSWERS, choose, with_pictures
 from training.use.hits import Features, Ids, Mask
+from training.use.labelled import classes_digest
 from training.use.labelled_boxes import Boxed, open_boxed
 from training.use.load import BATCH, Loaded, load
 from training.use.tasks import Request, Result, Task
@@ -98,6 +99,7 @@ def run(request: Request) -> Result:
         "images": len(regions.images),
         "boxes": len(regions.label_N),
         "classes": len(names),
+        "classes_sha256": classes_digest(boxed.classes),
         "templates": len(sentences),
         "templates_sha256": digest(sentences),
         "truth": boxed.truth,

@@ -14,7 +14,7 @@ from training.use.class_texts import TEMPLATES, checked, class_features, digest,
 from training.use.classification import classify, cosines, figures
 from training.use.examples import ANSWERS, choose, with_pictures
 from training.use.hits import Mask
-from training.use.labelled import open_labelled
+from training.use.labelled import classes_digest, open_labelled
 from training.use.load import load
 from training.use.tasks import Request, Result, Task
 from training.use.tasks._shared import (
@@ -50,6 +50,7 @@ def run(request: Request) -> Result:
         "split": labelled.split,
         "images": len(embedded.label_N),
         "classes": len(names),
+        "classes_sha256": classes_digest(labelled.classes),
         "templates": len(sentences),
         "templates_sha256": digest(sentences),
         "hit": HIT,
