@@ -193,6 +193,7 @@ def finetune_captions(begin: Config) -> Config:
 
     Rates are shares of the pre-training's: a fifth for what was new then, a fiftieth at the top of the backbones, less
     for each stage down. It stops when five recalls on the dev split, two each epoch, bring no higher one. All ours.
+    The mirror of the pre-training is not taken over: it holds that run's checkpoints.
     """
     return replace(
         begin,
@@ -209,7 +210,7 @@ def finetune_captions(begin: Config) -> Config:
             warmup_share=0.05,
             schedule="cosine",
         ),
-        run=replace(begin.run, epochs=10, checkpoint_every=0, eval_every=0, eval_epochs=0.5, patience=5),
+        run=replace(begin.run, epochs=10, checkpoint_every=0, eval_every=0, eval_epochs=0.5, patience=5, mirror=""),
     )
 
 

@@ -14,7 +14,7 @@ Limits: one process, a part in memory. The centroids of an approximate search ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,22 +85,36 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
         return _removed(folder, index, counts, gone, stay, dry_run)
 
 
-def leave_out(folder: Path, gone: Gone) -> Removed:
-    """Remove rows that the input of an index holds no more: by its only writer, which need not be told of it."""
+def leave_out(folder: Path, gone: Gone, tokens: Collection[str]) -> Removed:
+    """Remove rows that the input of an index holds no more: by its only writer, which need not be told of it.
+
+    tokens: of what the input holds now. Of the others none is known any more, nor that of a part that loses rows: what
+    left the input may be in it again.
+    """
     with sole_owner(folder):
-        return _removed(folder, read_index(folder), _discard(folder, gone, None, False), gone, None, False)
+        counts = _discard(folder, gone, None, False)
+        return _removed(folder, read_index(folder), counts, gone, None, False, tokens)
 
 
 def _removed(
-    folder: Path, index: IndexFile, counts: dict[str, int], gone: Gone, stay: Stay | None, dry_run: bool
+    folder: Path,
+    index: IndexFile,
+    counts: dict[str, int],
+    gone: Gone,
+    stay: Stay | None,
+    dry_run: bool,
+    tokens: Collection[str] | None = None,
 ) -> Removed:
-    """Rewrite a finished index; counts: what parts that wait have lost."""
+    """Rewrite a finished index. counts: what parts that wait have lost.
+
+    tokens: those that stay known, as in `leave_out`; None: all, so that whoever wrote parts does not make them again.
+    """
     swept = 0 if dry_run else sweep(folder, index)
     tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
     losses = [_loss(table, gone, stay) for table in tables]
     revision = index.revision + any(losses)
     if any(losses) and not dry_run:
-        after = _rewritten(folder, index, tables, losses)
+        after = _rewritten(folder, index, tables, losses, tokens)
         write_index(folder, after)
         del tables
         swept += sweep(folder, after)
@@ -134,13 +148,21 @@ def _loss(table: pa.Table, gone: Gone, stay: Stay | None) -> _Loss:
     return _Loss(gone_n, {row: texts for row, texts in texts.items() if not gone_n[row]})
 
 
-def _rewritten(folder: Path, index: IndexFile, tables: Sequence[pa.Table], losses: Sequence[_Loss]) -> IndexFile:
+def _rewritten(
+    folder: Path,
+    index: IndexFile,
+    tables: Sequence[pa.Table],
+    losses: Sequence[_Loss],
+    tokens: Collection[str] | None,
+) -> IndexFile:
     """The index without what is lost; its files are written beside those that they replace."""
     revision = index.revision + 1
     parts, kept = list[Part](), list[pa.Table]()
     for part, table, loss in zip(index.parts, tables, losses, strict=True):
+        known = tokens is None or (part.token in tokens and not loss)
+        token = part.token if known else ""
         if not loss:
-            parts.append(part)
+            parts.append(part.model_copy(update={"token": token}))
             kept.append(table)
         elif not loss.gone.all():
             rest = _without(table, loss)
@@ -149,10 +171,12 @@ def _rewritten(folder: Path, index: IndexFile, tables: Sequence[pa.Table], losse
                 for m in index.about.modalities
             }
             files = write_part(folder, part.part, revision, rest, vectors)
-            parts.append(Part(part=part.part, rows=rest.num_rows, files=files, token=part.token))
+            parts.append(Part(part=part.part, rows=rest.num_rows, files=files, token=token))
             kept.append(rest)
     left = {part.part for part in parts}
     empty = index.empty | {part.part: part.token for part in index.parts if part.part not in left}
+    if tokens is not None:
+        empty = {number: token for number, token in index.empty.items() if token in tokens}
     rows = sum(part.rows for part in parts)
     after = index.model_copy(update={"parts": tuple(parts), "empty": empty, "rows": rows, "revision": revision})
     kept_N, cells = ~np.concatenate([loss.gone for loss in losses]), dict[Modality, File]()

@@ -116,6 +116,13 @@ def test_a_recipe_that_fine_tunes_keeps_the_towers_of_its_checkpoint(recipe: str
     assert resolve(recipe, ["optim.layer_decay=0.5"], config) == config, "of its own checkpoint the same config"
 
 
+@pytest.mark.parametrize("recipe", FINE_TUNING)
+def test_a_recipe_that_fine_tunes_leaves_the_mirror_of_its_checkpoint(recipe: str) -> None:
+    begin = resolve("tiny", ["run.mirror=s3://bucket/pretrained"])
+    assert not resolve(recipe, (), begin).run.mirror, "or the run would fetch the pre-training's checkpoints"
+    assert resolve(recipe, ["run.mirror=s3://bucket/tuned"], begin).run.mirror == "s3://bucket/tuned"
+
+
 def test_a_recipe_that_fine_tunes_wants_a_checkpoint() -> None:
     assert FINE_TUNING == ["finetune_captions", "finetune_classes"]
     with pytest.raises(ConfigError, match=r"^recipe finetune_classes: fine-tunes a checkpoint; name it by --init$"):

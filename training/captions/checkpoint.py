@@ -1,7 +1,8 @@
 """Checkpoints of a captioner: a checkpoint of its towers with files beside them, so whatever reads towers reads it too.
 
     OUT/checkpoints/step-00000200/
-      config.json, vocab.txt, towers.safetensors   those of the checkpoint that it writes on (linked, or copied)
+      config.json, vocab.txt, towers.safetensors   those of the checkpoint that it writes on (linked, or copied), and
+      tokenizer.json, background.safetensors       these, where it has them
       captioner.json           its config, its characters, what it was trained on
       captions.txt             the distinct training captions, one a line: the gallery of the retrieval baseline
       captioner.safetensors    the decoder
@@ -28,8 +29,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary
 from training.config import read_record
+from training.data.tokenizer import JSON_FILE
 from training.errors import CheckpointError, ConfigError, first_line
 from training.outputs import checkpoint
+from training.outputs.background import BACKGROUND_FILE
 from training.outputs.checkpoint import TOWERS
 from training.outputs.whole import Sealed, whole_folder, write_tensors
 
@@ -104,8 +107,9 @@ def write(
         for moment in _MOMENTS
         if moment in optimizer.state.get(parameter, {})
     }
+    others = [name for name in (JSON_FILE, BACKGROUND_FILE) if (towers / name).is_file()]
     with whole_folder(folder) as temporary:
-        for name in TOWERS:
+        for name in (*TOWERS, *others):
             _link(towers / name, temporary / name)
         (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (temporary / CAPTIONS).write_text("".join(f"{text}\n" for text in captioner.captions), encoding="utf-8")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from training.data.loader import Loader, Share
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.packed import packed
-from training.outputs.whole import whole_folder
+from training.outputs.whole import alone, whole_folder
 from training.records import Batch
 from training.weights.load import BATCH, Loaded
 
@@ -92,7 +93,11 @@ def open_captioned(
     digest, former = (_digest(loaded, dataset, of) for of in (dataset.content_digests, dataset.former_digests))
     folder = (default_cache() if cache is None else cache) / "captions" / digest
     if not folder.exists():
-        _compute(loaded, dataset, folder)
+        with alone(folder.with_name(f".{digest}.lock")):
+            for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: whoever writes holds the lock
+                shutil.rmtree(left, ignore_errors=True)
+            if not folder.exists():
+                _compute(loaded, dataset, folder)
     about = json.loads((folder / "about.json").read_bytes())
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
@@ -138,16 +143,20 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
     most = config.data.max_boxes + 1
     with whole_folder(folder) as temporary:
         rows, counts, features = list[int](), list[int](), list[npt.NDArray[np.float32]]()
-        regions: npt.NDArray[np.float16] | None = None
-        for number, regions_RW, feature_D in _seen(loaded, loader):
-            if regions is None:
-                shape = len(dataset), most, regions_RW.shape[1]
-                regions = np.lib.format.open_memmap(temporary / "regions.npy", "w+", dtype=np.float16, shape=shape)
-            regions[len(rows), : len(regions_RW)] = regions_RW
-            rows.append(number)
-            counts.append(len(regions_RW))
-            features.append(feature_D)
-        if regions is None:
+        with (temporary / "regions.npy").open("w+b") as sink:
+            for number, regions_RW, feature_D in _seen(loaded, loader):
+                if not rows:
+                    shape = len(dataset), most, regions_RW.shape[1]
+                    array = np.lib.format.open_memmap(Path(sink.name), "w+", dtype=np.float16, shape=shape)
+                    sink.seek(array.offset)
+                    del array  # written below, and not through the map: on a full disk that ends the process (SIGBUS)
+                padded_RW = np.zeros(shape[1:], np.float16)
+                padded_RW[: len(regions_RW)] = regions_RW
+                sink.write(padded_RW.tobytes())
+                rows.append(number)
+                counts.append(len(regions_RW))
+                features.append(feature_D)
+        if not rows:
             raise InputError(dataset.name, f"no image of it can be read ({loader.corrupt} tried)")
         np.save(temporary / "n_regions.npy", np.array(counts))
         np.save(temporary / "features.npy", np.stack(features))

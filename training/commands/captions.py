@@ -98,6 +98,8 @@ def eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
     for option in ("report", "regions", "labels", "classes", "templates"):
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option}", f"--task {CAPTIONING} does not take it")
+    if arguments.towers != "query":
+        raise ConfigError("--towers", "a captioner reads the regions of the query towers, which are all that it has")
     from training.captions.evaluate import evaluate_captioning, summary
 
     result = evaluate_captioning(

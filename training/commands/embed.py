@@ -165,6 +165,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if (arguments.out is None) == (arguments.index is None):
         raise ConfigError("embed", "give --out FILE for the features as a file, or --index DIR to search in them")
+    _check_forms(arguments, of_benchmark)
     for name in ("onnx", "part_rows", "workers", "address"):
         if getattr(arguments, name) and arguments.index is None:
             raise ConfigError(f"--{name.replace('_', '-')}", "goes with --index")
@@ -179,6 +180,23 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("embed", problem)
     if arguments.index is not None and (arguments.tensors or of_benchmark):
         raise ConfigError("--index", "takes --data of manifests or tars, --images, --jsonl or --texts")
+
+
+def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
+    """Raise ConfigError for an option that would be left unread with this input and this form of output."""
+    if arguments.text_kind != PRIMARY and not arguments.jsonl:
+        raise ConfigError("--text-kind", "says which text of a --jsonl row; give that")
+    if arguments.split and not arguments.data:
+        raise ConfigError("--split", "is of --data; give that")
+    columns = arguments.index is None and arguments.out.suffix == ".parquet"
+    made = arguments.index is not None or (columns and not (of_benchmark or arguments.jsonl or arguments.tensors))
+    for name, read in (("detector", made or (arguments.data and not of_benchmark)), ("region_cache", made)):
+        if getattr(arguments, name) and not read:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}",
+                "boxes are made for --index, and for --images with --out FILE.parquet; elsewhere they are those that "
+                "come with the pictures, or the grid",
+            )
 
 
 def _inputs(arguments: argparse.Namespace, *, distinct: bool) -> Any:

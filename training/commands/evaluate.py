@@ -112,6 +112,8 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         return eval_captioning(arguments)
     if arguments.regions is not None and arguments.task != "retrieval":
         raise ConfigError("--regions", f"are boxes of a benchmark for retrieval; {arguments.task} takes none")
+    if arguments.templates is not None and arguments.task not in ("zero-shot", "regions"):
+        raise ConfigError("--templates", f"are sentences for class names; {arguments.task} asks with none")
     asked = task(arguments.task)
     result = asked.run(
         Request(

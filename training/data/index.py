@@ -187,7 +187,7 @@ class Dataset:
         """Begin to fetch the remote tars of these shards in the background, those of `here` first."""
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
-            self._copies.ahead((shard.tar, shard.size) for shard in shards if "://" in shard.tar)
+            self._copies.ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
 
     def check_not_empty(self) -> None:
         """Raise ContractError, with what to do, if the split has no sample."""
@@ -200,14 +200,21 @@ class Dataset:
             todo += "holds for new pictures, those here keep their split), or wait until the dataset has grown"
         raise ContractError(f"{self.name}: no samples in the {self.split} split ({counts}); {todo}")
 
-    def check_window(self, window_shards: int) -> None:
-        """Raise ConfigError if the copies of two windows of remote shards would not fit the bound."""
-        sizes = sorted((shard.size for shard in self._shards if "://" in shard.tar), reverse=True)
-        needed = sum(sizes[: 2 * window_shards])
+    def check_window(self, window_shards: int, *, mixed: bool = False) -> None:
+        """Raise ConfigError if the copies of two windows of remote shards would not fit the bound.
+
+        mixed: the parts are read by turns, each with a window of its own.
+        """
+        needed, first = 0, 0
+        for count in map(len, self.parts) if mixed else (len(self._shards),):
+            sizes = (shard.size for shard in self._shards[first : first + count] if "://" in shard.tar)
+            needed += sum(sorted(sizes, reverse=True)[: 2 * window_shards])
+            first += count
         if self._copies is not None and needed > self._copies.limit:
+            each = f" of each of {len(self.parts)} parts" if mixed else ""
             raise ConfigError(
                 "data.cache_gb",
-                f"{self._copies.limit / 1e9:g} GB cannot hold two windows of {window_shards} shards, "
+                f"{self._copies.limit / 1e9:g} GB cannot hold two windows of {window_shards} shards{each}, "
                 f"{needed / 1e9:.3g} GB; raise it or lower data.window_shards",
             )
 
@@ -229,7 +236,8 @@ class Dataset:
     def _open(self, tar: str) -> int:
         if "://" in tar:
             assert self._copies is not None
-            return self._copies.open(tar, next(shard.size for shard in self._shards if shard.tar == tar))
+            shard = next(shard for shard in self._shards if shard.tar == tar)
+            return self._copies.open(tar, shard.size, shard.index.name)
         try:
             return os.open(tar, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
         except OSError as e:

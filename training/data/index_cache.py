@@ -46,6 +46,9 @@ COLUMNS += ["image_offset", "image_size"]
 """Columns of the contract's Parquet that an index holds."""
 
 _CACHE_VERSION = 1
+_CHANGED = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
+"""What file systems call a file's version or time of change, the surest first."""
+
 _TAR_VERSION = 2
 """Of the indexes of plain tars: raised when a tar is read otherwise (2: each line of a .txt is a caption)."""
 
@@ -127,7 +130,9 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
         raise ContractError(f"{tar}: {e.strerror}") from None
     except OSError:
         raise ContractError(f"{tar}: no such file") from None
-    changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
+    if info.get("size") is None:
+        raise ContractError(f"{tar}: its server does not tell how long it is; copy it to a disk or an object store")
+    changed = next((str(info[name]) for name in _CHANGED if name in info), "")
     identity = f"{_TAR_VERSION}\n{path}\n{info['size']}\n{changed}"
     index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
     if not index.exists():

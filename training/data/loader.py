@@ -116,9 +116,10 @@ class Loader:
     ) -> None:
         dataset.check_not_empty()
         self.share = share
-        dataset.check_window(config.window_shards)
+        mixed = train and bool(dataset.weights)
+        dataset.check_window(config.window_shards, mixed=mixed)
         self._order: Order | Mixture = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
-        if train and dataset.weights:
+        if mixed:
             self._order = Mixture(dataset.parts, dataset.weights, seed, config.window_shards)
         self._maker = BatchMaker(dataset, self._order, config, tokenizer, seed, train, as_released, decode_on)
         self._workers = config.num_workers

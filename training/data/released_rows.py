@@ -103,6 +103,8 @@ def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
         return Broken(where, f"not JSON ({first_line(e)})")
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
         return Broken(where, "no image_id in it")
+    if not is_text(value["image_id"]):
+        return Broken(where, "half of a surrogate pair stands in its image_id")
     try:
         boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
@@ -111,9 +113,20 @@ def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
 
 
+def is_text(value: str) -> bool:
+    """Whether a text of JSON has no half of a surrogate pair in it: no file's name, digest or tokenizer takes one."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _texts(value: Any) -> dict[str, str]:
     if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
         raise ValueError("its sentences are not pairs of kind and text")
+    if not all(is_text(part) for pair in value for part in pair):
+        raise ValueError("half of a surrogate pair stands in its sentences")
     texts: dict[str, str] = {}
     for kind, text in value:
         texts.setdefault(_OURS.get(kind, kind), text)

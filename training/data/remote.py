@@ -5,8 +5,10 @@ sample of the dataset; fetching a tar takes one. A tar is fetched by the first p
 the machine wait (a file lock), and a thread fetches those of the next window meanwhile. Copies that were used longest
 ago are removed when the bound is passed; a process that has one open can still read it.
 
-Limits: the bound is checked after a fetch, so fetches under way may pass it. Names are digests of URL and size: a tar
-replaced by one of the same size is not noticed (`wenlan-data verify` does that).
+A copy is named by URL, size and a mark that changes with what is in the tar, so that an index is never read beside the
+pictures of another tar.
+
+Limits: the bound is checked after a fetch, so fetches under way may pass it.
 """
 
 from __future__ import annotations
@@ -40,36 +42,36 @@ class TarCache:
         self._pool: ThreadPoolExecutor | None = None
         self._asked: set[str] = set()
 
-    def open(self, url: str, size: int) -> int:
+    def open(self, url: str, size: int, mark: str = "") -> int:
         """File descriptor of the tar's copy; fetches it if need be. Raises ContractError."""
         while True:
-            path = self._path(url, size)
+            path = self._path(url, size, mark)
             try:
                 handle = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 self._fetch(url, size, path)
                 continue
-            os.utime(path)
+            os.utime(handle)  # not the path: another process may have removed it by now
             return handle
 
-    def ahead(self, tars: Iterable[tuple[str, int]]) -> None:
-        """Begin to fetch these (url, size) in the background. A failure shows when the tar is opened."""
+    def ahead(self, tars: Iterable[tuple[str, int, str]]) -> None:
+        """Begin to fetch these (url, size, mark) in the background. A failure shows when the tar is opened."""
         if self._pool is None:  # not in __init__: a thread does not survive the fork of a worker
             self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="tars")
         wanted = list(tars)
-        for url, size in wanted:
+        for url, size, mark in wanted:
             if url not in self._asked:
-                self._pool.submit(self._quietly, url, size)
-        self._asked = {url for url, _ in wanted}
+                self._pool.submit(self._quietly, url, size, mark)
+        self._asked = {url for url, _, _ in wanted}
 
-    def _quietly(self, url: str, size: int) -> None:
+    def _quietly(self, url: str, size: int, mark: str) -> None:
         with suppress(ContractError, OSError):
-            path = self._path(url, size)
+            path = self._path(url, size, mark)
             if not path.exists():
                 self._fetch(url, size, path)
 
-    def _path(self, url: str, size: int) -> Path:
-        digest = hashlib.sha256(f"{url} {size}".encode()).hexdigest()
+    def _path(self, url: str, size: int, mark: str) -> Path:
+        digest = hashlib.sha256(f"{url} {size} {mark}".encode()).hexdigest()
         return self._folder / f"{digest}.tar"
 
     def _fetch(self, url: str, size: int, path: Path) -> None:
@@ -78,11 +80,13 @@ class TarCache:
             if path.exists():
                 return
             temporary = path.with_suffix(".part")
-            got = _copy(url, temporary)
-            if got != size:
+            try:
+                got = _copy(url, temporary)
+                if got != size:
+                    raise ContractError(f"{url}: {got} bytes, expected {size}; the tar is truncated or was replaced")
+                temporary.rename(path)
+            finally:
                 temporary.unlink(missing_ok=True)
-                raise ContractError(f"{url}: {got} bytes, expected {size}; the tar is truncated or was replaced")
-            temporary.rename(path)
         self._shrink()
 
     def _shrink(self) -> None:

@@ -25,8 +25,10 @@ _PHRASES = (
     "查看源网页|查看原图|点击查看大图|点击查看|点击图片|展开全文|阅读全文|图片来自网络|图片来源网络|图片来源于网络|"
     "网络图片|资料图片?|图片加载中|暂无图片|分享图片|untitled|no image|image|图片|图"
 )
+# No two neighbouring parts take the same characters: else a line of dashes is tried in all ways to share it out.
 _BOILERPLATE = re.compile(
-    rf"\W*(?:(?:{_PHRASES})|(?:img|dsc|image|pic|photo|微信图片|截图)?[\W_]*[\d_\W]*(?:\.(?:jpe?g|png|gif|webp|bmp))?)\W*",
+    rf"\W*(?:{_PHRASES})\W*"
+    r"|(?:\W*(?:img|dsc|image|pic|photo|微信图片|截图))?[\d_\W]*(?:\.(?:jpe?g|png|gif|webp|bmp)\W*)?",
     re.IGNORECASE,
 )
 

@@ -148,10 +148,27 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 _check_sides(file.width, file.height, max_pixels)
                 file.load()
-                pixels = _on_white(file)
+                pixels = _on_white(_in_8_bits(file))
         except UnidentifiedImageError:  # its own words are the address of our buffer
             raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _in_8_bits(image: Any) -> Any:
+    """A loaded image; one of a single channel of 16 bits, 32 bits or floats scaled as the pipeline scales it.
+
+    Pillow would cut it off at 255, which makes most of it white.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values_HW = np.nan_to_num(np.asarray(image).astype(np.float32))
+    low, high = float(values_HW.min()), float(values_HW.max())
+    if image.mode.startswith("I") and low >= 0 and high <= 65_535:
+        low, high = 0.0, 65_535.0
+    scaled_HW = (values_HW - low) * np.float32(255 / max(high - low, 1e-9))
+    return Image.fromarray(np.rint(scaled_HW).clip(0, 255).astype(np.uint8))
 
 
 def _on_white(image: Any) -> npt.NDArray[np.uint8]:

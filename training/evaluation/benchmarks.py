@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.released_rows import PRIMARY, Box, Broken, read_rows
+from training.data.released_rows import PRIMARY, Box, Broken, is_text, read_rows
 from training.errors import ConfigError, InputError, first_line
 
 CAPTIONS_OF_IMAGES = "a hit is a caption of the image; every caption is a query"
@@ -68,7 +68,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text and the ids of the images that it describes, one or more."""
+    """A text and the ids of the images that it describes; of none it is a candidate, and no query."""
 
     text: str
     images: tuple[str, ...]
@@ -112,6 +112,9 @@ def open_benchmark(data: str, split: str) -> Benchmark:
         raise InputError(str(e.filename or data), f"cannot be read ({e.strerror or e})") from None
     if not benchmark.captions:
         raise InputError(data, f"no caption in the {split} split")
+    half = next((caption.text for caption in benchmark.captions if not is_text(caption.text)), None)
+    if half is not None:
+        raise InputError(data, f"half of a surrogate pair stands in a caption: {half!r}")
     return benchmark
 
 
@@ -191,14 +194,13 @@ def _folder(place: Path, split: str) -> Benchmark:
 
 def _classes(place: Path, split: str) -> Benchmark:
     names = {"val": ("val", "valid", "validation")}.get(split, (split,))
-    folders = {path.name for path in place.iterdir() if path.is_dir()}
+    folders = {path.name for path in folders_in(place)}
     of_splits = bool(folders) and folders <= {"train", "dev", "val", "valid", "validation", "test"}
     name = next((n for n in names if n in folders), None) if of_splits else ""
     if name is None:
         raise ConfigError("--split", f"classes:{place} has no {split} split; it has {', '.join(sorted(folders))}")
     root = place / name
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
-    files = {path: one.name for one in classes for path in images_below(one)}
+    files = {path: one.name for one in folders_in(root) for path in images_below(one)}
     captions = [Caption(of_class, (str(path),)) for path, of_class in files.items()]
     pictures = [Picture(str(path), path) for path in files]
     hit = "a hit is the name of the image's class"
@@ -215,7 +217,7 @@ def _rows(place: Path, split: str) -> Benchmark:
         text = row.text(PRIMARY)
         if text is None:
             raise InputError(row.where, f"{row.id}: no text")
-        pictures.setdefault(row.id, Picture(row.id, row.image, row.boxes))
+        pictures.setdefault(row.id, Picture(row.id, row.image, row.boxes or None))
         captions.append(Caption(text, (row.id,)))
     return Benchmark(f"rows:{place.name}", "all", tuple(captions), lambda: iter(pictures.values()))
 
@@ -270,9 +272,17 @@ def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
 
 
+def folders_in(place: Path) -> list[Path]:
+    """Folders directly in a folder, in the order of their names; not hidden ones, such as .git."""
+    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def images_below(place: Path) -> list[Path]:
-    """Image files in the order of their paths."""
-    found = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+    """Image files in the order of their paths; not what is hidden, such as macOS's ._1.jpg and .ipynb_checkpoints."""
+    found = list[Path]()
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
@@ -289,6 +299,8 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
             raise InputError(
                 where, f"no {text_key} with {ids_key} ({first_line(e)}); has this split answers?"
             ) from None
+    if captions and not any(caption.images for caption in captions):
+        raise InputError(str(texts), f"no {ids_key} in any line; has this split answers?")
     return Benchmark(kind, split, tuple(captions), lambda: _tsv_pictures(images))
 
 

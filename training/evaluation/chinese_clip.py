@@ -8,8 +8,8 @@
 
 `make_topk_predictions.py` and `make_topk_predictions_tr.py` of PyPI's `cn-clip` search in the features, `evaluation.py`
 and `evaluation_tr.py` compare what they found with the answers. Their recalls are those of `wenlan-train eval` on the
-same data: an image without a caption is a candidate and no query in both. A feature is float32, and JSON keeps all of
-its digits.
+same data: an image without a caption is a candidate and no query in both, and so is a caption without an image. A
+feature is float32, and JSON keeps all of its digits.
 
 Ids are those of the benchmark where it numbers its images and texts, as Chinese-CLIP's own files do, else 1, 2, 3.
 
@@ -48,7 +48,7 @@ def write(folder: Path, benchmark: Benchmark, features: BenchmarkFeatures) -> li
         f"{split}_imgs.img_feat.jsonl": _rows("image_id", images, features.image_ND),
         f"{split}_texts.txt_feat.jsonl": _rows("text_id", texts, features.text_MD),
         f"{split}_texts.jsonl": (
-            {"text_id": text, "text": captions[text].text, "image_ids": ids} for text, ids in of_text.items()
+            {"text_id": text, "text": captions[text].text, "image_ids": ids} for text, ids in of_text.items() if ids
         ),
         f"{split}_texts.tr.jsonl": ({"image_id": image, "text_ids": ids} for image, ids in of_image.items()),
     }

@@ -407,7 +407,7 @@ def embed_benchmark(loaded: Loaded, benchmark: Benchmark, regions: Path | None =
     those that the benchmark brings, or the grid. Raises InputError.
     """
     image_ND, row_of, corrupt = _images(loaded, benchmark, None if regions is None else RegionTable.open(regions))
-    captions = tuple(caption for caption in benchmark.captions if not corrupt.issuperset(caption.images))
+    captions = tuple(c for c in benchmark.captions if not c.images or not corrupt.issuperset(c.images))
     text_MD = text_rows(loaded, [caption.text for caption in captions])
     pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
     image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T

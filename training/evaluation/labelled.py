@@ -20,9 +20,9 @@ Limits: labels of a dataset and the paths of a folder are held in memory, images
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from typing import Any
 
 from data_specs.shard import SPLITS
 from training.errors import ConfigError, InputError, first_line
-from training.evaluation.benchmarks import SUFFIXES, Picture, is_benchmark
+from training.evaluation.benchmarks import SUFFIXES, Picture, folders_in, images_below, is_benchmark
 
 KINDS = ("classes", "wds")
 """Kinds of labelled images, as `--data KIND:PATH` spells them."""
@@ -147,6 +147,11 @@ def check_names(where: str, classes: Sequence[ClassName]) -> tuple[ClassName, ..
     return tuple(classes)
 
 
+def classes_digest(classes: Sequence[ClassName]) -> str:
+    """sha256 in hex of the classes and their names, in order: two results with the same one chose among the same."""
+    return hashlib.sha256(json.dumps([[one.key, *one.names] for one in classes]).encode()).hexdigest()
+
+
 def _classes_of_json(file: Path, text: str) -> list[ClassName]:
     try:
         value = json.loads(text)
@@ -213,17 +218,11 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
     if folders and split not in folders:
         raise ConfigError("--split", f"{data} has no {split} split; it has {', '.join(folders)}")
     root = folders.get(split, place)
-    keys = {path.name for base in folders.values() or [place] for path in base.iterdir() if path.is_dir()}
+    keys = {path.name for base in folders.values() or [place] for path in folders_in(base)}
     listed = given or _list_in(place)
     classes = _named(data, keys, listed)
     numbers = _numbers(str(listed or data), classes, keys)
-    files = sorted(
-        (Path(folder, name), key)
-        for key in keys
-        for folder, _, names in os.walk(root / key)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-    )
+    files = sorted((path, key) for key in keys for path in images_below(root / key))
     if not files:
         raise InputError(str(root), "holds no image in a folder of its class")
 
@@ -237,7 +236,7 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
 def _split_folders(place: Path) -> dict[str, Path]:
     """The folders of splits; none where a folder is that of a class."""
     found = {split: place / name for split, names in _FOLDERS.items() for name in names if (place / name).is_dir()}
-    others = {path for path in place.iterdir() if path.is_dir()} - set(found.values())
+    others = set(folders_in(place)) - set(found.values())
     return {} if others else found
 
 
@@ -285,13 +284,15 @@ def _count(file: Path) -> int:
 
 
 def _samples(tar: Path) -> Iterator[tuple[str, bytes, int]]:
-    """(key, image, label) of each sample: neighbours in the tar with the same name up to the first dot."""
+    """(key, image, label) of each sample: neighbours in the tar with one name up to its first dot, folders aside."""
     found: dict[str, bytes] = {}
     last = ""
     try:
         with tarfile.open(tar) as opened:
             for member in opened:
-                key, _, suffix = member.name.partition(".")
+                folder, slash, name = member.name.removeprefix("./").rpartition("/")
+                stem, _, suffix = name.partition(".")
+                key = f"{folder}{slash}{stem}"
                 if key != last:
                     yield from _sample(tar, last, found)
                     last, found = key, {}

@@ -14,21 +14,20 @@ are the grid. Images of a set are not compared with those of its other splits.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import logging
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from training.data.index import default_cache, weighted
 from training.data.plain_tars import plain_tars_of
 from training.errors import InputError
 from training.evaluation.benchmarks import Benchmark, is_benchmark, open_benchmark
-from training.outputs.whole import whole_file
+from training.outputs.whole import alone, whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -49,10 +48,10 @@ def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
     """
     names = []
     for argument in data:
-        name, weight = weighted(argument)
+        name, _ = weighted(argument)
         if is_benchmark(name):
             tar = _packed(name, split, (default_cache() if cache is None else cache) / "sets")
-            names += [str(tar) if weight is None else f"{tar}@{weight:g}"] if tar.exists() else []
+            names += [f"{tar}{argument.removeprefix(name)}"] if tar.exists() else []
         elif split != "dev" or plain_tars_of(name) is None:
             names.append(argument)
     return names
@@ -64,7 +63,7 @@ def _packed(name: str, split: str, folder: Path) -> Path:
     benchmark = open_benchmark(name, part)
     stem = f"{name.partition(':')[0]}-{_digest(name, benchmark)}"
     made = folder / f"{stem}-{part}.tar"
-    with _alone(folder):
+    with alone(folder / "lock"):  # every rank of a run asks for the same tars
         if not made.exists():
             LOG.info("%s: packing its %s split into %s", name, part, folder)
             _pack(name, benchmark, folder, stem, part)
@@ -83,26 +82,26 @@ def _digest(name: str, benchmark: Benchmark) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process packs into this folder: every rank of a run asks for the same tars."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -> None:
     """Write the split's tar, and that of its dev images where it is the train split. Raises InputError if empty."""
     captions = defaultdict[str, list[str]](list)
     for caption in benchmark.captions:
         for image in caption.images:
             captions[image].append(" ".join(caption.text.split()))
-    parts = ["dev", "train"] if part == "train" else [part]
-    counts = dict.fromkeys(parts, 0)
+    counts = dict.fromkeys(["train", "dev"] if part == "train" else [part], 0)
+    tars = dict[str, tarfile.TarFile]()
+
+    def without_an_empty_dev() -> None:
+        if not counts["dev"]:
+            (folder / f"{stem}-dev.tar").unlink(missing_ok=True)
+
     with ExitStack() as stack:
-        paths = {one: stack.enter_context(whole_file(folder / f"{stem}-{one}.tar")) for one in parts}
-        tars = {one: stack.enter_context(tarfile.open(path, "w")) for one, path in paths.items()}
+        for one in counts:
+            # Left backwards: what becomes of dev is done before the train tar is there, by which both are known.
+            if one == "dev":
+                stack.callback(without_an_empty_dev)
+            path = stack.enter_context(whole_file(folder / f"{stem}-{one}.tar"))
+            tars[one] = stack.enter_context(tarfile.open(path, "w"))
         for number, picture in enumerate(benchmark.pictures()):
             if picture.id not in captions:
                 continue
@@ -111,7 +110,7 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
             if suffix is None:
                 LOG.warning("image left out: %s: neither JPEG, PNG nor WebP", picture.id)
                 continue
-            one = parts[0] if part != "train" or _is_dev(content) else "train"
+            one = "dev" if part == "train" and _is_dev(content) else part
             counts[one] += 1
             text = "\n".join(captions[picture.id]).encode()
             for ending, data in ((suffix, content), ("txt", text)):
@@ -120,8 +119,6 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
                 tars[one].addfile(member, io.BytesIO(data))
         if not counts[part]:
             raise InputError(name, f"no image with a caption in the {part} split")
-    if not counts[parts[0]]:
-        (folder / f"{stem}-dev.tar").unlink()
     LOG.info("%s: %s", name, ", ".join(f"{count:,} {one}" for one, count in counts.items()))
 
 

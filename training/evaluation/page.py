@@ -3,8 +3,9 @@
     PATH/index.html, PATH/eval.json    or, if PATH ends in .html, that file and a .json of its name beside it
 
 Results are added one by one, by `wenlan-train eval --report PATH`: a new one takes the place of that of the same task,
-data, split, towers and checkpoint. The page is made anew from the JSON file, pictures included, so it can be made again
-from that alone. It loads nothing (its content security policy forbids the network), and speaks English and Chinese.
+data, split, classes, sentences, towers and checkpoint. The page is made anew from the JSON file, pictures included, so
+it can be made again from that alone. It loads nothing (its content security policy forbids the network), and speaks
+English and Chinese.
 
 Limits: what a protocol says in words is translated by the tables here; what they lack is shown in English.
 """
@@ -19,33 +20,34 @@ from typing import Any
 
 from training.errors import InputError, first_line
 from training.evaluation.retrieval import KS
-from training.outputs.whole import whole_file
+from training.outputs.whole import alone, whole_file
 
 PAGE_VERSION = 1
 """Version of the layout of eval.json."""
 
 Values = dict[str, Any]
 
-_SAME = ("data", "split", "towers", "checkpoint", "templates_sha256")
+_SAME = ("data", "split", "towers", "checkpoint", "templates_sha256", "classes_sha256", "truth")
 """Parts of a protocol that make it another measurement."""
 
 
 def add_result(path: Path, result: Mapping[str, Any]) -> Path:
-    """Add a result of a task to the page at `path`, and return the HTML file.
+    """Add a result of a task to the page at `path`, and return the HTML file. Several at once wait for one another.
 
     Raises InputError where the JSON file beside it is none of ours, RunError (disk).
     """
     html, figures = (path, path.with_suffix(".json")) if path.suffix == ".html" else _in_folder(path)
-    results = [known for known in _read(figures) if _identity(known) != _identity(result)]
-    results.append(dict(result))
     html.parent.mkdir(parents=True, exist_ok=True)
-    document = {"page_version": PAGE_VERSION, "results": results}
-    for file, text in (
-        (figures, json.dumps(document, ensure_ascii=False, indent=1) + "\n"),
-        (html, render(results)),
-    ):
-        with whole_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with alone(html.parent):
+        results = [known for known in _read(figures) if _identity(known) != _identity(result)]
+        results.append(dict(result))
+        document = {"page_version": PAGE_VERSION, "results": results}
+        for file, text in (
+            (figures, json.dumps(document, ensure_ascii=False, indent=1) + "\n"),
+            (html, render(results)),
+        ):
+            with whole_file(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     return html
 
 

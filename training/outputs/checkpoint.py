@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+QUEUES_FILE = "queues.safetensors"
+"""The queues, and a learned temperature and bias."""
+
 RELEASED_FILE = "released.safetensors"
 """Tensors of a released checkpoint that no module of ours uses, by their names there."""
 
@@ -145,7 +148,7 @@ class Checkpoint:
             renamed = key_tensors(keys, saved, self.config, model, now)
             self._fill(model, renamed, KEY_PREFIXES, set(model.shared_tensors()))
         if queues:
-            if not self.has("queues.safetensors") or not keys:
+            if not self.has(QUEUES_FILE) or not keys:
                 raise CheckpointError(str(self.folder), "has no queues to begin with; leave out moco.init_queues")
             self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
             steps = self.state().step
@@ -187,7 +190,7 @@ class Checkpoint:
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
-        tensors = self.tensors("queues.safetensors")
+        tensors = self.tensors(QUEUES_FILE)
         for name in ("image_queue", "text_queue") if model.has_keys else ():
             saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             queue = getattr(model, name)

@@ -3,6 +3,7 @@
     whole_file(out)         a temporary name beside `out` that is renamed at the end
     whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
     add_tensors(folder)     one more file in such a folder
+    alone(place)            waits until no other process writes there
     Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
 
 A killed process leaves a temporary file or folder, never half of what readers look for. A write that fails (a full
@@ -15,6 +16,7 @@ Limits: local disks. A file is read whole once to compare its sha256.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -53,6 +55,18 @@ def whole_file(out: Path) -> Iterator[Path]:
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block of `place`: a folder, or a file, which is made and stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -109,8 +123,8 @@ def writing_to(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        # A file that was only to be read has its own name in the error, and is not what could not be written.
-        if e.filename is not None and not str(e.filename).startswith(str(out.parent)):
+        # A file that was only to be read, or a cache, has its own name in the error: it is not what was to be written.
+        if e.filename is not None and not _belongs(Path(str(e.filename)).absolute(), out.absolute()):
             raise
         raise _unwritten(out, e) from None
     except RuntimeError as e:
@@ -118,6 +132,13 @@ def writing_to(out: Path) -> Iterator[None]:
         if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
             raise _unwritten(out, e.__context__) from None
         raise
+
+
+def _belongs(path: Path, out: Path) -> bool:
+    """Whether a path is `out` or a folder that it lies in, or lies in it or in its temporary file or folder."""
+    if path == out or path in out.parents or out in path.parents:
+        return True
+    return path.is_relative_to(out.parent) and path.relative_to(out.parent).parts[0].startswith(f".{out.name}.")
 
 
 def _unwritten(out: Path, error: OSError) -> RunError:

@@ -236,7 +236,7 @@ def _read(row: ReleasedRow | Broken, text_kind: str, loaded: Loaded) -> _Read | 
     try:
         if _is_pipe_or_device(row.image):  # a stranger's row may name one, and reading it would have no end
             return Broken(row.where, f"{row.image}: no regular file")
-        image, boxes_R4 = loaded.open_image(row.image, row.boxes)
+        image, boxes_R4 = loaded.open_image(row.image, row.boxes or None)  # without any, as a picture file
     except UnreadableImage as e:
         return Broken(row.where, f"{row.image}: {e}")
     return _Read(row.id, image, boxes_R4, text)
@@ -264,13 +264,14 @@ def _images_batch(images: Sequence[Image], boxes: Sequence[Boxes | None], loaded
 def _lines(file: Path) -> list[str]:
     """Lines of a UTF-8 file, one text each. Raises InputError."""
     try:
-        # Not splitlines, which also cuts at U+2028 and its like: row i must be line i of every other tool.
-        lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        # Neither splitlines nor read_text, which also cut at U+2028 and its like, and at a carriage return within a
+        # line: row i must be line i of every other tool.
+        lines = file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as e:
         raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
     if lines == [""]:
         raise InputError(str(file), "no line in it")
-    return lines
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> Tensor:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Features = npt.NDArray[np.float32]
 
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_PNG_MODES = ("1", "I;16", "L", "LA", "P", "RGB", "RGBA")
 """Modes of PIL that a PNG keeps as they are."""
 
 

@@ -2,7 +2,8 @@
 
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
     onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length; with int8
-                  a third, STEM.text.int8.onnx, and what it loses: see `quantise`
+                  a third, STEM.text.int8.onnx, and what it loses: see `quantise`. A tower of more than 1.5 GB has its
+                  weights beside it, in STEM.image.onnx.data, which goes where it goes
     brivl-1.0     the released format, for the released code: see `released`
     transformers  a folder that AutoModel and AutoProcessor of transformers load: see `transformers_folder`
 
@@ -24,6 +25,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from training.config import Config, to_dict
 from training.data.tokenizer import JsonTokenizer, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
-from training.outputs.whole import whole_file, write_tensors
+from training.outputs.whole import whole_file, write_tensors, writing_to
 from training.records import Batch
 from training.weights.load import Loaded, load
 from training.weights.transformers_folder import export_transformers
@@ -116,8 +118,8 @@ def _export_onnx(path: Path, out: Path, int8: Int8 | None) -> dict[str, Any]:
     loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
-    write_onnx(loaded, files["image"], files["text"])
-    written: dict[str, Any] = {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
+    made = write_onnx(loaded, files["image"], files["text"])
+    written: dict[str, Any] = {"out": [str(file) for file in made], "format": "onnx", "opset": _OPSET}
     if int8 is not None:
         from training.use.quantise import quantise_text
 
@@ -127,18 +129,19 @@ def _export_onnx(path: Path, out: Path, int8: Int8 | None) -> dict[str, Any]:
     return written
 
 
-def write_onnx(loaded: Loaded, image: Path, text: Path) -> None:
-    """Write both query towers as ONNX files. Raises ConfigError where a package is missing."""
+def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
+    """Write both query towers as ONNX files; all files that were written. Raises ConfigError for a missing package."""
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
     about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
-    _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
+    made = _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
     # A tower that looks positions up is traced twice where the exporter has to find their number by itself.
     most = {"tokens": loaded.config.text.max_positions}
-    _write_onnx(_text_tower(model), _text_example(), "text_features", text, about, most)
+    made += _write_onnx(_text_tower(model), _text_example(), "text_features", text, about, most)
     model.to(loaded.device)
+    return made
 
 
 def _pixels(model: BriVL) -> dict[str, str]:
@@ -214,12 +217,12 @@ def _write_onnx(
     out: Path,
     about: dict[str, str],
     most: dict[str, int] | None = None,
-) -> None:
-    """`most`: the largest size of the dynamic axes that have one."""
+) -> list[Path]:
+    """The files that were written. `most`: the largest size of the dynamic axes that have one."""
     import torch
 
     axes = {name: dict(enumerate(names)) for name, (_, names) in example.items()}
-    with whole_file(out) as temporary, _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             tower,
             tuple(tensor for tensor, _ in example.values()),
@@ -236,7 +239,24 @@ def _write_onnx(
         fixed = [name for name in axes if not _is_free(program.model.graph, name, len(axes[name]))]
         assert not fixed, f"the exporter fixed the size of {fixed}: some code takes it for a number"
         program.model.metadata_props.update(about)
-        program.save(temporary, external_data=False)
+        return _save(program, out)
+
+
+def _save(program: torch.onnx.ONNXProgram, out: Path) -> list[Path]:
+    """Write an ONNX file whole; one of more than 1.5 GB has its weights in `out`.data, which it names. Returns both."""
+    temporary = out.with_name(f".{out.name}.made.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with writing_to(out):
+        temporary.mkdir(parents=True)
+        try:
+            # Under its own name, by which it names the other one.
+            program.save(temporary / out.name, external_data=False)
+            made = sorted(temporary.iterdir())
+            for file in reversed(made):  # the weights first
+                file.replace(out.with_name(file.name))
+            return [out.with_name(file.name) for file in made]
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_free(graph: Any, name: str, axes: int) -> bool:

@@ -113,7 +113,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A part to be made: its number, how many rows, of which unit (by its place), and which rows, None for all."""
+    """A part to be made: its number, how many rows, of which unit (by its place), and which rows, None for all.
+
+    One without rows notes that the rest of its unit is there.
+    """
 
     part: int
     unit: int
@@ -177,6 +180,8 @@ def _embedded(
         removed = _remove_missing(folder, about, source, units)
         writer = IndexWriter.begin(folder, about, since)
         tasks, kept = _plan(writer, source, units)
+        _note(writer, tasks)
+        tasks = [task for task in tasks if task.count]
         total = sum(task.count for task in tasks)
         if kept:
             LOG.info("%s parts of %s are there, %s rows are to be embedded", f"{kept:,}", folder, f"{total:,}")
@@ -301,8 +306,9 @@ def _about(loaded: Loaded, source: Source, job: Job) -> About:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Be the one that writes into an index, by a locked file beside its folder. Raises RunError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    place = folder.resolve()  # `.` has no name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -337,7 +343,7 @@ def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[
         return 0
     LOG.info("%s rows are in the input no more, and leave the index", f"{len(going):,}")
     gone = pa.array(going, pa.string())
-    leave_out(folder, lambda rows: _is_in(rows, gone))
+    leave_out(folder, lambda rows: _is_in(rows, gone), tokens | {_rest(token) for token in tokens})
     return len(going)
 
 
@@ -369,6 +375,9 @@ def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[l
     """What is still to be made, in order; and how many parts are there already.
 
     Parts are numbered by what the finished index lacks, so that a killed run finds its own again by number and token.
+
+    Of a unit whose rows are in parts of other units the rest is made, once: its token tells that this was done, with
+    rows that could not be read and rows that a takedown has removed since.
     """
     base = index_folder.read_index(writer.folder) if (writer.folder / index_folder.INDEX).exists() else None
     finished = {} if base is None else {**base.empty, **{part.part: part.token for part in base.parts}}
@@ -380,16 +389,15 @@ def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[l
         has = {pair for part in changed for pair in _rows_of(writer.folder, part)}
     tasks, number = [], max(finished, default=-1) + 1
     for place, unit in enumerate(units):
-        if unit.token in known:
+        rest = _rest(unit.token)
+        if unit.token in known or rest in known:
             continue
         task = Task(number, place, unit.token, len(unit.rows))
         if has:
             stamps = source.stamps(unit.rows)
             rows = tuple(row for row, pair in zip(unit.rows, stamps, strict=True) if pair not in has)
-            if not rows:
-                continue
             if len(rows) < len(unit.rows):
-                task = Task(number, place, digest(unit.token, *rows), len(rows), rows)
+                task = Task(number, place, rest, len(rows), rows)
         tasks.append(task)
         number += 1
     committed = {number: token for number, token in writer.parts().items() if number not in finished}
@@ -397,6 +405,20 @@ def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[l
     for number in committed.keys() - done:
         writer.discard(number)
     return [task for task in tasks if task.part not in done], len(finished) + len(done)
+
+
+def _rest(token: str) -> str:
+    """Token of the part that has those rows of a unit that parts of other units have not."""
+    return digest("rest", token)
+
+
+def _note(writer: IndexWriter, tasks: Sequence[Task]) -> None:
+    """Commit the tasks that have no row."""
+    rows, nothing = pa.table({"id": pa.array([], pa.string())}), np.zeros((0, writer.about.width), np.float32)
+    image_ND, text_ND = (nothing if there else None for there in (writer.about.images, writer.about.texts))
+    for task in tasks:
+        if not task.count:
+            writer.add(task.part, rows, image_ND, text_ND, task.token)
 
 
 # --- Parquet

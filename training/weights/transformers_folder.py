@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 from training.config import Config, to_dict
 from training.data.tokenizer import _HAN, SPECIAL, CharTokenizer, JsonTokenizer, Tokenizer
 from training.errors import ConfigError
+from training.outputs.checkpoint import QUEUES_FILE
 from training.outputs.whole import write_tensors, writing_to
 from training.weights.load import Loaded, load
 from training.weights.two_towers import family_config, theirs_of
@@ -216,11 +217,24 @@ def _write_own(loaded: Loaded, folder: Path) -> int:
         tensors = theirs_of(loaded.model.state_dict(), model.state_dict(), str(loaded.checkpoint.folder))
         model.load_state_dict(tensors, strict=False)
         with torch.no_grad():
-            model.logit_scale.fill_(-math.log(loaded.config.moco.temperature))
+            scale, bias = _logits(loaded)
+            model.logit_scale.fill_(scale)
             if hasattr(model, "logit_bias"):
-                model.logit_bias.fill_(loaded.config.moco.bias)
+                model.logit_bias.fill_(bias)
         model.save_pretrained(folder)
     return len(tensors)
+
+
+def _logits(loaded: Loaded) -> tuple[float, float]:
+    """log(1/T) and bias: those that the training has learned, if it did; else those of the config.
+
+    They lie beside the queues, which an imported checkpoint has not, and which somebody may have removed.
+    """
+    checkpoint, moco = loaded.checkpoint, loaded.config.moco
+    there = checkpoint.has(QUEUES_FILE) and (checkpoint.folder / QUEUES_FILE).is_file()
+    learned = checkpoint.tensors(QUEUES_FILE) if there else {}
+    scale, bias = learned.get("logits.log_scale"), learned.get("logits.bias")
+    return -math.log(moco.temperature) if scale is None else float(scale), moco.bias if bias is None else float(bias)
 
 
 def _write_sources(loaded: Loaded, folder: Path) -> int:
@@ -242,7 +256,7 @@ def _write_sources(loaded: Loaded, folder: Path) -> int:
             "AutoModel": "modeling_wenlan.WenlanModel",
         },
         "wenlan": to_dict(config),
-        "logit_scale": -math.log(config.moco.temperature),
+        "logit_scale": _logits(loaded)[0],
         "dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -259,7 +273,7 @@ def _with_constants(loaded: Loaded) -> dict[str, Tensor]:
     towers = {"image_query": model.image_query, "text_query": model.text_query}
     tensors = {f"{k}.{name}": tensor for k, tower in towers.items() for name, tensor in tower.state_dict().items()}
     constants = {f"{k}.{name}": buffer for k, tower in towers.items() for name, buffer in tower.named_buffers()}
-    scale = torch.tensor(-math.log(loaded.config.moco.temperature))
+    scale = torch.tensor(_logits(loaded)[0])
     # clones: safetensors refuses tensors that share memory, as constants expanded from one number do
     return {name: tensor.clone() for name, tensor in {**constants, **tensors, "logit_scale": scale}.items()}
 

@@ -17,7 +17,8 @@ checkpoint of it that eval, embed and export read without any training.
 Features are theirs where pixels and tokens are: a picture is scaled to a square here, without their crop. Regions add
 nothing at the beginning (training/encoders/clip_image.py), and may by the end of a training.
 
-Limits: a learned logit scale comes along as `moco.temperature`, within 0.01 and 1. Reading runs no code of the folder.
+Limits: a learned logit scale comes along as `moco.temperature`, within 0.01 and 1; SigLIP's bias only by
+`import-transformers`, for an export. Reading runs no code of the folder.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def overrides_of(folder: Path) -> list[str]:
     tokenizer = load_tokenizer(str(folder))
     if family.startswith("siglip"):
         text_options["pad_token_id"] = _padding(folder)
-    logit_scale = _logit_scale(folder)
+    logit_scale = _learned(folder, "logit_scale")
     dimension = text.projection_size if family.startswith("siglip") else described.projection_dim
     size = getattr(described.vision_config, "image_size", None)
     size = size or math.isqrt(described.vision_config.num_patches) * described.vision_config.patch_size
@@ -162,7 +163,8 @@ def import_transformers(folder: Path, out: Path) -> dict[str, Any]:
     """Make a checkpoint of a folder without training; what was read, as JSON values. Raises InputError, ConfigError."""
     from training.moco import BriVL
 
-    config = resolve(RECIPE, overrides_of(folder))
+    bias = _learned(folder, "logit_bias")
+    config = resolve(RECIPE, [*overrides_of(folder), *([] if bias is None else [f"moco.bias={bias!r}"])])
     model = BriVL(config, load_weights=False)
     fill(model, folder)
     towers = {name: tensor for name, tensor in model.state_dict().items() if name.split(".")[0].endswith("_query")}
@@ -284,15 +286,15 @@ def _padding(folder: Path) -> int:
     return int(number)
 
 
-def _logit_scale(folder: Path) -> float | None:
-    """The learned logit scale of a folder of safetensors; None where it is in another form."""
+def _learned(folder: Path, name: str) -> float | None:
+    """A learned number of a folder of safetensors; None where it has none, or is in another form."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as opened:
-                if "logit_scale" in set(opened.keys()):
-                    return float(opened.get_tensor("logit_scale").float().reshape(-1)[0])
+                if name in set(opened.keys()):
+                    return float(opened.get_tensor(name).float().reshape(-1)[0])
         except SafetensorError as e:
             raise InputError(str(file), f"not a safetensors file ({first_line(e)})") from None
     return None

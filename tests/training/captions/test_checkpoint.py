@@ -6,14 +6,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tests.training.conftest import moved_checkpoint
 from training.captions import checkpoint
 from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
 from training.captions.decoder import CaptionerConfig
 from training.errors import CheckpointError, ConfigError
-from training.outputs.whole import sha256_of
+from training.outputs.background import BACKGROUND_FILE, Background
+from training.outputs.checkpoint import open_checkpoint
+from training.outputs.whole import add_tensors, sha256_of
 
 CONFIG = CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5)
 
@@ -105,3 +110,21 @@ def test_keys_that_decide_nothing_may_change() -> None:
     )
     other = CaptionerConfig(width=16, layers=2, heads=2, ffn=16, max_characters=5)
     assert checkpoint.changes(CONFIG, other) == {"layers": (1, 2)}
+
+
+def test_a_tokenizer_that_is_no_berts_and_a_background_come_along(tmp_path: Path) -> None:
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "红": 4, "船": 5}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    marks = [("<s>", 1), ("</s>", 2)]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    (tmp_path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    towers = moved_checkpoint(tmp_path / "towers", tokenizer=str(tmp_path / "tokenizer.json"))
+    add_tensors(towers, BACKGROUND_FILE, Background.of(np.linspace(-1, 1, 50, dtype=np.float32), 5, 10).tensors())
+    captioner = Captioner.begin(CONFIG, 6, "a" * 64, "b" * 32, ["红船"])
+    opened = open_checkpoint(write(tmp_path / "run", captioner, stepped(captioner), State(1), towers))
+    encoded = opened.tokenizer.encode("红船", 8)
+    assert encoded == open_checkpoint(towers).tokenizer.encode("红船", 8)
+    assert (encoded[0], encoded[-1]) == (1, 2)
+    background = opened.background()
+    assert background is not None
+    assert background.pairs == 50

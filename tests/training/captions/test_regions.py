@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
 import torch
 
+from training.captions import regions
 from training.captions.regions import open_captioned
+from training.data.index import Dataset
 from training.errors import ConfigError, InputError
 from training.weights.load import Loaded, load
 
@@ -112,3 +120,77 @@ def test_tars_of_the_same_names_are_not_taken_for_one_another(
     assert not np.array_equal(one.features_ND, other.features_ND)
     assert one.digest != other.digest
     assert one.former == other.former
+
+
+def test_two_that_want_the_same_features_at_once_compute_them_once(
+    loaded: Loaded, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As trainings of several settings on the machine's devices do."""
+    data, computed, both, compute = [str(make_shards(train=(5,)))], list[Path](), Barrier(2), regions._compute
+
+    def watched(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
+        computed.append(folder)
+        with suppress(BrokenBarrierError):  # none other comes
+            both.wait(2)
+        compute(loaded, dataset, folder)
+
+    monkeypatch.setattr(regions, "_compute", watched)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: open_captioned(loaded, data, "train", tmp_path), range(2))
+    assert one is not None
+    assert other is not None
+    assert np.array_equal(one.regions_NRW, other.regions_NRW)
+    assert len(computed) == 1
+
+
+def test_what_a_killed_process_left_of_the_features_is_removed(
+    loaded: Loaded, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    data = [str(make_shards(train=(5,)))]
+    first = open_captioned(loaded, data, "train", tmp_path)
+    assert first is not None
+    place = tmp_path / "captions"
+    shutil.rmtree(place / first.digest)
+    left = place / f".{first.digest}.4194305.tmp"  # of a process whose number no other has
+    left.mkdir()
+    (left / "regions.npy").write_bytes(bytes(1000))
+    assert open_captioned(loaded, data, "train", tmp_path) is not None
+    assert not left.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 kB of its own, for region features."""
+    folder = tmp_path / "disk" / "captions"
+    folder.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("a disk that is full needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from training.captions.regions import open_captioned
+from training.errors import RunError
+from training.weights.load import load
+towers, data, cache = sys.argv[1:]
+try:
+    open_captioned(load(Path(towers), "cpu"), [data], "train", Path(cache))
+except RunError as e:
+    print(e)
+"""
+"""In a process of its own: what is written through a map ends it on a full disk."""
+
+
+@pytest.mark.slow
+def test_features_that_find_no_room_are_one_line_and_leave_nothing(
+    towers: Path, make_shards: MakeShards, small_disk: Path
+) -> None:
+    data = str(make_shards(train=(100,)))
+    words = [sys.executable, "-c", _ON_A_FULL_DISK, str(towers), data, str(small_disk.parent)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, "cannot be written: No space left on device" in done.stdout) == (0, True), done
+    assert [path.suffix for path in small_disk.iterdir()] == [".lock"]

@@ -7,7 +7,10 @@ import json
 import os
 import resource
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +265,51 @@ def test_an_index_that_finds_no_room_is_named_and_leaves_nothing(tmp_path: Path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.filename == str(tmp_path / "x.arrow")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Python's own server: it tells when a file was changed, and no ETag."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """URL of a web server over the folder of the test."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_a_plain_tar_that_was_replaced_on_a_web_server_is_indexed_anew(
+    make_shards: MakeShards, tmp_path: Path, server: str
+) -> None:
+    tars = [make_shards(train=(3,), name=n, first=f).parent / "train-000000.tar" for n, f in (("a", 0), ("b", 50))]
+    longest = max(tar.stat().st_size for tar in tars)
+    for tar in tars:  # what follows the end mark is none of the archive
+        tar.write_bytes(tar.read_bytes().ljust(longest, b"\0"))
+    found = []
+    for number, tar in enumerate(tars):
+        shutil.copy(tar, tmp_path / "x.tar")
+        os.utime(tmp_path / "x.tar", (1_000_000 * (number + 1),) * 2)
+        dataset = open_dataset([f"{server}/x.tar"], "train", cache=tmp_path / "cache")
+        found.append([dataset.row(row).key for row in range(len(dataset))])
+    expected = open_dataset([str(tars[1])], "train", cache=tmp_path / "other")
+    assert found[0] != found[1] == [expected.row(row).key for row in range(3)]
+
+
+def test_a_server_that_does_not_tell_the_length_of_a_tar_is_one_line(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(10_240))
+    told = SimpleHTTPRequestHandler.send_header
+
+    def without_length(self: SimpleHTTPRequestHandler, keyword: str, value: str) -> None:
+        if keyword != "Content-Length":
+            told(self, keyword, value)
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "send_header", without_length)
+    with pytest.raises(ContractError, match=r"x.tar: its server does not tell how long it is"):
+        open_dataset([f"{server}/x.tar"], "train", cache=tmp_path / "cache")

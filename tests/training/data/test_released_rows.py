@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from training.data.released_rows import Broken, read_rows
 
 BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
@@ -45,3 +47,20 @@ def test_a_box_of_a_number_without_end_is_a_broken_row(tmp_path: Path) -> None:
     assert isinstance(broken, Broken)
     assert broken.problem == "x.png: its boxes are not finite numbers"
     assert not isinstance(sound, Broken)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (r'{"image_id": "\ud83d.png"}', "half of a surrogate pair stands in its image_id"),
+        (
+            r'{"image_id": "x.png", "sentences": [["alt_text", "笑\ud83d"]]}',
+            "x.png: half of a surrogate pair stands in its sentences",
+        ),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_a_broken_row(line: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(line, encoding="utf-8")
+    [broken] = read_rows(tmp_path / "rows.jsonl")
+    assert isinstance(broken, Broken)
+    assert broken.problem == problem

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import resource
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import fsspec
 import pytest
 
 from data_specs.shard import ContractError
+from training.data import remote
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.remote import TarCache
@@ -39,9 +43,9 @@ def put(store: str, folder: Path) -> str:
     return store
 
 
-def samples(data: str, cache: Path, cache_gb: float, workers: int = 0) -> list[int]:
+def samples(data: str | list[str], cache: Path, cache_gb: float, workers: int = 0) -> list[int]:
     config = replace(resolve("tiny").data, window_shards=1, num_workers=workers)
-    dataset = open_dataset([data], "train", cache=cache, cache_gb=cache_gb)
+    dataset = open_dataset([data] if isinstance(data, str) else data, "train", cache=cache, cache_gb=cache_gb)
     loader = Loader(dataset, config, load_tokenizer("gb2312"), Share(6), seed=1, train=True)
     return [int(i) for batch in loader.batches(0, 42) for i in batch.sample_ids_B]
 
@@ -114,3 +118,72 @@ def test_the_copy_that_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     remaining = {path.read_bytes()[:1] for path in (tmp_path / "tars").glob("*.tar")}
     assert remaining == {b"a", b"c"}
     assert os.pread(first, 3, 0) == b"aaa"
+
+
+def test_each_part_of_a_mixture_has_windows_of_its_own(make_shards: MakeShards, tmp_path: Path, store: str) -> None:
+    """With room for fewer every batch would fetch whole tars again."""
+    folders = [make_shards(train=(7, 5), name=name, first=first).parent for name, first in (("a", 0), ("b", 50))]
+    put(store, tmp_path)
+    sizes = [path.stat().st_size for folder in folders for path in folder.glob("*.tar")]
+    data = [f"{store}/a@1", f"{store}/b@2"]
+    with pytest.raises(ConfigError, match=r"cannot hold two windows of 1 shards of each of 2 parts"):
+        samples(data, tmp_path / "cache", (sum(sizes) - 1) / 1e9)
+    assert len(samples(data, tmp_path / "cache", (sum(sizes) + 1) / 1e9)) == 42
+
+
+def test_a_tar_that_is_replaced_by_one_of_its_size_is_fetched_anew(tmp_path: Path) -> None:
+    """tarfile rounds the length up to 10 kB: a tar that is made again is often as long as it was."""
+    url, cache = f"file://{tmp_path}/x.tar", tmp_path / "cache"
+
+    def packed(*samples: tuple[bytes, str]) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for number, (image, text) in enumerate(samples):
+                for suffix, data in (("jpg", image), ("txt", text.encode())):
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+    def read() -> list[tuple[bytes, str]]:
+        dataset = open_dataset([url], "train", cache=cache)
+        rows = [dataset.row(number) for number in range(len(dataset))]
+        return [(dataset.image(row), row.texts[0].text) for row in rows]
+
+    first = [(b"red " * 100, "红"), (b"blue" * 100, "蓝")]
+    packed(*first)
+    assert read() == first
+    size = (tmp_path / "x.tar").stat().st_size
+    packed(*first[::-1])
+    os.utime(tmp_path / "x.tar", (1, 1))
+    assert (tmp_path / "x.tar").stat().st_size == size
+    assert read() == first[::-1], "the texts of the new one beside the pictures of the new one"
+
+
+def test_a_copy_that_another_process_removes_once_it_is_open_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tar").write_bytes(b"x" * 100)
+    cache, url, opened = TarCache(tmp_path / "tars", 1 << 30), f"file://{tmp_path}/x.tar", os.open
+    os.close(cache.open(url, 100))
+
+    def and_removed(path: Any, *more: Any) -> int:
+        handle = opened(path, *more)
+        Path(path).unlink()
+        return handle
+
+    monkeypatch.setattr(remote.os, "open", and_removed)
+    handle = cache.open(url, 100)
+    monkeypatch.undo()
+    assert os.pread(handle, 3, 0) == b"xxx"
+
+
+def test_a_fetch_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(200_000))
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ContractError, match=r"x.tar: cannot be fetched \(File too large\)"):
+            TarCache(tmp_path / "tars", 1 << 30).open(f"file://{tmp_path}/x.tar", 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.suffix for path in (tmp_path / "tars").iterdir()] == [".lock"]

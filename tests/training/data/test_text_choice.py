@@ -76,3 +76,10 @@ def test_boilerplate_is_left_out_by_its_probability_unless_there_is_nothing_else
     assert (share(0.0), share(1.0)) == (0.0, 1.0)
     assert abs(share(0.3) - 0.3) < 0.05
     assert choose_text(replace(rows[0], texts=texts[:1]), CONFIG, 0, 0).text == "查看源网页"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("marks", ["-", "_", ".", "图片 - ", "—1"])
+def test_a_long_line_of_marks_before_words_is_judged_at_once(marks: str) -> None:
+    assert not is_boilerplate(marks * 5_000 + "红船")
+    assert not is_boilerplate("IMG" + "-_" * 5_000 + "红船")

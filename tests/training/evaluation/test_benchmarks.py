@@ -180,6 +180,8 @@ def test_the_caption_of_an_image_in_a_folder_per_class_is_the_class(names: dict[
     if split:
         with pytest.raises(ConfigError, match=rf"has no dev split; it has {folder}$"):
             open_benchmark(f"classes:{tmp_path}", "dev")
+    write(tmp_path / ".ipynb_checkpoints" / "100-checkpoint.jpg", picture(100))
+    assert content(open_benchmark(f"classes:{tmp_path}", split or "train")) == content(benchmark)
 
 
 def test_rows_of_one_image_are_its_captions_with_its_boxes(tmp_path: Path) -> None:
@@ -194,6 +196,9 @@ def test_rows_of_one_image_are_its_captions_with_its_boxes(tmp_path: Path) -> No
     benchmark = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val")
     assert content(benchmark) == [(picture(int(i)), CAPTIONS[i]) for i in TEST]
     assert {p.boxes for p in benchmark.pictures()} == {((1.0, 2.0, 30.0, 40.0),)}
+    write(tmp_path / "rows.jsonl", lines([{**row, "bbox": []} for row in rows]))
+    bare = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val")
+    assert {p.boxes for p in bare.pictures()} == {None}, "the grid, as for a picture file"
 
 
 def test_a_text_may_be_of_several_images_and_an_image_without_one_stays_a_candidate(tmp_path: Path) -> None:
@@ -231,6 +236,20 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
         ("aic-icc", "val", ("*validation*.json", "{}"), InputError, "no caption in the val split"),
         ("aic-icc", "val", ("*validation*.json", "[1]"), InputError, "no list of image_id and caption"),
         ("chinese-clip", "test", ("test_texts.jsonl", "{"), InputError, "test_texts.jsonl:line 1: not JSON"),
+        (
+            "chinese-clip",
+            "test",
+            ("test_texts.jsonl", '{"text_id": 1, "text": "没有答案", "image_ids": []}'),
+            InputError,
+            "test_texts.jsonl: no image_ids in any line; has this split answers?",
+        ),
+        (
+            "chinese-clip",
+            "test",
+            ("test_texts.jsonl", r'{"text_id": 1, "text": "笑\ud83d", "image_ids": [100]}'),
+            InputError,
+            r"half of a surrogate pair stands in a caption: '笑\ud83d'",
+        ),
         ("chinese-clip", "test", ("test_texts.jsonl", b"\xff\n"), InputError, "test_texts.jsonl:line 1: not JSON"),
         ("coco-cn", "test", ("coco-cn_test.txt", b"\xff\n"), InputError, "is not UTF-8"),
         ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "no image/key with captions"),
@@ -279,3 +298,12 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> No
     first = next(iter(open_benchmark(f"folder:{tmp_path}", "val").pictures()))
     with pytest.raises(ValueError, match="no regular file"):
         first.read()
+
+
+def test_what_is_hidden_among_the_images_is_none_of_them(tmp_path: Path) -> None:
+    split = folder(tmp_path)
+    expected = content(open_benchmark(f"folder:{tmp_path}", split))
+    for name in ("._100", ".git/100"):  # as macOS leaves them beside files that it copies to another disk
+        write(tmp_path / f"{name}.jpg", b"\0\5\x16\7")
+        write(tmp_path / f"{name}.txt", b"\0\5\x16\7\xff")
+    assert content(open_benchmark(f"folder:{tmp_path}", split)) == expected

@@ -101,6 +101,23 @@ def test_its_recalls_are_ours_to_the_last_digit(
     assert grid["rows"] == written["rows"] == 40 + len(rows(data / "test_texts.jsonl"))
 
 
+def test_a_caption_without_an_image_is_a_candidate_and_no_query(
+    make_shards: MakeShards, checkpoint_with_moved_keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their script counts a query without an answer as a miss."""
+    manifest = make_shards(train=(4,), val=(3,))
+    data, out = tmp_path / "data", tmp_path / "features"
+    export(Dataset.open(manifest.parent), "chinese-clip", data, ("val",))
+    asked = rows(data / "test_texts.jsonl")
+    with (data / "test_texts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text_id": 9_999, "text": "谁也没有拍到", "image_ids": []}) + "\n")
+    words = [checkpoint_with_moved_keys, "--data", f"chinese-clip:{data}", "--split", "test"]
+    answer(capsys, "embed", *words, "--to", "chinese-clip", "--out", out)
+    candidates = [row["text_id"] for row in rows(out / "test_texts.txt_feat.jsonl")]
+    assert candidates == [*(row["text_id"] for row in asked), 9_999]
+    assert [row["text_id"] for row in rows(out / "test_texts.jsonl")] == candidates[:-1]
+
+
 def test_the_export_has_the_answers_that_their_script_makes(
     run: Callable[..., None], make_shards: MakeShards, tmp_path: Path
 ) -> None:

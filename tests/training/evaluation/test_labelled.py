@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.training.evaluation.conftest import CLASSES
 from training.errors import ConfigError, InputError
-from training.evaluation.labelled import Source, open_labelled, read_classes, read_labels
+from training.evaluation.labelled import Source, classes_digest, open_labelled, read_classes, read_labels
 
 
 def test_folders_of_classes_with_and_without_splits(folder: Path) -> None:
@@ -26,6 +27,8 @@ def test_folders_of_classes_with_and_without_splits(folder: Path) -> None:
     alone = open_labelled(Source((f"classes:{folder / 'train'}",)), "val", "")
     assert (alone.split, alone.splits) == ("all", ())
     assert [one.names for one in alone.classes] == [(key,) for key in sorted(CLASSES)], "the folders' names"
+    assert classes_digest(found.classes) == classes_digest(read_classes(folder / "classes.json"))
+    assert classes_digest(found.classes) != classes_digest(alone.classes), "other names of the same classes"
     assert len(list(alone.items())) == 48
 
 
@@ -135,3 +138,22 @@ def test_numbers_may_be_labels_and_keys_without_a_sample_are_no_fault(
     found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.jsonl"), "val", "grid")
     with pytest.raises(InputError, match="has no label of a sample in the val split"):
         list(found.items())
+
+
+def test_a_hidden_folder_is_neither_a_class_nor_hides_the_splits(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set" / "classes.json").unlink()
+    for place in (tmp_path / "set", tmp_path / "set" / "val"):
+        (place / ".ipynb_checkpoints").mkdir()
+    found = open_labelled(Source((f"classes:{tmp_path / 'set'}",)), "val", "")
+    assert (found.split, sorted(found.splits)) == ("val", ["train", "val"])
+    assert [one.key for one in found.classes] == sorted(CLASSES)
+
+
+def test_members_below_folders_are_samples_of_their_own(tmp_path: Path) -> None:
+    """As `tar cf 0.tar ./*.jpg ./*.cls` and folders with a dot in their name have them."""
+    members = [("./a.jpg", b"1"), ("./a.cls", b"1"), ("./b.jpg", b"2"), ("./b.cls", b"0")]
+    members += [("v1.0/a.jpg", b"3"), ("v1.0/a.cls", b"1"), ("v1.0/b.jpg", b"4"), ("v1.0/b.cls", b"0")]
+    found = open_labelled(tars(tmp_path, members), "test", "")
+    items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
+    assert items == [("0/a", b"1", 1), ("0/b", b"2", 0), ("0/v1.0/a", b"3", 1), ("0/v1.0/b", b"4", 0)]

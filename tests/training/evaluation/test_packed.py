@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import tarfile
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def test_other_data_stays_as_it_is_and_plain_tars_are_no_dev_split(folder: Path,
     cache = tmp_path / "cache"
     [tar] = packed([f"folder:{folder}"], "train", cache)
     manifest = "s3://bucket/manifest.json@2"
+    for weight in ("3", "0.00001", "1234567.5"):
+        assert packed([f"folder:{folder}@{weight}"], "train", cache) == [f"{tar}@{weight}"]
     assert packed([manifest, tar, f"folder:{folder}@3"], "train", cache) == [manifest, tar, f"{tar}@3"]
     [first, dev] = packed([manifest, tar, f"folder:{folder}"], "dev", cache)
     assert (first, dev) == (manifest, tar.replace("-train.tar", "-dev.tar"))
@@ -115,3 +119,24 @@ def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Pa
         assert {member.mtime for member in opened} == {0}
     with pytest.raises(ConfigError, match=r"has no val split; it has test, train"):
         packed(data, "val", cache)
+
+
+def test_a_command_that_is_killed_between_the_two_tars_leaves_none_that_lacks_the_other(
+    folder: Path, tmp_path: Path
+) -> None:
+    data, cache, replace = [f"folder:{folder}"], tmp_path / "cache", Path.replace
+
+    def killed(self: Path, target: Path) -> None:
+        replace(self, target)
+        os._exit(9)
+
+    def run() -> None:
+        Path.replace = killed  # type: ignore[method-assign,assignment]
+        packed(data, "train", cache)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(240)
+    assert process.exitcode == 9
+    assert len(list((cache / "sets").glob("*.tar"))) == 1
+    assert len(packed(data, "train", cache) + packed(data, "dev", cache)) == 2

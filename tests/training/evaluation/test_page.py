@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -130,8 +131,34 @@ def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     add_result(tmp_path / "evals", other)
     assert page.read_text("utf-8") == render(json.loads((tmp_path / "evals" / "eval.json").read_bytes())["results"])
     assert page.read_text("utf-8").count("<section ") == 3
+    for name, value in (("classes_sha256", "d" * 64), ("truth", "boxes of detector x that it scored 0.9 or more")):
+        other = head("zero-shot", **classified(3))
+        other["protocol"] = {**other["protocol"], name: value}
+        add_result(tmp_path / "evals", other)
+    assert len(json.loads((tmp_path / "evals" / "eval.json").read_bytes())["results"]) == 5
     assert add_result(tmp_path / "one.html", again) == tmp_path / "one.html"
     assert (tmp_path / "one.json").exists()
+
+
+def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
+    context, count = multiprocessing.get_context("fork"), 6
+    together = context.Barrier(count)
+
+    def add(number: int) -> None:
+        result = head("zero-shot", **classified())
+        result["protocol"] = {**result["protocol"], "data": f"classes:{number}"}
+        together.wait(240)
+        add_result(tmp_path / "evals", result)
+
+    processes = [context.Process(target=add, args=(number,)) for number in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0] * count
+    document = json.loads((tmp_path / "evals" / "eval.json").read_bytes())
+    assert sorted(r["protocol"]["data"] for r in document["results"]) == [f"classes:{n}" for n in range(count)]
+    assert (tmp_path / "evals" / "index.html").read_text("utf-8") == render(document["results"])
 
 
 def test_another_file_is_not_written_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from training.errors import CheckpointError, RunError
-from training.outputs.whole import INDEX, Sealed, all_finite, whole_file, whole_folder, write_tensors
+from training.outputs.whole import INDEX, Sealed, all_finite, whole_file, whole_folder, write_tensors, writing_to
 
 
 def interrupted(writing: AbstractContextManager[Path], name: str) -> None:
@@ -100,6 +101,16 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
         with pytest.raises(RunError, match=line), whole_folder(tmp_path / "sub" / "out") as temporary:
             write(temporary / "a")
     assert list((tmp_path / "sub").iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "1"
+    for own in ("runs", "runs/1", "runs/1/log.txt", "runs/.1.tmp", "runs/.1.77.tmp/config.json"):
+        with pytest.raises(RunError, match=rf"^{out}: cannot be written: Permission denied$"), writing_to(out):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / own))
+    for other in ("runs/.cache/index.parquet", "runs/10/log.txt", "runs/data/x.tar", "run"):
+        with pytest.raises(PermissionError), writing_to(out):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / other))
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

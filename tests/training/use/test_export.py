@@ -182,6 +182,27 @@ def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys
         assert np.abs(other - same).max() > 1e-4  # the boxes are looked at
 
 
+@pytest.mark.slow
+def test_the_weights_of_a_large_tower_are_named_and_go_where_it_goes(
+    saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The exporter's own limit is 1.5 GB.
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    written = export(saved[0], "onnx", tmp_path / "made" / "m.onnx")
+    names = ["m.image.onnx", "m.image.onnx.data", "m.text.onnx", "m.text.onnx.data"]
+    assert [Path(file).name for file in written["out"]] == names
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == names
+    for name in names:
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        (tmp_path / "made" / name).rename(tmp_path / "moved" / name)
+    text = runtime.InferenceSession(tmp_path / "moved" / "m.text.onnx")
+    ids, counts = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([3, 2])
+    [found] = text.run(["text_features"], {"input_ids": ids.numpy(), "n_tokens": counts.numpy()})
+    with torch.inference_mode():
+        expected = saved[1].encode_text(Batch.of(token_ids_BL=ids, n_tokens_B=counts)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,6 +326,24 @@ def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_
     assert rows_of(tmp_path / "i").keys() == rows_of(tmp_path / "anew").keys()
 
 
+def test_what_left_the_input_and_is_back_is_embedded_again(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
+) -> None:
+    """As after a release that was rolled back and came again, and a picture that somebody moved away and back."""
+    small, large = make_shards(train=(4, 3), name="small"), make_shards(train=(4, 3, 5), name="large")
+    for data, rows in ((large, 12), (small, 7), (large, 12)):
+        assert run(checkpoint, "--data", data, "--index", tmp_path / "data")[1]["rows"] == rows
+    folder = pictures(tmp_path / "p", range(5))
+    words = (checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 3)
+    assert run(*words)[1]["rows"] == 5
+    for _ in range(2):
+        (folder / "0001.png").rename(tmp_path / "away.png")
+        assert run(*words)[1]["rows"] == 4
+        (tmp_path / "away.png").rename(folder / "0001.png")
+        assert run(*words)[1]["rows"] == 5
+    assert sorted(rows_of(tmp_path / "i")) == [str(path) for path in sorted(folder.iterdir())]
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "dataset", "pictures"])
 def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_line(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], what: str
@@ -451,6 +469,50 @@ def test_rows_that_a_takedown_removed_do_not_come_back_while_the_input_is_as_it_
         0,
         [str(folder / f"{n:04d}.png") for n in (3, 4)],
     )
+
+
+def test_rows_that_a_takedown_removed_do_not_come_back_in_an_index_that_has_grown(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Neither old ones, whose unit is another since, nor those that it grew by."""
+    folder = pictures(tmp_path / "p", range(1, 5))
+    inputs = Inputs(images=(str(folder),))
+    embed_index(checkpoint, inputs, tmp_path / "i", rows=3)
+    pictures(folder, [0, 5, 6])  # the first moves all others from one unit to another
+    assert embed_index(checkpoint, inputs, tmp_path / "i", rows=3)["embedded"] == 3
+    gone = [str(folder / f"{n:04d}.png") for n in (2, 5)]
+    remove(tmp_path / "i", lambda rows: np.isin(rows["id"].to_pylist(), gone))
+    written = embed_index(checkpoint, inputs, tmp_path / "i", rows=3)
+    assert (written["embedded"], written["rows"]) == (0, 5)
+    (folder / "0006.png").unlink()  # a unit of its own
+    written = embed_index(checkpoint, inputs, tmp_path / "i", rows=3)
+    assert (written["embedded"], written["rows"], written["removed"]) == (0, 4, 1)
+    assert not set(gone) & set(rows_of(tmp_path / "i"))
+
+
+def test_what_could_not_be_read_is_not_tried_anew_by_every_command_after_the_input_has_grown(
+    checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = pictures(tmp_path / "p", range(1, 5))
+    (folder / "0003.png").write_bytes(b"junk")
+    words = (checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 3)
+    run(*words)
+    pictures(folder, [0])
+    assert run(*words)[1]["embedded"] == 1
+    before = bytes_of(tmp_path / "i")
+    _, written, said = run(*words)
+    assert (written["embedded"], written["unreadable"], "left out: " in said) == (0, 0, False)
+    assert bytes_of(tmp_path / "i") == before
+
+
+def test_the_current_folder_may_be_the_index(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "p", range(2))
+    (tmp_path / "i").mkdir()
+    monkeypatch.chdir(tmp_path / "i")
+    assert run(checkpoint, "--images", folder, "--index", ".")[0] == 0
+    assert read_index(tmp_path / "i").rows == 2
 
 
 def test_a_takedown_while_an_index_grows_leaves_nothing_of_it_in_the_finished_one(

@@ -155,3 +155,14 @@ def test_rows_of_the_release_with_ids_of_their_own(tmp_path: Path) -> None:
 
 def test_units_are_large_where_there_is_much_and_small_where_little_must_not_be_repeated() -> None:
     assert [unit_rows(total) for total in (1, 30_000, 100_000, 10_000_000)] == [1_000, 1_500, 5_000, 10_000]
+
+
+def test_a_row_with_half_of_a_surrogate_pair_is_a_problem_of_that_row_alone(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", 7)
+    lines = [r'{"image_id": "a.png", "sentences": [["alt_text", "笑\ud83d"]]}', r'{"image_id": "\udc00.png"}']
+    lines.append('{"image_id": "a.png", "sentences": [["alt_text", "红船"]]}')
+    (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = RowSource(tmp_path / "r.jsonl", "primary")
+    assert len(tokens(source, 3)) == 1
+    assert [bool(entry.problem) for entry in source.entries(range(3))] == [True, True, False]
+    assert [bool(name) for name in source.table(range(3))["id"].to_pylist()] == [False, False, True]

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.processes import Forks
 from tests.training.conftest import moved_checkpoint
@@ -24,6 +26,10 @@ from training import cli
 from training.data.tokenizer import CharTokenizer, gb2312_vocabulary, load_tokenizer
 from training.errors import ConfigError
 from training.evaluation.evaluate import evaluate_retrieval
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.use.encode import open_encoder
 from training.use.export import export
 from training.weights.transformers_folder import _characters
@@ -272,3 +278,44 @@ def test_characters_are_the_same_tokens_there(text: str) -> None:
     if "[" in text or any(len(c.lower()) > 1 for c in text):
         return
     assert THEIRS.encode(text).ids == ids
+
+
+@pytest.mark.parametrize("objective", ["clip", "siglip"])
+def test_the_temperature_that_was_learned_comes_along(objective: str, tmp_path: Path) -> None:
+    config = resolve("tiny", [f"moco.objective={objective}", "moco.learn_temperature=true"])
+    model, state = BriVL(config), RunState(1, 8, 0, (), (), "grid")
+    assert model.logits.log_scale is not None
+    with torch.no_grad():
+        model.logits.log_scale.fill_(3.25)
+    optimizer = build_optimizer(model, config.optim)
+    checkpoint = save(tmp_path / "run", model, optimizer, config, load_tokenizer("gb2312"), state, 1)
+    export(checkpoint, "transformers", tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "config.json").read_bytes())["logit_scale"] == 3.25
+    assert float(load_file(tmp_path / "a" / "model.safetensors")["logit_scale"]) == 3.25
+    (checkpoint / "queues.safetensors").unlink()  # which whoever only uses the towers may do
+    export(checkpoint, "transformers", tmp_path / "b")
+    assert float(load_file(tmp_path / "b" / "model.safetensors")["logit_scale"]) == pytest.approx(-np.log(0.07))
+
+
+def test_siglips_bias_comes_along_both_ways(tmp_path: Path) -> None:
+    two_tower_tests().make_folder("siglip", tmp_path / "their")
+    theirs = load_file(tmp_path / "their" / "model.safetensors")
+    theirs["logit_bias"] = torch.tensor([-7.5])
+    save_file(theirs, tmp_path / "their" / "model.safetensors", {"format": "pt"})
+    assert cli.main(["import-transformers", str(tmp_path / "their"), "--out", str(tmp_path / "ck")]) == 0
+    export(tmp_path / "ck", "transformers", tmp_path / "imported")
+    ours = load_file(tmp_path / "imported" / "model.safetensors")
+    assert (float(ours["logit_scale"]), float(ours["logit_bias"])) == pytest.approx((3.0, -7.5))
+
+    from training.weights.two_towers import overrides_of
+
+    words = [*overrides_of(tmp_path / "their"), "moco.objective=siglip", "data.max_boxes=0"]
+    config = resolve("tiny", words)
+    model, state = BriVL(config), RunState(1, 8, 0, (), (), "grid")
+    assert model.logits.bias is not None
+    with torch.no_grad():
+        model.logits.bias.fill_(-12.0)
+    optimizer, tokenizer = build_optimizer(model, config.optim), load_tokenizer(str(tmp_path / "their"))
+    checkpoint = save(tmp_path / "run", model, optimizer, config, tokenizer, state, 1)
+    export(checkpoint, "transformers", tmp_path / "trained")
+    assert float(load_file(tmp_path / "trained" / "model.safetensors")["logit_bias"]) == -12.0

@@ -21,7 +21,7 @@ from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import Picture, is_benchmark
 from training.evaluation.evaluate import embed, stands_in_train
 from training.evaluation.hits import Features, Mask, Peers
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.retrieval import rank
 from training.evaluation.tasks import Request, Result, Task
 from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
@@ -52,6 +52,7 @@ def run(request: Request) -> Result:
         "split": labelled.split,
         "images": len(embedded.label_N),
         "classes": len(labelled.classes),
+        "classes_sha256": classes_digest(labelled.classes),
         "hit": "a hit is another image of the class; copies of the image are no candidates",
     }
     candidates = f"{protocol['images']:,} images, {protocol['classes']:,} classes"

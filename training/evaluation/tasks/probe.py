@@ -26,7 +26,7 @@ from training.errors import ConfigError, InputError
 from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.examples import ANSWERS, choose, with_pictures
 from training.evaluation.hits import Features, Ids, Mask
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.tasks import Request, Result, Task
 from training.evaluation.tasks._shared import (
     Embedded,
@@ -104,6 +104,7 @@ def run(request: Request) -> Result:
         "dev_images": len(dev.label_N),
         "parts": how,
         "classes": len(names),
+        "classes_sha256": classes_digest(labelled.classes),
         "probe": f"logistic regression, C {best.c:g} by dev",
         "neighbours": f"{k} nearest by cosine",
         "hit": HIT,

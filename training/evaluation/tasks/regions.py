@@ -35,6 +35,7 @@ from training.evaluation.classification import Classified, classify, cosines, fi
 from training.evaluation.evaluate import encoded
 from training.evaluation.examples import ANSWERS, choose, with_pictures
 from training.evaluation.hits import Features, Ids, Mask
+from training.evaluation.labelled import classes_digest
 from training.evaluation.labelled_boxes import Boxed, open_boxed
 from training.evaluation.tasks import Request, Result, Task
 from training.evaluation.tasks._shared import (
@@ -98,6 +99,7 @@ def run(request: Request) -> Result:
         "images": len(regions.images),
         "boxes": len(regions.label_N),
         "classes": len(names),
+        "classes_sha256": classes_digest(boxed.classes),
         "templates": len(sentences),
         "templates_sha256": digest(sentences),
         "truth": boxed.truth,

@@ -79,8 +79,9 @@ def run(request: Request) -> Result:
 
 def _of_benchmark(data: str, split: str) -> _Texts:
     benchmark = open_benchmark(data, split)
-    texts = tuple(caption.text for caption in benchmark.captions)
-    images = np.unique([caption.images[0] for caption in benchmark.captions], return_inverse=True)[1]
+    captions = [caption for caption in benchmark.captions if caption.images]
+    texts = tuple(caption.text for caption in captions)
+    images = np.unique([caption.images[0] for caption in captions], return_inverse=True)[1]
     return _Texts(benchmark.name, benchmark.split, texts, images.astype(np.int64), _copies(texts), None)
 
 

@@ -14,7 +14,7 @@ from training.evaluation.class_texts import TEMPLATES, checked, class_features, 
 from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.examples import ANSWERS, choose, with_pictures
 from training.evaluation.hits import Mask
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.tasks import Request, Result, Task
 from training.evaluation.tasks._shared import (
     by_seen,
@@ -50,6 +50,7 @@ def run(request: Request) -> Result:
         "split": labelled.split,
         "images": len(embedded.label_N),
         "classes": len(names),
+        "classes_sha256": classes_digest(labelled.classes),
         "templates": len(sentences),
         "templates_sha256": digest(sentences),
         "hit": HIT,

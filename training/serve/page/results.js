@@ -254,13 +254,15 @@ export function notice(what = "", more = "", buttons = []) {
   const node = $("notice");
   if (!what) return show(node);
   // the words stay the same nodes while seconds are counted, so that they are not read out again and again
-  if (node.dataset.what === what && node.firstChild) {
+  const same = node.dataset.what === what && node.firstChild && node.clicks?.length === buttons.length;
+  node.clicks = buttons.map(([, click]) => click); // what the buttons do now: the same fault may be of another query
+  if (same) {
     node.querySelector(".more-said").textContent = more;
     return undefined;
   }
   node.dataset.what = what;
   return show(node, h("div", { class: "notice" }, h("p", {}, h("b", {}, what), " ", h("span", { class: "more-said", "aria-live": "off" }, more)),
-    h("div", { class: "actions" }, buttons.map(([text, click]) => h("button", { type: "button", class: "plain strong", on: { click } }, text)),
+    h("div", { class: "actions" }, buttons.map(([text], at) => h("button", { type: "button", class: "plain strong", on: { click: () => node.clicks[at]() } }, text)),
       h("button", { type: "button", class: "tool", title: t("close"), "aria-label": t("close"), on: { click: () => notice() } }, icon("close")))));
 }
 

@@ -178,6 +178,8 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
         (["--data", "classes:{folder}", "--task", "probe", "--split", "train"], 2, "is trained on train"),
         (["--data", "folder:{folder}", "--task", "image-to-image"], 2, "has no classes"),
+        (["--data", "classes:{folder}", "--task", "probe", "--templates", "t"], 2, "--templates: are sentences for"),
+        (["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"], 2, "--towers: a captioner reads"),
         (["--data", "classes:{folder}", "--task", "text-to-text"], 2, "takes a benchmark or a dataset"),
         (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
         (["--data", "classes:{folder}", "--task", "regions"], 2, "has no labelled boxes"),

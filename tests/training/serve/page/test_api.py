@@ -77,6 +77,23 @@ def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
     browser.visit(work)
 
 
+def test_who_tries_again_asks_what_stands_in_the_field(visit: Visit) -> None:
+    async def work(visitor: Visitor) -> None:
+        page = visitor.page
+        await visitor.open()
+        await page.run("window.there = window.fetch; window.fetch = () => Promise.reject(new TypeError('gone'))")
+        for text in ("红色", "蓝色"):
+            await visitor.search(text)
+            await visitor.says("#notice", "The server does not answer.")
+        await page.run("window.fetch = window.there")
+        await page.click("#notice .actions button")
+        await page.wait("document.querySelectorAll('.card:not(.skeleton)').length === 40")
+        assert [body.get("text") for body in visitor.asked()][-1] == "蓝色"
+        await visitor.shows("#summary h1 q", "蓝色")
+
+    visit(work)
+
+
 @pytest.mark.usefixtures("one_minute")
 def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
     async def work(page: Any) -> None:
