@@ -5,7 +5,7 @@ number wins, so the answer does not depend on S. With one share, or without a Ra
 process; else each is an actor (`pipeline.actors`). The process of the leader pass then holds one block at a time.
 
 Limits: a share is in memory, about 4 KB per kept pair of this build and 3 KB per kept pair of an earlier one, of which
-what is known to match nothing (`Block.alone`), or nothing of this build (`_earlier_builds.learn_met`), takes nothing;
+what is known to match nothing (`Block.alone`), or nothing of this build (`earlier_builds.learn_met`), takes nothing;
 an actor that dies fails the stage, which is started anew.
 """
 

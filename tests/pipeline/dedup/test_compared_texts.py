@@ -1,4 +1,4 @@
-"""_compared_texts: what is read of texts of several runs is what was written of them."""
+"""compared_texts: what is read of texts of several runs is what was written of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""_dealt_earlier: pieces of what was kept are made once, whole or not at all, and go with what they were made from."""
+"""dealt_earlier: pieces of what was kept are made once, whole or not at all, and go with what they were made from."""
 
 from __future__ import annotations
 

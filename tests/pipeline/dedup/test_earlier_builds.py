@@ -1,4 +1,4 @@
-"""_earlier_builds: what other builds kept counts for a new one, loaded or met, as far as its spec and features go."""
+"""earlier_builds: what other builds kept counts for a new one, loaded or met, as far as its spec and features go."""
 
 from __future__ import annotations
 

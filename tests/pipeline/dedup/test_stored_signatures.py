@@ -1,4 +1,4 @@
-"""_stored_signatures: grids and whole signatures of any images, from the files of several runs."""
+"""stored_signatures: grids and whole signatures of any images, from the files of several runs."""
 
 from __future__ import annotations
 
