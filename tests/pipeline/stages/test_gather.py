@@ -83,8 +83,6 @@ def test_every_range_is_read_as_from_the_parts(tmp_path_factory, parts, cuts, gr
         run_stage(build, "gather")
     groups = _gathered.groups(build)
     assert [part for record in groups for part in _gathered.parts_of(record.partition)] == list(range(len(parts)))
-    for record in groups:  # no more than may be held in memory, where a part alone is not more
-        assert record.counts["rows"] <= group or record.counts["parts"] == 1 or suffix != "parquet"
     for record in build.stage("extract").records():
         build.stage("extract").folder.delete(record.files[suffix].name)  # nobody reads them any more
     assert [by_key(build, suffix, *own) for own in ranges] == expected
@@ -100,6 +98,15 @@ def test_few_parts_and_builds_that_are_beyond_it_gather_nothing(tmp_path: Path) 
     assert sum(map(len, by_key(older, "parquet", "0", "g").values())) == gather.MANY + 1
     build.stage("admit").finish([], 1)
     assert gather.partitions(build) == [], "an older wenlan did it, and admit is done"
+
+
+def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MANY", 1)
+    monkeypatch.setattr(gather, "GROUP", 10)
+    build = build_at(tmp_path)
+    extracted(build, [range(5), range(5), range(5), range(12), range(1)])
+    run_stage(build, "gather")
+    assert [record.counts["rows"] for record in _gathered.groups(build)] == [10, 5, 12, 1]
 
 
 def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

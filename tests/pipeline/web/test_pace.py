@@ -81,7 +81,7 @@ def test_a_schedule_forgets_hosts_that_are_free(monkeypatch):
 
 
 class SlowSchedule(HostSchedule):
-    """Answers when it may, and notes what it is asked."""
+    """Notes what it is asked, books it, and answers when it may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,8 +89,9 @@ class SlowSchedule(HostSchedule):
 
     def book(self, bookings):
         self.asked.append([host for host, _, _ in bookings])
+        waits = super().book(bookings)
         self.may.wait()
-        return super().book(bookings)
+        return waits
 
 
 def test_what_threads_want_while_a_call_is_under_way_goes_into_the_next_one():
