@@ -190,9 +190,10 @@ class _Band:
         self.masks = _masks(of.width, of.radius)
         self.order = keys.astype(np.uint32)  # the lower half of the keys: positions in the level's codes
         self.codes = codes[self.order]  # a copy, so that a look-up reads memory that lies together
-        # [2^width + 1]: codes of place p are self.codes[starts[p] : starts[p + 1]]
-        self._starts = np.zeros((1 << of.width) + 1, np.uint32)
-        np.cumsum(np.bincount(of.places(self.codes), minlength=1 << of.width), out=self._starts[1:])
+        # [2^width + 1]: codes of place p are self.codes[starts[p] : starts[p + 1]]. Code i begins all places after that
+        # of code i - 1, up to its own: written so, a table of more places than codes is touched once
+        gaps = np.diff(of.places(self.codes), prepend=-1, append=1 << of.width)
+        self._starts = np.repeat(np.arange(len(codes) + 1, dtype=np.uint32), gaps)
 
     @property
     def keys(self) -> Codes:

@@ -1,8 +1,8 @@
 """Signatures and details of image leaders, by leader number: in memory, or mapped from the files of earlier builds.
 
 Signatures are most of the bytes of a leader and are seldom read: only candidates of the hash index are verified, a few
-per image. So signatures that come as a memory map of a file, as those of earlier builds do, stay on disk. They are read
-through once for their tones, and then where they are compared. The others grow in memory.
+per image. So signatures that come as a memory map of a file, as those of earlier builds do, stay on disk, and are read
+where they are compared. The others grow in memory.
 """
 
 from __future__ import annotations

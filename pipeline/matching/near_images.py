@@ -37,7 +37,7 @@ from pipeline.matching.looks import (
     fine_of,
 )
 from pipeline.pictures.details import PARTS
-from pipeline.pictures.signatures import GRIDS, of_one_tone
+from pipeline.pictures.signatures import GRIDS, of_one_tone, tones
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -97,16 +97,19 @@ class ImageLeaders:
         self._threshold, self._families = threshold, [_FamilyIndex(family) for family in families(radius)]
         self._signatures = LeaderSignatures()
         self._tones = np.zeros((1024, GRIDS), np.uint64)  # rows beyond `count` are unused
+        self._toned = np.zeros(1024, np.bool_)  # of which leaders they are known
         # of each entry with details its leader and its tones, likewise
         self._fine, self._fine_tones = np.zeros(1024, np.int64), np.zeros((1024, len(PARTS)), np.uint64)
         self._fine_count = self.count = 0
 
     def add(self, phash: Codes, *signature: Signatures, details: Sequence[Details] = ()) -> None:
-        """Add leaders. Signatures may come in several pieces, each with its details; memory maps stay on disk."""
-        coarse, first = coarse_of(phash, *signature), self.count
+        """Add leaders. Signatures may come in several pieces, each with its details; memory maps stay on disk, and
+        are read where they are compared."""
+        first, mapped = self.count, all(isinstance(piece, np.memmap) for piece in signature)
+        coarse = coarse_of(phash) if mapped else coarse_of(phash, *signature)
         self.count += len(phash)
-        self._tones = _grown(self._tones, self.count)
-        self._tones[first : self.count] = coarse.tones
+        self._tones, self._toned = (_grown(of, self.count) for of in (self._tones, self._toned))
+        self._tones[first : self.count], self._toned[first : self.count] = coarse.tones, not mapped
         new, start = coarse.images + first, first
         for piece, own in zip(signature, details or [NO_DETAILS] * len(signature), strict=True):
             self._signatures.add(piece, own)
@@ -136,7 +139,9 @@ class ImageLeaders:
         for index in self._families:
             family, asking = index.family, fine if index.family.fine else coarse
             for rows, parts, entries, their_parts in index.near(asking.codes) if len(asking.images) else ():
-                theirs = (self._fine_tones if family.fine else self._tones)[entries, family.toned(their_parts)]
+                theirs = (self._fine_tones if family.fine else self._tones_of(entries))[
+                    entries, family.toned(their_parts)
+                ]
                 near = np.flatnonzero(of_one_tone(asking.tones[rows, family.toned(parts)], theirs, family.blocks))
                 leaders = self._fine[entries] if family.fine else entries
                 candidates = [of[near] for of in (asking.images[rows], parts, leaders, their_parts)]
@@ -148,6 +153,16 @@ class ImageLeaders:
                     np.minimum.at(first, rows[same], leaders[same])
         first[first == self.count] = -1
         return first
+
+    def _tones_of(self, leaders: Ints) -> Codes:
+        """Tones [count, GRIDS] of leaders, of these ones at least: signatures on disk are read when first asked for."""
+        unknown = np.unique(leaders[~self._toned[leaders]])
+        for start in range(0, len(unknown), TONES_AT_ONCE):
+            some = unknown[start : start + TONES_AT_ONCE]
+            grids = self._signatures.grids(np.repeat(some, GRIDS), np.tile(np.arange(GRIDS), len(some)))
+            self._tones[some] = tones(grids).reshape(-1, GRIDS)
+        self._toned[unknown] = True
+        return self._tones
 
     def candidates(self, phash: Codes) -> int:
         """How many pairs of one of these images and a leader have near hashes, so that signatures must be compared."""

@@ -32,9 +32,10 @@ def is_without_han(html: str, encoded: bytes | None = None) -> bool:
         begun = (encoded[at : at + _PART].translate(None, _NO_HAN_BEGINS) for at in range(0, len(encoded), _PART))
         if any(begun) and _HAN.search(html):
             return False
-    if "&#" in html and _REFERENCE.search(html):
+    # one character is found at once, and two by a pattern three times as fast as by `in`
+    if "&" in html and _REFERENCE.search(html):
         return False
-    return not ("\\u" in html and _ESCAPE.search(html))
+    return not ("\\" in html and _ESCAPE.search(html))
 
 
 def is_without_pictures(html: str) -> bool:

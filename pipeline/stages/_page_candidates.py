@@ -130,8 +130,9 @@ def extract_page(
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
     """The Decision about a capture that is no page at all."""
-    try:
-        urlsplit(capture.url)  # of the pages of a WARC, which others wrote, every later stage asks for the host
+    try:  # of the pages of a WARC, which others wrote, every later stage asks for the host
+        if not capture.url.isascii() or "[" in capture.url or "]" in capture.url:  # nothing else is refused
+            urlsplit(capture.url)
     except ValueError as e:
         return drop_capture(capture.url, source, "extract", DropReason.BAD_URL, str(e))
     if not 200 <= capture.status < 300:

@@ -277,7 +277,8 @@ def _extract(
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
                         tally["pages_dropped"] += 1
-                    entry = replace(entry, source=source.name)
+                    if entry.source != source.name:  # most have it
+                        entry = replace(entry, source=source.name)
                 yield entry
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
+from pipeline.matching.leader_signatures import LeaderSignatures
 from pipeline.matching.looks import Details, Family, families
 from pipeline.matching.near_images import ImageLeaders
 from pipeline.pictures import alignment, details
@@ -66,8 +68,10 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(looks(), st.integers(0, 40))
-def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
+@given(looks(), st.integers(0, 40), st.booleans())
+def test_leaders_and_lists_agree_with_comparing_one_by_one(
+    made: tuple[np.ndarray, np.ndarray], cut: int, mapped: bool
+) -> None:
     phash, signature = made
 
     size = len(phash)
@@ -83,12 +87,20 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarra
         return bool(looks_like[i * size + j])
 
     leaders = ImageLeaders(6, 0.06)
-    leaders.add(phash[:cut], signature[:cut])
+    leaders.add(phash[:cut], _on_disk(signature[:cut]) if mapped and len(signature[:cut]) else signature[:cut])
     first = leaders.first(phash[cut:], signature[cut:]).tolist()
     count = min(cut, len(phash))
     assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, len(phash))]
     among = leaders.among(phash, signature)
     assert among == [[j for j in range(i) if alike(i, j)] for i in range(len(phash))]
+
+
+def _on_disk(signature: np.ndarray) -> np.memmap[Any, Any]:
+    """The same signatures, mapped."""
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, np.uint8, "w+", shape=signature.shape)
+    mapped[:] = signature
+    return mapped
 
 
 def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
@@ -157,6 +169,26 @@ def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
     near = phash[asked] ^ (np.uint64(1) << rng.integers(0, 64, (400, HASHES), dtype=np.uint64))
     assert once.first(near, signature[asked]).tolist() == often.first(near, signature[asked]).tolist() == asked.tolist()
     assert once.candidates(near) == often.candidates(near) >= 400
+
+
+def test_of_leaders_on_disk_only_those_are_read_whose_hashes_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    phash = rng.integers(1, 2**63, (300, HASHES), dtype=np.uint64)
+    signature = rng.integers(0, 256, (300, GRIDS, SIZE), dtype=np.uint8)
+    leaders, read = ImageLeaders(5, 0.1), set[int]()
+    grids = LeaderSignatures.grids
+
+    def noted(self: LeaderSignatures, asked: np.ndarray, numbers: np.ndarray) -> Any:
+        read.update(asked.tolist())
+        return grids(self, asked, numbers)
+
+    monkeypatch.setattr(LeaderSignatures, "grids", noted)
+    mapped = _on_disk(np.zeros_like(signature))
+    leaders.add(phash, mapped)
+    mapped[:] = signature  # what was read before this would be found nowhere
+    assert leaders.first(phash[[7, 200, 31]], signature[[7, 200, 31]]).tolist() == [7, 200, 31]
+    assert leaders.first(phash[[200]], signature[[4]]).tolist() == [-1]
+    assert read == {7, 31, 200}
 
 
 @pytest.mark.parametrize("mapped", [False, True])

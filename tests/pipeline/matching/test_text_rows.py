@@ -56,3 +56,11 @@ def test_texts_of_other_shingles_do_not_pass_the_band_filter() -> None:
     bands.add(text_rows.made(normals(["今天天气很好我们去公园散步吧", "红烧肉"]), 0.7).sketches.keys)
     others = text_rows.made(normals(["江南水乡的清晨薄雾", "一只小猫在睡觉"]), 0.7).sketches.keys
     assert bands.rows(others).tolist() == []
+
+
+def test_few_others_pass_the_band_filter() -> None:
+    rng = np.random.default_rng(5)
+    bands = BandFilter()
+    bands.add(rng.integers(0, 2**32, (10_000, 26), dtype=np.uint32))
+    others = rng.integers(0, 2**32, (20_000, 26), dtype=np.uint32)
+    assert len(bands.rows(others)) < 200  # 158; by one of both tables 6,612
