@@ -66,7 +66,8 @@ def collect(
             builds.setdefault(known["name"], []).append(build)
     expired, staying = set[str](), set[str]()
     for name, own in builds.items():
-        old = own[:-keep] if keep else []
+        newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]  # a build may lie in several folders
+        old = [build for build in own if build.build_id not in newest]
         expired |= {model for build in old for model in _models(build)}
         staying |= {model for build in own if build not in old for model in _models(build)}
         needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None

@@ -360,7 +360,7 @@ def test_what_was_replaced_is_not_held(week: Week) -> None:
     release.publish(first)
     second = week("2026-11-08", 12)
     assert second.held == 12
-    first.store.unregister(first.build_id)
+    first.store.unregister(first.build_id, first.out)
     assert second.held == 0
 
 

@@ -404,6 +404,22 @@ def test_a_takedown_reaches_a_build_whose_publish_was_killed_before_store_knew_i
     assert verify(f"{weeks.store}/datasets/weekly") == []
 
 
+def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: Any, tmp_path: Path) -> None:
+    """Of two folders with the same spec and snapshot STORE knew the later one alone."""
+    spec, builds = weeks.spec(range(6)), []
+    for name in ("first", "second", "first"):  # the first one is published again, and is no third folder
+        build = weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01"))
+        release.publish(build)
+        builds.append(build)
+    assert [Path(known["out"]).name for known in Store(weeks.store).registered()] == ["second", "first"]
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 0
+    for build in builds:
+        assert sum(read_manifest(Path(build.out) / "shards").samples.values()) == 5
+        assert verify(Path(build.out)) == []
+    assert verify(f"{weeks.store}/datasets/weekly") == []
+    assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
+
+
 def test_what_killed_attempts_left_beside_shards_and_report_goes_too(published: Build, synthetic: Any) -> None:
     item = kept(synthetic)
     for place, data in (("shards/.tmp-train-000000-dead/tar", item.data), ("report/.tmp-all-dead/html", b"it")):
