@@ -81,8 +81,8 @@ class Store:
 
         A build that was published in another folder before is known in both: nobody says that the other one is gone.
         """
-        name, entry = f"{build.build_id}.json", {"build_id": build.build_id, "name": build.spec.name}
-        entry |= {"snapshot": build.snapshot, "out": build.out, "revision": revision}
+        name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
+        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
         before = (self.folder / "builds").find_json(name, entry)
         if before["out"] != build.out:
             self.folder.write_json(f"builds/{_apart(before)}", before)
@@ -96,11 +96,12 @@ class Store:
                 self.folder.delete(f"builds/{name}")
 
     def registered(self) -> list[dict[str, Any]]:
-        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision.
+        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision; noted_in: its file.
 
         One entry for each folder that a build was published in; the last is that of its newest publish.
         """
-        places = {(entry["build_id"], entry["out"]): entry for _, entry in self._entries()}
+        noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
+        places = {(entry["build_id"], entry["out"]): entry for entry in noted}
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -420,6 +420,69 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
     assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
 
 
+def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_others(
+    weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was not there was skipped in silence, and any other fault ended the takedown in all builds."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c", "d", "e"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, gone, begun, damaged, short = (Path(build.out) for build in builds)
+    aside = {gone: tmp_path / "gone", begun / "build.json": tmp_path / "build.json"}
+    aside |= {damaged / "shards/manifest.json": tmp_path / "manifest.json"}
+    aside |= {next((short / "images").glob("*.parquet")): tmp_path / "lost.parquet"}
+    for place, kept_at in aside.items():
+        place.rename(kept_at)
+    (begun / "build.json").write_text("[]")
+    (damaged / "shards/manifest.json").write_bytes(b'{"schema_')
+
+    def takedown(*more: str) -> tuple[int, list[str], dict[str, Any]]:
+        words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg", "--json"]
+        code = cli.main([*words, *more])
+        printed = capsys.readouterr()
+        return code, printed.err.splitlines(), json.loads(printed.out)
+
+    def left(folder: Path) -> int:
+        return sum(read_manifest(folder / "shards").samples.values())
+
+    capsys.readouterr()
+    for dry_run in (True, False):
+        code, said, answer = takedown(*["--dry-run"] * dry_run)
+        assert (code, answer["ok"], left(whole)) == (1, False, 6 if dry_run else 5)
+        for build in builds[1:]:
+            [line] = [line for line in said if line.startswith(f"{build.out}: was left out, since it cannot be read (")]
+            assert "the same command again" in line
+        [line] = [line for line in said if line.startswith(f"{gone}: was left out")]
+        entry = f"{weeks.store}/builds/{builds[1].build_id}.json"
+        assert line.endswith(f"if it was deleted for good, delete {entry}")
+        assert Path(entry).exists()
+    assert verify(f"{weeks.store}/datasets/a") == []
+    for place, kept_at in aside.items():
+        kept_at.rename(place)
+    assert [left(folder) for folder in (gone, begun, damaged, short)] == [6, 6, 6, 6]
+    code, said, answer = takedown()
+    assert (code, answer["ok"], answer["matched"] > 0, answer["faults"]) == (0, True, True, [])
+    assert [left(Path(build.out)) for build in builds] == [5, 5, 5, 5, 5]
+    assert [verify(f"{weeks.store}/datasets/{name}") for name in "abcde"] == [[]] * 5
+    Path(entry).unlink()
+    shutil.rmtree(gone)
+    shutil.rmtree(f"{weeks.store}/datasets/b")
+    assert takedown()[0] == 0
+
+
+def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
+    first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
+    for build in (first, second):
+        release.publish(build)
+    request = Request(urls=["folder:///album/001.jpg"], exact=True)
+    with build_json.sole_owner(first):
+        [fault] = forget(first.store, [first, second], request)["faults"]
+    assert fault.startswith(f"{first.out}: was left out (another wenlan-data is building here); ")
+    assert sum(read_manifest(Path(second.out) / "shards").samples.values()) == 5
+    assert forget(first.store, [first, second], request)["faults"] == []
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 5
+
+
 def test_what_killed_attempts_left_beside_shards_and_report_goes_too(published: Build, synthetic: Any) -> None:
     item = kept(synthetic)
     for place, data in (("shards/.tmp-train-000000-dead/tar", item.data), ("report/.tmp-all-dead/html", b"it")):
