@@ -194,7 +194,8 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
         "identity_revision": build.identity_revision,
         "generation": build.generation,
         **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
-        "forgotten_revision": build.store.forgotten_revision(),
+        "forgotten_revision": build.forgotten_revision,
+        **({"taken_down": known["taken_down"]} if build.forgotten else {}),
         "versions": _versions(),
         "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
         "cost": dataclasses.asdict(sum(costs, Cost())),
@@ -228,9 +229,18 @@ def note_counts(build: Build, stage: str) -> None:
         build.folder.write_json(NAME, known)
 
 
-def note_identities(build: Build, names: Sequence[str]) -> None:
-    """Note other names of the identities that the build reads: a takedown has written them anew."""
-    build.folder.write_json(NAME, {**read(build.folder), "identities": list(names)})
+def note_takedown(build: Build, names: Sequence[str]) -> None:
+    """Note that all that is taken down was removed from a build, and what it began with: as it is, it is still that.
+
+    names: of the identities that it reads, which a takedown may have written anew.
+    """
+    known = read(build.folder)
+    if "forgotten_revision" not in known:
+        return
+    began = known.get("taken_down") or {name: known[name] for name in ("forgotten_revision", "identities")}
+    done = {**began, "carried_out": build.store.forgotten_revision()}
+    if (after := {**known, "identities": list(names), "taken_down": done}) != known:
+        build.folder.write_json(NAME, after)
 
 
 def status(build: Build) -> dict[str, Any]:

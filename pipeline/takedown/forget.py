@@ -112,7 +112,7 @@ def forget(
             if _shows(build, removed, takedowns):
                 _report_again(build)
         for build in builds:
-            _rename(build)
+            build_json.note_takedown(build, _read_now(build))
             build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
         numbers = _renew(store, specs, faults)
@@ -324,10 +324,9 @@ def _in_cache(key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> 
     return mask
 
 
-def _rename(build: Build) -> None:
-    """Identities that a build reads may have another name now."""
-    identities, before = Identities(build.store), list(build_json.read(build.folder).get("identities", ()))
+def _read_now(build: Build) -> list[str]:
+    """Names of the identities that a build reads, of which some may have another name now."""
+    identities, before = Identities(build.store), build_json.read(build.folder).get("identities", ())
     present = set(identities.names())
     names = [name if name in present else identities.of(build_of(name)) for name in before]
-    if names != before:
-        build_json.note_identities(build, [name for name in names if name])
+    return [name for name in names if name]

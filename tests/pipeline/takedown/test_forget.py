@@ -348,6 +348,36 @@ def test_a_build_that_goes_on_after_a_takedown_adds_up(weeks: Any) -> None:
     assert (report["totals"]["kept"], report["faults"]) == (5, [])
 
 
+def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_takedown_left_it(weeks: Any) -> None:
+    """It went on from `admit`, and its dataset was withdrawn until somebody published it again."""
+    weekly = {"2026-01-01": range(6), "2026-01-08": range(9)}
+    for snapshot, pictures in weekly.items():
+        release.publish(weeks.build(snapshot, pictures))
+    for number in ("001", "007"):  # the second one after a run that had nothing to do
+        builds = [run.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
+        forget(builds[0].store, builds, Request(urls=[f"folder:///album/{number}.jpg"], exact=True))
+        releases = builds[0].store.releases("weekly")
+        for snapshot, pictures in weekly.items():
+            build, before = weeks.open(snapshot, pictures), read_manifest(weeks.folder / snapshot / "shards")
+            for result in run.run(build, here=True):
+                assert result.skipped or result.name == "report"
+                assert read_manifest(weeks.folder / snapshot / "shards") == before
+                assert not releases.latest().withdrawn
+            newest = releases.latest()
+            assert release.publish(weeks.open(snapshot, pictures)) == before
+            assert releases.latest() == newest
+    assert sum(releases.read().samples.values()) == 7
+    assert verify(releases.folder.url, store=weeks.store) == []
+    fewer = weeks.open("2026-01-08", range(9), filters=[{"name": "text_length", "min_chars": 3}])
+    assert not fewer.stage("admit").finished(), "another spec is another build"
+    forget(Store(weeks.store), [], Request(urls=["folder:///album/008.jpg"], exact=True))
+    build = weeks.open("2026-01-08", range(9))
+    assert not build.stage("admit").finished(), "a takedown that has not reached it"
+    list(run.run(build, here=True))
+    assert sum(release.publish(build).samples.values()) == 1
+    assert sum(releases.read().samples.values()) == 6
+
+
 def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
     published: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,14 +405,15 @@ def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -
     first = weeks.build("2026-01-01", range(6))
     release.publish(first)
     forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [], Request(urls=["folder:///album/003.jpg"], exact=True))  # that has not reached the build
     build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
     begun = run.reopen(first.out)
     assert list(begun.fingerprints) == ["crawl", "extract"]
     garbage.collect(first.store, STAGES)
     assert first.stage("dedup").partitions(), "what it was made from is no garbage"
     answer = forget(first.store, [begun], Request(urls=["folder:///album/002.jpg"], exact=True))
-    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [1, {"weekly": 3}]
-    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 4
+    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [2, {"weekly": 3}]
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 3
     assert verify(Path(first.out)) == []
 
 
