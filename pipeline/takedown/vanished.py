@@ -1,9 +1,10 @@
 """What a dataset holds of pages and pictures that are gone at their source, or whose owners have opted out since.
 
 A build's crawl and fetch meet pages and pictures that earlier builds of the dataset have samples of. Opt-outs are
-always honoured; an answer of 404 or 410 counts where the source says `vanished: drop`. Their samples are taken out of
-the earlier builds as a takedown does it, so that the next release is without them. Unlike a takedown it is no ban: what
-a later crawl meets again, without the opt-out, is a candidate like any other.
+always honoured, at whichever address the same bytes are; an answer of 404 or 410 counts where the source says
+`vanished: drop`, and for that address alone. Their samples are taken out of the earlier builds as a takedown does it,
+so that the next release is without them. Unlike a takedown it is no ban: what a later crawl meets again, without the
+opt-out, is a candidate like any other.
 
 Limits: what a build did not ask for is not known to be gone. What robots.txt forbids now is not asked for, and stays.
 """
@@ -82,9 +83,9 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
     answer = {"opted_out": len(lost.opted_out), "vanished": len(lost.vanished), "samples": 0}
     earlier, faults = _earlier(build) if lost else ([], [])
     if earlier:
-        named = (*lost.opted_out, *lost.vanished)
-        urls = [name for name in named if "://" in name]
-        request = Request(urls=urls, sha256s=[name for name in named if "://" not in name], exact=True)
+        urls = [name for name in lost.opted_out if "://" in name]
+        others = [name for name in lost.opted_out if "://" not in name]
+        request = Request(urls=urls, sha256s=others, gone=lost.vanished, exact=True)
         done = forget(build.store, earlier, request, remember=False)
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
         faults += done["faults"]
