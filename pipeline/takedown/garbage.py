@@ -32,6 +32,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
 from pipeline.features import LATER, feature_id
 from pipeline.files.folder import Folder
@@ -221,7 +222,7 @@ def _is_abandoned(folder: Folder, name: str) -> bool:
     return False
 
 
-def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...]) -> None:
+def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()) -> None:
     """Delete what STORE itself does not need. unread: folders whose tars may be there, though they are not seen now."""
     caches = [cache.folder for _, cache in store.caches()]
     of_datasets = [releases.folder for releases in store.datasets()]
@@ -238,7 +239,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...]) -> 
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
-            elif name.startswith(("images.", "details.")) and name.split(".")[1] != feature_id():
+            elif not name.startswith(".") and not dealt_earlier.is_of_now(name):
                 deletions.delete("dealt out for another version", dealt / stem, name)
     features, used = store.folder / "features", {feature_id(), feature_id(LATER)}  # `measure` takes rows of both
     for name in features.names():

@@ -56,7 +56,10 @@ def test_the_page_says_what_the_figures_say_and_asks_for_nothing(make_study: Any
     assert worse.read_text("utf-8").count('class="fails">not reached') == 3
 
 
-def test_a_page_that_was_not_written_to_its_end_is_not_shown(make_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", ["json", "html"])
+def test_a_page_that_was_not_written_to_its_end_is_not_shown(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
     study, write = make_study("moco"), Path.write_text
     (study.out / "loop").mkdir()
     page = loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
@@ -69,12 +72,10 @@ def test_a_page_that_was_not_written_to_its_end_is_not_shown(make_study: Any, mo
             raise KeyboardInterrupt
         return write(path, text, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", killed)
-        for ending in ("json", "html"):
-            with pytest.raises(KeyboardInterrupt):
-                loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
-        assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
 def test_the_command_does_what_is_not_done_and_makes_the_page(
