@@ -413,8 +413,7 @@ class StageDir:
         Not for stages whose files have fixed names: `retire`.
         """
         names = self.stray()
-        for name in names:
-            self.folder.delete(name)
+        self.folder.delete_files(names)
         return names
 
     def retire(

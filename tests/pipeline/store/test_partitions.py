@@ -139,6 +139,26 @@ def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(
     assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
+def test_sweep_asks_an_object_store_once_for_a_thousand_files(remote, monkeypatch):
+    """It asked twice for each."""
+    own = StageDir(Folder(f"{remote.url}/sweep [1]/stage"), "fetch", "f" * 64)
+    for _ in range(2):
+        for number in range(3):
+            with own.attempt(f"0000{number}") as attempt:
+                attempt.write_table("parquet", rows("a"))
+                attempt.decide([])
+                attempt.commit({})
+    named = {ref.name for record in own.records() for ref in record.files.values()}
+    assert len(own.stray()) == 6
+    remote.proxy.requests.clear()
+    swept = own.sweep()
+    assert len(swept) == 6
+    changes = [request for request in remote.proxy.requests if request.operation not in ("LIST", "GET", "HEAD")]
+    assert len(changes) == 1
+    assert set(own.committable()) == named
+    assert own.sweep() == []
+
+
 def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     remote = StageDir(Folder(f"memory://{tmp_path.name}/x"), "fetch", "f" * 64)
     with remote.attempt("00000") as attempt:
