@@ -195,7 +195,7 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
         "generation": build.generation,
         **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
         "forgotten_revision": build.forgotten_revision,
-        **({"taken_down": known["taken_down"]} if build.forgotten else {}),
+        **({"taken_down": known["taken_down"]} if build.forgotten and "taken_down" in known else {}),
         "versions": _versions(),
         "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
         "cost": dataclasses.asdict(sum(costs, Cost())),
