@@ -56,9 +56,9 @@ def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_
 
 
 def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
-    known = {build.out: build for build in builds}
+    known, reopen = {build.out: build for build in builds}, build_json.reopen
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_json, "reopen", lambda out, stages: known[out])
+        patch.setattr(build_json, "reopen", lambda out, stages: known[out] if out in known else reopen(out, stages))
         return garbage.collect(builds[0].store, STAGES, **options)
 
 
@@ -317,6 +317,14 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert {path.name for path in features.glob("pair-*")} == names
     collect(builds, keep=1, dry_run=True)
     assert {path.name for path in features.glob("pair-*")} == names
+    gone = replace(older, build_id="synthetic-gone", out=f"{older.out}-gone")
+    older.store.register(gone, 0)
+    assert len(collect(builds, keep=1, dry_run=True)["faults"]) == 1
+    collect(builds, keep=1)
+    assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"
+    older.store.unregister(gone.build_id, gone.out)
+    with older.stage("score").attempt("00000-of-00001") as attempt:  # the older one was expired
+        attempt.commit({}, {"models": ["pair-image-old", "pair-text-both"]})
     answer = collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
     assert "features of expired builds" in {one["what"] for one in answer["deleted"]}
