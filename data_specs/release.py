@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, parse_manifest
+from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, misleads, parse_manifest
 
 LATEST = "latest.json"
 SHARDS = "shards"
@@ -106,7 +106,10 @@ def parse_latest(data: bytes | str, name: str) -> Latest:
                 f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); "
                 "upgrade with: pip install -U wenlan"
             )
-        return Latest.model_validate(raw)
+        latest = Latest.model_validate(raw)
+        if latest.pending is not None and (why := misleads(latest.pending.commit, name)):
+            raise ContractError(f"{name}: {why}")
+        return latest
     except ContractError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as e:

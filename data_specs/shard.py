@@ -23,6 +23,7 @@ import functools
 import hashlib
 import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -163,6 +164,24 @@ def leaves_folder(path: str) -> bool:
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 
+_WEB = re.compile(r"(https?|ftps?|webhdfs|github|gist|git|jupyter|jlab)://", re.IGNORECASE)
+"""Begins an address, also within a chained one, that whoever reads a manifest would send requests to."""
+
+
+def misleads(place: str, manifest: str) -> str:
+    """Why a place that a manifest or latest.json names is not gone to, "" if it is: strangers may have written it.
+
+    Builds lie on disks and in stores; on a web server only where the file itself comes from there. A relative place
+    is one in the folder of a copy.
+    """
+    own = manifest.split("/", 3)[:3]
+    if _WEB.search(place) and (place.split("/", 3)[:3] != own or "::" in place):
+        return f"names {place!r}: no release leads to a web server other than its own"
+    if "://" not in place and not place.startswith("/") and ".." in place.split("/"):
+        return f"names {place!r}, out of its folder"
+    return ""
+
+
 class FileDigest(_Model):
     """A file of the shard folder: path relative to the manifest, size in bytes, sha256 in hex."""
 
@@ -295,14 +314,16 @@ def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
 def parse_manifest(data: bytes | str, name: str) -> Manifest:
     """Read a manifest. `name` is its path or URL, for error messages.
 
-    Raises ContractError for invalid JSON, missing fields, and a schema version above SCHEMA_VERSION.
+    Raises ContractError for invalid JSON, missing fields, a schema version above SCHEMA_VERSION, and builds at places
+    that it must not lead to (`misleads`).
     """
+    manifest: Manifest | None
     try:
         manifest = Manifest.model_validate_json(data, strict=True)  # without Python's objects in between: less memory
-        if manifest.schema_version <= SCHEMA_VERSION:
-            return manifest
     except ValueError:  # what is wrong is found below; and whatever strictness refused is read there
-        pass
+        manifest = None
+    if manifest is not None and manifest.schema_version <= SCHEMA_VERSION:
+        return _led_nowhere_else(manifest, name)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits
@@ -316,11 +337,20 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
             "upgrade with: pip install -U wenlan"
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValueError as e:
         first = e.errors()[0] if hasattr(e, "errors") else {"loc": (), "msg": str(e)}
         where = ".".join(str(part) for part in first["loc"])
         raise ContractError(f"{name}: {where}: {first['msg']}") from None
+    return _led_nowhere_else(manifest, name)
+
+
+def _led_nowhere_else(manifest: Manifest, name: str) -> Manifest:
+    """The same. Raises ContractError for a release that leads where none does."""
+    for build in manifest.builds:
+        if why := misleads(build.folder, name) or misleads(build.out, name):
+            raise ContractError(f"{name}: {why}")
+    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -95,7 +95,22 @@ def open_build(
         seen = identities.is_released(was) or set(identities.before(was)) <= set(was.identities)
         if seen and as_it_is.stage("dedup").finished():
             return as_it_is
+        if seen and (left := _left_by_takedowns(was, known)) is not None:
+            return left
     return _fingerprinted(replace(build, identities=identities.before(build)))
+
+
+def _left_by_takedowns(was: Build, known: Mapping[str, Any]) -> Build | None:
+    """A published build as takedowns have left it, if nothing else has changed since it began, and no other one is due.
+
+    Its stages have the fingerprints that they began with: what was taken down is out of their files.
+    """
+    done = known.get("taken_down")
+    if not done or done["carried_out"] != was.store.forgotten_revision():
+        return None
+    began = replace(was, forgotten=done["forgotten_revision"], identities=tuple(done["identities"]))
+    left = replace(_fingerprinted(began), identities=was.identities)
+    return left if left.stage("shard").finished() else None
 
 
 def _build_id(spec: BuildSpec, snapshot: str, generation: int) -> str:

@@ -279,7 +279,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])
-    say(f"published: {'yes' if status['published'] else 'no'}")
+    damaged = f", its manifest cannot be read: {status['damaged']}" if status["damaged"] else ""
+    say(f"published: {'yes' if status['published'] else 'no'}{damaged}")
     return status
 
 

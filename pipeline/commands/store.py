@@ -72,7 +72,7 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
     for folder in searched:
         parts_of(folder)  # before anything is taken down
-    builds = _builds(store, [place for place in args.builds if not is_index(place)])
+    builds, faults = _builds(store, [place for place in args.builds if not is_index(place)])
     more = {} if args.distance is None else {"distance": args.distance}
     pictures = [Path(path) for path in args.like]
     files = [url for url in args.url if url.startswith("file://")]
@@ -86,18 +86,27 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         **more,
     )
     answer = forget.forget(store, builds, request, args.dry_run, searched=searched)
-    late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
+    late = [build for build in _builds(store, [])[0] if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
         after = forget.forget(store, late, forget.Request())
-        answer |= {name: answer[name] + after[name] for name in ("builds", "matched")}
+        answer |= {name: answer[name] + after[name] for name in ("builds", "matched", "faults")}
         answer["releases"] = after["releases"]
+    answer["faults"] = list(dict.fromkeys([*faults, *answer["faults"]]))
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     for loss in answer["indexes"]:
         _show_loss(loss, args.dry_run)
     if not answer["matched"]:
         answer |= _nothing_matched(answer, args)
-    return answer
+    return answer | _faults(answer)
+
+
+def _faults(answer: dict[str, Any]) -> dict[str, Any]:
+    """Say what could not be done; the command fails then."""
+    faults: list[str] = answer["faults"]
+    for line in faults:
+        say(line)
+    return {"ok": False, "error": faults[0], "code": 1} if faults else {}
 
 
 def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -113,23 +122,20 @@ def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[s
     return {} if answer["known"] or args.missing_ok else {"ok": False, "error": line, "code": 1}
 
 
-def _builds(store: Store, places: list[str]) -> list[Build]:
-    """The builds in the folders named and those that STORE knows, each once. Raises SpecError for another STORE's."""
+def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
+    """The builds in the folders named and those that STORE knows, each once; and a line for each that STORE knows and
+    that cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
     from pipeline import run
-    from pipeline.files.folder import Folder
-    from pipeline.store import build_json
+    from pipeline.stages import STAGES
+    from pipeline.takedown import known
 
-    folders = [Folder(place).url for place in places]
-    folders += [known["out"] for known in store.registered() if Folder(known["out"]).exists("build.json")]
-    # what a publish has released that was killed before STORE knew it, too
-    for release in (releases.newest() for releases in store.datasets()):
-        outs = [own.out for own in release.builds] if release is not None else []
-        folders += [out for out in outs if out and build_json.read(Folder(out)).get("store") == store.url]
-    builds = [run.reopen(folder) for folder in dict.fromkeys(folders)]
-    for build in builds:
+    named = [run.reopen(place) for place in places]
+    for build in named:
         if build.store.url != store.url:
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
-    return builds
+    published, faults = known.registered(store, STAGES)
+    builds = {build.out: build for build in (*named, *published, *known.released(store, STAGES))}
+    return list(builds.values()), faults
 
 
 def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: bool) -> None:
@@ -185,7 +191,7 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
     for deletion in answer["deleted"]:
         say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
     say(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")
-    return answer
+    return answer | _faults(answer)
 
 
 def add_regions(commands: Commands) -> None:

@@ -18,7 +18,7 @@ Limits: on disk, at default settings, 0.9 KB an image, where more than a million
 million 3.9 KB; of one with details 1.7 KB more, where more than 262,000 have some 3.8 KB, more than 4 million 4.8 KB,
 more than 17 million 9.8 KB; 0.5 KB a text. The commit itself has 2 KB an image. To make a piece takes PIECE rows in
 memory. Behind a URL whole arrays are read, a key at a time, and signatures one by one. Pieces of another plan, such as
-an older wenlan's of details, stay until `gc` deletes those of other features, or somebody deletes the folder.
+those of a smaller STORE, stay until somebody deletes the folder; `gc` deletes an older wenlan's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from pipeline.matching.earlier_meetings import (
 )
 from pipeline.matching.holders import EARLIER, PLACEHOLDER, Looks, hashes_of
 from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of
-from pipeline.matching.meetings import Key
+from pipeline.matching.meetings import WIDEST, Key, plan
 from pipeline.matching.sketches import Sketches
 from pipeline.matching.text_meetings import Compared, TextTable, words_of
 from pipeline.matching.text_rows import TextRows
@@ -99,9 +99,7 @@ def pieces_of(build: Build, keys: Sequence[Key]) -> list[Piece]:
     """The pieces of all that a build is compared with, commit by commit. Raises StoreError."""
     identities, pieces = Identities(build.store), list[Piece]()
     sketch = text_rows.sketch_id(build.spec.dedup.text_similarity)
-    coarse, fine = (
-        _digest([VERSION, *(repr(replace(key, before=())) for key in _keys(keys, fine=fine))]) for fine in (False, True)
-    )
+    coarse, fine = (_mark(keys, fine=fine) for fine in (False, True))
     names = {IMAGES: f"images.{feature_id()}.{coarse}", TEXTS: f"texts.{_digest([VERSION, sketch])}"}
     for commit in build.identities:
         known = identities.read(commit)
@@ -122,6 +120,25 @@ def _rows(store: Store, commit: str, kind: str) -> int:
     """Images, or texts, of a commit, which never changes: read once in a process, where every group asks for all."""
     identities = Identities(store)
     return identities.count(identities.read(commit), f"{kind}.parquet")
+
+
+def is_of_now(file: str) -> bool:
+    """Whether a build by this wenlan may read a file of a commit's folder; those of texts count as such."""
+    kind, features, mark = [*file.split("."), "", ""][:3]
+    marks = _marks().get(kind)
+    return marks is None or (features == feature_id() and mark in marks)
+
+
+@lru_cache(maxsize=1)
+def _marks() -> dict[str, set[str]]:
+    """Marks of all plans by which files are made: those of a power of four of images (`handed_on`)."""
+    plans = {plan(4**power, radius, 4**power) for power in range(20) for radius in range(WIDEST + 1)}
+    return {kind: {_mark(keys, fine=fine) for keys in plans} for kind, fine in ((IMAGES, False), ("details", True))}
+
+
+def _mark(keys: Sequence[Key], *, fine: bool) -> str:
+    """The part of a file's name that says by which keys it was made."""
+    return _digest([VERSION, *(repr(replace(key, before=())) for key in _keys(keys, fine=fine))])
 
 
 def _keys(keys: Sequence[Key], *, fine: bool) -> list[Key]:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -201,6 +201,11 @@ class Folder:
         """Delete a file or a whole folder; nothing happens if there is none."""
         with self._changing(name):
             object_store.delete(self.at(name))
+
+    def delete_files(self, names: Sequence[str]) -> None:
+        """Delete files of the folder, by few requests; nothing happens for one that is not there."""
+        with self._changing(""):
+            object_store.delete_files(self.url, names)
 
     @contextlib.contextmanager
     def emptied_on_failure(self) -> Iterator[None]:

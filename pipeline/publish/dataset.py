@@ -176,6 +176,12 @@ def leave_out(store: Store, build_id: str) -> None:
             releases.withdraw(f"its only build, {build_id}, was replaced by another one in the same folder")
 
 
+def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
+    """Whether a newest release lists a build in another folder of shards: it was published there since."""
+    newest = filter(None, (releases.newest() for releases in store.datasets()))
+    return any(own.build_id == build_id and own.folder != folder for release in newest for own in release.builds)
+
+
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
     """Ids of those builds that were not replaced: STORE knows them, or their manifest is in its place.
 

@@ -62,9 +62,10 @@ def withdraw(build: Build) -> None:
         if store.version():
             with store.lock():
                 for name in sorted(names):
-                    Identities(store).withdraw(name)
-                    store.unregister(name)
-                    dataset.leave_out(store, name)
+                    if not dataset.lies_elsewhere(store, name, build.shards.url):
+                        Identities(store).withdraw(name)
+                        dataset.leave_out(store, name)
+                    store.unregister(name, build.out)
         if place is not None:
             release.withdraw(place)
 

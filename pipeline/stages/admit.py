@@ -73,7 +73,7 @@ def token(build: Build) -> Any:
         "text_kinds": list(spec.text_kinds),
         "seed": spec.seed,
         "images_per_partition": spec.fetch.images_per_partition,
-        "forgotten": build.store.forgotten_revision(),
+        "forgotten": build.forgotten_revision,
     }
 
 

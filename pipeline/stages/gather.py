@@ -42,7 +42,7 @@ NAMES_AT_ONCE = 1_000
 
 def token(build: Build) -> Any:
     """The takedowns that the build reads: as one deletes what was gathered, it is made anew where `admit` is."""
-    return {"forgotten": build.store.forgotten_revision()}
+    return {"forgotten": build.forgotten_revision}
 
 
 def partitions(build: Build) -> list[str]:

@@ -49,7 +49,7 @@ from pipeline.stages import _boundaries
 from pipeline.stages._survivors import later_ones, split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
-from pipeline.store.partitions import DECISIONS, Attempt, Record
+from pipeline.store.partitions import DECISIONS, Attempt, Record, StageDir
 from pipeline.store.stage import Stage, StageFile
 from pipeline.unreadable import OURS, evidence
 
@@ -106,7 +106,7 @@ def run_partition(build: Build, partition: str) -> None:
     cut = _boundaries.read(build, partition)
     stage = build.stage("shard")
     rows = _rows(build, cut)
-    before = _packed_before(build, partition)
+    before = _packed_before(build, partition, rows)
     if before and before.counts["dropped"]:
         ids = stage.at(before.fingerprint).table(before, columns=["candidate_id"])["candidate_id"]
         rows = rows.filter(pc.is_in(rows["candidate_id"], ids.combine_chunks()))
@@ -172,15 +172,26 @@ def _packing(build: Build) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def _packed_before(build: Build, partition: str) -> Record | None:
-    """The record of a shard that only lacks other regions: a second detector rewrites no image."""
+def _packed_before(build: Build, partition: str, rows: pa.Table) -> Record | None:
+    """The record of a shard that only lacks other regions: a second detector rewrites no image.
+
+    A record of other rows is deleted, since the files that it names are written over.
+    """
     stage = build.stage("shard")
     for other in stage.of_other_fingerprints():
         if partition in other.partitions():
             record = other.record(partition)
             if record.info.get("packing") == _packing(build) and stage.has_files(record, packed(build.spec)):
-                return record
+                if _is_of(other, record, rows):
+                    return record
+                other.delete_record(partition)
     return None
+
+
+def _is_of(stage: StageDir, record: Record, rows: pa.Table) -> bool:
+    """Whether a shard was packed of these rows: where an older wenlan took samples out, those behind moved up."""
+    seen = stage.table(record, DECISIONS, ["id"])["id"]
+    return set(seen.to_pylist()) == set(rows["candidate_id"].to_pylist())
 
 
 def _reusable(build: Build) -> Callable[[Record], Set[str]]:

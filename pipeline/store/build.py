@@ -44,6 +44,8 @@ class Build:
     fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
+    forgotten: str = ""
+    """Digest of the takedowns that it began with, where later ones were carried out in it since; else ""."""
     generation: int = 1
     """Of the dataset that it belongs to: which releases it continues."""
     made_from: tuple[Earlier, ...] = ()
@@ -106,6 +108,11 @@ class Build:
         """Whether its shards are there, and all that the stages before them wrote was deleted (`gc --keep`)."""
         done = "shard" in self.fingerprints and self.stage("shard").finished()
         return done and not any(self.history(name) for name, stage in self.stages.items() if stage.expires)
+
+    @property
+    def forgotten_revision(self) -> str:
+        """Digest of the takedowns that the build reads."""
+        return self.forgotten or self.store.forgotten_revision()
 
     @property
     def identity_revision(self) -> str:

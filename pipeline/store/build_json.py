@@ -16,6 +16,7 @@ import datetime
 import fcntl
 import functools
 import importlib.metadata
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec
-from data_specs.shard import MANIFEST
+from data_specs.shard import MANIFEST, ContractError, parse_manifest
 from data_specs.spec_file import describe
 from data_specs.store_lock import LockedError, is_held, locked
 from pipeline import pulse
@@ -193,7 +194,8 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
         "identity_revision": build.identity_revision,
         "generation": build.generation,
         **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
-        "forgotten_revision": build.store.forgotten_revision(),
+        "forgotten_revision": build.forgotten_revision,
+        **({"taken_down": known["taken_down"]} if build.forgotten and "taken_down" in known else {}),
         "versions": _versions(),
         "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
         "cost": dataclasses.asdict(sum(costs, Cost())),
@@ -227,18 +229,28 @@ def note_counts(build: Build, stage: str) -> None:
         build.folder.write_json(NAME, known)
 
 
-def note_identities(build: Build, names: Sequence[str]) -> None:
-    """Note other names of the identities that the build reads: a takedown has written them anew."""
-    build.folder.write_json(NAME, {**read(build.folder), "identities": list(names)})
+def note_takedown(build: Build, names: Sequence[str]) -> None:
+    """Note that all that is taken down was removed from a build, and what it began with: as it is, it is still that.
+
+    names: of the identities that it reads, which a takedown may have written anew.
+    """
+    known = read(build.folder)
+    if "forgotten_revision" not in known:
+        return
+    began = known.get("taken_down") or {name: known[name] for name in ("forgotten_revision", "identities")}
+    done = {**began, "carried_out": build.store.forgotten_revision()}
+    if (after := {**known, "identities": list(names), "taken_down": done}) != known:
+        build.folder.write_json(NAME, after)
 
 
 def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and nobody goes on) or
-    "to do". `alive`: whether a process builds there; None where that cannot be known.
+    "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with a
+    manifest that cannot be read, and what to do; "" for one that can, or is not there.
     """
-    known, expired = read(build.folder), build.expired
+    known, expired, (published, damaged) = read(build.folder), build.expired, _published(build)
     running, alive = known.get("running"), _is_owned(build)
     stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in build.stages}
     for name, stage in known["stages"].items():
@@ -260,8 +272,21 @@ def status(build: Build) -> dict[str, Any]:
         "running": running,
         "stages": stages,
         "cost": known.get("cost"),
-        "published": build.shards.exists(MANIFEST),
+        "published": published,
+        "damaged": damaged,
     }
+
+
+def _published(build: Build) -> tuple[bool, str]:
+    """Whether there is a manifest that can be read; what is wrong with one that cannot, and what to do about it."""
+    path, data = build.shards.at(MANIFEST), build.shards.find(MANIFEST)
+    if data is None:
+        return False, ""
+    try:
+        parse_manifest(data, path)
+    except ContractError as e:
+        return False, f"{e}; if it is damaged, delete it and run wenlan-data publish {shlex.quote(build.out)}"
+    return True, ""
 
 
 def now() -> str:

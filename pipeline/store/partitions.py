@@ -192,14 +192,6 @@ class Attempt:
         return record
 
 
-def _record(records: Folder, partition: str) -> Record:
-    name = f"{partition}.json"
-    try:
-        return Record.model_validate_json(records.read(name))
-    except ValueError:
-        raise StoreError(records.at(name), "is not a record; delete it to do its partition again") from None
-
-
 REMEMBERED = 20_000
 """How many records `remembering` keeps at most, of a few kB each; those of larger builds are read again each time."""
 
@@ -280,7 +272,14 @@ class StageDir:
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        return _record(self._records, partition)
+        name = f"{partition}.json"
+        try:
+            return Record.model_validate_json(self._records.read(name))
+        except ValueError:
+            # as long as the stage counts as finished nothing of it is done again
+            noted = f" and {self.folder.at(_FINISHED)}" if self.finished_at().startswith(self.mark) else ""
+            todo = f"delete it{noted} to do its partition again"
+            raise StoreError(self._records.at(name), f"is not a record; {todo}") from None
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -290,10 +289,10 @@ class StageDir:
         """Records of all committed partitions, in order of their names."""
         folder, memory = self._records, _remembered.get()
         if memory is None:
-            return [_record(folder, partition) for partition in self.partitions()]
+            return [self.record(partition) for partition in self.partitions()]
         records = memory.records.get(folder.url)
         if records is None:
-            records = [_record(folder, partition) for partition in self.partitions()]
+            records = [self.record(partition) for partition in self.partitions()]
             if len(records) + sum(map(len, memory.records.values())) <= REMEMBERED:
                 memory.records[folder.url] = records
         return list(records)
@@ -414,8 +413,7 @@ class StageDir:
         Not for stages whose files have fixed names: `retire`.
         """
         names = self.stray()
-        for name in names:
-            self.folder.delete(name)
+        self.folder.delete_files(names)
         return names
 
     def retire(
@@ -436,7 +434,7 @@ class StageDir:
         named = {ref.name for record in self.records() for ref in record.files.values()}
         for other in self.of_other_fingerprints():
             for record in other.records():
-                suffixes = reusable(record) if record.partition not in done else set()
+                suffixes = reusable(record) if record.partition in partitions - done else set()
                 if suffixes:
                     named |= {record.files[suffix].name for suffix in suffixes if suffix in record.files}
                 else:

@@ -77,19 +77,39 @@ class Store:
         return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
     def register(self, build: Build, revision: int) -> None:
-        """Note where a published build lies, so that `forget` and `gc` reach all of them."""
-        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
-        self.folder.write_json(f"builds/{build.build_id}.json", {**entry, "out": build.out, "revision": revision})
+        """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.
 
-    def unregister(self, build_id: str) -> None:
-        """Take back what `register` noted of a build."""
-        self.folder.delete(f"builds/{build_id}.json")
+        A build that was published in another folder before is known in both: nobody says that the other one is gone.
+        """
+        name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
+        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
+        before = (self.folder / "builds").find_json(name, entry)
+        if before["out"] != build.out:
+            self.folder.write_json(f"builds/{_apart(before)}", before)
+        self.folder.write_json(f"builds/{name}", entry)
+        self.folder.delete(f"builds/{_apart(entry)}")
+
+    def unregister(self, build_id: str, out: str) -> None:
+        """Take back what `register` noted of a build in one folder. The caller holds the lock."""
+        for name, entry in list(self._entries()):
+            if (entry["build_id"], entry["out"]) == (build_id, out):
+                self.folder.delete(f"builds/{name}")
 
     def registered(self) -> list[dict[str, Any]]:
-        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision."""
+        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision; noted_in: its file.
+
+        One entry for each folder that a build was published in; the last is that of its newest publish.
+        """
+        noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
+        places = {(entry["build_id"], entry["out"]): entry for entry in noted}
+        return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
+
+    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and contents of what `register` noted; of one build the newest comes last, as its name does."""
         folder = self.folder / "builds"
-        entries = [folder.read_json(name) for name in folder.names() if name.endswith(".json") and name[0] != "."]
-        return sorted(entries, key=lambda entry: (entry["snapshot"], entry["build_id"]))
+        for name in folder.names():
+            if name.endswith(".json") and name[0] != ".":
+                yield name, folder.read_json(name)
 
     def caches(self) -> Iterator[tuple[str, Cache]]:
         """Every cache there is, with its place in STORE."""
@@ -143,3 +163,8 @@ class Store:
         if version > STORE_VERSION:
             raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
         return version
+
+
+def _apart(entry: dict[str, Any]) -> str:
+    """The file of a folder that a build was published in before it was published in another one."""
+    return f"{entry['build_id']}.{hashlib.sha256(entry['out'].encode()).hexdigest()[:8]}.json"

@@ -13,7 +13,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     7  the next release of each dataset, which lists the shards as they are now; reports say so
     8  the search indexes that are named (`pipeline.takedown.indexes`)
 
-Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
+Builds that STORE knows (those that were published) are done whether they are named or not. One that cannot be read, or
+in which another command is at work, is left out and named; the same command again does it. Without anything named, all
 that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
 from it; a picture that another page shows too stays.
 
@@ -29,6 +30,7 @@ import datetime
 import functools
 import hashlib
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec, SpecError
-from data_specs.shard import canonical_json
+from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import StoreError, WenlanError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
@@ -52,6 +54,7 @@ from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import indexes, rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
+from pipeline.takedown.known import left_out
 from pipeline.takedown.request import Request, resolve, text_array
 
 __all__ = ["COUNTED", "Request", "forget"]
@@ -74,31 +77,34 @@ def forget(
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down
-    before, "releases": number of the newest release by dataset, "indexes": what each of `searched` lost}.
+    before, "releases": number of the newest release by dataset, "indexes": what each of `searched` lost, "faults": a
+    line for each build and dataset that could not be done; the same call again does it}.
     dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
-    in again. Raises SpecError for an invalid request, SourceError for a picture that cannot be read, and StoreError for
-    a build in which another command is at work.
+    in again. Raises SpecError for an invalid request, and SourceError for a picture that cannot be read.
     """
     request.check()
-    builds = [build_json.as_it_lies(build) for build in builds]
+    faults = list[str]()
     with contextlib.ExitStack() as locks:
-        if not dry_run:
-            for build in builds:
-                locks.enter_context(build_json.sole_owner(build))
-                _move_staged(build)
+        builds = [ready for build in builds if (ready := _prepared(build, locks, dry_run, faults)) is not None]
         with remembering():
-            before, takedowns = store.takedowns(), resolve(request, store, builds, searched)
-            losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
+            before, (takedowns, losses) = store.takedowns(), _look_up(request, store, builds, searched, faults)
         matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
         found: dict[str, Any] = {
             "matched": matched,
             "known": takedowns.hashes <= before.hashes and takedowns.looks == before.looks,
+            "faults": faults,
         }
         if dry_run:
             _add_indexes(found, store, takedowns, searched, dry_run)
             return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": "", **found}
         name = _note_in_store(store, takedowns) if remember else ""
-        answers = [_take_out(loss, takedowns) for loss in losses]
+        answers, builds = [], []
+        for loss in losses:
+            try:
+                answers.append(_take_out(loss, takedowns))
+                builds.append(loss.build)
+            except (WenlanError, ContractError) as e:
+                faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:
             _clean_identities(store, takedowns, removed)
@@ -107,10 +113,10 @@ def forget(
             if _shows(build, removed, takedowns):
                 _report_again(build)
         for build in builds:
-            _rename(build)
+            build_json.note_takedown(build, _read_now(build))
             build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
-        numbers = _renew(store, specs)
+        numbers = _renew(store, specs, faults)
         for build in builds:
             page.tell(build)
         _add_indexes(found, store, takedowns, searched, dry_run)
@@ -125,20 +131,67 @@ def _add_indexes(
     found["matched"] += sum(loss["rows"] + loss["texts"] for loss in found["indexes"])
 
 
-def _renew(store: Store, specs: dict[str, BuildSpec]) -> dict[str, int]:
-    """Step 7; returns the number of each dataset's newest release. Of several faults the first is raised at the end."""
+def _prepared(build: Build, locks: contextlib.ExitStack, dry_run: bool, faults: list[str]) -> Build | None:
+    """A build whose lock is held, and in which no shards wait; None, and a fault more, if it is not to be had."""
+    try:
+        if not dry_run:
+            locks.enter_context(build_json.sole_owner(build))
+    except StoreError as e:
+        faults.append(f"{build.out}: was left out ({e.message}); run the same command again when that is over")
+        return None
+    try:
+        build = build_json.as_it_lies(build)
+        if not dry_run:
+            _move_staged(build)
+    except (StoreError, ContractError) as e:
+        faults.append(left_out(build.out, e))
+        return None
+    return build
+
+
+def _look_up(
+    request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path], faults: list[str]
+) -> tuple[Takedowns, list[Affected]]:
+    """Step 1: all that is taken down, and what each build that can be read holds of it."""
+    builds = [build for build in builds if _has_sound_manifest(build, faults)]
+    while True:
+        try:
+            takedowns = resolve(request, store, builds, searched)
+            return takedowns, [_with_unfinished(affected(build, takedowns)) for build in builds]
+        except StoreError as e:
+            places = [url for url in (store.url, *(build.out for build in builds)) if e.subject.startswith(f"{url}/")]
+            place = max(places, key=len, default=store.url)  # STORE may lie in a build's folder
+            if place == store.url:
+                raise
+            faults.append(left_out(place, e))
+            builds = [build for build in builds if build.out != place]
+
+
+def _has_sound_manifest(build: Build, faults: list[str]) -> bool:
+    """Whether the manifest of a build can be read, if it has one; else there is a fault more."""
+    try:
+        manifest_in(build.shards)
+    except ContractError as e:
+        finish = f"wenlan-data publish {shlex.quote(build.out)}"
+        faults.append(left_out(build.out, e, f"if it is damaged, delete it, run the same command again, then {finish}"))
+    except StoreError as e:
+        faults.append(left_out(build.out, e))
+    else:
+        return True
+    return False
+
+
+def _renew(store: Store, specs: dict[str, BuildSpec], faults: list[str]) -> dict[str, int]:
+    """Step 7; returns the number of each dataset's newest release."""
     numbers: dict[str, int] = {}
-    fault: StoreError | None = None
     for releases in store.datasets():
         try:
             release = dataset.renew(store, releases.dataset, specs)
-        except StoreError as e:
-            fault = fault or e
+        except (StoreError, ContractError) as e:
+            faults.append(str(e))
             continue
         if release is not None:
             numbers[release.dataset] = release.release
-    if fault is not None:
-        raise fault
     return numbers
 
 
@@ -272,10 +325,9 @@ def _in_cache(key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> 
     return mask
 
 
-def _rename(build: Build) -> None:
-    """Identities that a build reads may have another name now."""
-    identities, before = Identities(build.store), list(build_json.read(build.folder).get("identities", ()))
+def _read_now(build: Build) -> list[str]:
+    """Names of the identities that a build reads, of which some may have another name now."""
+    identities, before = Identities(build.store), build_json.read(build.folder).get("identities", ())
     present = set(identities.names())
     names = [name if name in present else identities.of(build_of(name)) for name in before]
-    if names != before:
-        build_json.note_identities(build, [name for name in names if name])
+    return [name for name in names if name]

@@ -14,7 +14,8 @@ scored by their model.
 `--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
 release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
 
-Unpublished builds, and builds in which a command is running or a takedown was interrupted, are not touched.
+Unpublished builds, and builds in which a command is running or a takedown was interrupted, are not touched. A build
+that cannot be read is named, and nothing goes that it may need.
 
 Limits: builds are those that STORE knows (published by this version or a later one).
 """
@@ -31,6 +32,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
 from pipeline.features import LATER, feature_id
 from pipeline.files.folder import Folder
@@ -42,6 +44,7 @@ from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
+from pipeline.takedown import known
 
 ABANDONED_S = 24 * 3600.0
 """No lock tells whether a build is writing to STORE's caches: a piece of STORE/dealt takes it minutes."""
@@ -53,35 +56,57 @@ def collect(
     """Delete garbage, expire all but the `keep` newest builds and delete all but the `keep_releases` newest releases of
     each dataset, with the shards that only these need (0: none).
 
-    stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum}. Raises
-    StoreError.
+    stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum, "faults": a
+    line for each build that could not be read; what may be needed by one stays}. Raises StoreError.
     """
     store.version()
     deletions = Deletions(dry_run)
-    builds = dict[str, list[Build]]()
-    for known in store.registered():
-        folder = Folder(known["out"])
-        if folder.exists(build_json.NAME) and not folder.exists(UNFINISHED):  # it needs its stages to go on
-            build = build_json.as_it_lies(build_json.reopen(known["out"], stages))
-            builds.setdefault(known["name"], []).append(build)
+    builds, models = dict[str, list[Build]](), dict[str, set[str]]()
+    published, faults = known.registered(store, stages)
+    unread = {entry["out"] for entry in store.registered()} - {build.out for build in published}
+    for build in published:
+        try:
+            if not build.folder.exists(UNFINISHED):  # it needs its stages to go on
+                build = build_json.as_it_lies(build)
+                models[build.out] = _models(build)
+                builds.setdefault(build.spec.name, []).append(build)
+        except StoreError as e:
+            faults.append(known.left_out(build.out, e))
+            unread.add(build.out)
     expired, staying = set[str](), set[str]()
     for name, own in builds.items():
-        old = own[:-keep] if keep else []
-        expired |= {model for build in old for model in _models(build)}
-        staying |= {model for build in own if build not in old for model in _models(build)}
+        newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]  # a build may lie in several folders
+        stay = [build for build in own if build.build_id in newest]
         needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None
         for build in own:
-            with contextlib.suppress(StoreError), _alone(build, dry_run):
-                if build in old:
-                    _expire(store, build, [b for b in own if b not in old], deletions)
-                else:
-                    _tidy(build, deletions)
-                if needed is not None and build.build_id not in needed:
-                    deletions.delete("of no release", build.folder, build.stages["shard"].folder)
-    for model in sorted(expired - staying):
+            (staying if build in stay else expired).update(models[build.out])
+            unneeded = needed is not None and build.build_id not in needed
+            try:
+                _clean(store, build, stay, unneeded, deletions)
+            except StoreError as e:
+                faults.append(known.left_out(build.out, e))
+    for model in sorted(expired - staying) if not unread else ():
         deletions.delete("features of expired builds", store.folder / "features", model)
-    _tidy_store(store, deletions)
-    return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted)}
+    _tidy_store(store, deletions, tuple(f"{out}/" for out in unread))
+    return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted), "faults": faults}
+
+
+def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deletions: Deletions) -> None:
+    """Expire a build that is none of those that stay, or delete its leftovers; nothing while a command runs in it.
+
+    unneeded: whether its shards go too.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_alone(build, deletions.dry_run))
+        except StoreError:
+            return
+        if build in stay:
+            _tidy(build, deletions)
+        else:
+            _expire(store, build, stay, deletions)
+        if unneeded:
+            deletions.delete("of no release", build.folder, build.stages["shard"].folder)
 
 
 def _models(build: Build) -> set[str]:
@@ -177,15 +202,15 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
         for record in stage.records():
             rows = stage.table(record, columns=["fetch_id", "sha256", "offset", "size"], filters=[("ok", "==", True)])
             places = {row["fetch_id"]: row for row in rows.to_pylist()}
-            known = cache.get(places)
+            rows_known = cache.get(places)
             tar = stage.folder.at(record.files["tar"].name)
             new = [
                 {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
-                for row in (known.to_pylist() if known is not None else ())
+                for row in (rows_known.to_pylist() if rows_known is not None else ())
                 if row["tar"].startswith(start) and row["sha256"] == places[row["fetch_id"]]["sha256"]
             ]
-            if new and known is not None:
-                cache.put(pa.Table.from_pylist(new, schema=known.schema))
+            if new and rows_known is not None:
+                cache.put(pa.Table.from_pylist(new, schema=rows_known.schema))
 
 
 def _is_abandoned(folder: Folder, name: str) -> bool:
@@ -197,8 +222,8 @@ def _is_abandoned(folder: Folder, name: str) -> bool:
     return False
 
 
-def _tidy_store(store: Store, deletions: Deletions) -> None:
-    """Delete what STORE itself does not need."""
+def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()) -> None:
+    """Delete what STORE itself does not need. unread: folders whose tars may be there, though they are not seen now."""
     caches = [cache.folder for _, cache in store.caches()]
     of_datasets = [releases.folder for releases in store.datasets()]
     own = [store.folder, store.folder / "identity", store.folder / "forgotten"]
@@ -214,7 +239,7 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
-            elif name.startswith(("images.", "details.")) and name.split(".")[1] != feature_id():
+            elif not name.startswith(".") and not dealt_earlier.is_of_now(name):
                 deletions.delete("dealt out for another version", dealt / stem, name)
     features, used = store.folder / "features", {feature_id(), feature_id(LATER)}  # `measure` takes rows of both
     for name in features.names():
@@ -227,7 +252,7 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
         for tar in {tar for tar in tars if tar} - set(missing):
             folder, _, name = tar.rpartition("/")
             missing[tar] = not Folder(folder).exists(name)
-        return pa.array([bool(tar) and missing[tar] for tar in tars], pa.bool_())
+        return pa.array([bool(tar) and missing[tar] and not tar.startswith(unread) for tar in tars], pa.bool_())
 
     if deletions.dry_run:
         return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,6 +45,8 @@ class Request:
     """Images and pages as `pipeline.store.subjects` understands them: files, keys, ids, sha256, URLs."""
     domains: Sequence[str] = ()
     sha256s: Sequence[str] = ()
+    gone: Sequence[str] = ()
+    """URLs, or their sha256, of images and pages that are no longer there: the same bytes at another address stay."""
     pictures: Sequence[Path] = ()
     distance: int = Dedup().image_distance
     exact: bool = False
@@ -54,14 +56,15 @@ class Request:
         for name in self.sha256s:
             if not re.fullmatch(r"[0-9a-f]{64}", name.lower()):
                 raise SpecError([f"--sha256 {name}: is not 64 hex digits"])
-        spelled = set(self.urls)
         for url in self.urls:
-            with contextlib.suppress(ValueError):
-                spelled.add(canonical_url(split_userinfo(url)[0]))
             if "://" not in url:
                 hint = "a domain is taken down with --domain, a file or a key with --item"
                 raise SpecError([f"--url {url}: is no URL; {hint}"])
-        return {sha256_hex(url) for url in spelled} | {name.lower() for name in self.sha256s}
+        return _url_hashes(self.urls) | {name.lower() for name in self.sha256s}
+
+    def addresses(self) -> set[str]:
+        """Hashes of what is gone."""
+        return {name for name in self.gone if "://" not in name} | _url_hashes(n for n in self.gone if "://" in n)
 
     def hosts(self) -> set[str]:
         """Hashes of domains. Raises SpecError."""
@@ -74,6 +77,15 @@ class Request:
         """Raises SpecError for an invalid request."""
         self.named()
         self.hosts()
+
+
+def _url_hashes(urls: Iterable[str]) -> set[str]:
+    """Hashes of URLs, as they are given and as the pipeline spells them."""
+    spelled = set(urls)
+    for url in tuple(spelled):
+        with contextlib.suppress(ValueError):
+            spelled.add(canonical_url(split_userinfo(url)[0]))
+    return {sha256_hex(url) for url in spelled}
 
 
 def resolve(request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path] = ()) -> Takedowns:
@@ -98,7 +110,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
     alike = set[str]()
     for rows in _features(store, builds) if by_look.looks else ():
         alike.update(by_look.alike(rows, feature_id()))
-    hashes = known.hashes | named | request.hosts() | images | alike
+    hashes = known.hashes | named | request.hosts() | images | alike | request.addresses()
     for rows in fetched_images(builds):  # the same bytes at other addresses
         hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
     for build in builds:  # a picture that lies in a source may have other bytes there than it had at its URL

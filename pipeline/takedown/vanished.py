@@ -1,9 +1,10 @@
 """What a dataset holds of pages and pictures that are gone at their source, or whose owners have opted out since.
 
 A build's crawl and fetch meet pages and pictures that earlier builds of the dataset have samples of. Opt-outs are
-always honoured; an answer of 404 or 410 counts where the source says `vanished: drop`. Their samples are taken out of
-the earlier builds as a takedown does it, so that the next release is without them. Unlike a takedown it is no ban: what
-a later crawl meets again, without the opt-out, is a candidate like any other.
+always honoured, at whichever address the same bytes are; an answer of 404 or 410 counts where the source says
+`vanished: drop`, and for that address alone. Their samples are taken out of the earlier builds as a takedown does it,
+so that the next release is without them. Unlike a takedown it is no ban: what a later crawl meets again, without the
+opt-out, is a candidate like any other.
 
 Limits: what a build did not ask for is not known to be gone. What robots.txt forbids now is not asked for, and stays.
 """
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import MANIFEST
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store import build_json
@@ -26,6 +28,7 @@ from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown.forget import forget
+from pipeline.takedown.known import left_out
 from pipeline.takedown.request import Request
 
 _GONE = re.compile(r"\bstatus (404|410)\b")
@@ -73,29 +76,38 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
     vanished: False to honour opt-outs only.
 
     Returns {"opted_out": URLs that were found so, "vanished": likewise, "samples": how many were taken out}. Raises
-    StoreError for a build in which another command is at work.
+    StoreError for a build that could not be done, once the others are.
     """
     lost = lost_in(build)
     lost = lost if vanished else Lost(lost.opted_out)
     answer = {"opted_out": len(lost.opted_out), "vanished": len(lost.vanished), "samples": 0}
-    earlier = _earlier(build) if lost else []
+    earlier, faults = _earlier(build) if lost else ([], [])
     if earlier:
-        named = (*lost.opted_out, *lost.vanished)
-        urls = [name for name in named if "://" in name]
-        request = Request(urls=urls, sha256s=[name for name in named if "://" not in name], exact=True)
+        urls = [name for name in lost.opted_out if "://" in name]
+        others = [name for name in lost.opted_out if "://" not in name]
+        request = Request(urls=urls, sha256s=others, gone=lost.vanished, exact=True)
         done = forget(build.store, earlier, request, remember=False)
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
+        faults += done["faults"]
+    if faults:
+        raise StoreError(build.build_id, f"opt-outs, or what is gone, could not be taken out everywhere: {faults[0]}")
     return answer
 
 
-def _earlier(build: Build) -> list[Build]:
-    """The other published builds of the dataset, as far as their folders are there.
+def _earlier(build: Build) -> tuple[list[Build], list[str]]:
+    """The other published builds of the dataset, as far as their folders are there; a line for each that is damaged.
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
     own = [one for one in build.store.registered() if one["name"] == build.spec.name]
-    known = dict.fromkeys(one["out"] for one in own if one["snapshot"] <= build.snapshot)
-    return [build_json.reopen(out, build.stages) for out in known if out != build.out and _is_published(Folder(out))]
+    earlier, faults = list[Build](), list[str]()
+    for out in dict.fromkeys(one["out"] for one in own if one["snapshot"] <= build.snapshot):
+        try:
+            if out != build.out and _is_published(Folder(out)):
+                earlier.append(build_json.reopen(out, build.stages))
+        except StoreError as e:
+            faults.append(left_out(out, e))
+    return earlier, faults
 
 
 def _is_published(folder: Folder) -> bool:

@@ -26,6 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from training.errors import TrainingError
+from training.outputs.whole import whole_file
 from training.study import curation, features
 from training.study.curation import ARMS, Inputs, Outcome, record
 from training.study.drawings import STYLES, Drawings, raster
@@ -127,7 +128,8 @@ def write_page(study: Study, outcomes: Sequence[Outcome]) -> Path:
 
     found = judged(outcomes)
     folder = study.out / "loop"
-    (folder / "loop.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / "loop.json") as new:
+        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -145,7 +147,8 @@ def write_page(study: Study, outcomes: Sequence[Outcome]) -> Path:
         arms=ARMS,
     )
     page = folder / "index.html"
-    page.write_text(html, encoding="utf-8")
+    with whole_file(page) as new:
+        new.write_text(html, encoding="utf-8")
     return page
 
 

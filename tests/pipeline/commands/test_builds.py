@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import yaml
 
 from pipeline import cli
 from pipeline.commands.builds import _funnel
+from pipeline.publish import release
+from pipeline.publish.verify import verify
 from pipeline.store.build_json import Cost, StageResult
 from tests.places import SPECS
 
@@ -99,6 +102,32 @@ def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys
     assert cli.main(["build", str(spec), "--out", str(tmp_path / "out"), option, value]) == 2
     assert lines(capsys) == [f"wenlan-data: {line}"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b'{"schema_version": 1, "build', b"\x80", b"{}", b"[]"])
+def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(weeks, capsys, data):
+    build = weeks.build("2026-01-01", range(3))
+    release.publish(build)
+    path = Path(build.shards.at("manifest.json"))
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert cli.main(["status", build.out, "--json"]) == 0
+    printed = capsys.readouterr()
+    status, last = json.loads(printed.out), printed.err.splitlines()[-1]
+    assert status["published"] is False
+    assert last.startswith(f"published: no, its manifest cannot be read: {status['damaged']}")
+    todo = f"if it is damaged, delete it and run wenlan-data publish {build.out}"
+    assert status["damaged"].startswith(f"{path}: ")
+    assert status["damaged"].endswith(todo)
+    path.unlink()
+    assert cli.main(["publish", build.out]) == 0
+    assert verify(build.out) == []
+    capsys.readouterr()
+    assert cli.main(["status", build.out, "--json"]) == 0
+    printed = capsys.readouterr()
+    status = json.loads(printed.out)
+    assert (status["published"], status["damaged"]) == (True, "")
+    assert printed.err.splitlines()[-1] == "published: yes"
 
 
 def test_the_funnel_has_a_line_for_each_stage_that_had_work() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli, run
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 
@@ -85,7 +86,7 @@ def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_build
 def test_a_takedown_that_matches_says_how_much_and_may_be_repeated(
     shards_of: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, synthetic_build: Build
 ) -> None:
-    monkeypatch.setattr(run, "reopen", lambda out: synthetic_build)
+    monkeypatch.setattr(build_json, "reopen", lambda out, stages: synthetic_build)
     (shards_of.parent / "build.json").write_text('{"stages": {}}')
     command = ["forget", "--store", synthetic_build.store.url, "--url", "https://img1.example/1", "--json"]
     assert cli.main(command) == 0

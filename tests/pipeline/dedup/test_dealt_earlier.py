@@ -16,6 +16,7 @@ import pytest
 from pipeline.dedup import dealt_earlier, handed_on
 from pipeline.dedup.dealt_earlier import IMAGES, TEXTS, Piece, groups, images_in, looks_in, make, opened, pieces_of
 from pipeline.errors import StoreError
+from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.folder import Folder
 from pipeline.matching.looks import fine_of
@@ -226,6 +227,10 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
     (own / ".tmp-young").write_bytes(b"x")  # a build may be writing it
     for kind in ("images", "details"):
         (own / f"{kind}.features-000000000000.y.0-1.bin").write_bytes(b"x")
+        (own / f"{kind}.{feature_id()}.0123456789ab.0-1.bin").write_bytes(b"x")  # by keys of an older wenlan
+    fine = [piece.fine for piece in pieces_of(build, FINE_KEYS) if piece.fine]
+    for name in fine:
+        (own / name).write_bytes(b"x")
     deletions = Deletions(dry_run=False)
     _tidy_store(build.store, deletions)
     assert {one["what"] for one in deletions.deleted} == {
@@ -233,7 +238,7 @@ def test_a_takedown_that_was_killed_and_gc_find_what_follows_from_no_commit(buil
         "left over",
         "dealt out for another version",
     }
-    assert {path.name for path in own.iterdir()} == kept | {".tmp-young"}
+    assert {path.name for path in own.iterdir()} == kept | {".tmp-young", *fine}
     assert not [path for path in folder.parent.rglob(".tmp-*") if path.name != ".tmp-young"]
 
 

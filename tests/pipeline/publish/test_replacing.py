@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import read_manifest
+from pipeline import run
 from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -137,6 +138,24 @@ def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path
     release.publish(published)
     assert [own.snapshot for own in releases.read().builds] == ["2024-01-01"]
     assert releases.latest().withdrawn == ""
+
+
+def test_a_folder_that_is_replaced_takes_nothing_from_a_later_one_of_the_same_build(weeks: Any, tmp_path: Path) -> None:
+    builds = []
+    for name in ("first", "second"):
+        build = weeks.finish(run.open_build(weeks.spec(range(6)), str(tmp_path / name), weeks.store, "2026-01-01"))
+        release.publish(build)
+        builds.append(build)
+    first, second = builds
+    replacing.withdraw(of(first, seed=7))
+    assert [known["out"] for known in second.store.registered()] == [second.out]
+    assert [own.folder for own in second.store.releases("weekly").read().builds] == [second.shards.url]
+    assert second.store.releases("weekly").latest().withdrawn == ""
+    assert Identities(second.store).of(second.build_id) != ""
+    replacing.withdraw(of(second, seed=7))
+    assert second.store.registered() == []
+    assert second.store.releases("weekly").latest().withdrawn != ""
+    assert Identities(second.store).of(second.build_id) == ""
 
 
 def _killed(folder: Any) -> None:

@@ -12,11 +12,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import wenlan
 from data_specs.shard import SHARD_LATER, ContractError
 from pipeline.errors import StoreError
+from pipeline.publish import dataset
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
+from pipeline.store import build_json
 from pipeline.store.build import Build
+
+WEB = "no release leads to a web server other than its own"
 
 
 def test_a_sound_dataset_has_no_fault(shards_of: Path) -> None:
@@ -145,3 +150,43 @@ def test_what_is_no_plain_file_is_named_and_not_read(shards_of: Path) -> None:
 def test_a_store_that_is_none_is_no_store_without_takedowns(shards_of: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="mistyped: is no STORE"):
         verify(shards_of, store=str(tmp_path / "mistyped"))
+
+
+@pytest.mark.parametrize("field", ["folder", "out", "commit"])
+@pytest.mark.parametrize("chain", ["", "simplecache::"])
+def test_a_release_of_strangers_makes_nobody_ask_servers_of_their_choice(
+    shards_of: Path, synthetic_build: Build, serve: Any, field: str, chain: str
+) -> None:
+    """Whoever opened or verified it sent requests to any address, also to those that only this machine reaches."""
+    server = serve()
+    folder = Path(synthetic_build.store.url) / "datasets/synthetic"
+    release, latest = folder / "000001.json", folder / "latest.json"
+    elsewhere = f"{chain}{server.url('/within')}"
+    if field == "commit":
+        raw = json.loads(latest.read_bytes())
+        pending = {"release": raw["current"], "commit": f"{elsewhere}/manifest.json", "commit_sha256": "0" * 64}
+        latest.write_text(json.dumps({**raw, "pending": pending}))
+        place = latest
+    else:
+        raw = json.loads(release.read_bytes())
+        raw["builds"][0][field] = elsewhere
+        release.write_text(json.dumps(raw))
+        place = release
+    with pytest.raises(ContractError, match=f"^{place}: .*{server.host}/within.*: {WEB}"):
+        verify(place)
+    with pytest.raises(ContractError):
+        wenlan.open(str(place))
+    assert server.asked == []
+
+
+def test_a_copy_of_strangers_leads_nobody_out_of_its_folder(shards_of: Path, synthetic_build: Build) -> None:
+    copy = Path(synthetic_build.out).parent / "copy"
+    build_json.note(synthetic_build)
+    dataset.copy(synthetic_build.store, "synthetic", str(copy))
+    assert verify(copy) == []
+    path = copy / "manifest.json"
+    raw = json.loads(path.read_bytes())
+    raw["builds"][0]["folder"] = "../synthetic/shards"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ContractError, match=r"manifest\.json: .*'\.\./synthetic/shards'.* out of its folder"):
+        verify(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision
@@ -137,6 +139,26 @@ def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(
     assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
+def test_sweep_asks_an_object_store_once_for_a_thousand_files(remote, monkeypatch):
+    """It asked twice for each."""
+    own = StageDir(Folder(f"{remote.url}/sweep [1]/stage"), "fetch", "f" * 64)
+    for _ in range(2):
+        for number in range(3):
+            with own.attempt(f"0000{number}") as attempt:
+                attempt.write_table("parquet", rows("a"))
+                attempt.decide([])
+                attempt.commit({})
+    named = {ref.name for record in own.records() for ref in record.files.values()}
+    assert len(own.stray()) == 6
+    remote.proxy.requests.clear()
+    swept = own.sweep()
+    assert len(swept) == 6
+    changes = [request for request in remote.proxy.requests if request.operation not in ("LIST", "GET", "HEAD")]
+    assert len(changes) == 1
+    assert set(own.committable()) == named
+    assert own.sweep() == []
+
+
 def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     remote = StageDir(Folder(f"memory://{tmp_path.name}/x"), "fetch", "f" * 64)
     with remote.attempt("00000") as attempt:
@@ -205,3 +227,32 @@ def test_records_are_read_once_while_they_are_remembered_and_never_more_than_a_l
     assert listed == ["0.json", "1.json", *["2.json"] * (1 if most == 3 else 3)]
     commit(first, "3")
     assert [record.partition for record in first.records()] == ["0", "1", "3"]
+
+
+def test_of_another_fingerprint_only_what_has_a_place_in_the_new_plan_is_taken_over(tmp_path):
+    before = stage(tmp_path)
+    for name in ("train-0", "train-1"):
+        with before.attempt(name) as attempt:
+            attempt.path("tar", final=f"{name}.tar").write_bytes(b"tar")
+            attempt.commit({})
+    before.at("a" * 64).retire({"train-0"}, lambda record: {"tar"})
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["train-0.tar"]
+    assert before.partitions() == ["train-0"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_is_said_of_a_damaged_record_does_its_partition_again(weeks, finished):
+    """Of a finished stage the advice left the partition out, in silence."""
+    build = weeks.build("2026-01-01", range(3))
+    stage = build.stage("measure")
+    [path] = Path(stage.folder.at(stage.records_name)).glob("*.json")
+    path.write_text("{")
+    if not finished:
+        stage.unfinish()
+    with pytest.raises(StoreError, match=f"^{path}: is not a record; delete ") as e:
+        stage.records()
+    for name in {str(path), *re.findall(r"/\S+\.json", e.value.message)}:
+        Path(name).unlink()
+    list(run.run(weeks.open("2026-01-01", range(3)), here=True))
+    assert [record.counts["kept"] for record in stage.records()] == [3]
+    assert stage.finished()

@@ -28,8 +28,8 @@ def test_published_builds_are_known_by_snapshot_until_they_are_taken_back(tmp_pa
         ("2026-01-03", 7),
     ]
     assert [entry["out"] for entry in store.registered()] == [builds[number].out for number in (1, 2, 0)]
-    store.unregister(builds[1].build_id)
-    store.unregister(builds[1].build_id)
+    store.unregister(builds[1].build_id, builds[1].out)
+    store.unregister(builds[1].build_id, builds[1].out)
     assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
 
 

@@ -322,10 +322,16 @@ def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any)
     assert faults(published, read_funnels(published)[0]) == []
 
 
+@pytest.mark.parametrize("older", [False, True])
 def test_another_detector_after_samples_were_left_out_packs_what_is_left(
-    published: Build, synthetic: Any, run_stage: Run
+    published: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch, older: bool
 ) -> None:
-    """Rows behind a sample that is gone move up: the old tars would stand beside regions of other samples."""
+    """Rows behind a sample that is gone move up: the old tars would stand beside regions of other samples.
+
+    older: by a wenlan that did not note it in the records, of which a sample was then in no shard.
+    """
+    if older:
+        monkeypatch.setattr(rewrite_shards, "_not_taken_over", lambda record: record)
     item = next(i for i in synthetic.items() if i.stage == "shard" and shard_of(published, i) == "train-000000")
     forget(published.store, [published], Request(urls=[item.candidate.image_url], exact=True), remember=False)
     more = synthetic.spec(regions={"detectors": [{"name": "grid", "n": 3}, {"name": "grid"}]})
@@ -346,6 +352,36 @@ def test_a_build_that_goes_on_after_a_takedown_adds_up(weeks: Any) -> None:
     weeks.build("2026-01-01", range(6))
     report = json.loads((Path(first.out) / "report/report.json").read_bytes())
     assert (report["totals"]["kept"], report["faults"]) == (5, [])
+
+
+def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_takedown_left_it(weeks: Any) -> None:
+    """It went on from `admit`, and its dataset was withdrawn until somebody published it again."""
+    weekly = {"2026-01-01": range(6), "2026-01-08": range(9)}
+    for snapshot, pictures in weekly.items():
+        release.publish(weeks.build(snapshot, pictures))
+    for number in ("001", "007"):  # the second one after a run that had nothing to do
+        builds = [run.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
+        forget(builds[0].store, builds, Request(urls=[f"folder:///album/{number}.jpg"], exact=True))
+        releases = builds[0].store.releases("weekly")
+        for snapshot, pictures in weekly.items():
+            build, before = weeks.open(snapshot, pictures), read_manifest(weeks.folder / snapshot / "shards")
+            for result in run.run(build, here=True):
+                assert result.skipped or result.name == "report"
+                assert read_manifest(weeks.folder / snapshot / "shards") == before
+                assert not releases.latest().withdrawn
+            newest = releases.latest()
+            assert release.publish(weeks.open(snapshot, pictures)) == before
+            assert releases.latest() == newest
+    assert sum(releases.read().samples.values()) == 7
+    assert verify(releases.folder.url, store=weeks.store) == []
+    fewer = weeks.open("2026-01-08", range(9), filters=[{"name": "text_length", "min_chars": 3}])
+    assert not fewer.stage("admit").finished(), "another spec is another build"
+    forget(Store(weeks.store), [], Request(urls=["folder:///album/008.jpg"], exact=True))
+    build = weeks.open("2026-01-08", range(9))
+    assert not build.stage("admit").finished(), "a takedown that has not reached it"
+    list(run.run(build, here=True))
+    assert sum(release.publish(build).samples.values()) == 1
+    assert sum(releases.read().samples.values()) == 6
 
 
 def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
@@ -375,14 +411,15 @@ def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -
     first = weeks.build("2026-01-01", range(6))
     release.publish(first)
     forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [], Request(urls=["folder:///album/003.jpg"], exact=True))  # that has not reached the build
     build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
     begun = run.reopen(first.out)
     assert list(begun.fingerprints) == ["crawl", "extract"]
     garbage.collect(first.store, STAGES)
     assert first.stage("dedup").partitions(), "what it was made from is no garbage"
     answer = forget(first.store, [begun], Request(urls=["folder:///album/002.jpg"], exact=True))
-    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [1, {"weekly": 3}]
-    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 4
+    assert [len(answer["builds"][0]["samples"]), answer["releases"]] == [2, {"weekly": 3}]
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 3
     assert verify(Path(first.out)) == []
 
 
@@ -402,6 +439,85 @@ def test_a_takedown_reaches_a_build_whose_publish_was_killed_before_store_knew_i
     assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 0
     assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 5
     assert verify(f"{weeks.store}/datasets/weekly") == []
+
+
+def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: Any, tmp_path: Path) -> None:
+    """Of two folders with the same spec and snapshot STORE knew the later one alone."""
+    spec, builds = weeks.spec(range(6)), []
+    for name in ("first", "second", "first"):  # the first one is published again, and is no third folder
+        build = weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01"))
+        release.publish(build)
+        builds.append(build)
+    assert [Path(known["out"]).name for known in Store(weeks.store).registered()] == ["second", "first"]
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 0
+    for build in builds:
+        assert sum(read_manifest(Path(build.out) / "shards").samples.values()) == 5
+        assert verify(Path(build.out)) == []
+    assert verify(f"{weeks.store}/datasets/weekly") == []
+    assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
+
+
+def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_others(
+    weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was not there was skipped in silence, and any other fault ended the takedown in all builds."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c", "d", "e"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, gone, begun, damaged, short = (Path(build.out) for build in builds)
+    aside = {gone: tmp_path / "gone", begun / "build.json": tmp_path / "build.json"}
+    aside |= {damaged / "shards/manifest.json": tmp_path / "manifest.json"}
+    aside |= {next((short / "images").glob("*.parquet")): tmp_path / "lost.parquet"}
+    for place, kept_at in aside.items():
+        place.rename(kept_at)
+    (begun / "build.json").write_text("[]")
+    (damaged / "shards/manifest.json").write_bytes(b'{"schema_')
+
+    def takedown(*more: str) -> tuple[int, list[str], dict[str, Any]]:
+        words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg", "--json"]
+        code = cli.main([*words, *more])
+        printed = capsys.readouterr()
+        return code, printed.err.splitlines(), json.loads(printed.out)
+
+    def left(folder: Path) -> int:
+        return sum(read_manifest(folder / "shards").samples.values())
+
+    capsys.readouterr()
+    for dry_run in (True, False):
+        code, said, answer = takedown(*["--dry-run"] * dry_run)
+        assert (code, answer["ok"], left(whole)) == (1, False, 6 if dry_run else 5)
+        for build in builds[1:]:
+            [line] = [line for line in said if line.startswith(f"{build.out}: was left out, since it cannot be read (")]
+            assert "the same command again" in line
+        [line] = [line for line in said if line.startswith(f"{gone}: was left out")]
+        entry = f"{weeks.store}/builds/{builds[1].build_id}.json"
+        assert line.endswith(f"if it was deleted for good, delete {entry}")
+        assert Path(entry).exists()
+    assert verify(f"{weeks.store}/datasets/a") == []
+    for place, kept_at in aside.items():
+        kept_at.rename(place)
+    assert [left(folder) for folder in (gone, begun, damaged, short)] == [6, 6, 6, 6]
+    code, said, answer = takedown()
+    assert (code, answer["ok"], answer["matched"] > 0, answer["faults"]) == (0, True, True, [])
+    assert [left(Path(build.out)) for build in builds] == [5, 5, 5, 5, 5]
+    assert [verify(f"{weeks.store}/datasets/{name}") for name in "abcde"] == [[]] * 5
+    Path(entry).unlink()
+    shutil.rmtree(gone)
+    shutil.rmtree(f"{weeks.store}/datasets/b")
+    assert takedown()[0] == 0
+
+
+def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
+    first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
+    for build in (first, second):
+        release.publish(build)
+    request = Request(urls=["folder:///album/001.jpg"], exact=True)
+    with build_json.sole_owner(first):
+        [fault] = forget(first.store, [first, second], request)["faults"]
+    assert fault.startswith(f"{first.out}: was left out (another wenlan-data is building here); ")
+    assert sum(read_manifest(Path(second.out) / "shards").samples.values()) == 5
+    assert forget(first.store, [first, second], request)["faults"] == []
+    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 5
 
 
 def test_what_killed_attempts_left_beside_shards_and_report_goes_too(published: Build, synthetic: Any) -> None:

@@ -56,9 +56,9 @@ def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_
 
 
 def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
-    known = {build.out: build for build in builds}
+    known, reopen = {build.out: build for build in builds}, build_json.reopen
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_json, "reopen", lambda out, stages: known[out])
+        patch.setattr(build_json, "reopen", lambda out, stages: known[out] if out in known else reopen(out, stages))
         return garbage.collect(builds[0].store, STAGES, **options)
 
 
@@ -70,7 +70,7 @@ def files(folder: str) -> set[str]:
 
 def test_nothing_goes_where_there_is_no_garbage(builds: list[Build]) -> None:
     before = [files(build.out) for build in builds] + [files(builds[0].store.url)]
-    assert collect(builds) == {"deleted": [], "bytes": 0}
+    assert collect(builds) == {"deleted": [], "bytes": 0, "faults": []}
     assert [files(build.out) for build in builds] + [files(builds[0].store.url)] == before
 
 
@@ -238,6 +238,39 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(build
     assert data[row["offset"] : row["offset"] + row["size"]] == item.data
 
 
+def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_are_done(
+    weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was not there was skipped in silence, and its images were forgotten; a damaged one ended gc."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c", "d"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, gone, begun, short = (Path(build.out) for build in builds)
+    row = {"fetch_id": "0" * 64, "tar": str(next((gone / "images").glob("*.tar"))), "sha256": "1" * 64}
+    store = Store(weeks.store)
+    store.fetched().put(pa.Table.from_pylist([row]))
+    (whole / "pairs/00000-of-00001-dead.parquet").write_bytes(b"half")
+    gone.rename(tmp_path / "gone")
+    damaged = {path: path.read_bytes() for path in (begun / "build.json", *(short / "pairs/_records").rglob("*.json"))}
+    for path in damaged:
+        path.write_bytes(b"[]")
+    capsys.readouterr()
+    assert cli.main(["gc", "--store", weeks.store, "--json"]) == 1
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert (answer["ok"], len(answer["faults"])) == (False, 3)
+    for folder in (gone, begun, short):
+        [line] = [line for line in printed.err.splitlines() if line.startswith(f"{folder}: was left out")]
+        assert "run the same command again" in line
+    assert not (whole / "pairs/00000-of-00001-dead.parquet").exists()
+    assert store.fetched().get(["0" * 64]) is not None
+    (tmp_path / "gone").rename(gone)
+    for path, data in damaged.items():
+        path.write_bytes(data)
+    assert cli.main(["gc", "--store", weeks.store]) == 0
+    assert store.fetched().get(["0" * 64]) is not None
+
+
 def test_rows_whose_bytes_are_gone_go(builds: list[Build], synthetic: Any) -> None:
     for path in (Path(builds[0].out) / "images").glob("*.tar"):
         path.unlink()
@@ -284,6 +317,14 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert {path.name for path in features.glob("pair-*")} == names
     collect(builds, keep=1, dry_run=True)
     assert {path.name for path in features.glob("pair-*")} == names
+    gone = replace(older, build_id="synthetic-gone", out=f"{older.out}-gone")
+    older.store.register(gone, 0)
+    assert len(collect(builds, keep=1, dry_run=True)["faults"]) == 1
+    collect(builds, keep=1)
+    assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"
+    older.store.unregister(gone.build_id, gone.out)
+    with older.stage("score").attempt("00000-of-00001") as attempt:  # the older one was expired
+        attempt.commit({}, {"models": ["pair-image-old", "pair-text-both"]})
     answer = collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
     assert "features of expired builds" in {one["what"] for one in answer["deleted"]}

@@ -18,8 +18,9 @@ from PIL import Image
 
 from data_specs.search.folder import IndexFault
 from data_specs.search.search import Query, SearchIndex
-from pipeline import cli, run
+from pipeline import cli
 from pipeline.publish import release
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from tests.indexed import contents, make, of_shards, random_units
@@ -30,7 +31,7 @@ from tests.pipeline.takedown.test_forget import everything
 @pytest.fixture
 def index(shards_of: Path, tmp_path: Path, synthetic_build: Build, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index over the samples of the synthetic build, which the command reopens."""
-    monkeypatch.setattr(run, "reopen", lambda out: synthetic_build)
+    monkeypatch.setattr(build_json, "reopen", lambda out, stages: synthetic_build)
     (Path(synthetic_build.out) / "build.json").write_text('{"stages": {}}')
     return of_shards(tmp_path / "index", shards_of)
 
@@ -159,7 +160,7 @@ def test_texts_of_a_copy_that_goes_leave_the_index_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     build, items = synthetic.make(tmp_path)
-    monkeypatch.setattr(run, "reopen", lambda out: build)
+    monkeypatch.setattr(build_json, "reopen", lambda out, stages: build)
     copy = next(i for i in items if i.stage == "dedup" and i.candidate.page_url and i.reason == "near_image")
     leader = next(i for i in items if i.candidate.candidate_id == copy.leader)
     lend(build, leader, copy, tmp_path)

@@ -125,6 +125,27 @@ def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(we
     assert released(second) == PAGES - 1
 
 
+def test_a_copy_that_is_gone_takes_no_sample_whose_own_picture_is_there(week: Any, site: Any) -> None:
+    """The bytes that it had took the sample along, at whichever address that had them."""
+    addresses = {site.url("/1.jpg"), site.url("/copy.jpg")}
+    site.pages["/copy.jpg"] = site.pages["/1.jpg"]
+    site.pages["/copy.html"] = page(2).replace(b"/2.jpg", b"/copy.jpg")
+    site.pages["/"] = site.pages["/"].replace(b"</body>", "<a href='/copy.html'>另一个页面</a></body>".encode())
+    first = week("2026-11-01", vanished="drop")
+    release.publish(first)
+    assert released(first) == PAGES
+    stage = first.stage("shard")
+    [kept] = addresses.intersection(*[stage.table(r, "parquet", ["image_url"])[0].to_pylist() for r in first.packed()])
+    [copy] = addresses - {kept}
+    for snapshot, gone, left in (("2026-11-08", copy, PAGES), ("2026-11-15", kept, PAGES - 1)):
+        shutil.rmtree(Path(first.store.url) / "fetched")  # all pictures are asked for again
+        site.pages[gone.removeprefix(site.url(""))] = (404, {}, b"")
+        later = week(snapshot, vanished="drop")
+        assert gone in vanished.lost_in(later).vanished
+        assert vanished.leave_out(later)["samples"] == PAGES - left
+        assert released(later) == left
+
+
 def test_a_rollback_brings_back_nothing_that_was_left_out_meanwhile(week: Any, site: Any) -> None:
     whole = site.pages["/"]
     site.pages["/"] = whole.replace(b"<a href='/1.html'>", b"<a href='/0.html'>")

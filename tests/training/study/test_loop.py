@@ -56,6 +56,28 @@ def test_the_page_says_what_the_figures_say_and_asks_for_nothing(make_study: Any
     assert worse.read_text("utf-8").count('class="fails">not reached') == 3
 
 
+@pytest.mark.parametrize("ending", ["json", "html"])
+def test_a_page_that_was_not_written_to_its_end_is_not_shown(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    study, write = make_study("moco"), Path.write_text
+    (study.out / "loop").mkdir()
+    page = loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert set(before) == {"index.html", "loop.json"}
+
+    def killed(path: Path, text: str, **options: Any) -> int:
+        write(path, text[: len(text) // 2], **options)
+        if ending in path.name:
+            raise KeyboardInterrupt
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+
+
 def test_the_command_does_what_is_not_done_and_makes_the_page(
     make_study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,60 @@
+"""The builds that STORE knows, opened. What cannot be read is named with what to do about it, and stops nothing.
+
+Whoever removes something from all builds does the others, fails in the end, and reaches that one when it is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.stage import Stages
+from pipeline.store.store import Store
+
+_AGAIN = "mount its disk or restore it, and run the same command again"
+
+
+def left_out(out: str, fault: Exception, todo: str = _AGAIN) -> str:
+    """The line about a build that cannot be read. todo: what to do about it."""
+    return f"{out}: was left out, since it cannot be read ({fault}); {todo}"
+
+
+def registered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
+    """Published builds, oldest snapshot first, each folder once; and a line for each one that cannot be read."""
+    builds, faults = dict[str, Build](), list[str]()
+    for known in store.registered():
+        try:
+            builds[known["out"]] = _opened(store, known, stages)
+        except StoreError as e:
+            gone = f"if it was deleted for good, delete {known['noted_in']}"
+            faults.append(left_out(known["out"], e, f"{_AGAIN}; {gone}"))
+    return list(builds.values()), faults
+
+
+def released(store: Store, stages: Stages) -> list[Build]:
+    """Builds of the newest releases whose folders are there; of a publish that was killed STORE may know no more.
+
+    Those that are not there are named where the release is made anew.
+    """
+    newest = [release for releases in store.datasets() if (release := releases.newest()) is not None]
+    outs = dict.fromkeys(own.out for release in newest for own in release.builds if own.out)
+    return [build_json.reopen(out, stages) for out in outs if _is_of(store, out)]
+
+
+def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
+    build = build_json.reopen(known["out"], stages)
+    if build.store.url != store.url:
+        raise StoreError(build.out, f"holds a build of another STORE, {build.store.url}")
+    return build
+
+
+def _is_of(store: Store, out: str) -> bool:
+    """Whether a folder holds a build of this STORE; a damaged one is no matter of the release."""
+    try:
+        return bool(build_json.read(Folder(out)).get("store") == store.url)
+    except StoreError:
+        return False
