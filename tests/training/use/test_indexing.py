@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -20,7 +22,7 @@ from data_specs.search.folder import IndexFault, read_index
 from data_specs.search.index import IndexWriter
 from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
-from data_specs.shard import ContractError
+from data_specs.shard import REGION_SCHEMA, ContractError
 from tests.places import ROOT
 from tests.processes import Forks
 from tests.training.conftest import picture as drawn
@@ -271,6 +273,64 @@ def test_regions_of_the_dataset_come_before_any_detector(
     row = index.row(next(iter(rows_of(tmp_path / "i"))))
     assert row is not None
     assert row.boxes == ((0, 0, 20, 15), (10, 6, 40, 30))
+
+
+def moved_boxes(table: Path, last: Sequence[float]) -> None:
+    """Give the last picture of a regions file other boxes."""
+    rows = pq.read_table(table)
+    boxes = [*rows["boxes"].to_pylist()[:-1], list(last)]
+    at = rows.schema.get_field_index("boxes")
+    pq.write_table(rows.set_column(at, rows.schema.field("boxes"), pa.array(boxes, pa.list_(pa.float32()))), table)
+
+
+@pytest.mark.parametrize("way", ["data", "images", "jsonl"])
+def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
+    make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], way: str
+) -> None:
+    """Under the same detector's name: a spec with another cap, a file of boxes that was made anew."""
+    manifest = make_shards(train=(5,), detector="find-1")
+    checkpoint = moved(tmp_path / "run", detector="find-1" if way == "data" else "")
+    folder = pictures(tmp_path / "p", range(5))
+    regions, lines = manifest.parent / "regions/find-1/train-000000.parquet", tmp_path / "rows.jsonl"
+
+    def boxes_of_pictures(last: Sequence[float]) -> None:
+        if way == "data":
+            moved_boxes(regions, last)
+            content = json.loads(manifest.read_text())
+            of_shard = content["shards"][0]["regions"]["find-1"]
+            of_shard |= {"bytes": regions.stat().st_size, "sha256": hashlib.sha256(regions.read_bytes()).hexdigest()}
+            manifest.write_text(json.dumps(content))
+            return
+        every = [[0, 0, 20, 15]] * 4 + [last]
+        if way == "images":
+            rows = [
+                {"key": "k", "sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "boxes": b, "scores": [0.5]}
+                for f, b in zip(sorted(folder.iterdir()), every, strict=True)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), tmp_path / "boxes.parquet")
+        else:
+            named = (
+                {"image_id": f"p/{n:04d}.png", "sentences": [["alt_text", "字"]], "bbox": [b]}
+                for n, b in enumerate(every)
+            )
+            lines.write_text("\n".join(map(json.dumps, named)), encoding="utf-8")
+
+    words: dict[str, list[object]] = {
+        "data": ["--data", manifest],
+        "images": ["--images", folder, "--regions", tmp_path / "boxes.parquet"],
+        "jsonl": ["--jsonl", lines],
+    }
+    boxes_of_pictures([1, 2, 9, 8])
+    run(checkpoint, *words[way], "--index", tmp_path / "i")
+    boxes_of_pictures([3, 2, 19, 8])
+    code, written, _ = run(checkpoint, *words[way], "--index", tmp_path / "i")
+    assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 5, 1, 1)
+    run(checkpoint, *words[way], "--index", tmp_path / "anew")
+    found, anew = rows_of(tmp_path / "i"), rows_of(tmp_path / "anew")
+    assert found.keys() == anew.keys()
+    for name, (image_D, _) in anew.items():
+        np.testing.assert_allclose(found[name][0], image_D, atol=1e-3)  # type: ignore[arg-type]
+    assert run(checkpoint, *words[way], "--index", tmp_path / "i")[1]["embedded"] == 0
 
 
 # --- again

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.errors import InputError
-from training.use.sources import PictureSource, RowSource, Source, TextSource, unit_rows
+from training.use.sources import PictureSource, RowSource, Seen, Source, TextSource, unit_rows
 
 
 def draw(path: Path, colour: int = 0) -> Path:
@@ -48,9 +48,10 @@ def test_a_unit_of_pictures_is_another_one_when_a_file_changes(tmp_path: Path) -
     os.utime(files[2], ns=(1, 1))
     after = tokens(PictureSource([str(tmp_path)]), 2)
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
-    stamps = PictureSource([str(tmp_path)]).stamps([0, 2])
+    stamps = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
     draw(files[2], 2)
-    assert [a == b for a, b in zip(stamps, PictureSource([str(tmp_path)]).stamps([0, 2]), strict=True)] == [True, False]
+    now = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
+    assert [a == b for a, b in zip(stamps, now, strict=True)] == [True, False]
 
 
 def test_what_is_no_picture_file_is_a_problem_and_is_not_waited_for(tmp_path: Path) -> None:
