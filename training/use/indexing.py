@@ -56,6 +56,7 @@ from training.use.sources import (
     Unit,
     digest,
     unit_rows,
+    whole_path,
 )
 from training.weights.load import Loaded, load
 
@@ -82,7 +83,10 @@ class Inputs:
     texts: str = ""
     cache: str = ""
     distinct: bool = True
-    """Whether a line of `texts` that stands there twice is embedded once."""
+    """Whether a line of `texts` that stands there twice is embedded once, and a picture file has one id however it is
+    named: for an index."""
+    ids: tuple[tuple[str, str], ...] = ()
+    """(path, id) of the picture files that the index has under another id than their path."""
 
     def open(self, detector: str) -> Source:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
@@ -92,7 +96,8 @@ class Inputs:
             return RowSource(Path(self.jsonl), self.text_kind)
         sources: list[Source] = []
         if self.images:
-            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None))
+            ids = dict(self.ids) if self.distinct else None
+            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None, ids))
         if self.texts:
             sources.append(TextSource(Path(self.texts), self.distinct))
         return sources[0] if len(sources) == 1 else MixedSource(sources)
@@ -183,6 +188,8 @@ def _embedded(
 ) -> dict[str, Any]:
     """`embed_index`, of the input as it is now. Raises TakenDown."""
     since = index_folder.takedowns(folder)
+    if inputs.images:
+        inputs = replace(inputs, ids=tuple(_other_ids(folder).items()))
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
     job = replace(job, rows=rows or unit_rows(len(source)), since=since)
     about = _about(loaded, source, job)
@@ -364,6 +371,24 @@ def _is_in(rows: pa.Table, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]
 
     flags: np.ndarray[Any, np.dtype[np.bool_]] = pc.is_in(rows["id"], ids).to_numpy()
     return flags.astype(np.bool_)
+
+
+def _other_ids(folder: Path) -> dict[str, str]:
+    """By their paths the ids of picture files that are not their paths: names as earlier versions were given them."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    there = index_folder.read_index(folder).parts if (folder / index_folder.INDEX).exists() else ()
+    ids: dict[str, str] = {}
+    for part in (*there, *index_folder.waiting(folder).values()):
+        if part.rows:
+            table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "where"])
+            path = pc.struct_field(table["where"], "path")
+            other = pc.fill_null(pc.not_equal(table["id"], path), False)
+            for name, at in zip(*(column.filter(other).to_pylist() for column in (table["id"], path)), strict=True):
+                if (whole := whole_path(at)) != name:
+                    ids.setdefault(whole, name)
+    return ids
 
 
 def _check_same_input(folder: Path, there: About, about: About) -> None:

@@ -16,12 +16,13 @@ which a released row names has changed is known by its size and time of change.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,22 @@ def stamp(sha256: str, caption: str, boxes: Boxes | None = None) -> str:
 
 
 class PictureSource(Source):
-    """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py)."""
+    """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py).
+
+    ids: by `whole_path` those that an index has already; a file that is not among them has its whole path, so that it
+    is the same row however its folder is spelt. None: ids are the names as they were given.
+    """
 
     has_images, has_texts = True, False
 
-    def __init__(self, places: Sequence[str], regions: Path | None = None) -> None:
-        self.files = list(dict.fromkeys(file for place in places for file in _pictures(place)))
+    def __init__(
+        self, places: Sequence[str], regions: Path | None = None, ids: Mapping[str, str] | None = None
+    ) -> None:
+        named: dict[str, str] = {}
+        for file in (file for place in places for file in _pictures(place)):
+            named.setdefault(file if ids is None else whole_path(file), file)
+        self.files = list(named.values())
+        self._ids = list(named) if ids is None else [ids.get(name, name) for name in named]
         folders = [place for place in places if Path(place).is_dir()]
         self.name = ", ".join(Path(place).resolve().name for place in folders) or "pictures"
         self.origins = tuple(f"pictures:{digest(Path(place).resolve())}" for place in folders) or ("pictures",)
@@ -158,7 +169,9 @@ class PictureSource(Source):
 
     def units(self, rows: int) -> list[Unit]:
         runs = _runs(len(self), rows)
-        return [Unit(digest(*(_changed(self.files[row]) for row in run), *self._mark), run) for run in runs]
+        return [
+            Unit(digest(*(_changed(self.files[row], self._ids[row]) for row in run), *self._mark), run) for run in runs
+        ]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         return [_picture(self.files[row], self._boxes_of) for row in rows]
@@ -168,11 +181,11 @@ class PictureSource(Source):
         return self._regions.of(content, name) if self._regions is not None and known else None
 
     def table(self, rows: Sequence[int]) -> pa.Table:
-        files = [self.files[row] for row in rows]
-        return pa.table({"id": pa.array(files, pa.string()), "where": [_where(Path(file)) for file in files]})
+        ids, files = [self._ids[row] for row in rows], [Path(self.files[row]) for row in rows]
+        return pa.table({"id": pa.array(ids, pa.string()), "where": [_where(file) for file in files]})
 
     def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
-        return [(self.files[row], _stamp_of(_picture(self.files[row], self._boxes_of), seen)) for row in rows]
+        return [(self._ids[row], _stamp_of(_picture(self.files[row], self._boxes_of), seen)) for row in rows]
 
 
 class MixedSource(Source):
@@ -317,7 +330,10 @@ class RowSource(_Lines):
         units = []
         for run in _runs(len(self), rows):
             read = [self._parsed(line, row) for row, line in zip(run, self._read(run), strict=True)]
-            files = [_changed(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in read]
+            files = [
+                _changed(str(row.image), str(row.image)) if isinstance(row, ReleasedRow) else row.problem
+                for row in read
+            ]
             units.append(Unit(digest(self._kind, *(_hash64(line) for line in self._read(run)), *files), run))
         return units
 
@@ -396,13 +412,27 @@ def _where(file: Path) -> dict[str, Any]:
     return {"path": str(file.absolute()), "offset": 0, "size": size, "sha256": ""}
 
 
-def _changed(file: str) -> str:
+def whole_path(file: str) -> str:
+    """A file's path from the root on, through no link to its folder."""
+    folder, name = os.path.split(file)
+    return f"{_real(folder).rstrip('/')}/{name}"
+
+
+@functools.lru_cache(1_000)
+def _real(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # a zero byte in it: whoever reads the file says so
+        return folder
+
+
+def _changed(file: str, name: str) -> str:
     """A file by name, size and time of change."""
     try:
         about = Path(file).stat()
     except (OSError, ValueError):
-        return f"{file} missing"
-    return f"{file} {about.st_size} {about.st_mtime_ns}"
+        return f"{name} missing"
+    return f"{name} {about.st_size} {about.st_mtime_ns}"
 
 
 def _stamp_of(entry: Entry, seen: Seen) -> str:

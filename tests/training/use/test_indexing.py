@@ -31,6 +31,7 @@ from training import cli
 from training.use.embedding import embed_units
 from training.use.encode import open_encoder
 from training.use.indexing import Inputs, embed_index, embed_parquet
+from training.use.sources import PictureSource
 from training.weights.load import load
 
 MakeShards = Callable[..., Path]
@@ -364,6 +365,45 @@ def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path
     assert [name for name in kept if name.startswith("img_emb")] == ["img_emb/img_emb_0002.npy"]  # the last lost none
     removed = SearchIndex.open(tmp_path / "i").row(str(folder / "0001.png"))
     assert removed is None
+
+
+def test_a_folder_is_the_same_however_it_is_spelt(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "p", range(5))
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(checkpoint, "--images", "p", "--index", tmp_path / "i", "--part-rows", 2)
+    before = bytes_of(tmp_path / "i")
+    for spelt in ("./p", "p/", folder, "elsewhere/../p", "link"):
+        code, written, _ = run(checkpoint, "--images", spelt, "--index", tmp_path / "i", "--part-rows", 2)
+        assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 5, 0, 0), spelt
+        assert bytes_of(tmp_path / "i") == before
+    assert sorted(rows_of(tmp_path / "i")) == sorted(map(str, folder.iterdir()))
+    together = run(checkpoint, "--images", "p", "p/0001.png", folder / "0002.png", "--index", tmp_path / "j")[1]
+    assert together["rows"] == 5
+
+
+def test_an_index_whose_ids_are_names_as_they_were_given_keeps_them(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them: also twice, where the folder was spelt in two ways."""
+    folder = pictures(tmp_path / "p", range(4))
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Inputs, "open", lambda self, detector: PictureSource(self.images))
+        for spelt in ("p", "./p"):
+            run(checkpoint, "--images", spelt, "--index", tmp_path / "once", "--part-rows", 2)
+            run(checkpoint, "--images", "p", spelt, "--index", tmp_path / "twice", "--part-rows", 2)
+    assert sorted(rows_of(tmp_path / "twice")) == sorted(f"{o}/000{n}.png" for o in ("p", "./p") for n in range(4))
+    for name, ids, given in (("once", "./p", [folder]), ("twice", "p", ["p/", folder])):
+        pictures(folder, [9])
+        code, written, _ = run(checkpoint, "--images", *given, "--index", tmp_path / name, "--part-rows", 2)
+        assert (code, written["rows"], written["embedded"]) == (0, 5, 1)
+        expected = [*(f"{ids}/000{n}.png" for n in range(4)), str(folder / "0009.png")]
+        assert sorted(rows_of(tmp_path / name)) == sorted(expected)
+        (folder / "0009.png").unlink()
 
 
 def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_rows(
