@@ -96,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         gather_ms=arguments.gather_ms,
         request_s=_positive("--request-s", arguments.request_s),
         health_s=_positive("--health-s", arguments.health_s),
-        per_minute=arguments.per_minute,
+        per_minute=None if arguments.per_minute is None else _positive("--per-minute", arguments.per_minute),
         body_mb=_positive("--body-mb", arguments.body_mb),
         pixels=_positive("--max-pixels", arguments.max_pixels),
     )
@@ -162,6 +162,6 @@ def _name(checkpoint: Path) -> str:
 
 
 def _positive(option: str, number: Any) -> Any:
-    if number <= 0:
+    if not number > 0:  # nor is NaN
         raise ConfigError(option, f"{number} is not above 0")
     return number

@@ -289,6 +289,8 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         (["--host", "0.0.0.0"], "--host: 0.0.0.0 is reached from the network; give --token-file, or --insecure"),
         (["--token-file", "SHORT"], "a token is one line of 16 ASCII characters or more"),
         (["--batch", "0"], "--batch: 0 is not above 0"),
+        (["--per-minute", "0", "--port", "99999"], "--per-minute: 0 is not above 0"),
+        (["--request-s", "nan", "--port", "99999"], "--request-s: nan is not above 0"),
         (["--index", "x=/nowhere"], "/nowhere/index.json: cannot be read"),
         (["--port", "99999"], "--port"),
     ],
