@@ -179,7 +179,15 @@ def here(url: str) -> Iterator[Path]:
 
 
 def copy_again(folder: Path, mirror: str) -> None:
-    """Copy a checkpoint to the run's mirror that was added to after it was copied. Raises RunError."""
+    """Copy a checkpoint to the run's mirror that was added to after it was copied, unless it has been copied since.
+
+    Raises RunError.
+    """
+    fs, root = _filesystem(mirror)
+    index = posixpath.join(root, folder.name, INDEX)
+    with told(mirror):
+        if fs.exists(index) and fs.cat_file(index) == (folder / INDEX).read_bytes():
+            return
     with owned_mirror(mirror):
         _copy(folder, mirror, [path.name for path in checkpoint.folders(folder.parent.parent)])
 
