@@ -138,8 +138,8 @@ class Health:
                 continue
             advice = (
                 f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all features "
-                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up "
-                f"({self._warmup} samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum ({config.moco.momentum:g})"
+                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up ({self._warmup} "
+                f"samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum ({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
                 stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))
