@@ -47,6 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
+    _check_name(out)
     temporary = out.with_name(f".{out.name}.tmp")
     with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     An earlier folder of that name is replaced. It is moved aside first, and deleted when the other is in its place: a
     kill loses none of the two, and the next call here puts it back where it left a gap.
     """
+    _check_name(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
     temporary, aside = (folder.with_name(f".{folder.name}.{mark}") for mark in (f"{os.getpid()}.tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
@@ -97,6 +99,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise
         flush(folder.parent)
         _put_back(aside, folder)
+
+
+def _check_name(out: Path) -> None:
+    if not out.name:
+        raise RunError(str(out), "has no name; give the path of what is to be written")
 
 
 def _put_back(aside: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -145,6 +146,15 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
         with pytest.raises(RunError, match=line), whole_folder(tmp_path / "sub" / "out") as temporary:
             write(temporary / "a")
     assert list((tmp_path / "sub").iterdir()) == []
+
+
+@pytest.mark.parametrize("writing", [whole_file, whole_folder])
+@pytest.mark.parametrize("out", [".", "/"])
+def test_what_has_no_name_is_refused_in_one_line(
+    writing: Callable[[Path], AbstractContextManager[Path]], out: str
+) -> None:
+    with pytest.raises(RunError, match=f"{re.escape(out)}: has no name"), writing(Path(out)):
+        pass
 
 
 def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path: Path) -> None:

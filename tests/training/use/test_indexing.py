@@ -463,6 +463,24 @@ def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_li
     assert bytes_of(tmp_path / "i") == before
 
 
+@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+def test_a_damaged_index_is_one_line_that_names_the_file(
+    checkpoint: Path, tmp_path: Path, run: Run, kind: str, content: bytes | None
+) -> None:
+    folder = pictures(tmp_path / "p", range(2))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    [file] = (tmp_path / "i" / kind).iterdir()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    pictures(folder, [3])
+    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert code == 1
+    assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
+    assert "Traceback" not in said
+
+
 def test_two_embeds_into_one_index_at_once_are_refused(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     from training.use.indexing import alone
 
