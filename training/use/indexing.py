@@ -56,7 +56,7 @@ from training.use.sources import (
     Unit,
     digest,
     unit_rows,
-    whole_path,
+    whole_paths,
 )
 from training.weights.load import Loaded, load
 
@@ -387,9 +387,10 @@ def _other_ids(folder: Path) -> dict[str, str]:
             table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "where"])
             path = pc.struct_field(table["where"], "path")
             other = pc.fill_null(pc.not_equal(table["id"], path), False)
-            for name, at in zip(*(column.filter(other).to_pylist() for column in (table["id"], path)), strict=True):
-                if (whole := whole_path(at)) != name:
-                    ids.setdefault(whole, name)
+            names, places = (column.filter(other).to_pylist() for column in (table["id"], path))
+            for name, place in zip(names, whole_paths(places), strict=True):
+                if name != place:
+                    ids.setdefault(place, name)
     return ids
 
 

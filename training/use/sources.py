@@ -16,13 +16,12 @@ which a released row names has changed is known by its size and time of change.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def stamp(sha256: str, caption: str, boxes: Boxes | None = None) -> str:
 class PictureSource(Source):
     """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py).
 
-    ids: by `whole_path` those that an index has already; a file that is not among them has its whole path, so that it
+    ids: by `whole_paths` those that an index has already; a file that is not among them has its whole path, so that it
     is the same row however its folder is spelt. None: ids are the names as they were given.
     """
 
@@ -153,9 +152,10 @@ class PictureSource(Source):
     def __init__(
         self, places: Sequence[str], regions: Path | None = None, ids: Mapping[str, str] | None = None
     ) -> None:
+        files = [file for place in places for file in _pictures(place)]
         named: dict[str, str] = {}
-        for file in (file for place in places for file in _pictures(place)):
-            named.setdefault(file if ids is None else whole_path(file), file)
+        for name, file in zip(files if ids is None else whole_paths(files), files, strict=True):
+            named.setdefault(name, file)
         self.files = list(named.values())
         self._ids = list(named) if ids is None else [ids.get(name, name) for name in named]
         folders = [place for place in places if Path(place).is_dir()]
@@ -412,13 +412,16 @@ def _where(file: Path) -> dict[str, Any]:
     return {"path": str(file.absolute()), "offset": 0, "size": size, "sha256": ""}
 
 
-def whole_path(file: str) -> str:
-    """A file's path from the root on, through no link to its folder."""
-    folder, name = os.path.split(file)
-    return f"{_real(folder).rstrip('/')}/{name}"
+def whole_paths(files: Iterable[str]) -> Iterator[str]:
+    """Paths of files from the root on, through no link to their folders."""
+    folders: dict[str, str] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = _real(folder).rstrip("/")
+        yield f"{folders[folder]}/{name}"
 
 
-@functools.lru_cache(1_000)
 def _real(folder: str) -> str:
     try:
         return os.path.realpath(folder)

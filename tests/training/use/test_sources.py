@@ -40,6 +40,14 @@ def test_a_folder_is_its_pictures_by_name_however_deep(tmp_path: Path) -> None:
         PictureSource([str(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")])
 
 
+def test_ids_are_of_the_folder_that_a_name_means_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / name / "p" / "1.png")
+        monkeypatch.chdir(tmp_path / name)
+        [row] = PictureSource(["p"], ids={}).table([0])["id"].to_pylist()
+        assert row == str(tmp_path / name / "p" / "1.png")
+
+
 def test_a_unit_of_pictures_is_another_one_when_a_file_changes(tmp_path: Path) -> None:
     files = [draw(tmp_path / f"{n}.png", n) for n in range(5)]
     before = tokens(PictureSource([str(tmp_path)]), 2)
