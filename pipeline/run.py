@@ -16,7 +16,6 @@ The driver holds partition names and counts, nothing that grows with the rows of
 from __future__ import annotations
 
 import datetime
-import hashlib
 import logging
 import re
 import time
@@ -25,7 +24,6 @@ from dataclasses import replace
 from typing import Any
 
 from data_specs.build import BuildSpec, SpecError
-from data_specs.shard import canonical_json
 from pipeline import observe, plugins
 from pipeline.cluster import Cluster, Here
 from pipeline.errors import StageError, StoreError
@@ -33,7 +31,7 @@ from pipeline.files.folder import Folder
 from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build, Earlier
+from pipeline.store.build import Build, Earlier, sha256_of
 from pipeline.store.build_json import Bounds, Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
@@ -168,10 +166,11 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
     mine = theirs = {name: on.fingerprints[name] for name in ("crawl", "extract")}  # of sources as they were
     for name in (name for name in names if name not in mine):
         stage = on.stages[name]
-        theirs = {**theirs, name: _fingerprint(stage, replace(on, fingerprints=theirs))}
-        mine = {**mine, name: _fingerprint(stage, replace(trial, fingerprints=mine, on=None))}
+        theirs = {**theirs, name: _fingerprint(stage, replace(on, fingerprints=theirs))[0]}
+        mine = {**mine, name: _fingerprint(stage, replace(trial, fingerprints=mine, on=None))[0]}
     same = {name for name in names if mine[name] == theirs[name]}
-    return replace(trial, fingerprints={name: on.fingerprints[name] if name in same else mine[name] for name in names})
+    fingerprints = {name: on.fingerprints[name] if name in same else mine[name] for name in names}
+    return replace(trial, fingerprints=fingerprints, tokens={})
 
 
 def reopen(out: str) -> Build:
@@ -181,14 +180,16 @@ def reopen(out: str) -> Build:
 
 def _fingerprinted(build: Build) -> Build:
     for stage in build.stages.values():
-        build = replace(build, fingerprints={**build.fingerprints, stage.name: _fingerprint(stage, build)})
+        fingerprint, token = _fingerprint(stage, build)
+        fingerprints, tokens = {**build.fingerprints, stage.name: fingerprint}, {**build.tokens, stage.name: token}
+        build = replace(build, fingerprints=fingerprints, tokens=tokens)
     return build
 
 
-def _fingerprint(stage: Stage, build: Build) -> str:
-    """A stage's fingerprint in a build that has those of its inputs."""
-    inputs = [build.fingerprints[name] for name in stage.inputs]
-    return hashlib.sha256(canonical_json([stage.name, stage.version, stage.token(build), inputs])).hexdigest()
+def _fingerprint(stage: Stage, build: Build) -> tuple[str, str]:
+    """A stage's fingerprint in a build that has those of its inputs, and the sha256 of its token."""
+    token, inputs = stage.token(build), [build.fingerprints[name] for name in stage.inputs]
+    return sha256_of([stage.name, stage.version, token, inputs]), sha256_of(token)
 
 
 def run(

@@ -38,12 +38,22 @@ NEAR, PLACED_NEAR_SCHEMA = "near.parquet", pa.schema([("order_key", pa.string())
 """Suffix of the file in which `semantic_dedup` keeps the verdicts of a partition, and its rows."""
 
 
-def codes_column(codes: Codes) -> pa.Array:
-    """Codes [N, D] as a binary column."""
-    raw = np.ascontiguousarray(codes)
-    ends = np.arange(len(raw) + 1, dtype=np.int64) * (raw.itemsize * raw.shape[1])
-    offsets = pa.py_buffer(ends.astype(np.int32))
-    return pa.BinaryArray.from_buffers(pa.binary(), len(raw), [None, offsets, pa.py_buffer(raw)])
+CHUNK_BYTES = 1 << 30
+"""Codes of one chunk of a column at most."""
+
+
+def codes_column(codes: Codes) -> pa.ChunkedArray:
+    """Codes [N, D] as a binary column, in chunks: an array counts its bytes in 32 bits."""
+    width = codes.itemsize * codes.shape[1]
+    rows = max(1, CHUNK_BYTES // max(1, width))
+    chunks = [_codes_array(codes[start : start + rows], width) for start in range(0, len(codes), rows)]
+    return pa.chunked_array(chunks, pa.binary())
+
+
+def _codes_array(codes: Codes, width: int) -> pa.Array:
+    offsets = np.arange(len(codes) + 1, dtype=np.int32) * np.int32(width)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(codes))]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(codes), buffers)
 
 
 def codes_in(column: Any) -> Codes:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_specs.build import Balance, within
 from data_specs.shard import SPLITS
 from pipeline import pulse
+from pipeline.errors import SourceError
 from pipeline.stages._survivors import later_ones, primary_texts, survivors_in
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import COUNTS_SCHEMA
@@ -25,10 +27,12 @@ from pipeline.texts.concepts import concepts, digest
 
 def token(build: Build) -> Any:
     balance = build.spec.balance
-    if balance is None:
-        return None
+    return None if balance is None else _token(build, balance, digest(balance, build.spec.base))
+
+
+def _token(build: Build, balance: Balance, entries: str) -> Any:
     later = later_ones(build, before="balance")
-    return [digest(balance, build.spec.base), balance.min_letters, *([later] if later else [])]
+    return [entries, balance.min_letters, *([later] if later else [])]
 
 
 def partitions(build: Build) -> list[str]:
@@ -36,9 +40,16 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Counts of the pairs in a fetch partition's range, of all splits."""
-    assert build.spec.balance is not None
-    known = concepts(build.spec.balance, build.spec.base)
+    """Counts of the pairs in a fetch partition's range, of all splits. Raises SourceError for another word list.
+
+    What another one counted would stay under the fingerprint of this one, also when it has been put back.
+    """
+    balance = build.spec.balance
+    assert balance is not None
+    known = concepts(balance, build.spec.base)
+    if not build.is_token("concepts", _token(build, balance, known.sha256)):
+        where = within(build.spec.base, balance.entries)
+        raise SourceError(where, "has changed since the build began; run the same command again")
     counts = np.zeros(len(known.entries), np.int64)
     pairs = matched = 0
     for split in SPLITS:

@@ -73,14 +73,13 @@ def _by_rank(build: Build, rows: pa.Table, codes: Codes) -> pa.Table:
         candidate_id,
     ]
     rank = np.ascontiguousarray(np.concatenate(ranks, axis=1))
+    order = np.argsort(rank.view(f"S{rank.shape[1]}").ravel(), kind="stable")
     columns = {
-        "rank": pa.array(rank.view(f"V{rank.shape[1]}").ravel().tolist(), RANK),
-        **{name: column_of(unhex(rows[name].to_pylist())) for name in ("candidate_id", "fetch_id", "sha256")},
-        "codes": codes_column(codes),
+        "rank": pa.array(rank[order].view(f"V{rank.shape[1]}").ravel().tolist(), RANK),
+        **{name: column_of(unhex(rows[name].to_pylist())[order]) for name in ("candidate_id", "fetch_id", "sha256")},
+        "codes": codes_column(codes[order]),  # sorted before: Arrow's `take` makes one array of it
     }
-    table = pa.table({name: columns[name] for name in VECTOR_SCHEMA.names}, schema=VECTOR_SCHEMA)
-    order = np.argsort(np.ascontiguousarray(rank).view(f"S{rank.shape[1]}").ravel(), kind="stable")
-    return table.take(pa.array(order))
+    return pa.table({name: columns[name] for name in VECTOR_SCHEMA.names}, schema=VECTOR_SCHEMA)
 
 
 def _column(build: Build, rows: pa.Table) -> npt.NDArray[np.int64]:

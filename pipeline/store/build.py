@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,6 +33,11 @@ class Earlier:
     identities: str
 
 
+def sha256_of(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
 @dataclass(frozen=True)
 class Build:
     """One build: its spec, its folder, its STORE, and the fingerprint of each stage. Sent to every Ray task."""
@@ -50,10 +56,16 @@ class Build:
     """Of the dataset that it belongs to: which releases it continues."""
     made_from: tuple[Earlier, ...] = ()
     """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
+    tokens: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """sha256 of each stage's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
     on: Build | None = None
     """Of a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
+
+    def is_token(self, stage: str, token: Any) -> bool:
+        """Whether this is the token that the stage's fingerprint was made of; True where nobody knows."""
+        return self.tokens.get(stage) in (None, sha256_of(token))
 
     @property
     def folder(self) -> Folder:

@@ -24,11 +24,12 @@ import numpy.typing as npt
 from data_specs.shard import SPLITS, Split
 from training.data.index import Dataset, Row, default_cache, open_dataset
 from training.data.loader import Loader, Share
-from training.errors import ConfigError, InputError
+from training.errors import ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.packed import packed
 from training.outputs.whole import alone, whole_folder
 from training.records import Batch
+from training.run.launch import Leave, LeaveSignal
 from training.weights.load import BATCH, Loaded
 
 if TYPE_CHECKING:
@@ -76,11 +77,17 @@ class Captioned:
 
 
 def open_captioned(
-    loaded: Loaded, data: Sequence[str], split: str, cache: Path | None, detector: str = ""
+    loaded: Loaded,
+    data: Sequence[str],
+    split: str,
+    cache: Path | None,
+    detector: str = "",
+    leave: LeaveSignal = lambda: Leave.NO,
 ) -> Captioned | None:
     """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it has no sample.
 
-    Raises ConfigError (an image tower without regions), InputError (no readable image), ContractError (data).
+    leave: asked after each image whose features are made whether to end (`Leave.STOP`). Raises ConfigError (an image
+    tower without regions), InputError (no readable image), ContractError (data), RunError (asked to end).
     """
     if split not in SPLITS and not all(is_benchmark(name) for name in data):
         raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
@@ -97,7 +104,7 @@ def open_captioned(
             for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: whoever writes holds the lock
                 shutil.rmtree(left, ignore_errors=True)
             if not folder.exists():
-                _compute(loaded, dataset, folder)
+                _compute(loaded, dataset, folder, leave)
     about = json.loads((folder / "about.json").read_bytes())
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
@@ -127,8 +134,8 @@ def _digest(loaded: Loaded, dataset: Dataset, content: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _compute(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
-    """Write the arrays of a split. Raises InputError where no image can be read."""
+def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal) -> None:
+    """Write the arrays of a split. Raises InputError where no image can be read, RunError where `leave` says so."""
     config = loaded.config
     loader = Loader(
         dataset,
@@ -156,6 +163,9 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
                 rows.append(number)
                 counts.append(len(regions_RW))
                 features.append(feature_D)
+                if leave() is Leave.STOP:
+                    problem = f"received a signal to end at image {number + 1:,}; the same command makes them anew"
+                    raise RunError(f"region features of {dataset.name}", problem)
         if not rows:
             raise InputError(dataset.name, f"no image of it can be read ({loader.corrupt} tried)")
         np.save(temporary / "n_regions.npy", np.array(counts))

@@ -87,10 +87,10 @@ def fit_captioner(
         require(COCO)
     with writing_to(out), owned(out), terminated() as leave:
         loaded = load(path, device)
-        train = open_captioned(loaded, data, "train", cache, detector)
+        train = open_captioned(loaded, data, "train", cache, detector, leave)
         if train is None:
             raise ConfigError("--data", "has no sample in its train split")
-        dev = open_captioned(loaded, data, "dev", cache, detector) if config.eval_epochs else None
+        dev = open_captioned(loaded, data, "dev", cache, detector, leave) if config.eval_epochs else None
         if dev is None and config.patience and config.eval_epochs:
             LOG.info("no dev split: the captioner is trained for all of its %g epochs", config.epochs)
         run = _Training(loaded, train, dev and dev.first(config.dev_images), out, config)

@@ -95,7 +95,7 @@ def _caption(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
-    for option in ("report", "regions", "labels", "classes", "templates"):
+    for option in ("report", "labels"):
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option}", f"--task {CAPTIONING} does not take it")
     if arguments.towers != "query":
@@ -106,7 +106,7 @@ def eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.checkpoint,
         arguments.data,
         arguments.split,
-        tokens=arguments.tokens,
+        tokens=arguments.tokens or "jieba",
         beams=beams(arguments),
         detector=arguments.detector,
         device=arguments.device,

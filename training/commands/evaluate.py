@@ -68,7 +68,6 @@ def add_eval(commands: Any) -> None:
     )
     evaluate.add_argument(
         "--tokens",
-        default="jieba",
         choices=["jieba", "characters"],
         help="captioning: what figures count (default jieba)",
     )
@@ -92,28 +91,44 @@ def _add_classes(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--templates", type=path, metavar="FILE", help="sentences for class names, one per line, with {} for the name"
     )
-    evaluate.add_argument(
-        "--k", type=int, default=NEIGHBOURS, metavar="K", help=f"neighbours that vote in probe (default {NEIGHBOURS})"
-    )
+    evaluate.add_argument("--k", type=int, metavar="K", help=f"neighbours that vote in probe (default {NEIGHBOURS})")
     evaluate.add_argument(
         "--min-score",
         type=float,
-        default=MIN_SCORE,
         metavar="S",
         help=f"regions of a dataset: the detector's boxes from this score on (default {MIN_SCORE})",
     )
+
+
+_READ_BY = {
+    "regions": ("are boxes of a benchmark", ("retrieval",)),
+    "classes": ("are names of classes", ("zero-shot", "regions", "probe", "image-to-image")),
+    "templates": ("are sentences for class names", ("zero-shot", "regions")),
+    "k": ("counts neighbours", ("probe",)),
+    "min_score": ("chooses a detector's boxes of a dataset", ("regions",)),
+    "tokens": ("are of captions", (CAPTIONING,)),
+    "beams": ("are of captions", (CAPTIONING,)),
+}
+"""Options that some tasks read: what each is, and which tasks."""
+
+
+def _check_read(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that was given and that the task would leave unread."""
+    for name, (what, tasks) in _READ_BY.items():
+        if getattr(arguments, name) is not None and arguments.task not in tasks:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, f"{what}; --task {arguments.task} does not read it, but {' and '.join(tasks)}")
+    if arguments.min_score is not None and arguments.data[0].partition(":")[0] in BOXED:
+        raise ConfigError("--min-score", f"{_READ_BY['min_score'][0]}; {arguments.data[0]} brings labelled ones")
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.evaluation.labelled import Source
     from training.evaluation.tasks import Request, task
 
+    _check_read(arguments)
     if arguments.task == CAPTIONING:
         return eval_captioning(arguments)
-    if arguments.regions is not None and arguments.task != "retrieval":
-        raise ConfigError("--regions", f"are boxes of a benchmark for retrieval; {arguments.task} takes none")
-    if arguments.templates is not None and arguments.task not in ("zero-shot", "regions"):
-        raise ConfigError("--templates", f"are sentences for class names; {arguments.task} asks with none")
     asked = task(arguments.task)
     result = asked.run(
         Request(
@@ -125,8 +140,8 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
             towers=arguments.towers,
             regions=arguments.regions,
             templates=arguments.templates,
-            k=arguments.k,
-            min_score=arguments.min_score,
+            k=NEIGHBOURS if arguments.k is None else arguments.k,
+            min_score=MIN_SCORE if arguments.min_score is None else arguments.min_score,
             pictures=arguments.report is not None,
         )
     )

@@ -99,7 +99,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
         result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
         if config.run.background and first_rank():
-            _add_background(config, arguments, Path(result["checkpoint"]))
+            _add_backgrounds(config, arguments, Path(result["checkpoint"]))
     loss = "" if result["loss"] is None else f"loss {result['loss']:.4f}, "
     LOG.info(
         "%s steps, %s samples seen, %scheckpoint %s", result["steps"], result["position"], loss, result["checkpoint"]
@@ -107,27 +107,35 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _add_backgrounds(config: Config, arguments: argparse.Namespace, last: Path) -> None:
+    """Calibrate a run's last checkpoint and its best one: either may be the one that is used."""
+    from training.outputs.checkpoint import BEST
+
+    best = last.with_name(BEST).resolve()
+    for checkpoint in (last, best) if best.exists() and best.name != last.name else (last,):
+        _add_background(config, arguments, checkpoint)
+
+
 def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: Path) -> None:
-    """Calibrate a run's last checkpoint, unless an earlier call has; without one a checkpoint is as good."""
+    """Calibrate a checkpoint, unless an earlier call has; without a background a checkpoint is as good."""
     from training.evaluation.calibrate import calibrate
     from training.outputs.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
-    if opened.background() is not None:
-        return
-    try:
-        calibrate(
-            checkpoint,
-            arguments.data,
-            images=config.run.background,
-            detector=opened.detector,
-            device=config.run.device,
-            cache=arguments.cache,
-        )
-    except (TrainingError, ContractError) as e:
-        LOG.info("no background for scores: %s", e)
-        return
-    if config.run.mirror:
+    if opened.background() is None:
+        try:
+            calibrate(
+                checkpoint,
+                arguments.data,
+                images=config.run.background,
+                detector=opened.detector,
+                device=config.run.device,
+                cache=arguments.cache,
+            )
+        except (TrainingError, ContractError) as e:
+            LOG.info("no background for scores: %s", e)
+            return
+    if config.run.mirror:  # also of an earlier call, which may have been killed before it had copied it
         from training.outputs.saver import copy_again
 
         copy_again(checkpoint, config.run.mirror)

@@ -96,7 +96,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         gather_ms=arguments.gather_ms,
         request_s=_positive("--request-s", arguments.request_s),
         health_s=_positive("--health-s", arguments.health_s),
-        per_minute=arguments.per_minute,
+        per_minute=None if arguments.per_minute is None else _positive("--per-minute", arguments.per_minute),
         body_mb=_positive("--body-mb", arguments.body_mb),
         pixels=_positive("--max-pixels", arguments.max_pixels),
     )
@@ -136,7 +136,7 @@ def _towers(checkpoint: Checkpoint, arguments: argparse.Namespace, options: Opti
 def _token(file: Path | None) -> str | None:
     """The token of a file or the environment. Raises ConfigError for one that is no token."""
     where = str(file) if file else _TOKEN
-    text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(_TOKEN, "").strip()
+    text = file.read_text(encoding="utf-8", errors="replace").strip() if file else os.environ.get(_TOKEN, "").strip()
     if not text and file is None:
         return None
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
@@ -162,6 +162,6 @@ def _name(checkpoint: Path) -> str:
 
 
 def _positive(option: str, number: Any) -> Any:
-    if number <= 0:
+    if not number > 0:  # nor is NaN
         raise ConfigError(option, f"{number} is not above 0")
     return number

@@ -48,6 +48,8 @@ class RegionTable:
     row_of: dict[str, int]
     raw: bool
     """Whether they are a detector's own, as STORE caches them."""
+    digest: str
+    """Changes with the bytes of the files."""
 
     @staticmethod
     def open(place: Path) -> RegionTable:
@@ -59,13 +61,15 @@ class RegionTable:
         if not files:
             raise InputError(str(place), "holds no regions (.parquet); name a dataset's regions/DETECTOR or STORE's")
         try:
-            tables = [pq.read_table(file, columns=["sha256", "boxes", "scores"]) for file in files]
+            contents = [file.read_bytes() for file in files]
+            tables = [pq.read_table(io.BytesIO(c), columns=["sha256", "boxes", "scores"]) for c in contents]
             raw = "key" not in pq.read_schema(files[0]).names
             table = pa.concat_tables(tables)
             row_of = {str(sha256): row for row, sha256 in enumerate(table["sha256"].to_pylist())}
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(str(place), f"not regions of the contract ({first_line(e)})") from None
-        return RegionTable(place, table, row_of, raw)
+        digests = [hashlib.sha256(content).digest() for content in contents]
+        return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
 
     def has(self, content: bytes) -> bool:
         """Whether there are boxes of an image, none included, by the bytes of its file."""

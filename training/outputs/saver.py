@@ -46,7 +46,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes the checkpoints of one run, on the rank that writes. Use as a context: leaving it waits."""
+    """Writes the checkpoints of one run, on the rank that writes. Use as a context: leaving it waits as `wait` does."""
 
     def __init__(self, run: Path, config: Config, tokenizer: Tokenizer) -> None:
         self._run, self._config, self._tokenizer = run, config, tokenizer
@@ -57,8 +57,14 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._thread.shutdown(wait=True)
+        try:
+            self.wait()
+        except Exception as e:
+            if error is None:
+                raise
+            LOG.error("the last checkpoint was not saved: %s", e)  # beside what ended the run
 
     def save(self, model: BriVL, optimizer: torch.optim.Optimizer, state: RunState, *, best: bool = False) -> None:
         """Begin to write the model as it is now. Raises the error of an earlier write, if it failed."""
@@ -179,7 +185,15 @@ def here(url: str) -> Iterator[Path]:
 
 
 def copy_again(folder: Path, mirror: str) -> None:
-    """Copy a checkpoint to the run's mirror that was added to after it was copied. Raises RunError."""
+    """Copy a checkpoint to the run's mirror that was added to after it was copied, unless it has been copied since.
+
+    Raises RunError.
+    """
+    fs, root = _filesystem(mirror)
+    index = posixpath.join(root, folder.name, INDEX)
+    with told(mirror):
+        if fs.exists(index) and fs.cat_file(index) == (folder / INDEX).read_bytes():
+            return
     with owned_mirror(mirror):
         _copy(folder, mirror, [path.name for path in checkpoint.folders(folder.parent.parent)])
 

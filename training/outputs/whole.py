@@ -47,6 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
+    _check_name(out)
     temporary = out.with_name(f".{out.name}.tmp")
     with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,10 +74,14 @@ def alone(place: Path) -> Iterator[None]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder`, with an index of its files, when the block ends without an error.
 
-    An earlier folder of that name is replaced.
+    An earlier folder of that name is replaced. It is moved aside first, and deleted when the other is in its place: a
+    kill loses none of the two, and the next call here puts it back where it left a gap.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    _check_name(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder
+    temporary, aside = (folder.with_name(f".{folder.name}.{mark}") for mark in (f"{os.getpid()}.tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
+    _put_back(aside, folder)
     with writing_to(folder):
         temporary.mkdir(parents=True)
         try:
@@ -86,12 +91,26 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             flush(temporary / INDEX)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(aside)
             temporary.rename(folder)
         except BaseException:
+            _put_back(aside, folder)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         flush(folder.parent)
+        _put_back(aside, folder)
+
+
+def _check_name(out: Path) -> None:
+    if not out.name:
+        raise RunError(str(out), "has no name; give the path of what is to be written")
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    """Give a folder that was moved aside its name again, if none has it, and else delete it."""
+    if not folder.exists() and aside.exists():
+        aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def add_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -31,6 +31,7 @@ from training.method import distributed
 from training.moco import BriVL, StepOutput
 from training.records import Batch
 from training.run.agreement import stop
+from training.run.optimizer import warmup_samples
 
 LOG = logging.getLogger(__name__)
 
@@ -58,8 +59,10 @@ class _Probe:
 class Health:
     """Collects figures of every step (`saw`) and returns them on a logged one (`metrics`). Every rank calls alike."""
 
-    def __init__(self, model: BriVL, config: Config) -> None:
+    def __init__(self, model: BriVL, config: Config, samples: int) -> None:
+        """`samples` of the whole run, of which the warm-up may be a share."""
         self._model, self._config = model, config
+        self._warmup = warmup_samples(config.optim, samples)
         self._span = max(1, math.ceil(config.moco.queue_size / config.run.batch_size) - 1)
         self._probe: _Probe | None = None
         self._stale: dict[str, float] = {}
@@ -125,7 +128,7 @@ class Health:
 
     def _look_for_collapse(self, step: int, position: int, metrics: Mapping[str, float]) -> None:
         config = self._config
-        fresh = step < _FRESH or position < config.optim.warmup_samples
+        fresh = step < _FRESH or position < self._warmup
         if fresh or metrics.get("text_queue_oldest", 0.0) > step:  # keys of the prefill
             return
         for name in ("image_spread", "text_spread"):
@@ -135,8 +138,8 @@ class Health:
                 continue
             advice = (
                 f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all features "
-                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen optim.warmup_samples "
-                f"({config.optim.warmup_samples}), or raise moco.momentum ({config.moco.momentum:g})"
+                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up ({self._warmup} "
+                f"samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum ({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
                 stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))

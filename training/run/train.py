@@ -134,7 +134,7 @@ class _Run:
         self.agreement = Agreement(setup)
         self.agreement.before_first_step(start)
         self.meter = Meter(setup.config, setup.device)
-        self.health = Health(setup.model, setup.config)
+        self.health = Health(setup.model, setup.config, setup.samples)
         self.recall: Retrieval | None = None
         self.failures = 0
 

@@ -105,9 +105,16 @@ class Galleries:
             raise Refused(503, "index_damaged", str(e), retry_after=10) from None
         return gallery
 
-    def every(self) -> list[Gallery]:
-        """All, as they lie on the disk now."""
-        return [self.get(name) for name in self.names()]
+    def every(self) -> list[tuple[Gallery, str]]:
+        """All, as they lie on the disk now, each with what is wrong with it: "" for a sound one."""
+        found = []
+        for gallery in list(self._all.values()):
+            try:
+                gallery.index.reload_if_changed()
+                found.append((gallery, ""))
+            except IndexFault as e:
+                found.append((gallery, str(e)))
+        return found
 
     async def delete(self, name: str) -> None:
         """Delete an own collection. Raises Refused."""

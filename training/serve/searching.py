@@ -1,6 +1,6 @@
 """Routes of the page and of programs that search: /collections, /search, pictures.
 
-    GET    /collections                        name, rows, images, texts, facets, calibrated, own
+    GET    /collections                        name, rows, images, texts, facets, calibrated, own, problem
     POST   /collections                        multipart: name, files (pictures, or UTF-8 text files of lines)
     DELETE /collections/NAME                   an own one
     POST   /search                             by text, picture, a box of it, or a sample of the collection
@@ -122,7 +122,10 @@ class SearchAnswer(BaseModel):
 
 
 class CollectionAnswer(BaseModel):
-    """A collection. calibrated: whether its hits have scores. own: whether it may be deleted."""
+    """A collection. calibrated: whether its hits have scores. own: whether it may be deleted.
+
+    problem: why it cannot be searched now, of a damaged one; it has no rows then.
+    """
 
     name: str
     rows: int
@@ -131,6 +134,7 @@ class CollectionAnswer(BaseModel):
     facets: dict[str, dict[str, int]]
     calibrated: bool
     own: bool
+    problem: str = ""
 
 
 class Unread(BaseModel):
@@ -161,7 +165,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     async def collections() -> Response:
         """All collections."""
         every = await service.searched(galleries.every)
-        return json_of([await service.searched(lambda g=one: _described(g)) for one in every])  # type: ignore[misc]
+        return json_of([await service.searched(lambda g=one, p=bad: _described(g, p)) for one, bad in every])  # type: ignore[misc]
 
     @router.post("/collections", response_model=AddedAnswer)
     async def add(name: Annotated[str, Form(max_length=200)], files: Annotated[list[UploadFile], File()]) -> Response:
@@ -316,17 +320,18 @@ def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
     }
 
 
-def _described(gallery: Gallery) -> dict[str, Any]:
+def _described(gallery: Gallery, problem: str = "") -> dict[str, Any]:
     index = gallery.index
-    counts = index.counts()
+    counts = {} if problem else index.counts()
     return {
         "name": gallery.name,
-        "rows": index.rows,
+        "rows": 0 if problem else index.rows,
         "images": counts.get("image", 0),
         "texts": counts.get("text", 0),
-        "facets": index.facets(),
+        "facets": {} if problem else index.facets(),
         "calibrated": index.about.background is not None,
         "own": gallery.own,
+        "problem": problem,
     }
 
 

@@ -24,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, Manifest, Split
-from training.data.index import manifest_of, open_dataset, read_file, weighted
+from training.data.index import Row, manifest_of, open_dataset, read_file, weighted
 from training.data.index_cache import GRID, locate, read_parquet
 from training.data.plain_tars import plain_tars_of
 from training.use.sources import Entry, Source, Unit, digest
+from training.weights.load import Boxes
 
 _COLUMNS = ("key", "source", "page_url", "image_url", "sha256", "width", "height", "texts", "image_leader", "split")
 _SCHEMA = pa.schema([SHARD_SCHEMA.field(name) for name in (*_COLUMNS, "image_offset", "image_size")])
@@ -141,11 +142,16 @@ class DatasetSource(Source):
                 following = range(shard.number + 1, min(shard.number + 1 + _AHEAD, len(dataset.shard_sizes)))
                 dataset.ahead([shard.number], following)
             sample = dataset.row(shard.inside + row - shard.first)
-            boxes = None if sample.boxes is None else np.asarray(sample.boxes, np.float32).reshape(-1, 4).tolist()
             sides = (sample.width, sample.height) if sample.width else None
             name = f"{sample.tar}: {sample.key}"
-            entries.append(Entry(name, dataset.image(sample), boxes, sample.texts[0].text, sides))
+            entries.append(Entry(name, dataset.image(sample), _boxes_of(sample), sample.texts[0].text, sides))
         return entries
+
+    def boxes(self, rows: Sequence[int]) -> list[Boxes | None]:
+        if not self.detector:
+            return [None] * len(rows)
+        placed = ((row, self._at(row)[1]) for row in rows)
+        return [_boxes_of(self._datasets[s.dataset].row(s.inside + row - s.first)) for row, s in placed]
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         parts = []
@@ -188,6 +194,10 @@ class DatasetSource(Source):
         while not self._shards[at].rows:
             at -= 1
         return at, self._shards[at]
+
+
+def _boxes_of(sample: Row) -> Boxes | None:
+    return None if sample.boxes is None else np.asarray(sample.boxes, np.float32).reshape(-1, 4).tolist()
 
 
 def _shards_of(path: str, manifest: Manifest) -> list[tuple[str, tuple[tuple[str, FileDigest], str]]]:

@@ -5,14 +5,15 @@ committed is not done again, a killed one repeats the parts that were in flight.
 changed since: units whose token the index knows stay; of the others the rows that it has not are embedded as new parts
 behind, and rows that the input holds no more leave the index. So a dataset that grew by a build costs the build.
 
-Which rows are the same is judged by id, sha256 of the picture and text. Another checkpoint, detector or input on the
-same folder is refused.
+Which rows are the same is judged by id, sha256 of the picture, text and boxes. Another checkpoint, detector or input on
+the same folder is refused.
 
 A Parquet file has one row group per unit: id, image_features and text_features (list<float32>), and the columns of
 data_specs/search/rows.py. It is written whole or not at all.
 
 Limits: to compare a changed input with an index, the ids of the changed parts are in memory, and picture files whose
-unit has changed are read to be compared.
+unit has changed are read to be compared. That a picture came with no box, and now comes without boxes and has the grid,
+or the other way round, is not seen; nor that one came with boxes whose boxes a detector would make now.
 """
 
 from __future__ import annotations
@@ -45,7 +46,18 @@ from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose
 from training.use.embedding import Done, Part, embed_units
-from training.use.sources import MixedSource, PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
+from training.use.sources import (
+    MixedSource,
+    PictureSource,
+    RowSource,
+    Seen,
+    Source,
+    TextSource,
+    Unit,
+    digest,
+    unit_rows,
+    whole_paths,
+)
 from training.weights.load import Loaded, load
 
 if TYPE_CHECKING:
@@ -71,7 +83,10 @@ class Inputs:
     texts: str = ""
     cache: str = ""
     distinct: bool = True
-    """Whether a line of `texts` that stands there twice is embedded once."""
+    """Whether a line of `texts` that stands there twice is embedded once, and a picture file has one id however it is
+    named: for an index."""
+    ids: tuple[tuple[str, str], ...] = ()
+    """(path, id) of the picture files that the index has under another id than their path."""
 
     def open(self, detector: str) -> Source:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
@@ -81,7 +96,8 @@ class Inputs:
             return RowSource(Path(self.jsonl), self.text_kind)
         sources: list[Source] = []
         if self.images:
-            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None))
+            ids = dict(self.ids) if self.distinct else None
+            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None, ids))
         if self.texts:
             sources.append(TextSource(Path(self.texts), self.distinct))
         return sources[0] if len(sources) == 1 else MixedSource(sources)
@@ -172,14 +188,19 @@ def _embedded(
 ) -> dict[str, Any]:
     """`embed_index`, of the input as it is now. Raises TakenDown."""
     since = index_folder.takedowns(folder)
+    if (folder / index_folder.INDEX).exists():
+        index_folder.check_parts(folder, index_folder.read_index(folder))
+    if inputs.images:
+        inputs = replace(inputs, ids=tuple(_other_ids(folder).items()))
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
     job = replace(job, rows=rows or unit_rows(len(source)), since=since)
     about = _about(loaded, source, job)
     units = source.units(job.rows)
     with alone(folder):
-        removed = _remove_missing(folder, about, source, units)
+        seen = Seen(loaded.config.data.max_boxes, job.detector is not None)
+        removed = _remove_missing(folder, about, source, units, seen)
         writer = IndexWriter.begin(folder, about, since)
-        tasks, kept = _plan(writer, source, units)
+        tasks, kept = _plan(writer, source, units, seen)
         _note(writer, tasks)
         tasks = [task for task in tasks if task.count]
         total = sum(task.count for task in tasks)
@@ -323,7 +344,7 @@ def alone(folder: Path) -> Iterator[None]:
 # --- what is to be done
 
 
-def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[Unit]) -> int:
+def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[Unit], seen: Seen) -> int:
     """Take rows out of a finished index that its input holds no more; returns how many.
 
     Before anything is added: a picture that was replaced has the same id as the one that goes.
@@ -337,8 +358,8 @@ def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[
     if not changed:
         return 0
     known = {part.token for part in there.parts}
-    held = {pair for unit in units if unit.token not in known for pair in source.stamps(unit.rows)}
-    going = [row for part in changed for row, mark in _rows_of(folder, part) if (row, mark) not in held]
+    held = {pair for unit in units if unit.token not in known for pair in source.stamps(unit.rows, seen)}
+    going = [row for part in changed for row, marks in _rows_of(folder, part) if held.isdisjoint(marks)]
     if not going:
         return 0
     LOG.info("%s rows are in the input no more, and leave the index", f"{len(going):,}")
@@ -354,24 +375,43 @@ def _is_in(rows: pa.Table, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]
     return flags.astype(np.bool_)
 
 
+def _other_ids(folder: Path) -> dict[str, str]:
+    """By their paths the ids of picture files that are not their paths: names as earlier versions were given them."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    there = index_folder.read_index(folder).parts if (folder / index_folder.INDEX).exists() else ()
+    ids: dict[str, str] = {}
+    for part in (*there, *index_folder.waiting(folder).values()):
+        if part.rows:
+            table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "where"])
+            path = pc.struct_field(table["where"], "path")
+            other = pc.fill_null(pc.not_equal(table["id"], path), False)
+            names, places = (column.filter(other).to_pylist() for column in (table["id"], path))
+            for name, place in zip(names, whole_paths(places), strict=True):
+                if name != place:
+                    ids.setdefault(place, name)
+    return ids
+
+
 def _check_same_input(folder: Path, there: About, about: About) -> None:
     """Raise ConfigError for an index of other files: a dataset's digests change as it grows, a folder's path stays."""
     if any(":" in origin for origin in there.created_from) and there.created_from != about.created_from:
         raise ConfigError("--index", f"{folder}: was made from another {there.name}; give another folder")
 
 
-def _rows_of(folder: Path, part: index_folder.Part) -> Iterator[tuple[str, str]]:
-    """(id, stamp) of each row of a part."""
+def _rows_of(folder: Path, part: index_folder.Part) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The id of each row of a part, and its stamps: with its boxes, and for a source that does not know them."""
     import pyarrow.parquet as pq
 
     from training.use.sources import stamp
 
-    table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "sha256", "caption"])
-    for row, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-        yield row, stamp(sha256, caption)
+    table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "sha256", "caption", "boxes"])
+    for row, sha256, caption, boxes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        yield row, [(row, stamp(sha256, caption)), (row, stamp(sha256, caption, boxes))]
 
 
-def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[list[Task], int]:
+def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit], seen: Seen) -> tuple[list[Task], int]:
     """What is still to be made, in order; and how many parts are there already.
 
     Parts are numbered by what the finished index lacks, so that a killed run finds its own again by number and token.
@@ -386,7 +426,7 @@ def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[l
     has: set[tuple[str, str]] = set()
     if base is not None:
         changed = [part for part in base.parts if part.token not in tokens]
-        has = {pair for part in changed for pair in _rows_of(writer.folder, part)}
+        has = {pair for part in changed for _, pairs in _rows_of(writer.folder, part) for pair in pairs}
     tasks, number = [], max(finished, default=-1) + 1
     for place, unit in enumerate(units):
         rest = _rest(unit.token)
@@ -394,7 +434,7 @@ def _plan(writer: IndexWriter, source: Source, units: Sequence[Unit]) -> tuple[l
             continue
         task = Task(number, place, unit.token, len(unit.rows))
         if has:
-            stamps = source.stamps(unit.rows)
+            stamps = source.stamps(unit.rows, seen)
             rows = tuple(row for row, pair in zip(unit.rows, stamps, strict=True) if pair not in has)
             if len(rows) < len(unit.rows):
                 task = Task(number, place, rest, len(rows), rows)

@@ -21,7 +21,7 @@ import json
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,23 @@ def unit_rows(total: int) -> int:
     return min(10_000, max(1_000, total // 20))
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which boxes of a picture the image tower sees: the first `most` of those that come with it.
+
+    made: whether a detector makes those of a picture that comes without, which has the grid otherwise.
+    """
+
+    most: int
+    made: bool
+
+    def of(self, boxes: Boxes | None) -> Boxes | None:
+        """The boxes as an index keeps them; None where nobody knows them yet."""
+        if boxes is None:
+            return None if self.made else ()
+        return boxes[: self.most]
+
+
 class Source(ABC):
     """Rows to embed. `name` says what they are, the same when they have become more; `origins` what of."""
 
@@ -104,51 +121,71 @@ class Source(ABC):
         """Something that grows with the length of each row's text: rows of like length make a batch."""
         return np.zeros(len(rows), np.int64)
 
-    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
-        """(id, what is embedded of it) of some rows: sha256 of the picture, "" for none, and the text."""
+    def boxes(self, rows: Sequence[int]) -> list[Boxes | None]:
+        """The boxes that come with some rows, as `Entry` has them."""
+        return [None] * len(rows)
+
+    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
+        """(id, what is embedded of it) of some rows: sha256 of the picture, "" for none, the text, and the boxes."""
         table = self.table(rows)
         hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else [""] * table.num_rows
         captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * table.num_rows
-        return [(i, stamp(h, c)) for i, h, c in zip(table["id"].to_pylist(), hashes, captions, strict=True)]
+        columns = table["id"].to_pylist(), hashes, captions, self.boxes(rows)
+        return [(i, stamp(h, c, seen.of(b))) for i, h, c, b in zip(*columns, strict=True)]
 
 
-def stamp(sha256: str, caption: str) -> str:
-    """What is embedded of a row, as one value."""
-    return digest(sha256 or "", caption or "")[:MOST_IDS]
+def stamp(sha256: str, caption: str, boxes: Boxes | None = None) -> str:
+    """What is embedded of a row, as one value; boxes: None where they are not to be compared."""
+    regions = () if boxes is None else (np.asarray(boxes, np.float32).tobytes().hex(),)
+    return digest(sha256 or "", caption or "", *regions)[:MOST_IDS]
 
 
 class PictureSource(Source):
-    """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py)."""
+    """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py).
+
+    ids: by `whole_paths` those that an index has already; a file that is not among them has its whole path, so that it
+    is the same row however its folder is spelt. None: ids are the names as they were given.
+    """
 
     has_images, has_texts = True, False
 
-    def __init__(self, places: Sequence[str], regions: Path | None = None) -> None:
-        self.files = list(dict.fromkeys(file for place in places for file in _pictures(place)))
+    def __init__(
+        self, places: Sequence[str], regions: Path | None = None, ids: Mapping[str, str] | None = None
+    ) -> None:
+        files = [file for place in places for file in _pictures(place)]
+        named: dict[str, str] = {}
+        for name, file in zip(files if ids is None else whole_paths(files), files, strict=True):
+            named.setdefault(name, file)
+        self.files = list(named.values())
+        self._ids = list(named) if ids is None else [ids.get(name, name) for name in named]
         folders = [place for place in places if Path(place).is_dir()]
         self.name = ", ".join(Path(place).resolve().name for place in folders) or "pictures"
         self.origins = tuple(f"pictures:{digest(Path(place).resolve())}" for place in folders) or ("pictures",)
         self._regions = None if regions is None else RegionTable.open(regions)
+        self._mark = () if self._regions is None else (self._regions.digest,)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def units(self, rows: int) -> list[Unit]:
         runs = _runs(len(self), rows)
-        return [Unit(digest(*(_changed(self.files[row]) for row in run)), run) for run in runs]
+        return [
+            Unit(digest(*(_changed(self.files[row], self._ids[row]) for row in run), *self._mark), run) for run in runs
+        ]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        return [_picture(self.files[row], self._boxes) for row in rows]
+        return [_picture(self.files[row], self._boxes_of) for row in rows]
 
-    def _boxes(self, content: bytes, name: str) -> Boxes | None:
+    def _boxes_of(self, content: bytes, name: str) -> Boxes | None:
         known = self._regions is not None and self._regions.has(content)
         return self._regions.of(content, name) if self._regions is not None and known else None
 
     def table(self, rows: Sequence[int]) -> pa.Table:
-        files = [self.files[row] for row in rows]
-        return pa.table({"id": pa.array(files, pa.string()), "where": [_where(Path(file)) for file in files]})
+        ids, files = [self._ids[row] for row in rows], [Path(self.files[row]) for row in rows]
+        return pa.table({"id": pa.array(ids, pa.string()), "where": [_where(file) for file in files]})
 
-    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
-        return [(self.files[row], stamp(_sha256(self.files[row]), "")) for row in rows]
+    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
+        return [(self._ids[row], _stamp_of(_picture(self.files[row], self._boxes_of), seen)) for row in rows]
 
 
 class MixedSource(Source):
@@ -185,9 +222,9 @@ class MixedSource(Source):
         source, unit = self.of(Unit("", rows))
         return source.table(unit.rows)
 
-    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
         source, unit = self.of(Unit("", rows))
-        return source.stamps(unit.rows)
+        return source.stamps(unit.rows, seen)
 
 
 class _Lines(Source):
@@ -293,7 +330,10 @@ class RowSource(_Lines):
         units = []
         for run in _runs(len(self), rows):
             read = [self._parsed(line, row) for row, line in zip(run, self._read(run), strict=True)]
-            files = [_changed(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in read]
+            files = [
+                _changed(str(row.image), str(row.image)) if isinstance(row, ReleasedRow) else row.problem
+                for row in read
+            ]
             units.append(Unit(digest(self._kind, *(_hash64(line) for line in self._read(run)), *files), run))
         return units
 
@@ -315,11 +355,10 @@ class RowSource(_Lines):
                 columns[name].append(value)
         return pa.table(columns)
 
-    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
-        table = self.table(rows)
-        places = [where["path"] if where else "" for where in table["where"].to_pylist()]
-        columns = table["id"].to_pylist(), places, table["caption"].to_pylist()
-        return [(i, stamp(_sha256(path), caption)) for i, path, caption in zip(*columns, strict=True)]
+    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
+        ids, lines = self.table(rows)["id"].to_pylist(), self._read(rows)
+        parsed = (self._parsed(line, row) for row, line in zip(rows, lines, strict=True))
+        return [(name, _stamp_of(self._entry(row), seen)) for name, row in zip(ids, parsed, strict=True)]
 
     def _parsed(self, line: bytes, row: int) -> ReleasedRow | Broken:
         return parse_row(line, f"{self._file}:line {self.number(row)}", self._file.parent)
@@ -373,19 +412,36 @@ def _where(file: Path) -> dict[str, Any]:
     return {"path": str(file.absolute()), "offset": 0, "size": size, "sha256": ""}
 
 
-def _changed(file: str) -> str:
+def whole_paths(files: Iterable[str]) -> Iterator[str]:
+    """Paths of files from the root on, through no link to their folders."""
+    folders: dict[str, str] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = _real(folder).rstrip("/")
+        yield f"{folders[folder]}/{name}"
+
+
+def _real(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # a zero byte in it: whoever reads the file says so
+        return folder
+
+
+def _changed(file: str, name: str) -> str:
     """A file by name, size and time of change."""
     try:
         about = Path(file).stat()
     except (OSError, ValueError):
-        return f"{file} missing"
-    return f"{file} {about.st_size} {about.st_mtime_ns}"
+        return f"{name} missing"
+    return f"{name} {about.st_size} {about.st_mtime_ns}"
 
 
-def _sha256(file: str) -> str:
-    """sha256 of a picture file, "" of one that cannot be read."""
-    content = _picture(file, lambda content, name: None).content if file else None
-    return "" if content is None else hashlib.sha256(content).hexdigest()
+def _stamp_of(entry: Entry, seen: Seen) -> str:
+    """`stamp` of a row whose picture is read for it; a picture that cannot be read counts as none."""
+    sha256 = "" if entry.content is None else hashlib.sha256(entry.content).hexdigest()
+    return stamp(sha256, entry.text or "", seen.of(entry.boxes))
 
 
 def _runs(total: int, rows: int) -> list[range]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from pipeline.errors import SourceError
+from pipeline.run import _fingerprinted
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import summed
 from pipeline.texts.concepts import concepts
@@ -54,6 +57,27 @@ def test_counts_add_up_to_those_of_all_texts(built: Callable[..., Build], parts:
     assert sum(record.counts["matched"] for record in records) == sum(
         any(word in text for word in known.entries) for text in kept
     )
+
+
+def test_a_word_list_that_is_edited_meanwhile_and_put_back_is_not_counted_by(
+    built: Callable[..., Build], run_stage: Any, tmp_path: Path
+) -> None:
+    """The fingerprint says by which list: what another one counted would stay under it for good."""
+    (tmp_path / "never-read.csv").write_bytes(b"")
+    made = built()
+    fresh = _fingerprinted(made)
+    build = replace(fresh, fingerprints={**made.fingerprints, "concepts": fresh.fingerprints["concepts"]})
+    assert build.spec.balance is not None
+    words = tmp_path / "words.txt"
+    before = words.read_bytes()
+    words.write_text("黄山\n故宫\n", encoding="utf-8")
+    partition = made.stage("fetch").partitions()[0]
+    with pytest.raises(SourceError, match=r"words.txt: has changed since the build began; run the same command again"):
+        build.stages["concepts"].run(build, partition)
+    assert build.stage("concepts").partitions() == []
+    words.write_bytes(before)
+    build.stages["concepts"].run(build, partition)
+    assert build.stage("concepts").partitions() == [partition]
 
 
 def test_a_spec_without_balance_counts_nothing(fetched_build: Callable[..., Build], got: Any, run_stage: Any) -> None:

@@ -57,3 +57,12 @@ def test_codes_are_read_as_they_were_written() -> None:
     assert (codes_in(column) == codes).all()
     assert (codes_in(column.slice(1)) == codes[1:]).all()
     assert codes_in(column.slice(2)).shape == (0, 0)
+
+
+def test_codes_of_more_than_two_gigabytes_are_a_column_too() -> None:
+    """A binary array of Arrow counts its bytes in 32 bits."""
+    codes = np.zeros((2**21 + 3, 512), np.int16)  # zeros that nobody reads take no memory
+    column = codes_column(codes)
+    assert len(column) == len(codes)
+    assert [len(column[row].as_py()) for row in (0, 2**20, 2**21 - 1, 2**21 + 2)] == [1024] * 4
+    np.testing.assert_array_equal(codes_in(column.slice(2**21 - 2)), codes[:5])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,11 +129,11 @@ def test_two_that_want_the_same_features_at_once_compute_them_once(
     """As trainings of several settings on the machine's devices do."""
     data, computed, both, compute = [str(make_shards(train=(5,)))], list[Path](), Barrier(2), regions._compute
 
-    def watched(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
+    def watched(loaded: Loaded, dataset: Dataset, folder: Path, leave: Any) -> None:
         computed.append(folder)
         with suppress(BrokenBarrierError):  # none other comes
             both.wait(2)
-        compute(loaded, dataset, folder)
+        compute(loaded, dataset, folder, leave)
 
     monkeypatch.setattr(regions, "_compute", watched)
     with ThreadPoolExecutor(2) as pool:

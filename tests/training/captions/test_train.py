@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from training.captions import checkpoint
+from training.captions import checkpoint, regions
 from training.captions.decoder import CaptionerConfig
 from training.captions.train import CaptionerResult, fit_captioner
 from training.errors import CheckpointError, ConfigError, RunError
@@ -49,6 +52,30 @@ def test_a_training_stopped_in_the_middle_ends_as_one_that_was_not(
     assert (whole.steps, whole.resumed_from, again.resumed_from) == (again.steps, 0, 6)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert read_metrics(tmp_path / "cut")[-1]["dev.cider"] == read_metrics(tmp_path / "whole")[-1]["dev.cider"]
+
+
+def test_a_signal_to_end_is_heard_while_the_features_are_made(
+    towers: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take hours of a large dataset, and a scheduler kills after seconds."""
+    seen = []
+
+    def see(*given: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return regions_see(*given)
+
+    regions_see = regions.see
+    monkeypatch.setattr(regions, "BATCH", 8)
+    monkeypatch.setattr(regions, "see", see)
+    data = [f"folder:{pictures / 'train'}"]
+    with pytest.raises(RunError, match=r"received a signal to end.*the same command makes them anew"):
+        fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")
+    assert len(seen) == 2
+    assert [file.suffix for file in (tmp_path / "cache" / "captions").iterdir()] == [".lock"]
+    monkeypatch.undo()
+    fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")
 
 
 def test_the_seed_decides(towers: Path, pictures: Path, tmp_path: Path) -> None:

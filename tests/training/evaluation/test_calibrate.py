@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -176,4 +177,35 @@ def test_fit_adds_it_at_its_end(manifest: Path, tmp_path: Path, monkeypatch: pyt
     assert background is not None
     assert background.images == TRAIN
     monkeypatch.setattr("training.evaluation.calibrate.calibrate", None)  # it is there: not made again
+    assert cli.main(words) == 0
+
+
+def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_path: Path) -> None:
+    """Whoever takes the one that early stopping chose has scores as well."""
+    data, settings = (
+        make_shards(train=(16,), dev=(12,)),
+        ["optim.lr=0", "run.epochs=20", "run.eval_every=2", "run.patience=3"],
+    )
+    words = ["fit", "--recipe", "tiny", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert cli.main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
+    best = open_checkpoint(tmp_path / "run" / "checkpoints" / "best")
+    assert best.state().step < open_checkpoint(tmp_path / "run").state().step
+    assert best.background() is not None
+    assert open_checkpoint(tmp_path / "run").background() is not None
+
+
+def test_a_fit_killed_before_its_background_was_copied_copies_it_the_next_time(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = tmp_path / "mirror"
+    words = ["fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(tmp_path / "run")]
+    words += ["--set", f"run.mirror={mirror}"]
+    with monkeypatch.context() as killed:
+        killed.setattr("training.outputs.saver.copy_again", Mock(side_effect=KeyboardInterrupt))
+        assert cli.main(words) == 130
+    last = open_checkpoint(tmp_path / "run").folder
+    assert (open_checkpoint(last).background(), open_checkpoint(mirror / last.name).background()).count(None) == 1
+    assert cli.main(words) == 0
+    assert open_checkpoint(mirror / last.name).background() is not None
+    monkeypatch.setattr("training.outputs.saver._copy", None)  # it is there: not copied again
     assert cli.main(words) == 0

@@ -66,6 +66,28 @@ def test_what_fails_in_the_background_is_raised_by_the_next_call(
             writing.wait()
 
 
+def test_what_fails_in_the_last_save_is_raised_where_the_run_ends_or_said_beside_why_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise RunError("runs/1", "cannot be written (No space left on device)")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    writing, model, optimizer = saver(tmp_path)
+    with pytest.raises(RunError, match="No space left"), writing:
+        writing.save(model, optimizer, state(1))
+    writing, model, optimizer = saver(tmp_path)
+
+    def interrupted() -> None:
+        with writing:
+            writing.save(model, optimizer, state(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "the last checkpoint was not saved: runs/1: cannot be written (No space left on device)" in caplog.text
+
+
 @pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
 def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, scheme: str) -> None:
     mirror = scheme or str(tmp_path / "mirror")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +51,49 @@ def test_a_folder_appears_with_its_index_and_an_interrupted_one_leaves_the_earli
         (temporary / "c.txt").write_text("红船")
     assert sorted(path.name for path in folder.iterdir()) == ["c.txt", INDEX]
     assert Sealed.open(folder).text("c.txt") == "红船"
+
+
+def test_a_folder_that_is_replaced_is_lost_by_no_kill(tmp_path: Path) -> None:
+    """Killed before each of the calls that change names, and tried again by a command that fails."""
+    for calls in range(1, 20):
+        folder = tmp_path / str(calls) / "ck"
+        with whole_folder(folder) as temporary:
+            (temporary / "a.txt").write_text("old")
+        child = os.fork()
+        if not child:
+            left = iter(range(calls - 1))
+
+            def before(call: Callable[..., None], left: Iterator[int] = left) -> Callable[..., None]:
+                def called(*given: Any, **named: Any) -> None:
+                    if next(left, None) is None:
+                        os._exit(9)
+                    call(*given, **named)
+
+                return called
+
+            os.rename, os.unlink, os.rmdir = before(os.rename), before(os.unlink), before(os.rmdir)
+            with whole_folder(folder) as temporary:
+                (temporary / "a.txt").write_text("new")
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(whole_folder(folder), "b.txt")
+        assert Sealed.open(folder).text("a.txt") in ("old", "new")
+        if not ended:
+            break
+    assert (ended, Sealed.open(folder).text("a.txt")) == (0, "new")
+    assert [path.name for path in folder.parent.iterdir()] == ["ck"]
+
+
+def test_a_folder_that_is_a_link_stays_one_when_it_is_replaced(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "there") as temporary:
+        (temporary / "a.txt").write_text("old")
+    (tmp_path / "link").symlink_to("there")
+    with whole_folder(tmp_path / "link") as temporary:
+        (temporary / "a.txt").write_text("new")
+    assert Sealed.open(tmp_path / "there").text("a.txt") == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_file_is_verified_when_it_is_read_and_only_one_that_the_index_names(tmp_path: Path) -> None:
@@ -101,6 +146,15 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
         with pytest.raises(RunError, match=line), whole_folder(tmp_path / "sub" / "out") as temporary:
             write(temporary / "a")
     assert list((tmp_path / "sub").iterdir()) == []
+
+
+@pytest.mark.parametrize("writing", [whole_file, whole_folder])
+@pytest.mark.parametrize("out", [".", "/"])
+def test_what_has_no_name_is_refused_in_one_line(
+    writing: Callable[[Path], AbstractContextManager[Path]], out: str
+) -> None:
+    with pytest.raises(RunError, match=f"{re.escape(out)}: has no name"), writing(Path(out)):
+        pass
 
 
 def test_what_cannot_be_written_is_told_apart_from_what_lies_beside_it(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_losses_are_told_by_the_source_kind_of_the_samples(
 ) -> None:
     model = make_model("moco.queue_size=16")
     model.prefill(make_batch(8, 9), 0)
-    health = Health(model, resolve("tiny"))
+    health = Health(model, resolve("tiny"), 0)
     batch = replace(make_batch(8, 1, invalid=(2,)), sources_B=torch.tensor([0, 0, 0, 1, 1, 5, 5, 5]))
     output = model(batch)
     health.saw(1, [batch], [output])
@@ -41,7 +41,7 @@ def test_stored_keys_are_held_against_what_the_query_tower_says_of_them_later(
 ) -> None:
     model = make_model("moco.queue_size=16", "moco.momentum=0", "image.dropout=0", "text.dropout=0")
     config = resolve("tiny", ["moco.queue_size=16", "run.batch_size=8"])
-    health, batch = Health(model, config), make_batch(8, 1)
+    health, batch = Health(model, config, 0), make_batch(8, 1)
     model.eval()
     output = model(batch)
     found: list[dict[str, float]] = []
@@ -74,7 +74,7 @@ def test_false_negatives_are_counted_by_cluster_ids_among_filled_slots() -> None
 
 def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriVL]) -> None:
     model = make_model("moco.queue_size=16")
-    health, batch = Health(model, resolve("tiny", ["moco.queue_size=16", "run.batch_size=2"])), _batch(model)
+    health, batch = Health(model, resolve("tiny", ["moco.queue_size=16", "run.batch_size=2"]), 0), _batch(model)
     for step in range(2):
         ids = torch.tensor([2 * step, 2 * step + 1])
         batch = replace(batch, sample_ids_B=ids, image_ids_B=ids, text_ids_B=ids)
@@ -84,20 +84,25 @@ def test_a_step_s_own_keys_are_no_false_negatives(make_model: Callable[..., BriV
         assert health.metrics(step + 1, 2 * (step + 1), [output], {})["false_negatives"] == 0
 
 
-def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(make_model: Callable[..., BriVL]) -> None:
+@pytest.mark.parametrize("warmup", ["optim.warmup_samples=2400", "optim.warmup_share=0.1"])
+def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(
+    make_model: Callable[..., BriVL], warmup: str
+) -> None:
     model = make_model("moco.queue_size=16")
-    config = resolve("tiny", ["moco.queue_size=16", "optim.warmup_samples=2400"])
+    config = resolve("tiny", ["moco.queue_size=16", warmup])
     output = model(_batch(model))
 
     def run(first: int, last: int, spread: float, settings: str = "true") -> None:
-        health = Health(model, replace(config, run=replace(config.run, stop_on_collapse=settings == "true")))
+        health = Health(model, replace(config, run=replace(config.run, stop_on_collapse=settings == "true")), 24_000)
         for step in range(first, last):
             health.metrics(step, 8 * step, [output], {"image_spread": spread, "text_spread": 0.9})
 
     run(1, 299, 0.001)  # not in the warm-up, whatever the spread
     run(300, 304, 0.001)  # nor for a moment
     run(300, 400, 0.03)
-    with pytest.raises(RunError, match=r"step 304: image_spread is 0.0010, below 0.02, .*Lower optim.lr"):
+    with pytest.raises(
+        RunError, match=r"step 304: image_spread is 0.0010, below 0.02, .*Lower optim.lr .* warm-up .2400 samples"
+    ):
         run(300, 305, 0.001)
     run(300, 320, 0.001, "false")
 

@@ -324,6 +324,28 @@ def test_a_server_whose_index_is_of_other_towers_does_not_begin(
     assert list(open_given([f"名={index}"], open_checkpoint(checkpoint_with_moved_keys))) == ["名"]
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_index_is_named_in_the_list_and_hides_no_other(
+    tiny: Path, index: Path, tmp_path: Path, damage: str
+) -> None:
+    """Damaged while it is served: its disk is gone, its files are rewritten by something else."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(index, folder)
+    with running(tiny, indexes={"damaged": folder, "pictures": index}) as server:
+        assert [one["problem"] for one in server.get("/collections").json()] == ["", ""]
+        (folder / "index.json").unlink() if damage == "gone" else (folder / "index.json").write_bytes(b"{")
+        answer = server.get("/collections")
+        assert answer.status_code == 200
+        first, second = answer.json()
+        assert (first["name"], first["rows"], first["images"], first["texts"]) == ("damaged", 0, 0, 0)
+        assert str(folder) in first["problem"]
+        assert (second["name"], second["rows"], second["problem"]) == ("pictures", 12, "")
+        told = error(server.post("/search", json={"collection": "damaged", "text": "山"}), 503)
+        assert told[0] == "index_damaged"
+        shutil.copy(index / "index.json", folder / "index.json")
+        assert [one["problem"] for one in server.get("/collections").json()] == ["", ""]
+
+
 def test_words_find_the_texts_that_have_them_alone_and_beside_the_meaning(server: Server) -> None:
     by_words = search(server, text="绿色", mode="words", target="text", limit=12)["hits"]
     assert by_words

@@ -288,7 +288,10 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
     [
         (["--host", "0.0.0.0"], "--host: 0.0.0.0 is reached from the network; give --token-file, or --insecure"),
         (["--token-file", "SHORT"], "a token is one line of 16 ASCII characters or more"),
+        (["--token-file", "BINARY"], "a token is one line of 16 ASCII characters or more"),
         (["--batch", "0"], "--batch: 0 is not above 0"),
+        (["--per-minute", "0", "--port", "99999"], "--per-minute: 0 is not above 0"),
+        (["--request-s", "nan", "--port", "99999"], "--request-s: nan is not above 0"),
         (["--index", "x=/nowhere"], "/nowhere/index.json: cannot be read"),
         (["--port", "99999"], "--port"),
     ],
@@ -297,7 +300,8 @@ def test_a_wrong_command_is_one_line(
     tiny: Path, words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short").write_text("short", encoding="utf-8")
-    words = [word.replace("SHORT", str(tmp_path / "short")) for word in words]
+    (tmp_path / "binary").write_bytes(bytes(range(128, 160)))
+    words = [str(tmp_path / word.lower()) if word in ("SHORT", "BINARY") else word for word in words]
     assert cli.main(["serve", str(tiny), "--engine", "torch", *words]) in (1, 2)
     [told] = [told for told in capsys.readouterr().err.splitlines() if told.startswith("wenlan-train:")]
     assert line in told

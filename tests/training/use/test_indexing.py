@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -20,7 +22,7 @@ from data_specs.search.folder import IndexFault, read_index
 from data_specs.search.index import IndexWriter
 from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
-from data_specs.shard import ContractError
+from data_specs.shard import REGION_SCHEMA, ContractError
 from tests.places import ROOT
 from tests.processes import Forks
 from tests.training.conftest import picture as drawn
@@ -29,6 +31,7 @@ from training import cli
 from training.use.embedding import embed_units
 from training.use.encode import open_encoder
 from training.use.indexing import Inputs, embed_index, embed_parquet
+from training.use.sources import PictureSource
 from training.weights.load import load
 
 MakeShards = Callable[..., Path]
@@ -273,6 +276,64 @@ def test_regions_of_the_dataset_come_before_any_detector(
     assert row.boxes == ((0, 0, 20, 15), (10, 6, 40, 30))
 
 
+def moved_boxes(table: Path, last: Sequence[float]) -> None:
+    """Give the last picture of a regions file other boxes."""
+    rows = pq.read_table(table)
+    boxes = [*rows["boxes"].to_pylist()[:-1], list(last)]
+    at = rows.schema.get_field_index("boxes")
+    pq.write_table(rows.set_column(at, rows.schema.field("boxes"), pa.array(boxes, pa.list_(pa.float32()))), table)
+
+
+@pytest.mark.parametrize("way", ["data", "images", "jsonl"])
+def test_a_picture_whose_boxes_are_others_now_is_embedded_again_and_no_other(
+    make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], way: str
+) -> None:
+    """Under the same detector's name: a spec with another cap, a file of boxes that was made anew."""
+    manifest = make_shards(train=(5,), detector="find-1")
+    checkpoint = moved(tmp_path / "run", detector="find-1" if way == "data" else "")
+    folder = pictures(tmp_path / "p", range(5))
+    regions, lines = manifest.parent / "regions/find-1/train-000000.parquet", tmp_path / "rows.jsonl"
+
+    def boxes_of_pictures(last: Sequence[float]) -> None:
+        if way == "data":
+            moved_boxes(regions, last)
+            content = json.loads(manifest.read_text())
+            of_shard = content["shards"][0]["regions"]["find-1"]
+            of_shard |= {"bytes": regions.stat().st_size, "sha256": hashlib.sha256(regions.read_bytes()).hexdigest()}
+            manifest.write_text(json.dumps(content))
+            return
+        every = [[0, 0, 20, 15]] * 4 + [last]
+        if way == "images":
+            rows = [
+                {"key": "k", "sha256": hashlib.sha256(f.read_bytes()).hexdigest(), "boxes": b, "scores": [0.5]}
+                for f, b in zip(sorted(folder.iterdir()), every, strict=True)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), tmp_path / "boxes.parquet")
+        else:
+            named = (
+                {"image_id": f"p/{n:04d}.png", "sentences": [["alt_text", "字"]], "bbox": [b]}
+                for n, b in enumerate(every)
+            )
+            lines.write_text("\n".join(map(json.dumps, named)), encoding="utf-8")
+
+    words: dict[str, list[object]] = {
+        "data": ["--data", manifest],
+        "images": ["--images", folder, "--regions", tmp_path / "boxes.parquet"],
+        "jsonl": ["--jsonl", lines],
+    }
+    boxes_of_pictures([1, 2, 9, 8])
+    run(checkpoint, *words[way], "--index", tmp_path / "i")
+    boxes_of_pictures([3, 2, 19, 8])
+    code, written, _ = run(checkpoint, *words[way], "--index", tmp_path / "i")
+    assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 5, 1, 1)
+    run(checkpoint, *words[way], "--index", tmp_path / "anew")
+    found, anew = rows_of(tmp_path / "i"), rows_of(tmp_path / "anew")
+    assert found.keys() == anew.keys()
+    for name, (image_D, _) in anew.items():
+        np.testing.assert_allclose(found[name][0], image_D, atol=1e-3)  # type: ignore[arg-type]
+    assert run(checkpoint, *words[way], "--index", tmp_path / "i")[1]["embedded"] == 0
+
+
 # --- again
 
 
@@ -304,6 +365,45 @@ def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path
     assert [name for name in kept if name.startswith("img_emb")] == ["img_emb/img_emb_0002.npy"]  # the last lost none
     removed = SearchIndex.open(tmp_path / "i").row(str(folder / "0001.png"))
     assert removed is None
+
+
+def test_a_folder_is_the_same_however_it_is_spelt(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "p", range(5))
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run(checkpoint, "--images", "p", "--index", tmp_path / "i", "--part-rows", 2)
+    before = bytes_of(tmp_path / "i")
+    for spelt in ("./p", "p/", folder, "elsewhere/../p", "link"):
+        code, written, _ = run(checkpoint, "--images", spelt, "--index", tmp_path / "i", "--part-rows", 2)
+        assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 5, 0, 0), spelt
+        assert bytes_of(tmp_path / "i") == before
+    assert sorted(rows_of(tmp_path / "i")) == sorted(map(str, folder.iterdir()))
+    together = run(checkpoint, "--images", "p", "p/0001.png", folder / "0002.png", "--index", tmp_path / "j")[1]
+    assert together["rows"] == 5
+
+
+def test_an_index_whose_ids_are_names_as_they_were_given_keeps_them(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them: also twice, where the folder was spelt in two ways."""
+    folder = pictures(tmp_path / "p", range(4))
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Inputs, "open", lambda self, detector: PictureSource(self.images))
+        for spelt in ("p", "./p"):
+            run(checkpoint, "--images", spelt, "--index", tmp_path / "once", "--part-rows", 2)
+            run(checkpoint, "--images", "p", spelt, "--index", tmp_path / "twice", "--part-rows", 2)
+    assert sorted(rows_of(tmp_path / "twice")) == sorted(f"{o}/000{n}.png" for o in ("p", "./p") for n in range(4))
+    for name, ids, given in (("once", "./p", [folder]), ("twice", "p", ["p/", folder])):
+        pictures(folder, [9])
+        code, written, _ = run(checkpoint, "--images", *given, "--index", tmp_path / name, "--part-rows", 2)
+        assert (code, written["rows"], written["embedded"]) == (0, 5, 1)
+        expected = [*(f"{ids}/000{n}.png" for n in range(4)), str(folder / "0009.png")]
+        assert sorted(rows_of(tmp_path / name)) == sorted(expected)
+        (folder / "0009.png").unlink()
 
 
 def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_rows(
@@ -361,6 +461,24 @@ def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_li
     assert str(tmp_path / "i") in answer["error"]
     assert len([line for line in said.splitlines() if line.startswith("wenlan-train:")]) == 1
     assert bytes_of(tmp_path / "i") == before
+
+
+@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
+def test_a_damaged_index_is_one_line_that_names_the_file(
+    checkpoint: Path, tmp_path: Path, run: Run, kind: str, content: bytes | None
+) -> None:
+    folder = pictures(tmp_path / "p", range(2))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    [file] = (tmp_path / "i" / kind).iterdir()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    pictures(folder, [3])
+    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert code == 1
+    assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
+    assert "Traceback" not in said
 
 
 def test_two_embeds_into_one_index_at_once_are_refused(checkpoint: Path, tmp_path: Path, run: Run) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from training.errors import InputError
-from training.use.sources import PictureSource, RowSource, Source, TextSource, unit_rows
+from training.use.sources import PictureSource, RowSource, Seen, Source, TextSource, unit_rows
 
 
 def draw(path: Path, colour: int = 0) -> Path:
@@ -40,6 +40,14 @@ def test_a_folder_is_its_pictures_by_name_however_deep(tmp_path: Path) -> None:
         PictureSource([str(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")])
 
 
+def test_ids_are_of_the_folder_that_a_name_means_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / name / "p" / "1.png")
+        monkeypatch.chdir(tmp_path / name)
+        [row] = PictureSource(["p"], ids={}).table([0])["id"].to_pylist()
+        assert row == str(tmp_path / name / "p" / "1.png")
+
+
 def test_a_unit_of_pictures_is_another_one_when_a_file_changes(tmp_path: Path) -> None:
     files = [draw(tmp_path / f"{n}.png", n) for n in range(5)]
     before = tokens(PictureSource([str(tmp_path)]), 2)
@@ -48,9 +56,10 @@ def test_a_unit_of_pictures_is_another_one_when_a_file_changes(tmp_path: Path) -
     os.utime(files[2], ns=(1, 1))
     after = tokens(PictureSource([str(tmp_path)]), 2)
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
-    stamps = PictureSource([str(tmp_path)]).stamps([0, 2])
+    stamps = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
     draw(files[2], 2)
-    assert [a == b for a, b in zip(stamps, PictureSource([str(tmp_path)]).stamps([0, 2]), strict=True)] == [True, False]
+    now = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
+    assert [a == b for a, b in zip(stamps, now, strict=True)] == [True, False]
 
 
 def test_what_is_no_picture_file_is_a_problem_and_is_not_waited_for(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ async function ask(path, { signal, limit = LIMIT_MS, ...rest } = {}) {
   throw new Trouble(KINDS[answer.status] ?? (answer.status >= 500 ? "broken" : "refused"), String(said), after);
 }
 
-/** The collections: [{name, rows, images, texts, facets, calibrated, own}]. */
+/** The collections: [{name, rows, images, texts, facets, calibrated, own, problem}]. */
 export const collections = () => ask("/collections", { limit: 15_000 });
 
 /** Answer of POST /search: {hits, more, took_ms, exact, query}. */

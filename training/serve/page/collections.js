@@ -60,6 +60,11 @@ export class Collections {
     return this.list.find((one) => one.name === name);
   }
 
+  /** The record that is shown where none is asked for: the first that is not damaged. */
+  first() {
+    return this.list.find((one) => !one.problem) ?? this.list[0];
+  }
+
   open(current) {
     this.current = current;
     this.draw();
@@ -86,7 +91,7 @@ export class Collections {
 
   row(one) {
     const choose = h("button", { type: "button", class: "shelf-name", "aria-current": one.name === this.current ? "true" : null, on: { click: () => (this.close(), this.actions.choose(one.name)) } },
-      h("b", {}, one.name), h("span", {}, t("counts", one.images && number(one.images), one.texts && number(one.texts))));
+      h("b", {}, one.name), h("span", {}, one.problem || t("counts", one.images && number(one.images), one.texts && number(one.texts))));
     const remove = one.own && h("button", { type: "button", class: "tool", title: t("remove"), "aria-label": `${t("remove")}: ${one.name}`, on: { click: () => this.remove(one.name) } }, icon("bin"));
     return h("li", {}, choose, remove || null);
   }

@@ -243,7 +243,7 @@ async function reload(wanted = null) {
   }
   results.forget();
   const stay = wanted === null && collections.of(query.collection);
-  if (!stay && collections.list.length) await enter(collections.list[0].name);
+  if (!stay && collections.list.length) await enter(collections.first().name);
   else controls();
   return null;
 }
@@ -393,7 +393,7 @@ function listen() {
   addEventListener("popstate", () => {
     const before = query;
     query = changed(fromAddress(location.search), {});
-    if (!query.collection) query = changed(query, { collection: collections.list[0]?.name ?? "" });
+    if (!query.collection) query = changed(query, { collection: collections.first()?.name ?? "" });
     $("text").value = query.text;
     draw(before);
   });
@@ -444,7 +444,7 @@ async function begin() {
 /** Put the query on a collection that there is. */
 function settle() {
   const there = collections.of(query.collection);
-  const one = there ?? collections.list[0];
+  const one = there ?? collections.first();
   if (query.collection && !there) announce(t("faults.missing"));
   const target = one && !one[`${query.target}s`] ? (one.images ? "image" : "text") : query.target;
   query = changed(query, { collection: one?.name ?? "", target });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,6 +130,21 @@ def test_loading_is_stopped(made: Made, tmp_path: Path) -> None:
             towers[0].hang.set()
             listed = await page.run("fetch('./collections').then(r => r.json())")
             assert [one["rows"] for one in listed if one["name"] == "many"] == [250]
+
+    browser.visit(work)
+
+
+def test_a_damaged_collection_is_passed_over_and_named(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.few, tmp_path / "damaged")
+
+    async def work(page: Page) -> None:
+        with running(made.checkpoint, indexes={"damaged": tmp_path / "damaged", **made.indexes}) as server:
+            (tmp_path / "damaged" / "index.json").unlink()
+            visitor = Visitor(page, server.url)
+            await visitor.open()
+            await visitor.says("#collection", "pictures")
+            await page.press("c")
+            await visitor.says(".shelf li:first-child", "index.json: cannot be read")
 
     browser.visit(work)
 
