@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_specs.shard import canonical_json
 from data_specs.store_lock import LockedError, locked
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -71,10 +70,7 @@ class Store:
 
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
-        takedowns = self.takedowns()
-        looks = sorted(look.signature.hex() for look in takedowns.looks)
-        value = [sorted(takedowns.hashes), looks] if looks else sorted(takedowns.hashes)
-        return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+        return self.takedowns().revision
 
     def register(self, build: Build, revision: int) -> None:
         """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.

@@ -112,8 +112,9 @@ def forget(
         for build in builds:
             if _shows(build, removed, takedowns):
                 _report_again(build)
+        carried_out = (takedowns if remember else before).revision
         for build in builds:
-            build_json.note_takedown(build, _read_now(build))
+            build_json.note_takedown(build, _read_now(build), carried_out)
             build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
         numbers = _renew(store, specs, faults)

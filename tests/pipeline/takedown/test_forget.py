@@ -32,7 +32,8 @@ from pipeline.store.identities import Identities
 from pipeline.store.partitions import StageDir
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
-from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.takedown import forget as forget_module
 from pipeline.takedown import garbage, rewrite_shards
 from pipeline.takedown.forget import Request, forget
 from pipeline.takedown.rewrite_partitions import borrowed_texts
@@ -382,6 +383,32 @@ def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_taked
     list(run.run(build, here=True))
     assert sum(release.publish(build).samples.values()) == 1
     assert sum(releases.read().samples.values()) == 6
+
+
+def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_out(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one had left the build out, since this one was at work in it: its picture stayed published."""
+    build = weeks.build("2026-01-01", range(6))
+    list(run.run(build, here=True))
+    release.publish(build)
+    one, other = (Request(urls=[url], exact=True) for url in ("http://of.nobody/1.jpg", "folder:///album/002.jpg"))
+    note = forget_module._note_in_store
+
+    def and_meanwhile(store: Store, takedowns: Takedowns) -> str:
+        name = note(store, takedowns)
+        with monkeypatch.context() as patch:
+            patch.setattr(forget_module, "_note_in_store", note)
+            [fault] = forget(store, [run.reopen(build.out)], other)["faults"]
+        assert "another wenlan-data is building here" in fault
+        return name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "_note_in_store", and_meanwhile)
+        assert forget(build.store, [run.reopen(build.out)], one)["faults"] == []
+    again = weeks.open("2026-01-01", range(6))
+    list(run.run(again, here=True))
+    assert sum(release.publish(again).samples.values()) == 5
 
 
 def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
