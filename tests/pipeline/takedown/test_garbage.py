@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import cli, run
 from pipeline.commands import plan
+from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.publish import release
 from pipeline.publish.verify import verify
@@ -198,6 +199,23 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     assert len(answer["builds"][0]["samples"]) == 1
     assert verify(Path(first.out)) == []
     assert json.loads((Path(first.out) / "report/report.json").read_bytes())["totals"]["kept"] == 5
+
+
+def test_an_expired_build_that_a_takedown_has_not_reached_is_named_when_it_is_published_again(weeks: Any) -> None:
+    """Nothing is there to do it again from, so it was left as it is: its command succeeded, and the picture stayed."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    release.publish(weeks.build("2026-01-08", range(4, 9)))
+    garbage.collect(first.store, STAGES, keep=1)
+    forget(first.store, [run.reopen(first.out)], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [], Request(urls=["folder:///album/002.jpg"], exact=True))  # that has not reached the build
+    again = weeks.open("2026-01-01", range(6))
+    list(run.run(again, here=True))
+    todo = f"1 of its samples were taken down since it began; run wenlan-data forget --store {weeks.store} {first.out}"
+    with pytest.raises(StoreError, match=f"{todo}$"):
+        release.publish(again)
+    forget(first.store, [run.reopen(first.out)], Request())
+    assert sum(release.publish(weeks.open("2026-01-01", range(6))).samples.values()) == 4
 
 
 def test_half_written_files_of_a_day_ago_go_wherever_they_are_in_store(builds: list[Build]) -> None:
