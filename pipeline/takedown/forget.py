@@ -103,7 +103,7 @@ def forget(
             try:
                 answers.append(_take_out(loss, takedowns))
                 builds.append(loss.build)
-            except (WenlanError, ContractError) as e:
+            except (WenlanError, ContractError, OSError) as e:
                 faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:

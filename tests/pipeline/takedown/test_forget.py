@@ -534,6 +534,30 @@ def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_other
     assert takedown()[0] == 0
 
 
+def test_a_build_of_which_a_file_is_damaged_stops_no_takedown_and_no_gc_in_the_others(
+    weeks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What pyarrow and the disk said of it went through, and ended the command before anything was done."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, damaged, sick = (Path(build.out) for build in builds)
+    for name in ("images", "shards"):
+        path = next((damaged / name).glob("*.parquet"))
+        path.write_bytes(bytes(path.stat().st_size))
+    shutil.rmtree(sick / "pairs/_records")
+    (sick / "pairs/_records").symlink_to("_records")  # a loop, of which a disk says no better than of a bad block
+    capsys.readouterr()
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    for folder in (damaged, sick):
+        assert sum(line.startswith(f"{folder}: was left out, since it cannot be read (") for line in said) == 1
+    assert sum(read_manifest(whole / "shards").samples.values()) == 5
+    assert cli.main(["gc", "--store", weeks.store]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said if ": was left out, since" in line] == [str(sick)]
+
+
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
     first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
     for build in (first, second):
