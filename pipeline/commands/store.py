@@ -123,8 +123,8 @@ def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[s
 
 
 def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
-    """The builds in the folders named and those that STORE knows, each once; and a line for each that STORE knows and
-    that cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
+    """The builds in the folders named and those that STORE knows, each once; and a line for each of these that
+    cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
     from pipeline import run
     from pipeline.stages import STAGES
     from pipeline.takedown import known
@@ -133,9 +133,9 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     for build in named:
         if build.store.url != store.url:
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
-    published, faults = known.registered(store, STAGES)
-    builds = {build.out: build for build in (*named, *published, *known.released(store, STAGES))}
-    return list(builds.values()), faults
+    found = [known.registered(store, STAGES), known.released(store, STAGES)]
+    builds = {build.out: build for build in (*named, *found[0][0], *found[1][0])}
+    return list(builds.values()), [line for _, faults in found for line in faults]
 
 
 def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: bool) -> None:

@@ -558,6 +558,27 @@ def test_a_build_of_which_a_file_is_damaged_stops_no_takedown_and_no_gc_in_the_o
     assert [line.partition(":")[0] for line in said if ": was left out, since" in line] == [str(sick)]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_build_whose_spec_cannot_be_read_stops_no_takedown_in_the_others(
+    weeks: Any, capsys: pytest.CaptureFixture[str], known: bool
+) -> None:
+    """One of a newer wenlan, for example. known: whether STORE knows it; else its publish was killed before that."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, newer = (Path(build.out) for build in builds)
+    own = json.loads((newer / "build.json").read_bytes())
+    (newer / "build.json").write_text(json.dumps({**own, "spec": {**own["spec"], "later": 1}}))
+    if not known:
+        builds[1].store.unregister(builds[1].build_id, builds[1].out)
+    capsys.readouterr()
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{newer}: was left out")]
+    assert len(said) == 1
+    assert "holds a spec that this wenlan cannot read" in said[0]
+    assert sum(read_manifest(whole / "shards").samples.values()) == 5
+
+
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
     first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
     for build in (first, second):
