@@ -231,7 +231,12 @@ def _next(
 
 
 def _spec_of(out: str) -> BuildSpec:
-    return BuildSpec.model_validate(Folder(out).read_json("build.json")["spec"])
+    folder = Folder(out)
+    try:
+        return BuildSpec.model_validate(folder.read_json("build.json")["spec"])
+    except (KeyError, TypeError, ValueError):
+        why = "holds no spec that this wenlan can read, and a release needs it: restore it"
+        raise StoreError(folder.at("build.json"), why) from None
 
 
 def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:

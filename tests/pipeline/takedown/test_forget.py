@@ -579,6 +579,27 @@ def test_a_build_whose_spec_cannot_be_read_stops_no_takedown_in_the_others(
     assert sum(read_manifest(whole / "shards").samples.values()) == 5
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"spec": {"later": 1}}'])
+def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_no_traceback(
+    weeks: Any, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for n in (1, 2):
+        release.publish(weeks.build(f"2026-01-0{n}", range(n * 3, n * 3 + 3)))
+    older, newest = (weeks.folder / f"2026-01-0{n}" for n in (1, 2))
+    before = (newest / "build.json").read_bytes()
+    (newest / "build.json").write_text(text)
+    words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/003.jpg"]
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert f"{newest}/build.json: holds no spec that this wenlan can read, and a release needs it: restore it" in said
+    assert sum(read_manifest(older / "shards").samples.values()) == 2
+    assert Store(weeks.store).releases("weekly").latest().withdrawn
+    (newest / "build.json").write_bytes(before)
+    assert cli.main(words) == 0
+    assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
+
+
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
     first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
     for build in (first, second):
