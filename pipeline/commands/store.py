@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
 from pipeline.commands.terminal import Commands, command, say, show, table_of
+from pipeline.errors import WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -85,13 +86,18 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         exact=args.exact,
         **more,
     )
-    answer = forget.forget(store, builds, request, args.dry_run, searched=searched)
+    try:
+        answer = forget.forget(store, builds, request, args.dry_run, searched=searched, faults=faults)
+    except (WenlanError, SpecError):  # what it names may be in one of those
+        for line in faults:
+            say(line)
+        raise
     late = [build for build in _builds(store, [])[0] if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
         after = forget.forget(store, late, forget.Request())
         answer |= {name: answer[name] + after[name] for name in ("builds", "matched", "faults")}
         answer["releases"] = after["releases"]
-    answer["faults"] = list(dict.fromkeys([*faults, *answer["faults"]]))
+    answer["faults"] = list(dict.fromkeys(answer["faults"]))
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     for loss in answer["indexes"]:

@@ -600,6 +600,26 @@ def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_
     assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
 
 
+def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
+    weeks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command said that no build has such a key, and nothing of the build that has it."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
+    for build in builds:
+        release.publish(build)
+    table = pq.read_table(next((Path(builds[0].out) / "shards").glob("*.parquet")))
+    words = ["forget", "--store", weeks.store, "--item", table["key"][0].as_py()]
+    Path(builds[1].out, "build.json").write_text("[]")
+    path = next(Path(builds[0].out, "images").glob("*.parquet"))
+    path.rename(path.with_suffix(".away"))
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "no key, id or sha256 that begins so" in said
+    for build in builds:
+        assert f"{build.out}: was left out, since it cannot be read (" in said
+
+
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
     first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
     for build in (first, second):
