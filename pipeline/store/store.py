@@ -97,7 +97,10 @@ class Store:
         One entry for each folder that a build was published in; the last is that of its newest publish.
         """
         noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
-        places = {(entry["build_id"], entry["out"]): entry for entry in noted}
+        places = dict[tuple[str, str], dict[str, Any]]()
+        for entry in noted:
+            places.pop((entry["build_id"], entry["out"]), None)  # of two entries of a folder the later place counts
+            places[entry["build_id"], entry["out"]] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
