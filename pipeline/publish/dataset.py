@@ -183,12 +183,12 @@ def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
 
 
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
-    """Ids of those builds that were not replaced: STORE knows them, or their manifest is in its place.
+    """Ids of those builds that were not replaced: STORE knows them there, or their manifest is in its place.
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
     """
-    known = {entry["build_id"] for entry in store.registered()}
-    return {build.build_id for build in builds if build.build_id in known or _is_there(build)}
+    known = {(entry["build_id"], entry["out"]) for entry in store.registered()}
+    return {build.build_id for build in builds if (build.build_id, build.out) in known or _is_there(build)}
 
 
 def _is_there(build: ReleasedBuild) -> bool:

@@ -20,7 +20,7 @@ from data_specs.shard import decode_sample, read_manifest
 from pipeline import cli, run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import release
+from pipeline.publish import release, replacing
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
 from pipeline.report.funnel import faults, read_funnels
@@ -482,6 +482,19 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
         assert verify(Path(build.out)) == []
     assert verify(f"{weeks.store}/datasets/weekly") == []
     assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
+
+
+def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedown(weeks: Any, tmp_path: Path) -> None:
+    """Its dataset is withdrawn till another build is published, and lists the folder in which it is no longer."""
+    spec = weeks.spec(range(6))
+    for name in ("first", "second"):
+        release.publish(weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01")))
+    other = weeks.spec(range(6), filters=[{"name": "text_length", "min_chars": 3}])
+    replacing.withdraw(run.open_build(other, str(tmp_path / "second"), weeks.store, "2026-01-01"))
+    builds = [run.reopen(str(tmp_path / "first"))]
+    answer = forget(Store(weeks.store), builds, Request(urls=["folder:///album/001.jpg"], exact=True))
+    assert answer["faults"] == []
+    assert sum(read_manifest(tmp_path / "first/shards").samples.values()) == 5
 
 
 def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_others(
