@@ -19,6 +19,7 @@ from pipeline import cli, run
 from pipeline.commands import plan
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
+from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
@@ -287,6 +288,30 @@ def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_a
         path.write_bytes(data)
     assert cli.main(["gc", "--store", weeks.store]) == 0
     assert store.fetched().get(["0" * 64]) is not None
+
+
+def test_nobody_asks_for_the_images_of_a_build_whose_store_cannot_be_reached(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gc waited for each of its tars, and ended at the first: what it had deleted was not said, nor what to do."""
+    build = weeks.build("2026-01-01", range(6))
+    release.publish(build)
+    row = {"fetch_id": "0" * 64, "tar": f"{build.out}/images/0.tar", "sha256": "1" * 64}
+    build.store.fetched().put(pa.Table.from_pylist([row]))
+
+    def unless_away(of: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(folder: Folder, *given: Any) -> Any:
+            if f"{folder.url}/".startswith(f"{build.out}/"):
+                raise StoreError(folder.url, "cannot be reached: timed out")
+            return of(folder, *given)
+
+        return asked
+
+    for name in ("exists", "find"):
+        monkeypatch.setattr(Folder, name, unless_away(getattr(Folder, name)))
+    [fault] = garbage.collect(build.store, STAGES)["faults"]
+    assert fault.startswith(f"{build.out}: was left out, since it cannot be read (")
+    assert build.store.fetched().get(["0" * 64]) is not None
 
 
 def test_rows_whose_bytes_are_gone_go(builds: list[Build], synthetic: Any) -> None:
