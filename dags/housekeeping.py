@@ -8,7 +8,8 @@ Airflow's workers can read, with one takedown per line:
 
 Then follow `wenlan-data gc --keep N --keep-releases R`, for builds, releases and their files (a build that a kept
 release needs is kept), and `wenlan-data regions prune --before DATE`, for the boxes of detectors that no build has used
-for `keep_region_days`. If a takedown fails, the other jobs do not run, so that the failure is noticed.
+for `keep_region_days`. If a takedown fails, the others are carried out, and the other jobs do not run, so that the
+failure is noticed.
 
 Environment variables (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
 WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_KEEP_RELEASES (of each dataset; 26: half a year of weeks),
@@ -82,7 +83,10 @@ def plan() -> dict[str, Any]:
     before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
     options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
     parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
-    forget = " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
+    commands = [f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts]
+    forget = "".join(commands)
+    if len(commands) > 1:  # one that fails, as for a build that cannot be read, stops none of the others
+        forget = "; ".join(("failed=0", *(f"{command} || failed=$?" for command in commands), "exit $failed"))
     if (size := len(forget.encode())) > LONGEST:
         raise AirflowFailException(
             f"takedowns: {params['takedowns']}: its {len(options):,} takedowns make a command of {size:,} bytes, a job "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
 from pipeline.commands.terminal import Commands, command, say, show, table_of
+from pipeline.errors import WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -85,13 +86,18 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         exact=args.exact,
         **more,
     )
-    answer = forget.forget(store, builds, request, args.dry_run, searched=searched)
+    try:
+        answer = forget.forget(store, builds, request, args.dry_run, searched=searched, faults=faults)
+    except (WenlanError, SpecError):  # what it names may be in one of those
+        for line in faults:
+            say(line)
+        raise
     late = [build for build in _builds(store, [])[0] if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
         after = forget.forget(store, late, forget.Request())
         answer |= {name: answer[name] + after[name] for name in ("builds", "matched", "faults")}
         answer["releases"] = after["releases"]
-    answer["faults"] = list(dict.fromkeys([*faults, *answer["faults"]]))
+    answer["faults"] = list(dict.fromkeys(answer["faults"]))
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     for loss in answer["indexes"]:
@@ -123,8 +129,8 @@ def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[s
 
 
 def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
-    """The builds in the folders named and those that STORE knows, each once; and a line for each that STORE knows and
-    that cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
+    """The builds in the folders named and those that STORE knows, each once; and a line for each of these that
+    cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
     from pipeline import run
     from pipeline.stages import STAGES
     from pipeline.takedown import known
@@ -133,9 +139,9 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     for build in named:
         if build.store.url != store.url:
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
-    published, faults = known.registered(store, STAGES)
-    builds = {build.out: build for build in (*named, *published, *known.released(store, STAGES))}
-    return list(builds.values()), faults
+    found = [known.registered(store, STAGES), known.released(store, STAGES)]
+    builds = {build.out: build for build in (*named, *found[0][0], *found[1][0])}
+    return list(builds.values()), [line for _, faults in found for line in faults]
 
 
 def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: bool) -> None:

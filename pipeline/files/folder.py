@@ -74,9 +74,12 @@ class Folder:
                 return -1
 
     def names(self) -> list[str]:
-        """Names of the entries of the folder, sorted; empty if there is no such folder."""
-        with self._told(""):
-            return object_store.names(self.url)
+        """Names of the entries of the folder, sorted; empty if there is no such folder. Raises StoreError."""
+        try:
+            with self._told(""):
+                return object_store.names(self.url)
+        except OSError as e:
+            raise StoreError(self.url, f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""

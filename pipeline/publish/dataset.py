@@ -183,12 +183,12 @@ def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
 
 
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
-    """Ids of those builds that were not replaced: STORE knows them, or their manifest is in its place.
+    """Ids of those builds that were not replaced: STORE knows them there, or their manifest is in its place.
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
     """
-    known = {entry["build_id"] for entry in store.registered()}
-    return {build.build_id for build in builds if build.build_id in known or _is_there(build)}
+    known = {(entry["build_id"], entry["out"]) for entry in store.registered()}
+    return {build.build_id for build in builds if (build.build_id, build.out) in known or _is_there(build)}
 
 
 def _is_there(build: ReleasedBuild) -> bool:
@@ -231,7 +231,12 @@ def _next(
 
 
 def _spec_of(out: str) -> BuildSpec:
-    return BuildSpec.model_validate(Folder(out).read_json("build.json")["spec"])
+    folder = Folder(out)
+    try:
+        return BuildSpec.model_validate(folder.read_json("build.json")["spec"])
+    except (KeyError, TypeError, ValueError):
+        why = "holds no spec that this wenlan can read, and a release needs it: restore it"
+        raise StoreError(folder.at("build.json"), why) from None
 
 
 def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:

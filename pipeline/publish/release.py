@@ -93,6 +93,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
         with build.store.lock():
+            _check_takedowns(build)  # an expired build is not made anew for one that has not reached it
             identities.publish(build)  # a no-op, unless they were lost
             dataset.include(build, manifest)
             build.store.register(build, manifest.revision)
@@ -187,9 +188,10 @@ def _check_takedowns(build: Build) -> None:
     for record in build.packed():
         count += len(takedowns.among(stage.table(record, "parquet", list(takedowns.COLUMNS))))
     if count:
+        again = "" if build.expired else "wenlan-data build again, or "
         raise StoreError(
             build.out,
-            f"{count} of its samples were taken down since it began; run wenlan-data build again, or "
+            f"{count} of its samples were taken down since it began; run {again}"
             f"wenlan-data forget --store {shlex.quote(build.store.url)} {shlex.quote(build.out)}",
         )
 

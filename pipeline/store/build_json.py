@@ -229,16 +229,17 @@ def note_counts(build: Build, stage: str) -> None:
         build.folder.write_json(NAME, known)
 
 
-def note_takedown(build: Build, names: Sequence[str]) -> None:
-    """Note that all that is taken down was removed from a build, and what it began with: as it is, it is still that.
+def note_takedown(build: Build, names: Sequence[str], revision: str) -> None:
+    """Note up to which takedowns all was removed from a build, and what it began with: as it is, it is still that.
 
-    names: of the identities that it reads, which a takedown may have written anew.
+    names: of the identities that it reads, which a takedown may have written anew. revision: digest of the takedowns
+    that were carried out; STORE may have got more meanwhile.
     """
     known = read(build.folder)
     if "forgotten_revision" not in known:
         return
     began = known.get("taken_down") or {name: known[name] for name in ("forgotten_revision", "identities")}
-    done = {**began, "carried_out": build.store.forgotten_revision()}
+    done = {**began, "carried_out": revision}
     if (after := {**known, "identities": list(names), "taken_down": done}) != known:
         build.folder.write_json(NAME, after)
 

@@ -76,6 +76,9 @@ class Record(BaseModel):
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
 
+_ANEW = "delete the stage's folder to make it again"
+"""What to do about a damaged file."""
+
 _RECORDS, _FINISHED = "_records", "_stage.json"
 
 APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "signatures", "merged")
@@ -470,19 +473,23 @@ class StageDir:
     def _compare(self, ref: FileRef, size: int) -> None:
         if size != ref.bytes:
             fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
-            raise StoreError(self.folder.at(ref.name), f"{fault}; delete the stage's folder to make it again")
+            raise StoreError(self.folder.at(ref.name), f"{fault}; {_ANEW}")
 
     def table(
         self, record: Record, suffix: str = "parquet", columns: list[str] | None = None, filters: Any = None
     ) -> pa.Table:
-        """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups."""
+        """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups. Raises StoreError."""
         ref = record.files[suffix]
-        if not self.folder.is_local and ref.bytes <= SMALL:
-            data = small_file(self.folder, ref.name)
-            self._compare(ref, -1 if data is None else len(data))
-            return _read(pa.BufferReader(data), columns, filters)
-        with self.file(record, suffix) as path:
-            return _read(path, columns, filters)
+        try:
+            if not self.folder.is_local and ref.bytes <= SMALL:
+                data = small_file(self.folder, ref.name)
+                self._compare(ref, -1 if data is None else len(data))
+                return _read(pa.BufferReader(data), columns, filters)
+            with self.file(record, suffix) as path:
+                return _read(path, columns, filters)
+        except (OSError, pa.ArrowInvalid) as e:
+            first = str(e).partition("\n")[0]
+            raise StoreError(self.folder.at(ref.name), f"cannot be read ({first}); {_ANEW}") from None
 
     def column(self, record: Record, suffix: str, name: str) -> pa.ChunkedArray:
         """One column of a committed Parquet file; of an object store no more than that is read."""

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_specs.shard import canonical_json
 from data_specs.store_lock import LockedError, locked
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -71,10 +70,7 @@ class Store:
 
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
-        takedowns = self.takedowns()
-        looks = sorted(look.signature.hex() for look in takedowns.looks)
-        value = [sorted(takedowns.hashes), looks] if looks else sorted(takedowns.hashes)
-        return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+        return self.takedowns().revision
 
     def register(self, build: Build, revision: int) -> None:
         """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.
@@ -101,7 +97,10 @@ class Store:
         One entry for each folder that a build was published in; the last is that of its newest publish.
         """
         noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
-        places = {(entry["build_id"], entry["out"]): entry for entry in noted}
+        places = dict[tuple[str, str], dict[str, Any]]()
+        for entry in noted:
+            places.pop((entry["build_id"], entry["out"]), None)  # of two entries of a folder the later place counts
+            places[entry["build_id"], entry["out"]] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:

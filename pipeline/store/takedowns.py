@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.shard import canonical_json
 from pipeline.features import comparable
 from pipeline.matching.looks import Details
 from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
@@ -75,6 +77,13 @@ class Takedowns:
 
     def __bool__(self) -> bool:
         return bool(self.hashes or self.looks)
+
+    @property
+    def revision(self) -> str:
+        """Digest of what they hold, however it is filed."""
+        looks = sorted(look.signature.hex() for look in self.looks)
+        value = [sorted(self.hashes), looks] if looks else sorted(self.hashes)
+        return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
     def why(self, image_url: str, page_url: str) -> str:
         """Why an image on a page is taken down: "" if it is not."""

@@ -72,6 +72,7 @@ def forget(
     dry_run: bool = False,
     remember: bool = True,
     searched: Sequence[Path] = (),
+    faults: list[str] | None = None,
 ) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
@@ -80,10 +81,11 @@ def forget(
     before, "releases": number of the newest release by dataset, "indexes": what each of `searched` lost, "faults": a
     line for each build and dataset that could not be done; the same call again does it}.
     dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
-    in again. Raises SpecError for an invalid request, and SourceError for a picture that cannot be read.
+    in again. faults: lines to which it adds its own, also where it raises. Raises SpecError for an invalid request, and
+    SourceError for a picture that cannot be read.
     """
     request.check()
-    faults = list[str]()
+    faults = [] if faults is None else faults
     with contextlib.ExitStack() as locks:
         builds = [ready for build in builds if (ready := _prepared(build, locks, dry_run, faults)) is not None]
         with remembering():
@@ -103,7 +105,7 @@ def forget(
             try:
                 answers.append(_take_out(loss, takedowns))
                 builds.append(loss.build)
-            except (WenlanError, ContractError) as e:
+            except (WenlanError, ContractError, OSError) as e:
                 faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:
@@ -112,8 +114,9 @@ def forget(
         for build in builds:
             if _shows(build, removed, takedowns):
                 _report_again(build)
+        carried_out = (takedowns if remember else before).revision
         for build in builds:
-            build_json.note_takedown(build, _read_now(build))
+            build_json.note_takedown(build, _read_now(build), carried_out)
             build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
         numbers = _renew(store, specs, faults)

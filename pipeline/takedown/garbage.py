@@ -249,10 +249,10 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
 
     def lost(rows: pa.Table) -> pa.Array:
         tars = rows["tar"].to_pylist()
-        for tar in {tar for tar in tars if tar} - set(missing):
+        for tar in {tar for tar in tars if tar and not tar.startswith(unread)} - set(missing):
             folder, _, name = tar.rpartition("/")
             missing[tar] = not Folder(folder).exists(name)
-        return pa.array([bool(tar) and missing[tar] and not tar.startswith(unread) for tar in tars], pa.bool_())
+        return pa.array([bool(tar) and missing[tar] for tar in tars], pa.bool_())
 
     if deletions.dry_run:
         return

@@ -35,14 +35,21 @@ def registered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
     return list(builds.values()), faults
 
 
-def released(store: Store, stages: Stages) -> list[Build]:
-    """Builds of the newest releases whose folders are there; of a publish that was killed STORE may know no more.
-
-    Those that are not there are named where the release is made anew.
+def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
+    """Builds of the newest releases that STORE does not know, of a publish that was killed; and a line for each one
+    that cannot be read. Those whose folders are not there are named where the release is made anew.
     """
     newest = [release for releases in store.datasets() if (release := releases.newest()) is not None]
     outs = dict.fromkeys(own.out for release in newest for own in release.builds if own.out)
-    return [build_json.reopen(out, stages) for out in outs if _is_of(store, out)]
+    registered_there = {entry["out"] for entry in store.registered()}
+    builds, faults = list[Build](), list[str]()
+    for out in (out for out in outs if out not in registered_there):
+        try:
+            if build_json.read(Folder(out)).get("store") == store.url:
+                builds.append(build_json.reopen(out, stages))
+        except StoreError as e:
+            faults.append(left_out(out, e))
+    return builds, faults
 
 
 def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
@@ -50,11 +57,3 @@ def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
     if build.store.url != store.url:
         raise StoreError(build.out, f"holds a build of another STORE, {build.store.url}")
     return build
-
-
-def _is_of(store: Store, out: str) -> bool:
-    """Whether a folder holds a build of this STORE; a damaged one is no matter of the release."""
-    try:
-        return bool(build_json.read(Folder(out)).get("store") == store.url)
-    except StoreError:
-        return False

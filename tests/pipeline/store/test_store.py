@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
 from pipeline.store.store import Store
 from tests.fetched import begun
 
@@ -31,6 +34,26 @@ def test_published_builds_are_known_by_snapshot_until_they_are_taken_back(tmp_pa
     store.unregister(builds[1].build_id, builds[1].out)
     store.unregister(builds[1].build_id, builds[1].out)
     assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
+
+
+def test_the_newest_publish_of_a_build_is_its_last_entry_after_a_kill_too(tmp_path, monkeypatch):
+    """Before the entry of an earlier publish in the same folder was deleted; an older wenlan never deletes it."""
+    store = Store(str(tmp_path / "store"))
+    builds = [begun(tmp_path / name, snapshot="2026-01-01", store=store.url) for name in ("a", "b")]
+    first, second = sorted(builds, key=lambda build: hashlib.sha256(build.out.encode()).hexdigest())
+    for build in (first, second):
+        store.register(build, 0)
+
+    def killed(folder, name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.register(first, 1)
+    assert [(entry["out"], entry["revision"]) for entry in store.registered()] == [(second.out, 0), (first.out, 1)]
+    store.unregister(first.build_id, first.out)
+    assert [entry["out"] for entry in store.registered()] == [second.out]
 
 
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):

@@ -20,7 +20,7 @@ from data_specs.shard import decode_sample, read_manifest
 from pipeline import cli, run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import release
+from pipeline.publish import release, replacing
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
 from pipeline.report.funnel import faults, read_funnels
@@ -32,7 +32,8 @@ from pipeline.store.identities import Identities
 from pipeline.store.partitions import StageDir
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
-from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.takedown import forget as forget_module
 from pipeline.takedown import garbage, rewrite_shards
 from pipeline.takedown.forget import Request, forget
 from pipeline.takedown.rewrite_partitions import borrowed_texts
@@ -384,6 +385,32 @@ def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_taked
     assert sum(releases.read().samples.values()) == 6
 
 
+def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_out(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one had left the build out, since this one was at work in it: its picture stayed published."""
+    build = weeks.build("2026-01-01", range(6))
+    list(run.run(build, here=True))
+    release.publish(build)
+    one, other = (Request(urls=[url], exact=True) for url in ("http://of.nobody/1.jpg", "folder:///album/002.jpg"))
+    note = forget_module._note_in_store
+
+    def and_meanwhile(store: Store, takedowns: Takedowns) -> str:
+        name = note(store, takedowns)
+        with monkeypatch.context() as patch:
+            patch.setattr(forget_module, "_note_in_store", note)
+            [fault] = forget(store, [run.reopen(build.out)], other)["faults"]
+        assert "another wenlan-data is building here" in fault
+        return name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_module, "_note_in_store", and_meanwhile)
+        assert forget(build.store, [run.reopen(build.out)], one)["faults"] == []
+    again = weeks.open("2026-01-01", range(6))
+    list(run.run(again, here=True))
+    assert sum(release.publish(again).samples.values()) == 5
+
+
 def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
     published: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +484,19 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
     assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
 
 
+def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedown(weeks: Any, tmp_path: Path) -> None:
+    """Its dataset is withdrawn till another build is published, and lists the folder in which it is no longer."""
+    spec = weeks.spec(range(6))
+    for name in ("first", "second"):
+        release.publish(weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01")))
+    other = weeks.spec(range(6), filters=[{"name": "text_length", "min_chars": 3}])
+    replacing.withdraw(run.open_build(other, str(tmp_path / "second"), weeks.store, "2026-01-01"))
+    builds = [run.reopen(str(tmp_path / "first"))]
+    answer = forget(Store(weeks.store), builds, Request(urls=["folder:///album/001.jpg"], exact=True))
+    assert answer["faults"] == []
+    assert sum(read_manifest(tmp_path / "first/shards").samples.values()) == 5
+
+
 def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_others(
     weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -505,6 +545,92 @@ def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_other
     shutil.rmtree(gone)
     shutil.rmtree(f"{weeks.store}/datasets/b")
     assert takedown()[0] == 0
+
+
+def test_a_build_of_which_a_file_is_damaged_stops_no_takedown_and_no_gc_in_the_others(
+    weeks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What pyarrow and the disk said of it went through, and ended the command before anything was done."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, damaged, sick = (Path(build.out) for build in builds)
+    for name in ("images", "shards"):
+        path = next((damaged / name).glob("*.parquet"))
+        path.write_bytes(bytes(path.stat().st_size))
+    shutil.rmtree(sick / "pairs/_records")
+    (sick / "pairs/_records").symlink_to("_records")  # a loop, of which a disk says no better than of a bad block
+    capsys.readouterr()
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    for folder in (damaged, sick):
+        assert sum(line.startswith(f"{folder}: was left out, since it cannot be read (") for line in said) == 1
+    assert sum(read_manifest(whole / "shards").samples.values()) == 5
+    assert cli.main(["gc", "--store", weeks.store]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said if ": was left out, since" in line] == [str(sick)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_build_whose_spec_cannot_be_read_stops_no_takedown_in_the_others(
+    weeks: Any, capsys: pytest.CaptureFixture[str], known: bool
+) -> None:
+    """One of a newer wenlan, for example. known: whether STORE knows it; else its publish was killed before that."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
+    for build in builds:
+        release.publish(build)
+    whole, newer = (Path(build.out) for build in builds)
+    own = json.loads((newer / "build.json").read_bytes())
+    (newer / "build.json").write_text(json.dumps({**own, "spec": {**own["spec"], "later": 1}}))
+    if not known:
+        builds[1].store.unregister(builds[1].build_id, builds[1].out)
+    capsys.readouterr()
+    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{newer}: was left out")]
+    assert len(said) == 1
+    assert "holds a spec that this wenlan cannot read" in said[0]
+    assert sum(read_manifest(whole / "shards").samples.values()) == 5
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"spec": {"later": 1}}'])
+def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_no_traceback(
+    weeks: Any, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for n in (1, 2):
+        release.publish(weeks.build(f"2026-01-0{n}", range(n * 3, n * 3 + 3)))
+    older, newest = (weeks.folder / f"2026-01-0{n}" for n in (1, 2))
+    before = (newest / "build.json").read_bytes()
+    (newest / "build.json").write_text(text)
+    words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/003.jpg"]
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert f"{newest}/build.json: holds no spec that this wenlan can read, and a release needs it: restore it" in said
+    assert sum(read_manifest(older / "shards").samples.values()) == 2
+    assert Store(weeks.store).releases("weekly").latest().withdrawn
+    (newest / "build.json").write_bytes(before)
+    assert cli.main(words) == 0
+    assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
+
+
+def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
+    weeks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command said that no build has such a key, and nothing of the build that has it."""
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
+    for build in builds:
+        release.publish(build)
+    table = pq.read_table(next((Path(builds[0].out) / "shards").glob("*.parquet")))
+    words = ["forget", "--store", weeks.store, "--item", table["key"][0].as_py()]
+    Path(builds[1].out, "build.json").write_text("[]")
+    path = next(Path(builds[0].out, "images").glob("*.parquet"))
+    path.rename(path.with_suffix(".away"))
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "no key, id or sha256 that begins so" in said
+    for build in builds:
+        assert f"{build.out}: was left out, since it cannot be read (" in said
 
 
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:

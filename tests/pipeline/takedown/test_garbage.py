@@ -17,7 +17,9 @@ from PIL import Image
 
 from pipeline import cli, run
 from pipeline.commands import plan
+from pipeline.errors import StoreError
 from pipeline.features import feature_id
+from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
@@ -200,6 +202,23 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     assert json.loads((Path(first.out) / "report/report.json").read_bytes())["totals"]["kept"] == 5
 
 
+def test_an_expired_build_that_a_takedown_has_not_reached_is_named_when_it_is_published_again(weeks: Any) -> None:
+    """Nothing is there to do it again from, so it was left as it is: its command succeeded, and the picture stayed."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    release.publish(weeks.build("2026-01-08", range(4, 9)))
+    garbage.collect(first.store, STAGES, keep=1)
+    forget(first.store, [run.reopen(first.out)], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [], Request(urls=["folder:///album/002.jpg"], exact=True))  # that has not reached the build
+    again = weeks.open("2026-01-01", range(6))
+    list(run.run(again, here=True))
+    todo = f"1 of its samples were taken down since it began; run wenlan-data forget --store {weeks.store} {first.out}"
+    with pytest.raises(StoreError, match=f"{todo}$"):
+        release.publish(again)
+    forget(first.store, [run.reopen(first.out)], Request())
+    assert sum(release.publish(weeks.open("2026-01-01", range(6))).samples.values()) == 4
+
+
 def test_half_written_files_of_a_day_ago_go_wherever_they_are_in_store(builds: list[Build]) -> None:
     store = Path(builds[0].store.url)
     places = ["", "identity", "fetched", "fetched/_index", "features/pair-x", "features/pair-x/_index",
@@ -269,6 +288,30 @@ def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_a
         path.write_bytes(data)
     assert cli.main(["gc", "--store", weeks.store]) == 0
     assert store.fetched().get(["0" * 64]) is not None
+
+
+def test_nobody_asks_for_the_images_of_a_build_whose_store_cannot_be_reached(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gc waited for each of its tars, and ended at the first: what it had deleted was not said, nor what to do."""
+    build = weeks.build("2026-01-01", range(6))
+    release.publish(build)
+    row = {"fetch_id": "0" * 64, "tar": f"{build.out}/images/0.tar", "sha256": "1" * 64}
+    build.store.fetched().put(pa.Table.from_pylist([row]))
+
+    def unless_away(of: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(folder: Folder, *given: Any) -> Any:
+            if f"{folder.url}/".startswith(f"{build.out}/"):
+                raise StoreError(folder.url, "cannot be reached: timed out")
+            return of(folder, *given)
+
+        return asked
+
+    for name in ("exists", "find"):
+        monkeypatch.setattr(Folder, name, unless_away(getattr(Folder, name)))
+    [fault] = garbage.collect(build.store, STAGES)["faults"]
+    assert fault.startswith(f"{build.out}: was left out, since it cannot be read (")
+    assert build.store.fetched().get(["0" * 64]) is not None
 
 
 def test_rows_whose_bytes_are_gone_go(builds: list[Build], synthetic: Any) -> None:
