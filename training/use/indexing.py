@@ -188,8 +188,8 @@ def _embedded(
 ) -> dict[str, Any]:
     """`embed_index`, of the input as it is now. Raises TakenDown."""
     since = index_folder.takedowns(folder)
-    if (folder / index_folder.INDEX).exists():
-        index_folder.check_parts(folder, index_folder.read_index(folder))
+    if (folder / index_folder.INDEX).exists() or index_folder.is_begun(folder):
+        index_folder.check_parts(folder)
     if inputs.images:
         inputs = replace(inputs, ids=tuple(_other_ids(folder).items()))
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)

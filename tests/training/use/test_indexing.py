@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -507,6 +508,23 @@ def test_a_damaged_index_is_one_line_that_names_the_file(
     if content is not None:
         file.write_bytes(content)
     pictures(folder, [3])
+    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert code == 1
+    assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
+def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Killed before the index was finished, on a disk that lost what was written last."""
+    folder = pictures(tmp_path / "p", range(2))
+    with monkeypatch.context() as killed:
+        killed.setattr(IndexWriter, "finish", Mock(side_effect=KeyboardInterrupt))
+        assert run(checkpoint, "--images", folder, "--index", tmp_path / "i")[0] == 130
+    [file] = (tmp_path / "i" / kind).iterdir()
+    file.write_bytes(b"")
     code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
     assert code == 1
     assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
