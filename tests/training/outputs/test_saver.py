@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,6 +89,17 @@ def test_what_fails_in_the_last_save_is_raised_where_the_run_ends_or_said_beside
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "the last checkpoint was not saved: runs/1: cannot be written (No space left on device)" in caplog.text
+
+
+def test_what_a_killed_run_had_moved_aside_is_deleted_where_another_is_in_its_place(tmp_path: Path) -> None:
+    writing, model, optimizer = saver(tmp_path)
+    with writing:
+        writing.save(model, optimizer, state(4))
+    there = tmp_path / "checkpoints"
+    for name in ("step-00000004", "step-00000008"):  # of the second there is no other
+        shutil.copytree(there / "step-00000004", there / f".{name}.before")
+    saver(tmp_path)
+    assert sorted(path.name for path in there.iterdir()) == [".step-00000008.before", "step-00000004"]
 
 
 @pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
