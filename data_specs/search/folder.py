@@ -242,14 +242,19 @@ def sole_owner(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def check_parts(folder: Path, index: IndexFile) -> None:
-    """Raise IndexFault for a file of a part that is not there or has not its size."""
-    for own in (file for part in index.parts for file in part.files.values()):
-        path = folder / own.path
-        size = path.stat().st_size if path.is_file() else 0
-        if size != own.bytes and read_index(folder).revision == index.revision:  # a takedown deletes files too
-            problem = f"{own.path}: {size:,} bytes, not {own.bytes:,}"
-            raise IndexFault(f"{folder}: the index is damaged ({problem}); delete it and embed it again")
+def check_parts(folder: Path) -> None:
+    """Raise IndexFault for a file of a part, or of one that waits, that is not there or has not its size."""
+    for part in parts_of(folder):
+        for own in part.files.values():
+            path = folder / own.path
+            size = path.stat().st_size if path.is_file() else 0
+            if size != own.bytes and part in parts_of(folder):  # a takedown deletes files too
+                raise damaged(folder, f"{own.path}: {size:,} bytes, not {own.bytes:,}")
+
+
+def damaged(folder: Path, problem: str) -> IndexFault:
+    """What is to be raised for an index whose files are not as they were written."""
+    return IndexFault(f"{folder}: the index is damaged ({problem}); delete it and embed it again")
 
 
 def waiting(folder: Path) -> dict[Path, Part]:

@@ -44,6 +44,7 @@ from data_specs.search.folder import (
     TakenDown,
     Towers,
     Vectors,
+    damaged,
     made,
     read_index,
     remove_folder,
@@ -184,7 +185,7 @@ class IndexWriter:
             remove_folder(self.folder / UNFINISHED)
             sweep(self.folder, there)
             return
-        tables = [rows_of.read_mapped(self.folder / part.files["rows"].path) for part in parts]
+        tables = [read_part(self.folder, part) for part in parts]
         _check_ids(self.folder, parts, tables)
         rows, revision = sum(part.rows for part in parts), _revision_after(there)
         index = IndexFile(about=self.about, rows=rows, parts=parts, empty=empty, revision=revision)
@@ -209,6 +210,15 @@ class IndexWriter:
             parts = {part.part: part for part in there.parts}
             parts |= {number: Part(part=number, rows=0, files={}, token=token) for number, token in there.empty.items()}
         return parts | {part.part: part for part in waiting(self.folder).values()}
+
+
+def read_part(folder: Path, part: Part) -> pa.Table:
+    """The rows of a part, memory-mapped. Raises IndexFault."""
+    own = part.files["rows"]
+    try:
+        return rows_of.read_mapped(folder / own.path)
+    except (OSError, pa.ArrowInvalid) as e:
+        raise damaged(folder, f"{own.path}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())[:200]}") from None
 
 
 def write_part(

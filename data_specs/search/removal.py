@@ -38,7 +38,7 @@ from data_specs.search.folder import (
     waiting,
     write_index,
 )
-from data_specs.search.index import write_part, write_words
+from data_specs.search.index import read_part, write_part, write_words
 from data_specs.search.rows import Flags
 
 Gone = Callable[[pa.Table], Flags]
@@ -110,7 +110,7 @@ def _removed(
     tokens: those that stay known, as in `leave_out`; None: all, so that whoever wrote parts does not make them again.
     """
     swept = 0 if dry_run else sweep(folder, index)
-    tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
+    tables = [read_part(folder, part) for part in index.parts]
     losses = [_loss(table, gone, stay) for table in tables]
     revision = index.revision + any(losses)
     if any(losses) and not dry_run:
@@ -126,7 +126,7 @@ def _discard(folder: Path, gone: Gone, stay: Stay | None, dry_run: bool) -> dict
     """Forget parts that wait to be added to the index and hold something that is removed; counts of what they lose."""
     losses = list[_Loss]()
     for record, part in waiting(folder).items():
-        if part.rows and (loss := _loss(rows_of.read_mapped(folder / part.files["rows"].path), gone, stay)):
+        if part.rows and (loss := _loss(read_part(folder, part), gone, stay)):
             losses.append(loss)
             if not dry_run:
                 record.unlink(missing_ok=True)

@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.search.folder import INDEX, is_begun, parts_of
+from data_specs.search.folder import INDEX, check_parts, is_begun, parts_of
+from data_specs.search.index import read_part
 from data_specs.search.pictures import read_picture
 from data_specs.search.removal import remove
-from data_specs.search.rows import read_mapped, record
+from data_specs.search.rows import record
 from data_specs.shard import ContractError
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
@@ -87,8 +88,9 @@ def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) ->
 
 def _tables(indexes: Sequence[Path]) -> Iterator[pa.Table]:
     for folder in indexes:
+        check_parts(folder)
         for part in parts_of(folder):
-            yield read_mapped(folder / part.files["rows"].path)
+            yield read_part(folder, part)
 
 
 def _url_hashes(url: str) -> set[str]:

@@ -121,9 +121,9 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
     from training.evaluation.calibrate import calibrate
     from training.outputs.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(checkpoint)
-    if opened.background() is None:
-        try:
+    try:
+        opened = open_checkpoint(checkpoint)
+        if opened.background() is None:
             calibrate(
                 checkpoint,
                 arguments.data,
@@ -132,9 +132,9 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
                 device=config.run.device,
                 cache=arguments.cache,
             )
-        except (TrainingError, ContractError) as e:
-            LOG.info("no background for scores: %s", e)
-            return
+    except (TrainingError, ContractError) as e:
+        LOG.info("no background for scores: %s", e)
+        return
     if config.run.mirror:  # also of an earlier call, which may have been killed before it had copied it
         from training.outputs.saver import copy_again
 

@@ -61,14 +61,16 @@ class RegionTable:
         if not files:
             raise InputError(str(place), "holds no regions (.parquet); name a dataset's regions/DETECTOR or STORE's")
         try:
-            contents = [file.read_bytes() for file in files]
-            tables = [pq.read_table(io.BytesIO(c), columns=["sha256", "boxes", "scores"]) for c in contents]
+            tables, digests = list[pa.Table](), list[bytes]()
+            for file in files:
+                content = file.read_bytes()
+                digests.append(hashlib.sha256(content).digest())
+                tables.append(pq.read_table(io.BytesIO(content), columns=["sha256", "boxes", "scores"]))
             raw = "key" not in pq.read_schema(files[0]).names
             table = pa.concat_tables(tables)
             row_of = {str(sha256): row for row, sha256 in enumerate(table["sha256"].to_pylist())}
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(str(place), f"not regions of the contract ({first_line(e)})") from None
-        digests = [hashlib.sha256(content).digest() for content in contents]
         return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
 
     def has(self, content: bytes) -> bool:

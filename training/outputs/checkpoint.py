@@ -346,8 +346,10 @@ def latest(run: Path) -> Path | None:
 
 
 def clean(run: Path) -> None:
-    """Remove the temporary folders of killed runs."""
-    for path in (run / "checkpoints").glob(".step-*.tmp"):
+    """Remove the temporary folders of killed runs, and what they had moved aside for what is in its place."""
+    there = run / "checkpoints"
+    replaced = (aside for aside in there.glob(".step-*.before") if (there / aside.stem.removeprefix(".")).exists())
+    for path in (*there.glob(".step-*.tmp"), *replaced):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ import logging
 import os
 import posixpath
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from data_specs import object_store
-from data_specs.object_store import told
+from data_specs.object_store import reason, told
 from data_specs.store_lock import LockedError, check_locks, locked
 from training.config import Config
 from training.data.tokenizer import Tokenizer
@@ -172,16 +173,30 @@ def here(url: str) -> Iterator[Path]:
     """
     url = url.rstrip("/")
     fs, path = _filesystem(url)
-    with told(url):
-        is_one = fs.exists(posixpath.join(path, INDEX))
-    mirror, _, name = url.rpartition("/") if is_one else (url, "", "")
     with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
         run = Path(scratch)
-        fetch(run, mirror, name)
+        with _answered(url):
+            is_one = fs.exists(posixpath.join(path, INDEX))
+            mirror, _, name = url.rpartition("/") if is_one else (url, "", "")
+            fetch(run, mirror, name)
         found = run / "checkpoints" / name if is_one else checkpoint.latest(run)
         if found is None or not found.is_dir():
             raise RunError(url, f"holds no checkpoint (no {INDEX}, and no folder step-N with one)")
         yield found
+
+
+@contextlib.contextmanager
+def _answered(url: str) -> Iterator[None]:
+    """`told`, and a RunError with the URL for what a client of the web raises, which names none."""
+    try:
+        with told(url):
+            yield
+    except Exception as e:
+        aiohttp = sys.modules.get("aiohttp")  # what has not imported it, which takes 0.2 s, has not raised it
+        of_client = aiohttp is not None and isinstance(e, aiohttp.ClientError)
+        if not of_client and (not isinstance(e, OSError) or e.filename is not None):
+            raise
+        raise RunError(url, f"cannot be read ({reason(e)})") from None
 
 
 def copy_again(folder: Path, mirror: str) -> None:

@@ -90,7 +90,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
             (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             flush(temporary / INDEX)
-            if folder.exists():
+            if folder.is_dir():
                 folder.rename(aside)
             temporary.rename(folder)
         except BaseException:

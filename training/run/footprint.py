@@ -1,8 +1,9 @@
 """Parameters and memory of a run, counted before it begins; one that cannot fit is refused in one sentence.
 
 Counted is what must be there whatever the batch: weights, key weights, gradients, Adam's two moments, both queues, and
-one more copy of what a checkpoint holds where it is written in the background (host memory). Activations come on top;
-they depend on the backbone and `run.recompute`, so `fit --dry-run` measures them in real steps instead of guessing.
+one more copy of what a checkpoint holds where it is written in the background (host memory). Beside that, the pixels of
+a step must fit, which a process holds at once. Activations come on top; they depend on the backbone and
+`run.recompute`, so `fit --dry-run` measures them in real steps instead of guessing.
 
 Why no sharding of parameters (FSDP2): the largest recipe takes 7.8 GB with all of the above, and the key towers'
 average wants whole tensors; data-parallel ranks that each hold everything are simpler and exchange less. A model that
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from training.config import Config, OptimConfig, RunConfig, from_dict, to_dict
-from training.errors import RunError
+from training.errors import ConfigError, RunError
 from training.moco import BriVL
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -79,16 +80,23 @@ def _counted(config: str) -> Footprint:
     )
 
 
-def check_fits(config: Config, device: torch.device, ranks_here: int) -> Footprint:
-    """The footprint of a run whose `ranks_here` processes share this machine. Raises RunError if it cannot fit."""
+def check_fits(config: Config, device: torch.device, ranks_here: int, world: int = 1) -> Footprint:
+    """The footprint of a run of `world` processes, of which `ranks_here` share this machine.
+
+    Raises RunError if it cannot fit, ConfigError if a batch cannot.
+    """
     needs = footprint(config)
     gpu = device.type == "cuda"
     there = torch.cuda.get_device_properties(device).total_memory if gpu else machine_memory() // ranks_here
+    where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
+    pixels = config.run.batch_size // world * 3 * config.data.image_size**2
+    if pixels > there:
+        problem = f"{config.run.batch_size}: the pixels of a step alone are {pixels / 1e9:.1f} GB in each process, and "
+        raise ConfigError("run.batch_size", f"{problem}{where} has {there / 1e9:.1f} GB; take a smaller batch")
     if needs.floor_bytes > there:
         what = "weights with key towers {:.1f}, gradients {:.1f}, optimiser {:.1f}, queues {:.1f}".format(
             *(n / 1e9 for n in (needs.weights_bytes, needs.gradients_bytes, needs.optimizer_bytes, needs.queues_bytes))
         )
-        where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
         raise RunError(
             f"recipe {config.recipe}",
             f"does not fit: it needs {needs.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "

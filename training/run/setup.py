@@ -89,13 +89,16 @@ def set_up(
     """
     rank, world = distributed.rank(), distributed.world_size()
     share = Share(config.run.batch_size, rank, world, config.run.accumulate)
-    check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)), world)
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
     dataset = open_dataset(
         packed(data, "train", cache), "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb
     )
     dataset.check_not_empty()
+    if config.run.batch_size > len(dataset):
+        said = "run.batch_size: %s is more than the %s training samples; a step takes some of them more than once"
+        LOG.warning(said, f"{config.run.batch_size:,}", f"{len(dataset):,}")
     loader = _loader(config, dataset, tokenizer, share, device, train=True)
     dev = None
     if config.run.evaluates:

@@ -94,15 +94,19 @@ class Galleries:
 
     def get(self, name: str | None) -> Gallery:
         """The collection of a name (None: the first), as it lies on the disk now. Raises Refused (404)."""
+        gallery = self._named(name)
+        try:
+            gallery.index.reload_if_changed()
+        except IndexFault as e:
+            raise Refused(503, "index_damaged", str(e), retry_after=10) from None
+        return gallery
+
+    def _named(self, name: str | None) -> Gallery:
         gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
         if gallery is None:
             known = ", ".join(self._all) or "none is there"
             text = f"there is no collection {str(name)[:80]!r} here ({known})" if name is not None else "no collection"
             raise Refused(404, "no_collection", text, param="collection")
-        try:
-            gallery.index.reload_if_changed()
-        except IndexFault as e:
-            raise Refused(503, "index_damaged", str(e), retry_after=10) from None
         return gallery
 
     def every(self) -> list[tuple[Gallery, str]]:
@@ -117,9 +121,9 @@ class Galleries:
         return found
 
     async def delete(self, name: str) -> None:
-        """Delete an own collection. Raises Refused."""
+        """Delete an own collection, also a damaged one. Raises Refused."""
         async with self._writing:
-            gallery = self.get(name)
+            gallery = self._named(name)
             if not gallery.own:
                 raise Refused(403, "given", f"{name} was given at the start and is not deleted from here", param="name")
             del self._all[name]
@@ -173,7 +177,7 @@ class Galleries:
         own = sum(gallery.own for gallery in self._all.values())
         if there is None and own >= OWN_COLLECTIONS:
             raise Refused(413, "too_many", f"{own} own collections are loaded; delete one first", param="name")
-        return there
+        return there and self.get(name)
 
     def _check_room(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
         rows = len(entries) + (before.index.rows if before else 0)

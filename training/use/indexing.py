@@ -188,8 +188,8 @@ def _embedded(
 ) -> dict[str, Any]:
     """`embed_index`, of the input as it is now. Raises TakenDown."""
     since = index_folder.takedowns(folder)
-    if (folder / index_folder.INDEX).exists():
-        index_folder.check_parts(folder, index_folder.read_index(folder))
+    if (folder / index_folder.INDEX).exists() or index_folder.is_begun(folder):
+        index_folder.check_parts(folder)
     if inputs.images:
         inputs = replace(inputs, ids=tuple(_other_ids(folder).items()))
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
@@ -376,7 +376,7 @@ def _is_in(rows: pa.Table, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def _other_ids(folder: Path) -> dict[str, str]:
-    """By their paths the ids of picture files that are not their paths: names as earlier versions were given them."""
+    """By their whole paths the ids of picture files that are names as they were given, as in earlier versions."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -385,13 +385,17 @@ def _other_ids(folder: Path) -> dict[str, str]:
     for part in (*there, *index_folder.waiting(folder).values()):
         if part.rows:
             table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "where"])
-            path = pc.struct_field(table["where"], "path")
-            other = pc.fill_null(pc.not_equal(table["id"], path), False)
-            names, places = (column.filter(other).to_pylist() for column in (table["id"], path))
-            for name, place in zip(names, whole_paths(places), strict=True):
-                if name != place:
-                    ids.setdefault(place, name)
+            columns = table["id"].to_pylist(), pc.struct_field(table["where"], "path").to_pylist()
+            given = [(name, path) for name, path in zip(*columns, strict=True) if path and _is_given(name, path)]
+            for (name, _), whole in zip(given, whole_paths(path for _, path in given), strict=True):
+                if name != whole:
+                    ids.setdefault(whole, name)
     return ids
+
+
+def _is_given(name: str, path: str) -> bool:
+    """Whether an id may be the name of the file at `path`: a whole path is not, where a link leads elsewhere now."""
+    return name == path or not name.startswith("/") or str(Path(name)) == path
 
 
 def _check_same_input(folder: Path, there: About, about: About) -> None:

@@ -217,3 +217,26 @@ def test_what_is_no_index_is_refused_before_anything_is_taken_down(
     assert code == 1
     assert "none/index.json: cannot be read" in answer["error"]
     assert list((tmp_path / "store").rglob("forgotten/*.json")) == []
+
+
+@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
+@pytest.mark.parametrize("content", [b"", b"junk", None, "junk of the same size"])
+def test_a_damaged_index_is_one_line_before_anything_is_taken_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, content: bytes | str | None
+) -> None:
+    if isinstance(content, str) and kind != "rows":
+        return  # their content is not read before it is needed
+    Store(str(tmp_path / "store")).check()
+    rows = [{"id": name, "url": f"http://own.example/{name}.jpg"} for name in ("one", "other")]
+    index = make(tmp_path / "index", rows, random_units(2, 8))
+    [file] = (index / kind).iterdir()
+    size = file.stat().st_size
+    file.unlink()
+    if content is not None:
+        file.write_bytes(b"j" * size if isinstance(content, str) else content)
+    code = cli.main(["forget", "--store", str(tmp_path / "store"), str(index), "--url", rows[0]["url"], "--json"])
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert f"{index}: the index is damaged ({kind}/{file.name}: " in json.loads(out.splitlines()[-1])["error"]
+    assert "Traceback" not in err
+    assert list((tmp_path / "store").rglob("forgotten/*.json")) == []

@@ -192,6 +192,8 @@ def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_pa
     assert best.state().step < open_checkpoint(tmp_path / "run").state().step
     assert best.background() is not None
     assert open_checkpoint(tmp_path / "run").background() is not None
+    (best.folder / "towers.safetensors").write_bytes(b"")  # a run that is done is not undone by it
+    assert cli.main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
 
 
 def test_a_fit_killed_before_its_background_was_copied_copies_it_the_next_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from data_specs.shard import REGION_SCHEMA
 from training.data.tokenizer import load_tokenizer
 from training.errors import InputError
+from training.evaluation.file_regions import RegionTable
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -76,3 +78,17 @@ def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures
     (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
     with pytest.raises(InputError, match=r"r.jsonl:line 2: no list of boxes"):
         embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
+
+
+def test_a_folder_of_regions_is_read_file_by_file(tmp_path: Path) -> None:
+    """STORE's have columns that are not needed, and are many."""
+    for number in range(8):
+        columns = {"sha256": [str(number)], "boxes": [[0.0, 0.0, 1.0, 1.0]], "scores": [[1.0]]}
+        more = {"more": pa.array([np.random.default_rng(number).bytes(2**21)])}
+        pq.write_table(pa.table({**columns, **more}), tmp_path / f"{number}.parquet")
+    tracemalloc.start()
+    table = RegionTable.open(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table.row_of) == 8
+    assert peak < 3 * 2**21

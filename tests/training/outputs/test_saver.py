@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from training.errors import ConfigError, RunError
 from training.moco import BriVL
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState, latest, open_checkpoint
-from training.outputs.saver import Saver, fetch, fetch_best
+from training.outputs.saver import Saver, fetch, fetch_best, here
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -86,6 +89,17 @@ def test_what_fails_in_the_last_save_is_raised_where_the_run_ends_or_said_beside
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "the last checkpoint was not saved: runs/1: cannot be written (No space left on device)" in caplog.text
+
+
+def test_what_a_killed_run_had_moved_aside_is_deleted_where_another_is_in_its_place(tmp_path: Path) -> None:
+    writing, model, optimizer = saver(tmp_path)
+    with writing:
+        writing.save(model, optimizer, state(4))
+    there = tmp_path / "checkpoints"
+    for name in ("step-00000004", "step-00000008"):  # of the second there is no other
+        shutil.copytree(there / "step-00000004", there / f".{name}.before")
+    saver(tmp_path)
+    assert sorted(path.name for path in there.iterdir()) == [".step-00000008.before", "step-00000004"]
 
 
 @pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
@@ -189,3 +203,32 @@ def test_a_mirror_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"file: step-00000002 cannot be copied there"):
             writing.wait()
     assert latest(tmp_path / "run") is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [(None, "Connect call failed"), (500, "500"), (403, "403"), (0, "Server disconnected")]
+)
+def test_a_url_that_does_not_answer_is_one_line_that_names_it(answer: int | None, said: str) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if answer:
+                self.send_error(answer)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    url = f"http://127.0.0.1:{server.server_port}/run"
+    if answer is None:
+        server.server_close()
+    else:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(RunError, match=rf"^{url}: cannot be read \(.*{said}"), here(url):
+            pass
+    finally:
+        if answer is not None:
+            server.shutdown()
+            server.server_close()

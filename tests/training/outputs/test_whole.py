@@ -85,6 +85,15 @@ def test_a_folder_that_is_replaced_is_lost_by_no_kill(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["ck"]
 
 
+def test_a_file_in_place_of_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "ck").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(RunError, match="ck: cannot be written: Not a directory"), whole_folder(tmp_path / "ck"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["ck"]
+        assert (tmp_path / "ck").read_text() == "mine"
+
+
 def test_a_folder_that_is_a_link_stays_one_when_it_is_replaced(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "there") as temporary:
         (temporary / "a.txt").write_text("old")

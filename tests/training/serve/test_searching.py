@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -344,6 +346,27 @@ def test_a_damaged_index_is_named_in_the_list_and_hides_no_other(
         assert told[0] == "index_damaged"
         shutil.copy(index / "index.json", folder / "index.json")
         assert [one["problem"] for one in server.get("/collections").json()] == ["", ""]
+
+
+@pytest.mark.parametrize("damage", ["index.json", "rows", "words"])
+def test_a_damaged_collection_of_ones_own_can_be_deleted_and_not_added_to(
+    tiny: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with running(tiny, indexes={"pictures": index}) as server:
+        lines = {"files": ("poems.txt", "山\n水".encode(), "text/plain")}
+        assert server.post("/collections", data={"name": "own"}, files=lines).status_code == 200
+        [folder] = tmp_path.glob("wenlan-serve-*/*/index")
+        for file in [folder / damage] if damage.endswith(".json") else (folder / damage).iterdir():
+            file.unlink()  # what is mapped stays
+            file.write_bytes(b"{")
+        os.utime(folder / "index.json", ns=(1, 1))
+        more = {"files": ("more.txt", "火".encode(), "text/plain")}
+        told = error(server.post("/collections", data={"name": "own"}, files=more), 503)
+        assert told[0] == "index_damaged"
+        assert server_delete(server, "own").json() == {"deleted": "own"}
+        assert [one["name"] for one in server.get("/collections").json()] == ["pictures"]
+        assert server.post("/collections", data={"name": "own"}, files=more).status_code == 200
 
 
 def test_words_find_the_texts_that_have_them_alone_and_beside_the_meaning(server: Server) -> None:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -406,6 +407,38 @@ def test_an_index_whose_ids_are_names_as_they_were_given_keeps_them(
         (folder / "0009.png").unlink()
 
 
+def test_an_index_whose_ids_lead_through_a_link_keeps_them(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote them of `--images /mnt/link`: the id is the path, and not the whole one."""
+    pictures(tmp_path / "p", range(4))
+    (tmp_path / "link").symlink_to("p")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Inputs, "open", lambda self, detector: PictureSource(self.images))
+        run(checkpoint, "--images", tmp_path / "link", "--index", tmp_path / "i", "--part-rows", 2)
+    before = bytes_of(tmp_path / "i")
+    code, written, _ = run(checkpoint, "--images", tmp_path / "link", "--index", tmp_path / "i", "--part-rows", 2)
+    assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 4, 0, 0)
+    assert bytes_of(tmp_path / "i") == before
+
+
+def test_a_picture_behind_a_link_that_leads_elsewhere_now_has_the_id_of_no_other(
+    checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
+    earlier, now = (pictures(tmp_path / name, [n]) / f"{n:04d}.png" for n, name in enumerate(("earlier", "now")))
+    now = now.rename(now.with_name(earlier.name))
+    link = tmp_path / "current"
+    link.symlink_to("earlier")
+    run(checkpoint, "--images", link / now.name, "--index", tmp_path / "i")
+    link.unlink()
+    link.symlink_to("now")
+    run(checkpoint, "--images", link / now.name, "--index", tmp_path / "i")
+    assert list(rows_of(tmp_path / "i")) == [str(now)]
+    code, written, _ = run(checkpoint, "--images", link / now.name, earlier, "--index", tmp_path / "i")
+    assert (code, written["rows"], written["embedded"]) == (0, 2, 1)
+    assert sorted(rows_of(tmp_path / "i")) == [str(earlier), str(now)]
+
+
 def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_rows(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
 ) -> None:
@@ -475,6 +508,23 @@ def test_a_damaged_index_is_one_line_that_names_the_file(
     if content is not None:
         file.write_bytes(content)
     pictures(folder, [3])
+    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert code == 1
+    assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
+def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
+    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Killed before the index was finished, on a disk that lost what was written last."""
+    folder = pictures(tmp_path / "p", range(2))
+    with monkeypatch.context() as killed:
+        killed.setattr(IndexWriter, "finish", Mock(side_effect=KeyboardInterrupt))
+        assert run(checkpoint, "--images", folder, "--index", tmp_path / "i")[0] == 130
+    [file] = (tmp_path / "i" / kind).iterdir()
+    file.write_bytes(b"")
     code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
     assert code == 1
     assert f"{tmp_path / 'i'}: the index is damaged ({kind}/{file.name}: " in answer["error"]
