@@ -80,10 +80,12 @@ class Store:
         name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
         entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
         before = (self.folder / "builds").find_json(name, entry)
-        if before["out"] != build.out:
+        moved = before["out"] != build.out
+        if moved:
             self.folder.write_json(f"builds/{_apart(before)}", before)
         self.folder.write_json(f"builds/{name}", entry)
-        self.folder.delete(f"builds/{_apart(entry)}")
+        if moved:
+            self.folder.delete(f"builds/{_apart(entry)}")
 
     def unregister(self, build_id: str, out: str) -> None:
         """Take back what `register` noted of a build in one folder. The caller holds the lock."""
