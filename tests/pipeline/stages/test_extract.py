@@ -297,6 +297,16 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
         extract.run_partition(replace(build, fingerprints={"extract": "f" * 64}), "w-00000")
 
 
+def test_a_page_that_is_not_read_is_a_decision_of_its_source(tmp_path):
+    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})
+    page = " " * (build.spec.egress.max_page_bytes + 1)
+    (tmp_path / "x.warc.gz").write_bytes(warc(("http://a.test/1", page), encoding="gzip"))
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    [decision] = build.stage("extract").table(record, DECISIONS).to_pylist()
+    assert (decision["reason"], decision["source"]) == ("too_large", "w")
+
+
 # traps, and how many images there may be
 
 
