@@ -38,7 +38,8 @@ class HashIndex:
     """64-bit codes with ids below 2^32; finds all within a Hamming radius.
 
     As in a log-structured merge tree, codes are added to a short tail, which is compared one by one, and then go into
-    levels: immutable indexes, merged whenever a new one would not be GROWTH times smaller than the one before it.
+    levels: immutable indexes, merged whenever a new one would not be GROWTH times smaller than the one before it. A
+    level is made when it is first asked, so that what is added in several goes before is sorted once.
     """
 
     TAIL = 128
@@ -54,6 +55,9 @@ class HashIndex:
         """Add codes [N] with ids [N]. Code 0, of a picture without structure, is left out."""
         keep = codes != 0
         self._tail.append((codes[keep], ids[keep].astype(np.uint32)))
+
+    def _settle(self) -> None:
+        """Make a level of the tail where it is long enough."""
         size = sum(len(c) for c, _ in self._tail)
         if size < self.TAIL:
             return
@@ -67,6 +71,7 @@ class HashIndex:
 
     def near(self, queries: Codes) -> Pairs:
         """(positions in queries, ids) of every pair within the radius, once each. Code 0 is near nothing."""
+        self._settle()
         asked = np.flatnonzero(queries)
         pairs = [level.near(queries[asked]) for level in self._levels]
         if self._tail:
