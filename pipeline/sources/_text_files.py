@@ -4,6 +4,9 @@ Encodings: a byte order mark is believed; bytes with many zeros are UTF-16; what
 UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).
 A file is judged by its first HEAD bytes, so a table in UTF-8 with a few broken rows stays UTF-8.
 
+Tables: cells may be quoted as RFC 4180 says, and may then hold line breaks. Many tables are not quoted at all, and a
+cell of theirs may begin with a quote that nothing closes (`rows_of`).
+
 Limits: a file of a few characters can be read in two ways, and the more usual text wins. A spec that says `encoding`
 is believed.
 """
@@ -14,12 +17,13 @@ import codecs
 import contextlib
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import fsspec
 from pydantic import AfterValidator
 
+from pipeline.files.inputs import MAX_LINE, LongLine
 from pipeline.texts import charset
 
 AUTO = "auto"
@@ -34,6 +38,11 @@ _USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
 SEPARATORS = (",", "\t", ";", "|", "，")
 """Separators of columns that are looked for in the first row of a table, the most usual first."""
+
+csv.field_size_limit(MAX_LINE)  # of the whole process; what is longer is no line that is read
+
+MAX_ROW = 4 * MAX_LINE
+"""Characters of a row of several lines that are read."""
 
 _NO_TEXT = {b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
 
@@ -149,3 +158,106 @@ def no_column(columns: Sequence[str], missing: str) -> str:
     """The fault of a table without a column that is needed, for people."""
     known = ", ".join(columns)[:300] or "none: it is empty"
     return f"has no column {missing!r}; its columns: {known}"
+
+
+def rows_of(
+    lines: Iterable[str], separator: str, columns: int, is_row: Callable[[list[str]], bool]
+) -> Iterator[list[str] | Exception]:
+    """The cells of each row of a table; what csv or `lines` raises on a row is in its place.
+
+    To csv a quote at the start of a cell opens one that ends at the next quote, many rows later where it is no quote of
+    a table but one of a text. So lines are taken for rows of their own if each of them looks like one; if the first
+    does, where together they have too few or too many cells or their quotes stand where no writer of tables puts them;
+    and if any does, where both is so.
+
+    columns: how many the table has. is_row: whether cells, of which there are as many, are what a row of it has.
+    """
+    feed = _Feed(lines)
+    reader = csv.reader(feed, delimiter=separator)
+
+    def alone(line: str | LongLine) -> list[str] | None:
+        """The cells of a line with its quotes as they are; None if it is no row by itself."""
+        if isinstance(line, LongLine):
+            return None
+        try:
+            cells = next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])
+        except csv.Error:
+            return None
+        return cells if len(cells) == columns and is_row(cells) else None
+
+    while True:
+        feed.begin()
+        row: list[str] | Exception
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except (csv.Error, LongLine) as e:
+            row = e
+        lines_of_row = feed.taken
+        fits = not isinstance(row, Exception) and len(row) in (0, columns)
+        if len(lines_of_row) == 1:
+            yield row if fits else alone(lines_of_row[0]) or row
+            continue
+        are_rows = [alone(line) is not None for line in lines_of_row]
+        sound = fits + _is_quoted(lines_of_row, separator)
+        if not (any(are_rows), are_rows[0], all(are_rows))[sound]:
+            yield row
+            continue
+        *before, last = lines_of_row
+        for line in before:
+            yield alone(line) or _by_itself(line, separator)
+        feed.put_back(last)  # the quote that ended the row may have opened a cell
+
+
+class _Feed(Iterator[str]):
+    """The lines of a table, of which one may be put back. taken: those of the row that is read, and what was raised."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._back: list[str | LongLine] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A row begins here."""
+        self.taken: list[str | LongLine] = []
+        self._size = 0
+
+    def put_back(self, line: str | LongLine) -> None:
+        """Hand this line out once more, next."""
+        self._back = [line]
+
+    def __next__(self) -> str:
+        if self._size > MAX_ROW:
+            raise csv.Error(f"a row of more than {MAX_ROW:,} characters")
+        line: str | LongLine
+        if self._back:
+            line = self._back.pop()
+        else:
+            try:
+                line = next(self._lines)
+            except LongLine as e:
+                line = e
+        self.taken.append(line)
+        if isinstance(line, LongLine):
+            raise line
+        self._size += len(line)
+        return line
+
+
+def _is_quoted(lines: Sequence[str | LongLine], separator: str) -> bool:
+    """Whether lines are one row whose quotes stand where RFC 4180 has them."""
+    try:
+        return len(list(csv.reader(map(str, lines), delimiter=separator, strict=True))) == 1
+    except csv.Error:
+        return False
+
+
+def _by_itself(line: str | LongLine, separator: str) -> list[str] | Exception:
+    """The cells of a line, or what is wrong with it."""
+    if isinstance(line, LongLine):
+        return line
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error as e:
+        return e

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 from unicodedata import normalize
@@ -37,13 +37,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.object_store import StorageError, told
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason
+from pipeline.files.inputs import MAX_LINE, Lines, faults, reason
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
 from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
-from pipeline.sources._text_files import AUTO, Encoding, cleaned, columns_of, no_column, opened, separator_of, text_of
+from pipeline.sources._text_files import (
+    AUTO,
+    Encoding,
+    cleaned,
+    columns_of,
+    no_column,
+    opened,
+    rows_of,
+    separator_of,
+    text_of,
+)
 from pipeline.texts.cleaning import clean
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -291,16 +301,18 @@ class FolderOfImages(TableSource):
         lines = Lines(f)
         first = next(lines, "")
         separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        rows = csv.DictReader(chain([first], lines), delimiter=separator)
-        rows.fieldnames = cleaned(rows.fieldnames or [])
-        self._check_columns(rows.fieldnames, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
-        while True:
-            try:
-                yield next(rows)
-            except StopIteration:
-                return
-            except (csv.Error, LongLine) as e:
-                yield e
+        header = cleaned(next(csv.reader(chain([first], lines), delimiter=separator), []))
+        self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
+        image = header.index(self.columns.image)
+
+        def is_row(cells: list[str]) -> bool:
+            return pictures.find(cells[image]) in pictures
+
+        for cells in rows_of(lines, separator, len(header), is_row):
+            if isinstance(cells, Exception):
+                yield cells
+            elif cells:  # a row may lack its last cells
+                yield dict(zip_longest(header, cells[: len(header)]))
 
     def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: _Names) -> None:
         """Raises ValueError for a table without a column that is needed, and says what to write into the spec.

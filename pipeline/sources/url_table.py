@@ -37,11 +37,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.object_store import StorageError, told
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason, version
+from pipeline.files.inputs import Lines, LongLine, faults, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
-from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, separator_of
+from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, rows_of, separator_of
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
@@ -57,6 +57,8 @@ BRIVL_KINDS: dict[str, TextKind] = {
 
 _BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
 
+
+_ON_THE_WEB = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
 
 ROWS = 1_000
 """Rows of a Parquet file that are in memory at once."""
@@ -214,27 +216,20 @@ class UrlTable(FileSource):
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
-        csv.field_size_limit(MAX_LINE)
         lines = Lines(f)
         first = next(lines, "")
         separator = separator_of(first, self._wanted(), "\t" if kind == "tsv" else ",")
-        reader = csv.reader(chain([first], lines), delimiter=separator, quoting=csv.QUOTE_MINIMAL)
-        header = cleaned(next(reader, []))
+        header = cleaned(next(csv.reader(chain([first], lines), delimiter=separator), []))
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
+        url = header.index(self.columns.image_url)
         number = 0
-        while True:
+        for cells in rows_of(lines, separator, len(header), lambda cells: bool(_ON_THE_WEB.match(cells[url]))):
             number += 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                decoding.end()
-                return
-            except (csv.Error, LongLine) as e:
-                yield number, e if isinstance(e, LongLine) else str(e)
-                continue
-            if not cells:
+            if isinstance(cells, Exception):
+                yield number, cells if isinstance(cells, LongLine) else str(cells)
+            elif not cells:
                 number -= 1  # an empty line is no row
             elif fault := decoding.fault("".join(cells)):
                 yield number, fault
@@ -242,6 +237,7 @@ class UrlTable(FileSource):
                 yield number, f"{len(cells)} fields, the header has {len(header)}"
             else:
                 yield number, dict(zip(header, cells, strict=True))
+        decoding.end()
 
     def _json_rows(self, f: Any, decoding: Decoding) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""

@@ -2,7 +2,7 @@
 
 A command runs as a process of its own, as if it were typed, one at a time. It goes on if the studio ends: both commands
 finish after a kill when they are run again. A takedown runs only with the confirmation that its own dry run gave out:
-one use, for exactly that command, for CONFIRM_S seconds.
+one use, for exactly that command, for CONFIRM_S seconds. A build that cannot be read stops no takedown in the others.
 
 Limits: no shell is involved, so nothing that a page or a person wrote is a command; the line that is shown is quoted
 for a POSIX shell.
@@ -142,7 +142,7 @@ class Jobs:
             out, code = "", 1
         last = out.splitlines()[-1] if out.strip() else ""
         job.answer = _parsed(last)
-        if dry and code == 0 and job.answer.get("matched"):
+        if dry and job.answer.get("matched"):  # whatever else could not be looked at, which its lines name
             job.confirmation = secrets.token_urlsafe(24)
             with self._lock:
                 self._confirmable = {k: v for k, v in self._confirmable.items() if v[0] > time.monotonic()}

@@ -181,13 +181,26 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
     return pa.Table.from_pylist(records, schema=pa.schema(fields))
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[_Member]:
-    """Members of use in their order; webdataset's rule: the key ends at the first dot. Raises tarfile.ReadError."""
+def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The plain files of a tar in their order, to its very end. Raises tarfile.ReadError where it is cut or damaged.
+
+    What else a hostile tar makes tarfile raise passes: OverflowError, RecursionError and errors of a decompressor.
+    """
     for member in archive:
         if member.size < 0:  # the next header would lie before this one, and the tar have no end
             raise tarfile.ReadError(f"{member.name} has a size below 0")
-        if not member.isreg() or member.issparse():
-            continue
+        if member.isreg() and not member.issparse():
+            yield member
+    # tarfile takes a header that is cut for the end of the archive; every whole tar ends with a block of zeros.
+    if archive.fileobj is not None:
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("has no end mark: truncated")
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[_Member]:
+    """Members of use in their order; webdataset's rule: the key ends at the first dot. Raises tarfile.ReadError."""
+    for member in files_of(archive):
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
@@ -199,11 +212,6 @@ def _members(archive: tarfile.TarFile) -> Iterator[_Member]:
         elif suffix in _TEXT_SUFFIXES and member.size <= TEXT_BYTES:
             text = b"".join(_blocks(archive, member))
             yield _Member(key, suffix, member.offset_data, member.size, text=text)
-    # tarfile takes a header that is cut for the end of the archive; every whole tar ends with a block of zeros.
-    if archive.fileobj is not None:
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("has no end mark: truncated")
 
 
 def _blocks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:

@@ -285,21 +285,25 @@ def _count(file: Path) -> int:
 
 def _samples(tar: Path) -> Iterator[tuple[str, bytes, int]]:
     """(key, image, label) of each sample: neighbours in the tar with one name up to its first dot, folders aside."""
+    from training.data.plain_tars import files_of  # Arrow: the command line reads this module for KINDS
+
     found: dict[str, bytes] = {}
     last = ""
     try:
         with tarfile.open(tar) as opened:
-            for member in opened:
+            for member in files_of(opened):
                 folder, slash, name = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = name.partition(".")
                 key = f"{folder}{slash}{stem}"
                 if key != last:
                     yield from _sample(tar, last, found)
                     last, found = key, {}
-                reader = opened.extractfile(member) if member.isreg() and member.size < _MEMBER_BYTES else None
+                reader = opened.extractfile(member) if member.size < _MEMBER_BYTES else None
                 if reader is not None and suffix.lower() in (*_IMAGES, "cls"):
                     found[suffix.lower()] = reader.read()
-    except (tarfile.TarError, EOFError, OSError) as e:
+    except InputError:
+        raise
+    except Exception as e:  # tarfile's own, those of a decompressor, OSError; hostile headers raise others
         raise InputError(str(tar), f"cannot be read ({getattr(e, 'strerror', None) or first_line(e)})") from None
     yield from _sample(tar, last, found)
 
@@ -319,7 +323,7 @@ def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[s
 
 
 def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
-    from training.data.index import open_dataset  # Arrow and more: the command line reads this module for KINDS
+    from training.data.index import open_dataset  # Arrow and more
 
     if source.labels is None:
         raise ConfigError("--labels", "name a file with key and label of the samples (.jsonl, .csv or .parquet)")
@@ -363,6 +367,8 @@ def read_labels(file: Path) -> dict[str, str]:
         raise InputError(str(file), f"cannot be read ({e.strerror or first_line(e)})") from None
     except UnicodeDecodeError as e:
         raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
+    except csv.Error as e:
+        raise InputError(str(file), f"cannot be read as a table ({first_line(e)})") from None
     labels: dict[str, str] = {}
     for where, key, label in rows:
         if not isinstance(key, str) or isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":

@@ -92,7 +92,7 @@ def _of_coco(data: str, file: Path, given: Path | None) -> Boxed:
             for row in value["annotations"]
             if not row.get("iscrowd")
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise InputError(str(file), f"no COCO annotations: images, annotations, categories ({first_line(e)})") from None
     found: dict[int, tuple[list[Box], list[str]]] = {image: ([], []) for image in files}
     for image, box, category in marks:
@@ -210,6 +210,7 @@ def _marks(data: Sequence[str], split: Split, detector: str) -> Iterator[dict[st
     """Rows of the regions of a split, in the order of the dataset's."""
     import io
 
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from training.data.index import manifest_of, read_file
@@ -219,5 +220,10 @@ def _marks(data: Sequence[str], split: Split, detector: str) -> Iterator[dict[st
         path, manifest = manifest_of(name)
         for files in manifest.of_split(split):
             base = manifest.folder_of(files, posixpath.dirname(path))
-            content = read_file(locate(base, path, files.regions[detector]))
-            yield from pq.read_table(io.BytesIO(content)).to_pylist()
+            place = locate(base, path, files.regions[detector])
+            content = read_file(place)
+            try:
+                marks = pq.read_table(io.BytesIO(content)).to_pylist()
+            except (pa.ArrowException, OSError) as e:
+                raise InputError(place, f"its regions cannot be read ({first_line(e)})") from None
+            yield from marks

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from data_specs.shard import ContractError
 from training.data.index import default_cache, weighted
 from training.data.plain_tars import plain_tars_of
 from training.errors import InputError
@@ -105,7 +106,11 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
         for number, picture in enumerate(benchmark.pictures()):
             if picture.id not in captions:
                 continue
-            content = picture.read()
+            try:
+                content = picture.read()
+            except (ContractError, OSError) as e:  # as an evaluation leaves it out
+                LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
+                continue
             suffix = _suffix(content)
             if suffix is None:
                 LOG.warning("image left out: %s: neither JPEG, PNG nor WebP", picture.id)

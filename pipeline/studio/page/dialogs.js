@@ -92,11 +92,14 @@ async function looked(asked, answer, done) {
     const line = h("p", { class: "command" }, h("code", {}, job.line));
     if (!job.confirmation) {
       const failed = job.code !== 0 && job.answer.matched === undefined;
-      return fill(answer, h("p", { class: "note bad", role: "alert" }, failed ? t("failed", { code: job.code }) : t("nothing_matches")), h("h4", {}, t("command")), line, failed ? lines(job) : null);
+      return fill(answer, h("p", { class: "note bad", role: "alert" }, failed ? t("failed", { code: job.code }) : t("nothing_matches")), faults(job), h("h4", {}, t("command")), line, failed ? lines(job) : null);
     }
-    return fill(answer, h("h3", {}, t("would")), removed(job.answer), h("h4", {}, t("command")), line, confirming(job, answer, done));
+    return fill(answer, h("h3", {}, t("would")), removed(job.answer), faults(job), h("h4", {}, t("command")), line, confirming(job, answer, done));
   } catch (error) { return bad(answer, error); }
 }
+
+/** What a takedown could not reach; the same command again does it, once that is mended. */
+const faults = (job) => job.answer.faults?.length ? h("div", { class: "note bad", role: "alert" }, h("p", {}, t("not_reached")), h("ul", {}, job.answer.faults.map((fault) => h("li", {}, fault)))) : null;
 
 function removed(answer) {
   return h("ul", { class: "removed" }, answer.builds.filter((build) => build.candidates + build.images + build.captures + build.samples.length > 0).map((build) => h("li", {},
@@ -114,8 +117,9 @@ function confirming(job, answer, done) {
     answer.append(output);
     try {
       const ran = await ended(await send("POST", "confirm", { confirmation: job.confirmation }), (now) => fill(output, h("p", { class: "muted" }, t("running")), lines(now)));
-      fill(output, h("p", { class: `note ${ran.code === 0 ? "good" : "bad"}`, role: "alert" }, ran.code === 0 ? t("done_takedown") : t("failed", { code: ran.code })), lines(ran));
-      if (ran.code === 0) done();
+      const carried = ran.code === 0 || ran.answer.faults?.length > 0;
+      fill(output, h("p", { class: `note ${carried ? "good" : "bad"}`, role: "alert" }, carried ? t("done_takedown") : t("failed", { code: ran.code })), faults(ran), lines(ran));
+      if (carried) done();
     } catch (error) { bad(output, error); }
   };
   return h("form", { class: "asking", on: { submit: go } }, h("label", {}, `${t("type_word", { word })} `, typed), run);

@@ -124,6 +124,17 @@ def test_files_that_are_no_pictures_are_passed_over_once_and_not_for_each_pictur
     assert Counted.times == 240
 
 
+def test_a_caption_that_begins_with_a_quote_costs_no_other_picture_its_own(tmp_path):
+    names = [f"{i}.png" for i in range(6)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"picture")
+    captions = ["山", '"水', "云", "雨", '"雪" 景', "雾"]
+    rows = [f"{name}\t{text}" for name, text in zip(names, captions, strict=True)]
+    (tmp_path / "t.tsv").write_text("\n".join(["file\tcaption", *rows]), encoding="utf-8")
+    found = [c.texts[0].text for c in read(folder(tmp_path, captions="t.tsv"))]
+    assert (len(found), found[:4], found[5]) == (6, captions[:4], "雾")
+
+
 def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
     names = [f"{n:04d}.jpg" for n in range(400)]
     put(tmp_path, dict.fromkeys(names, b"x"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.sources._text_files import HEAD, Encoding, encoding_of, opened, separator_of, text_of
+from pipeline.sources._text_files import HEAD, MAX_ROW, Encoding, encoding_of, opened, rows_of, separator_of, text_of
 
 CAPTIONS = [
     "雪后的黄山日出",
@@ -88,3 +90,66 @@ def test_the_separator_is_the_one_that_yields_the_columns(separator: str) -> Non
 def test_the_usual_separator_stays_where_it_yields_the_columns() -> None:
     assert separator_of("url,a;b;c;d", ["url"]) == ","
     assert separator_of("url,a\tb\tc", ["url"], usual="\t") == ","  # by the suffix it would be a tab
+
+
+def is_row(cells: list[str]) -> bool:
+    return cells[0].startswith("http")
+
+
+def rows(text: str, separator: str = "\t", columns: int = 2) -> list[list[str] | str]:
+    """What is read of a table; in place of what was raised its message."""
+    found = rows_of(io.StringIO(text, newline=""), separator, columns, is_row)
+    return [str(row) if isinstance(row, Exception) else row for row in found]
+
+
+@pytest.mark.parametrize("closing", ["他说“好”", '他说"好', '"好"', '好"', '""', '"'])
+def test_a_quote_that_begins_a_text_takes_no_row_into_its_cell(closing: str) -> None:
+    texts = ["甲", '"乙', "丙", "丁", closing, "戊", "己"]
+    found = rows("".join(f"http://i/{i}\t{text}\n" for i, text in enumerate(texts)))
+    assert [row[0] for row in found] == [f"http://i/{i}" for i in range(len(texts))]
+    plain = [row[1] for row in found]
+    assert plain[:4] == texts[:4]
+    assert plain[5:] == texts[5:]
+
+
+def test_such_a_quote_costs_no_row_that_is_broken_itself() -> None:
+    assert rows('http://i/1\t"甲\nhttp://i/2\n\nhttp://i/3\t乙\nhttp://i/4\t"丙\n丁"\n') == [
+        ["http://i/1", '"甲'],
+        ["http://i/2"],
+        [],
+        ["http://i/3", "乙"],
+        ["http://i/4", "丙\n丁"],
+    ]
+
+
+def test_cells_of_several_lines_stay_whole_where_a_cell_is_lacking_or_a_quote_is_misplaced() -> None:
+    assert rows('http://i/1,"甲\n乙"\nhttp://i/2,"丙\n丁" 戊,己\n', ",", 3) == [
+        ["http://i/1", "甲\n乙"],
+        ["http://i/2", "丙\n丁 戊", "己"],
+    ]
+
+
+def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> None:
+    line = 'a",b,"c' + "长" * 1000 + "\n"
+    count = 3 * MAX_ROW // len(line)
+    found = rows("http://i/0,甲\n" + line * count + "http://i/1,乙\n", ",")
+    assert found[0] == ["http://i/0", "甲"]
+    assert found[-1] == ["http://i/1", "乙"]
+    assert max(len(str(row)) for row in found) < MAX_ROW, "no row holds them all"
+
+
+CELL = st.text(st.sampled_from('a",\n\t 文'), max_size=8)
+
+
+@given(st.lists(st.tuples(CELL, CELL), max_size=6), st.sampled_from([",", "\t"]))
+def test_what_a_writer_of_tables_writes_is_read_back(cells: list[tuple[str, str]], separator: str) -> None:
+    table = [[f"http://i/{i}", *row] for i, row in enumerate(cells)]
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=separator).writerows(table)
+    assert rows(file.getvalue(), separator, 3) == table
+
+
+@given(st.lists(st.text(st.sampled_from('a" 文'), max_size=6), min_size=1, max_size=12))
+def test_a_table_without_quoting_keeps_the_number_of_its_rows(texts: list[str]) -> None:
+    found = rows("".join(f"http://i/{i}\t{text}\n" for i, text in enumerate(texts)))
+    assert [row[0] for row in found] == [f"http://i/{i}" for i in range(len(texts))]

@@ -105,6 +105,17 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
     assert len({f.id for f in entries if isinstance(f, Decision)}) == 4
 
 
+@pytest.mark.parametrize("rows_per_part", [3, 100])
+def test_a_text_that_begins_with_a_quote_costs_no_other_row(tmp_path, rows_per_part):
+    """As tables are published whose writers quote nothing."""
+    texts = {2: '"天下第一泉', 7: '他说"好', 8: '"趵突泉" 的水'}
+    rows = [f"http://i.test/{i}.jpg\t{texts.get(i, f'第{i}张图')}\t" for i in range(1, 21)]
+    (tmp_path / "t.tsv").write_text("\n".join(["url\tzh\tpage", *rows]), encoding="utf-8")
+    entries = read(table(tmp_path / "t.tsv", rows_per_part=rows_per_part))
+    assert [(c.image_url, c.row) for c in entries] == [(f"http://i.test/{i}.jpg", i) for i in range(1, 21)]
+    assert [entries[i - 1].texts[0].text for i in (2, 3, 7)] == ['"天下第一泉', "第3张图", '他说"好']
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_path, kind):
     """More text than any row has, then a line longer than is read at all; both lie between sound rows."""

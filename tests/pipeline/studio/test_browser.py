@@ -10,6 +10,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from types import ModuleType
@@ -300,8 +301,10 @@ def test_views_are_saved_for_everyone(own: Make, browse: Browse) -> None:
     assert json.loads((Path(build.out) / "studio/views.json").read_text("utf-8")) == {}
 
 
-def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse) -> None:
+def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path: Path) -> None:
+    """Beside a build that cannot be read, which stops it in no other one."""
     build = own()
+    build.store.register(replace(build, build_id="other", out=str(tmp_path / "deleted by hand")), 0)
 
     async def visit(page: Any) -> None:
         await page.click(".tile")
@@ -318,6 +321,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse) -> None:
         assert command == f"wenlan-data forget --store {build.store.url} {build.out} --item={key} --exact"
         await until(page, "document.querySelector('#takedown .removed').innerText.includes('1 samples')")
         assert await page.run("document.querySelector('#takedown .danger').disabled"), "not before the word is typed"
+        assert "deleted by hand" in await page.run("document.querySelector('#takedown .note.bad li').innerText")
         assert await page.serious() == []
         await page.click("#takedown form.asking input")
         await page.write("forget")
@@ -325,6 +329,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse) -> None:
         await page.click("#takedown .danger")
         await until(page, "document.querySelector('#takedown .note.good')")
         await until(page, "document.querySelector('#takedown .note.good').innerText.includes('Taken down')")
+        assert await page.run("document.querySelectorAll('#takedown .note.bad li').length") == 2, "before and after"
         await page.press("Escape")
         await until(page, "!document.querySelector('#takedown')")
         await until(page, f"{READY} && !document.body.classList.contains('busy')")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import lzma
+import random
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -100,6 +103,29 @@ def test_tars_that_are_none(members: list[tuple[str, bytes]], names: str, messag
         list(open_labelled(source, "test", "").items())
 
 
+@pytest.mark.parametrize("compress", [lzma.compress, gzip.compress])
+def test_a_compressed_tar_that_is_damaged_is_named(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    noise = bytes(random.Random(0).choices(b"0123456789", k=200_000))
+    source = tars(tmp_path, [("a.jpg", noise), ("a.cls", b"1"), ("b.jpg", noise[::-1]), ("b.cls", b"1")])
+    tar = tmp_path / "test" / "0.tar"
+    damaged = bytearray(compress(tar.read_bytes()))
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 50] = b"\xff" * 50
+    tar.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
+        list(open_labelled(source, "test", "").items())
+
+
+def test_a_damaged_header_is_no_end_of_a_tar(tmp_path: Path) -> None:
+    source = tars(tmp_path, [(f"{name}.{suffix}", b"1") for name in "abc" for suffix in ("jpg", "cls")])
+    tar = tmp_path / "test" / "0.tar"
+    content = bytearray(tar.read_bytes())
+    assert len(list(open_labelled(source, "test", "").items())) == 3
+    content[2 * 1024 + 148 : 2 * 1024 + 156] = b"7777777\0"  # the sum of the third member's header
+    tar.write_bytes(content)
+    with pytest.raises(InputError, match=r"0\.tar: cannot be read"):
+        list(open_labelled(source, "test", "").items())
+
+
 def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
     source = tars(tmp_path, [("a.jpg", b"1" * 5000), ("a.cls", b"1")])
     tar = tmp_path / "test" / "0.tar"
@@ -116,6 +142,7 @@ def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
         ("l.jsonl", '{"key": "a", "label": "x"}\n{"key": "a", "label": "y"}', "line 2: a second label of a"),
         ("l.jsonl", "", "no label in it"),
         ("l.csv", "id,label\na,b\n", "does not name the columns key and label"),
+        ("l.csv", f"key,label\n{'a' * 200_000},b\n", r"l\.csv: cannot be read as a table \(field larger than"),
         ("l.parquet", "none", "no Parquet file with the columns"),
     ],
 )

@@ -105,6 +105,20 @@ def test_what_no_reader_knows_is_left_out_and_a_set_of_nothing_else_is_refused(
     assert not list((tmp_path / "cache" / "sets").glob("*.tar"))
 
 
+def test_a_picture_that_cannot_be_read_is_left_out_as_an_evaluation_does(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "03.jpg").unlink()
+    os.mkfifo(folder / "03.jpg")
+    (folder / "04.png").unlink()
+    (folder / "04.png").symlink_to("nowhere.png")
+    data, cache = [f"folder:{folder}"], tmp_path / "cache"
+    train, dev = rows(packed(data, "train", cache), cache), rows(packed(data, "dev", cache), cache)
+    assert len(train) + len(dev) == IMAGES - 3
+    assert "03.jpg: no regular file" in caplog.text.replace(f"{folder}/", "")
+    assert "04.png: No such file or directory" in caplog.text
+
+
 def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for split in ("train", "test"):

@@ -121,6 +121,22 @@ def test_boxes_and_labels_of_a_datasets_detector(run: Run, make_shards: Callable
         run("regions", manifest, classes=tmp_path / "names.txt", detector="grid")
 
 
+def test_regions_that_are_damaged_are_named(run: Run, make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    manifest = make_shards(train=(2,), val=(2,), detector="find")
+    (tmp_path / "names.txt").write_text("背景\n山\n水\n", encoding="utf-8")
+    [file] = manifest.parent.glob("regions/find/val-*.parquet")
+    run("regions", manifest, detector="find", classes=tmp_path / "names.txt")  # the index is in the cache
+    file.write_bytes(b"PAR1" + bytes(file.stat().st_size - 8) + b"PAR1")
+    with pytest.raises(InputError, match=r"val-000000\.parquet: its regions cannot be read"):
+        run("regions", manifest, detector="find", classes=tmp_path / "names.txt")
+
+
+def test_an_id_that_is_no_number_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"categories": [{"id": Infinity, "name": "a"}], "images": [], "annotations": []}')
+    with pytest.raises(InputError, match=r"a\.json: no COCO annotations"):
+        run("regions", f"coco:{tmp_path / 'a.json'}")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
