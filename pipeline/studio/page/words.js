@@ -111,7 +111,7 @@ const WORDS = {
   the_word: ["forget", "下架"],
   run_takedown: ["Take it down now", "立即下架"],
   done_takedown: ["Taken down.", "已下架。"],
-  not_reached: ["This could not be reached. It is noted, and the same takedown again carries it out once this is mended:", "以下内容未能处理。请求已记录，修复后再次执行同一下架即可完成："],
+  not_reached: ["Not reached. Once this is mended, the same takedown again carries it out:", "未能处理。修复后再次执行同一下架即可完成："],
   failed: ["It failed (exit code {code})", "失败（退出码 {code}）"],
   unflag_all: ["Take all flags off", "取消全部标记"],
   publish_intro: ["Look at the gates and at the pictures; then say who you are and why.", "请查看各项门槛与图片，然后写明姓名与理由。"],
