@@ -41,6 +41,8 @@ SEPARATORS = (",", "\t", ";", "|", "，")
 
 csv.field_size_limit(MAX_LINE)  # of the whole process; what is longer is no line that is read
 
+_QUOTED = re.compile(r'\s*"([^"]*)"\s*\Z')
+
 MAX_ROW = 4 * MAX_LINE
 """Characters of a row of several lines that are read."""
 
@@ -176,14 +178,11 @@ def rows_of(
     reader = csv.reader(feed, delimiter=separator)
 
     def alone(line: str | LongLine) -> list[str] | None:
-        """The cells of a line with its quotes as they are; None if it is no row by itself."""
+        """The cells of a line, read as a row of its own; None if it is none."""
         if isinstance(line, LongLine):
             return None
-        try:
-            cells = next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])
-        except csv.Error:
-            return None
-        return cells if len(cells) == columns and is_row(cells) else None
+        readings = (cells for cells in _readings(line, separator) if len(cells) == columns and is_row(cells))
+        return next(readings, None)
 
     while True:
         feed.begin()
@@ -208,6 +207,16 @@ def rows_of(
         for line in before:
             yield alone(line) or _by_itself(line, separator)
         feed.put_back(last)  # the quote that ended the row may have opened a cell
+
+
+def _readings(line: str, separator: str) -> Iterator[list[str]]:
+    """The cells of a line: as a writer of tables quotes; else with quotes around a whole cell taken off; else all."""
+    with contextlib.suppress(csv.Error):
+        yield from csv.reader([line], delimiter=separator, strict=True)
+    with contextlib.suppress(csv.Error):
+        for cells in csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE):
+            yield [_QUOTED.sub(r"\1", cell) for cell in cells]
+            yield [cell.strip().strip('"') for cell in cells]
 
 
 class _Feed(Iterator[str]):

@@ -112,6 +112,16 @@ def test_a_quote_that_begins_a_text_takes_no_row_into_its_cell(closing: str) -> 
     assert plain[5:] == texts[5:]
 
 
+def test_a_quote_that_is_left_out_costs_no_row() -> None:
+    written = [["http://i/1", "甲"], ["http://i/2", "乙"], ["http://i/3", "丙"]]
+    whole = "".join(f'"{url}"\t"{text}"\n' for url, text in written)
+    assert rows(whole) == written
+    for at in (i for i, character in enumerate(whole) if character == '"'):
+        found = rows(whole[:at] + whole[at + 1 :])
+        assert [row[0].strip('"') for row in found] == [url for url, _ in written], at
+        assert [row[1].strip('"\n') for row in found] == [text for _, text in written], at
+
+
 def test_such_a_quote_costs_no_row_that_is_broken_itself() -> None:
     assert rows('http://i/1\t"甲\nhttp://i/2\n\nhttp://i/3\t乙\nhttp://i/4\t"丙\n丁"\n') == [
         ["http://i/1", '"甲'],
