@@ -23,7 +23,6 @@ import functools
 import hashlib
 import json
 import posixpath
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
