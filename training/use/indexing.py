@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from data_specs.search import folder as index_folder
 from data_specs.search.folder import About, Background, TakenDown, Towers
-from data_specs.search.index import IndexWriter
+from data_specs.search.index import IndexWriter, read_metadata
 from data_specs.search.removal import leave_out
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
@@ -378,13 +378,12 @@ def _is_in(rows: pa.Table, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]
 def _other_ids(folder: Path) -> dict[str, str]:
     """By their whole paths the ids of picture files that are names as they were given, as in earlier versions."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     there = index_folder.read_index(folder).parts if (folder / index_folder.INDEX).exists() else ()
     ids: dict[str, str] = {}
     for part in (*there, *index_folder.waiting(folder).values()):
         if part.rows:
-            table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "where"])
+            table = read_metadata(folder, part, ["id", "where"])
             columns = table["id"].to_pylist(), pc.struct_field(table["where"], "path").to_pylist()
             given = [(name, path) for name, path in zip(*columns, strict=True) if path and _is_given(name, path)]
             for (name, _), whole in zip(given, whole_paths(path for _, path in given), strict=True):
@@ -406,11 +405,9 @@ def _check_same_input(folder: Path, there: About, about: About) -> None:
 
 def _rows_of(folder: Path, part: index_folder.Part) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """The id of each row of a part, and its stamps: with its boxes, and for a source that does not know them."""
-    import pyarrow.parquet as pq
-
     from training.use.sources import stamp
 
-    table = pq.read_table(folder / part.files["metadata"].path, columns=["id", "sha256", "caption", "boxes"])
+    table = read_metadata(folder, part, ["id", "sha256", "caption", "boxes"])
     for row, sha256, caption, boxes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
         yield row, [(row, stamp(sha256, caption)), (row, stamp(sha256, caption, boxes))]
 

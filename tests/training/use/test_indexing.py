@@ -514,6 +514,26 @@ def test_a_damaged_index_is_one_line_that_names_the_file(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("size", [60, 4000])
+def test_a_metadata_file_that_is_damaged_in_place_is_one_line_of_embed_and_hinders_no_search(
+    checkpoint: Path, tmp_path: Path, run: Run, size: int
+) -> None:
+    """It has the size that index.json says; pyarrow's exception went through. A search reads the mapped rows alone."""
+    folder = pictures(tmp_path / "p", range(2))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    [file] = (tmp_path / "i/metadata").iterdir()
+    data = file.read_bytes()
+    file.write_bytes(data[:4] + bytes(size) + data[4 + size :])  # of a page, and of what follows
+    assert file.stat().st_size == len(data)
+    pictures(folder, [3])
+    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert code == 1
+    assert answer["error"].startswith(f"{tmp_path / 'i'}: the index is damaged (metadata/{file.name}: ")
+    assert answer["error"].endswith("delete it and embed it again")
+    assert "Traceback" not in said
+    assert len(SearchIndex.open(tmp_path / "i").search(Query()).hits) == 2
+
+
 @pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
 def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
     checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
