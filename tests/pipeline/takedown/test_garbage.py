@@ -258,44 +258,38 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(build
 
 
 def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_are_done(
-    weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published_builds: Any, tmp_path: Path
 ) -> None:
     """A folder that was not there was skipped in silence, and its images were forgotten; a damaged one ended gc."""
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c", "d"), 1)]
-    for build in builds:
-        release.publish(build)
-    whole, gone, begun, short = (Path(build.out) for build in builds)
+    published = published_builds(4)
+    whole, gone, begun, short = published.outs
     row = {"fetch_id": "0" * 64, "tar": str(next((gone / "images").glob("*.tar"))), "sha256": "1" * 64}
-    store = Store(weeks.store)
+    store = published.store
     store.fetched().put(pa.Table.from_pylist([row]))
     (whole / "pairs/00000-of-00001-dead.parquet").write_bytes(b"half")
     gone.rename(tmp_path / "gone")
     damaged = {path: path.read_bytes() for path in (begun / "build.json", *(short / "pairs/_records").rglob("*.json"))}
     for path in damaged:
         path.write_bytes(b"[]")
-    capsys.readouterr()
-    assert cli.main(["gc", "--store", weeks.store, "--json"]) == 1
-    printed = capsys.readouterr()
-    answer = json.loads(printed.out)
-    assert (answer["ok"], len(answer["faults"])) == (False, 3)
+    code, said, answer = published.run("gc")
+    assert (code, answer["ok"], len(answer["faults"])) == (1, False, 3)
     for folder in (gone, begun, short):
-        [line] = [line for line in printed.err.splitlines() if line.startswith(f"{folder}: was left out")]
+        [line] = [line for line in said if line.startswith(f"{folder}: was left out")]
         assert "run the same command again" in line
     assert not (whole / "pairs/00000-of-00001-dead.parquet").exists()
     assert store.fetched().get(["0" * 64]) is not None
     (tmp_path / "gone").rename(gone)
     for path, data in damaged.items():
         path.write_bytes(data)
-    assert cli.main(["gc", "--store", weeks.store]) == 0
+    assert published.run("gc")[0] == 0
     assert store.fetched().get(["0" * 64]) is not None
 
 
 def test_nobody_asks_for_the_images_of_a_build_whose_store_cannot_be_reached(
-    weeks: Any, monkeypatch: pytest.MonkeyPatch
+    published_builds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gc waited for each of its tars, and ended at the first: what it had deleted was not said, nor what to do."""
-    build = weeks.build("2026-01-01", range(6))
-    release.publish(build)
+    [build] = published_builds(1).builds
     row = {"fetch_id": "0" * 64, "tar": f"{build.out}/images/0.tar", "sha256": "1" * 64}
     build.store.fetched().put(pa.Table.from_pylist([row]))
 
