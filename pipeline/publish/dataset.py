@@ -132,10 +132,10 @@ def withdraw(build: Build, why: str) -> None:
 
     The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
     """
-    for releases in build.store.datasets():
-        newest = releases.newest()
-        if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
-            releases.withdraw(why)
+    releases = build.store.releases(build.spec.name)
+    newest = releases.newest()
+    if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
+        releases.withdraw(why)
 
 
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:

@@ -32,6 +32,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from data_specs.shard import ContractError
 from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
 from pipeline.features import LATER, feature_id
@@ -77,7 +78,12 @@ def collect(
     for name, own in builds.items():
         newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]  # a build may lie in several folders
         stay = [build for build in own if build.build_id in newest]
-        needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None
+        needed = None
+        if keep_releases:
+            try:
+                needed = _expire_releases(store.releases(name), keep_releases, deletions)
+            except (StoreError, ContractError) as e:
+                faults.append(known.release_left_out(store.releases(name), e))
         for build in own:
             (staying if build in stay else expired).update(models[build.out])
             unneeded = needed is not None and build.build_id not in needed
@@ -123,10 +129,11 @@ def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set
     numbers = releases.numbers()
     if not numbers:
         return None
+    needed = {build.build_id for number in numbers[-keep:] for build in releases.read(number).builds}
     for number in numbers[:-keep]:
         for name in (file_name(number), file_name(number).removesuffix(".json")):
             deletions.delete("old release", releases.folder, name)
-    return {build.build_id for number in numbers[-keep:] for build in releases.read(number).builds}
+    return needed
 
 
 class Deletions:

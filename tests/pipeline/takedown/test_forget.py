@@ -596,6 +596,36 @@ def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_
     assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
 
 
+@pytest.mark.parametrize("file", ["latest.json", "000001.json"])
+def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_others(
+    published_builds: Any, file: str
+) -> None:
+    """It ended every takedown and every gc of the STORE, before anything was done."""
+    published = published_builds(2)
+    whole, listed = published.outs
+    place = Path(published.store.url, "datasets/b", file)
+    before = place.read_bytes()
+    place.write_bytes(before[: len(before) // 2])
+    code, said, answer = published.forget()
+    assert code == 1
+    [line] = [line for line in said if "was left out" in line]
+    assert line.startswith(f"dataset b: was left out, since its release cannot be read ({place}: ")
+    assert line.endswith("; restore that file, and run the same command again")
+    assert (left(whole), left(listed)) == (5, 6)
+    assert answer["releases"] == {"a": 2}
+    assert verify(f"{published.store.url}/datasets/a") == []
+    code, said, answer = published.run("gc", "--keep-releases", "1")
+    assert code == 1
+    assert {one["place"] for one in answer["deleted"]} == {
+        f"{published.store.url}/datasets/a/{name}" for name in ("000001", "000001.json")
+    }
+    assert [line for line in said if "was left out" in line] == answer["faults"] == [line]
+    place.write_bytes(before)
+    assert published.forget()[0] == published.run("gc", "--keep-releases", "1")[0] == 0
+    assert left(listed) == 5
+    assert verify(f"{published.store.url}/datasets/b") == []
+
+
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
     published_builds: Any,
 ) -> None:
