@@ -196,6 +196,8 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
     answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run, args.keep_releases)
     for deletion in answer["deleted"]:
         say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
+    for line in answer["left"]:
+        say(line)
     say(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")
     return answer | _faults(answer)
 
