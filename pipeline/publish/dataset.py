@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from data_specs.shard import (
     MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
+    ContractError,
     FileDigest,
     Manifest,
     ReleasedBuild,
@@ -28,13 +30,14 @@ from data_specs.shard import (
     StoredImages,
     content_digest,
     leaves_folder,
-    parse_manifest,
     pretty_manifest,
 )
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, energon
+from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
@@ -284,11 +287,22 @@ def _published_before(build: Build) -> list[_Part]:
 
 
 def _manifest_of(out: str) -> tuple[Folder, Manifest]:
-    """The shard folder of a published build, and its manifest. Raises StoreError if it has none."""
-    shards = Folder(out) / "shards"
-    if not shards.exists(MANIFEST):
-        raise StoreError(shards.at(MANIFEST), "is missing, and a release needs it: restore the build, or roll back")
-    return shards, parse_manifest(shards.read(MANIFEST), shards.at(MANIFEST))
+    """The shard folder of a published build, and its manifest.
+
+    Raises StoreError if it has none, and ContractError for one that cannot be read.
+    """
+    folder = Folder(out)
+    shards = folder / "shards"
+    try:
+        manifest = manifest_in(shards)
+    except ContractError as e:
+        raise ContractError(build_json.damaged(e, out)) from None
+    if manifest is None:
+        todo = "restore the build, or roll back"
+        if folder.exists(build_json.NAME):
+            todo = f"run wenlan-data publish {shlex.quote(out)}, which makes it anew"
+        raise StoreError(shards.at(MANIFEST), f"is missing, and a release needs it: {todo}")
+    return shards, manifest
 
 
 def _entry(build: Build, manifest: Manifest) -> ReleasedBuild:

@@ -626,6 +626,31 @@ def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_ot
     assert verify(f"{published.store.url}/datasets/b") == []
 
 
+def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
+    published_builds: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """publish said what is wrong with it and not what to do, forget that the build is to be restored or rolled back."""
+    published = published_builds(2)
+    whole, damaged = published.outs
+    manifest = damaged / "shards/manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:500])
+    capsys.readouterr()
+    assert cli.main(["publish", str(damaged)]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"; if it is damaged, delete it and run wenlan-data publish {damaged}\n")
+    assert len(said.splitlines()) == 1
+    manifest.unlink()
+    code, said, answer = published.forget()
+    assert code == 1
+    assert answer["faults"] == [
+        f"{manifest}: is missing, and a release needs it: run wenlan-data publish {damaged}, which makes it anew"
+    ]
+    assert cli.main(["publish", str(damaged)]) == 0
+    assert (left(whole), left(damaged)) == (5, 5)
+    assert published.forget()[0] == 0
+    assert verify(f"{published.store.url}/datasets/b") == []
+
+
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
     published_builds: Any,
 ) -> None:
