@@ -33,7 +33,7 @@ from data_specs.shard import (
     pretty_manifest,
 )
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card, energon
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -137,7 +137,8 @@ def withdraw(build: Build, why: str) -> None:
     """
     releases = build.store.releases(build.spec.name)
     newest = releases.newest()
-    if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
+    shards = place_of(build.shards.url)
+    if newest is not None and any(place_of(own.folder) == shards for own in newest.builds):
         releases.withdraw(why)
 
 
@@ -182,7 +183,8 @@ def leave_out(store: Store, build_id: str) -> None:
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
     """Whether a newest release lists a build in another folder of shards: it was published there since."""
     newest = filter(None, (releases.newest() for releases in store.datasets()))
-    return any(own.build_id == build_id and own.folder != folder for release in newest for own in release.builds)
+    own = [own for release in newest for own in release.builds if own.build_id == build_id]
+    return any(place_of(one.folder) != place_of(folder) for one in own)
 
 
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
@@ -190,8 +192,8 @@ def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
     """
-    known = {(entry["build_id"], entry["out"]) for entry in store.registered()}
-    return {build.build_id for build in builds if (build.build_id, build.out) in known or _is_there(build)}
+    known = {(entry["build_id"], place_of(entry["out"])) for entry in store.registered()}
+    return {build.build_id for build in builds if (build.build_id, place_of(build.out)) in known or _is_there(build)}
 
 
 def _is_there(build: ReleasedBuild) -> bool:
@@ -261,7 +263,8 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
     parts = [part for part in parts if part[0].build_id in left]
     if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
         parts = [_as_it_is(part) for part in parts]
-    others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
+    place = place_of(build.shards.url)
+    others = [part for part in parts if part[0].snapshot != build.snapshot and place_of(part[0].folder) != place]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     same_images = before is None or not others or before.images == manifest.images
     images = manifest.images if same_images else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_specs.shard import ContractError
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
@@ -36,7 +36,7 @@ def opened(store: Store, entries: Iterable[Mapping[str, Any]], stages: Stages) -
     builds, faults = dict[str, Build](), dict[str, str]()
     for known in entries:
         try:
-            builds[known["out"]] = _opened(store, known, stages)
+            builds[place_of(known["out"])] = _opened(store, known, stages)
         except StoreError as e:
             gone = f"if it was deleted for good, delete {known['noted_in']}"
             faults[known["out"]] = left_out(known["out"], e, f"{_AGAIN}; {gone}")
@@ -72,11 +72,12 @@ def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
     sound = [releases for releases in store.datasets() if releases.dataset not in damaged]
     newest = [release for releases in sound if (release := releases.newest()) is not None]
     outs = dict.fromkeys(own.out for release in newest for own in release.builds if own.out)
-    registered_there = {entry["out"] for entry in store.registered()}
+    registered_there = {place_of(entry["out"]) for entry in store.registered()}
     builds, faults = list[Build](), list(damaged.values())
-    for out in (out for out in outs if out not in registered_there):
+    for out in (out for out in outs if place_of(out) not in registered_there):
         try:
-            if build_json.read(Folder(out)).get("store") == store.url:
+            noted = build_json.read(Folder(out)).get("store")
+            if isinstance(noted, str) and place_of(noted) == place_of(store.url):
                 builds.append(build_json.reopen(out, stages))
         except StoreError as e:
             faults.append(left_out(out, e))
@@ -85,6 +86,6 @@ def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
 
 def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
     build = build_json.reopen(known["out"], stages)
-    if build.store.url != store.url:
+    if place_of(build.store.url) != place_of(store.url):
         raise StoreError(build.out, f"holds a build of another STORE, {build.store.url}")
     return build

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StoreError
+from pipeline.files.folder import place_of
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
@@ -96,5 +97,6 @@ def _earlier(build: Build) -> tuple[list[Build], list[str]]:
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
-    own = [one for one in build.store.registered() if one["name"] == build.spec.name and one["out"] != build.out]
-    return known.opened(build.store, [one for one in own if one["snapshot"] <= build.snapshot], build.stages)
+    own = [one for one in build.store.registered() if one["name"] == build.spec.name]
+    others = [one for one in own if one["snapshot"] <= build.snapshot and place_of(one["out"]) != place_of(build.out)]
+    return known.opened(build.store, others, build.stages)

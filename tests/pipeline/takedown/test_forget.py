@@ -651,6 +651,30 @@ def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     assert verify(f"{published.store.url}/datasets/b") == []
 
 
+@pytest.mark.parametrize("spelled", ["relative", "link", "dots", "slash", "file"])
+def test_a_folder_is_one_build_however_it_is_spelled(
+    published_builds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    """It was two: the second one met the first one's lock, and STORE by another name was another STORE."""
+    published = published_builds(1)
+    [out] = published.outs
+    (tmp_path / "link").symlink_to(out.parent)
+    monkeypatch.chdir(out.parent)
+    form = {"relative": "{name}", "link": f"{tmp_path}/link/{{name}}", "dots": f"{out}/../{{name}}",
+            "slash": f"{out.parent}//{{name}}/", "file": f"file://{out.parent}/{{name}}"}[spelled]  # fmt: skip
+    build, store = form.format(name=out.name), form.format(name=Path(published.store.url).name)
+    words = ["forget", build, "--store", store, "--exact", "--url", "folder:///album/001.jpg"]
+    assert cli.main(words) == 0
+    assert left(out) == 5
+    assert cli.main(["publish", build]) == 0
+    published.store.register(replace(published.builds[0], out=Folder(build).url), 2)
+    assert len(published.store.registered()) == 1
+    assert cli.main(["gc", "--store", store]) == 0
+    assert cli.main([*words[:-1], "folder:///album/002.jpg"]) == 0
+    assert left(out) == 4
+    assert verify(f"{published.store.url}/datasets/a") == []
+
+
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
     published_builds: Any,
 ) -> None:
