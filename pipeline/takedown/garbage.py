@@ -38,7 +38,7 @@ from data_specs.shard import ContractError
 from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
 from pipeline.features import LATER, feature_id
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.identities import DEALT, Identities
@@ -70,7 +70,8 @@ def collect(
     deletions, left = Deletions(dry_run), list[str]()
     builds, models, staying = dict[str, list[Build]](), dict[str, set[str]](), set[str]()
     published, faults = known.registered(store, stages)
-    unread = {entry["out"] for entry in store.registered()} - {build.out for build in published}
+    there = {place_of(build.out) for build in published}
+    unread = {out for out in (entry["out"] for entry in store.registered()) if place_of(out) not in there}
     for build in published:
         try:
             build = build_json.as_it_lies(build)
@@ -133,7 +134,11 @@ class _Expired:
     @staticmethod
     def note(store: Store, names: set[str], dry_run: bool) -> _Expired:
         """Those that are noted, and these, which are noted before anything of their builds goes."""
-        noted = set(store.folder.find_json(EXPIRED, []))
+        listed = store.folder.find_json(EXPIRED, [])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            todo = "delete it, and run the same command again: these features stay then"
+            raise StoreError(store.folder.at(EXPIRED), f"is not a list of caches; {todo}")
+        noted = set(listed)
         if not names <= noted and not dry_run:
             store.folder.write_json(EXPIRED, sorted(noted | names))
         return _Expired(store, frozenset(noted | names))

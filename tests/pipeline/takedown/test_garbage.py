@@ -381,6 +381,11 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"
     assert older.stage("score").records() == [], "the build does not say any more by which models it was scored"
     older.store.unregister(gone.build_id, gone.out)
+    noted = older.store.folder.read(garbage.EXPIRED)
+    older.store.folder.write_json(garbage.EXPIRED, 1)
+    with pytest.raises(StoreError, match=r"expired\.json: is not a list of caches; delete it, and run"):
+        collect(builds)
+    older.store.folder.write(garbage.EXPIRED, noted)
     answer = collect(builds)
     assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
     assert "features of expired builds" in {one["what"] for one in answer["deleted"]}
