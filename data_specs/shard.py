@@ -23,7 +23,6 @@ import functools
 import hashlib
 import json
 import posixpath
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,6 +31,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
+
+from data_specs.object_store import OBJECT_STORES
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""
@@ -164,20 +165,23 @@ def leaves_folder(path: str) -> bool:
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 
-_WEB = re.compile(r"(https?|ftps?|webhdfs|github|gist|git|jupyter|jlab)://", re.IGNORECASE)
-"""Begins an address, also within a chained one, that whoever reads a manifest would send requests to."""
+_LED_TO = OBJECT_STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
+"""Schemes of the places that a release leads to, those of a copy on the disk among them (`simplecache::s3://...`)."""
 
 
 def misleads(place: str, manifest: str) -> str:
     """Why a place that a manifest or latest.json names is not gone to, "" if it is: strangers may have written it.
 
-    Builds lie on disks and in stores; on a web server only where the file itself comes from there. A relative place
-    is one in the folder of a copy.
+    Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
+    relative place is one in the folder of a copy.
     """
-    own = manifest.split("/", 3)[:3]
-    if _WEB.search(place) and (place.split("/", 3)[:3] != own or "::" in place):
-        return f"names {place!r}: no release leads to a web server other than its own"
-    if "://" not in place and not place.startswith("/") and ".." in place.split("/"):
+    if "://" in place or "::" in place:  # fsspec opens `github::` too
+        own = "::" not in place and place.split("/", 3)[:3] == manifest.split("/", 3)[:3]
+        if not own and not _LED_TO.issuperset(part.partition("://")[0].lower() for part in place.split("::")):
+            stores = ", ".join(f"{scheme}://" for scheme in sorted(OBJECT_STORES))
+            where = f"disks, object stores ({stores}) and the server that it comes from"
+            return f"names {place!r}: a release leads to {where}, and nowhere else"
+    elif not place.startswith("/") and ".." in place.split("/"):
         return f"names {place!r}, out of its folder"
     return ""
 

@@ -217,6 +217,7 @@ def test_encoders_know_neither_the_method_nor_the_loop():
         "training.data",
         "training.outputs.checkpoint",
         "training.evaluation.evaluate",
+        "training.evaluation.features",
     }
     for path in modules("training/encoders"):
         assert not above & set(imports(path)), path

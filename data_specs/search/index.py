@@ -221,6 +221,17 @@ def read_part(folder: Path, part: Part) -> pa.Table:
         raise damaged(folder, f"{own.path}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())[:200]}") from None
 
 
+def read_metadata(folder: Path, part: Part, columns: Sequence[str]) -> pa.Table:
+    """Columns of the rows of a part, as its Parquet file has them. Raises IndexFault."""
+    own = part.files["metadata"]
+    try:
+        table = pq.read_table(folder / own.path, columns=list(columns))
+        table.validate(full=True)  # what a damaged page is unpacked to may be no text
+    except (OSError, ValueError, pa.ArrowException) as e:
+        raise damaged(folder, f"{own.path}: {getattr(e, 'strerror', None) or ' '.join(str(e).split())[:200]}") from None
+    return table
+
+
 def write_part(
     folder: Path, part: int, revision: int, mapped: pa.Table, vectors: Mapping[Modality, Vectors]
 ) -> dict[str, File]:

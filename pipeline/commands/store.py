@@ -132,15 +132,16 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     """The builds in the folders named and those that STORE knows, each once; and a line for each of these that
     cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
     from pipeline import run
+    from pipeline.files.folder import place_of
     from pipeline.stages import STAGES
     from pipeline.takedown import known
 
     named = [run.reopen(place) for place in places]
     for build in named:
-        if build.store.url != store.url:
+        if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
     found = [known.registered(store, STAGES), known.released(store, STAGES)]
-    builds = {build.out: build for build in (*named, *found[0][0], *found[1][0])}
+    builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
     return list(builds.values()), [line for _, faults in found for line in faults]
 
 
@@ -196,6 +197,8 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
     answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run, args.keep_releases)
     for deletion in answer["deleted"]:
         say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
+    for line in answer["left"]:
+        say(line)
     say(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")
     return answer | _faults(answer)
 

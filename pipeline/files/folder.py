@@ -307,6 +307,23 @@ def _umask() -> int:
     return mask
 
 
+_SAME = {"s3a": "s3", "gcs": "gs"}
+"""Schemes under another name."""
+
+
+def place_of(url: str) -> str:
+    """The real place of a folder or file: the same for each path that leads there, through links and `..`.
+
+    For comparing alone: a folder is opened and noted as it is spelled, since a link may lead elsewhere one day. A
+    doubled slash in a store is another key.
+    """
+    url = Folder(url).url
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return os.path.realpath(url)
+    return f"{_SAME.get(scheme.lower(), scheme.lower())}://{rest}"
+
+
 def read_url(url: str) -> bytes:
     """The whole content of a (small) file. Raises FileNotFoundError, or StoreError that names the file."""
     folder, _, name = url.rpartition("/")

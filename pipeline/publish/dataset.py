@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from data_specs.shard import (
     MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
+    ContractError,
     FileDigest,
     Manifest,
     ReleasedBuild,
@@ -28,13 +30,14 @@ from data_specs.shard import (
     StoredImages,
     content_digest,
     leaves_folder,
-    parse_manifest,
     pretty_manifest,
 )
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.publish import card, energon
+from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
@@ -132,10 +135,11 @@ def withdraw(build: Build, why: str) -> None:
 
     The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
     """
-    for releases in build.store.datasets():
-        newest = releases.newest()
-        if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
-            releases.withdraw(why)
+    releases = build.store.releases(build.spec.name)
+    newest = releases.newest()
+    shards = place_of(build.shards.url)
+    if newest is not None and any(place_of(own.folder) == shards for own in newest.builds):
+        releases.withdraw(why)
 
 
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
@@ -179,7 +183,8 @@ def leave_out(store: Store, build_id: str) -> None:
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
     """Whether a newest release lists a build in another folder of shards: it was published there since."""
     newest = filter(None, (releases.newest() for releases in store.datasets()))
-    return any(own.build_id == build_id and own.folder != folder for release in newest for own in release.builds)
+    own = [own for release in newest for own in release.builds if own.build_id == build_id]
+    return any(place_of(one.folder) != place_of(folder) for one in own)
 
 
 def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
@@ -187,8 +192,8 @@ def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
     """
-    known = {(entry["build_id"], entry["out"]) for entry in store.registered()}
-    return {build.build_id for build in builds if (build.build_id, build.out) in known or _is_there(build)}
+    known = {(entry["build_id"], place_of(entry["out"])) for entry in store.registered()}
+    return {build.build_id for build in builds if (build.build_id, place_of(build.out)) in known or _is_there(build)}
 
 
 def _is_there(build: ReleasedBuild) -> bool:
@@ -258,7 +263,8 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
     parts = [part for part in parts if part[0].build_id in left]
     if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
         parts = [_as_it_is(part) for part in parts]
-    others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
+    place = place_of(build.shards.url)
+    others = [part for part in parts if part[0].snapshot != build.snapshot and place_of(part[0].folder) != place]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     same_images = before is None or not others or before.images == manifest.images
     images = manifest.images if same_images else None
@@ -284,11 +290,22 @@ def _published_before(build: Build) -> list[_Part]:
 
 
 def _manifest_of(out: str) -> tuple[Folder, Manifest]:
-    """The shard folder of a published build, and its manifest. Raises StoreError if it has none."""
-    shards = Folder(out) / "shards"
-    if not shards.exists(MANIFEST):
-        raise StoreError(shards.at(MANIFEST), "is missing, and a release needs it: restore the build, or roll back")
-    return shards, parse_manifest(shards.read(MANIFEST), shards.at(MANIFEST))
+    """The shard folder of a published build, and its manifest.
+
+    Raises StoreError if it has none, and ContractError for one that cannot be read.
+    """
+    folder = Folder(out)
+    shards = folder / "shards"
+    try:
+        manifest = manifest_in(shards)
+    except ContractError as e:
+        raise ContractError(build_json.damaged(e, out)) from None
+    if manifest is None:
+        todo = "restore the build, or roll back"
+        if folder.exists(build_json.NAME):
+            todo = f"run wenlan-data publish {shlex.quote(out)}, which makes it anew"
+        raise StoreError(shards.at(MANIFEST), f"is missing, and a release needs it: {todo}")
+    return shards, manifest
 
 
 def _entry(build: Build, manifest: Manifest) -> ReleasedBuild:

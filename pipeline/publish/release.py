@@ -29,6 +29,7 @@ from data_specs.shard import (
     MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
+    ContractError,
     Manifest,
     ShardFiles,
     StoredImages,
@@ -89,7 +90,11 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
     if not build.shards.exists(MANIFEST):
         dataset.check(build)
     identities.check(build)  # before anything is removed; and once more under the lock
-    manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), manifest_in(build.shards)
+    manifest = _manifest(build, records, dict.fromkeys(sorted(accept), because))
+    try:
+        before = manifest_in(build.shards)
+    except ContractError as e:
+        raise ContractError(build_json.damaged(e, build.out)) from None
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
         with build.store.lock():

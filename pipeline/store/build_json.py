@@ -286,8 +286,13 @@ def _published(build: Build) -> tuple[bool, str]:
     try:
         parse_manifest(data, path)
     except ContractError as e:
-        return False, f"{e}; if it is damaged, delete it and run wenlan-data publish {shlex.quote(build.out)}"
+        return False, damaged(e, build.out)
     return True, ""
+
+
+def damaged(fault: ContractError, out: str) -> str:
+    """The line about the manifest of the build in a folder, which cannot be read: `publish` makes it anew."""
+    return f"{fault}; if it is damaged, delete it and run wenlan-data publish {shlex.quote(out)}"
 
 
 def now() -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs.store_lock import LockedError, locked
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.store.cache import Cache
 from pipeline.store.releases import Releases, datasets
 from pipeline.store.takedowns import Takedowns, merged
@@ -80,29 +80,34 @@ class Store:
         name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
         entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
         before = (self.folder / "builds").find_json(name, entry)
-        moved = before["out"] != build.out
-        if moved:
+        if place_of(before["out"]) != place_of(build.out):
             self.folder.write_json(f"builds/{_apart(before)}", before)
         self.folder.write_json(f"builds/{name}", entry)
-        if moved:
-            self.folder.delete(f"builds/{_apart(entry)}")
+        self._delete(build.build_id, build.out, but=name)
 
     def unregister(self, build_id: str, out: str) -> None:
         """Take back what `register` noted of a build in one folder. The caller holds the lock."""
+        self._delete(build_id, out)
+
+    def _delete(self, build_id: str, out: str, but: str = "") -> None:
+        """Delete the entries of a build in one folder, but for that of a name."""
+        place = place_of(out)
         for name, entry in list(self._entries()):
-            if (entry["build_id"], entry["out"]) == (build_id, out):
+            if name != but and entry["build_id"] == build_id and place_of(entry["out"]) == place:
                 self.folder.delete(f"builds/{name}")
 
     def registered(self) -> list[dict[str, Any]]:
         """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision; noted_in: its file.
 
-        One entry for each folder that a build was published in; the last is that of its newest publish.
+        One entry for each folder that a build was published in, however it was spelled (`place_of`); the last is that
+        of its newest publish.
         """
         noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
         places = dict[tuple[str, str], dict[str, Any]]()
         for entry in noted:
-            places.pop((entry["build_id"], entry["out"]), None)  # of two entries of a folder the later place counts
-            places[entry["build_id"], entry["out"]] = entry
+            key = entry["build_id"], place_of(entry["out"])
+            places.pop(key, None)  # of two entries of a folder the later place counts
+            places[key] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:

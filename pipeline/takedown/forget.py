@@ -14,7 +14,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     8  the search indexes that are named (`pipeline.takedown.indexes`)
 
 Builds that STORE knows (those that were published) are done whether they are named or not. One that cannot be read, or
-in which another command is at work, is left out and named; the same command again does it. Without anything named, all
+in which another command is at work, is left out and named, and so are those of a dataset whose release cannot be read;
+the same command again does them. Without anything named, all
 that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
 from it; a picture that another page shows too stays.
 
@@ -31,7 +32,7 @@ import functools
 import hashlib
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from pipeline.store.partitions import remembering
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
-from pipeline.takedown import indexes, rewrite_partitions, rewrite_shards
+from pipeline.takedown import indexes, known, rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.known import left_out
 from pipeline.takedown.request import Request, resolve, text_array
@@ -87,6 +88,9 @@ def forget(
     request.check()
     faults = [] if faults is None else faults
     with contextlib.ExitStack() as locks:
+        damaged = known.damaged_releases(store)
+        faults += [line for name, line in damaged.items() if name in {build.spec.name for build in builds}]
+        builds = [build for build in builds if build.spec.name not in damaged]
         builds = [ready for build in builds if (ready := _prepared(build, locks, dry_run, faults)) is not None]
         with remembering():
             before, (takedowns, losses) = store.takedowns(), _look_up(request, store, builds, searched, faults)
@@ -119,7 +123,7 @@ def forget(
             build_json.note_takedown(build, _read_now(build), carried_out)
             build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
-        numbers = _renew(store, specs, faults)
+        numbers = _renew(store, specs, damaged, faults)
         for build in builds:
             page.tell(build)
         _add_indexes(found, store, takedowns, searched, dry_run)
@@ -184,10 +188,10 @@ def _has_sound_manifest(build: Build, faults: list[str]) -> bool:
     return False
 
 
-def _renew(store: Store, specs: dict[str, BuildSpec], faults: list[str]) -> dict[str, int]:
-    """Step 7; returns the number of each dataset's newest release."""
+def _renew(store: Store, specs: dict[str, BuildSpec], damaged: Collection[str], faults: list[str]) -> dict[str, int]:
+    """Step 7; returns the number of each dataset's newest release. damaged: datasets that are left out."""
     numbers: dict[str, int] = {}
-    for releases in store.datasets():
+    for releases in (releases for releases in store.datasets() if releases.dataset not in damaged):
         try:
             release = dataset.renew(store, releases.dataset, specs)
         except (StoreError, ContractError) as e:
@@ -209,9 +213,9 @@ def _with_unfinished(loss: Affected) -> Affected:
 def _note_in_store(store: Store, takedowns: Takedowns) -> str:
     """Add to STORE/forgotten what is not there yet; returns the name of the file, "" if there was nothing to add."""
     with store.lock():
-        known = store.takedowns()
-        hashes = sorted(takedowns.hashes - known.hashes)
-        looks = [look.value() for look in takedowns.looks if look not in known.looks]
+        before = store.takedowns()
+        hashes = sorted(takedowns.hashes - before.hashes)
+        looks = [look.value() for look in takedowns.looks if look not in before.looks]
         if not hashes and not looks:
             return ""
         value = {"version": 1, "hashes": hashes, "looks": looks}

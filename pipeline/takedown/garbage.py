@@ -14,8 +14,8 @@ scored by their model.
 `--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
 release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
 
-Unpublished builds, and builds in which a command is running or a takedown was interrupted, are not touched. A build
-that cannot be read is named, and nothing goes that it may need.
+Unpublished builds are not touched. Builds in which a command is running or a takedown was interrupted are not either,
+and named. A build that cannot be read is named, and nothing goes that it may need: it goes with a later gc.
 
 Limits: builds are those that STORE knows (published by this version or a later one).
 """
@@ -23,19 +23,22 @@ Limits: builds are those that STORE knows (published by this version or a later 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 
+from data_specs.shard import ContractError
 from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
 from pipeline.features import LATER, feature_id
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.identities import DEALT, Identities
@@ -45,6 +48,9 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown import known
+
+EXPIRED = "expired.json"
+"""In STORE: names of caches of features of builds that were expired."""
 
 ABANDONED_S = 24 * 3600.0
 """No lock tells whether a build is writing to STORE's caches: a piece of STORE/dealt takes it minutes."""
@@ -56,57 +62,112 @@ def collect(
     """Delete garbage, expire all but the `keep` newest builds and delete all but the `keep_releases` newest releases of
     each dataset, with the shards that only these need (0: none).
 
-    stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum, "faults": a
-    line for each build that could not be read; what may be needed by one stays}. Raises StoreError.
+    stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum, "left": a
+    line for each build that is left to the next gc, since something is at work in it, "faults": a line for each build
+    that could not be read; what may be needed by one stays}. Raises StoreError.
     """
     store.version()
-    deletions = Deletions(dry_run)
-    builds, models = dict[str, list[Build]](), dict[str, set[str]]()
+    deletions, left = Deletions(dry_run), list[str]()
+    builds, models, staying = dict[str, list[Build]](), dict[str, set[str]](), set[str]()
     published, faults = known.registered(store, stages)
-    unread = {entry["out"] for entry in store.registered()} - {build.out for build in published}
+    there = {place_of(build.out) for build in published}
+    unread = {out for out in (entry["out"] for entry in store.registered()) if place_of(out) not in there}
     for build in published:
         try:
-            if not build.folder.exists(UNFINISHED):  # it needs its stages to go on
-                build = build_json.as_it_lies(build)
-                models[build.out] = _models(build)
+            build = build_json.as_it_lies(build)
+            models[build.out] = _models(build)
+            if build.folder.exists(UNFINISHED):  # it needs its stages to go on
+                finish = f"a takedown was interrupted there; run wenlan-data forget --store {shlex.quote(store.url)}"
+                left.append(f"{build.out}: is left to the next gc ({finish})")
+                staying |= models[build.out]
+            else:
                 builds.setdefault(build.spec.name, []).append(build)
         except StoreError as e:
             faults.append(known.left_out(build.out, e))
             unread.add(build.out)
-    expired, staying = set[str](), set[str]()
+    stay = {name: _newest(own, keep) for name, own in builds.items()}
+    going = [build for name, own in builds.items() for build in own if build not in stay[name]]
+    features = _Expired.note(store, {model for build in going for model in models[build.out]}, dry_run)
     for name, own in builds.items():
-        newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]  # a build may lie in several folders
-        stay = [build for build in own if build.build_id in newest]
-        needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None
+        needed = None
+        if keep_releases:
+            try:
+                needed = _expire_releases(store.releases(name), keep_releases, deletions)
+            except (StoreError, ContractError) as e:
+                faults.append(known.release_left_out(store.releases(name), e))
         for build in own:
-            (staying if build in stay else expired).update(models[build.out])
             unneeded = needed is not None and build.build_id not in needed
             try:
-                _clean(store, build, stay, unneeded, deletions)
+                busy = _clean(store, build, stay[name], unneeded, deletions)
             except StoreError as e:
                 faults.append(known.left_out(build.out, e))
-    for model in sorted(expired - staying) if not unread else ():
-        deletions.delete("features of expired builds", store.folder / "features", model)
+                unread.add(build.out)
+                continue
+            if busy:
+                left.append(f"{build.out}: is left to the next gc ({busy})")
+            if busy or build in stay[name]:
+                staying |= models[build.out]
+    if not unread:
+        features.delete(staying, deletions)
     _tidy_store(store, deletions, tuple(f"{out}/" for out in unread))
-    return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted), "faults": faults}
+    freed = sum(one["bytes"] for one in deletions.deleted)
+    return {"deleted": deletions.deleted, "bytes": freed, "left": left, "faults": faults}
 
 
-def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deletions: Deletions) -> None:
+def _newest(own: list[Build], keep: int) -> list[Build]:
+    """Of the builds of a dataset, oldest first, the `keep` newest; all for 0. A build may lie in several folders."""
+    newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]
+    return [build for build in own if build.build_id in newest]
+
+
+@dataclass(frozen=True)
+class _Expired:
+    """Caches of features of builds that expire, noted in STORE until they are deleted.
+
+    They wait for builds that cannot be read, whose features they may be too, and may survive a gc that is killed; by
+    then the builds themselves no longer say by which models they were scored.
+    """
+
+    store: Store
+    names: frozenset[str]
+
+    @staticmethod
+    def note(store: Store, names: set[str], dry_run: bool) -> _Expired:
+        """Those that are noted, and these, which are noted before anything of their builds goes."""
+        listed = store.folder.find_json(EXPIRED, [])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            todo = "delete it, and run the same command again: these features stay then"
+            raise StoreError(store.folder.at(EXPIRED), f"is not a list of caches; {todo}")
+        noted = set(listed)
+        if not names <= noted and not dry_run:
+            store.folder.write_json(EXPIRED, sorted(noted | names))
+        return _Expired(store, frozenset(noted | names))
+
+    def delete(self, staying: set[str], deletions: Deletions) -> None:
+        """Delete those that no build needs which stays. Such a build says so itself when it expires."""
+        for name in sorted(self.names - staying):
+            deletions.delete("features of expired builds", self.store.folder / "features", name)
+        if not deletions.dry_run:
+            self.store.folder.delete(EXPIRED)
+
+
+def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deletions: Deletions) -> str:
     """Expire a build that is none of those that stay, or delete its leftovers; nothing while a command runs in it.
 
-    unneeded: whether its shards go too.
+    unneeded: whether its shards go too. Returns why nothing was done, "" if it was.
     """
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(_alone(build, deletions.dry_run))
-        except StoreError:
-            return
+        except StoreError as e:
+            return e.message
         if build in stay:
             _tidy(build, deletions)
         else:
             _expire(store, build, stay, deletions)
         if unneeded:
             deletions.delete("of no release", build.folder, build.stages["shard"].folder)
+    return ""
 
 
 def _models(build: Build) -> set[str]:
@@ -123,10 +184,11 @@ def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set
     numbers = releases.numbers()
     if not numbers:
         return None
+    needed = {build.build_id for number in numbers[-keep:] for build in releases.read(number).builds}
     for number in numbers[:-keep]:
         for name in (file_name(number), file_name(number).removesuffix(".json")):
             deletions.delete("old release", releases.folder, name)
-    return {build.build_id for number in numbers[-keep:] for build in releases.read(number).builds}
+    return needed
 
 
 class Deletions:

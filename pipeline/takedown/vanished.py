@@ -19,16 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import MANIFEST
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import place_of
 from pipeline.records import DropReason, sha256_hex
-from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.takedowns import UNFINISHED
+from pipeline.takedown import known
 from pipeline.takedown.forget import forget
-from pipeline.takedown.known import left_out
 from pipeline.takedown.request import Request
 
 _GONE = re.compile(r"\bstatus (404|410)\b")
@@ -90,26 +87,16 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
         faults += done["faults"]
     if faults:
-        raise StoreError(build.build_id, f"opt-outs, or what is gone, could not be taken out everywhere: {faults[0]}")
+        what = "samples that opted out, or are gone at their source, may stay in its dataset"
+        raise StoreError(build.build_id, f"{what}: {'; '.join(faults)}")
     return answer
 
 
 def _earlier(build: Build) -> tuple[list[Build], list[str]]:
-    """The other published builds of the dataset, as far as their folders are there; a line for each that is damaged.
+    """The other published builds of the dataset; a line for each that is not there, or is damaged.
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
     own = [one for one in build.store.registered() if one["name"] == build.spec.name]
-    earlier, faults = list[Build](), list[str]()
-    for out in dict.fromkeys(one["out"] for one in own if one["snapshot"] <= build.snapshot):
-        try:
-            if out != build.out and _is_published(Folder(out)):
-                earlier.append(build_json.reopen(out, build.stages))
-        except StoreError as e:
-            faults.append(left_out(out, e))
-    return earlier, faults
-
-
-def _is_published(folder: Folder) -> bool:
-    """Also a build whose manifest was withdrawn by a takedown that was killed, and is to go on."""
-    return folder.exists("build.json") and ((folder / "shards").exists(MANIFEST) or folder.exists(UNFINISHED))
+    others = [one for one in own if one["snapshot"] <= build.snapshot and place_of(one["out"]) != place_of(build.out)]
+    return known.opened(build.store, others, build.stages)

@@ -27,6 +27,7 @@ from data_specs.shard import (
     content_digest,
     decode_sample,
     encode_sample,
+    misleads,
     parse_manifest,
     read_manifest,
 )
@@ -250,3 +251,42 @@ def test_any_bytes_are_read_or_a_contract_error(data: bytes) -> None:
     for read in (parse_manifest, decode_sample):
         with contextlib.suppress(ContractError):
             read(data, "m.json")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://inside.example/x",
+        "FTPS://inside.example/x",
+        "sftp://inside.example/x",
+        "ssh://inside.example/x",
+        "smb://inside.example/x",
+        "hf://datasets/some/body",
+        "dask://x",
+        "hdfs://other.example:9000/x",
+        "simplecache::sftp://inside.example/x",
+        "zip://a.tar::s3://bucket/a.zip",
+        "github::/x",
+    ],
+)
+def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None:
+    """A list of what is forbidden lacked most of them."""
+    assert "a release leads to disks, object stores (" in misleads(place, "hdfs://own.example:9000/store/latest.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "manifest"),
+    [
+        ("/builds/1", "/store/latest.json"),
+        ("file:///builds/1", "/store/latest.json"),
+        ("builds/1/shards", "/copy/manifest.json"),
+        ("s3://bucket/builds/1", "/store/latest.json"),
+        ("gs://bucket/builds/1", "s3://bucket/latest.json"),
+        ("abfss://box@account.example/1", "/store/latest.json"),
+        ("simplecache::s3://bucket/1", "/store/latest.json"),
+        ("https://data.example/1", "https://data.example/latest.json"),
+        ("hdfs://own.example:9000/1", "hdfs://own.example:9000/store/latest.json"),
+    ],
+)
+def test_a_release_leads_to_disks_object_stores_and_its_own_server(place: str, manifest: str) -> None:
+    assert misleads(place, manifest) == ""

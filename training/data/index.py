@@ -30,7 +30,7 @@ from typing import Any
 
 import fsspec
 
-from data_specs.object_store import StorageError, told
+from data_specs.object_store import StorageError, reason, told
 from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
 from training.config import DataConfig
@@ -350,18 +350,39 @@ def manifest_of(argument: str) -> tuple[str, Manifest]:
 
 def _manifest(name: str) -> tuple[str, Manifest]:
     """The path and the content of the manifest of a build or a release; `name` as `open_manifest` takes it."""
+    refusals = list[str]()
+
+    def read(path: str) -> bytes:
+        try:
+            return read_file(path)
+        except FileNotFoundError as e:
+            if (cause := e.__cause__) is not None and getattr(cause, "status", 0) not in (404, 410):
+                refusals.append(reason(cause))  # fsspec calls whatever a web server answers, or does not, so
+            raise
+        except (ContractError, OSError):
+            raise
+        except Exception as e:  # fsspec: an unknown protocol, a missing package, or what the client of one raises
+            raise ContractError(f"{name}: cannot be opened ({reason(e)})") from None
+
     try:
-        return open_manifest(name, read_file)
+        return open_manifest(name, read)
     except StorageError as e:
         raise ContractError(f"{name}: {e.strerror}") from None
-    except OSError:
-        raise ContractError(f"{name}: cannot be read; a build without a manifest is not a dataset") from None
-    except ContractError:
-        raise
+    except FileNotFoundError:
+        raise ContractError(f"{name}: {_not_there(name, refusals)}") from None
+    except OSError as e:
+        raise ContractError(f"{name}: cannot be read ({reason(e)})") from None
     except RecursionError:
         raise ContractError(f"{name}: not a JSON manifest (nested too deeply)") from None
-    except (ValueError, ImportError) as e:  # fsspec: an unknown protocol, or one whose package is not installed
-        raise ContractError(f"{name}: cannot be opened ({e})") from None
+
+
+def _not_there(name: str, refusals: Sequence[str]) -> str:
+    """Why there is no manifest at a place, and what to do. refusals: what its server said, unless there is none."""
+    if refusals:
+        return f"cannot be read ({refusals[0]}); check the address, and that it may be read from this machine"
+    if "://" in name:
+        return "there is no manifest.json, latest.json or shards/manifest.json; give the address of a published build"
+    return "cannot be read; a build without a manifest is not a dataset"
 
 
 def read_file(path: str) -> bytes:

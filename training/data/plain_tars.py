@@ -33,6 +33,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from data_specs.object_store import reason
 from data_specs.release import LATEST
 from data_specs.shard import MANIFEST, SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
 from training.errors import first_line
@@ -132,7 +133,7 @@ def _of_folder(name: str) -> list[str] | None:
         if any(fs.exists(posixpath.join(path, file)) for file in (MANIFEST, LATEST)) or not fs.isdir(path):
             return None
         names = sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
-    except (OSError, NotImplementedError):
+    except Exception:  # each protocol of fsspec has exceptions of its own
         return None  # whoever opens it as a manifest says what is wrong
     # What lies decompressed beside its archive, as gunzip -k leaves it, is not refused for it.
     tars = [n for n in names if n.endswith(".tar")]
@@ -147,8 +148,8 @@ def _of_folder(name: str) -> list[str] | None:
 def _opened(name: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(name)
-    except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
-        raise ContractError(f"{name}: cannot be opened ({e})") from None
+    except Exception as e:  # an unknown protocol, a missing package, a server that does not answer
+        raise ContractError(f"{name}: cannot be opened ({reason(e)})") from None
     return fs, path
 
 

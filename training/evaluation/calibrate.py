@@ -18,7 +18,7 @@ import numpy as np
 
 from data_specs.shard import Split
 from training.errors import InputError
-from training.evaluation.evaluate import embed_batches
+from training.evaluation.features import embed_batches
 from training.evaluation.hits import Clusters
 from training.evaluation.packed import packed
 from training.outputs.background import BACKGROUND_FILE, Background

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from training.errors import InputError
-from training.evaluation.evaluate import text_rows
+from training.evaluation.features import text_rows
 from training.evaluation.hits import Features
 from training.evaluation.labelled import ClassName
 from training.weights.load import Loaded

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.errors import ConfigError
+from training.outputs.whole import flush, whole_file
 
 PROMETHEUS: dict[str, str] = {
     "wenlan_train_step": "steps done",
@@ -69,10 +70,13 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
 
 
 def _remembered(path: Path, fresh: str = "") -> str:
-    """The name in the file, or `fresh`, which is then in it."""
-    if not path.exists() and fresh:
-        path.write_text(fresh, encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    """The name in the file, or `fresh`, which is then in it. An empty file is none: a kill left it there."""
+    known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if fresh and not known:
+        with whole_file(path) as temporary:
+            temporary.write_text(fresh, encoding="utf-8")
+            flush(temporary)
+    return known or fresh
 
 
 class _TensorBoard:

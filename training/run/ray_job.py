@@ -35,7 +35,8 @@ from training.outputs.trackers import PROMETHEUS, for_prometheus
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.embedding import Done
-from training.use.indexing import Job, Run, Task, write_parts
+from training.use.index_changes import Task
+from training.use.indexing import Job, Run, write_parts
 from training.use.sources import Source, Unit
 from training.weights.load import Loaded
 

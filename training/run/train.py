@@ -30,7 +30,8 @@ from torch import Tensor
 from training.config import Config
 from training.device import device_of, exact_float32, keep_memory
 from training.errors import RunError
-from training.evaluation.evaluate import embed, retrieval
+from training.evaluation.evaluate import retrieval
+from training.evaluation.features import embed
 from training.evaluation.retrieval import Retrieval
 from training.method import distributed
 from training.outputs import checkpoint

@@ -135,9 +135,9 @@ class Galleries:
         Raises Refused: a name that is none or given, too much, nothing in it that could be read.
         """
         async with self._writing:
-            before = self._room(name)
+            before = await self._service.searched(lambda: self._room(name))
             entries, refused = _entries(uploads)
-            known = set() if before is None else {e.id for e in entries if before.index.row(e.id) is not None}
+            known = await self._service.searched(lambda: _known(before, entries))
             entries = [entry for entry in entries if entry.id not in known]
             self._check_room(before, entries)
             embedded, unread = await self._embedded(entries)
@@ -283,6 +283,11 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
             raise ConfigError("--index", f"{argument}: was embedded by other towers; embed it again by this checkpoint")
         given[name] = index
     return given
+
+
+def _known(gallery: Gallery | None, entries: Sequence[_Entry]) -> set[str]:
+    """Ids of those rows that a collection has already."""
+    return set() if gallery is None else {entry.id for entry in entries if gallery.index.row(entry.id) is not None}
 
 
 def _entries(uploads: Sequence[Upload]) -> tuple[list[_Entry], list[dict[str, str]]]:

@@ -189,7 +189,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     @router.get("/collections/{name}/samples/{id:path}", response_model=HitAnswer)
     async def sample(name: str, id: str) -> Response:
         """One sample, as a hit without a query."""
-        gallery = galleries.get(name)
+        gallery = await service.searched(lambda: galleries.get(name))
         record = await service.searched(lambda: gallery.index.row(id))
         if record is None:
             raise missing(id)
@@ -205,7 +205,8 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         name: str, id: str, side: Annotated[int | None, Parameter(ge=16, le=LARGEST_SIDE)] = None
     ) -> Response:
         """The picture of a sample: as it is stored, or a JPEG of at most `side` pixels on its longer side."""
-        content, kind = await pictures.of(galleries.get(name), id, side)
+        gallery = await service.fetched(lambda: galleries.get(name))
+        content, kind = await pictures.of(gallery, id, side)
         return Response(content, media_type=kind, headers={"Cache-Control": _CACHED})
 
     return router

@@ -30,7 +30,7 @@ from training.data.released_rows import Broken, ReleasedRow, read_rows
 from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
 from training.evaluation import evaluate
-from training.evaluation.evaluate import embed
+from training.evaluation.features import embed
 from training.evaluation.file_regions import read_regions
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch

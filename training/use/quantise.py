@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from training.errors import ConfigError, first_line
-from training.evaluation.evaluate import Embeddings, retrieval, split_of_dataset
+from training.evaluation.evaluate import retrieval, split_of_dataset
+from training.evaluation.features import Embeddings
 from training.outputs.whole import whole_file
 from training.weights.load import BATCH, Loaded
 

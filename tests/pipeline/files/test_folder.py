@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, file_sha256, read_url
+from pipeline.files.folder import Folder, file_sha256, place_of, read_url
 
 names = st.sampled_from(["a", "b", "deep/c", "deep/d"])
 steps = st.lists(
@@ -133,3 +133,12 @@ def test_a_folder_is_deleted_whole_though_another_process_deletes_in_it(
     Folder(str(tmp_path)).delete("some")
     assert not (tmp_path / "some").exists()
     Folder(str(tmp_path)).delete("some")  # nothing is there
+
+
+def test_a_place_is_the_same_however_it_is_spelled_and_another_key_of_a_store_is_another(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    spelled = [f"{tmp_path}/real", f"{tmp_path}/link/", f"file://{tmp_path}/real", f"{tmp_path}/none/../real"]
+    assert {place_of(url) for url in spelled} == {str((tmp_path / "real").resolve())}
+    assert place_of("s3a://bucket/a/") == place_of("S3://bucket/a") == "s3://bucket/a"
+    assert len({place_of(url) for url in ("s3://bucket/a/b", "s3://bucket/a//b", "s3://bucket/a/../b")}) == 3

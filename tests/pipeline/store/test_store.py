@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -54,6 +55,23 @@ def test_the_newest_publish_of_a_build_is_its_last_entry_after_a_kill_too(tmp_pa
     assert [(entry["out"], entry["revision"]) for entry in store.registered()] == [(second.out, 0), (first.out, 1)]
     store.unregister(first.build_id, first.out)
     assert [entry["out"] for entry in store.registered()] == [second.out]
+
+
+def test_entries_of_one_folder_under_several_names_are_one_build(tmp_path):
+    """Entries of earlier versions too, which noted a folder as it was spelled."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    store = Store(str(tmp_path / "store"))
+    entry = {"build_id": "b", "name": "news", "snapshot": "2026-01", "revision": 0}
+    for name, out in (("b", str(link)), ("b.00000000", str(real)), ("b.11111111", f"{real}/../real")):
+        store.folder.write_json(f"builds/{name}.json", {**entry, "out": out})
+    assert [one["out"] for one in store.registered()] == [str(link)]
+    other = replace(begun(tmp_path / "other", snapshot="2026-01", store=store.url), build_id="b")
+    store.register(other, 1)
+    assert [one["out"] for one in store.registered()] == [str(link), other.out]
+    store.unregister("b", str(real))
+    assert [one["out"] for one in store.registered()] == [other.out]
 
 
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):

@@ -498,13 +498,11 @@ def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedo
 
 
 def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_others(
-    weeks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published_builds: Any, tmp_path: Path
 ) -> None:
     """A folder that was not there was skipped in silence, and any other fault ended the takedown in all builds."""
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c", "d", "e"), 1)]
-    for build in builds:
-        release.publish(build)
-    whole, gone, begun, damaged, short = (Path(build.out) for build in builds)
+    published = published_builds(5)
+    whole, gone, begun, damaged, short = published.outs
     aside = {gone: tmp_path / "gone", begun / "build.json": tmp_path / "build.json"}
     aside |= {damaged / "shards/manifest.json": tmp_path / "manifest.json"}
     aside |= {next((short / "images").glob("*.parquet")): tmp_path / "lost.parquet"}
@@ -512,84 +510,69 @@ def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_other
         place.rename(kept_at)
     (begun / "build.json").write_text("[]")
     (damaged / "shards/manifest.json").write_bytes(b'{"schema_')
-
-    def takedown(*more: str) -> tuple[int, list[str], dict[str, Any]]:
-        words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg", "--json"]
-        code = cli.main([*words, *more])
-        printed = capsys.readouterr()
-        return code, printed.err.splitlines(), json.loads(printed.out)
-
-    def left(folder: Path) -> int:
-        return sum(read_manifest(folder / "shards").samples.values())
-
-    capsys.readouterr()
     for dry_run in (True, False):
-        code, said, answer = takedown(*["--dry-run"] * dry_run)
+        code, said, answer = published.forget(*["--dry-run"] * dry_run)
         assert (code, answer["ok"], left(whole)) == (1, False, 6 if dry_run else 5)
-        for build in builds[1:]:
-            [line] = [line for line in said if line.startswith(f"{build.out}: was left out, since it cannot be read (")]
+        for out in published.outs[1:]:
+            [line] = [line for line in said if line.startswith(f"{out}: was left out, since it cannot be read (")]
             assert "the same command again" in line
         [line] = [line for line in said if line.startswith(f"{gone}: was left out")]
-        entry = f"{weeks.store}/builds/{builds[1].build_id}.json"
+        entry = f"{published.store.url}/builds/{published.builds[1].build_id}.json"
         assert line.endswith(f"if it was deleted for good, delete {entry}")
         assert Path(entry).exists()
-    assert verify(f"{weeks.store}/datasets/a") == []
+    assert verify(f"{published.store.url}/datasets/a") == []
     for place, kept_at in aside.items():
         kept_at.rename(place)
     assert [left(folder) for folder in (gone, begun, damaged, short)] == [6, 6, 6, 6]
-    code, said, answer = takedown()
+    code, said, answer = published.forget()
     assert (code, answer["ok"], answer["matched"] > 0, answer["faults"]) == (0, True, True, [])
-    assert [left(Path(build.out)) for build in builds] == [5, 5, 5, 5, 5]
-    assert [verify(f"{weeks.store}/datasets/{name}") for name in "abcde"] == [[]] * 5
+    assert [left(out) for out in published.outs] == [5, 5, 5, 5, 5]
+    assert [verify(f"{published.store.url}/datasets/{name}") for name in "abcde"] == [[]] * 5
     Path(entry).unlink()
     shutil.rmtree(gone)
-    shutil.rmtree(f"{weeks.store}/datasets/b")
-    assert takedown()[0] == 0
+    shutil.rmtree(f"{published.store.url}/datasets/b")
+    assert published.forget()[0] == 0
 
 
-def test_a_build_of_which_a_file_is_damaged_stops_no_takedown_and_no_gc_in_the_others(
-    weeks: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def left(out: Path) -> int:
+    """Samples of a published build."""
+    return sum(read_manifest(out / "shards").samples.values())
+
+
+def test_a_build_of_which_a_file_is_damaged_stops_no_takedown_and_no_gc_in_the_others(published_builds: Any) -> None:
     """What pyarrow and the disk said of it went through, and ended the command before anything was done."""
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b", "c"), 1)]
-    for build in builds:
-        release.publish(build)
-    whole, damaged, sick = (Path(build.out) for build in builds)
+    published = published_builds(3)
+    whole, damaged, sick = published.outs
     for name in ("images", "shards"):
         path = next((damaged / name).glob("*.parquet"))
         path.write_bytes(bytes(path.stat().st_size))
     shutil.rmtree(sick / "pairs/_records")
     (sick / "pairs/_records").symlink_to("_records")  # a loop, of which a disk says no better than of a bad block
-    capsys.readouterr()
-    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
-    said = capsys.readouterr().err.splitlines()
+    code, said, _ = published.forget()
+    assert code == 1
     for folder in (damaged, sick):
         assert sum(line.startswith(f"{folder}: was left out, since it cannot be read (") for line in said) == 1
-    assert sum(read_manifest(whole / "shards").samples.values()) == 5
-    assert cli.main(["gc", "--store", weeks.store]) == 1
-    said = capsys.readouterr().err.splitlines()
+    assert left(whole) == 5
+    code, said, _ = published.run("gc")
+    assert code == 1
     assert [line.partition(":")[0] for line in said if ": was left out, since" in line] == [str(sick)]
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_build_whose_spec_cannot_be_read_stops_no_takedown_in_the_others(
-    weeks: Any, capsys: pytest.CaptureFixture[str], known: bool
-) -> None:
+def test_a_build_whose_spec_cannot_be_read_stops_no_takedown_in_the_others(published_builds: Any, known: bool) -> None:
     """One of a newer wenlan, for example. known: whether STORE knows it; else its publish was killed before that."""
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
-    for build in builds:
-        release.publish(build)
-    whole, newer = (Path(build.out) for build in builds)
+    published = published_builds(2)
+    whole, newer = published.outs
     own = json.loads((newer / "build.json").read_bytes())
     (newer / "build.json").write_text(json.dumps({**own, "spec": {**own["spec"], "later": 1}}))
     if not known:
-        builds[1].store.unregister(builds[1].build_id, builds[1].out)
-    capsys.readouterr()
-    assert cli.main(["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]) == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{newer}: was left out")]
+        published.store.unregister(published.builds[1].build_id, str(newer))
+    code, said, _ = published.forget()
+    assert code == 1
+    said = [line for line in said if line.startswith(f"{newer}: was left out")]
     assert len(said) == 1
     assert "holds a spec that this wenlan cannot read" in said[0]
-    assert sum(read_manifest(whole / "shards").samples.values()) == 5
+    assert left(whole) == 5
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"spec": {"later": 1}}'])
@@ -613,37 +596,112 @@ def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_
     assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
 
 
+@pytest.mark.parametrize("file", ["latest.json", "000001.json"])
+def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_others(
+    published_builds: Any, file: str
+) -> None:
+    """It ended every takedown and every gc of the STORE, before anything was done."""
+    published = published_builds(2)
+    whole, listed = published.outs
+    place = Path(published.store.url, "datasets/b", file)
+    before = place.read_bytes()
+    place.write_bytes(before[: len(before) // 2])
+    code, said, answer = published.forget()
+    assert code == 1
+    [line] = [line for line in said if "was left out" in line]
+    assert line.startswith(f"dataset b: was left out, since its release cannot be read ({place}: ")
+    assert line.endswith("; restore that file, and run the same command again")
+    assert (left(whole), left(listed)) == (5, 6)
+    assert answer["releases"] == {"a": 2}
+    assert verify(f"{published.store.url}/datasets/a") == []
+    code, said, answer = published.run("gc", "--keep-releases", "1")
+    assert code == 1
+    assert {one["place"] for one in answer["deleted"]} == {
+        f"{published.store.url}/datasets/a/{name}" for name in ("000001", "000001.json")
+    }
+    assert [line for line in said if "was left out" in line] == answer["faults"] == [line]
+    place.write_bytes(before)
+    assert published.forget()[0] == published.run("gc", "--keep-releases", "1")[0] == 0
+    assert left(listed) == 5
+    assert verify(f"{published.store.url}/datasets/b") == []
+
+
+def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
+    published_builds: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """publish said what is wrong with it and not what to do, forget that the build is to be restored or rolled back."""
+    published = published_builds(2)
+    whole, damaged = published.outs
+    manifest = damaged / "shards/manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:500])
+    capsys.readouterr()
+    assert cli.main(["publish", str(damaged)]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"; if it is damaged, delete it and run wenlan-data publish {damaged}\n")
+    assert len(said.splitlines()) == 1
+    manifest.unlink()
+    code, said, answer = published.forget()
+    assert code == 1
+    assert answer["faults"] == [
+        f"{manifest}: is missing, and a release needs it: run wenlan-data publish {damaged}, which makes it anew"
+    ]
+    assert cli.main(["publish", str(damaged)]) == 0
+    assert (left(whole), left(damaged)) == (5, 5)
+    assert published.forget()[0] == 0
+    assert verify(f"{published.store.url}/datasets/b") == []
+
+
+@pytest.mark.parametrize("spelled", ["relative", "link", "dots", "slash", "file"])
+def test_a_folder_is_one_build_however_it_is_spelled(
+    published_builds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    """It was two: the second one met the first one's lock, and STORE by another name was another STORE."""
+    published = published_builds(1)
+    [out] = published.outs
+    (tmp_path / "link").symlink_to(out.parent)
+    monkeypatch.chdir(out.parent)
+    form = {"relative": "{name}", "link": f"{tmp_path}/link/{{name}}", "dots": f"{out}/../{{name}}",
+            "slash": f"{out.parent}//{{name}}/", "file": f"file://{out.parent}/{{name}}"}[spelled]  # fmt: skip
+    build, store = form.format(name=out.name), form.format(name=Path(published.store.url).name)
+    words = ["forget", build, "--store", store, "--exact", "--url", "folder:///album/001.jpg"]
+    assert cli.main(words) == 0
+    assert left(out) == 5
+    assert cli.main(["publish", build]) == 0
+    published.store.register(replace(published.builds[0], out=Folder(build).url), 2)
+    assert len(published.store.registered()) == 1
+    assert cli.main(["gc", "--store", store]) == 0
+    assert cli.main([*words[:-1], "folder:///album/002.jpg"]) == 0
+    assert left(out) == 4
+    assert verify(f"{published.store.url}/datasets/a") == []
+
+
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
-    weeks: Any, capsys: pytest.CaptureFixture[str]
+    published_builds: Any,
 ) -> None:
     """The command said that no build has such a key, and nothing of the build that has it."""
-    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(("a", "b"), 1)]
-    for build in builds:
-        release.publish(build)
-    table = pq.read_table(next((Path(builds[0].out) / "shards").glob("*.parquet")))
-    words = ["forget", "--store", weeks.store, "--item", table["key"][0].as_py()]
-    Path(builds[1].out, "build.json").write_text("[]")
-    path = next(Path(builds[0].out, "images").glob("*.parquet"))
+    published = published_builds(2)
+    first, second = published.outs
+    table = pq.read_table(next((first / "shards").glob("*.parquet")))
+    (second / "build.json").write_text("[]")
+    path = next((first / "images").glob("*.parquet"))
     path.rename(path.with_suffix(".away"))
-    capsys.readouterr()
-    assert cli.main(words) == 1
-    said = capsys.readouterr().err
-    assert "no key, id or sha256 that begins so" in said
-    for build in builds:
-        assert f"{build.out}: was left out, since it cannot be read (" in said
+    code, said, _ = published.run("forget", "--item", table["key"][0].as_py())
+    assert code == 1
+    assert any("no key, id or sha256 that begins so" in line for line in said)
+    for out in published.outs:
+        assert any(line.startswith(f"{out}: was left out, since it cannot be read (") for line in said)
 
 
-def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(weeks: Any) -> None:
-    first, second = weeks.build("2026-01-01", range(6), name="a"), weeks.build("2026-01-02", range(6), name="b")
-    for build in (first, second):
-        release.publish(build)
+def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(published_builds: Any) -> None:
+    published = published_builds(2)
+    builds, (first, second) = published.builds, published.outs
     request = Request(urls=["folder:///album/001.jpg"], exact=True)
-    with build_json.sole_owner(first):
-        [fault] = forget(first.store, [first, second], request)["faults"]
-    assert fault.startswith(f"{first.out}: was left out (another wenlan-data is building here); ")
-    assert sum(read_manifest(Path(second.out) / "shards").samples.values()) == 5
-    assert forget(first.store, [first, second], request)["faults"] == []
-    assert sum(read_manifest(Path(first.out) / "shards").samples.values()) == 5
+    with build_json.sole_owner(builds[0]):
+        [fault] = forget(published.store, builds, request)["faults"]
+    assert fault.startswith(f"{first}: was left out (another wenlan-data is building here); ")
+    assert left(second) == 5
+    assert forget(published.store, builds, request)["faults"] == []
+    assert left(first) == 5
 
 
 def test_what_killed_attempts_left_beside_shards_and_report_goes_too(published: Build, synthetic: Any) -> None:

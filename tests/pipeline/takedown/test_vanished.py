@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from pipeline import run
+from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
@@ -111,6 +112,24 @@ def test_what_was_killed_is_finished_by_the_same_build(week: Any, site: Any, mon
     assert not first.store.releases("parks").latest().withdrawn
     assert released(second) == PAGES - 1
     assert verify(Path(first.out)) == []
+
+
+def test_an_earlier_build_that_is_not_there_is_named_and_is_done_once_it_is_back(week: Any, site: Any) -> None:
+    """Its disk was not mounted: it was passed over without a word, and its sample stayed in every later release."""
+    first = week("2026-11-01")
+    release.publish(first)
+    away, place = Path(f"{first.out}-away"), Path(first.out)
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    second = week("2026-11-08")
+    place.rename(away)
+    with pytest.raises(StoreError) as fault:
+        vanished.leave_out(second)
+    assert f"may stay in its dataset: {first.out}: was left out, since it cannot be read (" in str(fault.value)
+    entry = f"{first.store.url}/builds/{first.build_id}.json"
+    assert str(fault.value).endswith(f"and run the same command again; if it was deleted for good, delete {entry}")
+    away.rename(place)
+    assert vanished.leave_out(second)["samples"] == 1
+    assert released(second) == PAGES - 1
 
 
 def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(week: Any, site: Any) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -111,3 +116,46 @@ def test_an_empty_split_says_of_which_release_and_what_to_do(make_shards: MakeSh
     assert "(train 7, dev 0, val 0)" in str(e.value)
     assert "shards.val_share" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (
+            "404",
+            "there is no manifest.json, latest.json or shards/manifest.json; give the address of a published build",
+        ),
+        ("403", r"cannot be read \(403.*Forbidden.*\); check the address, and that it may be read from this machine"),
+        ("500", r"cannot be read \(500.*\); check the address"),
+        ("http", r"cannot be read \(.*\); check the address"),
+        ("ftp", r"cannot be opened \(Connection refused\)"),
+    ],
+)
+def test_a_dataset_at_an_address_that_is_refused_says_why_and_what_to_do(tmp_path: Path, what: str, told: str) -> None:
+    """All of them were "cannot be read; a build without a manifest is not a dataset", and ftp ended in a traceback."""
+    with contextlib.ExitStack() as held:
+        if what.isdigit():
+            server = held.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), _Refusing))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            held.callback(server.shutdown)
+            url = f"http://127.0.0.1:{server.server_port}/{what}/build"
+        else:
+            bound = held.enter_context(socket.socket())
+            bound.bind(("127.0.0.1", 0))  # nobody listens
+            url = f"{what}://127.0.0.1:{bound.getsockname()[1]}/build"
+        with pytest.raises(ContractError, match=f"^{re.escape(url)}: {told}"):
+            open_dataset([url], "train", cache=tmp_path)
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers every request by the status that its path begins with."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""

@@ -16,18 +16,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.synthetic import encode
 from training import cli
 from training.data.tokenizer import load_tokenizer
-from training.evaluation.benchmarks import Picture
-from training.evaluation.evaluate import evaluate_retrieval, picture_features, summary
+from training.evaluation.evaluate import evaluate_retrieval, summary
 from training.evaluation.retrieval import KS
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.embed import embed_data
-from training.weights.load import load
 
 MakeShards = Callable[..., Path]
 
@@ -228,14 +225,3 @@ def test_bad_usage_is_one_line(
     assert cli.main(["eval", str(checkpoint), "--data", *given, "--task", "retrieval", *more]) == code
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
-
-
-def test_a_picture_that_stands_twice_in_a_benchmark_moves_no_other(checkpoint: Path) -> None:
-    loaded = load(checkpoint, "cpu")
-    pictures = [Picture(name, encode("png", ord(name), (48, 40))) for name in "abac"]
-    broken = [Picture(name, b"nothing") for name in "bd"]
-    features_ND, row_of, corrupt = picture_features(loaded, [*broken, *pictures, *broken], "some")
-    assert (len(features_ND), set(row_of), corrupt) == (3, set("abc"), {"d"})
-    for picture in pictures:
-        alone_1D, _, _ = picture_features(loaded, [picture], "one")
-        assert np.allclose(features_ND[row_of[picture.id]], alone_1D[0], atol=1e-5), picture.id

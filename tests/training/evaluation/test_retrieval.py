@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from training.errors import InputError
 from training.evaluation import retrieval as module
-from training.evaluation.evaluate import Embeddings, retrieval
+from training.evaluation.evaluate import retrieval
+from training.evaluation.features import Embeddings
 from training.evaluation.hits import Captions, Clusters, Features, Hits, Peers, first_of_group
 from training.evaluation.retrieval import KS, chance_recall, figures, peer_figures, rank
 

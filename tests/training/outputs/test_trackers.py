@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -58,3 +62,35 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WENLAN_TEXTFILE_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"^run\.tracker: WENLAN_TEXTFILE_DIR=.*/nowhere is no folder"):
         open_tracker("prometheus", tmp_path, 0, {})
+
+
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_run_that_was_killed_while_its_name_was_written_is_begun_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    """The file was made first and filled then: an empty one was the name of the run for W&B and MLflow ever after."""
+    begun: list[str] = []
+    wandb = SimpleNamespace(init=lambda **given: begun.append(given["id"]))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    name = tmp_path / "wandb-id"
+    if left is not None:
+        name.write_bytes(left)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", _killed_within(Path.write_text))
+        with pytest.raises(KeyboardInterrupt):
+            open_tracker("wandb", tmp_path, 0, {})
+    for _ in range(2):
+        open_tracker("wandb", tmp_path, 0, {})
+    assert len(set(begun)) == 1
+    assert begun[0] == name.read_text()
+    assert len(begun[0]) == 8
+
+
+def _killed_within(write: Callable[..., int]) -> Callable[..., int]:
+    """write_text that is killed when the file is there and holds nothing yet."""
+
+    def writes(path: Path, text: str, **options: Any) -> int:
+        write(path, "", **options)
+        raise KeyboardInterrupt
+
+    return writes

@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_specs.search.search import SearchIndex
 from tests.training.serve.conftest import PICTURES, TEXTS, Server, patient, running
 from tests.training.serve.test_embeddings import data_uri, error
 from training.serve.galleries import Galleries, Upload
@@ -310,6 +312,37 @@ def test_an_own_collection_is_written_to_the_end_when_its_client_leaves(
     finally:
         service.close()
         galleries.close()
+
+
+@pytest.mark.parametrize("asks", ["samples", "images", "an upload"])
+def test_a_slow_look_at_an_index_holds_up_no_other_request(
+    server: Server, own: str, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    """A sample, a picture and an upload looked at the index where all requests are taken: one slow disk held all up."""
+    began, gate, opened, look = threading.Event(), threading.Event(), [], SearchIndex.reload_if_changed
+
+    def slow(index: SearchIndex) -> bool:
+        began.set()
+        opened.append(gate.wait(120))
+        return look(index)
+
+    def upload() -> Any:
+        return server.post("/collections", data={"name": own}, files={"files": ("a.txt", b"x", "text/plain")})
+
+    id, ask = f"{3:032x}", dict[str, Callable[[], Any]]()
+    ask["samples"] = lambda: server.get(f"/collections/pictures/samples/{id}")
+    ask["images"] = lambda: server.get(f"/collections/pictures/images/{id}")
+    ask["an upload"] = upload
+    if asks == "an upload":
+        upload()  # it looks at what is there already
+    monkeypatch.setattr(SearchIndex, "reload_if_changed", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask[asks])
+        assert began.wait(60)
+        assert server.get("/health").status_code == 200
+        gate.set()
+        assert asked.result().status_code == 200
+    assert opened[0], "the answer of /health came while the index was looked at"
 
 
 def test_a_server_whose_index_is_of_other_towers_does_not_begin(

@@ -15,7 +15,8 @@ from training.data.batch_maker import short_id
 from training.errors import InputError
 from training.evaluation.benchmarks import Picture
 from training.evaluation.classification import Classified
-from training.evaluation.evaluate import checkpoint_digest, picture_features, stands_in_train
+from training.evaluation.evaluate import checkpoint_digest, stands_in_train
+from training.evaluation.features import picture_features
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import ClassName, Labelled, LabelledPicture
 from training.evaluation.tasks import Request, Result

@@ -19,7 +19,8 @@ from training.data.batch_maker import short_id
 from training.data.index import Dataset, open_dataset
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import Picture, is_benchmark
-from training.evaluation.evaluate import embed, stands_in_train
+from training.evaluation.evaluate import stands_in_train
+from training.evaluation.features import embed
 from training.evaluation.hits import Features, Mask, Peers
 from training.evaluation.labelled import classes_digest, open_labelled
 from training.evaluation.retrieval import rank

@@ -32,8 +32,8 @@ from training.errors import InputError
 from training.evaluation.benchmarks import Picture
 from training.evaluation.class_texts import class_features, digest
 from training.evaluation.classification import Classified, classify, cosines, figures, resampled
-from training.evaluation.evaluate import encoded
 from training.evaluation.examples import ANSWERS, choose, with_pictures
+from training.evaluation.features import encoded
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import classes_digest
 from training.evaluation.labelled_boxes import Boxed, open_boxed

@@ -22,7 +22,8 @@ from training.data.index import open_dataset
 from training.data.index_cache import GRID
 from training.errors import ConfigError
 from training.evaluation.benchmarks import is_benchmark, open_benchmark
-from training.evaluation.evaluate import stands_in_train, text_rows
+from training.evaluation.evaluate import stands_in_train
+from training.evaluation.features import text_rows
 from training.evaluation.hits import Ids, Mask, Peers, first_of_group
 from training.evaluation.labelled import KINDS
 from training.evaluation.retrieval import rank

@@ -1,0 +1,79 @@
+"""What tests of takedowns share: published builds of several datasets in one STORE, of which some cannot be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipeline import cli
+from pipeline.publish import release
+from pipeline.store.build import Build
+from pipeline.store.store import Store
+from tests.weeks import Weeks
+
+NAMES = ("a", "b", "c", "d", "e")
+
+TAKEN = "folder:///album/001.jpg"
+"""A picture that each build has a sample of."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Builds that were published, each the only one of its dataset, and the command line over their STORE."""
+
+    store: Store
+    builds: tuple[Build, ...]
+    capsys: pytest.CaptureFixture[str]
+
+    @property
+    def outs(self) -> tuple[Path, ...]:
+        return tuple(Path(build.out) for build in self.builds)
+
+    def run(self, *words: str) -> tuple[int, list[str], dict[str, Any]]:
+        """A command with --store and --json: exit code, lines of stderr, answer."""
+        self.capsys.readouterr()
+        code = cli.main([words[0], "--store", self.store.url, *words[1:], "--json"])
+        printed = self.capsys.readouterr()
+        return code, printed.err.splitlines(), json.loads(printed.out)
+
+    def forget(self, *more: str) -> tuple[int, list[str], dict[str, Any]]:
+        """The takedown of TAKEN."""
+        return self.run("forget", "--exact", "--url", TAKEN, *more)
+
+
+@pytest.fixture(scope="session")
+def _made(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> tuple[Path, list[Build]]:
+    """The folder of the builds of all NAMES, of the same six pictures, and what they are restored from beside it."""
+    folder = tmp_path_factory.mktemp("published") / "now"
+    folder.mkdir()
+    weeks = Weeks(folder, synthetic.encode)
+    builds = [weeks.build(f"2026-01-0{n}", range(6), name=name) for n, name in enumerate(NAMES, 1)]
+    for build in builds:
+        release.publish(build)
+    shutil.copytree(folder, folder.with_name("made"), symlinks=True)
+    return folder, builds
+
+
+@pytest.fixture
+def published_builds(_made: tuple[Path, list[Build]], capsys: pytest.CaptureFixture[str]) -> Callable[[int], Published]:
+    """published_builds(2): as many builds as they were published, all that STORE knows."""
+
+    def make(count: int) -> Published:
+        folder, builds = _made
+        shutil.rmtree(folder)
+        shutil.copytree(folder.with_name("made"), folder, symlinks=True)
+        store = builds[0].store
+        for build in builds[count:]:
+            store.unregister(build.build_id, build.out)
+            store.releases(build.spec.name).folder.delete("")
+            shutil.rmtree(build.out)
+        return Published(store, tuple(builds[:count]), capsys)
+
+    return make
