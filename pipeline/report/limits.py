@@ -30,6 +30,7 @@ from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, Record
+from pipeline.texts.chunks import CHUNK, announce
 
 Mask = npt.NDArray[np.bool_]
 
@@ -275,9 +276,19 @@ def _add_texts(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
     """Texts that `admit` dropped, as the decisions have them."""
     rows = build.stage("admit").table(record, DECISIONS, ["text", "reasons"])
     judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
+    texts = [row["text"] for row in judged]
+    _count(charts, _values(charts, texts), [row["reasons"] for row in judged], texts)
+
+
+def _values(charts: Sequence[_Chart], texts: Sequence[str]) -> list[Numbers]:
+    """What the measure of each chart says of some texts."""
     measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
-    values = [np.array([of_text(row["text"]) for row in judged], np.float64) for of_text in measures]
-    _count(charts, values, [row["reasons"] for row in judged], [row["text"] for row in judged])
+    values = [list[float]() for _ in measures]
+    for start in range(0, len(texts), CHUNK):
+        announce(chunk := texts[start : start + CHUNK])
+        for own, of_text in zip(values, measures, strict=True):
+            own += map(of_text, chunk)
+    return [np.array(own, np.float64) for own in values]
 
 
 def _add_pictures(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
@@ -306,12 +317,11 @@ def _add_kept(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
         rows = stage.table(record, f"{split}.parquet", columns=["texts", *sorted(wanted)])
         texts = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
         columns = {column: rows[column].to_numpy() for column in wanted}
+        of_texts = [chart for chart in charts if chart.measure.of_text]
+        for chart, values in zip(of_texts, _values(of_texts, texts), strict=True):
+            chart.kept.add(values)
+            for tally in chart.tallies:
+                tally.keep(values, texts)
         for chart in charts:
-            measure = chart.measure
-            if measure.of_text is not None:
-                values = np.array([measure.of_text(text) for text in texts], np.float64)
-                chart.kept.add(values)
-                for tally in chart.tallies:
-                    tally.keep(values, texts)
-            elif measure.of_pictures is not None:
-                chart.kept.add(measure.of_pictures(columns))
+            if chart.measure.of_pictures is not None:
+                chart.kept.add(chart.measure.of_pictures(columns))

@@ -24,7 +24,7 @@ import itertools
 import logging
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ class Choice:
     sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
     candidates may not be shown. duplicates: how many candidates duplicate another one; known ones are none.
     elsewhere: stored JPEGs of leaders that an earlier build kept, by candidate_id. opted_out: fetch_ids of images, and
-    ids of pages, that are never shown.
+    ids of pages, that are never shown. shards: partitions of `shard` that hold what is shown of it.
     """
 
     sheet: list[dict[str, Any]] = field(default_factory=list)
@@ -76,6 +76,7 @@ class Choice:
     """How many groups of duplicates there are of each size, leaders included."""
     elsewhere: dict[str, bytes] = field(default_factory=dict)
     opted_out: Ids = field(default_factory=Ids)
+    shards: set[str] = field(default_factory=set)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of the page."""
@@ -89,7 +90,9 @@ def choose(build: Build, takedowns: Takedowns, counted: Fates) -> Choice:
     choice.sizes = counted.groups.sizes()
     sheet = [place for place in _balanced(counted.smallest, size) if place.fetch_id not in opted_out]
     clusters = _clusters(build, counted, takedowns)
-    rows = _rows(build, [*sheet, *(place for _, _, members in clusters for place in members)])
+    shown = [*sheet, *(place for _, _, members in clusters for place in members)]
+    rows = _rows(build, shown)
+    choice.shards = {place.part[1] for place in shown if rows[place]["kept"]}
     choice.sheet = [rows[place] for place in sheet]
     for leader, of_leader, members in clusters:
         own_rows = [dict(rows[place]) for place in members]  # one that is on the sheet as well is shown twice
@@ -276,8 +279,11 @@ def thumbnail(
     return pictures.encode_jpeg(np.asarray(small), 72), width, height
 
 
-def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
-    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image."""
+def add_boxes(build: Build, rows: Iterable[dict[str, Any]], shards: Collection[str]) -> None:
+    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image.
+
+    shards: partitions of `shard` in which kept rows are.
+    """
     kept: dict[str, list[dict[str, Any]]] = {}
     dropped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -286,21 +292,19 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
         elif row["picture"]:
             dropped.setdefault(row["sha256"], []).append(row)
     if kept:
-        _add_stored_boxes(build, kept)
+        _add_stored_boxes(build, kept, shards)
     if dropped:
         _add_detected_boxes(build, dropped)
 
 
-def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
+def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]], shards: Collection[str]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    frames, columns = Frames.of(build), ["key", *BOX_SCHEMA.names]
-    keys = pa.array(sorted(rows_of_key), pa.string())
-    of_rows = pc.field("key").isin(keys)
+    records = [build.stage("shard").record(partition) for partition in sorted(shards)]
+    frames = Frames.of(build, [record for record in records if "tar" in record.files])
+    columns = ["key", *BOX_SCHEMA.names]
+    of_rows = pc.field("key").isin(pa.array(sorted(rows_of_key), pa.string()))
     for name in detector_ids(build.spec):
-        for part in frames.parts(f"regions/{name}"):
-            if not pc.any(pc.is_in(part.table(["key"])["key"], keys)).as_py():
-                continue  # boxes are most of the bytes, and few shards have a row of the sheet
-            table = part.table(columns, of_rows)
+        for table in frames.tables(f"regions/{name}", columns, of_rows):
             boxes = boxes_of(table)
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
                 for row in rows_of_key[key]:

@@ -77,7 +77,7 @@ class Material:
         """
         choice = pictures.choose(self.build, self.takedowns, self.tally.fates)
         pictures.add_pictures(self.build, choice.rows(), self.takedowns, choice.elsewhere)
-        pictures.add_boxes(self.build, choice.rows())
+        pictures.add_boxes(self.build, choice.rows(), choice.shards)
         return choice
 
 

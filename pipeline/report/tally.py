@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -25,7 +25,9 @@ from pipeline.filters import last_to_drop
 from pipeline.report.fates import Fates
 from pipeline.report.figures import WORD_SAMPLES, Figures, KnownHosts
 from pipeline.report.limits import Charts
+from pipeline.report.marked import Marked
 from pipeline.report.removed import RemovedTexts
+from pipeline.report.scored import ScoredPairs
 from pipeline.store.build import Build, sha256_of
 from pipeline.store.frames import decisions_of
 from pipeline.store.partitions import Attempt, Record, StageDir
@@ -66,6 +68,8 @@ class Tally:
     hosts: KnownHosts
     removed: RemovedTexts
     limits: Charts
+    scored: ScoredPairs
+    marked: Marked
 
     @staticmethod
     def of(build: Build, takedowns: Takedowns, shards: int) -> Tally:
@@ -73,16 +77,12 @@ class Tally:
         kept = Figures(detector_ids(build.spec), max(1, WORD_SAMPLES // max(1, shards)))
         charts = Charts(build.spec, {histogram.name for histogram in kept.histograms})
         fates = Fates(build.spec.seed, build.spec.report.pictures, takedowns)
-        return Tally(fates, kept, KnownHosts(), RemovedTexts(), charts)
+        marked = Marked(None if build.spec.watermark is None else build.spec.watermark.max_correlation)
+        return Tally(fates, kept, KnownHosts(), RemovedTexts(), charts, ScoredPairs(build), marked)
 
     def passes(self) -> dict[str, Pass]:
-        return {
-            "fates": self.fates,
-            "kept": self.kept,
-            "hosts": self.hosts,
-            "removed": self.removed,
-            "limits": self.limits,
-        }
+        """By their names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def merge(self, states: dict[str, State]) -> None:
         """Add what `summary` returned, or `read`."""
@@ -118,12 +118,13 @@ def rows_of(record: Record, read: Sequence[str]) -> int:
     decisions = 0 if decided is None else sum(count for _, count in decided.rows)
     if record.stage == "shard":
         return decisions + SAMPLE * record.counts.get("kept", 0)
-    return decisions + (record.counts.get("kept", 0) if record.stage in read else 0)
+    rows = max(record.counts.get(name, 0) for name in ("kept", "pairs", "compared"))
+    return decisions + (rows if record.stage in read else 0)
 
 
 def groups(build: Build) -> list[Group]:
     """All partitions that a pass looks at, in groups of about GROUP rows, in order."""
-    read = ("extract", "admit", "shard", last_to_drop(build.spec))
+    read = ("extract", "admit", "score", "watermark", "shard", last_to_drop(build.spec))
     shards = len(build.packed()) if "shard" in build.fingerprints else 0
     found: list[Group] = []
     for name in build.fingerprints:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.fates import Groups, Ids, Place, Smallest
+from pipeline.records import order_key
+from pipeline.report.fates import Groups, Ids, Place, Smallest, keys_of
 from pipeline.report.figures import trim
 
 
@@ -40,6 +41,11 @@ def test_the_smallest_of_parts_merged_are_the_smallest_of_all_and_of_equal_ones_
         for part in order:
             merged.merge(part.rows())
         assert merged.places() == expected[:count]
+
+
+@given(st.lists(st.text("0123456789abcdef", max_size=64), max_size=5), st.integers(-3, 2**31))
+def test_keys_of_many_are_those_of_each(ids: list[str], seed: int) -> None:
+    assert keys_of(ids, seed).tolist() == [int(order_key(one, seed), 16) for one in ids]
 
 
 @given(st.lists(st.integers(0, 12), max_size=60), st.lists(st.integers(0, 60), max_size=4))
