@@ -36,7 +36,7 @@ from pipeline.store.takedowns import Takedowns
 VERSION = 1
 """Of what passes keep, and how summaries hold it."""
 
-GROUP = 400_000
+GROUP = 2_000_000
 """Rows of a group, where single partitions do not have more; a sample counts for SAMPLE."""
 
 SAMPLE = 6

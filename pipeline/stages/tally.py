@@ -19,7 +19,7 @@ from pipeline.store.build import Build
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 
-FEWEST = 300_000
+FEWEST = 1_000_000
 """Candidates of a build below which the report counts them itself."""
 
 
