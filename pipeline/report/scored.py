@@ -90,7 +90,7 @@ class ScoredPairs:
         self._sides: list[tuple[_Group, _Group, Distance]] = []
         for f, of_filter in zip(self.filters, self.cuts, strict=True):
             for option, distance in _distances(f, of_filter):
-                sides = (_Group(name, option, NEAREST) for name in ("just_dropped", "just_kept"))
+                sides = _Group("just_dropped", option, NEAREST), _Group("just_kept", option, NEAREST)
                 self._sides.append((*sides, distance))
 
     def add(self, build: Build, record: Record) -> None:
