@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.files.folder import Folder
 from pipeline.report import tally
 from pipeline.report.tally import Group, Tally
 from pipeline.store.build import Build
+from pipeline.store.partitions import StageDir
 from pipeline.store.takedowns import NO_TAKEDOWNS
 
 Run = Any
@@ -105,3 +108,20 @@ def test_a_build_without_shards_is_counted_as_far_as_it_is(packed: Build) -> Non
     counted = tally.tallied(before, NO_TAKEDOWNS)
     assert set(counted.fates.smallest) == {"data_uri", "no_text", "text_too_short", "boilerplate"}
     assert counted.kept.word_samples == 0
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_summary_is_read_as_it_was_written(
+    packed: Build, where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = str(tmp_path) if where == "disk" else f"{request.getfixturevalue('bucket')}/tally"
+    stage = StageDir(Folder(place), "tally", "f" * 64)
+    for number, group in enumerate(tally.groups(packed)):
+        states = tally.summary(packed, group, NO_TAKEDOWNS)
+        with stage.attempt(f"{number}") as attempt:
+            tally.write(attempt, states)
+            record = attempt.commit({})
+        again, counted = (Tally.of(packed, NO_TAKEDOWNS, group.shards) for _ in range(2))
+        again.merge(tally.read(stage, record))
+        counted.merge(states)
+        assert content(again) == content(counted)
