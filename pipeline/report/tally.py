@@ -37,10 +37,10 @@ VERSION = 1
 """Of what passes keep, and how summaries hold it."""
 
 GROUP = 2_000_000
-"""Rows of a group, where single partitions do not have more; a sample counts for SAMPLE."""
+"""Rows of a group, where single partitions do not have more; a sample counts for SAMPLE, a partition for FILE more."""
 
-SAMPLE = 6
-"""Rows that take as long as one sample, with its texts, hosts and regions."""
+SAMPLE, FILE = 6, 300
+"""Rows that take as long as one sample, with its texts, hosts and regions; and as opening the files of a partition."""
 
 State = dict[str, Any]
 """JSON values; some may be tables."""
@@ -133,7 +133,7 @@ def groups(build: Build) -> list[Group]:
             continue
         first, rows = 0, 0
         for number, record in enumerate(records):
-            own = rows_of(record, read)
+            own = FILE + rows_of(record, read)
             if number > first and rows + own > GROUP:
                 found.append(_group(name, records, first, number, shards))
                 first, rows = number, 0
