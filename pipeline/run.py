@@ -2,7 +2,7 @@
 
     crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
         -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
-        -> concepts -> balance -> detect -> shard -> report -> (publish)
+        -> concepts -> balance -> detect -> shard -> tally -> report -> (publish)
 
 A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order. It is cut into partitions; each runs as
 one Ray task, which commits its own record (`pipeline.store`). A stage's fingerprint is made of its version, its token

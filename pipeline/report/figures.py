@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.folding import code_points
-from pipeline.detectors import detector_ids
 from pipeline.records import DropReason
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
+from pipeline.store.frames import Frames, Part, decisions_of
+from pipeline.store.partitions import Record
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 50_000
@@ -43,7 +43,7 @@ VOCABULARY = 1_000
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
-COLUMNS = ("texts", "width", "height", "image_size", "format", "image_url", "page_url")
+COLUMNS = ("texts", "text_rank", "width", "height", "image_size", "format", "image_url", "page_url")
 """Columns of SHARD_SCHEMA that figures are made of."""
 
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int32]
@@ -67,12 +67,13 @@ class Histogram:
         assert len(self.edges) == len(self.labels)
         self.counts = np.zeros(len(self.edges), np.int64)
 
-    def add(self, values: Sequence[float] | Numbers) -> None:
-        """Count values."""
+    def add(self, values: Sequence[float] | Numbers, times: Sequence[int] | None = None) -> None:
+        """Count values, each once or as often as `times` says."""
         if len(values):
             # the bin of a value is the last one whose lower bound it reaches; -1, below all of them, becomes bin 0
             bins = np.searchsorted(np.asarray(self.edges, np.float64), np.asarray(values, np.float64), side="right") - 1
-            self.counts += np.bincount(np.maximum(bins, 0), minlength=len(self.edges))
+            counted = np.bincount(np.maximum(bins, 0), weights=times, minlength=len(self.edges))
+            self.counts += counted.astype(np.int64)
 
     @property
     def total(self) -> int:
@@ -108,9 +109,13 @@ EDGES: dict[str, Sequence[float]] = {"characters": _CHARS, "short_side": _SIDES,
 
 
 class Figures:
-    """Collects the figures of kept samples, shard by shard."""
+    """The pass over kept samples, shard by shard. words_per_shard: primary texts of a shard that are segmented.
 
-    def __init__(self, detectors: Sequence[str]) -> None:
+    fallbacks: kinds of primary texts that stand in for better ones that were removed.
+    """
+
+    def __init__(self, detectors: Sequence[str], words_per_shard: int) -> None:
+        self._words_per_shard = words_per_shard
         self.characters = Histogram("characters", "Characters per primary text", "主文本字数", _CHARS, ranges(_CHARS))
         self.words = Histogram(
             "words", "Words per primary text (jieba)", "主文本词数（结巴分词）", _WORDS, ranges(_WORDS)
@@ -137,6 +142,7 @@ class Figures:
         }
         self.boxes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
         self.primary_kinds: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.image_domains: Counter[str] = Counter()
@@ -144,7 +150,20 @@ class Figures:
         self.top_words: Counter[str] = Counter()
         self.word_samples = 0
 
-    def add(self, rows: pa.RecordBatch, segmented: int) -> None:
+    def add(self, build: Build, record: Record) -> None:
+        if record.stage != "shard" or "tar" not in record.files:
+            return
+        frames, remaining = Frames.of(build, [record]), self._words_per_shard
+        for batch in frames.batches("samples", COLUMNS, rows=5_000):
+            self._add(batch, remaining)
+            remaining = max(0, remaining - batch.num_rows)
+        for detector, histogram in self.regions.items():
+            for batch in frames.batches(f"regions/{detector}", ["scores"]):
+                counts = pc.list_value_length(batch["scores"]).to_numpy()
+                histogram.add(counts)
+                self.boxes[detector] += int(counts.sum())
+
+    def _add(self, rows: pa.RecordBatch, segmented: int) -> None:
         """Count rows of SHARD_SCHEMA (COLUMNS); only the first `segmented` primary texts are segmented into words."""
         primary = pc.list_element(rows["texts"], 0)
         texts = pc.struct_field(primary, "text").to_pylist()
@@ -156,12 +175,17 @@ class Figures:
         self.long.add(np.maximum(width, height))
         self.aspect.add(width / height)
         self.bytes.add(rows["image_size"].to_numpy() / 1_000)
-        self.primary_kinds.update(counted(pc.struct_field(primary, "kind")))
+        kinds = pc.struct_field(primary, "kind")
+        self.primary_kinds.update(counted(kinds))
+        self.fallbacks.update(counted(kinds.filter(pc.greater(rows["text_rank"], 0))))
         self.kinds.update(counted(pc.struct_field(pc.list_flatten(rows["texts"]), "kind")))
         self.formats.update(counted(rows["format"]))
         self.image_domains.update(domains(rows["image_url"]))
         self.page_domains.update(domains(rows["page_url"].filter(pc.not_equal(rows["page_url"], ""))))
         self._count_words(texts[:segmented])
+        self._trim()
+
+    def _trim(self) -> None:
         for counter in (self.image_domains, self.page_domains, self.top_words):
             trim(counter)
 
@@ -173,11 +197,29 @@ class Figures:
             self.top_words.update(telling(words))
         self.word_samples += len(texts)
 
+    @property
+    def histograms(self) -> list[Histogram]:
+        """All there are, in the order of report.json."""
+        shapes = [self.characters, self.words, self.han, self.texts, self.short, self.long, self.aspect, self.bytes]
+        return [*shapes, *self.regions.values()]
+
+    def state(self) -> dict[str, Any]:
+        counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
+        bins = {histogram.name: histogram.counts.tolist() for histogram in self.histograms}
+        return {"bins": bins, "counters": counters, "word_samples": self.word_samples}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        for histogram in self.histograms:
+            histogram.counts += np.array(state["bins"][histogram.name], np.int64)
+        for name, counts in state["counters"].items():
+            getattr(self, name).update(counts)
+        self.word_samples += state["word_samples"]
+        self._trim()
+
     def value(self) -> dict[str, Any]:
         """All figures, as report.json has them."""
-        shapes = [self.characters, self.words, self.han, self.texts, self.short, self.long, self.aspect, self.bytes]
         return {
-            "histograms": [h.value() for h in (*shapes, *self.regions.values())],
+            "histograms": [histogram.value() for histogram in self.histograms],
             "kinds": [
                 {"name": kind, "texts": n, "primary": self.primary_kinds[kind]} for kind, n in ranked(self.kinds, 10)
             ],
@@ -199,21 +241,30 @@ class Figures:
         }
 
 
-def collect(build: Build) -> dict[str, Any]:
-    """Figures of all kept samples of a build, as report.json has them."""
-    frames, detectors = Frames.of(build), detector_ids(build.spec)
-    figures, words_per_shard = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(frames.shards)))
-    for part in frames.parts("samples"):
-        remaining = words_per_shard
-        for batch in part.batches(COLUMNS, rows=5_000):
-            figures.add(batch, remaining)
-            remaining = max(0, remaining - batch.num_rows)
-    for detector in detectors:
-        for batch in frames.batches(f"regions/{detector}", ["scores"]):
-            counts = pc.list_value_length(batch["scores"]).to_numpy()
-            figures.regions[detector].add(counts)
-            figures.boxes[detector] += int(counts.sum())
-    return figures.value()
+_COUNTERS = (
+    "boxes", "kinds", "fallbacks", "primary_kinds", "formats", "image_domains", "page_domains", "top_words"
+)  # fmt: skip
+
+
+class KnownHosts:
+    """The pass over candidates whose image the dataset holds already, by the host of the image."""
+
+    def __init__(self) -> None:
+        self.hosts: Counter[str] = Counter()
+
+    def add(self, build: Build, record: Record) -> None:
+        decisions = decisions_of(build, record)
+        if decisions is not None and _some_known(decisions):
+            for batch in decisions.batches(["url", "reason"]):
+                self.hosts.update(domains(batch["url"].filter(pc.equal(batch["reason"], DropReason.KNOWN.value))))
+            trim(self.hosts)
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.hosts)
+
+    def merge(self, state: dict[str, Any]) -> None:
+        self.hosts.update(state)
+        trim(self.hosts)
 
 
 def telling(words: Iterable[str]) -> set[str]:
@@ -221,22 +272,21 @@ def telling(words: Iterable[str]) -> set[str]:
     return {w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)}
 
 
-def collect_known(build: Build) -> tuple[Counter[str], Counter[str]]:
-    """(image hosts, words) of the candidates whose image the dataset holds already, from their decisions.
+def known_words(build: Build) -> Counter[str]:
+    """Words of the candidates whose image the dataset holds already, of the first WORD_SAMPLES."""
+    words, remaining = Counter[str](), WORD_SAMPLES
+    for part in Frames.of(build).parts("decisions"):
+        if remaining and _some_known(part):
+            texts = part.table(["text"], pc.field("reason") == DropReason.KNOWN.value)["text"]
+            for text in texts.slice(0, remaining).to_pylist():
+                words.update(telling(words_of(text)))
+            remaining = max(0, remaining - len(texts))
+            trim(words)
+    return words
 
-    Words of at most WORD_SAMPLES candidates.
-    """
-    hosts: Counter[str] = Counter()
-    words: Counter[str] = Counter()
-    known, remaining = pc.field("reason") == DropReason.KNOWN.value, WORD_SAMPLES
-    for rows in Frames.of(build).tables("decisions", ["url", "text"], known):
-        hosts.update(domain(url) for url in rows["url"].to_pylist())
-        for text in rows["text"].slice(0, remaining).to_pylist():
-            words.update(telling(words_of(text)))
-        remaining = max(0, remaining - rows.num_rows)
-        trim(hosts)
-        trim(words)
-    return hosts, words
+
+def _some_known(decisions: Part) -> bool:
+    return any(fate.reason == DropReason.KNOWN.value for fate in decisions.fates())
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

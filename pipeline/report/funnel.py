@@ -5,13 +5,14 @@ holds its image already, or kept by `shard`. So what entered a stage is everythi
 and the funnel adds up by construction, seen = kept + dropped + known; `faults` then holds it against what the stages
 counted themselves, which is the check that no row was lost or decided twice.
 
-Limits: memory is one partition's decisions and one number for each (source, stage, reason).
+Limits: memory is one number for each (source, stage, reason), and the decisions of a partition whose record does not
+say what became of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -28,8 +29,6 @@ UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
 
 EXPIRED = "gc has deleted what the stages before shard wrote: what they dropped is not in the funnel"
-
-_COUNTED = ["subject", "source", "stage", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,11 @@ class Funnel:
 
 
 def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
-    """(candidates, captures) of a build, from its decisions, one partition in memory at a time."""
+    """(candidates, captures) of a build, from its decisions, as they were counted when they were committed."""
     counts: dict[str, Counter[tuple[str, str, str]]] = {"candidate": Counter(), "capture": Counter()}
-    for table in Frames.of(build).tables("decisions", _COUNTED):
-        for subject, key, n in _grouped(table):
-            counts[subject][key] += n
+    for part in Frames.of(build).parts("decisions"):
+        for fate, n in part.fates().items():
+            counts[fate.subject][fate.source, fate.stage, fate.reason] += n
     counts["capture"].update(kept_captures(build))
     return Funnel(dict(counts["candidate"])), Funnel(dict(counts["capture"]))
 
@@ -129,11 +128,6 @@ def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
         if record.partition not in read:
             counts[record.partition, "crawl", ""] += record.counts["kept"]
     return {key: n for key, n in counts.items() if n}
-
-
-def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]:
-    for row in table.group_by(_COUNTED).aggregate([([], "count_all")]).to_pylist():
-        yield row["subject"], (row["source"], row["stage"], row["reason"]), row["count_all"]
 
 
 def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:
@@ -212,9 +206,19 @@ def examples(
     """`count` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
 
     Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
+    Decisions of which none can be among them are not read.
     """
     by_reason: dict[str, list[str]] = {}
-    for table in Frames.of(build).tables("decisions"):
+    for part in Frames.of(build).parts("decisions"):
+        asked = {
+            fate.reason
+            for fate in part.fates()
+            if fate.subject == subject and not fate.kept and stage in ("", fate.stage)
+            if not sources or fate.source in sources
+        } - {DropReason.KNOWN.value}
+        if all(len(by_reason.get(reason, ())) == count or reason in UNNAMED & by_reason.keys() for reason in asked):
+            continue
+        table = part.table()
         wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
         wanted = pc.and_(wanted, pc.not_equal(table["reason"], DropReason.KNOWN.value))
         if stage:

@@ -14,13 +14,12 @@ Limits: decisions hold 200 characters of a text, so a longer one that was droppe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
@@ -30,7 +29,8 @@ from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.partitions import DECISIONS, Record
+from pipeline.texts.chunks import CHUNK, announce
 
 Mask = npt.NDArray[np.bool_]
 
@@ -57,6 +57,13 @@ class _Nearest:
             near = near[distances[near] <= np.partition(distances[near], 4 * EXAMPLES)[4 * EXAMPLES]]
         new = {(float(distances[row]), texts[row]) for row in near.tolist()}
         self._nearest = sorted({*self._nearest, *new})[:EXAMPLES]
+
+    def merge(self, nearest: Sequence[Sequence[Any]]) -> None:
+        """Add what `state` returned."""
+        self._nearest = sorted({*self._nearest, *((distance, text) for distance, text in nearest)})[:EXAMPLES]
+
+    def state(self) -> list[tuple[float, str]]:
+        return self._nearest
 
     def texts(self) -> list[str]:
         """The texts, nearest first."""
@@ -117,6 +124,17 @@ class _Tally:
     def _measured(self, values: Numbers) -> Numbers:
         return np.maximum(values, 1 / np.maximum(values, 1e-9)) if self.limit.mirrored else values
 
+    def state(self) -> dict[str, Any]:
+        counts = {"dropped": self.dropped, "alone": self.alone, "would": self.would.tolist()}
+        return {**counts, "just_dropped": self.just_dropped.state(), "just_kept": self.just_kept.state()}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        self.dropped += state["dropped"]
+        self.alone += state["alone"]
+        self.would += np.array(state["would"], np.int64)
+        self.just_dropped.merge(state["just_dropped"])
+        self.just_kept.merge(state["just_kept"])
+
     def value(self) -> dict[str, Any]:
         """As report.json has it. at: where the limit is drawn, in bins from the left."""
         bound = self._bound
@@ -152,6 +170,17 @@ class _Chart:
         self.own, self.other = (np.zeros(len(measure.edges), np.int64) for _ in range(2))
         self.kept = Histogram(measure.name, measure.title, measure.title_zh, measure.edges, measure.labels)
 
+    def state(self) -> dict[str, Any]:
+        bins = {"own": self.own.tolist(), "other": self.other.tolist(), "kept": self.kept.counts.tolist()}
+        return {**bins, "tallies": [tally.state() for tally in self.tallies]}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        self.own += np.array(state["own"], np.int64)
+        self.other += np.array(state["other"], np.int64)
+        self.kept.counts += np.array(state["kept"], np.int64)
+        for tally, own in zip(self.tallies, state["tallies"], strict=True):
+            tally.merge(own)
+
     def value(self, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """As report.json has it. kept: histograms of the samples by name, of which one may be this measure's."""
         histogram = kept.get(self.measure.name) or self.kept.value()
@@ -163,23 +192,41 @@ class _Chart:
         }
 
 
-def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The charts of every measure that the spec's filters limit, as report.json has them.
+class Charts:
+    """The pass over what filters dropped, and what was kept: the charts of every measure that the filters of a spec
+    limit. known: names of histograms that the samples have anyway (`figures.Figures`)."""
 
-    histograms: of the samples kept (`figures.collect`).
-    """
-    limits = [(f.plugin_name(), limit) for f in image_filters(build.spec) for limit in f.limits()]
-    limits = [*limits_of_texts(build.spec), *limits]
-    charts = []
-    for measure in MEASURES.values():
-        own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]
-        if own:
-            charts.append(_Chart(measure, own))
-    kept = {h["name"]: h for h in histograms}
-    _add_texts(build, [chart for chart in charts if chart.measure.of_text])
-    _add_pictures(build, [chart for chart in charts if chart.measure.of_pictures])
-    _add_kept(build, [chart for chart in charts if chart.measure.name not in kept])
-    return [chart.value(kept) for chart in charts]
+    def __init__(self, spec: BuildSpec, known: Collection[str]) -> None:
+        limits = [(f.plugin_name(), limit) for f in image_filters(spec) for limit in f.limits()]
+        limits = [*limits_of_texts(spec), *limits]
+        self._charts, self._last = list[_Chart](), last_to_drop(spec)
+        for measure in MEASURES.values():
+            own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]
+            if own:
+                self._charts.append(_Chart(measure, own))
+        self._of_texts = [chart for chart in self._charts if chart.measure.of_text]
+        self._of_pictures = [chart for chart in self._charts if chart.measure.of_pictures]
+        self._of_kept = [chart for chart in self._charts if chart.measure.name not in known]
+
+    def add(self, build: Build, record: Record) -> None:
+        if record.stage == "admit" and self._of_texts and DECISIONS in record.files:
+            _add_texts(build, record, self._of_texts)
+        if record.stage == "filter" and self._of_pictures and DECISIONS in record.files:
+            _add_pictures(build, record, self._of_pictures)
+        if record.stage == self._last and self._of_kept:
+            _add_kept(build, record, self._of_kept)
+
+    def state(self) -> dict[str, Any]:
+        return {"charts": [chart.state() for chart in self._charts]}
+
+    def merge(self, state: dict[str, Any]) -> None:
+        for chart, own in zip(self._charts, state["charts"], strict=True):
+            chart.merge(own)
+
+    def value(self, histograms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The charts as report.json has them. histograms: of the samples kept (`figures.Figures`)."""
+        kept = {h["name"]: h for h in histograms}
+        return [chart.value(kept) for chart in self._charts]
 
 
 def limits_of_texts(spec: BuildSpec) -> list[tuple[str, Limit]]:
@@ -225,63 +272,56 @@ def _count(
         chart.other += np.bincount(bins[~mine], minlength=len(chart.own))
 
 
-def _add_texts(build: Build, charts: Sequence[_Chart]) -> None:
+def _add_texts(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
     """Texts that `admit` dropped, as the decisions have them."""
-    for rows in _decisions(build, "admit", ["text", "reasons"]) if charts else ():
-        judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
-        measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
-        values = [np.array([of_text(row["text"]) for row in judged], np.float64) for of_text in measures]
-        _count(charts, values, [row["reasons"] for row in judged], [row["text"] for row in judged])
+    rows = build.stage("admit").table(record, DECISIONS, ["text", "reasons"])
+    judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
+    texts = [row["text"] for row in judged]
+    _count(charts, _values(charts, texts), [row["reasons"] for row in judged], texts)
 
 
-def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
+def _values(charts: Sequence[_Chart], texts: Sequence[str]) -> list[Numbers]:
+    """What the measure of each chart says of some texts."""
+    measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
+    values = [list[float]() for _ in measures]
+    for start in range(0, len(texts), CHUNK):
+        announce(chunk := texts[start : start + CHUNK])
+        for own, of_text in zip(values, measures, strict=True):
+            own += map(of_text, chunk)
+    return [np.array(own, np.float64) for own in values]
+
+
+def _add_pictures(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
     """Pictures that `filter` dropped, with what `measure` knew of them: partitions of the two have one name."""
-    if not charts or "filter" not in build.fingerprints:
-        return
-    stages = {name: build.stage(name) for name in ("fetch", "measure", "filter")}
+    fetch, measure = build.stage("fetch"), build.stage("measure")
     wanted = sorted({column for chart in charts for column in chart.measure.columns})
-    for record in stages["filter"].records():
-        if DECISIONS not in record.files:
-            continue
-        dropped = stages["filter"].table(record, DECISIONS, ["fetch_id", "reasons"])
-        if not dropped.num_rows:
-            continue
-        part = record.partition
-        images = stages["fetch"].table(stages["fetch"].record(part), columns=["fetch_id", "sha256"])
-        features = stages["measure"].table(stages["measure"].record(part), columns=["sha256", *wanted])
-        sha256 = images["sha256"].take(pc.index_in(dropped["fetch_id"], images["fetch_id"]))
-        place = pc.index_in(sha256, features["sha256"])  # null for a row that a takedown removed
-        rows, dropped = features.take(place.drop_null()), dropped.filter(place.is_valid())
-        columns = {name: rows[name].to_numpy() for name in wanted}
-        values = [chart.measure.of_pictures(columns) for chart in charts if chart.measure.of_pictures]
-        _count(charts, values, dropped["reasons"].to_pylist())
-
-
-def _add_kept(build: Build, charts: Sequence[_Chart]) -> None:
-    """What was kept, of measures of which the shards' rows say nothing: from the last stage before packing."""
-    name = last_to_drop(build.spec)
-    if not charts or name not in build.fingerprints:
+    dropped = build.stage("filter").table(record, DECISIONS, ["fetch_id", "reasons"])
+    if not dropped.num_rows:
         return
-    stage = build.stage(name)
+    part = record.partition
+    images = fetch.table(fetch.record(part), columns=["fetch_id", "sha256"])
+    features = measure.table(measure.record(part), columns=["sha256", *wanted])
+    sha256 = images["sha256"].take(pc.index_in(dropped["fetch_id"], images["fetch_id"]))
+    place = pc.index_in(sha256, features["sha256"])  # null for a row that a takedown removed
+    rows, dropped = features.take(place.drop_null()), dropped.filter(place.is_valid())
+    columns = {name: rows[name].to_numpy() for name in wanted}
+    values = [chart.measure.of_pictures(columns) for chart in charts if chart.measure.of_pictures]
+    _count(charts, values, dropped["reasons"].to_pylist())
+
+
+def _add_kept(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
+    """What was kept, of measures of which the shards' rows say nothing: from the last stage before packing."""
+    stage = build.stage(record.stage)
     wanted = {column for chart in charts if chart.measure.of_pictures for column in chart.measure.columns}
-    for record in stage.records():
-        for split in SPLITS:
-            rows = stage.table(record, f"{split}.parquet", columns=["texts", *sorted(wanted)])
-            texts = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
-            columns = {column: rows[column].to_numpy() for column in wanted}
-            for chart in charts:
-                measure = chart.measure
-                if measure.of_text is not None:
-                    values = np.array([measure.of_text(text) for text in texts], np.float64)
-                    chart.kept.add(values)
-                    for tally in chart.tallies:
-                        tally.keep(values, texts)
-                elif measure.of_pictures is not None:
-                    chart.kept.add(measure.of_pictures(columns))
-
-
-def _decisions(build: Build, name: str, columns: list[str]) -> Iterator[pa.Table]:
-    stage = build.stage(name)
-    for record in stage.records() if name in build.fingerprints else ():
-        if DECISIONS in record.files:
-            yield stage.table(record, DECISIONS, columns)
+    for split in SPLITS:
+        rows = stage.table(record, f"{split}.parquet", columns=["texts", *sorted(wanted)])
+        texts = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
+        columns = {column: rows[column].to_numpy() for column in wanted}
+        of_texts = [chart for chart in charts if chart.measure.of_text]
+        for chart, values in zip(of_texts, _values(of_texts, texts), strict=True):
+            chart.kept.add(values)
+            for tally in chart.tallies:
+                tally.keep(values, texts)
+        for chart in charts:
+            if chart.measure.of_pictures is not None:
+                chart.kept.add(chart.measure.of_pictures(columns))

@@ -1,9 +1,8 @@
 """Pictures of the quality report: a sheet of kept and dropped samples, and the largest duplicate clusters.
 
-The sheet is a random but reproducible sample, new ones first: for each fate (kept, or a reason to drop) it takes the
-candidates with the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons
-in turn. Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it
-lies in their source.
+The sheet is a random but reproducible sample (`pipeline.report.fates`), new ones first. Half of it shows kept
+candidates, the other half the reasons in turn. Candidates that were dropped before their image was fetched are shown by
+their text, and with the picture if it lies in their source.
 
 Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`: its boxes come
 from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so does every
@@ -14,7 +13,8 @@ or are on STORE's list of takedowns (by URL, image or domain). Items that `scree
 copies of them, are shown without their picture; so are, where the spec has a filter that looks at pixels, pictures of a
 source that no stage has looked at.
 
-Limits: memory is one partition's decisions and the chosen rows; thumbnails stop at a budget of bytes.
+Limits: memory is one partition's decisions and the chosen rows, and 8 bytes for each id that is never shown; thumbnails
+stop at a budget of bytes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ import itertools
 import logging
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,59 +37,25 @@ from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
+from pipeline.records import BOX_SCHEMA, DropReason, sha256_hex
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
-from pipeline.report.figures import trim
+from pipeline.report.fates import HIDDEN, Fates, Ids, Place, Smallest, columns, places
 from pipeline.report.unshown import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
+from pipeline.store.frames import Frames, decisions_of
 from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
 
-HIDDEN = frozenset(
-    reason.value
-    for reason in (
-        DropReason.OPT_OUT,
-        DropReason.FORGOTTEN,
-        DropReason.ROBOTS_DISALLOWED,
-        DropReason.ROBOTS_UNREACHABLE,
-        DropReason.EGRESS_REFUSED,
-    )
-)
-"""Reasons whose candidates are never shown."""
 CLUSTERS, MEMBERS = 6, 8
 """Groups of duplicates on the page, and rows shown of each."""
 KNOWN = 14
 """Rows of the sheet that show what the dataset holds already."""
 PICTURE_BUDGET = 3_000_000
 """Total bytes of the thumbnails: as base64 they keep the page below 5 MB."""
-
-
-class Ids:
-    """Ids, of which a dataset may have millions, by their first 64 bits: 8 bytes each, where text takes 150.
-
-    Two that begin alike count as one.
-    """
-
-    def __init__(self) -> None:
-        self._sorted, self._added = np.zeros(0, np.uint64), list[npt.NDArray[np.uint64]]()
-
-    def update(self, ids: Iterable[str]) -> None:
-        """Add ids, in hexadecimal; "" is none."""
-        self._added.append(np.array([int(one[:16], 16) for one in ids if one], np.uint64))
-
-    def __contains__(self, one: str) -> bool:
-        if self._added:
-            self._sorted, self._added = np.unique(np.concatenate([self._sorted, *self._added])), []
-        if not one:
-            return False
-        head = np.uint64(int(one[:16], 16))
-        at = int(np.searchsorted(self._sorted, head))
-        return at < len(self._sorted) and bool(self._sorted[at] == head)
 
 
 @dataclass
@@ -100,53 +65,34 @@ class Choice:
     sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
     candidates may not be shown. duplicates: how many candidates duplicate another one; known ones are none.
     elsewhere: stored JPEGs of leaders that an earlier build kept, by candidate_id. opted_out: fetch_ids of images, and
-    ids of pages, that are never shown.
+    ids of pages, that are never shown. shards: partitions of `shard` that hold what is shown of it.
     """
 
     sheet: list[dict[str, Any]] = field(default_factory=list)
     clusters: list[dict[str, Any]] = field(default_factory=list)
     hidden: int = 0
     duplicates: int = 0
-    sizes: list[int] = field(default_factory=list)
-    """Of all groups of duplicates, leaders included."""
+    sizes: Counter[int] = field(default_factory=Counter)
+    """How many groups of duplicates there are of each size, leaders included."""
     elsewhere: dict[str, bytes] = field(default_factory=dict)
     opted_out: Ids = field(default_factory=Ids)
+    shards: set[str] = field(default_factory=set)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of the page."""
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
 
 
-def choose(build: Build, takedowns: Takedowns) -> Choice:
-    """Choose the rows to show: two passes over the decisions, for the sheet and the clusters, then the whole rows."""
-    fates: dict[str, _Smallest] = {}
-    sizes: Counter[str] = Counter()
-    choice = Choice()
-    size = build.spec.report.pictures
-    opted_out = choice.opted_out
-    for number, table in enumerate(Frames.of(build).tables("decisions", _columns(takedowns))):
-        pages = table.filter(pc.equal(table["subject"], "capture"))
-        opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
-        table = table.append_column("at", pa.array(np.arange(table.num_rows))).filter(
-            pc.equal(table["subject"], "candidate")
-        )
-        opted_out.update(table.filter(pc.is_in(table["reason"], pa.array(sorted(HIDDEN))))["fetch_id"].to_pylist())
-        copies = table.filter(pc.not_equal(table["duplicate_of"], ""))
-        choice.duplicates += pc.sum(pc.not_equal(copies["reason"], DropReason.KNOWN.value)).as_py() or 0
-        # a known candidate that is itself the sample held, found again, is no copy
-        sizes.update(copies.filter(pc.not_equal(copies["duplicate_of"], copies["id"]))["duplicate_of"].to_pylist())
-        trim(sizes)
-        visible = _visible(table, takedowns)
-        choice.hidden += table.num_rows - visible.num_rows
-        for reason in pc.unique(visible["reason"]).to_pylist():
-            own = visible.filter(pc.equal(visible["reason"], reason))
-            keys = [int(order_key(name, build.spec.seed), 16) for name in own["id"].to_pylist()]
-            fates.setdefault(reason, _Smallest(size)).add(np.array(keys, np.uint64), number, own)
-    sheet = [place for place in _balanced(fates, size) if place.fetch_id not in opted_out]
-    choice.sizes = [duplicates + 1 for duplicates in sizes.values()]
-    top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
-    clusters = _clusters(build, dict(top), takedowns, opted_out)
-    rows = _rows(build, [*sheet, *(place for _, _, members in clusters for place in members)])
+def choose(build: Build, takedowns: Takedowns, counted: Fates) -> Choice:
+    """Choose the rows to show, by what was counted of all decisions."""
+    size, opted_out = build.spec.report.pictures, counted.opted_out
+    choice = Choice(hidden=counted.hidden, duplicates=counted.duplicates, opted_out=opted_out)
+    choice.sizes = counted.groups.sizes()
+    sheet = [place for place in _balanced(counted.smallest, size) if place.fetch_id not in opted_out]
+    clusters = _clusters(build, counted, takedowns)
+    shown = [*sheet, *(place for _, _, members in clusters for place in members)]
+    rows = _rows(build, shown)
+    choice.shards = {place.part[1] for place in shown if rows[place]["kept"]}
     choice.sheet = [rows[place] for place in sheet]
     for leader, of_leader, members in clusters:
         own_rows = [dict(rows[place]) for place in members]  # one that is on the sheet as well is shown twice
@@ -155,79 +101,21 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     return choice
 
 
-PLACED, NAMED = ("subject", "id", "fetch_id", "reason", "kept", "duplicate_of"), ("url", "page_url")
-"""Columns of the decisions by which rows are chosen, and those that takedowns look at. The others, most of the bytes,
-are read of what is shown."""
-
-
-def _columns(takedowns: Takedowns) -> tuple[str, ...]:
-    return (*PLACED, *NAMED) if takedowns.hashes else PLACED
-
-
-class _Place(NamedTuple):
-    """Where a row of the decisions is: its file, and its number in it."""
-
-    part: int
-    at: int
-    id: str
-    fetch_id: str
-
-
-def _places(part: int, rows: pa.Table) -> list[_Place]:
-    """The places of rows of PLACED with their numbers `at` in a file."""
-    columns = (rows[name].to_pylist() for name in ("at", "id", "fetch_id"))
-    return [_Place(part, *values) for values in zip(*columns, strict=True)]
-
-
-def _rows(build: Build, places: Iterable[_Place]) -> dict[_Place, dict[str, Any]]:
+def _rows(build: Build, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
     """The decisions at some places, file by file."""
-    wanted: dict[int, set[_Place]] = {}
+    wanted: dict[tuple[int, str], set[Place]] = {}
     for place in places:
         wanted.setdefault(place.part, set()).add(place)
-    rows: dict[_Place, dict[str, Any]] = {}
-    for number, part in enumerate(Frames.of(build).parts("decisions")):
-        own = sorted(wanted.get(number, ()))
-        if own:
-            rows |= zip(own, part.table().take(pa.array([place.at for place in own])).to_pylist(), strict=True)
+    rows: dict[Place, dict[str, Any]] = {}
+    for (number, partition), of_part in wanted.items():
+        stage, own = build.stage(list(build.fingerprints)[number]), sorted(of_part)
+        part = decisions_of(build, stage.record(partition))
+        assert part is not None, "it was read before"
+        rows |= zip(own, part.table().take(pa.array([place.at for place in own])).to_pylist(), strict=True)
     return rows
 
 
-def _visible(decisions: pa.Table, takedowns: Takedowns) -> pa.Table:
-    """The decisions whose picture may be shown."""
-    decisions = decisions.filter(pc.invert(pc.is_in(decisions["reason"], pa.array(sorted(HIDDEN)))))
-    if not takedowns.hashes:
-        return decisions
-    named = decisions.select(["fetch_id", "url", "page_url"]).to_pylist()
-    return decisions.filter(pa.array([not takedowns.names(row) for row in named], pa.bool_()))
-
-
-class _Smallest:
-    """The `count` rows with the smallest keys of all that are added; of equal keys the earliest stay."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._keys = np.zeros(0, np.uint64)
-        self._places: list[_Place] = []
-
-    def add(self, keys: npt.NDArray[np.uint64], part: int, rows: pa.Table) -> None:
-        """Keep those rows of a file that belong to the smallest. keys [N]; rows [N] of PLACED with `at`."""
-        full = len(self._keys) >= self._count
-        low = np.flatnonzero(keys < self._keys[-1]) if full and self._count else np.arange(0 if full else len(keys))
-        low = low[np.argsort(keys[low], kind="stable")[: self._count]]
-        every = np.concatenate([self._keys, keys[low]])
-        places = [*self._places, *_places(part, rows.take(pa.array(low)))]
-        order = np.argsort(every, kind="stable")[: self._count]
-        self._keys, self._places = every[order], [places[at] for at in order]
-
-    def places(self) -> list[_Place]:
-        """The rows, smallest key first, one per image URL: an icon that is on every page would fill the sheet."""
-        first: dict[str, _Place] = {}
-        for place in self._places:
-            first.setdefault(place.fetch_id or place.id, place)
-        return list(first.values())
-
-
-def _balanced(fates: dict[str, _Smallest], size: int) -> list[_Place]:
+def _balanced(fates: dict[str, Smallest], size: int) -> list[Place]:
     """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room.
 
     Few of those that are known: the report of the build that holds them shows them.
@@ -235,7 +123,7 @@ def _balanced(fates: dict[str, _Smallest], size: int) -> list[_Place]:
     known = DropReason.KNOWN.value
     kept = fates[""].places() if "" in fates else []
     piles = [fates[reason].places()[: KNOWN if reason == known else size] for reason in sorted(fates) if reason]
-    dropped: list[_Place] = []
+    dropped: list[Place] = []
     for depth in range(max(map(len, piles), default=0)):
         dropped += [pile[depth] for pile in piles if depth < len(pile)]
     half = size // 2
@@ -243,36 +131,61 @@ def _balanced(fates: dict[str, _Smallest], size: int) -> list[_Place]:
     return kept[: size - take_dropped] + dropped[:take_dropped]
 
 
-def _clusters(
-    build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_out: Ids
-) -> list[tuple[str, int, list[_Place]]]:
+def _clusters(build: Build, counted: Fates, takedowns: Takedowns) -> list[tuple[str, int, list[Place]]]:
     """(leader, size, members) of the largest clusters, the leader first and at most MEMBERS - 1 of its duplicates.
 
-    sizes: duplicates of each leader, for more leaders than are shown, since whole clusters may be hidden.
+    More leaders are looked for than are shown, since whole clusters may be hidden. Read of the decisions are two
+    columns: what copies duplicate, where a stage says so; and ids until every leader was found that is kept.
     """
-    members: dict[str, dict[str, _Place]] = {leader: {} for leader in sizes}
+    sizes, stages = counted.groups.largest(2 * CLUSTERS), list(build.fingerprints)
     leaders = pa.array(sorted(sizes), pa.string())
-    for number, table in enumerate(Frames.of(build).tables("decisions", _columns(takedowns))):
-        mask = pc.or_(pc.is_in(table["duplicate_of"], leaders), pc.is_in(table["id"], leaders))
-        named = table.append_column("at", pa.array(np.arange(table.num_rows))).filter(mask)
-        for place, row in zip(_places(number, named), named.to_pylist(), strict=True):
-            if row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
-                continue
-            if takedowns.hashes and takedowns.names(row):
-                continue
-            for leader in {row["id"], row["duplicate_of"]} & set(members):
-                cluster = members[leader]
-                if row["id"] == leader and not row["kept"] and leader in cluster:
-                    continue  # the same candidate came a second time and was dropped; its first row says it was kept
-                cluster[row["id"]] = place
-                if len(cluster) > MEMBERS:  # the leader stays, and of the duplicates those with the smallest ids
-                    del cluster[max(set(cluster) - {leader})]
-    clusters: list[tuple[str, int, list[_Place]]] = []
-    for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-        places = sorted(members[leader].values(), key=lambda place: (place.id != leader, place.id))
-        if places and len(clusters) < CLUSTERS:
-            clusters.append((leader, size + 1, places))
+    copies: dict[str, dict[str, Place]] = {leader: {} for leader in sizes}
+    for number in sorted(counted.copying) if sizes else ():
+        for place, row in _found(build, number, "duplicate_of", leaders, counted, takedowns):
+            own = copies[row["duplicate_of"]]
+            if row["id"] != row["duplicate_of"]:
+                own[row["id"]] = place
+            if len(own) > MEMBERS:  # of the duplicates those with the smallest ids stay
+                del own[max(own)]
+    first: dict[str, tuple[bool, Place]] = {}
+    for number in sorted(range(len(stages)), key=lambda number: (stages[number] != "shard", number)):
+        if len(first) == len(sizes) and not any(dropped for dropped, _ in first.values()):
+            break
+        for place, row in _found(build, number, "id", leaders, counted, takedowns):
+            # the same candidate may have come a second time and been dropped; one of its rows says it was kept
+            first[row["id"]] = min((not row["kept"], place), first.get(row["id"], (True, _NOWHERE)))
+    clusters: list[tuple[str, int, list[Place]]] = []
+    for leader, size in sizes.items():
+        led = [first[leader][1]] if leader in first else []
+        members = [*led, *(place for _, place in sorted(copies[leader].items()))][:MEMBERS]
+        if members and len(clusters) < CLUSTERS:
+            clusters.append((leader, size + 1, members))
     return clusters
+
+
+_NOWHERE = Place((1 << 30, ""), 0, "", "")
+"""After every place."""
+
+
+def _found(
+    build: Build, number: int, column: str, values: pa.Array, counted: Fates, takedowns: Takedowns
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """(place, row) of a stage's decisions that may be shown and have one of the values in a column."""
+    stage = build.stage(list(build.fingerprints)[number])
+    for record in stage.records():
+        decisions = decisions_of(build, record)
+        if decisions is None:
+            continue
+        mask = pc.is_in(decisions.table([column])[column], values)
+        if not pc.any(mask).as_py():
+            continue
+        table = decisions.table(columns(takedowns))
+        named = table.append_column("at", pa.array(np.arange(table.num_rows))).filter(mask)
+        for place, row in zip(places((number, record.partition), named), named.to_pylist(), strict=True):
+            if row["fetch_id"] in counted.opted_out or row["reason"] in HIDDEN:
+                continue
+            if not (takedowns.hashes and takedowns.names(row)):
+                yield place, row
 
 
 def _add_leaders_elsewhere(build: Build, choice: Choice, takedowns: Takedowns, opted_out: Ids) -> None:
@@ -366,8 +279,11 @@ def thumbnail(
     return pictures.encode_jpeg(np.asarray(small), 72), width, height
 
 
-def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
-    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image."""
+def add_boxes(build: Build, rows: Iterable[dict[str, Any]], shards: Collection[str]) -> None:
+    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image.
+
+    shards: partitions of `shard` in which kept rows are.
+    """
     kept: dict[str, list[dict[str, Any]]] = {}
     dropped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -376,14 +292,16 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
         elif row["picture"]:
             dropped.setdefault(row["sha256"], []).append(row)
     if kept:
-        _add_stored_boxes(build, kept)
+        _add_stored_boxes(build, kept, shards)
     if dropped:
         _add_detected_boxes(build, dropped)
 
 
-def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
+def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]], shards: Collection[str]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    frames, columns = Frames.of(build), ["key", *BOX_SCHEMA.names]
+    records = [build.stage("shard").record(partition) for partition in sorted(shards)]
+    frames = Frames.of(build, [record for record in records if "tar" in record.files])
+    columns = ["key", *BOX_SCHEMA.names]
     of_rows = pc.field("key").isin(pa.array(sorted(rows_of_key), pa.string()))
     for name in detector_ids(build.spec):
         for table in frames.tables(f"regions/{name}", columns, of_rows):

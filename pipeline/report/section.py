@@ -16,7 +16,9 @@ from typing import Any
 from pipeline import pulse
 from pipeline.report import dataset, pictures
 from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.report.tally import Tally, tallied
 from pipeline.store.build import Build
+from pipeline.store.takedowns import Takedowns
 
 Values = dict[str, Any]
 """Keys of report.json with their values, plain JSON."""
@@ -58,15 +60,24 @@ class Material:
         return self.funnels[1]
 
     @functools.cached_property
+    def takedowns(self) -> Takedowns:
+        """What must not be shown."""
+        return self.build.store.takedowns()
+
+    @functools.cached_property
+    def tally(self) -> Tally:
+        """All that is counted over all rows."""
+        return tallied(self.build, self.takedowns)
+
+    @functools.cached_property
     def shown(self) -> pictures.Choice:
         """The rows of the decisions that the page shows, with their pictures and boxes.
 
         One choice for all sections, since one budget of bytes covers all pictures of the page.
         """
-        takedowns = self.build.store.takedowns()
-        choice = pictures.choose(self.build, takedowns)
-        pictures.add_pictures(self.build, choice.rows(), takedowns, choice.elsewhere)
-        pictures.add_boxes(self.build, choice.rows())
+        choice = pictures.choose(self.build, self.takedowns, self.tally.fates)
+        pictures.add_pictures(self.build, choice.rows(), self.takedowns, choice.elsewhere)
+        pictures.add_boxes(self.build, choice.rows(), choice.shards)
         return choice
 
 

@@ -26,8 +26,9 @@ from data_specs.shard import SPLITS
 from pipeline.filters import last_to_drop
 from pipeline.records import DropReason, order_key
 from pipeline.report.diff import changes
+from pipeline.report.fates import HIDDEN
 from pipeline.report.page import environment
-from pipeline.report.pictures import HIDDEN, add_pictures
+from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
 from pipeline.report.unshown import faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.dataset import Dataset
+from pipeline.store.decided import COLUMNS, Fate, count
 from pipeline.store.partitions import DECISIONS, SMALL, Record, small_file
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
@@ -93,6 +95,11 @@ class Part:
     def url(self) -> str:
         """Path or URL of the file."""
         return self.folder.at(self.name)
+
+    def fates(self) -> Counter[Fate]:
+        """Decisions by fate, as the record says that commits them; counted where it does not (an older wenlan's)."""
+        known = None if self.record is None else self.record.fates
+        return count(self.table(COLUMNS)) if known is None else known.counts
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
         """The whole file, or some columns and rows of it. Raises StoreError if it is not there or not whole."""
@@ -206,9 +213,9 @@ class Frames:
     """The manifest that was opened; None for a build that is not published."""
 
     @staticmethod
-    def of(build: Build) -> Frames:
-        """The tables of a build as its records have them, published or not."""
-        records = build.packed() if "shard" in build.fingerprints else []
+    def of(build: Build, packed: Iterable[Record] | None = None) -> Frames:
+        """The tables of a build as its records have them, published or not. packed: records of some shards, not all."""
+        records = packed if packed is not None else build.packed() if "shard" in build.fingerprints else []
         return Frames(build.out, (build,), tuple((build.shards, shard_files(record)) for record in records))
 
     @staticmethod
@@ -381,6 +388,14 @@ class Frames:
             raise StoreError(self.place, f"{table}: {_first_line(e)}") from None
         frame: pandas.DataFrame = rows.to_pandas()
         return frame
+
+
+def decisions_of(build: Build, record: Record) -> Part | None:
+    """The decisions of one partition; None where it decided nothing."""
+    if DECISIONS not in record.files:
+        return None
+    ref = record.files[DECISIONS]
+    return Part(build.stage(record.stage).folder, ref.name, ref.bytes, build.build_id, DECISION_SCHEMA, record=record)
 
 
 def as_expression(filters: Filters) -> pyarrow.dataset.Expression | None:

@@ -207,10 +207,11 @@ SMALL = 1 << 20
 
 @dataclass
 class _Memory:
-    """What `remembering` keeps: records by the URL of their folder, and small files of an object store by theirs."""
+    """What `remembering` keeps: records by the URL of their folder and by partition, and small files of an object store
+    by theirs."""
 
     room: int  # for bytes
-    records: dict[str, list[Record]] = field(default_factory=dict)
+    records: dict[str, dict[str, Record]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -275,7 +276,9 @@ class StageDir:
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        name = f"{partition}.json"
+        name, memory = f"{partition}.json", _remembered.get()
+        if memory is not None and (known := memory.records.get(self._records.url, {}).get(partition)) is not None:
+            return known
         try:
             return Record.model_validate_json(self._records.read(name))
         except ValueError:
@@ -295,10 +298,10 @@ class StageDir:
             return [self.record(partition) for partition in self.partitions()]
         records = memory.records.get(folder.url)
         if records is None:
-            records = [self.record(partition) for partition in self.partitions()]
+            records = {partition: self.record(partition) for partition in self.partitions()}
             if len(records) + sum(map(len, memory.records.values())) <= REMEMBERED:
                 memory.records[folder.url] = records
-        return list(records)
+        return list(records.values())
 
     def write_record(self, record: Record) -> None:
         """The commit itself."""

@@ -10,7 +10,7 @@ from collections import Counter
 
 from pipeline.report import dataset, drift
 from pipeline.report.dataset import Before
-from pipeline.report.figures import collect_known, ranked
+from pipeline.report.figures import known_words, ranked
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.takedowns import Takedowns
 
@@ -35,7 +35,7 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
     was = [part.report for part in before.parts if part.report is not None]
     base = [part.report for part in staying if part.report is not None]
     old, new = dataset.summed(was, f"{build.spec.name}@{before.release}"), dataset.summed([*base, now], "")
-    hosts, words = collect_known(build)
+    hosts, words = Counter(material.tally.hosts.hosts), known_words(build)
     hosts.update({row["name"]: row["count"] for row in inputs["image_domains"]})
     words.update(inputs["vocabulary"])
     takedowns = build.store.takedowns()

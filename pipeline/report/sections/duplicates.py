@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from pipeline.report.figures import Histogram, ranges
 from pipeline.report.section import Material, Section, Values
@@ -15,10 +15,10 @@ def figures(material: Material, inputs: Values) -> Values:
     return {"cluster_sizes": cluster_sizes(material.shown.sizes), "clusters": material.shown.clusters}
 
 
-def cluster_sizes(sizes: Iterable[int]) -> Values:
-    """Histogram of the sizes of groups of duplicates, leaders included."""
+def cluster_sizes(sizes: Mapping[int, int]) -> Values:
+    """Histogram of the sizes of groups of duplicates, leaders included. sizes: how many groups have each."""
     histogram = Histogram("cluster_size", "Images per group", "每组图像数", CLUSTER_SIZES, ranges(CLUSTER_SIZES))
-    histogram.add(list(sizes))
+    histogram.add(list(sizes), list(sizes.values()))
     return histogram.value()
 
 

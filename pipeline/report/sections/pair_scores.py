@@ -10,37 +10,26 @@ pairs have a histogram.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from data_specs.shard import PAIR_SCORE, SPLITS
-from pipeline.filters import PairFilter, pair_filters
+from pipeline.filters import PairFilter
 from pipeline.filters.pair_score import PairScore
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import pair_scores
-from pipeline.store.build import Build
-from pipeline.store.pair_scores import UNITS, Cuts, Units, in_units
+from pipeline.store.pair_scores import UNITS, Cuts
 
-SHOWN, NEAREST, SOURCES = 12, 20, 12
-"""Pairs of a sheet of the best or worst, pairs on each side of a limit, and sources that have a histogram."""
+SOURCES = 12
+"""Sources that have a histogram."""
 
 BINS = 24
 """Bins of a histogram at most."""
 
 PICTURES, SIDE = 550_000, 112
 """Bytes of all thumbnails of the section, and pixels of their longer side."""
-
-Mask = npt.NDArray[np.bool_]
-
-COLUMNS = ["candidate_id", "fetch_id", "source", "page_url", "image_url", "texts", PAIR_SCORE.name]
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -55,11 +44,10 @@ def scores(material: Material) -> Values | None:
     records = build.stage("score").records()
     if not records:
         return None
-    filters = pair_filters(build.spec) if "choose" in build.fingerprints else []
-    cuts: Cuts = (pair_scores.read(build) or [{} for _ in filters]) if filters else []
+    filters, cuts = material.tally.scored.filters, material.tally.scored.cuts
     before = pair_scores.summed(build, "score")
     after = pair_scores.summed(build, "choose") if filters else before
-    groups = _groups(build, filters, cuts)
+    groups = material.tally.scored.value()
     hidden = material.shown.opted_out
     takedowns = build.store.takedowns()
     for group in groups:
@@ -167,107 +155,6 @@ def _quartiles(counts: Counter[int]) -> list[float]:
     ordered = sorted(counts)
     ends = np.cumsum([counts[units] for units in ordered])
     return [ordered[int(np.searchsorted(ends, share * ends[-1]))] / UNITS for share in (0.25, 0.5, 0.75)]
-
-
-@dataclass
-class _Group:
-    """The pairs with the smallest keys of all that are offered; of equal keys those with the smallest ids."""
-
-    name: str
-    limit: str
-    count: int
-    _nearest: list[tuple[int, str, Values]] = field(default_factory=list)
-
-    def offer(self, table: pa.Table, keys: Units, which: Mask, kept: Mask) -> None:
-        """Look at the rows of a table that `which` picks."""
-        rows = np.flatnonzero(which)
-        if len(self._nearest) == self.count:
-            rows = rows[keys[rows] <= self._nearest[-1][0]]
-        if len(rows) > self.count:
-            rows = rows[keys[rows] <= np.partition(keys[rows], self.count - 1)[self.count - 1]]
-        new = [
-            (int(key), row["candidate_id"], _row(row, bool(own)))
-            for key, own, row in zip(keys[rows], kept[rows], table.take(pa.array(rows)).to_pylist(), strict=True)
-        ]
-        self._nearest = heapq.nsmallest(self.count, [*self._nearest, *new], key=lambda entry: entry[:2])
-
-    def value(self) -> Values:
-        return {"name": self.name, "limit": self.limit, "rows": [row for _, _, row in self._nearest]}
-
-
-def _row(row: Values, kept: bool) -> Values:
-    """A pair as the page and report.json have it."""
-    names = {"id": row["candidate_id"], "url": row["image_url"], "text": row["texts"][0]["text"][:200]}
-    same = {name: row[name] for name in ("fetch_id", "source", "page_url")}
-    return {
-        **names,
-        **same,
-        "kept": kept,
-        "stage": "choose",
-        "duplicate_of": "",
-        "score": round(row[PAIR_SCORE.name], 4),
-    }
-
-
-def _groups(build: Build, filters: Sequence[PairFilter], cuts: Cuts) -> list[Values]:
-    """The best and worst pairs, before and after the filters, and at each limit those nearest to it on either side."""
-    best, worst = (_Group(name, "", SHOWN) for name in ("best", "worst"))
-    kept_best, kept_worst = (_Group(name, "", SHOWN) for name in ("best_kept", "worst_kept"))
-    sides: list[tuple[_Group, _Group, Distance]] = []
-    for f, of_filter in zip(filters, cuts, strict=True):
-        for option, distance in _distances(f, of_filter):
-            sides.append((_Group("just_dropped", option, NEAREST), _Group("just_kept", option, NEAREST), distance))
-    for table, kept in _tables(build, bool(filters)):
-        units, there = in_units(table[PAIR_SCORE.name])
-        best.offer(table, -units, there, kept)
-        worst.offer(table, units, there, kept)
-        kept_best.offer(table, -units, there & kept, kept)
-        kept_worst.offer(table, units, there & kept, kept)
-        for dropped_side, kept_side, distance in sides:
-            far, beyond, within = distance(units, table["source"].to_pylist())
-            dropped_side.offer(table, far, there & beyond & ~kept, kept)
-            kept_side.offer(table, far, there & within & kept, kept)
-    groups = [best, worst]
-    groups += [kept_best, kept_worst] if filters else []
-    return [group.value() for group in [*groups, *(group for side in sides for group in side[:2])]]
-
-
-Distance = Callable[[Units, list[str]], tuple[Units, Mask, Mask]]
-"""Of scores and sources: how far from a limit each is, whether it is beyond, and whether it is within."""
-
-
-def _distances(f: PairFilter, of_filter: Mapping[str, pair_scores.Cut]) -> Iterator[tuple[str, Distance]]:
-    """(option, distance from it) of what a filter limits."""
-    if isinstance(f, PairScore) and f.min_score > -1:
-        low = round(f.min_score * UNITS)
-        yield "min_score", lambda units, _: (np.abs(units - low), units < low, units >= low)
-    if isinstance(f, PairScore) and f.max_score < 1:
-        high = round(f.max_score * UNITS)
-        yield "max_score", lambda units, _: (np.abs(units - high), units > high, units <= high)
-    if of_filter:
-
-        def of_share(units: Units, sources: list[str]) -> tuple[Units, Mask, Mask]:
-            ends = np.array([of_filter[s].units if s in of_filter else 2 * UNITS for s in sources], np.int64)
-            passes = np.array([f.judge(u / UNITS) is None for u in units.tolist()], np.bool_)
-            # those with exactly the last score are on both sides: which of them are kept, their ids say
-            return np.abs(units - ends), passes & (units <= ends), passes & (units >= ends)
-
-        yield "top_share", of_share
-
-
-def _tables(build: Build, judged: bool) -> Iterator[tuple[pa.Table, Mask]]:
-    """(scored pairs, which of them choose kept) of a split of a partition at a time."""
-    stage = build.stage("score")
-    for record in stage.records():
-        for split in SPLITS:
-            table = stage.table(record, f"{split}.parquet", COLUMNS)
-            kept = np.ones(table.num_rows, np.bool_)
-            if judged:
-                after = build.stage("choose")
-                ids = after.table(after.record(record.partition), f"{split}.parquet", ["candidate_id"])["candidate_id"]
-                kept = np.asarray(pc.is_in(table["candidate_id"], ids.combine_chunks()).to_numpy(), np.bool_)
-            if table.num_rows:
-                yield table, kept
 
 
 HTML = """

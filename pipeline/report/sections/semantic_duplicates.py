@@ -160,9 +160,12 @@ def _add_pictures(build: Build, rows: list[Values], takedowns: Takedowns, foreig
 def _rows(build: Build, ids: set[str]) -> dict[str, Values]:
     """The decisions on candidates, by id: where one came twice, that which says what became of it first."""
     found = dict[str, Values]()
-    wanted = pc.field("id").isin(pa.array(sorted(ids), pa.string())) & (pc.field("subject") == "candidate")
-    for batch in Frames.of(build).batches("decisions", filters=wanted):
-        for row in batch.to_pylist():
+    names = pa.array(sorted(ids), pa.string())
+    wanted = pc.field("id").isin(names) & (pc.field("subject") == "candidate")
+    for part in Frames.of(build).parts("decisions"):
+        if not pc.any(pc.is_in(part.table(["id"])["id"], names)).as_py():
+            continue  # one column of nearly all files is enough
+        for row in part.table(filters=wanted).to_pylist():
             if row["id"] not in found or row["kept"] or row["stage"] == "semantic_dedup":
                 found[row["id"]] = row
     return found

@@ -7,16 +7,14 @@ baseline's share of each bin as a line across its bar.
 from __future__ import annotations
 
 from pipeline.detectors import detector_ids
-from pipeline.report import limits
-from pipeline.report.figures import collect
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    kept = collect(material.build)
+    kept = material.tally.kept.value()
     before = shares_before(kept["histograms"], material.baseline)
-    charts = limits.collect(material.build, kept["histograms"])
+    charts = material.tally.limits.value(kept["histograms"])
     return {**kept, "limits": charts, "cached_regions": cached_regions(material.build), "before": before}
 
 

@@ -7,24 +7,17 @@ that stood on many pages, which `extract` removed, there are no examples, since 
 
 from __future__ import annotations
 
-from collections import Counter
-
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from pipeline.records import REMOVED
-from pipeline.report.figures import counted
+from pipeline.report.removed import RemovedTexts
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import templates
-from pipeline.store.build import Build
 
-REASONS, EXAMPLES, TEMPLATES = 12, 3, 20
-"""Groups of removed texts, examples of each, and templates that are listed."""
+REASONS, TEMPLATES = 12, 20
+"""Groups of removed texts, and templates that are listed."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
     build = material.build
-    kinds, fallbacks = primary(build)
+    kinds, fallbacks = material.tally.kept.primary_kinds, material.tally.kept.fallbacks
     found = templates.read(build) or [] if "admit" in build.fingerprints else []
     listed = sorted(found, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
     return {
@@ -32,51 +25,23 @@ def figures(material: Material, inputs: Values) -> Values:
             "samples": kinds.total(),
             "fallbacks": fallbacks.total(),
             "kinds": [{"name": k, "count": n, "fallbacks": fallbacks[k]} for k, n in kinds.most_common()],
-            "removed": removed(build),
+            "removed": removed(material.tally.removed),
             "templates": len(found),
             "listed": listed,
         }
     }
 
 
-def primary(build: Build) -> tuple[Counter[str], Counter[str]]:
-    """Kinds of the primary texts of all samples, and of those that are fallbacks."""
-    kinds, fallbacks = Counter[str](), Counter[str]()
-    stage = build.stage("shard")
-    for record in build.packed():
-        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
-            columns = [name for name in ("texts", "text_rank") if name in file.schema_arrow.names]
-            for batch in file.iter_batches(5_000, columns=columns):
-                primary = pc.struct_field(pc.list_element(batch["texts"], 0), "kind")
-                kinds.update(counted(primary))
-                if "text_rank" in columns:
-                    fallbacks.update(counted(primary.filter(pc.greater(batch["text_rank"], 0))))
-    return kinds, fallbacks
-
-
-def removed(build: Build) -> list[Values]:
+def removed(texts: RemovedTexts) -> list[Values]:
     """The most frequent groups of removed texts by stage, kind and reason, with examples of kept candidates."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    examples: dict[tuple[str, str, str], dict[str, str]] = {}
-    for name in ("extract", "admit"):
-        stage = build.stage(name)
-        records = stage.records() if name in build.fingerprints else []
-        for record in (record for record in records if "parquet" in record.files):
-            for texts in stage.table(record, columns=[REMOVED])[REMOVED].to_pylist():
-                for text in texts or ():
-                    group = name, text["kind"], text["reason"]
-                    counts[group] += 1
-                    shown = examples.setdefault(group, {})
-                    if name == "admit" and len(shown) < EXAMPLES:
-                        shown.setdefault(text["text"][:60], text["evidence"])
-    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:REASONS]
+    ranked = sorted(texts.counts.items(), key=lambda entry: (-entry[1], entry[0]))[:REASONS]
     return [
         {
             "stage": group[0],
             "kind": group[1],
             "reason": group[2],
             "count": count,
-            "examples": [{"text": text, "evidence": why} for text, why in examples[group].items()],
+            "examples": [{"text": text, "evidence": why} for text, why in texts.examples[group].items()],
         }
         for group, count in ranked
     ]

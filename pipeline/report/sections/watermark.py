@@ -3,8 +3,7 @@
 Shown are the marks of the largest groups, as the lengths of their gradients, with what they dropped; and the pictures
 just dropped and just kept, of all that were compared with a mark. Empty for a spec without `watermark`.
 
-Limits: memory is one file of a partition, counts by group (cut to the larger ones, where they are very many), and what
-is shown. Thumbnails stop at a budget of bytes.
+Limits: counts by group are cut to the larger ones, where they are very many. Thumbnails stop at a budget of bytes.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ from __future__ import annotations
 import base64
 import heapq
 import io
-from collections import Counter
-from typing import Any
-
-import pyarrow as pa
 
 from pipeline.pictures.marks import drawn
-from pipeline.report.figures import trim
+from pipeline.report.marked import named
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
-from pipeline.store.host_marks import CORRELATIONS, mark_of, rows_with_mark
+from pipeline.store.host_marks import mark_of, rows_with_mark
 
-SHOWN, NEAREST = 24, 12
-"""Marks that are shown, and pictures on each side of the limit."""
+SHOWN = 24
+"""Marks that are shown."""
 
 PICTURES, SIDE = 400_000, 144
 """Bytes of all thumbnails of the section, and pixels of their longer side."""
@@ -44,7 +38,8 @@ def watermark(material: Material) -> Values | None:
     if not judged:
         return None
     takedowns, hidden = build.store.takedowns(), material.shown.opted_out
-    compared, dropped, groups = _nearest(build, build.spec.watermark.max_correlation)
+    marked = material.tally.marked
+    compared, dropped, groups = marked.compared, marked.dropped, marked.value()
     for group in groups:
         group["rows"] = [r for r in group["rows"] if r["fetch_id"] not in hidden and not takedowns.names(r)]
     rows = [row for group in groups for row in group["rows"]]
@@ -64,18 +59,14 @@ def watermark(material: Material) -> Values | None:
             {
                 **{name: row[name] for name in ("host", "width", "height", "pictures", "sampled")},
                 "share": round(row["share"], 4),
-                "compared": compared[_named(row)],
-                "dropped": dropped[_named(row)],
+                "compared": compared[named(row)],
+                "dropped": dropped[named(row)],
                 "mark": _png(row),
             }
             for row in largest
         ],
         "nearest": groups,
     }
-
-
-def _named(row: Values) -> str:
-    return f"{row['host']} {row['width']} x {row['height']}"
 
 
 def _png(row: Values) -> str:
@@ -85,37 +76,6 @@ def _png(row: Values) -> str:
     out = io.BytesIO()
     Image.fromarray(drawn(mark_of(row))).quantize(16).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _nearest(build: Build, limit: float) -> tuple[Counter[str], Counter[str], list[Values]]:
-    """Pairs compared and dropped by group, and those nearest to the limit on either side."""
-    compared, dropped = Counter[str](), Counter[str]()
-    sides: dict[bool, list[Values]] = {False: [], True: []}
-    stage = build.stage("watermark")
-    for record in stage.records():
-        table: pa.Table = stage.table(record, CORRELATIONS)
-        here: dict[bool, list[Values]] = {False: [], True: []}
-        for row in table.to_pylist():
-            kept = round(row["correlation"], 4) <= limit
-            compared[_named(row)] += 1
-            dropped[_named(row)] += not kept
-            here[kept].append(row)
-        for kept, rows in here.items():
-            nearest = [*sides[kept], *rows]
-            sides[kept] = heapq.nsmallest(
-                NEAREST, nearest, key=lambda row: (abs(row["correlation"] - limit), row["candidate_id"])
-            )
-        trim(compared)
-        trim(dropped)
-    names = {False: "just_dropped", True: "just_kept"}
-    return compared, +dropped, [{"name": names[kept], "rows": [_row(r, kept) for r in sides[kept]]} for kept in names]
-
-
-def _row(row: Values, kept: bool) -> Values:
-    """A pair as the page and report.json have it."""
-    same: dict[str, Any] = {name: row[name] for name in ("fetch_id", "source", "page_url", "host", "text")}
-    named = {"id": row["candidate_id"], "url": row["image_url"], "stage": "watermark", "duplicate_of": ""}
-    return {**same, **named, "kept": kept, "correlation": round(row["correlation"], 4)}
 
 
 HTML = """

@@ -17,6 +17,7 @@ from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.report.at_source import in_sources
 from pipeline.report.pictures import add_pictures, choose
+from pipeline.report.tally import tallied
 from pipeline.sources import folder
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
@@ -49,7 +50,7 @@ def rows_of(build: Build) -> list[dict[str, Any]]:
 
 
 def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
-    rows = choose(build, NO_TAKEDOWNS).rows()
+    rows = choose(build, NO_TAKEDOWNS, tallied(build, NO_TAKEDOWNS).fates).rows()
     add_pictures(build, rows, NO_TAKEDOWNS)
     assert {(row["url"], row["reason"], row["width"], row["height"]) for row in rows} == {
         ("folder:///mine/own.jpg", "text_too_short", 320, 240),

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pipeline.records import DropReason, drop_capture
-from pipeline.report.funnel import faults, read_funnels, top_reasons
+from pipeline.report.funnel import examples, faults, read_funnels, top_reasons
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
+from pipeline.store.frames import Frames, Part
 
 Run = Callable[[Build, str], None]
 
@@ -30,6 +32,28 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     assert sum(part.kept for part in parts) == candidates.kept
     assert (captures.total, captures.kept, captures.reasons()) == (12, 10, [("http_status", 2)])
     assert faults(synthetic_build, candidates, captures) == []
+
+
+def test_decisions_that_a_record_does_not_count_are_counted_and_few_are_read_for_examples(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(synthetic_build, "shard")
+    expected, read = read_funnels(synthetic_build), list[str]()
+    lines = examples(synthetic_build, 4)
+    whole = Part.table
+    monkeypatch.setattr(Part, "table", lambda part, *args: read.append(part.name) or whole(part, *args))
+    assert read_funnels(synthetic_build) == expected
+    assert read == []
+    assert examples(synthetic_build, 4) == lines
+    parts = list(Frames.of(synthetic_build).parts("decisions"))
+    assert 0 < len(read) < len(parts) - len(synthetic_build.packed()), "nothing of shards, which drop nothing"
+    for name in synthetic_build.fingerprints:  # as an older wenlan left them
+        stage = synthetic_build.stage(name)
+        for record in stage.records():
+            stage.write_record(record.model_copy(update={"decided": None}))
+    assert read_funnels(synthetic_build) == expected
+    assert len(examples(synthetic_build, 4)) == len(lines) == 4
+    assert examples(synthetic_build, 4) == lines
 
 
 def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_has_it(

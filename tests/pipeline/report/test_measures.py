@@ -13,7 +13,7 @@ from pipeline.report.measures import MEASURES
 @given(st.sampled_from(sorted(MEASURES)), st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_measures_have_the_bins_of_their_histograms(name: str, values: list[float]) -> None:
     measure = MEASURES[name]
-    figures = Figures([])
+    figures = Figures([], 1)
     known = {h.name: h for h in (figures.characters, figures.short, figures.long, figures.aspect)}
     assert len(measure.edges) == len(measure.labels)
     assert list(measure.steps) == sorted(measure.steps)

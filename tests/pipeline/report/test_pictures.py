@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import re
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,8 @@ from pipeline.detectors import Detector, detectors_of
 from pipeline.detectors._boxes import rows_of
 from pipeline.records import DropReason, drop, order_key, sha256_hex
 from pipeline.report import pictures as report_pictures
-from pipeline.report.pictures import MEMBERS, Ids
+from pipeline.report.fates import HIDDEN
+from pipeline.report.pictures import MEMBERS
 from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
@@ -100,7 +99,7 @@ def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
         fates: dict[str, list[str]] = {}
         for rows in Frames.of(build).tables("decisions"):
             for row in rows.to_pylist():
-                if row["subject"] == "candidate" and row["reason"] not in report_pictures.HIDDEN:
+                if row["subject"] == "candidate" and row["reason"] not in HIDDEN:
                     fates.setdefault(row["reason"], []).append(row["id"])
         shown: dict[str, list[str]] = {}
         for row in report.make(build)["sheet"]:
@@ -186,22 +185,3 @@ def test_clusters_start_with_their_leader_and_the_largest_comes_first(
     for cluster in made["clusters"]:
         assert cluster["members"][0]["id"] == cluster["leader"]
         assert len(cluster["members"]) == min(cluster["size"], MEMBERS)
-
-
-def test_a_million_ids_that_are_never_shown_take_few_bytes_each() -> None:
-    ids = Ids()
-    tracemalloc.start()
-    try:
-        for part in range(10):
-            ids.update(hashlib.sha256(f"{part} {n}".encode()).hexdigest() for n in range(5_000))
-        assert hashlib.sha256(b"7 4999").hexdigest() in ids
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 10 * 50_000, "8 bytes, and a little for what holds them"
-    assert all(hashlib.sha256(f"{n % 10} {n}".encode()).hexdigest() in ids for n in range(5_000))
-    assert not any(hashlib.sha256(f"{n}".encode()).hexdigest() in ids for n in range(5_000))
-    ids.update(["", "f" * 64])
-    assert "f" * 64 in ids
-    assert "" not in ids
-    assert "f" * 64 not in Ids()

@@ -129,3 +129,15 @@ def test_looks_that_an_older_wenlan_measured_are_found(monkeypatch: pytest.Monke
     now = Look(tuple(hash_ ^ (2**40 - 1) for hash_ in phash), signature, 4, 0.07, "now")
     assert Takedowns(looks=(now, older)).alike(rows, "now") == ["same"]
     assert Takedowns(looks=(now,)).alike(rows, "now") == []
+
+
+_URLS = st.sampled_from(["", IMAGE, PAGE, "http://img.a.cn/2.jpg", "http://c.cn/", "x", "http://[", "例子"])
+_ROWS = st.fixed_dictionaries({"fetch_id": _URLS.map(sha256_hex), "url": _URLS, "page_url": _URLS})
+
+
+@given(st.lists(_ROWS, max_size=8), st.sets(_URLS | st.sampled_from(["a.cn", "cn", "b.cn"])))
+def test_of_many_rows_those_are_named_that_are_named_one_by_one(rows: list[dict[str, str]], names: set[str]) -> None:
+    takedowns = of(*names - {""})
+    schema = pa.schema([(name, pa.string()) for name in ("fetch_id", "url", "page_url")])
+    table = pa.Table.from_pylist(rows, schema=schema)
+    assert takedowns.named(table).to_pylist() == [takedowns.names(row) for row in rows]

@@ -53,7 +53,9 @@ def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return {(group["name"], group["limit"]): group["rows"] for group in said["groups"]}
 
 
-def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[..., Build]) -> None:
+def test_it_shows_the_best_the_worst_and_those_at_each_limit(
+    build: Callable[..., Build], counted: Callable[[Build], Material]
+) -> None:
     made = build("detect", "shard", min_score=0.3, top_share=0.5)
     before, after = rows_of(made, "score"), rows_of(made, "choose")
     said = scores(Material(made))
@@ -86,6 +88,7 @@ def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[...
     pictured = [row for row in shown["best", ""] if row["picture"].startswith("data:image/jpeg;base64,")]
     assert len(pictured) == 12
     assert all(row["text"].startswith("红色的图") for row in pictured)
+    assert scores(counted(made)) == said
 
 
 def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(

@@ -27,7 +27,7 @@ def test_every_sample_has_one_primary_text_and_a_build_without_removals_says_so(
 
 
 def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
-    synthetic_build: Build, run_stage: Run
+    synthetic_build: Build, run_stage: Run, counted: Any
 ) -> None:
     build, stage = synthetic_build, synthetic_build.stage("admit")
     partition = stage.partitions()[0]
@@ -46,6 +46,7 @@ def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     assert (group["kind"], group["count"]) == ("caption", len(kept))
     assert group["examples"][0]["text"] == "<"
     assert made["texts"]["listed"] == [row]
+    assert texts.figures(counted(build), {})["texts"] == made["texts"]
     html = report.render(made, STAGES)
     assert "&lt; (1 characters; needs 2)" in html
     assert "<code>&lt;i&gt;某某网【</code>" in html

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.report.marked import NEAREST
 from pipeline.report.page import environment
 from pipeline.report.section import Material
-from pipeline.report.sections.watermark import HTML, NEAREST, watermark
+from pipeline.report.sections.watermark import HTML, watermark
 from pipeline.store.build import Build
 from tests.fetched import Got
 from tests.marked import MARKED, PLAIN, STAGES, images
 
 
-def test_it_shows_the_mark_and_what_it_dropped(fetched_build: Callable[..., Build], run_stage: Any) -> None:
+def test_it_shows_the_mark_and_what_it_dropped(
+    fetched_build: Callable[..., Build], run_stage: Any, counted: Callable[[Build], Material]
+) -> None:
     got = [Got(url, data, (text,)) for url, data, text in images()]
     build = fetched_build(got, parts=2, watermark={}, filters=[])
     run_stage(build, *STAGES)
@@ -41,6 +44,7 @@ def test_it_shows_the_mark_and_what_it_dropped(fetched_build: Callable[..., Buil
     assert mark["mark"] in page
     assert page.count("data:image/jpeg") == NEAREST + PLAIN
     assert all(row["picture"].startswith("data:image/jpeg") for row in dropped["rows"] + kept["rows"])
+    assert watermark(counted(build)) == said
 
 
 def test_without_it_there_is_no_section(synthetic_build: Build) -> None:
