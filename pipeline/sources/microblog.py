@@ -87,7 +87,8 @@ class Microblog(FileSource):
             return
         raw = _first(post, self.fields.text)
         topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
-        words = clean(html.unescape(_NOISE.sub(" ", _REPOST.sub("", raw))))
+        own = " ".join(_REPOST.sub("", raw).split())  # of white space in a row the pattern looks at each piece anew
+        words = clean(html.unescape(_NOISE.sub(" ", own)))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _all(post, self.fields.images)
         if not images:
