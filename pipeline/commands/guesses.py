@@ -324,12 +324,12 @@ def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[i
         if time.monotonic() > end:
             return
         stored = candidate.provenance.stored_at if candidate.provenance else ""
-        data = source.read_image(stored or candidate.image_url)
-        if data:
-            try:
-                own = header(data)
-            except PictureError:
-                continue  # a build drops it with the reason
+        try:
+            data = source.read_image(stored or candidate.image_url)
+            own = header(data) if data else None
+        except (PictureError, ValueError):
+            continue  # a build drops it with the reason
+        if own is not None:
             yield own.width, own.height
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import fsspec
 
 from data_specs import object_store
 from data_specs.build import within
+from data_specs.object_store import told
 from pipeline.errors import SourceError
 
 _MAGIC, _WEB = "*?[", ("http://", "https://")
@@ -148,6 +151,33 @@ def version(file: str) -> list[Any]:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]
+
+
+MAX_FILE = 1 << 30
+"""Bytes of a file that is read whole: far more than a picture has, and less than a worker's memory."""
+
+
+def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
+    """The whole content of a file below a folder, by the path or URL of that and the file's name.
+
+    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store that fails, OSError for
+    a file that is not there, and ValueError for one of more than `most` bytes, or that has no end: a pipe, a device.
+    """
+    with told(folder):
+        fs, root = fsspec.url_to_fs(folder)
+        path = f"{str(root).rstrip('/')}/{name}"
+        is_local = getattr(fs, "local_file", False)
+        if is_local:
+            about = Path(path).stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise ValueError("is no regular file")
+            if about.st_size > most:
+                raise ValueError(f"more than {most:,} bytes")
+        with fs.open(path, "rb") as f:
+            data = bytes(f.read() if is_local else f.read(most + 1))  # a disk's would first make room for as many
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
 
 
 def reason(e: BaseException) -> str:

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.object_store import StorageError, told
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason
+from pipeline.files.inputs import MAX_LINE, Lines, LongLine, content, faults, reason
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -161,7 +161,10 @@ class FolderOfImages(TableSource):
         return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""
+        """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists.
+
+        Raises ValueError for one that nobody can read whole.
+        """
         prefix = f"folder:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
@@ -169,8 +172,7 @@ class FolderOfImages(TableSource):
         if image not in self._listing():
             return None
         try:
-            with told(self._at(image)), fsspec.open(self._at(image), "rb") as f:
-                return bytes(f.read())
+            return content(self.resolve(self.path), image)
         except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
             raise SourceError(self._at(image), f"source {self.name}: {e.strerror}") from None
         except OSError:
@@ -231,15 +233,11 @@ class FolderOfImages(TableSource):
             if name not in self._listing():
                 continue
             try:
-                with told(self._at(name)), fsspec.open(self._at(name), "rb") as f:
-                    read = f.read(MAX_LINE + 1)
-                if len(read) > MAX_LINE:
-                    raise ValueError(f"more than {MAX_LINE:,} bytes")
-                content = text_of(read, self.encoding)
+                written = text_of(content(self.resolve(self.path), name, MAX_LINE), self.encoding)
                 if suffix == ".txt":
-                    texts.append(Text(self.text_kind, clean(content)))
+                    texts.append(Text(self.text_kind, clean(written)))
                 else:
-                    value = json.loads(content)
+                    value = json.loads(written)
                     texts += texts_of(value)
             except StorageError as e:
                 raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None

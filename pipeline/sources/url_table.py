@@ -27,17 +27,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_specs.object_store import StorageError, told
+from data_specs.object_store import StorageError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, faults, reason, version
+from pipeline.files.inputs import MAX_LINE, Lines, LongLine, content, faults, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
@@ -141,21 +141,21 @@ class UrlTable(FileSource):
         return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
+        """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist.
+
+        Raises ValueError for one that nobody can read whole.
+        """
         prefix = f"url-table:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
         relative = PurePosixPath(unquote(image_url[len(prefix) :]))
         if relative.is_absolute() or ".." in relative.parts:
             return None
-        place = f"{self.root() or self.resolve(self.images).rstrip('/')}/{relative}"
+        folder = self.root() or self.resolve(self.images)
         try:
-            if self.root():  # not by fsspec, to which some names say more
-                return Path(place).read_bytes()
-            with told(place), fsspec.open(place, "rb") as f:
-                return bytes(f.read())
+            return content(folder, str(relative))
         except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
-            raise SourceError(place, f"source {self.name}: {e.strerror}") from None
+            raise SourceError(f"{folder.rstrip('/')}/{relative}", f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
 

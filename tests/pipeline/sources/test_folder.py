@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.files.inputs import MAX_FILE
 from pipeline.records import Candidate, Provenance
 from pipeline.sources import folder as folder_source
 from pipeline.sources.folder import FolderOfImages
@@ -241,3 +243,27 @@ def test_a_captions_file_names_no_picture_outside_of_its_folder(tmp_path, name):
     assert source.read_image("folder:///s/a.jpg") == b"A"
     for address in ("folder:///s/../secret.jpg", "folder:///s/..%2Fsecret.jpg", "folder:///s//etc/passwd"):
         assert source.read_image(address) is None
+
+
+@pytest.mark.parametrize("name", ["a::b", "simplecache::memory:::b", "http:::b", "100%", "[1]", "x#y?z", "~b", "c\\d"])
+def test_a_picture_is_read_whatever_its_name_says_to_others(tmp_path, name):
+    put(tmp_path, {f"{name}.jpg": b"A", f"{name}.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+    assert texts(picture) == [("caption", "云")]
+    assert source.read_image(picture.image_url) == b"A"
+
+
+def test_a_file_without_an_end_costs_its_picture_only(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "b.txt": "云", "c.txt": "海", "d.txt": "山"})
+    os.mkfifo(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    with (tmp_path / "d.jpg").open("wb") as f:
+        f.truncate(MAX_FILE + 1)  # takes no room
+    source = folder(tmp_path)
+    a, *others = read(source)
+    assert (a.reason, a.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: is no regular file)")
+    for picture, fault in zip(others, ["is no regular file", "is no regular file", "more than"], strict=True):
+        with pytest.raises(ValueError, match=fault):
+            source.read_image(picture.image_url)
