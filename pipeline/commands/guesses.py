@@ -26,7 +26,7 @@ from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, expand, reason
+from pipeline.files.inputs import Lines, expand, files_below, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
@@ -133,7 +133,7 @@ def _is_folder(given: str) -> bool:
 
 def _folder(given: str) -> list[Source]:
     """What a folder holds: pictures, or else tars, WARC files or tables."""
-    files = _files_below(given)
+    files = sorted(files_below(given))
     by_suffix: dict[str, list[str]] = {}
     for name in files:
         by_suffix.setdefault(_suffix(name), []).append(name)
@@ -152,14 +152,8 @@ def _folder(given: str) -> list[Source]:
     return sources
 
 
-def _files_below(folder: str) -> list[str]:
-    """Paths of all files of a folder, relative to it."""
-    fs, root = fsspec.url_to_fs(folder)
-    return [str(name)[len(root.rstrip("/")) + 1 :] for name in sorted(fs.find(root))]
-
-
 def _pictures_below(folder: str) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in _files_below(folder))
+    return any(name.lower().endswith(SUFFIXES) for name in files_below(folder))
 
 
 def _glob(names: list[str], ending: str) -> str:

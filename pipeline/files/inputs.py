@@ -7,7 +7,9 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
+import os
 import stat
 import sys
 import zlib
@@ -151,6 +153,89 @@ def version(file: str) -> list[Any]:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]
+
+
+Listing = dict[str, tuple[int, str]]
+"""Path of a file relative to a folder -> (size, time or ETag)."""
+
+
+def files_below(folder: str) -> Listing:
+    """All files below a folder, by its path or URL. Raises SourceError if there is no such folder, or one in it cannot
+    be looked into."""
+    try:
+        with told(folder):
+            fs, root = fsspec.url_to_fs(folder)
+            if not fs.isdir(root):
+                raise SourceError(folder, "there is no such folder")
+            if getattr(fs, "local_file", False):
+                return _files_on_disk(str(root))
+            files = fs.find(root, detail=True)
+    except object_store.StorageError as e:
+        raise SourceError(folder, f"cannot be listed: {e.strerror}") from None
+    except (OSError, ValueError, ImportError) as e:
+        raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
+    start = len(str(root).rstrip("/"))
+    return {
+        str(name)[start:].lstrip("/"): (
+            int(info.get("size") or 0),
+            str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
+        )
+        for name, info in files.items()
+    }
+
+
+def _files_on_disk(root: str) -> Listing:
+    """All files below a folder of a disk. fsspec would pass over folders that it cannot read, and those behind links.
+
+    Each folder is looked into once, by its own path if it has one below `root`. Raises OSError.
+    """
+    listing: Listing = {}
+    seen: set[tuple[int, int]] = set()
+    waiting, linked = [""], list[str]()  # folders by their path in `root`
+    while waiting or linked:
+        if not waiting:
+            linked.sort(reverse=True)
+        prefix = (waiting or linked).pop()
+        try:
+            about = os.stat(f"{root}/{prefix}")  # noqa: PTH116  (of a million folders)
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            entries = os.scandir(f"{root}/{prefix}")
+        except FileNotFoundError:
+            if not prefix:
+                raise
+            continue  # it went meanwhile
+        seen.add((about.st_dev, about.st_ino))
+        with entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                elif entry.is_symlink() and _is_folder(entry):
+                    linked.append(f"{name}/")
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        listing[name] = _size_and_time(entry)
+    return listing
+
+
+def _is_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # it leads to itself
+        return False
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, str]:
+    """Those of a file; of a link the size of what it leads to, 0 where that is nothing, and its own time."""
+    own = entry.stat(follow_symlinks=False)
+    size = own.st_size
+    if entry.is_symlink():
+        try:
+            size = entry.stat().st_size
+        except OSError:
+            size = 0
+    return size, str(own.st_mtime or "")
 
 
 MAX_FILE = 1 << 30

@@ -13,7 +13,7 @@ The pictures are read from the folder itself and not fetched. Their image_url is
 which is the same wherever the folder lies. Any path that fsspec opens will do.
 
 Limits: each process lists the whole folder, and keeps the list until `token` is called again. Links that lead out of
-the folder are followed, as the file system does.
+the folder are followed; a folder behind several of them is read once.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ from typing import Any, ClassVar, NamedTuple
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.object_store import StorageError, told
+from data_specs.object_store import StorageError
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, content, faults, reason
+from pipeline.files.inputs import MAX_LINE, Lines, Listing, LongLine, content, faults, files_below, reason
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -48,9 +47,6 @@ from pipeline.texts.cleaning import clean
 
 HEIF_SUFFIXES = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
-
-Listing = dict[str, tuple[int, str]]
-"""Path relative to the folder -> (size, time or ETag)."""
 
 
 class _Listed(NamedTuple):
@@ -414,22 +410,5 @@ def _writable(name: str) -> str:
 @lru_cache(maxsize=8)
 def _list(folder: str) -> _Listed:
     """All files below a folder. Raises SourceError if there is no such folder."""
-    try:
-        with told(folder):
-            fs, root = fsspec.url_to_fs(folder)
-            if not fs.isdir(root):
-                raise SourceError(folder, "there is no such folder")
-            files = fs.find(root, detail=True)
-    except StorageError as e:
-        raise SourceError(folder, f"cannot be listed: {e.strerror}") from None
-    except (OSError, ValueError, ImportError) as e:
-        raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
-    root = root.rstrip("/")
-    listing = {
-        str(name)[len(root) :].lstrip("/"): (
-            int(info.get("size") or 0),
-            str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
-        )
-        for name, info in files.items()
-    }
+    listing = files_below(folder)
     return _Listed(listing, sorted(name for name in listing if PurePosixPath(name).suffix.lower() in SUFFIXES))

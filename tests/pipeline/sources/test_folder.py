@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -267,3 +268,28 @@ def test_a_file_without_an_end_costs_its_picture_only(tmp_path):
     for picture, fault in zip(others, ["is no regular file", "is no regular file", "more than"], strict=True):
         with pytest.raises(ValueError, match=fault):
             source.read_image(picture.image_url)
+
+
+def test_folders_behind_links_are_looked_into_once(tmp_path):
+    put(tmp_path, {"in/a.jpg": b"A", "in/b/b.jpg": b"B", "out/c.jpg": b"C", "out/d/d.jpg": b"D"})
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "b" / "up").symlink_to("..")
+    (tmp_path / "out" / "d" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "itself").symlink_to("itself")
+    pictures = [row.evidence for row in read(folder(tmp_path / "in"))]  # they have no text
+    assert pictures == ["a.jpg", "again/c.jpg", "again/d/d.jpg", "b/b.jpg"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, {"a.jpg": b"A", "b/b.jpg": b"B"})
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(SourceError, match=r"cannot be listed .*Permission denied: '.*/b/'"):
+        folder(tmp_path).token()
