@@ -14,12 +14,15 @@ import codecs
 import contextlib
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any
 
 import fsspec
 from pydantic import AfterValidator
 
+from pipeline.files.inputs import MAX_LINE, LongLine
+from pipeline.records import encodable
 from pipeline.texts import charset
 
 AUTO = "auto"
@@ -119,6 +122,73 @@ def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
         encoding = encoding_of(head, whole=len(head) < HEAD)
     with fsspec.open(file, "rt", compression="infer", encoding=encoding, errors="surrogateescape", newline="") as f:
         yield f, encoding
+
+
+class Rows(Iterator[list[str]]):
+    """The cells of each row of a CSV or TSV table, its header first.
+
+    A quote that nobody closes, such as that of a text in a table whose writer quotes nothing, would make one cell of
+    all rows behind it. So where a line within a row looks like the first line of a row, each line is read by itself.
+    `is_row` tells by the cells of a line; set it once the header is known.
+
+    `next` raises csv.Error or LongLine for a row that cannot be read, and goes on behind it when it is called again.
+    """
+
+    def __init__(self, lines: Iterator[str], separator: str) -> None:
+        csv.field_size_limit(MAX_LINE)
+        self.is_row: Callable[[list[str]], bool] = lambda cells: False
+        self._separator = separator
+        self._reader = csv.reader(map(self._noted, lines), delimiter=separator)
+        self._taken: list[str] = []  # lines of the row that is being read
+        self._size = 0  # characters of them
+        self._again: deque[str | Exception] = deque()
+
+    def __next__(self) -> list[str]:
+        if self._again:
+            line = self._again.popleft()
+            if isinstance(line, Exception):
+                raise line
+            return next(csv.reader([line], delimiter=self._separator), [])
+        self._taken, self._size = [], 0
+        try:
+            row = next(self._reader)
+        except (csv.Error, LongLine) as e:
+            if not self._holds_rows():
+                raise
+            if self._size <= MAX_LINE:  # it is about a line more
+                self._again.append(e)
+        else:
+            if not self._holds_rows():
+                return row
+        self._again.extendleft(reversed(self._taken))
+        return next(self)
+
+    def _noted(self, line: str) -> str:
+        self._taken.append(line)
+        self._size += len(line)
+        if self._size > MAX_LINE and len(self._taken) > 1:
+            raise LongLine(f"a row of more than {MAX_LINE:,} characters")
+        return line
+
+    def _holds_rows(self) -> bool:
+        """Whether the lines of a row look like rows of their own."""
+        if len(self._taken) < 2:
+            return False
+        first, *others = csv.reader(self._taken, delimiter=self._separator, quoting=csv.QUOTE_NONE)
+        return self.is_row(first) and any(map(self.is_row, others))
+
+
+def cell_text(value: Any) -> str:
+    """A cell of a table as text, of a list its entries; "" for a missing one. Raises TypeError for what is no text."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(cell_text, value)))
+    if value is None or value != value:  # pandas writes NaN for nothing
+        return ""
+    if isinstance(value, bytes):  # Parquet of those who do not say that their strings are text
+        return value.decode()
+    if isinstance(value, dict):
+        raise TypeError(f"is no text but an object of {', '.join(map(str, value))}"[:200])
+    return encodable(str(value)).strip()
 
 
 def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:

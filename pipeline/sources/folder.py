@@ -42,7 +42,17 @@ from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
 from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
-from pipeline.sources._text_files import AUTO, Encoding, cleaned, columns_of, no_column, opened, separator_of, text_of
+from pipeline.sources._text_files import (
+    AUTO,
+    Encoding,
+    Rows,
+    cleaned,
+    columns_of,
+    no_column,
+    opened,
+    separator_of,
+    text_of,
+)
 from pipeline.texts.cleaning import clean
 
 HEIF_SUFFIXES = (".heic", ".heif")
@@ -285,16 +295,23 @@ class FolderOfImages(TableSource):
         lines = Lines(f)
         first = next(lines, "")
         separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        rows = csv.DictReader(chain([first], lines), delimiter=separator)
-        rows.fieldnames = cleaned(rows.fieldnames or [])
-        self._check_columns(rows.fieldnames, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
+        rows = Rows(chain([first], lines), separator)
+        header = cleaned(next(rows, []))
+        self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
+        image = header.index(self.columns.image)
+        rows.is_row = lambda cells: len(cells) == len(header) and pictures.find(cells[image].strip('"')) in pictures
         while True:
             try:
-                yield next(rows)
+                cells = next(rows)
             except StopIteration:
                 return
             except (csv.Error, LongLine) as e:
                 yield e
+                continue
+            if any(cells[len(header) :]):  # a text with the separator in it, and no quotes around it
+                yield ValueError(f"{len(cells)} fields, the header has {len(header)}")
+            elif cells:
+                yield dict(zip(header, cells, strict=False))
 
     def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: _Names) -> None:
         """Raises ValueError for a table without a column that is needed, and says what to write into the spec.

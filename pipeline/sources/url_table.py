@@ -37,11 +37,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.object_store import StorageError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine, content, faults, reason, version
+from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
-from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, separator_of
+from pipeline.sources._text_files import AUTO, Encoding, Rows, cell_text, cleaned, no_column, opened, separator_of
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
@@ -56,7 +56,7 @@ BRIVL_KINDS: dict[str, TextKind] = {
 """Kinds of text by BriVL's names. Its `easy` and `first` are parts of surrounding, used only where that is missing."""
 
 _BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
-
+_URL = re.compile(r"\s*\"?\s*(?:https?:)?//[^\s/]", re.I)
 
 ROWS = 1_000
 """Rows of a Parquet file that are in memory at once."""
@@ -214,20 +214,20 @@ class UrlTable(FileSource):
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
-        csv.field_size_limit(MAX_LINE)
         lines = Lines(f)
         first = next(lines, "")
-        separator = separator_of(first, self._wanted(), "\t" if kind == "tsv" else ",")
-        reader = csv.reader(chain([first], lines), delimiter=separator, quoting=csv.QUOTE_MINIMAL)
-        header = cleaned(next(reader, []))
+        rows = Rows(chain([first], lines), separator_of(first, self._wanted(), "\t" if kind == "tsv" else ","))
+        header = cleaned(next(rows, []))
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
+        image = header.index(self.columns.image_url)
+        rows.is_row = lambda cells: len(cells) == len(header) and _URL.match(cells[image]) is not None
         number = 0
         while True:
             number += 1
             try:
-                cells = next(reader)
+                cells = next(rows)
             except StopIteration:
                 decoding.end()
                 return
@@ -300,17 +300,18 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
 
     def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
-        raw = _cell(cells, self.columns.image_url)
-        texts = []
-        for kind, names in self.columns.texts.items():
-            for name in (names,) if isinstance(names, str) else names:
-                texts.append(Text(kind, clean(_cell(cells, name))))
-        page = _cell(cells, self.columns.page_url)
+        texts, columns = list[Text](), self.columns
+        try:
+            raw, page, own = (_cell(cells, name) for name in (columns.image_url, columns.page_url, columns.id))
+            for kind, names in columns.texts.items():
+                for name in (names,) if isinstance(names, str) else names:
+                    texts.append(Text(kind, clean(_cell(cells, name))))
+        except TypeError as e:
+            return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
         try:
             page = canonical_url(page) if page else ""
         except ValueError:
             page = ""
-        own = _cell(cells, self.columns.id)
         try:
             bare, userinfo = split_userinfo(raw)
             url = canonical_url(bare)
@@ -385,11 +386,11 @@ def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
 
 
 def _cell(cells: dict[str, Any], name: str | None) -> str:
-    """A cell as text; "" if the column or the cell is missing."""
-    value = cells.get(name) if name else None
-    if isinstance(value, (list, tuple)):
-        value = " ".join(str(part) for part in value)
-    return "" if value is None else encodable(str(value)).strip()
+    """A cell as text; "" if the column or the cell is missing. Raises TypeError that names the column."""
+    try:
+        return cell_text(cells.get(name)) if name else ""
+    except TypeError as e:
+        raise TypeError(f"column {name} {e}") from None
 
 
 def _boxes(value: Any) -> tuple[float, ...]:

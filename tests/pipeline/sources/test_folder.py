@@ -293,3 +293,24 @@ def test_a_folder_that_cannot_be_looked_into_is_named_and_not_passed_over(tmp_pa
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(SourceError, match=r"cannot be listed .*Permission denied: '.*/b/'"):
         folder(tmp_path).token()
+
+
+def test_a_captions_row_with_more_fields_than_the_header_is_a_decision(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "b.jpg": b"B", "t.csv": "file,caption\na.jpg,一只猫, 在沙发上\nb.jpg,一只狗,,\n"})
+    row, a, b = read(folder(tmp_path, captions="t.csv"))
+    assert (row.reason, row.evidence) == ("unreadable", "t.csv, row 1: ValueError: 3 fields, the header has 2")
+    assert (a.reason, texts(b)) == ("no_text", [("caption", "一只狗")])
+
+
+def test_a_quote_that_nobody_closes_costs_no_other_caption(tmp_path):
+    put(tmp_path, {f"{i}.jpg": b"A" for i in range(9)})
+    rows = [f"{i}.jpg\t" + '"' * (i in (2, 3, 7)) + f"第{i}张" for i in range(9)]
+    put(tmp_path, {"t.tsv": "\n".join(["file\tcaption", *rows])})
+    got = read(folder(tmp_path, captions="t.tsv"))
+    assert [texts(row) for row in got] == [[("caption", f"第{i}张")] for i in range(9)]
+
+
+def test_a_captions_file_whose_header_no_quote_ends_is_one_line(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "t.csv": '"file,caption\n' + "a.jpg,云\n" * 200_000})
+    with pytest.raises(SourceError, match=r"t\.csv: source s: the captions file"):
+        read(folder(tmp_path, captions="t.csv"))

@@ -11,6 +11,8 @@ from typing import Any
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,7 +120,7 @@ def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_p
 
 def test_a_broken_line_of_json_is_one_decision(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": {"a": 1}}\n')
+    path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": "坏"}\n')
     assert [f.reason if isinstance(f, Decision) else f.row for f in read(table(path))] == [
         1,
         "bad_row",
@@ -288,3 +290,61 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
     assert isinstance(decision, Decision)
     assert decision.reason == "bad_row"
     assert fault in decision.evidence
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize("columns", [["url", "zh", "page"], ["zh", "url", "page"]])
+@pytest.mark.parametrize("stray", [(3,), (3, 4), (3, 50), (5_000,)])
+def test_a_quote_that_nobody_closes_costs_no_other_row(tmp_path, kind, columns, stray):
+    separator = {"csv": ",", "tsv": "\t"}[kind]
+    rows = [
+        {"url": f"http://i.test/{i}.jpg", "zh": '"' * (i in stray) + f"第{i}张图", "page": "x" * 200}
+        for i in range(6_000)
+    ]
+    lines = [separator.join(columns), *(separator.join(row[name] for name in columns) for row in rows)]
+    (tmp_path / f"t.{kind}").write_text("\n".join(lines))
+    entries = read(table(tmp_path / f"t.{kind}"))
+    sound = {f"http://i.test/{i}.jpg" for i in range(6_000) if i not in stray}
+    candidates = {entry.image_url: entry.texts[0].text for entry in entries if isinstance(entry, Candidate)}
+    assert sound <= candidates.keys()
+    assert all(len(text) < 12 for text in candidates.values())
+    assert len(entries) == 6_000
+
+
+def test_texts_of_several_lines_are_one_cell_whatever_column_they_are_in(tmp_path):
+    for columns in (["url", "zh", "page"], ["zh", "page", "url"]):
+        pd.DataFrame(ROWS)[columns].to_csv(tmp_path / "t.csv", index=False)
+        assert [c.texts[0].text for c in read(table(tmp_path / "t.csv"))] == [
+            row["zh"].replace("\n", " ") for row in ROWS
+        ]
+
+
+def test_a_header_that_no_quote_ends_is_one_line(tmp_path):
+    (tmp_path / "t.csv").write_text('"url,zh,page\n' + "http://i.test/1.jpg,好,\n" * 60_000)
+    with pytest.raises(SourceError, match=r"t\.csv: source t: a row of more than"):
+        read(table(tmp_path / "t.csv"))
+
+
+def test_strings_that_parquet_does_not_call_text_are_read_and_what_is_none_is_a_decision(tmp_path):
+    urls = [f"http://i.test/{i}.jpg".encode() for i in range(3)]
+    values = pa.table({"url": urls, "zh": ["好".encode(), b"\xff\xfe", None], "page": [None] * 3})
+    pq.write_table(values, tmp_path / "b.parquet")
+    sound, broken, empty = read(table(tmp_path / "b.parquet"))
+    assert (sound.image_url, sound.texts[0].text) == ("http://i.test/0.jpg", "好")
+    assert (broken.reason, empty.reason) == ("unreadable", "no_text")
+    pq.write_table(values.set_column(1, "zh", [[{"en": "good", "zh": "好"}] * 3]), tmp_path / "s.parquet")
+    for row in read(table(tmp_path / "s.parquet")):
+        assert (row.reason, row.evidence.partition(": ")[2]) == (
+            "bad_row",
+            "column zh is no text but an object of en, zh",
+        )
+
+
+def test_nothing_is_no_word_of_a_text(tmp_path):
+    lines = [
+        {"url": "http://i.test/1.jpg", "zh": ["好", None, " ", "的"]},
+        {"url": "http://i.test/2.jpg", "zh": float("nan")},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    one, two = read(table(tmp_path / "t.jsonl"))
+    assert (one.texts[0].text, two.reason) == ("好 的", "no_text")
