@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import fsspec
+import fsspec.compression
 
 from data_specs import object_store
 from data_specs.build import within
@@ -25,6 +26,17 @@ from data_specs.object_store import told
 from pipeline.errors import SourceError
 
 _MAGIC, _WEB = "*?[", ("http://", "https://")
+
+
+def _unpacked(file: Any, mode: str = "rb", **options: Any) -> Any:
+    """A zstd file as its content, all its frames in a row."""
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+
+# fsspec knows zstd only where zstandard is installed, takes the bytes for the text elsewhere, and ends at a first frame
+fsspec.compression.register_compression("zstd", _unpacked, "zst", force=True)
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:

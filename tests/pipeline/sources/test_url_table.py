@@ -21,6 +21,7 @@ from pipeline.errors import SourceError
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision
 from pipeline.sources import TableSource
+from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable
 
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
@@ -348,3 +349,23 @@ def test_nothing_is_no_word_of_a_text(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     one, two = read(table(tmp_path / "t.jsonl"))
     assert (one.texts[0].text, two.reason) == ("好 的", "no_text")
+
+
+def zstd(text: str) -> bytes:
+    """A text as one frame."""
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as f:
+        f.write(text.encode())
+    return bytes(packed.getvalue())
+
+
+def test_a_table_packed_by_zstd_is_read_to_its_end_however_many_frames_it_has(tmp_path):
+    (tmp_path / "t.csv.zst").write_bytes(
+        zstd("url,zh,page\nhttp://i.test/1.jpg,好,\n") + zstd("http://i.test/2.jpg,的,\n")
+    )
+    source = table(tmp_path / "t.csv.zst")
+    assert [row.texts[0].text for row in read(source)] == ["好", "的"]
+    assert source.look(Budget(seconds=60)).candidates == Count("candidates", 2)
+    (tmp_path / "t.csv.zst").write_bytes((tmp_path / "t.csv.zst").read_bytes()[:-10])
+    with pytest.raises(SourceError, match="Truncated"):
+        read(table(tmp_path / "t.csv.zst"))
