@@ -266,7 +266,10 @@ class UrlTable(FileSource):
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
-        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read."""
+        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read.
+
+        The rest of a damaged row group is one row that says so.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -281,7 +284,15 @@ class UrlTable(FileSource):
                         batches = table.iter_batches(ROWS, row_groups=[group], columns=self._wanted())
                         cells = itertools.chain.from_iterable(map(_cells_of, batches))
                         wanted = itertools.islice(cells, max(start - number, 0), min(stop - number, rows))
-                        yield from enumerate(wanted, max(start, number) + 1)
+                        at = first = max(start, number)
+                        try:
+                            for at, row in enumerate(wanted, first + 1):
+                                yield at, row
+                        except Exception as e:
+                            if not _is_damage(e):
+                                raise
+                            behind = min(stop, number + rows) - at - 1
+                            yield at + 1, ValueError(f"this row and {behind:,} behind it are damaged ({reason(e)})")
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
@@ -369,6 +380,15 @@ class UrlTable(FileSource):
         """The Decision about a row that is no candidate; its file and row are its identity."""
         known = tuple(t for t in texts if t.text)
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether pyarrow raised it about a file's bytes; what a disk or a server raises has a number or another class."""
+    import pyarrow as pa
+
+    if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
+        return False
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import socket
@@ -369,3 +370,44 @@ def test_a_table_packed_by_zstd_is_read_to_its_end_however_many_frames_it_has(tm
     (tmp_path / "t.csv.zst").write_bytes((tmp_path / "t.csv.zst").read_bytes()[:-10])
     with pytest.raises(SourceError, match="Truncated"):
         read(table(tmp_path / "t.csv.zst"))
+
+
+@pytest.mark.parametrize("rows_per_part", [5, 100])
+def test_a_damaged_row_group_of_a_parquet_file_costs_its_own_rows(tmp_path, rows_per_part):
+    rows = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张图", "page": ""} for i in range(30)]
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(rows).to_parquet(path, row_group_size=10)
+    place = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    damaged = bytearray(path.read_bytes())
+    damaged[place.dictionary_page_offset : place.dictionary_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(damaged)
+    entries = read(table(path, rows_per_part=rows_per_part))
+    numbers = [entry.row for entry in entries if isinstance(entry, Candidate)]
+    assert numbers == [*range(1, 11), *range(21, 31)]
+    lost = [entry for entry in entries if isinstance(entry, Decision)]
+    assert {(row.reason, row.evidence.partition(" (")[0]) for row in lost} == (
+        {
+            ("unreadable", "t.parquet, row 11: ValueError: this row and 4 behind it are damaged"),
+            ("unreadable", "t.parquet, row 16: ValueError: this row and 4 behind it are damaged"),
+        }
+        if rows_per_part == 5
+        else {("unreadable", "t.parquet, row 11: ValueError: this row and 9 behind it are damaged")}
+    )
+
+
+def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileOpener
+
+    path = write(tmp_path, "parquet")
+    source = table(path)
+    assert source.parts() == 1
+    size, whole = path.stat().st_size, LocalFileOpener.read
+
+    def fail(self: Any, *args: int) -> bytes:
+        if self.tell() < size // 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return bytes(whole(self, *args))
+
+    monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
+    with pytest.raises(SourceError, match="Input/output error"):
+        list(source.read(0))
