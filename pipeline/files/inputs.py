@@ -156,6 +156,11 @@ def listed(path: str, source: str) -> list[str]:
     return lines
 
 
+def writable(name: str) -> str:
+    """A file's name with escapes for bytes that are not UTF-8: of a zip that a Chinese Windows packed each is GBK."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
 def version(file: str) -> list[Any]:
     """A value that changes with a file: its name, size, and time or ETag. Raises SourceError."""
     try:
@@ -164,7 +169,7 @@ def version(file: str) -> list[Any]:
     except object_store.faults(*faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
-    return [file.rpartition("/")[2], info.get("size"), str(mark)]
+    return [writable(file.rpartition("/")[2]), info.get("size"), str(mark)]
 
 
 Listing = dict[str, tuple[int, str]]

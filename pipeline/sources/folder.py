@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.object_store import StorageError
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, Listing, LongLine, content, faults, files_below, reason
+from pipeline.files.inputs import MAX_LINE, Lines, Listing, LongLine, content, faults, files_below, reason, writable
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -116,7 +116,7 @@ class FolderOfImages(TableSource):
         A folder with HEIF pictures has another one once they can be read, so that the same command reads them then.
         """
         _list.cache_clear()  # a token is about the folder as it is now
-        named: list[Any] = [(_writable(name), version) for name, version in sorted(self._listing().items())]
+        named: list[Any] = [(writable(name), version) for name, version in sorted(self._listing().items())]
         if any(name.lower().endswith(HEIF_SUFFIXES) for name in self._listing()):
             named.append("heif" in readable_formats())
         return hashlib.sha256(canonical_json(named)).hexdigest()
@@ -174,7 +174,7 @@ class FolderOfImages(TableSource):
         prefix = f"folder:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
-        image = unquote(image_url[len(prefix) :])
+        image = unquote(image_url[len(prefix) :], errors="surrogateescape")
         if image not in self._listing():
             return None
         try:
@@ -204,10 +204,10 @@ class FolderOfImages(TableSource):
             yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
 
     def _candidate(self, image: str, texts: tuple[Text, ...], row: int) -> Candidate:
-        return Candidate(self.name, self.source_kind, image, "", self._address(image), texts, row)
+        return Candidate(self.name, self.source_kind, writable(image), "", self._address(image), texts, row)
 
     def _address(self, image: str) -> str:
-        return f"folder:///{self.name}/{quote(image)}"
+        return f"folder:///{self.name}/{quote(image, errors='surrogateescape')}"
 
     def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
@@ -417,11 +417,6 @@ def texts_of(value: Any) -> list[Text]:
         for k, t in pairs
         if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]
-
-
-def _writable(name: str) -> str:
-    """A file's name with escapes for bytes that are not UTF-8, so that it can be hashed."""
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=8)

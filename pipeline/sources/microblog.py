@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, LongLine, faults, reason
+from pipeline.files.inputs import Lines, LongLine, faults, reason, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
@@ -61,7 +61,7 @@ class Microblog(FileSource):
             decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
             with fsspec.open(file, "rt", compression="infer", **options) as f:
                 for number, line in Lines(f).numbered():
-                    row = f"{file.rpartition('/')[2]}, row {number}"
+                    row = f"{writable(file.rpartition('/')[2])}, row {number}"
                     if isinstance(line, LongLine):
                         yield self.unreadable(row, number, line)
                     elif line.strip():

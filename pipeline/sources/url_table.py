@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.object_store import StorageError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version
+from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
@@ -111,7 +111,7 @@ class UrlTable(FileSource):
         """Candidates of one part in the order of its rows. Raises SourceError that names file and column or row."""
         file, start, stop = self._cuts()[part]
         for number, cells in self._rows(file, start, stop):
-            row = f"{file.rpartition('/')[2]}, row {number}"
+            row = f"{writable(file.rpartition('/')[2])}, row {number}"
             yield from self.entries(row, number, partial(self._of_row, cells, row, number))
 
     def _of_row(self, cells: dict[str, Any] | str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
@@ -128,7 +128,7 @@ class UrlTable(FileSource):
     def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
         """What a build reads of one file, however it is divided. Raises SourceError."""
         for at, cells in self._rows(file, 0, sys.maxsize):
-            row = f"{file.rpartition('/')[2]}, row {at}"
+            row = f"{writable(file.rpartition('/')[2])}, row {at}"
             yield from self.entries(row, at, partial(self._of_row, cells, row, at))
 
     def count(self, file: str, budget: Budget) -> Reading:

@@ -36,7 +36,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
-from pipeline.files.inputs import faults, no_damage, reason, version
+from pipeline.files.inputs import faults, no_damage, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Reading
@@ -140,9 +140,10 @@ class WebDataset(FileSource):
         prefix = f"webdataset:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
-        shard, _, member = image_url[len(prefix) :].partition("/")
-        tar = self._tar(unquote(shard))
-        place = _INDEXES.of(*tar).place(unquote(member)) if tar else None
+        names = image_url[len(prefix) :].split("/", 1)
+        shard, member = (unquote(name, errors="surrogateescape") for name in (*names, "")[:2])
+        tar = self._tar(shard)
+        place = _INDEXES.of(*tar).place(member) if tar else None
         if tar is None or place is None:
             return None
         with fsspec.open(tar[0], "rb") as f:
@@ -181,7 +182,8 @@ class WebDataset(FileSource):
     def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
         key = str(sample["__key__"])
         member = next((sample[s].decode("utf-8", "surrogateescape") for s in sample if f".{s}".endswith(SUFFIXES)), "")
-        url = f"webdataset:///{self.name}/{quote(shard)}/{quote(member or key)}"
+        places = (quote(name, errors="surrogateescape") for name in (shard, member or key))
+        url = "/".join((f"webdataset:///{self.name}", *places))
         page_url, provenance = "", None
         texts: list[Text] = []
         fault = ""
@@ -198,7 +200,7 @@ class WebDataset(FileSource):
             ::-1
         ]  # of equal texts the first stays
         candidate = Candidate(
-            self.name, self.source_kind, f"{shard}/{key}", page_url, url, distinct, row, provenance=provenance
+            self.name, self.source_kind, writable(f"{shard}/{key}"), page_url, url, distinct, row, provenance=provenance
         )
         if not member:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")

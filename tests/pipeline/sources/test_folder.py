@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_FILE
-from pipeline.records import Candidate, Provenance
+from pipeline.records import Candidate, Provenance, candidate_rows
 from pipeline.sources import folder as folder_source
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
@@ -314,3 +314,19 @@ def test_a_captions_file_whose_header_no_quote_ends_is_one_line(tmp_path):
     put(tmp_path, {"a.jpg": b"A", "t.csv": '"file,caption\n' + "a.jpg,云\n" * 200_000})
     with pytest.raises(SourceError, match=r"t\.csv: source s: the captions file"):
         read(folder(tmp_path, captions="t.csv"))
+
+
+def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
+    for name, data in (("表.jpg", b"A"), ("表.txt", "云".encode()), ("云.jpg", b"B"), ("云.txt", b"")):
+        (tmp_path / os.fsdecode(name.encode("gbk"))).write_bytes(data)
+    source = folder(tmp_path)
+    table, cloud = read(source)
+    assert (texts(table), table.origin, table.image_url) == (
+        [("caption", "云")],
+        "\\udcb1\\udced.jpg",
+        "folder:///s/%B1%ED.jpg",
+    )
+    assert source.read_image(table.image_url) == b"A"
+    assert source.address_of(str(tmp_path / os.fsdecode("表.jpg".encode("gbk")))) == table.image_url
+    assert (cloud.reason, cloud.url) == ("no_text", "folder:///s/%D4%C6.jpg")
+    candidate_rows([table], 0)

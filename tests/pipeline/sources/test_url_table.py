@@ -6,6 +6,7 @@ import csv
 import errno
 import gzip
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate, Decision, candidate_rows
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable
+from pipeline.store.build import sha256_of
 
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
 
@@ -34,7 +36,7 @@ def table(path: Path | str | list[str], **more: Any) -> UrlTable:
     return UrlTable.model_validate({**options, "columns": columns, **more})
 
 
-def read(source: UrlTable) -> list[Candidate | Decision]:
+def read(source: TableSource) -> list[Candidate | Decision]:
     return [row for part in range(source.parts()) for row in source.read(part)]
 
 
@@ -411,3 +413,15 @@ def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_pat
     monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
     with pytest.raises(SourceError, match="Input/output error"):
         list(source.read(0))
+
+
+def test_a_file_may_be_called_in_the_encoding_of_a_chinese_windows(tmp_path):
+    write(tmp_path, "csv").rename(tmp_path / os.fsdecode("表.csv".encode("gbk")))
+    source = table(tmp_path / "*.csv")
+    sha256_of(source.token())
+    candidate_rows(read(source), 0)
+    posts = {"name": "s", "source_kind": "microblog", "path": str(tmp_path / "*.jsonl")}
+    (tmp_path / os.fsdecode("表.jsonl".encode("gbk"))).write_text('{"text": "云", "images": ["http://i.test/1.jpg"]}')
+    source = configure("sources", "microblog", posts, TableSource)
+    sha256_of(source.token())
+    candidate_rows(read(source), 0)

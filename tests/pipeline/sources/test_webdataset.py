@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from PIL import Image
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
-from pipeline.records import PROVENANCE, Decision, Provenance, sha256_hex
+from pipeline.records import PROVENANCE, Decision, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.webdataset import WebDataset, _Tar
 from pipeline.stages import STAGES
+from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
 from tests.candidates import put, read, texts
@@ -328,3 +330,14 @@ def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):
         ("bad_row", "a.tar: d/0001 is no file of a sample, KEY.SUFFIX"),
         ("bad_row", "a.tar: .jpg is no file of a sample, KEY.SUFFIX"),
     ]
+
+
+def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
+    place, key = tmp_path / os.fsdecode("表.tar".encode("gbk")), os.fsdecode("云".encode("gbk"))
+    tar(place, {f"{key}.jpg": b"A", f"{key}.txt": "云"})
+    source = tars(str(tmp_path / "*.tar"))
+    sha256_of(source.token())
+    [sample] = read(source)
+    assert texts(sample) == [("caption", "云")]
+    assert source.read_image(sample.image_url) == b"A"
+    candidate_rows([sample], 0)
