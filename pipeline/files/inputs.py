@@ -135,12 +135,22 @@ def _expand(written: str, source: str, base: str) -> list[str]:
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         _, pattern = fsspec.url_to_fs(within(glob.escape(base), written))
-        names = sorted(str(name) for name in fs.glob(pattern) if not fs.isdir(name))
+        names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
     except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
+
+
+def _behind_links(fs: Any, pattern: str) -> list[str]:
+    """What a glob matches on a disk, also below folders that are links, into which fsspec does not look.
+
+    With `**` it may match the same files without end, by a link that leads up.
+    """
+    if not getattr(fs, "local_file", False) or "**" in pattern:
+        return []
+    return [name for name in glob.glob(pattern) if not Path(name).is_dir()]  # noqa: PTH207  (a pattern, and no folder)
 
 
 def listed(path: str, source: str) -> list[str]:
