@@ -254,7 +254,8 @@ def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
                 continue
             name = member.name.removeprefix("./")
             if base_plus_ext(name)[0] is None:
-                of_none.append(name)
+                if not name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
+                    of_none.append(name)
                 continue
             yield {"fname": name, "data": _data(tar, member, name), "__url__": ""}
 

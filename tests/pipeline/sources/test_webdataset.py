@@ -323,7 +323,8 @@ def test_zeros_without_end_are_not_read(tmp_path):
 
 
 def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):
-    tar(tmp_path / "a.tar", {"d/0001": b"1", "k.jpg": b"2", "k.txt": "云", ".jpg": b"3", "__meta__/x": b"4"})
+    passed_over = {"._k.jpg": b"0", "__meta__/x": b"0"}
+    tar(tmp_path / "a.tar", {"d/0001": b"1", "k.jpg": b"2", "k.txt": "云", ".jpg": b"3", **passed_over})
     sample, *others = read(tars(str(tmp_path / "a.tar")))
     assert texts(sample) == [("caption", "云")]
     assert [(d.reason, d.evidence) for d in others] == [
