@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import glob
 import os
 import stat
@@ -272,24 +273,41 @@ MAX_FILE = 1 << 30
 def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
     """The whole content of a file below a folder, by the path or URL of that and the file's name.
 
-    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store that fails, OSError for
-    a file that is not there, and ValueError for one of more than `most` bytes, or that has no end: a pipe, a device.
+    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store or a disk that fails,
+    OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
+    has no end: a pipe, a device.
     """
     with told(folder):
         fs, root = fsspec.url_to_fs(folder)
         path = f"{str(root).rstrip('/')}/{name}"
-        is_local = getattr(fs, "local_file", False)
-        if is_local:
-            about = Path(path).stat()
-            if not stat.S_ISREG(about.st_mode):
-                raise ValueError("is no regular file")
-            if about.st_size > most:
-                raise ValueError(f"more than {most:,} bytes")
+        if getattr(fs, "local_file", False):
+            return _content_on_disk(fs, path, most)
         with fs.open(path, "rb") as f:
-            data = bytes(f.read() if is_local else f.read(most + 1))  # a disk's would first make room for as many
+            data = bytes(f.read(most + 1))
     if len(data) > most:
         raise ValueError(f"more than {most:,} bytes")
     return data
+
+
+def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
+    try:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("is no regular file")
+        if about.st_size > most:
+            raise ValueError(f"more than {most:,} bytes")
+        with fs.open(path, "rb") as f:
+            return bytes(f.read())
+    except OSError as e:
+        if e.errno in _ABSENT:
+            raise
+        if e.errno in (errno.EACCES, errno.EPERM):
+            raise ValueError(e.strerror) from None
+        raise object_store.StorageError(path, e.strerror or str(e), e.errno or errno.EIO) from e
+
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that say that a disk has no such file; of any other nobody knows."""
 
 
 def reason(e: BaseException) -> str:

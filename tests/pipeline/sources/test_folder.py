@@ -330,3 +330,37 @@ def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
     assert source.address_of(str(tmp_path / os.fsdecode("表.jpg".encode("gbk")))) == table.image_url
     assert (cloud.reason, cloud.url) == ("no_text", "folder:///s/%D4%C6.jpg")
     candidate_rows([table], 0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_fails_is_not_taken_for_pictures_that_are_gone(tmp_path, monkeypatch, number):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+
+    def fail(self: Any, path: str, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", fail)
+    with pytest.raises(SourceError, match=rf"a\.jpg: source s: {os.strerror(number)}"):
+        source.read_image(picture.image_url)
+    with pytest.raises(SourceError, match=rf"a\.txt: source s: {os.strerror(number)}"):
+        read(source)
+
+
+def test_a_picture_that_may_not_be_read_is_not_taken_for_one_that_is_gone(tmp_path, monkeypatch):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+
+    def denied(self: Any, path: str, **more: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", denied)
+    with pytest.raises(ValueError, match="Permission denied"):
+        source.read_image(picture.image_url)
+    [row] = read(source)
+    assert (row.reason, row.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: Permission denied)")
+    (tmp_path / "a.jpg").unlink()
+    monkeypatch.undo()
+    assert source.read_image(picture.image_url) is None
