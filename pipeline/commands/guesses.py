@@ -30,7 +30,7 @@ from pipeline.files.inputs import Lines, expand, files_below, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
-from pipeline.sources._text_files import AUTO, columns_of, opened, separator_of
+from pipeline.sources._text_files import AUTO, PACKED, columns_of, opened, separator_of
 from pipeline.sources.folder import SUFFIXES
 
 LOOKED_AT = 1_000
@@ -40,7 +40,6 @@ LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
 _WEB = ("http://", "https://")
 
@@ -105,7 +104,7 @@ def _suffix(given: str) -> str:
         path = urlsplit(given).path if "://" in given else given
     except ValueError as e:
         raise SpecError([f"--from {given}: is no address ({e})"]) from None
-    return PurePosixPath(_PACKED.sub("", path.lower())).suffix
+    return PurePosixPath(PACKED.sub("", path.lower())).suffix
 
 
 def _look(suffix: str, paths: list[str]) -> list[Source]:
@@ -375,7 +374,7 @@ def _name(*given: str) -> str:
         parts: list[str] = [urlsplit(given[0]).hostname or ""]
     else:
         whole = PurePosixPath(given[0]).parent if len(given) > 1 else PurePosixPath(given[0])
-        parts = [_FORMAT.sub("", _PACKED.sub("", part)) for part in whole.parts if "*" not in part]
+        parts = [_FORMAT.sub("", PACKED.sub("", part)) for part in whole.parts if "*" not in part]
     plain = [re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts]
     return next((part[:40].strip("-") for part in reversed(plain) if part), "dataset")
 

@@ -26,6 +26,9 @@ from pipeline.records import encodable
 from pipeline.texts import charset
 
 AUTO = "auto"
+PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
+"""The suffix of a packed table."""
+
 HEAD = 256 * 1024
 """Bytes by which the encoding of a file is told."""
 

@@ -44,6 +44,7 @@ from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import (
     AUTO,
+    PACKED,
     Encoding,
     Rows,
     cleaned,
@@ -288,7 +289,7 @@ class FolderOfImages(TableSource):
 
         What csv raises on a row is in its place. Raises ValueError for a table without the columns that are named.
         """
-        name = self.captions.lower().removesuffix(".gz").removesuffix(".zst")
+        name = PACKED.sub("", self.captions.lower())
         if name.endswith((".jsonl", ".ndjson", ".json")):
             yield from (line for _, line in Lines(f).numbered())
             return

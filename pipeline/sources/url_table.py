@@ -41,7 +41,17 @@ from pipeline.files.inputs import Lines, LongLine, content, faults, reason, vers
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
-from pipeline.sources._text_files import AUTO, Encoding, Rows, cell_text, cleaned, no_column, opened, separator_of
+from pipeline.sources._text_files import (
+    AUTO,
+    PACKED,
+    Encoding,
+    Rows,
+    cell_text,
+    cleaned,
+    no_column,
+    opened,
+    separator_of,
+)
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
@@ -181,7 +191,7 @@ class UrlTable(FileSource):
         """The format of a file. Raises SourceError for a suffix that names none."""
         if self.format != "auto":
             return self.format
-        suffix = PurePosixPath(re.sub(r"\.(gz|zst|bz2|xz)$", "", file)).suffix.lower()
+        suffix = PurePosixPath(PACKED.sub("", file)).suffix.lower()
         named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
                                     ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
         if suffix not in named:

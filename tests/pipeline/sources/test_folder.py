@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
 import json
+import lzma
 import os
 import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import SourceError
@@ -364,3 +368,13 @@ def test_a_picture_that_may_not_be_read_is_not_taken_for_one_that_is_gone(tmp_pa
     (tmp_path / "a.jpg").unlink()
     monkeypatch.undo()
     assert source.read_image(picture.image_url) is None
+
+
+@pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])
+def test_a_captions_file_may_be_packed(tmp_path, pack):
+    put(tmp_path, {"a.jpg": b"A"})
+    row = json.dumps({"file": "a.jpg", "caption": "云"}).encode()
+    packed = {"gz": gzip.compress(row), "bz2": bz2.compress(row), "xz": lzma.compress(row)}
+    put(tmp_path, {f"t.jsonl.{pack}": packed.get(pack) or bytes(pa.compress(row, "zstd", asbytes=True))})
+    [a] = read(folder(tmp_path, captions=f"t.jsonl.{pack}"))
+    assert texts(a) == [("caption", "云")]
