@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import glob
+import lzma
 import os
 import stat
 import sys
@@ -53,7 +54,7 @@ def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """Exceptions of fsspec whose cause is the file or its server, and not our code, and `more`."""
-    return no_damage(EOFError, zlib.error, *more)
+    return no_damage(EOFError, zlib.error, lzma.LZMAError, *more)
 
 
 MAX_LINE = 1 << 20
