@@ -132,7 +132,8 @@ class Rows(Iterator[list[str]]):
 
     A quote that nobody closes, such as that of a text in a table whose writer quotes nothing, would make one cell of
     all rows behind it. So where a line within a row looks like the first line of a row, each line is read by itself.
-    `is_row` tells by the cells of a line; set it once the header is known.
+    `is_row` tells by the cells of a line; set it once the header is known. A text of several lines, of which one looks
+    like a row, is cut there.
 
     `next` raises csv.Error or LongLine for a row that cannot be read, and goes on behind it when it is called again.
     """
