@@ -188,11 +188,10 @@ def cell_text(value: Any) -> str:
         return " ".join(filter(None, map(cell_text, value)))
     if value is None or value != value:  # pandas writes NaN for nothing
         return ""
-    if isinstance(value, bytes):  # Parquet of those who do not say that their strings are text
-        return value.decode()
     if isinstance(value, dict):
         raise TypeError(f"is no text but an object of {', '.join(map(str, value))}"[:200])
-    return encodable(str(value)).strip()
+    text = value.decode() if isinstance(value, bytes) else str(value)  # Parquet may not say that strings are text
+    return encodable(text).strip()
 
 
 def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:
