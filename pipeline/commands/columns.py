@@ -17,7 +17,7 @@ from typing import Any
 
 from data_specs.shard import TextKind
 from pipeline.filters.han_share import HAN
-from pipeline.sources._text_files import cell_text
+from pipeline.sources._text_files import NoText, cell_text
 from pipeline.sources.folder import SUFFIXES
 
 MOST = 0.8
@@ -119,7 +119,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:
     cells = []
     for row in rows:
-        with contextlib.suppress(TypeError, UnicodeDecodeError):  # it holds no text
+        with contextlib.suppress(NoText, UnicodeDecodeError):  # it holds no text
             if text := cell_text(row.get(name)):
                 cells.append(text[:_CELL])
     return _Column(name, tuple(cells))

@@ -182,14 +182,18 @@ class Rows(Iterator[list[str]]):
         return self.is_row(first) and any(map(self.is_row, others))
 
 
+class NoText(ValueError):
+    """A cell that is no text."""
+
+
 def cell_text(value: Any) -> str:
-    """A cell of a table as text, of a list its entries; "" for a missing one. Raises TypeError for what is no text."""
+    """A cell of a table as text, of a list its entries; "" for a missing one. Raises NoText, and UnicodeDecodeError."""
     if isinstance(value, (list, tuple)):
         return " ".join(filter(None, map(cell_text, value)))
     if value is None or value != value:  # pandas writes NaN for nothing
         return ""
     if isinstance(value, dict):
-        raise TypeError(f"is no text but an object of {', '.join(map(str, value))}"[:200])
+        raise NoText(f"is no text but an object of {', '.join(map(str, value))}"[:200])
     text = value.decode() if isinstance(value, bytes) else str(value)  # Parquet may not say that strings are text
     return encodable(text).strip()
 

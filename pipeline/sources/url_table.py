@@ -45,6 +45,7 @@ from pipeline.sources._text_files import (
     AUTO,
     PACKED,
     Encoding,
+    NoText,
     Rows,
     cell_text,
     cleaned,
@@ -327,7 +328,7 @@ class UrlTable(FileSource):
             for kind, names in columns.texts.items():
                 for name in (names,) if isinstance(names, str) else names:
                     texts.append(Text(kind, clean(_cell(cells, name))))
-        except TypeError as e:
+        except NoText as e:
             return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
         try:
             page = canonical_url(page) if page else ""
@@ -416,11 +417,11 @@ def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
 
 
 def _cell(cells: dict[str, Any], name: str | None) -> str:
-    """A cell as text; "" if the column or the cell is missing. Raises TypeError that names the column."""
+    """A cell as text; "" if the column or the cell is missing. Raises NoText that names the column."""
     try:
         return cell_text(cells.get(name)) if name else ""
-    except TypeError as e:
-        raise TypeError(f"column {name} {e}") from None
+    except NoText as e:
+        raise NoText(f"column {name} {e}") from None
 
 
 def _boxes(value: Any) -> tuple[float, ...]:
