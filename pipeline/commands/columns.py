@@ -9,6 +9,7 @@ Limits: of several columns of texts without a telling name all count as captions
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 from data_specs.shard import TextKind
 from pipeline.filters.han_share import HAN
+from pipeline.sources._text_files import NoText, cell_text
 from pipeline.sources.folder import SUFFIXES
 
 MOST = 0.8
@@ -117,11 +119,9 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:
     cells = []
     for row in rows:
-        value = row.get(name)
-        if isinstance(value, (list, tuple)):
-            value = " ".join(map(str, value))
-        if value is not None and str(value).strip():
-            cells.append(str(value).strip()[:_CELL])
+        with contextlib.suppress(NoText, UnicodeDecodeError):  # it holds no text
+            if text := cell_text(row.get(name)):
+                cells.append(text[:_CELL])
     return _Column(name, tuple(cells))
 
 

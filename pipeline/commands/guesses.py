@@ -26,11 +26,11 @@ from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, expand, reason
+from pipeline.files.inputs import Lines, expand, files_below, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
-from pipeline.sources._text_files import AUTO, columns_of, opened, separator_of
+from pipeline.sources._text_files import AUTO, PACKED, columns_of, opened, separator_of
 from pipeline.sources.folder import SUFFIXES
 
 LOOKED_AT = 1_000
@@ -40,7 +40,6 @@ LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
 _WEB = ("http://", "https://")
 
@@ -105,7 +104,7 @@ def _suffix(given: str) -> str:
         path = urlsplit(given).path if "://" in given else given
     except ValueError as e:
         raise SpecError([f"--from {given}: is no address ({e})"]) from None
-    return PurePosixPath(_PACKED.sub("", path.lower())).suffix
+    return PurePosixPath(PACKED.sub("", path.lower())).suffix
 
 
 def _look(suffix: str, paths: list[str]) -> list[Source]:
@@ -133,7 +132,7 @@ def _is_folder(given: str) -> bool:
 
 def _folder(given: str) -> list[Source]:
     """What a folder holds: pictures, or else tars, WARC files or tables."""
-    files = _files_below(given)
+    files = sorted(files_below(given))
     by_suffix: dict[str, list[str]] = {}
     for name in files:
         by_suffix.setdefault(_suffix(name), []).append(name)
@@ -152,14 +151,8 @@ def _folder(given: str) -> list[Source]:
     return sources
 
 
-def _files_below(folder: str) -> list[str]:
-    """Paths of all files of a folder, relative to it."""
-    fs, root = fsspec.url_to_fs(folder)
-    return [str(name)[len(root.rstrip("/")) + 1 :] for name in sorted(fs.find(root))]
-
-
 def _pictures_below(folder: str) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in _files_below(folder))
+    return any(name.lower().endswith(SUFFIXES) for name in files_below(folder))
 
 
 def _glob(names: list[str], ending: str) -> str:
@@ -324,12 +317,12 @@ def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[i
         if time.monotonic() > end:
             return
         stored = candidate.provenance.stored_at if candidate.provenance else ""
-        data = source.read_image(stored or candidate.image_url)
-        if data:
-            try:
-                own = header(data)
-            except PictureError:
-                continue  # a build drops it with the reason
+        try:
+            data = source.read_image(stored or candidate.image_url)
+            own = header(data) if data else None
+        except (PictureError, ValueError):
+            continue  # a build drops it with the reason
+        if own is not None:
             yield own.width, own.height
 
 
@@ -381,7 +374,7 @@ def _name(*given: str) -> str:
         parts: list[str] = [urlsplit(given[0]).hostname or ""]
     else:
         whole = PurePosixPath(given[0]).parent if len(given) > 1 else PurePosixPath(given[0])
-        parts = [_FORMAT.sub("", _PACKED.sub("", part)) for part in whole.parts if "*" not in part]
+        parts = [_FORMAT.sub("", PACKED.sub("", part)) for part in whole.parts if "*" not in part]
     plain = [re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts]
     return next((part[:40].strip("-") for part in reversed(plain) if part), "dataset")
 

@@ -7,19 +7,38 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import glob
+import lzma
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import fsspec
+import fsspec.compression
 
 from data_specs import object_store
 from data_specs.build import within
+from data_specs.object_store import told
 from pipeline.errors import SourceError
 
 _MAGIC, _WEB = "*?[", ("http://", "https://")
+
+
+def _unpacked(file: Any, mode: str = "rb", **options: Any) -> Any:
+    """A zstd file as its content, all its frames in a row."""
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+
+
+# fsspec knows zstd only where zstandard is installed, takes the bytes for the text elsewhere, and ends at a first frame
+fsspec.compression.register_compression("zstd", _unpacked, "zst", force=True)
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -35,7 +54,7 @@ def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """Exceptions of fsspec whose cause is the file or its server, and not our code, and `more`."""
-    return no_damage(EOFError, zlib.error, *more)
+    return no_damage(EOFError, zlib.error, lzma.LZMAError, *more)
 
 
 MAX_LINE = 1 << 20
@@ -118,12 +137,22 @@ def _expand(written: str, source: str, base: str) -> list[str]:
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         _, pattern = fsspec.url_to_fs(within(glob.escape(base), written))
-        names = sorted(str(name) for name in fs.glob(pattern) if not fs.isdir(name))
+        names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
     except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
+
+
+def _behind_links(fs: Any, pattern: str) -> list[str]:
+    """What a glob matches on a disk, also below folders that are links, into which fsspec does not look.
+
+    With `**` it may match the same files without end, by a link that leads up.
+    """
+    if not getattr(fs, "local_file", False) or "**" in pattern:
+        return []
+    return [name for name in glob.glob(pattern) if not Path(name).is_dir()]  # noqa: PTH207  (a pattern, and no folder)
 
 
 def listed(path: str, source: str) -> list[str]:
@@ -139,6 +168,11 @@ def listed(path: str, source: str) -> list[str]:
     return lines
 
 
+def writable(name: str) -> str:
+    """A file's name with escapes for bytes that are not UTF-8: of a zip that a Chinese Windows packed each is GBK."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
 def version(file: str) -> list[Any]:
     """A value that changes with a file: its name, size, and time or ETag. Raises SourceError."""
     try:
@@ -147,7 +181,134 @@ def version(file: str) -> list[Any]:
     except object_store.faults(*faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
-    return [file.rpartition("/")[2], info.get("size"), str(mark)]
+    return [writable(file.rpartition("/")[2]), info.get("size"), str(mark)]
+
+
+Listing = dict[str, tuple[int, str]]
+"""Path of a file relative to a folder -> (size, time or ETag)."""
+
+
+def files_below(folder: str) -> Listing:
+    """All files below a folder, by its path or URL. Raises SourceError if there is no such folder, or one in it cannot
+    be looked into."""
+    try:
+        with told(folder):
+            fs, root = fsspec.url_to_fs(folder)
+            if not fs.isdir(root):
+                raise SourceError(folder, "there is no such folder")
+            if getattr(fs, "local_file", False):
+                return _files_on_disk(str(root))
+            files = fs.find(root, detail=True)
+    except object_store.StorageError as e:
+        raise SourceError(folder, f"cannot be listed: {e.strerror}") from None
+    except (OSError, ValueError, ImportError) as e:
+        raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
+    start = len(str(root).rstrip("/"))
+    return {
+        str(name)[start:].lstrip("/"): (
+            int(info.get("size") or 0),
+            str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
+        )
+        for name, info in files.items()
+    }
+
+
+def _files_on_disk(root: str) -> Listing:
+    """All files below a folder of a disk. fsspec would pass over folders that it cannot read, and those behind links.
+
+    Each folder is looked into once, by its own path if it has one below `root`. Raises OSError.
+    """
+    listing: Listing = {}
+    seen: set[tuple[int, int]] = set()
+    waiting, linked = [""], list[str]()  # folders by their path in `root`
+    while waiting or linked:
+        if not waiting:
+            linked.sort(reverse=True)
+        prefix = (waiting or linked).pop()
+        try:
+            about = os.stat(f"{root}/{prefix}")  # noqa: PTH116  (of a million folders)
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            entries = os.scandir(f"{root}/{prefix}")
+        except FileNotFoundError:
+            if not prefix:
+                raise
+            continue  # it went meanwhile
+        seen.add((about.st_dev, about.st_ino))
+        with entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                elif entry.is_symlink() and _is_folder(entry):
+                    linked.append(f"{name}/")
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        listing[name] = _size_and_time(entry)
+    return listing
+
+
+def _is_folder(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # it leads to itself
+        return False
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, str]:
+    """Those of a file; of a link the size of what it leads to, 0 where that is nothing, and its own time."""
+    own = entry.stat(follow_symlinks=False)
+    size = own.st_size
+    if entry.is_symlink():
+        try:
+            size = entry.stat().st_size
+        except OSError:
+            size = 0
+    return size, str(own.st_mtime or "")
+
+
+MAX_FILE = 1 << 30
+"""Bytes of a file that is read whole: far more than a picture has, and less than a worker's memory."""
+
+
+def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
+    """The whole content of a file below a folder, by the path or URL of that and the file's name.
+
+    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store or a disk that fails,
+    OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
+    has no end: a pipe, a device.
+    """
+    with told(folder):
+        fs, root = fsspec.url_to_fs(folder)
+        path = f"{str(root).rstrip('/')}/{name}"
+        if getattr(fs, "local_file", False):
+            return _content_on_disk(fs, path, most)
+        with fs.open(path, "rb") as f:
+            data = bytes(f.read(most + 1))
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
+
+
+def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
+    try:
+        about = Path(path).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("is no regular file")
+        if about.st_size > most:
+            raise ValueError(f"more than {most:,} bytes")
+        with fs.open(path, "rb") as f:
+            return bytes(f.read())
+    except OSError as e:
+        if e.errno in _ABSENT:
+            raise
+        if e.errno in (errno.EACCES, errno.EPERM):
+            raise ValueError(e.strerror) from None
+        raise object_store.StorageError(path, e.strerror or str(e), e.errno or errno.EIO) from e
+
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that say that a disk has no such file; of any other nobody knows."""
 
 
 def reason(e: BaseException) -> str:

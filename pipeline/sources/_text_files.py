@@ -16,6 +16,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -24,14 +25,21 @@ import fsspec
 from pydantic import AfterValidator
 
 from pipeline.files.inputs import MAX_LINE, LongLine
+from pipeline.records import encodable
 from pipeline.texts import charset
 
 AUTO = "auto"
+PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
+"""The suffix of a packed table."""
+
 HEAD = 256 * 1024
 """Bytes by which the encoding of a file is told."""
 
 FEW_ZEROS = 10
 """Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
+
+MOST_USUAL = 0.9
+"""Share of usual characters of a text in UTF-16. UTF-8 that is taken for it has less: Chinese half, English 0.7 to 0.87."""
 
 _USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 """Characters of Chinese texts. With its bytes in the other order a third of a text is of these."""
@@ -76,36 +84,37 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
         return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    is_utf8 = _reads_as_utf8(head, whole)
+    sound = _is_utf8(head, whole)
+    is_utf8 = sound or _mostly_utf8(head)
     # no text has zeros but UTF-16: one for each ASCII character, and for each 一 (U+4E00); or they are broken cells
-    if b"\0" in head and not (is_utf8 and FEW_ZEROS * head.count(0) < len(head)):
+    if b"\0" in head:
         orders = ("utf-16-be", "utf-16-le") if head[::2].count(0) > head[1::2].count(0) else ("utf-16-le", "utf-16-be")
-        return max(orders, key=lambda name: len(_USUAL.findall(head.decode(name, "replace"))))
+        usual = {name: len(_USUAL.findall(head.decode(name, "replace"))) for name in orders}
+        likeliest = max(orders, key=usual.__getitem__)
+        has_broken_cells = is_utf8 and FEW_ZEROS * head.count(0) < len(head)
+        if not has_broken_cells or (not sound and usual[likeliest] > MOST_USUAL * len(head) / 2):
+            return likeliest
     if is_utf8:
         return "utf-8"
     decoded = charset.decode(head, "")
     return decoded[1] if decoded is not None else "utf-8"
 
 
-def _reads_as_utf8(head: bytes, whole: bool) -> bool:
-    """Whether bytes are UTF-8, or rows of UTF-8 with broken ones among them.
-
-    Of rows beyond ASCII in another encoding at most one in seven is valid UTF-8, and hardly one of several characters.
-    """
+def _is_utf8(text: bytes, whole: bool = True) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
-    except UnicodeDecodeError:
-        rows = [row for row in head.split(b"\n") if not row.isascii()]
-        return 2 * sum(map(_is_utf8, rows)) >= len(rows)
-    return True
-
-
-def _is_utf8(row: bytes) -> bool:
-    try:
-        row.decode()
+        codecs.getincrementaldecoder("utf-8")().decode(text, final=whole)
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _mostly_utf8(head: bytes) -> bool:
+    """Whether bytes are rows of UTF-8 with broken ones among them.
+
+    Of rows beyond ASCII in another encoding at most one in seven is valid UTF-8, and hardly one of several characters.
+    """
+    rows = [row for row in head.split(b"\n") if not row.isascii()]
+    return 2 * sum(map(_is_utf8, rows)) >= len(rows)
 
 
 def text_of(data: bytes, encoding: str) -> str:
@@ -132,6 +141,22 @@ def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
         yield f, encoding
 
 
+class NoText(ValueError):
+    """A cell that is no text."""
+
+
+def cell_text(value: Any) -> str:
+    """A cell of a table as text, of a list its entries; "" for a missing one. Raises NoText, and UnicodeDecodeError."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(cell_text, value)))
+    if value is None or value != value:  # pandas writes NaN for nothing
+        return ""
+    if isinstance(value, dict):
+        raise NoText(f"is no text but an object of {', '.join(map(str, value))}"[:200])
+    text = value.decode() if isinstance(value, bytes) else str(value)  # Parquet may not say that strings are text
+    return encodable(text).strip()
+
+
 def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:
     """The separator of a table whose first row is this: `usual`, or the first that yields all wanted columns.
 
@@ -149,6 +174,20 @@ def columns_of(first_row: str, separator: str) -> list[str]:
         return cleaned(next(csv.reader([first_row], delimiter=separator), []))
     except csv.Error:
         return []
+
+
+def header_of(first: str, lines: Iterable[str], separator: str, wanted: Collection[str]) -> list[str]:
+    """Names of the columns of a table, given its first line and the others, which a quoted name may go on in.
+
+    Raises ValueError for a row that no quote ends.
+    """
+    for cells in _readings(first, separator):
+        if set(wanted) <= set(cleaned(cells)):
+            return cleaned(cells)
+    try:
+        return cleaned(next(csv.reader(_Feed(itertools.chain([first], lines)), delimiter=separator), []))
+    except csv.Error as e:
+        raise ValueError(str(e)) from None
 
 
 def cleaned(header: Sequence[str]) -> list[str]:

@@ -13,31 +13,29 @@ The pictures are read from the folder itself and not fetched. Their image_url is
 which is the same wherever the folder lies. Any path that fsspec opens will do.
 
 Limits: each process lists the whole folder, and keeps the list until `token` is called again. Links that lead out of
-the folder are followed, as the file system does.
+the folder are followed; a folder behind several of them is read once.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from itertools import chain, islice, zip_longest
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.object_store import StorageError, told
+from data_specs.object_store import StorageError
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, faults, reason
+from pipeline.files.inputs import MAX_LINE, Lines, Listing, content, faults, files_below, reason, writable
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -45,9 +43,10 @@ from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import (
     AUTO,
+    PACKED,
     Encoding,
-    cleaned,
     columns_of,
+    header_of,
     no_column,
     opened,
     rows_of,
@@ -58,9 +57,6 @@ from pipeline.texts.cleaning import clean
 
 HEIF_SUFFIXES = (".heic", ".heif")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
-
-Listing = dict[str, tuple[int, str]]
-"""Path relative to the folder -> (size, time or ETag)."""
 
 
 class _Listed(NamedTuple):
@@ -120,7 +116,7 @@ class FolderOfImages(TableSource):
         A folder with HEIF pictures has another one once they can be read, so that the same command reads them then.
         """
         _list.cache_clear()  # a token is about the folder as it is now
-        named: list[Any] = [(_writable(name), version) for name, version in sorted(self._listing().items())]
+        named: list[Any] = [(writable(name), version) for name, version in sorted(self._listing().items())]
         if any(name.lower().endswith(HEIF_SUFFIXES) for name in self._listing()):
             named.append("heif" in readable_formats())
         return hashlib.sha256(canonical_json(named)).hexdigest()
@@ -171,16 +167,18 @@ class FolderOfImages(TableSource):
         return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""
+        """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists.
+
+        Raises ValueError for one that nobody can read whole.
+        """
         prefix = f"folder:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
-        image = unquote(image_url[len(prefix) :])
+        image = unquote(image_url[len(prefix) :], errors="surrogateescape")
         if image not in self._listing():
             return None
         try:
-            with told(self._at(image)), fsspec.open(self._at(image), "rb") as f:
-                return bytes(f.read())
+            return content(self.resolve(self.path), image)
         except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
             raise SourceError(self._at(image), f"source {self.name}: {e.strerror}") from None
         except OSError:
@@ -206,10 +204,10 @@ class FolderOfImages(TableSource):
             yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
 
     def _candidate(self, image: str, texts: tuple[Text, ...], row: int) -> Candidate:
-        return Candidate(self.name, self.source_kind, image, "", self._address(image), texts, row)
+        return Candidate(self.name, self.source_kind, writable(image), "", self._address(image), texts, row)
 
     def _address(self, image: str) -> str:
-        return f"folder:///{self.name}/{quote(image)}"
+        return f"folder:///{self.name}/{quote(image, errors='surrogateescape')}"
 
     def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
@@ -241,15 +239,11 @@ class FolderOfImages(TableSource):
             if name not in self._listing():
                 continue
             try:
-                with told(self._at(name)), fsspec.open(self._at(name), "rb") as f:
-                    read = f.read(MAX_LINE + 1)
-                if len(read) > MAX_LINE:
-                    raise ValueError(f"more than {MAX_LINE:,} bytes")
-                content = text_of(read, self.encoding)
+                written = text_of(content(self.resolve(self.path), name, MAX_LINE), self.encoding)
                 if suffix == ".txt":
-                    texts.append(Text(self.text_kind, clean(content)))
+                    texts.append(Text(self.text_kind, clean(written)))
                 else:
-                    value = json.loads(content)
+                    value = json.loads(written)
                     texts += texts_of(value)
             except StorageError as e:
                 raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
@@ -294,14 +288,14 @@ class FolderOfImages(TableSource):
 
         What csv raises on a row is in its place. Raises ValueError for a table without the columns that are named.
         """
-        name = self.captions.lower().removesuffix(".gz").removesuffix(".zst")
+        name = PACKED.sub("", self.captions.lower())
         if name.endswith((".jsonl", ".ndjson", ".json")):
             yield from (line for _, line in Lines(f).numbered())
             return
         lines = Lines(f)
         first = next(lines, "")
         separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        header = cleaned(next(csv.reader(chain([first], lines), delimiter=separator), []))
+        header = header_of(first, lines, separator, self.columns.required())
         self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
         image = header.index(self.columns.image)
 
@@ -311,8 +305,10 @@ class FolderOfImages(TableSource):
         for cells in rows_of(lines, separator, len(header), is_row):
             if isinstance(cells, Exception):
                 yield cells
-            elif cells:  # a row may lack its last cells
-                yield dict(zip_longest(header, cells[: len(header)]))
+            elif any(cells[len(header) :]):  # a text with the separator in it, and no quotes around it
+                yield ValueError(f"{len(cells)} fields, the header has {len(header)}")
+            elif cells:
+                yield dict(zip(header, cells, strict=False))
 
     def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: _Names) -> None:
         """Raises ValueError for a table without a column that is needed, and says what to write into the spec.
@@ -420,30 +416,8 @@ def texts_of(value: Any) -> list[Text]:
     ]
 
 
-def _writable(name: str) -> str:
-    """A file's name with escapes for bytes that are not UTF-8, so that it can be hashed."""
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
-
-
 @lru_cache(maxsize=8)
 def _list(folder: str) -> _Listed:
     """All files below a folder. Raises SourceError if there is no such folder."""
-    try:
-        with told(folder):
-            fs, root = fsspec.url_to_fs(folder)
-            if not fs.isdir(root):
-                raise SourceError(folder, "there is no such folder")
-            files = fs.find(root, detail=True)
-    except StorageError as e:
-        raise SourceError(folder, f"cannot be listed: {e.strerror}") from None
-    except (OSError, ValueError, ImportError) as e:
-        raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
-    root = root.rstrip("/")
-    listing = {
-        str(name)[len(root) :].lstrip("/"): (
-            int(info.get("size") or 0),
-            str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
-        )
-        for name, info in files.items()
-    }
+    listing = files_below(folder)
     return _Listed(listing, sorted(name for name in listing if PurePosixPath(name).suffix.lower() in SUFFIXES))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, LongLine, faults, reason
+from pipeline.files.inputs import Lines, LongLine, faults, reason, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
@@ -61,7 +61,7 @@ class Microblog(FileSource):
             decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
             with fsspec.open(file, "rt", compression="infer", **options) as f:
                 for number, line in Lines(f).numbered():
-                    row = f"{file.rpartition('/')[2]}, row {number}"
+                    row = f"{writable(file.rpartition('/')[2])}, row {number}"
                     if isinstance(line, LongLine):
                         yield self.unreadable(row, number, line)
                     elif line.strip():
@@ -87,7 +87,8 @@ class Microblog(FileSource):
             return
         raw = _first(post, self.fields.text)
         topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
-        words = clean(html.unescape(_NOISE.sub(" ", _REPOST.sub("", raw))))
+        own = " ".join(_REPOST.sub("", raw).split())  # of white space in a row the pattern looks at each piece anew
+        words = clean(html.unescape(_NOISE.sub(" ", own)))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _all(post, self.fields.images)
         if not images:

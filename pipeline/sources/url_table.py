@@ -17,7 +17,6 @@ Limits: reading a later part of a file reads through its earlier rows; big table
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -26,22 +25,32 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_specs.object_store import StorageError, told
+from data_specs.object_store import StorageError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import Lines, LongLine, faults, reason, version
+from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
 from pipeline.sources._look import Budget, Reading, lines_of
-from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, rows_of, separator_of
+from pipeline.sources._text_files import (
+    AUTO,
+    PACKED,
+    Encoding,
+    NoText,
+    cell_text,
+    header_of,
+    no_column,
+    opened,
+    rows_of,
+    separator_of,
+)
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
@@ -56,9 +65,7 @@ BRIVL_KINDS: dict[str, TextKind] = {
 """Kinds of text by BriVL's names. Its `easy` and `first` are parts of surrounding, used only where that is missing."""
 
 _BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
-
-
-_ON_THE_WEB = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
+_URL = re.compile(r"\s*(?:https?:)?//[^\s/]", re.IGNORECASE)
 
 ROWS = 1_000
 """Rows of a Parquet file that are in memory at once."""
@@ -113,7 +120,7 @@ class UrlTable(FileSource):
         """Candidates of one part in the order of its rows. Raises SourceError that names file and column or row."""
         file, start, stop = self._cuts()[part]
         for number, cells in self._rows(file, start, stop):
-            row = f"{file.rpartition('/')[2]}, row {number}"
+            row = f"{writable(file.rpartition('/')[2])}, row {number}"
             yield from self.entries(row, number, partial(self._of_row, cells, row, number))
 
     def _of_row(self, cells: dict[str, Any] | str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
@@ -130,7 +137,7 @@ class UrlTable(FileSource):
     def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
         """What a build reads of one file, however it is divided. Raises SourceError."""
         for at, cells in self._rows(file, 0, sys.maxsize):
-            row = f"{file.rpartition('/')[2]}, row {at}"
+            row = f"{writable(file.rpartition('/')[2])}, row {at}"
             yield from self.entries(row, at, partial(self._of_row, cells, row, at))
 
     def count(self, file: str, budget: Budget) -> Reading:
@@ -143,21 +150,21 @@ class UrlTable(FileSource):
         return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
+        """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist.
+
+        Raises ValueError for one that nobody can read whole.
+        """
         prefix = f"url-table:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
         relative = PurePosixPath(unquote(image_url[len(prefix) :]))
         if relative.is_absolute() or ".." in relative.parts:
             return None
-        place = f"{self.root() or self.resolve(self.images).rstrip('/')}/{relative}"
+        folder = self.root() or self.resolve(self.images)
         try:
-            if self.root():  # not by fsspec, to which some names say more
-                return Path(place).read_bytes()
-            with told(place), fsspec.open(place, "rb") as f:
-                return bytes(f.read())
+            return content(folder, str(relative))
         except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
-            raise SourceError(place, f"source {self.name}: {e.strerror}") from None
+            raise SourceError(f"{folder.rstrip('/')}/{relative}", f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
 
@@ -183,7 +190,7 @@ class UrlTable(FileSource):
         """The format of a file. Raises SourceError for a suffix that names none."""
         if self.format != "auto":
             return self.format
-        suffix = PurePosixPath(re.sub(r"\.(gz|zst|bz2|xz)$", "", file)).suffix.lower()
+        suffix = PurePosixPath(PACKED.sub("", file)).suffix.lower()
         named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
                                     ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
         if suffix not in named:
@@ -219,13 +226,13 @@ class UrlTable(FileSource):
         lines = Lines(f)
         first = next(lines, "")
         separator = separator_of(first, self._wanted(), "\t" if kind == "tsv" else ",")
-        header = cleaned(next(csv.reader(chain([first], lines), delimiter=separator), []))
+        header = header_of(first, lines, separator, self._wanted())
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
-        url = header.index(self.columns.image_url)
+        image = header.index(self.columns.image_url)
         number = 0
-        for cells in rows_of(lines, separator, len(header), lambda cells: bool(_ON_THE_WEB.match(cells[url]))):
+        for cells in rows_of(lines, separator, len(header), lambda cells: bool(_URL.match(cells[image]))):
             number += 1
             if isinstance(cells, Exception):
                 yield number, cells if isinstance(cells, LongLine) else str(cells)
@@ -262,7 +269,10 @@ class UrlTable(FileSource):
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
-        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read."""
+        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read.
+
+        The rest of a damaged row group is one row that says so.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -277,7 +287,15 @@ class UrlTable(FileSource):
                         batches = table.iter_batches(ROWS, row_groups=[group], columns=self._wanted())
                         cells = itertools.chain.from_iterable(map(_cells_of, batches))
                         wanted = itertools.islice(cells, max(start - number, 0), min(stop - number, rows))
-                        yield from enumerate(wanted, max(start, number) + 1)
+                        at = first = max(start, number)
+                        try:
+                            for at, row in enumerate(wanted, first + 1):
+                                yield at, row
+                        except Exception as e:
+                            if not _is_damage(e):
+                                raise
+                            behind = min(stop, number + rows) - at - 1
+                            yield at + 1, ValueError(f"this row and {behind:,} behind it are damaged ({reason(e)})")
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
@@ -296,17 +314,18 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
 
     def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
-        raw = _cell(cells, self.columns.image_url)
-        texts = []
-        for kind, names in self.columns.texts.items():
-            for name in (names,) if isinstance(names, str) else names:
-                texts.append(Text(kind, clean(_cell(cells, name))))
-        page = _cell(cells, self.columns.page_url)
+        texts, columns = list[Text](), self.columns
+        try:
+            raw, page, own = (_cell(cells, name) for name in (columns.image_url, columns.page_url, columns.id))
+            for kind, names in columns.texts.items():
+                for name in (names,) if isinstance(names, str) else names:
+                    texts.append(Text(kind, clean(_cell(cells, name))))
+        except NoText as e:
+            return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
         try:
             page = canonical_url(page) if page else ""
         except ValueError:
             page = ""
-        own = _cell(cells, self.columns.id)
         try:
             bare, userinfo = split_userinfo(raw)
             url = canonical_url(bare)
@@ -366,6 +385,15 @@ class UrlTable(FileSource):
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether pyarrow raised it about a file's bytes; what a disk or a server raises has a number or another class."""
+    import pyarrow as pa
+
+    if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group
+        return False
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
 def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
     """The cells of each row of an Arrow table; what Python raises on a row in its place."""
     try:
@@ -381,11 +409,11 @@ def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
 
 
 def _cell(cells: dict[str, Any], name: str | None) -> str:
-    """A cell as text; "" if the column or the cell is missing."""
-    value = cells.get(name) if name else None
-    if isinstance(value, (list, tuple)):
-        value = " ".join(str(part) for part in value)
-    return "" if value is None else encodable(str(value)).strip()
+    """A cell as text; "" if the column or the cell is missing. Raises NoText that names the column."""
+    try:
+        return cell_text(cells.get(name)) if name else ""
+    except NoText as e:
+        raise NoText(f"column {name} {e}") from None
 
 
 def _boxes(value: Any) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version
+from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version, writable
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
 
@@ -80,10 +80,11 @@ class Warc(PageSource):
         size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
         total = total_of("HTML pages", [Reading(pages, seen.read, 0, seen.whole)], len(files), size)
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
-        facts = (("looked at", f"{pages:,} pages of {files[0].rpartition('/')[2]} with {images:,} <img> tags"),)
+        first = writable(files[0].rpartition("/")[2])
+        facts = (("looked at", f"{pages:,} pages of {first} with {images:,} <img> tags"),)
         warnings = [] if pages else ["the records looked at hold no HTML page"]
         if seen.damage:
-            warnings.append(f"{files[0].rpartition('/')[2]} is damaged ({seen.damage}); a build reads what is sound")
+            warnings.append(f"{first} is damaged ({seen.damage}); a build reads what is sound")
         counts = (Count("WARC files", len(files)), total)
         found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
         return Look(counts, **found, facts=facts, warnings=tuple(warnings))

@@ -5,7 +5,8 @@ This is how another project's dataset, or a released one of ours, becomes a sour
 Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
 else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
 
-A sample with a member that cannot be read is one Decision, and so is what comes after the place where a tar breaks off.
+A sample with a member that cannot be read is one Decision, and so are a file that belongs to no sample, and all that
+comes after the place where a tar breaks off. Tars that were joined into one file are read to its end.
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed in each process that reads pictures
 from it, once as long as 256 MB hold the indexes of all tars: 20 bytes a picture, 12 million pictures. Members above
@@ -35,7 +36,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
-from pipeline.files.inputs import faults, no_damage, reason, version
+from pipeline.files.inputs import faults, no_damage, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Reading
@@ -45,6 +46,9 @@ from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
+
+MAX_ZEROS = 1 << 13
+"""Blocks of zeros in a row, 4 MB: a sparse file of a terabyte is no tar. tar itself ends one with up to 20."""
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
@@ -79,7 +83,7 @@ class WebDataset(FileSource):
         """Samples of one tar: its files by their names up to the first dot, up to a budget."""
         samples, last, size = 0, "", int(version(file)[1] or 0)
         try:
-            with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r|", tarinfo=_Member) as tar:
+            with fsspec.open(file, "rb") as f, _Tar.open(fileobj=f, mode="r|") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                     folder, _, name = member.name.removeprefix("./").rpartition("/")
@@ -104,6 +108,7 @@ class WebDataset(FileSource):
         file = self.files()[part]
         shard = file.rpartition("/")[2]
         row, refused = -1, list[Exception]()  # members that webdataset refuses: two of one name
+        of_none = list[str]()
 
         def refuse(error: Exception) -> bool:
             refused.append(error)
@@ -111,7 +116,7 @@ class WebDataset(FileSource):
 
         try:
             with fsspec.open(file, "rb") as f:
-                for row, sample in enumerate(group_by_keys(_members(f), handler=refuse)):
+                for row, sample in enumerate(group_by_keys(_members(f, of_none), handler=refuse)):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
                     yield from self.entries(where, row, partial(self._candidates, sample, shard, row))
         except WenlanError:
@@ -125,15 +130,20 @@ class WebDataset(FileSource):
         for number, error in enumerate(refused):
             error.args = error.args[:1]  # webdataset adds its own
             yield self.unreadable(f"{shard}, member {number} of those refused", -1, error)
+        for name in map(encodable, of_none):
+            what = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
+            why = f"{shard}: {name[:200]} is no file of a sample, KEY.SUFFIX"
+            yield drop(what, "extract", DropReason.BAD_ROW, why)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture in one of the tars; None for any other address, and for one that no longer exists."""
         prefix = f"webdataset:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
-        shard, _, member = image_url[len(prefix) :].partition("/")
-        tar = self._tar(unquote(shard))
-        place = _INDEXES.of(*tar).place(unquote(member)) if tar else None
+        names = image_url[len(prefix) :].split("/", 1)
+        shard, member = (unquote(name, errors="surrogateescape") for name in (*names, "")[:2])
+        tar = self._tar(shard)
+        place = _INDEXES.of(*tar).place(member) if tar else None
         if tar is None or place is None:
             return None
         with fsspec.open(tar[0], "rb") as f:
@@ -172,7 +182,8 @@ class WebDataset(FileSource):
     def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
         key = str(sample["__key__"])
         member = next((sample[s].decode("utf-8", "surrogateescape") for s in sample if f".{s}".endswith(SUFFIXES)), "")
-        url = f"webdataset:///{self.name}/{quote(shard)}/{quote(member or key)}"
+        places = (quote(name, errors="surrogateescape") for name in (shard, member or key))
+        url = "/".join((f"webdataset:///{self.name}", *places))
         page_url, provenance = "", None
         texts: list[Text] = []
         fault = ""
@@ -189,7 +200,7 @@ class WebDataset(FileSource):
             ::-1
         ]  # of equal texts the first stays
         candidate = Candidate(
-            self.name, self.source_kind, f"{shard}/{key}", page_url, url, distinct, row, provenance=provenance
+            self.name, self.source_kind, writable(f"{shard}/{key}"), page_url, url, distinct, row, provenance=provenance
         )
         if not member:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
@@ -198,30 +209,54 @@ class WebDataset(FileSource):
         return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
 
 
+class _Tar(tarfile.TarFile):
+    """A tar that ends where its file does: zeros may also stand where tars were joined, or where a header was lost."""
+
+    ignore_zeros = True
+    zeros = 0  # blocks of them in a row
+
+
 class _Member(tarfile.TarInfo):
     """A member whose damaged header is an error; to tarfile it is the end of the tar, if it is not the first one."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        assert isinstance(tarfile_, _Tar)
         try:
-            return super().fromtarfile(tarfile_)
+            member = super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tarfile_.zeros += 1
+            if tarfile_.zeros > MAX_ZEROS:
+                raise tarfile.ReadError(f"more than {MAX_ZEROS} blocks of zeros") from None
+            raise
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(e)) from None
+        tarfile_.zeros = 0
+        return member
 
 
-def _members(file: Any) -> Iterator[dict[str, Any]]:
+_Tar.tarinfo = _Member
+
+
+def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
     """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
     over what is no file and over names such as `__meta__`. In place of the bytes of a member that cannot be read is
-    what it raised.
+    what it raised. Names of files that belong to no sample, such as a picture without suffix, go to `of_none`.
     """
-    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
+    from webdataset.tariterators import base_plus_ext
+
+    with _Tar.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
             if not member.isreg() or _META.match(member.name):
                 continue
             name = member.name.removeprefix("./")
+            if base_plus_ext(name)[0] is None:
+                if not name.rpartition("/")[2].startswith("._"):  # what macOS keeps beside each file
+                    of_none.append(name)
+                continue
             yield {"fname": name, "data": _data(tar, member, name), "__url__": ""}
 
 
@@ -263,7 +298,7 @@ class _Index:
         places = list[tuple[int, int, int]]()
         with (
             fsspec.open(file, "rb") as f,
-            tarfile.open(fileobj=f, mode="r:") as tar,
+            _Tar.open(fileobj=f, mode="r:") as tar,
             contextlib.suppress(tarfile.TarError, EOFError),  # where it breaks off: `read` has said so
         ):
             for member in tar:

@@ -32,6 +32,7 @@ import pyarrow as pa
 from pipeline import pulse
 from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
+from pipeline.files.inputs import writable
 from pipeline.records import (
     FIRST_SNAPSHOT,
     PROVENANCE,
@@ -248,7 +249,9 @@ def _file_name(build: Build, source: Source, part: int) -> str:
     given = source.warcs()
     if build.made_from and not given:
         return f"the stored crawls of {source.name}"
-    return without_userinfo(given[part]) if given else _crawled(build.stage("crawl").record(source.name))[part][2].name
+    if given:
+        return writable(without_userinfo(given[part]))
+    return _crawled(build.stage("crawl").record(source.name))[part][2].name
 
 
 def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> SiteAnew:

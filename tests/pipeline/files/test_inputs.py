@@ -113,3 +113,15 @@ def test_a_glob_needs_no_access_to_a_file_of_its_own_name(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(fs, "exists", exists)
     assert expand(("memory://denied/*.csv",), "s") == ["memory:///denied/1.csv"]
+
+
+def test_a_glob_matches_what_lies_behind_links(tmp_path):
+    (tmp_path / "disk" / "a").mkdir(parents=True)
+    (tmp_path / "disk" / "a" / "1.csv").write_text("")
+    (tmp_path / "data" / "b").mkdir(parents=True)
+    (tmp_path / "data" / "b" / "2.csv").write_text("")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "disk" / "a")
+    assert expand(("data/*/*.csv",), "s", str(tmp_path)) == [
+        f"{tmp_path}/data/b/2.csv",
+        f"{tmp_path}/data/c/1.csv",
+    ]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
 import json
+import lzma
+import os
 import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.records import Candidate, Provenance
+from pipeline.files.inputs import MAX_FILE
+from pipeline.records import Candidate, Provenance, candidate_rows
 from pipeline.sources import folder as folder_source
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
@@ -122,17 +129,6 @@ def test_files_that_are_no_pictures_are_passed_over_once_and_not_for_each_pictur
     monkeypatch.setattr(Counted, "times", 0)
     assert [texts(entry) for entry in read(folder(tmp_path))] == [[("caption", "云")]] * 20
     assert Counted.times == 240
-
-
-def test_a_caption_that_begins_with_a_quote_costs_no_other_picture_its_own(tmp_path):
-    names = [f"{i}.png" for i in range(6)]
-    for name in names:
-        (tmp_path / name).write_bytes(b"picture")
-    captions = ["山", '"水', "云", "雨", '"雪" 景', "雾"]
-    rows = [f"{name}\t{text}" for name, text in zip(names, captions, strict=True)]
-    (tmp_path / "t.tsv").write_text("\n".join(["file\tcaption", *rows]), encoding="utf-8")
-    found = [c.texts[0].text for c in read(folder(tmp_path, captions="t.tsv"))]
-    assert (len(found), found[:4], found[5]) == (6, captions[:4], "雾")
 
 
 def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
@@ -252,3 +248,136 @@ def test_a_captions_file_names_no_picture_outside_of_its_folder(tmp_path, name):
     assert source.read_image("folder:///s/a.jpg") == b"A"
     for address in ("folder:///s/../secret.jpg", "folder:///s/..%2Fsecret.jpg", "folder:///s//etc/passwd"):
         assert source.read_image(address) is None
+
+
+@pytest.mark.parametrize("name", ["a::b", "simplecache::memory:::b", "http:::b", "100%", "[1]", "x#y?z", "~b", "c\\d"])
+def test_a_picture_is_read_whatever_its_name_says_to_others(tmp_path, name):
+    put(tmp_path, {f"{name}.jpg": b"A", f"{name}.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+    assert texts(picture) == [("caption", "云")]
+    assert source.read_image(picture.image_url) == b"A"
+
+
+def test_a_file_without_an_end_costs_its_picture_only(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "b.txt": "云", "c.txt": "海", "d.txt": "山"})
+    os.mkfifo(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    with (tmp_path / "d.jpg").open("wb") as f:
+        f.truncate(MAX_FILE + 1)  # takes no room
+    source = folder(tmp_path)
+    a, *others = read(source)
+    assert (a.reason, a.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: is no regular file)")
+    for picture, fault in zip(others, ["is no regular file", "is no regular file", "more than"], strict=True):
+        with pytest.raises(ValueError, match=fault):
+            source.read_image(picture.image_url)
+
+
+def test_folders_behind_links_are_looked_into_once(tmp_path):
+    put(tmp_path, {"in/a.jpg": b"A", "in/b/b.jpg": b"B", "out/c.jpg": b"C", "out/d/d.jpg": b"D"})
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "b" / "up").symlink_to("..")
+    (tmp_path / "out" / "d" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "itself").symlink_to("itself")
+    pictures = [row.evidence for row in read(folder(tmp_path / "in"))]  # they have no text
+    assert pictures == ["a.jpg", "again/c.jpg", "again/d/d.jpg", "b/b.jpg"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, {"a.jpg": b"A", "b/b.jpg": b"B"})
+    scandir = os.scandir
+
+    def denied(path: str) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(SourceError, match=r"cannot be listed .*Permission denied: '.*/b/'"):
+        folder(tmp_path).token()
+
+
+def test_a_captions_row_with_more_fields_than_the_header_is_a_decision(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "b.jpg": b"B", "t.csv": "file,caption\na.jpg,一只猫, 在沙发上\nb.jpg,一只狗,,\n"})
+    row, a, b = read(folder(tmp_path, captions="t.csv"))
+    assert (row.reason, row.evidence) == ("unreadable", "t.csv, row 1: ValueError: 3 fields, the header has 2")
+    assert (a.reason, texts(b)) == ("no_text", [("caption", "一只狗")])
+
+
+def test_a_quote_that_nobody_closes_costs_no_other_caption(tmp_path):
+    put(tmp_path, {f"{i}.jpg": b"A" for i in range(9)})
+    rows = [f"{i}.jpg\t" + '"' * (i in (2, 3, 7)) + f"第{i}张" for i in range(9)]
+    put(tmp_path, {"t.tsv": "\n".join(["file\tcaption", *rows])})
+    got = read(folder(tmp_path, captions="t.tsv"))
+    assert [texts(row)[0][1].strip('"') for row in got] == [f"第{i}张" for i in range(9)]
+    assert texts(got[2]) == [("caption", '"第2张')], "it is a quote of the text"
+
+
+def test_a_captions_file_whose_header_no_quote_ends_is_read_or_is_one_line(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "t.csv": '"file,caption\na.jpg,云\n'})
+    assert texts(read(folder(tmp_path, captions="t.csv"))[0]) == [("caption", "云")]
+    put(tmp_path, {"t.csv": '"name,caption\n' + "a.jpg,云\n" * 200_000})
+    with pytest.raises(SourceError, match=r"t\.csv: source s: the captions file"):
+        read(folder(tmp_path, captions="t.csv"))
+
+
+def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
+    for name, data in (("表.jpg", b"A"), ("表.txt", "云".encode()), ("云.jpg", b"B"), ("云.txt", b"")):
+        (tmp_path / os.fsdecode(name.encode("gbk"))).write_bytes(data)
+    source = folder(tmp_path)
+    table, cloud = read(source)
+    assert (texts(table), table.origin, table.image_url) == (
+        [("caption", "云")],
+        "\\udcb1\\udced.jpg",
+        "folder:///s/%B1%ED.jpg",
+    )
+    assert source.read_image(table.image_url) == b"A"
+    assert source.address_of(str(tmp_path / os.fsdecode("表.jpg".encode("gbk")))) == table.image_url
+    assert (cloud.reason, cloud.url) == ("no_text", "folder:///s/%D4%C6.jpg")
+    candidate_rows([table], 0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_fails_is_not_taken_for_pictures_that_are_gone(tmp_path, monkeypatch, number):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+
+    def fail(self: Any, path: str, **more: Any) -> Any:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", fail)
+    with pytest.raises(SourceError, match=rf"a\.jpg: source s: {os.strerror(number)}"):
+        source.read_image(picture.image_url)
+    with pytest.raises(SourceError, match=rf"a\.txt: source s: {os.strerror(number)}"):
+        read(source)
+
+
+def test_a_picture_that_may_not_be_read_is_not_taken_for_one_that_is_gone(tmp_path, monkeypatch):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": "云"})
+    source = folder(tmp_path)
+    [picture] = read(source)
+
+    def denied(self: Any, path: str, **more: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem._open", denied)
+    with pytest.raises(ValueError, match="Permission denied"):
+        source.read_image(picture.image_url)
+    [row] = read(source)
+    assert (row.reason, row.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: Permission denied)")
+    (tmp_path / "a.jpg").unlink()
+    monkeypatch.undo()
+    assert source.read_image(picture.image_url) is None
+
+
+@pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])
+def test_a_captions_file_may_be_packed(tmp_path, pack):
+    put(tmp_path, {"a.jpg": b"A"})
+    row = json.dumps({"file": "a.jpg", "caption": "云"}).encode()
+    packed = {"gz": gzip.compress(row), "bz2": bz2.compress(row), "xz": lzma.compress(row)}
+    put(tmp_path, {f"t.jsonl.{pack}": packed.get(pack) or bytes(pa.compress(row, "zstd", asbytes=True))})
+    [a] = read(folder(tmp_path, captions=f"t.jsonl.{pack}"))
+    assert texts(a) == [("caption", "云")]

@@ -78,3 +78,9 @@ def test_what_is_no_post_is_one_decision_that_names_its_row(tmp_path):
     assert reasons[4][0] == "no_text"
     with pytest.raises(SourceError, match="there is no such file"):
         Microblog(name="wb", source_kind="microblog", base=str(tmp_path), path="none.jsonl").parts()
+
+
+def test_white_space_without_end_costs_no_more_than_other_characters(tmp_path):
+    post = {"mid": 1, "images": ["http://i.example/1.png"], "text": f"荷花{' ' * 900_000}开了 全文"}
+    [candidate], _ = read(tmp_path, post)
+    assert [t.text for t in candidate.texts] == ["荷花 开了"]

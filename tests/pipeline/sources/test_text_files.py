@@ -46,8 +46,19 @@ def test_one_is_no_ascii_character(codec: str) -> None:
         assert text_of(text.encode(codec), "auto") == text
 
 
+def test_rows_of_utf16_that_could_be_utf8_are_utf16() -> None:
+    """上 holds the byte of a line's end, and what follows it reads as UTF-8."""
+    text = (
+        "a.jpg," + "小狗，在草地上奔跑\n" * 9
+    )
+    assert text_of(text.encode("utf-16-le"), "auto") == text
+
+
 def test_a_zero_in_a_cell_makes_no_utf16_of_a_table() -> None:
     rows = ["url,caption", *(f"http://a.cn/{n}.jpg,图片{n}" for n in range(50)), "http://a.cn/x.jpg,\0"]
+    for n in range(50):
+        broken = "\n".join(rows).encode().replace(f"图片{n}\n".encode(), f"图片{n}\n".encode("gbk"))
+        assert encoding_of(broken) == "utf-8", "the bytes of one row are of another encoding"
     assert encoding_of("\n".join(rows).encode()) == "utf-8"
     assert encoding_of("\n".join(rows).encode("utf-16-le")) == "utf-16-le"
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import errno
 import gzip
 import json
+import lzma
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate, Decision, candidate_rows
 from pipeline.sources import TableSource
+from pipeline.sources._look import Budget, Count
 from pipeline.sources.url_table import UrlTable
+from pipeline.store.build import sha256_of
 
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
 
@@ -30,7 +38,7 @@ def table(path: Path | str | list[str], **more: Any) -> UrlTable:
     return UrlTable.model_validate({**options, "columns": columns, **more})
 
 
-def read(source: UrlTable) -> list[Candidate | Decision]:
+def read(source: TableSource) -> list[Candidate | Decision]:
     return [row for part in range(source.parts()) for row in source.read(part)]
 
 
@@ -105,17 +113,6 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
     assert len({f.id for f in entries if isinstance(f, Decision)}) == 4
 
 
-@pytest.mark.parametrize("rows_per_part", [3, 100])
-def test_a_text_that_begins_with_a_quote_costs_no_other_row(tmp_path, rows_per_part):
-    """As tables are published whose writers quote nothing."""
-    texts = {2: '"天下第一泉', 7: '他说"好', 8: '"趵突泉" 的水'}
-    rows = [f"http://i.test/{i}.jpg\t{texts.get(i, f'第{i}张图')}\t" for i in range(1, 21)]
-    (tmp_path / "t.tsv").write_text("\n".join(["url\tzh\tpage", *rows]), encoding="utf-8")
-    entries = read(table(tmp_path / "t.tsv", rows_per_part=rows_per_part))
-    assert [(c.image_url, c.row) for c in entries] == [(f"http://i.test/{i}.jpg", i) for i in range(1, 21)]
-    assert [entries[i - 1].texts[0].text for i in (2, 3, 7)] == ['"天下第一泉', "第3张图", '他说"好']
-
-
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_path, kind):
     """More text than any row has, then a line longer than is read at all; both lie between sound rows."""
@@ -129,7 +126,7 @@ def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_p
 
 def test_a_broken_line_of_json_is_one_decision(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": {"a": 1}}\n')
+    path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": "坏"}\n')
     assert [f.reason if isinstance(f, Decision) else f.row for f in read(table(path))] == [
         1,
         "bad_row",
@@ -299,3 +296,159 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
     assert isinstance(decision, Decision)
     assert decision.reason == "bad_row"
     assert fault in decision.evidence
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize("columns", [["url", "zh", "page"], ["zh", "url", "page"]])
+@pytest.mark.parametrize("stray", [(3,), (3, 4), (3, 50), (5_000,)])
+def test_a_quote_that_nobody_closes_costs_no_other_row(tmp_path, kind, columns, stray):
+    separator = {"csv": ",", "tsv": "\t"}[kind]
+    rows = [
+        {"url": f"http://i.test/{i}.jpg", "zh": '"' * (i in stray) + f"第{i}张图", "page": "x" * 200}
+        for i in range(6_000)
+    ]
+    lines = [separator.join(columns), *(separator.join(row[name] for name in columns) for row in rows)]
+    (tmp_path / f"t.{kind}").write_text("\n".join(lines))
+    entries = read(table(tmp_path / f"t.{kind}"))
+    assert [entry.image_url for entry in entries] == [f"http://i.test/{i}.jpg" for i in range(6_000)]
+    assert [entry.texts[0].text.strip('"') for entry in entries] == [f"第{i}张图" for i in range(6_000)]
+
+
+def test_texts_of_several_lines_are_one_cell_whatever_column_they_are_in(tmp_path):
+    for columns in (["url", "zh", "page"], ["zh", "page", "url"]):
+        pd.DataFrame(ROWS)[columns].to_csv(tmp_path / "t.csv", index=False)
+        assert [c.texts[0].text for c in read(table(tmp_path / "t.csv"))] == [
+            row["zh"].replace("\n", " ") for row in ROWS
+        ]
+
+
+def test_a_header_that_no_quote_ends_is_read_or_is_one_line(tmp_path):
+    rows = "http://i.test/1.jpg,好,\n" * 60_000
+    (tmp_path / "t.csv").write_text('"url,zh,page\n' + rows)
+    assert len(read(table(tmp_path / "t.csv"))) == 60_000
+    (tmp_path / "t.csv").write_text('"address,zh,page\n' + rows)
+    with pytest.raises(SourceError, match=r"t\.csv: source t: field larger than"):
+        read(table(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("rows_per_part", [3, 100])
+def test_no_part_reads_a_row_of_another_where_texts_begin_with_quotes(tmp_path, rows_per_part):
+    texts = {2: '"天下第一泉', 7: '他说"好', 8: '"趵突泉" 的水'}
+    rows = [f"http://i.test/{i}.jpg\t{texts.get(i, f'第{i}张图')}\t" for i in range(1, 21)]
+    (tmp_path / "t.tsv").write_text("\n".join(["url\tzh\tpage", *rows]), encoding="utf-8")
+    entries = read(table(tmp_path / "t.tsv", rows_per_part=rows_per_part))
+    assert [(c.image_url, c.row) for c in entries] == [(f"http://i.test/{i}.jpg", i) for i in range(1, 21)]
+    assert [entries[i - 1].texts[0].text for i in (2, 3, 7)] == ['"天下第一泉', "第3张图", '他说"好']
+
+
+def test_strings_that_parquet_does_not_call_text_are_read_and_what_is_none_is_a_decision(tmp_path):
+    urls = [f"http://i.test/{i}.jpg".encode() for i in range(3)]
+    values = pa.table({"url": urls, "zh": ["好".encode(), b"\xff\xfe", None], "page": [None] * 3})
+    pq.write_table(values, tmp_path / "b.parquet")
+    sound, broken, empty = read(table(tmp_path / "b.parquet"))
+    assert (sound.image_url, sound.texts[0].text) == ("http://i.test/0.jpg", "好")
+    assert (broken.reason, empty.reason) == ("unreadable", "no_text")
+    pq.write_table(values.set_column(1, "zh", [[{"en": "good", "zh": "好"}] * 3]), tmp_path / "s.parquet")
+    for row in read(table(tmp_path / "s.parquet")):
+        assert (row.reason, row.evidence.partition(": ")[2]) == (
+            "bad_row",
+            "column zh is no text but an object of en, zh",
+        )
+
+
+def test_nothing_is_no_word_of_a_text(tmp_path):
+    lines = [
+        {"url": "http://i.test/1.jpg", "zh": ["好", None, " ", "的"]},
+        {"url": "http://i.test/2.jpg", "zh": float("nan")},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    one, two = read(table(tmp_path / "t.jsonl"))
+    assert (one.texts[0].text, two.reason) == ("好 的", "no_text")
+
+
+def zstd(text: str) -> bytes:
+    """A text as one frame."""
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as f:
+        f.write(text.encode())
+    return bytes(packed.getvalue())
+
+
+def test_a_table_packed_by_zstd_is_read_to_its_end_however_many_frames_it_has(tmp_path):
+    (tmp_path / "t.csv.zst").write_bytes(
+        zstd("url,zh,page\nhttp://i.test/1.jpg,好,\n") + zstd("http://i.test/2.jpg,的,\n")
+    )
+    source = table(tmp_path / "t.csv.zst")
+    assert [row.texts[0].text for row in read(source)] == ["好", "的"]
+    assert source.look(Budget(seconds=60)).candidates == Count("candidates", 2)
+    (tmp_path / "t.csv.zst").write_bytes((tmp_path / "t.csv.zst").read_bytes()[:-10])
+    with pytest.raises(SourceError, match="Truncated"):
+        read(table(tmp_path / "t.csv.zst"))
+
+
+@pytest.mark.parametrize("rows_per_part", [5, 100])
+def test_a_damaged_row_group_of_a_parquet_file_costs_its_own_rows(tmp_path, rows_per_part):
+    rows = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张图", "page": ""} for i in range(30)]
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(rows).to_parquet(path, row_group_size=10)
+    place = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    damaged = bytearray(path.read_bytes())
+    damaged[place.dictionary_page_offset : place.dictionary_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(damaged)
+    entries = read(table(path, rows_per_part=rows_per_part))
+    numbers = [entry.row for entry in entries if isinstance(entry, Candidate)]
+    assert numbers == [*range(1, 11), *range(21, 31)]
+    lost = [entry for entry in entries if isinstance(entry, Decision)]
+    assert {(row.reason, row.evidence.partition(" (")[0]) for row in lost} == (
+        {
+            ("unreadable", "t.parquet, row 11: ValueError: this row and 4 behind it are damaged"),
+            ("unreadable", "t.parquet, row 16: ValueError: this row and 4 behind it are damaged"),
+        }
+        if rows_per_part == 5
+        else {("unreadable", "t.parquet, row 11: ValueError: this row and 9 behind it are damaged")}
+    )
+
+
+def test_a_disk_that_fails_under_a_parquet_file_is_no_damage_of_the_file(tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileOpener
+
+    path = write(tmp_path, "parquet")
+    source = table(path)
+    assert source.parts() == 1
+    size, whole = path.stat().st_size, LocalFileOpener.read
+
+    def fail(self: Any, *args: int) -> bytes:
+        if self.tell() < size // 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return bytes(whole(self, *args))
+
+    monkeypatch.setattr(LocalFileOpener, "read", fail, raising=False)
+    with pytest.raises(SourceError, match="Input/output error"):
+        list(source.read(0))
+
+
+def test_a_file_may_be_called_in_the_encoding_of_a_chinese_windows(tmp_path):
+    write(tmp_path, "csv").rename(tmp_path / os.fsdecode("表.csv".encode("gbk")))
+    source = table(tmp_path / "*.csv")
+    sha256_of(source.token())
+    candidate_rows(read(source), 0)
+    posts = {"name": "s", "source_kind": "microblog", "path": str(tmp_path / "*.jsonl")}
+    (tmp_path / os.fsdecode("表.jsonl".encode("gbk"))).write_text('{"text": "云", "images": ["http://i.test/1.jpg"]}')
+    source = configure("sources", "microblog", posts, TableSource)
+    sha256_of(source.token())
+    candidate_rows(read(source), 0)
+
+
+@pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])
+def test_a_packed_table_that_is_damaged_is_one_line(tmp_path, pack):
+    whole = "url,zh,page\n" + "".join(f"http://i.test/{i}.jpg,{i * 2654435761 % 2**32},\n" for i in range(2_000))
+    pieces = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": lambda text: zstd(text.decode())}
+    packed = bytearray(pieces[pack](whole.encode()))
+    damaged = [packed[: len(packed) // 2], b"no archive at all"]
+    if pack != "zst":  # ours has no checksum: what is damaged in it are rows
+        damaged.append(packed[:600] + b"\xff" * 600 + packed[1200:])
+    for damage in damaged:
+        (tmp_path / f"t.csv.{pack}").write_bytes(damage)
+        for look in (read, lambda source: source.look(Budget())):
+            with pytest.raises(SourceError, match=rf"t\.csv\.{pack}"):
+                look(table(tmp_path / f"t.csv.{pack}"))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from PIL import Image
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
-from pipeline.records import PROVENANCE, Decision, Provenance, sha256_hex
+from pipeline.records import PROVENANCE, Decision, Provenance, candidate_rows, sha256_hex
 from pipeline.sources import FileSource
-from pipeline.sources._look import Budget
-from pipeline.sources.webdataset import WebDataset
+from pipeline.sources._look import Budget, Count
+from pipeline.sources.webdataset import WebDataset, _Tar
 from pipeline.stages import STAGES
+from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
 from tests.candidates import put, read, texts
@@ -54,8 +56,8 @@ def test_pictures_of_many_tars_are_read_in_any_order_and_each_tar_is_indexed_onc
     for number in range(100):  # a partition of fetch has pictures of all tars of a source, in the order of a hash
         tar(tmp_path / f"{number:03d}.tar", {f"{name}.jpg": f"{number} {name}" for name in "abc"})
     source, opened, looked = tars(str(tmp_path / "*.tar")), [], []
-    whole, every = tarfile.open, FileSource.files
-    monkeypatch.setattr(tarfile, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
+    whole, every = _Tar.open, FileSource.files
+    monkeypatch.setattr(_Tar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
     monkeypatch.setattr(FileSource, "files", lambda self: looked.append(1) or every(self))
     for name in "cab":
         for number in range(100):
@@ -69,8 +71,8 @@ def test_indexes_that_find_no_room_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.sources.webdataset.INDEXED_BYTES", 50)  # two pictures
     for name in "ab":
         tar(tmp_path / f"{name}.tar", {"1.jpg": f"{name}1", "2.jpg": f"{name}2"})
-    source, opened, whole = tars(str(tmp_path / "*.tar")), [], tarfile.open
-    monkeypatch.setattr(tarfile, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
+    source, opened, whole = tars(str(tmp_path / "*.tar")), [], _Tar.open
+    monkeypatch.setattr(_Tar, "open", lambda *args, **more: opened.append(1) or whole(*args, **more))
     for shard, number in ["a1", "b1", "a2", "b2", "b1"]:
         assert source.read_image(f"webdataset:///s/{shard}.tar/{number}.jpg") == f"{shard}{number}".encode()
     assert len(opened) == 4, "no more is held than there is room for"
@@ -288,3 +290,55 @@ def test_a_pipe_is_refused(tmp_path, monkeypatch, path):
     with pytest.raises(ValueError, match="runs a command"):
         tars(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_behind_a_place_of_zeros_is_read(tmp_path):
+    tar(tmp_path / "a.tar", {"1.jpg": b"1", "1.txt": "云"})
+    tar(tmp_path / "b.tar", {"2.jpg": b"2", "2.txt": "海"})
+    (tmp_path / "ab.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    source = tars(str(tmp_path / "ab.tar"))
+    assert [(texts(row), source.read_image(row.image_url)) for row in read(source)] == [
+        ([("caption", "云")], b"1"),
+        ([("caption", "海")], b"2"),
+    ]
+    assert source.look(Budget(seconds=60)).counts == (Count("files", 1), Count("samples", 2))
+
+
+def test_a_header_that_was_lost_is_a_decision(tmp_path):
+    tar(tmp_path / "a.tar", {f"{number}.{kind}": "云" for number in range(4) for kind in ("jpg", "txt")})
+    damaged = bytearray((tmp_path / "a.tar").read_bytes())
+    damaged[4096 : 4096 + 512] = bytes(512)  # of 2.jpg, as a disk or a download leaves it
+    (tmp_path / "a.tar").write_bytes(damaged)
+    first, rest = read(tars(str(tmp_path / "a.tar")))
+    assert texts(first) == [("caption", "云")]
+    assert (rest.reason, rest.evidence) == ("unreadable", "a.tar, after 1 samples: ReadError: bad checksum")
+
+
+def test_zeros_without_end_are_not_read(tmp_path):
+    tar(tmp_path / "a.tar", {f"{number}.{kind}": "云" for number in range(2) for kind in ("jpg", "txt")})
+    with (tmp_path / "a.tar").open("ab") as f:
+        f.truncate(1 << 42)  # takes no room
+    first, rest = read(tars(str(tmp_path / "a.tar")))
+    assert (texts(first), rest.reason) == ([("caption", "云")], "unreadable")
+
+
+def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):
+    passed_over = {"._k.jpg": b"0", "__meta__/x": b"0"}
+    tar(tmp_path / "a.tar", {"d/0001": b"1", "k.jpg": b"2", "k.txt": "云", ".jpg": b"3", **passed_over})
+    sample, *others = read(tars(str(tmp_path / "a.tar")))
+    assert texts(sample) == [("caption", "云")]
+    assert [(d.reason, d.evidence) for d in others] == [
+        ("bad_row", "a.tar: d/0001 is no file of a sample, KEY.SUFFIX"),
+        ("bad_row", "a.tar: .jpg is no file of a sample, KEY.SUFFIX"),
+    ]
+
+
+def test_names_in_the_encoding_of_a_chinese_windows_are_names(tmp_path):
+    place, key = tmp_path / os.fsdecode("表.tar".encode("gbk")), os.fsdecode("云".encode("gbk"))
+    tar(place, {f"{key}.jpg": b"A", f"{key}.txt": "云"})
+    source = tars(str(tmp_path / "*.tar"))
+    sha256_of(source.token())
+    [sample] = read(source)
+    assert texts(sample) == [("caption", "云")]
+    assert source.read_image(sample.image_url) == b"A"
+    candidate_rows([sample], 0)
