@@ -39,7 +39,7 @@ FEW_ZEROS = 10
 """Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
 
 MOST_USUAL = 0.9
-"""Share of usual characters of a text in UTF-16. UTF-8 that is taken for it has less: Chinese half, English 0.7 to 0.87."""
+"""Share of usual characters of a text in UTF-16. UTF-8 taken for it has less: Chinese half, English 0.7 to 0.87."""
 
 _USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 """Characters of Chinese texts. With its bytes in the other order a third of a text is of these."""
