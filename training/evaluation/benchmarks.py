@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_specs.shard import ContractError
 from training.data.released_rows import PRIMARY, Box, Broken, is_text, read_rows
 from training.errors import ConfigError, InputError, first_line
 
@@ -60,10 +61,12 @@ class Picture:
         """The encoded image. Raises ContractError for what is no regular file, OSError."""
         if isinstance(self.content, bytes):
             return self.content
-        from training.data.index_cache import check_regular  # Arrow: the command line reads this module at its start
-
-        check_regular(str(self.content))  # a stranger's row may name a pipe, and reading it would have no end
-        return self.content.read_bytes()
+        if self.content.exists() and not self.content.is_file():
+            raise ContractError(f"{self.content}: no regular file")  # a pipe, say: reading it would have no end
+        try:
+            return self.content.read_bytes()
+        except ValueError:  # a NUL in it, as a stranger's row may have
+            raise ContractError(f"{self.content}: no name of a file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _aic_icc(place: Path, split: str) -> Benchmark:
     file = _find(place, f"caption_{name}_annotations_*.json")
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in row["caption"]]
+        captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in _texts(row["caption"])]
         ids = list(dict.fromkeys(str(row["image_id"]) for row in rows))
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(str(file), f"no list of image_id and caption ({first_line(e)})") from None
@@ -177,7 +180,7 @@ def _crossmodal_3600(place: Path, split: str) -> Benchmark:
     for where, row in _json_lines(file):
         try:
             ids.append(str(row["image/key"]))
-            captions += [Caption(text.strip(), (ids[-1],)) for text in row["zh"]["caption"]]
+            captions += [Caption(text.strip(), (ids[-1],)) for text in _texts(row["zh"]["caption"])]
         except (KeyError, TypeError, AttributeError) as e:
             raise InputError(where, f"no image/key with captions in zh ({first_line(e)})") from None
     return _of_files("crossmodal-3600", "all", place, ids, captions)
@@ -187,8 +190,8 @@ def _folder(place: Path, split: str) -> Benchmark:
     files = [path for path in images_below(place) if path.with_suffix(".txt").is_file()]
     if not files:
         raise InputError(str(place), "holds no image with a .txt of its name beside it")
-    captions = [Caption(text, (str(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
-    pictures = [Picture(str(path), path) for path in files]
+    captions = [Caption(text, (_id_of(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
+    pictures = [Picture(_id_of(path), path) for path in files]
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))
 
 
@@ -201,8 +204,8 @@ def _classes(place: Path, split: str) -> Benchmark:
         raise ConfigError("--split", f"classes:{place} has no {split} split; it has {', '.join(sorted(folders))}")
     root = place / name
     files = {path: one.name for one in folders_in(root) for path in images_below(one)}
-    captions = [Caption(of_class, (str(path),)) for path, of_class in files.items()]
-    pictures = [Picture(str(path), path) for path in files]
+    captions = [Caption(of_class, (_id_of(path),)) for path, of_class in files.items()]
+    pictures = [Picture(_id_of(path), path) for path in files]
     hit = "a hit is the name of the image's class"
     return Benchmark(
         f"classes:{place.name}", split if of_splits else "all", tuple(captions), lambda: iter(pictures), hit
@@ -272,6 +275,18 @@ def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
 
 
+def _id_of(path: Path) -> str:
+    """A path as the id of its image: a name that is not UTF-8 with escapes, since no page or JSON could hold it."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _texts(value: Any) -> list[str]:
+    """A JSON value that is a list of texts. Raises TypeError: of one text, each character would be taken."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"no list of texts: {value!r:.80}")
+    return value
+
+
 def folders_in(place: Path) -> list[Path]:
     """Folders directly in a folder, in the order of their names; not hidden ones, such as .git."""
     return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -292,9 +307,11 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
     captions = list[Caption]()
     for where, row in _json_lines(texts):
         try:
-            number = row.get(number_key)
-            images_of = tuple(str(i) for i in row[ids_key])
-            captions.append(Caption(str(row[text_key]).strip(), images_of, number if isinstance(number, int) else None))
+            number, text, ids = row.get(number_key), row[text_key], row[ids_key]
+            if not isinstance(text, (str, int, float)) or not isinstance(ids, list):
+                raise TypeError(f"{text_key} {text!r:.80}, {ids_key} {ids!r:.80}")
+            images_of = tuple(str(i) for i in ids)
+            captions.append(Caption(str(text).strip(), images_of, number if isinstance(number, int) else None))
         except (AttributeError, KeyError, TypeError) as e:
             raise InputError(
                 where, f"no {text_key} with {ids_key} ({first_line(e)}); has this split answers?"
