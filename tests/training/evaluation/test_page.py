@@ -161,11 +161,22 @@ def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
     assert (tmp_path / "evals" / "index.html").read_text("utf-8") == render(document["results"])
 
 
-def test_another_file_is_not_written_over(tmp_path: Path) -> None:
-    (tmp_path / "eval.json").write_text('{"mine": 1}')
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"mine": 1},
+        {"page_version": 1, "results": [5]},
+        {"page_version": 1, "results": [{}]},
+        {"page_version": 1, "results": [head("retrieval")]},
+        {"page_version": 1, "results": [head("none such", **direction(0.1))]},
+        {"page_version": 1, "results": [head("text-to-text", **direction(0.1), examples=[{"group": "i2t"}])]},
+    ],
+)
+def test_another_file_is_not_written_over(document: Any, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"eval\.json: no eval\.json of wenlan"):
         add_result(tmp_path, head("zero-shot", **classified()))
-    assert (tmp_path / "eval.json").read_text() == '{"mine": 1}'
+    assert json.loads((tmp_path / "eval.json").read_text()) == document
 
 
 @pytest.mark.slow

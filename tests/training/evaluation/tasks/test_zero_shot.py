@@ -19,7 +19,7 @@ from tests.training.evaluation.conftest import CLASSES, picture
 from training import cli
 from training.errors import InputError
 from training.evaluation.class_texts import TEMPLATES, fill
-from training.evaluation.tasks import Result, task
+from training.evaluation.tasks import Result, Task, task
 from training.evaluation.tasks.zero_shot import summary
 from training.use.embed import embed_files
 
@@ -201,6 +201,14 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
         (["--data", "classes:{folder}", "--task", "regions"], 2, "has no labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
+        (
+            ["--data", "folder:{folder}", "--task", "retrieval", "--detector", "x"],
+            2,
+            "--detector: chooses regions of",
+        ),
+        (["--data", "classes:{folder}", "--task", "probe", "--detector", "x"], 2, "--detector: chooses regions of"),
+        (["--data", "coco:{folder}/x", "--task", "regions", "--detector", "x"], 2, "--detector: chooses regions of"),
+        (["--data", "{folder}", "--task", "text-to-text", "--detector", "x"], 2, "--detector: chooses regions; --task"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -209,6 +217,21 @@ def test_bad_usage_is_one_line(
     given = [part.format(folder=folder) for part in arguments]
     assert cli.main(["eval", str(checkpoint), *given]) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_added_to_is_refused_before_anything_is_measured(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.evaluation.tasks import zero_shot
+
+    def measure(request: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(zero_shot, "TASK", Task(measure, zero_shot.summary))
+    (tmp_path / "eval.json").write_text('{"mine": 1}')
+    words = ["eval", str(checkpoint), "--data", f"classes:{folder}", "--task", "zero-shot", "--report", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "eval.json: no eval.json of wenlan" in capsys.readouterr().err
 
 
 def test_a_task_is_known_by_its_file(run: Run) -> None:
