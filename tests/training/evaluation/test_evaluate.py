@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from tests.synthetic import encode
 from training import cli
 from training.data.tokenizer import load_tokenizer
 from training.evaluation.benchmarks import Picture
-from training.evaluation.evaluate import evaluate_retrieval, picture_features, summary
-from training.evaluation.retrieval import KS
+from training.evaluation.evaluate import Measured, evaluate_retrieval, picture_features, summary
+from training.evaluation.hits import Clusters
+from training.evaluation.retrieval import KS, rank
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -239,3 +241,32 @@ def test_a_picture_that_stands_twice_in_a_benchmark_moves_no_other(checkpoint: P
     for picture in pictures:
         alone_1D, _, _ = picture_features(loaded, [picture], "one")
         assert np.allclose(features_ND[row_of[picture.id]], alone_1D[0], atol=1e-5), picture.id
+
+
+def test_single_queries_of_a_large_cluster_take_no_memory_for_each_of_its_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """查看原图 stands under thousands of pictures: each is a hit of all of them."""
+    from training.evaluation.tasks import retrieval
+
+    count, width = 2_000, 256
+    rng = np.random.default_rng(0)
+    image_ND, text_MD = (rng.normal(size=(count, width)).astype(np.float32) for _ in range(2))
+    hits = Clusters(np.arange(count), np.arange(count) % 2)
+    ranks, names = rank(image_ND, text_MD, hits), [str(number) for number in range(count)]
+    monkeypatch.setattr(retrieval, "_shown", lambda request, measured: (names, iter(())))
+    tracemalloc.start()
+    examples = retrieval._examples(None, Measured(image_ND, text_MD, hits, ranks, names, names))  # type: ignore[arg-type]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image_ND.nbytes, "neither the pairs nor a copy of the features"
+    queries = {group: [one["query"] for one in examples if one["group"] == group] for group in ("i2t", "t2i")}
+    for one in examples:
+        own = int(one["query"].get("text") or one["query"]["id"])
+        asking, gallery, key = (image_ND, text_MD, "text") if one["group"] == "i2t" else (text_MD, image_ND, "id")
+        similar = gallery.astype(np.float64) @ asking[own].astype(np.float64)
+        answers = one["answers"][:5]
+        assert [int(answer[key]) for answer in answers] == np.argsort(-similar)[:5].tolist()
+        assert [answer["score"] for answer in answers] == pytest.approx(np.sort(-similar)[:5] * -1)
+        assert all(answer["right"] == (int(answer[key]) % 2 == own % 2) for answer in one["answers"])
+    assert all(queries.values())
