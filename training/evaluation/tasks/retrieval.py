@@ -51,7 +51,8 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
 
     def images_of(text: int) -> Ids:
         if isinstance(pairs, Captions):
-            return pairs.image_P[pairs.text_P == text]
+            found: Ids = pairs.image_P[pairs.text_P == text]
+            return found
         return texts_of(text)  # of pairs of an image and a text, each is a hit of the other's
 
     directions: tuple[tuple[str, Any, Any, Ids, Callable[[int], Ids], Any, Any], ...] = (
