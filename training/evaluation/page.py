@@ -47,7 +47,8 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
             (html, render(results)),
         ):
             with whole_file(file) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                # A path that is not UTF-8 by its escapes, which JSON reads back as they were.
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return html
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
 import shutil
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "evals" / "eval.json").read_bytes())["results"]) == 5
     assert add_result(tmp_path / "one.html", again) == tmp_path / "one.html"
     assert (tmp_path / "one.json").exists()
+
+
+def test_data_whose_path_is_not_utf_8_are_on_the_page(tmp_path: Path) -> None:
+    result = head("zero-shot", **classified())
+    result["protocol"] = {**result["protocol"], "data": "classes:" + os.fsdecode("菜".encode("gbk"))}
+    for _ in range(2):  # and known again
+        page = add_result(tmp_path, result)
+    assert r"\udcb2" in page.read_text("utf-8")
+    assert json.loads((tmp_path / "eval.json").read_bytes())["results"] == [result]
 
 
 def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
