@@ -281,7 +281,10 @@ def _write_arrow(table: Any, path: Path) -> None:
 def read_index(path: Path) -> Any:
     """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if not (set(COLUMNS) <= set(table.column_names) or "boxes" in table.column_names):
+            raise pa.ArrowInvalid(f"columns {', '.join(table.column_names)}"[:200])
+        return table
     except (pa.ArrowException, OSError) as e:
         reason = first_line(e)
         raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None
