@@ -88,6 +88,8 @@ class Benchmark:
     captions: tuple[Caption, ...]
     pictures: Callable[[], Iterator[Picture]]
     hit: str = CAPTIONS_OF_IMAGES
+    boxes: str = "grid"
+    """What a result calls the boxes of its pictures: the grid, or its own name where it brings them."""
 
 
 def is_benchmark(data: str) -> bool:
@@ -222,7 +224,9 @@ def _rows(place: Path, split: str) -> Benchmark:
             raise InputError(row.where, f"{row.id}: no text")
         pictures.setdefault(row.id, Picture(row.id, row.image, row.boxes or None))
         captions.append(Caption(text, (row.id,)))
-    return Benchmark(f"rows:{place.name}", "all", tuple(captions), lambda: iter(pictures.values()))
+    name = f"rows:{place.name}"
+    boxes = name if any(picture.boxes for picture in pictures.values()) else Benchmark.boxes
+    return Benchmark(name, "all", tuple(captions), lambda: iter(pictures.values()), boxes=boxes)
 
 
 _READERS: Mapping[str, Callable[[Path, str], Benchmark]] = {

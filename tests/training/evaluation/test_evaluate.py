@@ -18,12 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.synthetic import encode
+from tests.training.conftest import moved_checkpoint
 from training import cli
 from training.data.tokenizer import load_tokenizer
 from training.evaluation.benchmarks import Picture
 from training.evaluation.evaluate import Measured, evaluate_retrieval, picture_features, summary
 from training.evaluation.hits import Clusters
+from training.evaluation.labelled import Source
 from training.evaluation.retrieval import KS, rank
+from training.evaluation.tasks import Request, task
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -205,6 +208,27 @@ def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_pat
             [float((ranks <= k).double().mean()) for k in KS]
         )
         assert result[direction]["median_rank"] == float(np.median(ranks.numpy()))
+
+
+def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> None:
+    """A benchmark has none of the detector that a checkpoint was trained with."""
+    checkpoint = moved_checkpoint(tmp_path / "run", detector="frcnn-1")
+    paths = pictures(tmp_path / "images")
+    for number, path in enumerate(paths):
+        (tmp_path / "classes" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "classes" / str(number % 2) / path.name).write_bytes(path.read_bytes())
+    found = {}
+    for name, data in (
+        ("retrieval", f"folder:{tmp_path / 'images'}"),
+        ("text-to-text", f"folder:{tmp_path / 'images'}"),
+        ("zero-shot", f"classes:{tmp_path / 'classes'}"),
+    ):
+        found[name] = task(name).run(Request(checkpoint, Source((data,)), "val", device="cpu"))["detector"]
+    assert found == dict.fromkeys(found, "grid")
+    row = {"image_id": str(paths[0]), "sentences": [["alt_text", "图"]], "bbox": [[1, 2, 30, 40]]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    rows = evaluate_retrieval(checkpoint, [f"rows:{tmp_path / 'rows.jsonl'}"], "val")
+    assert rows["detector"] == "rows:rows.jsonl", "its own"
 
 
 @pytest.mark.parametrize(
