@@ -125,12 +125,14 @@ class Dataset:
         self.former_digests = tuple(o.former or o.digest for o in opened)
         """Content digests as a checkpoint of an earlier wenlan may name them: of plain tars without what is in them."""
         self.region_digests = tuple(o.regions for o in opened)
-        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
-        """Samples of each shard of each argument."""
-        self.weights = tuple(o.weight or 1.0 for o in opened if o.shards) if any(o.weight for o in opened) else ()
+        mixed = any(o.weight for o in opened)
+        parts = [o for o in opened if (any(shard.rows for shard in o.shards) if mixed else o.shards)]
+        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in parts)
+        """Samples of each shard of each argument; of a mixture without those that have no sample."""
+        self.weights = tuple(o.weight or 1.0 for o in parts) if mixed else ()
         """Weights by which the parts are mixed; empty where they follow one after the other."""
         self._copies = copies
-        self._shards = [shard for o in opened for shard in o.shards]
+        self._shards = [shard for o in parts for shard in o.shards]
         self._ends = list(itertools.accumulate(shard.rows for shard in self._shards))
         self._of_tar = {shard.tar: number for number, shard in enumerate(self._shards)}
         self._tables: OrderedDict[Path, Any] = OrderedDict()

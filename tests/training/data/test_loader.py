@@ -99,6 +99,14 @@ def test_a_tar_cut_while_it_is_read_stops_the_run_with_one_line(make_shards: Mak
     assert "\n" not in str(e.value)
 
 
+def test_a_part_of_a_mixture_without_a_sample_is_none_of_it(make_shards: MakeShards) -> None:
+    one, empty = make_shards(train=(8,), name="one"), make_shards(train=(0, 0), name="empty")
+    data = open_dataset([f"{empty}@3", f"{one}@1"], "train")
+    source = Loader(data, CONFIG, load_tokenizer("gb2312"), Share(8), seed=0, train=True)
+    assert set(Counter(ids(source, 0, 16)).values()) == {2}
+    assert len(data.content_digests) == 2
+
+
 def test_weights_after_the_names_mix_datasets(make_shards: MakeShards) -> None:
     one, two = make_shards(train=(30,), name="one"), make_shards(train=(0, 40), name="two")
     data = open_dataset([f"{one}@3", str(two)], "train")
