@@ -170,7 +170,7 @@ def _flickr8k_cn(place: Path, split: str) -> Benchmark:
 def _flickr30k_cn(place: Path, split: str) -> Benchmark:
     name = _named(split, {"train": "train", "val": "val", "test": "test"}, "flickr30k-cn")
     patterns = (f"flickr30k_cn_{name}.txt", f"*flickr30kzh*{name}*caption*.txt")
-    file = next((found for pattern in patterns for found in sorted(place.rglob(pattern))), None)
+    file = next((found for pattern in patterns for found in _below(place, pattern)), None)
     if file is None:
         raise InputError(str(place), f"holds neither {' nor '.join(patterns)}")
     captions = _by_caption_id(file, None)
@@ -259,12 +259,18 @@ def _named(split: str, names: Mapping[str, str], kind: str) -> str:
 
 def _find(place: Path, pattern: str) -> Path:
     """The file of this name below a folder. Raises InputError where there is none, or several."""
-    found = sorted(place.rglob(pattern))
+    found = _below(place, pattern)
     if not found:
         raise InputError(str(place), f"holds no {pattern}")
     if len(found) > 1:
         raise InputError(str(place), f"holds {len(found)} files {pattern}; name the folder of one of them")
     return found[0]
+
+
+def _below(place: Path, pattern: str) -> list[Path]:
+    """Files of a name below a folder, in the order of their paths; not what is hidden, as in `images_below`."""
+    found = sorted(place.rglob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
 
 
 def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list[Caption]) -> Benchmark:

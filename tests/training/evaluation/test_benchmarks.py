@@ -355,6 +355,17 @@ def test_a_file_name_that_is_not_utf_8_has_an_id_that_can_be_written(kind: str, 
     assert found.id.encode().endswith(rb"\xd6\xd0.jpg")
 
 
+@pytest.mark.parametrize("form", ["flickr30k-cn", "flickr30k-cna", "aic-icc"])
+def test_what_is_hidden_beside_the_captions_is_none_of_them(form: str, tmp_path: Path) -> None:
+    kind, writer = WRITERS[form]
+    split = writer(tmp_path)
+    expected = content(open_benchmark(f"{kind}:{tmp_path}", split))
+    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.json")]:
+        for name in (f"._{path.name}", f".git/{path.name}"):
+            write(path.parent / name, b"\0\5\x16\7\xff")
+    assert content(open_benchmark(f"{kind}:{tmp_path}", split)) == expected
+
+
 def test_what_is_hidden_among_the_images_is_none_of_them(tmp_path: Path) -> None:
     split = folder(tmp_path)
     expected = content(open_benchmark(f"folder:{tmp_path}", split))
