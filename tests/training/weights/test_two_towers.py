@@ -324,5 +324,8 @@ def test_whatever_is_wrong_with_a_foreign_folder_is_one_line(tmp_path: Path) -> 
             wrong.append(f"{name}: {type(e).__name__}")
     assert wrong == []
     assert not (tmp_path / "ck").exists()
+    # As a snapshot without *.bin has it: an index of what is not there, beside what is.
+    (sound / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"logit_scale": "model-1.bin"}}))
+    import_transformers(sound, tmp_path / "ck")
     of_weights(logit_scale=torch.tensor(-1e6))(sound)
     assert "moco.temperature=1.0" in overrides_of(sound)
