@@ -139,20 +139,22 @@ def read(folder: Path) -> Captioner:
         config = read_record(_CONFIG, about["captioner"], name)
         vocabulary = Vocabulary(str(about["characters"]))
         width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
-    except (ConfigError, KeyError, TypeError, ValueError) as e:
+        decoder = _filled(config, width, len(vocabulary), sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(name, f"is none of a captioner ({first_line(e)})") from None
-    decoder = Decoder(config, width, len(vocabulary))
-    _fill(decoder, sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
     return Captioner(config, vocabulary, width, towers, data, captions, decoder)
 
 
 def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
     """Fill the optimiser of a captioner that was read, and return where its training stood. Raises CheckpointError."""
+    import torch
+
     sealed = Sealed.open(folder)
     tensors = sealed.tensors(_TRAINING)
     for name, parameter in captioner.decoder.named_parameters():
         state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
-        if state and state["exp_avg"].shape != parameter.shape:
+        shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
+        if state and {m: t.shape for m, t in state.items()} != shapes:
             raise CheckpointError(str(folder / _TRAINING), f"{name} has another shape")
         if state:
             optimizer.state[parameter] = {m: tensor.to(parameter.device) for m, tensor in state.items()}
@@ -170,10 +172,20 @@ def changes(saved: CaptionerConfig, asked: CaptionerConfig) -> dict[str, tuple[A
     return {key: (before[key], now[key]) for key in before if key not in free and before[key] != now[key]}
 
 
-def _fill(decoder: Decoder, tensors: Mapping[str, torch.Tensor], name: str) -> None:
-    own = decoder.state_dict()
+def _filled(
+    config: CaptionerConfig, width: int, vocabulary: int, tensors: Mapping[str, torch.Tensor], name: str
+) -> Decoder:
+    """A decoder with these tensors, compared with them before it takes any memory: its sizes are a stranger's."""
+    import torch
+
+    if config.layers > len(tensors):
+        raise ValueError(f"{config.layers} layers in {len(tensors)} tensors")
+    with torch.device("meta"):
+        own = Decoder(config, width, vocabulary).state_dict()
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += [key for key, tensor in own.items() if key in tensors and tensors[key].shape != tensor.shape]
     if wrong:
         raise CheckpointError(name, f"does not fit its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
+    decoder = Decoder(config, width, vocabulary)
     decoder.load_state_dict(dict(tensors))
+    return decoder

@@ -153,7 +153,8 @@ class Decoder(nn.Module):
     def standardise(self, regions_NW: Tensor) -> None:
         """Take mean and deviation of the regions from these ones, of training images."""
         self.region_mean_W.copy_(regions_NW.mean(0))
-        self.region_scale_W.copy_(1 / regions_NW.std(0).clamp(min=1e-4))
+        deviation_W = regions_NW.std(0, correction=min(1, len(regions_NW) - 1))  # of a single region 0, and not NaN
+        self.region_scale_W.copy_(1 / deviation_W.clamp(min=1e-4))
 
     def forward(self, ids_BL: Tensor, regions_BRW: Tensor, present_BR: Tensor) -> Tensor:
         """Scores [B, L, V] of the character that follows each of `ids_BL`; `present_BR`: which regions exist."""

@@ -1,7 +1,8 @@
 """Region features of a split, computed once: what a captioner sees of every image, and the captions of each.
 
 The towers stay as they are, so their output is the same in every epoch. It is written into an array of float16 in the
-cache, CACHE/captions/..., named by checkpoint, dataset and detector, and mapped: memory does not grow with the images.
+cache, CACHE/captions/..., named by checkpoint, dataset and detector, and mapped. In memory are the captions and, while
+it is made, one feature of each image.
 
 Limits: 2 bytes x regions x width an image (37 x 2,048: 150 kB). The image tower is not trained with the decoder.
 Colours are not changed at random, and every image has its first boxes only.
@@ -24,10 +25,10 @@ import numpy.typing as npt
 from data_specs.shard import SPLITS, Split
 from training.data.index import Dataset, Row, default_cache, open_dataset
 from training.data.loader import Loader, Share
-from training.errors import ConfigError, InputError, RunError
+from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.packed import packed
-from training.outputs.whole import alone, whole_folder
+from training.outputs.whole import Sealed, alone, whole_folder
 from training.records import Batch
 from training.run.launch import Leave, LeaveSignal
 from training.weights.load import BATCH, Loaded
@@ -87,7 +88,8 @@ def open_captioned(
     """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it has no sample.
 
     leave: asked after each image whose features are made whether to end (`Leave.STOP`). Raises ConfigError (an image
-    tower without regions), InputError (no readable image), ContractError (data), RunError (asked to end).
+    tower without regions), InputError (no readable image, a damaged cache), ContractError (data), RunError (asked to
+    end).
     """
     if split not in SPLITS and not all(is_benchmark(name) for name in data):
         raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
@@ -105,7 +107,11 @@ def open_captioned(
                 shutil.rmtree(left, ignore_errors=True)
             if not folder.exists():
                 _compute(loaded, dataset, folder, leave)
-    about = json.loads((folder / "about.json").read_bytes())
+    try:
+        about = Sealed.open(folder).object("about.json")
+    except CheckpointError as e:
+        problem = f"damaged features in the cache ({e}); remove it and they are made again"
+        raise InputError(str(folder), problem) from None
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
     return Captioned(

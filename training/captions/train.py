@@ -29,6 +29,7 @@ from training.captions.checkpoint import Captioner, State
 from training.captions.decoder import CaptionerConfig, beam_search
 from training.captions.metrics import COCO, cider
 from training.captions.regions import Captioned, open_captioned
+from training.data.index import weighted
 from training.data.order import fraction, seed_of
 from training.errors import ConfigError, RunError
 from training.outputs.checkpoint import BEST, latest
@@ -83,6 +84,11 @@ def fit_captioner(
     Raises ConfigError (bad usage), CheckpointError, ContractError (bad data), InputError, RunError. One line each.
     """
     started = time.monotonic()
+    for argument in data:
+        name, weight = weighted(argument)
+        if weight is not None:
+            advice = f"every image is trained on once an epoch; leave out {argument.removeprefix(name)}"
+            raise ConfigError("--data", f"{argument}: {advice}")
     if config.eval_epochs:
         require(COCO)
     with writing_to(out), owned(out), terminated() as leave:

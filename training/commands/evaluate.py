@@ -118,7 +118,13 @@ def _check_read(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and arguments.task not in tasks:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(option, f"{what}; --task {arguments.task} does not read it, but {' and '.join(tasks)}")
-    if arguments.min_score is not None and arguments.data[0].partition(":")[0] in BOXED:
+    kind = arguments.data[0].partition(":")[0]
+    if arguments.detector and arguments.task == "text-to-text":
+        raise ConfigError("--detector", f"chooses regions; --task {arguments.task} reads no image")
+    # Not of captioning, for which a benchmark is packed into plain tars: those have the grid, and want it named.
+    if arguments.detector and arguments.task != CAPTIONING and kind in (*BENCHMARKS, *LABELLED, *BOXED):
+        raise ConfigError("--detector", f"chooses regions of a dataset; {arguments.data[0]} is none")
+    if arguments.min_score is not None and kind in BOXED:
         raise ConfigError("--min-score", f"{_READ_BY['min_score'][0]}; {arguments.data[0]} brings labelled ones")
 
 
@@ -130,6 +136,10 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.task == CAPTIONING:
         return eval_captioning(arguments)
     asked = task(arguments.task)
+    if arguments.report is not None:
+        from training.evaluation.page import add_result, earlier
+
+        earlier(arguments.report)  # before anything is measured: what cannot be added would be lost
     result = asked.run(
         Request(
             arguments.checkpoint,
@@ -148,8 +158,6 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     for line in asked.summary(result):
         LOG.info("%s", line)
     if arguments.report is not None:
-        from training.evaluation.page import add_result
-
         page = add_result(arguments.report, result)
         LOG.info("page: %s", page)
         result = {**{name: value for name, value in result.items() if name != "examples"}, "report": str(page)}

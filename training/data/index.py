@@ -6,7 +6,8 @@ which makes row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars
 (training/data/remote.py).
 
 A sample is in a dataset once: where two arguments name the same shard, as a release and a build of it do, it belongs to
-the last of them. So `RELEASE@9 BUILD@1` mixes what the build brought, weighted, with what the release held before.
+the last of them, and so does a plain tar. So `RELEASE@9 BUILD@1` mixes what the build brought, weighted, with what the
+release held before.
 
 Limits: sizes of tars are checked, their sha256 is not (`wenlan-data verify` does that): at the start, or in a dataset
 of more than `AT_START` shards when one is first read. A plain tar has no split: it is all train, or all of what is
@@ -34,7 +35,16 @@ from data_specs.object_store import StorageError, reason, told
 from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
 from training.config import DataConfig
-from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, read_index, shard_of
+from training.data.index_cache import (
+    COLUMNS,
+    GRID,
+    Shard,
+    check_regular,
+    index_plain_tar,
+    is_as_indexed,
+    read_index,
+    shard_of,
+)
 from training.data.plain_tars import plain_tars_of
 from training.data.remote import TarCache
 from training.errors import ConfigError
@@ -42,6 +52,9 @@ from training.errors import ConfigError
 AT_START = 4096
 """Shards up to which all are looked at and indexed when a dataset is opened, so that what is wrong with one is said
 before the first step. Of more shards each is when it is first read."""
+
+MOST_WEIGHT = 1_000_000_000
+"""Of a part of a mixture; far beyond what the shares of 1/1024 tell apart, and its sums are finite."""
 
 _LOOKS = 16
 """Shards that are looked at at once: a file in a bucket answers after tens of milliseconds."""
@@ -112,13 +125,16 @@ class Dataset:
         self.former_digests = tuple(o.former or o.digest for o in opened)
         """Content digests as a checkpoint of an earlier wenlan may name them: of plain tars without what is in them."""
         self.region_digests = tuple(o.regions for o in opened)
-        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
-        """Samples of each shard of each argument."""
-        self.weights = tuple(o.weight or 1.0 for o in opened if o.shards) if any(o.weight for o in opened) else ()
+        mixed = any(o.weight for o in opened)
+        parts = [o for o in opened if (any(shard.rows for shard in o.shards) if mixed else o.shards)]
+        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in parts)
+        """Samples of each shard of each argument; of a mixture without those that have no sample."""
+        self.weights = tuple(o.weight or 1.0 for o in parts) if mixed else ()
         """Weights by which the parts are mixed; empty where they follow one after the other."""
         self._copies = copies
-        self._shards = [shard for o in opened for shard in o.shards]
+        self._shards = [shard for o in parts for shard in o.shards]
         self._ends = list(itertools.accumulate(shard.rows for shard in self._shards))
+        self._of_tar = {shard.tar: number for number, shard in enumerate(self._shards)}
         self._tables: OrderedDict[Path, Any] = OrderedDict()
         self._files: OrderedDict[str, int] = OrderedDict()
 
@@ -234,14 +250,18 @@ class Dataset:
         return os.pread(handle, row.image_size, row.image_offset)
 
     def _open(self, tar: str) -> int:
+        shard = self._shards[self._of_tar[tar]]
         if "://" in tar:
             assert self._copies is not None
-            shard = next(shard for shard in self._shards if shard.tar == tar)
             return self._copies.open(tar, shard.size, shard.index.name)
         try:
-            return os.open(tar, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
+            handle = os.open(tar, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
         except OSError as e:
             raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
+        if not is_as_indexed(shard, os.fstat(handle).st_size):
+            os.close(handle)
+            raise ContractError(f"{tar}: was changed or replaced after it was indexed; the same command reads it anew")
+        return handle
 
     def _table(self, path: Path) -> Any:
         table = self._tables.get(path)
@@ -312,7 +332,7 @@ def open_dataset(
             )
         if not any(weight for _, weight in tars):
             tars = [([name for names, _ in tars for name in names], None)]
-        opened += [replace(_open_tars(names, cache), weight=weight) for names, weight in tars]
+        opened += _each_once([replace(_open_tars(names, cache), weight=weight) for names, weight in tars])
     copies = TarCache(cache / "tars", int(cache_gb * 1e9)) if cache_gb else None
     return Dataset(opened, split, detector, copies)
 
@@ -340,6 +360,8 @@ def weighted(argument: str) -> tuple[str, float | None]:
         return argument, None
     if not float(weight):
         raise ConfigError("--data", f"{argument}: a weight of 0; leave it out instead")
+    if float(weight) > MOST_WEIGHT:
+        raise ConfigError("--data", f"{argument}: the largest weight is {MOST_WEIGHT:,}")
     return name, float(weight)
 
 
@@ -413,7 +435,7 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
 
     Not of the ids alone: img2dataset calls the samples of every dataset alike.
     """
-    shards = [index_plain_tar(tar, cache) for tar in tars]
+    shards = list({shard.index: shard for shard in (index_plain_tar(tar, cache) for tar in tars)}.values())
     content, former = hashlib.sha256(), hashlib.sha256()
     seen = 0
     for shard in shards:

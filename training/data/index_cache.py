@@ -52,6 +52,9 @@ _CHANGED = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modi
 _TAR_VERSION = 2
 """Of the indexes of plain tars: raised when a tar is read otherwise (2: each line of a .txt is a caption)."""
 
+_OF_A_TAR = "tar-"
+"""How the name of a plain tar's index begins."""
+
 _ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS])
 _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "boxes")])
 
@@ -122,6 +125,15 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
     Raises ContractError when there is no such tar, or no pair in it.
     """
     check_regular(tar)
+    name, size = _identity(tar)
+    index = cache / name
+    if not index.exists():
+        _write_arrow(index_tar(tar, COLUMNS), index)
+    return Shard(tar, read_index(index).num_rows, index, None, size)
+
+
+def _identity(tar: str) -> tuple[str, int]:
+    """What the index of a plain tar is called, which changes when the tar does, and the tar's bytes."""
     fs, path = fsspec.core.url_to_fs(tar)
     try:
         with told(tar):
@@ -134,10 +146,14 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
         raise ContractError(f"{tar}: its server does not tell how long it is; copy it to a disk or an object store")
     changed = next((str(info[name]) for name in _CHANGED if name in info), "")
     identity = f"{_TAR_VERSION}\n{path}\n{info['size']}\n{changed}"
-    index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
-    if not index.exists():
-        _write_arrow(index_tar(tar, COLUMNS), index)
-    return Shard(tar, read_index(index).num_rows, index, None, int(info["size"]))
+    return f"{_OF_A_TAR}{hashlib.sha256(identity.encode()).hexdigest()}.arrow", int(info["size"])
+
+
+def is_as_indexed(shard: Shard, size: int) -> bool:
+    """Whether a local tar, of `size` bytes now, is the one that its index was made of; a plain one by its time too."""
+    return size == shard.size and not (
+        shard.index.name.startswith(_OF_A_TAR) and _identity(shard.tar)[0] != shard.index.name
+    )
 
 
 def locate(base: str, manifest: str, file: FileDigest) -> str:
@@ -265,7 +281,10 @@ def _write_arrow(table: Any, path: Path) -> None:
 def read_index(path: Path) -> Any:
     """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if not (set(COLUMNS) <= set(table.column_names) or "boxes" in table.column_names):
+            raise pa.ArrowInvalid(f"columns {', '.join(table.column_names)}"[:200])
+        return table
     except (pa.ArrowException, OSError) as e:
         reason = first_line(e)
         raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None

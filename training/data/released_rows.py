@@ -14,7 +14,6 @@ Limits: the file is read line by line, never whole.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,9 @@ from training.config import DERIVED_KINDS
 from training.errors import first_line
 
 Box = tuple[float, float, float, float]
+
+MOST = 2**31
+"""Bound on the numbers of a box: beyond any picture, and far from what float32 has for infinite."""
 
 PRIMARY = "primary"
 """The first text of a row, of whatever kind."""
@@ -79,20 +81,13 @@ def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
 
 
 def boxes_of(value: Any) -> tuple[Box, ...]:
-    """Boxes of a JSON value. Raises ValueError when it is no list of lists of four finite numbers."""
+    """Boxes of a JSON value. Raises ValueError when it is no list of lists of four numbers below MOST."""
     if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
         raise ValueError("its boxes are not lists of four numbers")
     numbers = [n for box in value for n in box]
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and _is_finite(n) for n in numbers):
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and -MOST < n < MOST for n in numbers):
         raise ValueError("its boxes are not finite numbers")
     return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
-
-
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
 
 
 def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:

@@ -90,6 +90,9 @@ class TarCache:
         self._shrink()
 
     def _shrink(self) -> None:
+        for part in self._folder.glob("*.part"):
+            with suppress(BlockingIOError), _locked(part.with_suffix(".lock"), wait=False):
+                part.unlink(missing_ok=True)  # nobody fetches it: of a process that was killed
         copies = []
         for path in self._folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process was quicker
@@ -122,10 +125,11 @@ def _copy(url: str, target: Path) -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Raises BlockingIOError where another holds the lock and `wait` is not set."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

@@ -9,6 +9,7 @@ How they make ids of texts is `data_specs.tokenizer`, which an index that is sea
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,12 +53,15 @@ __all__ = [
 
 VOCAB_FILE, JSON_FILE = "vocab.txt", "tokenizer.json"
 BERT_CHINESE = "bert_chinese"
+_HAS_UPPER_CASE = re.compile("(##)?[a-z]*[A-Z][A-Za-z]*")
+"""Of a token; [CLS] and the like are none."""
+
 _BERT_CHINESE_FILE = Path(__file__).with_name("bert_chinese.txt")
 
 
 def load_tokenizer(name: str) -> Tokenizer:
     """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, or a
-    hub name. Of a folder a BERT's `vocab.txt` is read first.
+    hub name. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
 
     Raises InputError when there is no such vocabulary.
     """
@@ -66,7 +70,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     path = _BERT_CHINESE_FILE if name == BERT_CHINESE else Path(name)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".txt"):
         return _of_transformers(name)
-    if path.is_dir() and not (path / VOCAB_FILE).is_file() and any(path.glob("tokenizer*")):
+    if path.is_dir() and any(path.glob("tokenizer*")) and (not (path / VOCAB_FILE).is_file() or _keeps_case(path)):
         return _of_transformers(name)
     path = path / VOCAB_FILE if path.is_dir() else path
     try:
@@ -81,8 +85,20 @@ def load_tokenizer(name: str) -> Tokenizer:
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
 
 
+def _keeps_case(folder: Path) -> bool:
+    """Whether a folder's tokenizer_config.json says that texts are not made lower case."""
+    try:
+        return json.loads((folder / "tokenizer_config.json").read_bytes())["do_lower_case"] is False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def _of_transformers(name: str) -> Tokenizer:
-    """The tokenizer of a local folder or of the hub: a BERT's by its vocabulary, any other as transformers runs it."""
+    """The tokenizer of a local folder or of the hub: a BERT's by its vocabulary, any other as transformers runs it.
+
+    As transformers runs it also a BERT's whose ids are not in a row, or that keeps upper case and has tokens of it:
+    bert-base-chinese keeps it and has none, so that lower case reads more.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -91,7 +107,9 @@ def _of_transformers(name: str) -> Tokenizer:
         backend: Any = getattr(published, "backend_tokenizer", None)
     except Exception as e:  # transformers raises many types on a folder without, and on a foreign one
         raise InputError(name, f"neither a local vocabulary nor one on the hub ({first_line(e)})") from None
-    if set(SPECIAL) <= ids.keys() and any(token.startswith("##") for token in ids):
+    in_a_row = sorted(ids.values()) == list(range(len(ids)))
+    cased = getattr(published, "do_lower_case", True) is False and any(map(_HAS_UPPER_CASE.fullmatch, ids))
+    if set(SPECIAL) <= ids.keys() and any(token.startswith("##") for token in ids) and in_a_row and not cased:
         return from_vocabulary(sorted(ids, key=lambda token: ids[token]), name)
     if backend is None:
         raise InputError(name, "its tokenizer has no tokenizer.json; save it by transformers' fast tokenizer first")

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_specs.shard import ContractError
 from training.data.released_rows import PRIMARY, Box, Broken, is_text, read_rows
 from training.errors import ConfigError, InputError, first_line
 
@@ -60,10 +61,12 @@ class Picture:
         """The encoded image. Raises ContractError for what is no regular file, OSError."""
         if isinstance(self.content, bytes):
             return self.content
-        from training.data.index_cache import check_regular  # Arrow: the command line reads this module at its start
-
-        check_regular(str(self.content))  # a stranger's row may name a pipe, and reading it would have no end
-        return self.content.read_bytes()
+        if self.content.exists() and not self.content.is_file():
+            raise ContractError(f"{self.content}: no regular file")  # a pipe, say: reading it would have no end
+        try:
+            return self.content.read_bytes()
+        except ValueError:  # a NUL in it, as a stranger's row may have
+            raise ContractError(f"{self.content}: no name of a file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Benchmark:
     captions: tuple[Caption, ...]
     pictures: Callable[[], Iterator[Picture]]
     hit: str = CAPTIONS_OF_IMAGES
+    boxes: str = "grid"
+    """What a result calls the boxes of its pictures: the grid, or its own name where it brings them."""
 
 
 def is_benchmark(data: str) -> bool:
@@ -126,7 +131,7 @@ def _aic_icc(place: Path, split: str) -> Benchmark:
     file = _find(place, f"caption_{name}_annotations_*.json")
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in row["caption"]]
+        captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in _texts(row["caption"])]
         ids = list(dict.fromkeys(str(row["image_id"]) for row in rows))
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise InputError(str(file), f"no list of image_id and caption ({first_line(e)})") from None
@@ -165,7 +170,7 @@ def _flickr8k_cn(place: Path, split: str) -> Benchmark:
 def _flickr30k_cn(place: Path, split: str) -> Benchmark:
     name = _named(split, {"train": "train", "val": "val", "test": "test"}, "flickr30k-cn")
     patterns = (f"flickr30k_cn_{name}.txt", f"*flickr30kzh*{name}*caption*.txt")
-    file = next((found for pattern in patterns for found in sorted(place.rglob(pattern))), None)
+    file = next((found for pattern in patterns for found in _below(place, pattern)), None)
     if file is None:
         raise InputError(str(place), f"holds neither {' nor '.join(patterns)}")
     captions = _by_caption_id(file, None)
@@ -177,7 +182,7 @@ def _crossmodal_3600(place: Path, split: str) -> Benchmark:
     for where, row in _json_lines(file):
         try:
             ids.append(str(row["image/key"]))
-            captions += [Caption(text.strip(), (ids[-1],)) for text in row["zh"]["caption"]]
+            captions += [Caption(text.strip(), (ids[-1],)) for text in _texts(row["zh"]["caption"])]
         except (KeyError, TypeError, AttributeError) as e:
             raise InputError(where, f"no image/key with captions in zh ({first_line(e)})") from None
     return _of_files("crossmodal-3600", "all", place, ids, captions)
@@ -187,8 +192,8 @@ def _folder(place: Path, split: str) -> Benchmark:
     files = [path for path in images_below(place) if path.with_suffix(".txt").is_file()]
     if not files:
         raise InputError(str(place), "holds no image with a .txt of its name beside it")
-    captions = [Caption(text, (str(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
-    pictures = [Picture(str(path), path) for path in files]
+    captions = [Caption(text, (_id_of(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
+    pictures = [Picture(_id_of(path), path) for path in files]
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))
 
 
@@ -201,8 +206,8 @@ def _classes(place: Path, split: str) -> Benchmark:
         raise ConfigError("--split", f"classes:{place} has no {split} split; it has {', '.join(sorted(folders))}")
     root = place / name
     files = {path: one.name for one in folders_in(root) for path in images_below(one)}
-    captions = [Caption(of_class, (str(path),)) for path, of_class in files.items()]
-    pictures = [Picture(str(path), path) for path in files]
+    captions = [Caption(of_class, (_id_of(path),)) for path, of_class in files.items()]
+    pictures = [Picture(_id_of(path), path) for path in files]
     hit = "a hit is the name of the image's class"
     return Benchmark(
         f"classes:{place.name}", split if of_splits else "all", tuple(captions), lambda: iter(pictures), hit
@@ -219,7 +224,9 @@ def _rows(place: Path, split: str) -> Benchmark:
             raise InputError(row.where, f"{row.id}: no text")
         pictures.setdefault(row.id, Picture(row.id, row.image, row.boxes or None))
         captions.append(Caption(text, (row.id,)))
-    return Benchmark(f"rows:{place.name}", "all", tuple(captions), lambda: iter(pictures.values()))
+    name = f"rows:{place.name}"
+    boxes = name if any(picture.boxes for picture in pictures.values()) else Benchmark.boxes
+    return Benchmark(name, "all", tuple(captions), lambda: iter(pictures.values()), boxes=boxes)
 
 
 _READERS: Mapping[str, Callable[[Path, str], Benchmark]] = {
@@ -252,12 +259,18 @@ def _named(split: str, names: Mapping[str, str], kind: str) -> str:
 
 def _find(place: Path, pattern: str) -> Path:
     """The file of this name below a folder. Raises InputError where there is none, or several."""
-    found = sorted(place.rglob(pattern))
+    found = _below(place, pattern)
     if not found:
         raise InputError(str(place), f"holds no {pattern}")
     if len(found) > 1:
         raise InputError(str(place), f"holds {len(found)} files {pattern}; name the folder of one of them")
     return found[0]
+
+
+def _below(place: Path, pattern: str) -> list[Path]:
+    """Files of a name below a folder, in the order of their paths; not what is hidden, as in `images_below`."""
+    found = sorted(place.rglob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
 
 
 def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list[Caption]) -> Benchmark:
@@ -270,6 +283,18 @@ def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list
             raise InputError(str(place), f"holds no image {name}, which {kind} lists; put its images below that folder")
         pictures.append(Picture(name, path))
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
+
+
+def _id_of(path: Path) -> str:
+    """A path as the id of its image: a name that is not UTF-8 with escapes, since no page or JSON could hold it."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _texts(value: Any) -> list[str]:
+    """A JSON value that is a list of texts. Raises TypeError: of one text, each character would be taken."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"no list of texts: {value!r:.80}")
+    return value
 
 
 def folders_in(place: Path) -> list[Path]:
@@ -292,9 +317,11 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
     captions = list[Caption]()
     for where, row in _json_lines(texts):
         try:
-            number = row.get(number_key)
-            images_of = tuple(str(i) for i in row[ids_key])
-            captions.append(Caption(str(row[text_key]).strip(), images_of, number if isinstance(number, int) else None))
+            number, text, ids = row.get(number_key), row[text_key], row[ids_key]
+            if not isinstance(text, (str, int, float)) or not isinstance(ids, list):
+                raise TypeError(f"{text_key} {text!r:.80}, {ids_key} {ids!r:.80}")
+            images_of = tuple(str(i) for i in ids)
+            captions.append(Caption(str(text).strip(), images_of, number if isinstance(number, int) else None))
         except (AttributeError, KeyError, TypeError) as e:
             raise InputError(
                 where, f"no {text_key} with {ids_key} ({first_line(e)}); has this split answers?"

@@ -22,7 +22,7 @@ from training.evaluation.features import embed_batches
 from training.evaluation.hits import Clusters
 from training.evaluation.packed import packed
 from training.outputs.background import BACKGROUND_FILE, Background
-from training.outputs.whole import add_tensors
+from training.outputs.whole import add_tensors, alone
 from training.weights.load import load
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ def calibrate(
         raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so no score can be measured")
     background = Background.of(cosines_NN[unrelated_NN], some, some)
     folder = loaded.checkpoint.folder
-    add_tensors(folder, BACKGROUND_FILE, background.tensors())
+    with alone(folder):
+        add_tensors(folder, BACKGROUND_FILE, background.tensors())
     return {
         "checkpoint": str(folder),
         "images": background.images,

@@ -20,6 +20,7 @@ the file as the best, and `eval` counts the query's own as the last: exact dupli
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def write(folder: Path, benchmark: Benchmark, features: BenchmarkFeatures) -> li
 
 
 def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
+    return re.fullmatch("0|[1-9][0-9]{0,999}", name) is not None  # Python reads no number of thousands of digits
 
 
 def _numbers(given: Sequence[int | None]) -> list[int]:

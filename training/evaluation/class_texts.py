@@ -19,7 +19,7 @@ from training.errors import InputError
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Features
 from training.evaluation.labelled import ClassName
-from training.weights.load import Loaded
+from training.weights.load import BATCH, Loaded
 
 TEMPLATES = (
     "{}",
@@ -35,6 +35,9 @@ TEMPLATES = (
     "介绍{}的那一页上的插图",
     "找了很久才拍到的{}",
 )
+
+_TEXTS = 64 * BATCH
+"""Texts whose features are in memory at once."""
 
 
 def read_templates(file: Path) -> tuple[str, ...]:
@@ -68,10 +71,14 @@ def fill(template: str, name: str) -> str:
 
 def class_features(loaded: Loaded, classes: Sequence[ClassName], templates: Sequence[str]) -> Features:
     """Unit vectors [C, D] of classes."""
-    texts = [[fill(template, name) for name in one.names for template in templates] for one in classes]
-    text_MD = text_rows(loaded, [text for of_class in texts for text in of_class]).astype(np.float64)
-    ends = np.cumsum([len(of_class) for of_class in texts])
-    means_CD = np.stack([part_TD.mean(0) for part_TD in np.split(text_MD, ends[:-1])])
+    texts = [fill(template, name) for one in classes for name in one.names for template in templates]
+    count_C = np.array([len(one.names) * len(templates) for one in classes])
+    class_T = np.repeat(np.arange(len(classes)), count_C)
+    means_CD = np.zeros((len(classes), loaded.config.moco.feature_dim))
+    for start in range(0, len(texts), _TEXTS):
+        some = slice(start, start + _TEXTS)
+        np.add.at(means_CD, class_T[some], text_rows(loaded, texts[some]).astype(np.float64))
+    means_CD /= count_C[:, None]
     lengths_C1 = np.linalg.norm(means_CD, axis=1, keepdims=True)
     # A class whose texts cancel out has no direction, and stays zero: it is never the best.
     return (means_CD / np.where(lengths_C1 > 0, lengths_C1, 1)).astype(np.float32)

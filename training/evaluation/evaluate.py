@@ -368,7 +368,7 @@ def _on_benchmark(
     if look is not None:
         names = list(features.images), [caption.text for caption in features.captions]
         look(Measured(features.image_ND, features.text_MD, hits, ranks, *names))
-    about = _about(loaded, protocol, features.corrupt, "" if regions is None else str(regions))
+    about = _about(loaded, protocol, features.corrupt, benchmark.boxes if regions is None else str(regions))
     some = slice(MOST_SCORED)
     matching = features.image_ND[hits.image_P[some]], features.text_MD[hits.text_P[some]]
     about["scores"] = _scores(loaded, towers, np.einsum("pd,pd->p", *matching))

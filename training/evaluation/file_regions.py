@@ -86,8 +86,10 @@ class RegionTable:
         flat, scores = self.table["boxes"][row].as_py(), self.table["scores"][row].as_py()
         try:
             if self.raw:
-                boxes_R4 = np.asarray(flat, np.float32).reshape(-1, 4)
-                flat = _cleaned(boxes_R4, np.asarray(scores, np.float32), *_sides(content)).ravel().tolist()
+                boxes_R4, scores_R = np.asarray(flat, np.float32).reshape(-1, 4), np.asarray(scores, np.float32)
+                if scores_R.shape != boxes_R4.shape[:1]:
+                    raise ValueError(f"{len(boxes_R4)} boxes, but {scores_R.size} scores")
+                flat = _cleaned(boxes_R4, scores_R, *_sides(content)).ravel().tolist()
             return _grouped(flat)
         except (ValueError, TypeError) as e:
             raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None

@@ -36,7 +36,7 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
 
     Raises InputError where the JSON file beside it is none of ours, RunError (disk).
     """
-    html, figures = (path, path.with_suffix(".json")) if path.suffix == ".html" else _in_folder(path)
+    html, figures = _files(path)
     html.parent.mkdir(parents=True, exist_ok=True)
     with alone(html.parent):
         results = [known for known in _read(figures) if _identity(known) != _identity(result)]
@@ -47,12 +47,19 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
             (html, render(results)),
         ):
             with whole_file(file) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                # A path that is not UTF-8 by its escapes, which JSON reads back as they were.
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return html
 
 
-def _in_folder(folder: Path) -> tuple[Path, Path]:
-    return folder / "index.html", folder / "eval.json"
+def earlier(path: Path) -> list[Values]:
+    """The results that the page at `path` shows already. Raises InputError where the JSON file is none of ours."""
+    return _read(_files(path)[1])
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    """The HTML file of a page and the JSON file beside it."""
+    return (path, path.with_suffix(".json")) if path.suffix == ".html" else (path / "index.html", path / "eval.json")
 
 
 def _identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -66,8 +73,14 @@ def _read(file: Path) -> list[Values]:
         document = json.loads(file.read_bytes())
         if document["page_version"] != PAGE_VERSION:
             raise ValueError(f"page version {document['page_version']}, this wenlan writes {PAGE_VERSION}")
-        return list(document["results"])
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        results: list[Values] = document["results"]
+        for known in results:
+            _identity(known)
+        render(results)
+        return results
+    except OSError:
+        raise
+    except Exception as e:  # figures of others may fail anywhere on the page
         raise InputError(str(file), f"no eval.json of wenlan ({first_line(e)}); give --report another path") from None
 
 

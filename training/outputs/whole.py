@@ -47,7 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
-    _check_name(out)
+    check_name(out)
     temporary = out.with_name(f".{out.name}.tmp")
     with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     An earlier folder of that name is replaced. It is moved aside first, and deleted when the other is in its place: a
     kill loses none of the two, and the next call here puts it back where it left a gap.
     """
-    _check_name(folder)
+    check_name(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
     temporary, aside = (folder.with_name(f".{folder.name}.{mark}") for mark in (f"{os.getpid()}.tmp", "before"))
     shutil.rmtree(temporary, ignore_errors=True)
@@ -101,7 +101,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         _put_back(aside, folder)
 
 
-def _check_name(out: Path) -> None:
+def check_name(out: Path) -> None:
+    """Raise RunError for a path without a name, such as `.`: nothing beside it could be renamed to it."""
     if not out.name:
         raise RunError(str(out), "has no name; give the path of what is to be written")
 

@@ -58,7 +58,7 @@ def image_stages(config: Config) -> tuple[list[tuple[str, nn.Module]], ImagePool
     family = family_of("image.backbone", image.backbone)
     described = architecture(f"{family}_vision_model", image.backbone_options, "image")
     patch, width = int(described.patch_size), int(described.hidden_size)
-    if size % patch:
+    if patch < 1 or size % patch:
         raise ConfigError("data.image_size", f"{size} is no multiple of the patch size {patch}")
     model = _model(described, "image.backbone")
     first: nn.Module = _Patches(model, family, size, patch)
@@ -105,7 +105,7 @@ def _model(described: Any, key: str) -> Any:
     try:
         with quiet():
             model = model_class._from_config(described, attn_implementation="sdpa", **more)
-    except (RuntimeError, TypeError, ValueError) as e:
+    except Exception as e:  # on options of others it raises many types, KeyError on an unknown activation
         raise ConfigError(key, f"transformers could not make {described.model_type} ({first_line(e)})") from None
     return getattr(model, "vision_model", getattr(model, "text_model", model))
 

@@ -39,7 +39,7 @@ from training.config import Config, to_dict
 from training.data.tokenizer import _HAN, SPECIAL, CharTokenizer, JsonTokenizer, Tokenizer
 from training.errors import ConfigError
 from training.outputs.checkpoint import QUEUES_FILE
-from training.outputs.whole import write_tensors, writing_to
+from training.outputs.whole import check_name, write_tensors, writing_to
 from training.weights.load import Loaded, load
 from training.weights.two_towers import family_config, theirs_of
 
@@ -155,8 +155,10 @@ Config = ImageTowerConfig = TextTowerConfig = SimpleNamespace
 def export_transformers(path: Path, out: Path) -> dict[str, Any]:
     """Write the query towers of a checkpoint as a folder; what it is, as JSON values.
 
-    Raises ConfigError where the folder is there already, or for a model that reads inputs as the release did.
+    Raises ConfigError where the folder is there already, or for a model that reads inputs as the release did, and
+    RunError for a folder without a name (`.`).
     """
+    check_name(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("--out", f"{out} is there already; name a folder that is not")
     loaded = load(path, "cpu")

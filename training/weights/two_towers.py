@@ -101,7 +101,8 @@ def overrides_of(folder: Path) -> list[str]:
     logit_scale = _learned(folder, "logit_scale")
     dimension = text.projection_size if family.startswith("siglip") else described.projection_dim
     size = getattr(described.vision_config, "image_size", None)
-    size = size or math.isqrt(described.vision_config.num_patches) * described.vision_config.patch_size
+    if size is None:
+        size = math.isqrt(described.vision_config.num_patches) * described.vision_config.patch_size
     mean, std = _pixels(folder, family)
     values: dict[str, Any] = {
         "image.encoder": "clip_image",
@@ -127,7 +128,7 @@ def overrides_of(folder: Path) -> list[str]:
             str(folder), f"its tokenizer has {len(tokenizer.vocabulary)} tokens, its towers {text.vocab_size}"
         )
     if logit_scale is not None:
-        values["moco.temperature"] = min(1.0, max(0.01, math.exp(-logit_scale)))
+        values["moco.temperature"] = math.exp(min(0.0, max(math.log(0.01), -logit_scale)))
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
@@ -178,10 +179,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     import torch
     from transformers import AutoModel
 
+    _check_shards(folder)
     try:
         with quiet():
             model, about = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
+    except Exception as e:  # transformers raises many types on a foreign folder
         raise InputError(str(folder), f"transformers could not load it ({first_line(e)})") from None
     missing = sorted(about["missing_keys"])
     if missing:
@@ -191,6 +193,18 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if damaged:
         raise InputError(str(folder), f"{damaged[0]} holds NaN or infinity; these weights are damaged")
     return tensors
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise InputError for an index of weights that names files elsewhere; transformers would read them."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # if it is the one that is needed, transformers says what is wrong with it
+        elsewhere = sorted(name for name in named if Path(name).name != name)
+        if elsewhere:
+            raise InputError(str(index), f"names {elsewhere[0]!r}, which does not lie beside it")
 
 
 def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
@@ -243,7 +257,7 @@ def _described(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e:  # transformers raises many types on values that fit no config
         raise InputError(str(folder), f"no config.json of transformers ({first_line(e)})") from None
 
 
@@ -262,10 +276,13 @@ def _pixels(folder: Path, family: str) -> tuple[list[float], list[float]]:
         try:
             about = json.loads((folder / name).read_bytes())
             about = about.get("image_processor", about)
-            return [float(x) for x in about["image_mean"]], [float(x) for x in about["image_std"]]
+            mean, std = ([float(x) for x in about[name]] for name in ("image_mean", "image_std"))
+            if not all(x > 0 for x in std):
+                raise ValueError(f"image_std is {std}")
+            return mean, std
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise InputError(str(folder / name), f"no image_mean and image_std in it ({first_line(e)})") from None
     return usual
 
@@ -294,7 +311,7 @@ def _learned(folder: Path, name: str) -> float | None:
         try:
             with safe_open(file, "pt") as opened:
                 if name in set(opened.keys()):
-                    return float(opened.get_tensor(name).float().reshape(-1)[0])
-        except SafetensorError as e:
-            raise InputError(str(file), f"not a safetensors file ({first_line(e)})") from None
+                    return float(opened.get_tensor(name))
+        except (SafetensorError, RuntimeError, ValueError) as e:  # no file of them, or no single number
+            raise InputError(str(file), f"no {name} can be read of it ({first_line(e)})") from None
     return None

@@ -48,9 +48,7 @@ def test_one_is_no_ascii_character(codec: str) -> None:
 
 def test_rows_of_utf16_that_could_be_utf8_are_utf16() -> None:
     """上 holds the byte of a line's end, and what follows it reads as UTF-8."""
-    text = (
-        "a.jpg," + "小狗，在草地上奔跑\n" * 9
-    )
+    text = "a.jpg," + "小狗，在草地上奔跑\n" * 9
     assert text_of(text.encode("utf-16-le"), "auto") == text
 
 

@@ -18,7 +18,7 @@ from training.captions.decoder import CaptionerConfig
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import add_tensors, sha256_of
+from training.outputs.whole import Sealed, add_tensors, sha256_of
 
 CONFIG = CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5)
 
@@ -79,6 +79,10 @@ def test_the_newest_and_the_best_are_kept(
         ({"characters": "红"}, r"does not fit its captioner.json: 1 tensors differ, first characters.weight"),
         ({"region_width": 7}, r"does not fit its captioner.json: 3 tensors differ, first region_mean_W"),
         ({"towers": None, "captioner": 3}, r"is none of a captioner"),
+        ({"region_width": -1}, r"is none of a captioner"),
+        ({"region_width": 10**13}, r"does not fit its captioner.json: 3 tensors differ, first region_mean_W"),
+        ({"captioner": {"width": 10**12, "heads": 2}}, r"is none of a captioner|does not fit its captioner.json"),
+        ({"captioner": {"width": 16, "heads": 2, "layers": 10**9}}, r"is none of a captioner"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line(
@@ -101,6 +105,17 @@ def test_a_file_that_was_changed_is_refused(written: tuple[Path, Captioner, torc
     (folder / checkpoint.WEIGHTS).write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"captioner.safetensors: its sha256 is not the one in checkpoint.json"):
         read(folder)
+
+
+def test_a_training_that_does_not_fit_is_one_line(written: tuple[Path, Captioner, torch.optim.AdamW]) -> None:
+    folder, captioner, optimizer = written
+    name = "captioner_training.safetensors"
+    moments = Sealed.open(folder).tensors(name)
+    cut = {**moments, "exp_avg_sq/project.bias": torch.zeros(3)}
+    for tensors in (cut, {k: v for k, v in moments.items() if k != "exp_avg/project.bias"}):
+        add_tensors(folder, name, tensors)
+        with pytest.raises(CheckpointError, match=r"captioner_training.safetensors: project.bias has another shape"):
+            read_training(folder, captioner, optimizer)
 
 
 def test_keys_that_decide_nothing_may_change() -> None:

@@ -159,6 +159,21 @@ def test_what_a_killed_process_left_of_the_features_is_removed(
     assert not left.exists()
 
 
+@pytest.mark.parametrize("name", ["regions.npy", "about.json", "features.npy"])
+def test_damaged_features_in_the_cache_are_one_line(
+    name: str, loaded: Loaded, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    data = [str(make_shards(train=(2,)))]
+    first = open_captioned(loaded, data, "train", tmp_path)
+    assert first is not None
+    file = tmp_path / "captions" / first.digest / name
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"damaged features in the cache \(.*\); remove it and they are made again"):
+        open_captioned(loaded, data, "train", tmp_path)
+    shutil.rmtree(file.parent)
+    assert open_captioned(loaded, data, "train", tmp_path) is not None
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 16 kB of its own, for region features."""

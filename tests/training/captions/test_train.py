@@ -116,6 +116,13 @@ def test_going_on_otherwise_is_refused(towers: Path, pictures: Path, tmp_path: P
         fit_captioner(towers, [f"folder:{pictures / 'test'}"], tmp_path / "run", config, device="cpu")
 
 
+def test_weights_by_which_nothing_would_be_mixed_are_refused(towers: Path, pictures: Path, tmp_path: Path) -> None:
+    data = [f"folder:{pictures / 'train'}@3", f"folder:{pictures / 'test'}"]
+    with pytest.raises(ConfigError, match=r"--data: .*train@3: every image is trained on once an epoch; leave out @3"):
+        fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_without_a_captioner_says_how_to_get_one(towers: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no captioner; train one by wenlan-train fit-captioner"):
         checkpoint.read(towers)

@@ -17,6 +17,7 @@ from data_specs.shard import ContractError, Manifest, ReleasedBuild, content_dig
 from training.data import index
 from training.data.index import open_dataset
 from training.data.order import Mixture
+from training.errors import ConfigError
 
 MakeShards = Callable[..., Path]
 
@@ -91,6 +92,27 @@ def test_a_shard_that_two_arguments_name_belongs_to_the_last(make_shards: MakeSh
     seen = [mixture.entry(position)[1] for position in range(24)]
     assert sorted(row for row in seen if row < 12) == list(range(12)), "of what was held before, each once"
     assert sorted(row for row in seen if row >= 12) == sorted([12, 13, 14, 15] * 3), "of the new, each three times"
+
+
+@pytest.mark.parametrize("weight", ["0", "0.0", "9" * 400])
+def test_a_weight_by_which_nothing_can_be_mixed_is_bad_usage(weight: str) -> None:
+    with pytest.raises(ConfigError, match=r"--data: x\.tar@"):
+        index.weighted(f"x.tar@{weight}")
+
+
+def test_a_shard_that_was_replaced_after_it_was_opened_is_named(make_shards: MakeShards) -> None:
+    manifest = make_shards(train=(3,))
+    dataset = open_dataset([str(manifest)], "train")
+    tar = manifest.parent / "train-000000.tar"
+    whole = tar.read_bytes()
+    assert dataset.image(dataset.row(0))
+    tar.write_bytes(b"")
+    with pytest.raises(ContractError, match=r"train-000000\.tar: ends before the image of"):
+        dataset.image(dataset.row(0))
+    dataset.close()
+    tar.write_bytes(whole + bytes(512))
+    with pytest.raises(ContractError, match=r"train-000000\.tar: was changed or replaced after it was indexed"):
+        dataset.image(dataset.row(0))
 
 
 def test_many_shards_are_looked_at_when_they_are_first_read(

@@ -95,7 +95,15 @@ def test_regions_of_fewer_rows_stop_the_run(make_shards: MakeShards) -> None:
         open_dataset([str(manifest)], "train")
 
 
-@pytest.mark.parametrize("damage", [b"", b"ARROW1", b"x" * 500])
+def _other_columns() -> bytes:
+    """An index with the rows and not the columns that are read, as another program might write it."""
+    sink, table = pa.BufferOutputStream(), pa.table({"key": [str(number) for number in range(7)]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("damage", [b"", b"ARROW1", b"x" * 500, _other_columns()], ids=range(4))
 def test_a_damaged_index_in_the_cache_is_one_line(make_shards: MakeShards, tmp_path: Path, damage: bytes) -> None:
     manifest = make_shards(detector="tiles")
     for pattern, detector in (("*-*.arrow", "tiles"), ("[!-]" * 64 + ".v1.arrow", "grid")):

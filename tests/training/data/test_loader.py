@@ -94,9 +94,17 @@ def test_a_tar_cut_while_it_is_read_stops_the_run_with_one_line(make_shards: Mak
     manifest = make_shards(train=(9,))
     source = loader(manifest, Share(9), config=replace(CONFIG, num_workers=workers))
     (manifest.parent / "train-000000.tar").write_bytes(b"")
-    with pytest.raises(ContractError, match=r"train-000000.tar: ends before the image of") as e:
+    with pytest.raises(ContractError, match=r"train-000000.tar: was changed or replaced after") as e:
         list(source.batches(0, 9))
     assert "\n" not in str(e.value)
+
+
+def test_a_part_of_a_mixture_without_a_sample_is_none_of_it(make_shards: MakeShards) -> None:
+    one, empty = make_shards(train=(8,), name="one"), make_shards(train=(0, 0), name="empty")
+    data = open_dataset([f"{empty}@3", f"{one}@1"], "train")
+    source = Loader(data, CONFIG, load_tokenizer("gb2312"), Share(8), seed=0, train=True)
+    assert set(Counter(ids(source, 0, 16)).values()) == {2}
+    assert len(data.content_digests) == 2
 
 
 def test_weights_after_the_names_mix_datasets(make_shards: MakeShards) -> None:

@@ -298,3 +298,28 @@ def test_links_in_a_tar_are_no_samples(tmp_path: Path) -> None:
             tar.addfile(info)
     data = open_dataset([str(tmp_path / "x.tar")], "train")
     assert [data.row(i).key for i in range(len(data))] == ["a"]
+
+
+def test_a_tar_that_is_named_twice_is_read_once(make_shards: MakeShards) -> None:
+    folder = make_shards(train=(7, 5)).parent
+    one, both = str(folder / "train-000000.tar"), str(folder / "train-*.tar")
+    assert len(open_dataset([one, one], "train")) == 7
+    assert len(open_dataset([one, both], "train")) == 12
+    mixed = open_dataset([f"{both}@2", f"{one}@3"], "train")
+    assert (mixed.parts, mixed.weights) == (((5,), (7,)), (2.0, 3.0)), "it belongs to the last, as any shard does"
+
+
+def test_a_tar_that_was_replaced_after_it_was_indexed_is_not_read_beside_its_old_index(make_shards: MakeShards) -> None:
+    """Its pictures would be trained on with the texts of others."""
+    old, new = (make_shards(train=(3,), name=n, first=f).parent / "train-000000.tar" for n, f in (("a", 0), ("b", 50)))
+    dataset = open_dataset([str(old)], "train")
+    row = dataset.row(0)
+    first = dataset.image(row)
+    dataset.close()
+    assert dataset.image(row) == first
+    dataset.close()
+    length = max(old.stat().st_size, new.stat().st_size)
+    new.write_bytes(new.read_bytes().ljust(length, b"\0"))
+    new.replace(old)
+    with pytest.raises(ContractError, match=r"train-000000\.tar: was changed or replaced after it was indexed"):
+        dataset.image(row)

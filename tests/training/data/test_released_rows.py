@@ -40,9 +40,11 @@ def test_text_kinds_go_by_both_names_and_derived_ones_are_made(tmp_path: Path) -
     assert first.image == tmp_path / "x.png"
 
 
-def test_a_box_of_a_number_without_end_is_a_broken_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [10**400, 1e300, float("nan"), float("-inf")])
+def test_a_box_of_a_number_without_end_is_a_broken_row(number: float, tmp_path: Path) -> None:
+    """1e300 is infinite in float32, and would make the feature of its picture NaN."""
     file = tmp_path / "rows.jsonl"
-    file.write_text(f"{row('x.png', boxes=[[1, 2, 3, 10**400]])}\n{row('y.png')}\n", encoding="utf-8")
+    file.write_text(f"{row('x.png', boxes=[[1, 2, 3, number]])}\n{row('y.png')}\n", encoding="utf-8")
     broken, sound = read_rows(file)
     assert isinstance(broken, Broken)
     assert broken.problem == "x.png: its boxes are not finite numbers"

@@ -192,3 +192,18 @@ def test_a_fetch_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.suffix for path in (tmp_path / "tars").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_process_has_fetched_of_another_tar_is_removed_and_what_is_being_fetched_is_not(
+    tmp_path: Path,
+) -> None:
+    """It counts in no bound: killed again and again, on other data, a training would fill the disk."""
+    (tmp_path / "x.tar").write_bytes(b"x" * 100)
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    left, fetched = folder / "left.part", folder / "fetched.part"
+    for part in (left, fetched):
+        part.write_bytes(bytes(1000))
+    with remote._locked(fetched.with_suffix(".lock")):
+        os.close(TarCache(folder, 1 << 30).open(f"file://{tmp_path}/x.tar", 100))
+    assert (left.exists(), fetched.exists()) == (False, True)

@@ -138,6 +138,24 @@ def _one() -> Any:
     return torch.zeros(1)
 
 
+@pytest.mark.parametrize("kind", ["cased", "cased with vocab.txt", "with a gap", "uncased"])
+def test_a_bert_is_read_as_it_was_trained(kind: str, tmp_path: Path) -> None:
+    """A cased one is not made lower case, and ids that are not in a row stay."""
+    from transformers import AutoTokenizer, BertTokenizer
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "##s", "中", "国"]
+    tokens += [] if kind == "uncased" else ["Hello"]
+    ids = {token: number + 40 * (token == "国" and kind == "with a gap") for number, token in enumerate(tokens)}
+    BertTokenizer(vocab=ids, do_lower_case=not kind.startswith("cased")).save_pretrained(tmp_path)
+    if kind.endswith("vocab.txt"):
+        (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load_tokenizer(str(tmp_path))
+    for text in ("Hello中国", "hellos 国"):
+        assert ours.encode(text, 20) == theirs(text)["input_ids"]
+    assert (type(ours).__name__ == "BertTokenizer") == (kind == "uncased")
+
+
 def test_what_is_no_tokenizer_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer.json: not a tokenizer.json \("):

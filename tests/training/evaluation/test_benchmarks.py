@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_specs.shard import ContractError
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import BENCHMARKS, Benchmark, is_benchmark, open_benchmark
 
@@ -253,6 +254,42 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
         ("chinese-clip", "test", ("test_texts.jsonl", b"\xff\n"), InputError, "test_texts.jsonl:line 1: not JSON"),
         ("coco-cn", "test", ("coco-cn_test.txt", b"\xff\n"), InputError, "is not UTF-8"),
         ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "no image/key with captions"),
+        # One text in the place of a list of them would be a caption for each of its characters.
+        (
+            "aic-icc",
+            "val",
+            ("*validation*.json", '[{"image_id": "100.jpg", "caption": "一只猫"}]'),
+            InputError,
+            "no list of image_id and caption (no list of texts: '一只猫')",
+        ),
+        (
+            "aic-icc",
+            "val",
+            ("*validation*.json", '[{"image_id": "100.jpg", "caption": [null]}]'),
+            InputError,
+            "no list of image_id and caption (no list of texts: [None])",
+        ),
+        (
+            "crossmodal-3600",
+            "val",
+            ("captions.jsonl", '{"image/key": "100", "zh": {"caption": "一只猫"}}'),
+            InputError,
+            "captions.jsonl:line 1: no image/key with captions in zh (no list of texts: '一只猫')",
+        ),
+        (
+            "chinese-clip",
+            "test",
+            ("test_texts.jsonl", '{"text_id": 1, "text": null, "image_ids": [100]}'),
+            InputError,
+            "test_texts.jsonl:line 1: no text with image_ids",
+        ),
+        (
+            "chinese-clip",
+            "test",
+            ("test_texts.jsonl", '{"text_id": 1, "text": "猫", "image_ids": "100"}'),
+            InputError,
+            "test_texts.jsonl:line 1: no text with image_ids",
+        ),
     ],
 )
 def test_what_is_missing_or_damaged_is_named(
@@ -298,6 +335,35 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> No
     first = next(iter(open_benchmark(f"folder:{tmp_path}", "val").pictures()))
     with pytest.raises(ValueError, match="no regular file"):
         first.read()
+
+
+def test_a_name_that_no_file_can_have_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", lines([{"image_id": "a\0.jpg", "sentences": [["alt_text", "猫"]]}]))
+    [picture] = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val").pictures()
+    with pytest.raises(ContractError, match="no name of a file"):
+        picture.read()
+
+
+@pytest.mark.parametrize("kind", ["folder", "classes"])
+def test_a_file_name_that_is_not_utf_8_has_an_id_that_can_be_written(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "猫"
+    for suffix, data in ((b".jpg", picture(1)), (b".txt", "一只猫".encode())):
+        write(place / os.fsdecode("中".encode("gbk") + suffix), data)
+    [(data, [caption])] = content(open_benchmark(f"{kind}:{place if kind == 'folder' else tmp_path}", "val"))
+    assert (data, caption) == (picture(1), "一只猫" if kind == "folder" else "猫")
+    [found] = open_benchmark(f"{kind}:{place if kind == 'folder' else tmp_path}", "val").pictures()
+    assert found.id.encode().endswith(rb"\xd6\xd0.jpg")
+
+
+@pytest.mark.parametrize("form", ["flickr30k-cn", "flickr30k-cna", "aic-icc"])
+def test_what_is_hidden_beside_the_captions_is_none_of_them(form: str, tmp_path: Path) -> None:
+    kind, writer = WRITERS[form]
+    split = writer(tmp_path)
+    expected = content(open_benchmark(f"{kind}:{tmp_path}", split))
+    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.json")]:
+        for name in (f"._{path.name}", f".git/{path.name}"):
+            write(path.parent / name, b"\0\5\x16\7\xff")
+    assert content(open_benchmark(f"{kind}:{tmp_path}", split)) == expected
 
 
 def test_what_is_hidden_among_the_images_is_none_of_them(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -20,9 +22,11 @@ from tests.synthetic import encode
 from training import cli
 from training.commands import fit
 from training.errors import CheckpointError, InputError
+from training.evaluation import calibrate as calibrate_module
 from training.evaluation.calibrate import calibrate
 from training.evaluation.evaluate import evaluate_retrieval, summary
 from training.outputs.checkpoint import open_checkpoint
+from training.outputs.whole import add_tensors
 from training.use.embed import embed_data
 from training.use.encode import open_encoder
 from training.use.export import export
@@ -67,6 +71,24 @@ def test_a_score_is_the_share_of_unrelated_training_pairs_below(
     counted = unrelated(calibrated, manifest, tmp_path)
     assert scores == pytest.approx((counted < cosines[..., None]).mean(-1), abs=2e-3)
     assert scores.std() > 0.01
+
+
+def test_two_at_once_write_into_a_checkpoint_one_after_the_other(
+    plain: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would write the same temporary files, and an index of what the other had."""
+
+    def write(folder: Path, *more: Any) -> None:
+        handle = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        add_tensors(folder, *more)
+
+    shutil.copytree(plain, tmp_path / "checkpoint")
+    monkeypatch.setattr(calibrate_module, "add_tensors", write)
+    calibrate(tmp_path / "checkpoint", [str(manifest)], images=4, device="cpu", cache=tmp_path)
+    assert open_checkpoint(tmp_path / "checkpoint").background() is not None
 
 
 def test_a_gallery_is_of_the_size_that_is_asked_for(plain: Path, manifest: Path, tmp_path: Path) -> None:

@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.exports import export
 from pipeline.store.dataset import Dataset
 from tests.processes import Forks
 from training import cli
+from training.evaluation.benchmarks import Benchmark, Caption
+from training.evaluation.chinese_clip import write
+from training.evaluation.evaluate import BenchmarkFeatures
+from training.evaluation.hits import Captions
 
 MakeShards = Callable[..., Path]
 
@@ -131,6 +136,21 @@ def test_the_export_has_the_answers_that_their_script_makes(
         run("transform_ir_annotation_to_tr", "--input", file.with_name(f"{split}_texts.jsonl"))
         assert ours == file.read_bytes()
         assert ours
+
+
+@pytest.mark.parametrize(
+    ("names", "numbered"), [("12", True), ("11", False), ("1x", False), (["1", "9" * 5000], False)]
+)
+def test_ids_are_those_of_the_benchmark_only_if_all_are_numbers_of_their_own(
+    names: str | list[str], numbered: bool, tmp_path: Path
+) -> None:
+    features = np.eye(2, dtype=np.float32)
+    captions = tuple(Caption(name, (name,)) for name in names)
+    hits = Captions(2, 2, np.arange(2), np.arange(2))
+    benchmark = Benchmark("any", "test", captions, lambda: iter(()))
+    write(tmp_path, benchmark, BenchmarkFeatures(features, features, tuple(names), captions, hits, 0))
+    assert [row["image_id"] for row in rows(tmp_path / "test_imgs.img_feat.jsonl")] == [1, 2]
+    assert (tmp_path / "test_keys.tsv").exists() == (not numbered)
 
 
 def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(

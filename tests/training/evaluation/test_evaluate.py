@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.training.conftest import moved_checkpoint
 from training import cli
 from training.data.tokenizer import load_tokenizer
-from training.evaluation.evaluate import evaluate_retrieval, summary
-from training.evaluation.retrieval import KS
+from training.evaluation.evaluate import Measured, evaluate_retrieval, summary
+from training.evaluation.hits import Clusters
+from training.evaluation.labelled import Source
+from training.evaluation.retrieval import KS, rank
+from training.evaluation.tasks import Request, task
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -202,6 +207,27 @@ def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_pat
         assert result[direction]["median_rank"] == float(np.median(ranks.numpy()))
 
 
+def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> None:
+    """A benchmark has none of the detector that a checkpoint was trained with."""
+    checkpoint = moved_checkpoint(tmp_path / "run", detector="frcnn-1")
+    paths = pictures(tmp_path / "images")
+    for number, path in enumerate(paths):
+        (tmp_path / "classes" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "classes" / str(number % 2) / path.name).write_bytes(path.read_bytes())
+    found = {}
+    for name, data in (
+        ("retrieval", f"folder:{tmp_path / 'images'}"),
+        ("text-to-text", f"folder:{tmp_path / 'images'}"),
+        ("zero-shot", f"classes:{tmp_path / 'classes'}"),
+    ):
+        found[name] = task(name).run(Request(checkpoint, Source((data,)), "val", device="cpu"))["detector"]
+    assert found == dict.fromkeys(found, "grid")
+    row = {"image_id": str(paths[0]), "sentences": [["alt_text", "图"]], "bbox": [[1, 2, 30, 40]]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    rows = evaluate_retrieval(checkpoint, [f"rows:{tmp_path / 'rows.jsonl'}"], "val")
+    assert rows["detector"] == "rows:rows.jsonl", "its own"
+
+
 @pytest.mark.parametrize(
     ("data", "more", "code", "message"),
     [
@@ -225,3 +251,32 @@ def test_bad_usage_is_one_line(
     assert cli.main(["eval", str(checkpoint), "--data", *given, "--task", "retrieval", *more]) == code
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_single_queries_of_a_large_cluster_take_no_memory_for_each_of_its_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """查看原图 stands under thousands of pictures: each is a hit of all of them."""
+    from training.evaluation.tasks import retrieval
+
+    count, width = 2_000, 256
+    rng = np.random.default_rng(0)
+    image_ND, text_MD = (rng.normal(size=(count, width)).astype(np.float32) for _ in range(2))
+    hits = Clusters(np.arange(count), np.arange(count) % 2)
+    ranks, names = rank(image_ND, text_MD, hits), [str(number) for number in range(count)]
+    monkeypatch.setattr(retrieval, "_shown", lambda request, measured: (names, iter(())))
+    tracemalloc.start()
+    examples = retrieval._examples(None, Measured(image_ND, text_MD, hits, ranks, names, names))  # type: ignore[arg-type]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image_ND.nbytes, "neither the pairs nor a copy of the features"
+    queries = {group: [one["query"] for one in examples if one["group"] == group] for group in ("i2t", "t2i")}
+    for one in examples:
+        own = int(one["query"].get("text") or one["query"]["id"])
+        asking, gallery, key = (image_ND, text_MD, "text") if one["group"] == "i2t" else (text_MD, image_ND, "id")
+        similar = gallery.astype(np.float64) @ asking[own].astype(np.float64)
+        answers = one["answers"][:5]
+        assert [int(answer[key]) for answer in answers] == np.argsort(-similar)[:5].tolist()
+        assert [answer["score"] for answer in answers] == pytest.approx(np.sort(-similar)[:5] * -1)
+        assert all(answer["right"] == (int(answer[key]) % 2 == own % 2) for answer in one["answers"])
+    assert all(queries.values())

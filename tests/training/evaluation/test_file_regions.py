@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from data_specs.shard import REGION_SCHEMA
+from tests.synthetic import encode
 from training.data.tokenizer import load_tokenizer
 from training.errors import InputError
 from training.evaluation.file_regions import RegionTable
@@ -50,8 +52,6 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
-    import hashlib
-
     rows = [
         {
             "key": "k",
@@ -92,3 +92,13 @@ def test_a_folder_of_regions_is_read_file_by_file(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(table.row_of) == 8
     assert peak < 3 * 2**21
+
+
+@pytest.mark.parametrize("scores", [[0.5], None, [0.5, 0.4, 0.3]])
+def test_scores_that_are_not_one_for_each_box_are_named(scores: list[float] | None, tmp_path: Path) -> None:
+    content = encode("png", 1, (48, 40))
+    numbers = pa.list_(pa.float32())
+    columns = {"boxes": pa.array([[0, 0, 5, 5, 1, 1, 9, 9]], numbers), "scores": pa.array([scores], numbers)}
+    pq.write_table(pa.table({"sha256": [hashlib.sha256(content).hexdigest()], **columns}), tmp_path / "r.parquet")
+    with pytest.raises(InputError, match=r"r.parquet: boxes of a.png: 2 boxes, but "):
+        RegionTable.open(tmp_path / "r.parquet").of(content, "a.png")

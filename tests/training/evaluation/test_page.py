@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
 import shutil
 from pathlib import Path
@@ -140,6 +141,15 @@ def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     assert (tmp_path / "one.json").exists()
 
 
+def test_data_whose_path_is_not_utf_8_are_on_the_page(tmp_path: Path) -> None:
+    result = head("zero-shot", **classified())
+    result["protocol"] = {**result["protocol"], "data": "classes:" + os.fsdecode("菜".encode("gbk"))}
+    for _ in range(2):  # and known again
+        page = add_result(tmp_path, result)
+    assert r"\udcb2" in page.read_text("utf-8")
+    assert json.loads((tmp_path / "eval.json").read_bytes())["results"] == [result]
+
+
 def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
     context, count = multiprocessing.get_context("fork"), 6
     together = context.Barrier(count)
@@ -161,11 +171,22 @@ def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
     assert (tmp_path / "evals" / "index.html").read_text("utf-8") == render(document["results"])
 
 
-def test_another_file_is_not_written_over(tmp_path: Path) -> None:
-    (tmp_path / "eval.json").write_text('{"mine": 1}')
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"mine": 1},
+        {"page_version": 1, "results": [5]},
+        {"page_version": 1, "results": [{}]},
+        {"page_version": 1, "results": [head("retrieval")]},
+        {"page_version": 1, "results": [head("none such", **direction(0.1))]},
+        {"page_version": 1, "results": [head("text-to-text", **direction(0.1), examples=[{"group": "i2t"}])]},
+    ],
+)
+def test_another_file_is_not_written_over(document: Any, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"eval\.json: no eval\.json of wenlan"):
         add_result(tmp_path, head("zero-shot", **classified()))
-    assert (tmp_path / "eval.json").read_text() == '{"mine": 1}'
+    assert json.loads((tmp_path / "eval.json").read_text()) == document
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from tests.processes import Forks
 from tests.training.conftest import moved_checkpoint
 from training import cli
 from training.data.tokenizer import CharTokenizer, gb2312_vocabulary, load_tokenizer
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate_retrieval
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
@@ -32,7 +32,7 @@ from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.use.encode import open_encoder
 from training.use.export import export
-from training.weights.transformers_folder import _characters
+from training.weights.transformers_folder import _characters, export_transformers
 
 TEXTS = ["红色的船", "山水相连， 白云 飞", "A small  cat　on the hill", "猫"]
 
@@ -144,6 +144,15 @@ def test_brivls_towers_come_with_their_sources(
     assert found["class"] == "WenlanModel"
     assert_same(found, checkpoint, files)
     assert cli.main(words) == 2  # is there already
+
+
+@pytest.mark.parametrize("out", [".", ""])
+def test_a_folder_without_a_name_is_one_line(
+    out: str, checkpoint_with_moved_keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"\.: has no name; give the path of what is to be written"):
+        export_transformers(checkpoint_with_moved_keys, Path(out))
 
 
 @pytest.mark.slow

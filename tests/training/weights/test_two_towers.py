@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,89 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert not is_two_towers(tmp_path)
     assert cli.main(["import-transformers", str(tmp_path), "--out", str(tmp_path / "ck")]) == 2
     assert "no folder of transformers with two towers" in capsys.readouterr().err
+
+
+def damaged(place: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change the JSON value of a file of a folder."""
+    value = json.loads((place / name).read_bytes())
+    (place / name).write_text(json.dumps(change(value)), encoding="utf-8")
+
+
+class Code:
+    """What a stranger's pickle may ask for."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('its code was run')",)
+
+
+def test_whatever_is_wrong_with_a_foreign_folder_is_one_line(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    sound = tmp_path / "sound"
+    make_folder("chinese_clip", sound)
+    weights = load_file(sound / "model.safetensors")
+
+    def of_config(part: str, **values: Any) -> Callable[[Path], object]:
+        def edit(config: Any) -> Any:
+            (config[part] if part else config).update(values)
+            return config
+
+        return lambda place: damaged(place, "config.json", edit)
+
+    def of_weights(**values: Tensor) -> Callable[[Path], object]:
+        return lambda place: save_file({**weights, **values}, place / "model.safetensors", {"format": "pt"})
+
+    def pickled(value: Any) -> Callable[[Path], object]:
+        return lambda place: [(place / "model.safetensors").unlink(), torch.save(value, place / "pytorch_model.bin")]
+
+    def index(content: Any) -> Callable[[Path], object]:
+        def write(place: Path) -> None:
+            (place / "model.safetensors").rename(place / "model-1.safetensors")
+            (place / "model.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
+
+        return write
+
+    def pixels(text: str) -> Callable[[Path], object]:
+        return lambda place: (place / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+    damages: dict[str, Callable[[Path], object]] = {
+        "a list for a config": of_config("", text_config=[]),
+        "a word for a size": of_config("text_config", vocab_size="many"),
+        "a size below nought": of_config("text_config", hidden_size=-1),
+        "no head": of_config("vision_config", num_attention_heads=0),
+        "no pixel": of_config("vision_config", image_size=0),
+        "no patch": of_config("vision_config", patch_size=0),
+        "an unknown activation of texts": of_config("text_config", hidden_act="none such"),
+        "an unknown activation of images": of_config("vision_config", hidden_act="none such"),
+        "an empty scale": of_weights(logit_scale=torch.zeros(0)),
+        "a pickle with code": pickled({"a": Code()}),
+        "a pickled list": pickled([1, 2]),
+        "an index of another's files": index({"weight_map": dict.fromkeys(weights, "../sound/model.safetensors")}),
+        "an index of a file that is none": index({"weight_map": dict.fromkeys(weights, "/dev/null")}),
+        "an index of numbers": index({"weight_map": dict.fromkeys(weights, 5)}),
+        "an index that is a list": index([1]),
+        "an index without one of its files": index(
+            {"weight_map": dict.fromkeys(weights, "model-1.safetensors") | {"logit_scale": "model-2.safetensors"}}
+        ),
+        "nested pixels": pixels("[" * 100_000),
+        "a deviation of nought": pixels('{"image_mean": [0, 0, 0], "image_std": [0, 0, 0]}'),
+    }
+    wrong = []
+    for name, damage in damages.items():
+        place = tmp_path / name
+        shutil.copytree(sound, place)
+        damage(place)
+        try:
+            import_transformers(place, tmp_path / "ck")
+            wrong.append(f"{name}: was taken")
+        except (ConfigError, InputError) as e:
+            wrong += [f"{name}: several lines"] if "\n" in str(e) else []
+        except Exception as e:
+            wrong.append(f"{name}: {type(e).__name__}")
+    assert wrong == []
+    assert not (tmp_path / "ck").exists()
+    # As a snapshot without *.bin has it: an index of what is not there, beside what is.
+    (sound / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"logit_scale": "model-1.bin"}}))
+    import_transformers(sound, tmp_path / "ck")
+    of_weights(logit_scale=torch.tensor(-1e6))(sound)
+    assert "moco.temperature=1.0" in overrides_of(sound)

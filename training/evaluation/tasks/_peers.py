@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from training.evaluation.benchmarks import Picture
 from training.evaluation.examples import ANSWERS, choose, with_pictures
@@ -13,6 +14,9 @@ from training.evaluation.hits import Features, Mask, Peers
 from training.evaluation.retrieval import KS, Ranks, peer_figures
 from training.evaluation.tasks import Result
 from training.evaluation.tasks._shared import by_seen, parts, share, shown_items
+
+_ROWS = 256
+"""Rows of a gallery that are compared at once."""
 
 
 def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
@@ -59,7 +63,7 @@ def examples_of(
     """Queries with their nearest candidates; `shown`: text and picture of each item, as an example has them."""
     examples = []
     for i in choose(ranks.text_M, shown_items(seen_N)):
-        similar_N = features_ND.astype(np.float64) @ features_ND[i].astype(np.float64)
+        similar_N = similarities(features_ND, i, features_ND)
         hits_N = np.zeros(len(features_ND), np.bool_)
         hits_N[peers.of(i, i + 1)[1]] = True
         candidate_N = peers.copy_N != peers.copy_N[i]
@@ -74,6 +78,15 @@ def examples_of(
             }
         )
     return with_pictures(examples, pictures)
+
+
+def similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDArray[np.float64]:
+    """[M]: of one query, in float64, without a copy of the gallery in it."""
+    query_D, similar_M = asking_ND[row].astype(np.float64), np.empty(len(gallery_MD))
+    for start in range(0, len(gallery_MD), _ROWS):
+        some = slice(start, start + _ROWS)
+        similar_M[some] = np.einsum("md,d->m", gallery_MD[some].astype(np.float64), query_D)
+    return similar_M
 
 
 def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]:

@@ -12,13 +12,16 @@ import numpy as np
 
 from data_specs.shard import SPLITS, ContractError
 from training.data.batch_maker import short_id
+from training.data.index_cache import GRID
 from training.errors import InputError
-from training.evaluation.benchmarks import Picture
+from training.evaluation.benchmarks import BENCHMARKS, Picture
 from training.evaluation.classification import Classified
 from training.evaluation.evaluate import checkpoint_digest, stands_in_train
 from training.evaluation.features import picture_features
 from training.evaluation.hits import Features, Ids, Mask
+from training.evaluation.labelled import KINDS as LABELLED
 from training.evaluation.labelled import ClassName, Labelled, LabelledPicture
+from training.evaluation.labelled_boxes import KINDS as BOXED
 from training.evaluation.tasks import Request, Result
 from training.weights.load import Loaded
 
@@ -86,6 +89,11 @@ def result_of(
 ) -> Result:
     """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` are said in the line."""
     digest = checkpoint_digest(loaded)
+    named = request.source.data[0].partition(":")[0] in (
+        *BENCHMARKS,
+        *LABELLED,
+        *BOXED,
+    )  # no dataset
     line = (
         f"{protocol['data']}, {protocol['split']}: {candidates}; {protocol['hit']}; "
         f"{request.towers} towers of {digest[:12]}"
@@ -93,7 +101,7 @@ def result_of(
     return {
         "task": name,
         "split": protocol["split"],
-        "detector": request.detector or loaded.checkpoint.detector,
+        "detector": request.detector or (GRID if named else loaded.checkpoint.detector),
         "checkpoint": str(loaded.checkpoint.folder),
         "corrupt": corrupt,
         "protocol": {**protocol, "towers": request.towers, "checkpoint": digest, "line": line},

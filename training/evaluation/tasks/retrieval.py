@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from training.errors import ConfigError
 from training.evaluation.benchmarks import Picture, is_benchmark, open_benchmark
 from training.evaluation.evaluate import Measured, evaluate_retrieval, summary
 from training.evaluation.examples import choose, with_pictures
-from training.evaluation.hits import Ids
+from training.evaluation.hits import Captions, Ids
 from training.evaluation.tasks import Request, Result, Task
-from training.evaluation.tasks._peers import answers_of
+from training.evaluation.tasks._peers import answers_of, similarities
 from training.evaluation.tasks.image_to_image import dataset_pictures
 
 
@@ -41,21 +41,30 @@ def run(request: Request) -> Result:
 
 def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
     """Queries of both directions with their nearest candidates."""
-    image_P, text_P = measured.hits.of(0, measured.hits.images)
+    pairs = measured.hits
     texts, pictures = _shown(request, measured)
     shown_images = [{"picture": name} for name in measured.image_names]
     shown_texts = [{"text": text} for text in texts]
-    of_image, of_text = (image_P, text_P), (text_P, image_P)
-    directions: tuple[tuple[str, Any, Any, Ids, tuple[Ids, Ids], Any, Any], ...] = (
-        ("i2t", measured.image_ND, measured.text_MD, measured.ranks.image_N, of_image, shown_images, shown_texts),
-        ("t2i", measured.text_MD, measured.image_ND, measured.ranks.text_M, of_text, shown_texts, shown_images),
+
+    def texts_of(image: int) -> Ids:
+        return pairs.of(image, image + 1)[1]
+
+    def images_of(text: int) -> Ids:
+        if isinstance(pairs, Captions):
+            found: Ids = pairs.image_P[pairs.text_P == text]
+            return found
+        return texts_of(text)  # of pairs of an image and a text, each is a hit of the other's
+
+    directions: tuple[tuple[str, Any, Any, Ids, Callable[[int], Ids], Any, Any], ...] = (
+        ("i2t", measured.image_ND, measured.text_MD, measured.ranks.image_N, texts_of, shown_images, shown_texts),
+        ("t2i", measured.text_MD, measured.image_ND, measured.ranks.text_M, images_of, shown_texts, shown_images),
     )
     examples = []
-    for group, asking, gallery, rank, (from_P, to_P), queries, candidates in directions:
+    for group, asking, gallery, rank, hits_of_query, queries, candidates in directions:
         for i in choose(rank, measured.headline_N):
             hits = np.zeros(len(gallery), np.bool_)
-            hits[to_P[from_P == i]] = True
-            answers = answers_of(gallery.astype(np.float64) @ asking[i].astype(np.float64), hits)
+            hits[hits_of_query(i)] = True
+            answers = answers_of(similarities(asking, i, gallery), hits)
             examples.append(
                 {
                     "group": group,

@@ -6,8 +6,11 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +21,10 @@ from safetensors.torch import load_file
 from tests.training.evaluation.conftest import CLASSES, picture
 from training import cli
 from training.errors import InputError
-from training.evaluation.class_texts import TEMPLATES, fill
-from training.evaluation.tasks import Result, task
+from training.evaluation import evaluate
+from training.evaluation.class_texts import TEMPLATES, class_features, fill
+from training.evaluation.labelled import ClassName
+from training.evaluation.tasks import Result, Task, task
 from training.evaluation.tasks.zero_shot import summary
 from training.use.embed import embed_files
 
@@ -201,6 +206,14 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
         (["--data", "classes:{folder}", "--task", "regions"], 2, "has no labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
+        (
+            ["--data", "folder:{folder}", "--task", "retrieval", "--detector", "x"],
+            2,
+            "--detector: chooses regions of",
+        ),
+        (["--data", "classes:{folder}", "--task", "probe", "--detector", "x"], 2, "--detector: chooses regions of"),
+        (["--data", "coco:{folder}/x", "--task", "regions", "--detector", "x"], 2, "--detector: chooses regions of"),
+        (["--data", "{folder}", "--task", "text-to-text", "--detector", "x"], 2, "--detector: chooses regions; --task"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -209,6 +222,42 @@ def test_bad_usage_is_one_line(
     given = [part.format(folder=folder) for part in arguments]
     assert cli.main(["eval", str(checkpoint), *given]) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_added_to_is_refused_before_anything_is_measured(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.evaluation.tasks import zero_shot
+
+    def measure(request: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(zero_shot, "TASK", Task(measure, zero_shot.summary))
+    (tmp_path / "eval.json").write_text('{"mine": 1}')
+    words = ["eval", str(checkpoint), "--data", f"classes:{folder}", "--task", "zero-shot", "--report", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "eval.json: no eval.json of wenlan" in capsys.readouterr().err
+
+
+def test_vectors_of_classes_with_many_names_take_no_memory_for_each_of_their_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """21,000 classes with two names each, in twelve sentences, are half a million texts."""
+    width = 512
+
+    def encode(loaded: object, modality: str, batch: list[str]) -> np.ndarray:
+        return np.stack([np.full(width, 1 + ("山" in text), np.float32) for text in batch])
+
+    monkeypatch.setattr(evaluate, "encoded", encode)
+    settings = SimpleNamespace(moco=SimpleNamespace(feature_dim=width))
+    loaded: Any = SimpleNamespace(config=settings, text_batch=list)
+    classes = [ClassName("a", tuple(f"山{n}" for n in range(2000))), ClassName("b", ("水",))]
+    tracemalloc.start()
+    vectors = class_features(loaded, classes, TEMPLATES)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert vectors == pytest.approx(np.full((2, width), width**-0.5))
+    assert peak < 2000 * len(TEMPLATES) * width  # a byte a number: their features alone take four
 
 
 def test_a_task_is_known_by_its_file(run: Run) -> None:
