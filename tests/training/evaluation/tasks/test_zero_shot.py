@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tests.training.evaluation.conftest import CLASSES, picture
 from training import cli
 from training.errors import InputError
-from training.evaluation import evaluate
+from training.evaluation import features
 from training.evaluation.class_texts import TEMPLATES, class_features, fill
 from training.evaluation.labelled import ClassName
 from training.evaluation.tasks import Result, Task, task
@@ -248,7 +248,7 @@ def test_vectors_of_classes_with_many_names_take_no_memory_for_each_of_their_tex
     def encode(loaded: object, modality: str, batch: list[str]) -> np.ndarray:
         return np.stack([np.full(width, 1 + ("山" in text), np.float32) for text in batch])
 
-    monkeypatch.setattr(evaluate, "encoded", encode)
+    monkeypatch.setattr(features, "encoded", encode)
     settings = SimpleNamespace(moco=SimpleNamespace(feature_dim=width))
     loaded: Any = SimpleNamespace(config=settings, text_batch=list)
     classes = [ClassName("a", tuple(f"山{n}" for n in range(2000))), ClassName("b", ("水",))]
