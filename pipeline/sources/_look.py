@@ -7,6 +7,8 @@ captions file is read whole) may take longer.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +17,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.compression import compr
+from fsspec.core import get_compression
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, reason, version
@@ -163,12 +167,28 @@ def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> C
     return Count(what, max(number, round(number * size / read)), "about")
 
 
+class _Sips(io.RawIOBase):
+    """A file in small reads, whose place tells how much was unpacked: from Python 3.12 on gzip reads 128 kB ahead."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._file.read(_SIP if size < 0 else min(size, _SIP)))
+
+
+_SIP = 1 << 13
+
+
 def lines_of(file: str, budget: Budget) -> Reading:
     """Lines of a text file, compressed or not, up to the budget. Raises SourceError."""
-    opened, lines, read, last = fsspec.open(file, "rb", compression="infer"), 0, 0, b"\n"
+    packing, lines, read, last = get_compression(file, "infer"), 0, 0, b"\n"
     try:
-        with opened as f:
-            raw = opened.fobjects[0]
+        with fsspec.open(file, "rb") as raw, contextlib.ExitStack() as unpacked:
+            f = raw if packing is None else unpacked.enter_context(compr[packing](_Sips(raw)))
             while block := f.read(1 << 18):
                 lines, last = lines + block.count(b"\n"), block[-1:]
                 read = raw.tell()

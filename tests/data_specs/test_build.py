@@ -122,7 +122,7 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
         ("name: 2024-13-45\n", "s.yaml:1: is not YAML: this is no timestamp (month must be in 1..12)"),
         ("name: a\nseed: !!timestamp x\n", "s.yaml:2: is not YAML: this is no timestamp ("),
         ("seed: !!bool x\n", "s.yaml:1: is not YAML: this is no bool ('x')"),
-        ("seed: " + "9" * 5000, "s.yaml:1: is not YAML: this is no int (Exceeds the limit (4300 digits)"),
+        ("seed: " + "9" * 5000, "s.yaml:1: is not YAML: this is no int (Exceeds the limit (4300"),
         ("[" * 5000, "s.yaml: is nested too deeply"),
         ("{a: " * 5000, "s.yaml: is nested too deeply"),
         ("a: \x00\n", "s.yaml: is not YAML: unacceptable character #x0000"),

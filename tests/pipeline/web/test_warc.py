@@ -8,7 +8,6 @@ import io
 import random
 import sys
 import tracemalloc
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +195,7 @@ _FILES = st.binary(max_size=300) | st.lists(_PARTS | st.binary(max_size=20), max
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(_FILES | _FILES.map(gzip.compress) | _FILES.map(lambda data: zlib.compress(data, wbits=31)[:-9]))
+@given(_FILES | _FILES.map(gzip.compress) | _FILES.map(lambda data: gzip.compress(data)[:-9]))
 @example(b"WARC/1.0\nWARC-Type:response")
 @example(record(http="Transfer-Encoding: chunked\r\n", body=b"ffffffff\r\nx"))
 def test_any_bytes_are_captures_or_a_source_error(tmp_path: Path, data: bytes) -> None:

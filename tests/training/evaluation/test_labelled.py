@@ -142,7 +142,7 @@ def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
         ("l.jsonl", '{"key": "a", "label": "x"}\n{"key": "a", "label": "y"}', "line 2: a second label of a"),
         ("l.jsonl", "", "no label in it"),
         ("l.csv", "id,label\na,b\n", "does not name the columns key and label"),
-        ("l.csv", f"key,label\n{'a' * 200_000},b\n", r"l\.csv: cannot be read as a table \(field larger than"),
+        ("l.csv", f"key,label\n{'a' * 2_000_000},b\n", r"l\.csv: cannot be read as a table \(field larger than"),
         ("l.parquet", "none", "no Parquet file with the columns"),
     ],
 )
