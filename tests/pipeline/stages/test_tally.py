@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pipeline.stages import STAGES, report
 from pipeline.stages import tally as stage
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request, forget
 
@@ -47,6 +50,21 @@ def without(build: Build) -> str:
 
 def nobody(*_: object) -> None:
     raise AssertionError("it was counted already")
+
+
+@contextlib.contextmanager
+def killed_sweep(name: str) -> Iterator[None]:
+    """A takedown is killed before it deletes the files of a stage that no record names any more."""
+    whole = StageDir.sweep
+
+    def sweep(stage: StageDir) -> list[str]:
+        if stage.name == name:
+            raise KeyboardInterrupt
+        return whole(stage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageDir, "sweep", sweep)
+        yield
 
 
 def test_the_report_is_the_same_with_it_and_is_made_of_summaries_alone(
@@ -98,6 +116,9 @@ def test_a_takedown_deletes_all_that_was_counted_and_the_report_counts_again(
     text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.json"))
     assert victim.candidate_id in text
     before = json.loads((Path(counted.out) / "report/report.json").read_bytes())
+    with killed_sweep("tally"), pytest.raises(KeyboardInterrupt):
+        forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
+    assert len(list(folder.glob("*.json"))) > 12, "files that no record names any more"
     forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["_stage.json"]
     assert counted.stage("tally").finished()
