@@ -49,8 +49,8 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def without(rewrite: Rewrite) -> None:
-    """Deletes all: whoever reads it does without."""
-    rewrite.stage.empty(tally.VERSION)
+    """Deletes it: whoever reads summaries does without."""
+    rewrite.stage.delete_record(rewrite.record.partition)
 
 
 STAGE = Stage(

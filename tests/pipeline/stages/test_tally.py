@@ -115,13 +115,14 @@ def test_a_takedown_deletes_all_that_was_counted_and_the_report_counts_again(
     folder = Path(counted.out) / "tallied"
     text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.json"))
     assert victim.candidate_id in text
-    before = json.loads((Path(counted.out) / "report/report.json").read_bytes())
+    before, finished = json.loads((Path(counted.out) / "report/report.json").read_bytes()), folder / "_stage.json"
+    noted = finished.read_bytes()
     with killed_sweep("tally"), pytest.raises(KeyboardInterrupt):
         forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
     assert len(list(folder.glob("*.json"))) > 12, "files that no record names any more"
     forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["_stage.json"]
-    assert counted.stage("tally").finished()
+    assert (counted.stage("tally").finished(), finished.read_bytes()) == (True, noted), "not written for each group"
     after = json.loads((Path(counted.out) / "report/report.json").read_bytes())
     assert after["totals"]["kept"] == before["totals"]["kept"] - 1
     assert made(counted) == without(counted)
