@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import pulse
 from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.report import page, tally
@@ -19,6 +20,7 @@ from pipeline.stages import tally as stage
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.partitions import StageDir
+from pipeline.store.progress import Ran, counts_of, figures
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request, forget
 
@@ -46,6 +48,21 @@ def without(build: Build) -> str:
     """The same where nobody has counted before."""
     marks = {name: mark for name, mark in build.fingerprints.items() if name != "tally"}
     return made(replace(build, fingerprints=marks))
+
+
+def test_progress_is_told_after_each_partition_in_words_that_say_what_is_counted(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "FEWEST", 1)
+    run_stage(synthetic_build, "shard")
+    told: list[int] = []
+    monkeypatch.setattr(pulse, "advance", lambda rows=1: told.append(rows))
+    [group, *_] = [name for name in stage.partitions(synthetic_build) if name.startswith("admit")]
+    stage.run_partition(synthetic_build, group)
+    assert told == [1, 1]
+    directory = synthetic_build.stage("tally")
+    so_far = figures(stage.STAGE, 9, 1, counts_of(directory.records()), [], Ran(1, 1.0))
+    assert so_far.line().startswith("2 records, 1 of 9 partitions")
 
 
 def nobody(*_: object) -> None:
