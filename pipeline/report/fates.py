@@ -3,6 +3,8 @@
 A sheet is a random but reproducible sample: of each fate (kept, or a reason to drop) those with the smallest keyed
 hashes of their ids. So are groups of duplicates counted, of which the page shows the largest.
 
+The funnel is what records say of the decisions (`funnel`). The rows are read here, so here they are held against that.
+
 Limits: memory is one partition's decisions, the chosen rows, 8 bytes for each id that is never shown, and the counts of
 groups, which are cut to the larger ones where they are very many (`figures.COUNTER_LIMIT`).
 """
@@ -176,7 +178,8 @@ class Fates:
 
     hidden: candidates that may not be shown. duplicates: candidates that duplicate another one; known ones are none.
     opted_out: fetch_ids of images, and ids of pages, that are never shown. smallest: of each fate, a reason or "" for
-    what is kept. copying: numbers of the stages that say of a candidate what it duplicates.
+    what is kept. copying: numbers of the stages that say of a candidate what it duplicates. differing: by stage,
+    decisions that its files have more or fewer than its records count.
     """
 
     def __init__(self, seed: int, count: int, takedowns: Takedowns) -> None:
@@ -185,6 +188,7 @@ class Fates:
         self.opted_out, self.groups = Ids(), Groups()
         self.smallest: dict[str, Smallest] = {}
         self.copying: set[int] = set()
+        self.differing: Counter[str] = Counter()
 
     def add(self, build: Build, record: Record) -> None:
         decisions = decisions_of(build, record)
@@ -192,6 +196,8 @@ class Fates:
             return
         part = list(build.fingerprints).index(record.stage), record.partition
         table = decisions.table(columns(self._takedowns))
+        if record.fates is not None and table.num_rows != (counted := record.fates.counts.total()):
+            self.differing[record.stage] += abs(table.num_rows - counted)
         pages = table.filter(pc.equal(table["subject"], "capture"))
         self.opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
         table = table.append_column("at", pa.array(np.arange(table.num_rows)))
@@ -222,11 +228,19 @@ class Fates:
     def _of(self, reason: str) -> Smallest:
         return self.smallest.setdefault(reason, Smallest(self._count))
 
+    def faults(self) -> list[str]:
+        """One line for each stage whose files of decisions are not what its records count; empty for a sound build."""
+        return [
+            f"{stage}: its files have {count:,} decisions more or fewer than its records count"
+            for stage, count in self.differing.items()
+        ]
+
     def state(self) -> State:
         return {
             "hidden": self.hidden,
             "duplicates": self.duplicates,
             "copying": sorted(self.copying),
+            "differing": dict(self.differing),
             "smallest": {
                 reason: [[key, *place.part, *place[1:]] for key, place in own.rows()]
                 for reason, own in self.smallest.items()
@@ -239,6 +253,7 @@ class Fates:
         self.hidden += state["hidden"]
         self.duplicates += state["duplicates"]
         self.copying.update(state["copying"])
+        self.differing.update(state["differing"])
         for reason, rows in state["smallest"].items():
             own = [(key, Place((stage, partition), *rest)) for key, stage, partition, *rest in rows]
             self._of(reason).merge(own)

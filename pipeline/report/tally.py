@@ -14,7 +14,7 @@ Limits: memory is what the passes hold (`fates`, `figures`). A build's records a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -147,14 +147,17 @@ def _group(stage: str, records: list[Record], first: int, end: int, shards: int)
     return Group(stage, first, end - 1, shards, sha256_of(files)[:16])
 
 
-def summary(build: Build, group: Group, takedowns: Takedowns) -> dict[str, State]:
-    """The states of all passes over a group, by their names."""
+def summary(
+    build: Build, group: Group, takedowns: Takedowns, advance: Callable[[], None] = lambda: None
+) -> dict[str, State]:
+    """The states of all passes over a group, by their names. advance: called after each partition."""
     stage, tally = build.stage(group.stage), Tally.of(build, takedowns, group.shards)
     partitions = stage.partitions()[group.first : group.last + 1]
     for partition in partitions:
         record = stage.record(partition)
         for own in tally.passes().values():
             own.add(build, record)
+        advance()
     return {name: own.state() for name, own in tally.passes().items()}
 
 

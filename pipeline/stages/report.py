@@ -42,6 +42,8 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
         for row in rows(report):
             row.pop("picture", None)  # figures for machines, not pictures
         attempt.path("json", final="report.json").write_text(as_json(report), encoding="utf-8")
+        for other in build.stage("report").of_other_fingerprints():
+            other.delete_records()  # theirs are files of the same names
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report
 

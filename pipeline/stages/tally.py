@@ -43,14 +43,13 @@ def run_partition(build: Build, partition: str) -> None:
     count = group.last - group.first + 1
     pulse.expect(count)
     with build.stage("tally").attempt(partition) as attempt:
-        tally.write(attempt, tally.summary(build, group, takedowns))
-        pulse.advance(count)
-        attempt.commit({"partitions": count}, {"takedowns": takedowns.revision})
+        tally.write(attempt, tally.summary(build, group, takedowns, pulse.advance))
+        attempt.commit({"records": count}, {"takedowns": takedowns.revision})
 
 
 def without(rewrite: Rewrite) -> None:
-    """Deletes all: whoever reads it does without."""
-    rewrite.stage.empty(tally.VERSION)
+    """Deletes it: whoever reads summaries does without."""
+    rewrite.stage.delete_record(rewrite.record.partition)
 
 
 STAGE = Stage(
@@ -64,8 +63,8 @@ STAGE = Stage(
     run=run_partition,
     files=(StageFile("json"), StageFile("*.arrow")),
     subject="",
-    unit="partitions",
-    done=("partitions",),
+    unit="records",
+    done=("records",),
     rewrites_others=False,
     without=without,
 )

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import nfc
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.partitions import DECISIONS, StageDir
 from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
 from pipeline.takedown.request import text_array
 
@@ -45,8 +45,7 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
                     after = rewrite.commit()
                 if after is not None:
                     stage.moved(build, record, after)
-        if directories:
-            directories[0].sweep()
+        StageDir(build.folder / stage.folder, name, ours).sweep()  # also what a killed attempt left without a record
         stage.forget_state(build, removal)
 
 

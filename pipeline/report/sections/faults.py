@@ -7,7 +7,8 @@ from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"faults": funnel.faults(material.build, material.candidates, material.captures)}
+    found = funnel.faults(material.build, material.candidates, material.captures)
+    return {"faults": [*found, *material.tally.fates.faults()]}
 
 
 HTML = """

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,26 @@ class _Page(HTMLParser):
             return
         if not self.open or self.open.pop() != tag:
             self.bad.append(tag)
+
+
+def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_other_one(
+    synthetic_build: Build, run_stage: Run
+) -> None:
+    """Its record was still there, so the page stayed that of the spec between: other gates, and another build's id."""
+    run_stage(synthetic_build, "shard")
+    gates = synthetic_build.spec.publish.model_copy(update={"min_samples": 7})
+    changed = replace(
+        synthetic_build,
+        spec=synthetic_build.spec.model_copy(update={"publish": gates}),
+        fingerprints={**synthetic_build.fingerprints, "report": "f" * 64},
+        build_id="another",
+    )
+    for build in (synthetic_build, changed, synthetic_build):
+        run_stage(build, "report")
+        written = json.loads((Path(build.out) / "report/report.json").read_bytes())
+        assert written["build"]["id"] == build.build_id
+    run_stage(synthetic_build, "report")
+    assert json.loads((Path(build.out) / "report/report.json").read_bytes()) == written, "it is there, and stays"
 
 
 def test_the_figures_add_up(written: tuple[str, dict[str, Any]], synthetic: Any) -> None:

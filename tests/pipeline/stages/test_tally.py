@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import pulse
 from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.report import page, tally
@@ -16,6 +19,8 @@ from pipeline.stages import STAGES, report
 from pipeline.stages import tally as stage
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.partitions import StageDir
+from pipeline.store.progress import Ran, counts_of, figures
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request, forget
 
@@ -45,8 +50,38 @@ def without(build: Build) -> str:
     return made(replace(build, fingerprints=marks))
 
 
+def test_progress_is_told_after_each_partition_in_words_that_say_what_is_counted(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "FEWEST", 1)
+    run_stage(synthetic_build, "shard")
+    told: list[int] = []
+    monkeypatch.setattr(pulse, "advance", lambda rows=1: told.append(rows))
+    [group, *_] = [name for name in stage.partitions(synthetic_build) if name.startswith("admit")]
+    stage.run_partition(synthetic_build, group)
+    assert told == [1, 1]
+    directory = synthetic_build.stage("tally")
+    so_far = figures(stage.STAGE, 9, 1, counts_of(directory.records()), [], Ran(1, 1.0))
+    assert so_far.line().startswith("2 records, 1 of 9 partitions")
+
+
 def nobody(*_: object) -> None:
     raise AssertionError("it was counted already")
+
+
+@contextlib.contextmanager
+def killed_sweep(name: str) -> Iterator[None]:
+    """A takedown is killed before it deletes the files of a stage that no record names any more."""
+    whole = StageDir.sweep
+
+    def sweep(stage: StageDir) -> list[str]:
+        if stage.name == name:
+            raise KeyboardInterrupt
+        return whole(stage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageDir, "sweep", sweep)
+        yield
 
 
 def test_the_report_is_the_same_with_it_and_is_made_of_summaries_alone(
@@ -97,10 +132,14 @@ def test_a_takedown_deletes_all_that_was_counted_and_the_report_counts_again(
     folder = Path(counted.out) / "tallied"
     text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.json"))
     assert victim.candidate_id in text
-    before = json.loads((Path(counted.out) / "report/report.json").read_bytes())
+    before, finished = json.loads((Path(counted.out) / "report/report.json").read_bytes()), folder / "_stage.json"
+    noted = finished.read_bytes()
+    with killed_sweep("tally"), pytest.raises(KeyboardInterrupt):
+        forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
+    assert len(list(folder.glob("*.json"))) > 12, "files that no record names any more"
     forget(counted.store, [counted], Request(urls=[victim.image_url], exact=True))
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["_stage.json"]
-    assert counted.stage("tally").finished()
+    assert (counted.stage("tally").finished(), finished.read_bytes()) == (True, noted), "not written for each group"
     after = json.loads((Path(counted.out) / "report/report.json").read_bytes())
     assert after["totals"]["kept"] == before["totals"]["kept"] - 1
     assert made(counted) == without(counted)

@@ -346,6 +346,18 @@ def test_another_detector_after_samples_were_left_out_packs_what_is_left(
     assert verify(Path(build.out)) == []
 
 
+def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Build) -> None:
+    """No record named it, so the folder was not looked at: rows of what is taken down stayed there."""
+    victim = published.stage("shard").records()[0]
+    [row, *_] = published.stage("shard").table(victim, "parquet", ["image_url"]).to_pylist()
+    left = Path(published.out) / "nearest"
+    for name in ("00000-0123abcd.parquet", ".tmp-00000-x/parquet"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text(row["image_url"], encoding="utf-8")
+    forget(published.store, [published], Request(urls=[row["image_url"]], exact=True))
+    assert not list(left.glob("*"))
+
+
 def test_a_build_that_goes_on_after_a_takedown_adds_up(weeks: Any) -> None:
     """Its report began with `The figures do not add up`, since extract's record still counts what was removed."""
     first = weeks.build("2026-01-01", range(6))
