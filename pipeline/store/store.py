@@ -92,7 +92,7 @@ class Store:
     def _delete(self, build_id: str, out: str, but: str = "") -> None:
         """Delete the entries of a build in one folder, but for that of a name."""
         place = place_of(out)
-        for name, entry in list(self._entries()):
+        for name, entry in list(self._entries(f"{build_id}.")):  # over S3 those of others would be a request each
             if name != but and entry["build_id"] == build_id and place_of(entry["out"]) == place:
                 self.folder.delete(f"builds/{name}")
 
@@ -110,11 +110,14 @@ class Store:
             places[key] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
-    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and contents of what `register` noted; of one build the newest comes last, as its name does."""
+    def _entries(self, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and contents of what `register` noted; of one build the newest comes last, as its name does.
+
+        prefix: with which the names begin.
+        """
         folder = self.folder / "builds"
         for name in folder.names():
-            if name.endswith(".json") and name[0] != ".":
+            if name.endswith(".json") and name[0] != "." and name.startswith(prefix):
                 yield name, folder.read_json(name)
 
     def caches(self) -> Iterator[tuple[str, Cache]]:
