@@ -534,6 +534,19 @@ def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_other
     assert published.forget()[0] == 0
 
 
+def test_a_folder_that_is_gone_is_named_once_with_all_that_store_notes_of_it(published_builds: Any) -> None:
+    """Each week is built in the same folder: whoever deleted what the line named was told of the next one."""
+    published = published_builds(3)
+    for build in published.builds[1:]:
+        published.store.register(replace(build, out=str(published.outs[0])), 1)
+    shutil.rmtree(published.outs[0])
+    code, said, _ = published.run("gc")
+    assert code == 1
+    [line] = [line for line in said if line.startswith(f"{published.outs[0]}: was left out")]
+    entries = [f"{published.store.url}/builds/{build.build_id}.json" for build in published.builds]
+    assert line.endswith(f"if it was deleted for good, delete {', '.join(entries)}")
+
+
 def left(out: Path) -> int:
     """Samples of a published build."""
     return sum(read_manifest(out / "shards").samples.values())
