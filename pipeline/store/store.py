@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,11 @@ class Store:
         One entry for each folder that a build was published in, however it was spelled (`place_of`); the last is that
         of its newest publish.
         """
-        noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
+        noted = [{**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries()]
+        often = Counter(entry["build_id"] for entry in noted)
         places = dict[tuple[str, str], dict[str, Any]]()
-        for entry in noted:
-            key = entry["build_id"], place_of(entry["out"])
+        for entry in noted:  # the disk is asked only where there may be another spelling
+            key = entry["build_id"], place_of(entry["out"]) if often[entry["build_id"]] > 1 else ""
             places.pop(key, None)  # of two entries of a folder the later place counts
             places[key] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))

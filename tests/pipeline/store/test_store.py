@@ -90,6 +90,16 @@ def test_a_build_is_noted_and_taken_back_without_a_look_at_what_is_noted_of_othe
     ]
 
 
+def test_no_folder_is_looked_at_of_a_build_that_is_noted_once(tmp_path, monkeypatch):
+    """One look at each of 10,000, under the lock; and the disk of a dataset that nobody asks for may not answer."""
+    store = Store(str(tmp_path / "store"))
+    builds = [begun(tmp_path / day, snapshot=day, store=store.url) for day in ("2026-01-01", "2026-01-02")]
+    for build in builds:
+        store.register(build, 0)
+    monkeypatch.setattr("pipeline.store.store.place_of", None)
+    assert [entry["out"] for entry in store.registered()] == [build.out for build in builds]
+
+
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):
     store = Store(str(tmp_path))
     rows = pa.table({"sha256": ["a" * 64], "value": [1]})
