@@ -425,3 +425,24 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
     assert "features of expired builds" in {one["what"] for one in answer["deleted"]}
     assert not older.store.folder.exists(garbage.EXPIRED)
+
+
+@pytest.mark.parametrize("why", ["a command is at work in it", "a takedown was interrupted in it"])
+def test_features_of_a_build_that_is_left_to_the_next_gc_stay(builds: list[Build], why: str) -> None:
+    """STORE noted them when another build of the same model expired."""
+    older, _ = builds
+    with older.stage("score").attempt("00000-of-00001") as attempt:
+        attempt.commit({}, {"models": ["pair-text-both"]})
+    features = Path(older.store.url) / "features/pair-text-both"
+    features.mkdir(parents=True)
+    older.store.folder.write_json(garbage.EXPIRED, ["pair-text-both"])
+    if "takedown" in why:
+        older.folder.write_json(UNFINISHED, {"hashes": [], "published": True, "accepted": {}, "reported": True})
+        collect(builds, keep=1)
+        older.folder.delete(UNFINISHED)
+    else:
+        with build_json.sole_owner(older):
+            collect(builds, keep=1)
+    assert features.exists()
+    collect(builds, keep=1)
+    assert not features.exists()
