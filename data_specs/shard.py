@@ -165,7 +165,10 @@ def leaves_folder(path: str) -> bool:
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 
-_LED_TO = OBJECT_STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
+_STORES = OBJECT_STORES | {"oci", "tos", "tosfs"}
+"""Schemes of object stores: those of OBJECT_STORES, and others whose address is no server's."""
+
+_LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 """Schemes of the places that a release leads to, those of a copy on the disk among them (`simplecache::s3://...`)."""
 
 
@@ -178,7 +181,7 @@ def misleads(place: str, manifest: str) -> str:
     if "://" in place or "::" in place:  # fsspec opens `github::` too
         own = "::" not in place and place.split("/", 3)[:3] == manifest.split("/", 3)[:3]
         if not own and not _LED_TO.issuperset(part.partition("://")[0].lower() for part in place.split("::")):
-            stores = ", ".join(f"{scheme}://" for scheme in sorted(OBJECT_STORES))
+            stores = ", ".join(f"{scheme}://" for scheme in sorted(_STORES))
             where = f"disks, object stores ({stores}) and the server that it comes from"
             return f"names {place!r}: a release leads to {where}, and nowhere else"
     elif not place.startswith("/") and ".." in place.split("/"):
@@ -315,11 +318,11 @@ def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-def parse_manifest(data: bytes | str, name: str) -> Manifest:
-    """Read a manifest. `name` is its path or URL, for error messages.
+def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
+    """Read a manifest. `name` is its path or URL, for error messages. own: no stranger wrote it.
 
     Raises ContractError for invalid JSON, missing fields, a schema version above SCHEMA_VERSION, and builds at places
-    that it must not lead to (`misleads`).
+    that it must not lead to (`misleads`), unless it is our own.
     """
     manifest: Manifest | None
     try:
@@ -327,7 +330,7 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
     except ValueError:  # what is wrong is found below; and whatever strictness refused is read there
         manifest = None
     if manifest is not None and manifest.schema_version <= SCHEMA_VERSION:
-        return _led_nowhere_else(manifest, name)
+        return manifest if own else _led_nowhere_else(manifest, name)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits
@@ -346,7 +349,7 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
         first = e.errors()[0] if hasattr(e, "errors") else {"loc": (), "msg": str(e)}
         where = ".".join(str(part) for part in first["loc"])
         raise ContractError(f"{name}: {where}: {first['msg']}") from None
-    return _led_nowhere_else(manifest, name)
+    return manifest if own else _led_nowhere_else(manifest, name)
 
 
 def _led_nowhere_else(manifest: Manifest, name: str) -> Manifest:

@@ -14,6 +14,7 @@ import datetime
 import os
 import shlex
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -192,8 +193,15 @@ def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
 
     Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
     """
-    known = {(entry["build_id"], place_of(entry["out"])) for entry in store.registered()}
-    return {build.build_id for build in builds if (build.build_id, place_of(build.out)) in known or _is_there(build)}
+    known = defaultdict[str, set[str]](set)
+    for entry in store.registered():
+        known[entry["build_id"]].add(entry["out"])
+
+    def is_known(build: ReleasedBuild) -> bool:
+        outs = known[build.build_id]
+        return build.out in outs or place_of(build.out) in map(place_of, outs)
+
+    return {build.build_id for build in builds if is_known(build) or _is_there(build)}
 
 
 def _is_there(build: ReleasedBuild) -> bool:

@@ -3,6 +3,9 @@
 `pipeline.publish.dataset` decides what a release consists of; this module numbers them, writes them, and makes one
 visible. Readers need no lock; whoever writes holds STORE's. On an object store `latest.json` is written besides on the
 condition that it is as it was read: who has lost that lock overwrites nobody's release.
+
+What it reads is STORE's own and leads wherever builds of STORE lie; others follow a release to few places alone
+(`data_specs.shard.misleads`).
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Releases:
             known = ", ".join(map(str, numbers)) or "none"
             raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; it has: {known}")
         name = file_name(number)
-        return parse_manifest(self.folder.read(name), self.folder.at(name))
+        return parse_manifest(self.folder.read(name), self.folder.at(name), own=True)
 
     def newest(self) -> Manifest | None:
         """The manifest of the newest release, withdrawn or not; None before the first."""
@@ -111,7 +114,7 @@ class Releases:
     def _parsed(self, data: bytes | None) -> Latest:
         if data is None:
             return Latest(dataset=self.dataset)
-        return parse_latest(data, self.folder.at(LATEST)).settled(read_url)
+        return parse_latest(data, self.folder.at(LATEST), own=True).settled(read_url)
 
     def _change(self, change: Callable[[Latest], Latest]) -> None:
         """Write latest.json anew, from what it says now. Raises StoreError if somebody else writes it meanwhile."""

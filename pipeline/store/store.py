@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class Store:
     def _delete(self, build_id: str, out: str, but: str = "") -> None:
         """Delete the entries of a build in one folder, but for that of a name."""
         place = place_of(out)
-        for name, entry in list(self._entries()):
+        for name, entry in list(self._entries(f"{build_id}.")):  # over S3 those of others would be a request each
             if name != but and entry["build_id"] == build_id and place_of(entry["out"]) == place:
                 self.folder.delete(f"builds/{name}")
 
@@ -102,19 +103,23 @@ class Store:
         One entry for each folder that a build was published in, however it was spelled (`place_of`); the last is that
         of its newest publish.
         """
-        noted = ({**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries())
+        noted = [{**entry, "noted_in": self.folder.at(f"builds/{name}")} for name, entry in self._entries()]
+        often = Counter(entry["build_id"] for entry in noted)
         places = dict[tuple[str, str], dict[str, Any]]()
-        for entry in noted:
-            key = entry["build_id"], place_of(entry["out"])
+        for entry in noted:  # the disk is asked only where there may be another spelling
+            key = entry["build_id"], place_of(entry["out"]) if often[entry["build_id"]] > 1 else ""
             places.pop(key, None)  # of two entries of a folder the later place counts
             places[key] = entry
         return sorted(places.values(), key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
-    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Names and contents of what `register` noted; of one build the newest comes last, as its name does."""
+    def _entries(self, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+        """Names and contents of what `register` noted; of one build the newest comes last, as its name does.
+
+        prefix: with which the names begin.
+        """
         folder = self.folder / "builds"
         for name in folder.names():
-            if name.endswith(".json") and name[0] != ".":
+            if name.endswith(".json") and name[0] != "." and name.startswith(prefix):
                 yield name, folder.read_json(name)
 
     def caches(self) -> Iterator[tuple[str, Cache]]:

@@ -23,6 +23,7 @@ Limits: builds are those that STORE knows (published by this version or a later 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import time
 from collections import defaultdict
@@ -109,7 +110,7 @@ def collect(
                 staying |= models[build.out]
     if not unread:
         features.delete(staying, deletions)
-    _tidy_store(store, deletions, tuple(f"{out}/" for out in unread))
+    _tidy_store(store, deletions, tuple(f"{spelled}/" for out in unread for spelled in (out, place_of(out))))
     freed = sum(one["bytes"] for one in deletions.deleted)
     return {"deleted": deletions.deleted, "bytes": freed, "left": left, "faults": faults}
 
@@ -256,7 +257,7 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
     directories, cache = build.history("fetch"), store.fetched()
     if not directories:
         return
-    start = directories[0].folder.url + "/"
+    start, place = f"{place_of(directories[0].folder.url)}/", functools.cache(place_of)
     for other in others:
         if "fetch" not in other.fingerprints:
             continue
@@ -269,7 +270,7 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
             new = [
                 {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
                 for row in (rows_known.to_pylist() if rows_known is not None else ())
-                if row["tar"].startswith(start) and row["sha256"] == places[row["fetch_id"]]["sha256"]
+                if row["sha256"] == places[row["fetch_id"]]["sha256"] and place(row["tar"]).startswith(start)
             ]
             if new and rows_known is not None:
                 cache.put(pa.Table.from_pylist(new, schema=rows_known.schema))
@@ -309,11 +310,14 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
             deletions.delete("features of another version", features, name)
     missing: dict[str, bool] = defaultdict(bool)
 
+    def is_unread(tar: str) -> bool:  # as it is spelled, or as links lead there
+        return bool(unread) and (tar.startswith(unread) or place_of(tar).startswith(unread))
+
     def lost(rows: pa.Table) -> pa.Array:
         tars = rows["tar"].to_pylist()
-        for tar in {tar for tar in tars if tar and not tar.startswith(unread)} - set(missing):
+        for tar in {tar for tar in tars if tar} - set(missing):
             folder, _, name = tar.rpartition("/")
-            missing[tar] = not Folder(folder).exists(name)
+            missing[tar] = not is_unread(tar) and not Folder(folder).exists(name)
         return pa.array([bool(tar) and missing[tar] for tar in tars], pa.bool_())
 
     if deletions.dry_run:

@@ -5,6 +5,7 @@ Whoever removes something from all builds does the others, fails in the end, and
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,12 +34,13 @@ def registered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
 def opened(store: Store, entries: Iterable[Mapping[str, Any]], stages: Stages) -> tuple[list[Build], list[str]]:
     """The builds of these entries of `Store.registered`, each folder once; and a line for each one that cannot be
     read."""
-    builds, faults = dict[str, Build](), dict[str, str]()
+    builds, faults, noted = dict[str, Build](), dict[str, str](), defaultdict[str, list[str]](list)
     for known in entries:
         try:
             builds[place_of(known["out"])] = _opened(store, known, stages)
         except StoreError as e:
-            gone = f"if it was deleted for good, delete {known['noted_in']}"
+            noted[known["out"]].append(known["noted_in"])
+            gone = f"if it was deleted for good, delete {', '.join(noted[known['out']])}"
             faults[known["out"]] = left_out(known["out"], e, f"{_AGAIN}; {gone}")
     return list(builds.values()), list(faults.values())
 

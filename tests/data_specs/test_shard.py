@@ -283,6 +283,8 @@ def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None
         ("s3://bucket/builds/1", "/store/latest.json"),
         ("gs://bucket/builds/1", "s3://bucket/latest.json"),
         ("abfss://box@account.example/1", "/store/latest.json"),
+        ("oci://bucket@namespace/1", "oci://other@namespace/latest.json"),
+        ("tos://bucket/1", "/store/latest.json"),
         ("simplecache::s3://bucket/1", "/store/latest.json"),
         ("https://data.example/1", "https://data.example/latest.json"),
         ("hdfs://own.example:9000/1", "hdfs://own.example:9000/store/latest.json"),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,33 @@ def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week) -> None:
     assert again is not None
     assert again.release == 1, "nothing has changed"
     assert open_manifest(releases_of(build).folder.url, read_url)[1] == again
+
+
+def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
+    week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a takedown under another spelling would change shards that readers are led to."""
+    build = week("2026-11-01", 12)
+    manifest = release.publish(build)
+    releases, newest = releases_of(build), releases_of(build).read()
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "place_of", None)
+        assert dataset._left(build.store, newest.builds) == {build.build_id}, (
+            "no disk is asked where it is spelled alike"
+        )
+    (tmp_path / "link").symlink_to(build.out)
+    linked = replace(build, out=f"{tmp_path}/link")
+    assert not dataset.lies_elsewhere(build.store, build.build_id, linked.shards.url)
+    dataset.withdraw(linked, "a reason")
+    assert releases.latest().withdrawn == "a reason"
+    build.store.register(linked, 0)
+    (tmp_path / "link/shards/manifest.json").unlink()  # as a takedown does for a while
+    assert dataset._left(build.store, newest.builds) == {build.build_id}
+    other = {"build_id": "other"}
+    taking = dataset._with_build(
+        replace(linked, snapshot="2026-11-08", **other), newest, manifest.model_copy(update=other)
+    )
+    assert [own.build_id for own in taking.builds] == ["other"], "it lies where the first one lay"
 
 
 def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Release
     assert [own.dataset for own in datasets(Folder(str(tmp_path)))] == ["d"]
 
 
+def test_a_store_leads_wherever_its_own_builds_lie(releases: Releases) -> None:
+    """STORE on a disk and builds on another file system: a publish left a latest.json that nothing could read."""
+    out = Folder("memory://elsewhere/build")
+    own = manifest(1).builds[0].model_copy(update={"folder": f"{out.url}/shards", "out": out.url})
+    release = manifest(1).model_copy(update={"builds": (own,)})
+    releases.await_commit(releases.prepare(release, {}), out.at("commit"), b"data")
+    assert releases.newest() is None
+    out.write("commit", b"data")
+    releases.settle()
+    assert releases.newest() == release
+    out.delete("")
+
+
 def test_a_release_that_never_came_is_written_over_by_the_next(releases: Releases, tmp_path: Path) -> None:
     releases.make_newest(releases.prepare(manifest(1), {}))
     releases.await_commit(releases.prepare(manifest(2), {}), str(tmp_path / "commit"), b"data")

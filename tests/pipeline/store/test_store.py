@@ -74,6 +74,32 @@ def test_entries_of_one_folder_under_several_names_are_one_build(tmp_path):
     assert [one["out"] for one in store.registered()] == [other.out]
 
 
+def test_a_build_is_noted_and_taken_back_without_a_look_at_what_is_noted_of_others(tmp_path, monkeypatch):
+    """Each was one request more for every build of STORE, under the lock for which others wait a minute."""
+    store = Store(str(tmp_path / "store"))
+    first, second = (begun(tmp_path / name, snapshot="2026-01-01", store=store.url) for name in ("a", "b"))
+    other = replace(first, build_id=f"{first.build_id}-g2")
+    for build in (other, first, second):
+        store.register(build, 0)
+    (tmp_path / f"store/builds/{other.build_id}.json").write_text("not to be read")
+    store.register(first, 1)
+    store.unregister(second.build_id, second.out)
+    assert [path.name for path in sorted((tmp_path / "store/builds").iterdir())] == [
+        f"{other.build_id}.json",
+        f"{first.build_id}.json",
+    ]
+
+
+def test_no_folder_is_looked_at_of_a_build_that_is_noted_once(tmp_path, monkeypatch):
+    """One look at each of 10,000, under the lock; and the disk of a dataset that nobody asks for may not answer."""
+    store = Store(str(tmp_path / "store"))
+    builds = [begun(tmp_path / day, snapshot=day, store=store.url) for day in ("2026-01-01", "2026-01-02")]
+    for build in builds:
+        store.register(build, 0)
+    monkeypatch.setattr("pipeline.store.store.place_of", None)
+    assert [entry["out"] for entry in store.registered()] == [build.out for build in builds]
+
+
 def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):
     store = Store(str(tmp_path))
     rows = pa.table({"sha256": ["a" * 64], "value": [1]})

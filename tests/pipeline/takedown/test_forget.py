@@ -34,7 +34,7 @@ from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.takedown import forget as forget_module
-from pipeline.takedown import garbage, rewrite_shards
+from pipeline.takedown import garbage, known, rewrite_shards
 from pipeline.takedown.forget import Request, forget
 from pipeline.takedown.rewrite_partitions import borrowed_texts
 from tests.lent import lend
@@ -546,6 +546,19 @@ def test_a_build_that_cannot_be_read_is_named_and_stops_no_takedown_in_the_other
     assert published.forget()[0] == 0
 
 
+def test_a_folder_that_is_gone_is_named_once_with_all_that_store_notes_of_it(published_builds: Any) -> None:
+    """Each week is built in the same folder: whoever deleted what the line named was told of the next one."""
+    published = published_builds(3)
+    for build in published.builds[1:]:
+        published.store.register(replace(build, out=str(published.outs[0])), 1)
+    shutil.rmtree(published.outs[0])
+    code, said, _ = published.run("gc")
+    assert code == 1
+    [line] = [line for line in said if line.startswith(f"{published.outs[0]}: was left out")]
+    entries = [f"{published.store.url}/builds/{build.build_id}.json" for build in published.builds]
+    assert line.endswith(f"if it was deleted for good, delete {', '.join(entries)}")
+
+
 def left(out: Path) -> int:
     """Samples of a published build."""
     return sum(read_manifest(out / "shards").samples.values())
@@ -685,6 +698,18 @@ def test_a_folder_is_one_build_however_it_is_spelled(
     assert cli.main([*words[:-1], "folder:///album/002.jpg"]) == 0
     assert left(out) == 4
     assert verify(f"{published.store.url}/datasets/a") == []
+
+
+def test_builds_of_a_store_are_found_through_links_each_once(published_builds: Any, tmp_path: Path) -> None:
+    published = published_builds(1)
+    [build], [out] = published.builds, published.outs
+    (tmp_path / "link").symlink_to(out.parent)
+    store = Store(f"{tmp_path}/link/{Path(published.store.url).name}")
+    [entry] = store.registered()
+    twice = [entry, {**entry, "out": f"{tmp_path}/link/{out.name}"}]
+    assert len(known.opened(store, twice, STAGES)[0]) == 1
+    published.store.unregister(build.build_id, build.out)  # its publish was killed before STORE knew it
+    assert [one.out for one in known.released(store, STAGES)[0]] == [build.out]
 
 
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(

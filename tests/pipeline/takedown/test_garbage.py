@@ -238,8 +238,22 @@ def test_half_written_files_of_a_day_ago_go_wherever_they_are_in_store(builds: l
     assert len(list(store.rglob(".tmp-young"))) == len(places), "somebody may be writing them"
 
 
-def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:
+@pytest.mark.parametrize("spelled", [False, True])
+def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
+    builds: list[Build], synthetic: Any, tmp_path: Path, spelled: bool
+) -> None:
+    """spelled: its folder was named through a link when they were fetched."""
     old, new = builds
+    if spelled:
+        (tmp_path / "link").symlink_to(old.out)
+        item = next(item for item in synthetic.items() if item.stage == "shard")
+        rows = old.store.fetched().get([item.candidate.fetch_id])
+        assert rows is not None
+        old.store.fetched().put(
+            pa.Table.from_pylist(
+                [{**row, "tar": row["tar"].replace(old.out, f"{tmp_path}/link")} for row in rows.to_pylist()]
+            )
+        )
     for build in builds:
         (Path(build.out) / "studio").mkdir()
         for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal", "views.json"):
@@ -288,6 +302,27 @@ def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_a
         path.write_bytes(data)
     assert published.run("gc")[0] == 0
     assert store.fetched().get(["0" * 64]) is not None
+
+
+@pytest.mark.parametrize("linked", ["build", "images"])
+def test_images_of_a_build_that_cannot_be_read_are_not_forgotten_where_links_lead_to_them(
+    published_builds: Any, tmp_path: Path, linked: str
+) -> None:
+    """STORE knows a build by its last spelling, and rows of STORE/fetched by that under which they were fetched."""
+    published = published_builds(1)
+    [build], [out] = published.builds, published.outs
+    row = {"fetch_id": "0" * 64, "tar": str(next((out / "images").glob("*.tar"))), "sha256": "1" * 64}
+    published.store.fetched().put(pa.Table.from_pylist([row]))
+    if linked == "build":
+        (tmp_path / "link").symlink_to(out.parent)
+        published.store.register(replace(build, out=f"{tmp_path}/link/{out.name}"), 1)
+        out.rename(tmp_path / "gone")
+    else:  # to a disk that is not mounted
+        (out / "images").rename(tmp_path / "gone")
+        (out / "images").symlink_to(tmp_path / "mounted")
+        (out / "build.json").write_bytes(b"[]")
+    assert published.run("gc")[0] == 1
+    assert published.store.fetched().get(["0" * 64]) is not None
 
 
 def test_a_build_in_which_a_command_is_at_work_is_named_and_left_to_the_next_gc(published_builds: Any) -> None:
@@ -390,3 +425,24 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
     assert "features of expired builds" in {one["what"] for one in answer["deleted"]}
     assert not older.store.folder.exists(garbage.EXPIRED)
+
+
+@pytest.mark.parametrize("why", ["a command is at work in it", "a takedown was interrupted in it"])
+def test_features_of_a_build_that_is_left_to_the_next_gc_stay(builds: list[Build], why: str) -> None:
+    """STORE noted them when another build of the same model expired."""
+    older, _ = builds
+    with older.stage("score").attempt("00000-of-00001") as attempt:
+        attempt.commit({}, {"models": ["pair-text-both"]})
+    features = Path(older.store.url) / "features/pair-text-both"
+    features.mkdir(parents=True)
+    older.store.folder.write_json(garbage.EXPIRED, ["pair-text-both"])
+    if "takedown" in why:
+        older.folder.write_json(UNFINISHED, {"hashes": [], "published": True, "accepted": {}, "reported": True})
+        collect(builds, keep=1)
+        older.folder.delete(UNFINISHED)
+    else:
+        with build_json.sole_owner(older):
+            collect(builds, keep=1)
+    assert features.exists()
+    collect(builds, keep=1)
+    assert not features.exists()
