@@ -237,9 +237,9 @@ def rows_of(
         if len(lines_of_row) == 1:
             yield row if fits else alone(lines_of_row[0]) or row
             continue
-        are_rows = [alone(line) is not None for line in lines_of_row]
-        sound = fits + _is_quoted(lines_of_row, separator)
-        if not (any(are_rows), are_rows[0], all(are_rows))[sound]:
+        are_rows = (alone(line) is not None for line in lines_of_row)  # one after the other, as far as need be
+        looks_like_rows = (any, next, all)[fits + _is_quoted(lines_of_row, separator)]
+        if not looks_like_rows(are_rows):
             yield row
             continue
         *before, last = lines_of_row

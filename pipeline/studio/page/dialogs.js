@@ -117,8 +117,8 @@ function confirming(job, answer, done) {
     answer.append(output);
     try {
       const ran = await ended(await send("POST", "confirm", { confirmation: job.confirmation }), (now) => fill(output, h("p", { class: "muted" }, t("running")), lines(now)));
-      const carried = ran.code === 0 || ran.answer.faults?.length > 0;
-      fill(output, h("p", { class: `note ${carried ? "good" : "bad"}`, role: "alert" }, carried ? t("done_takedown") : t("failed", { code: ran.code })), faults(ran), lines(ran));
+      const partly = ran.answer.faults?.length > 0, carried = ran.code === 0 || partly;
+      fill(output, h("p", { class: `note ${partly ? "" : carried ? "good" : "bad"}`, role: "alert" }, carried ? t(partly ? "partly_takedown" : "done_takedown") : t("failed", { code: ran.code })), faults(ran), lines(ran));
       output.scrollIntoView({ block: "nearest" });
       if (carried) done();
     } catch (error) { bad(output, error); }

@@ -111,6 +111,7 @@ const WORDS = {
   the_word: ["forget", "下架"],
   run_takedown: ["Take it down now", "立即下架"],
   done_takedown: ["Taken down.", "已下架。"],
+  partly_takedown: ["Taken down, but for what could not be reached.", "已下架，未能处理的部分除外。"],
   not_reached: ["Not reached. Once this is mended, the same takedown again carries it out:", "未能处理。修复后再次执行同一下架即可完成："],
   failed: ["It failed (exit code {code})", "失败（退出码 {code}）"],
   unflag_all: ["Take all flags off", "取消全部标记"],

@@ -130,10 +130,11 @@ def test_the_token_follows_threshold_and_weights(
 
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
     from pipeline.report import pictures as report_pictures
+    from pipeline.report.tally import tallied
 
     build = screened()
     takedowns = report_pictures.Takedowns(set())
-    choice = report_pictures.choose(build, takedowns)
+    choice = report_pictures.choose(build, takedowns, tallied(build, takedowns).fates)
     listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
     assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
     report_pictures.add_pictures(build, listed.values(), takedowns)

@@ -327,8 +327,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path
         await page.write("forget")
         await until(page, "!document.querySelector('#takedown .danger').disabled")
         await page.click("#takedown .danger")
-        await until(page, "document.querySelector('#takedown .note.good')")
-        await until(page, "document.querySelector('#takedown .note.good').innerText.includes('Taken down')")
+        await until(page, "document.querySelector('#takedown .asking + div .note')?.innerText.includes('but for what')")
         assert await page.run("document.querySelectorAll('#takedown .note.bad li').length") == 2, "before and after"
         await page.press("Escape")
         await until(page, "!document.querySelector('#takedown')")
