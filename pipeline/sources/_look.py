@@ -167,6 +167,10 @@ def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> C
     return Count(what, max(number, round(number * size / read)), "about")
 
 
+_SIP = 1 << 13
+"""Bytes of a packed file that are read at a time."""
+
+
 class _Sips(io.RawIOBase):
     """A file in small reads, whose place tells how much was unpacked: from Python 3.12 on gzip reads 128 kB ahead."""
 
@@ -178,9 +182,6 @@ class _Sips(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         return bytes(self._file.read(_SIP if size < 0 else min(size, _SIP)))
-
-
-_SIP = 1 << 13
 
 
 def lines_of(file: str, budget: Budget) -> Reading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,10 +152,20 @@ def test_cells_of_several_lines_stay_whole_where_a_cell_is_lacking_or_a_quote_is
 def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> None:
     line = 'a",b,"c' + "长" * 1000 + "\n"
     count = 3 * MAX_ROW // len(line)
-    found = rows("http://i/0,甲\n" + line * count + "http://i/1,乙\n", ",")
-    assert found[0] == ["http://i/0", "甲"]
-    assert found[-1] == ["http://i/1", "乙"]
-    assert max(len(str(row)) for row in found) < MAX_ROW, "no row holds them all"
+    read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for text in ["http://i/0,甲\n", *[line] * count, "http://i/1,乙\n"]:
+            read += len(text)
+            yield text
+
+    found = rows_of(lines(), ",", 2, is_row)
+    assert next(found) == ["http://i/0", "甲"]
+    assert str(next(found)) == f"a row of more than {MAX_ROW:,} characters"
+    assert read < MAX_ROW + 2 * len(line), "no row holds all lines"
+    *_, last = found
+    assert last == ["http://i/1", "乙"]
 
 
 CELL = st.text(st.sampled_from('a",\n\t 文'), max_size=8)

@@ -432,12 +432,12 @@ def test_a_file_may_be_called_in_the_encoding_of_a_chinese_windows(tmp_path):
     write(tmp_path, "csv").rename(tmp_path / os.fsdecode("表.csv".encode("gbk")))
     source = table(tmp_path / "*.csv")
     sha256_of(source.token())
-    candidate_rows(read(source), 0)
+    assert candidate_rows(read(source), 0).num_rows == len(ROWS)
     posts = {"name": "s", "source_kind": "microblog", "path": str(tmp_path / "*.jsonl")}
     (tmp_path / os.fsdecode("表.jsonl".encode("gbk"))).write_text('{"text": "云", "images": ["http://i.test/1.jpg"]}')
     source = configure("sources", "microblog", posts, TableSource)
     sha256_of(source.token())
-    candidate_rows(read(source), 0)
+    assert candidate_rows(read(source), 0)["image_url"].to_pylist() == ["http://i.test/1.jpg"]
 
 
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz", "zst"])
