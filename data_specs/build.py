@@ -77,7 +77,7 @@ class DropShares(Spec):
     measure: Share = Field(0.2, description="files that are no picture")
     filter: Share = Field(0.9, description="pictures that the image filters drop")
     dedup: Share = Field(0.8, description="near copies, and pairs above the caps")
-    screen: Share = Field(0.5, description="filters that need a model on pixels")
+    curate: Share = Field(0.9, description="judges: models on pixels, watermarks, pair scores, semantic copies, balance")
 
 
 if TYPE_CHECKING:

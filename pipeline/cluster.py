@@ -39,7 +39,7 @@ from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.files.parquet import arrow_without_pandas
 from pipeline.pulse import pulse
 from pipeline.store.build import Build
-from pipeline.store.partitions import timed
+from pipeline.store.partitions import reading, timed
 from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("wenlan")
@@ -288,7 +288,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     arrow_without_pandas()
     _allow_open_files()
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
-    with labels, timed(), pulse(build.stage(stage).folder, partition):
+    with labels, timed(), pulse(build.stage(stage).folder, partition), reading(stage, build.reads(stage)):
         try:
             run(build, partition)
         except OSError as e:

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import SPLITS
 from pipeline.store.build import Build
-from tests import towered
+from tests import curated, towered
 from tests.stages import run_stage
 from tests.towered import coloured
 
-STAGES = (
-    "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose",
-    "vectors", "nearest", "semantic_dedup", "concepts", "balance",
-)  # fmt: skip
+STAGES = ("measure", "filter", "dedup", "curate")
 
 Shown = tuple[str, tuple[float, float, float], int, str]
 """Name of a picture, its colour, its width, and its text."""
@@ -31,7 +27,7 @@ def made(
     stages: Sequence[str] = STAGES,
     **more: Any,
 ) -> Build:
-    """A build of such pictures up to balance; no two are copies. options: of semantic_dedup."""
+    """A build of such pictures up to curate; no two are copies. options: of semantic_dedup."""
     images = [
         got(name, coloured(zlib.crc32(name.encode()), *colour, (width, width * 3 // 4)), text)
         for name, colour, width, text in shown
@@ -44,27 +40,16 @@ def made(
     return build
 
 
-def kept(build: Build, stage: str = "semantic_dedup") -> set[str]:
-    """Names of the pictures that a stage hands on."""
-    directory = build.stage(stage)
-    rows = [
-        row
-        for record in directory.records()
-        for split in SPLITS
-        for row in directory.table(record, f"{split}.parquet").to_pylist()
-    ]
-    return {row["image_url"].rpartition("/")[2] for row in rows}
+def kept(build: Build) -> set[str]:
+    """Names of the pictures that go on to detect."""
+    return {curated.name_of(row["image_url"]) for row in curated.kept(build)}
 
 
 def dropped(build: Build) -> dict[str, dict[str, Any]]:
-    """Decisions of semantic_dedup by name of the picture."""
-    stage = build.stage("semantic_dedup")
-    rows = [row for record in stage.records() for row in stage.table(record, "decisions.parquet").to_pylist()]
-    return {row["url"].rpartition("/")[2]: row for row in rows}
+    """Decisions of stage curate by name of the picture."""
+    return {curated.name_of(row["url"]): row for row in curated.dropped(build)}
 
 
 def ids(build: Build) -> dict[str, str]:
     """candidate_id by name of the picture, of all that were scored."""
-    stage = build.stage("score")
-    tables = [stage.table(record, f"{split}.parquet") for record in stage.records() for split in SPLITS]
-    return {r["image_url"].rpartition("/")[2]: r["candidate_id"] for table in tables for r in table.to_pylist()}
+    return {curated.name_of(row["image_url"]): row["candidate_id"] for row in curated.reached(build, "pair_score")}

@@ -49,14 +49,14 @@ def shown_of(filtered: Any, count: int) -> list[Any]:
 def published(filtered: Any, folder: Path, shown: list[Any], **more: Any) -> Any:
     """A build whose identities are published."""
     build = filtered.make(folder, shown, 2, snapshot="2026-01-01", **more)
-    run_stage(build, "rank", "deal", "meet", "lead")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
     publish(build)
     return build
 
 
 def handed(build: Any) -> list[Any]:
     """The files that a build hands to STORE."""
-    return [ref for name, ref in build.stage("lead").record("all").files.items() if name in (*PARTS, DETAILS)]
+    return [ref for name, ref in build.stage("dedup.lead").record("all").files.items() if name in (*PARTS, DETAILS)]
 
 
 def aged(build: Any) -> None:

@@ -13,23 +13,21 @@ from tests.stages import run_stage
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
     """(kept rows, decisions, counts) of the dedup stage; rows by page and name of the image."""
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+    run_stage(build, "measure", "filter", "dedup")
     stage = build.stage("dedup")
-    kept: dict[str, dict[str, Any]] = {}
     decided: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
-    for split in SPLITS:
-        tables = [stage.table(record, f"{split}.parquet") for record in stage.records()]
-        assert all(table.schema == DEDUP_SCHEMA for table in tables)
-        rows = [row for table in tables for row in table.to_pylist()]
-        assert {row["split"] for row in rows} <= {split}
-        assert rows == sorted(rows, key=lambda r: (r["order_key"], r["candidate_id"]))
-        kept |= {_name(row["page_url"], row["image_url"]): row for row in rows}
+    tables = [stage.table(record) for record in stage.records()]
+    assert all(table.schema == DEDUP_SCHEMA for table in tables)
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert {row["split"] for row in rows} <= set(SPLITS)
+    assert rows == sorted(rows, key=lambda r: (r["order_key"], r["candidate_id"]))
+    kept = {_name(row["page_url"], row["image_url"]): row for row in rows}
     for record in stage.records():
         decided += stage.table(record, "decisions.parquet").to_pylist()
         counts.update(record.counts)
     assert counts["seen"] == counts["kept"] + counts["dropped"] + counts["known"]
-    counts.update(build.stage("lead").record("all").counts)
+    counts.update(build.stage("dedup.lead").record("all").counts)
     return kept, {_name(d["page_url"], d["url"]): d for d in decided}, dict(counts)
 
 
@@ -56,10 +54,10 @@ def publish(build: Any) -> list[dict[str, Any]]:
 
 def after(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """(kept rows, decisions) by name of the picture, of a build made by tests/filtered.py."""
-    run_stage(build, "rank", "lead", "dedup")
+    run_stage(build, "dedup")
     stage = build.stage("dedup")
     records = stage.records()
-    kept = [row for r in records for split in SPLITS for row in stage.table(r, f"{split}.parquet").to_pylist()]
+    kept = [row for r in records for row in stage.table(r).to_pylist()]
     decided = [row for r in records for row in stage.table(r, "decisions.parquet").to_pylist()]
     assert sum(r.counts["seen"] for r in records) == len(kept) + len(decided)
     by_name = (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import load
-from pipeline import cli, run
+from pipeline import cli, opening, run
 from pipeline.publish import release
 from tests.drawn import encoded, rectangles
 
@@ -36,7 +36,7 @@ def built(spec: Path, *hosts: str) -> int:
     if hosts:
         allowed = loaded.egress.model_copy(update={"allow": hosts, "delay_s": 0.0})
         loaded = loaded.model_copy(update={"egress": allowed})
-    build = run.open_build(loaded, str(spec.parent / "build"))
+    build = opening.open_build(loaded, str(spec.parent / "build"))
     for _ in run.run(build, until="report", here=True):
         pass
     return sum(release.publish(build).samples.values())

@@ -16,6 +16,7 @@ from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_rang
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
+from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 FETCHED_AT = "2026-01-02T03:04:05Z"
@@ -44,7 +45,7 @@ def begun(folder: Path, *, name: str = "test", snapshot: str = "2026-01-02", sto
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
-        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGES},
+        fingerprints={own: hashlib.sha256(f"{own} {more}".encode()).hexdigest() for own in passes_of(STAGES, spec)},
     )
     return replace(build, identities=Identities(kept).before(build))
 

@@ -16,14 +16,12 @@ def lend(build: Build, leader: Any, copy: Any, scratch: Path) -> None:
     """Give a leader the texts of its copy, as dedup does where the spec merges texts."""
     stage = build.stage("dedup")
     for record in stage.records():
-        files = {}
-        for suffix in ("train.parquet", "dev.parquet", "val.parquet"):
-            table = stage.table(record, suffix)
-            rows = table.to_pylist()
-            for row in rows:
-                if row["candidate_id"] == leader.candidate.candidate_id:
-                    row["texts"] += [{"kind": t.kind, "text": t.text, "original": ""} for t in copy.candidate.texts]
-                    row["text_leaders"] += [sha256_hex(t.text) for t in copy.candidate.texts]
-            files[suffix] = scratch / suffix
-            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), files[suffix])
-        stage.amend(record, files)
+        table = stage.table(record)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["candidate_id"] == leader.candidate.candidate_id:
+                row["texts"] += [{"kind": t.kind, "text": t.text, "original": ""} for t in copy.candidate.texts]
+                row["text_leaders"] += [sha256_hex(t.text) for t in copy.candidate.texts]
+        path = scratch / "parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+        stage.amend(record, {"parquet": path})

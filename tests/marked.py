@@ -45,7 +45,7 @@ def stamped(picture: Picture, mask: Image.Image, opacity: float = 0.3) -> Pictur
     return laid
 
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "marks", "watermark")
+STAGES = ("measure", "filter", "dedup", "curate")
 MARKED, PLAIN = 24, 6
 """Pictures of img.test with its logo and without it; as many of plain.test have none, and FEW of few.test all do."""
 FEW = 8

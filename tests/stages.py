@@ -4,53 +4,47 @@ from __future__ import annotations
 
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.partitions import reading
 
-UNASKED = (
-    "gather",
-    "deal",
-    "meet",
-    "marks",
-    "watermark",
-    "score",
-    "choose",
-    "vectors",
-    "nearest",
-    "semantic_dedup",
-    "concepts",
-    "balance",
-    "tally",
-)
-"""Stages without partitions, where a spec does not ask for them or the build is small."""
+
+def passes(build: Build, *names: str) -> list[str]:
+    """Names of a build's passes: of each stage named all that the build has; a pass named is itself."""
+    of_stages = {stage: [own.name for own in build.stages[stage].passes] for stage in build.stages}
+    return [own for name in names for own in of_stages.get(name, [name]) if own in build.passes]
 
 
 def run_stage(build: Build, *names: str) -> list[str]:
-    """Run all partitions of the named stages that have no record yet, finish each stage, and return what was run."""
+    """Run all partitions of the named stages or passes that have no record yet, finish each, and return what was run."""
     done = []
-    for name in names:
-        stage, directory = build.stages[name], build.stage(name)
-        partitions = stage.partitions(build)
-        for partition in partitions:
-            if partition not in directory.partitions():
-                stage.run(build, partition)
-                done.append(partition)
-        directory.finish(partitions, stage.version)
+    for name in passes(build, *names):
+        own, directory = build.passes[name], build.stage(name)
+        with reading(name, build.reads(name)):
+            partitions = own.over(build)
+            own.begin(build)
+            for partition in partitions:
+                if partition not in directory.partitions():
+                    own.run(build, partition)
+                    done.append(partition)
+            if own.reduce is not None:
+                directory.write_reduced(own.reduce(build))
+        directory.finish(partitions, own.version)
     return done
 
 
 def run_noted(build: Build, *names: str) -> None:
     """The same, noted in build.json as `wenlan-data build` does it, so that the build can be opened again.
 
-    Noted before the report, which shows it, and in the end: to write it after each stage is a quarter of all the work.
+    Noted before the report, which shows it, and in the end: to write it after each pass is a quarter of all the work.
     """
-    results: list[StageResult] = []
+    results: list[PassResult] = []
     build_json.note(build)
     try:
-        for name in names:
+        for name in passes(build, *names):
             if name == "report":
                 build_json.note(build, *results)
             run_stage(build, name)
             done = len(build.stage(name).partitions())
-            results.append(StageResult(name, False, done, done, 0.0, {}, Cost()))
+            results.append(PassResult(name, False, done, done, 0.0, {}, Cost()))
     finally:
         build_json.note(build, *results)

@@ -43,6 +43,8 @@ from pipeline.records import (
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.partitions import ROWS_DIGEST, rows_digest
+from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 FORMATS = ("jpeg", "grey jpeg", "cmyk jpeg", "rotated jpeg", "png", "alpha png", "palette png", "gif", "webp", "bmp")
@@ -172,14 +174,17 @@ def make(
     folder: Path, *, out: str = "build", snapshot: str = "2024-01-01", part: tuple[int, int] = (0, 1), **options: Any
 ) -> tuple[Build, tuple[Item, ...]]:
     """Write the build below `folder`; everything up to detect is committed. part: (i, n), every n-th candidate."""
+    own = spec(**options)
     build = Build(
         stages=STAGES,
-        spec=spec(**options),
+        spec=own,
         out=str(folder / out),
         store=Store(str(folder / "store")),
         build_id=f"synthetic-{snapshot}-00000000",
         snapshot=snapshot,
-        fingerprints={name: hashlib.sha256(f"{name} {options}".encode()).hexdigest() for name in STAGES},
+        fingerprints={
+            name: hashlib.sha256(f"{name} {options}".encode()).hexdigest() for name in passes_of(STAGES, own)
+        },
     )
     everything = tuple(item for item in items() if item.candidate.row % part[1] == part[0])
     with build.stage("crawl").attempt("pages") as attempt:
@@ -190,8 +195,7 @@ def make(
         remaining = [item for item in entered if item.stage != stage]
         for partition in _ranges():
             here = [item for item in entered if _within(item, partition)]
-            name = f"{partition[:5]}-{partition}" if stage == "dedup" else partition
-            _write(build, stage, name, here)
+            _write(build, stage, partition, here)
         entered = remaining
     _lead(build, entered)
     return build, everything
@@ -213,7 +217,7 @@ def _within(item: Item, partition: str) -> bool:
 
 def _write(build: Build, stage: str, partition: str, entered: list[Item]) -> None:
     kept = [item for item in entered if item.stage != stage]
-    counts: dict[str, int] = {}
+    counts, info = dict[str, int](), dict[str, Any]()
     with build.stage(stage).attempt(partition) as attempt:
         attempt.decide([_drop(item) for item in entered if item.stage == stage])
         if stage in ("extract", "admit"):
@@ -226,14 +230,14 @@ def _write(build: Build, stage: str, partition: str, entered: list[Item]) -> Non
         elif stage == "filter":
             attempt.write_table("parquet", _dedup(kept, build.spec.seed).select(PAIR_SCHEMA.names))
         elif stage == "dedup":
-            for split in SPLITS:
-                rows = _dedup([item for item in kept if split_of(item) == split], build.spec.seed)
-                pq.write_table(rows, attempt.path(f"{split}.parquet"), row_group_size=5)
+            rows = _dedup(kept, build.spec.seed)
+            pq.write_table(rows, attempt.path("parquet"), row_group_size=5)
             counts = {split: sum(split_of(item) == split for item in kept) for split in SPLITS}
+            info = {ROWS_DIGEST: rows_digest(rows["candidate_id"].to_pylist())}
         elif stage == "detect":
             for detector in detectors_of(build.spec):
                 attempt.write_table(f"{detector.detector_id}.parquet", _regions(kept))
-        attempt.commit({"seen": len(entered), "kept": len(kept), "dropped": len(entered) - len(kept), **counts})
+        attempt.commit({"seen": len(entered), "kept": len(kept), "dropped": len(entered) - len(kept), **counts}, info)
 
 
 def _lead(build: Build, kept: list[Item]) -> None:
@@ -248,7 +252,7 @@ def _lead(build: Build, kept: list[Item]) -> None:
         for item in kept
     ]
     looks = [_features(item)["signature"] for item in kept]
-    with build.stage("lead").attempt("all") as attempt:
+    with build.stage("dedup.lead").attempt("all") as attempt:
         attempt.write_table("images.parquet", pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
         attempt.path(SIGNATURES).write_bytes(b"".join(looks))
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())

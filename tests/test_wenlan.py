@@ -23,7 +23,7 @@ from PIL import Image
 import wenlan
 from data_specs.build import SpecError
 from data_specs.shard import ContractError
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.errors import StoreError
 from pipeline.publish import release
 from pipeline.records import sha256_hex
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weeks = Weeks(folder, synthetic.encode)
     for number, (snapshot, pictures) in enumerate([("2024-01-01", range(24)), ("2024-01-08", range(16, 32))], 1):
         spec = weeks.spec(list(pictures), shards={"samples_per_shard": 10, "dev_share": 0.15, "val_share": 0.15})
-        build = run.open_build(spec, str(folder / f"builds/{number}"), weeks.store, snapshot)
+        build = opening.open_build(spec, str(folder / f"builds/{number}"), weeks.store, snapshot)
         release.publish(weeks.finish(build))
     words = ["release", "copy", "weekly", "--store", weeks.store, "--out", str(folder / "copy")]
     assert cli.main(words) == 0

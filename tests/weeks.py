@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import BuildSpec
-from pipeline import run
+from pipeline import opening
 from pipeline.store.build import Build
 from tests.stages import run_noted
 
@@ -48,7 +48,7 @@ class Weeks:
 
     def open(self, snapshot: str, pictures: Sequence[int], **options: Any) -> Build:
         """The build of a week, as the command `build` opens it."""
-        return run.open_build(self.spec(pictures, **options), str(self.folder / snapshot), self.store, snapshot)
+        return opening.open_build(self.spec(pictures, **options), str(self.folder / snapshot), self.store, snapshot)
 
     def build(self, snapshot: str, pictures: Sequence[int], **options: Any) -> Build:
         """The build of a week, run up to its report."""
@@ -56,7 +56,7 @@ class Weeks:
 
     def build_again(self, snapshot: str, spec: BuildSpec) -> Build:
         """The build of a week by a spec whose pictures were changed since."""
-        return self.finish(run.open_build(spec, str(self.folder / snapshot), self.store, snapshot))
+        return self.finish(opening.open_build(spec, str(self.folder / snapshot), self.store, snapshot))
 
     @staticmethod
     def finish(build: Build, **changes: Any) -> Build:

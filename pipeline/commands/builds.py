@@ -79,8 +79,6 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             results.append(result)
             bars.done(result)
     show(_funnel(results))
-    if idle := [result.name for result in results if not result.partitions]:
-        say(f"nothing to do for this spec: {', '.join(idle)}")
     reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
@@ -225,12 +223,12 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
 
 def opened(args: argparse.Namespace) -> Build:
     """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
-    from pipeline import plugins, run
+    from pipeline import opening, plugins
 
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     anew = args.generation == "new"
-    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=anew)
+    return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=anew)
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
@@ -262,10 +260,10 @@ def add_status(commands: Commands) -> None:
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import opening
     from pipeline.store import build_json
 
-    status = build_json.status(run.reopen(args.build))
+    status = build_json.status(opening.reopen(args.build))
     table = table_of(status["build_id"], "stage", "state", "partitions", *FATES[1:], "seconds", "CPU seconds")
     for name, stage in status["stages"].items():
         of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
@@ -288,8 +286,8 @@ def _activity(status: dict[str, Any]) -> str:
     """Which stage is running, or where the build stopped."""
     running = status["running"]
     if status["alive"] is False:
-        return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"
-    return f"{running['stage']} has been running since {running['since']}: {running['line']}"
+        return f"no process is building here: it stopped in {running['name']}; run the same command again to continue"
+    return f"{running['name']} has been running since {running['since']}: {running['line']}"
 
 
 def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
@@ -321,7 +319,7 @@ def add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import opening
     from pipeline.report import page
 
     if bool(args.build) == bool(args.index) or (args.index and args.baseline):
@@ -332,7 +330,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         path, builds = report_index.write(args.index)
         say(f"index of {builds} builds: {path}")
         return {"index": path, "builds": builds}
-    build = run.reopen(args.build)
+    build = opening.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
@@ -381,11 +379,11 @@ def add_explain(commands: Commands) -> None:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import opening
     from pipeline.report.explain import explain
     from pipeline.store.subjects import subject_of
 
-    build = run.reopen(args.build)
+    build = opening.reopen(args.build)
     decisions = explain(build, args.subject)
     if not decisions:
         tried = subject_of(args.subject, [build]).tried

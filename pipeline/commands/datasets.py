@@ -39,7 +39,7 @@ def add_publish(commands: Commands) -> None:
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import opening
     from pipeline.cluster import joined
     from pipeline.publish import release
     from pipeline.report import gates
@@ -47,7 +47,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store import approval
 
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
-    build = run.reopen(args.build)
+    build = opening.reopen(args.build)
     build.store.must_exist()
     word = approval.last(build)
     if word is not None:

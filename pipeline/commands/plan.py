@@ -184,13 +184,15 @@ def _show_stages(build: Build) -> dict[str, Any]:
     """Show what is done, and what is to run."""
     table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
     stages, expired = {}, build.expired
-    for name in build.stages:
-        stage = build.stage(name)
-        committed = len(stage.partitions())
-        todo = "expired" if expired and build.stages[name].expires else "to run"
-        state = "done" if stage.finished() else "partly done" if committed else todo
-        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
-        table.add_row(name, state, str(committed), stage.fingerprint[:12])
+    for name, stage in build.stages.items():
+        passes = [build.stage(own.name) for own in stage.passes if own.name in build.passes]
+        if not passes:
+            continue
+        committed = sum(len(own.partitions()) for own in passes)
+        todo = "expired" if expired and stage.expires else "to run"
+        state = "done" if all(own.finished() for own in passes) else "partly done" if committed else todo
+        stages[name] = {"state": state, "committed": committed, "fingerprint": passes[-1].fingerprint}
+        table.add_row(name, state, str(committed), passes[-1].fingerprint[:12])
     show(table)
     return stages
 

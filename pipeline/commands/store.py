@@ -131,12 +131,12 @@ def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[s
 def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     """The builds in the folders named and those that STORE knows, each once; and a line for each of these that
     cannot be read. Raises SpecError for a folder of another STORE, and StoreError for one without a build."""
-    from pipeline import run
+    from pipeline import opening
     from pipeline.files.folder import place_of
     from pipeline.stages import STAGES
     from pipeline.takedown import known
 
-    named = [run.reopen(place) for place in places]
+    named = [opening.reopen(place) for place in places]
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])

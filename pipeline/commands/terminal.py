@@ -103,23 +103,24 @@ class Bars:
             self._bars.stop()
 
     def update(self, figures: Figures) -> None:
-        """Show how far a stage is; nothing of one that has no partitions."""
+        """Shows how far a pass is, in the bar of its stage; nothing of a pass that has no partitions."""
         if not figures.partitions:
             return
+        stage, _, step = figures.name.partition(".")
+        line = f"{step}: {figures.line()}" if step else figures.line()
         with self._lock:
             if self._bars:
-                if figures.stage not in self._tasks:
-                    self._tasks[figures.stage] = self._bars.add_task(figures.stage, total=1.0, said="")
+                if stage not in self._tasks:
+                    self._tasks[stage] = self._bars.add_task(stage, total=1.0, said="")
                 total = None if figures.share is None else 1.0  # None: a bar that moves and tells no share
-                task = self._tasks[figures.stage]
-                self._bars.update(task, completed=figures.share or 0.0, total=total, said=figures.line())
+                self._bars.update(self._tasks[stage], completed=figures.share or 0.0, total=total, said=line)
             elif time.monotonic() - self._printed_at >= self.EVERY_S:
                 self._printed_at = time.monotonic()
                 share = "" if figures.share is None else f"{figures.share:.0%}, "
                 if observe.form() == "json":
                     log.info("progress", extra={**dataclasses.asdict(figures), "hosts": len(figures.hosts)})
                 else:
-                    say(f"{figures.stage:8} {share}{figures.line()}")
+                    say(f"{stage:8} {share}{line}")
 
     @contextlib.contextmanager
     def starting(self, what: str) -> Iterator[None]:

@@ -48,23 +48,23 @@ def add_try(commands: Commands) -> None:
 
 
 def _try(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import plugins, run
+    from pipeline import opening, plugins, run
     from pipeline.files.folder import Folder
 
     check_workers(args)
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
-    on = run.reopen(args.on)
+    on = opening.reopen(args.on)
     if args.out and (Folder(args.out).names() or f"{Folder(args.out).url}/".startswith(f"{on.out}/")):
         raise SpecError([f"--out {args.out}: is not empty, or within the build; a trial needs a folder of its own"])
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wenlan-try-") as scratch:
-        trial = run.open_trial(spec, on, args.out or scratch)
+        trial = opening.open_trial(spec, on, args.out or scratch)
         with trial.folder.emptied_on_failure():
             with Bars() as bars:
                 options = {"address": args.address, "workers": args.workers}
                 options["here"] = not any(options.values()) and _size(on) <= HERE
-                for result in run.run(trial, until=run.COMPARED, progress=bars, **options):
+                for result in run.run(trial, until=opening.COMPARED, progress=bars, **options):
                     if not result.skipped:
                         bars.done(result)
             figures, page = _compared(trial)

@@ -76,9 +76,9 @@ def keys_of(build: Build) -> tuple[Key, ...]:
 
     None for a build whose `lead` is done: one of an older wenlan does not begin anew what it needs no more.
     """
-    if build.stage("lead").finished():  # asked first: commits that it has read may be gone by now
+    if build.stage("dedup.lead").finished():  # asked first: commits that it has read may be gone by now
         return ()
-    runs = build.stage("rank").records()
+    runs = build.stage("dedup.rank").records()
     pairs, detailed = (sum(record.counts.get(what, 0) for record in runs) for what in ("pairs", "detailed"))
     kept, kept_detailed = _kept_earlier(build.store, build.identities)
     if not pairs or (pairs < FEWEST and kept < FEWEST_KEPT):
@@ -105,12 +105,12 @@ def _kept_earlier(store: Store, commits: tuple[str, ...]) -> tuple[int, int]:
 
 def dealt_runs(build: Build) -> list[Record]:
     """Records of `deal`, run by run."""
-    return [record for record in build.stage("deal").records() if not record.partition.startswith(STORED)]
+    return [record for record in build.stage("dedup.deal").records() if not record.partition.startswith(STORED)]
 
 
 def dealt_pieces(build: Build) -> list[Piece]:
     """The pieces of STORE that a build is compared with, as `deal` noted them."""
-    stored = (record for record in build.stage("deal").records() if record.partition.startswith(STORED))
+    stored = (record for record in build.stage("dedup.deal").records() if record.partition.startswith(STORED))
     return [Piece(*piece) for record in stored for piece in record.info["pieces"]]
 
 
@@ -210,9 +210,9 @@ class Alone:
         """Whether somebody has looked."""
         self.ordered: list[Path] = []
         """Files of the runs in their order, if each has one (ORDERED)."""
-        if not {"deal", "meet"} <= set(build.fingerprints):
+        if not {"dedup.deal", "dedup.meet"} <= set(build.fingerprints):
             return
-        deal, meet, runs = build.stage("deal"), build.stage("meet"), build.stage("rank").partitions()
+        deal, meet, runs = build.stage("dedup.deal"), build.stage("dedup.meet"), build.stage("dedup.rank").partitions()
         if not (deal.finished() and meet.finished()) or not runs or not meet.partitions():
             return  # nobody has, or it was taken away
         dealt = dealt_runs(build)
@@ -286,7 +286,7 @@ def _next_of(following: Ints, run: npt.NDArray[np.int32]) -> Ints:
 
 def _saw_earlier(build: Build) -> bool:
     """Whether `deal` and `meet` have compared with all that the build is to be compared with."""
-    stored = [record for record in build.stage("deal").records() if record.partition.startswith(STORED)]
+    stored = [record for record in build.stage("dedup.deal").records() if record.partition.startswith(STORED)]
     return all(record.info["identities"] == build.identity_revision for record in stored) and bool(stored) == bool(
         build.identities
     )

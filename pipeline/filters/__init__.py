@@ -3,8 +3,8 @@
 A TextFilter looks at one text and needs no pixels: `pipeline.stages.admit` runs it before a byte is fetched. Texts that
 fail are removed from the candidate; a candidate without any remaining text is dropped. An ImageFilter looks at the
 measured features: `pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which
-is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, and caches its scores. A PairFilter looks
-at how well image and text fit: `pipeline.stages.choose` runs it on what `pipeline.stages.score` has scored.
+is expensive: `pipeline.curate.screen` runs it on the images that dedup kept, and caches its scores. A PairFilter looks
+at how well image and text fit: `pipeline.curate.pair_score` runs it on scored pairs.
 
 A text filter judges a text, rewrites it, or both, in the spec's order: each one sees the text as the filters before it
 have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
@@ -30,7 +30,7 @@ from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import Text, TextKind, canonical_json
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
-from pipeline.plugins import Plugin, configure
+from pipeline.plugins import Plugin, configure, find
 from pipeline.records import DropReason, Features
 from pipeline.unreadable import OURS
 
@@ -195,6 +195,11 @@ def image_filters(spec: BuildSpec) -> list[ImageFilter]:
     return [f for f in _filters(spec) if isinstance(f, ImageFilter)]
 
 
+def names_filter(spec: BuildSpec, face: type[Plugin]) -> bool:
+    """Whether a spec names a filter of a kind; reads none of its files."""
+    return any(issubclass(find("filters", ref.name), face) for ref in spec.filters)
+
+
 def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
     """The spec's filters of pixels, in its order."""
     return [f for f in _filters(spec) if isinstance(f, PixelFilter)]
@@ -203,25 +208,6 @@ def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
 def pair_filters(spec: BuildSpec) -> list[PairFilter]:
     """The spec's filters of pairs by their score, in its order."""
     return [f for f in _filters(spec) if isinstance(f, PairFilter)]
-
-
-def pair_stages(spec: BuildSpec) -> list[str]:
-    """The stages that hand pairs on, in their order: dedup, and those of the others that the spec asks for."""
-    asked = {
-        "dedup": True,
-        "screen": bool(pixel_filters(spec)),
-        "watermark": spec.watermark is not None,
-        "score": spec.pair_score is not None,
-        "choose": bool(pair_filters(spec)),
-        "semantic_dedup": spec.semantic_dedup is not None,
-        "balance": spec.balance is not None,
-    }
-    return [name for name, wanted in asked.items() if wanted]
-
-
-def last_to_drop(spec: BuildSpec) -> str:
-    """The stage whose pairs are packed."""
-    return pair_stages(spec)[-1]
 
 
 def _filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Plugin]:

@@ -76,7 +76,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(in_funnel(build, "extract", "balance")),
+        stage_rows=candidates.stages(in_funnel(build, "extract", "curate")),
         candidates=candidates,
         captures=captures,
         expired=build.expired,

@@ -23,7 +23,7 @@ from pipeline.records import FEATURE_SCHEMA, PROVENANCE
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage
-from pipeline.store.stage import deciding
+from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import LOOKED_AT, Takedowns
 from pipeline.unreadable import OURS, evidence
 
@@ -32,7 +32,7 @@ log = logging.getLogger("wenlan")
 
 def in_sources(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> Iterator[FetchedImage]:
     """Pictures of rows that were dropped before `fetch` read them, where they lie in the row's source."""
-    before = set(deciding(build.stages, "extract", "admit"))
+    before = set(in_funnel(build, "extract", "admit"))
     sources = {source.name: source for source in sources_of(build.spec) if isinstance(source, TableSource)}
     waiting = {row["id"]: row for row in rows if row["stage"] in before and row["source"] in sources}
     if not waiting or pixel_filters(build.spec):

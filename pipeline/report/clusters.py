@@ -31,7 +31,7 @@ def balance(build: Build) -> Values | None:
 
     None for a build without features or with fewer than FEWEST images, or where faiss is not installed.
     """
-    if build.spec.pair_score is None or "score" not in build.fingerprints or find_spec("faiss") is None:
+    if build.spec.pair_score is None or "curate.score" not in build.fingerprints or find_spec("faiss") is None:
         return None
     vectors_ND = features(build)
     return spread(vectors_ND) if len(vectors_ND) >= FEWEST else None
@@ -53,7 +53,7 @@ def spread(vectors_ND: npt.NDArray[np.float32]) -> Values:
 
 def features(build: Build) -> npt.NDArray[np.float32]:
     """[N, D] unit rows of the image features of samples, MOST of them at most."""
-    records, frames = build.stage("score").records(), Frames.of(build)
+    records, frames = build.stage("curate.score").records(), Frames.of(build)
     if not records:
         return np.empty((0, 0), np.float32)
     cache = build.store.features(records[0].info["models"][0])

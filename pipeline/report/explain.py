@@ -24,9 +24,10 @@ from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
+from pipeline.store.pairs import PAIRS, columns_of
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile
 from pipeline.store.subjects import Subject, subject_of
 
 TRACED = 20
@@ -60,16 +61,15 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     if missing:
         leaders |= {row["id"]: row for row in _by_id(build, missing)}
     kept = {row["id"] for row in leaders.values() if row["kept"]}
-    scored = build.spec.pair_score is not None and "score" in build.fingerprints
-    scores = pair_scores.summed(build, "score") if scored else {}
+    scored = build.spec.pair_score is not None and "curate.score" in build.fingerprints
+    scores = pair_scores.summed(build) if scored else {}
     others = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept
     held = elsewhere.with_drops(build, elsewhere.holders(build, others))
     explained = []
     for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
-        if saw and "score" in saw:
-            score = saw["score"].get(PAIR_SCORE.name)
-            saw["score"]["fits"] = pair_scores.in_words(scores, row["source"], score)
+        if saw and PAIR_SCORE.name in saw.get("curate", {}):
+            saw["curate"]["fits"] = pair_scores.in_words(scores, row["source"], saw["curate"][PAIR_SCORE.name])
         leader = leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None
         holder = held.get(row["duplicate_of"])
         held_by = None if holder is None else dataclasses.asdict(holder)
@@ -88,15 +88,28 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
     for stage in build.stages.values():
         if stage.name in build.fingerprints:
             wanted = by_key | {"sha256": pc.field("sha256") == sha256}  # by the name of the file's key
-            saw = dict(_look(stage, build.stage(stage.name), key, wanted))
+            saw = dict(_look(stage.main, build.stage(stage.name), key, wanted))
             if saw:
                 sha256 = saw.get("sha256") or sha256
                 yield stage.name, saw
+        if stage.name == "curate" and (noted := _noted(build, key, candidate_id)):
+            yield stage.name, noted
 
 
-def _look(
-    stage: Stage, directory: StageDir, key: str, wanted: Mapping[str, pc.Expression]
-) -> Iterator[tuple[str, Any]]:
+def _noted(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
+    """What judges noted of a pair, by the names of their columns; empty of a candidate that did not come to them."""
+    stage = build.stage(PAIRS) if "curate" in build.fingerprints else None
+    for record in records_between(stage, key, key) if stage is not None else ():
+        at = pc.index(stage.table(record, columns=["candidate_id"])["candidate_id"], candidate_id).as_py()
+        if at >= 0:
+            files = [own.name for own in build.stages["curate"].passes[:-1] if own.name in build.passes and own.files]
+            aligned = [name for name in files if build.passes[name].files[0].aligned]
+            rows = (columns_of(build, name, record.partition).slice(at, 1).to_pylist()[0] for name in aligned)
+            return {name: value for row in rows for name, value in row.items() if value not in (None, "", [])}
+    return {}
+
+
+def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Expression]) -> Iterator[tuple[str, Any]]:
     """(column, value) of the row that a stage has; (detector, its boxes) where it has one file per detector.
 
     wanted: by row key, the expression that picks the row.
@@ -120,7 +133,7 @@ def _look(
                 return
 
 
-def _searched(stage: Stage, record: Record) -> list[tuple[StageFile, str]]:
+def _searched(stage: Pass, record: Record) -> list[tuple[PassFile, str]]:
     """Files of a record that have rows of a candidate, with their suffixes, in the order in which the stage has them:
     the row of the first is what it knew.
     """

@@ -22,8 +22,8 @@ from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.partitions import DECISIONS, Record
-from pipeline.store.rewrite import REMOVED_LATER
-from pipeline.store.stage import deciding
+from pipeline.store.partitions import REMOVED_LATER
+from pipeline.store.stage import in_funnel
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
@@ -137,7 +137,7 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
     dropped. What a takedown removed from a build that then went on is in no decision, which is no fault. That the
     funnel of an expired build, on which a takedown reports again, lacks what was dropped is one.
     """
-    stages = deciding(build.stages, "extract", "shard")
+    stages = in_funnel(build, "extract", "shard")
     differences = [EXPIRED] if build.expired else []
     extracted = build.stage("extract").records() if "extract" in build.fingerprints else []
     removed = sum(record.counts.get(REMOVED_LATER, 0) for record in extracted)

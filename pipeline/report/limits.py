@@ -24,11 +24,12 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.filters import Limit, image_filters, last_to_drop, text_filters
+from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
 from pipeline.store.build import Build
+from pipeline.store.pairs import PAIRS, primary_texts, survivors
 from pipeline.store.partitions import DECISIONS, Record
 from pipeline.texts.chunks import CHUNK, announce
 
@@ -199,7 +200,7 @@ class Charts:
     def __init__(self, spec: BuildSpec, known: Collection[str]) -> None:
         limits = [(f.plugin_name(), limit) for f in image_filters(spec) for limit in f.limits()]
         limits = [*limits_of_texts(spec), *limits]
-        self._charts, self._last = list[_Chart](), last_to_drop(spec)
+        self._charts = list[_Chart]()
         for measure in MEASURES.values():
             own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]
             if own:
@@ -213,7 +214,7 @@ class Charts:
             _add_texts(build, record, self._of_texts)
         if record.stage == "filter" and self._of_pictures and DECISIONS in record.files:
             _add_pictures(build, record, self._of_pictures)
-        if record.stage == self._last and self._of_kept:
+        if record.stage == PAIRS and self._of_kept:
             _add_kept(build, record, self._of_kept)
 
     def state(self) -> dict[str, Any]:
@@ -311,17 +312,14 @@ def _add_pictures(build: Build, record: Record, charts: Sequence[_Chart]) -> Non
 
 def _add_kept(build: Build, record: Record, charts: Sequence[_Chart]) -> None:
     """What was kept, of measures of which the shards' rows say nothing: from the last stage before packing."""
-    stage = build.stage(record.stage)
     wanted = {column for chart in charts if chart.measure.of_pictures for column in chart.measure.columns}
-    for split in SPLITS:
-        rows = stage.table(record, f"{split}.parquet", columns=["texts", *sorted(wanted)])
-        texts = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
-        columns = {column: rows[column].to_numpy() for column in wanted}
-        of_texts = [chart for chart in charts if chart.measure.of_text]
-        for chart, values in zip(of_texts, _values(of_texts, texts), strict=True):
-            chart.kept.add(values)
-            for tally in chart.tallies:
-                tally.keep(values, texts)
-        for chart in charts:
-            if chart.measure.of_pictures is not None:
-                chart.kept.add(chart.measure.of_pictures(columns))
+    rows = survivors(build, record.partition, ["texts", *sorted(wanted)])
+    texts, columns = primary_texts(rows), {column: rows[column].to_numpy() for column in wanted}
+    of_texts = [chart for chart in charts if chart.measure.of_text]
+    for chart, values in zip(of_texts, _values(of_texts, texts), strict=True):
+        chart.kept.add(values)
+        for tally in chart.tallies:
+            tally.keep(values, texts)
+    for chart in charts:
+        if chart.measure.of_pictures is not None:
+            chart.kept.add(chart.measure.of_pictures(columns))

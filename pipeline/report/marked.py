@@ -6,13 +6,19 @@ import heapq
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.report.figures import trim
 from pipeline.store.build import Build
-from pipeline.store.host_marks import CORRELATIONS
+from pipeline.store.host_marks import with_host
+from pipeline.store.pairs import columns_of, primary_texts
 from pipeline.store.partitions import Record
 
 NEAREST = 12
 """Pictures on each side of the limit."""
+
+_COLUMNS = ["candidate_id", "fetch_id", "source", "page_url", "image_url", "texts", "width", "height"]
 
 Values = dict[str, Any]
 
@@ -26,10 +32,15 @@ class Marked:
         self._sides: dict[bool, list[Values]] = {False: [], True: []}
 
     def add(self, build: Build, record: Record) -> None:
-        if record.stage != "watermark" or self._limit is None:
+        if record.stage != "curate.watermark" or self._limit is None:
             return
         here: dict[bool, list[Values]] = {False: [], True: []}
-        for row in build.stage("watermark").table(record, CORRELATIONS).to_pylist():
+        correlations = columns_of(build, record.stage, record.partition, ["correlation"])["correlation"]
+        pairs = build.stage("dedup")
+        rows = pairs.table(pairs.record(record.partition), columns=_COLUMNS).append_column("correlation", correlations)
+        rows = with_host(rows.filter(pc.is_valid(rows["correlation"])))
+        rows = rows.append_column("text", pa.array(primary_texts(rows), pa.string())).drop_columns(["texts"])
+        for row in rows.to_pylist():
             kept = round(row["correlation"], 4) <= self._limit
             self.compared[named(row)] += 1
             self.dropped[named(row)] += not kept
@@ -74,5 +85,5 @@ def named(row: Values) -> str:
 def _row(row: Values, kept: bool) -> Values:
     """A pair as the page and report.json have it."""
     same: dict[str, Any] = {name: row[name] for name in ("fetch_id", "source", "page_url", "host", "text")}
-    own = {"id": row["candidate_id"], "url": row["image_url"], "stage": "watermark", "duplicate_of": ""}
+    own = {"id": row["candidate_id"], "url": row["image_url"], "stage": "curate", "duplicate_of": ""}
     return {**same, **own, "kept": kept, "correlation": round(row["correlation"], 4)}

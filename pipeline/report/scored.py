@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import PAIR_SCORE, SPLITS
+from data_specs.shard import PAIR_SCORE
 from pipeline.filters import PairFilter, pair_filters
 from pipeline.filters.pair_score import PairScore
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import UNITS, Cuts, Units, in_units
+from pipeline.store.pairs import SCORES, pairs_before, reaching
 from pipeline.store.partitions import Record
 
 SHOWN, NEAREST = 12, 20
@@ -70,7 +71,7 @@ def _row(row: Values, kept: bool) -> Values:
         **names,
         **same,
         "kept": kept,
-        "stage": "choose",
+        "stage": "curate",
         "duplicate_of": "",
         "score": round(row[PAIR_SCORE.name], 4),
     }
@@ -80,11 +81,11 @@ class ScoredPairs:
     """The pass. filters: of scores, where `choose` has applied them. cuts: where the shares that they take end."""
 
     def __init__(self, build: Build) -> None:
-        self._on = build.spec.pair_score is not None and "score" in build.fingerprints
+        self._on = build.spec.pair_score is not None and "curate.score" in build.fingerprints
         self.filters: Sequence[PairFilter] = ()
-        if self._on and "choose" in build.fingerprints:
+        if self._on and "curate.pair_score" in build.fingerprints:
             self.filters = pair_filters(build.spec)
-        self.cuts: Cuts = (pair_scores.read(build) or [{} for _ in self.filters]) if self.filters else []
+        self.cuts: Cuts = pair_scores.read(build) if self.filters else []
         self._best, self._worst = (_Group(name, "", SHOWN) for name in ("best", "worst"))
         self._kept_best, self._kept_worst = (_Group(name, "", SHOWN) for name in ("best_kept", "worst_kept"))
         self._sides: list[tuple[_Group, _Group, Distance]] = []
@@ -94,7 +95,7 @@ class ScoredPairs:
                 self._sides.append((*sides, distance))
 
     def add(self, build: Build, record: Record) -> None:
-        for table, kept in _tables(build, record, bool(self.filters)) if self._on and record.stage == "score" else ():
+        for table, kept in _tables(build, record, bool(self.filters)) if self._on and record.stage == SCORES else ():
             units, there = in_units(table[PAIR_SCORE.name])
             self._best.offer(table, -units, there, kept)
             self._worst.offer(table, units, there, kept)
@@ -145,14 +146,11 @@ def _distances(f: PairFilter, of_filter: Mapping[str, pair_scores.Cut]) -> Itera
 
 
 def _tables(build: Build, record: Record, judged: bool) -> Iterator[tuple[pa.Table, Mask]]:
-    """(scored pairs, which of them choose kept) of a split of a partition at a time."""
-    stage = build.stage("score")
-    for split in SPLITS:
-        table = stage.table(record, f"{split}.parquet", COLUMNS)
-        kept = np.ones(table.num_rows, np.bool_)
-        if judged:
-            after = build.stage("choose")
-            ids = after.table(after.record(record.partition), f"{split}.parquet", ["candidate_id"])["candidate_id"]
-            kept = np.asarray(pc.is_in(table["candidate_id"], ids.combine_chunks()).to_numpy(), np.bool_)
-        if table.num_rows:
-            yield table, kept
+    """(scored pairs, which of them the filters kept) of a partition."""
+    table = pairs_before(build, record.partition, "pair_score", COLUMNS)
+    kept = np.ones(table.num_rows, np.bool_)
+    if judged:
+        mask = reaching(build, record.partition, "pair_score")
+        kept = reaching(build, record.partition, "semantic_dedup")[mask]
+    if table.num_rows:
+        yield table, kept

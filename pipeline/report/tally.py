@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pipeline.detectors import detector_ids
-from pipeline.filters import last_to_drop
 from pipeline.report.fates import Fates
 from pipeline.report.figures import WORD_SAMPLES, Figures, KnownHosts
 from pipeline.report.limits import Charts
@@ -124,7 +123,7 @@ def rows_of(record: Record, read: Sequence[str]) -> int:
 
 def groups(build: Build) -> list[Group]:
     """All partitions that a pass looks at, in groups of about GROUP rows, in order."""
-    read = ("extract", "admit", "score", "watermark", "shard", last_to_drop(build.spec))
+    read = ("extract", "admit", "dedup", "curate.score", "curate.watermark", "shard")
     shards = len(build.packed()) if "shard" in build.fingerprints else 0
     found: list[Group] = []
     for name in build.fingerprints:
@@ -162,42 +161,9 @@ def summary(
 
 
 def tallied(build: Build, takedowns: Takedowns) -> Tally:
-    """All that there is to count of a build: of stored summaries those that fit, the others made here."""
-    own, stored = groups(build), _stored(build, takedowns)
+    """All that there is to count of a build."""
+    own = groups(build)
     tally = Tally.of(build, takedowns, own[0].shards if own else 0)
     for group in own:
-        record = stored.get(str(group))
-        tally.merge(summary(build, group, takedowns) if record is None else read(build.stage("tally"), record))
+        tally.merge(summary(build, group, takedowns))
     return tally
-
-
-def write(attempt: Attempt, states: dict[str, State]) -> None:
-    """Write a summary: values as JSON, and each table as Arrow."""
-    values: dict[str, State] = {name: {} for name in states}
-    for name, state in states.items():
-        for key, value in state.items():
-            if not isinstance(value, pa.Table):
-                values[name][key] = value
-                continue
-            path = attempt.path(f"{name}.{key}.arrow")
-            with pa.ipc.new_file(str(path), value.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
-                file.write_table(value)
-    attempt.path("json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-
-
-def read(stage: StageDir, record: Record) -> dict[str, State]:
-    """A summary as `write` wrote it. Raises StoreError if it is not whole."""
-    with stage.file(record, "json") as path:
-        states: dict[str, State] = json.loads(path.read_text(encoding="utf-8"))
-    for suffix in record.files:
-        if suffix.endswith(".arrow"):
-            name, key, _ = suffix.split(".")
-            with stage.file(record, suffix) as path, pa.ipc.open_file(str(path)) as file:
-                states[name][key] = file.read_all()
-    return states
-
-
-def _stored(build: Build, takedowns: Takedowns) -> dict[str, Record]:
-    """The summaries that stage `tally` committed for these takedowns, by partition."""
-    records = build.stage("tally").records() if "tally" in build.fingerprints else []
-    return {record.partition: record for record in records if record.info["takedowns"] == takedowns.revision}

@@ -1,4 +1,4 @@
-"""What another spec would let in, and what it would leave out: a trial (`pipeline.run.open_trial`) beside its build.
+"""What another spec would let in, and what it would leave out: a trial (`pipeline.opening.open_trial`) beside its build.
 
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
 the build that says why it was left out, and what went out has one of the trial. Candidates whose images nobody has
@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.filters import last_to_drop
 from pipeline.records import DropReason, order_key
 from pipeline.report.diff import changes
 from pipeline.report.fates import HIDDEN
@@ -33,6 +32,7 @@ from pipeline.report.section import Values
 from pipeline.report.unshown import faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.pairs import PAIRS, survivors
 from pipeline.store.stage import in_funnel
 from pipeline.urls import shown
 
@@ -88,11 +88,9 @@ def render(figures: Values, build: Build) -> str:
 
 def _kept(build: Build) -> Ids:
     """What has passed the last stage of a trial."""
-    stage = build.stage(last_to_drop(build.spec))
     ids = [
-        bytes.fromhex("".join(stage.column(record, f"{split}.parquet", "candidate_id").to_pylist()))
-        for record in stage.records()
-        for split in SPLITS
+        bytes.fromhex("".join(survivors(build, partition, ["candidate_id"])["candidate_id"].to_pylist()))
+        for partition in build.stage(PAIRS).partitions()
     ]
     return np.sort(np.frombuffer(b"".join(ids), "V32"))
 

@@ -1,4 +1,4 @@
-"""What a report or a studio must not show: pictures that screen dropped as not safe for work or could not judge, and
+"""What a report or a studio must not show: pictures that curate dropped as not safe for work or could not judge, and
 faces, where the spec has them blurred."""
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def faces_hider(spec: BuildSpec) -> Hide | None:
 
 
 def unshown_candidates(build: Build, candidate_ids: Iterable[str]) -> set[str]:
-    """Those of the candidates whose picture is not shown, since screen dropped it for one of UNSHOWN."""
-    stage, unshown = build.stage("screen"), set[str]()
+    """Those of the candidates whose picture is not shown, since a judge dropped it for one of UNSHOWN."""
+    if "curate" not in build.fingerprints:
+        return set()
+    stage, unshown = build.stage("curate"), set[str]()
     wanted = pc.field("id").isin(pa.array(sorted(set(candidate_ids)), pa.string()))
     for record in stage.records():
         rows = stage.table(record, DECISIONS, ["id", "reasons"], wanted).to_pylist()

@@ -15,34 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.store.stage import Stage
 
-ORDER = (
-    "crawl",
-    "extract",
-    "gather",
-    "admit",
-    "fetch",
-    "measure",
-    "filter",
-    "rank",
-    "deal",
-    "meet",
-    "lead",
-    "dedup",
-    "screen",
-    "marks",
-    "watermark",
-    "score",
-    "choose",
-    "vectors",
-    "nearest",
-    "semantic_dedup",
-    "concepts",
-    "balance",
-    "detect",
-    "shard",
-    "tally",
-    "report",
-)
+ORDER = ("crawl", "extract", "admit", "fetch", "measure", "filter", "dedup", "curate", "detect", "shard", "report")
 """The names of all stages. This is the order of a build."""
 
 STAGES: dict[str, Stage]

@@ -22,7 +22,7 @@ from data_specs.shard import canonical_json
 from pipeline.files.folder import Folder
 from pipeline.records import PROVENANCE, USERINFO, DropReason, rfc3339
 from pipeline.sources import TableSource, sources_of
-from pipeline.stages import _gathered
+from pipeline.stages import _sorted
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
@@ -78,7 +78,7 @@ def _places(build: Build, partition: str, candidates: Iterable[tuple[str, str]])
     if not admitted:  # pages only: nothing lies in a source, and their parts may be many
         return places
     columns = ["fetch_id", "source", "stored_at"]
-    for rows in _gathered.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, columns):
+    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, columns):
         for row in rows.filter(pc.field("stored_at") != "").to_pylist():
             if (row["fetch_id"], row["source"]) in admitted:
                 places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
@@ -135,7 +135,7 @@ def userinfos_of(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
     if "extract" not in build.fingerprints:
         return rows
     wanted = pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string()))
-    for record in _gathered.with_userinfo(build):
+    for record in _sorted.with_userinfo(build):
         table = build.stage("extract").table(record, USERINFO, filters=wanted)
         for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
             rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)

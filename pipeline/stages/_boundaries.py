@@ -4,7 +4,7 @@ A shard holds one sample at the least. Boundaries follow from the rows in their 
 them. The limit counts fetched bytes, since these are known before a byte is moved: texts and headers come on top, and
 what is encoded anew has another size.
 
-The driver makes the plan once (`make`) and leaves it beside the shards for the tasks (`read`).
+The plan is what the pass shard.plan reduces to: the driver makes it once, tasks read it (`read`).
 
 Limits: the driver holds one entry per shard; with `bytes_per_shard` it reads one column of numbers of all that is
 packed, and holds that of READ_AT_ONCE partitions.
@@ -15,49 +15,59 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
-from data_specs.shard import SPLITS, canonical_json
-from pipeline.stages._survivors import split_file, survivors
+from data_specs.shard import SPLITS
 from pipeline.store.build import Build
+from pipeline.store.pairs import SURVIVORS, survivor_records, survivors
 from pipeline.store.partitions import Record
+from pipeline.store.stage import Pass, no_partitions, no_run
 
-FILE = "_plan.json"
-"""In the shard folder."""
+NAME = "shard.plan"
 
 READ_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One shard: its split, and its rows as (partition of `_survivors.survivors`, first row of the split, end)."""
+    """One shard: its split, and its rows as (partition, first survivor of the split in it, end)."""
 
     split: str
     runs: tuple[tuple[str, int, int], ...]
 
 
-def make(build: Build) -> dict[str, Cut]:
+def make(build: Build) -> dict[str, Any]:
     """Every shard by its name, in order of split and number."""
-    return {f"{split}-{k:06d}": cut for split in SPLITS for k, cut in enumerate(_cuts(build, split))}
+    return {f"{split}-{k:06d}": asdict(cut) for split in SPLITS for k, cut in enumerate(_cuts(build, split))}
 
 
-def write(build: Build, plan: dict[str, Cut]) -> None:
-    """Leave the plan for the tasks."""
-    stage = build.stage("shard")
-    cuts = {name: asdict(cut) for name, cut in plan.items()}
-    stage.folder.write(FILE, canonical_json({"fingerprint": stage.fingerprint, "cuts": cuts}))
+def names(build: Build) -> list[str]:
+    """Names of the shards as they were planned."""
+    return list(build.stage(NAME).reduced())
 
 
 def read(build: Build, name: str) -> Cut:
-    """One shard as it was planned; made again if there is no plan, or one of another fingerprint."""
-    stage = build.stage("shard")
-    plan = stage.folder.find_json(FILE, {})
-    if plan.get("fingerprint") != stage.fingerprint:
-        return make(build)[name]
-    cut = plan["cuts"][name]
+    """One shard as it was planned."""
+    cut = build.stage(NAME).reduced()[name]
     return Cut(cut["split"], tuple((partition, low, high) for partition, low, high in cut["runs"]))
+
+
+def _token(build: Build) -> Any:
+    return [build.spec.shards.samples_per_shard, build.spec.shards.bytes_per_shard]
+
+
+PASS = Pass(
+    name=NAME,
+    over=no_partitions,
+    reads=SURVIVORS,
+    run=no_run,
+    token=_token,
+    reduce=make,
+)
 
 
 def _cuts(build: Build, split: str) -> Iterator[Cut]:
@@ -85,14 +95,14 @@ def _cuts(build: Build, split: str) -> Iterator[Cut]:
 
 def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.int64]]]:
     """Records of what is packed, in order, with the fetched bytes of each row of the split where they are asked for."""
-    stage = survivors(build)
-    records = stage.records()
+    records = survivor_records(build)
     if not build.spec.shards.bytes_per_shard:
         yield from ((record, np.empty(0, np.int64)) for record in records)
         return
 
     def sizes(record: Record) -> npt.NDArray[np.int64]:
-        return np.asarray(stage.column(record, split_file(split), "bytes").to_numpy(), np.int64)
+        rows = survivors(build, record.partition, ["bytes", "split"])
+        return np.asarray(rows.filter(pc.field("split") == split)["bytes"].to_numpy(), np.int64)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         for first in range(0, len(records), READ_AT_ONCE):

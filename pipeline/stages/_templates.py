@@ -7,10 +7,10 @@ Learnt from a sample of the distinct texts, those with the smallest hashes: PER_
 most. Which texts are in it follows from the texts alone, so the templates are the same however pages lie in WARC files
 and however many workers read them. Names of pictures (alt, caption) and of pages (title) are two samples.
 
-The driver learns once (`learnt`) and leaves the templates beside admit's files for the tasks (`read`). Where pages have
-many parts, `gather` has cleaned and hashed their names (`names_of`), and the driver reads those with small hashes.
+Tasks of the pass admit.sort clean and hash the names (`names_of`); the driver reads those with small hashes and leaves
+the templates as what the pass reduces to (`rows`), for the tasks of `admit` (`read`).
 
-Limits: the driver holds the sample, and of fewer parts reads two columns of all candidates. A host of more than
+Limits: the driver holds the sample. A host of more than
 PER_HOST texts is judged by its sample; beyond TEXTS texts in all, the samples of all hosts become smaller alike.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,11 +29,13 @@ import pyarrow.compute as pc
 from data_specs.shard import Text, TextKind
 from pipeline.filters import as_shown, text_filters
 from pipeline.sources import PageSource, sources_of
-from pipeline.stages import _gathered
-from pipeline.store import templates
 from pipeline.store.build import Build
+from pipeline.store.rewrite import Removal
 from pipeline.texts.cleaning import clean
 from pipeline.texts.templates import LEAST, Template, Templates, learn
+
+OF = "admit.sort"
+"""The pass that learns them."""
 
 PER_HOST, TEXTS = 4_000, 1_000_000
 
@@ -44,6 +46,9 @@ _WHOLE = float(1 << 64)
 
 Key = tuple[str, str]
 """(host, group)."""
+
+NAMES = "names.parquet"
+"""Suffix of the file of names, by hash."""
 
 NAME_SCHEMA = pa.schema([("number", pa.uint64()), ("host", pa.string()), ("group", pa.string()), ("text", pa.string())])
 """A text of a host, and its hash (`number_of`)."""
@@ -166,38 +171,33 @@ def learnt(build: Build) -> list[tuple[Key, Template]]:
 
 def _names(build: Build, sample: Sample) -> Iterator[pa.Table]:
     """NAME_SCHEMA rows that may be in the sample, some at a time."""
-    gathered, stage = _gathered.groups(build), build.stage("extract")
-    for record in gathered:
-        if _gathered.NAMES in record.files:
+    stage = build.stage(OF)
+    for record in stage.records():
+        if NAMES in record.files:
             small = pc.field("number") < pa.scalar(sample.limit, pa.uint64()) if sample.limit < 1 << 64 else None
-            yield build.stage("gather").table(record, _gathered.NAMES, filters=small)
-    sources = page_sources(build)
-    for record in stage.records() if not gathered else ():
-        if record.partition.rpartition("-")[0] in sources:
-            yield names_of(stage.table(record, columns=["page_url", "texts"]))
+            yield stage.table(record, NAMES, filters=small)
 
 
-def prepare(build: Build) -> None:
-    """Learn the templates and leave them for the tasks, unless they are there already."""
-    if templates.read(build) is None:
-        templates.write(build, _rows(build))
+def rows(build: Build) -> list[dict[str, Any]]:
+    """Templates as they are written: host, group and the fields of a Template, with the example as the spec's filters
+    rewrite it."""
+    filters, written = text_filters(build.spec), list[dict[str, Any]]()
+    for (host, group), template in learnt(build):
+        example = as_shown(Text("alt", template.example), filters)
+        shown = "" if example is None else example.text
+        written.append({"host": host, "group": group, **asdict(template), "example": shown})
+    return written
 
 
 def read(build: Build) -> HostTemplates:
-    """The templates as they were learnt; learnt now if they are not there."""
-    written = templates.read(build)
+    """The templates as they were learnt."""
     of: dict[Key, list[Template]] = {}
-    for row in _rows(build) if written is None else written:
+    for row in build.stage(OF).reduced():
         fields = {name: row[name] for name in ("side", "text", "texts", "example")}
         of.setdefault((row["host"], row["group"]), []).append(Template(**fields))
     return HostTemplates({key: Templates(found) for key, found in of.items()})
 
 
-def _rows(build: Build) -> list[dict[str, Any]]:
-    """Templates as they are written, with examples as the spec's filters rewrite them."""
-    filters, rows = text_filters(build.spec), list[dict[str, Any]]()
-    for (host, group), template in learnt(build):
-        example = as_shown(Text("alt", template.example), filters)
-        shown = "" if example is None else example.text
-        rows.append({"host": host, "group": group, **asdict(template), "example": shown})
-    return rows
+def without(written: Sequence[dict[str, Any]], removal: Removal) -> list[dict[str, Any]]:
+    """Rows without the templates of hosts that are taken down, and without examples, which may be texts of what is."""
+    return [{**row, "example": ""} for row in written if not removal.page(f"http://{row['host']}/")]

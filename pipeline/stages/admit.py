@@ -47,14 +47,13 @@ from pipeline.records import (
     candidates_of,
     drop,
 )
-from pipeline.stages import _gathered, _templates
+from pipeline.stages import _sorted, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
 from pipeline.stages._text_order import TextOrder
-from pipeline.store import templates as store_templates
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.chunks import CHUNK, announce
 from pipeline.texts.cleaning import clean
@@ -84,13 +83,8 @@ SMALL, ENOUGH = 250, 64
 def partitions(build: Build) -> list[str]:
     """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for.
 
-    That number and the spec alone decide, never the machine. What a killed build has committed decides before both: an
-    older wenlan cut small builds into one range. Learns the templates on the way, so only the driver calls it.
+    That number and the spec alone decide, never the machine.
     """
-    _templates.prepare(build)
-    begun = build.stage("admit").partitions()
-    if begun:
-        return [str(key_range) for key_range in KeyRange.cut(KeyRange.named(begun[0]).of)]
     total = sum(record.counts["kept"] for record in build.stage("extract").records())
     return [str(key_range) for key_range in KeyRange.cut(ranges_for(total, build.spec.fetch.images_per_partition))]
 
@@ -128,7 +122,7 @@ def _candidates(build: Build, low: str, high: str) -> tuple[list[Candidate], dic
 
     Beside them, by id, the oldest snapshot that shows a candidate of a new generation.
     """
-    tables = list(_gathered.rows_between(build, "parquet", low, high))
+    tables = list(_sorted.rows_between(build, "parquet", low, high))
     first_snapshot: dict[str, str] = {}
     for table in tables:
         if FIRST_SNAPSHOT in table.column_names:
@@ -447,11 +441,16 @@ STAGE = Stage(
     name="admit",
     zh="准入",
     folder="admitted",
-    inputs=("extract",),
-    version=3,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=(StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
-    forget_state=store_templates.forget,
+    passes=(
+        _sorted.PASS,
+        Pass(
+            name="admit",
+            over=partitions,
+            reads=("extract", _sorted.NAME),
+            run=run_partition,
+            token=token,
+            version=4,
+            files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
+        ),
+    ),
 )

@@ -51,7 +51,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.rewrite import Removal, Rewrite
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
 from pipeline.web.policy import user_agent
@@ -346,20 +346,24 @@ STAGE = Stage(
     name="crawl",
     zh="爬取",
     folder="captures",
-    inputs=(),
-    version=1,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    fixed_partitions=True,
-    files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA), StageFile(OPT_OUTS, OPT_OUT_SCHEMA)),
+    passes=(
+        Pass(
+            name="crawl",
+            over=partitions,
+            reads=(),
+            run=run_partition,
+            token=token,
+            resources=resources,
+            files=(PassFile("warc.gz"), PassFile("parquet", CRAWL_SCHEMA), PassFile(OPT_OUTS, OPT_OUT_SCHEMA)),
+            unit="pages",
+            done=("kept",),
+            without=_without,
+            moved=_moved,
+            forget_state=_forget_state,
+            stored=is_stored,
+        ),
+    ),
     subject="capture",
-    unit="pages",
-    done=("kept",),
     network=True,
     expires=False,
-    stored=is_stored,
-    without=_without,
-    moved=_moved,
-    forget_state=_forget_state,
 )

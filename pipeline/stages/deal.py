@@ -36,7 +36,7 @@ from pipeline.matching.meetings import Table, by_word
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Attempt
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile
 
 
 def token(build: Build) -> Any:
@@ -50,7 +50,10 @@ def partitions(build: Build) -> list[str]:
     if not keys:
         return []
     stored = groups(pieces_of(build, keys)) if build.identities else []
-    return [*build.stage("rank").partitions(), *(f"{handed_on.STORED}-{number:05d}" for number in range(len(stored)))]
+    return [
+        *build.stage("dedup.rank").partitions(),
+        *(f"{handed_on.STORED}-{number:05d}" for number in range(len(stored))),
+    ]
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -61,10 +64,10 @@ def run_partition(build: Build, partition: str) -> None:
     if partition.startswith(handed_on.STORED):
         _see_to_pieces(build, partition)
         return
-    rank = build.stage("rank")
+    rank = build.stage("dedup.rank")
     table = rank.table(rank.record(partition))
     pulse.expect(table.num_rows)
-    with build.stage("deal").attempt(partition) as attempt:
+    with build.stage("dedup.deal").attempt(partition) as attempt:
         if not build.made_from:  # a build that begins a generation takes the features of what the last one kept along
             write_ordered(attempt.path(handed_on.ORDERED), table.drop_columns(["signature", "details"]))
         texts = _deal_texts(attempt, table["sketches"])
@@ -77,7 +80,7 @@ def _see_to_pieces(build: Build, partition: str) -> None:
     """Make the pieces of a group that are not in STORE."""
     keys = handed_on.keys_of(build)
     own = groups(pieces_of(build, keys))[int(partition.rpartition("-")[2])]
-    with build.stage("deal").attempt(partition) as attempt:
+    with build.stage("dedup.deal").attempt(partition) as attempt:
         made = [make(build, piece, keys) for piece in own]
         info = {"identities": build.identity_revision, "pieces": [astuple(piece) for piece in own]}
         counts = {"pairs": 0, "detailed": 0, "texts": 0, "text_entries": 0}
@@ -117,17 +120,14 @@ def _deal_texts(attempt: Attempt, column: pa.ChunkedArray) -> dict[str, int]:
     return {"texts": len(flat), "text_entries": len(entries)}
 
 
-STAGE = Stage(
-    name="deal",
-    zh="分桶",
-    folder="dealt",
-    inputs=("rank",),
-    version=handed_on.VERSION,
-    token=token,
-    partitions=partitions,
+PASS = Pass(
+    name="dedup.deal",
+    over=partitions,
+    reads=("dedup.rank",),
     run=run_partition,
-    files=(StageFile("*.bin"), StageFile(handed_on.ORDERED)),
-    subject="",
+    token=token,
+    version=handed_on.VERSION,
+    files=(PassFile("*.bin"), PassFile(handed_on.ORDERED)),
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,

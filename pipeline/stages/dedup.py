@@ -1,13 +1,12 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
-`pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and this stage applies
-it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
-other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
+`pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and the last pass applies
+the verdicts in parallel: kept pairs, with the texts of their copies, and a Decision for each other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
 which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
 their split (`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is
 never kept again within a generation, so its split cannot change.
 
-Limits: a run is held in memory (`rank.RUN` pairs).
+Limits: a partition of filter, and the verdicts of a run (`rank.RUN` pairs), are held in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import BuildSpec, Dedup
+from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.dedup import ranked_runs
@@ -30,17 +29,16 @@ from pipeline.matching.leader_pass import REASONS
 from pipeline.records import (
     DEDUP_SCHEMA,
     PAIR_SCHEMA,
-    TEXTS_TYPE,
     Candidate,
     Decision,
     DropReason,
     candidates_of,
     drop,
-    split_of,
 )
-from pipeline.stages._survivors import SPLIT_FILES, split_file
+from pipeline.stages import deal, lead, meet, rank
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage
+from pipeline.store.partitions import ROWS_DIGEST, Record, rows_digest
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.urls import domain_of
 
 ROW_GROUP = 1_000
@@ -51,33 +49,51 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """The runs: neighbouring ranges of order_key."""
-    return build.stage("rank").partitions()
+    """The partitions of filter: ranges of order_key."""
+    return build.stage("filter").partitions()
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Kept pairs of each split, sorted by (order_key, candidate_id), and a Decision for each dropped one."""
-    lead = build.stage("lead")
-    record = lead.record(ranked_runs.ALL)
-    pairs = ranked_runs.pairs_of(build, partition)
-    verdicts, merged = (lead.table(record, f"{partition}.{what}").combine_chunks() for what in ("verdicts", "merged"))
-    reasons = _with_placeholders(pairs, verdicts, lead.table(record, "placeholders.parquet"))
+    """Kept pairs sorted by (order_key, candidate_id), and a Decision for each dropped one."""
+    stage, leaders = build.stage("filter"), build.stage("dedup.lead")
+    pairs = stage.table(stage.record(partition)).combine_chunks()
+    run = next(run for run in build.stage("dedup.rank").partitions() if partition in ranked_runs.partitions_of(run))
+    record = leaders.record(ranked_runs.ALL)
+    verdicts, merged = _of_partition(build, run, partition, record, pairs.num_rows)
+    reasons = _with_placeholders(pairs, verdicts, leaders.table(record, "placeholders.parquet"))
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
-    pulse.advance(len(decisions))
+    pulse.advance(pairs.num_rows)
 
     first = Counter(decision.reason for decision in decisions)
     known = first[DropReason.KNOWN.value]
     with build.stage("dedup").attempt(partition) as attempt:
-        counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions) - known, "known": known}
-        for split in SPLITS:
-            rows = kept.filter(pc.field("split") == split)
-            pulse.advance(rows.num_rows)
-            attempt.write_table(split_file(split), rows, row_group_size=ROW_GROUP)
-            counts[split] = rows.num_rows
+        attempt.write_table("parquet", kept, row_group_size=ROW_GROUP)
         attempt.decide(decisions)
-        attempt.commit({**counts, **{reason.value: first[reason.value] for reason in REASONS}})
+        counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions) - known, "known": known}
+        splits = Counter(kept["split"].to_pylist())
+        counts |= {split: splits[split] for split in SPLITS}
+        counts |= {reason.value: first[reason.value] for reason in REASONS}
+        attempt.commit(counts, {ROWS_DIGEST: rows_digest(kept["candidate_id"].to_pylist())})
+
+
+def _of_partition(build: Build, run: str, partition: str, record: Record, rows: int) -> tuple[pa.Table, pa.Table]:
+    """(verdicts, texts taken over) of the pairs of one partition of a run; positions are those within the partition."""
+    stage, leaders, first = build.stage("filter"), build.stage("dedup.lead"), 0
+    for before in ranked_runs.partitions_of(run):
+        if before == partition:
+            break
+        first += stage.record(before).counts["kept"]
+    tables = []
+    for what in ("verdicts", "merged"):
+        table = leaders.table(record, f"{run}.{what}")
+        position = table["position"]
+        table = table.filter(pc.and_(pc.greater_equal(position, first), pc.less(position, first + rows)))
+        at = table.schema.get_field_index("position")
+        moved = pc.cast(pc.subtract(table["position"], first), pa.int32())
+        tables.append(table.set_column(at, "position", moved).combine_chunks())
+    return tables[0], tables[1]
 
 
 def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Table) -> npt.NDArray[np.uint8]:
@@ -100,26 +116,17 @@ def _kept(
     """
     at = pa.array(positions, pa.int64())
     rows = pairs.take(at)
-    noted = verdicts["position"].to_numpy()  # with gaps, where an older wenlan took something out of the run
-    row_of_position = np.full(int(noted.max(initial=-1)) + 1, -1, np.int64)  # -1: dropped
-    row_of_position[noted[positions]] = np.arange(len(positions))
+    row_of_position = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
+    row_of_position[positions] = np.arange(len(positions))
     own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
     texts = own.then(_merged_texts(merged, row_of_position))
     columns = {
         **{name: rows[name] for name in PAIR_SCHEMA.names},
         **texts.columns(rows.num_rows),
         "image_leader": rows["sha256"],
-        "split": _splits(build.spec, rows, verdicts.take(at)),
+        "split": verdicts["split"].take(at),
     }
     return pa.table({name: columns[name] for name in DEDUP_SCHEMA.names}).cast(DEDUP_SCHEMA)
-
-
-def _splits(spec: BuildSpec, kept: pa.Table, verdicts: pa.Table) -> pa.Array:
-    """The splits of kept pairs, from their verdicts; an older wenlan did not note them."""
-    if "split" in verdicts.column_names:
-        return verdicts["split"]
-    seed, shares = spec.seed, (spec.shards.dev_share, spec.shards.val_share)
-    return pa.array([split_of(sha256, seed, *shares) for sha256 in kept["sha256"].to_pylist()], pa.string())
 
 
 @dataclass(frozen=True)
@@ -166,8 +173,7 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Tex
         return _Texts(np.zeros(0, np.int64), nothing, nothing, nothing, np.zeros((0, 32), np.uint8))
     lists = leaders.combine_chunks()
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
-    lists_of_texts = rows["texts"].combine_chunks().cast(TEXTS_TYPE)  # an older wenlan's have no originals
-    flat = pc.list_slice(lists_of_texts, 0, max_texts).flatten()
+    flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
     row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
     allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
     texts = flat.filter(pa.array(allowed))
@@ -179,8 +185,6 @@ def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _
     """Texts that kept pairs take over. `position` is a leader's in the run; one that is dropped itself takes none."""
     row = row_of_position[merged["position"].to_numpy()]
     taken = merged.filter(pa.array(row >= 0))
-    if "original" not in taken.column_names:  # of an older wenlan
-        taken = taken.append_column("original", pa.nulls(taken.num_rows, pa.string()))
     names = "kind", "text", "original"
     kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
     return _Texts(row[row >= 0], kind, text, original, digests_of(taken["text_leader"]))
@@ -196,7 +200,7 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         reasons[rows].tolist(),
         of_dropped["leader"].to_pylist(),
         of_dropped["earlier"].to_pylist(),
-        _held(of_dropped),
+        of_dropped["known"].to_pylist(),
         strict=True,
     ):
         failing = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
@@ -209,12 +213,6 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         names = tuple(reason.value for reason in failing)
         decisions.append(drop(candidate, "dedup", failing[0], evidence, duplicate_of=duplicate_of, reasons=names))
     return decisions
-
-
-def _held(verdicts: pa.Table) -> list[bool]:
-    """For each verdict whether the dataset holds the leader; an older wenlan did not note it."""
-    known: list[bool] = verdicts["known"].to_pylist() if "known" in verdicts.column_names else [False] * len(verdicts)
-    return known
 
 
 def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
@@ -237,11 +235,20 @@ STAGE = Stage(
     name="dedup",
     zh="去重",
     folder="unique",
-    inputs=("rank", "lead"),
-    version=2,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=SPLIT_FILES,
-    rewrites_others=False,
+    passes=(
+        rank.PASS,
+        deal.PASS,
+        meet.PASS,
+        lead.PASS,
+        Pass(
+            name="dedup",
+            over=partitions,
+            reads=("filter", "dedup.rank", "dedup.lead"),
+            run=run_partition,
+            token=token,
+            version=3,
+            files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
+            rewrites_others=False,
+        ),
+    ),
 )

@@ -2,7 +2,7 @@
 
 What a detector returns for an image depends on the image's bytes and the detector's id alone, so the raw boxes are
 cached in STORE/regions/<detector-id>/ under the image's sha256, and no detector sees an image twice, in any build
-(`pipeline.stages._model_runner`). What the contract asks (data_specs/shard.py: clipped, sorted, capped) is done on the
+(`pipeline.model_runner`). What the contract asks (data_specs/shard.py: clipped, sorted, capped) is done on the
 way out, so that another cap does not run a detector again. An image that several detectors lack is decoded once.
 
 Two kinds of detectors see no picture: those that need its shape only, and `given`, whose boxes came with the sources.
@@ -23,18 +23,17 @@ from typing import Any
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from data_specs.shard import SPLITS
 from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, face_detector
 from pipeline.detectors._boxes import EVERY, blank, boxes_of, cleaned, look, most_boxes, rows_of, unseen
 from pipeline.detectors.given import Given
+from pipeline.model_runner import Model, model_values
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
-from pipeline.stages import _gathered
-from pipeline.stages._model_runner import Model, model_values
-from pipeline.stages._survivors import later_ones, survivors_in
+from pipeline.stages import _sorted
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
+from pipeline.store.pairs import SURVIVORS, survivors
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -46,10 +45,7 @@ Sides = Mapping[str, tuple[int, int]]
 
 def token(build: Build) -> Any:
     ids = [d.detector_id for d in detectors_of(build.spec)]
-    own = {"detectors": ids, "max_boxes": build.spec.regions.max_boxes}
-    if build.spec.shards.faces != "keep":
-        own["faces"] = build.spec.shards.faces
-    return {**own, **later_ones(build)}
+    return {"detectors": ids, "max_boxes": build.spec.regions.max_boxes, "faces": build.spec.shards.faces}
 
 
 def partitions(build: Build) -> list[str]:
@@ -108,15 +104,14 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _kept(build: Build, partition: str) -> pa.Table:
     """fetch_id, sha256, width, height of the pairs that go on, in the partition's range of order keys."""
-    columns = ["fetch_id", "sha256", "width", "height"]
-    return pa.concat_tables([survivors_in(build, partition, split, columns) for split in SPLITS])
+    return survivors(build, partition, ["fetch_id", "sha256", "width", "height"])
 
 
 def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:
     """Boxes that came with the rows of the kept images."""
     low, high = KeyRange.named(partition).bounds
     by_url = dict[str, Boxes]()
-    for rows in _gathered.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
+    for rows in _sorted.rows_between(build, SOURCE_BOXES, low, high, ["fetch_id", "boxes"]):
         for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):
             by_url.setdefault(fetch_id, Given.ranked(boxes))
     # in falling order, so that of several URLs with the same bytes the smallest fetch_id decides
@@ -168,12 +163,17 @@ STAGE = Stage(
     name="detect",
     zh="检测",
     folder="regions",
-    inputs=("screen",),
-    version=1,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    resources=resources,
-    files=(StageFile("*.parquet", BOX_SCHEMA, "sha256"),),
-    rewrites_others=False,
+    passes=(
+        Pass(
+            name="detect",
+            over=partitions,
+            reads=("extract", _sorted.NAME, "fetch", *SURVIVORS),
+            run=run_partition,
+            token=token,
+            version=2,
+            resources=resources,
+            files=(PassFile("*.parquet", BOX_SCHEMA, "sha256"),),
+            rewrites_others=False,
+        ),
+    ),
 )

@@ -59,7 +59,7 @@ from pipeline.stages._furniture import capped, without_furniture, without_list_c
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 from pipeline.web.warc import read_captures, read_ranges
@@ -80,19 +80,20 @@ Listing = tuple[int, str]
 
 
 def partitions(build: Build) -> list[str]:
-    """`<source>-<part>` for every WARC file and every part of a table.
-
-    Notes what they are numbered by, for the tasks, so only the driver calls it. Raises SourceError where one of these
-    files is gone, or others came between them, since this stage began.
-    """
-    sources, stage = sources_of(build.spec), build.stage("extract")
-    known = _listings(stage)
+    """`<source>-<part>` for every WARC file and every part of a table. Raises SourceError where one of these files is
+    gone, or others came between them, since the stage began."""
+    sources, known = sources_of(build.spec), _listings(build.stage("extract"))
     for source in sources:
         _check_listing(source, known)
-    if not known:
-        listings = {source.name: _listing(source.listing()) for source in sources}
-        stage.folder.write_json(LISTINGS, {"fingerprint": stage.fingerprint, "listings": listings})
     return [f"{source.name}-{part:05d}" for source in sources for part in range(_parts(build, source))]
+
+
+def begin(build: Build) -> None:
+    """Notes what parts are numbered by, for the tasks and for a later run that goes on."""
+    stage = build.stage("extract")
+    if not _listings(stage):
+        listings = {source.name: _listing(source.listing()) for source in sources_of(build.spec)}
+        stage.folder.write_json(LISTINGS, {"fingerprint": stage.fingerprint, "listings": listings})
 
 
 def _listings(stage: StageDir) -> dict[str, Listing]:
@@ -322,15 +323,21 @@ STAGE = Stage(
     name="extract",
     zh="抽取",
     folder="candidates",
-    inputs=("crawl",),
-    version=3,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=(
-        StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
-        StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
-        StageFile(PROVENANCE, PROVENANCE_SCHEMA),
-        StageFile(USERINFO, USERINFO_SCHEMA),
+    passes=(
+        Pass(
+            name="extract",
+            over=partitions,
+            reads=("crawl",),
+            run=run_partition,
+            token=token,
+            version=3,
+            begin=begin,
+            files=(
+                PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
+                PassFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
+                PassFile(PROVENANCE, PROVENANCE_SCHEMA),
+                PassFile(USERINFO, USERINFO_SCHEMA),
+            ),
+        ),
     ),
 )

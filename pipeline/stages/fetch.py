@@ -47,12 +47,13 @@ from pipeline.records import (
     candidates_of,
     drop,
 )
+from pipeline.stages import _sorted
 from pipeline.stages._at_hand import ELSEWHERE, at_hand, limits_digest, limits_of, userinfos_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.rewrite import Rewrite
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
 from pipeline.web.policy import LASTING_S, HostRules
@@ -294,15 +295,19 @@ STAGE = Stage(
     name="fetch",
     zh="下载",
     folder="images",
-    inputs=("admit",),
-    version=1,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    unit="images",
-    done=("images", "failed"),
-    files=(StageFile("tar"), StageFile("parquet", FETCH_SCHEMA, "fetch_id"), StageFile("stats.json")),
+    passes=(
+        Pass(
+            name="fetch",
+            over=partitions,
+            reads=("extract", _sorted.NAME, "admit"),
+            run=run_partition,
+            token=token,
+            files=(PassFile("tar"), PassFile("parquet", FETCH_SCHEMA, "fetch_id"), PassFile("stats.json")),
+            unit="images",
+            done=("images", "failed"),
+            without=_without,
+            moved=_moved,
+        ),
+    ),
     network=True,
-    without=_without,
-    moved=_moved,
 )

@@ -15,7 +15,7 @@ from pipeline import pulse
 from pipeline.filters import Drop, ImageFilter, image_filters
 from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 
@@ -87,10 +87,14 @@ STAGE = Stage(
     name="filter",
     zh="过滤",
     folder="pairs",
-    inputs=("measure",),
-    version=1,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=(StageFile("parquet", PAIR_SCHEMA, "candidate_id"),),
+    passes=(
+        Pass(
+            name="filter",
+            over=partitions,
+            reads=("admit", "fetch", "measure"),
+            run=run_partition,
+            token=token,
+            files=(PassFile("parquet", PAIR_SCHEMA, "candidate_id"),),
+        ),
+    ),
 )

@@ -72,7 +72,7 @@ from pipeline.store.identities import (
 )
 from pipeline.store.partitions import Attempt, Record, StageDir
 from pipeline.store.rewrite import Rewrite
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile
 
 MERGED_SCHEMA = pa.schema(
     [
@@ -117,7 +117,7 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Verdicts of every run, texts that leaders take over, and what this build adds to STORE's identities."""
-    runs = build.stage("rank").records()
+    runs = build.stage("dedup.rank").records()
     pairs = sum(record.counts["pairs"] for record in runs)
     with contextlib.ExitStack() as opened:
         alone = handed_on.Alone(build, opened)
@@ -127,7 +127,7 @@ def run_partition(build: Build, partition: str) -> None:
         holders = -(-max(1, held) // build.spec.dedup.pairs_per_holder)
         memory = opened.enter_context(Holders(build.spec.dedup, holders))
         splits = opened.enter_context(Splits(build, memory, holders))
-        attempt = opened.enter_context(build.stage("lead").attempt(partition))
+        attempt = opened.enter_context(build.stage("dedup.lead").attempt(partition))
         pulse.expect(pairs)
         earlier = _learn_earlier(build, memory, alone) if build.identities and pairs else {"earlier": kept}
         leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities) and not alone.known)
@@ -147,10 +147,10 @@ def _learn_earlier(build: Build, holders: Holders, alone: handed_on.Alone) -> di
     """Enter what the builds that this one reads have kept; returns counts, "earlier" of all images that they kept."""
     rules, features, splits = build.spec.dedup, feature_id(), build.spec.shards.apart == "texts"
     if alone.known:
-        domains = _column(build.stage("rank"), "domain") if rules.max_pairs_per_domain else iter(())
+        domains = _column(build.stage("dedup.rank"), "domain") if rules.max_pairs_per_domain else iter(())
         return earlier_builds.learn_met(holders, build, alone.earlier(), features, domains, splits=splits)
     identities, names, dataset = Identities(build.store), build.identities, build.spec.name
-    columns = _column(build.stage("rank"), "sketches.list.element.keys")
+    columns = _column(build.stage("dedup.rank"), "sketches.list.element.keys")
     keys = (text_rows.keys_of(column.flatten().field("keys")) for column in columns)
     images = earlier_builds.learn(holders, identities, names, dataset, rules, features, keys, splits=splits)
     return {"earlier": images}
@@ -215,7 +215,7 @@ class _Sequence:
         alone: handed_on.Alone,
     ) -> None:
         self._build, self._attempt, self._runs, self._pass, self._splits = build, attempt, runs, leader_pass, splits
-        self._rules, self._stage = build.spec.dedup, build.stage("rank")
+        self._rules, self._stage = build.spec.dedup, build.stage("dedup.rank")
         self._counts: Counter[str] = Counter()
         self._alone, self._bulk = alone, not splits.texts_apart
 
@@ -319,26 +319,21 @@ def _without(rewrite: Rewrite) -> None:
     rewrite.remove_rows()
 
 
-STAGE = Stage(
-    name="lead",
-    zh="选首",
-    folder="leaders",
-    inputs=("rank",),
-    version=1,
-    token=token,
-    partitions=partitions,
+PASS = Pass(
+    name="dedup.lead",
+    over=partitions,
+    reads=("dedup.rank", "dedup.deal", "dedup.meet"),
     run=run_partition,
-    fixed_partitions=True,
+    token=token,
     files=(
-        StageFile("*.verdicts", VERDICT_SCHEMA),
-        StageFile("*.merged", MERGED_SCHEMA),
-        StageFile("images.parquet", IMAGE_SCHEMA),
-        StageFile(SIGNATURES),
-        StageFile(DETAILS),
-        StageFile("texts.parquet", TEXT_SCHEMA),
-        StageFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
+        PassFile("*.verdicts", VERDICT_SCHEMA),
+        PassFile("*.merged", MERGED_SCHEMA),
+        PassFile("images.parquet", IMAGE_SCHEMA),
+        PassFile(SIGNATURES),
+        PassFile(DETAILS),
+        PassFile("texts.parquet", TEXT_SCHEMA),
+        PassFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
     ),
-    subject="",
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,

@@ -34,7 +34,7 @@ from pipeline.pictures.thumbs import REDUCE_TO
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.images import partition_images
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 Fault = tuple[DropReason, str]
@@ -155,10 +155,15 @@ STAGE = Stage(
     name="measure",
     zh="测量",
     folder="features",
-    inputs=("fetch",),
-    version=2,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=(StageFile("parquet", FEATURE_SCHEMA, "sha256"),),
+    passes=(
+        Pass(
+            name="measure",
+            over=partitions,
+            reads=("admit", "fetch"),
+            run=run_partition,
+            token=token,
+            version=2,
+            files=(PassFile("parquet", FEATURE_SCHEMA, "sha256"),),
+        ),
+    ),
 )

@@ -32,7 +32,7 @@ from pipeline.matching.earlier_meetings import EarlierFinder, EarlierTextFinder,
 from pipeline.matching.meetings import Ints, Table, equal
 from pipeline.matching.text_meetings import TextTable
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile
 
 ENTRIES = 1 << 22
 """Entries of a partition, on average."""
@@ -63,8 +63,8 @@ def run_partition(build: Build, partition: str) -> None:
     part, records = Part.named(partition), handed_on.dealt_runs(build)
     starts = handed_on.starts_of(records)
     pulse.expect(int(starts[-1]))
-    with ExitStack() as files, build.stage("meet").attempt(partition) as attempt:
-        deal, suffix = build.stage("deal"), handed_on.suffix_of(part.what)
+    with ExitStack() as files, build.stage("dedup.meet").attempt(partition) as attempt:
+        deal, suffix = build.stage("dedup.deal"), handed_on.suffix_of(part.what)
         with_entries = [suffix in record.files for record in records]  # a run without details has no fine keys
 
         def paths(suffix: str) -> list[Path]:
@@ -144,17 +144,14 @@ def _joined(parts: Sequence[Ints]) -> Ints:
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-STAGE = Stage(
-    name="meet",
-    zh="比图",
-    folder="met",
-    inputs=("deal",),
-    version=handed_on.VERSION,
-    token=token,
-    partitions=partitions,
+PASS = Pass(
+    name="dedup.meet",
+    over=partitions,
+    reads=("dedup.rank", "dedup.deal"),
     run=run_partition,
-    files=(StageFile("*.bin"),),
-    subject="",
+    token=token,
+    version=handed_on.VERSION,
+    files=(PassFile("*.bin"),),
     unit="images",
     done=("images",),
     rewrites_others=False,

@@ -28,7 +28,7 @@ from pipeline.records import TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.rewrite import Rewrite
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile
 from pipeline.urls import domain_key
 
 RUN = 100_000
@@ -57,7 +57,7 @@ def partitions(build: Build) -> list[str]:
     records = build.stage("filter").records()
     pairs = sum(record.counts["kept"] for record in records)
     runs = _runs_of(records, min(RUN, max(LEAST, pairs // RUNS)))
-    return runs if set(build.stage("rank").partitions()) <= set(runs) else _runs_of(records, RUN)
+    return runs if set(build.stage("dedup.rank").partitions()) <= set(runs) else _runs_of(records, RUN)
 
 
 def _runs_of(records: Sequence[Record], size: int) -> list[str]:
@@ -81,7 +81,7 @@ def run_partition(build: Build, partition: str) -> None:
         table = sorted_by_rank(
             table.append_column(KEPT_BY, pa.array(kept_by(build, digests_of(table["candidate_id"]), "images.parquet")))
         )
-    with build.stage("rank").attempt(partition) as attempt:
+    with build.stage("dedup.rank").attempt(partition) as attempt:
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
         texts, without = len(table["texts"].combine_chunks().flatten()), table["details"].null_count
         attempt.commit({"pairs": table.num_rows, "texts": texts, "detailed": table.num_rows - without})
@@ -131,17 +131,13 @@ def _without(rewrite: Rewrite) -> None:
         rewrite.write_table("parquet", remaining.set_column(at, field, pa.array(position, field.type)))
 
 
-STAGE = Stage(
-    name="rank",
-    zh="排序",
-    folder="ranked",
-    inputs=("filter",),
-    version=1,
-    token=token,
-    partitions=partitions,
+PASS = Pass(
+    name="dedup.rank",
+    over=partitions,
+    reads=("filter",),
     run=run_partition,
-    files=(StageFile("parquet", RUN_SCHEMA),),
-    subject="",
+    token=token,
+    files=(PassFile("parquet", RUN_SCHEMA),),
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report import dataset, published
 from pipeline.report.page import as_json, make, render, rows
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import EVERY, Pass, PassFile, Stage
 from pipeline.urls import shown
 
 
@@ -52,16 +52,20 @@ STAGE = Stage(
     name="report",
     zh="报告",
     folder="report",
-    inputs=("shard",),
-    version=5,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    fixed_partitions=True,
-    files=(StageFile("html"), StageFile("json")),
+    passes=(
+        Pass(
+            name="report",
+            over=partitions,
+            reads=EVERY,
+            run=run_partition,
+            token=token,
+            version=6,
+            files=(PassFile("html"), PassFile("json")),
+            unit="sections",
+            done=(),
+        ),
+    ),
     subject="",
-    unit="sections",
-    done=(),
     fixed_names=True,
     expires=False,
 )

@@ -5,9 +5,9 @@ says which rows it holds, `pipeline.pictures.encode` how and at what size an ima
 byte-reproducible (`pipeline.files.tars`). Offsets are noted and sha256 taken while packing, so no tar is ever read
 again.
 
-Files have fixed names (`train-000000.tar`), which two fingerprints share. So `partitions`, which the driver calls once
-before any task runs, removes the manifest first and then whatever belongs to another fingerprint: a reader sees no
-manifest, hence no dataset, until `publish` has written a new one. It leaves its plan for the tasks.
+Files have fixed names (`train-000000.tar`), which two fingerprints share. So before any task runs the driver removes the
+manifest first and then whatever belongs to another fingerprint (`begin`): a reader sees no manifest, hence no dataset,
+until `publish` has written a new one.
 
 Limits: a shard's rows and index are held in memory.
 """
@@ -46,11 +46,11 @@ from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_side
 from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, DropReason, text_of
 from pipeline.stages import _boundaries
-from pipeline.stages._survivors import later_ones, split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
+from pipeline.store.pairs import SURVIVORS, survivors
 from pipeline.store.partitions import DECISIONS, Attempt, Record, StageDir
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)
@@ -75,26 +75,26 @@ COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "t
 
 
 def token(build: Build) -> Any:
-    """What shapes a shard beside its inputs; options that were added later count where they are used."""
-    options = build.spec.shards
-    later = options.model_dump(include={"bytes_per_shard", "max_side", "reencode"}, exclude_defaults=True)
-    if faces := face_detector(build.spec):
-        later["faces"] = faces.detector_id
-    return [SCHEMA_VERSION, options.samples_per_shard, options.jpeg_quality, *([later] if later else [])]
+    """What shapes a shard beside its inputs."""
+    options, faces = build.spec.shards, face_detector(build.spec)
+    hidden = "" if faces is None else faces.detector_id
+    return [SCHEMA_VERSION, options.jpeg_quality, options.max_side, options.reencode, hidden]
 
 
 def partitions(build: Build) -> list[str]:
-    """`train-000000`, ...; deletes what another fingerprint wrote, the manifest first."""
-    plan = _boundaries.make(build)
+    """`train-000000`, ..."""
+    return _boundaries.names(build)
+
+
+def begin(build: Build) -> None:
+    """Deletes what another fingerprint wrote, the manifest first."""
     stage = build.stage("shard")
     if stage.folder.exists(MANIFEST):
         todo = "publish that, or roll back to a release without it"
         with build.store.lock():
-            dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")
+            dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built again; {todo}")
     release.withdraw(stage.folder)
-    stage.retire(set(plan), _reusable(build), keep={_boundaries.FILE})
-    _boundaries.write(build, plan)
-    return list(plan)
+    stage.retire(set(_boundaries.names(build)), _reusable(build))
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -167,8 +167,8 @@ def _decisions_of(partition: str) -> str:
 
 def _packing(build: Build) -> str:
     """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
-    [kept] = later_ones(build).values() or [build.fingerprints["screen"]]
-    value = [STAGE.version, kept, token(build)]
+    pairs = [build.fingerprints[name] for name in (*SURVIVORS, _boundaries.NAME) if name in build.passes]
+    value = [STAGE.main.version, pairs, token(build)]
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -189,7 +189,7 @@ def _packed_before(build: Build, partition: str, rows: pa.Table) -> Record | Non
 
 
 def _is_of(stage: StageDir, record: Record, rows: pa.Table) -> bool:
-    """Whether a shard was packed of these rows: where an older wenlan took samples out, those behind moved up."""
+    """Whether a shard was packed of these rows."""
     seen = stage.table(record, DECISIONS, ["id"])["id"]
     return set(seen.to_pylist()) == set(rows["candidate_id"].to_pylist())
 
@@ -204,28 +204,13 @@ def _reusable(build: Build) -> Callable[[Record], Set[str]]:
 
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
-    """The rows of a shard, in order; only row groups that hold them are read."""
-    stage, tables = survivors(build), []
+    """The rows of a shard, in order."""
+    columns = COLUMNS if build.spec.pair_score is None else [*COLUMNS, PAIR_SCORE.name]
+    tables = []
     for partition, low, high in cut.runs:
-        with stage.file(stage.record(partition), split_file(cut.split)) as path:
-            columns = COLUMNS if build.spec.pair_score is None else [*COLUMNS, PAIR_SCORE.name]
-            tables.append(_between(path, low, high, columns))
+        rows = survivors(build, partition, columns)
+        tables.append(rows.filter(pc.field("split") == cut.split).slice(low, high - low))
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _between(path: Path, low: int, high: int, columns: list[str]) -> pa.Table:
-    """Rows [low, high) of a Parquet file."""
-    with pq.ParquetFile(path) as file:
-        groups, first, at = [], 0, 0
-        for i in range(file.num_row_groups):
-            size = file.metadata.row_group(i).num_rows
-            if at + size <= low:
-                first = at + size
-            elif at < high:
-                groups.append(i)
-            at += size
-        table = file.read_row_groups(groups, columns=columns)
-    return table.slice(low - first, high - low)
 
 
 def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, list[int]], int, dict[int, str]]:
@@ -391,12 +376,19 @@ STAGE = Stage(
     name="shard",
     zh="打包",
     folder="shards",
-    inputs=("screen", "detect"),
-    version=1,
-    token=token,
-    partitions=partitions,
-    run=run_partition,
-    files=(StageFile("tar"), StageFile("parquet", SHARD_SCHEMA, "key"), StageFile("regions/*", REGION_SCHEMA)),
+    passes=(
+        _boundaries.PASS,
+        Pass(
+            name="shard",
+            over=partitions,
+            reads=(_boundaries.NAME, "fetch", *SURVIVORS, "detect"),
+            run=run_partition,
+            token=token,
+            version=2,
+            begin=begin,
+            files=(PassFile("tar"), PassFile("parquet", SHARD_SCHEMA, "key"), PassFile("regions/*", REGION_SCHEMA)),
+        ),
+    ),
     fixed_names=True,
     expires=False,
 )

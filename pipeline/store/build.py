@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import FileDigest, ShardFiles, canonical_json
 from pipeline.files.folder import Folder
 from pipeline.store.partitions import Record, StageDir
-from pipeline.store.stage import Stages
+from pipeline.store.stage import EVERY, Pass, Stages, passes_of
 from pipeline.store.store import Store
 
 STUDIO = "studio"
@@ -40,7 +41,7 @@ def sha256_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """One build: its spec, its folder, its STORE, and the fingerprint of each stage. Sent to every Ray task."""
+    """One build: its spec, its folder, its STORE, and the fingerprint of each pass. Sent to every Ray task."""
 
     spec: BuildSpec
     out: str
@@ -57,25 +58,47 @@ class Build:
     made_from: tuple[Earlier, ...] = ()
     """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
     tokens: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-    """sha256 of each stage's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
+    """sha256 of each pass's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
     on: Build | None = None
     """Of a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
-    def is_token(self, stage: str, token: Any) -> bool:
-        """Whether this is the token that the stage's fingerprint was made of; True where nobody knows."""
-        return self.tokens.get(stage) in (None, sha256_of(token))
+    def is_token(self, name: str, token: Any) -> bool:
+        """Whether a pass's fingerprint was made of this token; True where the token is unknown."""
+        return self.tokens.get(name) in (None, sha256_of(token))
 
     @property
     def folder(self) -> Folder:
         return Folder(self.out)
 
+    @functools.cached_property
+    def passes(self) -> dict[str, Pass]:
+        """The passes that its spec asks for, by name and in their order."""
+        return passes_of(self.stages, self.spec)
+
+    def all_passes(self) -> Iterator[Pass]:
+        """The passes of all stages, whether its spec asks for them or not: another spec in its folder may have."""
+        return (own for stage in self.stages.values() for own in stage.passes)
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """Names of the passes of this build that a pass reads."""
+        names = list(self.passes)
+        if self.passes[name].reads == EVERY:
+            return tuple(names[: names.index(name)])
+        return tuple(other for other in self.passes[name].reads if other in self.passes)
+
     def stage(self, name: str) -> StageDir:
-        """A stage's folder at this build's fingerprint; of what a trial has not changed, that of the build it is on."""
+        """Folder of a pass, or of a stage's last one, at this build's fingerprint; of what a trial has not changed,
+        that of the build it is on."""
         if self.on is not None and self.on.fingerprints.get(name) == self.fingerprints[name]:
             return self.on.stage(name)
-        return StageDir(self.folder / self.stages[name].folder, name, self.fingerprints[name])
+        return self.stage_at(name, self.fingerprints[name])
+
+    def stage_at(self, name: str, fingerprint: str) -> StageDir:
+        """Folder of a pass at any fingerprint."""
+        stage = self.stages[name.partition(".")[0]]
+        return StageDir(self.folder / stage.folder_of(name), name, fingerprint)
 
     @property
     def asks(self) -> bool:
@@ -90,11 +113,11 @@ class Build:
         return None
 
     def history(self, name: str) -> list[StageDir]:
-        """A stage's folder at each fingerprint that has committed something there, this build's or not."""
-        return StageDir(self.folder / self.stages[name].folder, name, "").of_all_fingerprints()
+        """Folder of a pass at each fingerprint that has committed something there, this build's or not."""
+        return self.stage_at(name, "").of_all_fingerprints()
 
     def tables(self, name: str, suffix: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """One file of every partition of a stage, whichever spec of the build made it; None: all columns."""
+        """One file of every partition of a pass, whichever spec of the build made it; None: all columns."""
         for stage in self.history(name):
             for record in stage.records():
                 if suffix in record.files:
@@ -119,7 +142,9 @@ class Build:
     def expired(self) -> bool:
         """Whether its shards are there, and all that the stages before them wrote was deleted (`gc --keep`)."""
         done = "shard" in self.fingerprints and self.stage("shard").finished()
-        return done and not any(self.history(name) for name, stage in self.stages.items() if stage.expires)
+        return done and not any(
+            self.history(name) for name, own in self.passes.items() if self.stages[own.stage].expires
+        )
 
     @property
     def forgotten_revision(self) -> str:

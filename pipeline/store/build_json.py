@@ -1,8 +1,8 @@
 """build.json: a build's identity and progress. Written by the running build, read by everyone else.
 
 It holds the spec (without the user names and passwords of its URLs, its digest as with them), what was read of STORE,
-the versions of the tools, each stage's counts, time and cost, the stage that runs, and who approved or refused it. What
-a dataset is made of lies in the stages' records; nothing here decides what is done again.
+the versions of the tools, the counts, time and cost of each pass and each stage, the pass that runs, and who approved or
+refused it. What a dataset is made of lies in the records of the passes; nothing here decides what is done again.
 
 Limits: one process writes it, and holds the lock BUILD/_lock. Whether that of an object store is held by a process that
 lives is known on its own machine only; elsewhere a stage whose build was killed is still shown as running.
@@ -35,7 +35,7 @@ from pipeline.files.folder import Folder
 from pipeline.store.build import Build, Earlier
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.progress import Figures, Ran, counts_of, figures
-from pipeline.store.stage import Stages
+from pipeline.store.stage import Pass, Stages
 from pipeline.store.store import Store
 from pipeline.urls import without_userinfo
 
@@ -68,8 +68,8 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What no further worker makes less. driver_seconds: of the driver, before and after the partitions.
-    longest_seconds: of the longest partition. peak_bytes: the most memory of a worker; 0 where nobody knows."""
+    """Lower bounds that further workers do not lift. driver_seconds: of the driver, before and after the partitions.
+    longest_seconds: of the longest partition. peak_bytes: the most memory of a worker; 0 where that is unknown."""
 
     driver_seconds: float = 0.0
     longest_seconds: float = 0.0
@@ -77,14 +77,22 @@ class Bounds:
 
     @staticmethod
     def of(records: list[Record], driver_seconds: float) -> Bounds:
-        """Those of a stage, of its committed partitions."""
+        """Timing bounds of a pass, from its partition records."""
         longest = max((record.seconds for record in records), default=0.0)
         return Bounds(round(driver_seconds, 3), longest, max((record.peak_bytes for record in records), default=0))
 
+    def __add__(self, other: Bounds) -> Bounds:
+        """Bounds of two passes, one after the other."""
+        return Bounds(
+            round(self.driver_seconds + other.driver_seconds, 3),
+            round(self.longest_seconds + other.longest_seconds, 3),
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class StageResult:
-    """What a stage did in this run, and what all its partitions counted (seen, kept, dropped and more) and cost."""
+class PassResult:
+    """What a pass did in this run, and what all its partitions counted (seen, kept, dropped and more) and cost."""
 
     name: str
     skipped: bool
@@ -95,12 +103,50 @@ class StageResult:
     cost: Cost
     bounds: Bounds = Bounds()
 
+    @staticmethod
+    def of(
+        own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0, driver_seconds: float = 0.0
+    ) -> PassResult:
+        """The result of a pass from its records. ran: partitions that this run has done; -1 for a pass that was finished."""
+        cost = Cost.of(records, own.resources(build.spec).get("num_gpus", 0.0))
+        bounds = Bounds() if ran < 0 else Bounds.of(records, driver_seconds)
+        counts = dict(counts_of(records))
+        return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost, bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage did in this run: its passes together, with the counts of the last one, which decides."""
+
+    name: str
+    skipped: bool
+    partitions: int
+    ran: int
+    seconds: float
+    funnel: dict[str, int]
+    cost: Cost
+    bounds: Bounds = Bounds()
+
+    @staticmethod
+    def of(name: str, passes: Sequence[PassResult]) -> StageResult:
+        """The result of a stage from those of its passes, at least one."""
+        return StageResult(
+            name,
+            all(own.skipped for own in passes),
+            sum(own.partitions for own in passes),
+            sum(own.ran for own in passes),
+            round(sum(own.seconds for own in passes), 2),
+            passes[-1].funnel,
+            sum((own.cost for own in passes), Cost()),
+            sum((own.bounds for own in passes), Bounds()),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The running stage. since: when it began (RFC 3339, UTC). committed_before: partitions committed by then."""
+    """The running pass. since: when it began (RFC 3339, UTC). committed_before: partitions committed by then."""
 
-    stage: str
+    name: str
     fingerprint: str
     since: str
     committed_before: int
@@ -111,12 +157,17 @@ NAME = "build.json"
 
 NO_RECORD = "is not the record of a build"
 
+VERSION = 2
+"""Raised when what a build leaves on disk changes its meaning."""
+
 
 def read(folder: Folder) -> dict[str, Any]:
     """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is no object."""
     known: Any = folder.find_json(NAME, {})
     if not isinstance(known, dict):
         raise StoreError(folder.at(NAME), NO_RECORD)
+    if known and known.get("version") != VERSION:
+        raise StoreError(folder.at(NAME), "is of a build by another version of wenlan; build into another --out")
     return known
 
 
@@ -137,26 +188,30 @@ def reopen(out: str, stages: Stages) -> Build:
         raise StoreError(folder.at(NAME), NO_RECORD) from None
     try:
         build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
-        fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
-        return replace(build, **reads_of(known), fingerprints=fingerprints)
+        return replace(build, **reads_of(known), fingerprints=fingerprints_of(known))
     except (AttributeError, KeyError, TypeError):
         raise StoreError(folder.at(NAME), NO_RECORD) from None
 
 
 def as_it_lies(build: Build) -> Build:
-    """A reopened build with the stages that build.json no longer names: it was begun anew, and has not come to them.
+    """A reopened build with the passes that build.json no longer names, since it was begun again and has not come to them.
 
-    They are what it was before, a published dataset among them: for who removes something from all that is there.
+    They are what it was before, a published dataset among them: for commands that remove something from all that is there.
     """
-    there = dict(build.fingerprints)
-    for name in (name for name in build.stages if name not in there):
-        if finished := StageDir(build.folder / build.stages[name].folder, name, "").finished_at():
+    there, names = dict(build.fingerprints), [own.name for own in build.all_passes()]
+    for name in (name for name in build.passes if name not in there):
+        if finished := build.stage_at(name, "").finished_at():
             there[name] = finished
-    return replace(build, fingerprints={name: there[name] for name in build.stages if name in there})
+    return replace(build, fingerprints={name: there[name] for name in names if name in there})
+
+
+def fingerprints_of(known: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints by pass, from build.json."""
+    return {name: own["fingerprint"] for name, own in known["passes"].items()}
 
 
 def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a Build that say what it reads of its dataset, from build.json; an older wenlan noted fewer."""
+    """Fields of a Build that say what it reads of its dataset, from build.json."""
     return {
         "identities": tuple(known.get("identities", ())),
         "generation": known.get("generation", 1),
@@ -164,17 +219,17 @@ def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def note(build: Build, *results: StageResult, running: Running | None = None) -> None:
-    """Write build.json: the results of stages, or which stage runs now. What it holds already is not written again.
+def note(build: Build, *results: PassResult, running: Running | None = None) -> None:
+    """Writes build.json: the results of passes, or which pass runs now. What it holds already is not written again.
 
-    Stages of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
+    Passes of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
     """
     folder = build.folder
     known = read(folder)
-    stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
+    passes = {n: own for n, own in known.get("passes", {}).items() if own["fingerprint"] == build.fingerprints.get(n)}
     for result in results:
-        before = stages.get(result.name, {}) if result.skipped else {}  # when it ran
-        stages[result.name] = {
+        before = passes.get(result.name, {}) if result.skipped else {}  # when it ran
+        passes[result.name] = {
             "fingerprint": build.fingerprints[result.name],
             "partitions": result.partitions,
             "funnel": result.funnel,
@@ -182,8 +237,9 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
             "cost": dataclasses.asdict(result.cost),
             "bounds": before.get("bounds", dataclasses.asdict(result.bounds)),
         }
-    costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
+    passes = {name: passes[name] for name in build.passes if name in passes}  # in the order they run in
     noted = {
+        "version": VERSION,
         "build_id": build.build_id,
         "name": build.spec.name,
         "snapshot": build.snapshot,
@@ -197,13 +253,33 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
         "forgotten_revision": build.forgotten_revision,
         **({"taken_down": known["taken_down"]} if build.forgotten and "taken_down" in known else {}),
         "versions": _versions(),
-        "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
-        "cost": dataclasses.asdict(sum(costs, Cost())),
+        "stages": _by_stage(build, passes),
+        "passes": passes,
+        "cost": dataclasses.asdict(sum((Cost(**own["cost"]) for own in passes.values()), Cost())),
         "running": None if running is None else dataclasses.asdict(running),
         **{name: known[name] for name in ("approvals",) if known.get(name)},  # what people said (`approval`)
     }
     if noted != known:
         folder.write_json(NAME, noted)
+
+
+def _by_stage(build: Build, passes: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of the stages all of whose passes are noted: their passes together, counts of the last one."""
+    stages = dict[str, Any]()
+    for name, stage in build.stages.items():
+        own = [own.name for own in stage.passes if own.name in build.passes]
+        if not own or not set(own) <= passes.keys():
+            continue
+        noted = [passes[each] for each in own]
+        stages[name] = {
+            "fingerprint": noted[-1]["fingerprint"],
+            "partitions": sum(each["partitions"] for each in noted),
+            "funnel": noted[-1]["funnel"],
+            "seconds": round(sum(each["seconds"] for each in noted), 2),
+            "cost": dataclasses.asdict(sum((Cost(**each["cost"]) for each in noted), Cost())),
+            "bounds": dataclasses.asdict(sum((Bounds(**each["bounds"]) for each in noted), Bounds())),
+        }
+    return stages
 
 
 @functools.cache
@@ -221,12 +297,12 @@ def _without_passwords(value: Any) -> Any:
     return [_without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
-def note_counts(build: Build, stage: str) -> None:
-    """Note what the records of a stage count now, if build.json names the stage: a takedown has changed them."""
+def note_counts(build: Build, name: str) -> None:
+    """Notes what the records of a pass count now, if build.json names the pass: a takedown has changed them."""
     known = read(build.folder)
-    if stage in known.get("stages", {}):
-        known["stages"][stage]["funnel"] = dict(counts_of(build.stage(stage).records()))
-        build.folder.write_json(NAME, known)
+    if name in known.get("passes", {}):
+        known["passes"][name]["funnel"] = dict(counts_of(build.stage(name).records()))
+        build.folder.write_json(NAME, {**known, "stages": _by_stage(build, known["passes"])})
 
 
 def note_takedown(build: Build, names: Sequence[str], revision: str) -> None:
@@ -247,25 +323,32 @@ def note_takedown(build: Build, names: Sequence[str], revision: str) -> None:
 def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
-    A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and nobody goes on) or
-    "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with a
+    A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and no process goes on)
+    or "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with a
     manifest that cannot be read, and what to do; "" for one that can, or is not there.
     """
     known, expired, (published, damaged) = read(build.folder), build.expired, _published(build)
     running, alive = known.get("running"), _is_owned(build)
-    stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in build.stages}
-    for name, stage in known["stages"].items():
-        directory = build.stage(name)
-        unfinished = "expired" if expired and build.stages[name].expires else "stopped"
-        stages[name] = {**stage, "state": "done" if directory.finished() else unfinished}
-        stages[name]["committed"] = len(directory.partitions())
+    stages: dict[str, Any] = {}
+    for name, stage in build.stages.items():
+        own = [each.name for each in stage.passes if each.name in build.passes]
+        if not own:
+            continue
+        noted = [each for each in own if each in known["passes"]]
+        committed = sum(len(build.stage_at(each, known["passes"][each]["fingerprint"]).partitions()) for each in noted)
+        stages[name] = {"state": "to do", "committed": committed, "partitions": None, **known["stages"].get(name, {})}
+        if noted == own and all(build.stage(each).finished() for each in own):
+            stages[name]["state"] = "done"
+        elif noted:
+            stages[name]["state"] = "expired" if expired and stage.expires else "stopped"
     if running:
-        name, fingerprint = running["stage"], running["fingerprint"]
-        directory = replace(build, fingerprints={name: fingerprint}).stage(name)
+        directory = build.stage_at(running["name"], running["fingerprint"])
         so_far = _figures(build, directory, Running(**running), alive)
-        stages[name] = {"state": "stopped" if alive is False else "running", "committed": so_far.committed, **running}
-        own = {key: value for key, value in dataclasses.asdict(so_far).items() if key not in ("stage", "partitions")}
-        running = {**running, **own, "line": so_far.line()}
+        state = "stopped" if alive is False else "running"
+        stage_name = running["name"].partition(".")[0]
+        stages[stage_name] = {**stages[stage_name], "state": state, "committed": so_far.committed, **running}
+        figures_of_pass = dataclasses.asdict(so_far)
+        running = {**running, **figures_of_pass, "partitions": running["partitions"], "line": so_far.line()}
     return {
         "build_id": known["build_id"],
         "snapshot": known["snapshot"],
@@ -301,14 +384,13 @@ def now() -> str:
 
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
-    """How far the running stage is; of a build that was killed without what its last pulses said."""
+    """How far the running pass is; of a build that was killed without what its last pulses said."""
     records = directory.records()
     since = datetime.datetime.fromisoformat(running.since)
     seconds = max(0.0, (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds())  # the clock may be set
     ran = Ran(0 if alive is False else len(records) - running.committed_before, seconds)
     beats = [] if alive is False else pulse.beats(directory.folder)
-    stage = build.stages[running.stage]
-    return figures(stage, running.partitions, len(records), counts_of(records), beats, ran)
+    return figures(build.passes[running.name], running.partitions, len(records), counts_of(records), beats, ran)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What stages `marks` and `watermark` leave for one another and for the report: marks of hosts, and correlations."""
+"""Marks of hosts, which the judge `watermark` leaves for its second pass and for the report."""
 
 from __future__ import annotations
 
@@ -31,19 +31,6 @@ MARK_SCHEMA = pa.schema(
 )
 """A row for each group of equal-sized pictures of a host that was large enough; the last five are `Mark`'s fields."""
 
-CORRELATIONS = "correlations.parquet"
-
-CORRELATION_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("candidate_id", "fetch_id", "source", "page_url", "image_url", "text")),
-        *((name, pa.string()) for name in ("sha256", "host")),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("correlation", pa.float32()),
-    ]
-)
-"""A row for each pair whose host has a mark for pictures of its size."""
-
 AT_ONCE = 64
 """Rows that become Python values together: their lists are long."""
 
@@ -74,7 +61,7 @@ def groups_of(rows: pa.Table) -> list[Group]:
 
 
 def bucket_of(host: str, buckets: int) -> int:
-    """The partition of `marks`, of so many, that all pictures of a host belong to."""
+    """The partition of curate.marks, of so many, that all pictures of a host belong to."""
     return int.from_bytes(hashlib.blake2b(host.encode(), digest_size=8).digest(), "big") % buckets
 
 
@@ -97,7 +84,7 @@ def rows_with_mark(build: Build, hosts: Iterable[str] | None = None) -> Iterator
     wanted = pc.field("verdict") == "mark"
     if hosts is not None:
         wanted &= pc.field("host").isin(pa.array(sorted(hosts), pa.string()))
-    stage = build.stage("marks")
+    stage = build.stage("curate.marks")
     for record in stage.records():
         for batch in stage.table(record, filters=wanted).to_batches(AT_ONCE):
             yield from batch.to_pylist()

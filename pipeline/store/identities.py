@@ -84,10 +84,10 @@ DEALT = "dealt"
 ATTEMPTS = 10
 """Times that a folder in DEALT is deleted while a build still writes its last file there."""
 
-IDENTITY_STAGE = "lead"
+IDENTITY_STAGE = "dedup.lead"
 """The stage whose only partition holds what a build publishes here."""
 
-SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "nearest"
+SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "curate.nearest"
 """Of a build with semantic dedup one file more: what it kept, with features (Parquet); and the stage that wrote it."""
 
 IDENTITY_STAGES = (SEMANTIC_STAGE, IDENTITY_STAGE)

@@ -1,4 +1,4 @@
-"""What stages `score` and `choose` leave for one another and for the report: counts by source and score, and the cuts.
+"""Counts by source and score, and the cuts, that the judge `pair_score` leaves for its passes and for the report.
 
 A score is the cosine of an image's and a text's features to four decimals. Kept as whole ten-thousandths, a source has
 at most 20,001 different ones: counts of them are exact, add up over partitions, and say where a share ends, so that the
@@ -7,19 +7,20 @@ driver holds nothing that grows with the pairs.
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import PAIR_SCORE, canonical_json
+from data_specs.shard import PAIR_SCORE
 from pipeline.store.build import Build
+from pipeline.store.pairs import pairs_before
 from pipeline.store.partitions import Record, StageDir
 
 UNITS = 10_000
@@ -28,8 +29,8 @@ UNITS = 10_000
 COUNTS, COUNTS_SCHEMA = "scores", pa.schema([("source", pa.string()), ("units", pa.int32()), ("pairs", pa.int64())])
 """Suffix of the file of counts, and its rows: the pairs of a source with each score that occurs, in ten-thousandths."""
 
-FILE = "_cuts.json"
-"""In the folder of `choose`: the fingerprint, and the cuts of each filter by source."""
+CUTS = "curate.cuts"
+"""The pass that reduces the counts to the cuts of each filter by source."""
 
 UNSCORED = "not scored, since a tower failed on its image or its text"
 
@@ -73,12 +74,23 @@ def counted(sources: Iterable[str], units: Iterable[int]) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, COUNTS_SCHEMA, strict=True)], schema=COUNTS_SCHEMA)
 
 
-def summed(build: Build, stage: str) -> Counts:
-    """The counts of all partitions of a stage."""
-    directory, counts = build.stage(stage), Counts()
+def summed(build: Build) -> Counts:
+    """The counts of all partitions."""
+    directory, counts = build.stage("curate.score"), Counts()
     for table in _of_each(directory, lambda record: directory.table(record, COUNTS)):
         for source, units, pairs in zip(*(column.to_pylist() for column in table.columns), strict=True):
             counts.setdefault(source, Counter())[units] += pairs
+    return counts
+
+
+def summed_after(build: Build) -> Counts:
+    """The counts of the pairs that filters of scores have kept."""
+    counts = Counts()
+    for partition in build.stage("dedup").partitions():
+        rows = pairs_before(build, partition, "semantic_dedup", ["source", PAIR_SCORE.name])
+        units, there = in_units(rows[PAIR_SCORE.name])
+        for source, unit in zip(rows["source"].filter(pa.array(there)).to_pylist(), units[there].tolist(), strict=True):
+            counts.setdefault(source, Counter())[unit] += 1
     return counts
 
 
@@ -103,37 +115,14 @@ def end_of_share(counts: Mapping[int, int], share: float) -> tuple[int, int]:
     raise AssertionError("a share is no more than all")
 
 
-def nth_id(build: Build, stage: str, splits: Sequence[str], source: str, units: int, n: int) -> str:
-    """The n-th smallest id of the pairs of a source with one score, n from 1. Holds n ids."""
-    directory, smallest = build.stage(stage), list[str]()
-    score = pc.field(PAIR_SCORE.name)
-    near = (score > (units - 0.5) / UNITS) & (score < (units + 0.5) / UNITS) & (pc.field("source") == source)
-
-    def read(record: Record) -> pa.Table:
-        return pa.concat_tables(directory.table(record, f"{s}.parquet", ["candidate_id"], near) for s in splits)
-
-    for table in _of_each(directory, read):
-        for name in table["candidate_id"].to_pylist():
-            if len(smallest) < n or name < smallest[-1]:
-                bisect.insort(smallest, name)
-                del smallest[n:]
-    return smallest[n - 1]
+def as_json(cuts: Cuts) -> Any:
+    """The cuts as the pass reduces to them."""
+    return [{source: [cut.units, cut.candidate_id] for source, cut in own.items()} for own in cuts]
 
 
-def write(build: Build, cuts: Cuts) -> None:
-    """Leave the cuts for the tasks and the report."""
-    stage = build.stage("choose")
-    value = [{source: [cut.units, cut.candidate_id] for source, cut in own.items()} for own in cuts]
-    stage.folder.write(FILE, canonical_json({"fingerprint": stage.fingerprint, "cuts": value}))
-
-
-def read(build: Build) -> Cuts | None:
-    """The cuts as the driver left them; None if there are none, or those of another fingerprint."""
-    stage = build.stage("choose")
-    written = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
-    if written.get("fingerprint") != stage.fingerprint:
-        return None
-    return [{source: Cut(*cut) for source, cut in own.items()} for own in written["cuts"]]
+def read(build: Build) -> Cuts:
+    """The cuts as the driver left them."""
+    return [{source: Cut(*cut) for source, cut in own.items()} for own in build.stage(CUTS).reduced()]
 
 
 def in_words(counts: Counts, source: str, score: float | None) -> str:

@@ -7,6 +7,7 @@ was killed leaves only files that no record names, and two attempts at one parti
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
     FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names: the stage's rows, and archives
     FOLDER/<stage>/_<kind>/<partition>-<attempt>.<suffix>     its other tables, for example `_decisions/`
+    FOLDER/<stage>/_reduced/<fingerprint>.json                what the driver made of all partitions, where a pass reduces
     FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are committed
 
 The Parquet files at the top of a stage's folder have one schema: `FOLDER/<stage>/*.parquet` is a table. What pandas,
@@ -16,6 +17,7 @@ pyarrow, Spark and Ray Data read of a folder leaves out names that begin with an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import time
@@ -31,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from data_specs.shard import canonical_json
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import read_parquet, write_parquet
@@ -49,9 +52,8 @@ class FileRef(BaseModel):
 
 
 class Record(BaseModel):
-    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted; `decided` is
-    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where nobody knows (records of an older
-    wenlan have neither)."""
+    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the pass counted; `decided` is
+    counted of its decisions; `peak_bytes` is the most memory of its worker, 0 where that is unknown."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
@@ -79,10 +81,17 @@ DECISIONS = "decisions.parquet"
 _ANEW = "delete the stage's folder to make it again"
 """What to do about a damaged file."""
 
-_RECORDS, _FINISHED = "_records", "_stage.json"
+_RECORDS, _REDUCED, _FINISHED = "_records", "_reduced", "_stage.json"
 
 APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "signatures", "merged")
 """Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
+
+ROWS_DIGEST = "rows"
+"""In a record's `info`: digest of the ids of its rows (`rows_digest`), of a table that column files belong to, and of
+each of these files."""
+
+REMOVED_LATER = "forgotten"
+"""Count of a record: candidates that takedowns have removed since it was committed. Its other counts stay the same."""
 
 MARK = 16
 """Hex digits of a fingerprint by which its records' folder is named."""
@@ -91,8 +100,7 @@ MARK = 16
 def _file_name(partition: str, attempt: str, suffix: str) -> str:
     """A committed file's name: each attempt has its own, so that two attempts at one partition cannot mix.
 
-    A file of a kind in APART is named with its folder, so that it is in no glob of the stage's rows. Records of an
-    older wenlan name such files without one, and are read as they are.
+    A file of a kind in APART is named with its folder, so that it is in no glob of the stage's rows.
     """
     name = f"{partition}-{attempt}.{suffix}"
     kind = suffix.removesuffix(".parquet").removesuffix(".bin").rpartition(".")[2]
@@ -111,6 +119,11 @@ def timed() -> Iterator[None]:
         yield
     finally:
         _BEGAN.reset(token)
+
+
+def rows_digest(ids: Iterable[str]) -> str:
+    """Digest of the ids of rows in their order."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:MARK]
 
 
 class Attempt:
@@ -250,9 +263,33 @@ def _read(source: Path | pa.NativeFile, columns: list[str] | None, filters: Any)
     return read_parquet(source, columns)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The pass that runs, and the passes whose records it may open."""
+
+    name: str
+    allowed: frozenset[str]
+
+
+_reading: ContextVar[_Reading | None] = ContextVar("reading", default=None)
+
+
+@contextlib.contextmanager
+def reading(name: str, reads: Iterable[str]) -> Iterator[None]:
+    """Within this block the pass `name` runs: opening records of a pass that is neither itself nor in `reads` fails.
+
+    So what a fingerprint is made of is all that a pass can depend on.
+    """
+    token = _reading.set(_Reading(name, frozenset({name, *reads})))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
 @dataclass(frozen=True)
 class StageDir:
-    """A stage's folder, seen at one fingerprint. How it is laid out on disk is known here and nowhere else."""
+    """Folder of a pass, seen at one fingerprint. How it is laid out on disk is known here and nowhere else."""
 
     folder: Folder
     name: str
@@ -265,6 +302,10 @@ class StageDir:
 
     @property
     def _records(self) -> Folder:
+        reader = _reading.get()
+        assert reader is None or self.name in reader.allowed, (
+            f"pass {reader.name} does not declare that it reads {self.name}"
+        )
         return self.folder / _RECORDS / self.mark
 
     def at(self, fingerprint: str) -> StageDir:
@@ -322,7 +363,13 @@ class StageDir:
                 return adopted
         return None
 
-    def amend(self, record: Record, files: Mapping[str, Path], counts: dict[str, int] | None = None) -> Record:
+    def amend(
+        self,
+        record: Record,
+        files: Mapping[str, Path],
+        counts: dict[str, int] | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> Record:
         """Commit a partition again with some of its files replaced by local ones. Replaced files stay until `sweep`.
 
         For a takedown, the one case in which committed bytes change.
@@ -335,6 +382,7 @@ class StageDir:
                 own = decided(path, refs[suffix].sha256)
             self.folder.take(path, name, suffix == USERINFO)
         update = {"files": refs, "attempt": attempt, "counts": counts or record.counts, "decided": own}
+        update["info"] = record.info if info is None else info
         amended = record.model_copy(update=update)
         self.write_record(amended)
         return amended
@@ -350,6 +398,22 @@ class StageDir:
     def has_files(self, record: Record, suffixes: Iterable[str]) -> bool:
         """Whether a record names files of these suffixes, and they are there."""
         return all(suffix in record.files and self.folder.exists(record.files[suffix].name) for suffix in suffixes)
+
+    def reduced(self) -> Any:
+        """JSON value that the driver made of all partitions (`Pass.reduce`). Raises StoreError if it is not there."""
+        value = self.find_reduced()
+        if value is None:
+            raise StoreError(self.folder.at(f"{_REDUCED}/{self.mark}.json"), f"is missing; {_ANEW}")
+        return value
+
+    def find_reduced(self) -> Any:
+        """Like `reduced`, None if it is not there."""
+        _ = self._records  # held to what the running pass may read
+        return self.folder.find_json(f"{_REDUCED}/{self.mark}.json", None)
+
+    def write_reduced(self, value: Any) -> None:
+        """Leave a JSON value for `reduced`."""
+        self.folder.write(f"{_REDUCED}/{self.mark}.json", canonical_json(value))
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
@@ -378,6 +442,7 @@ class StageDir:
         """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
         if self.finished_at().startswith(self.mark):
             self.unfinish()
+        self.folder.delete(f"{_REDUCED}/{self.mark}.json")
         self.folder.delete(self.records_name)
 
     def empty(self, version: int) -> None:
@@ -447,7 +512,8 @@ class StageDir:
                     other.delete_record(record.partition)
             if not other.partitions():
                 self.folder.delete(other.records_name)
-        self._delete_unnamed("", named, keep | {_RECORDS})
+        of_passes = {name for name in self.folder.names() if name.startswith("_") and name[1:] not in APART}
+        self._delete_unnamed("", named, keep | of_passes)
 
     def _delete_unnamed(self, place: str, named: Set[str], keep: Set[str]) -> None:
         """Delete what lies in a place (a prefix "", or ending in a slash), but for `named` and what leads there."""

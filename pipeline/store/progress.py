@@ -21,7 +21,7 @@ from pipeline import pulse
 from pipeline.pulse import Beat
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
-from pipeline.store.stage import Stage
+from pipeline.store.stage import Pass
 
 NEAR_S, FAR_S = 1.0, 10.0
 """Seconds between two looks at the figures of a build on a disk, and on an object store."""
@@ -29,15 +29,15 @@ NEAR_S, FAR_S = 1.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How far a stage is.
+    """How far a pass is.
 
-    unit: what it counts, e.g. rows, pages, images. share: of the stage that is done, 0 to 1; None where nobody knows.
+    unit: what it counts, e.g. rows, pages, images. share: of the pass that is done, 0 to 1; None where that is unknown.
     done: rows of committed and running partitions; total: rows in all, once every partition runs or is committed.
     kept, failed: what became of them. rates: done and bytes per second of late. more: other figures of its partitions.
-    left_seconds: None where nobody knows. hosts: kept, failed, bytes and per_second by host, the busiest first.
+    left_seconds: None where that is unknown. hosts: kept, failed, bytes and per_second by host, the busiest first.
     """
 
-    stage: str
+    name: str
     unit: str
     partitions: int
     committed: int
@@ -53,7 +53,7 @@ class Figures:
     hosts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def line(self) -> str:
-        """The figures as people read them, without the stage's name."""
+        """The figures as people read them, without the name of the pass."""
         of = f" of {self.total:,}" if self.total is not None and self.total >= self.done else ""
         parts = [f"{self.done:,}{of} {self.unit}"] if self.done or of else []
         parts += [f"{self.more['images']:,} images"] if self.more.get("images") and self.unit != "images" else []
@@ -97,7 +97,7 @@ class Watch:
     def __init__(
         self, build: Build, name: str, partitions: int, committed: Iterable[Record], progress: Progress
     ) -> None:
-        self._stage, self._folder = build.stages[name], build.stage(name).folder
+        self._pass, self._folder = build.passes[name], build.stage(name).folder
         self._partitions, self._progress = partitions, progress
         self._counts, self._beats = Counter[str](), list[Beat]()
         self._committed = self._before = 0
@@ -137,7 +137,7 @@ class Watch:
     def _tell(self) -> None:
         with self._lock:
             ran = Ran(self._committed - self._before, time.monotonic() - self._began)
-            now = figures(self._stage, self._partitions, self._committed, self._counts, self._beats, ran)
+            now = figures(self._pass, self._partitions, self._committed, self._counts, self._beats, ran)
         self._progress.update(now)
 
 
@@ -158,23 +158,23 @@ def counts_of(records: Iterable[Record]) -> Counter[str]:
 
 
 def figures(
-    stage: Stage, partitions: int, committed: int, counts: Mapping[str, int], beats: Sequence[Beat], ran: Ran
+    own: Pass, partitions: int, committed: int, counts: Mapping[str, int], beats: Sequence[Beat], ran: Ran
 ) -> Figures:
-    """The figures of a stage. counts: of its committed partitions together; beats: of those that run."""
+    """The figures of a pass. counts: of its committed partitions together; beats: of those that run."""
     said = Counter[str]()
     for beat in beats:
         said.update(beat.counts)
     shares = sum(beat.share for beat in beats)
     waiting = max(0, partitions - committed - len(beats))
-    done = sum(counts.get(name, 0) for name in stage.done) + sum(beat.done for beat in beats)
+    done = sum(counts.get(name, 0) for name in own.done) + sum(beat.done for beat in beats)
     unknown = [beat for beat in beats if beat.total is None]
     total = None
     if not waiting and not unknown and beats:
         total = done + sum(max(0, int(beat.total or 0) - beat.done) for beat in beats)
     share = min(1.0, (committed + shares) / partitions) if partitions else 1.0
     return Figures(
-        stage=stage.name,
-        unit=stage.unit,
+        name=own.name,
+        unit=own.unit,
         partitions=partitions,
         committed=committed,
         running=len(beats),
@@ -191,7 +191,7 @@ def figures(
 
 
 def _left(missing: int, waiting: int, shares: float, beats: Sequence[Beat], ran: Ran) -> float | None:
-    """Seconds that a stage still takes; None where nobody knows.
+    """Seconds that a pass still takes; None where that is unknown.
 
     Where partitions wait, as many as were done per second so far; where all of them run, what the last one still takes.
     """

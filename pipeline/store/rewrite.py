@@ -13,9 +13,10 @@ Limits: a partition in memory.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,8 @@ from data_specs.shard import KEY_LENGTH, nfc
 from pipeline.files.digests import DIGEST
 from pipeline.files.parquet import write_parquet
 from pipeline.records import DropReason, sha256_hex
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.partitions import DECISIONS, REMOVED_LATER, ROWS_DIGEST, Record, StageDir, rows_digest
 from pipeline.store.takedowns import Takedowns
-
-REMOVED_LATER = "forgotten"
-"""Count of a record: candidates that takedowns have removed since it was committed. Its other counts stay the same."""
-
 
 class Removal:
     """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
@@ -122,9 +119,18 @@ class Rewrite:
     """One committed partition being rewritten: what replaces its files, by suffix, until it is committed again."""
 
     def __init__(
-        self, stage: StageDir, record: Record, removal: Removal, borrowed: BorrowedTexts, path: Callable[[str], Path]
+        self,
+        stage: StageDir,
+        record: Record,
+        removal: Removal,
+        borrowed: BorrowedTexts,
+        path: Callable[[str], Path],
+        aligned: Mapping[str, pa.Table] = MappingProxyType({}),
     ) -> None:
         self.stage, self.record, self.removal, self.borrowed = stage, record, removal, borrowed
+        self.aligned = aligned
+        """By the suffix of a column file: candidate_id and source of the rows that it belongs to."""
+        self.info = dict(record.info)
         self.path = path
         """Local path for the file of a suffix."""
         self.files: dict[str, Path] = {}
@@ -141,11 +147,10 @@ class Rewrite:
             write_parquet(self.path(suffix), table, row_group_size=_row_group(before))
             removed = pq.read_metadata(before).num_rows - table.num_rows
         self.replace(suffix)
+        if suffix == "parquet" and ROWS_DIGEST in self.info and "candidate_id" in table.column_names:
+            self.info[ROWS_DIGEST] = rows_digest(table["candidate_id"].to_pylist())
         if removed and suffix == "parquet" and "candidate_id" in table.column_names:
             self.counts[REMOVED_LATER] = self.counts.get(REMOVED_LATER, 0) + removed
-        name = suffix.removesuffix(".parquet")
-        if name in self.counts:  # counted by split
-            self.counts[name] = table.num_rows
 
     def remove_rows(self) -> None:
         """Remove rows from the partition's tables, except from those that are replaced already."""
@@ -153,6 +158,9 @@ class Rewrite:
             if suffix in self.files or not (suffix == "parquet" or suffix.endswith(".parquet")):
                 continue
             table = self.stage.table(self.record, suffix)
+            if suffix in self.aligned:
+                self._remove_aligned(suffix, table)
+                continue
             if suffix == DECISIONS:
                 remaining = self.removal.blanked(table)
             else:
@@ -160,9 +168,17 @@ class Rewrite:
             if remaining is not None:
                 self.write_table(suffix, remaining)
 
+    def _remove_aligned(self, suffix: str, table: pa.Table) -> None:
+        """Removes from a column file the rows that its pairs lose."""
+        rows = self.aligned[suffix]
+        stays = pc.invert(self.removal.mask(rows))
+        if not pc.all(stays).as_py():
+            self.info[ROWS_DIGEST] = rows_digest(rows.filter(stays)["candidate_id"].to_pylist())
+            self.write_table(suffix, table.filter(stays))
+
     def commit(self) -> Record | None:
         """Commit the partition again; returns None, and does nothing, if it holds nothing of what is removed."""
-        return self.stage.amend(self.record, self.files, self.counts) if self.files else None
+        return self.stage.amend(self.record, self.files, self.counts, self.info) if self.files else None
 
 
 @contextmanager

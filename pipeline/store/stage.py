@@ -1,15 +1,16 @@
-"""A stage: one step of a build, and all that is known of it.
+"""Stages and passes: what a build consists of.
 
-    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
-        -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
-        -> concepts -> balance -> detect -> shard -> tally -> report
+    crawl -> extract -> admit -> fetch -> measure -> filter -> dedup -> curate -> detect -> shard -> report
 
-Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the
-object: the run (inputs, partitions, resources), the store (folder), the funnel and the report (Chinese name, what
-drops), `explain` (how a row is recognised), takedowns (how rows are removed), `gc` (what may be deleted). So a stage is
-added by one file and one line.
+A stage is what a user names, what a line of the funnel counts and what a folder of BUILD holds. How it is done are its
+passes: each goes over partitions, reads the records of the passes that it declares, and commits one record per
+partition. The last pass of a stage has the stage's name; it writes the stage's decisions and rows. `STAGE.PASS` names
+any other.
 
-A build carries its stages (`Build.stages`), so that what lies below `pipeline.stages` needs no import of it.
+Each file of `pipeline.stages` ends with one `Stage`; `pipeline.stages.STAGES` is their order. Everything else asks these
+objects: the run (reads, partitions, resources), the store (folders), the funnel and the report (Chinese name, subject),
+`explain` (how a row is recognised), takedowns and `gc` (what may be deleted). A build carries its stages
+(`Build.stages`), so that nothing below `pipeline.stages` imports it.
 """
 
 from __future__ import annotations
@@ -30,22 +31,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class StageFile:
-    """A kind of file that a stage commits for a partition.
+class PassFile:
+    """A kind of file that a pass commits for a partition.
 
     suffix: as in the partition's record, a pattern as `fnmatch` takes it. schema: of a Parquet file with one fixed
     schema. row_key: the column by which a row belongs to a candidate or an image; "" for a file that `explain` does not
-    look into.
+    look into. aligned: the pass whose rows of the same partition these are row by row; "" for a table of its own.
     """
 
     suffix: str
     schema: pa.Schema | None = None
     row_key: str = ""
+    aligned: str = ""
 
 
 def one_cpu(spec: BuildSpec) -> dict[str, float]:
     """Default resources of a partition, as options of a Ray task."""
     return {"num_cpus": 1.0}
+
+
+def always(spec: BuildSpec) -> bool:
+    """Default of `Pass.when`: every build has it."""
+    return True
+
+
+def no_partitions(build: Build) -> list[str]:
+    """`Pass.over` of a pass that only reduces."""
+    return []
+
+
+def no_run(build: Build, partition: str) -> None:
+    """`Pass.run` of a pass that only reduces."""
+    raise AssertionError(f"a pass without partitions was asked for {partition}")
+
+
+def nothing(build: Build) -> None:
+    """Default of `Pass.begin`."""
 
 
 def remove_rows(rewrite: Rewrite) -> None:
@@ -54,97 +75,124 @@ def remove_rows(rewrite: Rewrite) -> None:
 
 
 def nothing_moved(build: Build, before: Record, after: Record) -> None:
-    """Default: nothing in STORE points into the stage's files."""
+    """Default: nothing in STORE points into the files of the pass."""
 
 
 def no_state(build: Build, removal: Removal) -> None:
-    """Default: the stage keeps nothing beside its committed files."""
+    """Default: the pass keeps nothing beside its committed files."""
+
+
+EVERY = ("*",)
+"""`Pass.reads` of a pass that reads all passes before it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step of a stage over partitions. `over`, `token`, `when` and `resources` are pure functions.
+
+    name: `STAGE.PASS`, or the stage's name for its last pass.
+    over(build): names of its partitions, once what it reads is finished.
+    reads: passes whose records it opens, in any of its functions; those that a build does not have are left out. A
+    pass that opens the records of another one fails (`pipeline.store.partitions.reading`).
+    run(build, partition): does one partition and commits it.
+    version: raised when the same input gives another output.
+    token(build): JSON value of its part of the spec, the versions of its plug-ins, and what it reads outside the build.
+    reduce(build): JSON value that the driver makes of the committed partitions, read as `StageDir.reduced`; small.
+    when(spec): whether a build of the spec has this pass.
+    begin(build): called by the driver before partitions of an unfinished pass run.
+    resources(spec): what a partition asks of the cluster, as options of a Ray task.
+    files: what it commits for a partition, beside its decisions.
+    unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
+
+    rewrites_others: whether a takedown rewrites the partitions that other specs committed. If not, they are deleted.
+    without(rewrite): removes from one committed partition what a takedown names.
+    moved(build, before, after): tells STORE where files of a rewritten partition lie now.
+    forget_state(build, removal): removes it from what the pass keeps beside its committed files.
+    stored(build, partition): for a pass that reads what changes outside: whether it has a result of the partition
+    under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
+    """
+
+    name: str
+    over: Callable[[Build], list[str]]
+    reads: tuple[str, ...]
+    run: Callable[[Build, str], None]
+    token: Callable[[Build], Any]
+    version: int = 1
+    reduce: Callable[[Build], Any] | None = None
+    when: Callable[[BuildSpec], bool] = always
+    begin: Callable[[Build], None] = nothing
+    resources: Callable[[BuildSpec], dict[str, float]] = one_cpu
+    files: tuple[PassFile, ...] = ()
+    unit: str = "rows"
+    done: tuple[str, ...] = ("seen",)
+    rewrites_others: bool = True
+    without: Callable[[Rewrite], None] = remove_rows
+    moved: Callable[[Build, Record, Record], None] = nothing_moved
+    forget_state: Callable[[Build, Removal], None] = no_state
+    stored: Callable[[Build, str], bool] | None = None
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that it belongs to."""
+        return self.name.partition(".")[0]
+
+    def file(self, suffix: str) -> PassFile | None:
+        """What a committed file is, by its suffix; None for decisions and for files that are not declared."""
+        if suffix == DECISIONS:
+            return None
+        return next((file for file in self.files if fnmatch.fnmatchcase(suffix, file.suffix)), None)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `token` and `resources` are pure functions.
+    """One stage.
 
-    name, zh: as specs, records and reports call it. folder: where it writes, within BUILD. inputs: stages it reads.
+    name, zh: as specs, records and reports call it. folder: where it writes, within BUILD; passes but the last one
+    have a folder `_PASS` in it. passes: in their order.
 
-    version: raised when the same input gives another output. Never raised for crawl and fetch by a mere code change.
-    token(build): JSON value of its part of the spec, the versions of its plug-ins, and what it reads outside the build.
-    partitions(build): names of its partitions, once its inputs are finished. That of `shard` also clears its folder for
-    a new fingerprint, so only the driver calls it.
-    run(build, partition): does one partition and commits it.
-    resources(spec): what a partition asks of the cluster, as options of a Ray task.
-    files: what it commits for a partition, beside its decisions.
-
-    subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing itself.
-    came_later: builds of specs that do not ask for it have no row of it in their funnels, as before there was one.
+    subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
-
-    fixed_partitions: how many partitions it has does not grow with the candidates (`plan --estimate`).
-
-    unit, done: for people, what its progress is counted in, and the counts of a record whose sum that is.
     network: its results cost requests to other servers, so `gc` keeps those of other specs.
     fixed_names: its files have names that two fingerprints share, so they are neither swept nor rewritten in place.
     expires: `gc --keep` deletes its folder from expired builds.
-    rewrites_others: whether a takedown rewrites the partitions that other specs committed. If not, they are deleted:
-    they cost no network, and follow from all rows together.
-    without(rewrite): removes from one committed partition what a takedown names.
-    stored(build, partition): for a stage that reads what changes outside: whether it has a result of the partition
-    under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
-    moved(build, before, after): tells STORE where files of a rewritten partition lie now.
-    forget_state(build, removal): removes it from what the stage keeps beside its committed files.
     """
 
     name: str
     zh: str
     folder: str
-    inputs: tuple[str, ...]
-    version: int
-    token: Callable[[Build], Any]
-    partitions: Callable[[Build], list[str]]
-    run: Callable[[Build, str], None]
-    resources: Callable[[BuildSpec], dict[str, float]] = one_cpu
-    files: tuple[StageFile, ...] = ()
+    passes: tuple[Pass, ...]
     subject: str = "candidate"
-    came_later: bool = False
     max_drop: float | None = None
-    fixed_partitions: bool = False
-    unit: str = "rows"
-    done: tuple[str, ...] = ("seen",)
     network: bool = False
     fixed_names: bool = False
     expires: bool = True
-    rewrites_others: bool = True
-    stored: Callable[[Build, str], bool] | None = None
-    without: Callable[[Rewrite], None] = remove_rows
-    moved: Callable[[Build, Record, Record], None] = nothing_moved
-    forget_state: Callable[[Build, Removal], None] = no_state
+
+    def __post_init__(self) -> None:
+        assert self.passes[-1].name == self.name, f"the last pass of {self.name} has another name"
+        assert all(own.stage == self.name for own in self.passes), f"a pass of {self.name} belongs elsewhere"
+
+    def folder_of(self, name: str) -> str:
+        """Folder of one of its passes, within BUILD."""
+        return self.folder if name == self.name else f"{self.folder}/_{name.partition('.')[2]}"
 
     @property
-    def prepares(self) -> bool:
-        """Whether it drops nothing itself and only prepares what a later stage decides."""
-        return not self.subject
-
-    def file(self, suffix: str) -> StageFile | None:
-        """What a committed file is, by its suffix; None for decisions and whatever else is not declared."""
-        if suffix == DECISIONS:
-            return None
-        return next((file for file in self.files if fnmatch.fnmatchcase(suffix, file.suffix)), None)
+    def main(self) -> Pass:
+        """The pass that writes the stage's decisions and rows."""
+        return self.passes[-1]
 
 
 Stages = Mapping[str, Stage]
 """Stages by name, in the order in which a candidate meets them."""
 
 
-def deciding(stages: Stages, first: str = "", last: str = "") -> list[str]:
-    """Names of the stages that decide on candidates or captures, from `first` to `last`, both inclusive."""
-    return [stage.name for stage in _between(stages, first, last) if not stage.prepares]
+def passes_of(stages: Stages, spec: BuildSpec) -> dict[str, Pass]:
+    """The passes that a build of a spec has, by name and in their order."""
+    return {own.name: own for stage in stages.values() for own in stage.passes if own.when(spec)}
 
 
 def in_funnel(build: Build, first: str = "", last: str = "") -> list[str]:
-    """`deciding` of a build, without those that came later and have nothing to do in it."""
-    later = {name for name, stage in build.stages.items() if stage.came_later}
-    busy = {name for name in later if name in build.fingerprints and build.stage(name).records()}
-    return [name for name in deciding(build.stages, first, last) if name not in later - busy]
+    """Names of a build's stages that decide on candidates or captures, from `first` to `last`, both inclusive."""
+    return [stage.name for stage in _between(build.stages, first, last) if stage.subject and stage.name in build.passes]
 
 
 def _between(stages: Stages, first: str, last: str) -> Iterator[Stage]:

@@ -30,7 +30,7 @@ WAIT_S = 60.0
 """Seconds to wait for another publisher."""
 
 PAIR_FEATURES = "pair-"
-"""With it begin the names of the caches of features of images and texts (`pipeline.stages._towers`)."""
+"""With it begin the names of the caches of features of images and texts (`pipeline.curate._towers`)."""
 
 STORE_VERSION = 2
 """2: identities are columns under a record (`pipeline.store.identities`); those of 1 are refused there."""

@@ -225,10 +225,10 @@ class Pictures:
 
     @functools.cached_property
     def _unsafe(self) -> frozenset[str]:
-        """Candidates that `screen` dropped for a reason that forbids to show them."""
+        """Candidates that a judge dropped for a reason that forbids to show them."""
         found: set[str] = set()
         for source in self._catalog.sources:
-            if source.stage == "screen":
+            if source.stage == "curate":
                 for batch in source.part.batches(["id", "reasons"]):
                     rows = zip(batch["id"].to_pylist(), batch["reasons"].to_pylist(), strict=True)
                     found |= {name for name, reasons in rows if UNSHOWN & set(reasons)}

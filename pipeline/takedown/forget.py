@@ -238,8 +238,7 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
         _move_staged(build)
-    handed = [name for name in IDENTITY_STAGES if name in build.stages]  # what publishing hands to STORE
-    rewrite_partitions.remove(build, removal, handed)
+    rewrite_partitions.remove(build, removal, IDENTITY_STAGES)  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
     rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
@@ -255,9 +254,9 @@ def _report_again(build: Build) -> None:
 
     It reads models and word lists that the spec names, which may be gone by now: a takedown must not wait for them.
     """
-    report = build.stages["report"]
+    report = build.passes["report"]
     try:
-        for partition in report.partitions(build):
+        for partition in report.over(build):
             report.run(build, partition)
     except (WenlanError, SpecError) as e:
         build.stage(report.name).retire(set(), lambda _: set())

@@ -173,7 +173,7 @@ def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deleti
 
 def _models(build: Build) -> set[str]:
     """Caches of the features by which a build's pairs were scored."""
-    records = build.stage("score").records()[:1] if "score" in build.fingerprints else []
+    records = build.stage("curate.score").records()[:1] if "curate.score" in build.fingerprints else []
     return {model for record in records for model in record.info["models"]}
 
 
@@ -224,19 +224,19 @@ def _alone(build: Build, dry_run: bool) -> Iterator[None]:
 
 def _tidy(build: Build, deletions: Deletions) -> None:
     """Delete leftovers in a build that stays."""
-    for stage in build.stages.values():
+    for own in build.all_passes():
+        stage, ours = build.stages[own.stage], build.stage_at(own.name, build.fingerprints.get(own.name, ""))
         if stage.fixed_names:
             continue
-        folder, ours = build.folder / stage.folder, build.fingerprints.get(stage.name, "")
         named = set[str]()
-        for directory in build.history(stage.name):
-            if stage.network or directory.at(ours).mark == directory.mark:
+        for directory in build.history(own.name):
+            if stage.network or directory.mark == ours.mark:
                 named |= {ref.name for record in directory.records() for ref in record.files.values()}
             else:
-                deletions.delete("of another spec", folder, directory.records_name)
-        for file in StageDir(folder, stage.name, ours).committable():
+                deletions.delete("of another spec", ours.folder, directory.records_name)
+        for file in ours.committable():
             if file not in named:
-                deletions.delete("left over", folder, file)
+                deletions.delete("left over", ours.folder, file)
 
 
 def _expire(store: Store, build: Build, others: list[Build], deletions: Deletions) -> None:

@@ -1,38 +1,41 @@
 """Removes what is taken down from the committed partitions of one build, at every fingerprint.
 
-Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); each stage knows how its partitions are
-rewritten (`Stage.without`). Files with fixed names, the shards, are done by `pipeline.takedown.rewrite_shards`.
+Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); each pass knows how its partitions are
+rewritten (`Pass.without`). Files with fixed names, the shards, are done by `pipeline.takedown.rewrite_shards`.
 
-Stages are done last to first, so that the rows by which a later stage's rows are recognised still exist if this is
+Passes are done last to first, so that the rows by which a later one's rows are recognised still exist if this is
 killed. Each partition is committed again as a whole, and the same command finishes what a killed one began.
 
-Limits: one process, a partition in memory. What other specs committed is deleted instead of rewritten where the stage
-says so (`Stage.rewrites_others`). WARC files and tables that a spec names are the user's and are not touched.
+Limits: one process, a partition in memory. What other specs committed is deleted instead of rewritten where the pass
+says so (`Pass.rewrites_others`). WARC files and tables that a spec names are the user's and are not touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import nfc
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, StageDir
+from pipeline.store.partitions import DECISIONS, Record
 from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
+from pipeline.store.stage import Pass
 from pipeline.takedown.request import text_array
 
 
 def rewritable(build: Build) -> list[str]:
-    """Stages that `remove` can rewrite, in its order: a stage before those that it reads."""
-    return [stage.name for stage in reversed(list(build.stages.values())) if not stage.fixed_names]
+    """Passes that `remove` can rewrite, in its order: a pass before those that it reads."""
+    names = [own.name for own in build.all_passes() if not build.stages[own.stage].fixed_names]
+    return names[::-1]
 
 
 def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
-    """Rewrite the files of stages `names` (of `rewritable`)."""
-    borrowed = borrowed_texts(build, removal)
+    """Rewrites the files of passes `names` (of `rewritable`)."""
+    borrowed, passes = borrowed_texts(build, removal), {own.name: own for own in build.all_passes()}
     for name in names:
-        stage, ours = build.stages[name], build.fingerprints.get(name, "")
+        stage, ours = passes[name], build.fingerprints.get(name, "")
         directories = build.history(name)
         for directory in directories:
             if not stage.rewrites_others and directory.at(ours).mark != directory.mark:
@@ -40,13 +43,23 @@ def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
                 continue
             for record in directory.records():
                 with scratch(directory) as path:
-                    rewrite = Rewrite(directory, record, removal, borrowed, path)
+                    rewrite = Rewrite(directory, record, removal, borrowed, path, _aligned(build, stage, record))
                     stage.without(rewrite)
                     after = rewrite.commit()
                 if after is not None:
                     stage.moved(build, record, after)
-        StageDir(build.folder / stage.folder, name, ours).sweep()  # also what a killed attempt left without a record
+        build.stage_at(name, ours).sweep()  # also what a killed attempt left without a record
         stage.forget_state(build, removal)
+
+
+def _aligned(build: Build, own: Pass, record: Record) -> dict[str, pa.Table]:
+    """By the suffix of a record's column files candidate_id and source of the rows that they belong to."""
+    files = ((suffix, own.file(suffix)) for suffix in record.files)
+    pairs = {suffix: build.stage(file.aligned) for suffix, file in files if file is not None and file.aligned}
+    return {
+        suffix: of.table(of.record(record.partition), columns=["candidate_id", "source"])
+        for suffix, of in pairs.items()
+    }
 
 
 def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from captions import captions
 from harness import Figure, at_least, at_most, quick, report
+from pipeline.stages.balance import draw, threshold_of
 from scored_pairs import cached_rate, tower_ratio
 
 from data_specs.build import Balance
@@ -35,7 +36,6 @@ from pipeline.filters.image_faces import ImageFaces
 from pipeline.filters.image_qr import ImageQr
 from pipeline.filters.text_density import TextDensity
 from pipeline.filters.text_perplexity import TextPerplexity
-from pipeline.stages.balance import draw, threshold_of
 from pipeline.store.concept_counts import Probabilities
 from pipeline.texts.concepts import concepts
 

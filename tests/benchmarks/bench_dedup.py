@@ -119,7 +119,7 @@ def _delta(folder: Path, looks: Path, size: int, delta: int) -> dict[str, Any]:
     build = _build(folder, "parallel", SNAPSHOT)
     with build.store.lock():
         Identities(build.store).publish(build)
-    kept = build.stage("lead").record("all").counts["leaders"]
+    kept = build.stage("dedup.lead").record("all").counts["leaders"]
     _make(folder, looks, delta, size, NEXT, size + delta)
     dealt = _run(folder, "parallel", 1, NEXT)  # makes what STORE has not got
     found: dict[str, Any] = {side: _run(folder, side, 1, NEXT) for side in ("alone", "parallel")}
@@ -260,7 +260,7 @@ def serve_stage(folder: Path, name: str, side: str, workers: int, snapshot: str)
     build.stage(name).finish(partitions, stage.version)
     totals: dict[str, int] = {}
     if name == "meet":
-        for record in build.stage("meet").records():
+        for record in build.stage("dedup.meet").records():
             what = "apart_texts" if record.partition.startswith("texts") else "apart"
             totals[what] = totals.get(what, 0) + record.counts["apart"]
     cpu, gb = sum(own for own, _ in spent), max((own for _, own in spent), default=0.0)

@@ -40,7 +40,7 @@ def main() -> int:
             groups = gather.partitions(build)
             for group in groups:
                 gather.run_partition(build, group)
-            build.stage("gather").finish(groups, STAGES["gather"].version)
+            build.stage("admit.sort").finish(groups, STAGES["gather"].version)
             made = time.process_time() - began
             assert len(_gathered.groups(build)) == len(groups) > 0
             gathered = read(build, parts)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.store import Store
 
@@ -81,7 +83,7 @@ def made(
             end += 1
         _partition(build, f"{part:05d}-of-{parts:05d}", everything[start:end], kept_share, jpegs, shared)
         start = end
-    with build.stage("lead").attempt("all") as attempt:
+    with build.stage("dedup.lead").attempt("all") as attempt:
         attempt.write_table("images.parquet", IMAGE_SCHEMA.empty_table())
         attempt.path(SIGNATURES).write_bytes(b"")
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
@@ -155,13 +157,12 @@ def _partition(
                 attempt.write_table("parquet", pa.Table.from_pylist(list(measured.values()), schema=FEATURE_SCHEMA))
             _decide(attempt, drops.get(stage, []))
             attempt.commit(_counts(here, drops, stage))
-    rows = {split: [row for row in kept if row["split"] == split] for split in SPLITS}
-    with build.stage("dedup").attempt(f"{name[:5]}-{name}") as attempt:
-        for split in SPLITS:
-            table = pa.Table.from_pylist(rows[split], schema=DEDUP_SCHEMA)
-            attempt.write_table(f"{split}.parquet", table, row_group_size=1_000)
+    splits = Counter(row["split"] for row in kept)
+    with build.stage("dedup").attempt(name) as attempt:
+        attempt.write_table("parquet", pa.Table.from_pylist(kept, schema=DEDUP_SCHEMA), row_group_size=1_000)
         _decide(attempt, drops.get("dedup", []))
-        attempt.commit({**_counts(here, drops, "dedup"), **{split: len(rows[split]) for split in SPLITS}})
+        counts = {**_counts(here, drops, "dedup"), **{split: splits[split] for split in SPLITS}}
+        attempt.commit(counts, {ROWS_DIGEST: rows_digest(row["candidate_id"] for row in kept)})
     with build.stage("detect").attempt(name) as attempt:
         seen = dict.fromkeys(row["sha256"] for row in kept)
         boxes = [[0.0, 0.0, side / 2, side / 2, side / 2, side / 2, float(side), float(side)]] * len(seen)

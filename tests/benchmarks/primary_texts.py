@@ -31,7 +31,8 @@ def collect(folder: Path, entry: str) -> list[Row]:
     """Pairs of a folder's pages, by page and picture."""
     from data_specs.build import BuildSpec
     from pipeline.demo.web import Site, serve
-    from pipeline.run import open_build, run
+    from pipeline.opening import open_build
+    from pipeline.run import run
 
     site = Site(folder.name, PORT)
     source = {"kind": "site", "name": "site", "source_kind": "news", "start": [site.base_url + entry]}

@@ -19,10 +19,10 @@ from captions import captions
 from PIL import Image
 
 from data_specs.shard import nfc
+from pipeline.model_runner import BATCH, TEXT_BATCH
 from pipeline.pictures.decode import decode
 from pipeline.records import DEDUP_SCHEMA, order_key, sha256_hex
 from pipeline.stages import _towers
-from pipeline.stages._model_runner import BATCH, TEXT_BATCH
 from pipeline.store.build import Build
 from tests import fetched, towered
 from tests.drawn import blobs, encoded
@@ -60,9 +60,9 @@ def cached_rate(pairs: int) -> float:
                 unit = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
                 model.cache(build.store).put(model.rows(dict(zip(some, unit, strict=True))))
         start = time.process_time()
-        run_stage(build, "score")
+        run_stage(build, "curate")
         seconds = time.process_time() - start
-        records = build.stage("score").records()
+        records = build.stage("curate.score").records()
         assert sum(record.counts["scored"] for record in records) == pairs
         assert sum(record.counts["computed"] for record in records) == 0
     return pairs / seconds
@@ -99,8 +99,8 @@ def tower_ratio(small: bool) -> float:
 
         def ours() -> None:
             build = next(left)
-            run_stage(build, "score")
-            assert sum(record.counts["computed"] for record in build.stage("score").records()) == 2 * count
+            run_stage(build, "curate")
+            assert sum(record.counts["computed"] for record in build.stage("curate.score").records()) == 2 * count
 
         def towers() -> None:
             for low in range(0, count, BATCH):
@@ -136,7 +136,7 @@ def _ids(text: Any, texts: list[str]) -> npt.NDArray[np.int64]:
 def _until_dedup(folder: Path, images: list[fetched.Got], section: dict[str, str]) -> Build:
     """A build with a STORE of its own, whose pairs wait for their scores."""
     build = fetched.make(folder, images, pair_score=section)
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+    run_stage(build, "measure", "filter", "dedup")
     return build
 
 

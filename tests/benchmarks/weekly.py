@@ -201,9 +201,9 @@ def has_generations() -> bool:
     """Whether this wenlan has `build --generation new`. The one place to change when it does in any case."""
     import inspect
 
-    from pipeline import run
+    from pipeline import opening
 
-    return "new_generation" in inspect.signature(run.open_build).parameters
+    return "new_generation" in inspect.signature(opening.open_build).parameters
 
 
 def counts(funnels: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

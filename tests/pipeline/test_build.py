@@ -34,7 +34,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
@@ -42,7 +42,6 @@ from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from tests.drawn import encoded, rectangles
 from tests.processes import descendants, is_running, wait_until
-from tests.stages import UNASKED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -211,7 +210,7 @@ def whole(ray: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def opened(out: Path) -> Build:
-    return run.reopen(str(out))
+    return opening.reopen(str(out))
 
 
 def decisions(out: Path) -> list[dict[str, object]]:
@@ -352,17 +351,15 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
-IDLE = (*UNASKED, "screen")
-"""Stages without partitions here: no filter looks at pixels, either."""
-
-
 def test_the_funnel_adds_up_from_stage_to_stage(whole):
     out = whole.out
     stages = {stage["name"]: stage["funnel"] for stage in whole.said["stages"]}
     for name, funnel in stages.items():
-        if name not in ("rank", "lead", *IDLE, "detect", "report"):
+        if name not in ("detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
-    assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(STAGES)
+    assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == [
+        name for name in STAGES if name != "curate"
+    ]
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
     for before, after in itertools.pairwise(order):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
@@ -372,19 +369,18 @@ def test_what_pandas_reads_in_a_stages_folder_are_its_rows(whole):
     """Where archives lie beside the rows, a reader of folders names the tables: FOLDER/*.parquet."""
     out = whole.out
     done, read = opened(out), {}
-    for stage in done.stages.values():
+    for stage in (own for own in done.stages.values() if own.name in done.passes):
         files = [path for path in (out / stage.folder).iterdir() if path.is_file() and path.name[0] not in "_."]
-        tables = sorted(path for path in files if path.suffix in (".parquet", ".verdicts"))
-        reader = pq.read_table if stage.prepares else pd.read_parquet  # lists of digests, which pandas has no type for
-        frames = [reader(path) for path in (tables if len(tables) < len(files) else [out / stage.folder])]
+        tables = sorted(path for path in files if path.suffix == ".parquet")
+        frames = [pd.read_parquet(path) for path in (tables if len(tables) < len(files) else [out / stage.folder])]
         if tables:
             assert len({tuple(pq.read_schema(path).names) for path in tables}) == 1, stage.name
             read[stage.name] = sum(len(frame) for frame in frames)
-    named = {"fetch": "seen", "rank": "pairs", "lead": "pairs", "detect": "images"}
+    named = {"fetch": "seen", "detect": "images"}
     assert read == {
         name: sum(record.counts[named.get(name, "kept")] for record in done.stage(name).records()) for name in read
     }
-    assert list(read) == [name for name in done.stages if name not in (*IDLE, "report")]
+    assert list(read) == [name for name in done.stages if name not in ("curate", "report")]
 
     dropped = sum(not row["kept"] for row in decisions(out))
     folders = [out / done.stages[name].folder / "_decisions" for name in done.stages]

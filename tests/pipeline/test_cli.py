@@ -41,7 +41,7 @@ def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch)
         patch.setattr(cli, "check_ownership", lambda: "the import name 'pipeline' is also provided by x")
         assert cli.main(["status", str(tmp_path), "--json"]) == 2
         assert "also provided by x" in json.loads(capsys.readouterr().out)["error"]
-    monkeypatch.setattr("pipeline.run.reopen", lambda out: 1 // 0)
+    monkeypatch.setattr("pipeline.opening.reopen", lambda out: 1 // 0)
     assert cli.main(["status", str(tmp_path), "--json"]) == 1
     printed = capsys.readouterr()
     assert json.loads(printed.out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
@@ -52,7 +52,7 @@ def test_a_traceback_shows_no_password_and_commands_no_terminal(tmp_path, capsys
     def fail(out: str) -> None:
         raise RuntimeError("https://anna:geheim@images.example.org/1.jpg: \x1b[2J")
 
-    monkeypatch.setattr("pipeline.run.reopen", fail)
+    monkeypatch.setattr("pipeline.opening.reopen", fail)
     assert cli.main(["status", str(tmp_path), "--json"]) == 1
     printed = capsys.readouterr()
     for said in (printed.err, printed.out):

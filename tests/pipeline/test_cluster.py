@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_specs.build import load
-from pipeline import cluster, run, watchdog
+from pipeline import cluster, opening, run, watchdog
 from pipeline.actors import Actors
 from pipeline.errors import StageError
 from pipeline.store.build import Build
@@ -59,7 +59,7 @@ def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end
         raise KeyboardInterrupt  # it came up
 
     monkeypatch.setattr(ray, "init", init)
-    build = run.open_build(load(spec), str(tmp_path / "out"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt if failures == 2 else StageError) as said:
         list(run.run(build))
     assert len(tried) == 3
@@ -70,7 +70,7 @@ def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end
 
 
 def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
-    build = run.open_build(load(spec), str(tmp_path / "out"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # which nobody else can take, and where nobody listens
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -165,7 +165,7 @@ def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeyp
         )  # fmt: skip
         monkeypatch.setattr(cluster.Cluster, "start", lambda _: ray)
         monkeypatch.setattr(cluster, "HEAD_LOOK_S", 1e-9)
-        build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+        build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
         names = [f"{n:05d}" for n in range(60)]
         done = list(cluster.Cluster().each(build, "measure", lambda *_: None, {"num_cpus": 1}, names))
     assert sorted(done) == names
@@ -195,7 +195,7 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
         with build.stage("measure").attempt(partition) as attempt:
             attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
 
-    build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+    build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
     each = cluster.Cluster().each(build, "measure", holding, {"num_cpus": 1}, ["00000"])
     if losses == 1:
         assert list(each) == ["00000"]
@@ -217,7 +217,7 @@ def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_on
         with build.stage("measure").attempt(partition) as attempt:
             attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
 
-    build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+    build = replace(opening.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
     monkeypatch.setattr(ray, "put", full)
     assert list(cluster.Cluster().each(build, "measure", nothing, {"num_cpus": 1}, ["00000"])) == ["00000"]
     large = replace(build, identities=tuple(str(i) for i in range(20_000)))
@@ -232,7 +232,7 @@ def test_a_crawl_state_that_finds_no_room_is_told_like_any_full_disk(tmp_path, s
             db.execute("PRAGMA max_page_count = 3")  # SQLITE_FULL, as of a disk
             db.executemany("INSERT INTO t VALUES (?)", [("x" * 4000,)] * 10)
 
-    build = run.open_build(load(spec), str(tmp_path / "out"), str(tmp_path / "store"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"), str(tmp_path / "store"))
     Path(build.folder.url).mkdir()
     with pytest.raises(StageError, match=r"no space is left on its disk \(crawl/s\); make room and run the same"):
         cluster.run_task(build, "crawl", writing, "s", "text")
@@ -249,7 +249,7 @@ def test_a_worker_may_open_as_many_files_as_a_large_build_has_runs(tmp_path, spe
         limits.append(resource.getrlimit(resource.RLIMIT_NOFILE))
 
     limits: list[tuple[int, int]] = []
-    build = run.open_build(load(spec), str(tmp_path / "out"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, before[1]))  # as a shell may have left it
     try:
@@ -269,7 +269,7 @@ def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path,
         with build.stage("measure").attempt(partition) as attempt:
             attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
 
-    build = run.open_build(load(spec), str(tmp_path / "out"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"))
     build = replace(build, fingerprints={"measure": "f" * 64})
     cluster.run_task(build, "measure", busy, "00000", "text")
     [record] = build.stage("measure").records()
@@ -285,7 +285,7 @@ def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_
     def writing(*_: object) -> None:
         Path(path).write_bytes(b"x")
 
-    build = run.open_build(load(spec), str(tmp_path / "out"), str(tmp_path / "store"))
+    build = opening.open_build(load(spec), str(tmp_path / "out"), str(tmp_path / "store"))
     Path(build.folder.url).mkdir()
     with pytest.raises(StageError, match=r"no space is left on its disk \(fetch/00000\); make room") as e:
         cluster.run_task(build, "fetch", writing, "00000", "text")

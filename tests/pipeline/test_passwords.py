@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_specs.build import load
 from data_specs.shard import Text
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
 from pipeline.stages import _page_candidates, fetch
@@ -281,8 +281,10 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     known = json.loads((out / "build.json").read_text(encoding="utf-8"))
     digest = load(spec).digest
     assert known["spec"]["sources"][0]["path"] == f"http://{web.host}/t.csv"
-    assert known["spec_digest"] == digest == run.reopen(str(out)).spec.digest, "computed with them, as before"
-    assert run.open_build(load(spec), str(out), store=str(store)).fingerprints == run.reopen(str(out)).fingerprints
+    assert known["spec_digest"] == digest == opening.reopen(str(out)).spec.digest, "computed with them, as before"
+    assert (
+        opening.open_build(load(spec), str(out), store=str(store)).fingerprints == opening.reopen(str(out)).fingerprints
+    )
     assert json.loads((out / "shards/manifest.json").read_text(encoding="utf-8"))["spec_digest"] == digest
     assert os.environ.get("WENLAN_HIDE_TOKENS", "") == ""
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_specs.build import BuildSpec, load
-from pipeline import run
+from pipeline import opening, run
 from pipeline.errors import StageError, StoreError
 from pipeline.stages import crawl
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.build_json import Cost, PassResult
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
 
 
@@ -39,40 +39,40 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     monkeypatch.setattr(run, "_run_stage", killed)
     out, plan = str(tmp_path / "out"), load(spec(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
-    assert run.open_build(plan, out).snapshot == "2020-02-02"
-    assert {stage["state"] for stage in build_json.status(run.reopen(out))["stages"].values()} == {"to do"}
+        list(run.run(opening.open_build(plan, out, snapshot="2020-02-02")))
+    assert opening.open_build(plan, out).snapshot == "2020-02-02"
+    assert {stage["state"] for stage in build_json.status(opening.reopen(out))["stages"].values()} == {"to do"}
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
     path, out = spec(tmp_path), str(tmp_path / "out")
-    results = [StageResult(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
-    build = run.open_build(load(path), out, snapshot="s")
+    results = [PassResult(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
+    build = opening.open_build(load(path), out, snapshot="s")
     for result in results:
         build_json.note(build, result)
-    assert list(run.reopen(out).fingerprints) == ["crawl", "extract"]
+    assert list(opening.reopen(out).fingerprints) == ["crawl", "extract"]
     (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
-    changed = run.open_build(load(path), out)
+    changed = opening.open_build(load(path), out)
     assert changed.build_id == build.build_id
     build_json.note(changed, results[0])
-    assert run.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+    assert opening.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
 
 
 def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
-    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
+    build = opening.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
     build_json.note(build)
     path = tmp_path / "out" / "build.json"
     known = json.loads(path.read_text(encoding="utf-8"))
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
-        run.reopen(str(tmp_path / "out"))
+        opening.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 
 
 def publish(build: Build) -> None:
     """Leave what `release.publish` leaves in STORE, of a build that kept nothing."""
-    with build.stage("lead").attempt("all") as attempt:
+    with build.stage("dedup.lead").attempt("all") as attempt:
         attempt.path(SIGNATURES).write_bytes(b"")
         for part, schema in (("images", IMAGE_SCHEMA), ("texts", TEXT_SCHEMA), ("placeholders", PLACEHOLDER_SCHEMA)):
             attempt.write_table(f"{part}.parquet", schema.empty_table())
@@ -85,7 +85,7 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     plan, store = load(spec(tmp_path)), str(tmp_path / "store")
 
     def opened(snapshot: str, plan: BuildSpec = plan) -> Build:
-        return run.open_build(plan, str(tmp_path / snapshot), store=store, snapshot=snapshot)
+        return opening.open_build(plan, str(tmp_path / snapshot), store=store, snapshot=snapshot)
 
     first, second = opened("1"), opened("2")
     assert first.identities == second.identities == ()
@@ -99,18 +99,18 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     second.stage("dedup").finish(["x"], 1)
     publish(opened("1"))
     assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
-    assert run.reopen(second.out).identities == ()
+    assert opening.reopen(second.out).identities == ()
     changed = plan.model_copy(update={"seed": 1})
     assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
 
 
 def test_what_a_build_read_is_kept_with_it(tmp_path):
     plan, store = load(spec(tmp_path)), str(tmp_path / "store")
-    publish(run.open_build(plan, str(tmp_path / "1"), store=store, snapshot="1"))
-    build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
-    publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
+    publish(opening.open_build(plan, str(tmp_path / "1"), store=store, snapshot="1"))
+    build = opening.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
+    publish(opening.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
     build_json.note(build)
-    assert run.reopen(build.out).identities == build.identities
+    assert opening.reopen(build.out).identities == build.identities
     known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
     assert known["identity_revision"] == build.identity_revision
 
@@ -118,7 +118,7 @@ def test_what_a_build_read_is_kept_with_it(tmp_path):
 def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
     site = {"kind": "site", "name": "kitchen", "source_kind": "news", "start": ["http://127.0.0.1:1/"]}
     plan = BuildSpec.model_validate({"name": "t", "contact": "mailto:x@example.org", "sources": [site]})
-    build = run.open_build(plan, str(tmp_path / "out"), snapshot="2020-02-02")
+    build = opening.open_build(plan, str(tmp_path / "out"), snapshot="2020-02-02")
     with pytest.raises(StageError, match="kitchen: not crawled for snapshot 2020-02-02"):
         list(run.run(build, until="crawl", crawls=False))
     digest = crawl._digest(build, "kitchen")

@@ -24,7 +24,7 @@ import wenlan
 from data_specs.loopback import start_ray
 from data_specs.release import open_manifest
 from data_specs.shard import Manifest, read_manifest
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
@@ -335,7 +335,7 @@ def at_once(remote: Remote, tmp_path: Path) -> Iterator[Callable[..., list[list[
 
 def built(weeks: Any, root: str, week: str, pictures: list[int]) -> Build:
     """A week's build on S3, up to its report, not published."""
-    build = run.open_build(weeks.spec(pictures), f"{root}/{week}", f"{root}/store", week)
+    build = opening.open_build(weeks.spec(pictures), f"{root}/{week}", f"{root}/store", week)
     run_noted(build, *build.stages)
     return build
 
@@ -354,7 +354,7 @@ def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     winner, loser = sorted(two, key=lambda build: said[two.index(build)] != "published")
     releases = winner.store.releases("weekly")
     assert [own.build_id for own in releases.read().builds] == [first.build_id, winner.build_id]
-    again = run.open_build(loser.spec, loser.out, loser.store.url, loser.snapshot)
+    again = opening.open_build(loser.spec, loser.out, loser.store.url, loser.snapshot)
     run_noted(again, *again.stages)
     release.publish(again)
     assert {own.build_id for own in releases.read().builds} == {own.build_id for own in (first, *two)}

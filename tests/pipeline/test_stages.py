@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data_specs.build import BuildSpec, DropShares
-from pipeline import run
+from pipeline import opening, run
 from pipeline.publish import release
 from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
@@ -20,12 +20,11 @@ from pipeline.report.gates import names
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
-from pipeline.store.stage import Stage, StageFile, deciding
+from pipeline.store.partitions import DECISIONS, reading
+from pipeline.store.stage import EVERY, Pass, PassFile, Stage, in_funnel, passes_of
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import mosaic
-from tests.stages import UNASKED
 
 LENGTH_SCHEMA = pa.schema([("candidate_id", pa.string()), ("order_key", pa.string()), ("characters", pa.int32())])
 
@@ -45,12 +44,16 @@ TOY = Stage(
     name="characters",
     zh="字数",
     folder="lengths",
-    inputs=("filter",),
-    version=1,
-    token=lambda build: len(build.spec.name),
-    partitions=lambda build: build.stage("filter").partitions(),
-    run=_count_characters,
-    files=(StageFile("parquet", LENGTH_SCHEMA, "candidate_id"),),
+    passes=(
+        Pass(
+            name="characters",
+            over=lambda build: build.stage("filter").partitions(),
+            reads=("filter",),
+            run=_count_characters,
+            token=lambda build: len(build.spec.name),
+            files=(PassFile("parquet", LENGTH_SCHEMA, "candidate_id"),),
+        ),
+    ),
     max_drop=0.5,
 )
 
@@ -86,7 +89,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
         (folder / f"photos/{i}.txt").write_text(text, encoding="utf-8")
     source = {"kind": "folder", "name": "photos", "source_kind": "library", "path": str(folder / "photos")}
     spec = BuildSpec.model_validate({"name": "toy", "contact": "mailto:a@b.c", "sources": [source]})
-    build = run.open_build(spec, str(folder / "out"), str(folder / "store"), stages=with_toy())
+    build = opening.open_build(spec, str(folder / "out"), str(folder / "store"), stages=with_toy())
     list(run.run(build, workers=2))
     release.publish(build)
     return build
@@ -100,7 +103,7 @@ def test_one_more_stage_is_one_object_and_one_line(built: Build) -> None:
     assert sorted(row["characters"] for row in rows) == [6] * 7 + [7]
 
     candidates, _ = read_funnels(built)
-    [row] = [row for row in candidates.stages(deciding(built.stages)) if row.stage == "characters"]
+    [row] = [row for row in candidates.stages(in_funnel(built)) if row.stage == "characters"]
     assert (row.seen, row.kept, row.dropped) == (8, 8, 0), "funnel"
     assert faults(built, candidates) == []
     assert "max_drop.characters" in names(built.stages), "gates"
@@ -112,7 +115,7 @@ def test_one_more_stage_is_one_object_and_one_line(built: Build) -> None:
 
     [decision] = explain(built, rows[0]["candidate_id"])
     assert decision["saw"]["characters"]["characters"] == rows[0]["characters"], "explain"
-    assert list(build_json.status(built)["stages"]) == list(built.stages), "status"
+    assert list(build_json.status(built)["stages"]) == [name for name in built.stages if name != "curate"], "status"
 
     other = stage.at("0" * 64)
     with other.attempt("00000-of-00001") as attempt:
@@ -135,36 +138,53 @@ def _admitted(build: Build) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_what_a_stage_commits_is_what_it_declares(built: Build) -> None:
-    seen = set()
-    for stage in built.stages.values():
-        directory = built.stage(stage.name)
+def test_what_a_pass_commits_is_what_it_declares(built: Build) -> None:
+    for own in built.passes.values():
+        directory = built.stage(own.name)
         for record in directory.records():
             for suffix in set(record.files) - {DECISIONS}:
-                file = stage.file(suffix)
-                assert file is not None, f"{stage.name} commits {suffix} and does not say so"
-                seen.add((stage.name, file.suffix))
+                file = own.file(suffix)
+                assert file is not None, f"{own.name} commits {suffix} and does not say so"
                 if file.schema is not None:
                     table = directory.table(record, suffix)
-                    assert table.schema.names == file.schema.names, f"{stage.name}: {suffix}"
+                    assert table.schema.names == file.schema.names, f"{own.name}: {suffix}"
                     assert not file.row_key or file.row_key in table.column_names
-    wanted = {(stage.name, file.suffix) for stage in built.stages.values() for file in stage.files}
-    absent = {name for name, _ in wanted - seen}
-    assert absent <= {"crawl", "extract", "fetch", "dedup", "screen", *UNASKED}, (
-        "no site, boxes, network or models, one split"
-    )
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
 def test_a_stage_is_whole(stage: Stage) -> None:
-    names_before = list(STAGES)[: list(STAGES).index(stage.name)]
-    assert set(stage.inputs) <= set(names_before), "it reads only what runs before it"
+    before = [own.name for other in STAGES.values() for own in other.passes]
+    for own in stage.passes:
+        known = before[: before.index(own.name)]
+        assert set(own.reads) <= {*known, *EVERY}, f"{own.name} reads only what runs before it"
+        assert own.version > 0
+        assert own.resources(BuildSpec.model_validate(MINIMAL)).get("num_cpus", 0) > 0
+        assert own.file(DECISIONS) is None, "decisions are every pass's, and no file of its own"
     assert re.search(r"[\u4e00-\u9fff]", stage.zh)
-    assert stage.run.__module__ == f"pipeline.stages.{stage.name}", "its file has its name"
-    assert stage.version > 0
-    assert stage.resources(BuildSpec.model_validate(MINIMAL)).get("num_cpus", 0) > 0
-    assert stage.prepares or stage.subject in ("candidate", "capture")
-    assert stage.file(DECISIONS) is None, "decisions are every stage's, and no file of its own"
+    assert stage.subject in ("candidate", "capture", "")
+
+
+def test_a_build_has_the_passes_that_its_spec_asks_for() -> None:
+    plain = passes_of(STAGES, BuildSpec.model_validate(MINIMAL))
+    assert {own.stage for own in plain.values()} == set(STAGES) - {"curate"}
+    judged = passes_of(STAGES, BuildSpec.model_validate({**MINIMAL, "balance": {}, "watermark": {}}))
+    assert [name for name in judged if name.startswith("curate")] == [
+        "curate.marks",
+        "curate.watermark",
+        "curate.concepts",
+        "curate.balance",
+        "curate",
+    ]
+
+
+@pytest.mark.slow
+def test_a_pass_that_opens_records_which_it_does_not_declare_fails(built: Build) -> None:
+    [partition] = built.stage("measure").partitions()
+    with (
+        reading("measure", ("fetch",)),
+        pytest.raises(AssertionError, match="measure does not declare that it reads admit"),
+    ):
+        built.passes["measure"].run(built, partition)
 
 
 MINIMAL = {
@@ -176,7 +196,7 @@ MINIMAL = {
 
 def test_stages_write_into_folders_of_their_own_and_gates_name_stages_that_drop() -> None:
     assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
-    assert set(DropShares.model_fields) <= set(deciding(STAGES))
+    assert set(DropShares.model_fields) <= {stage.name for stage in STAGES.values() if stage.subject}
 
 
 def test_a_helper_of_one_stage_is_imported_without_the_others():

@@ -498,7 +498,7 @@ def all_stages(build: Build, *names: str) -> dict[str, tuple[str, str]]:
     return dropped
 
 
-TO_SHARD = ("measure", "filter", "rank", "lead", "dedup", "screen", "detect", "shard")
+TO_SHARD = ("measure", "filter", "dedup", "curate", "detect", "shard")
 
 
 @pytest.mark.parametrize("error", LATER)

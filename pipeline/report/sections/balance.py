@@ -5,10 +5,13 @@ the share of all matches that the frequent ones had and have. Empty for a spec w
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
 
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import concept_counts
 from pipeline.store.build import Build
+from pipeline.store.pairs import columns_of
 from pipeline.texts.concepts import concepts
 
 SHOWN = 40
@@ -21,18 +24,17 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def balance(build: Build) -> Values | None:
     """Entries matched, threshold, shares of the frequent ones, and a table of them; None where nothing was balanced."""
-    if build.spec.balance is None or "balance" not in build.fingerprints:
+    if build.spec.balance is None or "curate.balance" not in build.fingerprints:
         return None
-    counted, judged = build.stage("concepts").records(), build.stage("balance").records()
+    counted, judged = build.stage("curate.concepts").records(), build.stage("curate.balance").records()
     probabilities = concept_counts.read(build)
-    if not judged or probabilities is None:
+    if not judged:
         return None
-    before, after = (concept_counts.summed(build, *file) for file in (("concepts", "parquet"), ("balance", "after")))
+    before, after = concept_counts.summed(build), _after(build)
     after = np.pad(after, (0, max(0, len(before) - len(after))))
     frequent = sorted(probabilities.frequent, key=lambda entry: (-before[entry], entry))
     known = concepts(build.spec.balance, build.spec.base)
-    # of a list that was edited since, entries have other numbers: no name is better than another one's
-    names = known.entries if probabilities.fit(known.sha256) else [f"#{number}" for number in range(len(before))]
+    names = known.entries
     return {
         "threshold": probabilities.threshold,
         "entries": len(names),
@@ -51,6 +53,18 @@ def balance(build: Build) -> Values | None:
         ],
         "more": max(0, len(frequent) - SHOWN),
     }
+
+
+def _after(build: Build) -> npt.NDArray[np.int64]:
+    """[E] texts of each frequent entry among the pairs that are kept."""
+    counts = np.zeros(0, np.int64)
+    for partition in build.stage("curate.balance").partitions():
+        rows = columns_of(build, "curate.balance", partition, ["reasons", "frequent"])
+        kept = rows.filter(pc.equal(pc.list_value_length(rows["reasons"]), 0))["frequent"].combine_chunks()
+        own = np.bincount(kept.flatten().to_numpy())
+        counts = np.pad(counts, (0, max(0, len(own) - len(counts))))
+        counts[: len(own)] += own
+    return counts
 
 
 def _share(part: int, whole: int) -> float:

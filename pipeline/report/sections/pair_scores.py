@@ -39,14 +39,14 @@ def figures(material: Material, inputs: Values) -> Values:
 def scores(material: Material) -> Values | None:
     """Counts, a histogram of each source, and groups of pairs with their pictures; None where nothing was scored."""
     build = material.build
-    if build.spec.pair_score is None or "score" not in build.fingerprints:
+    if build.spec.pair_score is None or "curate.score" not in build.fingerprints:
         return None
-    records = build.stage("score").records()
+    records = build.stage("curate.score").records()
     if not records:
         return None
     filters, cuts = material.tally.scored.filters, material.tally.scored.cuts
-    before = pair_scores.summed(build, "score")
-    after = pair_scores.summed(build, "choose") if filters else before
+    before = pair_scores.summed(build)
+    after = pair_scores.summed_after(build) if filters else before
     groups = material.tally.scored.value()
     hidden = material.shown.opted_out
     takedowns = build.store.takedowns()

@@ -23,6 +23,7 @@ from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.pairs import columns_of
 from pipeline.store.takedowns import Takedowns
 
 SHOWN = 12
@@ -43,9 +44,13 @@ def duplicates(material: Material) -> Values | None:
     """Counts, a histogram of distances, and groups of pairs with their pictures; None where nothing was compared."""
     build = material.build
     own = build.spec.semantic_dedup
-    if own is None or "semantic_dedup" not in build.fingerprints or not build.stage("semantic_dedup").records():
+    if (
+        own is None
+        or "curate.semantic_dedup" not in build.fingerprints
+        or not build.stage("curate.semantic_dedup").records()
+    ):
         return None
-    [compared] = build.stage("nearest").records()
+    [compared] = build.stage("curate.nearest").records()
     limit = round(own.distance * MILLION)
     closest, just_dropped, just_kept = (_Group(name) for name in ("closest", "just_dropped", "just_kept"))
     dropped, beyond, by_earlier = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64), 0
@@ -61,7 +66,7 @@ def duplicates(material: Material) -> Values | None:
         closest.offer(gone, gone["millionths"].to_numpy())
         just_dropped.offer(gone, -gone["millionths"].to_numpy())
         just_kept.offer(stay, stay["millionths"].to_numpy())
-    records = build.stage("semantic_dedup").records()
+    records = build.stage("curate.semantic_dedup").records()
     return {
         "tower": compared.info["tower"],
         "distance": own.distance,
@@ -76,9 +81,13 @@ def duplicates(material: Material) -> Values | None:
 
 def _near(build: Build) -> Iterator[pa.Table]:
     """The verdicts of each partition."""
-    stage = build.stage("semantic_dedup")
-    for record in stage.records():
-        yield stage.table(record, "near.parquet")
+    stage = build.stage("dedup")
+    for partition in build.stage("curate.semantic_dedup").partitions():
+        near = columns_of(build, "curate.semantic_dedup", partition)
+        ids = stage.table(stage.record(partition), columns=["candidate_id"])["candidate_id"]
+        near = near.append_column("candidate_id", ids)
+        near = near.append_column("dropped", pc.greater(pc.list_value_length(near["reasons"]), 0))
+        yield near.filter(pc.is_valid(near["leader"])).drop_columns(["reasons", "evidence", "duplicate_of"])
 
 
 def _histogram(
@@ -166,7 +175,7 @@ def _rows(build: Build, ids: set[str]) -> dict[str, Values]:
         if not pc.any(pc.is_in(part.table(["id"])["id"], names)).as_py():
             continue  # one column of nearly all files is enough
         for row in part.table(filters=wanted).to_pylist():
-            if row["id"] not in found or row["kept"] or row["stage"] == "semantic_dedup":
+            if row["id"] not in found or row["kept"] or row["stage"] == "curate":
                 found[row["id"]] = row
     return found
 

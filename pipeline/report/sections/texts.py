@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pipeline.report.removed import RemovedTexts
 from pipeline.report.section import Material, Section, Values
-from pipeline.store import templates
 
 REASONS, TEMPLATES = 12, 20
 """Groups of removed texts, and templates that are listed."""
@@ -18,7 +17,7 @@ REASONS, TEMPLATES = 12, 20
 def figures(material: Material, inputs: Values) -> Values:
     build = material.build
     kinds, fallbacks = material.tally.kept.primary_kinds, material.tally.kept.fallbacks
-    found = templates.read(build) or [] if "admit" in build.fingerprints else []
+    found = build.stage("admit.sort").find_reduced() or [] if "admit.sort" in build.fingerprints else []
     listed = sorted(found, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
     return {
         "texts": {

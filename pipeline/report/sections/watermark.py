@@ -32,9 +32,9 @@ def figures(material: Material, inputs: Values) -> Values:
 def watermark(material: Material) -> Values | None:
     """Counts, marks with their pictures, and the pairs nearest to the limit; None where no mark was looked for."""
     build = material.build
-    if build.spec.watermark is None or "watermark" not in build.fingerprints:
+    if build.spec.watermark is None or "curate.watermark" not in build.fingerprints:
         return None
-    sought, judged = build.stage("marks").records(), build.stage("watermark").records()
+    sought, judged = build.stage("curate.marks").records(), build.stage("curate.watermark").records()
     if not judged:
         return None
     takedowns, hidden = build.store.takedowns(), material.shown.opted_out

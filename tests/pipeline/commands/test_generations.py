@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import SPLITS
-from pipeline import run
+from pipeline import opening, run
 from pipeline.cluster import Here
 from pipeline.records import split_of
 from tests.growing_site import Weeks, jpeg, picture, three_weeks
@@ -73,8 +73,10 @@ def test_a_new_generation_has_the_samples_of_all_increments_and_asks_nobody(week
     assert all(stage["skipped"] for stage in again["stages"]), "the same command again changes nothing"
     assert weeks.release.release == 4
     assert (
-        run.reopen(str(weeks.folder / "anew")).made_from
-        == run.open_build(run.reopen(str(weeks.folder / "anew")).spec, str(weeks.folder / "anew"), store).made_from
+        opening.reopen(str(weeks.folder / "anew")).made_from
+        == opening.open_build(
+            opening.reopen(str(weeks.folder / "anew")).spec, str(weeks.folder / "anew"), store
+        ).made_from
     )
     weeks.build("2", "--snapshot", "2026-01-08")
     assert weeks.release.release == 4, "nor does a build of the last generation"

@@ -117,9 +117,9 @@ def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_pa
     spec = {"egress": {"allow": [web.host], "delay_s": 0}, "publish": {"min_samples": 0}}
     path = tmp_path / "s.yaml"
     assert plan(site(web.url()), **spec)[0] == 0
-    from pipeline import run
+    from pipeline import opening, run
 
-    build = run.open_build(cli.builds.load(path), str(tmp_path / "out"))
+    build = opening.open_build(cli.builds.load(path), str(tmp_path / "out"))
     list(run.run(build, until="crawl", here=True))
     web.asked.clear()
     code, said, _ = plan(site(web.url()), **spec, words=("--out", str(tmp_path / "out"), "--snapshot", build.snapshot))

@@ -15,8 +15,7 @@ import yaml
 from data_specs.build import load
 from pipeline import cli, plugins
 from pipeline.commands import schema
-from pipeline.run import open_build
-from pipeline.stages import STAGES
+from pipeline.opening import open_build
 from tests.places import SPECS
 
 KINDS = {"site", "warc", "common_crawl", "url_table", "folder", "webdataset"}
@@ -83,5 +82,5 @@ def test_a_ready_spec_plans_where_its_input_lies_beside_it(path, tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     build = open_build(load(tmp_path / path.name), str(tmp_path / "out"))
-    assert list(build.fingerprints) == list(STAGES)
+    assert list(build.fingerprints) == list(build.passes)
     assert not (tmp_path / "out").exists()

@@ -87,7 +87,7 @@ def test_a_takedown_that_matches_says_how_much_and_may_be_repeated(
     shards_of: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, synthetic_build: Build
 ) -> None:
     monkeypatch.setattr(build_json, "reopen", lambda out, stages: synthetic_build)
-    (shards_of.parent / "build.json").write_text('{"stages": {}}')
+    (shards_of.parent / "build.json").write_text('{"version": 2, "stages": {}, "passes": {}}')
     command = ["forget", "--store", synthetic_build.store.url, "--url", "https://img1.example/1", "--json"]
     assert cli.main(command) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -40,7 +40,7 @@ def test_a_long_stage_says_now_and_then_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat = Beat("00002", 10.0, 30, 40, {"kept": 28, "failed": 2, "bytes": 9_000}, {"done": 3.0, "bytes": 900.0}, {})
-    stage = STAGES["fetch"]
+    stage = STAGES["fetch"].main
     with Bars() as bars:
         bars.update(figures(stage, 3, 1, {"images": 38, "failed": 2, "dropped": 2}, [], Ran(1, 20.0)))
         assert capsys.readouterr().err == "", "EVERY_S has not passed"
@@ -62,10 +62,10 @@ def test_a_terminal_shows_every_figure_however_narrow_it_is(width: int, monkeypa
     with Bars() as bars:
         with bars.starting("Ray"):
             pass
-        bars.update(figures(STAGES["crawl"], 2, 0, {}, [beat], Ran(0, 60.0)))
+        bars.update(figures(STAGES["crawl"].main, 2, 0, {}, [beat], Ran(0, 60.0)))
         bars.done(StageResult("extract", True, 3, 0, 0.0, {}, Cost()))
-        bars.update(figures(STAGES["meet"], 0, 0, {}, [], Ran(0, 0.0)))
-        bars.done(StageResult("meet", False, 0, 0, 0.0, {}, Cost()))
+        bars.update(figures(STAGES["dedup"].passes[0], 0, 0, {}, [], Ran(0, 0.0)))
+        bars.done(StageResult("curate", False, 0, 0, 0.0, {}, Cost()))
     words = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).split())
     for figure in ("Ray", "started", "300 pages", "4,000 images", "12 failed", "123 kB/s", "1,234 in the"):
         assert figure.split()[0] in words, figure

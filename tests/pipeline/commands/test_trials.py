@@ -66,7 +66,7 @@ def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) 
     assert removed["count"] == answer["kept"]["before"] - answer["kept"]["after"] > 0
     assert removed["reasons"] == [{"stage": "filter", "reason": "image_too_small", "count": removed["count"]}]
     assert answer["came_in"]["count"] == answer["not_stored"]["count"] == 0
-    assert [row["stage"] for row in answer["stages"] if row["ran"]] == ["filter", "dedup", "screen", "balance"]
+    assert [row["stage"] for row in answer["stages"] if row["ran"]] == ["filter", "dedup"]
     page = Path(answer["page"]).read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == removed["count"]
     assert not (weeks.folder / "trial" / "build.json").exists(), "nobody goes on with it as a build"
@@ -112,7 +112,7 @@ def test_a_trial_keeps_what_a_build_of_that_spec_keeps(weeks: Weeks) -> None:
     answer = tried(weeks, filters=short)
     funnel = {stage["name"]: stage["funnel"] for stage in built["stages"]}
     for row in answer["stages"]:
-        if row["stage"] not in ("screen", "balance"):  # which have nothing to do
+        if row["stage"] != "curate":  # which has nothing to do
             assert row["after"]["kept"] == funnel[row["stage"]]["kept"], row["stage"]
     assert answer["kept"]["after"] == sum(built["samples"].values())
 

@@ -42,10 +42,10 @@ def build(tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch) -> Bui
         filtered.Shown(f"a{i}", i, (TEXTS_OF[i % 4],), 300 - i, page=f"http://s{i // 3}.cn/a.html") for i in range(12)
     ]
     first = filtered.make(tmp_path, shown, snapshot="2026-01-01")
-    run_stage(first, "rank", "lead")
+    run_stage(first, "dedup.rank", "dedup.lead")
     publish(first)
     made: Build = filtered.make(tmp_path, [filtered.Shown("b", 3)], snapshot="2026-02-02")
-    run_stage(made, "rank")
+    run_stage(made, "dedup.rank")
     return made
 
 
@@ -111,7 +111,7 @@ def detailed(tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch) -> 
     fine = {1: 1, 2: 2, 6: 3, 9: 4}
     shown = [filtered.Shown(f"a{i}", i, (f"第{i}张",), 300 - i, fine=fine.get(i, 0)) for i in range(12)]
     first = filtered.make(tmp_path, shown, snapshot="2026-01-01")
-    run_stage(first, "rank", "lead")
+    run_stage(first, "dedup.rank", "dedup.lead")
     publish(first)
     made: Build = filtered.make(tmp_path, [filtered.Shown("b", 3)], snapshot="2026-02-02")
     return made
@@ -255,7 +255,7 @@ def test_publishing_a_build_anew_takes_the_pieces_of_what_it_was(build: Build, f
         make(build, piece, KEYS)
     again = filtered.make(tmp_path / "again", [filtered.Shown("c", 90)], snapshot="2026-01-01")
     again = replace(again, store=build.store, identities=())
-    run_stage(again, "rank", "lead")
+    run_stage(again, "dedup.rank", "dedup.lead")
     assert build_of(build.identities[0]) == again.build_id
     publish(again)
     assert build.identities[0] not in Identities(build.store).names()
@@ -270,7 +270,7 @@ def test_what_was_compared_before_another_build_was_published_is_not_relied_on(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handed_on, "FEWEST_KEPT", 1)
-    run_stage(build, "deal", "meet")
+    run_stage(build, "dedup.deal", "dedup.meet")
     with contextlib.ExitStack() as files:
         assert handed_on.Alone(build, files).known
     other = replace(build, identities=())
@@ -299,8 +299,8 @@ def test_rows_of_a_commit_are_counted_once_for_all_groups(build: Build, monkeypa
     monkeypatch.setattr(handed_on, "FEWEST_KEPT", 1)
     counted, count = list[str](), Identities.count
     monkeypatch.setattr(Identities, "count", lambda *of: counted.append(of[2]) or count(*of))
-    run_stage(build, "deal")
-    assert len([name for name in build.stage("deal").partitions() if name.startswith(handed_on.STORED)]) == 4
+    run_stage(build, "dedup.deal")
+    assert len([name for name in build.stage("dedup.deal").partitions() if name.startswith(handed_on.STORED)]) == 4
     assert sorted(counted) == ["images.parquet", "texts.parquet"]
 
 

@@ -103,8 +103,8 @@ def test_kept_pictures_are_met_by_their_details_where_they_have_some(
             aged(kept)
         shown = [filtered.Shown(f"b{i}", 50 + i, (f"新{i}",), 100 - i, fine=fine.get(i, 0)) for i in range(6)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
-        run_stage(build, "rank", "deal", "meet", "lead")
-        counts = build.stage("lead").record("all").counts
+        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
+        counts = build.stage("dedup.lead").record("all").counts
         assert counts.get("met", 0) == (2 if fewest == 1 and not older else 0)
         dealt = [path.name for path in Path(build.store.url).glob("dealt/*/details.*")]
         assert len(dealt) == (3 if fewest == 1 and not older else 0)
@@ -120,7 +120,7 @@ def test_keys_and_pieces_of_all_images_do_not_follow_from_how_many_have_details(
     for step, fine in ((2, 0), (3, 7)):
         shown = [filtered.Shown(f"{step}-{i}", 10 * step + i, (f"{step}{i}",), fine=fine) for i in range(2)]
         build = filtered.make(tmp_path, shown, 1, snapshot=f"2026-0{step}-02")
-        run_stage(build, "rank", "deal")
+        run_stage(build, "dedup.rank", "dedup.deal")
         keys.append(handed_on.keys_of(build))
         names.append({path.name for path in Path(build.store.url).glob("dealt/*/*")})
     coarse = [[key for key in own if not key.family.fine] for own in keys]
@@ -196,13 +196,13 @@ def test_increments_decide_with_it_as_without(
                 patch.setattr(dealt_earlier, "PIECE", rows)
                 patch.setattr(earlier_meetings, "LONG", long)
                 patch.setattr("pipeline.features.EARLIER_IDS", {"features-old", feature_id(LATER)})
-                run_stage(build, "rank", "deal")
+                run_stage(build, "dedup.rank", "dedup.deal")
                 lose(build, happens)
-                run_stage(build, "meet")
+                run_stage(build, "dedup.meet")
                 lose(build, happens)
                 assert bool(meet.partitions(build)) == (fewest == 1 and bool(shown))
                 decided.append((after(build), {ref.sha256 for ref in handed(build)}))
-                counts = build.stage("lead").record("all").counts
+                counts = build.stage("dedup.lead").record("all").counts
                 assert ("met" in counts) == (fewest == 1 and bool(shown) and bool(build.identities))
                 assert counts.get("met", 0) <= counts["earlier"]
             publish(build)
@@ -236,8 +236,8 @@ def test_of_earlier_builds_what_a_new_one_can_match_is_remembered_and_the_rest_d
     learnt = list[int]()
     remember = Holders.learn_images
     monkeypatch.setattr(Holders, "learn_images", lambda *of: learnt.append(len(of[1])) or remember(*of))
-    run_stage(build, "rank", "deal", "meet", "lead")
-    counts = build.stage("lead").record("all").counts
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
+    counts = build.stage("dedup.lead").record("all").counts
     assert (counts["earlier"], counts["met"], counts["met_texts"]) == (20, 2, 1)
     assert (counts["alone"], counts["alone_texts"], counts["free"]) == (6, 7, 5)
     assert sum(learnt) == 2, "what is alone is not remembered"
@@ -253,9 +253,9 @@ def test_a_kept_placeholder_is_one_at_sight(tmp_path: Path, filtered: Any) -> No
     published(filtered, tmp_path, many, dedup=rules)
     shown = [filtered.Shown("b0", 1, ("又一页说的是别的",)), filtered.Shown("b1", 9, ("只有这里有的话",))]
     build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02", dedup=rules)
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     kept, dropped = after(build)
-    assert build.stage("lead").record("all").counts["met"] == 1
+    assert build.stage("dedup.lead").record("all").counts["met"] == 1
     assert set(kept) == {"b1"}
     assert "placeholder" in dropped["b0"]["reasons"]
 
@@ -275,10 +275,10 @@ def test_of_two_kept_leaders_the_one_that_can_be_compared_by_less_comes_first(
         measured(old, "features-old")
         shown = [filtered.Shown("new", 5, ("新照片里的话",), 100)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02", dedup={"across": "all"})
-        run_stage(build, "rank", "deal", "meet")
+        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
         _, dropped = after(build)
         leaders.append((dropped["new"]["duplicate_of"], dropped["new"]["reason"]))
-        assert build.stage("lead").record("all").counts["earlier"] == 2
+        assert build.stage("dedup.lead").record("all").counts["earlier"] == 2
     assert leaders[0] == leaders[1]
     assert leaders[0][1] == "near_image", "what leads is another dataset's"
 
@@ -288,9 +288,9 @@ def test_kept_pictures_that_cannot_be_compared_are_met_by_their_bytes(tmp_path: 
     measured(first, "features-odd")
     shown = [filtered.Shown("same", 1, ("新的第一句话",), 100, "x"), filtered.Shown("alike", 2, ("新的第二句话",), 90)]
     build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02")
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     kept, dropped = after(build)
-    assert build.stage("lead").record("all").counts["met"] == 1
+    assert build.stage("dedup.lead").record("all").counts["met"] == 1
     assert set(kept) == {"alike"}
     assert "same_image" in dropped["same"]["reasons"]
 
@@ -303,9 +303,9 @@ def test_a_new_pair_is_in_the_split_of_its_kept_text(tmp_path: Path, filtered: A
     first, _ = after(published(filtered, tmp_path, kept, shards=apart))
     shown = [filtered.Shown(f"b{i}", 100 + i, (texts[i],), 200 - i) for i in range(20)]
     build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02", shards=apart)
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     second, _ = after(build)
-    assert build.stage("lead").record("all").counts["met_texts"] == 20
+    assert build.stage("dedup.lead").record("all").counts["met_texts"] == 20
     assert [second[f"b{i}"]["split"] for i in range(20)] == [first[f"a{i}"]["split"] for i in range(20)]
     assert len({row["split"] for row in first.values()}) == 3
     own = [split_of(one.sha256, 0, 0.3, 0.3) for one in shown]
@@ -318,15 +318,15 @@ def test_what_was_dealt_out_of_store_is_made_once_and_then_read(tmp_path: Path, 
     for step in (2, 3):
         shown = [filtered.Shown(f"{step}-{i}", 40 * step + i % 5, (f"{step}{i}号照片",), 200 - i) for i in range(10)]
         build = filtered.make(tmp_path, shown, 2, snapshot=f"2026-0{step}-02")
-        run_stage(build, "rank", "deal")
-        stored = [r for r in build.stage("deal").records() if r.partition.startswith(handed_on.STORED)]
+        run_stage(build, "dedup.rank", "dedup.deal")
+        stored = [r for r in build.stage("dedup.deal").records() if r.partition.startswith(handed_on.STORED)]
         assert sum(r.counts["pieces"] for r in stored) == 2 * (step - 1)
         assert sum(r.counts["made"] for r in stored) == 2, "those of the last commit alone"
         now = {str(path): path.stat().st_mtime_ns for path in Path(first.store.url).glob("dealt/*/*.bin")}
         assert files.items() <= now.items()
         assert len(now) == 2 * (step - 1)
         files = now
-        run_stage(build, "meet", "lead")
+        run_stage(build, "dedup.meet", "dedup.lead")
         publish(build)
 
 
@@ -338,8 +338,8 @@ def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) 
         published(filtered, folder, kept, store=store)
         shown = [filtered.Shown(f"b{i}", i, (f"说明{i % 9}",), 100 - i, fine=int(i == 29)) for i in range(14, 30)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02", store=store)
-        run_stage(build, "rank", "deal", "meet")
-        decided.append((after(build), build.stage("lead").record("all").counts))
+        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
+        decided.append((after(build), build.stage("dedup.lead").record("all").counts))
     assert decided[0] == decided[1]
     assert 0 < decided[0][1]["met"] < 14
     assert decided[0][0][1]["b29"]["reason"] == "known", "by its details"
@@ -357,13 +357,13 @@ def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
         folder = tmp_path / str(fewest)
         first = published(filtered, folder, shown_of(filtered, 12))
         second = filtered.make(folder, shown_of(filtered, 24)[12:], 2, snapshot="2026-01-02")
-        run_stage(second, "rank", "deal", "meet", "lead")
+        run_stage(second, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
         publish(second)
         age(Path(first.store.url) / "identity", first.build_id)
         shown = [filtered.Shown(f"b{i}", i, (f"说明{i}",), 100 - i, "same" if i % 2 else "") for i in range(30)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
-        run_stage(build, "rank", "deal", "meet", "lead")
-        assert ("met" in build.stage("lead").record("all").counts) == (fewest == 1)
+        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
+        assert ("met" in build.stage("dedup.lead").record("all").counts) == (fewest == 1)
         dealt = Path(build.store.url) / "dealt"
         for path in dealt.glob(f"{first.build_id}.*/images.*"):
             with Arrays(Folder(str(path.parent)), path.name) as arrays:
@@ -390,14 +390,14 @@ def test_what_is_met_is_read_piece_by_piece_and_nothing_else_again_for_each(
         build = filtered.make(
             folder, [replace(one, name=f"b{one.name}") for one in kept], 2, snapshot="b", shards=apart
         )
-        run_stage(build, "rank", "deal", "meet")
+        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
         asked, splits = list[str](), list[int]()
         with monkeypatch.context() as patch:
             patch.setattr(StageDir, "records", lambda self, asked=asked: asked.append(self.name) or every(self))
             patch.setattr(Identities, "batches", None)
             patch.setattr(Identities, "rows", lambda *of, splits=splits: splits.append(of[4] - of[3]) or rows(*of))
-            run_stage(build, "lead")
-        assert build.stage("lead").record("all").counts["met_texts"] == 20
+            run_stage(build, "dedup.lead")
+        assert build.stage("dedup.lead").record("all").counts["met_texts"] == 20
         records.append(len(asked))
         read.append(sum(splits))
     assert records[0] == records[1]
@@ -412,8 +412,8 @@ def test_splits_of_met_texts_of_a_build_that_noted_none_are_those_of_their_first
     first, _ = after(published(filtered, tmp_path, kept, shards=shares))
     shown = [replace(one, name=f"b{one.name}", picture=50 + one.picture) for one in kept]
     build = filtered.make(tmp_path, shown, 2, snapshot="2026-02-02", shards={"apart": "texts", **shares})
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     second, _ = after(build)
-    assert build.stage("lead").record("all").counts["met_texts"] == 12
+    assert build.stage("dedup.lead").record("all").counts["met_texts"] == 12
     assert [second[f"b{name}"]["split"] for name in first] == [row["split"] for row in first.values()]
     assert len({row["split"] for row in first.values()}) == 3

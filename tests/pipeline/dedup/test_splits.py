@@ -26,19 +26,16 @@ Kept = dict[str, dict[str, Any]]
 
 
 def after(build: Build) -> Kept:
-    """Kept rows of a build by the name of their picture; each in the file of its split."""
-    run_stage(build, "rank", "lead", "dedup")
+    """Kept rows of a build by the name of their picture."""
+    run_stage(build, "dedup")
     stage, kept = build.stage("dedup"), Kept()
     for record in stage.records():
-        for split in SPLITS:
-            rows = stage.table(record, f"{split}.parquet").to_pylist()
-            assert {row["split"] for row in rows} <= {split}
-            kept |= {row["image_url"].rpartition("/")[2]: row for row in rows}
+        kept |= {row["image_url"].rpartition("/")[2]: row for row in stage.table(record).to_pylist()}
     return kept
 
 
 def counts(build: Build) -> dict[str, int]:
-    return build.stage("lead").record("all").counts
+    return build.stage("dedup.lead").record("all").counts
 
 
 def publish(build: Build) -> None:
@@ -92,7 +89,9 @@ def test_the_option_leaves_digests_and_fingerprints_as_they_were(tmp_path: Path,
     assert lead.token(builds[1])["apart"] == "texts"
     for build, schema in zip(builds, (TEXT_SCHEMA, PLACED_TEXT_SCHEMA), strict=True):
         after(build)
-        assert build.stage("lead").table(build.stage("lead").record("all"), "texts.parquet").schema == schema
+        assert (
+            build.stage("dedup.lead").table(build.stage("dedup.lead").record("all"), "texts.parquet").schema == schema
+        )
         assert ("texts_left_out" in counts(build)) == (schema is PLACED_TEXT_SCHEMA)
 
 
@@ -182,7 +181,7 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
     commit = Identities(anew.store).of(first.build_id)
     made_from = (Earlier(first.build_id, first.snapshot, first.out, commit),)
     anew = replace(anew, generation=2, identities=(), made_from=made_from)
-    run_stage(anew, "rank", "lead", "dedup")
+    run_stage(anew, "dedup")
     stage = anew.stage("dedup")
     remaining = [row for r in stage.records() for s in SPLITS for row in stage.table(r, f"{s}.parquet").to_pylist()]
     decided = [row for r in stage.records() for row in stage.table(r, "decisions.parquet").to_pylist()]

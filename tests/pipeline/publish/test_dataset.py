@@ -16,7 +16,7 @@ from PIL import Image
 from data_specs.build import BuildSpec
 from data_specs.release import open_manifest
 from data_specs.shard import ContractError, Manifest
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.errors import ApprovalError, NothingNew, StoreError
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
@@ -50,7 +50,7 @@ def week(tmp_path: Path) -> Week:
         spec["sources"] = [{"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}]
         spec["shards"] = {"dev_share": 0.2, "val_share": 0.2, "samples_per_shard": 5, **more.get("shards", {})}
         out = tmp_path / f"{snapshot}{len(more) or ''}"
-        made = run.open_build(BuildSpec.model_validate(spec), str(out), str(tmp_path / "store"), snapshot)
+        made = opening.open_build(BuildSpec.model_validate(spec), str(out), str(tmp_path / "store"), snapshot)
         run_noted(made, *(name for name in STAGES if name != "report"))
         return made
 

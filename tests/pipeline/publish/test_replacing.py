@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import read_manifest
-from pipeline import run
+from pipeline import opening
 from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -143,7 +143,7 @@ def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path
 def test_a_folder_that_is_replaced_takes_nothing_from_a_later_one_of_the_same_build(weeks: Any, tmp_path: Path) -> None:
     builds = []
     for name in ("first", "second"):
-        build = weeks.finish(run.open_build(weeks.spec(range(6)), str(tmp_path / name), weeks.store, "2026-01-01"))
+        build = weeks.finish(opening.open_build(weeks.spec(range(6)), str(tmp_path / name), weeks.store, "2026-01-01"))
         release.publish(build)
         builds.append(build)
     first, second = builds

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from pipeline import run
+from pipeline import opening
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.report.at_source import in_sources
@@ -40,7 +40,7 @@ def build(tmp_path: Path) -> Build:
     source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
     filters = [{"name": "text_length", "min_chars": 5}]
     spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), "sources": [source], "filters": filters}
-    made = run.open_build(BuildSpec.model_validate(spec), str(tmp_path / "out"), str(tmp_path / "store"), "1")
+    made = opening.open_build(BuildSpec.model_validate(spec), str(tmp_path / "out"), str(tmp_path / "store"), "1")
     run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter")
     return made
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, Text
-from pipeline import run
+from pipeline import opening
 from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.plugins import find, names
 from pipeline.report import limits
@@ -69,8 +69,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         path.with_suffix(".txt").write_text(caption, "utf-8")
     source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
     spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(folder), "sources": [source], "filters": FILTERS}
-    made = run.open_build(BuildSpec.model_validate(spec), str(folder / "out"), str(folder / "store"), "1")
-    run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup")
+    made = opening.open_build(BuildSpec.model_validate(spec), str(folder / "out"), str(folder / "store"), "1")
+    run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter", "dedup")
     return made
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec, PluginRef, load
 from data_specs.shard import Manifest, content_digest
-from pipeline import run
+from pipeline import opening, run
 from pipeline.detectors import face_detector
 from pipeline.detectors.faces import Faces
 from pipeline.files.folder import file_sha256
@@ -81,7 +81,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
             put(folder, {f"photos/{number}.jpg": encoded(image, exif=exif, quality=92)})
         put(folder, {f"photos/{number}.txt": f"第{number}幅"})
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
-    build = run.open_build(load(folder / "spec.yaml"), str(folder / "build"), snapshot="2026-01-01")
+    build = opening.open_build(load(folder / "spec.yaml"), str(folder / "build"), snapshot="2026-01-01")
     for _ in run.run(build, here=True):
         pass
     release.publish(build)
@@ -228,7 +228,7 @@ def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
     """Where STORE's cache was pruned, and faces would be found elsewhere today."""
 
     def packed(spec: BuildSpec) -> tuple[Build, dict[str, bytes]]:
-        build = run.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
+        build = opening.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
         for _ in run.run(build, here=True, until="shard"):
             pass
         release.publish(build)
@@ -277,7 +277,7 @@ def test_a_picture_at_which_nobody_could_look_is_not_stored(
 
     monkeypatch.setattr(Faces, "detect", fails)
     spec = built.spec.model_copy(update={"report": built.spec.report.model_copy(update={"pictures": 0})})
-    build = run.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
+    build = opening.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
     for _ in run.run(build, here=True, until="shard"):
         pass
     dropped = [

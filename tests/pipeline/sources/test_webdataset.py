@@ -21,7 +21,6 @@ from pipeline.records import PROVENANCE, Decision, Provenance, candidate_rows, s
 from pipeline.sources import FileSource
 from pipeline.sources._look import Budget, Count
 from pipeline.sources.webdataset import WebDataset, _Tar
-from pipeline.stages import STAGES
 from pipeline.store.build import sha256_of
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
@@ -160,7 +159,7 @@ def test_a_picture_with_a_url_is_read_from_its_tar_and_found_by_takedowns(tmp_pa
     tar(tmp_path / "a.tar", parts)
     source = {"kind": "webdataset", "name": "s", "source_kind": "library", "path": str(tmp_path / "a.tar")}
     build = make_build(web, sources=[source])
-    build = replace(build, fingerprints={name: sha256_hex(name) for name in STAGES})
+    build = replace(build, fingerprints={name: sha256_hex(name) for name in build.passes})
     run_stage(build, "extract", "admit", "fetch")
     [record] = build.stage("fetch").records()
     rows = build.stage("fetch").table(record).to_pylist()
@@ -192,7 +191,7 @@ def test_a_picture_that_left_its_tar_is_not_asked_for_on_the_web(tmp_path, serve
     tar(tmp_path / "a.tar", {"k.jpg": picture(0), "k.json": value})
     source = {"kind": "webdataset", "name": "s", "source_kind": "library", "path": str(tmp_path / "a.tar")}
     build = make_build(web, sources=[source])
-    build = replace(build, fingerprints={name: sha256_hex(name) for name in STAGES})
+    build = replace(build, fingerprints={name: sha256_hex(name) for name in build.passes})
     run_stage(build, "extract", "admit")
     tar(tmp_path / "a.tar", {"k2.jpg": picture(0)})
     run_stage(build, "fetch")

@@ -32,7 +32,7 @@ def build_at(folder: Path, path: str = "x.tar") -> Build:
     """A build of tars in a folder, of which nothing has been done."""
     source = {"kind": "webdataset", "name": "s", "source_kind": "library", "path": str(folder / path)}
     spec = BuildSpec.model_validate({"name": "t", "contact": "mailto:a@b.cn", "sources": [source]})
-    marks = {name: sha256_hex(name) for name in STAGES}
+    marks = {name: sha256_hex(name) for name in build.passes}
     return Build(spec, str(folder / "out"), Store(str(folder / "store")), "t", "2026-01-01", marks, stages=STAGES)
 
 
@@ -80,7 +80,9 @@ def test_every_range_is_read_as_from_the_parts(tmp_path_factory, parts, cuts, gr
         patch.setattr(gather, "MANY", 1)
         patch.setattr(gather, "GROUP", group)
         patch.setattr(_gathered, "BATCH", batch)
-        run_stage(build, "gather")
+        run_stage(
+            build,
+        )
     groups = _gathered.groups(build)
     assert [part for record in groups for part in _gathered.parts_of(record.partition)] == list(range(len(parts)))
     for record in build.stage("extract").records():
@@ -105,7 +107,9 @@ def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, mon
     monkeypatch.setattr(gather, "GROUP", 10)
     build = build_at(tmp_path)
     extracted(build, [range(5), range(5), range(5), range(12), range(1)])
-    run_stage(build, "gather")
+    run_stage(
+        build,
+    )
     assert [record.counts["rows"] for record in _gathered.groups(build)] == [10, 5, 12, 1]
 
 
@@ -117,7 +121,14 @@ def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: py
     extracted(build, [[number << 56 | part for number in range(256)] for part in range(3)])
     ranges = [order_range(number, 7) for number in range(7)]
     expected = [by_key(build, "parquet", *own) for own in ranges]
-    assert len(run_stage(build, "gather")) == 3
+    assert (
+        len(
+            run_stage(
+                build,
+            )
+        )
+        == 3
+    )
     for record in build.stage("extract").records():
         build.stage("extract").folder.delete(record.files["parquet"].name)
     assert [by_key(build, "parquet", *own) for own in ranges] == expected
@@ -129,10 +140,12 @@ def test_where_a_group_is_gone_the_parts_are_read(tmp_path: Path, monkeypatch: p
     build = build_at(tmp_path)
     extracted(build, [[1, 2], [2, 3], [3]])
     expected = by_key(build, "parquet", "0", "g")
-    assert run_stage(build, "gather") == ["0000000-0000000", "0000001-0000001", "0000002-0000002"]
+    assert run_stage(
+        build,
+    ) == ["0000000-0000000", "0000001-0000001", "0000002-0000002"]
     assert len(_gathered.groups(build)) == 3
     for gone in ("0000002-0000002", "0000000-0000000"):
-        build.stage("gather").delete_record(gone)
+        build.stage("admit.sort").delete_record(gone)
         assert _gathered.groups(build) == []
         assert by_key(build, "parquet", "0", "g") == expected
 
@@ -146,7 +159,9 @@ def test_parts_with_user_names_are_known_by_the_groups(tmp_path: Path, monkeypat
         attempt.write_table(USERINFO, pa.table([["f" * 64], ["user:word"]], schema=USERINFO_SCHEMA))
         attempt.commit({"kept": 1})
     assert [record.partition for record in _gathered.with_userinfo(build)] == ["s-00001"]
-    run_stage(build, "gather")
+    run_stage(
+        build,
+    )
     build.stage("extract").delete_record("s-00000")  # it is not asked for
     assert [record.partition for record in _gathered.with_userinfo(build)] == ["s-00001"]
     gathered = b"".join(path.read_bytes() for path in (tmp_path / "out/gathered").rglob("*") if path.is_file())
@@ -211,9 +226,9 @@ def test_a_build_is_the_same_with_it_and_a_takedown_leaves_nothing_there(
         folder.mkdir()
         tars(folder, 6)
         build = build_at(folder, "*.tar")
-        run_stage(build, "crawl", "extract", "gather")
+        run_stage(build, "crawl", "extract")
         if many == 2:
-            assert len(build.stage("gather").records()) == 3
+            assert len(build.stage("admit.sort").records()) == 3
             moved = away(build, folder)
         run_stage(build, "admit", "fetch")
         results.append(handed(build))
@@ -225,10 +240,17 @@ def test_a_build_is_the_same_with_it_and_a_takedown_leaves_nothing_there(
     build.store.check()
     assert forget(build.store, [build], Request(urls=["http://a1.test/2.png"], exact=True))["matched"] >= 1
     assert [path for path in (folder / "out/gathered").rglob("*.arrow") if path.is_file()] == []
-    assert build.stage("gather").finished()
-    anew = {name: sha256_hex(f"later {name}") for name in STAGES}
+    assert build.stage("admit.sort").finished()
+    anew = {name: sha256_hex(f"later {name}") for name in build.passes}
     kept = {name: build.fingerprints[name] for name in ("crawl", "extract")}
     later = replace(build, fingerprints=anew | kept)
-    assert len(run_stage(later, "gather")) == 3
+    assert (
+        len(
+            run_stage(
+                later,
+            )
+        )
+        == 3
+    )
     run_stage(later, "admit", "fetch")
     assert set(handed(later)[1]) == set(results[0][1]) - {"http://a1.test/2.png"}

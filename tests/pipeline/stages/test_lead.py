@@ -213,7 +213,7 @@ def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, fi
         assert after(build) == alone
     finally:
         ray.shutdown()
-    assert build.stage("lead").record("all").counts["holders"] == 3
+    assert build.stage("dedup.lead").record("all").counts["holders"] == 3
     assert 0 < len(alone[0]) < 20
 
 
@@ -225,7 +225,7 @@ def test_holders_are_for_what_earlier_builds_kept_too(tmp_path: Path, filtered: 
     publish(first)
     second = filtered.make(tmp_path, shown[:3], snapshot="2026-02-01", dedup={"pairs_per_holder": 5})
     assert after(second)[0] == {}
-    counts = second.stage("lead").record("all").counts
+    counts = second.stage("dedup.lead").record("all").counts
     assert (counts["earlier"], counts["pairs"], counts["holders"]) == (10, 3, 3)
 
 
@@ -239,7 +239,7 @@ def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
     second = filtered.make(tmp_path, [], snapshot="2026-02-01", dedup={"pairs_per_holder": 1})
     monkeypatch.setattr(lead, "_learn_earlier", lambda *_: pytest.fail("it loads what it compares with nothing"))
     assert after(second) == ({}, {})
-    counts = second.stage("lead").record("all").counts
+    counts = second.stage("dedup.lead").record("all").counts
     assert (counts["earlier"], counts["pairs"], counts["holders"]) == (1, 0, 1)
 
 

@@ -39,12 +39,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filtered: Any) -> None:
     shown = shown_of(filtered, 40)
     build = filtered.make(tmp_path, shown, parts=4)
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     files, starts, name = ExitStack(), 0, {one.url: one for one in shown}
     alone = handed_on.Alone(build, files)
     pictures, every = [one.picture for one in shown], [text for one in shown for text in one.texts]
-    for number, record in enumerate(build.stage("rank").records()):
-        rows = build.stage("rank").table(record)
+    for number, record in enumerate(build.stage("dedup.rank").records()):
+        rows = build.stage("dedup.rank").table(record)
         flags = alone.images(alone.numbers(np.full(rows.num_rows, number, np.int32)))
         by_position = pairs_of(build, record.partition, ["image_url"])["image_url"].to_pylist()
         for position, flag in zip(rows["position"].to_pylist(), flags.tolist(), strict=True):
@@ -60,7 +60,7 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
     assert starts == 40
     files.close()
     bytes_of = [one.sha256 for one in shown]
-    met = [r for r in build.stage("meet").records() if handed_on.Part.named(r.partition).what == handed_on.BYTES]
+    met = [r for r in build.stage("dedup.meet").records() if handed_on.Part.named(r.partition).what == handed_on.BYTES]
     assert sum(r.counts["found"] for r in met) == sum(bytes_of.count(own) > 1 for own in bytes_of) > 0
     parts = meet.partitions(build)
     assert len(parts) > len(handed_on.keys_of(build)) + 1, "keys are cut into parts"
@@ -69,16 +69,16 @@ def test_what_is_like_another_one_is_found_and_nothing_else(tmp_path: Path, filt
 def test_verdicts_are_those_of_a_pass_that_compares_all(tmp_path: Path, filtered: Any) -> None:
     shown = shown_of(filtered, 40)
     build = filtered.make(tmp_path / "with", shown, parts=4)
-    run_stage(build, "rank", "deal", "meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
     expected = filtered.make(tmp_path / "without", shown, parts=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handed_on, "FEWEST", 1_000)
-        run_stage(expected, "rank", "deal", "meet")
-        assert expected.stage("meet").partitions() == []
+        run_stage(expected, "dedup.rank", "dedup.deal", "dedup.meet")
+        assert expected.stage("dedup.meet").partitions() == []
     assert after(build) == after(expected)
-    assert build.stage("lead").record("all").counts["alone"] == 22
-    assert build.stage("lead").record("all").counts["alone_texts"] == 10
-    assert expected.stage("lead").record("all").counts["alone"] == 0
+    assert build.stage("dedup.lead").record("all").counts["alone"] == 22
+    assert build.stage("dedup.lead").record("all").counts["alone_texts"] == 10
+    assert expected.stage("dedup.lead").record("all").counts["alone"] == 0
 
 
 def test_pictures_are_found_by_their_details_in_runs_with_and_without_them(tmp_path: Path, filtered: Any) -> None:
@@ -87,19 +87,19 @@ def test_pictures_are_found_by_their_details_in_runs_with_and_without_them(tmp_p
     # four pairs share a text, so that pictures which are compared stand between others which are not
     shown = [filtered.Shown(f"p{i}", i, (f"说明{i // 4}",), 300 - i, fine=fine[i]) for i in range(40)]
     build, expected = (filtered.make(tmp_path / name, shown, parts=8) for name in ("with", "without"))
-    run_stage(build, "rank", "deal", "meet")
-    with_details = {bool(record.counts["detailed"]) for record in build.stage("deal").records()}
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
+    with_details = {bool(record.counts["detailed"]) for record in build.stage("dedup.deal").records()}
     assert with_details == {True, False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handed_on, "FEWEST", 1_000)
-        run_stage(expected, "rank", "deal", "meet")
+        run_stage(expected, "dedup.rank", "dedup.deal", "dedup.meet")
     kept, decided = after(build)
     assert (kept, decided) == after(expected)
     assert {ref.sha256 for ref in handed(build)} == {ref.sha256 for ref in handed(expected)}
     first = {number: fine.index(number) for number in (1, 2, 3)}
     assert set(decided) == {f"p{i}" for i in range(40) if fine[i] and first[fine[i]] != i}
-    assert build.stage("lead").record("all").counts["alone"] == 40 - 5
-    assert DETAILS in build.stage("lead").record("all").files
+    assert build.stage("dedup.lead").record("all").counts["alone"] == 40 - 5
+    assert DETAILS in build.stage("dedup.lead").record("all").files
 
 
 @pytest.mark.parametrize("cap", [0, 4])
@@ -114,10 +114,10 @@ def test_pairs_that_are_alone_stand_in_order_among_the_others_and_under_the_cap_
         build = filtered.make(tmp_path / str(fewest), shown, parts=3, dedup={"max_pairs_per_domain": cap})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(handed_on, "FEWEST", fewest)
-            run_stage(build, "rank", "deal", "meet")
+            run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
             kept, dropped = after(build)
         decided.append((kept, dropped, [ref.sha256 for ref in handed(build)]))
-        free = build.stage("lead").record("all").counts["free"]
+        free = build.stage("dedup.lead").record("all").counts["free"]
         assert free == (13 if fewest == 1 and not cap else 0)
     assert decided[0] == decided[1]
     assert len(decided[0][0]) == (cap or 20)
@@ -126,30 +126,30 @@ def test_pairs_that_are_alone_stand_in_order_among_the_others_and_under_the_cap_
 def test_what_lead_has_read_is_not_made_again_and_a_takedown_leaves_nothing(tmp_path: Path, filtered: Any) -> None:
     """A build of an older wenlan has no `deal`: it is not begun anew for it. Files that `lead` has read may go."""
     build = filtered.make(tmp_path, shown_of(filtered, 12), parts=2)
-    run_stage(build, "rank", "lead")
+    run_stage(build, "dedup.rank", "dedup.lead")
     assert deal.partitions(build) == meet.partitions(build) == []
     other = filtered.make(tmp_path / "other", shown_of(filtered, 12), parts=2)
-    run_stage(other, "rank", "deal", "meet")
-    for stage in (other.stage("deal"), other.stage("meet")):
+    run_stage(other, "dedup.rank", "dedup.deal", "dedup.meet")
+    for stage in (other.stage("dedup.deal"), other.stage("dedup.meet")):
         record = stage.records()[0]
         handed_on.without(type("Rewrite", (), {"stage": stage, "record": record})())
         stage.sweep()
         assert (stage.partitions(), stage.committable(), stage.finished()) == ([], [], True)
     assert after(other)[0] == after(filtered.make(tmp_path / "third", shown_of(filtered, 12), parts=2))[0]
-    assert other.stage("lead").record("all").counts["alone"] == 0
+    assert other.stage("dedup.lead").record("all").counts["alone"] == 0
 
 
 def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) -> None:
     build = filtered.make(tmp_path, shown_of(filtered, 40), parts=4)
-    run_stage(build, "rank", "deal", "meet")
-    found = {record.partition: record.files["found.bin"].sha256 for record in build.stage("meet").records()}
-    stage = build.stage("meet")
+    run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
+    found = {record.partition: record.files["found.bin"].sha256 for record in build.stage("dedup.meet").records()}
+    stage = build.stage("dedup.meet")
     stage.unfinish()
     for partition in meet.partitions(build)[::2]:
         stage.delete_record(partition)
     with ExitStack() as files:
         assert not handed_on.Alone(build, files).known
-    assert run_stage(build, "meet") == meet.partitions(build)[::2]
+    assert run_stage(build, "dedup.meet") == meet.partitions(build)[::2]
     assert {record.partition: record.files["found.bin"].sha256 for record in stage.records()} == found
 
 
@@ -183,7 +183,7 @@ def killing_in_store(writer, *array):
     return add(writer, *array)
 
 Attempt.path, ArrayWriter.add = killing, killing_in_store
-run_stage(build, "rank", "deal", "meet", "lead")
+run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
 """
 
 
@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with
         assert kept.items() <= now.items(), "what was committed before is not done again"
         assert stage in ("lead", "store") or any(name == stage for name, _ in now), "it was killed within the stage"
         assert stage != "store" or 0 < len(list((tmp_path / "killed/store/dealt").glob("*/images*"))) < 3
-        assert build.stage("lead").partitions() == []
+        assert build.stage("dedup.lead").partitions() == []
         kept = now
     expected = filtered.make(tmp_path / "whole", shown, parts=4, snapshot="2026-02-02")
     run_stage(build, *stages)
@@ -223,7 +223,7 @@ def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with
         )
         assert own == other
     assert after(build) == after(expected)
-    assert (build.stage("lead").record("all").counts.get("met", 0) > 0) == earlier
+    assert (build.stage("dedup.lead").record("all").counts.get("met", 0) > 0) == earlier
 
 
 @pytest.mark.parametrize("stages", [("deal", "meet", "lead", "dedup"), ("deal",), ()])
@@ -231,7 +231,7 @@ def test_a_takedown_leaves_finished_what_was_finished(tmp_path: Path, filtered: 
     """By the way that `forget` takes, which knows fingerprints by their first digits only."""
     shown = shown_of(filtered, 12)
     build = filtered.make(tmp_path, shown, parts=2)
-    run_stage(build, "rank", *stages)
+    run_stage(build, "dedup.rank", *stages)
     if not stages:
         deal.run_partition(build, deal.partitions(build)[0])
     removal = Removal({shown[3].sha256}, NO_TAKEDOWNS)
@@ -246,17 +246,17 @@ def test_a_takedown_leaves_finished_what_was_finished(tmp_path: Path, filtered: 
 def test_what_was_dealt_out_when_nobody_needed_it_is_met_by_nobody(tmp_path: Path, filtered: Any) -> None:
     """A build whose `lead` was done before there was `deal`, and begins anew by another rule."""
     build = filtered.make(tmp_path, shown_of(filtered, 12), parts=2)
-    run_stage(build, "rank", "lead", "deal")
+    run_stage(build, "dedup.rank", "dedup.lead", "dedup.deal")
     later = replace(build, fingerprints={**build.fingerprints, "meet": "0" * 64, "lead": "1" * 64, "dedup": "2" * 64})
-    assert later.stage("deal").finished()
-    run_stage(later, "meet")
+    assert later.stage("dedup.deal").finished()
+    run_stage(later, "dedup.meet")
     assert after(later) == after(filtered.make(tmp_path / "alone", shown_of(filtered, 12), parts=2))
 
 
 def test_a_finished_build_asks_for_no_commit_that_is_gone(tmp_path: Path, filtered: Any) -> None:
     first = published(filtered, tmp_path, shown_of(filtered, 6))
     build = filtered.make(tmp_path, shown_of(filtered, 6), snapshot="2026-02-02")
-    run_stage(build, "rank", "lead")
+    run_stage(build, "dedup.rank", "dedup.lead")
     Identities(build.store).withdraw(first.build_id)
     handed_on._kept_earlier.cache_clear()
     assert deal.partitions(build) == meet.partitions(build) == []

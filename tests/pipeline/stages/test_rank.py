@@ -37,9 +37,9 @@ def pairs_of(build: Build, partitions: list[str]) -> list[dict[str, Any]]:
 
 def test_a_run_has_its_pairs_by_size_and_id_with_a_sketch_for_each_text(tmp_path: Path, filtered: Any) -> None:
     build = made(tmp_path, filtered, 3)
-    run_stage(build, "rank")
-    [record] = build.stage("rank").records()
-    table = build.stage("rank").table(record)
+    run_stage(build, "dedup.rank")
+    [record] = build.stage("dedup.rank").records()
+    table = build.stage("dedup.rank").table(record)
     assert table.schema.equals(RUN_SCHEMA)
     pairs = pairs_of(build, partitions_of(record.partition))
     expected = sorted(range(24), key=lambda at: (-pairs[at]["width"] * pairs[at]["height"], pairs[at]["candidate_id"]))
@@ -98,14 +98,15 @@ def test_runs_that_an_older_wenlan_began_are_gone_on_with(
 def test_after_a_takedown_a_run_is_that_of_a_build_without_what_was_removed(tmp_path: Path, filtered: Any) -> None:
     """Else the texts of copies go to other pairs, where the next spec of the build begins with the leader pass."""
     build = made(tmp_path / "all", filtered, 3)
-    run_stage(build, "rank")
+    run_stage(build, "dedup.rank")
     pairs = pairs_of(build, build.stage("filter").partitions())
     gone = {pairs[at]["image_url"].rpartition("/")[2]: pairs[at]["candidate_id"] for at in (0, 7)}
     remove(build, Removal(set(gone.values()), NO_TAKEDOWNS), ["rank", "filter"])
     other = made(tmp_path / "others", filtered, 3, frozenset(gone))
-    run_stage(other, "rank")
+    run_stage(other, "dedup.rank")
     [left], [alone] = (
-        [own.stage("rank").table(record) for record in own.stage("rank").records()] for own in (build, other)
+        [own.stage("dedup.rank").table(record) for record in own.stage("dedup.rank").records()]
+        for own in (build, other)
     )
     assert left.num_rows == 22
     assert left.equals(alone)

@@ -43,8 +43,8 @@ def test_every_kept_sample_is_in_one_shard_in_order(synthetic_build: Build, synt
     for split in ("train", "dev", "val"):
         rows = [row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()]
         dedup = synthetic_build.stage("dedup")
-        tables = [dedup.table(record, f"{split}.parquet") for record in dedup.records()]
-        expected = [name for table in tables for name in table["candidate_id"].to_pylist()]
+        tables = [dedup.table(record) for record in dedup.records()]
+        expected = [row["candidate_id"] for table in tables for row in table.to_pylist() if row["split"] == split]
         assert [row["candidate_id"] for row in rows] == expected
         keys += [row["key"] for row in rows]
     assert len(set(keys)) == synthetic.KEPT
@@ -213,7 +213,7 @@ def test_a_shard_of_which_no_picture_can_be_stored_has_decisions_and_no_tar(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dedup = synthetic_build.stage("dedup")
-    odd = {name for r in dedup.records() for name in dedup.table(r, "val.parquet", ["sha256"])["sha256"].to_pylist()}
+    odd = {row["sha256"] for r in dedup.records() for row in dedup.table(r).to_pylist() if row["split"] == "val"}
     real = shard.as_stored
 
     def failing(data: Any, *options: Any) -> Any:

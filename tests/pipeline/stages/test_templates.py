@@ -95,7 +95,14 @@ def test_templates_of_gathered_names_are_those_of_the_parts(tmp_path, monkeypatc
     monkeypatch.setattr(gather, "NAMES_AT_ONCE", 10)
     gathered.fingerprints["gather"] = "b" * 64
     gathered.stage("extract").finish(gathered.stage("extract").partitions(), 1)
-    assert len(run_stage(gathered, "gather")) == 4
+    assert (
+        len(
+            run_stage(
+                gathered,
+            )
+        )
+        == 4
+    )
     for record in gathered.stage("extract").records():
         gathered.stage("extract").folder.delete(record.files["parquet"].name)
     assert _templates.learnt(gathered) == _templates.learnt(plain) != []

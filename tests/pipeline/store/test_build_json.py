@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline import cli, pulse, run
+from pipeline import cli, opening, pulse
 from pipeline.errors import StoreError
 from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Bounds, Cost, Running, StageResult
+from pipeline.store.build_json import Bounds, Cost, PassResult, Running
 
 
 def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
@@ -41,9 +41,9 @@ def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
     with build_json.sole_owner(build):
         began = time.monotonic() - 30
         _begin(build, partitions=4, ago_s=30)
-        assert build_json.status(run.reopen(build.out))["running"]["left_seconds"] is None
+        assert build_json.status(opening.reopen(build.out))["running"]["left_seconds"] is None
         _commit(build, "0")
-        known = build_json.status(run.reopen(build.out))
+        known = build_json.status(opening.reopen(build.out))
         assert (known["alive"], known["stages"]["fetch"]["state"]) == (True, "running")
         assert (known["running"]["committed"], known["running"]["partitions"]) == (1, 4)
         passed = time.monotonic() - began
@@ -57,7 +57,7 @@ def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
 def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
     with build_json.sole_owner(build):
         _begin(build, partitions=4)
-    known = build_json.status(run.reopen(build.out))
+    known = build_json.status(opening.reopen(build.out))
     assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
     assert cli.main(["status", build.out]) == 0
     assert "no process is building here: it stopped in fetch" in capsys.readouterr().err
@@ -66,7 +66,7 @@ def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
 def test_asking_for_the_status_keeps_nobody_from_building(build):
     with build_json.sole_owner(build):
         build_json.note(build)
-    assert build_json.status(run.reopen(build.out))["alive"] is False
+    assert build_json.status(opening.reopen(build.out))["alive"] is False
     second = build_json.sole_owner(build)
     with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
         second.__enter__()
@@ -81,7 +81,7 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
     assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)
     assert cost.gpu_seconds == pytest.approx(cost.seconds / 2, abs=0.002)
     for name in ("crawl", "fetch"):
-        build_json.note(build, StageResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200)))
+        build_json.note(build, PassResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200)))
     known = build.folder.read_json("build.json")
     assert known["stages"]["fetch"]["cost"] == {"seconds": 2.0, "cpu_seconds": 1.5, "gpu_seconds": 1.0, "bytes": 200}
     assert known["cost"] == {"seconds": 4.0, "cpu_seconds": 3.0, "gpu_seconds": 2.0, "bytes": 400}
@@ -90,7 +90,7 @@ def test_costs_are_those_of_all_partitions_and_add_up(build):
 
 def test_what_build_json_holds_already_is_not_written_again(build):
     """In an object store each writing is a request, and a build notes every stage."""
-    result = StageResult("crawl", False, 1, 1, 1.0, {"kept": 4}, Cost())
+    result = PassResult("crawl", False, 1, 1, 1.0, {"kept": 4}, Cost())
     build_json.note(build, result)
     file = Path(build.out) / "build.json"
     first = file.stat()
@@ -106,27 +106,16 @@ def test_a_stage_that_is_skipped_keeps_the_bounds_of_when_it_ran(build):
     bounds = Bounds.of([record], 0.25)
     assert (bounds.driver_seconds, bounds.longest_seconds) == (0.25, record.seconds)
     assert bounds.peak_bytes == record.peak_bytes
-    ran = StageResult("fetch", False, 1, 1, 2.0, {}, Cost(), bounds)
+    ran = PassResult("fetch", False, 1, 1, 2.0, {}, Cost(), bounds)
     build_json.note(build, ran)
-    build_json.note(build, StageResult("fetch", True, 1, 0, 0.0, {}, Cost()))
+    build_json.note(build, PassResult("fetch", True, 1, 0, 0.0, {}, Cost()))
     stage = build.folder.read_json("build.json")["stages"]["fetch"]
     assert (stage["seconds"], stage["bounds"]["driver_seconds"]) == (2.0, 0.25)
 
 
-def test_a_build_json_without_costs_is_still_read(build):
-    build_json.note(build, StageResult("crawl", False, 1, 1, 1.0, {}, Cost()))
-    known = build.folder.read_json("build.json")
-    del known["stages"]["crawl"]["cost"], known["cost"], known["running"]
-    build.folder.write_json("build.json", known)
-    assert build_json.status(run.reopen(build.out))["running"] is None
-    assert cli.main(["status", build.out]) == 0
-    build_json.note(build)
-    assert build.folder.read_json("build.json")["cost"]["seconds"] == 0.0
-
-
 def test_a_folder_without_a_build_is_named(tmp_path: Path):
     with pytest.raises(StoreError, match="holds no build"):
-        run.reopen(str(tmp_path))
+        opening.reopen(str(tmp_path))
 
 
 def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, capsys):
@@ -135,14 +124,14 @@ def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, ca
     now = time.time() + 300  # so that it is no old one on a busy machine
     said = {"at": now, "seconds": 9.0, "done": 5, "total": 9, "counts": {"kept": 5}, "rates": {"done": 1.0}}
     (build.stage("fetch").folder / pulse.PULSE).write_json("1.json", {**said, "hosts": {"a.cn": {"kept": 5}}})
-    running = build_json.status(run.reopen(build.out))["running"]
+    running = build_json.status(opening.reopen(build.out))["running"]
     assert (running["running"], running["hosts"], running["left_seconds"]) == (0, {}, None)
     assert cli.main(["status", build.out]) == 0
     shown = capsys.readouterr().err
     assert "no process is building here" in shown
     assert "a.cn" not in shown
     with build_json.sole_owner(build):
-        assert build_json.status(run.reopen(build.out))["running"]["done"] == 5, "as of one that runs"
+        assert build_json.status(opening.reopen(build.out))["running"]["done"] == 5, "as of one that runs"
 
 
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
@@ -179,7 +168,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
             until = time.monotonic() + 120
             seen: dict[str, Any] = {}
             while time.monotonic() < until and sum(seen.get(n, 0) for n in ("kept", "failed")) < 5:
-                seen = build_json.status(run.reopen(build.out))["running"]["hosts"].get(web.host, {})
+                seen = build_json.status(opening.reopen(build.out))["running"]["hosts"].get(web.host, {})
                 time.sleep(0.05)
             assert cli.main(["status", build.out]) == 0
         finally:
@@ -189,4 +178,4 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         assert seen["bytes"] >= len(picture) * seen["kept"]
         assert 0 < seen["per_second"] < 25, "one in 0.05 s at most, robots.txt apart"
         assert web.host in capsys.readouterr().err
-        assert build_json.status(run.reopen(build.out))["running"]["hosts"] == {}, "what is done is in the records"
+        assert build_json.status(opening.reopen(build.out))["running"]["hosts"] == {}, "what is done is in the records"

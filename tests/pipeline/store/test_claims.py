@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import model_runner
 from pipeline.detectors import Boxes, Picture
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.records import sha256_hex
-from pipeline.stages import _model_runner
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
@@ -142,9 +142,9 @@ def _scored(log: str, pause_s: float) -> None:
 
 
 def _build(build: Build, name: str, log: str, *more: float) -> None:
-    """Run the stage `detect` or `screen` of a build, four pictures at a time."""
-    {"detect": _detected, "screen": _scored}[name](log, *more)
-    _model_runner.BATCH = 4
+    """Run the stage `detect` or `curate` of a build, four pictures at a time."""
+    {"detect": _detected, "curate": _scored}[name](log, *more)
+    model_runner.BATCH = 4
     run_stage(build, name)
 
 
@@ -164,7 +164,7 @@ def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[B
         made = []
         for name in ("one", "two"):
             build = fetched_build(images, 3, name=name, filters=list(filters), regions={"detectors": detectors})
-            run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+            run_stage(build, "measure", "filter", "dedup")
             made.append(build)
         return made
 
@@ -206,8 +206,8 @@ def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp
 
 def test_two_builds_at_once_screen_every_image_once(builds: Callable[..., list[Build]], tmp_path: Path) -> None:
     both = builds([{"name": "image_nsfw", "max_score": 0.5}])
-    _at_once(both, "screen", tmp_path / "log")
-    records = [build.stage("screen").records() for build in both]
+    _at_once(both, "curate", tmp_path / "log")
+    records = [build.stage("curate.screen").records() for build in both]
     assert sum(record.counts["scored"] for of_build in records for record in of_build) == IMAGES
     dropped = [sum(record.counts["dropped"] for record in of_build) for of_build in records]
     assert dropped[0] == dropped[1]

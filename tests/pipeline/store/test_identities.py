@@ -35,7 +35,7 @@ STAGES = ("rank", "lead")
 
 def led(build: Build) -> Build:
     """The build with its leader pass done."""
-    run_stage(build, "rank", "lead")
+    run_stage(build, "dedup.rank", "dedup.lead")
     return build
 
 
@@ -188,8 +188,8 @@ def test_a_store_behind_a_url_works_like_a_disk(make: Any, tmp_path: Path) -> No
     first = make("2026-01", 1, 2, store=url)
     publish(first)
     second = make("2026-02", 2, 3, store=url)
-    assert second.stage("lead").record("all").counts["leaders"] == 1
-    assert second.stage("lead").record("all").counts["earlier"] == 2
+    assert second.stage("dedup.lead").record("all").counts["leaders"] == 1
+    assert second.stage("dedup.lead").record("all").counts["earlier"] == 2
 
 
 def _publish(build: Build) -> None:

@@ -23,7 +23,7 @@ def test_a_crawl_shows_pages_images_queue_and_the_time_that_its_last_site_takes(
     first = Beat("a", 60.0, 40, 100, {"kept": 40, "failed": 3, "images": 200, "bytes": 4_000_000, "queue": 900},
                  {"done": 2.0, "bytes": 50_000.0}, {})  # fmt: skip
     second = Beat("b", 60.0, 10, 1_000, {"kept": 10, "queue": 990}, {"done": 1.0, "bytes": 1_000.0}, {})
-    now = figures(STAGES["crawl"], 2, 0, {}, [first, second], Ran(0, 60.0))
+    now = figures(STAGES["crawl"].main, 2, 0, {}, [first, second], Ran(0, 60.0))
     assert (now.done, now.total, now.failed, now.more["queue"]) == (50, 1_100, 3, 1_890)
     assert now.left_seconds == 990.0
     line = "50 of 1,100 pages, 200 images, 3 failed, 51.0 kB/s, 1,890 in the queue, 0 of 2 partitions, 16 min left"
@@ -31,17 +31,17 @@ def test_a_crawl_shows_pages_images_queue_and_the_time_that_its_last_site_takes(
 
 
 def test_where_partitions_wait_the_time_left_is_theirs_too() -> None:
-    now = figures(STAGES["measure"], 10, 2, {"seen": 200}, [beat(50, 100), beat(50, 100)], Ran(2, 30.0))
+    now = figures(STAGES["measure"].main, 10, 2, {"seen": 200}, [beat(50, 100), beat(50, 100)], Ran(2, 30.0))
     assert (now.share, now.done, now.total) == (0.3, 300, None)
     assert now.left_seconds == 70.0, "three tenths took 30 s"
 
 
 def test_what_an_earlier_run_did_says_nothing_of_the_pace() -> None:
-    assert figures(STAGES["measure"], 10, 5, {}, [], Ran(0, 30.0)).left_seconds is None
+    assert figures(STAGES["measure"].main, 10, 5, {}, [], Ran(0, 30.0)).left_seconds is None
 
 
 def test_a_partition_of_unknown_size_has_no_share_and_no_end() -> None:
-    now = figures(STAGES["extract"], 1, 0, {}, [beat(70, None, rate=3.0)], Ran(0, 30.0))
+    now = figures(STAGES["extract"].main, 1, 0, {}, [beat(70, None, rate=3.0)], Ran(0, 30.0))
     assert (now.share, now.total, now.left_seconds, now.line()) == (None, None, None, "70 rows")
 
 
@@ -56,7 +56,7 @@ def test_figures_are_sound_whatever_partitions_say(
 ) -> None:
     beats = [beat(*one) for one in said]
     partitions = committed + waiting + len(beats)
-    now = figures(STAGES["filter"], partitions, committed, {"seen": 3 * committed}, beats, Ran(committed, seconds))
+    now = figures(STAGES["filter"].main, partitions, committed, {"seen": 3 * committed}, beats, Ran(committed, seconds))
     assert now.share is None or 0 <= now.share <= 1
     assert now.left_seconds is None or now.left_seconds >= 0
     assert now.total is None or now.total >= now.done

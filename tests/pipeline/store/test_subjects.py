@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec, SpecError
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.errors import WenlanError
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
@@ -38,7 +38,7 @@ def build(tmp_path: Path) -> Build:
         for name, path in (("a", "甲"), ("b", "乙"))
     ]
     spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), "sources": sources}
-    made = run.open_build(BuildSpec.model_validate(spec), str(tmp_path / "out"), str(tmp_path / "store"), "1")
+    made = opening.open_build(BuildSpec.model_validate(spec), str(tmp_path / "out"), str(tmp_path / "store"), "1")
     made.store.check()
     run_noted(made, "crawl", "extract", "admit", "fetch")
     return made
@@ -104,7 +104,7 @@ def test_explain_and_forget_understand_the_same_names(
     short = tmp_path / "甲/短.jpg"
     picture(short, 9)
     short.with_suffix(".txt").write_text("short", "utf-8")
-    made = run.open_build(build.spec, build.out, build.store.url, "1")
+    made = opening.open_build(build.spec, build.out, build.store.url, "1")
     run_noted(made, "crawl", "extract", "admit", "fetch")
     [row] = explain(made, str(short))
     assert (row["reason"], row["url"]) == ("low_han_share", "folder:///a/%E7%9F%AD.jpg")

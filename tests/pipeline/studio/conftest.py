@@ -20,7 +20,7 @@ from pipeline.report.fates import HIDDEN
 from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.build_json import Cost, PassResult
 from tests.places import ROOT
 from tests.stages import run_stage
 
@@ -30,12 +30,12 @@ WAIT_S = 120
 def noted(build: Build) -> Build:
     """Note a build that was written through the store in build.json, with all of its stages done."""
     build_json.note(build)
-    for name in build.stages:
+    for name, own in build.passes.items():
         directory = build.stage(name)
         if not directory.finished():
-            directory.finish(directory.partitions(), build.stages[name].version)
+            directory.finish(directory.partitions(), own.version)
         done = len(directory.partitions())
-        build_json.note(build, StageResult(name, False, done, done, 0.0, {}, Cost()))
+        build_json.note(build, PassResult(name, False, done, done, 0.0, {}, Cost()))
     return build_json.reopen(build.out, STAGES)
 
 

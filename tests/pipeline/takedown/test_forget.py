@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
-from pipeline import cli, run
+from pipeline import cli, opening, run
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release, replacing
@@ -350,7 +350,7 @@ def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Bu
     """No record named it, so the folder was not looked at: rows of what is taken down stayed there."""
     victim = published.stage("shard").records()[0]
     [row, *_] = published.stage("shard").table(victim, "parquet", ["image_url"]).to_pylist()
-    left = Path(published.out) / "nearest"
+    left = Path(published.out) / "curated/_nearest"
     for name in ("00000-0123abcd.parquet", ".tmp-00000-x/parquet"):
         (left / name).parent.mkdir(parents=True, exist_ok=True)
         (left / name).write_text(row["image_url"], encoding="utf-8")
@@ -373,7 +373,7 @@ def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_taked
     for snapshot, pictures in weekly.items():
         release.publish(weeks.build(snapshot, pictures))
     for number in ("001", "007"):  # the second one after a run that had nothing to do
-        builds = [run.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
+        builds = [opening.reopen(str(weeks.folder / snapshot)) for snapshot in weekly]
         forget(builds[0].store, builds, Request(urls=[f"folder:///album/{number}.jpg"], exact=True))
         releases = builds[0].store.releases("weekly")
         for snapshot, pictures in weekly.items():
@@ -411,13 +411,13 @@ def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_
         name = note(store, takedowns)
         with monkeypatch.context() as patch:
             patch.setattr(forget_module, "_note_in_store", note)
-            [fault] = forget(store, [run.reopen(build.out)], other)["faults"]
+            [fault] = forget(store, [opening.reopen(build.out)], other)["faults"]
         assert "another wenlan-data is building here" in fault
         return name
 
     with monkeypatch.context() as patch:
         patch.setattr(forget_module, "_note_in_store", and_meanwhile)
-        assert forget(build.store, [run.reopen(build.out)], one)["faults"] == []
+        assert forget(build.store, [opening.reopen(build.out)], one)["faults"] == []
     again = weeks.open("2026-01-01", range(6))
     list(run.run(again, here=True))
     assert sum(release.publish(again).samples.values()) == 5
@@ -437,7 +437,7 @@ def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
         with pytest.raises(KeyboardInterrupt):
             forget(published.store, [published], request)
     assert not (Path(published.out) / "shards/manifest.json").exists()
-    other = replace(published, fingerprints={**published.fingerprints, "screen": "a" * 64, "shard": "5" * 64})
+    other = replace(published, fingerprints={**published.fingerprints, "shard.plan": "a" * 64, "shard": "5" * 64})
     run_stage(other, "shard")
     forget(other.store, [other], request)
     assert not (Path(published.out) / "shards/manifest.json").exists()
@@ -452,7 +452,7 @@ def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -
     forget(first.store, [first], Request(urls=["folder:///album/001.jpg"], exact=True))
     forget(first.store, [], Request(urls=["folder:///album/003.jpg"], exact=True))  # that has not reached the build
     build_json.note(weeks.open("2026-01-01", range(6)))  # what a run does first
-    begun = run.reopen(first.out)
+    begun = opening.reopen(first.out)
     assert list(begun.fingerprints) == ["crawl", "extract"]
     garbage.collect(first.store, STAGES)
     assert first.stage("dedup").partitions(), "what it was made from is no garbage"
@@ -484,7 +484,7 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
     """Of two folders with the same spec and snapshot STORE knew the later one alone."""
     spec, builds = weeks.spec(range(6)), []
     for name in ("first", "second", "first"):  # the first one is published again, and is no third folder
-        build = weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01"))
+        build = weeks.finish(opening.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01"))
         release.publish(build)
         builds.append(build)
     assert [Path(known["out"]).name for known in Store(weeks.store).registered()] == ["second", "first"]
@@ -500,10 +500,10 @@ def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedo
     """Its dataset is withdrawn till another build is published, and lists the folder in which it is no longer."""
     spec = weeks.spec(range(6))
     for name in ("first", "second"):
-        release.publish(weeks.finish(run.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01")))
+        release.publish(weeks.finish(opening.open_build(spec, str(tmp_path / name), weeks.store, "2026-01-01")))
     other = weeks.spec(range(6), filters=[{"name": "text_length", "min_chars": 3}])
-    replacing.withdraw(run.open_build(other, str(tmp_path / "second"), weeks.store, "2026-01-01"))
-    builds = [run.reopen(str(tmp_path / "first"))]
+    replacing.withdraw(opening.open_build(other, str(tmp_path / "second"), weeks.store, "2026-01-01"))
+    builds = [opening.reopen(str(tmp_path / "first"))]
     answer = forget(Store(weeks.store), builds, Request(urls=["folder:///album/001.jpg"], exact=True))
     assert answer["faults"] == []
     assert sum(read_manifest(tmp_path / "first/shards").samples.values()) == 5

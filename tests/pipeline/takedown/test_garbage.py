@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import cli, run
+from pipeline import cli, opening, run
 from pipeline.commands import plan
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
@@ -62,6 +62,11 @@ def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_json, "reopen", lambda out, stages: known[out] if out in known else reopen(out, stages))
         return garbage.collect(builds[0].store, STAGES, **options)
+
+
+def scored(build: Build) -> Build:
+    """The same build, of a spec that asks for scores of pairs."""
+    return replace(build, fingerprints={**build.fingerprints, "curate.score": "5" * 64})
 
 
 def files(folder: str) -> set[str]:
@@ -197,11 +202,11 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     report = (Path(first.out) / "report/report.json").read_bytes()
     assert cli.main(["report", first.out, "--baseline", str(Path(first.out).with_name("2026-01-08"))]) == 1
     assert (Path(first.out) / "report/report.json").read_bytes() == report
-    for stages in (build_json.status(run.reopen(first.out))["stages"], plan._show_stages(again)):
+    for stages in (build_json.status(opening.reopen(first.out))["stages"], plan._show_stages(again)):
         assert [stages[name]["state"] for name in ("crawl", "extract", "dedup", "shard")] == [
             "done", "expired", "expired", "done"
         ]  # fmt: skip
-    answer = forget(first.store, [run.reopen(first.out)], Request(urls=["folder:///album/000.jpg"], exact=True))
+    answer = forget(first.store, [opening.reopen(first.out)], Request(urls=["folder:///album/000.jpg"], exact=True))
     assert len(answer["builds"][0]["samples"]) == 1
     assert verify(Path(first.out)) == []
     assert json.loads((Path(first.out) / "report/report.json").read_bytes())["totals"]["kept"] == 5
@@ -213,14 +218,14 @@ def test_an_expired_build_that_a_takedown_has_not_reached_is_named_when_it_is_pu
     release.publish(first)
     release.publish(weeks.build("2026-01-08", range(4, 9)))
     garbage.collect(first.store, STAGES, keep=1)
-    forget(first.store, [run.reopen(first.out)], Request(urls=["folder:///album/001.jpg"], exact=True))
+    forget(first.store, [opening.reopen(first.out)], Request(urls=["folder:///album/001.jpg"], exact=True))
     forget(first.store, [], Request(urls=["folder:///album/002.jpg"], exact=True))  # that has not reached the build
     again = weeks.open("2026-01-01", range(6))
     list(run.run(again, here=True))
     todo = f"1 of its samples were taken down since it began; run wenlan-data forget --store {weeks.store} {first.out}"
     with pytest.raises(StoreError, match=f"{todo}$"):
         release.publish(again)
-    forget(first.store, [run.reopen(first.out)], Request())
+    forget(first.store, [opening.reopen(first.out)], Request())
     assert sum(release.publish(weeks.open("2026-01-01", range(6))).samples.values()) == 4
 
 
@@ -397,9 +402,9 @@ def test_old_releases_go_and_shards_that_none_needs(builds: list[Build]) -> None
 
 
 def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: list[Build]) -> None:
-    older, newer = builds
+    builds = older, newer = [scored(build) for build in builds]
     for build, models in ((older, ["pair-image-old", "pair-text-both"]), (newer, ["pair-text-both"])):
-        with build.stage("score").attempt("00000-of-00001") as attempt:
+        with build.stage("curate.score").attempt("00000-of-00001") as attempt:
             attempt.commit({}, {"models": models})
     features = Path(older.store.url) / "features"
     names = {"pair-image-old", "pair-text-both", "pair-image-of-nobody-known"}
@@ -414,7 +419,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert len(collect(builds, keep=1, dry_run=True)["faults"]) == 1
     collect(builds, keep=1)
     assert {path.name for path in features.glob("pair-*")} == names, "who knows what a build was scored by that is gone"
-    assert older.stage("score").records() == [], "the build does not say any more by which models it was scored"
+    assert older.stage("curate.score").records() == [], "the build does not say any more by which models it was scored"
     older.store.unregister(gone.build_id, gone.out)
     noted = older.store.folder.read(garbage.EXPIRED)
     older.store.folder.write_json(garbage.EXPIRED, 1)
@@ -430,8 +435,8 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
 @pytest.mark.parametrize("why", ["a command is at work in it", "a takedown was interrupted in it"])
 def test_features_of_a_build_that_is_left_to_the_next_gc_stay(builds: list[Build], why: str) -> None:
     """STORE noted them when another build of the same model expired."""
-    older, _ = builds
-    with older.stage("score").attempt("00000-of-00001") as attempt:
+    builds = older, _ = [scored(build) for build in builds]
+    with older.stage("curate.score").attempt("00000-of-00001") as attempt:
         attempt.commit({}, {"models": ["pair-text-both"]})
     features = Path(older.store.url) / "features/pair-text-both"
     features.mkdir(parents=True)

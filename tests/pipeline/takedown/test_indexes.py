@@ -32,7 +32,7 @@ from tests.pipeline.takedown.test_forget import everything
 def index(shards_of: Path, tmp_path: Path, synthetic_build: Build, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index over the samples of the synthetic build, which the command reopens."""
     monkeypatch.setattr(build_json, "reopen", lambda out, stages: synthetic_build)
-    (Path(synthetic_build.out) / "build.json").write_text('{"stages": {}}')
+    (Path(synthetic_build.out) / "build.json").write_text('{"version": 2, "stages": {}, "passes": {}}')
     return of_shards(tmp_path / "index", shards_of)
 
 
@@ -166,7 +166,7 @@ def test_texts_of_a_copy_that_goes_leave_the_index_too(
     lend(build, leader, copy, tmp_path)
     run_stage(build, "shard")
     release.publish(build)
-    (Path(build.out) / "build.json").write_text('{"stages": {}}')
+    (Path(build.out) / "build.json").write_text('{"version": 2, "stages": {}, "passes": {}}')
     index = of_shards(tmp_path / "index", Path(build.out) / "shards")
     key, text = leader.candidate.candidate_id[:32], copy.candidate.texts[0].text
     row = SearchIndex.open(index).row(key)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from pipeline import run
+from pipeline import opening
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
@@ -53,7 +53,7 @@ def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
         spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
         spec["egress"] = {"allow": [site.host], "delay_s": 0}
         out = str(tmp_path / snapshot)
-        made = run.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
+        made = opening.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
         run_noted(made, *(name for name in STAGES if name != "report"))
         return made
 

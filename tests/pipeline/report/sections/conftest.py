@@ -48,7 +48,14 @@ def counted(run_stage: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     def count(build: Build) -> Material:
         monkeypatch.setattr(stage, "FEWEST", 0)
         monkeypatch.setattr(tally, "GROUP", 1)
-        assert len(run_stage(build, "tally")) > 4
+        assert (
+            len(
+                run_stage(
+                    build,
+                )
+            )
+            > 4
+        )
         monkeypatch.setattr(tally, "summary", lambda *_: pytest.fail("it was counted already"))
         return Material(build)
 

@@ -18,7 +18,7 @@ TEXTS = [f"故宫{'雪景' if i < 3 else '的一角'}，第{i}幅" for i in rang
 
 
 def of(build: Build, suffix: str) -> list[str]:
-    stage = build.stage("balance")
+    stage = build.stage("curate.balance")
     tables = [stage.table(record, suffix) for record in stage.records()]
     return [row["texts"][0]["text"] for table in tables for row in table.to_pylist()]
 

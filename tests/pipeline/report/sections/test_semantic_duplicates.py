@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import BuildSpec
-from pipeline import run
+from pipeline import opening
 from pipeline.publish import release
 from pipeline.report import pictures
 from pipeline.report.page import environment
@@ -108,7 +108,7 @@ def test_a_picture_of_an_earlier_build_leaves_the_report_with_its_takedown(
         source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
         spec = {"name": "reds", "contact": "a@b.cn", "base": str(tmp_path), "sources": [source], "filters": []}
         spec |= {"pair_score": towers, "semantic_dedup": {"distance": 0.01}, "publish": {"max_drop_share": 1}}
-        build = run.open_build(
+        build = opening.open_build(
             BuildSpec.model_validate(spec), str(tmp_path / snapshot), str(tmp_path / "store"), snapshot
         )
         run_noted(build, *STAGES)

@@ -27,8 +27,8 @@ from data_specs.search.picture_tower import PictureTower
 from data_specs.search.queries import TextQuery
 from data_specs.shard import ContractError, canonical_json
 from pipeline.errors import ModelError
+from pipeline.model_runner import Model, TextModel
 from pipeline.pictures.decode import DECODE_VERSION, Pixels
-from pipeline.stages._model_runner import Model, TextModel
 from pipeline.store.cache import Cache
 from pipeline.store.store import PAIR_FEATURES, Store
 

@@ -17,21 +17,21 @@ from data_specs.build import BuildSpec, SpecError
 from data_specs.search.picture_tower import PictureTower
 from data_specs.search.queries import TextQuery
 from data_specs.shard import SHARD_SCHEMA, nfc
-from pipeline import run
+from pipeline import opening
+from pipeline.curate import _towers
+from pipeline.curate import pair_score as score
+from pipeline.curate._towers import towers_of
 from pipeline.pictures.decode import decode
 from pipeline.records import sha256_hex
-from pipeline.report.explain import explain
-from pipeline.stages import _towers, balance, concepts, detect, score
-from pipeline.stages._towers import towers_of
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.rewrite import Removal
 from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import NO_TAKEDOWNS
-from tests import towered
+from tests import curated, towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance", "detect")
+STAGES = ("measure", "filter", "dedup", "curate", "detect")
 FITS = {"红色的图": (0.8, 0.1, 0.1), "绿色的图": (0.1, 0.7, 0.2), "蓝色的图": (0.2, 0.1, 0.6)}
 
 
@@ -52,15 +52,6 @@ def build(fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_pat
     return make
 
 
-def rows(build: Build, stage: str, suffix: str = "") -> list[dict[str, Any]]:
-    directory, found = build.stage(stage), []
-    for record in directory.records():
-        for own in record.files:
-            if own == suffix or (not suffix and own.removesuffix(".parquet") in ("train", "dev", "val")):
-                found += directory.table(record, own).to_pylist()
-    return found
-
-
 def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(build: Any, tmp_path: Path) -> None:
     made = build()
     section, data_of = made.spec.pair_score, dict[str, bytes]()
@@ -72,7 +63,7 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
             data_of[row["sha256"]] = tar[row["offset"] : row["offset"] + row["size"]]
     image = PictureTower.foreign(Path(section.image), 16, (0, 0, 0), (1, 1, 1), "bicubic")
     text = TextQuery.foreign(Path(section.text), Path(section.vocabulary), 8)
-    packed = rows(made, "shard", "parquet")
+    packed = curated.table_of(made, "shard")
     assert len(packed) == 9
     frame = Frames.of(made).frame("samples", ["key", "pair_score"])
     assert dict(zip(frame["key"], frame["pair_score"], strict=True)) == {r["key"]: r["pair_score"] for r in packed}
@@ -86,31 +77,25 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
     assert max(set(by_text.values()) - fitting) < 0.5 < 0.9 < min(fitting)
 
 
-def test_explain_says_in_words_what_a_score_is(build: Any) -> None:
-    made = build()
-    best = max(rows(made, "score"), key=lambda row: row["pair_score"])
-    [decision] = explain(made, best["candidate_id"])
-    said = decision["saw"]["score"]["fits"]
-    assert said == f"cosine of picture and text {best['pair_score']:.4f}, better than 89% of the 9 pairs of table"
-
-
 def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build: Any) -> None:
     first = build(count=6)
-    counts = [record.counts for record in first.stage("score").records()]
+    counts = [record.counts for record in first.stage("curate.score").records()]
     assert sum(c["computed"] for c in counts) == 12
     assert sum(c["cached"] for c in counts) == 0
     second = build(count=9, name="other", filters=[{"name": "pair_score", "min_score": 0.5}])
-    counts = [record.counts for record in second.stage("score").records()]
+    counts = [record.counts for record in second.stage("curate.score").records()]
     assert (sum(c["computed"] for c in counts), sum(c["cached"] for c in counts)) == (6, 12)
-    by_id = {row["sha256"]: row["pair_score"] for row in rows(second, "score")}
-    assert {row["sha256"]: row["pair_score"] for row in rows(first, "score")}.items() <= by_id.items()
-    assert first.stage("score").records()[0].info["models"] == [
+    of_first, of_second = (
+        {row["sha256"]: row["pair_score"] for row in curated.reached(own, "pair_score")} for own in (first, second)
+    )
+    assert of_first.items() <= of_second.items()
+    assert first.stage("curate.score").records()[0].info["models"] == [
         own for own in (first.store.folder / "features").names() if own.startswith("pair-")
     ]
 
 
 def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds = [build(name=name, stages=STAGES[:6]) for name in ("one", "two")]
+    builds = [build(name=name, stages=STAGES[:3]) for name in ("one", "two")]
     shown, lock, started = list[str](), threading.Lock(), threading.Barrier(2, timeout=120)
 
     def counted(method: Any) -> Any:
@@ -126,8 +111,8 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
 
     def work(own: Build) -> None:
         started.wait()
-        for partition in own.stages["score"].partitions(own):
-            own.stages["score"].run(own, partition)
+        for partition in own.stage("dedup").partitions():
+            own.passes["curate.score"].run(own, partition)
 
     threads = [threading.Thread(target=work, args=(own,)) for own in builds]
     for thread in threads:
@@ -135,7 +120,9 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
     for thread in threads:
         thread.join()
     assert len(shown) == 18
-    first, second = (sorted((r["candidate_id"], r["pair_score"]) for r in rows(own, "score")) for own in builds)
+    first, second = (
+        sorted((r["candidate_id"], r["pair_score"]) for r in curated.reached(own, "pair_score")) for own in builds
+    )
     assert first == second
 
 
@@ -143,11 +130,11 @@ def test_a_takedown_removes_the_features_of_image_and_text(build: Any) -> None:
     made = build()
     towers = towers_of(made.spec)
     images, texts = (made.store.features(name) for name in (towers.image_id, towers.text_id))
-    victim, *others = rows(made, "score")
+    victim, *others = curated.reached(made, "pair_score")
     text_id = sha256_hex(nfc(victim["texts"][0]["text"]))
     assert images.get([victim["sha256"]]) is not None
     assert texts.get([text_id]) is not None
-    made.stages["score"].forget_state(made, Removal({victim["candidate_id"]}, NO_TAKEDOWNS))
+    made.passes["curate.score"].forget_state(made, Removal({victim["candidate_id"]}, NO_TAKEDOWNS))
     assert texts.get([text_id]) is None
     assert texts.get([sha256_hex(nfc(row["texts"][0]["text"])) for row in others]).num_rows == 8
 
@@ -162,13 +149,10 @@ def test_a_pair_that_a_tower_cannot_read_has_no_score_and_stays(build: Any, monk
 
     monkeypatch.setattr(TextQuery, "encode", failing)
     made = build()
-    packed = rows(made, "shard", "parquet")
+    packed = curated.table_of(made, "shard")
     assert [row["texts"][0]["text"] for row in packed if row["pair_score"] is None] == ["红色的图一"]
-    [unread] = [row for row in rows(made, "score") if row["pair_score"] is None]
-    [decision] = explain(made, unread["candidate_id"])
-    assert decision["saw"]["score"]["fits"] == "not scored, since a tower failed on its image or its text"
     judged = build(name="judged", filters=[{"name": "pair_score", "min_score": -1}])
-    [dropped] = rows(judged, "choose", "decisions.parquet")
+    [dropped] = curated.dropped(judged)
     assert (dropped["reason"], dropped["text"]) == ("unreadable", "红色的图一")
 
 
@@ -193,41 +177,15 @@ MINIMAL = {
 
 
 def opened(folder: Path, **more: Any) -> Build:
-    return run.open_build(BuildSpec.model_validate({**MINIMAL, **more}), str(folder / "o"), str(folder / "s"), "1")
-
-
-LATER = ("score", "choose", "vectors", "nearest", "semantic_dedup")
-"""Stages of scores, and those that take features from them."""
-
-
-def test_a_spec_without_scores_has_the_fingerprints_that_it_had(tmp_path: Path) -> None:
-    """A build that an older wenlan began goes on without doing a stage again, and a spec keeps its digest."""
-    plain, balanced = (opened(tmp_path / name, **more) for name, more in (("a", {}), ("b", {"balance": {}})))
-    assert "pair_score" not in plain.spec.model_dump(mode="json")
-    for made in (plain, balanced):
-        older = {name: stage for name, stage in made.stages.items() if name not in LATER}
-        before = run.open_build(made.spec, str(tmp_path / "out"), str(tmp_path / "store"), "1", stages=older)
-        assert before.fingerprints.items() <= made.fingerprints.items()
-    # and what detect and the stages of balance say of themselves is what they said
-    assert set(detect.token(plain)) == {"detectors", "max_boxes"}
-    assert set(detect.token(balanced)) == {"detectors", "max_boxes", "balance"}
-    assert [len(stage.token(balanced)) for stage in (concepts, balance)] == [2, 2]
-    asked = opened(tmp_path / "c", pair_score=towered.written(tmp_path / "towers"))
-    differs = {name for name, own in plain.fingerprints.items() if asked.fingerprints[name] != own}
-    assert differs == {*LATER, "detect", "shard", "tally", "report"}
-    both = opened(tmp_path / "d", balance={}, pair_score=towered.written(tmp_path / "towers"))
-    assert {name for name, own in balanced.fingerprints.items() if both.fingerprints[name] != own} == {
-        *LATER, "concepts", "balance", "detect", "shard", "tally", "report",
-    }  # fmt: skip
+    return opening.open_build(BuildSpec.model_validate({**MINIMAL, **more}), str(folder / "o"), str(folder / "s"), "1")
 
 
 def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None:
     made = build(pair_score=None)
-    assert made.stage("score").records() == made.stage("choose").records() == []
     for path in Path(made.shards.url).glob("*.parquet"):
         assert pq.read_schema(path).names == SHARD_SCHEMA.names
-    assert "choose" not in in_funnel(made)
-    assert "choose" in in_funnel(build(name="asks", filters=[{"name": "pair_score", "min_score": 0.1}]))
+    assert "curate" not in in_funnel(made)
+    assert "curate" in in_funnel(build(name="asks", filters=[{"name": "pair_score", "min_score": 0.1}]))
     assert Frames.of(made).schema("samples").names == SHARD_SCHEMA.names
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from data_specs.build import BuildSpec, SpecError
-from pipeline.stages._towers import checked_towers, models_of, towers_of
+from pipeline.curate._towers import checked_towers, models_of, towers_of
 from tests import towered
 
 MINIMAL = {

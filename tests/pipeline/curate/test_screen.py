@@ -10,15 +10,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline import model_runner
+from pipeline.curate import screen
 from pipeline.detectors import detector_ids
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.pictures.faces import Finder
 from pipeline.records import SCORE_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
-from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen, shard
 from pipeline.store.build import Build
+from tests import curated
 from tests.drawn import encoded
+from tests.stages import run_stage
 
 
 def picture(seed: int, redness: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
@@ -49,24 +52,6 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     return made
 
 
-def run(build: Build, *stages: Any) -> None:
-    for stage in stages or (measure, filter, rank, lead, dedup, screen, detect, shard):
-        name = stage.__name__.rpartition(".")[2]
-        wanted = stage.partitions(build)
-        for partition in wanted:
-            stage.run_partition(build, partition)
-        build.stage(name).finish(wanted, stage.STAGE.version)
-
-
-def rows(build: Build, stage: str, suffix: str) -> list[dict[str, Any]]:
-    directory = build.stage(stage)
-    return [row for record in directory.records() for row in directory.table(record, suffix).to_pylist()]
-
-
-def ends(rows: list[dict[str, Any]], column: str) -> set[str]:
-    return {row[column].rpartition("/")[2] for row in rows}
-
-
 NSFW = [{"name": "image_nsfw", "max_score": 0.7}]
 
 
@@ -78,7 +63,7 @@ def screened(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> Cal
         images += [got("red", red, "红"), got("red-elsewhere", red, "又红"), got("red-too", picture(51, 240), "更红")]
         regions = {"detectors": [{"name": "grid", "n": 2}]}
         build = fetched_build(images, parts=3, filters=filters, regions=regions, **more)
-        run(build)
+        run_stage(build, "measure", "filter", "dedup", "curate", "detect", "shard")
         return build
 
     return make
@@ -86,26 +71,25 @@ def screened(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> Cal
 
 def test_what_a_model_refuses_goes_with_its_reason_and_the_funnel_adds_up(screened: Callable[..., Build]) -> None:
     build = screened()
-    dropped = rows(build, "screen", "decisions.parquet")
+    dropped = curated.dropped(build)
     assert {d["reason"] for d in dropped} == {"nsfw"}
     assert len(dropped) == 2  # the copy of red went in dedup, with its leader as the reason
     assert all("at most 0.7" in d["evidence"] for d in dropped)
-    packed = rows(build, "shard", "parquet")
-    assert ends(packed, "image_url") == {f"good-{i}" for i in range(8)}
-    assert len(rows(build, "detect", f"{detector_ids(build.spec)[0]}.parquet")) == 8
-    for record in build.stage("screen").records():
+    packed = curated.table_of(build, "shard")
+    assert {curated.name_of(row["image_url"]) for row in packed} == {f"good-{i}" for i in range(8)}
+    assert len(curated.table_of(build, "detect", f"{detector_ids(build.spec)[0]}.parquet")) == 8
+    for record in build.stage("curate").records():
         assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
     candidates, _ = read_funnels(build)
-    by_stage = {row.stage: row for row in candidates.stages(["dedup", "screen", "shard"])}
-    assert (by_stage["screen"].seen, by_stage["screen"].dropped, by_stage["shard"].kept) == (10, 2, 8)
-    assert [line for line in faults(build, candidates) if line.startswith(("dedup", "screen", "shard"))] == []
+    by_stage = {row.stage: row for row in candidates.stages(["dedup", "curate", "shard"])}
+    assert (by_stage["curate"].seen, by_stage["curate"].dropped, by_stage["shard"].kept) == (10, 2, 8)
+    assert [line for line in faults(build, candidates) if line.startswith(("dedup", "curate", "shard"))] == []
 
 
-def test_without_such_a_filter_the_stage_is_empty_and_dedup_is_what_goes_on(screened: Callable[..., Build]) -> None:
+def test_without_such_a_filter_there_is_no_stage_and_dedup_is_what_goes_on(screened: Callable[..., Build]) -> None:
     build = screened([])
-    assert build.stage("screen").records() == []
-    assert build.stage("screen").finished()
-    assert len(rows(build, "shard", "parquet")) == 10
+    assert "curate" not in build.passes
+    assert len(curated.table_of(build, "shard")) == 10
 
 
 def test_no_picture_is_looked_at_twice_whatever_the_threshold(screened: Callable[..., Build], looks: Looks) -> None:
@@ -114,8 +98,8 @@ def test_no_picture_is_looked_at_twice_whatever_the_threshold(screened: Callable
     assert all(min(shape[:2]) < 256 * 2 for shape in looks.shown)
     build = screened([{"name": "image_nsfw", "max_score": 1.0}], snapshot="2026-02-02")
     assert len(looks.shown) == 10
-    assert sum(record.counts["scored"] for record in build.stage("screen").records()) == 0
-    assert len(rows(build, "shard", "parquet")) == 10
+    assert sum(record.counts["scored"] for record in build.stage("curate.screen").records()) == 0
+    assert len(curated.table_of(build, "shard")) == 10
 
 
 def test_the_token_follows_threshold_and_weights(
@@ -148,10 +132,10 @@ def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Bui
 def test_scores_survive_a_model_that_dies(
     fetched_build: Callable[..., Build], got: Any, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_model_runner, "BATCH", 2)
-    monkeypatch.setattr(_model_runner, "SAVE", 2)
+    monkeypatch.setattr(model_runner, "BATCH", 2)
+    monkeypatch.setattr(model_runner, "SAVE", 2)
     build = fetched_build([got(f"{i}", picture(i), f"图{i}") for i in range(6)], filters=NSFW)
-    run(build, measure, filter, rank, lead, dedup)
+    run_stage(build, "measure", "filter", "dedup")
     scored = looks.score
 
     def dying(*args: Any) -> list[float]:
@@ -161,9 +145,9 @@ def test_scores_survive_a_model_that_dies(
 
     monkeypatch.setattr(looks, "score", dying)
     with pytest.raises(InterruptedError):
-        run(build, screen)
+        run_stage(build, "curate")
     monkeypatch.setattr(looks, "score", scored)
-    run(build, screen)
+    run_stage(build, "curate")
     assert len(looks.shown) == 6
 
 
@@ -174,21 +158,22 @@ def test_a_partition_asks_once_what_its_scores_are_called(
     build, asked = screened(), list[str]()
     name = ImageNsfw.score_id
     monkeypatch.setattr(ImageNsfw, "score_id", property(lambda self: asked.append("") or name))
-    screen.run_partition(build, screen.partitions(build)[0])
+    build.passes["curate.screen"].run(build, build.stage("dedup").partitions()[0])
     assert len(asked) == len(NSFW)
 
 
 def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> None:
     build = fetched_build([got("a", picture(1))], filters=NSFW)
-    run(build, measure, filter, rank, lead, dedup, screen)
+    run_stage(build, "measure", "filter", "dedup", "curate")
     cached = build.store.features("image_nsfw-of-the-test")
-    (sha256,) = [row["sha256"] for row in rows(build, "measure", "parquet")]
+    (sha256,) = [row["sha256"] for row in curated.table_of(build, "measure")]
     table = cached.get([sha256])
     assert table is not None
     assert table.schema.equals(SCORE_SCHEMA)
     cached.put(pa.table({"sha256": [sha256], "score": pa.array([0.99], pa.float32())}))
-    run(build, screen)
-    assert len(rows(build, "screen", "decisions.parquet")) == 1
+    for name in ("curate.screen", "curate"):
+        build.passes[name].run(build, build.stage("dedup").partitions()[0])
+    assert len(curated.dropped(build)) == 1
 
 
 def test_faces_are_sought_in_a_picture_as_large_as_the_option_says(
@@ -204,5 +189,5 @@ def test_faces_are_sought_in_a_picture_as_large_as_the_option_says(
     for side in (160, 640):
         images = [got("large", picture(1, size=(1600, 1200)))]
         build = fetched_build(images, filters=[{"name": "image_faces", "side": side}], name=f"of-{side}")
-        run(build, measure, filter, rank, lead, dedup, screen)
+        run_stage(build, "measure", "filter", "dedup", "curate")
     assert min(shown[0]) < 640 <= max(shown[1])

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.stages import _model_runner
-from pipeline.stages._model_runner import Model, model_values
+from pipeline import model_runner
+from pipeline.model_runner import Model, model_values
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.store import Store
@@ -64,13 +64,13 @@ def images_of(build: Build) -> list[str]:
 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`reduce_to` of each decode from here on."""
-    sides, decode = list[int](), _model_runner.decode
+    sides, decode = list[int](), model_runner.decode
 
     def counted(data: Any, max_pixels: int, reduce_to: int) -> Any:
         sides.append(reduce_to)
         return decode(data, max_pixels, reduce_to)
 
-    monkeypatch.setattr(_model_runner, "decode", counted)
+    monkeypatch.setattr(model_runner, "decode", counted)
     return sides
 
 
@@ -93,8 +93,8 @@ def test_an_image_is_decoded_once_for_all_models(build: Build, monkeypatch: pyte
 
 
 def test_pictures_come_in_batches_and_values_are_flushed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_model_runner, "BATCH", 4)
-    monkeypatch.setattr(_model_runner, "SAVE", 5)
+    monkeypatch.setattr(model_runner, "BATCH", 4)
+    monkeypatch.setattr(model_runner, "SAVE", 5)
     model = Mean("one", [])
     model_values(build, "00000-of-00001", images_of(build), [model])
     assert [len(batch) for batch in model.shown] == [4, 4, 1]
@@ -102,7 +102,7 @@ def test_pictures_come_in_batches_and_values_are_flushed(build: Build, monkeypat
 
 
 def test_large_pictures_are_handed_over_sooner(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_model_runner, "BATCH_PIXELS", 2 * 640 * 480)
+    monkeypatch.setattr(model_runner, "BATCH_PIXELS", 2 * 640 * 480)
     model = Mean("one", [])
     model_values(build, "00000-of-00001", images_of(build), [model])
     assert [len(batch) for batch in model.shown] == [2, 2, 2, 2, 1]
@@ -110,7 +110,7 @@ def test_large_pictures_are_handed_over_sooner(build: Build, monkeypatch: pytest
 
 def test_what_another_build_added_meanwhile_is_taken_over(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lookup comes before the claim: between the two another worker may have put its values into the cache."""
-    model, claim = Mean("one", []), _model_runner.claim
+    model, claim = Mean("one", []), model_runner.claim
     images = images_of(build)[:9]
 
     def late(folder: Any, keys: set[str]) -> Any:
@@ -118,7 +118,7 @@ def test_what_another_build_added_meanwhile_is_taken_over(build: Build, monkeypa
             model.cache(build.store).put(model.rows(dict.fromkeys(images[:5], 7.0)))
         return claim(folder, keys)
 
-    monkeypatch.setattr(_model_runner, "claim", late)
+    monkeypatch.setattr(model_runner, "claim", late)
     result = model_values(build, "00000-of-00001", images, [model])
     assert [result.values["one"][sha256] for sha256 in images[:5]] == [7.0] * 5
     assert result.images == set(images[5:])

@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from data_specs.build import BuildSpec, SpecError, load
-from pipeline import run
+from data_specs.build import SpecError, load
 from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
-from pipeline.stages import STAGES
-from pipeline.store.stage import in_funnel
-from tests import alike, towered
+from tests import alike, curated
 from tests.stages import run_stage
 
 RED, GREEN = (0.8, 0.1, 0.1), (0.1, 0.8, 0.1)
@@ -43,69 +40,40 @@ def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, p
         "red-small": id_of["red-large"], "red-least": id_of["red-large"],
     }  # fmt: skip
     row = decided["red-small"]
-    assert (row["stage"], row["reason"], row["reasons"]) == (
-        "semantic_dedup",
-        "semantic_duplicate",
-        ["semantic_duplicate"],
-    )
+    assert (row["stage"], row["reason"], row["reasons"]) == ("curate", "semantic_duplicate", ["semantic_duplicate"])
     start, _, end = row["evidence"].partition(" from the picture ")
     assert start.startswith("cosine distance 0.0")
     assert end == id_of["red-large"][:12]
-    assert alike.kept(made, "balance" if made.stage("balance").records() else "semantic_dedup") == alike.kept(made)
+    near = curated.said(made, "semantic_dedup")["red-small"]
+    assert near["leader"] == id_of["red-large"]
+    assert 0 < near["millionths"] < 20_000
 
 
 def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")
     candidates, _ = read_funnels(made)
-    own = {row.stage: row for row in candidates.stages(["dedup", "semantic_dedup", "shard"])}
-    assert (own["semantic_dedup"].seen, own["semantic_dedup"].dropped, own["shard"].kept) == (5, 2, 3)
-    assert [line for line in faults(made, candidates) if line.startswith(("semantic", "shard"))] == []
+    own = {row.stage: row for row in candidates.stages(["dedup", "curate", "shard"])}
+    assert (own["curate"].seen, own["curate"].dropped, own["shard"].kept) == (5, 2, 3)
+    assert [line for line in faults(made, candidates) if line.startswith(("curate", "shard"))] == []
     shard = made.stage("shard")
     packed = [row for r in shard.records() for row in shard.table(r, "parquet").to_pylist()]
     assert {row["image_url"].rpartition("/")[2] for row in packed} == alike.kept(made)
     assert all(row["pair_score"] is not None for row in packed)
 
 
-def test_explain_tells_of_the_leader_and_of_how_near_it_is(build: Any) -> None:
+def test_explain_tells_of_the_leader(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")
-    id_of = alike.ids(made)
-    [row] = explain(made, id_of["red-small"])
+    [row] = explain(made, alike.ids(made)["red-small"])
     assert row["leader"]["url"].endswith("red-large")
-    near = row["saw"]["semantic_dedup"]
-    assert (near["leader"], near["dropped"]) == (id_of["red-large"], True)
-    assert 0 < near["millionths"] < 20_000
 
 
 def test_a_larger_distance_runs_no_tower_and_merges_more(build: Any) -> None:
     first = build(name="one")
     second = build(name="two", options={"distance": 0.4})
     assert alike.kept(second) < alike.kept(first)
-    assert sum(record.counts["computed"] for record in second.stage("score").records()) == 0
-
-
-def test_off_by_default_and_fingerprints_of_other_specs_stay(tmp_path: Path) -> None:
-    values = {
-        "name": "n",
-        "contact": "a@b.example",
-        "sources": [{"kind": "site", "name": "s", "source_kind": "news", "start": ["https://a.example/"]}],
-        "pair_score": towered.written(tmp_path / "towers"),
-    }
-
-    def opened(stages: Any = STAGES, **more: Any) -> Any:
-        spec = BuildSpec.model_validate({**values, **more})
-        return run.open_build(spec, str(tmp_path / "o"), str(tmp_path / "s"), "1", stages)
-
-    ours = ("vectors", "nearest", "semantic_dedup")
-    now, before = opened(), opened({name: stage for name, stage in STAGES.items() if name not in ours})
-    assert "semantic_dedup" not in now.spec.model_dump(mode="json")
-    assert {name: now.fingerprints[name] for name in before.fingerprints} == before.fingerprints
-    assert [STAGES[name].partitions(now) for name in ours] == [[], [], []]
-    assert "semantic_dedup" not in in_funnel(now)
-    asked = opened(semantic_dedup={})
-    differs = {name for name, own in asked.fingerprints.items() if now.fingerprints[name] != own}
-    assert differs == {"vectors", "nearest", "semantic_dedup", "detect", "shard", "tally", "report"}
+    assert sum(record.counts["computed"] for record in second.stage("curate.score").records()) == 0
 
 
 def test_a_spec_without_a_tower_is_told_so(tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Pass admit.sort: the candidates of extract's many files, in few of which a range of order keys can be read.
+
+Each partition of `admit`, `fetch` and `detect` is a range of order keys, and wants a few rows of every part of every
+source: read from the parts, files would be opened as often as the product of both. So the rows of neighbouring parts
+are sorted together, GROUP at a time, as Arrow record batches: batch i of 2^b has the keys of which the highest b bits
+are i. A reader of a range reads the end of the file, and a batch or two. Rows with equal keys stay in the order of the
+parts. On the way the names that pages give their pictures are cleaned and hashed, of which the driver learns templates
+(`pipeline.stages._templates`).
+
+Limits: a group is held in memory, about 2 kB a row. User names and passwords of URLs stay in extract's files, so parts
+that have some are read once by each partition of `fetch`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import pulse
+from pipeline.filters import text_filters
+from pipeline.records import PROVENANCE, SOURCE_BOXES, USERINFO
+from pipeline.stages import _templates
+from pipeline.stages._templates import NAME_SCHEMA, NAMES
+from pipeline.store.build import Build
+from pipeline.store.partitions import Attempt, Record, StageDir
+from pipeline.store.rewrite import Rewrite
+from pipeline.store.stage import Pass, PassFile
+
+NAME, VERSION = _templates.OF, 2
+
+GROUP = 200_000
+"""Candidates of a group, where single parts do not have more."""
+
+NAMES_AT_ONCE = 1_000
+"""Names of a row group: of a large build the first ones alone are read."""
+
+SUFFIXES = {"parquet": "candidates.arrow", PROVENANCE: "provenance.arrow", SOURCE_BOXES: "boxes.arrow"}
+"""Files of extract that are read by ranges of order keys, and what they are called where they were gathered."""
+
+BATCH, MOST_BITS = 128, 12
+"""Rows of a batch on average, and bits at most by which batches are told apart: 4,096 of them."""
+
+KEY_BITS = 64
+
+
+def write(path: Path, tables: Sequence[pa.Table]) -> int:
+    """Write the rows of tables that have an order_key, in one gathered file; returns how many.
+
+    A column that only some of them have is null in the others.
+    """
+    table = pa.concat_tables(tables, promote_options="default")
+    keys = np.array([int(key, 16) for key in table["order_key"].to_pylist()], np.uint64)
+    order = np.argsort(keys, kind="stable")
+    bits = min(MOST_BITS, max(1, len(keys) // BATCH).bit_length() - 1)
+    numbers = (keys[order] >> np.uint64(1) >> np.uint64(KEY_BITS - 1 - bits)).astype(np.int64)  # 64 would be no shift
+    borders = np.searchsorted(numbers, np.arange((1 << bits) + 1)).tolist()
+    batches = table.take(pa.array(order)).combine_chunks().to_batches()  # one, or none if there are no rows
+    with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
+        for start, end in itertools.pairwise(borders) if batches else ():
+            file.write_batch(batches[0].slice(start, end - start))
+    return len(keys)
+
+
+def _name_of(first: int, last: int) -> str:
+    """The partition that has extract's parts number first to last."""
+    return f"{first:07d}-{last:07d}"
+
+
+def _parts_of(partition: str) -> range:
+    """The numbers of the parts of extract, by their names, that a partition has."""
+    first, last = (int(number) for number in partition.split("-"))
+    return range(first, last + 1)
+
+
+def token(build: Build) -> Any:
+    """The filters, which rewrite the examples of templates, and the takedowns that the build reads."""
+    return {"forgotten": build.forgotten_revision, "filters": [f.identity() for f in text_filters(build.spec)]}
+
+
+def partitions(build: Build) -> list[str]:
+    """Groups of neighbouring parts, by the numbers of the first and the last one."""
+    sizes = [record.counts["kept"] for record in build.stage("extract").records()]
+    groups, first, rows = list[str](), 0, 0
+    for part, size in enumerate(sizes):
+        if part > first and rows + size > GROUP:
+            groups, first, rows = [*groups, _name_of(first, part - 1)], part, 0
+        rows += size
+    return [*groups, _name_of(first, len(sizes) - 1)] if sizes else []
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Sorts one group and commits it."""
+    extract, numbers = build.stage("extract"), _parts_of(partition)
+    parts = extract.partitions()
+    records = [extract.record(parts[number]) for number in numbers]
+    pulse.expect(sum(record.counts["kept"] for record in records))
+    with build.stage(NAME).attempt(partition) as attempt:
+        rows = 0
+        for suffix, own in SUFFIXES.items():
+            tables = [extract.table(record, suffix) for record in records if suffix in record.files]
+            written = write(attempt.path(own), tables) if tables else 0
+            if suffix == "parquet":
+                rows = written
+                _write_names(build, attempt, records)
+                pulse.advance(rows)
+        userinfos = [record.partition for record in records if USERINFO in record.files]
+        attempt.commit({"rows": rows, "parts": len(records)}, {"userinfos": userinfos})
+
+
+def _write_names(build: Build, attempt: Attempt, records: Sequence[Record]) -> None:
+    """Writes what the pages of some parts call their pictures and themselves, if any of them is of pages."""
+    extract, sources = build.stage("extract"), _templates.page_sources(build)
+    tables = [
+        extract.table(record, columns=["page_url", "texts"])
+        for record in records
+        if record.partition.rpartition("-")[0] in sources
+    ]
+    if tables:
+        names = _templates.names_of(pa.concat_tables(tables))
+        attempt.write_table(NAMES, names, row_group_size=NAMES_AT_ONCE)
+
+
+def rows_between(
+    build: Build, suffix: str, low: str, high: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Rows of extract's files of a kind (SUFFIXES) with an order_key in [low, high), some at a time.
+
+    Those of equal keys come in the order of the parts. columns: those that are returned, all by default.
+    """
+    stage = build.stage(NAME)
+    for record in stage.records():
+        if SUFFIXES[suffix] in record.files:
+            rows = _batches(stage, record, SUFFIXES[suffix], low, high)
+            keys = rows["order_key"].to_pylist()
+            start, end = bisect.bisect_left(keys, low), bisect.bisect_left(keys, high)
+            yield (rows if columns is None else rows.select(list(columns))).slice(start, end - start)
+
+
+def _batches(stage: StageDir, record: Record, suffix: str, low: str, high: str) -> pa.Table:
+    """The batches of a gathered file that may hold keys in [low, high), in which some key may lie."""
+    with _opened(stage, record, suffix) as source, pa.ipc.open_file(source) as file:
+        first, end = (1 << KEY_BITS if key == "g" else int(key, 16) for key in (low, high))
+        shift = KEY_BITS - max(0, file.num_record_batches.bit_length() - 1)
+        numbers = range(first >> shift, (end - 1 >> shift) + 1) if file.num_record_batches else ()
+        return pa.Table.from_batches([file.get_batch(number) for number in numbers], schema=file.schema)
+
+
+@contextlib.contextmanager
+def _opened(stage: StageDir, record: Record, suffix: str) -> Iterator[Any]:
+    """A committed file open for reading at any position; by Arrow itself where it lies on a disk."""
+    if stage.folder.is_local:
+        with stage.file(record, suffix) as path, pa.OSFile(str(path)) as file:
+            yield file
+    else:
+        stage.check(record, suffix)
+        with stage.folder.opened(record.files[suffix].name) as other:
+            yield other
+
+
+def with_userinfo(build: Build) -> list[Record]:
+    """Records of extract with a file of user names and passwords. These are not sorted, but stay where they are."""
+    extract = build.stage("extract")
+    return [extract.record(part) for record in build.stage(NAME).records() for part in record.info["userinfos"]]
+
+
+def _without(rewrite: Rewrite) -> None:
+    """Deletes the rows of all partitions, which admit has read, and the templates of hosts that are taken down."""
+    stage = rewrite.stage
+    templates = _templates.without(stage.find_reduced() or [], rewrite.removal)
+    stage.empty(VERSION)
+    stage.write_reduced(templates)
+
+
+PASS = Pass(
+    name=NAME,
+    over=partitions,
+    reads=("extract",),
+    run=run_partition,
+    token=token,
+    version=VERSION,
+    reduce=_templates.rows,
+    files=(*map(PassFile, SUFFIXES.values()), PassFile(NAMES, NAME_SCHEMA)),
+    done=("rows",),
+    rewrites_others=False,
+    without=_without,
+)
