@@ -15,7 +15,13 @@ import re
 
 from data_specs.ownership import DISTRIBUTION, PACKAGES
 
-_IMPORTED_AS = {"faiss_cpu": "faiss", "opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
+_IMPORTED_AS = {
+    "faiss_cpu": "faiss",
+    "opencv_python_headless": "cv2",
+    "pillow": "PIL",
+    "scikit_learn": "sklearn",
+    "standard_imghdr": "imghdr",  # before Python 3.13 of the standard library
+}
 """Packages by their distribution, where the names differ by more than a hyphen."""
 
 _FOR_PEOPLE = ("all", "dev")

@@ -255,7 +255,7 @@ class _Body:
             return await self._receive()
         try:
             message = await self._in_time()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             text = f"the request's body did not arrive within {self._limits.body_seconds:g} s"
             self.refused = _Refused(408, text, "slow_body")
             raise self.refused from None

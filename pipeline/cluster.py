@@ -297,7 +297,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
             if e.errno not in DISK_FULL:
                 raise
             raise StageError(_fullest(build), _no_space(stage, partition)) from None
-        except sqlite3.OperationalError as e:  # of the frontier of a crawl; Python 3.10 has no error codes
+        except sqlite3.OperationalError as e:  # of the frontier of a crawl
             # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
             if "disk is full" not in str(e) and not ("disk I/O" in str(e) and _free(_fullest(build)) < NO_SPACE):
                 raise

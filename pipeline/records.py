@@ -23,7 +23,7 @@ from data_specs.shard import PAIR_SCORE, REGION_SCHEMA, SourceKind, Split, Text,
 from pipeline.urls import SURROGATE, without_userinfo
 
 
-class DropReason(str, enum.Enum):
+class DropReason(enum.StrEnum):
     """Why a capture or a candidate went no further. One word each; the evidence is in the Decision."""
 
     # crawl: captures
@@ -419,7 +419,7 @@ def sha256_hex(*parts: str) -> str:
 
 def rfc3339(later_s: float = 0.0) -> str:
     """The time now, or so many seconds later: RFC 3339, UTC."""
-    when = datetime.datetime.now(datetime.timezone.utc)
+    when = datetime.datetime.now(datetime.UTC)
     if later_s:
         when += datetime.timedelta(seconds=later_s)
     return when.isoformat(timespec="seconds")[:19] + "Z"

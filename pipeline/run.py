@@ -66,7 +66,7 @@ def open_build(
     generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
     if not snapshot:
         own = known.get("snapshot") if known.get("name") == spec.name else ""  # another dataset's says nothing of ours
-        snapshot = own or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+        snapshot = own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
         raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     if made_from and not snapshot.endswith(f"-g{generation}"):  # that of a build which crawls is never in its place

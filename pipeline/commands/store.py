@@ -254,7 +254,7 @@ def _date(text: str) -> str:
         when = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise SpecError([f"--before {text}: is no date such as 2026-01-31"]) from None
-    utc = datetime.timezone.utc
+    utc = datetime.UTC
     return (when.replace(tzinfo=utc) if when.tzinfo is None else when.astimezone(utc)).isoformat(timespec="seconds")
 
 

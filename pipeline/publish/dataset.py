@@ -352,7 +352,7 @@ def _composed(
         parent=before.build_id if before is not None else None,
         spec_digest=parts[-1][0].spec_digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
         shards=tuple(shards),

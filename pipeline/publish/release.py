@@ -222,7 +222,7 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         build_id=build.build_id,
         spec_digest=build.spec.digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=detectors,
         shards=tuple(shards),

@@ -297,14 +297,14 @@ def damaged(fault: ContractError, out: str) -> str:
 
 def now() -> str:
     """This moment, RFC 3339, UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
     """How far the running stage is; of a build that was killed without what its last pulses said."""
     records = directory.records()
     since = datetime.datetime.fromisoformat(running.since)
-    seconds = max(0.0, (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds())  # the clock may be set
+    seconds = max(0.0, (datetime.datetime.now(datetime.UTC) - since).total_seconds())  # the clock may be set
     ran = Ran(0 if alive is False else len(records) - running.committed_before, seconds)
     beats = [] if alive is False else pulse.beats(directory.folder)
     stage = build.stages[running.stage]

@@ -69,7 +69,7 @@ class HealthCheck:
             return f"the model thread has ended ({state.why or 'it never began'}); start the server again"
         try:
             rows = await asyncio.wait_for(self._rows(), limit)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             state = service.model.state()
             batch = f"the model thread has been at a batch of {state.size} for {state.busy_s:.0f} s"
             return f"no answer of the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"

@@ -22,7 +22,7 @@ from pipeline.store.build_json import Bounds, Cost, Running, StageResult
 
 
 def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
-    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ago_s)
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago_s)
     build_json.note(build, running=Running("fetch", build.fingerprints["fetch"], moment.isoformat(), 0, partitions))
 
 
