@@ -66,7 +66,7 @@ class Actors(Generic[T]):
         self._members = [actor.remote(*map(self._pass, own)) for own in arguments]
 
     def _pass(self, argument: Any) -> Any:
-        """What is passed to an actor for an argument: a reference for a large one, the same for all actors."""
+        """Returns the value to pass to an actor: a reference for a large argument, the same for all actors."""
         if id(argument) not in self._passed:
             large = len(self._ray.cloudpickle.dumps(argument)) > LARGE
             self._passed[id(argument)] = (argument, self._ray.put(argument) if large else argument)

@@ -40,10 +40,10 @@ MOST_HOSTS = 100
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a running partition last said of itself.
+    """Last progress report of a running partition.
 
-    seconds: since it began. done, total: rows (pages, images) of the partition; total is None where nobody knows.
-    counts: kept, failed, bytes, and what else its stage tells. rates: done and bytes per second of late.
+    seconds: since it began. done, total: rows (pages, images) of the partition; total is None where unknown.
+    counts: kept, failed, bytes, and others of its stage. rates: done and bytes per second of late.
     hosts: kept, failed and bytes by host.
     """
 
@@ -57,12 +57,12 @@ class Beat:
 
     @property
     def share(self) -> float:
-        """How much of the partition is done, 0 to 1."""
+        """Share of the partition that is done, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def left_seconds(self) -> float | None:
-        """How long it still takes at its rate; None where nobody knows."""
+        """Seconds left at the present rate; None where unknown."""
         if self.total is None or self.rates.get("done", 0.0) <= 0:
             return None
         return max(0, self.total - self.done) / self.rates["done"]
@@ -154,7 +154,7 @@ def pulse(folder: Folder, partition: str) -> Iterator[None]:
 
 
 def expect(total: int | None, done: int = 0) -> None:
-    """Say how many rows the running partition has in all, None if nobody knows, and how many are done already."""
+    """Say how many rows the running partition has in all, None if unknown, and how many are done already."""
     running = _pulse.get()
     if running is not None:
         running.expect(total, done)

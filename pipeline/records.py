@@ -127,7 +127,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a table source knows of a picture that lies in the source itself.
+    """Origin of a picture that lies in a table source itself.
 
     stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
     at its URL. licence: as stated there.
@@ -183,7 +183,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
+    """Outcome of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
 
     A candidate with the reason `known` is not dropped: the dataset holds its image already (`duplicate_of`).
     """

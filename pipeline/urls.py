@@ -269,7 +269,7 @@ def domain_key(url: str) -> int:
 
 
 def _netloc(url: str) -> str:
-    """What stands between the scheme and the path: cheaper by far than splitting the URL in full."""
+    """Returns the part between scheme and path, far cheaper than splitting the whole URL."""
     return url.partition("://")[2].split("/", 1)[0].split("?", 1)[0]
 
 

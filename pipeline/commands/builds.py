@@ -234,7 +234,7 @@ def opened(args: argparse.Namespace) -> Build:
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
-    """As `opened`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    """Returns the opened build. Raises SpecError if it would replace results in its folder unasked."""
     from pipeline.publish import dataset, replacing
 
     build = opened(args)
@@ -285,7 +285,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _activity(status: dict[str, Any]) -> str:
-    """Which stage is running, or where the build stopped."""
+    """Returns the running stage, or the stage at which the build stopped."""
     running = status["running"]
     if status["alive"] is False:
         return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"

@@ -86,7 +86,7 @@ class _Column:
 
 
 def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
-    """What the columns of these rows hold. A guess without `image_url` or `texts` found no such column."""
+    """Returns a guess at the columns of these rows. One without `image_url` or `texts` found no such column."""
     columns = [_column(name, rows) for name in dict.fromkeys(name for row in rows for name in row)]
     urls = [column for column in columns if column.cells and column.urls >= MOST]
     chosen: dict[str, Any] = {}

@@ -147,7 +147,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _beside(place: str, to: str) -> Path:
-    """Where an export goes unless --out says so: a folder in that of the dataset. Raises SpecError if that is none."""
+    """Returns the default folder of an export, inside the dataset's. Raises SpecError if that is remote or a file."""
     folder = Folder(place)
     if not folder.is_local or folder.url.endswith(".json"):
         raise SpecError([f"export {place}: name the folder to write to with --out"])

@@ -76,7 +76,7 @@ class Draft:
 def draft(
     sources: Sequence[Source], folder: Path, *, name: str, contact: str, licence: str = "", description: str = ""
 ) -> Draft:
-    """What a spec in `folder` says about these sources: paths are made relative to it, as specs have them."""
+    """Returns a drafted spec of these sources, for `folder`: paths are made relative to it."""
     placed = tuple(dataclasses.replace(source, options=_placed(source.options, folder)) for source in sources)
     return Draft(name, description, licence, contact, placed, _filters(sources), _sections(sources))
 
@@ -135,7 +135,7 @@ def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
 
 
 def _whence(name: str) -> str:
-    """Where the default thresholds of a filter come from."""
+    """Returns the origin of a filter's default thresholds."""
     return about(find("filters", name)).thresholds
 
 

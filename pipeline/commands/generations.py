@@ -1,4 +1,4 @@
-"""What is said of a build that begins a generation: what it is made from, and how two datasets differ."""
+"""Output about a build that begins a generation: its inputs, and the difference between two datasets."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _is_folder(given: str) -> bool:
 
 
 def _folder(given: str) -> list[Source]:
-    """What a folder holds: pictures, or else tars, WARC files or tables."""
+    """Returns the sources of a folder: pictures, or else tars, WARC files or tables."""
     files = sorted(files_below(given))
     by_suffix: dict[str, list[str]] = {}
     for name in files:

@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
-    """What each source holds. Raises SpecError with a line for each whose input is missing or cannot be read."""
+    """Returns a look at each source. Raises SpecError with a line for each whose input is missing or cannot be read."""
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
@@ -169,7 +169,7 @@ def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
 
 
 def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
-    """What politeness costs a source: at the spec's delay, or at that which its robots.txt asks for."""
+    """Returns the pace of a source, at the spec's delay or that of its robots.txt."""
     from pipeline.report.estimate import Pace
 
     delay_s = max([spec.egress.delay_s, *(probe.delay_s for probe in probes)])
@@ -222,7 +222,7 @@ def _show_forecast(build: Build, paces: list[Pace], about: str) -> dict[str, Any
 
 
 def _pauses(paces: list[Pace]) -> str:
-    """What holds up a polite client."""
+    """Returns the pauses of a polite client, in words."""
     delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
     seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
     return f"{seconds} s between requests to a host"

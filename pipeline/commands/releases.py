@@ -90,7 +90,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _urls(releases: Releases, manifest: Manifest, split: str) -> list[str]:
-    """Where the tars of a split lie; printed one per line, for any reader that takes a list of tars."""
+    """Returns locations of a split's tars; printed one per line, for any reader that takes a list of tars."""
     from data_specs.shard import SPLITS
 
     if split not in SPLITS:

@@ -26,7 +26,7 @@ its parts (DECISIONS.md)."""
 
 
 class Proposals(Detector):
-    """Which of the net's boxes are kept."""
+    """Detects things of any kind by a small net; options select its boxes."""
 
     score: float = Field(0.02, ge=0, le=1, description="lowest score of a box: the overlap that it is expected to have")
     nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: samples of a dataset, split by split."""
+    """Samples of a dataset to export, split by split."""
 
     samples: Samples
     splits: tuple[Split, ...]
@@ -67,7 +67,7 @@ def names() -> list[str]:
 
 
 def titles() -> dict[str, str]:
-    """What each format is: the first line of its file's docstring, read without an import, for the help."""
+    """Returns each format's title, the first line of its file's docstring, read without an import, for the help."""
     sources = {name: Path(__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8") for name in names()}
     return {name: source.partition("\n")[0].partition(": ")[2] for name, source in sources.items()}
 

@@ -42,9 +42,9 @@ fsspec.compression.register_compression("zstd", _unpacked, "zst", force=True)
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What a disk or a server raises, and no content of a file, and `more`: asked by an `except` clause when reached.
+    """Returns errors of disks and servers, not of a file's content, and `more`, for an `except` clause.
 
-    Of the clients that are loaded, since no other can have raised: aiohttp takes 0.2 s to import, which opens no file.
+    Only loaded clients are asked, since no other can have raised: importing aiohttp takes 0.2 s.
     """
     aiohttp, botocore = sys.modules.get("aiohttp"), sys.modules.get("botocore.exceptions")
     of_clients = [aiohttp.ClientError] if aiohttp is not None else []
@@ -146,7 +146,7 @@ def _expand(written: str, source: str, base: str) -> list[str]:
 
 
 def _behind_links(fs: Any, pattern: str) -> list[str]:
-    """What a glob matches on a disk, also below folders that are links, into which fsspec does not look.
+    """Returns a glob's matches on a disk, below linked folders too, which fsspec skips.
 
     With `**` it may match the same files without end, by a link that leads up.
     """
@@ -256,7 +256,7 @@ def _is_folder(link: os.DirEntry[str]) -> bool:
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, str]:
-    """Those of a file; of a link the size of what it leads to, 0 where that is nothing, and its own time."""
+    """Returns size and time of a file; of a link its target's size, 0 without a target, and its own time."""
     own = entry.stat(follow_symlinks=False)
     size = own.st_size
     if entry.is_symlink():

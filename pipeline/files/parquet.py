@@ -46,7 +46,7 @@ class _Pandas:
     hidden = True
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As `importlib.abc.MetaPathFinder` has it."""
+        """Implements `importlib.abc.MetaPathFinder`."""
         if name != "pandas":
             return None
         if self.hidden:

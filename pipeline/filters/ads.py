@@ -74,7 +74,7 @@ _NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
 
 
 class Ads(TextFilter):
-    """What counts as soliciting, by kind."""
+    """Drops texts that solicit, by kind."""
 
     phones: bool = Field(True, description="telephone numbers, 400 and 800 numbers too")
     messengers: bool = Field(True, description="WeChat ids, and words that ask to add one")

@@ -117,6 +117,6 @@ class HanShare(TextFilter):
 
 
 def _worth_of_latin(text: str) -> float:
-    """What the Latin words of a text count for, in characters; numbers count for nothing."""
+    """Returns the worth of a text's Latin words, in characters; numbers count for nothing."""
     runs = [run for run in LATIN.findall(text) if not run.isdigit()]
     return sum(min(len(run), LATIN_WEIGHT) for run in runs)

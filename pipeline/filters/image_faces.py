@@ -70,5 +70,5 @@ class ImageFaces(PixelFilter):
 
     @property
     def finder(self) -> Finder:
-        """What finds them."""
+        """Returns the face finder."""
         return Finder(within(self.base, self.model) if self.model else "", self.min_score, self.side, STEP, NEIGHBOURS)

@@ -28,7 +28,7 @@ Action = Literal["mask", "drop", "keep"]
 
 
 class PersonalData(TextFilter):
-    """What to do with each kind of personal data."""
+    """Masks or drops each kind of personal data."""
 
     mobile: Action = Field("mask", description="mobile telephone numbers: <电话>")
     landline: Action = Field("mask", description="telephone numbers with an area code: <电话>")

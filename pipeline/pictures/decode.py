@@ -83,7 +83,7 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file's header tells before anything is decoded. Sides are those of the picture as shown."""
+    """Facts of a file's header, read before anything is decoded. Sides are those of the picture as shown."""
 
     format: str  # one of FORMATS
     width: int
@@ -344,7 +344,7 @@ def _open(data: Bytes) -> Any:
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
+    """Returns the FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
     from PIL import Image, features
 
     Image.init()

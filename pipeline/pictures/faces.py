@@ -67,7 +67,7 @@ class Finder:
         return hashlib.sha256(release.encode() + _cascade().read_bytes()).hexdigest()
 
     def load(self) -> Any:
-        """What `find` needs. Raises ModelError that names the file."""
+        """Returns the state that `find` takes. Raises ModelError that names the file."""
         import cv2
 
         if not self.weights:
@@ -156,7 +156,7 @@ def mosaic(picture: Pixels, boxes_N4: Boxes) -> Pixels:
 
 
 def unblurred(grey_HW: Grey, boxes_N4: Boxes) -> int:
-    """How many blocks of 8 x 8 pixels inside the faces' areas of a stored picture show more than one level of grey.
+    """Returns the number of 8 x 8 blocks in the faces' areas of a stored picture with more than one level of grey.
 
     grey_HW: its grey levels as the JPEG holds them (`pipeline.pictures.decode.luma`). Not of its RGB pixels: there
     colours are stored at half the size and reach over the edges of cells, and strong ones are cut off.

@@ -85,7 +85,7 @@ def frame_of(pixels: Pixels) -> Frame | None:
 
 
 def content_of(pixels: Pixels) -> Pixels | None:
-    """What lies between the margins of a picture [H, W, 3]; None if it has no margins, or little else."""
+    """Returns the content between the margins of a picture [H, W, 3]; None without margins, or with little else."""
     if not _has_one_level(pixels):
         return None
     import cv2

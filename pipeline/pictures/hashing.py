@@ -70,7 +70,7 @@ _WEIGHTS = np.array([math.hypot(u, v) * (0.5**0.5 if u == 0 or v == 0 else 1) * 
 
 
 def frequencies_of(boxes: Sequence[Box], side: int) -> Parts:
-    """What takes the lowest frequencies of parts of squares of `side` cells."""
+    """Returns the transform to the lowest frequencies of parts of squares of `side` cells."""
     return Parts(boxes, lambda start, stop: _DCT @ cells(start, stop, side, SIDE, _CELL_ONE))
 
 

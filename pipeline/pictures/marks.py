@@ -156,7 +156,7 @@ def _lines(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _edges(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Those with at least two others beside them, as on the edge of anything: single ones are chance."""
+    """Returns the flags with at least two flagged neighbours, as on an edge; single ones are chance."""
     height, width = strong.shape
     around = np.pad(strong.astype(np.int8), 1)
     beside = np.zeros((height, width), np.int8)  # with itself
@@ -168,7 +168,7 @@ def _edges(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def correlation(grey: Plane, mark: Mark) -> float:
-    """How much of a mark a plane [H, W] shows: -1 to 1, 0 on average where it has none of it. Four decimals."""
+    """Returns the correlation of a plane [H, W] with a mark: -1 to 1, 0 on average without it. Four decimals."""
     across, down = (own.ravel()[mark.at].astype(np.int64) * 2 for own in gradients(grey))
     own, of_mark = across * across + down * down, mark.across**2 + mark.down**2
     longest = LONGEST * LONGEST * of_mark

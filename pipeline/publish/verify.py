@@ -100,7 +100,7 @@ class _AcrossShards:
 
 
 def _manifest_faults(manifest: Manifest) -> Iterator[str]:
-    """Where the manifest contradicts itself, or names a file outside the shard folder."""
+    """Yields contradictions of the manifest, and files that it names outside the shard folder."""
     samples = Counter[str]()
     for shard in manifest.shards:
         samples[shard.split] += shard.samples

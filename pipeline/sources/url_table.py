@@ -106,7 +106,7 @@ class UrlTable(FileSource):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """As of any source; `auto` is written as the former default, since files that could be read read the same."""
+        """Returns the identity of a source, in which `auto` is utf-8: UTF-8 files give the same candidates under both."""
         identity = super().identity()
         if self.encoding == AUTO:
             identity["options"]["encoding"] = "utf-8"
@@ -135,7 +135,7 @@ class UrlTable(FileSource):
             yield self._candidate(cells, row, number)
 
     def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
-        """What a build reads of one file, however it is divided. Raises SourceError."""
+        """Yields candidates and decisions of one file, whatever its division into parts. Raises SourceError."""
         for at, cells in self._rows(file, 0, sys.maxsize):
             row = f"{writable(file.rpartition('/')[2])}, row {at}"
             yield from self.entries(row, at, partial(self._of_row, cells, row, at))

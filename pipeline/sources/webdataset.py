@@ -261,7 +261,7 @@ def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | Exception:
-    """What `_members` hands over of a member. Raises where the tar ends before the member does."""
+    """Returns the bytes of a member for `_members`. Raises where the tar ends before the member does."""
     if member.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
     if member.size > MAX_MEMBER:
@@ -285,8 +285,8 @@ INDEXED_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the pictures [N] of a tar lie, up to where it breaks off: digests of their names, ascending, with offset
-    and size of each. Of two of one name the later one comes later."""
+    """Locations of a tar's pictures [N], up to where it breaks off: digests of their names, ascending, with offset
+    and size of each. Of two with one name the later one comes later."""
 
     names: npt.NDArray[np.uint64]
     offsets: npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""What the studio does besides looking: takedowns and publishing, each as the command that the page shows before.
+"""Takedowns and publishing from the studio, each as the command that the page shows before it runs.
 
 A command runs as a process of its own, as if it were typed, one at a time. It goes on if the studio ends: both commands
 finish after a kill when they are run again. A takedown runs only with the confirmation that its own dry run gave out:
@@ -58,7 +58,7 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def value(self) -> Values:
-        """As JSON values; `confirmation` is what runs it, of a dry run that found something to do."""
+        """Returns JSON values; `confirmation`, of a dry run that found something to do, is the key to run it."""
         return {
             "number": self.number, "line": self.line, "kind": self.kind, "code": self.code, "lines": self.lines[-60:],
             "answer": self.answer, "confirmation": self.confirmation,

@@ -165,7 +165,7 @@ class Catalog:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the files that it consists of: another one after a takedown, or when a build went on."""
+        """Digest of the catalog's files: it changes with a takedown, or when a build goes on."""
         names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 

@@ -101,7 +101,7 @@ class Pictures:
         return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row), self._hide(row))
 
     def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
-        """That of the sample of an earlier build that a row duplicates. Raises NoPicture."""
+        """Returns the picture of the sample of an earlier build that a row duplicates. Raises NoPicture."""
 
         def read() -> tuple[bytes, str]:
             build = self._source(row).build
@@ -116,7 +116,7 @@ class Pictures:
         return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
 
     def _hide(self, row: Row) -> Hide | None:
-        """What hides the faces of a row's picture, if the spec of its build has them blurred."""
+        """Returns the mosaic for a row's picture, if its build's spec blurs faces."""
         build = self._source(row).build
         if build is None or build.spec.shards.faces == "keep":
             return None
@@ -192,7 +192,7 @@ class Pictures:
             raise NoPicture("a filter judged it unsafe", "过滤器判定其不宜展示")
 
     def _stored(self, source: Source, row: Row) -> tuple[bytes, str] | None:
-        """What a shard holds of a sample."""
+        """Returns a sample's picture from its shard."""
         assert source.shard is not None
         folder, shard = source.shard
         place = self._rows_of(folder.at(shard.parquet.path), shard.parquet.bytes).get(row["id"][:KEY_LENGTH])
@@ -204,7 +204,7 @@ class Pictures:
         return folder.read_range(shard.tar.path, offset, size), sha256
 
     def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
-        """What was fetched for a candidate that was dropped, or lies in its source; of a search index, its picture."""
+        """Returns the fetched picture of a dropped candidate, or its source's; of a search index, its picture."""
         build = source.build
         if source.layout == "index" and self._index is not None:
             return self._index.picture(row["row_id"])[0], ""

@@ -1,7 +1,7 @@
-"""What the studio was asked to open: a build, a release of several builds, or all builds of a folder.
+"""Place that the studio opens: a build, a release of several builds, or all builds of a folder.
 
 A place says in both languages what it cannot show, and why: a build that runs or was stopped, stages that have not run,
-what `gc` deleted of an old build, builds of a release that are not at hand, a takedown that was interrupted.
+what `gc` deleted of an old build, missing builds of a release, a takedown that was interrupted.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _baseline(build: Build, stages: Stages) -> Build | None:
 
 
 def about(place: Place) -> Values:
-    """What the page says of a place: title, builds with their state, notices."""
+    """Returns a place's description: title, builds with their state, notices."""
     frames = place.frames
     return {
         "kind": place.kind,
@@ -108,7 +108,7 @@ def about(place: Place) -> Values:
 
 
 def _title(place: Place) -> Values:
-    """What was opened, in a line of each language."""
+    """Returns the title, a line in each language."""
     frames, manifest = place.frames, place.frames.dataset.manifest if place.frames.dataset is not None else None
     if place.kind == "folder":
         return {"en": f"{len(frames.builds)} builds", "zh": f"{len(frames.builds)} 个构建"}
@@ -155,7 +155,7 @@ def _build(build: Build, judged: bool) -> Values:
 
 
 def notices(place: Place) -> list[Values]:
-    """What is not shown, or not any more, or not yet; each in English and Chinese."""
+    """Returns notices of items that are not shown, with the reason, in English and Chinese."""
     found: list[Values] = []
     frames = place.frames
     for build in frames.builds:
@@ -186,7 +186,7 @@ def notice(kind: str, en: str, zh: str) -> Values:
 
 
 def _of_progress(build: Build) -> list[Values]:
-    """How far a build is, unless all of its stages are done."""
+    """Returns a notice of a build's progress, unless all of its stages are done."""
     if not build_json.read(build.folder).get("running") and state.manifest_of(build) is not None:
         return []
     status = build_json.status(build)

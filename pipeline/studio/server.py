@@ -125,7 +125,7 @@ class Studio:
         return self._opened
 
     def _signature(self) -> tuple[object, ...]:
-        """What changes with a takedown or a stage of a build, of what lies on a local disk."""
+        """Returns a signature of local files that changes with a takedown or a stage of a build."""
         found: list[object] = []
         for build in self._opened.place.frames.builds:
             for folder, name in ((build.folder, build_json.NAME), (build.store.folder, "forgotten")):
@@ -182,7 +182,7 @@ class Studio:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def about(self) -> Values:
-        """What the page needs first."""
+        """Returns the page's first data."""
         now = self.opened
         facets = [
             {"name": f.name, "en": f.en, "zh": f.zh, "prepared": f.prepared, "binned": bool(f.edges)}
@@ -305,7 +305,7 @@ def _fault(status: int, message: str, code: str | None = None) -> JSONResponse:
 
 
 def _add_faults(api: FastAPI) -> None:
-    """What a browser is told of each kind of error."""
+    """Adds the answers for each kind of error."""
 
     @api.exception_handler(SpecError)
     def bad(_: Request, e: SpecError) -> Response:

@@ -33,7 +33,7 @@ class Similar:
         self.index = SearchIndex.open(folder)
 
     def value(self) -> dict[str, Any]:
-        """What the page says of it."""
+        """Returns the index's description for the page."""
         about = self.index.about
         return {"name": about.name, "rows": self.index.rows, "images": about.images, "texts": about.texts,
                 "by_text": about.images and self._encoder is not None}  # fmt: skip
@@ -78,7 +78,7 @@ class Similar:
         ]
 
     def _fresh(self) -> None:
-        """What a takedown removed meanwhile is not found any more."""
+        """Reloads a changed index, so that rows removed by a takedown are not found."""
         self.index.reload_if_changed()
 
     @functools.cached_property

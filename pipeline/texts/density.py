@@ -1,4 +1,4 @@
-"""How much a text says: its nouns and other content words, its stop words, and how common its words are.
+"""Content of a text: its nouns and other content words, its stop words, and how common its words are.
 
 Words are those of jieba's dictionary, which also states each word's part of speech and how often it occurred in the
 corpus that the dictionary was counted on (60 million words). They are cut by rjieba, which is jieba in Rust: the same
@@ -86,7 +86,7 @@ def cut(text: str) -> list[str]:
 
 
 def outside_dictionary(words: Iterable[str]) -> set[str]:
-    """Those words that jieba's dictionary lacks: names, and what people have come to say since it was made."""
+    """Returns the words that jieba's dictionary lacks: names, and newer words."""
     entries = _entries()
     return {word for word in words if not entries.lists(even(word))}
 
