@@ -185,7 +185,7 @@ class _Head:
 
     @property
     def answers(self) -> bool:
-        """Whether somebody listened at the last look."""
+        """Whether the head answered at the last check."""
         return self._silent == math.inf
 
     def error(self) -> StageError:
@@ -199,7 +199,7 @@ class _Head:
 def joined(address: str = "") -> Iterator[None]:
     """Within the block this process belongs to the cluster at `address` or RAY_ADDRESS, which exports what it counts.
 
-    Changes nothing where there is no cluster. One that cannot be joined is a warning: metrics hold nothing up.
+    Changes nothing without a cluster. One that cannot be joined is a warning: metrics hold nothing up.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address:
@@ -260,7 +260,7 @@ def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
     cpus = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
     if able:
         return {"num_cpus": min(asked["num_cpus"], cpus), "num_gpus": gpus}
-    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # where there is no CPU yet it waits for an autoscaler
+    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # without a CPU it waits for an autoscaler
 
 
 OPEN_FILES = 65_536
@@ -329,7 +329,7 @@ def _free(folder: str) -> int:
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
-    """Join a cluster. Raises StageError at once where nobody listens (Ray alone tries for minutes) or Ray refuses."""
+    """Joins a cluster. Raises StageError at once for a closed port (Ray alone tries for minutes) or if Ray refuses."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname and parts.port:

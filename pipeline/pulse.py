@@ -2,7 +2,7 @@
 
     FOLDER/<stage>/_pulse/<partition>.json
 
-Workers may be on other nodes, and so may be whoever asks `wenlan-data status`: what all of them share is the build's
+Workers may be on other nodes, and so may `wenlan-data status`: what all of them share is the build's
 folder. A partition that takes longer than PULSE_S writes its figures there every PULSE_S seconds, from a thread of its
 own, and deletes the file when it ends; short ones write nothing. Who reads the files is `pipeline.store.progress`.
 

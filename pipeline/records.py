@@ -76,7 +76,7 @@ class DropReason(str, enum.Enum):
     UNREADABLE_FORMAT = "unreadable_format"  # a picture in a format whose reader is not installed
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT_IMAGE = "corrupt_image"
-    NOT_STORED = "not_stored"  # STORE has no bytes of it, and this build asks nobody
+    NOT_STORED = "not_stored"  # STORE lacks its bytes, and this build sends no request
     # filter
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"

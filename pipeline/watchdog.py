@@ -144,7 +144,7 @@ def _remaining(known: dict[int, int], mark: str) -> dict[int, int]:
 
 
 def main() -> None:
-    """Watch from a process that is no child of the driver: Ray's raylet may kill a dead driver's children."""
+    """Watch from a process that is not a child of the driver: Ray's raylet may kill a dead driver's children."""
     if os.fork() == 0:
         watch(int(sys.argv[1]), sys.argv[2])
     os._exit(0)

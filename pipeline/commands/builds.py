@@ -123,7 +123,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {shlex.quote(build.out)}")
-        return left_out(build, vanished=False)  # an opt-out waits for nobody
+        return left_out(build, vanished=False)  # an opt-out is not delayed
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
@@ -204,7 +204,7 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
     """Say what damage cost the stage's input, if it cost any."""
     nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
-    nouns["no_warc"] = "files that are no WARC"
+    nouns["no_warc"] = "files that are not WARC"
     found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
     if found:
         say(f"{stage}: {', '.join(found)}; the report names the files")
@@ -219,7 +219,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     parser.add_argument(
         "--generation",
         choices=["new"],
-        help="make the whole dataset anew, from stored captures and images, without a request to a site",
+        help="make the whole dataset again, from stored captures and images, without a request to a site",
     )
 
 
@@ -229,8 +229,8 @@ def opened(args: argparse.Namespace) -> Build:
 
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
-    anew = args.generation == "new"
-    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=anew)
+    again = args.generation == "new"
+    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:

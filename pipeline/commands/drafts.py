@@ -25,7 +25,7 @@ from pipeline.filters.text_length import TextLength
 from pipeline.plugins import find, names
 
 OWN_FILTERS = ("text_length", "han_share", "personal_data", "image_sides", "image_blank")
-"""Filters of a spec that asks nobody for anything."""
+"""Filters of a spec whose build sends no request."""
 
 WARC_FILTERS = ("language", "image_bytes")
 """Filters of pages of an open crawl besides the default ones, as in data_specs/common_crawl.yaml."""
@@ -144,7 +144,7 @@ def _chars(text: Text) -> int:
 
 
 def _han(texts: Sequence[Text], asks: bool) -> Filter:
-    """han_share, unless many of the texts that somebody has are not Chinese: that person knows it."""
+    """han_share, unless many of the texts are not Chinese, as their owner knows."""
     foreign = sum(1 for text in texts if HanShare().check(text))
     why = f"drops texts that are not Chinese: {foreign:,} of {len(texts):,} that were looked at"
     return Filter("han_share", {}, why, used=asks or foreign <= FEW * len(texts))

@@ -120,7 +120,7 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 
     require("jinja2")  # which fills in the card of a release, at the end
     if args.number < 1:
-        raise SpecError([f"{args.number}: is no number of a release; they begin with 1"])
+        raise SpecError([f"{args.number}: is not a number of a release; they begin with 1"])
     store = _store(args)
     manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
     samples = sum(manifest.samples.values())

@@ -1,7 +1,7 @@
 """Input files that a source names by path, URL or glob: expansion of names, and a token that changes with a file.
 
 Everything goes through fsspec, so that a disk and an object store are read alike. Limits: a plain http URL cannot be
-listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses that run a command are no files.
+listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses that run a command are not files.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Lines(Iterator[str]):
 def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
     """The files that paths and globs name, each once; sorted within each glob. `source` is named in the message.
 
-    base: folder that relative ones start from. A path that names a file is no glob, whatever is in it: 表[1].csv, or
+    base: folder that relative ones start from. A path that names a file is not a glob, whatever is in it: 表[1].csv, or
     the name of a folder above. Raises SourceError for a path that is missing, is a folder or cannot be looked at, and
     for a glob without a match.
     """
@@ -119,7 +119,7 @@ def _is_glob(written: str) -> bool:
 def _is_there(fs: Any, path: str) -> bool:
     """Whether a file system has a file of this name; none of a store that denies access to a name that it lacks.
 
-    S3 does so to whoever may list some prefixes alone: a glob below them is theirs to use.
+    S3 does so for keys that may list some prefixes only: a glob below those works.
     """
     try:
         return bool(fs.exists(path))
@@ -189,7 +189,7 @@ Listing = dict[str, tuple[int, str]]
 
 
 def files_below(folder: str) -> Listing:
-    """All files below a folder, by its path or URL. Raises SourceError if there is no such folder, or one in it cannot
+    """All files below a folder, by its path or URL. Raises SourceError if the folder is missing, or one in it cannot
     be looked into."""
     try:
         with told(folder):
@@ -274,7 +274,7 @@ MAX_FILE = 1 << 30
 def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
     """The whole content of a file below a folder, by the path or URL of that and the file's name.
 
-    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store or a disk that fails,
+    The name is not part of a URL, in which `::` has a meaning. Raises StorageError for a store or a disk that fails,
     OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
     has no end: a pipe, a device.
     """
@@ -294,7 +294,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
-            raise ValueError("is no regular file")
+            raise ValueError("is not a regular file")
         if about.st_size > most:
             raise ValueError(f"more than {most:,} bytes")
         with fs.open(path, "rb") as f:
@@ -308,7 +308,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that say that a disk has no such file; of any other nobody knows."""
+"""Errors that say that a disk has no such file; others are ambiguous."""
 
 
 def reason(e: BaseException) -> str:

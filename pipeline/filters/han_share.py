@@ -37,7 +37,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def _script(character: str) -> str:
-    """h for Han, f for kana and hangul, l for another letter; "" for a character that is no letter."""
+    """h for Han, f for kana and hangul, l for another letter; "" for any other character."""
     if KANA.match(character) or HANGUL.match(character):
         return "f"
     return "h" if HAN.match(character) else "l" if _LETTER.match(character) else ""

@@ -9,7 +9,7 @@ Filters that drop solicitations (`ads`) stand before this one; after it they wou
 Thresholds: none.
 
 Limits: names are not masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that
-name nobody.
+do not name a person.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ CLEARLY = (1, 10)
 """0.1 as a fraction. More of it forgives more, and puts more different pictures side by side."""
 
 FLAT = 1.5
-"""Grey levels, root mean square of the weighted frequencies, below which a part has no structure but noise."""
+"""Grey levels, root mean square of the weighted frequencies, below which a part is noise."""
 
 _ONE = 256
 """A grey level in the whole numbers that are compared."""

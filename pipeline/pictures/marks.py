@@ -2,10 +2,10 @@
 
 The idea is that of Dekel, Rubinstein, Liu and Freeman, "On the Effectiveness of Visible Watermarks" (CVPR 2017): a logo
 that is laid on every picture of a collection adds the same edges at the same place, while the edges of what they show
-point anywhere, and have a median near nothing. No weights, and nothing is learnt beyond the pictures at hand.
+point anywhere, and have a median near nothing. No weights, and nothing is learnt beyond these pictures.
 
 A picture is looked at in grey, scaled down to SIDE pixels (`plane`). The median of the gradients is the mark where it
-is strong (`estimate`). Two things that are the same in many pictures are no watermarks: lines over most of a row or a
+is strong (`estimate`). Two things that are the same in many pictures are not watermarks: lines over most of a row or a
 column, which frames, bars and collages have, are taken out; and where more than MOST of the picture is the same, it is
 a template (screenshots of one program, products in one pose). Both stay.
 
@@ -65,7 +65,7 @@ class Mark:
     """The mark of pictures of one size: the places of its edges, row by row in a plane, and its gradients there.
 
     verdict: `mark`, `none` for nothing that is the same, `template` for too much. share: of the plane's pixels that are
-    the same. at, across, down: [M], empty where there is no mark; gradients are in halves of a grey level.
+    the same. at, across, down: [M], empty without a mark; gradients are in halves of a grey level.
     """
 
     verdict: Verdict

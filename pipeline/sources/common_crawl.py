@@ -86,7 +86,7 @@ class CommonCrawl(RangeSource):
         if not self.path and not self.path_list:
             raise ValueError("path or path_list is required")
         if odd := [code for code in self.languages if not re.fullmatch("[a-z]{3}", code)]:
-            raise ValueError(f"languages: {odd[0]!r} is no code of three letters; Chinese is zho")
+            raise ValueError(f"languages: {odd[0]!r} is not a code of three letters; Chinese is zho")
         return self
 
     def files(self) -> list[str]:
@@ -274,7 +274,7 @@ class _Opened:
 
         self._raw.__exit__(kind, e, trace)
         if isinstance(e, faults(pa.ArrowException)):
-            said = "is no Parquet file that can be read" if isinstance(e, pa.ArrowException) else "cannot be read"
+            said = "is not a readable Parquet file" if isinstance(e, pa.ArrowException) else "cannot be read"
             raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
 
 

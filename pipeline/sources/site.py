@@ -61,7 +61,7 @@ class Site(PageSource):
     def _prefixes_are_paths(cls, within: tuple[str, ...]) -> tuple[str, ...]:
         for prefix in within:
             if not prefix.startswith("/"):
-                raise ValueError(f"{prefix!r} is no path: it must start with /")
+                raise ValueError(f"{prefix!r} is not a path: it must start with /")
         return within
 
     @field_validator("exclude")
@@ -71,7 +71,7 @@ class Site(PageSource):
             try:
                 re.compile(pattern)
             except re.error as e:
-                raise ValueError(f"{pattern!r} is no regular expression: {e}") from None
+                raise ValueError(f"{pattern!r} is not a regular expression: {e}") from None
         return exclude
 
     def start_urls(self) -> list[str]:

@@ -106,7 +106,7 @@ class UrlTable(FileSource):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Returns the identity of a source, in which `auto` is utf-8: UTF-8 files give the same candidates under both."""
+        """Returns the identity of a source, with `auto` as utf-8: UTF-8 files give the same candidates under both."""
         identity = super().identity()
         if self.encoding == AUTO:
             identity["options"]["encoding"] = "utf-8"
@@ -152,7 +152,7 @@ class UrlTable(FileSource):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist.
 
-        Raises ValueError for one that nobody can read whole.
+        Raises ValueError for one too large to be read whole.
         """
         prefix = f"url-table:///{self.name}/"
         if not image_url.startswith(prefix):
@@ -163,7 +163,7 @@ class UrlTable(FileSource):
         folder = self.root() or self.resolve(self.images)
         try:
             return content(folder, str(relative))
-        except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
+        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
             raise SourceError(f"{folder.rstrip('/')}/{relative}", f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
@@ -237,7 +237,7 @@ class UrlTable(FileSource):
             if isinstance(cells, Exception):
                 yield number, cells if isinstance(cells, LongLine) else str(cells)
             elif not cells:
-                number -= 1  # an empty line is no row
+                number -= 1  # an empty line is not a row
             elif fault := decoding.fault("".join(cells)):
                 yield number, fault
             elif len(cells) != len(header):
@@ -265,7 +265,7 @@ class UrlTable(FileSource):
             except (ValueError, RecursionError) as e:
                 yield number, f"is not JSON ({e})"[:200]
                 continue
-            yield number, cells if isinstance(cells, dict) else "is no JSON object"
+            yield number, cells if isinstance(cells, dict) else "is not a JSON object"
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
@@ -298,7 +298,7 @@ class UrlTable(FileSource):
                             yield at + 1, ValueError(f"this row and {behind:,} behind it are damaged ({reason(e)})")
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
-            raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
+            raise SourceError(file, f"source {self.name}: is not a readable Parquet file ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
         """The columns that the spec names, each once."""
@@ -365,7 +365,7 @@ class UrlTable(FileSource):
     def _made(
         self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
     ) -> Candidate | Decision:
-        """The candidate of a row, or the Decision that it has no text or that its boxes cannot be read."""
+        """Returns the candidate of a row, or the Decision about its missing text or unreadable boxes."""
         try:
             boxes = _boxes(bbox)
         except ValueError as e:
@@ -380,7 +380,7 @@ class UrlTable(FileSource):
     def _broken(
         self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()
     ) -> Decision:
-        """The Decision about a row that is no candidate; its file and row are its identity."""
+        """Returns the Decision about a row that is not a candidate; its file and row are its identity."""
         known = tuple(t for t in texts if t.text)
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
 
@@ -398,7 +398,7 @@ def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
     """The cells of each row of an Arrow table; what Python raises on a row in its place."""
     try:
         return list(table.to_pylist())
-    except Exception:  # one of them: a string that is not UTF-8, a date that Python has none for
+    except Exception:  # one of them: a string that is not UTF-8, a date that Python lacks
         rows: list[dict[str, Any] | Exception] = []
         for at in range(table.num_rows):
             try:
@@ -469,4 +469,4 @@ def _count(file: str, kind: Format, _version: str) -> int:
                 lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
-        raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None
+        raise SourceError(file, f"is not a readable {kind} file ({reason(e)})") from None

@@ -114,7 +114,7 @@ class Jobs:
             code = self._carried_out(job, dry)
             if not dry and self._done is not None:
                 self._done()
-        except (WenlanError, ContractError) as e:  # what it changed cannot be opened anew yet: the next look will do
+        except (WenlanError, ContractError) as e:  # its changes cannot be opened yet: the next request reopens them
             job.lines.append(printable_line(str(e)))
         finally:  # whatever happened, another command may run
             with self._lock:

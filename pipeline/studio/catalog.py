@@ -55,7 +55,7 @@ PREPARED_COLUMNS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is not at hand,
+    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is missing,
     or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
 
     part: Part

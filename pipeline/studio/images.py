@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 class NoPicture(Exception):
-    """There is no picture to show. en, zh: why."""
+    """Raised if a picture cannot be shown. en, zh: why."""
 
     def __init__(self, en: str, zh: str) -> None:
         super().__init__(en)
@@ -111,7 +111,7 @@ class Pictures:
                 if self._takedowns.names(own):
                     raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
                 return data, own["sha256"]
-            raise NoPicture("the build that holds it is not at hand", "保存它的构建不在手边")
+            raise NoPicture("the build that holds it is missing", "保存它的构建不在手边")
 
         return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
 
@@ -218,7 +218,7 @@ class Pictures:
         return None
 
     def _gone(self, source: Source, row: Row) -> tuple[str, str]:
-        """Why there are no bytes."""
+        """Returns the reason for missing bytes."""
         if row["stage"] in _BEFORE_BYTES:
             return "it was not fetched", "没有获取图片"
         return "its bytes are no longer stored: deleted by gc, or taken down", "图片已不再保存：被 gc 清理或已下架"
@@ -251,7 +251,7 @@ def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:
 
 
 def boxes_in(shard: tuple[Folder, ShardFiles], detector: str, key: str) -> list[list[float]]:
-    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are not at hand."""
+    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are missing."""
     import fsspec
 
     folder, files = shard

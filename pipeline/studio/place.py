@@ -53,7 +53,7 @@ def open_place(place: str, stages: Stages, baseline: str = "", folder: bool = Fa
     """Open a build's folder, a release, or (`folder`) all builds in a folder.
 
     baseline: a build's folder; by default the newest earlier build of the release that the build is compared with.
-    Raises ContractError, StoreError or SourceError for what is none of them.
+    Raises ContractError, StoreError or SourceError for anything else.
     """
     named = build_json.reopen(baseline, stages) if baseline else None
     if folder:
@@ -80,7 +80,7 @@ def _builds_in(place: str, stages: Stages) -> Frames:
 
 
 def _baseline(build: Build, stages: Stages) -> Build | None:
-    """The newest build of an earlier snapshot in the release that a build is compared with, if it is at hand."""
+    """The newest build of an earlier snapshot in the release that a build is compared with, if it is there."""
     with contextlib.suppress(WenlanError, ContractError, OSError):
         before = dataset.before(build)
         for part in reversed(before.parts if before is not None else ()):
@@ -169,15 +169,15 @@ def notices(place: Place) -> list[Values]:
             if build_id not in frames.absent and "has not finished" not in why:
                 found.append(notice("gone", f"{build_id}: {en}: {why}.", f"{build_id}：{zh}（{why}）。"))
     for build_id, why in frames.absent.items():
-        found.append(notice("absent", f"{build_id} is not at hand, only its samples are shown: {why}.",
+        found.append(notice("absent", f"{build_id} is missing, only its samples are shown: {why}.",
                             f"{build_id} 不在手边，仅显示其样本（{why}）。"))  # fmt: skip
     return found
 
 
 _TABLES = {
     "decisions": ("some of what was dropped cannot be shown", "部分被丢弃的内容无法显示"),
-    "candidates": ("texts beyond the primary one are not at hand", "主文本以外的文本已不可用"),
-    "measures": ("sizes and sharpness of what was dropped are not at hand", "被丢弃图片的尺寸与清晰度已不可用"),
+    "candidates": ("texts beyond the primary one are no longer there", "主文本以外的文本已不可用"),
+    "measures": ("sizes and sharpness of dropped pictures are no longer there", "被丢弃图片的尺寸与清晰度已不可用"),
 }
 
 

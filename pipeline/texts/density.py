@@ -5,7 +5,7 @@ corpus that the dictionary was counted on (60 million words). They are cut by rj
 words in a tenth of the time (tests compare both, and the tags with jieba.posseg). Texts are read in their even form
 (`pipeline.texts.forms`), so that Traditional words are known as well.
 
-A word of two or more Latin letters has no entry and counts as a noun, since it mostly names something (iPhone).
+A word of two or more Latin letters lacks an entry and counts as a noun, since it mostly names something (iPhone).
 
 Limits: a tag is that of the word alone: 做法 is a verb to the dictionary, wherever it stands. A word that it lacks
 is cut into characters, each with its own tag.
@@ -92,7 +92,7 @@ def outside_dictionary(words: Iterable[str]) -> set[str]:
 
 
 def unknown(text: str) -> int:
-    """Number of characters that GBK has no code for: emoji, rare characters, letters of most other scripts."""
+    """Returns the number of characters outside GBK: emoji, rare characters, letters of most other scripts."""
     try:
         text.encode("gbk")  # as nearly all can be, in a tenth of the time
     except UnicodeEncodeError:

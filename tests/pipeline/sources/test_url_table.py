@@ -353,7 +353,7 @@ def test_strings_that_parquet_does_not_call_text_are_read_and_what_is_none_is_a_
     for row in read(table(tmp_path / "s.parquet")):
         assert (row.reason, row.evidence.partition(": ")[2]) == (
             "bad_row",
-            "column zh is no text but an object of en, zh",
+            "column zh is an object, not text, with en, zh",
         )
 
 
