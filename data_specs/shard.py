@@ -138,9 +138,6 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
-SHARD_LATER = ("text_rank",)
-"""Columns of SHARD_SCHEMA that came later: shards that were packed before lack them."""
-
 PAIR_SCORE = pa.field("pair_score", pa.float32())
 """Column that a shard has beside those of SHARD_SCHEMA if the spec asks for scores: the cosine of the features of the
 image and of its primary text, to four decimals; null for a pair that the towers could not read."""

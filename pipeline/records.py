@@ -483,16 +483,13 @@ def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
 
 
 def text_of(row: dict[str, Any]) -> Text:
-    """A Text from its entry in a row's `texts`; what an older wenlan wrote has no `original`."""
-    return Text(row["kind"], row["text"], row.get("original") or "")
+    """Returns a Text from its entry in a row's `texts`."""
+    return Text(row["kind"], row["text"], row["original"])
 
 
 def candidates_of(table: pa.Table) -> list[Candidate]:
-    """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order; `removed` where it has them.
-
-    What an older wenlan wrote has no `text_rank`.
-    """
-    names = [name for name in (*_CANDIDATE_FIELDS, REMOVED) if name in table.column_names]
+    """Returns candidates from a table with CANDIDATE_SCHEMA's columns, in its order, and `removed` where it has it."""
+    names = [*_CANDIDATE_FIELDS, *(name for name in [REMOVED] if name in table.column_names)]
     return [
         Candidate(
             **{

@@ -104,7 +104,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises SpecError for a number of workers that is none; says so where another option leaves it without effect."""
+    """Raises SpecError for an invalid number of workers; says so where another option leaves it without effect."""
     if args.workers < 0:
         raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     if args.workers and args.address:

@@ -122,7 +122,7 @@ def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
     every = sorted(map(_chars, texts))
     found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
     dropped = sum(1 for text in texts if TextLength().check(text))
-    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_whence('text_length')}"
+    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_origin_of('text_length')}"
     if dropped <= may_drop * len(every):
         return Filter("text_length", {}, why)
     naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
@@ -134,7 +134,7 @@ def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
     return Filter("text_length", options, why)
 
 
-def _whence(name: str) -> str:
+def _origin_of(name: str) -> str:
     """Returns the origin of a filter's default thresholds."""
     return about(find("filters", name)).thresholds
 

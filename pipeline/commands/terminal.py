@@ -74,7 +74,7 @@ def say(line: str, style: str = "") -> None:
 class Bars:
     """Progress of the stages: bars on a terminal, otherwise a line per stage and every EVERY_S within a long one.
 
-    What it is told, and by whom, is `pipeline.store.progress.Progress`. Log lines for machines carry the same figures.
+    Its events are those of `pipeline.store.progress.Progress`. Log lines for machines carry the same figures.
     """
 
     EVERY_S = 30.0

@@ -21,8 +21,8 @@ from pipeline.detectors.onnx import Model, Onnx
 
 WEIGHTS = Path(__file__).with_suffix(".onnx")
 SIDE = 160
-"""Pixels per side of what the net looks at. With more it finds more small things, and ranks what fills a picture behind
-its parts (DECISIONS.md)."""
+"""Pixels per side of the net's input. With more it finds more small things, and ranks a thing that fills the picture
+behind its parts (tests/benchmarks/README.md)."""
 
 
 class Proposals(Detector):

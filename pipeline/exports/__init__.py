@@ -86,7 +86,7 @@ def export(
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
     Raises SpecError for a folder that holds something or cannot be replaced, StoreError for a damaged dataset, a
-    detector that it lacks, a `store` that is none, or a takedown meanwhile.
+    detector that it lacks, an invalid `store`, or a takedown meanwhile.
     """
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples

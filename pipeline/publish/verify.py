@@ -48,7 +48,7 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
 
     store: the STORE whose takedowns must not be inside; if not given, the one that the build or the release belongs to,
     none for a copy. Raises ContractError for a manifest that is missing, unreadable or of a newer version,
-    and StoreError for a `store` that is none.
+    and StoreError for an invalid `store`.
     """
     dataset = Dataset.open(folder)
     if store:

@@ -120,7 +120,7 @@ class TableSource(Source):
         raise TypeError(f"{type(self).__name__} must say its parts")
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in a stable order; a Decision for each row that is none. Raises SourceError."""
+        """Candidates of one part in a stable order; a Decision for every other row. Raises SourceError."""
         raise TypeError(f"{type(self).__name__} must read its parts")
 
     def read_image(self, image_url: str) -> bytes | None:

@@ -33,7 +33,7 @@ PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 """The suffix of a packed table."""
 
 HEAD = 256 * 1024
-"""Bytes by which the encoding of a file is told."""
+"""Bytes from which the encoding of a file is detected."""
 
 FEW_ZEROS = 10
 """Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
@@ -217,7 +217,7 @@ def rows_of(
     reader = csv.reader(feed, delimiter=separator)
 
     def alone(line: str | LongLine) -> list[str] | None:
-        """The cells of a line, read as a row of its own; None if it is none."""
+        """Returns the cells of a line, read as a row of its own; None if it is not one."""
         if isinstance(line, LongLine):
             return None
         readings = (cells for cells in _readings(line, separator) if len(cells) == columns and is_row(cells))

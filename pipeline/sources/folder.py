@@ -5,7 +5,7 @@
     captions: FILE     one table for all, CSV, TSV or JSON lines: a column that names the picture and one for each kind
                        of text, called `file`, `caption`, ... or as `columns` says
 
-Encoding and separator of columns are told by the bytes (`pipeline.sources._text_files`). A row names its picture by
+Encoding and separator of columns are detected (`pipeline.sources._text_files`). A row names its picture by
 its path in the folder, or by its name, with or without suffix, where only one picture has it.
 
 The pictures are read from the folder itself and not fetched. Their image_url is the one that X.json states

@@ -115,7 +115,7 @@ class Microblog(FileSource):
 
 
 def _web(url: str) -> str:
-    """The canonical form of a web address; "" if it is none."""
+    """Returns the canonical form of a web address; "" for anything else."""
     try:
         return canonical_url(url) if url else ""
     except ValueError:

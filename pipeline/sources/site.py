@@ -138,7 +138,7 @@ class Site(PageSource):
 
 
 def _canonical_host(host: str) -> str:
-    """A host of the spec as canonical addresses have it, in IDNA and without a default port; as it is if it is none."""
+    """Returns a host of the spec in canonical form, in IDNA and without a default port; unchanged if invalid."""
     scheme = "https" if host.endswith(":443") else "http"
     try:
         return urlsplit(canonical_url(f"{scheme}://{host}")).netloc

@@ -1,7 +1,7 @@
 """url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
 
 The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
-`format`; encoding and separator are told by the bytes (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
+`format`; encoding and separator are detected (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
 BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from `images`, a
 URL or a folder.
 
@@ -104,13 +104,6 @@ class UrlTable(FileSource):
         if self.format == "brivl_jsonl" and not self.images:
             raise ValueError("images is required for brivl_jsonl: where its image paths start from")
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Returns the identity of a source, with `auto` as utf-8: UTF-8 files give the same candidates under both."""
-        identity = super().identity()
-        if self.encoding == AUTO:
-            identity["options"]["encoding"] = "utf-8"
-        return identity
 
     def parts(self) -> int:
         """Number of parts: each file is divided into ranges of rows, at least one per file."""

@@ -93,7 +93,7 @@ class WebDataset(FileSource):
                     if budget.spent:
                         return Reading(samples, member.offset, size, False)
         except (tarfile.TarError, EOFError):
-            pass  # it breaks off, or is none: `read` says so
+            pass  # it breaks off, or is not a tar: `read` says so
         except faults() as e:
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
         return Reading(samples, size, size, True)

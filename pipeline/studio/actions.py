@@ -101,11 +101,11 @@ class Jobs:
         return job
 
     def confirmed(self, confirmation: str) -> tuple[str, ...]:
-        """The command of a dry run; its confirmation is used up. Raises SpecError for one that is none, or too old."""
+        """The command of a dry run; its confirmation is used up. Raises SpecError for an unknown or old one."""
         with self._lock:
             until, words = self._confirmable.pop(confirmation, (0.0, ()))
         if time.monotonic() > until:
-            raise SpecError(["this confirmation was used, is too old, or is none: look at what it would do again"])
+            raise SpecError(["this confirmation was used, is too old, or unknown: run the dry run again"])
         return words
 
     def _run(self, job: Job, dry: bool) -> None:

@@ -228,10 +228,10 @@ class Catalog:
 
     @functools.cached_property
     def _cube(self) -> dict[tuple[str, ...], int]:
-        """Counts of the decisions by the values of CUBE together: few numbers, whatever is decided.
+        """Counts of the decisions by the values of CUBE together.
 
-        From the records alone. Only files that these have not counted are read: of an older wenlan, of samples and of
-        search indexes, and of what a takedown has rewritten.
+        From records alone, except for files without counts there: samples, search indexes, and files that a takedown
+        has rewritten.
         """
         cube, uncounted = Counter[tuple[str, ...]](), dict[tuple[str, str], list[str]]()
         for source in self.sources:
