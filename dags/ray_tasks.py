@@ -5,7 +5,7 @@ so a trigger would have to be installed apart from the DAG files. With polls a m
 worker back between two of them; with shorter ones it keeps it (RESCHEDULED_FROM_S says why).
 
 Why setup and teardown: clearing `wait` also clears `submit`, and `stop` also runs if the wait timed out or a person
-marked the run failed. So every running job is waited for.
+marked the run failed. So a running job never goes unattended.
 
 A job's id is made of the DAG, the run, the task and the number of tries before its last clear. So a try after a crash
 (of a worker, the scheduler or all of Airflow) attaches to the existing job, and a try after a clear stops that job and
