@@ -237,7 +237,7 @@ class Data:
         return self._frame(self._regions(detector), columns, filters, split)
 
     def funnel(self) -> pandas.DataFrame:
-        """What entered each stage and what became of it: seen = kept + dropped + known. Of a release, build by build.
+        """Returns the counts of each stage: seen = kept + dropped + known. Of a release, build by build.
 
         >>> frame = wenlan.open("store/datasets/weekly").funnel()
         >>> frame[frame.stage == "dedup"][["seen", "kept", "dropped", "known"]].values.tolist()
@@ -398,5 +398,5 @@ class Data:
 
     @functools.cached_property
     def _builds(self) -> set[str]:
-        """Ids of all builds of the dataset, at hand or not."""
+        """Ids of all builds of the dataset, missing ones included."""
         return {build.build_id for build in self._frames.builds} | set(self._frames.absent)

@@ -74,7 +74,7 @@ class DropShares(Spec):
     extract: Share = Field(0.95, description="icons, spacers, images without text")
     admit: Share = Field(0.9, description="texts that the text filters drop, opt-outs, candidates above the caps")
     fetch: Share = Field(0.6, description="old URL lists lose a third or more")
-    measure: Share = Field(0.2, description="files that are no picture")
+    measure: Share = Field(0.2, description="files that are not pictures")
     filter: Share = Field(0.9, description="pictures that the image filters drop")
     dedup: Share = Field(0.8, description="near copies, and pairs above the caps")
     screen: Share = Field(0.5, description="filters that need a model on pixels")
@@ -139,7 +139,7 @@ class Egress(Spec):
 
 
 class Fetch(Spec):
-    """How images are fetched."""
+    """Options of fetching images."""
 
     images_per_partition: int = Field(
         10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
@@ -225,9 +225,9 @@ class Watermark(Spec):
 
 
 class PairScore(Spec):
-    """How well each picture and its primary text fit: the cosine of their features by two towers, of every pair.
+    """Scores every pair: the cosine of its picture's and its primary text's features, by two towers.
 
-    Nothing is dropped by it alone: the filter `pair_score` does that.
+    It drops nothing by itself: the filter `pair_score` does that.
     """
 
     model_config = ConfigDict(
@@ -293,7 +293,7 @@ class Regions(Spec):
 
 
 class Shards(Spec):
-    """How samples are packed."""
+    """Options of packing samples."""
 
     later = ("apart", "faces")
     samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
@@ -325,7 +325,7 @@ class Shards(Spec):
 
 
 class Report(Spec):
-    """What the quality report shows."""
+    """Options of the quality report."""
 
     later = ("published",)
     pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
@@ -336,7 +336,7 @@ class Report(Spec):
 
 
 class Publish(Spec):
-    """What must hold before a build is published as a dataset."""
+    """Gates that must hold before a build is published as a dataset."""
 
     later = ("max_unreadable", "min_new")
     approve: Literal["auto", "manual"] = Field(

@@ -70,7 +70,7 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     if not package or package in PACKAGES:
         return None
     having = sorted(extra for extra, packages in extras().items() if package in packages)
-    if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
+    if not having and extras() and is_installed(own):  # a foreign package: those of the extras are there
         return f"{command} needs the package {package}, which is not installed"
     named = command.rpartition(" ")[2]  # `wenlan-train search` and the extra `search`
     if own != "pipeline":

@@ -14,7 +14,7 @@
     └── ValueError
         ├── ContractError       a shard folder breaks the contract (`data_specs.shard`); exits with 1
         ├── SpecError           a faulty spec, one line per fault (`data_specs.build`); exits with 2
-        └── PictureError        bytes that are no picture (`pipeline.pictures.decode`); becomes a Decision
+        └── PictureError        bytes that are not a picture (`pipeline.pictures.decode`); becomes a Decision
 
 A fault of a single candidate raises nothing: it is a Decision with a DropReason, and the build goes on.
 """

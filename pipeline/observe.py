@@ -6,7 +6,7 @@ Ray's workers too.
 
 Metrics: `count` adds to a counter of METRICS, and `show` sets a gauge, through `ray.util.metrics`. Every node of a
 cluster exports them for Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them, and
-`dags/deploy/alerts.yaml` watches them. Where no Ray runs, and nobody could read them, they cost nothing.
+`dags/deploy/alerts.yaml` watches them. Without Ray, where they could not be read, they cost nothing.
 
 What is counted by host goes into the running partition's pulse too (`pipeline.pulse`).
 

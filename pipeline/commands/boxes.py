@@ -84,7 +84,7 @@ def _detector(name: str, wanted: str) -> Detector:
 
 
 def _requests(stream: IO[bytes]) -> Iterator[list[bytes]]:
-    """The contents of each request's files. Raises SpecError for what is no request."""
+    """The contents of each request's files. Raises SpecError for an invalid request."""
     while line := stream.readline(1 << 20):
         try:
             sizes = [int(size) for size in json.loads(line)["bytes"]]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 MOST = 10**15
-"""Candidates of an estimate at most: figures of more cannot be computed, and nobody has them."""
+"""Candidates of an estimate at most: larger figures cannot be computed."""
 
 FEW = 1_000
 """Candidates of a build below which what it measured says little of larger ones."""
@@ -66,7 +66,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         build = opened(args)
     except SourceError as e:  # it has gone since
         raise SpecError([f"{args.spec}: {e}"]) from None
-    anew = generations.show_made_from(build) if build.made_from else {}
+    made_from = generations.show_made_from(build) if build.made_from else {}
     found, paces, refused, tried = [], [], [], []
     for number, (source, look) in enumerate(zip(sources, looks, strict=True)):
         probes = [] if args.offline else _probes(build, source, look)
@@ -93,7 +93,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         answer["estimate"] = _estimate(build, args.estimate, args.workers or os.cpu_count() or 1, args.price)
     if refused:
         raise SpecError(refused)
-    return {**answer, **anew}
+    return {**answer, **made_from}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
-    """What each source holds. Raises SpecError with a line for each whose input is missing or cannot be read."""
+    """Returns a look at each source. Raises SpecError with a line for each whose input is missing or cannot be read."""
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
@@ -125,7 +125,7 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
 
 
 def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
-    """Start pages and images of a source, tried; nothing for a build that would ask nobody, or has asked already."""
+    """Start pages and images of a source, tried; nothing for a build that sends no request, or has sent it already."""
     from pipeline.sources.site import Site
     from pipeline.web.probe import probe_images, probe_pages
 
@@ -169,13 +169,13 @@ def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
 
 
 def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
-    """What politeness costs a source: at the spec's delay, or at that which its robots.txt asks for."""
+    """Returns the pace of a source, at the spec's delay or that of its robots.txt."""
     from pipeline.report.estimate import Pace
 
     delay_s = max([spec.egress.delay_s, *(probe.delay_s for probe in probes)])
     hosts = next((count.number for count in look.counts if count.what == "hosts"), 1)
     candidates = None if look.candidates is None else look.candidates.number
-    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # of images of WARCs nobody knows hosts
+    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # hosts of images in WARCs are unknown
     size = look.bytes if candidates is not None and not busiest else 0
     return Pace(candidates, look.pages, hosts, busiest, delay_s, size)
 
@@ -222,7 +222,7 @@ def _show_forecast(build: Build, paces: list[Pace], about: str) -> dict[str, Any
 
 
 def _pauses(paces: list[Pace]) -> str:
-    """What holds up a polite client."""
+    """Returns the pauses of a polite client, in words."""
     delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
     seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
     return f"{seconds} s between requests to a host"

@@ -85,7 +85,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """What both cards say of a manifest."""
+    """Returns the facts of a manifest that both cards state."""
     shards = {split: manifest.of_split(split) for split in SPLITS}
     samples = sum(manifest.samples.values())
     return {

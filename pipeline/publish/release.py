@@ -98,7 +98,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
         with build.store.lock():
-            _check_takedowns(build)  # an expired build is not made anew for one that has not reached it
+            _check_takedowns(build)  # an expired build is not repeated for a takedown that has not reached it
             identities.publish(build)  # a no-op, unless they were lost
             dataset.include(build, manifest)
             build.store.register(build, manifest.revision)

@@ -119,10 +119,10 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("name: 2024-13-45\n", "s.yaml:1: is not YAML: this is no timestamp (month must be in 1..12)"),
-        ("name: a\nseed: !!timestamp x\n", "s.yaml:2: is not YAML: this is no timestamp ("),
-        ("seed: !!bool x\n", "s.yaml:1: is not YAML: this is no bool ('x')"),
-        ("seed: " + "9" * 5000, "s.yaml:1: is not YAML: this is no int (Exceeds the limit (4300"),
+        ("name: 2024-13-45\n", "s.yaml:1: is not YAML: this is not timestamp (month must be in 1..12)"),
+        ("name: a\nseed: !!timestamp x\n", "s.yaml:2: is not YAML: this is not timestamp ("),
+        ("seed: !!bool x\n", "s.yaml:1: is not YAML: this is not bool ('x')"),
+        ("seed: " + "9" * 5000, "s.yaml:1: is not YAML: this is not int (Exceeds the limit (4300"),
         ("[" * 5000, "s.yaml: is nested too deeply"),
         ("{a: " * 5000, "s.yaml: is nested too deeply"),
         ("a: \x00\n", "s.yaml: is not YAML: unacceptable character #x0000"),
