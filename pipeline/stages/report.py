@@ -55,7 +55,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    fixed_partitions=True,
     files=(StageFile("html"), StageFile("json")),
     subject="",
     unit="sections",

@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +63,7 @@ SCORER_SAMPLES, SAMPLES = 128_000, 128_000
 
 ARMS = ("all", "loop", "oracle", "random")
 
-VERSION = 1
+VERSION = 2
 """Raised when the same packages and seed give other figures."""
 
 Scores = npt.NDArray[np.float64]
@@ -177,8 +176,6 @@ class Outcome:
     kept: int
     kept_wrong: float
     recall: dict[str, dict[str, float]]
-    scores: dict[str, list[float]]
-    examples: dict[str, list[dict[str, Any]]]
 
 
 def trained(inputs: Inputs, pictures: Pictures, told_N: Ids, samples: int, seed: int) -> Heads:
@@ -273,7 +270,6 @@ def outcome(inputs: Inputs, seed: int, scorer_samples: int = SCORER_SAMPLES, sam
     wrong = float(noisy.wrong_N.mean())
     return Outcome(
         seed, len(kept), wrong, rounds, seen, int(kept.sum()), float(noisy.wrong_N[kept].mean()), recall,
-        _histograms(second, noisy.wrong_N), _examples(corpus, noisy, second, kept),
     )  # fmt: skip
 
 
@@ -296,39 +292,6 @@ def _recall(heads: Heads, inputs: Inputs) -> dict[str, float]:
 def _round(scores_N: Scores, cosines_N: Scores, wrong_N: Mask) -> Round:
     kept_wrong = {f"{share:g}": float(wrong_N[best(scores_N, share)].mean()) for share in SHARES}
     return Round(area(scores_N, wrong_N), area(cosines_N, wrong_N), kept_wrong)
-
-
-def _histograms(scores_N: Scores, wrong_N: Mask) -> dict[str, list[float]]:
-    """Pairs by twentieth of their places, right and wrong ones."""
-    return {
-        name: np.histogram(scores_N[which], 20, (0, 1))[0].astype(float).tolist()
-        for name, which in (("right", ~wrong_N), ("wrong", wrong_N))
-    }
-
-
-def _examples(
-    corpus: Corpus, noisy: Noisy, scores_N: Scores, kept: Mask, most: int = 8
-) -> dict[str, list[dict[str, Any]]]:
-    """Pairs of each kind: what the loop dropped rightly and wrongly, and what it kept rightly and wrongly."""
-    order = np.argsort(scores_N, kind="stable")
-    kinds = {
-        "dropped_wrong": order[(noisy.wrong_N & ~kept)[order]],
-        "dropped_right": order[(~noisy.wrong_N & ~kept)[order]],
-        "kept_wrong": order[::-1][(noisy.wrong_N & kept)[order[::-1]]],
-        "kept_right": order[::-1][(~noisy.wrong_N & kept)[order[::-1]]],
-    }
-    return {
-        name: [
-            {
-                "style": corpus.styles[noisy.pictures.style_N[row]].style.name,
-                "code": corpus.emoji[noisy.pictures.emoji_N[row]].code,
-                "told": corpus.emoji[noisy.told_N[row]].name,
-                "place": round(float(scores_N[row]), 4),
-            }
-            for row in rows[:most]
-        ]
-        for name, rows in kinds.items()
-    }
 
 
 def known(folder: Path, key: str, seed: int) -> Outcome | None:

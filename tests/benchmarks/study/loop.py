@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.study.loop`: does the loop of model and data help? Its runs, and its page.
+"""`python -m tests.benchmarks.study.loop`: does the loop of model and data help? Its runs and figures.
 
-    OUT/packages/, OUT/features/    shared with the study (tests/benchmarks/study/runs.py)
-    OUT/loop/seed0.json ...         one record per seed (tests/benchmarks/study/curation.py)
-    OUT/loop/index.html, loop.json  the page, and its figures
+    OUT/packages/, OUT/features/    shared with the study (runs.py)
+    OUT/loop/seed0.json ...         one record per seed (curation.py)
+    OUT/loop/loop.json              means with their intervals, and whether each bar is reached; also printed
 
 What is there is not done again; a record of other packages or another VERSION is.
 
@@ -12,7 +12,6 @@ Limits: works in the root of a checkout, as `make study` does, which installs th
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
 import logging
@@ -27,22 +26,19 @@ from typing import Any
 
 from tests.benchmarks.study import curation, features
 from tests.benchmarks.study.curation import ARMS, Inputs, Outcome, record
-from tests.benchmarks.study.drawings import STYLES, Drawings, raster
+from tests.benchmarks.study.drawings import STYLES
 from tests.benchmarks.study.paired import difference, interval, share
 from tests.benchmarks.study.runs import PLANS, WEIGHTS, Study, Workers, load_corpus, prepare, tarballs_of
 from training.errors import TrainingError
-from training.outputs.whole import whole_file
 
 SEEDS = (0, 1, 2, 3, 4)
 
 AUC_BAR, WAY_BAR = 0.9, 0.5
-"""What the page holds the loop to: area under the curve, and share of the way from `all` to `oracle`."""
-
-_TEMPLATE = Path(__file__).with_name("loop.html")
+"""Bars: area under the curve, and share of the way from `all` to `oracle`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the runs that are not done, then make the page; an error is one line on stderr and status 1."""
+    """Do the runs that are not done, then say what they say; an error is one line on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.study.loop", description="does the loop help?")
     parser.add_argument("--out", type=Path, default=Path("demo/study"), help="where all of it is kept")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="ImageNet weights of the backbone")
@@ -60,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Workers(options.jobs) as workers:
             for _ in workers.all(_work, [(study, key, seed) for seed in range(options.seeds)]):
                 pass
-        outcomes = [_do((study, key, seed)) for seed in range(options.seeds)]
-        sys.stderr.write(f"wenlan study: the page is {write_page(study, outcomes)}\n")
+        found = judged([_do((study, key, seed)) for seed in range(options.seeds)])
+        (study.out / "loop" / "loop.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        sys.stderr.write("".join(f"{line}\n" for line in lines(found)))
     except TrainingError as e:
         sys.stderr.write(f"wenlan study: {e}\n")
         return 1
@@ -91,7 +88,7 @@ def _work(job: tuple[Study, str, int]) -> float:
 
 
 def judged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the figures say: means with intervals over the seeds, and whether each bar is reached."""
+    """Means with intervals over the seeds, and whether each bar is reached."""
     by_arm: dict[str, dict[int, float]] = {a: {o.seed: o.recall[a]["mean"] for o in outcomes} for a in ARMS}
     rounds = range(len(outcomes[0].rounds))
     auc = [interval([o.rounds[r].auc for o in outcomes]) for r in rounds]
@@ -122,98 +119,17 @@ def judged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def write_page(study: Study, outcomes: Sequence[Outcome]) -> Path:
-    """Write loop.json and index.html; returns the latter's path."""
-    import jinja2
-
-    found = judged(outcomes)
-    folder = study.out / "loop"
-    with whole_file(folder / "loop.json") as new:
-        new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    environment.filters["plus"] = lambda value: f"{100 * value:+.1f}"
-    html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        found=found,
-        first=outcomes[0],
-        curation=curation,
-        bars={"auc": AUC_BAR, "way": WAY_BAR},
-        histogram=_histogram(outcomes[0].scores),
-        forest=_forest(found["recall"]),
-        examples=_pictured(study, outcomes[0].examples),
-        per_seed=outcomes,
-        arms=ARMS,
-    )
-    page = folder / "index.html"
-    with whole_file(page) as new:
-        new.write_text(html, encoding="utf-8")
-    return page
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The figures in words, a line each."""
+    arms = [f"R@1 of {arm}: {_percent(own)}" for arm, own in found["recall"].items()]
+    more = {"loop over all": found["loop_minus"]["all"], "way from all to oracle": found["way"]}
+    more["shuffled pairs found, area under the curve"] = found["auc"][-1]
+    bars = [f"{name}: {'reached' if holds else 'not reached'}" for name, holds in found["bars"].items()]
+    return [*arms, *(f"{name}: {_percent(own)}" for name, own in more.items()), *bars]
 
 
-def _histogram(scores: Mapping[str, Sequence[float]], width: int = 520, height: int = 170) -> str:
-    """SVG: pairs by their place among all, right captions with the shuffled ones on top."""
-    totals = [right + wrong for right, wrong in zip(scores["right"], scores["wrong"], strict=True)]
-    step, top = width / len(totals), max(totals) or 1
-    parts = []
-    for at, (right, wrong) in enumerate(zip(scores["right"], scores["wrong"], strict=True)):
-        tall, more = (height * n / top for n in (right, wrong))
-        told = f"{at * 5} to {at * 5 + 5}%: {right:.0f} right, {wrong:.0f} shuffled"
-        box = f'x="{at * step + 1:.1f}" width="{step - 2:.1f}"'
-        parts.append(
-            f'<g><title>{told}</title><rect class="s1" {box} y="{height - tall:.1f}" height="{tall:.1f}"/>'
-            f'<rect class="s0" {box} y="{height - tall - more:.1f}" height="{more:.1f}"/></g>'
-        )
-    cut = width * (1 - curation.KEEP)
-    parts.append(f'<line class="mark" x1="{cut:.1f}" x2="{cut:.1f}" y1="0" y2="{height}"/>')
-    parts.append(
-        f'<text x="0" y="{height + 16}">worst</text><text x="{width}" y="{height + 16}" text-anchor="end">best</text>'
-    )
-    label = "Pairs by their score, right and shuffled ones"
-    return f'<svg viewBox="0 0 {width} {height + 22}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def _forest(recall: Mapping[str, Mapping[str, float]], width: int = 520) -> str:
-    """SVG: the mean R@1 of each arm and its interval."""
-    top = max(own["high"] for own in recall.values())
-    low = min(own["low"] for own in recall.values())
-    span = (top - low) or 1.0
-
-    def x(value: float) -> float:
-        return 90 + (width - 150) * (value - low) / span
-
-    parts = []
-    for row, (name, own) in enumerate(recall.items()):
-        y = 22 + 34 * row
-        told = f"{name}: {100 * own['mean']:.1f} ({100 * own['low']:.1f} to {100 * own['high']:.1f})"
-        parts.append(
-            f'<g class="arm {name}"><title>{told}</title><text x="0" y="{y + 4}">{name}</text>'
-            f'<line x1="{x(own["low"]):.1f}" x2="{x(own["high"]):.1f}" y1="{y}" y2="{y}"/>'
-            f'<circle cx="{x(own["mean"]):.1f}" cy="{y}" r="5"/>'
-            f'<text x="{width}" y="{y + 4}" text-anchor="end">{100 * own["mean"]:.1f}</text></g>'
-        )
-    height = 22 + 34 * len(recall)
-    label = "Mean R@1 of each arm with its 95% interval"
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def _pictured(study: Study, examples: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """The examples, each with its drawing as a data: URI."""
-    drawings = Drawings(tarballs_of(study.out))
-    style_of = {style.name: style for style in STYLES}
-    return {
-        kind: [
-            {**row, "picture": "data:image/png;base64," + base64.b64encode(png).decode()}
-            for row in rows
-            if (
-                png := raster(
-                    drawings.svg(style_of[row["style"]], drawings.codes(style_of[row["style"]])[row["code"]]), 64
-                )
-            )
-        ]
-        for kind, rows in examples.items()
-    }
+def _percent(own: Mapping[str, float]) -> str:
+    return f"{100 * own['mean']:.1f}% ({100 * own['low']:.1f} to {100 * own['high']:.1f})"
 
 
 if __name__ == "__main__":

@@ -68,5 +68,3 @@ def test_the_loop_finds_shuffled_captions_and_the_same_each_time(inputs: Inputs,
     assert one.rounds[-1].auc > 0.6, "of 82 pairs, where each name was drawn twice"
     assert one.kept_wrong < 0.9 * one.wrong
     assert set(one.recall) == set(curation.ARMS)
-    assert sum(map(sum, one.scores.values())) == one.pairs
-    assert {row["style"] for row in one.examples["dropped_wrong"]} <= {"Noto", "Twemoji"}
