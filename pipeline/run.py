@@ -32,7 +32,7 @@ from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build, Earlier, sha256_of
-from pipeline.store.build_json import Bounds, Cost, Running, StageResult
+from pipeline.store.build_json import Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 from pipeline.store.progress import Progress, Silent, Watch, counts_of
@@ -254,18 +254,13 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
             cluster.start()
         started += time.monotonic() - asked  # it is no part of the stage
     before = (directory.record(partition) for partition in partitions if partition in committed)
-    handed_out = time.monotonic()
     with Watch(build, name, len(partitions), before, progress) as watch:
         for partition in cluster.each(build, name, stage.run, stage.resources(build.spec), missing):
             record = directory.record(partition)
             _tell(record)
             watch.commit(record)
-    done = time.monotonic()
     directory.finish(partitions, stage.version)
-    records = directory.records()
-    ended = time.monotonic()
-    bounds = Bounds.of(records, (handed_out - started) + (ended - done))
-    result = _result(stage, build, records, len(missing), False, ended - started, bounds)
+    result = _result(stage, build, directory.records(), len(missing), False, time.monotonic() - started)
     log.info("stage done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
 
@@ -289,8 +284,7 @@ def _result(
     ran: int,
     skipped: bool,
     seconds: float = 0.0,
-    bounds: Bounds | None = None,
 ) -> StageResult:
     cost = Cost.of(records, stage.resources(build.spec).get("num_gpus", 0.0))
     funnel = dict(counts_of(records))
-    return StageResult(stage.name, skipped, len(records), ran, round(seconds, 2), funnel, cost, bounds or Bounds())
+    return StageResult(stage.name, skipped, len(records), ran, round(seconds, 2), funnel, cost)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from pipeline.proposals.cutouts import DRAWN, RENDERED
 from tests import licences
+from tests.benchmarks.proposals.cutouts import DRAWN, RENDERED
 from tests.places import ROOT
 
 

@@ -73,7 +73,7 @@ def test_make_help_lists_the_two_commands() -> None:
 
 def test_unpack_needs_no_dependency() -> None:
     """Setup runs it before anything is installed: only the standard library may be imported."""
-    code = "import sys, pipeline.demo.job; print(sorted(m for m in sys.modules if m in ('rich', 'pydantic', 'yaml')))"
+    code = "import sys, tests.demo.job; print(sorted(m for m in sys.modules if m in ('rich', 'pydantic', 'yaml')))"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 

@@ -35,7 +35,7 @@ from data_specs.shard import (
 )
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
-from pipeline.publish import card, energon
+from pipeline.publish import card
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
@@ -395,11 +395,6 @@ def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
                 raise StoreError(releases.folder.url, f"names {file.path!r}, out of its folder")
             _copy_file(source, place, file)
     spec = _spec_of(release.builds[-1].out)
-    if spec.shards.energon:
-        for build, shards in _parts_of(release):
-            part = release.model_copy(update={"shards": tuple(shards), "content_digest": build.content_digest})
-            energon.write(out / build.build_id, part)
-            energon.complete(out / build.build_id, part)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
     copied = release.model_copy(update={"builds": builds})
     for name, data in card.release_files(spec, copied).items():

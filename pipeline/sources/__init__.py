@@ -77,14 +77,6 @@ class PageSource(Source):
         1_000_000, gt=0, description="images on the pages of a host, within one WARC file, that become candidates"
     )
 
-    def identity(self) -> dict[str, Any]:
-        """Returns the identity of a source, without later options that are not set: earlier results stay valid."""
-        identity = super().identity()
-        for name in IMAGE_CAPS:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                identity["options"].pop(name)
-        return identity
-
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []

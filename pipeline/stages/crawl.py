@@ -351,7 +351,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    fixed_partitions=True,
     files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA), StageFile(OPT_OUTS, OPT_OUT_SCHEMA)),
     subject="capture",
     unit="pages",

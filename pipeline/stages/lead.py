@@ -328,7 +328,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    fixed_partitions=True,
     files=(
         StageFile("*.verdicts", VERDICT_SCHEMA),
         StageFile("*.merged", MERGED_SCHEMA),

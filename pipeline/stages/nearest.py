@@ -206,7 +206,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    fixed_partitions=True,
     resources=resources,
     files=(StageFile("kept.parquet", KEPT_SCHEMA), StageFile("*.verdicts", NEAR_SCHEMA)),
     subject="",

@@ -42,12 +42,14 @@ from pipeline.urls import without_userinfo
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them."""
+    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them.
+    peak_bytes: the most memory of a worker."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0  # seconds times the GPUs in use
     bytes: int = 0  # of the files that were written
+    peak_bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -55,31 +57,17 @@ class Cost:
             round(self.cpu_seconds + other.cpu_seconds, 3),
             round(self.gpu_seconds + other.gpu_seconds, 3),
             self.bytes + other.bytes,
+            max(self.peak_bytes, other.peak_bytes),
         )
 
     @staticmethod
     def of(records: list[Record], gpus: float) -> Cost:
         """The cost of committed partitions, each of which used that many GPUs."""
         each = (
-            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values())) for r in records
+            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values()), r.peak_bytes)
+            for r in records
         )
         return sum(each, Cost())
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What no further worker makes less. driver_seconds: of the driver, before and after the partitions.
-    longest_seconds: of the longest partition. peak_bytes: the most memory of a worker; 0 where nobody knows."""
-
-    driver_seconds: float = 0.0
-    longest_seconds: float = 0.0
-    peak_bytes: int = 0
-
-    @staticmethod
-    def of(records: list[Record], driver_seconds: float) -> Bounds:
-        """Those of a stage, of its committed partitions."""
-        longest = max((record.seconds for record in records), default=0.0)
-        return Bounds(round(driver_seconds, 3), longest, max((record.peak_bytes for record in records), default=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +81,6 @@ class StageResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
-    bounds: Bounds = Bounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +167,6 @@ def note(build: Build, *results: StageResult, running: Running | None = None) ->
             "funnel": result.funnel,
             "seconds": before.get("seconds", 0.0) if result.skipped else result.seconds,
             "cost": dataclasses.asdict(result.cost),
-            "bounds": before.get("bounds", dataclasses.asdict(result.bounds)),
         }
     costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
     noted = {

@@ -79,8 +79,6 @@ class Stage:
     came_later: builds of specs that do not ask for it have no row of it in their funnels, as before there was one.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
 
-    fixed_partitions: how many partitions it has does not grow with the candidates (`plan --estimate`).
-
     unit, done: for people, what its progress is counted in, and the counts of a record whose sum that is.
     network: its results cost requests to other servers, so `gc` keeps those of other specs.
     fixed_names: its files have names that two fingerprints share, so they are neither swept nor rewritten in place.
@@ -107,7 +105,6 @@ class Stage:
     subject: str = "candidate"
     came_later: bool = False
     max_drop: float | None = None
-    fixed_partitions: bool = False
     unit: str = "rows"
     done: tuple[str, ...] = ("seen",)
     network: bool = False

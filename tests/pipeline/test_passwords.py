@@ -232,7 +232,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     given = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w*.warc.gz"}
     egress = {"allow": [web.host], "delay_s": 0, "timeout_s": 60}
     fields = {"name": "secret", "contact": "mailto:x@example.org", "sources": [table, site, given], "egress": egress}
-    spec.write_text(json.dumps({**fields, "publish": {"lineage": True}}), encoding="utf-8")
+    spec.write_text(json.dumps(fields), encoding="utf-8")
     out, store = tmp_path / "out", tmp_path / "store"
 
     words = ("build", str(spec), "--out", str(out), "--store", str(store), "--workers", "2", "--json")
