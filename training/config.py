@@ -320,9 +320,8 @@ class RunConfig:
     """Training images whose cosines with each other's texts a finished run keeps, to measure scores against
     (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "prometheus", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment; prometheus
-    is a text file for node_exporter, in the folder WENLAN_TEXTFILE_DIR. A run on Ray is exported without it too."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"
@@ -386,7 +385,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str = ": ") -> Config:
-    """The inverse of `to_dict`. A key that is not there takes its default: an earlier version did what that does.
+    """The inverse of `to_dict`; a key that is not there takes its default.
 
     Errors name `name` (a file), `separator` and the key. Raises ConfigError on an unknown key, on a missing one without
     a default, on a value of the wrong type or range, and on values that do not go together.

@@ -10,8 +10,6 @@
       checkpoint.json          the index, written last
     OUT/checkpoints/best       link to the one with the highest CIDEr on the dev split
 
-Files were added and none changed its meaning, so CHECKPOINT_VERSION stays.
-
 Limits: those of training/outputs/checkpoint.py.
 """
 

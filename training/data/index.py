@@ -97,8 +97,7 @@ class Row:
 class _Opened:
     """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names.
 
-    name: what it is in messages; samples: what each split holds by the manifest; former: an earlier digest of plain
-    tars, "" where there is none.
+    name: what it is in messages; samples: what each split holds by the manifest.
     """
 
     name: str
@@ -107,7 +106,6 @@ class _Opened:
     digest: str
     regions: str
     weight: float | None = None
-    former: str = ""
 
 
 class Dataset:
@@ -122,8 +120,6 @@ class Dataset:
         self.detector = detector
         """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
         self.content_digests = tuple(o.digest for o in opened)
-        self.former_digests = tuple(o.former or o.digest for o in opened)
-        """Content digests as a checkpoint of an earlier wenlan may name them: of plain tars without what is in them."""
         self.region_digests = tuple(o.regions for o in opened)
         mixed = any(o.weight for o in opened)
         parts = [o for o in opened if (any(shard.rows for shard in o.shards) if mixed else o.shards)]
@@ -436,14 +432,11 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
     Not of the ids alone: img2dataset calls the samples of every dataset alike.
     """
     shards = list({shard.index: shard for shard in (index_plain_tar(tar, cache) for tar in tars)}.values())
-    content, former = hashlib.sha256(), hashlib.sha256()
-    seen = 0
+    content = hashlib.sha256()
     for shard in shards:
         table = read_index(shard.index)
         texts = table["texts"].combine_chunks()
         ids, leaders = table["candidate_id"].to_pylist(), texts.flatten().field("text_leader").to_pylist()
-        former.update("\n".join(["", *ids] if seen else ids).encode())
-        seen += len(ids)
         for column in (ids, table["sha256"].to_pylist(), texts.value_lengths().to_pylist(), leaders):
             content.update("\n".join([str(len(column)), *map(str, column)]).encode())
-    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID, former=former.hexdigest())
+    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID)

@@ -17,7 +17,6 @@ from typing import Any
 
 from data_specs import tokenizer as of_vocabulary
 from data_specs.tokenizer import (
-    _HAN,
     CLS,
     PAD,
     SEP,
@@ -39,7 +38,6 @@ __all__ = [
     "SEP",
     "SPECIAL",
     "UNK",
-    "_HAN",
     "BertTokenizer",
     "CharTokenizer",
     "JsonTokenizer",
