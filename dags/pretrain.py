@@ -7,8 +7,8 @@ run on the same release continues from its last checkpoint, a new release is a n
 
 `init` says where a run begins:
 
-- empty: anew, from the recipe's weights, with the recipe's learning rate;
-- `last`: from the checkpoint published last (a warm start); anew, and said in the log, if there is none yet;
+- empty: from the recipe's weights, with the recipe's learning rate;
+- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, if there is none yet;
 - otherwise: from the checkpoint of that name, with the recipe's learning rate.
 
 The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the
@@ -134,7 +134,7 @@ def _newest_release(context: Any) -> dict[str, Any]:
 
 
 def _named(manifest: str, event: dict[str, Any]) -> str:
-    """What the run's folder is named after: dataset and release, or of a build its id. Fails for latest.json."""
+    """Name of the run's folder: dataset and release, or a build's id. Fails for latest.json."""
     path = PurePosixPath(manifest)
     if "release" in event:
         return f"{event['dataset']}-{event['release']:06d}"

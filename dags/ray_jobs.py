@@ -73,7 +73,7 @@ class RayJobs:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RayJobs:
         """The cluster at RAY_API_SERVER_ADDRESS, with the token that Ray's own variables name.
 
-        Raises RayJobsRefused if the address is no URL, or if a token is required and cannot be read.
+        Raises RayJobsRefused if the address is not a URL, or if a token is required and cannot be read.
         """
         environment = os.environ if environment is None else environment
         return cls(environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS, find_token(environment))

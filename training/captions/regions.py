@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import SPLITS, Split
-from training.data.index import Dataset, Row, default_cache, open_dataset
+from data_specs.shard import Split
+from training.data.index import Dataset, Row, default_cache, open_dataset, split_of_dataset
 from training.data.loader import Loader
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
@@ -90,9 +90,8 @@ def open_captioned(
     tower without regions), InputError (no readable image, a damaged cache), ContractError (data), RunError (asked to
     end).
     """
-    if split not in SPLITS and not all(is_benchmark(name) for name in data):
-        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
-    of_data: Split = "dev" if split == "dev" else "val" if split == "val" else "train"  # tars are of any split
+    of_set = all(is_benchmark(name) for name in data)
+    of_data: Split = "train" if of_set and split == "test" else split_of_dataset(split)  # tars are of any split
     dataset = open_dataset(
         packed(data, split, cache), of_data, detector=detector or loaded.checkpoint.detector, cache=cache
     )
@@ -102,7 +101,7 @@ def open_captioned(
     folder = (default_cache() if cache is None else cache) / "captions" / digest
     if not folder.exists():
         with alone(folder.with_name(f".{digest}.lock")):
-            for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: whoever writes holds the lock
+            for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: the writer holds the lock
                 shutil.rmtree(left, ignore_errors=True)
             if not folder.exists():
                 _compute(loaded, dataset, folder, leave)

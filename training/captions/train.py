@@ -267,7 +267,7 @@ class _Training:
         checkpoint.write(self.out, self.captioner, self.optimizer, self.state, towers, best=best)
 
     def result(self, seconds: float) -> CaptionerResult:
-        """What has become of it."""
+        """Result of the training."""
         newest, best = latest(self.out), self.out / "checkpoints" / BEST
         return CaptionerResult(
             out=str(self.out),

@@ -102,7 +102,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     of_benchmark = _of_benchmark(arguments)
     if arguments.out.suffix == ".parquet" and not (of_benchmark or arguments.jsonl):
         return _into_parquet(arguments)
-    from training.evaluation.evaluate import split_of_dataset
+    from training.data.index import split_of_dataset
     from training.use import embed
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
@@ -192,7 +192,7 @@ def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
 
 
 def _inputs(arguments: argparse.Namespace, *, distinct: bool) -> Any:
-    from training.evaluation.evaluate import split_of_dataset
+    from training.data.index import split_of_dataset
     from training.use.indexing import Inputs
 
     split = arguments.split or ("" if arguments.index is not None else "val")

@@ -132,7 +132,7 @@ def _towers(checkpoint: Checkpoint, arguments: argparse.Namespace, options: Opti
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a file or the environment. Raises ConfigError for one that is no token."""
+    """The token of a file or the environment. Raises ConfigError for one that is not a token."""
     where = str(file) if file else _TOKEN
     text = file.read_text(encoding="utf-8", errors="replace").strip() if file else os.environ.get(_TOKEN, "").strip()
     if not text and file is None:

@@ -54,7 +54,7 @@ AT_START = 4096
 before the first step. Of more shards each is when it is first read."""
 
 MOST_WEIGHT = 1_000_000_000
-"""Of a part of a mixture; far beyond what the shares of 1/1024 tell apart, and its sums are finite."""
+"""Largest weight of a part of a mixture; far beyond what the shares of 1/1024 tell apart, and its sums are finite."""
 
 _LOOKS = 16
 """Shards that are looked at at once: a file in a bucket answers after tens of milliseconds."""
@@ -113,7 +113,7 @@ class Dataset:
 
     def __init__(self, opened: Sequence[_Opened], split: Split, detector: str, copies: TarCache | None = None) -> None:
         self.name = ", ".join(o.name for o in opened)
-        """What was opened, for messages."""
+        """Names of the opened datasets, for messages."""
         self.split = split
         self.samples = {name: sum(o.samples.get(name, 0) for o in opened) for name in SPLITS}
         """Samples of each split by the manifests; of plain tars none."""
@@ -277,6 +277,14 @@ class Dataset:
 _ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
+def split_of_dataset(split: str) -> Split:
+    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    for name in SPLITS:
+        if name == split:
+            return name
+    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+
+
 def default_cache() -> Path:
     """Folder of the indexes: $XDG_CACHE_HOME/wenlan/index, or ~/.cache/wenlan/index."""
     root = os.environ.get("XDG_CACHE_HOME")
@@ -344,7 +352,7 @@ def _each_once(opened: Sequence[_Opened]) -> list[_Opened]:
 
 
 def _at_once(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
-    """What `call` makes of each, in order; raises what the first of them raises."""
+    """Results of `call` for each, in order; raises what the first of them raises."""
     with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
         return list(pool.map(call, shards))
 
@@ -404,7 +412,7 @@ def _not_there(name: str, refusals: Sequence[str]) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """Content of a file, path or URL. Raises ContractError for what is no regular file, OSError."""
+    """Content of a file, path or URL. Raises ContractError for what is not a regular file, OSError."""
     check_regular(path)
     with told(path), fsspec.open(path, "rb") as file:
         return bytes(file.read())

@@ -148,7 +148,7 @@ def writing_to(out: Path) -> Iterator[None]:
             raise
         raise _unwritten(out, e) from None
     except RuntimeError as e:
-        # torch.save closes its archive, which fails anew and hides why the archive could not be written.
+        # torch.save closes its archive, which fails again and hides why the archive could not be written.
         if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
             raise _unwritten(out, e.__context__) from None
         raise

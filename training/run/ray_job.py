@@ -294,7 +294,7 @@ _LOOKS_S = 2.0
 
 
 def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run:
-    """What makes the parts of an index on so many actors, of the cluster at `address`, of RAY_ADDRESS, or embedded.
+    """Makes the parts of an index on so many actors: of the cluster at `address`, of RAY_ADDRESS, or embedded.
 
     max_failures: lost actors after which it ends. Raises ConfigError where Ray is not installed.
     """

@@ -3,7 +3,7 @@
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
 same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
 
-Of a calibrated checkpoint each file has its background too, for whoever searches in it later: `background_cosines` and
+Each file has the background of a calibrated checkpoint too, for searches in it: `background_cosines` and
 `background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py). A Parquet
 file has it as JSON in its metadata, under `wenlan.background`.
 
@@ -220,7 +220,7 @@ def _is_pipe_or_device(file: Path) -> bool:
     try:
         mode = file.stat().st_mode
     except (OSError, ValueError):
-        return False  # whoever opens it says what is wrong
+        return False  # opening it says what is wrong
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -252,9 +252,7 @@ def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> T
     """Features [N, D] of one modality of all batches, float32 on the CPU."""
     import torch
 
-    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
-    with torch.inference_mode():
-        return torch.cat([encode(batch.to(loaded.device)).float().cpu() for batch in batches])
+    return torch.cat([loaded.encode(modality, batch).cpu() for batch in batches])
 
 
 def _background(loaded: Loaded) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """What became known of a row when it was read. boxes: those that the tower has seen, flat; None for the grid."""
+    """Facts about a row that was read. boxes: those that the tower has seen, flat; None for the grid."""
 
     problem: str
     sha256: str = ""
@@ -316,10 +316,8 @@ class _Embedder:
         """Features [B, D] of a batch, float32; of its halves where the device has no memory for all at once."""
         import torch
 
-        encode = self._loaded.model.encode_image if modality == "image" else self._loaded.model.encode_text
         try:
-            with torch.inference_mode():
-                return encode(batch).float()
+            return self._loaded.encode(modality, batch)
         except torch.OutOfMemoryError:
             if len(batch) < 2:
                 raise

@@ -74,7 +74,7 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
 
 
 def _about(opened: Checkpoint) -> dict[str, str]:
-    """What one must know to use the towers."""
+    """Metadata for the use of the towers."""
     config, background = opened.config, opened.background()
     sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
     sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}

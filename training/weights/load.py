@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+    from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
 
@@ -79,8 +80,17 @@ class Loaded:
         return self.checkpoint.config
 
     def background(self) -> Background | None:
-        """What the scores of its query towers are measured against, if it was calibrated. Raises CheckpointError."""
+        """Distribution of cosines that scores are measured against, if it was calibrated. Raises CheckpointError."""
         return self.checkpoint.background()
+
+    def encode(self, modality: Modality, batch: Batch, *, mixed: bool = False) -> Tensor:
+        """Unit features [B, D] of a batch, float32 on the towers' device; `mixed`: computed in the run's precision."""
+        import torch
+
+        encode = self.model.encode_image if modality == "image" else self.model.encode_text
+        bf16 = mixed and self.config.run.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return encode(batch.to(self.device)).float()
 
     def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
         """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.

@@ -116,7 +116,7 @@ def _write_model(loaded: Loaded, folder: Path) -> int:
 def _logits(loaded: Loaded) -> tuple[float, float]:
     """log(1/T) and bias: those that the training has learned, if it did; else those of the config.
 
-    They lie beside the queues, which an imported checkpoint has not, and which somebody may have removed.
+    They lie beside the queues, which an imported checkpoint lacks, and which may have been removed.
     """
     checkpoint, moco = loaded.checkpoint, loaded.config.moco
     there = checkpoint.has(QUEUES_FILE) and (checkpoint.folder / QUEUES_FILE).is_file()

@@ -23,6 +23,8 @@ from training.data.index import Dataset
 from training.errors import ConfigError, InputError
 from training.weights.load import Loaded, load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 
 

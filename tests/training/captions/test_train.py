@@ -21,6 +21,8 @@ from training.outputs.checkpoint import latest
 from training.outputs.journal import read_metrics
 from training.use.embed import embed_files
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
 
 SMALL = CaptionerConfig(

@@ -31,6 +31,8 @@ from tests.processes import QUIET, Forks, descendants, free_ports, wait_until
 from training.run.ray_job import METRICS, Preemption, exported, fit_on_ray, parse_workers
 from training.use.indexing import Inputs, embed_index
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize(("text", "found"), [("4", (4, 4)), ("2:8", (2, 8)), ("1:1", (1, 1))])
 def test_workers_are_a_number_or_a_range(text: str, found: tuple[int, int]) -> None:

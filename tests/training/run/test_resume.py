@@ -18,6 +18,8 @@ from training.resolve import resolve
 from training.run.train import fit
 from training.weights.load import load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
 

@@ -1,4 +1,4 @@
-"""Exported folders, as whoever has transformers and not this package uses them."""
+"""Exported folders, as transformers and mteb use them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
-from tests.processes import Forks
 from tests.training.conftest import moved_checkpoint
 from training import cli
 from training.data.tokenizer import load_tokenizer
@@ -34,68 +34,29 @@ from training.weights.transformers_folder import export_transformers
 
 TEXTS = ["红色的船", "山水相连， 白云 飞", "A small  cat　on the hill", "猫"]
 
-IMPORTS = """
-import torch
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, BertModel, CLIPModel
-"""
-"""What costs five seconds of every process that uses a folder."""
-
-USER = """
-import json, sys
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
-folder, padding, texts, files = json.loads(sys.argv[1])
-assert "training" not in sys.modules
-model = AutoModel.from_pretrained(folder).eval()
-processor = AutoProcessor.from_pretrained(folder)
-longest = processor.tokenizer.model_max_length
-texts = processor(text=texts, padding=padding, truncation=True, max_length=longest, return_tensors="pt")
-patches = getattr(processor.image_processor, "max_num_patches", None)
-more = {"max_num_patches": patches} if patches else {}  # SigLIP 2's processor has a default of its own
-images = processor(images=[Image.open(file).convert("RGB") for file in files], return_tensors="pt", **more)
-with torch.no_grad():
-    text = F.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
-    image = F.normalize(model.get_image_features(**images).pooler_output, dim=-1)
-    given = {k: v for k, v in {**texts, **images}.items() if k != "token_type_ids"}
-    logits = model(**given).logits_per_image
-assert not any(name.split(".")[0] in ("training", "pipeline", "data_specs") for name in sys.modules)
-assert AutoTokenizer.from_pretrained(folder)("x")["input_ids"]
-bias = getattr(model, "logit_bias", torch.zeros(1))
-assert torch.allclose(logits, model.logit_scale.exp() * image @ text.T + bias, atol=1e-3)
-print(json.dumps({"text": text.tolist(), "image": image.tolist(), "class": type(model).__name__}))
-"""
-
-
 Found = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """Processes that have imported transformers and do not see this package."""
-    folder = tmp_path_factory.mktemp("forks")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONNOUSERSITE": "1"}
-    started = Forks(IMPORTS, folder, environment)
-    yield started
-    started.close()
+def used(folder: Path, files: Sequence[Path], padding: Any) -> Found:
+    """Features by transformers alone: its own classes load the folder, which holds no code."""
+    from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
-
-Use = Callable[..., Found]
-
-
-@pytest.fixture
-def use(forks: Forks, files: list[Path]) -> Use:
-    """Features by ten lines of transformers, in a process that does not see this package."""
-
-    def use(folder: Path, files: list[Path] = files, *, padding: Any = "max_length") -> Found:
-        words = json.dumps([str(folder), padding, TEXTS, [str(file) for file in files]])
-        [line] = [line for line in forks(USER, words) if line.startswith("{")]
-        result: Found = json.loads(line)
-        return result
-
-    return use
+    model: Any = AutoModel.from_pretrained(folder).eval()
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    longest = processor.tokenizer.model_max_length
+    texts = processor(text=TEXTS, padding=padding, truncation=True, max_length=longest, return_tensors="pt")
+    patches = getattr(processor.image_processor, "max_num_patches", None)
+    more = {"max_num_patches": patches} if patches else {}  # SigLIP 2's processor has a default of its own
+    images = processor(images=[Image.open(file).convert("RGB") for file in files], return_tensors="pt", **more)
+    with torch.no_grad():
+        text = normalize(model.get_text_features(**texts).pooler_output, dim=-1)
+        image = normalize(model.get_image_features(**images).pooler_output, dim=-1)
+        given = {k: v for k, v in {**texts, **images}.items() if k != "token_type_ids"}
+        logits = model(**given).logits_per_image
+    assert AutoTokenizer.from_pretrained(folder)("x")["input_ids"]
+    bias = getattr(model, "logit_bias", torch.zeros(1))
+    assert torch.allclose(logits, model.logit_scale.exp() * image @ text.T + bias, atol=1e-3)
+    return {"text": text.tolist(), "image": image.tolist(), "class": type(model).__name__}
 
 
 @pytest.fixture
@@ -135,7 +96,7 @@ def test_a_folder_without_a_name_is_one_line(
 
 
 @pytest.mark.parametrize("family", ["chinese_clip", "siglip", "clip", "siglip2"])
-def test_clips_towers_are_transformers_own(family: str, use: Use, files: list[Path], tmp_path: Path) -> None:
+def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_path: Path) -> None:
     """From a folder, fine-tuned or not, and to a folder again: no code beside the weights."""
     made = two_tower_tests()
     made.make_folder(family, tmp_path / "their")
@@ -146,7 +107,7 @@ def test_clips_towers_are_transformers_own(family: str, use: Use, files: list[Pa
     if family == "siglip2":  # whose own processor keeps the aspect
         files, _ = made.pictures(tmp_path)
     padding = "max_length" if "siglip" in family else True
-    found = use(tmp_path / "folder", files, padding=padding)
+    found = used(tmp_path / "folder", files, padding)
     assert found["class"] == {"clip": "CLIPModel", "chinese_clip": "ChineseCLIPModel"}.get(
         family, f"{family.capitalize()}Model"
     )
