@@ -114,8 +114,6 @@ $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
 	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
-	@$(BENCH)/bin/python tests/benchmarks/bench_serve.py --install-infinity \
-	    || echo "wenlan: infinity could not be installed; bench_serve leaves its figures out" >&2
 	@touch $@
 
 $(AUDIT)/.installed: Makefile .ci/setup
