@@ -39,8 +39,8 @@ help: ## list what can be made
 setup: $(STAMP) ## make .venv with every dependency
 
 demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluate (README says how long it takes)
-	@$(BIN)/python -m pipeline.demo corpus
-	@$(BIN)/python -m pipeline.demo run
+	@$(BIN)/python -m tests.demo corpus
+	@$(BIN)/python -m tests.demo run
 
 test: $(STAMP) ## the whole test suite
 	@$(PYTEST)
@@ -59,10 +59,10 @@ fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTE
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
 
 study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour; QUICK=1 for five minutes; goes on where it ended
-	@$(BIN)/python -m training.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
+	@$(BIN)/python -m tests.benchmarks.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
 
 study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; goes on where it ended)
-	@$(BIN)/python -m training.study run --plan full
+	@$(BIN)/python -m tests.benchmarks.study run --plan full
 
 audit: $(STAMP) $(AUDIT)/.installed ## licences, bill of materials (CycloneDX), known vulnerabilities, into dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)
@@ -114,8 +114,6 @@ $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
 	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
-	@$(BENCH)/bin/python tests/benchmarks/bench_serve.py --install-infinity \
-	    || echo "wenlan: infinity could not be installed; bench_serve leaves its figures out" >&2
 	@touch $@
 
 $(AUDIT)/.installed: Makefile .ci/setup

@@ -119,21 +119,15 @@ def clip_benchmark(detector: str = "") -> None:
 
 def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
     """Makes a picture's boxes as stage `detect` does, but for the spec's cap on their number: a tower has its own."""
-    from data_specs.build import SpecError
-
     with _packages_of("pipeline"):
-        from pipeline.detectors import Detector
-        from pipeline.plugins import configure
-        from pipeline.store.boxes import BoxMaker
+        from pipeline.store.boxes import BoxMaker, open_maker
     from training.data.transforms import UnreadableImage
 
-    detector = configure("detectors", name, {}, Detector, "detector")
-    if detector.OF_SOURCES:
-        raise SpecError([f"detector: {name}: its boxes come with a build's sources; it looks at no picture"])
+    open_maker(name)  # a wrong name is told before the first picture
 
     @functools.cache
     def maker(_process: int) -> BoxMaker:
-        return BoxMaker(detector)  # a session does not survive a fork: each worker of a loader has its own
+        return open_maker(name)  # a session does not survive a fork: each worker of a loader has its own
 
     def boxes_of(content: bytes) -> Sequence[Sequence[float]]:
         [made] = maker(os.getpid()).of([content])
@@ -237,7 +231,7 @@ class Data:
         return self._frame(self._regions(detector), columns, filters, split)
 
     def funnel(self) -> pandas.DataFrame:
-        """What entered each stage and what became of it: seen = kept + dropped + known. Of a release, build by build.
+        """Returns the counts of each stage: seen = kept + dropped + known. Of a release, build by build.
 
         >>> frame = wenlan.open("store/datasets/weekly").funnel()
         >>> frame[frame.stage == "dedup"][["seen", "kept", "dropped", "known"]].values.tolist()
@@ -398,5 +392,5 @@ class Data:
 
     @functools.cached_property
     def _builds(self) -> set[str]:
-        """Ids of all builds of the dataset, at hand or not."""
+        """Ids of all builds of the dataset, missing ones included."""
         return {build.build_id for build in self._frames.builds} | set(self._frames.absent)

@@ -17,7 +17,7 @@ the DAG with the second spec as `strict_spec`, other TOWERS, and a third spec th
 
 A model that has seen a pair many times knows it by heart, a wrong caption too, and scores it high. So the strict subset
 is little, and its model is trained for few epochs (`scorer_set`); what is scored is mostly what it has not seen. How
-much that matters is measured, with folds, by `python -m training.study.loop`.
+much that matters is measured, with folds, by `python -m tests.benchmarks.study.loop`.
 
 It has no schedule: it is started by hand, on Airflow's page or by `airflow dags trigger data_loop --conf JSON`.
 Environment variables (defaults of the run's parameters): WENLAN_STRICT_SPEC, WENLAN_SPEC, WENLAN_STORE,

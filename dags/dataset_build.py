@@ -39,7 +39,7 @@ PARAMS = {
         "",
         type="string",
         enum=["", "new"],
-        description="new: make the whole dataset anew from stored captures and images, as its next generation",
+        description="new: make the whole dataset again from stored captures and images, as its next generation",
     ),
     "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,

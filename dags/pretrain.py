@@ -7,8 +7,8 @@ run on the same release continues from its last checkpoint, a new release is a n
 
 `init` says where a run begins:
 
-- empty: anew, from the recipe's weights, with the recipe's learning rate;
-- `last`: from the checkpoint published last (a warm start); anew, and said in the log, if there is none yet;
+- empty: from the recipe's weights, with the recipe's learning rate;
+- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, if there is none yet;
 - otherwise: from the checkpoint of that name, with the recipe's learning rate.
 
 The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the
@@ -134,7 +134,7 @@ def _newest_release(context: Any) -> dict[str, Any]:
 
 
 def _named(manifest: str, event: dict[str, Any]) -> str:
-    """What the run's folder is named after: dataset and release, or of a build its id. Fails for latest.json."""
+    """Name of the run's folder: dataset and release, or a build's id. Fails for latest.json."""
     path = PurePosixPath(manifest)
     if "release" in event:
         return f"{event['dataset']}-{event['release']:06d}"
@@ -220,11 +220,11 @@ def judge(new: dict[str, Any], last: dict[str, Any] | None) -> float:
 
 
 def _headline(result: dict[str, Any]) -> float:
-    """The mean recall of the pairs that are unseen in train; of all where none is, or where an older wenlan printed it.
+    """Mean recall of the pairs that are unseen in train; of all pairs where none is.
 
     Both checkpoints are evaluated on one release, so that the same pairs are unseen for both.
     """
-    part = result if result.get("headline", "all") == "all" else result[result["headline"]]
+    part = result if result["headline"] == "all" else result[result["headline"]]
     return float(part["mean_recall"])
 
 

@@ -40,7 +40,7 @@ class RayJobsRefused(RayJobsError):
 
 
 class JobUnknown(RayJobsError):
-    """The cluster has no job with that id."""
+    """Raised for a job id that is unknown to the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class RayJobs:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RayJobs:
         """The cluster at RAY_API_SERVER_ADDRESS, with the token that Ray's own variables name.
 
-        Raises RayJobsRefused if the address is no URL, or if a token is required and cannot be read.
+        Raises RayJobsRefused if the address is not a URL, or if a token is required and cannot be read.
         """
         environment = os.environ if environment is None else environment
         return cls(environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS, find_token(environment))
@@ -176,9 +176,9 @@ class RayJobs:
         except (OSError, HTTPException) as e:
             raise RayJobsError(f"{self.address}: the connection broke: {e or type(e).__name__}") from None
         except ValueError:
-            raise RayJobsError(f"{self.address}: the answer to {method} {url} is no JSON; is this Ray?") from None
+            raise RayJobsError(f"{self.address}: the answer to {method} {url} is not JSON; is this Ray?") from None
         if not isinstance(answer, dict):
-            raise RayJobsError(f"{self.address}: the answer to {method} {url} is no object; is this Ray?")
+            raise RayJobsError(f"{self.address}: the answer to {method} {url} is not an object; is this Ray?")
         return answer
 
     def _fault(self, code: int, text: str, path: str) -> RayJobsError:

@@ -5,7 +5,7 @@ so a trigger would have to be installed apart from the DAG files. With polls a m
 worker back between two of them; with shorter ones it keeps it (RESCHEDULED_FROM_S says why).
 
 Why setup and teardown: clearing `wait` also clears `submit`, and `stop` also runs if the wait timed out or a person
-marked the run failed. So no job keeps running that nobody waits for.
+marked the run failed. So no job keeps running without a task that waits for it.
 
 A job's id is made of the DAG, the run, the task and the number of tries before its last clear. So a try after a crash
 (of a worker, the scheduler or all of Airflow) attaches to the existing job, and a try after a clear stops that job and
@@ -36,7 +36,7 @@ the release, by split); of the build that made it: manifest, build_id, snapshot,
 
 CHECKPOINT = Asset("wenlan_checkpoint")
 """A published checkpoint. The extra of its event: checkpoint, manifest (the data's), run (its folder), init (where it
-began, "" for anew), recall (mean of six, on the val split of that data)."""
+began, "" for the recipe's weights), recall (mean of six, on the val split of that data)."""
 
 
 def setting(name: str, default: str) -> str:

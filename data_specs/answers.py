@@ -1,7 +1,7 @@
-"""What both command lines print for programs: with --json one JSON object as the last line of stdout, come what may.
+"""Output of both command lines for programs: with --json, one JSON object as the last line of stdout, always.
 
 A command that fails, or is called wrongly, prints `{"ok": false, "error": MESSAGE, "code": EXIT_CODE}`; every other one
-what it has to say and `"ok": true`. Help is no answer and prints none.
+its result and `"ok": true`. Help prints no JSON.
 """
 
 from __future__ import annotations

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     ValidationError,
     create_model,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -36,17 +34,6 @@ class Spec(BaseModel):
     """Base of all parts of a spec: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    later: ClassVar[tuple[str, ...]] = ()
-    """Options that came later: not in the dictionary unless they are set, so that digests of older specs stay."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = dump(self)
-        for name in self.later:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                fields.pop(name, None)
-        return fields
 
 
 class PluginRef(Spec):
@@ -74,10 +61,12 @@ class DropShares(Spec):
     extract: Share = Field(0.95, description="icons, spacers, images without text")
     admit: Share = Field(0.9, description="texts that the text filters drop, opt-outs, candidates above the caps")
     fetch: Share = Field(0.6, description="old URL lists lose a third or more")
-    measure: Share = Field(0.2, description="files that are no picture")
+    measure: Share = Field(0.2, description="files that are not pictures")
     filter: Share = Field(0.9, description="pictures that the image filters drop")
     dedup: Share = Field(0.8, description="near copies, and pairs above the caps")
-    curate: Share = Field(0.9, description="judges: models on pixels, watermarks, pair scores, semantic copies, balance")
+    curate: Share = Field(
+        0.9, description="judges: models on pixels, watermarks, pair scores, semantic copies, balance"
+    )
 
 
 if TYPE_CHECKING:
@@ -98,7 +87,6 @@ class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    later = ("vanished", "filters")
     kind: str = Field(description="the plug-in; `wenlan-data plugins sources` lists them")
     name: str = Field(pattern=NAME, description="of the source within the dataset")
     source_kind: SourceKind = Field(description="what its pages are; training chooses texts by it")
@@ -139,7 +127,7 @@ class Egress(Spec):
 
 
 class Fetch(Spec):
-    """How images are fetched."""
+    """Options of fetching images."""
 
     images_per_partition: int = Field(
         10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
@@ -160,7 +148,6 @@ class Admit(Spec):
 class Dedup(Spec):
     """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
 
-    later = ("across",)
     across: Literal["all"] | tuple[str, ...] = Field(
         (),
         description="other datasets of STORE whose pairs are duplicates too, by name, or all",
@@ -225,9 +212,9 @@ class Watermark(Spec):
 
 
 class PairScore(Spec):
-    """How well each picture and its primary text fit: the cosine of their features by two towers, of every pair.
+    """Scores every pair: the cosine of its picture's and its primary text's features, by two towers.
 
-    Nothing is dropped by it alone: the filter `pair_score` does that.
+    It drops nothing by itself: the filter `pair_score` does that.
     """
 
     model_config = ConfigDict(
@@ -293,9 +280,8 @@ class Regions(Spec):
 
 
 class Shards(Spec):
-    """How samples are packed."""
+    """Options of packing samples."""
 
-    later = ("apart", "faces")
     samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
     bytes_per_shard: int = Field(
         0,
@@ -321,24 +307,18 @@ class Shards(Spec):
         description="blur: each face that the detector `faces` of regions.detectors finds becomes a mosaic, in what is "
         "stored and in whatever shows it; keep: pictures as they are",
     )
-    energon: bool = Field(False, description="write Megatron Energon's index, .nv-meta, beside the shards on publish")
 
 
 class Report(Spec):
-    """What the quality report shows."""
+    """Options of the quality report."""
 
-    later = ("published",)
     pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
     picture_side: int = Field(192, gt=0, description="longer side of a picture, pixels")
-    published: str = Field(
-        "", description="funnel of a paper that is shown beside the build's own: danqing, or a YAML file"
-    )
 
 
 class Publish(Spec):
-    """What must hold before a build is published as a dataset."""
+    """Gates that must hold before a build is published as a dataset."""
 
-    later = ("max_unreadable", "min_new")
     approve: Literal["auto", "manual"] = Field(
         "auto", description="manual: a person reads the report and runs wenlan-data publish"
     )
@@ -356,7 +336,6 @@ class Publish(Spec):
     )
     max_domain_share: float = Field(1.0, gt=0, le=1, description="share of the samples whose images come from one host")
     min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
-    lineage: bool = Field(False, description="write openlineage.json, an OpenLineage event about the publish")
     judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
 
 
@@ -368,7 +347,6 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    later = ("watermark", "pair_score", "semantic_dedup", "balance")
     name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
     description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")

@@ -1,7 +1,7 @@
-"""What both command lines show of themselves: coloured help with examples, --version, and shell completion.
+"""Help of both command lines: colours and examples, --version, and shell completion.
 
-argparse declares the commands, rich-argparse colours their help on a terminal, and argcomplete answers a shell that
-asks what may come next; DECISIONS.md says why not another library.
+argparse declares the commands, rich-argparse colours their help on a terminal, and argcomplete completes words in
+a shell; DECISIONS.md says why not another library.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
 def _suggestion(message: str) -> str:
-    """`; did you mean plan?` behind argparse's line about a word that is none of its choices, where one is like it."""
+    """`; did you mean plan?` behind argparse's line about an unknown word, where a choice is similar."""
     wrong = _CHOICES.search(message)
     known = re.findall(r"[\w-]+", wrong[2]) if wrong else []
     near = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
@@ -89,7 +89,7 @@ class VersionAction(argparse.Action):
 
 
 def versions() -> str:
-    """As metadata says them: nothing is imported for it."""
+    """Returns installed versions from package metadata, without imports."""
     parts = [f"Python {platform.python_version()}"]
     parts += [f"{name} {version}" for name in ("ray", "torch") if (version := _version(name))]
     return f"{DISTRIBUTION} {_version(DISTRIBUTION) or '(not installed)'} ({', '.join(parts)})"

@@ -15,7 +15,13 @@ import re
 
 from data_specs.ownership import DISTRIBUTION, PACKAGES
 
-_IMPORTED_AS = {"faiss_cpu": "faiss", "opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
+_IMPORTED_AS = {
+    "faiss_cpu": "faiss",
+    "opencv_python_headless": "cv2",
+    "pillow": "PIL",
+    "scikit_learn": "sklearn",
+    "standard_imghdr": "imghdr",  # before Python 3.13 of the standard library
+}
 """Packages by their distribution, where the names differ by more than a hyphen."""
 
 _FOR_PEOPLE = ("all", "dev")
@@ -64,7 +70,7 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     if not package or package in PACKAGES:
         return None
     having = sorted(extra for extra, packages in extras().items() if package in packages)
-    if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
+    if not having and extras() and is_installed(own):  # a foreign package: those of the extras are there
         return f"{command} needs the package {package}, which is not installed"
     named = command.rpartition(" ")[2]  # `wenlan-train search` and the extra `search`
     if own != "pipeline":

@@ -110,7 +110,7 @@ def code_points(text: str) -> Points:
 
 
 def letters_and_digits(points: Points) -> npt.NDArray[np.bool_]:
-    """Which code points are decimal digits, or letters of a script that has capitals: Latin, Greek, Cyrillic, ..."""
+    """Returns flags: decimal digits, and letters of scripts with capitals (Latin, Greek, Cyrillic ...)."""
     flags: npt.NDArray[np.bool_] = _tables().letter[points] | _tables().decimal[points]
     return flags
 
@@ -141,7 +141,7 @@ def _kept(wide: str) -> str:
     """A string with variants replaced and marks deleted, except a point between two digits: 1.5 is not 15."""
     points, tables = code_points(wide), _tables()
     folded = tables.stands_for[points]
-    at = np.flatnonzero(points[1:-1] == _POINT) + 1  # the first and the last character have no digit on one side
+    at = np.flatnonzero(points[1:-1] == _POINT) + 1  # the first and the last character lack a digit on one side
     at = at[tables.decimal[points[at - 1]] & tables.decimal[points[at + 1]]]
     folded[at] = _POINT
     return _text(folded[folded != _DELETED])

@@ -1,4 +1,4 @@
-"""What wenlan's HTTP servers (`wenlan-train serve`, `wenlan-data studio`) ask of every request before a route sees it.
+"""Checks of every request to the HTTP servers (`wenlan-train serve`, `wenlan-data studio`), before a route sees it.
 
     Host       only the names that are served: a foreign page that points its own name at 127.0.0.1 gets 421
     Origin     a request of another site's page that changes anything gets 403; no CORS header is ever sent
@@ -55,7 +55,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request, and one client, may ask for.
+    """Limits of one request, and of one client.
 
     body_bytes: of a request's body. body_seconds: in which all of it must have arrived.
     per_minute: requests of one client; None for as many as it likes.
@@ -67,7 +67,7 @@ class Limits:
 
 
 def new_token() -> str:
-    """A token that nobody guesses: 256 random bits, safe in a URL."""
+    """Returns a token of 256 random bits, safe in a URL."""
     return secrets.token_urlsafe(32)
 
 
@@ -148,7 +148,7 @@ class _Guarded:
                 await _refuse(body.refused, answer.send)
 
     def _check_caller(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-        if scope["path"] in self._open:  # a probe calls by an address that nobody can list
+        if scope["path"] in self._open:  # a probe calls by an address that cannot be listed
             return
         named = headers.get(b"host", b"").decode("latin-1").lower()
         host = re.sub(r":\d*$", "", named)
@@ -185,7 +185,7 @@ class _Guarded:
             raise _Refused(429, f"more than {self._limits.per_minute} requests per minute", "rate_limit", wait)
 
     def _link_with_token(self, scope: Scope) -> str | None:
-        """Where a link with the right token leads, without it: the token stays out of the history and of logs."""
+        """Returns the target of a link with the right token, without the token, to keep it out of history and logs."""
         if self._token is None or scope["method"] != "GET" or b"token=" not in scope["query_string"]:
             return None
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
@@ -210,7 +210,7 @@ class _Guarded:
         return f"wenlan-{server[1] if server else 0}"
 
     def _cookie(self) -> str:
-        """What stands in the cookie for the token: who reads the cookie has no token for other programs."""
+        """Returns the cookie's value, made from the token: a leaked cookie does not give the token away."""
         assert self._token is not None
         return hmac.new(self._token.encode(), b"cookie", hashlib.sha256).hexdigest()
 
@@ -251,11 +251,11 @@ class _Body:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        if self._whole:  # what comes now is the client's leaving, for which there is no hurry
+        if self._whole:  # the next message is the client's disconnect, which may wait
             return await self._receive()
         try:
             message = await self._in_time()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             text = f"the request's body did not arrive within {self._limits.body_seconds:g} s"
             self.refused = _Refused(408, text, "slow_body")
             raise self.refused from None

@@ -24,7 +24,7 @@ def has_too_many_scans(data: Bytes) -> bool:
     """Whether a file is a JPEG with more than MAX_SCANS scans that may cost nothing but time.
 
     Walks the markers (ITU-T T.81, B.1) up to the end of the first picture: thumbnails in EXIF, and what phones append
-    to a picture, are no scans of it. Baseline pictures, which are most, end the walk at their frame header: their scans
+    to a picture, are not its scans. Baseline pictures, which are most, end the walk at their frame header: their scans
     take at least two bits per block. Of the others most end it at the first scan, by one search.
     """
     if data[:2] != b"\xff\xd8":

@@ -2,7 +2,7 @@
 
 Whoever reaches its GCS, raylet or workers can run commands.
 
-`ray.init` has no option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
+`ray.init` lacks an option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
 network instead (`resolve_ip_for_localhost`), and its processes listen on every interface: seen with Ray 2.60, where a
 token protects them; an older Ray has none. On macOS and Windows a local Ray binds to loopback, so that no firewall
 asks. The switch between the two is one variable, read when Ray is imported, and by each of Ray's processes.
@@ -57,7 +57,7 @@ def without_servers() -> Iterator[None]:
     """Within the block a Ray that starts here starts neither its autoscaler nor the server of its dashboard.
 
     One machine does not scale, and with `include_dashboard=False` that server does nothing but report usage: two
-    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` has no option for either. A later Ray
+    processes of Python, 2 of the 5 s of CPU that Ray takes to start. `ray.init` lacks an option for either. A later Ray
     without these methods starts as it likes.
     """
     node = getattr(sys.modules.get(_NODE), "Node", None)

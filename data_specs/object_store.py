@@ -81,7 +81,7 @@ def answer_soon(attempts: int = 2) -> None:
         fsspec.config.conf["s3"]["config_kwargs"]["retries"] = {**retries, "total_max_attempts": attempts}
 
 
-# At import, because fsspec has no other moment: it is opened in fifty places and in Ray's workers, by URL alone.
+# At import: fsspec is opened in fifty places and in Ray's workers, by URL only.
 _patient()
 
 
@@ -89,7 +89,7 @@ _patient()
 def prepare(scheme: str) -> None:
     """Ready a client before its first use: s3fs multiplies its own tries with those of its client."""
     if scheme in ("s3", "s3a"):
-        with contextlib.suppress(ImportError, ValueError):  # whoever opens the URL says which extra is missing
+        with contextlib.suppress(ImportError, ValueError):  # opening the URL reports the missing extra
             fsspec.get_filesystem_class("s3").retries = 2
 
 
@@ -126,13 +126,13 @@ _USERINFO = re.compile(r"//[^/\s\"']*@")
 
 
 def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Exceptions of the clients that are loaded and are no OSError, and `more`: for an `except` clause."""
+    """Returns exceptions of the loaded clients that are not OSErrors, and `more`, for an `except` clause."""
     botocore = sys.modules.get("botocore.exceptions")
     return (botocore.BotoCoreError, botocore.ClientError, *more) if botocore is not None else more
 
 
 def reason(e: BaseException) -> str:
-    """What a store's client raised, as one line that says what to do."""
+    """Returns an error of a store's client as one line that says what to do."""
     said = " ".join((getattr(e, "strerror", None) or str(e) or type(e).__name__).split())
     said = _USERINFO.sub("//", said)[:200]  # an address in the environment may hold some
     kind = type(e).__name__
@@ -291,7 +291,7 @@ def read(url: str) -> tuple[bytes, str] | None:
 
 
 def create(url: str, data: bytes) -> str:
-    """Write a file if there is none of that name; returns its version, "" if there is one. Raises StorageError."""
+    """Writes a file unless one has that name; returns its version, "" if one has. Raises StorageError."""
     return _put(url, data, {"IfNoneMatch": "*"})
 
 

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """The same as one line: a line break becomes `\\n`, so that nobody can add a line to a log."""
+    """The same as one line: a line break becomes `\\n`, so that a text cannot add a line to a log."""
     return text if text.isascii() and text.isprintable() else _UNPRINTABLE_IN_LINE.sub(_escape, text)
 
 

@@ -123,7 +123,7 @@ def open_manifest(place: str, read: Read) -> tuple[str, Manifest]:
     """The manifest at `place`, and its own path or URL.
 
     place: a manifest, a latest.json, or a folder that holds one of them, itself or in `shards/`, as a build does.
-    Raises ContractError for what is none, for a dataset without a release, and for one that a takedown has withdrawn;
+    Raises ContractError for anything else, for a dataset without a release, and for one that a takedown has withdrawn;
     whatever else `read` raises.
     """
     names = (MANIFEST, LATEST, f"{SHARDS}/{MANIFEST}")

@@ -54,7 +54,7 @@ TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
-"""`library` is everything that no web page shows: one's own photos, an archive, a catalogue, somebody's dataset.
+"""`library` is everything that is not on a web page: own photos, an archive, a catalogue, a dataset.
 
 Closed: readers refuse a kind that they do not know, so another one would need another SCHEMA_VERSION.
 """
@@ -138,9 +138,6 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
-SHARD_LATER = ("text_rank",)
-"""Columns of SHARD_SCHEMA that came later: shards that were packed before lack them."""
-
 PAIR_SCORE = pa.field("pair_score", pa.float32())
 """Column that a shard has beside those of SHARD_SCHEMA if the spec asks for scores: the cosine of the features of the
 image and of its primary text, to four decimals; null for a pair that the towers could not read."""
@@ -166,7 +163,7 @@ def leaves_folder(path: str) -> bool:
 
 
 _STORES = OBJECT_STORES | {"oci", "tos", "tosfs"}
-"""Schemes of object stores: those of OBJECT_STORES, and others whose address is no server's."""
+"""Schemes of object stores: those of OBJECT_STORES, and others whose address does not name a server."""
 
 _LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 """Schemes of the places that a release leads to, those of a copy on the disk among them (`simplecache::s3://...`)."""
@@ -234,7 +231,7 @@ class ReleasedBuild(_Model):
 
 
 class StoredImages(_Model):
-    """How images were encoded for storage.
+    """Encoding of the stored images.
 
     reencode: "never" (bytes as fetched, if readers can decode them) or "all". max_side: longest side in pixels, 0 for
     no limit; regions are scaled with their image. faces_blurred: the detector in whose boxes every image is a mosaic,
@@ -251,7 +248,7 @@ class Manifest(_Model):
     """The files of a dataset: `manifest.json` of a build, written last, or a release of a named dataset.
 
     dataset, release, generation, builds: of a release only. Releases of a dataset are numbered from 1. A generation
-    begins with a build that makes the whole dataset anew.
+    begins with a build that makes the whole dataset again.
     """
 
     schema_version: int

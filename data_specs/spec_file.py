@@ -1,6 +1,6 @@
 """A file of settings: YAML that is read within bounds, and faults of a model as one line each.
 
-It comes from whoever wrote it, so it is limited in characters and in what its aliases stand for, and nothing in it
+It is a stranger's text, so it is limited in characters and in what its aliases stand for, and nothing in it
 makes an object but numbers, texts, dates, lists and mappings.
 """
 
@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
             kind = str(node.tag).rpartition(":")[2]
-            problem = f"this is no {kind} ({one_line(e)})"
+            problem = f"this is not {kind} ({one_line(e)})"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 

@@ -1,9 +1,9 @@
 """A lock on an object store, made of conditional writes: what a file lock is on a disk.
 
-    URL     {"holder": "host:...", "beat": 7}     its holder writes it anew every BEAT_S seconds, if it is as it left it
+    URL     {"holder": "host:...", "beat": 7}     its holder rewrites it every BEAT_S seconds, if it is as it left it
 
 Who waits takes the lock over when it has stayed the same for LEASE_S seconds by the clock of who waits: no clocks of
-two machines are compared, and a holder that was killed blocks nobody for longer. On its own machine its end is seen at
+two machines are compared, and a killed holder blocks others no longer. On its own machine its end is seen at
 once. A holder whose lock was taken over (it was stopped for a while, or cut off) fails in `check_locks`, which
 `pipeline.files.folder` calls before it changes anything on an object store.
 
@@ -42,7 +42,7 @@ class LockedError(StorageError):
 
 
 class LockLostError(StorageError):
-    """A lock was taken over by somebody else; what it was held for must not go on."""
+    """A lock was taken over by another holder; the work under it must not go on."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Held:
     writing: threading.Lock = field(default_factory=threading.Lock)
 
     def beat(self) -> None:
-        """Write the file anew. Raises LockLostError if somebody else has, StorageError if the store does not answer."""
+        """Rewrites the file. Raises LockLostError if another holder has, StorageError if the store does not answer."""
         with self.writing:
             began = time.monotonic()
             version = "" if self.lost else replace(self.url, _content(self.holder, self.beats + 1), self.version)
@@ -83,7 +83,7 @@ class _Held:
             self.beat()
 
     def release(self) -> None:
-        """Leave the file behind as nobody's."""
+        """Leaves the file behind without a holder."""
         with self.writing, contextlib.suppress(StorageError):  # then it is taken over when it has stayed the same
             if not self.lost:
                 replace(self.url, _content("", 0), self.version)
@@ -93,7 +93,7 @@ _held: contextvars.ContextVar[tuple[_Held, ...]] = contextvars.ContextVar("held"
 
 
 def check_locks() -> None:
-    """Raise LockLostError if a lock that is held around this call was taken over by somebody else."""
+    """Raises LockLostError if a lock around this call was taken over."""
     for lock in _held.get():
         lock.check()
 
@@ -157,7 +157,7 @@ def _content(holder: str, beats: int) -> bytes:
 
 
 def _holder_in(content: bytes) -> str:
-    """The holder of a lock by its file; "" if it is nobody's, or no such file."""
+    """Returns the holder of a lock by its file; "" without a holder or a file."""
     try:
         return str(json.loads(content)["holder"])
     except (ValueError, KeyError, TypeError):
@@ -204,7 +204,7 @@ def _ended(holder: str) -> bool:
 
 
 def _parts(holder: str) -> tuple[str, int, str]:
-    """(machine, process id, its start) of a holder; empty ones where it is no such thing."""
+    """Returns (machine, process id, its start) of a holder; empty ones for an unreadable name."""
     parts = holder.partition("#")[0].rsplit(":", 2)
     return (parts[0], int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else ("", 0, "")
 

@@ -39,7 +39,7 @@ _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
 
 
 class VocabularyError(ContractError):
-    """What should be a vocabulary is none. `subject` names it, `problem` says why."""
+    """Raised for an unusable vocabulary. `subject` names it, `problem` says why."""
 
     def __init__(self, subject: str, problem: str) -> None:
         super().__init__(subject, problem)  # both in args: errors cross processes by pickle

@@ -2,8 +2,8 @@
 
 They are OpenCC's (Apache-2.0), taken character by character from its conversions, and lie beside this module in
 variants.txt, the one that stands for its group first: ids of texts must not change with the OpenCC that is installed,
-and to ask it takes half a second of every process. `python -m data_specs.variants` writes the file anew, by the OpenCC
-of this machine; then texts get other ids, and builds are compared anew.
+and to ask it takes half a second of every process. `python -m data_specs.variants` rewrites the file, by the OpenCC
+of this machine; then texts get other ids, and builds are compared again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONVERSIONS = ("s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s")
 
 
 class Variants(NamedTuple):
-    """What FILE holds."""
+    """Contents of FILE."""
 
     opencc: str
     """The version of OpenCC that the groups are of."""

@@ -40,7 +40,7 @@ class Actors(Generic[T]):
     On a cluster each is an actor, spread over the nodes; a single one, or any number without a cluster, are objects of
     this process. Use as a context manager, or call `close`: actors end with the group.
 
-    restarts: how often an actor whose process dies is constructed anew, and calls to it that were lost are repeated.
+    restarts: how often an actor whose process dies is constructed again, and lost calls to it are repeated.
     concurrency: calls that one actor runs at a time, for a class with async methods.
     """
 
@@ -48,7 +48,7 @@ class Actors(Generic[T]):
         self, kind: type[T], arguments: Sequence[tuple[Any, ...]], *, restarts: int = 0, concurrency: int = 1
     ) -> None:
         self._ray: Any = _ray() if len(arguments) > 1 else None
-        # Ray constructs an actor anew from the arguments that it was first given. Small ones lie in the actor's own
+        # Ray constructs an actor again from the arguments that it was first given. Small ones lie in the actor's own
         # description. Large ones lie in the object store, where nothing keeps them alive for that: without references
         # the restart fails with a ReferenceCountingAssertionError (https://github.com/ray-project/ray/issues/53727).
         # So we put them there ourselves, once for all actors, and keep the references as long as the group lives.
@@ -66,7 +66,7 @@ class Actors(Generic[T]):
         self._members = [actor.remote(*map(self._pass, own)) for own in arguments]
 
     def _pass(self, argument: Any) -> Any:
-        """What is passed to an actor for an argument: a reference for a large one, the same for all actors."""
+        """Returns the value to pass to an actor: a reference for a large argument, the same for all actors."""
         if id(argument) not in self._passed:
             large = len(self._ray.cloudpickle.dumps(argument)) > LARGE
             self._passed[id(argument)] = (argument, self._ray.put(argument) if large else argument)
@@ -128,8 +128,8 @@ class _Awaited:
 def shared(kind: type[T], name: str) -> T:
     """The one object of `kind` that all workers of the cluster share; without a cluster the one of this process.
 
-    On a cluster it is an actor of that name, made by whoever asks first and kept until the cluster ends; if its process
-    dies it is constructed anew. `kind` takes no arguments. Calls wait for their result.
+    On a cluster it is an actor of that name, made at the first request and kept until the cluster ends; if its process
+    dies it is constructed again. `kind` takes no arguments. Calls wait for their result.
     """
     ray = _ray()
     if ray is not None:
@@ -159,13 +159,13 @@ class _Shared:
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             return self._ray.get(getattr(self._actor, method).remote(*arguments))
-        except self._ray.exceptions.RayActorError:  # killed for good by somebody (`ray.kill`): Ray restarts it no more
+        except self._ray.exceptions.RayActorError:  # killed for good (`ray.kill`): Ray does not restart it
             self._actor = self._get_or_make()
             return self._ray.get(getattr(self._actor, method).remote(*arguments))
 
 
 def _ray() -> Any:
-    """Ray, if this process belongs to a cluster; else None. Nothing is imported for a process that has no Ray yet."""
+    """Ray, if this process belongs to a cluster; else None. Nothing is imported for a process without Ray."""
     if "ray" not in sys.modules:
         return None
     import ray

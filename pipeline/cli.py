@@ -23,7 +23,6 @@ from data_specs.printable import printable, printable_line
 from data_specs.shard import ContractError
 from pipeline import observe
 from pipeline.commands import (
-    boxes,
     builds,
     datasets,
     init,
@@ -55,7 +54,6 @@ COMMANDS = (
     store.add_forget,
     store.add_gc,
     store.add_regions,
-    boxes.add_boxes,
     datasets.add_export,
     plugins.add_plugins,
     schema.add_schema,

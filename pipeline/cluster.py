@@ -138,7 +138,7 @@ class Cluster:
 
 
 def _passed(ray: Any, build: Build) -> Any:
-    """What tasks are given for a build: itself, as long as it is small, which needs nothing of the object store.
+    """Returns the build for tasks: itself while it is small, which needs no space in the object store.
 
     Raises StageError where a large one finds no room there: another program may have filled it.
     """
@@ -151,7 +151,7 @@ def _passed(ray: Any, build: Build) -> Any:
 
 
 def _no_room(e: BaseException) -> str:
-    """What people read where the object store of a node, or the disk that it spills to, is full."""
+    """Returns the message for a full object store of a node, or a full disk that it spills to."""
     hint = "give its nodes more (ray start --object-store-memory), or room on the disk of --temp-dir, then"
     return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
 
@@ -185,11 +185,11 @@ class _Head:
 
     @property
     def answers(self) -> bool:
-        """Whether somebody listened at the last look."""
+        """Whether the head answered at the last check."""
         return self._silent == math.inf
 
     def error(self) -> StageError:
-        """What people read then. Ray itself would end this process a little later, with a stack trace."""
+        """Returns the error to show. Ray itself would end this process a little later, with a stack trace."""
         silent = time.monotonic() - self._silent
         hint = "start it, then run the same command again: what is committed stays"
         return StageError(self._address, f"the head of the Ray cluster has been gone for {silent:.0f} s; {hint}")
@@ -199,7 +199,7 @@ class _Head:
 def joined(address: str = "") -> Iterator[None]:
     """Within the block this process belongs to the cluster at `address` or RAY_ADDRESS, which exports what it counts.
 
-    Changes nothing where there is no cluster. One that cannot be joined is a warning: metrics hold nothing up.
+    Changes nothing without a cluster. One that cannot be joined is a warning: metrics hold nothing up.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address:
@@ -231,7 +231,7 @@ class Here:
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
     ) -> Iterator[str]:
-        """As `Cluster.each`."""
+        """Implements `Cluster.each`."""
         for partition in partitions:
             run_task(build, stage, run, partition, observe.form())
             yield partition
@@ -246,7 +246,7 @@ def _most_in_flight(ray: Any) -> int:
 
 
 def _nodes(ray: Any) -> list[Resources]:
-    """What each live node has."""
+    """Returns the resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -260,7 +260,7 @@ def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
     cpus = max((node.get("CPU", 0.0) for node in able or nodes), default=0.0)
     if able:
         return {"num_cpus": min(asked["num_cpus"], cpus), "num_gpus": gpus}
-    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # where there is no CPU yet it waits for an autoscaler
+    return {"num_cpus": min(asked["num_cpus"], cpus or 1.0)}  # without a CPU it waits for an autoscaler
 
 
 OPEN_FILES = 65_536
@@ -297,7 +297,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
             if e.errno not in DISK_FULL:
                 raise
             raise StageError(_fullest(build), _no_space(stage, partition)) from None
-        except sqlite3.OperationalError as e:  # of the frontier of a crawl; Python 3.10 has no error codes
+        except sqlite3.OperationalError as e:  # of the frontier of a crawl
             # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
             if "disk is full" not in str(e) and not ("disk I/O" in str(e) and _free(_fullest(build)) < NO_SPACE):
                 raise
@@ -305,7 +305,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
 
 
 def _allow_open_files() -> None:
-    """As many as Ray's driver lets itself have: of a node that somebody started a shell's 1,024 are left, and a large
+    """Raises the limit of open files to that of Ray's driver: nodes started from a shell have 1,024, and a large
     build has more runs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -329,7 +329,7 @@ def _free(folder: str) -> int:
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
-    """Join a cluster. Raises StageError at once where nobody listens (Ray alone tries for minutes) or Ray refuses."""
+    """Joins a cluster. Raises StageError at once for a closed port (Ray alone tries for minutes) or if Ray refuses."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname and parts.port:

@@ -7,7 +7,7 @@
 
 A parser in C cannot be interrupted from Python, neither by a signal handler nor from another thread, so the kernel does
 it: ITIMER_PROF ends the child when a call has had its time of the processor, and RLIMIT_AS lets no more memory be
-taken. Either is an OverLimit, and so is a crash; the next call starts the child anew. Time of the processor and not of
+taken. Either is an OverLimit, and so is a crash; the next call restarts the child. Time of the processor and not of
 the clock, so that a busy machine judges as an idle one does.
 
 A child is started as a program and not forked: the processes that read pages have threads (Ray, Arrow).
@@ -45,7 +45,7 @@ WALL_S = 120.0
 
 _LENGTH = struct.Struct("<Q")
 _PROGRAM = "import sys; sys.path = [entry for entry in sys.path if entry]; from pipeline.confined import main; main()"
-"""Without the working folder, which `-c` puts first: a file of somebody's there may be called struct.py."""
+"""Without the working folder, which `-c` puts first: a file there may be called struct.py."""
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ def _loaded(message: bytes) -> Any:
 def main() -> None:
     """The child: answers until its standard input ends."""
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's prints are not answers
     function, example, seconds, memory = _loaded(_read(source))
     function(*example)
     room = _address_space() + memory

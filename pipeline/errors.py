@@ -10,11 +10,10 @@
     │   ├── GateError           a gate of the spec holds the build back
     │   │   └── ApprovalError   all gates hold, and the spec requires that a person publishes
     │   └── NothingNew          a build found nothing that its dataset does not hold: no failure, exits with 0
-    ├── DemoError               the demo cannot go on (`pipeline.demo.packages`); exits with 1
     └── ValueError
         ├── ContractError       a shard folder breaks the contract (`data_specs.shard`); exits with 1
         ├── SpecError           a faulty spec, one line per fault (`data_specs.build`); exits with 2
-        └── PictureError        bytes that are no picture (`pipeline.pictures.decode`); becomes a Decision
+        └── PictureError        bytes that are not a picture (`pipeline.pictures.decode`); becomes a Decision
 
 A fault of a single candidate raises nothing: it is a Decision with a DropReason, and the build goes on.
 """

@@ -1,6 +1,6 @@
 """The most memory that a step of this process held, as the kernel counts it (VmHWM of /proc/self/status).
 
-Limits: Linux alone; elsewhere it is not known, and 0. Where the kernel does not let the count begin anew it is that of
+Limits: Linux alone; elsewhere it is not known, and 0. Where the kernel does not reset the count it is that of
 the process so far. Steps that run in one process at the same time are counted together.
 """
 
@@ -17,7 +17,7 @@ def begin_peak() -> None:
 
 
 def peak_bytes() -> int:
-    """The most bytes in memory at once since the count began; 0 where nobody knows."""
+    """The most bytes in memory at once since the count began; 0 where unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

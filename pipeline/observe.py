@@ -6,7 +6,7 @@ Ray's workers too.
 
 Metrics: `count` adds to a counter of METRICS, and `show` sets a gauge, through `ray.util.metrics`. Every node of a
 cluster exports them for Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them, and
-`dags/deploy/alerts.yaml` watches them. Where no Ray runs, and nobody could read them, they cost nothing.
+`dags/deploy/alerts.yaml` watches them. Without Ray, where they could not be read, they cost nothing.
 
 What is counted by host goes into the running partition's pulse too (`pipeline.pulse`).
 
@@ -163,7 +163,7 @@ class _Json(logging.Formatter):
     """One JSON object per line: time, level, message, the context of `about`, and the call's `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),

@@ -77,7 +77,7 @@ def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int
     """The id of what is crawled: the one named, the folder's own, or today. begins: generation that the build begins,
     or 0. Raises SpecError for an id that file names cannot hold."""
     own = known.get("snapshot") if known.get("name") == spec.name else ""
-    snapshot: str = named or own or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    snapshot: str = named or own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
         raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     if begins and not snapshot.endswith(f"-g{begins}"):  # that of a build which crawls is never in its place
@@ -162,7 +162,8 @@ def _generation(
 
 
 def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
-    """A trial of a spec: the build `on` as this spec would have made it, in a scratch folder, up to what would be packed.
+    """A trial of a spec: the build `on` as this spec would have made it, in a scratch folder, up to what would be
+    packed.
 
     Passes whose part of the spec is the same are those of `on`; the others run in `out`, without a request to any site.
     Touches nothing on disk. Raises SpecError where the spec asks for other pages or images, and StageError where `on`

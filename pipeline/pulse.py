@@ -2,7 +2,7 @@
 
     FOLDER/<stage>/_pulse/<partition>.json
 
-Workers may be on other nodes, and so may be whoever asks `wenlan-data status`: what all of them share is the build's
+Workers may be on other nodes, and so may `wenlan-data status`: what all of them share is the build's
 folder. A partition that takes longer than PULSE_S writes its figures there every PULSE_S seconds, from a thread of its
 own, and deletes the file when it ends; short ones write nothing. Who reads the files is `pipeline.store.progress`.
 
@@ -40,10 +40,10 @@ MOST_HOSTS = 100
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a running partition last said of itself.
+    """Last progress report of a running partition.
 
-    seconds: since it began. done, total: rows (pages, images) of the partition; total is None where nobody knows.
-    counts: kept, failed, bytes, and what else its stage tells. rates: done and bytes per second of late.
+    seconds: since it began. done, total: rows (pages, images) of the partition; total is None where unknown.
+    counts: kept, failed, bytes, and others of its stage. rates: done and bytes per second of late.
     hosts: kept, failed and bytes by host.
     """
 
@@ -57,12 +57,12 @@ class Beat:
 
     @property
     def share(self) -> float:
-        """How much of the partition is done, 0 to 1."""
+        """Share of the partition that is done, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def left_seconds(self) -> float | None:
-        """How long it still takes at its rate; None where nobody knows."""
+        """Seconds left at the present rate; None where unknown."""
         if self.total is None or self.rates.get("done", 0.0) <= 0:
             return None
         return max(0, self.total - self.done) / self.rates["done"]
@@ -154,7 +154,7 @@ def pulse(folder: Folder, partition: str) -> Iterator[None]:
 
 
 def expect(total: int | None, done: int = 0) -> None:
-    """Say how many rows the running partition has in all, None if nobody knows, and how many are done already."""
+    """Say how many rows the running partition has in all, None if unknown, and how many are done already."""
     running = _pulse.get()
     if running is not None:
         running.expect(total, done)

@@ -23,7 +23,7 @@ from data_specs.shard import PAIR_SCORE, REGION_SCHEMA, SourceKind, Split, Text,
 from pipeline.urls import SURROGATE, without_userinfo
 
 
-class DropReason(str, enum.Enum):
+class DropReason(enum.StrEnum):
     """Why a capture or a candidate went no further. One word each; the evidence is in the Decision."""
 
     # crawl: captures
@@ -76,7 +76,7 @@ class DropReason(str, enum.Enum):
     UNREADABLE_FORMAT = "unreadable_format"  # a picture in a format whose reader is not installed
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT_IMAGE = "corrupt_image"
-    NOT_STORED = "not_stored"  # STORE has no bytes of it, and this build asks nobody
+    NOT_STORED = "not_stored"  # STORE lacks its bytes, and this build sends no request
     # filter
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"
@@ -127,7 +127,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a table source knows of a picture that lies in the source itself.
+    """Origin of a picture that lies in a table source itself.
 
     stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
     at its URL. licence: as stated there.
@@ -183,7 +183,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
+    """Outcome of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
 
     A candidate with the reason `known` is not dropped: the dataset holds its image already (`duplicate_of`).
     """
@@ -419,7 +419,7 @@ def sha256_hex(*parts: str) -> str:
 
 def rfc3339(later_s: float = 0.0) -> str:
     """The time now, or so many seconds later: RFC 3339, UTC."""
-    when = datetime.datetime.now(datetime.timezone.utc)
+    when = datetime.datetime.now(datetime.UTC)
     if later_s:
         when += datetime.timedelta(seconds=later_s)
     return when.isoformat(timespec="seconds")[:19] + "Z"
@@ -483,16 +483,13 @@ def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
 
 
 def text_of(row: dict[str, Any]) -> Text:
-    """A Text from its entry in a row's `texts`; what an older wenlan wrote has no `original`."""
-    return Text(row["kind"], row["text"], row.get("original") or "")
+    """Returns a Text from its entry in a row's `texts`."""
+    return Text(row["kind"], row["text"], row["original"])
 
 
 def candidates_of(table: pa.Table) -> list[Candidate]:
-    """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order; `removed` where it has them.
-
-    What an older wenlan wrote has no `text_rank`.
-    """
-    names = [name for name in (*_CANDIDATE_FIELDS, REMOVED) if name in table.column_names]
+    """Returns candidates from a table with CANDIDATE_SCHEMA's columns, in its order, and `removed` where it has it."""
+    names = [*_CANDIDATE_FIELDS, *(name for name in [REMOVED] if name in table.column_names)]
     return [
         Candidate(
             **{

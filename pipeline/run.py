@@ -98,18 +98,15 @@ def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progre
             cluster.start()
         started += time.monotonic() - asked  # it is no part of the pass
     before = (directory.record(partition) for partition in partitions if partition in committed)
-    handed_out = time.monotonic()
     with Watch(build, own.name, len(partitions), before, progress) as watch:
         for partition in cluster.each(build, own.name, own.run, own.resources(build.spec), missing):
             record = directory.record(partition)
             _tell(record)
             watch.commit(record)
-    done = time.monotonic()
     if own.reduce is not None:
         directory.write_reduced(own.reduce(build))
     directory.finish(partitions, own.version)
-    records, ended = directory.records(), time.monotonic()
-    result = PassResult.of(own, build, records, len(missing), ended - started, handed_out - started + ended - done)
+    result = PassResult.of(own, build, directory.records(), len(missing), time.monotonic() - started)
     log.info("pass done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
 

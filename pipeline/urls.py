@@ -10,7 +10,7 @@ loopback `host:port` pairs of a spec).
 
 User names and passwords are cut from a URL wherever it is written (`without_userinfo`, `shown`). What is asked for
 keeps them: fsspec needs them in a source's path, and those of an image's URL are kept apart from it (`split_userinfo`),
-since they are no part of its identity.
+since they do not belong to its identity.
 
 Limits: names of hosts are compared as they are; `www.` and mirrors count as other hosts.
 """
@@ -214,8 +214,8 @@ MAX_LABELS = 127
 def host_names(url: str) -> list[str]:
     """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty without a host.
 
-    An IP address has no parents. A host with a port is listed with the port first. A dot at the end, which makes a
-    name absolute (RFC 1034, 3.1), is none of its own: `a.cn.` is the host `a.cn`.
+    An IP address is without parents. A host with a port is listed with the port first. A dot at the end, which makes a
+    name absolute (RFC 1034, 3.1), is ignored: `a.cn.` is the host `a.cn`.
     """
     try:
         parts = urlsplit(url)
@@ -235,7 +235,7 @@ def host_names(url: str) -> list[str]:
 def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
     """(IP address, port) of each entry of a spec's `egress.allow`; `localhost` stands for 127.0.0.1 and ::1.
 
-    Raises SpecError that names the entry which is no loopback host:port.
+    Raises SpecError that names the entry which is not a loopback host:port.
     """
     pairs: set[tuple[str, int]] = set()
     for i, entry in enumerate(allow):
@@ -269,7 +269,7 @@ def domain_key(url: str) -> int:
 
 
 def _netloc(url: str) -> str:
-    """What stands between the scheme and the path: cheaper by far than splitting the URL in full."""
+    """Returns the part between scheme and path, far cheaper than splitting the whole URL."""
     return url.partition("://")[2].split("/", 1)[0].split("?", 1)[0]
 
 
@@ -286,7 +286,7 @@ def _domain_of_host(netloc: str) -> str:
     except ValueError:
         return ""
     last = host.rpartition(".")[2]
-    if ":" in host or last.isdigit():  # an IP address has no parent domain
+    if ":" in host or last.isdigit():  # an IP address is without a parent domain
         return host
     return str(_public_suffixes().privatesuffix(host) or host) if host else ""
 

@@ -103,7 +103,7 @@ def family(mark: str) -> dict[int, int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """What /proc says of a running process, from its state (field 3 of proc(5)) on; empty for one that has ended."""
+    """Returns the fields of /proc for a running process, from its state (field 3 of proc(5)) on; empty if it ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -138,13 +138,13 @@ def watch(driver: int, mark: str) -> None:
 
 
 def _remaining(known: dict[int, int], mark: str) -> dict[int, int]:
-    """Those of the known processes that still run, and what else is of their family now."""
+    """Returns the known processes that still run, and their present descendants."""
     running = {pid: start for pid, start in known.items() if (fields := _stat(pid)) and int(fields[19]) == start}
     return {**running, **family(mark)}
 
 
 def main() -> None:
-    """Watch from a process that is no child of the driver: Ray's raylet may kill a dead driver's children."""
+    """Watch from a process that is not a child of the driver: Ray's raylet may kill a dead driver's children."""
     if os.fork() == 0:
         watch(int(sys.argv[1]), sys.argv[2])
     os._exit(0)

@@ -43,16 +43,6 @@ def descendants(root: int) -> dict[int, bytes]:
     return {pid: titles[pid] for pid in parents if pid != root and is_below(pid)}
 
 
-def that_run(word: str, root: int) -> list[int]:
-    """Processes below one that were started with a word in their command line."""
-    found = []
-    for pid in descendants(root):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
-
-
 def is_running(pid: int) -> bool:
     """Whether a process runs: one that has ended and was not waited for does not."""
     try:

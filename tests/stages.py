@@ -15,7 +15,8 @@ def passes(build: Build, *names: str) -> list[str]:
 
 
 def run_stage(build: Build, *names: str) -> list[str]:
-    """Run all partitions of the named stages or passes that have no record yet, finish each, and return what was run."""
+    """Run all partitions of the named stages or passes that have no record yet, finish each, and return what was
+    run."""
     done = []
     for name in passes(build, *names):
         own, directory = build.passes[name], build.stage(name)

@@ -55,9 +55,14 @@ def offenders(package: str, forbidden: tuple[str, ...], but: tuple[str, ...] = (
     ]
 
 
-def test_the_halves_never_import_each_other_and_the_leaf_imports_neither():
+def test_the_halves_import_each_other_in_one_place_and_the_leaf_imports_neither():
     assert offenders("pipeline", ("training",)) == []
-    assert offenders("training", ("pipeline",)) == []
+    detector = "training/use/detector.py"  # boxes for pictures of strangers: the one arrow between the halves, lazy
+    assert offenders("training", ("pipeline",), but=(detector,)) == []
+    assert "pipeline" not in {name.split(".")[0] for name in imports(ROOT / detector, top_level_only=True)}
+    allowed = ("pipeline.errors", "pipeline.store.boxes")
+    named = {name for name in imports(ROOT / detector) if name.startswith("pipeline")}
+    assert all(name.startswith(allowed) for name in named), named
     assert offenders("data_specs", ("pipeline", "training")) == []
 
 
@@ -120,9 +125,6 @@ FLOORS = (
 )
 """Files and folders of pipeline/, lowest first: each imports lower floors only. The picture in ARCHITECTURE.md."""
 
-APART: dict[str, set[str]] = {"demo": set(), "proposals": {"demo"}}
-"""Folders that nothing imports, and what they import: they run the pipeline as processes, or make weights for it."""
-
 
 def runtime_imports(path: Path) -> Iterator[str]:
     """As `imports`, full names only, and without what only type checkers see."""
@@ -147,7 +149,7 @@ def test_every_folder_of_the_pipeline_imports_lower_floors_only():
         here = path.relative_to(ROOT).parts[1].removesuffix(".py")
         for name in runtime_imports(path):
             there = name.split(".")[1] if name.startswith("pipeline.") else here
-            allowed = APART.get(here, {n for n, floor in floor_of.items() if floor < floor_of.get(here, -1)})
+            allowed = {n for n, floor in floor_of.items() if floor < floor_of.get(here, -1)}
             if there not in {here, *allowed}:
                 upward.append(f"{path.relative_to(ROOT)} imports {name}")
     assert upward == []
@@ -193,13 +195,15 @@ def test_only_the_store_knows_how_records_lie_on_disk():
 
 
 def test_the_pipeline_needs_no_torch():
-    """But for a detector that is nothing but torchvision's, and for making the weights of another one."""
-    makes_weights = ("pipeline/proposals/net.py", "pipeline/proposals/train.py")
-    but = ("pipeline/detectors/torchvision.py", *makes_weights)
+    """But for a detector that is nothing but torchvision's."""
+    but = ("pipeline/detectors/torchvision.py",)
     assert offenders("pipeline", ("torch", "torchvision", "timm", "transformers"), but) == []
-    for path in modules("pipeline"):
-        if path.parent.name != "proposals":
-            assert not [name for name in imports(path) if name.startswith("pipeline.proposals")], path
+
+
+def test_what_is_installed_imports_no_test():
+    """The demo, the study and the training of the detector's weights are in tests/: programs of a checkout."""
+    for package in (*PACKAGES, "dags"):
+        assert offenders(package, ("tests",)) == []
 
 
 def test_nothing_imports_the_command_lines():
@@ -234,8 +238,6 @@ def test_no_module_is_called_like_one_of_the_standard_library():
 TESTED_ELSEWHERE = {
     "pipeline/dedup/decided.py": "test_lead.py: what is decided in bulk is what the pass decides",
     "pipeline/dedup/handed_on.py": "test_meet.py: what is handed on is what meet and lead read",
-    "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
-    "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
     "pipeline/report/scored.py": "sections/test_pair_scores.py: the groups that it shows",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
     "pipeline/stages/deal.py": "test_meet.py: what it deals out is what meet and lead read",

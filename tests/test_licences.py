@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
+import tomllib
 from email.message import Message
 from typing import Any, cast
 
 import pytest
 
-from pipeline.proposals.cutouts import DRAWN, RENDERED
 from tests import licences
+from tests.benchmarks.proposals.cutouts import DRAWN, RENDERED
 from tests.places import ROOT
 
 
@@ -90,9 +90,8 @@ def test_the_licence_is_the_one_that_the_metadata_states(fields: dict[str, str],
 
 def test_the_package_is_under_apache_alone_and_names_what_it_holds_of_others() -> None:
     """The weights of detector `proposals` are trained on what permits it; NOTICE says on what."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # Python 3.10 has no tomllib
-    assert re.search(r'^license = "Apache-2.0"$', text, re.M)
-    assert 'license-files = ["LICENSE", "NOTICE"]' in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE", "NOTICE"])
     assert not [path for top in ("pipeline", "training", "data_specs") for path in (ROOT / top).rglob("*.license")]
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     named = {RENDERED: "MIT License", DRAWN: "Apache License 2.0", "HowToCook": "public", "torchvision": "BSD 3-Clause"}

@@ -38,26 +38,26 @@ def _fake_python(folder: Path, name: str, version: tuple[int, int]) -> None:
 
 def test_finder_skips_what_does_not_run_or_does_not_fit(tmp_path: Path) -> None:
     _fake_program(tmp_path, "python3", 'echo "pyenv: python3: command not found" >&2; exit 127\n')
-    _fake_python(tmp_path, "python3.12", (3, 13))
-    _fake_python(tmp_path, "python3.11", (3, 9))
-    _fake_python(tmp_path, "python3.10", (3, 10))
+    _fake_python(tmp_path, "python3.13", (3, 14))
+    _fake_python(tmp_path, "python3.12", (3, 10))
+    _fake_python(tmp_path, "python3.11", (3, 11))
     done = _find(tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "python3.10"))
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "python3.11"))
 
 
 def test_finder_prefers_python3_and_obeys_python(tmp_path: Path) -> None:
-    _fake_python(tmp_path, "python3", (3, 12))
+    _fake_python(tmp_path, "python3", (3, 13))
     _fake_python(tmp_path, "python3.11", (3, 11))
     assert _find(tmp_path).stdout.strip() == str(tmp_path / "python3")
     assert _find(tmp_path, PYTHON="python3.11").stdout.strip() == str(tmp_path / "python3.11")
 
 
 def test_finder_without_a_fitting_python_says_what_it_wants(tmp_path: Path) -> None:
-    _fake_python(tmp_path, "python3", (3, 13))
+    _fake_python(tmp_path, "python3", (3, 14))
     done = _find(tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("wenlan needs Python 3.10, 3.11 or 3.12 (tried: python3 ")
+    assert done.stderr.startswith("wenlan needs Python 3.11, 3.12 or 3.13 (tried: python3 ")
     assert done.stdout == ""
 
 
@@ -73,7 +73,7 @@ def test_make_help_lists_the_two_commands() -> None:
 
 def test_unpack_needs_no_dependency() -> None:
     """Setup runs it before anything is installed: only the standard library may be imported."""
-    code = "import sys, pipeline.demo.job; print(sorted(m for m in sys.modules if m in ('rich', 'pydantic', 'yaml')))"
+    code = "import sys, tests.demo.job; print(sorted(m for m in sys.modules if m in ('rich', 'pydantic', 'yaml')))"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 

@@ -375,7 +375,7 @@ print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code
 
 def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None:
     """Every picture went without boxes, as if the grid had been asked for and had none."""
-    with pytest.raises(SpecError, match="detector: given: its boxes come with a build's sources; it looks at no pict"):
+    with pytest.raises(SpecError, match="given: its boxes come with a build's sources; it looks at no pict"):
         wenlan.load(place / "runs/1", detector="given")
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tests.places import ROOT
 
 PACKAGES = ("data_specs", "pipeline", "training")
-NO_PART = ("__pycache__", ".pyc", "README.md", "proposals/photos.jpg")
+NO_PART = ("__pycache__", ".pyc", "README.md")
 """What lies in the packages' folders and is of use to developers only."""
 
 pytest.importorskip("setuptools", "77", reason="no setuptools that builds the wheel")

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(arguments: argparse.Namespace) -> str:
-    """What somebody who pressed Ctrl-C has of it."""
+    """State that an interrupted command leaves behind."""
     command = arguments.command
     if command == "embed" and arguments.index is not None:
         return "interrupted; the same command goes on"

@@ -4,7 +4,7 @@ A recipe is a function that returns a whole `Config` (training/recipes.py); `--s
 (training/resolve.py); a checkpoint stores `to_dict(config)`, and `from_dict` reads it back.
 
 Every number has its range in its annotation, and a misspelt key is an error that names the nearest right one instead of
-an option that does nothing. Reading is strict: `1.5` and `true` are no whole numbers, `"1"` is no number at all.
+an option that does nothing. Reading is strict: `1.5` and `true` are not whole numbers, `"1"` is not a number at all.
 
 Why pydantic's dataclasses and not its models: `dataclasses.replace` checks the copy again, `model_copy` does not.
 
@@ -65,7 +65,7 @@ Dropout = Annotated[float, Range(0, 0.99)]
 Temperature = Annotated[float, Range(1e-4)]
 Beta = Annotated[float, Range(0, 0.999999)]
 Seed = Annotated[int, Range(-(2**63), 2**64 - 1)]
-"""What torch.manual_seed takes."""
+"""Range of torch.manual_seed."""
 
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 """A value of `text.backbone_options`."""
@@ -182,7 +182,7 @@ class MocoConfig:
     in_batch_keys: bool = False
     """moco: count the other keys of the same batch as negatives too (BriVL 2). The other objectives always do."""
     false_negatives: Literal["masked", "positives", "negatives"] = "masked"
-    """What a candidate that shares the image or the text with the sample counts as: as nothing, as one positive more
+    """A candidate that shares the image or the text with the sample counts as nothing, as one positive more
     (the target is even over all of them), or as the negative that plain MoCo takes it for."""
     soft_targets: Fraction = 0.4
     """albef: share of the target that the key towers set; the pair itself sets the rest."""
@@ -268,13 +268,13 @@ class OptimConfig:
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """After the warm-up: down to 0 along a cosine; no change; or no change, then straight down to 0 (warm-up, stable,
     decay: arXiv 2404.06395), so that a run can be made longer without having begun otherwise: set run.epochs
-    anew on the same --out. A run whose rate has fallen already goes on too, at the full rate again."""
+    again on the same --out. A run whose rate has fallen already goes on too, at the full rate again."""
     decay_share: Fraction = 0.2
     """wsd: share of the run, at its end, in which the rate falls."""
     lr_batch: Count = 0
     """The batch for which lr is meant; 0 for the run's own."""
     lr_scaling: Literal["linear", "sqrt"] = "linear"
-    """What lr is multiplied by where the run's batch is another than lr_batch: their ratio, or its root."""
+    """Factor on lr where the run's batch differs from lr_batch: their ratio, or its root."""
     clip: Amount = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -320,9 +320,8 @@ class RunConfig:
     """Training images whose cosines with each other's texts a finished run keeps, to measure scores against
     (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "prometheus", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment; prometheus
-    is a text file for node_exporter, in the folder WENLAN_TEXTFILE_DIR. A run on Ray is exported without it too."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"
@@ -386,7 +385,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str = ": ") -> Config:
-    """The inverse of `to_dict`. A key that is not there takes its default: an earlier version did what that does.
+    """The inverse of `to_dict`; a key that is not there takes its default.
 
     Errors name `name` (a file), `separator` and the key. Raises ConfigError on an unknown key, on a missing one without
     a default, on a value of the wrong type or range, and on values that do not go together.
@@ -418,7 +417,7 @@ _NOT = {
     "dict_type": "an object of keys and values",
     "not_scalar": "a number, text, true or false",
 }
-"""What a value is not, by pydantic's name of the error."""
+"""Type that a value should have had, by pydantic's name of the error."""
 
 
 def _of_tuple(fault: ErrorDetails) -> bool:

@@ -8,7 +8,7 @@
         └── FirstRankError        the same on the other ranks: the first rank prints the line
 
 What breaks the shard contract is a ContractError of data_specs.shard. A sample that cannot be decoded, and a released
-row that cannot be read, are no exceptions: they are counted, named in the log, and left out.
+row that cannot be read, are not exceptions: they are counted, named in the log, and left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ConfigError(TrainingError):
 
 
 class InputError(TrainingError):
-    """What a command was given cannot be used."""
+    """An input of a command cannot be used."""
 
 
 class CheckpointError(InputError):
@@ -48,4 +48,4 @@ class RunError(TrainingError):
 
 
 class FirstRankError(RunError):
-    """What stopped all ranks, on a rank that need not print it: the first one does."""
+    """Error that stopped all ranks, on a rank that need not print it: the first one does."""

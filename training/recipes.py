@@ -35,7 +35,7 @@ _TEXT_OF_SOURCE = {
 """The text that the paper trains on, by the kind of the source; of other sources the primary text is taken."""
 
 _ANY_CAPTION: dict[str, dict[str, float]] = {source: {"caption": 1.0} for source in SOURCE_KINDS}
-"""One of a sample's captions, drawn anew in each epoch."""
+"""One of a sample's captions, drawn again in each epoch."""
 
 _GB2312_ROOM = 8192
 """Rows of a character embedding: more than the vocabulary of the GB 2312 codec (7,445 characters)."""

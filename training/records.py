@@ -32,7 +32,7 @@ class Batch:
     sample_ids_B, image_ids_B, text_ids_B: int64, the first 64 bits of a sha256 (of the candidate, of the image's
         leader, of the text's leader) read as a signed number. Equal image or text ids are false negatives.
     valid_B: bool; False marks the slot of a sample that could not be read. It counts for nothing.
-    sources_B: int64, number of the sample's source kind in the contract's SOURCE_KINDS; None where nobody asks.
+    sources_B: int64, number of the sample's source kind in the contract's SOURCE_KINDS; None where it is not asked for.
     """
 
     images_B3HW: Tensor

@@ -96,7 +96,7 @@ def overridden(record: Record, overrides: Sequence[str]) -> Record:
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:
-    """Put the value that `text` means into the nested dict `values`. Raises ConfigError on a key that is none."""
+    """Put the value that `text` means into the nested dict `values`. Raises ConfigError on an unknown key."""
     *sections, name = key.split(".")
     for number, part in enumerate((*sections, name)):
         fields = fields_of(sections[:number])
@@ -115,7 +115,7 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
 
 
 def _parse(hint: Any, text: str) -> Any:
-    """JSON where the field is no text; a bare word stays a string, and the config's check judges it."""
+    """JSON where the field is not a text; a bare word stays a string, and the config's check judges it."""
     if hint is str:
         return text
     if get_origin(hint) is tuple and not text.lstrip().startswith("["):

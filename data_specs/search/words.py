@@ -20,8 +20,8 @@ import contextlib
 import errno
 import re
 import sqlite3
-import threading
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,18 +86,20 @@ def _characters(words: str) -> list[str]:
 
 
 class WordSearch:
-    """The inverted index, open for reading. Each thread has a connection of its own."""
+    """The inverted index, open for reading by any thread. As many connections as searches at once, closed with it."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._local = path, threading.local()
+        self._path, self._idle = path, list[sqlite3.Connection]()
+        weakref.finalize(self, _close, self._idle)
 
     def ranked(self, words: str, allowed_N: npt.NDArray[np.bool_]) -> tuple[Rows, Floats]:
         """Rows that have any of the words and are allowed, and their BM25: best first, ties by row."""
         asked = _query(words)
         if not asked:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        found = self._connection().execute("SELECT rowid, bm25(texts) FROM texts WHERE texts MATCH ?", (asked,))
-        pairs = np.array(found.fetchall(), np.float64).reshape(-1, 2)
+        with self._connection() as connection:
+            found = connection.execute("SELECT rowid, bm25(texts) FROM texts WHERE texts MATCH ?", (asked,)).fetchall()
+        pairs = np.array(found, np.float64).reshape(-1, 2)
         rows = pairs[:, 0].astype(np.int64)
         scores = -pairs[:, 1].astype(np.float32)  # FTS5's BM25 is negative: the best is the least
         stays = allowed_N[rows]
@@ -105,15 +107,29 @@ class WordSearch:
         order = np.lexsort((rows, -scores))
         return rows[order], scores[order]
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            # immutable: files of an index never change, so that SQLite need not lock them, or write beside them
-            address = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
-            connection = self._local.connection = sqlite3.connect(address, uri=True)
-            connection.execute("PRAGMA trusted_schema = OFF")  # an index may be a stranger's
-            connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._opened()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        # immutable: files of an index never change, so that SQLite need not lock them, or write beside them
+        address = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema = OFF")  # an index may be a stranger's
+        connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         return connection
+
+
+def _close(connections: list[sqlite3.Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _query(words: str) -> str:

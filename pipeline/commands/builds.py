@@ -102,7 +102,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises SpecError for a number of workers that is none; says so where another option leaves it without effect."""
+    """Raises SpecError for an invalid number of workers; says so where another option leaves it without effect."""
     if args.workers < 0:
         raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     if args.workers and args.address:
@@ -121,7 +121,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {shlex.quote(build.out)}")
-        return left_out(build, vanished=False)  # an opt-out waits for nobody
+        return left_out(build, vanished=False)  # an opt-out is not delayed
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
@@ -202,7 +202,7 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
     """Say what damage cost the stage's input, if it cost any."""
     nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
-    nouns["no_warc"] = "files that are no WARC"
+    nouns["no_warc"] = "files that are not WARC"
     found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
     if found:
         say(f"{stage}: {', '.join(found)}; the report names the files")
@@ -217,7 +217,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     parser.add_argument(
         "--generation",
         choices=["new"],
-        help="make the whole dataset anew, from stored captures and images, without a request to a site",
+        help="make the whole dataset again, from stored captures and images, without a request to a site",
     )
 
 
@@ -227,12 +227,12 @@ def opened(args: argparse.Namespace) -> Build:
 
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
-    anew = args.generation == "new"
-    return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=anew)
+    again = args.generation == "new"
+    return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
-    """As `opened`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    """Returns the opened build. Raises SpecError if it would replace results in its folder unasked."""
     from pipeline.publish import dataset, replacing
 
     build = opened(args)
@@ -283,7 +283,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _activity(status: dict[str, Any]) -> str:
-    """Which stage is running, or where the build stopped."""
+    """Returns the running stage, or the stage at which the build stopped."""
     running = status["running"]
     if status["alive"] is False:
         return f"no process is building here: it stopped in {running['name']}; run the same command again to continue"

@@ -2,7 +2,7 @@
 
 A guess goes by content first and by name second: a column of web addresses is a URL whatever it is called, and only
 its name and the endings of its paths tell whether it is the image's or the page's. Each guess says why, so that
-whoever reads the spec can judge it.
+a reader of the spec can judge it.
 
 Limits: of several columns of texts without a telling name all count as captions.
 """
@@ -86,7 +86,7 @@ class _Column:
 
 
 def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
-    """What the columns of these rows hold. A guess without `image_url` or `texts` found no such column."""
+    """Returns a guess at the columns of these rows. One without `image_url` or `texts` found no such column."""
     columns = [_column(name, rows) for name in dict.fromkeys(name for row in rows for name in row)]
     urls = [column for column in columns if column.cells and column.urls >= MOST]
     chosen: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     page = next((c for c in urls if c is not image and (_PAGE_NAME.search(c.name) or c.files < 0.2)), None)
     if page is not None:
         chosen["page_url"] = page.name
-        why.append(f"column {page.name} is the page's URL: web addresses that are no pictures, or its name says so")
+        why.append(f"column {page.name} is the page's URL: web addresses that are not pictures, or its name says so")
     others = [column for column in columns if column.cells and column not in urls]
     own = next((c for c in others if _ID_NAME.search(c.name) and len(set(c.cells)) == len(rows)), None)
     if own is not None:

@@ -138,7 +138,7 @@ def add_export(commands: Commands) -> None:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store.dataset import Dataset
 
-    out = Path(args.out) if args.out else _beside(args.build, args.to)
+    out = Path(args.out) if args.out else _default_out(args.build, args.to)
     if "://" in args.out:
         raise SpecError([f"--out {args.out}: an export goes to a local folder; copy it from there"])
     rows = exports.export(Dataset.open(args.build), args.to, out, args.split, args.detector, args.store)
@@ -146,8 +146,8 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     return {"out": str(out), "rows": rows}
 
 
-def _beside(place: str, to: str) -> Path:
-    """Where an export goes unless --out says so: a folder in that of the dataset. Raises SpecError if that is none."""
+def _default_out(place: str, to: str) -> Path:
+    """Returns the default folder of an export, inside the dataset's. Raises SpecError if that is remote or a file."""
     folder = Folder(place)
     if not folder.is_local or folder.url.endswith(".json"):
         raise SpecError([f"export {place}: name the folder to write to with --out"])

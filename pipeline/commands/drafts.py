@@ -25,7 +25,7 @@ from pipeline.filters.text_length import TextLength
 from pipeline.plugins import find, names
 
 OWN_FILTERS = ("text_length", "han_share", "personal_data", "image_sides", "image_blank")
-"""Filters of a spec that asks nobody for anything."""
+"""Filters of a spec whose build sends no request."""
 
 WARC_FILTERS = ("language", "image_bytes")
 """Filters of pages of an open crawl besides the default ones, as in data_specs/common_crawl.yaml."""
@@ -76,7 +76,7 @@ class Draft:
 def draft(
     sources: Sequence[Source], folder: Path, *, name: str, contact: str, licence: str = "", description: str = ""
 ) -> Draft:
-    """What a spec in `folder` says about these sources: paths are made relative to it, as specs have them."""
+    """Returns a drafted spec of these sources, for `folder`: paths are made relative to it."""
     placed = tuple(dataclasses.replace(source, options=_placed(source.options, folder)) for source in sources)
     return Draft(name, description, licence, contact, placed, _filters(sources), _sections(sources))
 
@@ -122,7 +122,7 @@ def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
     every = sorted(map(_chars, texts))
     found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
     dropped = sum(1 for text in texts if TextLength().check(text))
-    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_whence('text_length')}"
+    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_origin_of('text_length')}"
     if dropped <= may_drop * len(every):
         return Filter("text_length", {}, why)
     naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
@@ -134,8 +134,8 @@ def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
     return Filter("text_length", options, why)
 
 
-def _whence(name: str) -> str:
-    """Where the default thresholds of a filter come from."""
+def _origin_of(name: str) -> str:
+    """Returns the origin of a filter's default thresholds."""
     return about(find("filters", name)).thresholds
 
 
@@ -144,7 +144,7 @@ def _chars(text: Text) -> int:
 
 
 def _han(texts: Sequence[Text], asks: bool) -> Filter:
-    """han_share, unless many of the texts that somebody has are not Chinese: that person knows it."""
+    """han_share, unless many of the texts are not Chinese, as their owner knows."""
     foreign = sum(1 for text in texts if HanShare().check(text))
     why = f"drops texts that are not Chinese: {foreign:,} of {len(texts):,} that were looked at"
     return Filter("han_share", {}, why, used=asks or foreign <= FEW * len(texts))

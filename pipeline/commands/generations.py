@@ -1,4 +1,4 @@
-"""What is said of a build that begins a generation: what it is made from, and how two datasets differ."""
+"""Output about a build that begins a generation: its inputs, and the difference between two datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipeline.store.build import Build
 
 EXAMPLES = """\
-A changed spec applies to what is new. To apply it to the whole dataset, make that anew:
+A changed spec applies to what is new. To apply it to the whole dataset, make that again:
 
   wenlan-data plan SPEC --generation new --store STORE
   wenlan-data build SPEC --generation new --store STORE --out builds/anew

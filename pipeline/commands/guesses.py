@@ -103,7 +103,7 @@ def _suffix(given: str) -> str:
     try:
         path = urlsplit(given).path if "://" in given else given
     except ValueError as e:
-        raise SpecError([f"--from {given}: is no address ({e})"]) from None
+        raise SpecError([f"--from {given}: is not an address ({e})"]) from None
     return PurePosixPath(PACKED.sub("", path.lower())).suffix
 
 
@@ -131,7 +131,7 @@ def _is_folder(given: str) -> bool:
 
 
 def _folder(given: str) -> list[Source]:
-    """What a folder holds: pictures, or else tars, WARC files or tables."""
+    """Returns the sources of a folder: pictures, or else tars, WARC files or tables."""
     files = sorted(files_below(given))
     by_suffix: dict[str, list[str]] = {}
     for name in files:
@@ -239,7 +239,7 @@ def _site(given: str) -> Source:
 
 
 def _kind_of_pages(address: str) -> SourceKind:
-    """The kind of pages by the words of their address; news if it has none that is known."""
+    """The kind of pages by the words of their address; news without a known one."""
     return next((kind for kind, words in _KINDS.items() if re.search(words, address, re.I)), "news")
 
 
@@ -345,7 +345,7 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
             yield from itertools.islice((value for value in values if isinstance(value, dict)), LOOKED_AT)
     except ImportError:
         raise
-    except Exception as e:  # whatever a foreign table does to its reader: nobody has a whole list
+    except Exception as e:  # any error of a reader on a foreign table: a complete list does not exist
         raise SourceError(file, f"cannot be read as a table ({reason(e)})") from None
 
 

@@ -21,7 +21,7 @@ from data_specs.shard import SourceKind
 from pipeline.commands.terminal import Commands, command, console, say
 
 UNKNOWN = "not stated"
-"""The contact of a spec whose build asks nobody for anything, and for which none was given."""
+"""Contact of a spec whose build sends no request, if none was given."""
 
 
 def add_init(commands: Commands) -> None:
@@ -101,7 +101,7 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _asked(question: str, default: str | None = None) -> str:
-    """The answer to a question on the terminal, asked again while it is empty and there is no default."""
+    """The answer to a question on the terminal, asked again while it is empty, without a default."""
     try:
         while True:
             answer = Prompt.ask(question, console=console, default=default, show_default=bool(default)) or ""

@@ -1,4 +1,4 @@
-"""What people are told of the options of a spec and its plug-ins, read from the models: nothing is typed twice.
+"""Descriptions of the options of a spec and its plug-ins, read from the models: nothing is typed twice.
 
 Names, types, bounds, defaults and descriptions come from the JSON Schema that pydantic makes of a model; what a plug-in
 does, needs and took its thresholds from stands in the docstring of its file, in paragraphs that begin with `Needs:`,
@@ -55,7 +55,7 @@ class Option:
 
 @dataclass(frozen=True)
 class About:
-    """What the docstring of a plug-in's file says, by its paragraphs; "" for one that it does not have."""
+    """Paragraphs of the docstring of a plug-in's file; "" for a missing one."""
 
     summary: str  # the first sentence
     text: str  # the paragraphs without a name of their own
@@ -118,7 +118,7 @@ def example_of(family: Family, name: str) -> dict[str, Any]:
 
 
 def about(plugin: type[Plugin]) -> About:
-    """What the file of a plug-in says of it."""
+    """Returns the paragraphs of a plug-in's file."""
     module = inspect.getmodule(plugin)
     named = {"Needs": "", "Thresholds": "", "Limits": ""}
     text = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import BuildSpec, SpecError, load
@@ -19,7 +18,7 @@ from pipeline.commands.terminal import Commands, command, console, say, show, ta
 from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
-    from pipeline.report.estimate import Forecast, Pace
+    from pipeline.report.estimate import Pace
     from pipeline.sources import Source
     from pipeline.sources._look import Look
     from pipeline.store.build import Build
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
 
 
 MOST = 10**15
-"""Candidates of an estimate at most: figures of more cannot be computed, and nobody has them."""
-
-FEW = 1_000
-"""Candidates of a build below which what it measured says little of larger ones."""
+"""Most candidates of an estimate."""
 
 
 def add_plan(commands: Commands) -> None:
@@ -42,22 +38,23 @@ def add_plan(commands: Commands) -> None:
         "wenlan-data plan my-first.yaml",
         "wenlan-data plan my-first.yaml --out builds/1 --store store",
         "wenlan-data plan my-first.yaml --store store --estimate 1000000",
-        "wenlan-data plan my-first.yaml --store store --estimate 30000000 --workers 64 --price 0.04",
     )
     add_build_arguments(plan, needs_out=False)
     plan.add_argument("--offline", action="store_true", help="send no request to a site")
     plan.add_argument(
-        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
+        "--estimate",
+        type=int,
+        metavar="N",
+        help="cost of N candidates by stage, scaled from the last published one",
     )
-    plan.add_argument("--workers", type=int, metavar="M", help="CPUs that --estimate is for (default: this machine's)")
-    plan.add_argument("--price", type=float, metavar="P", help="of one CPU for an hour, for --estimate")
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import plugins
     from pipeline.sources import sources_of
 
-    _check(args)
+    if args.estimate is not None and not 1 <= args.estimate <= MOST:
+        raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     sources = sources_of(spec)
@@ -66,7 +63,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         build = opened(args)
     except SourceError as e:  # it has gone since
         raise SpecError([f"{args.spec}: {e}"]) from None
-    anew = generations.show_made_from(build) if build.made_from else {}
+    made_from = generations.show_made_from(build) if build.made_from else {}
     found, paces, refused, tried = [], [], [], []
     for number, (source, look) in enumerate(zip(sources, looks, strict=True)):
         probes = [] if args.offline else _probes(build, source, look)
@@ -86,30 +83,16 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     }
     answer["in_the_way"] = _in_the_way(build) if args.out else []
     most = any(look.start_urls for look in looks)  # of a site its limit is known, and not its size
-    answer["forecast"] = _show_forecast(build, paces, "at most" if most else "about")
+    answer |= _show_forecast(build, paces, "at most" if most else "about", args.estimate)
     if tried and not any(probe.ok for probe in tried):
         say(f"warning: none of the {len(tried)} addresses that were tried could be had; the figures say what if")
-    if args.estimate is not None:
-        answer["estimate"] = _estimate(build, args.estimate, args.workers or os.cpu_count() or 1, args.price)
     if refused:
         raise SpecError(refused)
-    return {**answer, **anew}
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raises SpecError for options that make no sense."""
-    if args.estimate is None and (args.workers is not None or args.price is not None):
-        raise SpecError(["--workers and --price say what --estimate N is for; give it, too"])
-    if args.estimate is not None and not 1 <= args.estimate <= MOST:
-        raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
-    if args.workers is not None and args.workers < 1:
-        raise SpecError([f"--workers {args.workers}: must be at least 1 CPU"])
-    if args.price is not None and not 0 <= args.price < float("inf"):
-        raise SpecError([f"--price {args.price:g}: must be 0 or more"])
+    return {**answer, **made_from}
 
 
 def _looks(spec: str, sources: list[Source]) -> list[Look]:
-    """What each source holds. Raises SpecError with a line for each whose input is missing or cannot be read."""
+    """Returns a look at each source. Raises SpecError with a line for each whose input is missing or cannot be read."""
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
@@ -125,7 +108,7 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
 
 
 def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
-    """Start pages and images of a source, tried; nothing for a build that would ask nobody, or has asked already."""
+    """Start pages and images of a source, tried; nothing for a build that sends no request, or has sent it already."""
     from pipeline.sources.site import Site
     from pipeline.web.probe import probe_images, probe_pages
 
@@ -169,15 +152,14 @@ def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
 
 
 def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
-    """What politeness costs a source: at the spec's delay, or at that which its robots.txt asks for."""
+    """Returns the pace of a source, at the spec's delay or that of its robots.txt."""
     from pipeline.report.estimate import Pace
 
     delay_s = max([spec.egress.delay_s, *(probe.delay_s for probe in probes)])
     hosts = next((count.number for count in look.counts if count.what == "hosts"), 1)
     candidates = None if look.candidates is None else look.candidates.number
-    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # of images of WARCs nobody knows hosts
-    size = look.bytes if candidates is not None and not busiest else 0
-    return Pace(candidates, look.pages, hosts, busiest, delay_s, size)
+    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # hosts of images in WARCs are unknown
+    return Pace(candidates, look.pages, hosts, busiest, delay_s)
 
 
 def _show_stages(build: Build) -> dict[str, Any]:
@@ -206,65 +188,54 @@ def _in_the_way(build: Build) -> list[str]:
     return blocking
 
 
-def _show_forecast(build: Build, paces: list[Pace], about: str) -> dict[str, Any]:
-    """Show what the build would yield and cost, and by what that was estimated; `about` stands before the figures."""
-    from pipeline.report.estimate import forecast
-    from pipeline.store.progress import duration, size_of
+def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | None) -> dict[str, Any]:
+    """Show how many candidates a build would see, what politeness costs, and what a published build says of the rest.
 
-    expected = forecast(build.store, build.spec.name, paces)
-    asks = build.asks
-    say(f"{about} {expected.pairs:,} pairs of {expected.candidates:,} candidates, {size_of(expected.bytes)} on disk")
-    crawl, fetch = (seconds if asks else 0.0 for seconds in (expected.crawl_seconds, expected.fetch_seconds))
-    parts = [f"{duration(s)} to {what}" for what, s in (("crawl", crawl), ("fetch", fetch)) if s >= 1]
+    about: stands before the figures. asked: candidates of --estimate, of which each stage is shown.
+    """
+    from pipeline.report.estimate import Reference, forecast
+    from pipeline.store.progress import duration
+
+    reference = Reference.newest(build.store, build.spec.name)
+    expected = forecast(paces, reference)
+    counts = [f"{about} {expected[what]:,} {what}" for what in ("pages", "candidates") if expected[what] is not None]
+    say(", ".join(counts[not expected["pages"] :]))
+    waits = {what: expected[f"{what}_seconds"] if build.asks else 0.0 for what in ("crawl", "fetch")}
+    parts = [f"{duration(seconds)} to {what}" for what, seconds in waits.items() if seconds >= 1]
     if parts:
         say(f"at least {' and '.join(parts)}: {_pauses(paces)}")
-    say(f"{about} {duration(expected.cpu_seconds)} of CPU time")
-    say(_basis(expected))
-    return dataclasses.asdict(expected)
+    candidates = asked or expected["candidates"]
+    if reference is None:
+        say(f"no estimate: {build.store.url} has no published build; a first, small one will tell time, disk and pairs")
+    estimate = reference.estimate(candidates) if reference and candidates is not None else None
+    if estimate:
+        _show_estimate(estimate, about, by_stage=asked is not None)
+    return {"forecast": expected, "estimate": estimate}
 
 
 def _pauses(paces: list[Pace]) -> str:
-    """What holds up a polite client."""
+    """Returns the pauses of a polite client, in words."""
     delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
     seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
     return f"{seconds} s between requests to a host"
 
 
-def _basis(expected: Forecast) -> str:
-    by = expected.by
-    each = f"{by.kept:.0%} of the candidates kept, {by.bytes / 1000:,.0f} kB and {1000 * by.cpu_seconds:,.0f} ms each"
-    each = f"{by.candidates_per_page:.1f} candidates per page, {each}"
-    if by.build_id:
-        return f"as measured in build {by.build_id}: {each}"
-    return f"assumed, since STORE has no published build of it: {each}"
-
-
-def _estimate(build: Build, candidates: int, workers: int, price: float | None) -> dict[str, Any] | None:
-    """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
-    from pipeline.report.estimate import Machines, estimate
+def _show_estimate(estimate: dict[str, Any], about: str, by_stage: bool) -> None:
     from pipeline.store.progress import duration, size_of
 
-    machines = Machines(workers, price)
-    estimated = estimate(build.store, build.spec.name, candidates, build.stages, machines)
-    if estimated is None:
-        say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
-        return None
-    measured, total = estimated["by"], estimated["total"]
-    title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
-    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written", "GB memory", f"hours on {workers}")
-    for name, stage in {**estimated["stages"], "all": total}.items():
-        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
-        sizes = [f"{stage[key] / 1e9:,.2f}" for key in ("bytes", "peak_bytes")]
-        seen = f"{stage['seen']:,.0f}" if "seen" in stage else ""
-        table.add_row(name, seen, *hours, *sizes, f"{stage['wall_seconds'] / 3600:,.2f}")
-    show(table)
+    by, total = estimate["by"], estimate["total"]
+    if by_stage:
+        title = f"{estimate['candidates']:,} candidates"
+        table = table_of(title, "stage", "worker hours", "CPU hours", "GPU hours", "GB written", "GB memory")
+        for name, cost in {**estimate["stages"], "all": total}.items():
+            hours = [f"{cost[key] / 3600:,.2f}" for key in ("seconds", "cpu_seconds", "gpu_seconds")]
+            table.add_row(name, *hours, *(f"{cost[key] / 1e9:,.2f}" for key in ("bytes", "peak_bytes")))
+        show(table)
     say(
-        f"about {duration(total['wall_seconds'])} on {workers:,} CPUs; {estimated['serial_share']:.1%} of the work is "
-        f"steps that one worker or the driver does alone; a worker needs {size_of(total['peak_bytes'])} of memory"
+        f"{about} {estimate['pairs']:,} pairs of {estimate['candidates']:,} candidates, {size_of(total['bytes'])} "
+        f"written, {duration(total['cpu_seconds'])} of CPU time, {size_of(total['peak_bytes'])} of memory for a worker"
     )
-    if measured["candidates"] < FEW:
-        few = f"warning: measured on {measured['candidates']:,} candidates, whose cost is mostly that of any build"
-        say(f"{few}; publish one of some thousands for figures that hold")
-    if price is not None:
-        say(f"at {price:g} for a CPU and hour: about {estimated['price']:,.2f}")
-    return estimated
+    say(
+        f"scaled in step with the candidates from build {by['build_id']}, which had {by['candidates']:,}: "
+        "a small build says little of a large one"
+    )

@@ -60,7 +60,7 @@ def _plugins(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(family: Family, name: str) -> dict[str, Any]:
-    """What is known of a plug-in, as a JSON value."""
+    """Returns the description of a plug-in, as a JSON value."""
     from pipeline.commands.options import about, options_of
     from pipeline.plugins import find
 

@@ -90,7 +90,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _urls(releases: Releases, manifest: Manifest, split: str) -> list[str]:
-    """Where the tars of a split lie; printed one per line, for any reader that takes a list of tars."""
+    """Returns locations of a split's tars; printed one per line, for any reader that takes a list of tars."""
     from data_specs.shard import SPLITS
 
     if split not in SPLITS:
@@ -120,7 +120,7 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 
     require("jinja2")  # which fills in the card of a release, at the end
     if args.number < 1:
-        raise SpecError([f"{args.number}: is no number of a release; they begin with 1"])
+        raise SpecError([f"{args.number}: is not a number of a release; they begin with 1"])
     store = _store(args)
     manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
     samples = sum(manifest.samples.values())

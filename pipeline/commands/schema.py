@@ -1,7 +1,7 @@
 """JSON Schema of a build spec for editors, with the options of every plug-in filled in.
 
     wenlan-data schema                        prints data_specs/schemas/build.schema.json
-    python -m pipeline.commands.schema        writes it anew
+    python -m pipeline.commands.schema        rewrites it
 
 An editor completes and checks a spec that begins with `# yaml-language-server: $schema=schemas/build.schema.json` as it
 is typed. The schema is generated from the models, and a test proves that the file is current.
@@ -28,7 +28,7 @@ PATH = Path(__file__).parents[2] / "data_specs" / "schemas" / "build.schema.json
 SUFFIX = ".schema.json"
 
 _RESERVED = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
-"""Fields of a plug-in's model that are no options: the pipeline sets them, or the reference in the spec has them."""
+"""Fields of a plug-in's model that are not options: the pipeline sets them, or the reference in the spec has them."""
 
 
 def add_schema(commands: Commands) -> None:

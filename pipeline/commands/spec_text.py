@@ -100,5 +100,5 @@ def _comment(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """As a comment may hold it: names of columns are strangers' words, and YAML knows more line breaks than one."""
+    """Returns text for a comment, on one line: names of columns are untrusted, and YAML knows several line breaks."""
     return printable_line(" ".join(text.split()))

@@ -253,8 +253,8 @@ def _date(text: str) -> str:
     try:
         when = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise SpecError([f"--before {text}: is no date such as 2026-01-31"]) from None
-    utc = datetime.timezone.utc
+        raise SpecError([f"--before {text}: is not a date such as 2026-01-31"]) from None
+    utc = datetime.UTC
     return (when.replace(tzinfo=utc) if when.tzinfo is None else when.astimezone(utc)).isoformat(timespec="seconds")
 
 

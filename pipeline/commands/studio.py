@@ -14,7 +14,7 @@ from data_specs.build import SpecError
 from pipeline.commands.terminal import Commands, command, say
 
 PORT = 8765
-"""Where it listens if nobody says otherwise; another port if that is taken."""
+"""Default port; another one if that is taken."""
 
 
 AFTER_S = 2.0

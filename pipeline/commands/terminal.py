@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("wenlan")
 
 Commands = Any
-"""argparse's action that holds the subcommands; its type has no public name."""
+"""argparse's action that holds the subcommands; its type is private."""
 
 
 class _Stderr(Console):
-    """Writes to stderr. Where nobody reads that any more, such as a studio that has ended, the work goes on."""
+    """Writes to stderr. The work goes on where the reader is gone, such as a studio that has ended."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -41,7 +41,7 @@ class _Stderr(Console):
 
 console = _Stderr(stderr=True, highlight=False)
 _unfolded = _Stderr(stderr=True, highlight=False, width=10_000)
-"""For tables where there is no terminal: a row is one line, however long; rich would fold it at 80 columns."""
+"""For tables without a terminal: a row is one line, however long; rich would fold it at 80 columns."""
 
 
 def command(
@@ -74,7 +74,7 @@ def say(line: str, style: str = "") -> None:
 class Bars:
     """Progress of the stages: bars on a terminal, otherwise a line per stage and every EVERY_S within a long one.
 
-    What it is told, and by whom, is `pipeline.store.progress.Progress`. Log lines for machines carry the same figures.
+    Its events are those of `pipeline.store.progress.Progress`. Log lines for machines carry the same figures.
     """
 
     EVERY_S = 30.0
@@ -135,7 +135,7 @@ class Bars:
             say(f"{what:8} started, {time.monotonic() - began:.1f} s")
 
     def done(self, result: StageResult) -> None:
-        """Show the result of a stage; nothing of one that has no partitions."""
+        """Shows the result of a stage; nothing of one without partitions."""
         if not result.partitions:
             return
         ran = "already done" if result.skipped else f"{result.ran} of {result.partitions} partitions"

@@ -85,7 +85,7 @@ def _compared(trial: Build) -> tuple[dict[str, Any], str]:
     from pipeline.report import trial as compared
 
     assert trial.on is not None
-    trial.folder.delete("build.json")  # it is no build, and nobody shall go on with it
+    trial.folder.delete("build.json")  # not a build: it must not be continued
     figures = compared.compare(trial.on, trial)
     compared.show_pictures(figures, trial.on, trial)
     page = compared.render(figures, trial)

@@ -1,7 +1,7 @@
 """What a judge is: it looks at the pairs that no judge before it has dropped, and says of each why it goes, or nothing.
 
-A judge is asked in a pass of its own, `curate.NAME`, which writes what it says as a column file. What has to be known of
-all pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.
+A judge is asked in a pass of its own, `curate.NAME`, which writes what it says as a column file. What has to be known
+of all pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.
 """
 
 from __future__ import annotations

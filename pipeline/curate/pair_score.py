@@ -9,7 +9,8 @@ A second one adds the counts of all partitions up and finds where the share of e
 band, or the best share of each source; of equal scores the smaller id is kept. So a build is the same on any number of
 workers, and a larger share keeps all that a smaller one kept. Without a filter of pairs, scores are noted alone.
 
-A takedown removes the features of the images that it names, as from every cache, and of all texts of candidates that go.
+A takedown removes the features of the images that it names, as from every cache, and of all texts of candidates that
+go.
 
 Limits: the primary text alone is scored. A pair on whose image or text a tower fails has no score, and is dropped where
 there is a filter. A share is one of this build's own pairs (`pipeline.filters.pair_score`). Finding the end of a share

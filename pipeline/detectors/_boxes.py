@@ -23,7 +23,7 @@ EVERY = 10_000
 
 
 def most_boxes(detector: Detector, spec: BuildSpec) -> int:
-    """How many boxes of a picture are kept of what a detector returns."""
+    """Returns the number of boxes to keep of a detector's, per picture."""
     return EVERY if detector.EVERY else spec.regions.max_boxes
 
 
@@ -47,8 +47,8 @@ def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequenc
 
 
 def cleaned(raw: Boxes, width: int, height: int, max_boxes: int) -> Boxes:
-    """What the contract asks of the boxes of a picture [R, 4]: finite, inside it, at least a pixel wide and high,
-    none twice (the best score stays), not the whole picture, scores descending, at most max_boxes.
+    """Returns boxes of a picture [R, 4] that meet the contract: finite, inside it, at least a pixel wide and high,
+    unique (the best score stays), not the whole picture, scores descending, at most max_boxes.
 
     Equal scores are ordered by place from the top left, so that the result does not depend on the raw order.
     """
@@ -73,7 +73,7 @@ UNSEEN = -1
 
 
 def unseen(width: int, height: int) -> Boxes:
-    """What stands in detect's files for a picture at which a detector could not look."""
+    """Returns the empty row that detect's files hold for a picture on which a detector failed."""
     return np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32), np.full(1, UNSEEN, np.int32)
 
 

@@ -25,7 +25,7 @@ from pipeline.pictures.faces import Finder
 
 
 class Faces(Detector):
-    """What looks for faces."""
+    """Detects faces."""
 
     EVERY: ClassVar[bool] = True
 
@@ -53,5 +53,5 @@ class Faces(Detector):
 
     @property
     def finder(self) -> Finder:
-        """What finds them."""
+        """Returns the face finder."""
         return Finder(within(self.base, self.weights) if self.weights else "", self.score, self.side)

@@ -90,7 +90,7 @@ class Onnx(Detector):
         return Model(session, inputs[0].name, shape, bytes_in, _yolox.cells(self.side))
 
     def _check_yolox(self, shape: tuple[int, ...], outputs: Sequence[Any]) -> None:
-        """Raises DetectorError for a model that is no YOLOX of this side and these classes."""
+        """Raises DetectorError for a model that is not a YOLOX of this side and these classes."""
         if len(shape) != 4 or any(size not in (0, self.side) for size in shape[2:]):
             raise DetectorError(self._name, f"takes {list(shape)}, with side {self.side} it gets {self.side} pixels")
         rows, count = outputs[0].shape, len(_yolox.cells(self.side))
@@ -170,7 +170,7 @@ class Onnx(Detector):
         return values
 
     def _run(self, state: Model, tensors: Any, outputs: Sequence[str] | None = None) -> list[Any]:
-        """What the session returns; what it raises is about one picture, and no DetectorError, which ends a build."""
+        """Returns the session's outputs; its errors are about one picture, not DetectorErrors, which end a build."""
         results: list[Any] = state.session.run(outputs, {state.input_name: tensors})
         return results
 

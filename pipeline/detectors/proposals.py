@@ -1,7 +1,7 @@
 """Boxes around things of any kind, by a small net that comes with the package, so that nothing has to be downloaded.
 
 The net says where something stands out and how well a box outlines it, not what it is: every label is 0.
-`pipeline.proposals` trains it, on what permits Apache-2.0 (NOTICE).
+`tests.benchmarks.proposals` trains it, on what permits Apache-2.0 (NOTICE).
 
 Thresholds: ours.
 
@@ -21,12 +21,12 @@ from pipeline.detectors.onnx import Model, Onnx
 
 WEIGHTS = Path(__file__).with_suffix(".onnx")
 SIDE = 160
-"""Pixels per side of what the net looks at. With more it finds more small things, and ranks what fills a picture behind
-its parts (DECISIONS.md)."""
+"""Pixels per side of the net's input. With more it finds more small things, and ranks a thing that fills the picture
+behind its parts (tests/benchmarks/README.md)."""
 
 
 class Proposals(Detector):
-    """Which of the net's boxes are kept."""
+    """Detects things of any kind by a small net; options select its boxes."""
 
     score: float = Field(0.02, ge=0, le=1, description="lowest score of a box: the overlap that it is expected to have")
     nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: samples of a dataset, split by split."""
+    """Samples of a dataset to export, split by split."""
 
     samples: Samples
     splits: tuple[Split, ...]
@@ -67,7 +67,7 @@ def names() -> list[str]:
 
 
 def titles() -> dict[str, str]:
-    """What each format is: the first line of its file's docstring, read without an import, for the help."""
+    """Returns each format's title, the first line of its file's docstring, read without an import, for the help."""
     sources = {name: Path(__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8") for name in names()}
     return {name: source.partition("\n")[0].partition(": ")[2] for name, source in sources.items()}
 
@@ -86,7 +86,7 @@ def export(
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
     Raises SpecError for a folder that holds something or cannot be replaced, StoreError for a damaged dataset, a
-    detector that it lacks, a `store` that is none, or a takedown meanwhile.
+    detector that it lacks, an invalid `store`, or a takedown meanwhile.
     """
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples

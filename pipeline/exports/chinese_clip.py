@@ -55,7 +55,7 @@ def _write_split(source: Source, split: Split, out: Path, ids: Iterator[int], te
 
 
 def _write_text(file: TextIO, answers: TextIO, number: int, text: str, images: list[int]) -> None:
-    """A text's line, and one for each of its images, which has no other text."""
+    """A text's line, and one for each of its images, which is without another text."""
     line = {"text_id": number, "text": text, "image_ids": images}
     file.write(json.dumps(line, ensure_ascii=False) + "\n")
     answers.writelines(json.dumps({"image_id": image, "text_ids": [number]}) + "\n" for image in images)

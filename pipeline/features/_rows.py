@@ -37,7 +37,7 @@ class FeatureRows:
         self._flat = dict[int, tuple[Pixels, Pixels]]()  # what details are made of, by number in the batch
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
         self.faults: dict[str, str] = {}
-        """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
+        """Evidence of the pictures on which a feature failed, by sha256. They are without a row."""
 
     def add(self, sha256: str, size: int, picture: Picture) -> None:
         """Take one decoded picture; `size` is that of its file in bytes."""

@@ -74,7 +74,7 @@ class Folder:
                 return -1
 
     def names(self) -> list[str]:
-        """Names of the entries of the folder, sorted; empty if there is no such folder. Raises StoreError."""
+        """Returns names of the folder's entries, sorted; empty for a missing folder. Raises StoreError."""
         try:
             with self._told(""):
                 return object_store.names(self.url)
@@ -130,7 +130,7 @@ class Folder:
         return self._json(name, self.read(name))
 
     def find_json(self, name: str, otherwise: Any) -> Any:
-        """The value of a file of JSON, `otherwise` if there is no such file. Raises StoreError that names it."""
+        """Returns the value of a JSON file, `otherwise` for a missing one. Raises StoreError that names it."""
         data = self.find(name)
         return otherwise if data is None else self._json(name, data)
 
@@ -245,7 +245,7 @@ class Folder:
     def replace(self, name: str, data: bytes, version: str | None) -> None:
         """Write a file that is still of the version that was read; None: that was not there.
 
-        Raises StoreError if somebody else wrote it since. Where there are no versions (on a disk, where whoever calls
+        Raises StoreError if another process wrote it since. Without versions (on a disk, where the caller
         holds a lock) it is written in any case.
         """
         if version == "" or not self._has_versions():

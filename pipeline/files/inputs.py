@@ -1,7 +1,7 @@
 """Input files that a source names by path, URL or glob: expansion of names, and a token that changes with a file.
 
 Everything goes through fsspec, so that a disk and an object store are read alike. Limits: a plain http URL cannot be
-listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses that run a command are no files.
+listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses that run a command are not files.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ fsspec.compression.register_compression("zstd", _unpacked, "zst", force=True)
 
 
 def no_damage(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """What a disk or a server raises, and no content of a file, and `more`: asked by an `except` clause when reached.
+    """Returns errors of disks and servers, not of a file's content, and `more`, for an `except` clause.
 
-    Of the clients that are loaded, since no other can have raised: aiohttp takes 0.2 s to import, which opens no file.
+    Only loaded clients are asked, since no other can have raised: importing aiohttp takes 0.2 s.
     """
     aiohttp, botocore = sys.modules.get("aiohttp"), sys.modules.get("botocore.exceptions")
     of_clients = [aiohttp.ClientError] if aiohttp is not None else []
@@ -100,7 +100,7 @@ class Lines(Iterator[str]):
 def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
     """The files that paths and globs name, each once; sorted within each glob. `source` is named in the message.
 
-    base: folder that relative ones start from. A path that names a file is no glob, whatever is in it: 表[1].csv, or
+    base: folder that relative ones start from. A path that names a file is not a glob, whatever is in it: 表[1].csv, or
     the name of a folder above. Raises SourceError for a path that is missing, is a folder or cannot be looked at, and
     for a glob without a match.
     """
@@ -119,7 +119,7 @@ def _is_glob(written: str) -> bool:
 def _is_there(fs: Any, path: str) -> bool:
     """Whether a file system has a file of this name; none of a store that denies access to a name that it lacks.
 
-    S3 does so to whoever may list some prefixes alone: a glob below them is theirs to use.
+    S3 does so for keys that may list some prefixes only: a glob below those works.
     """
     try:
         return bool(fs.exists(path))
@@ -146,7 +146,7 @@ def _expand(written: str, source: str, base: str) -> list[str]:
 
 
 def _behind_links(fs: Any, pattern: str) -> list[str]:
-    """What a glob matches on a disk, also below folders that are links, into which fsspec does not look.
+    """Returns a glob's matches on a disk, below linked folders too, which fsspec skips.
 
     With `**` it may match the same files without end, by a link that leads up.
     """
@@ -189,7 +189,7 @@ Listing = dict[str, tuple[int, str]]
 
 
 def files_below(folder: str) -> Listing:
-    """All files below a folder, by its path or URL. Raises SourceError if there is no such folder, or one in it cannot
+    """All files below a folder, by its path or URL. Raises SourceError if the folder is missing, or one in it cannot
     be looked into."""
     try:
         with told(folder):
@@ -256,7 +256,7 @@ def _is_folder(link: os.DirEntry[str]) -> bool:
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, str]:
-    """Those of a file; of a link the size of what it leads to, 0 where that is nothing, and its own time."""
+    """Returns size and time of a file; of a link its target's size, 0 without a target, and its own time."""
     own = entry.stat(follow_symlinks=False)
     size = own.st_size
     if entry.is_symlink():
@@ -274,7 +274,7 @@ MAX_FILE = 1 << 30
 def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
     """The whole content of a file below a folder, by the path or URL of that and the file's name.
 
-    The name is no part of a URL, to which `::` would say more. Raises StorageError for a store or a disk that fails,
+    The name is not part of a URL, in which `::` has a meaning. Raises StorageError for a store or a disk that fails,
     OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
     has no end: a pipe, a device.
     """
@@ -294,7 +294,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
-            raise ValueError("is no regular file")
+            raise ValueError("is not a regular file")
         if about.st_size > most:
             raise ValueError(f"more than {most:,} bytes")
         with fs.open(path, "rb") as f:
@@ -308,7 +308,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that say that a disk has no such file; of any other nobody knows."""
+"""Errors that say that a disk has no such file; others are ambiguous."""
 
 
 def reason(e: BaseException) -> str:

@@ -46,7 +46,7 @@ class _Pandas:
     hidden = True
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As `importlib.abc.MetaPathFinder` has it."""
+        """Implements `importlib.abc.MetaPathFinder`."""
         if name != "pandas":
             return None
         if self.hidden:
@@ -66,7 +66,7 @@ class _Pandas:
 
 @functools.cache
 def arrow_without_pandas() -> None:
-    """Let pyarrow find out that it need not import pandas in this process, where nobody else has.
+    """Keeps pyarrow from importing pandas in this process, unless other code has imported it.
 
     It tries once, at its first scalar, filter or group, in case it is handed a Series: half a second and 50 MB of
     every command and worker, none of which has one. Whoever asks for a DataFrame, or imports pandas, makes it try

@@ -126,7 +126,7 @@ class PixelFilter(Plugin):
         raise TypeError(f"{type(self).__name__} must name its weights")
 
     def model_identity(self) -> list[Any]:
-        """What a score depends on beside the version: the digest of the weights; nothing where plain code decides."""
+        """Returns the digest of the weights, on which a score depends beside the version; empty for plain code."""
         return [models.digest(self.weights())]
 
     @property

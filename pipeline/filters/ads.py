@@ -11,8 +11,8 @@ end is an article: mask that with `personal_data`, which stands after this filte
 
 Thresholds: running_chars is ours.
 
-Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
-else (厂家直销). Addresses without a known top-level domain are not recognised. Repetitions in the patterns are bounded,
+Limits: a price needs a word that sells to be an offer, and such a word a price, unless it can mean nothing else
+(厂家直销). Addresses without a known top-level domain are not recognised. Repetitions in the patterns are bounded,
 so that a text costs time in proportion to its length.
 """
 
@@ -74,7 +74,7 @@ _NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
 
 
 class Ads(TextFilter):
-    """What counts as soliciting, by kind."""
+    """Drops texts that solicit, by kind."""
 
     phones: bool = Field(True, description="telephone numbers, 400 and 800 numbers too")
     messengers: bool = Field(True, description="WeChat ids, and words that ask to add one")

@@ -37,7 +37,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 def _script(character: str) -> str:
-    """h for Han, f for kana and hangul, l for another letter; "" for a character that is no letter."""
+    """h for Han, f for kana and hangul, l for another letter; "" for any other character."""
     if KANA.match(character) or HANGUL.match(character):
         return "f"
     return "h" if HAN.match(character) else "l" if _LETTER.match(character) else ""
@@ -117,6 +117,6 @@ class HanShare(TextFilter):
 
 
 def _worth_of_latin(text: str) -> float:
-    """What the Latin words of a text count for, in characters; numbers count for nothing."""
+    """Returns the worth of a text's Latin words, in characters; numbers count for nothing."""
     runs = [run for run in LATIN.findall(text) if not run.isdigit()]
     return sum(min(len(run), LATIN_WEIGHT) for run in runs)

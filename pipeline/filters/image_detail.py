@@ -37,7 +37,7 @@ EMPTY = 0.02
 CROP = 512
 """Pixels of a side that are looked at, at most: a transform of all of a large photo takes a second."""
 RINGS = 20
-"""Quarter octaves that are told apart, from the finest on."""
+"""Quarter octaves that are distinguished, from the finest on."""
 
 
 class ImageDetail(PixelFilter):

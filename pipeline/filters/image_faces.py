@@ -49,9 +49,7 @@ class ImageFaces(PixelFilter):
 
     def model_identity(self) -> list[Any]:
         """The detector and, of a model, the lowest score of a face."""
-        own = [self.finder.digest, self.side, self.min_score if self.model else None]
-        # an older wenlan looked at pictures of NEEDS_SIDE at least, whatever `side` said
-        return own if self.side <= self.NEEDS_SIDE else [*own, "whole"]
+        return [self.finder.digest, self.side, self.min_score if self.model else None]
 
     @property
     def needs_side(self) -> int:
@@ -70,5 +68,5 @@ class ImageFaces(PixelFilter):
 
     @property
     def finder(self) -> Finder:
-        """What finds them."""
+        """Returns the face finder."""
         return Finder(within(self.base, self.model) if self.model else "", self.min_score, self.side, STEP, NEIGHBOURS)

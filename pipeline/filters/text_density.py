@@ -34,7 +34,7 @@ class TextDensity(TextFilter):
     min_content_share: float = Field(0.0, ge=0, le=1, description="smallest share of content words; 0: not looked at")
     max_stop_share: float = Field(0.75, gt=0, le=1, description="largest share of stop words; 1: not looked at")
     min_entropy: float = Field(0.0, ge=0, description="smallest entropy of the words, in nats; 0: not looked at")
-    max_unknown: int = Field(5, ge=0, description="most characters that GBK has no code for")
+    max_unknown: int = Field(5, ge=0, description="most characters outside GBK")
 
     VERSION: ClassVar[int] = 1
 

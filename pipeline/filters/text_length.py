@@ -67,7 +67,7 @@ class TextLength(TextFilter):
         if not is_collection(source):
             return self
         defaults = {"min_chars": 1, "max_chars": self.max_chars_running}
-        # made anew and not copied: a copy would keep `_bounds`
+        # constructed and not copied: a copy would keep `_bounds`
         return TextLength(**dict(self) | {n: v for n, v in defaults.items() if getattr(self, n) is None})
 
     def limits(self) -> tuple[Limit, ...]:

@@ -63,7 +63,7 @@ class TextPerplexity(TextFilter):
         return identity
 
     def limits(self) -> tuple[Limit, ...]:
-        if self.model:  # the report has no model to measure with
+        if self.model:  # the report cannot measure with a model
             return ()
         least = Limit("min_perplexity", "perplexity", DropReason.PERPLEXITY, least=self.min_perplexity)
         most = Limit("max_perplexity", "perplexity", DropReason.PERPLEXITY, most=self.max_perplexity)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,8 @@ class _BandBits:
     @property
     def mask(self) -> np.uint64:
         """The bits of a code that make up its place."""
-        return cast("np.uint64", np.uint64(((1 << self.width) - 1) << (self.low + self.bits - self.width)))
+        mask: np.uint64 = np.uint64(((1 << self.width) - 1) << (self.low + self.bits - self.width))
+        return mask
 
     def values(self, codes: Codes) -> Codes:
         """The band's bits of each code."""

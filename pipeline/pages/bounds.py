@@ -109,7 +109,7 @@ def tree_of(html: str) -> Any:
 
 
 def excess(html: str) -> str:
-    """Which bound a page is beyond, in words; "" for none."""
+    """Returns the bound that a page exceeds, in words; "" for none."""
     tags = html.count("<")
     if tags > MAX_TAGS and (tags := _tags(html)) > MAX_TAGS:
         return f"{tags} tags, more than {MAX_TAGS}"
@@ -123,7 +123,7 @@ def excess(html: str) -> str:
 
 
 def is_light(html: str) -> bool:
-    """Whether no parser and no reading of ours can take long over a page, whoever wrote it."""
+    """Returns whether parsing and reading a page are certain to be fast, hostile pages included."""
     tags = html.count("<")
     if tags <= SMALL_TAGS and len(html) <= SMALL_CHARACTERS:
         return True

@@ -1,4 +1,4 @@
-"""What a page's text shows before a DOM is built: most pages of a web crawl hold no Chinese, and some no picture.
+"""Cheap look at a page before a DOM is built: most pages of a web crawl hold no Chinese, and some no picture.
 
 Both looks may only err towards reading the page: text that a browser would make Chinese (numeric character references,
 the escapes of JSON-LD) counts as Chinese, and anything that may be a picture as one. A walk over the DOM costs
@@ -26,7 +26,7 @@ _OPT_OUT = re.compile("<[mM][eE][tT][aA][^<>]{0,1000}?(?i:noai|noimage|noindex|n
 
 
 def is_without_han(html: str, encoded: bytes | None = None) -> bool:
-    """Whether no Han character can be on a page, however it is written. encoded: the page in UTF-8, if at hand."""
+    """Returns whether a page cannot contain a Han character, however written. encoded: the page in UTF-8, if known."""
     if not html.isascii():
         encoded = html.encode("utf-8", "replace") if encoded is None else encoded
         begun = (encoded[at : at + _PART].translate(None, _NO_HAN_BEGINS) for at in range(0, len(encoded), _PART))

@@ -116,7 +116,7 @@ def _is_within_tag(html: str, at: int, start: int) -> bool:
 
 
 def _end_of_script(html: str, start: int) -> int:
-    """Where the end tag of a script begins, -1 if it has none: a `<script` within a comment within it has its own."""
+    """Returns the position of a script's end tag, -1 without one; a `<script` in a comment in it has its own."""
     end = html.find("</script>", start)
     if html.find("<!--", start, end) < 0:
         return end

@@ -20,7 +20,7 @@ the largest of `srcset`, `<picture>`, `<noscript>`, og:image and JSON-LD (`image
 Parser: selectolax (lexbor), which repairs HTML as browsers do.
 
 Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known. A page beyond the
-bounds of `pipeline.pages.bounds` is refused; what else a page may cost is limited by whoever reads it
+bounds of `pipeline.pages.bounds` is refused; other costs of a page are limited by the caller
 (`pipeline.confined`).
 """
 
@@ -115,7 +115,7 @@ class Page:
 
 
 def parse(html: str, rule: SiteRule | None = None) -> Page:
-    """Read one page, by its site's rule if there is one. What is no HTML is a page without images.
+    """Read one page, by its site's rule if there is one. Anything but HTML is a page without images.
 
     Raises PageRefused for a page beyond a bound.
     """
@@ -154,7 +154,7 @@ def _first_paragraph(walk: Walk) -> str:
 
 
 def _tags(keywords: Iterable[str]) -> tuple[str, ...]:
-    """Tags of some lists of keywords, each tag once; a sentence is no tag."""
+    """Tags of some lists of keywords, each tag once; a sentence is not a tag."""
     parts = (clean(part) for text in keywords for part in re.split(r"[,，、;；|]", text[:500]))
     return tuple(dict.fromkeys(part for part in parts if 2 <= len(part) <= MAX_TAG))[:MAX_TAGS]
 
@@ -244,7 +244,7 @@ class _Lookup:
         return text if len(_HAN.findall(text)) >= MIN_HEADING and text != self.headline else ""
 
     def _section(self, place: Place) -> int:
-        """The block that is the heading of an image's section; -1 if there is none before it."""
+        """The block that is the heading of an image's section; -1 without one before it."""
         at = bisect.bisect_left(self._sections, place.block) - 1
         return self._sections[at] if at >= 0 else -1
 

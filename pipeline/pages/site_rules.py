@@ -25,7 +25,7 @@ from pipeline.urls import host_names
 
 
 class SiteRule(BaseModel):
-    """How to read the pages of some hosts."""
+    """Rule for reading the pages of some hosts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     hosts: tuple[str, ...] = Field(min_length=1)

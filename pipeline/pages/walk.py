@@ -129,7 +129,7 @@ class Place(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What an element is by its tag, class, id and role."""
+    """Kind of an element, by its tag, class, id and role."""
 
     tag: str
     article: bool
@@ -143,7 +143,7 @@ class _Kind(NamedTuple):
     counted: str  # its tag, if it matters for the elements inside it
     heading: bool  # of a section, h2 to h6
     silent: bool  # nothing of it is shown
-    void: bool  # it has no content, and no end tag
+    void: bool  # without content and end tag
     plain: bool  # none of the above but `block` and `void`
     quiet: bool  # within furniture it changes nothing, but that it may be a block
     counts: bool  # how many of its sort are open matters for the elements inside it
@@ -189,21 +189,21 @@ _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_B
 end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. The rest is told by its `_Kind`."""
 
 _KINDS: dict[str, int] = {}
-"""What a tag with its attributes does. Most tags of a page are found here."""
+"""Returns the effects of a tag with its attributes. Most tags of a page are found here."""
 
 _MOST_KINDS, _LONG = 10_000, 300
 """Tags that are remembered, and characters of one at most: what is remembered is bounded in bytes."""
 
 
 def _does(tag: str) -> int:
-    """What a tag with its attributes does."""
+    """Returns the effects of a tag with its attributes."""
     if tag[:1] == "/":
         return _remembered(tag, _END)
     name, _, attributes = tag.partition(" ")
     if name == "img":
         return _IMAGE
     if not ("class=" in attributes or "id=" in attributes or "role=" in attributes):
-        tag = name  # the address of a link is none of many
+        tag = name  # nearly every link has another address: its kind is by name
         if name in _KINDS:
             return _KINDS[name]
     kind = _kind_of.__wrapped__(tag)

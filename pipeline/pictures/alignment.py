@@ -1,7 +1,7 @@
 """Whether two pictures without texture are one: their maps (`pictures.details`) are laid over each other and compared.
 
 Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
-hashes say that they lie, coarse cells first. A part of one that the other does not have is no difference. Then the mean
+hashes say that they lie, coarse cells first. A part of one that the other lacks is not a difference. Then the mean
 difference of 3 x 3 cells, less a share of the contrast there (edges never fall onto the same cells), must be small
 everywhere but in MOST cells. A text or a logo stamped onto one of two copies is forgiven only as one dense block of
 strong difference outside of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
@@ -42,7 +42,7 @@ LITTLE = 15
 STAMP_LEAST, STAMP_WORD, STAMP_LINE, STAMP_WIDE = 8, 15, 10, 4
 """Thousandths of the cells that must differ for a stamp, and those below which a word of another dialog differs, unless
 it is as long as a line of so many cells; and half lengths of its height that a stamp must be wide: a sign that is
-filled in another way is no line of text."""
+filled in another way is not a line of text."""
 
 STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 35, 24, 3
 """What is forgiven as a stamp: at most 12% of the cells, at least 35% of them different and by 24 grey levels

@@ -55,7 +55,7 @@ STRIP = 4_000_000
 """Pixels with alpha that are laid on white at once."""
 
 DECODE_VERSION = 2
-"""Raised when this module shows another picture for the same bytes: cached features are then computed anew."""
+"""Raised when this module shows another picture for the same bytes: cached features are then computed again."""
 
 Pixels = npt.NDArray[np.uint8]
 """[H, W, 3] RGB of the picture as shown."""
@@ -83,7 +83,7 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file's header tells before anything is decoded. Sides are those of the picture as shown."""
+    """Facts of a file's header, read before anything is decoded. Sides are those of the picture as shown."""
 
     format: str  # one of FORMATS
     width: int
@@ -270,7 +270,7 @@ def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:
 
     A JPEG that needs no turning is returned byte for byte, whatever its colour space.
     """
-    # Pillow may refuse what libjpeg decodes (a segment of no sense before the picture): then it is encoded anew too, or
+    # Pillow may refuse what libjpeg decodes (a senseless segment before the picture): then it is re-encoded too, or
     # a picture that was measured would end the build when it is stored.
     with contextlib.suppress(PictureError), _refusing(), _quiet(), _open(data) as image:
         # Some readers also follow an orientation that only XMP states; such a file is stored without it.
@@ -314,7 +314,7 @@ def _refusing() -> Iterator[None]:
         raise
     except Exception as e:  # OSError, SyntaxError, struct.error, TypeError, MemoryError, SystemError and more
         if isinstance(e, ModuleNotFoundError) and e.name in _DECODERS:
-            raise  # the extra pipeline is not installed, which is no fault of the bytes
+            raise  # the extra pipeline is not installed; the bytes are not at fault
         text = " ".join(str(e).split())
         raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
 
@@ -344,7 +344,7 @@ def _open(data: Bytes) -> Any:
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Those of FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
+    """Returns the FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
     from PIL import Image, features
 
     Image.init()

@@ -81,7 +81,7 @@ FLAT, PLAIN = 8, 7
 grid (`signatures.is_plain`), with one level. A copy of a plain picture may be less plain, so there are more of them."""
 
 THIN = 1_000
-"""A picture more than so many times as long as it is wide is a line, and has no map. To make one, a pixel's width would
+"""A picture more than so many times as long as wide is a line, and gets no map. To make one, a pixel's width would
 be enlarged to a square's, and the length with it: of 1 x 65,500 pixels to 268 MB, in two seconds."""
 
 Maps = npt.NDArray[np.uint8]

@@ -1,7 +1,7 @@
 """Encoding for storage: an image as JPEG bytes of three components, at the size that the spec allows.
 
 `shards.reencode: never` keeps the bytes as they were fetched wherever every reader can read them; an image that is no
-JPEG, is grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is encoded anew, from the picture as shown.
+JPEG, is grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is re-encoded, from the picture as shown.
 `all` encodes every image, which also removes what a camera wrote into it. So does `shards.faces: blur` with an image
 that has faces: nothing but the JPEG of the blurred picture is stored of it, neither EXIF nor a thumbnail.
 
@@ -58,9 +58,9 @@ def as_stored(
 ) -> Bytes:
     """JPEG bytes to store, always with three components. sides: width and height of the picture as fetched.
 
-    faces_N4: boxes, in pixels of the stored picture, of what becomes a mosaic; such a picture is always encoded anew.
+    faces_N4: boxes, in pixels of the stored picture, of what becomes a mosaic; such a picture is always re-encoded.
 
-    Raises PictureError. Grey and CMYK JPEGs are encoded anew although they are JPEGs: Ray Data stacks images into one
+    Raises PictureError. Grey and CMYK JPEGs are re-encoded although they are JPEGs: Ray Data stacks images into one
     column and fails on the first grey one (an array of two dimensions), and several decoders refuse CMYK.
     """
     quality, fits = shards.jpeg_quality, not shards.max_side or max(sides) <= shards.max_side

@@ -10,7 +10,7 @@ it without loss and without a halo: of a face nothing is left but a dozen means,
 stored picture (`unblurred`).
 
 Limits: the cascade sees faces from the front that are upright and have at least 20 pixels where the longer side has
-`side`; it is no promise that no face is left.
+`side`; faces may be left.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Finder:
         return hashlib.sha256(release.encode() + _cascade().read_bytes()).hexdigest()
 
     def load(self) -> Any:
-        """What `find` needs. Raises ModelError that names the file."""
+        """Returns the state that `find` takes. Raises ModelError that names the file."""
         import cv2
 
         if not self.weights:
@@ -93,7 +93,7 @@ class Finder:
         boxes, scores = _by_network(state, small) if self.weights else self._by_cascade(state, small)
         boxes[:, 2:] += boxes[:, :2]
         boxes *= np.array([width / sides[0], height / sides[1]] * 2, np.float32)
-        # never the whole picture, which is no region (data_specs/shard.py); the mosaic reaches farther anyway
+        # never the whole picture, which is not a region (data_specs/shard.py); the mosaic reaches farther anyway
         return boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32)), scores
 
     def _by_cascade(self, cascade: Any, grey: Any) -> tuple[Boxes, npt.NDArray[np.float32]]:
@@ -156,7 +156,7 @@ def mosaic(picture: Pixels, boxes_N4: Boxes) -> Pixels:
 
 
 def unblurred(grey_HW: Grey, boxes_N4: Boxes) -> int:
-    """How many blocks of 8 x 8 pixels inside the faces' areas of a stored picture show more than one level of grey.
+    """Returns the number of 8 x 8 blocks in the faces' areas of a stored picture with more than one level of grey.
 
     grey_HW: its grey levels as the JPEG holds them (`pipeline.pictures.decode.luma`). Not of its RGB pixels: there
     colours are stored at half the size and reach over the edges of cells, and strong ones are cut off.

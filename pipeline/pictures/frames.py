@@ -8,7 +8,7 @@ A frame is as narrow as a tenth of a side, has one grey level at all four sides,
 inner edge the picture begins within two lines. What the line between frame and picture holds of both tells where the
 picture begins, to a quarter of a pixel.
 
-A drawing on white has no frame, its ground goes on here and there. It may have margins, of which a copy has more (with
+A drawing on white is without a frame, its ground goes on here and there. It may have margins, and a copy more (with
 a border) or less (cropped): so its content has a hash and a grid of its own, beside those of the whole. Instead of them
 would lose copies with a text in the margin.
 
@@ -37,10 +37,10 @@ ONE_LEVEL = 12
 """Grey levels by which corners of a frame may differ; JPEG leaves them a little apart."""
 
 OFF, OFF_SHARE = 10, 3
-"""A line with more than 3% of its pixels more than 10 levels off the frame's is the first that is no frame."""
+"""A line with more than 3% of its pixels more than 10 levels off the frame's is the first inside the frame."""
 
 QUIET = 3
-"""Levels by which the lines of a frame may be off on average: a shadow that fades is no frame."""
+"""Levels by which the lines of a frame may be off on average: a fading shadow is not a frame."""
 
 CLEAR = 20
 """Levels off the frame's at which a pixel shows the picture for sure."""
@@ -85,7 +85,7 @@ def frame_of(pixels: Pixels) -> Frame | None:
 
 
 def content_of(pixels: Pixels) -> Pixels | None:
-    """What lies between the margins of a picture [H, W, 3]; None if it has no margins, or little else."""
+    """Returns the content between the margins of a picture [H, W, 3]; None without margins, or with little else."""
     if not _has_one_level(pixels):
         return None
     import cv2
@@ -118,7 +118,7 @@ def _side(lines: Grey, level: int) -> tuple[int, int] | None:
     most = count * WIDEST // 1_000 + 2
     off: Lines = np.abs(lines[: most + 2].astype(np.int16) - np.int16(level))
     others = np.count_nonzero(off > OFF, axis=1) * 100 > OFF_SHARE * length
-    first = int(others.argmax())  # the first line that is no frame, which may be half of one
+    first = int(others.argmax())  # the first line inside the frame, which may be half of one
     if not 0 < first <= most or not others[first] or first + 1 >= len(off):
         return None
     if int(off[:first].sum(dtype=np.int64)) > QUIET * first * length:

@@ -40,7 +40,7 @@ CLEARLY = (1, 10)
 """0.1 as a fraction. More of it forgives more, and puts more different pictures side by side."""
 
 FLAT = 1.5
-"""Grey levels, root mean square of the weighted frequencies, below which a part has no structure but noise."""
+"""Grey levels, root mean square of the weighted frequencies, below which a part is noise."""
 
 _ONE = 256
 """A grey level in the whole numbers that are compared."""
@@ -70,7 +70,7 @@ _WEIGHTS = np.array([math.hypot(u, v) * (0.5**0.5 if u == 0 or v == 0 else 1) * 
 
 
 def frequencies_of(boxes: Sequence[Box], side: int) -> Parts:
-    """What takes the lowest frequencies of parts of squares of `side` cells."""
+    """Returns the transform to the lowest frequencies of parts of squares of `side` cells."""
     return Parts(boxes, lambda start, stop: _DCT @ cells(start, stop, side, SIDE, _CELL_ONE))
 
 

@@ -2,10 +2,10 @@
 
 The idea is that of Dekel, Rubinstein, Liu and Freeman, "On the Effectiveness of Visible Watermarks" (CVPR 2017): a logo
 that is laid on every picture of a collection adds the same edges at the same place, while the edges of what they show
-point anywhere, and have a median near nothing. No weights, and nothing is learnt beyond the pictures at hand.
+point anywhere, and have a median near nothing. No weights, and nothing is learnt beyond these pictures.
 
 A picture is looked at in grey, scaled down to SIDE pixels (`plane`). The median of the gradients is the mark where it
-is strong (`estimate`). Two things that are the same in many pictures are no watermarks: lines over most of a row or a
+is strong (`estimate`). Two things that are the same in many pictures are not watermarks: lines over most of a row or a
 column, which frames, bars and collages have, are taken out; and where more than MOST of the picture is the same, it is
 a template (screenshots of one program, products in one pose). Both stay.
 
@@ -65,7 +65,7 @@ class Mark:
     """The mark of pictures of one size: the places of its edges, row by row in a plane, and its gradients there.
 
     verdict: `mark`, `none` for nothing that is the same, `template` for too much. share: of the plane's pixels that are
-    the same. at, across, down: [M], empty where there is no mark; gradients are in halves of a grey level.
+    the same. at, across, down: [M], empty without a mark; gradients are in halves of a grey level.
     """
 
     verdict: Verdict
@@ -156,7 +156,7 @@ def _lines(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _edges(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Those with at least two others beside them, as on the edge of anything: single ones are chance."""
+    """Returns the flags with at least two flagged neighbours, as on an edge; single ones are chance."""
     height, width = strong.shape
     around = np.pad(strong.astype(np.int8), 1)
     beside = np.zeros((height, width), np.int8)  # with itself
@@ -168,7 +168,7 @@ def _edges(strong: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def correlation(grey: Plane, mark: Mark) -> float:
-    """How much of a mark a plane [H, W] shows: -1 to 1, 0 on average where it has none of it. Four decimals."""
+    """Returns the correlation of a plane [H, W] with a mark: -1 to 1, 0 on average without it. Four decimals."""
     across, down = (own.ravel()[mark.at].astype(np.int64) * 2 for own in gradients(grey))
     own, of_mark = across * across + down * down, mark.across**2 + mark.down**2
     longest = LONGEST * LONGEST * of_mark

@@ -53,6 +53,6 @@ def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = Fa
         return onnxruntime.InferenceSession(
             data if isinstance(data, bytes) else str(data), options, providers=providers
         )
-    except Exception as e:  # onnxruntime's own exceptions have no common base
+    except Exception as e:  # onnxruntime's own exceptions lack a common base
         message = " ".join(str(e).split())[:200]
         raise ModelError(name or str(data), f"is not an ONNX model ({message})") from None

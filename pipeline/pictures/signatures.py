@@ -301,7 +301,7 @@ def _most(apart: Cells) -> npt.NDArray[np.int64]:
 
 
 def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
-    """[N] whether colours [2, 6, 6, N] are those of a grey picture: 128 in JFIF is no colour."""
+    """[N] whether colours [2, 6, 6, N] are those of a grey picture: 128 in JFIF is grey."""
     off = np.maximum(colour, 128) - np.minimum(colour, 128)
     grey: npt.NDArray[np.bool_] = off.reshape(2 * COLOUR_SIDE * COLOUR_SIDE, -1).max(axis=0) <= GREY
     return grey

@@ -1,1 +1,1 @@
-"""Publishing a build as a dataset: release, card, Croissant, lineage, Energon, verification, export."""
+"""Publishing a build as a dataset: release, card, Croissant, verification."""

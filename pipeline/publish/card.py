@@ -1,4 +1,4 @@
-"""The files that describe a dataset, beside its manifest: dataset card, shard lists, Croissant, lineage.
+"""The files that describe a dataset, beside its manifest: dataset card, shard lists, Croissant.
 
 README.md is a dataset card of Hugging Face with front matter, so that the hub and `datasets` understand the folder as
 it is. `train.json`, `dev.json` and `val.json` are shard lists in the format of wids (wids_version 1, relative URLs).
@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, Manifest, Split
-from pipeline.publish import energon
 from pipeline.publish.croissant import croissant
-from pipeline.publish.lineage import lineage
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
@@ -35,8 +33,6 @@ def release_files(spec: BuildSpec, manifest: Manifest) -> dict[str, bytes]:
     contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     contents["README.md"] = _rendered("release.md", spec=spec, **_of_manifest(manifest)).encode()
     contents["croissant.json"] = shown(_json(croissant(spec, manifest)).decode()).encode()
-    if spec.shards.energon:
-        contents[energon.METADATASET] = energon.metadataset(manifest)
     return contents
 
 
@@ -45,8 +41,6 @@ def files(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel
     contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     contents["README.md"] = readme(build, manifest, candidates, captures).encode()
     contents["croissant.json"] = shown(_json(croissant(build.spec, manifest)).decode()).encode()
-    if build.spec.publish.lineage:
-        contents["openlineage.json"] = _json(lineage(build.spec, manifest, candidates))
     return contents
 
 
@@ -85,7 +79,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """What both cards say of a manifest."""
+    """Returns the facts of a manifest that both cards state."""
     shards = {split: manifest.of_split(split) for split in SPLITS}
     samples = sum(manifest.samples.values())
     return {

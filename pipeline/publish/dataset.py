@@ -35,7 +35,7 @@ from data_specs.shard import (
 )
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
-from pipeline.publish import card, energon
+from pipeline.publish import card
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
@@ -48,7 +48,7 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 
 
 def check(build: Build) -> None:
-    """Raise StoreError if the newest release is not one that the build continues, or makes anew as a whole."""
+    """Raise StoreError if the newest release is not one that the build continues, or makes again as a whole."""
     current = build.store.releases(build.spec.name).latest().current
     if current is None:
         return
@@ -81,10 +81,10 @@ def check_faces(build: Build) -> None:
     stored = {own.build_id: _manifest_of(own.out)[1].images for own in others}
     if unlike := [name for name, own in stored.items() if bool(own is not None and own.faces_blurred) != blurs]:
         where = f"{', '.join(unlike)} of dataset {build.spec.name}"
-        anew = "make it anew: build --generation new"
+        remedy = "make it again: build --generation new"
         if blurs:
-            raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; {anew}")
-        raise StoreError(build.build_id, f"keeps faces, and {where} blurs them; set shards.faces: blur, or {anew}")
+            raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; {remedy}")
+        raise StoreError(build.build_id, f"keeps faces, and {where} blurs them; set shards.faces: blur, or {remedy}")
 
 
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
@@ -132,9 +132,9 @@ def _is_whole(build: ReleasedBuild) -> bool:
 
 
 def withdraw(build: Build, why: str) -> None:
-    """Let nobody read a dataset by its name while shards of a build change that its newest release lists.
+    """Closes a dataset's name to readers while shards that its newest release lists change.
 
-    The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
+    The next publish, takedown or rollback of the dataset ends it; readers are told `why`.
     """
     releases = build.store.releases(build.spec.name)
     newest = releases.newest()
@@ -218,7 +218,7 @@ def _as_it_is(part: _Part) -> _Part:
 def rollback(store: Store, dataset: str, number: int) -> Manifest:
     """The next release, of the builds that release `number` had, as they are now.
 
-    Raises StoreError if there is no such release, or a build of it is no longer there.
+    Raises StoreError for a missing release, or one with a missing build.
     """
     releases = store.releases(dataset)
     with store.lock():
@@ -311,7 +311,7 @@ def _manifest_of(out: str) -> tuple[Folder, Manifest]:
     if manifest is None:
         todo = "restore the build, or roll back"
         if folder.exists(build_json.NAME):
-            todo = f"run wenlan-data publish {shlex.quote(out)}, which makes it anew"
+            todo = f"run wenlan-data publish {shlex.quote(out)}, which makes it again"
         raise StoreError(shards.at(MANIFEST), f"is missing, and a release needs it: {todo}")
     return shards, manifest
 
@@ -352,7 +352,7 @@ def _composed(
         parent=before.build_id if before is not None else None,
         spec_digest=parts[-1][0].spec_digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
         shards=tuple(shards),
@@ -370,7 +370,7 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
 
     On one disk the files are hard links, which take no room. The manifest is written last; of a copy that fails nothing
     is left. Raises StoreError for a folder that is not empty, for a file that is missing or was changed since, if
-    something is taken down meanwhile, and if there is no such release.
+    something is taken down meanwhile, and for a missing release.
     """
     releases, out, takedowns = store.releases(dataset), Folder(target), store.takedowns()
     if why := releases.latest().withdrawn:
@@ -395,11 +395,6 @@ def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
                 raise StoreError(releases.folder.url, f"names {file.path!r}, out of its folder")
             _copy_file(source, place, file)
     spec = _spec_of(release.builds[-1].out)
-    if spec.shards.energon:
-        for build, shards in _parts_of(release):
-            part = release.model_copy(update={"shards": tuple(shards), "content_digest": build.content_digest})
-            energon.write(out / build.build_id, part)
-            energon.complete(out / build.build_id, part)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
     copied = release.model_copy(update={"builds": builds})
     for name, data in card.release_files(spec, copied).items():

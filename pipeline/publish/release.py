@@ -1,11 +1,11 @@
 """Publishes a build as a dataset: checks its gates, commits its identities to STORE and writes the manifest last.
 
-`publish` writes into BUILD/shards/: the dataset card, the shard lists of wids, croissant.json, and Energon's index if
-the spec asks for it. Then, under STORE's lock, it commits the build's identities and writes the manifest, which makes
-it a dataset, and part of the next release of its dataset (`pipeline.publish.dataset`) in the same step. The order
-matters. If it is killed between the two, the next publish finds the identities committed and writes the manifest, and a
-build that is published in between is deduplicated against this one. The other way round, there would be a dataset that
-no later build knows of. Publishing an unchanged build again changes nothing: same revision, same bytes.
+`publish` writes into BUILD/shards/: the dataset card, the shard lists of wids and croissant.json. Then, under STORE's
+lock, it commits the build's identities and writes the manifest, which makes it a dataset, and part of the next release
+of its dataset (`pipeline.publish.dataset`) in the same step. The order matters. If it is killed between the two, the
+next publish finds the identities committed and writes the manifest, and a build that is published in between is
+deduplicated against this one. The other way round, there would be a dataset that no later build knows of. Publishing an
+unchanged build again changes nothing: same revision, same bytes.
 
 BUILD/releases.json keeps the revisions of a build, because the manifest of an earlier one is removed when shards are
 written again.
@@ -40,7 +40,7 @@ from pipeline import observe
 from pipeline.detectors import detector_ids
 from pipeline.errors import DetectorError, GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import card, dataset, energon
+from pipeline.publish import card, dataset
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
@@ -98,7 +98,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
         with build.store.lock():
-            _check_takedowns(build)  # an expired build is not made anew for one that has not reached it
+            _check_takedowns(build)  # an expired build is not repeated for a takedown that has not reached it
             identities.publish(build)  # a no-op, unless they were lost
             dataset.include(build, manifest)
             build.store.register(build, manifest.revision)
@@ -163,15 +163,11 @@ def _write(
     manifest = _numbered(build, manifest)
     folder = build.shards
     withdraw(folder)
-    if build.spec.shards.energon:
-        energon.write(folder, manifest)
     for name, data in card.files(build, manifest, candidates, captures).items():
         folder.write(name, data)
     with build.store.lock():
         _check_takedowns(build)
         identify(build)
-        if build.spec.shards.energon:
-            energon.complete(folder, manifest)
         make_visible(build, manifest, functools.partial(folder.write, MANIFEST))
         build.store.register(build, manifest.revision)
     _remember(build, manifest)
@@ -179,9 +175,8 @@ def _write(
 
 
 def withdraw(folder: Folder) -> None:
-    """Turn a dataset back into a plain folder of shards, before any of them changes: the manifest is deleted first."""
+    """Turn a dataset back into a plain folder of shards, before any of them changes."""
     folder.delete(MANIFEST)
-    energon.withdraw(folder)
 
 
 def _check_takedowns(build: Build) -> None:
@@ -222,7 +217,7 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         build_id=build.build_id,
         spec_digest=build.spec.digest,
         content_digest=content_digest(shards),
-        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
         detectors=detectors,
         shards=tuple(shards),

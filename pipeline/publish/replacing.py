@@ -1,4 +1,4 @@
-"""What a build's folder holds that the build would replace, and how it is taken back.
+"""Results in a build's folder that another build would replace, and their withdrawal.
 
 A folder is one build's: build.json, shards and report have fixed names in it. Another dataset, another snapshot or,
 once it is published, another spec takes their place, so the command line asks for --replace first. Going on with a
@@ -23,7 +23,7 @@ from pipeline.store.store import Store
 
 
 def in_the_way(build: Build) -> list[str]:
-    """What the build would replace in its folder and what would be lost, for people, a line each; empty if nothing.
+    """Returns a line for each thing that the build would replace in its folder, with the loss; empty if nothing.
 
     Raises StoreError for a folder whose build.json is damaged.
     """

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from data_specs.shard import (
     MEMBERS,
     REGION_SCHEMA,
-    SHARD_LATER,
     SOURCE_KINDS,
     TEXT_KINDS,
     ContractError,
@@ -46,13 +45,11 @@ def capped(name: str, faults: list[str]) -> list[str]:
 
 
 def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[pa.Table, list[str]]:
-    """The columns of `schema` in a Parquet file, and its faults. Other columns are ignored: additive fields keep the
-    version, and a file may lack those of SHARD_LATER. With faults in the schema or the number of rows the table is
-    empty."""
+    """Returns the columns of `schema` in a Parquet file, and its faults. Other columns are ignored: additive fields
+    keep the version. With faults in the schema or the number of rows the table is empty."""
     empty = schema.empty_table()
     try:
         actual = pq.read_schema(path)
-        schema = pa.schema([field for field in schema if field.name in actual.names or field.name not in SHARD_LATER])
         faults = []
         for column in schema:
             at = actual.get_field_index(column.name)

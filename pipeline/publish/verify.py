@@ -1,7 +1,7 @@
 """Checks a build or a release against its manifest and the contract. `verify` returns every fault as one line that
 names the file, and the key where it is about one sample.
 
-Quick: every file is there with its size and sha256, the folder has no shard that the manifest does not name, and the
+Quick: every file is there with its size and sha256, the manifest names every shard of the folder, and the
 Parquet files hold what the contract asks. Full: in addition every tar is walked member by member against its index, and
 every image is decoded. Nothing that STORE lists as taken down may be inside. Of a dataset whose faces are blurred every
 image is looked at in the boxes of the detector that found them: there it must be a mosaic, and hold no metadata.
@@ -47,8 +47,8 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
     """Faults of a dataset, one line each; empty if it is sound. `folder` is a build's folder or its shard folder.
 
     store: the STORE whose takedowns must not be inside; if not given, the one that the build or the release belongs to,
-    none for a copy. Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version,
-    and StoreError for a `store` that is none.
+    none for a copy. Raises ContractError for a manifest that is missing, unreadable or of a newer version,
+    and StoreError for an invalid `store`.
     """
     dataset = Dataset.open(folder)
     if store:
@@ -100,7 +100,7 @@ class _AcrossShards:
 
 
 def _manifest_faults(manifest: Manifest) -> Iterator[str]:
-    """Where the manifest contradicts itself, or names a file outside the shard folder."""
+    """Yields contradictions of the manifest, and files that it names outside the shard folder."""
     samples = Counter[str]()
     for shard in manifest.shards:
         samples[shard.split] += shard.samples

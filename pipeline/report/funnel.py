@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.partitions import DECISIONS, Record
-from pipeline.store.partitions import REMOVED_LATER
+from pipeline.store.partitions import DECISIONS, REMOVED_LATER, Record
 from pipeline.store.stage import in_funnel
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}

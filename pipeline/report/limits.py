@@ -23,7 +23,6 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from data_specs.shard import SPLITS
 from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_specs.shard import PAIR_SCORE
 from pipeline.filters import PairFilter, pair_filters

@@ -13,12 +13,9 @@ Limits: memory is what the passes hold (`fates`, `figures`). A build's records a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
-
-import pyarrow as pa
 
 from pipeline.detectors import detector_ids
 from pipeline.report.fates import Fates
@@ -29,7 +26,7 @@ from pipeline.report.removed import RemovedTexts
 from pipeline.report.scored import ScoredPairs
 from pipeline.store.build import Build, sha256_of
 from pipeline.store.frames import decisions_of
-from pipeline.store.partitions import Attempt, Record, StageDir
+from pipeline.store.partitions import Record
 from pipeline.store.takedowns import Takedowns
 
 VERSION = 1

@@ -154,7 +154,7 @@ _PHRASES = [
         (r"has more than (\d+) images", r"图像多于 \1 个"),
         (r"its texts went over", "文本已转给首个候选"),
         (r"stands in a list; its own page is", "出现在列表中；其所属页面："),
-        (r"names (.+), which is no picture of the folder", r"提到 \1，文件夹中没有这张图片"),
+        (r"names (.+), which is not a picture of the folder", r"提到 \1，文件夹中没有这张图片"),
         (r"cannot be read", "无法读取"),
         (r"its source holds no such picture any more", "来源中已没有这张图片"),
         (r"pictures are not read by this installation:", "图片：本机未安装读取组件："),

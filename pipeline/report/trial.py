@@ -1,4 +1,5 @@
-"""What another spec would let in, and what it would leave out: a trial (`pipeline.opening.open_trial`) beside its build.
+"""What another spec would let in, and what it would leave out: a trial (`pipeline.opening.open_trial`) beside its
+build.
 
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
 the build that says why it was left out, and what went out has one of the trial. Candidates whose images nobody has
@@ -22,7 +23,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import SPLITS
 from pipeline.records import DropReason, order_key
 from pipeline.report.diff import changes
 from pipeline.report.fates import HIDDEN

@@ -29,7 +29,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isi
 
 
 class Source(Plugin):
-    """Base of all sources. `base` is the folder that relative paths start from; it is no part of the identity."""
+    """Base of all sources. `base` is the folder that relative paths start from; it does not belong to the identity."""
 
     name: str
     source_kind: SourceKind
@@ -58,9 +58,9 @@ class Source(Plugin):
         return []
 
     def look(self, budget: Budget) -> Look:
-        """What its input holds, within a budget: read before a build, by `wenlan-data plan`.
+        """Returns a summary of the input, read within a budget, for `wenlan-data plan`.
 
-        Raises SourceError as a build would that cannot begin: for what is missing or has not the columns of the spec.
+        Raises SourceError as a build would: for missing input, or input without the columns of the spec.
         """
         raise TypeError(f"{type(self).__name__} must look at its input")
 
@@ -77,14 +77,6 @@ class PageSource(Source):
         1_000_000, gt=0, description="images on the pages of a host, within one WARC file, that become candidates"
     )
 
-    def identity(self) -> dict[str, Any]:
-        """As of any source, without options that came later and are not set: earlier results stay valid."""
-        identity = super().identity()
-        for name in IMAGE_CAPS:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                identity["options"].pop(name)
-        return identity
-
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []
@@ -92,7 +84,7 @@ class PageSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class PageRange:
-    """Where the capture of a page lies: a gzip member of a WARC file, by path or URL. url: of the page."""
+    """Location of a page's capture: a gzip member of a WARC file, by path or URL. url: of the page."""
 
     url: str
     file: str
@@ -108,7 +100,7 @@ class RangeSource(PageSource):
         raise TypeError(f"{type(self).__name__} must say its parts")
 
     def ranges(self, part: int) -> Iterator[PageRange | Decision]:
-        """The pages of one part in a stable order; a Decision for each that has no place. Raises SourceError."""
+        """The pages of one part in a stable order; a Decision for each without a place. Raises SourceError."""
         raise TypeError(f"{type(self).__name__} must say where its pages lie")
 
 
@@ -120,7 +112,7 @@ class TableSource(Source):
         raise TypeError(f"{type(self).__name__} must say its parts")
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in a stable order; a Decision for each row that is none. Raises SourceError."""
+        """Candidates of one part in a stable order; a Decision for every other row. Raises SourceError."""
         raise TypeError(f"{type(self).__name__} must read its parts")
 
     def read_image(self, image_url: str) -> bytes | None:
@@ -141,9 +133,9 @@ class TableSource(Source):
     def entries(
         self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
     ) -> list[Candidate | Decision]:
-        """What `parse` returns for one row; one Decision if it raises.
+        """Returns the result of `parse` for one row; one Decision if it raises.
 
-        Every table source reads its rows through this, so that no row ends a part. row: file and row, for people.
+        Every table source reads its rows through this, so that a bad row does not end a part. row: for people.
         """
         try:
             entries = list(parse())
@@ -176,14 +168,14 @@ class Decoding:
     """Whether the rows of a text file are of its encoding. The file is opened with `errors="surrogateescape"`.
 
     A row that is not is a fault of its own. A file of which no row is (rows of plain ASCII count for nothing) has
-    another encoding than it was said to have, and that is the fault of whoever wrote the spec.
+    another encoding than it was said to have, and that is a fault of the spec.
     """
 
     def __init__(self, encoding: str) -> None:
         self._encoding, self._undecoded, self._decoded = encoding, 0, False
 
     def fault(self, row: str) -> UnicodeError | None:
-        """What is wrong with a row, as text; None for a sound one. Raises UnicodeError for the file."""
+        """Returns the fault of a row as text; None for a sound one. Raises UnicodeError for the file."""
         if row.isascii():
             return None
         if not _ESCAPED.search(row):
@@ -245,7 +237,7 @@ class FileSource(TableSource):
         return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **sample.described())
 
     def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
-        """What a build reads of one file, the `number`th, lazily."""
+        """Yields candidates and decisions of one file, the `number`th."""
         return self.read(number)
 
     def count(self, file: str, budget: Budget) -> Reading:

@@ -1,7 +1,7 @@
-"""What a bounded look at a source's input finds, before a build reads all of it: `wenlan-data plan` shows it.
+"""Bounded look at a source's input, before a build reads all of it; `wenlan-data plan` shows the result.
 
-A look reads a few files as the build would (`Sample`), counts what a file's size or directory tells, and says of each
-figure whether it is exact, a lower bound or an estimate. Limits: seconds are counted between rows, so one row (a
+A look reads a few files as the build would (`Sample`), counts what a file's size or directory tells, and marks each
+figure as exact, a lower bound or an estimate. Limits: seconds are counted between rows, so one row (a
 captions file is read whole) may take longer.
 """
 
@@ -48,11 +48,11 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found.
+    """Result of a look.
 
-    counts: files, rows, pictures, pages and whatever else the kind of source has. bytes: of its files, 0 where nobody
-    knows. candidates: images with texts, None where only the web knows. pages: that are to be crawled or read.
-    facts: further lines, (name, value). warnings: what the build would do, and probably nobody wants.
+    counts: files, rows, pictures, pages and whatever else the kind of source has. bytes: of its files, 0 where
+    unknown. candidates: images with texts, None where only the web knows. pages: that are to be crawled or read.
+    facts: further lines, (name, value). warnings: effects of the build that are probably unwanted.
     start_urls: pages that a crawl starts from. image_urls: some images that are to be fetched, of different hosts.
     busiest_host: the largest share of the images that one host has, 0 to 1; 0 for images that lie in the source.
     """
@@ -70,7 +70,7 @@ class Look:
 
 @dataclass
 class Budget:
-    """How much a look at one source may cost. Its time begins when it is made."""
+    """Time and bytes that a look at one source may take. The time begins at construction."""
 
     seconds: float = 3.0
     rows: int = 5_000
@@ -135,8 +135,8 @@ class Sample:
         return Count("candidates", self.candidates if exact else round(rows.number * share), "" if exact else "about")
 
     def described(self) -> dict[str, Any]:
-        """Fields of a Look: what was looked at, why rows are no candidates, and images to ask for."""
-        facts = [("looked at", f"{self.rows:,} rows, of which {self.dropped:,} are no candidates")]
+        """Fields of a Look: rows read, reasons of dropped rows, and images to try."""
+        facts = [("looked at", f"{self.rows:,} rows, of which {self.dropped:,} are not candidates")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
         nothing = self.rows and not self.candidates
         return {
@@ -149,7 +149,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How far a file was read while something in it was counted. read, size: in bytes as it lies there."""
+    """Progress of counting in one file. read, size: in bytes of the stored file."""
 
     number: int
     read: int
@@ -158,7 +158,7 @@ class Reading:
 
 
 def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> Count:
-    """How many there are in all files, from those that were read. size: of all files, in bytes."""
+    """Returns the count in all files, extrapolated from those that were read. size: of all files, in bytes."""
     number, read = sum(r.number for r in readings), sum(r.read for r in readings)
     if len(readings) == files and all(r.whole for r in readings):
         return Count(what, number)

@@ -1,8 +1,8 @@
-"""Where a sample of somebody else's dataset came from, as the JSON beside its picture says.
+"""Origin of a sample of another dataset, from the JSON beside its picture.
 
 img2dataset, LAION and our own shards write the address of an image, and some its page, digest and licence, into
 KEY.json. The address becomes the candidate's `image_url`, so that a takedown by URL or by domain finds it, and a later
-build refuses it; the bytes are still read from where they lie.
+build refuses it; the bytes are still read from the dataset.
 """
 
 from __future__ import annotations

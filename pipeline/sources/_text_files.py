@@ -33,7 +33,7 @@ PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 """The suffix of a packed table."""
 
 HEAD = 256 * 1024
-"""Bytes by which the encoding of a file is told."""
+"""Bytes from which the encoding of a file is detected."""
 
 FEW_ZEROS = 10
 """Bytes per zero from which on a text is not in UTF-16, if it is one in UTF-8: no Chinese one is both."""
@@ -47,7 +47,7 @@ _USUAL = re.compile("[\t-~\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 SEPARATORS = (",", "\t", ";", "|", "，")
 """Separators of columns that are looked for in the first row of a table, the most usual first."""
 
-csv.field_size_limit(MAX_LINE)  # of the whole process; what is longer is no line that is read
+csv.field_size_limit(MAX_LINE)  # of the whole process; longer lines are not read
 
 _QUOTED = re.compile(r'\s*"([^"]*)"\s*\Z')
 
@@ -62,7 +62,7 @@ def _known(name: str) -> str:
         if name != AUTO and not codecs.lookup(name)._is_text_encoding:
             raise LookupError
     except LookupError:
-        raise ValueError(f"{name!r} is no encoding; gb18030 (includes GBK), big5, utf-8, utf-16, or auto") from None
+        raise ValueError(f"{name!r} is not an encoding; gb18030 (includes GBK), big5, utf-8, utf-16, or auto") from None
     return name
 
 
@@ -73,7 +73,7 @@ Encoding = Annotated[str, AfterValidator(_known)]
 def encoding_of(head: bytes, whole: bool = True) -> str:
     """The Python codec of a text that begins with these bytes; `utf-8` where none fits. whole: they are all of it.
 
-    Raises ValueError for bytes of a format that is no text.
+    Raises ValueError for bytes of a binary format.
     """
     for magic, what in _NO_TEXT.items():
         if head.startswith(magic):
@@ -131,7 +131,7 @@ def text_of(data: bytes, encoding: str) -> str:
 def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
     """(a text file of rows, its encoding); bytes that are not of it become lone surrogates.
 
-    Compressed ones (.gz, .zst ...) are unpacked. Raises what fsspec raises, and ValueError for what is no text.
+    Compressed ones (.gz, .zst ...) are unpacked. Raises what fsspec raises, and ValueError for binary bytes.
     """
     if encoding == AUTO:
         with fsspec.open(file, "rb", compression="infer") as f:  # of its own: a compressed file cannot go back
@@ -142,7 +142,7 @@ def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
 
 
 class NoText(ValueError):
-    """A cell that is no text."""
+    """Raised for a cell that is not text."""
 
 
 def cell_text(value: Any) -> str:
@@ -152,7 +152,7 @@ def cell_text(value: Any) -> str:
     if value is None or value != value:  # pandas writes NaN for nothing
         return ""
     if isinstance(value, dict):
-        raise NoText(f"is no text but an object of {', '.join(map(str, value))}"[:200])
+        raise NoText(f"is an object, not text, with {', '.join(map(str, value))}"[:200])
     text = value.decode() if isinstance(value, bytes) else str(value)  # Parquet may not say that strings are text
     return encodable(text).strip()
 
@@ -206,8 +206,8 @@ def rows_of(
 ) -> Iterator[list[str] | Exception]:
     """The cells of each row of a table; what csv or `lines` raises on a row is in its place.
 
-    To csv a quote at the start of a cell opens one that ends at the next quote, many rows later where it is no quote of
-    a table but one of a text. So lines are taken for rows of their own if each of them looks like one; if the first
+    To csv a quote at the start of a cell opens one that ends at the next quote, many rows later where it belongs to
+    a text and not to the table. So lines are taken for rows of their own if each of them looks like one; if the first
     does, where together they have too few or too many cells or their quotes stand where no writer of tables puts them;
     and if any does, where both is so.
 
@@ -217,7 +217,7 @@ def rows_of(
     reader = csv.reader(feed, delimiter=separator)
 
     def alone(line: str | LongLine) -> list[str] | None:
-        """The cells of a line, read as a row of its own; None if it is none."""
+        """Returns the cells of a line, read as a row of its own; None if it is not one."""
         if isinstance(line, LongLine):
             return None
         readings = (cells for cells in _readings(line, separator) if len(cells) == columns and is_row(cells))

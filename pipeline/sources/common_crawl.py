@@ -86,7 +86,7 @@ class CommonCrawl(RangeSource):
         if not self.path and not self.path_list:
             raise ValueError("path or path_list is required")
         if odd := [code for code in self.languages if not re.fullmatch("[a-z]{3}", code)]:
-            raise ValueError(f"languages: {odd[0]!r} is no code of three letters; Chinese is zho")
+            raise ValueError(f"languages: {odd[0]!r} is not a code of three letters; Chinese is zho")
         return self
 
     def files(self) -> list[str]:
@@ -116,9 +116,9 @@ class CommonCrawl(RangeSource):
         return sum(1 for _ in self._cuts())
 
     def ranges(self, part: int) -> Iterator[PageRange | Decision]:
-        """Where the pages of a part lie, in the order of files and places; a Decision for a row that names no place.
+        """Yields locations of a part's pages, in the order of files and offsets; a Decision for a row without one.
 
-        Raises SourceError for a file that cannot be read or has not the index's columns.
+        Raises SourceError for a file that cannot be read or lacks the index's columns.
         """
         yield from self._ranges(next(itertools.islice(self._cuts(), part, None)))
 
@@ -202,7 +202,7 @@ class CommonCrawl(RangeSource):
             yield from _as_rows(batch.filter(mask))
 
     def _is_page(self, batch: pa.RecordBatch) -> pa.Array:
-        """Which rows are pages to be taken."""
+        """Returns the flags of rows whose pages are taken."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -215,7 +215,7 @@ class CommonCrawl(RangeSource):
         return pc.fill_null(pc.and_(pc.and_(language, kind), found), False)
 
     def _place(self, row: dict[str, Any]) -> PageRange | Decision:
-        """Where the record of a row lies; a Decision for a row that names no place below `prefix`."""
+        """Returns the location of a row's record; a Decision for a row without a location below `prefix`."""
         url, name = without_userinfo(str(row["url"] or "")), str(row["warc_filename"] or "")
         offset, length = row["warc_record_offset"], row["warc_record_length"]
         is_place = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MOST_BYTES and length > 0
@@ -274,7 +274,7 @@ class _Opened:
 
         self._raw.__exit__(kind, e, trace)
         if isinstance(e, faults(pa.ArrowException)):
-            said = "is no Parquet file that can be read" if isinstance(e, pa.ArrowException) else "cannot be read"
+            said = "is not a readable Parquet file" if isinstance(e, pa.ArrowException) else "cannot be read"
             raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
 
 

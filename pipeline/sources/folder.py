@@ -5,7 +5,7 @@
     captions: FILE     one table for all, CSV, TSV or JSON lines: a column that names the picture and one for each kind
                        of text, called `file`, `caption`, ... or as `columns` says
 
-Encoding and separator of columns are told by the bytes (`pipeline.sources._text_files`). A row names its picture by
+Encoding and separator of columns are detected (`pipeline.sources._text_files`). A row names its picture by
 its path in the folder, or by its name, with or without suffix, where only one picture has it.
 
 The pictures are read from the folder itself and not fetched. Their image_url is the one that X.json states
@@ -169,7 +169,7 @@ class FolderOfImages(TableSource):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists.
 
-        Raises ValueError for one that nobody can read whole.
+        Raises ValueError for one too large to be read whole.
         """
         prefix = f"folder:///{self.name}/"
         if not image_url.startswith(prefix):
@@ -179,7 +179,7 @@ class FolderOfImages(TableSource):
             return None
         try:
             return content(self.resolve(self.path), image)
-        except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
+        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
             raise SourceError(self._at(image), f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
@@ -211,7 +211,7 @@ class FolderOfImages(TableSource):
 
     def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
-        evidence = f"{self.captions} names {name}, which is no picture of the folder"
+        evidence = f"{self.captions} names {name}, which is not a picture of the folder"
         yield drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
     def _at(self, name: str) -> str:
@@ -256,7 +256,7 @@ class FolderOfImages(TableSource):
     ) -> tuple[dict[str, list[Text]], list[Decision]]:
         """Texts of the captions file by picture, and a Decision for each row of it that cannot be read.
 
-        Of all images only `own` are taken and, with `others`, what is no picture of the folder: each part of a large
+        Of all images only `own` are taken and, with `others`, other names: each part of a large
         folder reads the whole table. Raises SourceError that names the file if it cannot be read, or none of its rows.
         """
         file, pictures, wanted = self._at(self.captions), _Names(images), set(own)
@@ -280,7 +280,7 @@ class FolderOfImages(TableSource):
             raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
         if broken and not any_is_sound:
             fault = f"none of its first {len(broken)} rows can be read: {broken[0].evidence}"
-            raise SourceError(file, f"source {self.name}: the captions file is no table of captions ({fault})"[:600])
+            raise SourceError(file, f"source {self.name}: the captions file is not a table of captions ({fault})"[:600])
         return texts, broken
 
     def _caption_rows(self, f: Any, pictures: _Names) -> Iterator[Any]:
@@ -395,10 +395,10 @@ def _encodable(row: str, encoding: str) -> None:
 def texts_of(value: Any) -> list[Text]:
     """Texts of a JSON object: `{"texts": [{"kind", "text"}]}` or `{KIND: TEXT or [TEXT, ...]}`.
 
-    Raises ValueError if it is no JSON object; keys that are no kind of text are ignored.
+    Raises ValueError unless it is a JSON object; keys that are not kinds of text are ignored.
     """
     if not isinstance(value, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     pairs: list[tuple[Any, Any]] = []
     originals: dict[Any, Any] = {}  # text -> what it was before a build rewrote it; our own shards have it
     if isinstance(value.get("texts"), list):
@@ -418,6 +418,6 @@ def texts_of(value: Any) -> list[Text]:
 
 @lru_cache(maxsize=8)
 def _list(folder: str) -> _Listed:
-    """All files below a folder. Raises SourceError if there is no such folder."""
+    """Returns all files below a folder. Raises SourceError for a missing folder."""
     listing = files_below(folder)
     return _Listed(listing, sorted(name for name in listing if PurePosixPath(name).suffix.lower() in SUFFIXES))

@@ -83,11 +83,11 @@ class Microblog(FileSource):
             yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is not JSON ({e})")
             return
         if not isinstance(post, dict):
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is no JSON object")
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is not a JSON object")
             return
         raw = _first(post, self.fields.text)
         topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
-        own = " ".join(_REPOST.sub("", raw).split())  # of white space in a row the pattern looks at each piece anew
+        own = " ".join(_REPOST.sub("", raw).split())  # in a run of white space the pattern retries at each character
         words = clean(html.unescape(_NOISE.sub(" ", own)))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _all(post, self.fields.images)
@@ -108,14 +108,14 @@ class Microblog(FileSource):
             yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(self, row: str, number: int, reason: DropReason, evidence: str, url: str = "") -> Decision:
-        """The Decision about a post, or a picture of it, that is no candidate."""
+        """Returns the Decision about a post, or a picture of it, that is not a candidate."""
         return drop(
             Candidate(self.name, self.source_kind, row, "", url[:2000], (), number), "extract", reason, evidence
         )
 
 
 def _web(url: str) -> str:
-    """The canonical form of a web address; "" if it is none."""
+    """Returns the canonical form of a web address; "" for anything else."""
     try:
         return canonical_url(url) if url else ""
     except ValueError:

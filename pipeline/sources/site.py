@@ -61,7 +61,7 @@ class Site(PageSource):
     def _prefixes_are_paths(cls, within: tuple[str, ...]) -> tuple[str, ...]:
         for prefix in within:
             if not prefix.startswith("/"):
-                raise ValueError(f"{prefix!r} is no path: it must start with /")
+                raise ValueError(f"{prefix!r} is not a path: it must start with /")
         return within
 
     @field_validator("exclude")
@@ -71,7 +71,7 @@ class Site(PageSource):
             try:
                 re.compile(pattern)
             except re.error as e:
-                raise ValueError(f"{pattern!r} is no regular expression: {e}") from None
+                raise ValueError(f"{pattern!r} is not a regular expression: {e}") from None
         return exclude
 
     def start_urls(self) -> list[str]:
@@ -138,7 +138,7 @@ class Site(PageSource):
 
 
 def _canonical_host(host: str) -> str:
-    """A host of the spec as canonical addresses have it, in IDNA and without a default port; as it is if it is none."""
+    """Returns a host of the spec in canonical form, in IDNA and without a default port; unchanged if invalid."""
     scheme = "https" if host.endswith(":443") else "http"
     try:
         return urlsplit(canonical_url(f"{scheme}://{host}")).netloc

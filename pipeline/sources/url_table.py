@@ -1,7 +1,7 @@
 """url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
 
 The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
-`format`; encoding and separator are told by the bytes (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
+`format`; encoding and separator are detected (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
 BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from `images`, a
 URL or a folder.
 
@@ -105,13 +105,6 @@ class UrlTable(FileSource):
             raise ValueError("images is required for brivl_jsonl: where its image paths start from")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """As of any source; `auto` is written as the former default, since files that could be read read the same."""
-        identity = super().identity()
-        if self.encoding == AUTO:
-            identity["options"]["encoding"] = "utf-8"
-        return identity
-
     def parts(self) -> int:
         """Number of parts: each file is divided into ranges of rows, at least one per file."""
         return len(self._cuts())
@@ -135,7 +128,7 @@ class UrlTable(FileSource):
             yield self._candidate(cells, row, number)
 
     def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
-        """What a build reads of one file, however it is divided. Raises SourceError."""
+        """Yields candidates and decisions of one file, whatever its division into parts. Raises SourceError."""
         for at, cells in self._rows(file, 0, sys.maxsize):
             row = f"{writable(file.rpartition('/')[2])}, row {at}"
             yield from self.entries(row, at, partial(self._of_row, cells, row, at))
@@ -152,7 +145,7 @@ class UrlTable(FileSource):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist.
 
-        Raises ValueError for one that nobody can read whole.
+        Raises ValueError for one too large to be read whole.
         """
         prefix = f"url-table:///{self.name}/"
         if not image_url.startswith(prefix):
@@ -163,7 +156,7 @@ class UrlTable(FileSource):
         folder = self.root() or self.resolve(self.images)
         try:
             return content(folder, str(relative))
-        except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
+        except StorageError as e:  # with a failing store it is unknown whether the picture is gone
             raise SourceError(f"{folder.rstrip('/')}/{relative}", f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
@@ -237,7 +230,7 @@ class UrlTable(FileSource):
             if isinstance(cells, Exception):
                 yield number, cells if isinstance(cells, LongLine) else str(cells)
             elif not cells:
-                number -= 1  # an empty line is no row
+                number -= 1  # an empty line is not a row
             elif fault := decoding.fault("".join(cells)):
                 yield number, fault
             elif len(cells) != len(header):
@@ -265,7 +258,7 @@ class UrlTable(FileSource):
             except (ValueError, RecursionError) as e:
                 yield number, f"is not JSON ({e})"[:200]
                 continue
-            yield number, cells if isinstance(cells, dict) else "is no JSON object"
+            yield number, cells if isinstance(cells, dict) else "is not a JSON object"
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
@@ -298,7 +291,7 @@ class UrlTable(FileSource):
                             yield at + 1, ValueError(f"this row and {behind:,} behind it are damaged ({reason(e)})")
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
-            raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
+            raise SourceError(file, f"source {self.name}: is not a readable Parquet file ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
         """The columns that the spec names, each once."""
@@ -365,7 +358,7 @@ class UrlTable(FileSource):
     def _made(
         self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
     ) -> Candidate | Decision:
-        """The candidate of a row, or the Decision that it has no text or that its boxes cannot be read."""
+        """Returns the candidate of a row, or the Decision about its missing text or unreadable boxes."""
         try:
             boxes = _boxes(bbox)
         except ValueError as e:
@@ -380,7 +373,7 @@ class UrlTable(FileSource):
     def _broken(
         self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()
     ) -> Decision:
-        """The Decision about a row that is no candidate; its file and row are its identity."""
+        """Returns the Decision about a row that is not a candidate; its file and row are its identity."""
         known = tuple(t for t in texts if t.text)
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
 
@@ -398,7 +391,7 @@ def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
     """The cells of each row of an Arrow table; what Python raises on a row in its place."""
     try:
         return list(table.to_pylist())
-    except Exception:  # one of them: a string that is not UTF-8, a date that Python has none for
+    except Exception:  # one of them: a string that is not UTF-8, a date that Python lacks
         rows: list[dict[str, Any] | Exception] = []
         for at in range(table.num_rows):
             try:
@@ -469,4 +462,4 @@ def _count(file: str, kind: Format, _version: str) -> int:
                 lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
-        raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None
+        raise SourceError(file, f"is not a readable {kind} file ({reason(e)})") from None

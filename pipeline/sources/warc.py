@@ -122,7 +122,7 @@ class Warc(PageSource):
 
 @dataclass(slots=True)
 class _Seen:
-    """What a look at a file saw: HTML pages, their images, bytes of the file, whether they are all, what is wrong."""
+    """Result of a look at a file: HTML pages, their images, bytes, whether the file was read whole, its fault."""
 
     pages: int = 0
     images: int = 0

@@ -48,7 +48,7 @@ from pipeline.texts.cleaning import clean
 MAX_MEMBER = 64 << 20
 
 MAX_ZEROS = 1 << 13
-"""Blocks of zeros in a row, 4 MB: a sparse file of a terabyte is no tar. tar itself ends one with up to 20."""
+"""Blocks of zeros in a row, 4 MB: a sparse file of a terabyte is not a tar. tar itself ends one with up to 20."""
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset passes over."""
@@ -93,7 +93,7 @@ class WebDataset(FileSource):
                     if budget.spent:
                         return Reading(samples, member.offset, size, False)
         except (tarfile.TarError, EOFError):
-            pass  # it breaks off, or is none: `read` says so
+            pass  # it breaks off, or is not a tar: `read` says so
         except faults() as e:
             raise SourceError(file, f"cannot be read ({reason(e)})") from None
         return Reading(samples, size, size, True)
@@ -124,7 +124,7 @@ class WebDataset(FileSource):
         except Exception as e:
             if row < 0 or isinstance(e, no_damage()):
                 hint = "; unpack it, since pictures are read from their places" if file.endswith(_PACKED) else ""
-                raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)}){hint}") from None
+                raise SourceError(file, f"source {self.name}: is not a readable tar ({reason(e)}){hint}") from None
             log.warning("%s: breaks off after %d samples (%s); going on with those", file, row + 1, reason(e))
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
         for number, error in enumerate(refused):
@@ -132,7 +132,7 @@ class WebDataset(FileSource):
             yield self.unreadable(f"{shard}, member {number} of those refused", -1, error)
         for name in map(encodable, of_none):
             what = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
-            why = f"{shard}: {name[:200]} is no file of a sample, KEY.SUFFIX"
+            why = f"{shard}: {name[:200]} is not a file of a sample, KEY.SUFFIX"
             yield drop(what, "extract", DropReason.BAD_ROW, why)
 
     def read_image(self, image_url: str) -> bytes | None:
@@ -153,7 +153,7 @@ class WebDataset(FileSource):
     def _tar(self, name: str) -> tuple[str, str] | None:
         """The tar of this name and its version; None if there is none. Raises SourceError for one that cannot be read.
 
-        Tars are listed once for all pictures, and anew where one came or went since.
+        Tars are listed once for all pictures, and again where one came or went since.
         """
         listed = _listed(self)
         if name in listed:
@@ -242,8 +242,8 @@ def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
     """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here.
 
     webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
-    over what is no file and over names such as `__meta__`. In place of the bytes of a member that cannot be read is
-    what it raised. Names of files that belong to no sample, such as a picture without suffix, go to `of_none`.
+    over other entries than files and over names such as `__meta__`. An unreadable member gives its error in place of
+    bytes. Names of files that belong to no sample, such as a picture without suffix, go to `of_none`.
     """
     from webdataset.tariterators import base_plus_ext
 
@@ -261,7 +261,7 @@ def _members(file: Any, of_none: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | Exception:
-    """What `_members` hands over of a member. Raises where the tar ends before the member does."""
+    """Returns the bytes of a member for `_members`. Raises where the tar ends before the member does."""
     if member.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
     if member.size > MAX_MEMBER:
@@ -285,8 +285,8 @@ INDEXED_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the pictures [N] of a tar lie, up to where it breaks off: digests of their names, ascending, with offset
-    and size of each. Of two of one name the later one comes later."""
+    """Locations of a tar's pictures [N], up to where it breaks off: digests of their names, ascending, with offset
+    and size of each. Of two with one name the later one comes later."""
 
     names: npt.NDArray[np.uint64]
     offsets: npt.NDArray[np.int64]
@@ -313,7 +313,7 @@ class _Index:
         return _Index(digests[order], np.array(offsets, np.int64)[order], np.array(sizes, np.int32)[order])
 
     def place(self, name: str) -> tuple[int, int] | None:
-        """Offset and size of a picture; None if there is no such picture."""
+        """Offset and size of a picture; None for a missing picture."""
         digest = np.uint64(_digest(name))
         at = int(np.searchsorted(self.names, digest, side="right")) - 1
         return (int(self.offsets[at]), int(self.sizes[at])) if at >= 0 and self.names[at] == digest else None

@@ -1,10 +1,11 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
 `pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and the last pass applies
-the verdicts in parallel: kept pairs, with the texts of their copies, and a Decision for each other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
-which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
-their split (`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is
-never kept again within a generation, so its split cannot change.
+the verdicts in parallel: kept pairs, with the texts of their copies, and a Decision for each other one, with its leader
+and every failing reason. A pair whose image an earlier build of the dataset kept is `known`, which is not a drop. Kept
+pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and their split
+(`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is never kept
+again within a generation, so its split cannot change.
 
 Limits: a partition of filter, and the verdicts of a run (`rank.RUN` pairs), are held in memory.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report import dataset, published
+from pipeline.report import dataset
 from pipeline.report.page import as_json, make, render, rows
 from pipeline.store.build import Build
 from pipeline.store.stage import EVERY, Pass, PassFile, Stage
@@ -12,13 +12,11 @@ from pipeline.urls import shown
 
 
 def token(build: Build) -> Any:
-    """Options of the report, the gates it shows, the takedowns it must honour, the release it compares with, and the
-    paper's funnel beside it."""
+    """Options of the report, the gates it shows, the takedowns it must honour and the release it compares with."""
     spec = build.spec
     expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
-    beside = [published.digest(spec.report.published, spec.base)] if spec.report.published else []
     moving = [build.store.forgotten_revision(), dataset.number_before(build)]
-    return [spec.report.model_dump(), *expected, *moving, *beside]
+    return [spec.report.model_dump(), *expected, *moving]
 
 
 def partitions(build: Build) -> list[str]:

@@ -5,9 +5,9 @@ says which rows it holds, `pipeline.pictures.encode` how and at what size an ima
 byte-reproducible (`pipeline.files.tars`). Offsets are noted and sha256 taken while packing, so no tar is ever read
 again.
 
-Files have fixed names (`train-000000.tar`), which two fingerprints share. So before any task runs the driver removes the
-manifest first and then whatever belongs to another fingerprint (`begin`): a reader sees no manifest, hence no dataset,
-until `publish` has written a new one.
+Files have fixed names (`train-000000.tar`), which two fingerprints share. So before any task runs the driver removes
+the manifest first and then whatever belongs to another fingerprint (`begin`): a reader sees no manifest, hence no
+dataset, until `publish` has written a new one.
 
 Limits: a shard's rows and index are held in memory.
 """

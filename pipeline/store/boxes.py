@@ -1,8 +1,8 @@
 """Boxes of pictures that no build holds, by one detector and through its region cache.
 
-For who embeds or searches with pictures at hand: `wenlan-data boxes` and `wenlan.load(detector=...)`. The boxes are
-those that stage `detect` would make of the same bytes: raw ones are cached under the picture's sha256 in a folder of
-STORE's layout (REGIONS/<detector-id>/), so that builds and embeddings share them, and they are cleaned on the way out.
+For `wenlan-train embed`, `search` and `serve`, and for `wenlan.load(detector=...)`. The boxes are those that stage
+`detect` would make of the same bytes: raw ones are cached under the picture's sha256 in a folder of STORE's layout
+(REGIONS/<detector-id>/), so that builds and embeddings share them, and they are cleaned on the way out.
 
 Boxes come back in pixels of the picture as stored, best first. The detector looks at it as shown, that is, turned by
 its EXIF orientation; who reads the file without regard to that (training does) gets boxes that fit.
@@ -21,14 +21,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.detectors import NONE, Boxes, Detector
+from data_specs.build import SpecError, load
+from pipeline.detectors import NONE, Boxes, Detector, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
 from pipeline.files.folder import Folder
 from pipeline.pictures.decode import MAX_PIXELS, Header, PictureError, decode, header
+from pipeline.plugins import configure
 from pipeline.store.cache import Cache
 from pipeline.unreadable import OURS, evidence
 
 log = logging.getLogger("wenlan")
+
+
+def open_maker(name: str, wanted: str = "", regions: str = "") -> BoxMaker:
+    """A BoxMaker by a detector's name, with its defaults, or by the file of a spec (.yaml) whose first one it is.
+
+    wanted: the id that it must have; "" for any. Raises SpecError, and DetectorError where its weights are missing.
+    """
+    if name.endswith((".yaml", ".yml")):
+        known = detectors_of(load(name))
+    else:
+        known = [configure("detectors", name, {}, Detector)]
+    chosen = next((one for one in known if wanted in ("", one.detector_id)), None)
+    if chosen is None:
+        ids = ", ".join(one.detector_id for one in known) or "none"
+        raise SpecError([f"{name}: is {ids}, not {wanted}; name the spec (.yaml) that has it"])
+    if chosen.OF_SOURCES:
+        raise SpecError([f"{name}: its boxes come with a build's sources; it looks at no picture"])
+    return BoxMaker(chosen, regions)
+
 
 MOST_BOXES = 1_000
 """Boxes of a picture, best first: more than any tower reads. A spec has a cap of its own."""
@@ -49,6 +70,7 @@ class BoxMaker:
         self._state: Any = None
         self._loaded = False
         self._new: dict[str, Boxes] = {}
+        self.detector_id = detector.detector_id
         self.made = 0
         """Pictures that the detector has looked at so far."""
 

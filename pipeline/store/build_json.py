@@ -1,8 +1,8 @@
 """build.json: a build's identity and progress. Written by the running build, read by everyone else.
 
 It holds the spec (without the user names and passwords of its URLs, its digest as with them), what was read of STORE,
-the versions of the tools, the counts, time and cost of each pass and each stage, the pass that runs, and who approved or
-refused it. What a dataset is made of lies in the records of the passes; nothing here decides what is done again.
+the versions of the tools, the counts, time and cost of each pass and each stage, the pass that runs, and who approved
+or refused it. What a dataset is made of lies in the records of the passes; nothing here decides what is done again.
 
 Limits: one process writes it, and holds the lock BUILD/_lock. Whether that of an object store is held by a process that
 lives is known on its own machine only; elsewhere a stage whose build was killed is still shown as running.
@@ -42,12 +42,14 @@ from pipeline.urls import without_userinfo
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them."""
+    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them.
+    peak_bytes: the most memory of a worker."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0  # seconds times the GPUs in use
     bytes: int = 0  # of the files that were written
+    peak_bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -55,39 +57,17 @@ class Cost:
             round(self.cpu_seconds + other.cpu_seconds, 3),
             round(self.gpu_seconds + other.gpu_seconds, 3),
             self.bytes + other.bytes,
+            max(self.peak_bytes, other.peak_bytes),
         )
 
     @staticmethod
     def of(records: list[Record], gpus: float) -> Cost:
         """The cost of committed partitions, each of which used that many GPUs."""
         each = (
-            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values())) for r in records
+            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values()), r.peak_bytes)
+            for r in records
         )
         return sum(each, Cost())
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Lower bounds that further workers do not lift. driver_seconds: of the driver, before and after the partitions.
-    longest_seconds: of the longest partition. peak_bytes: the most memory of a worker; 0 where that is unknown."""
-
-    driver_seconds: float = 0.0
-    longest_seconds: float = 0.0
-    peak_bytes: int = 0
-
-    @staticmethod
-    def of(records: list[Record], driver_seconds: float) -> Bounds:
-        """Timing bounds of a pass, from its partition records."""
-        longest = max((record.seconds for record in records), default=0.0)
-        return Bounds(round(driver_seconds, 3), longest, max((record.peak_bytes for record in records), default=0))
-
-    def __add__(self, other: Bounds) -> Bounds:
-        """Bounds of two passes, one after the other."""
-        return Bounds(
-            round(self.driver_seconds + other.driver_seconds, 3),
-            round(self.longest_seconds + other.longest_seconds, 3),
-            max(self.peak_bytes, other.peak_bytes),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +81,13 @@ class PassResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
-    bounds: Bounds = Bounds()
 
     @staticmethod
-    def of(
-        own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0, driver_seconds: float = 0.0
-    ) -> PassResult:
-        """The result of a pass from its records. ran: partitions that this run has done; -1 for a pass that was finished."""
+    def of(own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
+        """The result of a pass from its records. ran: partitions that this run has done; -1 for a finished pass."""
         cost = Cost.of(records, own.resources(build.spec).get("num_gpus", 0.0))
-        bounds = Bounds() if ran < 0 else Bounds.of(records, driver_seconds)
         counts = dict(counts_of(records))
-        return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost, bounds)
+        return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +101,6 @@ class StageResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
-    bounds: Bounds = Bounds()
 
     @staticmethod
     def of(name: str, passes: Sequence[PassResult]) -> StageResult:
@@ -138,7 +113,6 @@ class StageResult:
             round(sum(own.seconds for own in passes), 2),
             passes[-1].funnel,
             sum((own.cost for own in passes), Cost()),
-            sum((own.bounds for own in passes), Bounds()),
         )
 
 
@@ -194,9 +168,11 @@ def reopen(out: str, stages: Stages) -> Build:
 
 
 def as_it_lies(build: Build) -> Build:
-    """A reopened build with the passes that build.json no longer names, since it was begun again and has not come to them.
+    """A reopened build with the passes that build.json no longer names, since it was begun again and has not come to
+    them.
 
-    They are what it was before, a published dataset among them: for commands that remove something from all that is there.
+    They are what it was before, a published dataset among them: for commands that remove something from all that is
+    there.
     """
     there, names = dict(build.fingerprints), [own.name for own in build.all_passes()]
     for name in (name for name in build.passes if name not in there):
@@ -235,7 +211,6 @@ def note(build: Build, *results: PassResult, running: Running | None = None) -> 
             "funnel": result.funnel,
             "seconds": before.get("seconds", 0.0) if result.skipped else result.seconds,
             "cost": dataclasses.asdict(result.cost),
-            "bounds": before.get("bounds", dataclasses.asdict(result.bounds)),
         }
     passes = {name: passes[name] for name in build.passes if name in passes}  # in the order they run in
     noted = {
@@ -277,7 +252,6 @@ def _by_stage(build: Build, passes: Mapping[str, Any]) -> dict[str, Any]:
             "funnel": noted[-1]["funnel"],
             "seconds": round(sum(each["seconds"] for each in noted), 2),
             "cost": dataclasses.asdict(sum((Cost(**each["cost"]) for each in noted), Cost())),
-            "bounds": dataclasses.asdict(sum((Bounds(**each["bounds"]) for each in noted), Bounds())),
         }
     return stages
 
@@ -324,8 +298,8 @@ def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and no process goes on)
-    or "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with a
-    manifest that cannot be read, and what to do; "" for one that can, or is not there.
+    or "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with
+    a manifest that cannot be read, and what to do; "" for one that can, or is not there.
     """
     known, expired, (published, damaged) = read(build.folder), build.expired, _published(build)
     running, alive = known.get("running"), _is_owned(build)
@@ -380,14 +354,14 @@ def damaged(fault: ContractError, out: str) -> str:
 
 def now() -> str:
     """This moment, RFC 3339, UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
     """How far the running pass is; of a build that was killed without what its last pulses said."""
     records = directory.records()
     since = datetime.datetime.fromisoformat(running.since)
-    seconds = max(0.0, (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds())  # the clock may be set
+    seconds = max(0.0, (datetime.datetime.now(datetime.UTC) - since).total_seconds())  # the clock may be set
     ran = Ran(0 if alive is False else len(records) - running.committed_before, seconds)
     beats = [] if alive is False else pulse.beats(directory.folder)
     return figures(build.passes[running.name], running.partitions, len(records), counts_of(records), beats, ran)

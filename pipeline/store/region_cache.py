@@ -32,7 +32,7 @@ def _entry(store: Store, detector_id: str) -> dict[str, Any]:
     written = ""
     if commits:  # a commit's name begins with its time in nanoseconds
         last = max(int(commit.partition("-")[0]) for commit in commits)
-        written = datetime.datetime.fromtimestamp(last / 1e9, datetime.timezone.utc).isoformat(timespec="seconds")
+        written = datetime.datetime.fromtimestamp(last / 1e9, datetime.UTC).isoformat(timespec="seconds")
     return {
         "detector": detector_id,
         "images": images,

@@ -31,6 +31,7 @@ from pipeline.records import DropReason, sha256_hex
 from pipeline.store.partitions import DECISIONS, REMOVED_LATER, ROWS_DIGEST, Record, StageDir, rows_digest
 from pipeline.store.takedowns import Takedowns
 
+
 class Removal:
     """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
 

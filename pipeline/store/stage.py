@@ -7,9 +7,9 @@ passes: each goes over partitions, reads the records of the passes that it decla
 partition. The last pass of a stage has the stage's name; it writes the stage's decisions and rows. `STAGE.PASS` names
 any other.
 
-Each file of `pipeline.stages` ends with one `Stage`; `pipeline.stages.STAGES` is their order. Everything else asks these
-objects: the run (reads, partitions, resources), the store (folders), the funnel and the report (Chinese name, subject),
-`explain` (how a row is recognised), takedowns and `gc` (what may be deleted). A build carries its stages
+Each file of `pipeline.stages` ends with one `Stage`; `pipeline.stages.STAGES` is their order. Everything else asks
+these objects: the run (reads, partitions, resources), the store (folders), the funnel and the report (Chinese name,
+subject), `explain` (how a row is recognised), takedowns and `gc` (what may be deleted). A build carries its stages
 (`Build.stages`), so that nothing below `pipeline.stages` imports it.
 """
 

@@ -1,4 +1,4 @@
-"""What the studio does besides looking: takedowns and publishing, each as the command that the page shows before.
+"""Takedowns and publishing from the studio, each as the command that the page shows before it runs.
 
 A command runs as a process of its own, as if it were typed, one at a time. It goes on if the studio ends: both commands
 finish after a kill when they are run again. A takedown runs only with the confirmation that its own dry run gave out:
@@ -58,7 +58,7 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def value(self) -> Values:
-        """As JSON values; `confirmation` is what runs it, of a dry run that found something to do."""
+        """Returns JSON values; `confirmation`, of a dry run that found something to do, is the key to run it."""
         return {
             "number": self.number, "line": self.line, "kind": self.kind, "code": self.code, "lines": self.lines[-60:],
             "answer": self.answer, "confirmation": self.confirmation,
@@ -101,11 +101,11 @@ class Jobs:
         return job
 
     def confirmed(self, confirmation: str) -> tuple[str, ...]:
-        """The command of a dry run; its confirmation is used up. Raises SpecError for one that is none, or too old."""
+        """The command of a dry run; its confirmation is used up. Raises SpecError for an unknown or old one."""
         with self._lock:
             until, words = self._confirmable.pop(confirmation, (0.0, ()))
         if time.monotonic() > until:
-            raise SpecError(["this confirmation was used, is too old, or is none: look at what it would do again"])
+            raise SpecError(["this confirmation was used, is too old, or unknown: run the dry run again"])
         return words
 
     def _run(self, job: Job, dry: bool) -> None:
@@ -114,7 +114,7 @@ class Jobs:
             code = self._carried_out(job, dry)
             if not dry and self._done is not None:
                 self._done()
-        except (WenlanError, ContractError) as e:  # what it changed cannot be opened anew yet: the next look will do
+        except (WenlanError, ContractError) as e:  # its changes cannot be opened yet: the next request reopens them
             job.lines.append(printable_line(str(e)))
         finally:  # whatever happened, another command may run
             with self._lock:

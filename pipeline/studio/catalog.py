@@ -55,7 +55,7 @@ PREPARED_COLUMNS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is not at hand,
+    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is missing,
     or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
 
     part: Part
@@ -165,7 +165,7 @@ class Catalog:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the files that it consists of: another one after a takedown, or when a build went on."""
+        """Digest of the catalog's files: it changes with a takedown, or when a build goes on."""
         names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
         return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
 
@@ -228,10 +228,10 @@ class Catalog:
 
     @functools.cached_property
     def _cube(self) -> dict[tuple[str, ...], int]:
-        """Counts of the decisions by the values of CUBE together: few numbers, whatever is decided.
+        """Counts of the decisions by the values of CUBE together.
 
-        From the records alone. Only files that these have not counted are read: of an older wenlan, of samples and of
-        search indexes, and of what a takedown has rewritten.
+        From records alone, except for files without counts there: samples, search indexes, and files that a takedown
+        has rewritten.
         """
         cube, uncounted = Counter[tuple[str, ...]](), dict[tuple[str, str], list[str]]()
         for source in self.sources:

@@ -1,4 +1,4 @@
-"""What candidates are counted and chosen by: the facets of the page, as SQL expressions over the catalog's columns.
+"""Facets of the page, by which candidates are counted and chosen, as SQL expressions over the catalog's columns.
 
 Facets of the decisions themselves are there at once. Those that need a join (`prepared`) come when the index is ready.
 Bins of measures are those of the report's histograms.
@@ -142,7 +142,7 @@ SORTS = {
 
 @dataclass(frozen=True)
 class Filters:
-    """What of a place is asked for. values: chosen values of facets (any of them; all facets). words: every one must
+    """Selection within a place. values: chosen values of facets (any of them; all facets). words: every one must
     stand in a text or an address. leader: candidate_id, of a group of duplicates. sort: a name of SORTS."""
 
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class Filters:
         if any(len(own) > MOST_VALUES or any(len(v) > 300 for v in own) for own in values.values()):
             raise SpecError([f"at most {MOST_VALUES} values of a facet"])
         if leader and not (len(leader) == 64 and set(leader) <= set("0123456789abcdef")):
-            raise SpecError(["leader: is no id of a candidate (64 hex digits)"])
+            raise SpecError(["leader: not an id of a candidate (64 hex digits)"])
         if sort not in SORTS:
             raise SpecError([f"sort {sort}: one of {', '.join(filter(None, SORTS))}"])
         return Filters(values, " ".join(words.split()), leader, sort)

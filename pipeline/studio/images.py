@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 class NoPicture(Exception):
-    """There is no picture to show. en, zh: why."""
+    """Raised if a picture cannot be shown. en, zh: why."""
 
     def __init__(self, en: str, zh: str) -> None:
         super().__init__(en)
@@ -101,7 +101,7 @@ class Pictures:
         return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row), self._hide(row))
 
     def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
-        """That of the sample of an earlier build that a row duplicates. Raises NoPicture."""
+        """Returns the picture of the sample of an earlier build that a row duplicates. Raises NoPicture."""
 
         def read() -> tuple[bytes, str]:
             build = self._source(row).build
@@ -111,12 +111,12 @@ class Pictures:
                 if self._takedowns.names(own):
                     raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
                 return data, own["sha256"]
-            raise NoPicture("the build that holds it is not at hand", "保存它的构建不在手边")
+            raise NoPicture("the build that holds it is missing", "保存它的构建不在手边")
 
         return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
 
     def _hide(self, row: Row) -> Hide | None:
-        """What hides the faces of a row's picture, if the spec of its build has them blurred."""
+        """Returns the mosaic for a row's picture, if its build's spec blurs faces."""
         build = self._source(row).build
         if build is None or build.spec.shards.faces == "keep":
             return None
@@ -192,7 +192,7 @@ class Pictures:
             raise NoPicture("a filter judged it unsafe", "过滤器判定其不宜展示")
 
     def _stored(self, source: Source, row: Row) -> tuple[bytes, str] | None:
-        """What a shard holds of a sample."""
+        """Returns a sample's picture from its shard."""
         assert source.shard is not None
         folder, shard = source.shard
         place = self._rows_of(folder.at(shard.parquet.path), shard.parquet.bytes).get(row["id"][:KEY_LENGTH])
@@ -204,7 +204,7 @@ class Pictures:
         return folder.read_range(shard.tar.path, offset, size), sha256
 
     def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
-        """What was fetched for a candidate that was dropped, or lies in its source; of a search index, its picture."""
+        """Returns the fetched picture of a dropped candidate, or its source's; of a search index, its picture."""
         build = source.build
         if source.layout == "index" and self._index is not None:
             return self._index.picture(row["row_id"])[0], ""
@@ -218,7 +218,7 @@ class Pictures:
         return None
 
     def _gone(self, source: Source, row: Row) -> tuple[str, str]:
-        """Why there are no bytes."""
+        """Returns the reason for missing bytes."""
         if row["stage"] in _BEFORE_BYTES:
             return "it was not fetched", "没有获取图片"
         return "its bytes are no longer stored: deleted by gc, or taken down", "图片已不再保存：被 gc 清理或已下架"
@@ -251,7 +251,7 @@ def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:
 
 
 def boxes_in(shard: tuple[Folder, ShardFiles], detector: str, key: str) -> list[list[float]]:
-    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are not at hand."""
+    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are missing."""
     import fsspec
 
     folder, files = shard

@@ -36,7 +36,7 @@ Values = dict[str, Any]
 
 
 class Items:
-    """What the page shows of candidates."""
+    """Candidates as the page shows them."""
 
     def __init__(self, catalog: Catalog, pictures: Pictures, takedowns: Takedowns, stages: Stages) -> None:
         self._catalog, self._pictures, self._takedowns, self._stages = catalog, pictures, takedowns, stages
@@ -74,7 +74,7 @@ class Items:
         return {"name": name, "en": en(name), "zh": zh(name, self._stages)}
 
     def detail(self, row: Row) -> Values:
-        """What the third pane shows at once: the row, its picture with regions, and its leader."""
+        """Returns the third pane's first content: the row, its picture with regions, and its leader."""
         return {**self.brief(row), "picture": self._picture(row), "leader": self._leader(row)}
 
     def _picture(self, row: Row) -> Values:
@@ -107,7 +107,7 @@ class Items:
         return found
 
     def _leader(self, row: Row) -> Values | None:
-        """What a candidate is a copy of: a row of this place, or a sample that an earlier build holds."""
+        """Returns the leader of a candidate: a row of this place, or a sample that an earlier build holds."""
         leader = row["duplicate_of"]
         if not leader or leader == row["id"]:
             return None
@@ -155,9 +155,9 @@ class Items:
         }
 
     def why(self, named: str, builds: tuple[Build, ...]) -> Values:
-        """What became of an address, a key or a file: its rows; if there are none, what can be said all the same.
+        """Returns the rows of an address, a key or a file; without rows, the decisions that explain its absence.
 
-        Raises SpecError for what names nothing.
+        Raises SpecError for a name that matches nothing.
         """
         subject = subject_of(named, builds)
         places = self._catalog.find(sorted(subject.urls), sorted(subject.fetch_ids), subject.prefix, FOUND + 1)

@@ -1,7 +1,7 @@
-"""What the studio was asked to open: a build, a release of several builds, or all builds of a folder.
+"""Place that the studio opens: a build, a release of several builds, or all builds of a folder.
 
 A place says in both languages what it cannot show, and why: a build that runs or was stopped, stages that have not run,
-what `gc` deleted of an old build, builds of a release that are not at hand, a takedown that was interrupted.
+what `gc` deleted of an old build, missing builds of a release, a takedown that was interrupted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def open_place(place: str, stages: Stages, baseline: str = "", folder: bool = Fa
     """Open a build's folder, a release, or (`folder`) all builds in a folder.
 
     baseline: a build's folder; by default the newest earlier build of the release that the build is compared with.
-    Raises ContractError, StoreError or SourceError for what is none of them.
+    Raises ContractError, StoreError or SourceError for anything else.
     """
     named = build_json.reopen(baseline, stages) if baseline else None
     if folder:
@@ -80,7 +80,7 @@ def _builds_in(place: str, stages: Stages) -> Frames:
 
 
 def _baseline(build: Build, stages: Stages) -> Build | None:
-    """The newest build of an earlier snapshot in the release that a build is compared with, if it is at hand."""
+    """The newest build of an earlier snapshot in the release that a build is compared with, if it is there."""
     with contextlib.suppress(WenlanError, ContractError, OSError):
         before = dataset.before(build)
         for part in reversed(before.parts if before is not None else ()):
@@ -92,7 +92,7 @@ def _baseline(build: Build, stages: Stages) -> Build | None:
 
 
 def about(place: Place) -> Values:
-    """What the page says of a place: title, builds with their state, notices."""
+    """Returns a place's description: title, builds with their state, notices."""
     frames = place.frames
     return {
         "kind": place.kind,
@@ -108,7 +108,7 @@ def about(place: Place) -> Values:
 
 
 def _title(place: Place) -> Values:
-    """What was opened, in a line of each language."""
+    """Returns the title, a line in each language."""
     frames, manifest = place.frames, place.frames.dataset.manifest if place.frames.dataset is not None else None
     if place.kind == "folder":
         return {"en": f"{len(frames.builds)} builds", "zh": f"{len(frames.builds)} 个构建"}
@@ -155,7 +155,7 @@ def _build(build: Build, judged: bool) -> Values:
 
 
 def notices(place: Place) -> list[Values]:
-    """What is not shown, or not any more, or not yet; each in English and Chinese."""
+    """Returns notices of items that are not shown, with the reason, in English and Chinese."""
     found: list[Values] = []
     frames = place.frames
     for build in frames.builds:
@@ -169,15 +169,15 @@ def notices(place: Place) -> list[Values]:
             if build_id not in frames.absent and "has not finished" not in why:
                 found.append(notice("gone", f"{build_id}: {en}: {why}.", f"{build_id}：{zh}（{why}）。"))
     for build_id, why in frames.absent.items():
-        found.append(notice("absent", f"{build_id} is not at hand, only its samples are shown: {why}.",
+        found.append(notice("absent", f"{build_id} is missing, only its samples are shown: {why}.",
                             f"{build_id} 不在手边，仅显示其样本（{why}）。"))  # fmt: skip
     return found
 
 
 _TABLES = {
     "decisions": ("some of what was dropped cannot be shown", "部分被丢弃的内容无法显示"),
-    "candidates": ("texts beyond the primary one are not at hand", "主文本以外的文本已不可用"),
-    "measures": ("sizes and sharpness of what was dropped are not at hand", "被丢弃图片的尺寸与清晰度已不可用"),
+    "candidates": ("texts beyond the primary one are no longer there", "主文本以外的文本已不可用"),
+    "measures": ("sizes and sharpness of dropped pictures are no longer there", "被丢弃图片的尺寸与清晰度已不可用"),
 }
 
 
@@ -186,7 +186,7 @@ def notice(kind: str, en: str, zh: str) -> Values:
 
 
 def _of_progress(build: Build) -> list[Values]:
-    """How far a build is, unless all of its stages are done."""
+    """Returns a notice of a build's progress, unless all of its stages are done."""
     if not build_json.read(build.folder).get("running") and state.manifest_of(build) is not None:
         return []
     status = build_json.status(build)

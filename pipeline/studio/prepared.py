@@ -16,7 +16,7 @@ have it: where nothing is chosen yet nothing is counted, and a million rows are 
 of a second.
 
 Limits: 64 bits tell a billion candidates apart but for one chance in forty. Where the build's folder is not a local one
-that can be written, or several builds are shown, the index lies in a temporary folder and is made anew each time.
+that can be written, or several builds are shown, the index lies in a temporary folder and is made again each time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""
 
 LEFT_S = 3600.0
-"""Seconds after which a half-made index that nobody writes to is taken for left over."""
+"""Seconds without a write after which a half-made index counts as abandoned."""
 
 
 def score_filters(frames: Frames) -> dict[str, tuple[PixelFilter, Build]]:
@@ -222,7 +222,7 @@ def _kinds(frames: Frames) -> str:
 
 
 def _stored(catalog: Catalog) -> str:
-    """Samples: of the shards at hand, or rows of a search index."""
+    """Samples: of the present shards, or rows of a search index."""
     shards = [part.url for part in at_hand(catalog.frames.parts(SAMPLES))]
     indexes = [source.part.url for source in catalog.sources if source.layout == "index"]
     tables = [
@@ -270,7 +270,7 @@ def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> s
 
 
 def _fetched_files(frames: Frames) -> list[str]:
-    """Files of FETCH_SCHEMA of the builds at hand."""
+    """Files of FETCH_SCHEMA of the present builds."""
     found: list[Part] = []
     for build in frames.builds:
         if "fetch" in build.fingerprints:

@@ -7,7 +7,7 @@
     PUT, DELETE /api/views
 
 A row is named by its place and by `g`, the state of the files that the place belongs to: after a takedown, or when a
-running build went on, an old name gets 409 and the page asks anew, so that no picture is shown for another row.
+running build went on, an old name gets 409 and the page asks again, so that no picture is shown for another row.
 
 What every request passes first (host, origin, token, size) is `data_specs.http_app`. Nothing is fetched from anywhere.
 """
@@ -64,11 +64,11 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-"""Of the report, which is one file with its script inside: it can ask nobody for anything, the studio included."""
+"""Of the report, which is one file with its script inside: it cannot send a request, to the studio either."""
 
 
 class Changed(Exception):
-    """A row was named by a state of the files that is no more."""
+    """Raised for a row that was named by an earlier state of the files."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Studio:
         if index and beside is None:
             remote = "://" in index
             problem = "an index is mapped from a local disk; copy it to one" if remote else "no index.json"
-            raise SourceError(index, f"is no search index ({problem})")
+            raise SourceError(index, f"is not a search index ({problem})")
         self.similar = None if beside is None else Similar(beside)
         self._scratch = Path(tempfile.mkdtemp(prefix="wenlan-studio-"))
         try:
@@ -112,7 +112,7 @@ class Studio:
 
     @property
     def opened(self) -> Opened:
-        """The place as it is: opened anew if a takedown, or the build itself, has changed it since the last look."""
+        """Returns the present place, reopened if a takedown or the build has changed it since the last look."""
         if time.monotonic() - self._looked > LOOK_S and self._lock.acquire(blocking=False):
             try:
                 self._looked = time.monotonic()
@@ -125,7 +125,7 @@ class Studio:
         return self._opened
 
     def _signature(self) -> tuple[object, ...]:
-        """What changes with a takedown or a stage of a build, of what lies on a local disk."""
+        """Returns a signature of local files that changes with a takedown or a stage of a build."""
         found: list[object] = []
         for build in self._opened.place.frames.builds:
             for folder, name in ((build.folder, build_json.NAME), (build.store.folder, "forgotten")):
@@ -169,7 +169,7 @@ class Studio:
         self._opened.preparation.start(after_s)
 
     def reload(self) -> None:
-        """Open the place anew: after a takedown, or when a build went on."""
+        """Reopens the place: after a takedown, or when a build went on."""
         with self._lock:
             self._opened.preparation.stop()
             self._opened = self._open()
@@ -182,7 +182,7 @@ class Studio:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def about(self) -> Values:
-        """What the page needs first."""
+        """Returns the page's first data."""
         now = self.opened
         facets = [
             {"name": f.name, "en": f.en, "zh": f.zh, "prepared": f.prepared, "binned": bool(f.edges)}
@@ -221,7 +221,7 @@ class Studio:
             rows = []
             for value, count in values:
                 if name == "reason" and not value:
-                    continue  # what was kept has no reason
+                    continue  # kept rows are without a reason
                 en, zh = facet.words(value, self._stages)
                 rows.append({"value": value, "count": count, "en": en, "zh": zh})
             named[name] = rows
@@ -230,7 +230,7 @@ class Studio:
     def at(self, pos: int, g: str) -> tuple[Opened, Values]:
         """A row by its place, and the state of the files that it is of: what is asked of the row is asked of that.
 
-        Raises Changed, and SpecError for a place that has no row.
+        Raises Changed, and SpecError for a missing row.
         """
         now = self.opened
         if g != now.catalog.digest:
@@ -241,7 +241,7 @@ class Studio:
         return now, rows[0]
 
     def neighbours(self, found: Sequence[Mapping[str, Any]]) -> list[Values]:
-        """Rows of what an index found, with how near they are; those that are no rows here are left out."""
+        """Rows of what an index found, with how near they are; others are left out."""
         now = self.opened
         places = now.catalog.at([hit["id"] for hit in found])
         hits = [hit for hit in found if hit["id"] in places]
@@ -284,7 +284,7 @@ class _View(_Asked):
 
 
 def app(studio: Studio, token: str | None, once: Iterable[str] = ()) -> App:
-    """The ASGI application, behind the checks of every request. The page's own files, which are no secret, need no
+    """The ASGI application, behind the checks of every request. The page's own files, which are public, need no
     token: who comes without the link is told so by the page. once: as `guarded` has it."""
     limits, files = Limits(body_bytes=256 * 1024, body_seconds=10.0), (f"/static/{name}" for name in _files())
     return guarded(_routes(studio), token=token, limits=limits, open_paths=("/", *files), once=once)
@@ -305,7 +305,7 @@ def _fault(status: int, message: str, code: str | None = None) -> JSONResponse:
 
 
 def _add_faults(api: FastAPI) -> None:
-    """What a browser is told of each kind of error."""
+    """Adds the answers for each kind of error."""
 
     @api.exception_handler(SpecError)
     def bad(_: Request, e: SpecError) -> Response:
@@ -318,7 +318,7 @@ def _add_faults(api: FastAPI) -> None:
 
     @api.exception_handler(Changed)
     def changed(_: Request, e: Changed) -> Response:
-        return _fault(409, "the files have changed: ask anew", "changed")
+        return _fault(409, "the files have changed: ask again", "changed")
 
     @api.exception_handler(actions.Busy)
     def busy(_: Request, e: actions.Busy) -> Response:
@@ -425,7 +425,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
         now = studio.opened
         places = now.catalog.at(asked.ids)
         if missing := [name for name in asked.ids if name not in places]:
-            raise SpecError([f"{missing[0][:64]}: is no candidate here"])
+            raise SpecError([f"{missing[0][:64]}: is not a candidate here"])
         rows = now.catalog.rows(sorted(places.values()))
         index = "" if studio.similar is None else str(studio.similar.folder)
         builds = now.place.frames.builds
@@ -481,11 +481,11 @@ def _filters(studio: Studio, request: Request) -> Filters:
 
 
 def _build(studio: Studio, build_id: str) -> Any:
-    """A build of the place, read anew. Raises SpecError."""
+    """Returns a build of the place, read again. Raises SpecError."""
     for build in studio.opened.place.frames.builds:
         if build.build_id == build_id:
             return build_json.reopen(build.out, build.stages)
-    raise SpecError([f"{build_id}: is no build of this place"])
+    raise SpecError([f"{build_id}: is not a build of this place"])
 
 
 @functools.cache
@@ -501,7 +501,7 @@ def serve(studio: Studio, sock: socket.socket, token: str | None, once: Iterable
 
 
 def make_server(studio: Studio, token: str | None, once: Iterable[str] = ()) -> uvicorn.Server:
-    """A server of a studio, which ends three seconds after it is told to, whoever still asks."""
+    """A server of a studio, which ends three seconds after its signal, open requests or not."""
     import uvicorn
 
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}

@@ -3,7 +3,7 @@
 BUILD/index, or the folder that --index names; `wenlan-train embed BUILD --index` writes it. A text is embedded by the
 index's own text tower (queries/text.onnx), if it has one: no checkpoint and no torch are needed here.
 
-Limits: only samples are embedded, so neighbours are kept ones; a candidate that was dropped has no vector of its own.
+Limits: only samples are embedded, so neighbours are kept ones; a dropped candidate is without a vector.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Similar:
     """An open index. Safe for several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ContractError for what is no index."""
+        """Raises ContractError for anything but an index."""
         from data_specs.search.search import SearchIndex
 
         self.folder = folder
         self.index = SearchIndex.open(folder)
 
     def value(self) -> dict[str, Any]:
-        """What the page says of it."""
+        """Returns the index's description for the page."""
         about = self.index.about
         return {"name": about.name, "rows": self.index.rows, "images": about.images, "texts": about.texts,
                 "by_text": about.images and self._encoder is not None}  # fmt: skip
@@ -55,7 +55,7 @@ class Similar:
         return [hit for hit in hits if hit["id"][:KEY_LENGTH] != key[:KEY_LENGTH]][:limit]
 
     def text(self, text: str, limit: int = NEIGHBOURS) -> list[dict[str, Any]]:
-        """Pictures that a text describes, best first. Raises SpecError where the index has no text tower."""
+        """Pictures that a text describes, best first. Raises SpecError for an index without a text tower."""
         self._fresh()
         if not 0 < len(text.strip()) <= TEXT:
             raise SpecError([f"a text of 1 to {TEXT} characters"])
@@ -78,12 +78,12 @@ class Similar:
         ]
 
     def _fresh(self) -> None:
-        """What a takedown removed meanwhile is not found any more."""
+        """Reloads a changed index, so that rows removed by a takedown are not found."""
         self.index.reload_if_changed()
 
     @functools.cached_property
     def _encoder(self) -> Any:
-        """The text tower; None if there is none here."""
+        """The text tower; None without one."""
         try:
             from data_specs.search.queries import TextQuery
 

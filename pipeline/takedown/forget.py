@@ -220,7 +220,7 @@ def _note_in_store(store: Store, takedowns: Takedowns) -> str:
             return ""
         value = {"version": 1, "hashes": hashes, "looks": looks}
         name = f"forgotten/{hashlib.sha256(canonical_json(value)).hexdigest()[:16]}.json"
-        made = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         store.folder.write_json(name, {**value, "made_at": made})
         return name
 

@@ -43,7 +43,6 @@ from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
 from pipeline.store.identities import DEALT, Identities
-from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store

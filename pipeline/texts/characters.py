@@ -60,7 +60,7 @@ def cut(points: Points, bounds: Bounds) -> list[str]:
 
 
 def counts(flags: npt.NDArray[np.bool_], bounds: Bounds) -> list[int]:
-    """How many of its characters are flagged, of each text."""
+    """Returns the number of flagged characters of each text."""
     sums = np.zeros(len(flags) + 1, np.int64)
     np.cumsum(flags, out=sums[1:])
     numbers: list[int] = np.diff(sums[bounds]).tolist()

@@ -80,7 +80,7 @@ def declared_charset(body: bytes, content_type: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def codec_of(label: str) -> str | None:
-    """Python's codec for a label such as `GB2312`; None for an unknown one, or one that is no charset of texts."""
+    """Python's codec for a label such as `GB2312`; None for an unknown one, or one that does not encode texts."""
     from w3lib.encoding import resolve_encoding
 
     name = (resolve_encoding(label) or label).lower().replace("_hkscs", "hkscs")
@@ -126,7 +126,7 @@ def _readable(body: bytes, name: str) -> str | None:
 
 def _is_mojibake(text: str, body: bytes, declared: str) -> bool:
     """Whether a page that declares a Korean charset is a gb18030 one: its reading in gb18030 is everyday Chinese, and
-    its reading in Korean is no Korean.
+    its reading in Korean is not Korean.
 
     All bytes of common Chinese text are characters in EUC-KR: rows 0xB0 to 0xC8 hangul, 0xCA to 0xFD hanja. Korean is
     written in hangul, with hanja in brackets here and there; Chinese read as Korean is hanja by more than half.

@@ -1,11 +1,11 @@
-"""How much a text says: its nouns and other content words, its stop words, and how common its words are.
+"""Content of a text: its nouns and other content words, its stop words, and how common its words are.
 
 Words are those of jieba's dictionary, which also states each word's part of speech and how often it occurred in the
 corpus that the dictionary was counted on (60 million words). They are cut by rjieba, which is jieba in Rust: the same
 words in a tenth of the time (tests compare both, and the tags with jieba.posseg). Texts are read in their even form
 (`pipeline.texts.forms`), so that Traditional words are known as well.
 
-A word of two or more Latin letters has no entry and counts as a noun, since it mostly names something (iPhone).
+A word of two or more Latin letters lacks an entry and counts as a noun, since it mostly names something (iPhone).
 
 Limits: a tag is that of the word alone: 做法 is a verb to the dictionary, wherever it stands. A word that it lacks
 is cut into characters, each with its own tag.
@@ -86,13 +86,13 @@ def cut(text: str) -> list[str]:
 
 
 def outside_dictionary(words: Iterable[str]) -> set[str]:
-    """Those words that jieba's dictionary lacks: names, and what people have come to say since it was made."""
+    """Returns the words that jieba's dictionary lacks: names, and newer words."""
     entries = _entries()
     return {word for word in words if not entries.lists(even(word))}
 
 
 def unknown(text: str) -> int:
-    """Number of characters that GBK has no code for: emoji, rare characters, letters of most other scripts."""
+    """Returns the number of characters outside GBK: emoji, rare characters, letters of most other scripts."""
     try:
         text.encode("gbk")  # as nearly all can be, in a tenth of the time
     except UnicodeEncodeError:

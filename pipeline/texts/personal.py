@@ -1,6 +1,6 @@
 """Personal data in a text: telephone numbers, ID cards, bank cards, mail addresses, licence plates. Finds and masks it.
 
-Numbers that carry a check digit are checked, so that an order number is no ID card: ID cards by GB 11643-1999 (ISO 7064
+Numbers that carry a check digit are checked, and order numbers pass: ID cards by GB 11643-1999 (ISO 7064
 mod 11-2, with a birth date that exists and the code of a province), bank cards by Luhn (ISO/IEC 7812-1) and the first
 digits that cards in China have. Mobile numbers are those of China's numbering plan (11 digits from 13 to 19, with or
 without +86), plates those of GA 36-2018 (with the longer ones of new-energy cars).
@@ -10,7 +10,7 @@ not matter. Digits may stand in their usual groups (138-0013-8000), or with a ma
 (1 3 8 0 0 ...), and a mobile number may be written in Chinese numerals (一三八〇〇一三八〇〇〇).
 
 Limits: a landline number needs its area code set off, or a word such as 电话 before it. ID cards of 15 digits (invalid
-since 2013) have no check digit and are not recognised, nor is a mail address with (at) for @. Of a mail address the
+since 2013) lack a check digit and are not recognised, nor is a mail address with (at) for @. Of a mail address the
 last 64 characters before the @ count (RFC 5321, 4.5.3.1.1): without a bound the search would be quadratic.
 """
 

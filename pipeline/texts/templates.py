@@ -76,7 +76,7 @@ class Templates:
     def _matches(self, text: str, side: str) -> Iterator[tuple[Template, int]]:
         """The templates of one side that a text has, and how many of its characters each takes, the longest first.
 
-        text: reversed for ends, which are then looked for in one place, too: a search would begin anew at each digit.
+        text: reversed for ends, which are then looked for in one place, too: a search would restart at each digit.
         """
         for template, pattern in self._patterns:
             if template.side == side and (match := pattern.match(text)):
@@ -154,7 +154,7 @@ def _pattern(template: Template) -> re.Pattern[str]:
 
 
 def _mended(text: str) -> str:
-    """What remains of a text, without separators at its edges and without the half of a pair of brackets."""
+    """Returns the rest of a text, without separators at its edges and without half of a pair of brackets."""
     text = text.strip(_EDGE)
     for opening, closing in _PAIRS.items():
         if text.endswith(closing) and text.count(closing) > text.count(opening):

@@ -1,7 +1,7 @@
 """Words of a Chinese text, as jieba segments it; rjieba, which is jieba in Rust, where both are known to agree.
 
 Segmentation costs 5 microseconds per caption, as much as several text filters together. So `has_words` first looks
-whether a text must have two words, as nearly all have: it is in two blocks, or is no word of the dictionary.
+whether a text must have two words, as nearly all have: it is in two blocks, or is not a word of the dictionary.
 
 `weight` is the length of a text in Han characters where Latin words stand among them, and needs no dictionary.
 

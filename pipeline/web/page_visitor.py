@@ -303,7 +303,7 @@ class Visitor:
                     return await _read(response, cap, page)
             except guard.EgressRefused as e:
                 return _Response(reason=DropReason.EGRESS_REFUSED, evidence=str(e))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 evidence = f"not done after {self._egress.timeout_s:g} s"
                 return _Response(reason=DropReason.TIMEOUT, evidence=evidence, transient=True)
             except (aiohttp.ClientError, OSError, ValueError) as e:

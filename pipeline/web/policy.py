@@ -189,7 +189,7 @@ def retry_after_seconds(value: str | None, date: str | None = None) -> float | N
     when = _http_date(value)
     if when is None:
         return None
-    now = (_http_date(date) if date else None) or datetime.datetime.now(datetime.timezone.utc)
+    now = (_http_date(date) if date else None) or datetime.datetime.now(datetime.UTC)
     return max(0.0, (when - now).total_seconds())
 
 
@@ -199,7 +199,7 @@ def _http_date(value: str) -> datetime.datetime | None:
         when = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.timezone.utc)
+    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
 
 
 def media_type(content_type: str) -> str:

@@ -63,7 +63,7 @@ async def _pages(spec: BuildSpec, site: Site, takedowns: Takedowns) -> list[Prob
             seconds = max(0.1, end - asyncio.get_running_loop().time())
             try:
                 probes.append(await asyncio.wait_for(_page(spec, visitor, url), seconds))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 probes.append(Probe(url, False, f"no answer within {SECONDS:g} s"))
     finally:
         await visitor.close()

@@ -100,7 +100,7 @@ def wesnoth(pictures: Path) -> Captions:
     from PIL import Image
 
     package = pictures.parent / "package"
-    command = [sys.executable, "-m", "pipeline.demo", "unpack", "wesnoth-1.18-data", str(package)]
+    command = [sys.executable, "-m", "tests.demo", "unpack", "wesnoth-1.18-data", str(package)]
     subprocess.run(command, check=True, cwd=ROOT)
     game = package / "usr/share/games/wesnoth/1.18"
     with (game / "locale/zh_CN/LC_MESSAGES/wesnoth-units.mo").open("rb") as file:

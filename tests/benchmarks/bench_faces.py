@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import cv2
 from harness import at_least, at_most, quick, report
 
-from pipeline.demo.packages import DemoError, download_deb, download_npm, unpack_deb, unpack_npm
 from pipeline.detectors.faces import Faces
 from pipeline.filters.image_faces import ImageFaces
 from pipeline.pictures.faces import Finder
+from tests.demo.packages import DemoError, download_deb, download_npm, unpack_deb, unpack_npm
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / ".bench" / "faces"

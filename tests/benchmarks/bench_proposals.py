@@ -136,8 +136,8 @@ def fixed_boxes() -> Any:
     """36 boxes, as shares of the sides, that meet most things of 1,500 composites; None where there are no cut-outs."""
     if not CUTOUTS.is_dir():
         return None
-    from pipeline.proposals.composites import composite
-    from pipeline.proposals.cutouts import load
+    from tests.benchmarks.proposals.composites import composite
+    from tests.benchmarks.proposals.cutouts import load
 
     cutouts, things = load(CUTOUTS, CORPUS / "howtocook-site"), []
     for number in range(1_500):

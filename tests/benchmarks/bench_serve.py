@@ -5,10 +5,6 @@ its own, and gets JPEGs of 640 x 480 pixels and Chinese sentences, one in each r
 Both take turns, on the same cores: what the server and the clients cost is the difference. The towers are those of the
 paper (brivl_b5_base, random weights, since features of any weights cost the same), in --quick those of recipe demo.
 
-infinity (PyPI `infinity-emb`, in its own environment below .bench/infinity; `python bench_serve.py --install-infinity`
-makes it) serves a small CLIP that transformers made, and so do we, imported, each under 16 clients in turns. Without it
-those figures are left out, and that is said.
-
 The hostile part sends 10,000 malformed requests (hostile_clients.py; 300 in --quick) to a server of a tiny model.
 Memory is the process's resident set after a fifth of them, and at the end.
 """
@@ -16,15 +12,11 @@ Memory is the process's resident set after a fifth of them, and at the end.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import http.client
-import importlib.util
 import io
 import json
-import os
 import queue
-import socket
 import statistics
 import subprocess
 import sys
@@ -41,7 +33,6 @@ from harness import Figure, at_least, at_most, report
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-INFINITY = ROOT / ".bench" / "infinity"
 CLIENTS, BATCH = 16, 16
 SENTENCE = "清晨的山谷里飘着薄雾，远处有几座白墙黛瓦的老房子，第{}张"
 
@@ -99,48 +90,6 @@ def serving(checkpoint: Path, *words: str) -> Iterator[tuple[str, int]]:
         process.communicate()
 
 
-@contextlib.contextmanager
-def infinity(folder: Path) -> Iterator[str]:
-    """host:port of infinity with a folder of transformers."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    command = [str(INFINITY / "bin" / "infinity_emb"), "v2", "--model-id", str(folder), "--served-model-name", "clip"]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--engine",
-        "torch",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-compile", "--no-model-warmup"]
-    quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    quiet["OMP_WAIT_POLICY"] = "passive"  # beside the clients its threads spin while they wait: a tenth of the rate
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
-    process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 180
-        while time.monotonic() < until and process.poll() is None:
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    break
-            time.sleep(0.5)
-        else:
-            log.seek(0)
-            raise RuntimeError(f"infinity did not begin: {log.read()[-1500:]}")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
 # --- clients
 
 Request = tuple[str, str, bytes, dict[str, str]]
@@ -193,18 +142,17 @@ def photo(number: int) -> bytes:
     return out.getvalue()
 
 
-def embedding(value: str, modality: str, model: str) -> Request:
-    body = {"input": [value], "model": model, "modality": modality, "encoding_format": "base64"}
-    return "POST", "/embeddings", json.dumps(body).encode(), {"content-type": "application/json"}
+def picture_requests(count: int) -> list[Request]:
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    bodies = [head + photo(n) + b"\r\n--x--\r\n" for n in range(min(count, 32))]
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    return [("POST", "/image_query", bodies[n % len(bodies)], kind) for n in range(count)]
 
 
-def picture_requests(count: int, model: str) -> list[Request]:
-    uris = [f"data:image/jpeg;base64,{base64.b64encode(photo(n)).decode()}" for n in range(min(count, 32))]
-    return [embedding(uris[n % len(uris)], "image", model) for n in range(count)]
-
-
-def text_requests(count: int, model: str) -> list[Request]:
-    return [embedding(SENTENCE.format(n), "text", model) for n in range(count)]
+def text_requests(count: int) -> list[Request]:
+    bodies = ({"input": [SENTENCE.format(n)], "encoding_format": "base64"} for n in range(count))
+    kind = {"content-type": "application/json"}
+    return [("POST", "/v1/embeddings", json.dumps(body).encode(), kind) for body in bodies]
 
 
 # --- the figures
@@ -227,10 +175,10 @@ def beside_the_towers(checkpoint: Path, pictures: int, texts: int, rounds: int, 
         return max(1, count // BATCH) * BATCH / (time.perf_counter() - began)
 
     figures: dict[str, Figure] = {}
-    with serving(checkpoint, "--model-name", "bench") as (address, _):
+    with serving(checkpoint) as (address, _):
         for what, count, requests, encode, inputs in (
-            ("images", pictures, picture_requests(pictures, "bench"), towers.encode_images, ready_pictures),
-            ("texts", texts, text_requests(texts, "bench"), towers.encode_texts, ready_texts),
+            ("images", pictures, picture_requests(pictures), towers.encode_images, ready_pictures),
+            ("texts", texts, text_requests(texts), towers.encode_texts, ready_texts),
         ):
             served, own = [], []
             under_load(address, requests[: 2 * BATCH])
@@ -249,64 +197,6 @@ def beside_the_towers(checkpoint: Path, pictures: int, texts: int, rounds: int, 
             batch_ms = 1000 * BATCH / statistics.median(own)
             figures[f"serve_{what}_p99_over_batch"] = at_most(p99 / batch_ms, 4 if bar >= 0.9 else 20, "x")
     return figures
-
-
-def beside_infinity(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
-    """Requests per second over infinity's, on the same small CLIP."""
-    if not (INFINITY / "bin" / "infinity_emb").exists():
-        print("infinity is not installed (--install-infinity): its figures are left out", file=sys.stderr)
-        return {}
-    from training.weights.two_towers import import_transformers
-
-    model = small_clip(folder / "clip")
-    import_transformers(model, folder / "imported")
-    figures: dict[str, Figure] = {}
-    with infinity(model) as theirs, serving(folder / "imported", "--model-name", "clip") as (ours, _):
-        for what, requests in (("images", picture_requests(count, "clip")), ("texts", text_requests(count, "clip"))):
-            ratios = []
-            for address in (ours, theirs):
-                under_load(address, requests[: 2 * BATCH])
-            for turn in range(rounds):
-                mine, other = under_load(ours, requests), under_load(theirs, requests)
-                ratios.append(mine.rate / other.rate)
-                line = f"{what} {turn + 1} of {rounds}: {mine.rate:.1f}/s (p99 {mine.percentile(0.99):.0f} ms)"
-                print(f"{line}, infinity {other.rate:.1f}/s (p99 {other.percentile(0.99):.0f} ms)", file=sys.stderr)
-            figures[f"serve_{what}_over_infinity"] = at_least(statistics.median(ratios), 1.0, "x")
-    return figures
-
-
-def small_clip(folder: Path) -> Path:
-    """A CLIP of 6 and 6 layers with random weights and a byte-level tokenizer, as transformers saves it."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([whole])  # type: ignore[assignment]  # of one: CLIP's class wants it
-    marks = ["<pad>", "<s>", "</s>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
-    backend.train_from_iterator([SENTENCE] * 20, trainer)
-    special = [(mark, backend.token_to_id(mark)) for mark in marks[1:]]
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<pad>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=77, padding_side="right", **names)
-    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
-    text = {**sizes, "vocab_size": 640, "max_position_embeddings": 77, "pad_token_id": 0, "bos_token_id": 1}
-    torch.manual_seed(0)
-    described = CLIPConfig(
-        text_config={**text, "eos_token_id": 2},
-        vision_config={**sizes, "image_size": 224, "patch_size": 32},
-        projection_dim=256,
-    )
-    CLIPModel(described).eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    described_so = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    described_so["tokenizer_class"] = "PreTrainedTokenizerFast"  # as transformers 4 knows it, which infinity wants
-    (folder / "tokenizer_config.json").write_text(json.dumps(described_so), encoding="utf-8")
-    CLIPImageProcessor().save_pretrained(folder)
-    return folder
 
 
 def hostile(folder: Path, count: int) -> dict[str, Figure]:
@@ -343,44 +233,17 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
     }
 
 
-def install_infinity() -> None:
-    """Its environment: our own torch, the same for both sides, and the rest by what infinity can work with."""
-    python = INFINITY / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", str(INFINITY)], check=True)
-    [site] = INFINITY.glob("lib/python3*/site-packages")
-    borrowed = INFINITY / "borrowed"
-    borrowed.mkdir(exist_ok=True)
-    (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
-    ours = Path(next(iter(importlib.util.find_spec("torch").submodule_search_locations))).parent  # type: ignore[union-attr,arg-type]
-    for kind in ("torch", "torch-*", "torch.libs", "torchgen", "functorch", "torchvision", "torchvision[-.]*"):
-        for found in ours.glob(kind):
-            if not (borrowed / found.name).is_symlink():
-                (borrowed / found.name).symlink_to(found)
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    needs = ["torch", "torchvision", "transformers>=4.47,<4.50", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
-    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog<4", "rich"]
-    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp", "protobuf"]
-    subprocess.run([*pip, *needs], check=True)
-    subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller input, under 60 seconds")
-    parser.add_argument("--only", choices=["towers", "infinity", "hostile"], help="one part of it")
-    parser.add_argument("--install-infinity", action="store_true", help="make infinity's environment, and end")
+    parser.add_argument("--only", choices=["towers", "hostile"], help="one part of it")
     arguments = parser.parse_args()
-    if arguments.install_infinity:
-        install_infinity()
-        return 0
     small, figures = arguments.quick, {}
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
         folder = Path(name)
         if arguments.only in (None, "towers"):
             recipe, counts = ("demo", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
             figures |= beside_the_towers(checkpoint_of(recipe, folder / "towers"), *counts)
-        if arguments.only in (None, "infinity") and not (small and arguments.only is None):
-            figures |= beside_infinity(folder, 320, 3)
         if arguments.only in (None, "hostile"):
             figures |= hostile(folder / "hostile", 300 if small else 10_000)
     return report(figures)

@@ -36,8 +36,8 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
-from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.store import Store
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),

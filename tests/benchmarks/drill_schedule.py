@@ -48,7 +48,7 @@ shards: {{samples_per_shard: 24, dev_share: 0.2, val_share: 0.25}}
 
 
 def days_ago(days: int) -> str:
-    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=days)
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
     return moment.isoformat(timespec="seconds")
 
 

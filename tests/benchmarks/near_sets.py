@@ -58,7 +58,7 @@ def _is_wanted(file: Path) -> bool:
 
 def _unpacked(package: str) -> Path:
     """A folder with the pictures of a Debian package."""
-    from pipeline.demo.packages import download_deb, unpack_deb
+    from tests.demo.packages import download_deb, unpack_deb
 
     folder = Path(tempfile.gettempdir()) / "wenlan-near-packages"
     if not (folder / package).is_dir():

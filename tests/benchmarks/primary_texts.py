@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 Row = dict[str, Any]
 PORT = 18471
 
@@ -30,9 +32,9 @@ PORT = 18471
 def collect(folder: Path, entry: str) -> list[Row]:
     """Pairs of a folder's pages, by page and picture."""
     from data_specs.build import BuildSpec
-    from pipeline.demo.web import Site, serve
     from pipeline.opening import open_build
     from pipeline.run import run
+    from tests.demo.web import Site, serve
 
     site = Site(folder.name, PORT)
     source = {"kind": "site", "name": "site", "source_kind": "news", "start": [site.base_url + entry]}

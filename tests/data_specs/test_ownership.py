@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,6 @@ def test_whoever_installs_a_folder_or_a_module_of_our_name_is_found(
     assert "harmless" not in (check_ownership() or "")
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="importlib.metadata of Python 3.10 knows lists of files alone")
 def test_it_says_of_this_environment_what_importlib_says() -> None:
     """The oracle: all import names of this environment that a distribution of Python files provides."""
     everything = importlib.metadata.packages_distributions()

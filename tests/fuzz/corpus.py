@@ -119,7 +119,7 @@ DEEP = {"[": b"[" * 100_000, "{": b'{"a":' * 100_000, "digits": b'{"schema_versi
 def seeds() -> dict[str, tuple[bytes, ...]]:
     """Sound examples of each target."""
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-    from_json = b'{"checkpoint_version": 1, "wenlan": "0", "files": {"config.json": {"bytes": 2, "sha256": ""}}}'
+    from_json = b'{"checkpoint_version": 2, "wenlan": "0", "files": {"config.json": {"bytes": 2, "sha256": ""}}}'
     sample = tar({"a.png": picture("PNG"), "a.txt": "山水".encode(), "b.json": b'{"caption": "x"}'})
     return {
         "page": (PAGE,),
@@ -169,7 +169,7 @@ HUGE = b"\x80" + (2**62).to_bytes(11, "big")
 
 def _index_of(file: str) -> bytes:
     """An index of a checkpoint that names one file."""
-    return json.dumps({"checkpoint_version": 1, "files": {file: {"bytes": 2, "sha256": ""}}}).encode()
+    return json.dumps({"checkpoint_version": 2, "files": {file: {"bytes": 2, "sha256": ""}}}).encode()
 
 
 FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
@@ -285,7 +285,7 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
     "checkpoint": {
         "long name": lambda: _index_of("config.json" + ".g" * 5_000),
         **{name: lambda data=data: data for name, data in DEEP.items()},
-        "infinity": lambda: b'{"checkpoint_version": 1, "files": {"a": {"bytes": 1e999, "sha256": ""}}}',
+        "infinity": lambda: b'{"checkpoint_version": 2, "files": {"a": {"bytes": 1e999, "sha256": ""}}}',
         "type": lambda: _tensors(b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', 4),
         "shape": lambda: _tensors(b'{"a":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}', 0),
     },

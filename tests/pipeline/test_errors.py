@@ -9,7 +9,6 @@ import pytest
 
 import data_specs.build
 import data_specs.shard
-import pipeline.demo.packages
 import pipeline.pictures.decode
 from pipeline import errors
 from pipeline.errors import WenlanError
@@ -21,7 +20,6 @@ CLASSES = {
     "ContractError": data_specs.shard.ContractError,
     "SpecError": data_specs.build.SpecError,
     "PictureError": pipeline.pictures.decode.PictureError,
-    "DemoError": pipeline.demo.packages.DemoError,
 }
 NODE = re.compile(r"^    ([│├└─ ]*)(\w+)", re.M)
 

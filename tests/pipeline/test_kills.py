@@ -112,7 +112,7 @@ for line in sys.stdin:
 changes it made to the build and STORE; it is killed right before change `at`. The process that starts them has all
 modules loaded and does nothing itself, so that thirty commands do not cost thirty imports of everything."""
 
-OPTIONS = {"samples_per_shard": 8, "energon": True}
+OPTIONS = {"samples_per_shard": 8}
 
 Command = Callable[..., tuple[int, int]]
 

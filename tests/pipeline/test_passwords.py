@@ -232,7 +232,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     given = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w*.warc.gz"}
     egress = {"allow": [web.host], "delay_s": 0, "timeout_s": 60}
     fields = {"name": "secret", "contact": "mailto:x@example.org", "sources": [table, site, given], "egress": egress}
-    spec.write_text(json.dumps({**fields, "publish": {"lineage": True}}), encoding="utf-8")
+    spec.write_text(json.dumps(fields), encoding="utf-8")
     out, store = tmp_path / "out", tmp_path / "store"
 
     words = ("build", str(spec), "--out", str(out), "--store", str(store), "--workers", "2", "--json")
@@ -258,7 +258,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     said += command("report", str(out), "--baseline", str(out)) + command("verify", str(out))
     said += command("publish", str(out)) + command("plan", str(spec), "--out", str(out), "--store", str(store))
     assert PASSWORD not in said
-    lost = "extract: 1 damaged records, 333 bytes lost, 1 truncated files, 1 files that are no WARC; the report names"
+    lost = "extract: 1 damaged records, 333 bytes lost, 1 truncated files, 1 files that are not WARC; the report names"
     assert said.count(lost) == 2, "build and status say so"
     report = json.loads((out / "report/report.json").read_text(encoding="utf-8"))["lost"]
     assert {name: value for name, value in report.items() if name != "files"} == {

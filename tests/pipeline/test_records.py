@@ -89,8 +89,8 @@ def test_candidates_come_back_from_their_rows_by_order_key() -> None:
     again = candidates_of(rows)
     assert sorted(again, key=lambda candidate: candidate.row) == CANDIDATES
     assert [candidate.candidate_id for candidate in again] == rows["candidate_id"].to_pylist()
-    older = candidates_of(rows.drop_columns(["text_rank", "removed"]))
-    assert older == [dataclasses.replace(candidate, text_rank=0, removed=()) for candidate in again]
+    bare = candidates_of(rows.drop_columns(["removed"]))
+    assert bare == [dataclasses.replace(candidate, removed=()) for candidate in again]
 
 
 def test_a_drop_names_its_reasons_and_a_takedown_names_nothing() -> None:

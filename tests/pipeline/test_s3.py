@@ -90,7 +90,7 @@ sources:
   - {kind: folder, name: album, source_kind: library, path: photos}
 filters:
   - {name: text_length, min_chars: 2}
-shards: {samples_per_shard: 5, dev_share: 0.2, val_share: 0.2, energon: true}
+shards: {samples_per_shard: 5, dev_share: 0.2, val_share: 0.2}
 """
 
 WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒蛋的做法", "北京故宫的角楼", "山上的雪和云", "老式蒸汽火车")

@@ -9,7 +9,8 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -276,3 +277,37 @@ def moved_checkpoint(
 def checkpoint_with_moved_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`moved_checkpoint`, once for all tests: they only read it."""
     return moved_checkpoint(tmp_path_factory.mktemp("moved"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Runs are computed by one thread, so that they repeat to the bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stopped_after() -> Callable[[int], AbstractContextManager[None]]:
+    """stopped_after(step): what runs within is interrupted at that step, as by a person."""
+
+    from training.outputs.journal import Journal
+
+    @contextmanager
+    def stopped(last: int) -> Iterator[None]:
+        advance = Journal.advance
+
+        def stopping(self: Journal, step: int) -> None:
+            advance(self, step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Journal, "advance", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return stopped

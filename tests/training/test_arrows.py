@@ -26,12 +26,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("captions", "serve"),
     ("commands",),
     ("cli",),
-    ("__main__", "study"),
+    ("__main__",),
 )
 """From the ground up: cli -> commands -> {captions, serve} -> run -> use -> evaluation -> weights -> outputs ->
-{data, moco} -> encoders -> {method, towers} -> config.
-
-`study` is a program of its own: nothing imports it."""
+{data, moco} -> encoders -> {method, towers} -> config."""
 
 FILES = sorted((ROOT / "training").rglob("*.py"))
 

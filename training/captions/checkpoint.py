@@ -10,8 +10,6 @@
       checkpoint.json          the index, written last
     OUT/checkpoints/best       link to the one with the highest CIDEr on the dev split
 
-Files were added and none changed its meaning, so CHECKPOINT_VERSION stays.
-
 Limits: those of training/outputs/checkpoint.py.
 """
 
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 ABOUT, CAPTIONS, WEIGHTS = "captioner.json", "captions.txt", "captioner.safetensors"
 _TRAINING, _STATE = "captioner_training.safetensors", "captioner_state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
 _CONFIG = TypeAdapter(CaptionerConfig)
 
 
@@ -101,12 +97,6 @@ def write(
         "towers": captioner.towers,
         "data": captioner.data,
     }
-    moments = {
-        f"{moment}/{name}": optimizer.state[parameter][moment]
-        for name, parameter in captioner.decoder.named_parameters()
-        for moment in _MOMENTS
-        if moment in optimizer.state.get(parameter, {})
-    }
     others = [name for name in (JSON_FILE, BACKGROUND_FILE) if (towers / name).is_file()]
     with whole_folder(folder) as temporary:
         for name in (*TOWERS, *others):
@@ -115,7 +105,7 @@ def write(
         (temporary / CAPTIONS).write_text("".join(f"{text}\n" for text in captioner.captions), encoding="utf-8")
         (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         write_tensors(temporary / WEIGHTS, captioner.decoder.state_dict())
-        write_tensors(temporary / _TRAINING, moments)
+        write_tensors(temporary / _TRAINING, checkpoint.moments_of(captioner.decoder, optimizer))
     checkpoint.keep(folder, 1, best=best)
     return folder
 
@@ -147,17 +137,9 @@ def read(folder: Path) -> Captioner:
 
 def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
     """Fill the optimiser of a captioner that was read, and return where its training stood. Raises CheckpointError."""
-    import torch
-
     sealed = Sealed.open(folder)
     tensors = sealed.tensors(_TRAINING)
-    for name, parameter in captioner.decoder.named_parameters():
-        state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
-        shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
-        if state and {m: t.shape for m, t in state.items()} != shapes:
-            raise CheckpointError(str(folder / _TRAINING), f"{name} has another shape")
-        if state:
-            optimizer.state[parameter] = {m: tensor.to(parameter.device) for m, tensor in state.items()}
+    checkpoint.fill_moments(captioner.decoder, optimizer, tensors, str(folder / _TRAINING))
     try:
         state_of: State = TypeAdapter(State).validate_python(sealed.object(_STATE))
     except ValidationError as e:

@@ -12,7 +12,7 @@ training: so each of their W numbers has the mean and deviation that it has in t
 Beam search keeps the `beams` most probable beginnings of every image; one that has ended stays a beam while the others
 go on, and the best ends by probability per character ** `length_power`. So it has no rule for stopping early.
 
-Limits: the beginnings are read anew at every character (no cache of keys and values): captions are short.
+Limits: the beginnings are computed again at every character (no cache of keys and values): captions are short.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from training.config import STRICT, Amount, Count, Dropout, Fraction, Positive, 
 from training.errors import ConfigError
 
 PAD, BEGIN, END, UNKNOWN = range(4)
-"""Ids that are no character."""
+"""Ids of marks, which are not characters."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -81,7 +81,7 @@ def folded(text: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Characters with an id each, in the order of their ids, after the four that are no character."""
+    """Characters with an id each, in the order of their ids, after the four marks."""
 
     characters: str
 
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
 def beam_search(
     decoder: Decoder, regions_BRW: Tensor, present_BR: Tensor, *, beams: int, length_power: float
 ) -> list[list[tuple[list[int], float]]]:
-    """Of each image its captions as ids without marks, each with its log-probability, the best first.
+    """Captions of each image as ids without marks, each with its log-probability, the best first.
 
     A caption has one character at least, and at most `max_characters`.
     """

@@ -142,7 +142,7 @@ def evaluate_captioning(
 
 
 def nearest_captions(loaded: Loaded, images: Captioned, gallery: Sequence[str]) -> list[str]:
-    """Of each image the caption of a gallery whose feature has the highest cosine with the image's."""
+    """Caption of each image: the one in a gallery whose feature has the highest cosine with the image's."""
     texts_MD = text_features(loaded, list(gallery)).numpy()
     nearest = []
     for start in range(0, len(images), 1024):

@@ -1,4 +1,4 @@
-"""What captions are worth beside people's: BLEU, METEOR, ROUGE-L and CIDEr, as papers on captioning print them.
+"""Metrics of captions against references: BLEU, METEOR, ROUGE-L and CIDEr, as papers on captioning print them.
 
     BLEU-1 .. BLEU-4    of the whole set, the closest reference's length     pycocoevalcap (COCO's own code), Python
     ROUGE-L             mean over the images, beta 1.2                       pycocoevalcap, Python
@@ -7,7 +7,7 @@
     METEOR              METEOR 1.5, exact matches: its stems, synonyms and   pycocoevalcap, the authors' jar: needs Java
                         paraphrases are English
 
-Tokens are jieba's words, as AI Challenger's evaluation takes them, or characters. Marks and spaces are no tokens, as
+Tokens are jieba's words, as AI Challenger's evaluation takes them, or characters. Marks and spaces are not tokens, as
 COCO's tokenizer leaves punctuation out; text is folded by NFKC and lower case. Papers print all figures x 100.
 
 Limits: without Java METEOR is None, and `implementations` says so. CIDEr of one set cannot be compared with that of
@@ -55,7 +55,7 @@ class Figures:
 
 
 def implementations() -> dict[str, str]:
-    """Which package, in which version, gives each figure."""
+    """Package and version behind each figure."""
     coco = f"{COCO} {version(COCO)}"
     meteor = f"METEOR 1.5 (jar of {coco})" if _has_java() else "none: no java on the PATH"
     return {"bleu": coco, "rouge_l": coco, "cider": f"{coco} (CIDEr-D)", "meteor": meteor}

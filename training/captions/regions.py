@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import SPLITS, Split
-from training.data.index import Dataset, Row, default_cache, open_dataset
-from training.data.loader import Loader, Share
+from data_specs.shard import Split
+from training.data.index import Dataset, Row, default_cache, open_dataset, split_of_dataset
+from training.data.loader import Loader
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.packed import packed
 from training.outputs.whole import Sealed, alone, whole_folder
 from training.records import Batch
 from training.run.launch import Leave, LeaveSignal
-from training.weights.load import BATCH, Loaded
+from training.weights.load import Loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Captioned:
     """N images that could be read, in the dataset's order: regions, image features, and the captions of each.
 
     regions_NRW: float16, rows after the n_regions_N first are zero. features_ND: unit features of the image tower,
-    float32. former: the digest by which an earlier wenlan knew them.
+    float32.
     """
 
     name: str
@@ -57,7 +57,6 @@ class Captioned:
     features_ND: npt.NDArray[np.float32]
     captions: tuple[tuple[str, ...], ...]
     corrupt: int
-    former: str = ""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -91,19 +90,18 @@ def open_captioned(
     tower without regions), InputError (no readable image, a damaged cache), ContractError (data), RunError (asked to
     end).
     """
-    if split not in SPLITS and not all(is_benchmark(name) for name in data):
-        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
-    of_data: Split = "dev" if split == "dev" else "val" if split == "val" else "train"  # tars are of any split
+    of_set = all(is_benchmark(name) for name in data)
+    of_data: Split = "train" if of_set and split == "test" else split_of_dataset(split)  # tars are of any split
     dataset = open_dataset(
         packed(data, split, cache), of_data, detector=detector or loaded.checkpoint.detector, cache=cache
     )
     if not len(dataset):
         return None
-    digest, former = (_digest(loaded, dataset, of) for of in (dataset.content_digests, dataset.former_digests))
+    digest = _digest(loaded, dataset)
     folder = (default_cache() if cache is None else cache) / "captions" / digest
     if not folder.exists():
         with alone(folder.with_name(f".{digest}.lock")):
-            for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: whoever writes holds the lock
+            for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: the writer holds the lock
                 shutil.rmtree(left, ignore_errors=True)
             if not folder.exists():
                 _compute(loaded, dataset, folder, leave)
@@ -122,7 +120,6 @@ def open_captioned(
         features_ND=np.load(folder / "features.npy", mmap_mode="r"),
         captions=captions,
         corrupt=about["corrupt"],
-        former=former,
     )
 
 
@@ -132,9 +129,9 @@ def captions_of(row: Row) -> tuple[str, ...]:
     return captions or (row.texts[0].text,)
 
 
-def _digest(loaded: Loaded, dataset: Dataset, content: Sequence[str]) -> str:
+def _digest(loaded: Loaded, dataset: Dataset) -> str:
     towers = loaded.checkpoint.sealed.files["towers.safetensors"]
-    parts = [str(_VERSION), towers, dataset.split, dataset.detector, *content, *dataset.region_digests]
+    parts = [str(_VERSION), towers, dataset.split, dataset.detector, *dataset.content_digests, *dataset.region_digests]
     config = loaded.config
     parts += [str(part) for part in (config.data.image_size, config.data.max_boxes, config.compat)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -143,15 +140,7 @@ def _digest(loaded: Loaded, dataset: Dataset, content: Sequence[str]) -> str:
 def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal) -> None:
     """Write the arrays of a split. Raises InputError where no image can be read, RunError where `leave` says so."""
     config = loaded.config
-    loader = Loader(
-        dataset,
-        config.data,
-        loaded.checkpoint.tokenizer,
-        Share(BATCH),
-        seed=0,
-        train=False,
-        as_released=bool(config.compat),
-    )
+    loader = loaded.loader(dataset)
     LOG.info("%s: region features of %s images", dataset.name, f"{len(dataset):,}")
     most = config.data.max_boxes + 1
     with whole_folder(folder) as temporary:

@@ -172,9 +172,9 @@ class _Training:
         if different:
             listed = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in list(different.items())[:3])
             raise ConfigError(str(start), f"the training began otherwise ({listed}); choose another --out")
-        if saved.towers != self.captioner.towers or saved.data not in (self.train.digest, self.train.former):
+        if (saved.towers, saved.data) != (self.captioner.towers, self.train.digest):
             raise RunError(str(start), "was trained on other data, regions or towers; choose another --out")
-        return replace(saved, config=self.config, data=self.train.digest)
+        return replace(saved, config=self.config)
 
     def journal(self) -> Journal:
         """The record of the training, in the folder of the run; its config.json is that of the towers."""
@@ -267,7 +267,7 @@ class _Training:
         checkpoint.write(self.out, self.captioner, self.optimizer, self.state, towers, best=best)
 
     def result(self, seconds: float) -> CaptionerResult:
-        """What has become of it."""
+        """Result of the training."""
         newest, best = latest(self.out), self.out / "checkpoints" / BEST
         return CaptionerResult(
             out=str(self.out),

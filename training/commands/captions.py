@@ -14,7 +14,7 @@ from training.evaluation.benchmarks import BENCHMARKS
 LOG = logging.getLogger("training")
 
 CAPTIONING = "captioning"
-"""The task of `eval` that is none of training/evaluation/tasks: its checkpoints are captioners (training/captions)."""
+"""The task of `eval` that is not in training/evaluation/tasks: its checkpoints are captioners (training/captions)."""
 
 
 def add_fit_captioner(commands: Any) -> None:

@@ -19,11 +19,11 @@ LOG = logging.getLogger("training")
 def add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
-        help="features of images, texts, released rows or ready arrays, as files or as an index to search in",
+        help="features of images, texts or released rows, as files or as an index to search in",
         description="Features (float32 unit rows) of one kind of input. --index writes a folder that can be searched, "
         "part by part: the same command goes on after a kill, and adds what is new when the input has grown. --out "
-        "FILE.parquet takes every input; otherwise --data and files make a .safetensors file, --tensors an .npz file, "
-        "a benchmark with --to chinese-clip a folder.",
+        "FILE.parquet takes every input; otherwise --data and files make a .safetensors file, a benchmark with "
+        "--to chinese-clip a folder.",
         examples=[
             "wenlan-train embed runs/1 --data store/datasets/weekly/latest.json --index weekly-index --onnx",
             "wenlan-train embed runs/1 --images photos/ --index photos-index",
@@ -52,12 +52,6 @@ def add_embed(commands: Any) -> None:
     )
     embed.add_argument(
         "--jsonl", type=path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
-    )
-    embed.add_argument(
-        "--tensors",
-        type=path,
-        metavar="FILE",
-        help=".npz with images, boxes and n_boxes, or input_ids and n_tokens, or all five",
     )
     embed.add_argument(
         "--text-kind",
@@ -108,7 +102,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     of_benchmark = _of_benchmark(arguments)
     if arguments.out.suffix == ".parquet" and not (of_benchmark or arguments.jsonl):
         return _into_parquet(arguments)
-    from training.evaluation.evaluate import split_of_dataset
+    from training.data.index import split_of_dataset
     from training.use import embed
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
@@ -135,8 +129,6 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     elif arguments.jsonl:
         written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)
-    elif arguments.tensors:
-        written = embed.embed_arrays(checkpoint, arguments.tensors, out, device=device)
     else:
         written = embed.embed_files(
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
@@ -153,9 +145,9 @@ def _of_benchmark(arguments: argparse.Namespace) -> bool:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
-    given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
+    given = [name for name in ("data", "images", "texts", "jsonl") if getattr(arguments, name)]
     if len(given) != 1 and given != ["images", "texts"]:
-        raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
+        raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl")
     of_benchmark = _of_benchmark(arguments)
     if arguments.regions and not (arguments.images or of_benchmark):
         raise ConfigError("--regions", "are boxes of --images; give both")
@@ -178,7 +170,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.index is None and arguments.out.suffix == ".parquet" and len(given) > 1:
         problem = "rows of a Parquet file have the same columns: write pictures and texts into two files, or --index"
         raise ConfigError("embed", problem)
-    if arguments.index is not None and (arguments.tensors or of_benchmark):
+    if arguments.index is not None and of_benchmark:
         raise ConfigError("--index", "takes --data of manifests or tars, --images, --jsonl or --texts")
 
 
@@ -189,7 +181,7 @@ def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
     if arguments.split and not arguments.data:
         raise ConfigError("--split", "is of --data; give that")
     columns = arguments.index is None and arguments.out.suffix == ".parquet"
-    made = arguments.index is not None or (columns and not (of_benchmark or arguments.jsonl or arguments.tensors))
+    made = arguments.index is not None or (columns and not (of_benchmark or arguments.jsonl))
     for name, read in (("detector", made or (arguments.data and not of_benchmark)), ("region_cache", made)):
         if getattr(arguments, name) and not read:
             raise ConfigError(
@@ -200,7 +192,7 @@ def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
 
 
 def _inputs(arguments: argparse.Namespace, *, distinct: bool) -> Any:
-    from training.evaluation.evaluate import split_of_dataset
+    from training.data.index import split_of_dataset
     from training.use.indexing import Inputs
 
     split = arguments.split or ("" if arguments.index is not None else "val")
@@ -247,20 +239,15 @@ def _into_index(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _into_parquet(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.tensors:
-        from training.use.embed import embed_arrays
+    from training.use.indexing import embed_parquet
 
-        written = embed_arrays(arguments.checkpoint, arguments.tensors, arguments.out, device=arguments.device)
-    else:
-        from training.use.indexing import embed_parquet
-
-        written = embed_parquet(
-            arguments.checkpoint,
-            _inputs(arguments, distinct=False),
-            arguments.out,
-            detector=arguments.detector,
-            device=arguments.device,
-            regions_cache=arguments.region_cache,
-        )
+    written = embed_parquet(
+        arguments.checkpoint,
+        _inputs(arguments, distinct=False),
+        arguments.out,
+        detector=arguments.detector,
+        device=arguments.device,
+        regions_cache=arguments.region_cache,
+    )
     LOG.info("%d features of width %d in %s", written["rows"], written["width"], arguments.out)
     return written

@@ -6,8 +6,7 @@ import argparse
 import logging
 from typing import Any
 
-from data_specs.shard import SPLITS
-from training.commands.options import add_json, add_shared, path
+from training.commands.options import add_json, path
 from training.errors import ConfigError
 
 LOG = logging.getLogger("training")
@@ -22,8 +21,7 @@ def add_export(commands: Any) -> None:
         examples=[
             "wenlan-train export runs/1 --to safetensors --out towers.safetensors",
             "wenlan-train export runs/1 --to onnx --out brivl.onnx",
-            "wenlan-train export runs/1 --to onnx --int8 --data builds/1 --out brivl.onnx",
-            "wenlan-train export runs/1 --to transformers --out brivl",
+            "wenlan-train export clip --to transformers --out clip-folder",
         ],
     )
     export.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
@@ -31,35 +29,19 @@ def add_export(commands: Any) -> None:
         "--to",
         required=True,
         choices=["safetensors", "onnx", "brivl-1.0", "transformers"],
-        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a folder "
-        "that transformers loads",
+        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a "
+        "folder that transformers loads (CLIP's towers without regions)",
     )
     export.add_argument("--out", required=True, type=path, metavar="FILE", help="a folder with --to transformers")
-    export.add_argument(
-        "--int8", action="store_true", help="--to onnx: also the text tower in int8, FILE.text.int8.onnx, and its loss"
-    )
-    export.add_argument(
-        "--data", nargs="+", default=[], metavar="DATA", help="--int8: the dataset by whose recall the loss is measured"
-    )
-    export.add_argument("--split", default="val", choices=SPLITS, help="of --data; default val")
-    add_shared(export)
+    add_json(export)
     export.set_defaults(run=_export)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.int8 and arguments.to != "onnx":
-        raise ConfigError("--int8", f"is a form of --to onnx, not of {arguments.to}")
-    if arguments.data and not arguments.int8:
-        raise ConfigError("--data", "measures what --int8 loses; give both")
-    from training.use.export import Int8, export
+    from training.use.export import export
 
-    int8 = Int8(arguments.data, arguments.split, arguments.cache) if arguments.int8 else None
-    written = export(arguments.checkpoint, arguments.to, arguments.out, int8)
+    written = export(arguments.checkpoint, arguments.to, arguments.out)
     LOG.info("%s: %s", written["format"], ", ".join(written["out"]))
-    if int8 is not None:
-        from training.use.quantise import summary
-
-        LOG.info("%s", summary(written["int8_loss"]))
     return written
 
 

@@ -29,7 +29,7 @@ def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="an HTTP server of a checkpoint: embeddings, search, and a page",
-        description="Answers WenLan's released API, OpenAI's and infinity's /v1/embeddings, clip-retrieval's "
+        description="Answers WenLan's released API, OpenAI's /v1/embeddings, clip-retrieval's "
         "/knn-service, and the page at /. Ends on SIGTERM after what is in flight. Pictures come as bytes or data "
         "URIs; no URL is ever fetched. Needs the extra serve.",
         examples=[
@@ -105,11 +105,9 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         given = open_given(arguments.index, checkpoint)
         answer_soon()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
-        with (
-            detector_of(checkpoint.detector, arguments.detector) as (detected, regions),
-            _towers(checkpoint, arguments, options) as (towers, threads),
-        ):
-            LOG.info("regions of pictures that come without: %s", regions)
+        detected, regions = detector_of(checkpoint.detector, arguments.detector)
+        LOG.info("regions of pictures that come without: %s", regions)
+        with _towers(checkpoint, arguments, options) as (towers, threads):
             service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
             accept(bound, options)  # who follows the address before the server answers waits
@@ -134,7 +132,7 @@ def _towers(checkpoint: Checkpoint, arguments: argparse.Namespace, options: Opti
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a file or the environment. Raises ConfigError for one that is no token."""
+    """The token of a file or the environment. Raises ConfigError for one that is not a token."""
     where = str(file) if file else _TOKEN
     text = file.read_text(encoding="utf-8", errors="replace").strip() if file else os.environ.get(_TOKEN, "").strip()
     if not text and file is None:

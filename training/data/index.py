@@ -54,7 +54,7 @@ AT_START = 4096
 before the first step. Of more shards each is when it is first read."""
 
 MOST_WEIGHT = 1_000_000_000
-"""Of a part of a mixture; far beyond what the shares of 1/1024 tell apart, and its sums are finite."""
+"""Largest weight of a part of a mixture; far beyond what the shares of 1/1024 tell apart, and its sums are finite."""
 
 _LOOKS = 16
 """Shards that are looked at at once: a file in a bucket answers after tens of milliseconds."""
@@ -97,8 +97,7 @@ class Row:
 class _Opened:
     """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names.
 
-    name: what it is in messages; samples: what each split holds by the manifest; former: an earlier digest of plain
-    tars, "" where there is none.
+    name: what it is in messages; samples: what each split holds by the manifest.
     """
 
     name: str
@@ -107,7 +106,6 @@ class _Opened:
     digest: str
     regions: str
     weight: float | None = None
-    former: str = ""
 
 
 class Dataset:
@@ -115,15 +113,13 @@ class Dataset:
 
     def __init__(self, opened: Sequence[_Opened], split: Split, detector: str, copies: TarCache | None = None) -> None:
         self.name = ", ".join(o.name for o in opened)
-        """What was opened, for messages."""
+        """Names of the opened datasets, for messages."""
         self.split = split
         self.samples = {name: sum(o.samples.get(name, 0) for o in opened) for name in SPLITS}
         """Samples of each split by the manifests; of plain tars none."""
         self.detector = detector
         """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
         self.content_digests = tuple(o.digest for o in opened)
-        self.former_digests = tuple(o.former or o.digest for o in opened)
-        """Content digests as a checkpoint of an earlier wenlan may name them: of plain tars without what is in them."""
         self.region_digests = tuple(o.regions for o in opened)
         mixed = any(o.weight for o in opened)
         parts = [o for o in opened if (any(shard.rows for shard in o.shards) if mixed else o.shards)]
@@ -281,6 +277,14 @@ class Dataset:
 _ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
+def split_of_dataset(split: str) -> Split:
+    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    for name in SPLITS:
+        if name == split:
+            return name
+    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+
+
 def default_cache() -> Path:
     """Folder of the indexes: $XDG_CACHE_HOME/wenlan/index, or ~/.cache/wenlan/index."""
     root = os.environ.get("XDG_CACHE_HOME")
@@ -348,7 +352,7 @@ def _each_once(opened: Sequence[_Opened]) -> list[_Opened]:
 
 
 def _at_once(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
-    """What `call` makes of each, in order; raises what the first of them raises."""
+    """Results of `call` for each, in order; raises what the first of them raises."""
     with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
         return list(pool.map(call, shards))
 
@@ -408,7 +412,7 @@ def _not_there(name: str, refusals: Sequence[str]) -> str:
 
 
 def read_file(path: str) -> bytes:
-    """Content of a file, path or URL. Raises ContractError for what is no regular file, OSError."""
+    """Content of a file, path or URL. Raises ContractError for what is not a regular file, OSError."""
     check_regular(path)
     with told(path), fsspec.open(path, "rb") as file:
         return bytes(file.read())
@@ -436,14 +440,11 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
     Not of the ids alone: img2dataset calls the samples of every dataset alike.
     """
     shards = list({shard.index: shard for shard in (index_plain_tar(tar, cache) for tar in tars)}.values())
-    content, former = hashlib.sha256(), hashlib.sha256()
-    seen = 0
+    content = hashlib.sha256()
     for shard in shards:
         table = read_index(shard.index)
         texts = table["texts"].combine_chunks()
         ids, leaders = table["candidate_id"].to_pylist(), texts.flatten().field("text_leader").to_pylist()
-        former.update("\n".join(["", *ids] if seen else ids).encode())
-        seen += len(ids)
         for column in (ids, table["sha256"].to_pylist(), texts.value_lengths().to_pylist(), leaders):
             content.update("\n".join([str(len(column)), *map(str, column)]).encode())
-    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID, former=former.hexdigest())
+    return _Opened(tars[0], {}, shards, content.hexdigest(), GRID)

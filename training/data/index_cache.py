@@ -47,10 +47,10 @@ COLUMNS += ["image_offset", "image_size"]
 
 _CACHE_VERSION = 1
 _CHANGED = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
-"""What file systems call a file's version or time of change, the surest first."""
+"""Keys under which file systems give a file's version or time of change, the surest first."""
 
 _TAR_VERSION = 2
-"""Of the indexes of plain tars: raised when a tar is read otherwise (2: each line of a .txt is a caption)."""
+"""Version of the indexes of plain tars: raised when a tar is read otherwise."""
 
 _OF_A_TAR = "tar-"
 """How the name of a plain tar's index begins."""
@@ -61,7 +61,7 @@ _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "box
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What the index of a shard is made of: its files, where its Parquet and the boxes lie (None for the grid)."""
+    """Sources of a shard's index: its files, where its Parquet and the boxes lie (None for the grid)."""
 
     files: ShardFiles
     parquet: str
@@ -133,7 +133,7 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
 
 
 def _identity(tar: str) -> tuple[str, int]:
-    """What the index of a plain tar is called, which changes when the tar does, and the tar's bytes."""
+    """Name of a plain tar's index, which changes when the tar does, and the tar's size in bytes."""
     fs, path = fsspec.core.url_to_fs(tar)
     try:
         with told(tar):
@@ -191,7 +191,7 @@ def check_regular(name: str) -> None:
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
-        return  # whoever reads it says what is wrong
+        return  # reading it says what is wrong
     if not stat.S_ISREG(mode):
         raise ContractError(f"{name}: no regular file")
 

@@ -201,7 +201,7 @@ T = TypeVar("T", contravariant=True)
 
 
 class Maker(Protocol[T, M]):
-    """What makes batches in worker processes: `slots` is the shared memory in which it hands them over."""
+    """Interface of a maker of batches in worker processes: `slots` is the shared memory that holds them."""
 
     slots: Slots | None
 
@@ -217,7 +217,7 @@ def in_workers(
     nice: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[M]:
-    """What `maker` makes of each turn, in order, by so many forked processes (0: in this one).
+    """Yields what `maker` makes of each turn, in order, by so many forked processes (0: in this one).
 
     turns: each makes the turn from the number of the slot in which its batch is handed over. room: bytes of a slot. At
     most _AHEAD batches per worker are made ahead of the reader, who must fetch each before the next one.

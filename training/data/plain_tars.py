@@ -9,12 +9,12 @@ in blocks, for their digest alone.
 Texts come from KEY.txt, or from "caption" of KEY.json (a text, or a list of them), or from a wenlan sample. A KEY.txt
 of several lines holds several captions, one per line. Which of them is trained on in an epoch is the choice of
 training/data/text_choice.py, as for every sample with several texts: the first one by default ("primary"), one drawn
-anew in each epoch with `data.text_kinds={"library": {"caption": 1}}`. Evaluation takes the first.
+again in each epoch with `data.text_kinds={"library": {"caption": 1}}`. Evaluation takes the first.
 
 Limits: compressed tars are refused, since an image is read by its offset; width and height are left 0 (unknown); image
 and text ids are sha256 of the bytes, so that only exact copies are known as such. A sample without an image or
 without a text is passed over, and so are members in a sparse format (2 kB that read as gigabytes of zeros, and that do
-not lie in one piece) and texts that are no text: too long, not UTF-8, JSON that is damaged or nested too deeply.
+not lie in one piece) and members that are not texts: too long, not UTF-8, JSON that is damaged or nested too deeply.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from data_specs.shard import MANIFEST, SCHEMA_VERSION, SHARD_SCHEMA, ContractErr
 from training.errors import first_line
 
 TEXT_BYTES = 16 << 20
-"""Size above which a member is no text of a sample."""
+"""Size above which a member is not a text of a sample."""
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _TEXT_SUFFIXES = ("txt", "json")
@@ -101,7 +101,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _globbed(pattern: str) -> list[str]:
-    """Files that a glob matches, sorted; the name itself where it is no glob."""
+    """Files that a glob matches, sorted; the name itself where it is not a glob."""
     if not _is_glob(pattern):
         return [pattern]
     fs, path = _opened(pattern)
@@ -125,7 +125,7 @@ def _is_glob(name: str) -> bool:
 
 
 def _of_folder(name: str) -> list[str] | None:
-    """The plain tars in a folder, sorted; None where it is none, or holds a manifest, or no tar."""
+    """The plain tars in a folder, sorted; None where it is not a folder, or holds a manifest, or no tar."""
     if name.endswith(".json") or name.startswith(("http://", "https://")):
         return None
     fs, path = _opened(name)
@@ -134,7 +134,7 @@ def _of_folder(name: str) -> list[str] | None:
             return None
         names = sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
     except Exception:  # each protocol of fsspec has exceptions of its own
-        return None  # whoever opens it as a manifest says what is wrong
+        return None  # opening it as a manifest says what is wrong
     # What lies decompressed beside its archive, as gunzip -k leaves it, is not refused for it.
     tars = [n for n in names if n.endswith(".tar")]
     tars += [n for n in names if n.endswith(_COMPRESSED) and re.sub(r"(\.tar)?\.\w+$", ".tar", n) not in tars]
@@ -269,7 +269,7 @@ def _plain_texts(name: str, members: dict[str, _Member]) -> list[tuple[str, str]
         for text in texts:
             text.encode()  # JSON may hold half a surrogate pair
     except (ValueError, RecursionError):
-        return []  # a text that is not UTF-8 is no text, nor is JSON nested too deeply or with a number of 4,300 digits
+        return []  # not UTF-8, JSON nested too deeply or with a number of 4,300 digits
     unique = dict.fromkeys(nfc(text).strip() for text in texts)
     return [("caption", text) for text in unique if text]
 

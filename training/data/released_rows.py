@@ -21,7 +21,7 @@ from typing import Any
 
 from data_specs.shard import TEXT_KINDS
 from training.config import DERIVED_KINDS
-from training.errors import first_line
+from training.errors import InputError, first_line
 
 Box = tuple[float, float, float, float]
 
@@ -35,7 +35,7 @@ _OURS = {"alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding"}
 _EASY_LENGTH = 128
 
 ROW_TEXT_KINDS = (PRIMARY, *_OURS, *DERIVED_KINDS, *TEXT_KINDS)
-"""What `--text-kind` may name."""
+"""Values of `--text-kind`."""
 
 
 def derived(kind: str, surrounding: str) -> str:
@@ -81,7 +81,7 @@ def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
 
 
 def boxes_of(value: Any) -> tuple[Box, ...]:
-    """Boxes of a JSON value. Raises ValueError when it is no list of lists of four numbers below MOST."""
+    """Boxes of a JSON value. Raises ValueError when it is not a list of lists of four numbers below MOST."""
     if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
         raise ValueError("its boxes are not lists of four numbers")
     numbers = [n for box in value for n in box]
@@ -106,6 +106,17 @@ def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     except ValueError as e:
         return Broken(where, f"{value['image_id']}: {first_line(e)}")
     return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
+
+
+def json_lines(file: Path, what: str = "not JSON") -> Iterator[tuple[str, Any]]:
+    """(FILE:line N, value) of each line that is not empty. Raises InputError saying `what`, OSError."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield f"{file}:line {number}", json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    raise InputError(f"{file}:line {number}", f"{what} ({first_line(e)})") from None
 
 
 def is_text(value: str) -> bool:

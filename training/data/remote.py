@@ -92,7 +92,7 @@ class TarCache:
     def _shrink(self) -> None:
         for part in self._folder.glob("*.part"):
             with suppress(BlockingIOError), _locked(part.with_suffix(".lock"), wait=False):
-                part.unlink(missing_ok=True)  # nobody fetches it: of a process that was killed
+                part.unlink(missing_ok=True)  # left by a process that was killed
         copies = []
         for path in self._folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process was quicker

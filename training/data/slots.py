@@ -5,7 +5,7 @@ for ten tensors that was 2 to 9 ms a batch, more than decoding eight pictures ta
 a batch into one slot, sends where they lie, and the reader copies the slot out at once. Pages are mapped once, and none
 of it counts against /dev/shm, which containers keep small.
 
-Limits: worker processes must be forked after the ring was made. Nothing here guards a slot: whoever hands out the
+Limits: worker processes must be forked after the ring was made. Nothing here guards a slot: the code that hands out the
 numbers must not reuse one before it was read.
 """
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from data_specs import tokenizer as of_vocabulary
 from data_specs.tokenizer import (
-    _HAN,
     CLS,
     PAD,
     SEP,
@@ -39,7 +38,6 @@ __all__ = [
     "SEP",
     "SPECIAL",
     "UNK",
-    "_HAN",
     "BertTokenizer",
     "CharTokenizer",
     "JsonTokenizer",
@@ -54,7 +52,7 @@ __all__ = [
 VOCAB_FILE, JSON_FILE = "vocab.txt", "tokenizer.json"
 BERT_CHINESE = "bert_chinese"
 _HAS_UPPER_CASE = re.compile("(##)?[a-z]*[A-Z][A-Za-z]*")
-"""Of a token; [CLS] and the like are none."""
+"""Matches a token with upper case; [CLS] and the like do not match."""
 
 _BERT_CHINESE_FILE = Path(__file__).with_name("bert_chinese.txt")
 

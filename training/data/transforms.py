@@ -43,7 +43,7 @@ _SPARE = 2
 
 
 FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-"""What Pillow reads here, by its names; JPEG has decoders of its own."""
+"""Formats that Pillow reads here, by its names; JPEG has decoders of its own."""
 
 _STRIP = 4_000_000
 """Pixels that are laid on white at once: the whole picture, several times over, is what a bomb wants."""
@@ -54,7 +54,7 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no complete image. The message says why, the caller says whose they are."""
+    """The bytes are not a complete image. The message says why, the caller says whose they are."""
 
 
 @contextmanager
@@ -92,6 +92,20 @@ def _jpeg_sides(data: bytes) -> tuple[int, int]:
         if marker not in _WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return 0, 0
+
+
+def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """(width, height) of a picture by its header. Raises UnreadableImage, also above `max_pixels`."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=(*FORMATS, "JPEG")) as image:
+            width, height = int(image.width), int(image.height)
+    except Exception:  # Pillow raises many types on damage
+        raise UnreadableImage(f"no picture: it begins with the bytes {data[:4].hex()}") from None
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed")
+    return width, height
 
 
 def prepare() -> None:

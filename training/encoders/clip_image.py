@@ -53,7 +53,7 @@ class Prefix(nn.Module):
 
 
 class Regions(nn.Module):
-    """What the boxes of an image add to its feature: tokens [B, N, C] -> [B, D], zero at the beginning."""
+    """Contribution of an image's boxes to its feature: tokens [B, N, C] -> [B, D], zero at the beginning."""
 
     def __init__(self, channels: int, extra: int, config: Config) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ class Trunk(nn.Module):
         return seen_BRD
 
     def _tokens(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
-        """What the encoder layers see of every box: [B, R, width]."""
+        """Input of the encoder layers for every box: [B, R, width]."""
         for stage in self.backbone.values():
             map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
         regions_BRD = unit(self.regions(map_BCHW, batch))

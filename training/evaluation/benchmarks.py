@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import ContractError
-from training.data.released_rows import PRIMARY, Box, Broken, is_text, read_rows
+from training.data.released_rows import PRIMARY, Box, Broken, is_text, json_lines, read_rows
 from training.errors import ConfigError, InputError, first_line
 
 CAPTIONS_OF_IMAGES = "a hit is a caption of the image; every caption is a query"
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 _TAGGED = re.compile(r"(?:\S+:[A-Za-z]+(?:\s+|$))+")
 """A caption in which every word has its part of speech, as BosonNLP writes it."""
@@ -58,7 +58,7 @@ class Picture:
     boxes: tuple[Box, ...] | None = None
 
     def read(self) -> bytes:
-        """The encoded image. Raises ContractError for what is no regular file, OSError."""
+        """The encoded image. Raises ContractError for what is not a regular file, OSError."""
         if isinstance(self.content, bytes):
             return self.content
         if self.content.exists() and not self.content.is_file():
@@ -81,7 +81,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split of a benchmark. `pictures` reads its images anew at each call, in order."""
+    """A split of a benchmark. `pictures` reads its images again at each call, in order."""
 
     name: str
     split: str
@@ -89,7 +89,7 @@ class Benchmark:
     pictures: Callable[[], Iterator[Picture]]
     hit: str = CAPTIONS_OF_IMAGES
     boxes: str = "grid"
-    """What a result calls the boxes of its pictures: the grid, or its own name where it brings them."""
+    """Name of its pictures' boxes in a result: the grid, or its own name where it brings them."""
 
 
 def is_benchmark(data: str) -> bool:
@@ -179,7 +179,7 @@ def _flickr30k_cn(place: Path, split: str) -> Benchmark:
 
 def _crossmodal_3600(place: Path, split: str) -> Benchmark:
     file, captions, ids = _find(place, "captions.jsonl"), [], []
-    for where, row in _json_lines(file):
+    for where, row in json_lines(file):
         try:
             ids.append(str(row["image/key"]))
             captions += [Caption(text.strip(), (ids[-1],)) for text in _texts(row["zh"]["caption"])]
@@ -250,7 +250,7 @@ BENCHMARKS = tuple(_READERS)
 
 
 def _named(split: str, names: Mapping[str, str], kind: str) -> str:
-    """What a benchmark calls a split. Raises ConfigError for one that it has not."""
+    """A benchmark's name of a split. Raises ConfigError for one that it does not have."""
     name = names.get(split)
     if name is None:
         raise ConfigError("--split", f"{kind} has no {split} split with captions; it has {', '.join(names)}")
@@ -315,7 +315,7 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
     """A benchmark of a table of images (id, tab, base64) and JSON lines of texts with the ids of their images."""
     ids_key, number_key = ("item_ids", "query_id") if text_key == "query_text" else ("image_ids", "text_id")
     captions = list[Caption]()
-    for where, row in _json_lines(texts):
+    for where, row in json_lines(texts):
         try:
             number, text, ids = row.get(number_key), row[text_key], row[ids_key]
             if not isinstance(text, (str, int, float)) or not isinstance(ids, list):
@@ -342,17 +342,6 @@ def _tsv_pictures(file: Path) -> Iterator[Picture]:
                 yield Picture(name.decode(), base64.b64decode(encoded.translate(_STANDARD), validate=True))
             except ValueError as e:  # binascii.Error and UnicodeDecodeError among them
                 raise InputError(f"{file}:line {number}", f"no id, tab and base64 ({first_line(e)})") from None
-
-
-def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """(FILE:line N, value) of each line that is not empty. Raises InputError."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield f"{file}:line {number}", json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    raise InputError(f"{file}:line {number}", f"not JSON ({first_line(e)})") from None
 
 
 def _by_caption_id(file: Path, wanted: set[str] | None) -> list[Caption]:

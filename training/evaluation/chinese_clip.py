@@ -4,7 +4,7 @@
     OUT/{split}_texts.txt_feat.jsonl    {"text_id": 1, "feature": [...]}
     OUT/{split}_texts.jsonl             {"text_id": 1, "text": "...", "image_ids": [1]}: text -> image answers
     OUT/{split}_texts.tr.jsonl          {"image_id": 1, "text_ids": [1]}: image -> text answers
-    OUT/{split}_keys.tsv                image id, a tab, the image's name; only where its name is no number
+    OUT/{split}_keys.tsv                image id, a tab, the image's name; only where its name is not a number
 
 `make_topk_predictions.py` and `make_topk_predictions_tr.py` of PyPI's `cn-clip` search in the features, `evaluation.py`
 and `evaluation_tr.py` compare what they found with the answers. Their recalls are those of `wenlan-train eval` on the

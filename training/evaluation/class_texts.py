@@ -1,7 +1,7 @@
 """Class names as sentences: the texts by which a class is known to the text tower.
 
 A class's vector is the mean of the unit features of each of its names in each of the templates, made a unit again: that
-of CLIP (arXiv 2103.00020, section 3.1.4). The templates are our own: what somebody writes under a picture in Chinese,
+of CLIP (arXiv 2103.00020, section 3.1.4). The templates are our own: Chinese captions as people write them,
 the bare name among them. A file has others, one per line, with {} or clip_benchmark's {c} where the name goes.
 
 Limits: measure words and the like follow no class; a set whose names need them brings its own templates.

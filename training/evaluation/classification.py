@@ -72,7 +72,7 @@ def cosines(features_ND: Features, classes_CD: Features) -> Features:
 
 
 def classify(scores_NC: Features, label_N: Ids) -> Classified:
-    """What scores say of items with known labels."""
+    """Ranks of the right classes of items with known labels, by scores."""
     rows = np.arange(len(label_N))
     own_N = scores_NC[rows, label_N]
     rank_N = (scores_NC >= own_N[:, None]).sum(1)  # the right class itself counts 1
@@ -154,7 +154,7 @@ def _percentiles(values: npt.NDArray[np.float64]) -> Bounds:
 
 
 def _worst_pairs(label_Q: Ids, said_Q: Ids, count_C: Ids, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Of which class how many items were taken for which other: the most frequent pairs, the larger share first."""
+    """Most frequent confusions by class: class, the class that was said, count; the larger share first."""
     pairs, counts = np.unique(np.stack([label_Q, said_Q], 1)[label_Q != said_Q], axis=0, return_counts=True)
     rows = [
         {"class": names[c], "taken_for": names[other], "count": int(n), "share": float(n / count_C[c])}

@@ -1,14 +1,11 @@
 """Evaluation of a checkpoint: retrieval over a dataset's split or over a public benchmark.
 
-    a dataset's split    pairs; a hit shares the image leader or the text leader (near-copies are no mistakes)
+    a dataset's split    pairs; a hit shares the image leader or the text leader (near-copies are not mistakes)
     a benchmark          images with captions (training/evaluation/benchmarks.py); every caption is a query
 
 A dataset's splits hold image clusters apart, not texts, unless its spec says so (`shards.apart`): a held-out pair may
-have a caption that stands in the train split too. So its figures are given three times: over all queries, over those
-whose image leader or text leader stands in train (`seen`), and over the others (`unseen`), which is the headline. The
-candidates are the same each time. Plain tars have no train split: there, and of a benchmark, this is unknown.
-
-Every result says by which protocol it was measured.
+have a caption that stands in the train split too. So its figures are given of seen and unseen queries apart
+(training/evaluation/results.py). Plain tars have no train split: there, and of a benchmark, this is unknown.
 
 Limits: what a checkpoint saw before, in the weights of its backbones or in an earlier dataset, is not known here. The
 leaders of every train shard are read, which takes as long as opening the dataset for a training does.
@@ -16,29 +13,25 @@ leaders of every train shard are read, which takes as long as opening the datase
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from data_specs.shard import SPLITS, Split
-from training.data.index import open_dataset
+from data_specs.shard import Split
+from training.data.index import open_dataset, split_of_dataset
 from training.data.index_cache import GRID
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import Benchmark, Caption, is_benchmark, open_benchmark
 from training.evaluation.features import Embeddings, embed, picture_features, text_rows
 from training.evaluation.file_regions import RegionTable
 from training.evaluation.hits import Captions, Clusters, Features, Hits, Ids, Mask
+from training.evaluation.results import by_seen, first_lines, head, parts, recalls, share
 from training.evaluation.retrieval import KS, Ranks, Retrieval, figures, rank
-from training.outputs.whole import INDEX
 from training.weights.load import Loaded, Towers, load
-
-if TYPE_CHECKING:
-    pass
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +44,7 @@ MOST_SCORED = 20_000
 
 @dataclass(frozen=True)
 class Measured:
-    """What the figures of a retrieval were made of, for who wants to look at single queries.
+    """Features, hits and ranks behind the figures of a retrieval, for examples of single queries.
 
     image_names, text_names: of the rows: ids of a benchmark's pictures and its captions, sample ids of a dataset.
     headline_N: of a dataset, the pairs whose queries make the headline.
@@ -67,27 +60,6 @@ class Measured:
 
 
 Look = Callable[[Measured], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """How a result was measured. `checkpoint`: sha256 of its index, which names the sha256 of each of its files."""
-
-    data: str
-    split: str
-    images: int
-    texts: int
-    hit: str
-    towers: Towers
-    checkpoint: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, and all of them as one `line`."""
-        return {**{name: getattr(self, name) for name in self.__slots__}, "line": str(self)}
-
-    def __str__(self) -> str:
-        candidates = f"{self.images:,} images, {self.texts:,} texts"
-        return f"{self.data}, {self.split}: {candidates}; {self.hit}; {self.towers} towers of {self.checkpoint[:12]}"
 
 
 def evaluate_retrieval(
@@ -127,31 +99,35 @@ def evaluate_retrieval(
     embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
     hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
     ranks = rank(embeddings.image_ND, embeddings.text_ND, hits, loaded.device)
-    protocol = Protocol(
-        " ".join(data),
-        split,
-        len(embeddings.image_ND),
-        len(embeddings.text_ND),
-        "a hit has the same image leader or text leader",
-        towers,
-        checkpoint_digest(loaded),
-    )
+    protocol = {
+        "data": " ".join(data),
+        "split": split,
+        "images": len(embeddings.image_ND),
+        "texts": len(embeddings.text_ND),
+        "hit": "a hit has the same image leader or text leader",
+    }
     in_train = stands_in_train(data, of_data, embeddings.image_ids_N, embeddings.text_ids_N, cache)
     if look is not None:
         names = [str(number) for number in embeddings.sample_ids_N]
         asks_N = None if in_train is None or np.logical_or(*in_train).all() else ~np.logical_or(*in_train)
         look(Measured(embeddings.image_ND, embeddings.text_ND, hits, ranks, names, names, asks_N))
-    about = _about(loaded, protocol, loader.corrupt, detector)
+    about = _head(loaded, protocol, towers, detector or loaded.checkpoint.detector, loader.corrupt)
     about["scores"] = _scores(loaded, towers, np.einsum("nd,nd->n", embeddings.image_ND, embeddings.text_ND))
-    return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(in_train, ranks)}
+    return {**about, **_by_seen(in_train, ranks)}
+
+
+def _head(loaded: Loaded, protocol: Mapping[str, Any], towers: Towers, detector: str, corrupt: int) -> dict[str, Any]:
+    candidates = f"{protocol['images']:,} images, {protocol['texts']:,} texts"
+    return {
+        "scores": None,
+        **head("retrieval", loaded, protocol, candidates, towers, detector=detector, corrupt=corrupt),
+    }
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `evaluate_retrieval`, the headline first."""
-    lines = [str(result["protocol"]["line"])]
-    if result["in_train"] is None:
-        lines.append("whether queries stand in a train split is unknown: there is none beside this data")
-    else:
+    lines = first_lines(result)
+    if result["in_train"] is not None:
         counts = result["in_train"]
         lines.append(
             f"{counts['either']} of {result['protocol']['images']} pairs stand in train "
@@ -159,15 +135,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         )
         if result["headline"] == "all":
             lines.append("no unseen query is left: the figures are those of all queries")
-    parts = [("all", result)]
-    if result["in_train"] is not None:
-        seen = ("seen in train", result["seen"])
-        parts = [("unseen", result["unseen"]), seen, *parts] if result["headline"] == "unseen" else [*parts, seen]
-    for name, of_part in parts:
-        if of_part["samples"]:
-            lines += [f"{name}, {words}: {_described(of_part[d])}" for d, words in DIRECTIONS]
-            mean, bounds = of_part["mean_recall"], of_part["mean_recall_interval"]
-            lines.append(f"{name}: mean recall {_share(mean)} {_span(bounds)}, {of_part['samples']:,} images")
+    for name, part in parts(result):
+        if part["samples"]:
+            lines += [f"{name}, {words}: {recalls(part[d], KS)}" for d, words in DIRECTIONS]
+            mean = share(part["mean_recall"], part["mean_recall_interval"])
+            lines.append(f"{name}: mean recall {mean}, {part['samples']:,} images")
     return [*lines, _described_scores(result)]
 
 
@@ -176,8 +148,8 @@ def _described_scores(result: Mapping[str, Any]) -> str:
     if scores is not None:
         return (
             f"scores: half of {scores['pairs']:,} matching pairs have a cosine above {scores['median_cosine']:.3f}, "
-            f"which is above {_share(scores['median_score'])} of the background; "
-            f"{_share(scores['above_0.99'])} are above 99% of it"
+            f"which is above {scores['median_score']:.1%} of the background; "
+            f"{scores['above_0.99']:.1%} are above 99% of it"
         )
     if result["protocol"]["towers"] == "key":
         return "scores: cosines alone; a background is that of the query towers"
@@ -188,44 +160,10 @@ def _described_scores(result: Mapping[str, Any]) -> str:
 DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))
 
 
-def _described(direction: Mapping[str, Any]) -> str:
-    recalls = [
-        f"R@{k} {_share(direction[f'r{k}'])} {_span(direction[f'r{k}_interval'])} "
-        f"(chance {_share(direction[f'chance_r{k}'])})"
-        for k in KS
-    ]
-    return f"{', '.join(recalls)}, median rank {direction['median_rank']:.0f} of {direction['queries']:,} queries"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _span(bounds: Sequence[float]) -> str:
-    low, high = bounds
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def retrieval(embeddings: Embeddings) -> Retrieval:
     """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
     hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
     return figures(rank(embeddings.image_ND, embeddings.text_ND, hits))
-
-
-def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "") -> dict[str, Any]:
-    return {
-        "task": "retrieval",
-        "split": protocol.split,
-        "detector": detector or loaded.checkpoint.detector,
-        "checkpoint": str(loaded.checkpoint.folder),
-        "corrupt": corrupt,
-        "scores": None,
-        "protocol": protocol.to_json(),
-        "headline": "all",
-        "in_train": None,
-        "seen": None,
-        "unseen": None,
-    }
 
 
 def _scores(loaded: Loaded, towers: Towers, cosines_P: Features) -> dict[str, Any] | None:
@@ -244,18 +182,13 @@ def _scores(loaded: Loaded, towers: Towers, cosines_P: Features) -> dict[str, An
     }
 
 
-def checkpoint_digest(loaded: Loaded) -> str:
-    """sha256 of a checkpoint's index, which names the sha256 of each of its files."""
-    return hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest()
-
-
 # --- what stands in train
 
 
 def stands_in_train(
     data: Sequence[str], split: Split, image_ids_N: Ids, text_ids_N: Ids, cache: Path | None
 ) -> tuple[Mask, Mask] | None:
-    """Of which samples of a dataset's split the image leader, and of which the text leader, stands in its train split.
+    """Masks of a split's samples whose image leader, and whose text leader, stands in the dataset's train split.
 
     Ids as a Batch carries them. None where it is unknown: of the train split itself, and where there is none.
     """
@@ -269,26 +202,24 @@ def stands_in_train(
     return _in_train(train.leaders(), image_ids_N, text_ids_N)
 
 
-def _held_out(in_train: tuple[Mask, Mask] | None, ranks: Ranks) -> dict[str, Any]:
-    """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
+def _by_seen(in_train: tuple[Mask, Mask] | None, ranks: Ranks) -> dict[str, Any]:
+    """Figures over all pairs; with headline, in_train, seen and unseen of a dataset's split where they are known."""
+
+    def of_part(asks_N: Mask | None) -> dict[str, Any]:
+        if asks_N is not None and not asks_N.any():
+            return {"samples": 0}
+        return figures(ranks, asks_N, asks_N, intervals=True).to_json()
+
     if in_train is None:
-        return {}
+        return of_part(None)
     images, texts = in_train
-    seen = images | texts
-    return {
-        "headline": "all" if seen.all() else "unseen",
-        "in_train": {"images": int(images.sum()), "texts": int(texts.sum()), "either": int(seen.sum())},
-        "seen": _figures_of(ranks, seen),
-        "unseen": _figures_of(ranks, ~seen),
-    }
-
-
-def _figures_of(ranks: Ranks, asks_N: Mask) -> dict[str, Any]:
-    return figures(ranks, asks_N, asks_N, intervals=True).to_json() if asks_N.any() else {"samples": 0}
+    values = by_seen(images | texts, of_part)
+    values["in_train"] |= {"images": int(images.sum()), "texts": int(texts.sum())}
+    return values
 
 
 def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: Ids) -> tuple[Mask, Mask]:
-    """Which image ids and which text ids are those of leaders in train; `leaders` as `Dataset.leaders` yields them.
+    """Masks of image ids and of text ids that are leaders in train; `leaders` as `Dataset.leaders` yields them.
 
     Ids are the first 64 bits of a sha256, as a Batch carries them: 16 digits of hex.
     """
@@ -305,14 +236,6 @@ def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: 
 
 
 # --- benchmarks
-
-
-def split_of_dataset(split: str) -> Split:
-    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
-    for name in SPLITS:
-        if name == split:
-            return name
-    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
 
 
 def named_benchmark(data: Sequence[str], split: str) -> Benchmark | None:
@@ -362,13 +285,18 @@ def _on_benchmark(
     features = embed_benchmark(loaded, benchmark, regions)
     hits = features.hits
     ranks = rank(features.image_ND, features.text_MD, hits, loaded.device)
-    protocol = Protocol(
-        benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, checkpoint_digest(loaded)
-    )
+    protocol = {
+        "data": benchmark.name,
+        "split": benchmark.split,
+        "images": hits.images,
+        "texts": hits.texts,
+        "hit": benchmark.hit,
+    }
     if look is not None:
         names = list(features.images), [caption.text for caption in features.captions]
         look(Measured(features.image_ND, features.text_MD, hits, ranks, *names))
-    about = _about(loaded, protocol, features.corrupt, benchmark.boxes if regions is None else str(regions))
+    boxes = benchmark.boxes if regions is None else str(regions)
+    about = _head(loaded, protocol, towers, boxes, features.corrupt)
     some = slice(MOST_SCORED)
     matching = features.image_ND[hits.image_P[some]], features.text_MD[hits.text_P[some]]
     about["scores"] = _scores(loaded, towers, np.einsum("pd,pd->p", *matching))

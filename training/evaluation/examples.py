@@ -38,13 +38,18 @@ _QUALITY = 72
 
 
 def choose(rank_N: Ids, asks_N: Any = None) -> list[int]:
-    """Items to show: at random HITS of rank 1, then MISSES of a higher one. A rank of 0 is no query."""
+    """Items to show: at random HITS of rank 1, then MISSES of a higher one. A rank of 0 is not a query."""
     rank = np.where(True if asks_N is None else asks_N, rank_N, 0)
     generator, chosen = np.random.default_rng(0), list[int]()
     for which, count in ((rank == 1, HITS), (rank > 1, MISSES)):
         found = np.flatnonzero(which)
         chosen += sorted(generator.choice(found, min(count, len(found)), replace=False).tolist())
     return chosen
+
+
+def example(group: str, rank: int, query: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """One query, as the page shows it."""
+    return {"group": group, "right": bool(rank == 1), "rank": int(rank), "query": query, "answers": answers}
 
 
 def thumbnails(pictures: Iterable[Picture], wanted: Sequence[str]) -> dict[str, str]:
@@ -62,7 +67,7 @@ def thumbnails(pictures: Iterable[Picture], wanted: Sequence[str]) -> dict[str, 
             try:
                 found[picture.id] = thumbnail(picture.read())
             except (UnreadableImage, ContractError, OSError):
-                continue  # whoever embedded it has said so
+                continue  # embedding it has said so
     return found
 
 

@@ -1,6 +1,6 @@
 """Features that a checkpoint's towers compute of samples, pictures and texts, for what is measured of them.
 
-`embed` takes batches of a dataset on all ranks, `picture_features` and `text_rows` what is no dataset. Rows are of unit
+`embed` takes batches of a dataset on all ranks, `picture_features` and `text_rows` other inputs. Rows are of unit
 length, in the run's precision.
 
 Limits: all features of what is measured are in memory, of all ranks on each.
@@ -129,10 +129,5 @@ def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
 
 def encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
     """Unit features [B, D] of a batch, in the run's precision."""
-    import torch
-
-    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
-    mixed = loaded.config.run.precision == "bf16"
-    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
-        features: Features = encode(batch.to(loaded.device)).float().cpu().numpy()
+    features: Features = loaded.encode(modality, batch, mixed=True).cpu().numpy()
     return features

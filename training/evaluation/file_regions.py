@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from training.data.released_rows import Box, boxes_of
+from training.config import DataConfig
+from training.data.released_rows import Box, boxes_of, json_lines
+from training.data.transforms import sides
 from training.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -89,20 +90,10 @@ class RegionTable:
                 boxes_R4, scores_R = np.asarray(flat, np.float32).reshape(-1, 4), np.asarray(scores, np.float32)
                 if scores_R.shape != boxes_R4.shape[:1]:
                     raise ValueError(f"{len(boxes_R4)} boxes, but {scores_R.size} scores")
-                flat = _cleaned(boxes_R4, scores_R, *_sides(content)).ravel().tolist()
+                flat = _cleaned(boxes_R4, scores_R, *sides(content, DataConfig.max_pixels)).ravel().tolist()
             return _grouped(flat)
         except (ValueError, TypeError) as e:
             raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None
-
-
-def _sides(content: bytes) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return int(image.width), int(image.height)
-    except Exception as e:  # Pillow raises many types on damage
-        raise ValueError(f"no image ({first_line(e)})") from None
 
 
 def _cleaned(
@@ -122,14 +113,12 @@ def _cleaned(
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    boxes: list[tuple[Box, ...]] = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    what, boxes = "no list of boxes [[x1, y1, x2, y2], ...]", list[tuple[Box, ...]]()
+    for where, value in json_lines(file, what):
         try:
-            value = json.loads(line)
             boxes.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))
-        except (ValueError, KeyError, RecursionError) as e:
-            reason = first_line(e)
-            raise InputError(f"{file}:line {number}", f"no list of boxes [[x1, y1, x2, y2], ...] ({reason})") from None
+        except (ValueError, KeyError) as e:
+            raise InputError(where, f"{what} ({first_line(e)})") from None
     if len(boxes) != len(images):
         raise InputError(str(file), f"boxes of {len(boxes)} images, but {len(images)} images are given")
     return boxes

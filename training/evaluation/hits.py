@@ -1,4 +1,4 @@
-"""Which candidates are hits of a query: the three definitions by which retrieval is measured.
+"""Hits of a query: the three definitions by which retrieval is measured.
 
     Clusters    pairs of an image and a text; a hit has the same image leader or text leader (near-copies count)
     Captions    images and the texts that describe them, several per image
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Hits(Protocol):
-    """Which of N images and M texts belong together."""
+    """Pairs of N images and M texts that belong together."""
 
     @property
     def images(self) -> int:
@@ -158,7 +158,7 @@ class Peers:
 
 
 def first_of_group(group_N: Ids) -> Ids:
-    """[N]: the first item of each item's group, as `Peers.unit_N`: what is of one image is no independent query."""
+    """[N]: the first item of each item's group, as `Peers.unit_N`: what is of one image is not an independent query."""
     _, first, inverse = np.unique(group_N, return_index=True, return_inverse=True)
     units: Ids = first[inverse]
     return units

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
+from training.data.released_rows import json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import SUFFIXES, Picture, folders_in, images_below, is_benchmark
 
@@ -43,11 +44,11 @@ _FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""What the folder of a split is called."""
+"""Names of a split's folder."""
 
 _IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
 _MEMBER_BYTES = 1 << 30
-"""Size above which a member of a tar is no image."""
+"""Size above which a member of a tar is not an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class LabelledPicture:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A split of labelled images. `items` reads them anew at each call, in the same order.
+    """A split of labelled images. `items` reads them again at each call, in the same order.
 
     splits: those that there are. templates: sentences that the set brings, or nothing.
     """
@@ -85,7 +86,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Source:
-    """What was asked for on the command line: `--data`, and the files that go with it."""
+    """Data of an evaluation: `--data`, and the files that go with it."""
 
     data: tuple[str, ...]
     labels: Path | None = None
@@ -323,13 +324,11 @@ def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[s
 
 
 def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
-    from training.data.index import open_dataset  # Arrow and more
+    from training.data.index import open_dataset, split_of_dataset  # Arrow and more
 
     if source.labels is None:
         raise ConfigError("--labels", "name a file with key and label of the samples (.jsonl, .csv or .parquet)")
-    known = next((name for name in SPLITS if name == split), None)
-    if known is None:
-        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    known = split_of_dataset(split)
     of_key = read_labels(source.labels)
     classes = _named(str(source.labels), set(of_key.values()), source.classes)
     numbers = _numbers(str(source.classes or source.labels), classes, set(of_key.values()))
@@ -381,18 +380,15 @@ def read_labels(file: Path) -> dict[str, str]:
 
 
 Triple = tuple[str, Any, Any]
+_NO_LABEL = 'no {"key": ..., "label": ...}'
 
 
 def _json_lines(file: Path) -> Iterator[Triple]:
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                yield f"{file}:line {number}", row["key"], row["label"]
-            except (ValueError, KeyError, TypeError, RecursionError) as e:
-                raise InputError(
-                    f"{file}:line {number}", f'no {{"key": ..., "label": ...}} ({first_line(e)})'
-                ) from None
+    for where, row in json_lines(file, _NO_LABEL):
+        try:
+            yield where, row["key"], row["label"]
+        except (KeyError, TypeError) as e:
+            raise InputError(where, f"{_NO_LABEL} ({first_line(e)})") from None
 
 
 def _csv(file: Path) -> Iterator[Triple]:

@@ -10,7 +10,7 @@ Boxes are pixels of the image. The names of the classes are those of the categor
 (evaluation/labelled.py) gives them others. A detector's labels are numbers, so for a dataset the list is needed: a
 label is the number of its line, from 0; and what the detector says is taken for the truth.
 
-Limits: annotations are held in memory. Crowds (`iscrowd`) are no single object, and are left out; so are boxes that are
+Limits: annotations are held in memory. Crowds (`iscrowd`) are left out, and so are boxes that are
 empty within their image.
 """
 
@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.shard import SPLITS, Split
-from training.data.released_rows import Box, boxes_of
+from data_specs.shard import Split
+from training.data.released_rows import Box, boxes_of, json_lines
 from training.errors import ConfigError, InputError, first_line
 from training.evaluation.benchmarks import Picture, images_below, is_benchmark
 from training.evaluation.labelled import KINDS as IMAGES
@@ -49,7 +49,7 @@ class BoxedPicture:
 
 @dataclass(frozen=True)
 class Boxed:
-    """A split of images with labelled boxes. `items` reads them anew at each call, in the same order."""
+    """A split of images with labelled boxes. `items` reads them again at each call, in the same order."""
 
     name: str
     split: str
@@ -131,20 +131,20 @@ def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def _of_lines(data: str, file: Path, given: Path | None) -> Boxed:
     rows, names = list[tuple[Picture, list[Box], list[str]]](), dict[str, None]()
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
+    for where, row in json_lines(file, _NO_BOXES):
         try:
-            row = json.loads(line)
             image, boxes, labels = str(row["image"]), list(boxes_of(row["boxes"])), [str(x) for x in row["labels"]]
             if len(boxes) != len(labels):
                 raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels")
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise InputError(f"{file}:line {number}", f"no image with boxes and labels ({first_line(e)})") from None
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(where, f"{_NO_BOXES} ({first_line(e)})") from None
         names |= dict.fromkeys(labels)
         if boxes:
             rows.append((Picture(image, file.parent / image), boxes, labels))
     return _of_rows(data, rows, sorted(names), given)
+
+
+_NO_BOXES = "no image with boxes and labels"
 
 
 def _of_rows(
@@ -165,11 +165,9 @@ def _of_rows(
 
 
 def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> Boxed:
-    from training.data.index import open_dataset  # as in labelled.py
+    from training.data.index import open_dataset, split_of_dataset  # as in labelled.py
 
-    known = next((name for name in SPLITS if name == split), None)
-    if known is None:
-        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    known = split_of_dataset(split)
     if source.classes is None:
         raise ConfigError("--classes", "name a file with the detector's classes in the order of its labels")
     if not detector or detector == "grid":

@@ -6,7 +6,7 @@
 So training reads it as it reads any tar (training/data/plain_tars.py): by offset, shuffled, resumed at any position.
 The dev images are taken out of the set's own train split by a hash of their bytes, and equal images stay together: what
 is reported on the set's val or test split has then decided nothing. DIGEST is that of the captions and of the names and
-sizes of the files, so the same set elsewhere has the same name, and a changed one is packed anew.
+sizes of the files, so the same set elsewhere has the same name, and a changed one is packed again.
 
 Limits: the cache takes as much disk as the images. Boxes that a set brings (`rows:`) are not taken along: the regions
 are the grid. Images of a set are not compared with those of its other splits.

@@ -3,7 +3,7 @@
     PATH/index.html, PATH/eval.json    or, if PATH ends in .html, that file and a .json of its name beside it
 
 Results are added one by one, by `wenlan-train eval --report PATH`: a new one takes the place of that of the same task,
-data, split, classes, sentences, towers and checkpoint. The page is made anew from the JSON file, pictures included, so
+data, split, classes, sentences, towers and checkpoint. The page is made again from the JSON file, pictures included, so
 it can be made again from that alone. It loads nothing (its content security policy forbids the network), and speaks
 English and Chinese.
 
@@ -34,7 +34,7 @@ _SAME = ("data", "split", "towers", "checkpoint", "templates_sha256", "classes_s
 def add_result(path: Path, result: Mapping[str, Any]) -> Path:
     """Add a result of a task to the page at `path`, and return the HTML file. Several at once wait for one another.
 
-    Raises InputError where the JSON file beside it is none of ours, RunError (disk).
+    Raises InputError where the JSON file beside it is not ours, RunError (disk).
     """
     html, figures = _files(path)
     html.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
 
 
 def earlier(path: Path) -> list[Values]:
-    """The results that the page at `path` shows already. Raises InputError where the JSON file is none of ours."""
+    """The results that the page at `path` shows already. Raises InputError where the JSON file is not ours."""
     return _read(_files(path)[1])
 
 
@@ -112,7 +112,7 @@ def _short(folder: str) -> str:
 
 
 def _name(data: str) -> str:
-    """What data are called in a title: the last part of their path that is a name; the protocol has all of it."""
+    """Name of data in a title: the last part of their path that is a name; the protocol has all of it."""
     names = []
     for one in data.split(" "):
         parts = [part for part in one.split("/") if part] or [one]
@@ -231,7 +231,7 @@ _PATTERNS = (
 
 
 def chinese(text: str) -> str:
-    """What a protocol says in words, in Chinese; as it is where no table has it."""
+    """Chinese of a protocol's words; the English where no table has it."""
     for pattern, words in _PATTERNS:
         if match := pattern.fullmatch(text):
             return match.expand(words)

@@ -1,11 +1,11 @@
 """Retrieval figures from features: recall at k both ways, median rank, chance, and bootstrap intervals.
 
 Every image asks for its texts among all texts, every text for its images among all images; which pairs are hits is
-said by `Clusters` (near-copies are no mistakes) or by `Captions` (several captions per image). Items of one kind that
+said by `Clusters` (near-copies are not mistakes) or by `Captions` (several captions per image). Items of one kind that
 ask for one another (texts for texts, images for images) are `Peers`. Because a query may have
 many hits, chance is not k / N; it is computed for each query from its own number of hits, in the same averages as the
 recall itself. Intervals are percentiles over resampled images, each with all of its captions: captions of one image
-are no independent queries. The seed is fixed, so equal ranks have equal intervals.
+are not independent queries. The seed is fixed, so equal ranks have equal intervals.
 
 All similarities are computed once, in float32, for both directions, in tiles of images x texts that fit a core's cache:
 no matrix of all is ever in memory. Comparisons that rounding could turn are repeated in float64, so ranks follow from

@@ -2,7 +2,7 @@
 
 Why buffers of a module: they move with the model, and a checkpoint stores them like any tensor. Why any K and any
 batch: a ring index is taken modulo K, so neither the last short batch nor a K that no batch divides is a special case,
-and a saved queue can be laid out anew for another K. Slots that were never filled, or that belong to a sample that
+and a saved queue can be laid out again for another K. Slots that were never filled, or that belong to a sample that
 could not be read, are marked and masked; a queue of random vectors is never used.
 
 Limits: one batch (of all ranks) larger than K leaves its last K keys. A row takes D x 4 + 33 bytes on every rank.
@@ -22,7 +22,7 @@ from training.records import Batch
 
 @dataclass(frozen=True)
 class SampleIds:
-    """Whose features the rows of a batch are: int64 ids as in `Batch`, and whether the row counts. All of shape [B]."""
+    """Identities of a batch's rows: int64 ids as in `Batch`, and whether the row counts. All of shape [B]."""
 
     sample_B: Tensor
     image_B: Tensor
@@ -109,7 +109,7 @@ class KeyQueue(nn.Module):
 
     def keys_of(self, sample_ids_B: Tensor, step: int, back: int) -> Tensor | None:
         """Keys [B, D] of consecutive slots, the first `back` slots before the next to be written; None where they are
-        not the keys that those samples had in that step, because the queue has gone round or was laid out anew."""
+        not the keys that those samples had in that step, because the queue has gone round or was laid out again."""
         slots = (self.cursor - back + torch.arange(len(sample_ids_B), device=self.cursor.device)) % self.size
         same = (self.sample_ids_K[slots] == sample_ids_B) & (self.entered_K[slots] == step)
         return self.keys_KD[slots].clone() if bool(same.all()) else None

@@ -1,4 +1,4 @@
-"""What a cosine means: its place among the cosines of pairs that do not belong together.
+"""Calibration of cosines: their place among the cosines of pairs that do not belong together.
 
 A cosine of 0.3 is much for one model and little for another. A checkpoint's background is the distribution of the
 cosines of a gallery of training images with the texts of other images of it, and the score of a cosine is the share of

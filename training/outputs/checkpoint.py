@@ -50,7 +50,7 @@ from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from training.moco import BriVL
 
@@ -58,6 +58,8 @@ LOG = logging.getLogger(__name__)
 
 QUEUES_FILE = "queues.safetensors"
 """The queues, and a learned temperature and bias."""
+
+OPTIMIZER_FILE = "optimizer.safetensors"
 
 RELEASED_FILE = "released.safetensors"
 """Tensors of a released checkpoint that no module of ours uses, by their names there."""
@@ -113,7 +115,7 @@ class Checkpoint:
         return file in self.sealed.files
 
     def background(self) -> Background | None:
-        """What scores are measured against; None where nobody has calibrated it. Raises CheckpointError."""
+        """Distribution that scores are measured against; None in a checkpoint without it. Raises CheckpointError."""
         if not self.has(BACKGROUND_FILE) or not (self.folder / BACKGROUND_FILE).is_file():
             return None
         return Background.from_tensors(self.tensors(BACKGROUND_FILE), str(self.folder / BACKGROUND_FILE))
@@ -162,14 +164,14 @@ class Checkpoint:
     def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
         """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises CheckpointError.
 
-        Queues of another size than the model's are laid out anew: their newest keys are kept. That is logged.
+        Queues of another size than the model's are laid out again: their newest keys are kept. That is logged.
         """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
 
         self.load_towers(model)
         self._fill(model, self.tensors("key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
         self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
-        self._fill_optimizer(model, optimizer)
+        fill_moments(model, optimizer, self.tensors(OPTIMIZER_FILE), str(self.folder / OPTIMIZER_FILE))
         return self.state()
 
     def state(self) -> RunState:
@@ -216,18 +218,6 @@ class Checkpoint:
             )
         model.load_state_dict(tensors, strict=False)
 
-    def _fill_optimizer(self, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
-        import torch
-
-        tensors = self.tensors("optimizer.safetensors")
-        for name, parameter in model.named_parameters():
-            state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
-            shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
-            if state and {m: t.shape for m, t in state.items()} != shapes:
-                raise CheckpointError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
-            if state:
-                optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
-
 
 Parts = Mapping[str, Mapping[str, "Tensor"]]
 """File name without its suffix -> the tensors in it, by name."""
@@ -243,14 +233,34 @@ def parts_of(model: BriVL, optimizer: torch.optim.Optimizer, *, copied: bool = F
         "towers": {k: v for k, v in tensors.items() if k.startswith(QUERY_PREFIXES)},
         "key_towers": {k: v for k, v in tensors.items() if k.startswith(KEY_PREFIXES)},
         "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
-        "optimizer": {
-            f"{moment}/{name}": optimizer.state[parameter][moment]
-            for name, parameter in model.named_parameters()
-            for moment in _MOMENTS
-            if moment in optimizer.state.get(parameter, {})
-        },
+        "optimizer": moments_of(model, optimizer),
     }
     return {name: {k: _copied(v) for k, v in part.items()} for name, part in parts.items()} if copied else parts
+
+
+def moments_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as MOMENT/PARAMETER."""
+    return {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in module.named_parameters()
+        for moment in _MOMENTS
+        if moment in optimizer.state.get(parameter, {})
+    }
+
+
+def fill_moments(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], subject: str
+) -> None:
+    """The inverse of `moments_of`. Raises CheckpointError naming `subject`."""
+    import torch
+
+    for name, parameter in module.named_parameters():
+        state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
+        shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
+        if state and {m: t.shape for m, t in state.items()} != shapes:
+            raise CheckpointError(subject, f"{name} has another shape")
+        if state:
+            optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -391,7 +401,7 @@ def _is_whole(folder: Path) -> bool:
 def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkpoint:
     """Open a checkpoint folder, or the newest one of a run's folder. `needed`: the files that must be there, or all.
 
-    Raises CheckpointError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a
+    Raises CheckpointError with one sentence on a file (a pickle above all), a foreign folder, one of a
     newer version, and files that are missing, cut or changed.
     """
     if path.is_file():

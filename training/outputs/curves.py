@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from training.outputs.whole import whole_file
 
 CURVES = "curves.html"
 
@@ -69,10 +70,9 @@ def write_curves(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
         f'<h1>{name}</h1><p class="about">to step {last:,}, from metrics.jsonl</p>'
         f"<main>{''.join(figures)}</main></html>"
     )
-    path = out / CURVES
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(path)
+    with whole_file(out / CURVES) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out / CURVES
 
 
 def _series(lines: Sequence[Mapping[str, Any]], name: str) -> Series:

@@ -4,7 +4,7 @@
     OUT/environment.json    versions, device and machine of the latest start
     OUT/log.txt             log lines with times, over all starts
     OUT/metrics.jsonl       the record: one object per logged step
-    OUT/curves.html         the same as curves, made anew with every checkpoint and at the end
+    OUT/curves.html         the same as curves, made again with every checkpoint and at the end
     OUT/tensorboard         the same again (run.tracker)
 
 A run that goes on from a checkpoint first drops the lines after it: the record reads as if nothing had happened.
@@ -30,6 +30,7 @@ from data_specs.printable import printable
 from training.config import Config, to_dict
 from training.outputs.curves import write_curves
 from training.outputs.trackers import Tracker, open_tracker
+from training.outputs.whole import whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -152,13 +153,13 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 def _cut(path: Path, step: int) -> Path:
     """Keep the lines up to `step`; by rename, so that a kill here loses none of them."""
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return path
 
 
 class _Lines(logging.Formatter):
-    """A record's further lines are indented: whoever wrote a member's name cannot add a record to the log."""
+    """A record's further lines are indented: the author of a member's name cannot add a record to the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", "\n  ")
@@ -188,13 +189,12 @@ def _environment() -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _bar(step: int, total: int) -> Any:
-    """A progress bar on stderr, or None where stderr is no terminal."""
+    """A progress bar on stderr, or None where stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

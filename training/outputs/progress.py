@@ -13,7 +13,7 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 
 EVERY_S = 30.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
 _WINDOW_S = 60.0
 """Seconds back over which the rate is taken."""

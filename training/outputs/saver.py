@@ -119,7 +119,7 @@ def fetch_best(run: Path, mirror: str) -> None:
         opened = checkpoint.open_checkpoint(newest)
         best = f"step-{opened.state().best_step:08d}"
     except InputError:
-        return  # whoever goes on from it says what is wrong
+        return  # going on from it says what is wrong
     if not opened.config.run.keep_best or not checkpoint.STEP_FOLDER.fullmatch(best):
         return
     folder = link.with_name(best)

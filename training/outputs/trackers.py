@@ -1,11 +1,8 @@
-"""Trackers: TensorBoard, Weights & Biases, MLflow or Prometheus receive a run's metrics beside metrics.jsonl.
+"""Trackers: TensorBoard, Weights & Biases or MLflow receive a run's metrics beside metrics.jsonl.
 
-Prometheus reads a text file through node_exporter (`--collector.textfile.directory`, named to us by
-WENLAN_TEXTFILE_DIR); on Ray, `training.run.ray_job` exports the same values through Ray. A run is known by the name of
-its folder there.
-
-W&B and MLflow are not dependencies: who names one has it installed, and sets it up by its own environment variables
+W&B and MLflow are not dependencies: they are installed by the user, and set up by their own environment variables
 (WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
+On Ray, `training.run.ray_job` exports metrics for Prometheus as well.
 
 Limits: metrics only; no files, no weights, no code leave the machine through here.
 """
@@ -13,7 +10,6 @@ Limits: metrics only; no files, no weights, no code leave the machine through he
 from __future__ import annotations
 
 import math
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,28 +17,6 @@ from typing import Any, Protocol
 
 from training.errors import ConfigError
 from training.outputs.whole import flush, whole_file
-
-PROMETHEUS: dict[str, str] = {
-    "wenlan_train_step": "steps done",
-    "wenlan_train_loss": "loss of the last logged step that had a finite one",
-    "wenlan_train_loss_finite": "1 if the loss of the last logged step was finite, otherwise 0",
-    "wenlan_train_skipped_steps": "steps skipped since a gradient was not finite",
-    "wenlan_train_samples_per_second": "samples per second, of all ranks",
-    "wenlan_train_waiting_for_data": "share of the time that rank 0 waits for data",
-    "wenlan_train_tflops": "10^12 operations per second of rank 0",
-    "wenlan_train_mfu": "operations per second as a share of the peak of the device, where that is known",
-}
-"""Names and descriptions of the metrics for Prometheus. Each has the tag `run`: the name of the run's folder."""
-
-
-def for_prometheus(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The values of PROMETHEUS at a logged step: finite ones only; none for metrics without a loss."""
-    if "loss" not in metrics:
-        return {}
-    found = {"step": float(step), "loss_finite": float(math.isfinite(metrics["loss"])), **metrics}
-    found["skipped_steps"] = metrics.get("skipped", math.nan)
-    values = {name: found.get(name.removeprefix("wenlan_train_"), math.nan) for name in PROMETHEUS}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class Tracker(Protocol):
@@ -62,7 +36,7 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
     if name == "none":
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
-    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow, "prometheus": _Textfile}
+    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
     try:
         return kinds[name](out, step, config)
     except ImportError:
@@ -91,34 +65,6 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class _Textfile:
-    """WENLAN_TEXTFILE_DIR/wenlan-RUN.prom, or OUT/wenlan-RUN.prom; replaced at every logged step, removed at the end.
-
-    What a killed run leaves is recognised by its age: node_textfile_mtime_seconds.
-    """
-
-    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
-        folder = Path(os.environ.get("WENLAN_TEXTFILE_DIR") or out)
-        if not folder.is_dir():
-            raise ConfigError("run.tracker", f"WENLAN_TEXTFILE_DIR={folder} is no folder")
-        self._path = folder / f"wenlan-{out.resolve().name}.prom"
-        self._run = out.resolve().name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        self._values: dict[str, float] = {}
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._values |= for_prometheus(step, metrics)
-        lines = [
-            f'# HELP {name} {PROMETHEUS[name]}\n# TYPE {name} gauge\n{name}{{run="{self._run}"}} {value!r}\n'
-            for name, value in self._values.items()
-        ]
-        temporary = self._path.with_suffix(".tmp")  # the collector reads *.prom only
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self._path)
-
-    def close(self) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 class _Wandb:

@@ -35,8 +35,8 @@ from training.errors import CheckpointError, RunError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINT_VERSION = 1
-"""Raised when a file of a checkpoint changes its meaning; a reader refuses a higher one."""
+CHECKPOINT_VERSION = 2
+"""Raised when a file of a checkpoint changes its meaning; a reader refuses every other one."""
 
 INDEX = "checkpoint.json"
 """Names the files of a folder with their bytes and sha256; written last, so a folder that has it is whole."""
@@ -148,7 +148,7 @@ def writing_to(out: Path) -> Iterator[None]:
             raise
         raise _unwritten(out, e) from None
     except RuntimeError as e:
-        # torch.save closes its archive, which fails anew and hides why the archive could not be written.
+        # torch.save closes its archive, which fails again and hides why the archive could not be written.
         if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
             raise _unwritten(out, e.__context__) from None
         raise
@@ -177,7 +177,7 @@ class Sealed:
     def open(folder: Path, needed: Collection[str] | None = None) -> Sealed:
         """Read the index and compare the files' sizes; only of those that are `needed`, if that is given.
 
-        Raises CheckpointError: no index of ours, a newer version, a file that is missing or of another size.
+        Raises CheckpointError: no index of ours, another version, a file that is missing or of another size.
         """
         name = str(folder / INDEX)
         try:
@@ -186,11 +186,12 @@ class Sealed:
             files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise CheckpointError(name, "not the index of a wenlan checkpoint") from None
-        if not isinstance(written, int) or written > CHECKPOINT_VERSION:
+        if written != CHECKPOINT_VERSION:
+            older = isinstance(written, int) and written < CHECKPOINT_VERSION
+            problem = "is older than" if older else "is newer than"
+            advice = "train again, or import again" if older else "upgrade with: pip install -U wenlan"
             raise CheckpointError(
-                name,
-                f"checkpoint version {written} is newer than this wenlan reads ({CHECKPOINT_VERSION}); "
-                "upgrade with: pip install -U wenlan",
+                name, f"checkpoint version {written} {problem} this wenlan reads ({CHECKPOINT_VERSION}); {advice}"
             )
         for file, (size, _) in files.items():
             if needed is not None and file not in needed:

@@ -54,7 +54,7 @@ _PARTS = ("towers", "key_towers", "queues", "optimizer")
 """Parts of the state, as a checkpoint names them."""
 
 _MOVING = _PARTS[:3]
-"""What is compared every so many steps: an optimiser that differs shows in the towers one step later."""
+"""Parts that are compared every so many steps: an optimiser that differs shows in the towers one step later."""
 
 _NUMBERS = ("step", "position", *_PARTS)
 
@@ -72,7 +72,7 @@ class Start:
 
     @staticmethod
     def of(folder: Path) -> Start:
-        """Of a whole checkpoint; its index names the sha256 of every other file."""
+        """Start of a whole checkpoint; its index names the sha256 of every other file."""
         return Start(str(folder), checkpoint.step_of(folder), sha256_of(folder / INDEX))
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Start:
 def begun(out: Path, mirror: str) -> Iterator[Path | None]:
     """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all go on from, or None.
 
-    The first rank chooses once it holds the lock, so that nobody writes a newer one meanwhile. A rank that sees another
+    The first rank chooses once it holds the lock, so that no run writes a newer one meanwhile. A rank that sees another
     disk fetches the same checkpoint from the mirror, where there is one.
 
     Raises RunError: the folder is another run's, or a rank lacks the checkpoint or has another of its name.

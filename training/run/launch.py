@@ -7,7 +7,7 @@ The same loop runs under plain `python`, under `torchrun -m training` (the group
 environment) and under Ray Train (which has made the group before the loop begins).
 
 Limits: one device a process; NCCL on CUDA, Gloo otherwise. A launcher that is gone before its rank has imported torch
-is not missed: that rank waits for a process group that nobody makes.
+is not missed: that rank waits for a process group that never forms.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from training.moco import BriVL
 from training.towers.tower import Tower
 
 _NEVER_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "positions")
-"""Last parts of names of parameters that have more than one axis and yet are no weights of a product."""
+"""Last parts of names of parameters that have more than one axis and yet are not weights of a product."""
 
 
 def schedule(config: OptimConfig, position: int, samples: int) -> float:

@@ -1,6 +1,6 @@
 """Errors of workers on their way through Ray, which wraps whatever a worker raises and may start that worker again.
 
-A worker notes an error of ours in the run's folder before it raises it (`note`); whoever is started again, and the
+A worker notes an error of ours in the run's folder before it raises it (`note`); a restarted worker and the
 driver, find it there (`noted`). An error that was not noted is dug out of Ray's (`cause`).
 
 Limits: the first note of a run counts; the driver removes it before a run begins.

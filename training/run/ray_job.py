@@ -4,7 +4,7 @@ With training/serve/replicas.py the only module of `training` that imports ray. 
 process group, starts them again when one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data,
 queue, checkpoint and resume are the loop's own, so every start goes on from the last checkpoint of OUT, whatever the
 number of workers now and then, and a run may go on without Ray. When a node is about to be taken away the loop is asked
-to save. Ray exports the metrics of rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
+to save. Ray exports the METRICS of rank 0 for Prometheus (`ray_` before their names).
 
 Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it
 (training/run/ray_errors.py), and Ray starts no worker again; one that it starts all the same ends at once.
@@ -19,6 +19,7 @@ checkpoint is done again after a loss and after a resize.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,6 @@ from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
 from training.errors import ConfigError, FirstRankError, RunError, TrainingError
-from training.outputs.trackers import PROMETHEUS, for_prometheus
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.embedding import Done
@@ -221,17 +221,40 @@ def _work(task: dict[str, Any]) -> None:
         (out / _RESULT).write_text(json.dumps(result.to_json()), encoding="utf-8")
 
 
+METRICS: dict[str, str] = {
+    "wenlan_train_step": "steps done",
+    "wenlan_train_loss": "loss of the last logged step that had a finite one",
+    "wenlan_train_loss_finite": "1 if the loss of the last logged step was finite, otherwise 0",
+    "wenlan_train_skipped_steps": "steps skipped since a gradient was not finite",
+    "wenlan_train_samples_per_second": "samples per second, of all ranks",
+    "wenlan_train_waiting_for_data": "share of the time that rank 0 waits for data",
+    "wenlan_train_tflops": "10^12 operations per second of rank 0",
+    "wenlan_train_mfu": "operations per second as a share of the peak of the device, where that is known",
+}
+"""Metrics that Ray exports for Prometheus, and what each is. Their tag `run` is the name of the run's folder."""
+
+
+def exported(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Values of METRICS at a logged step: finite ones only; none for metrics without a loss."""
+    if "loss" not in metrics:
+        return {}
+    found = {"step": float(step), "loss_finite": float(math.isfinite(metrics["loss"])), **metrics}
+    found["skipped_steps"] = metrics.get("skipped", math.nan)
+    values = {name: found.get(name.removeprefix("wenlan_train_"), math.nan) for name in METRICS}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
 class _RayMetrics:
     """A tracker: gauges of this process, which Ray exports until it ends."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Gauge
 
-        self._gauges = {name: Gauge(name, description, ("run",)) for name, description in PROMETHEUS.items()}
+        self._gauges = {name: Gauge(name, description, ("run",)) for name, description in METRICS.items()}
         self._tags = {"run": run}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in for_prometheus(step, metrics).items():
+        for name, value in exported(step, metrics).items():
             self._gauges[name].set(value, self._tags)
 
     def close(self) -> None:
@@ -271,7 +294,7 @@ _LOOKS_S = 2.0
 
 
 def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run:
-    """What makes the parts of an index on so many actors, of the cluster at `address`, of RAY_ADDRESS, or embedded.
+    """Makes the parts of an index on so many actors: of the cluster at `address`, of RAY_ADDRESS, or embedded.
 
     max_failures: lost actors after which it ends. Raises ConfigError where Ray is not installed.
     """

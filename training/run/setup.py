@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -205,8 +205,6 @@ def _resume(
     check_same(opened.config, config, folder)
     check_length(opened.config, config, opened.state(), len(dataset))
     state, beginning = opened.load_training(model, optimizer), _beginning(dataset)
-    if state.content_digests == dataset.former_digests:
-        state = replace(state, content_digests=beginning.content_digests)
     for what in ("content_digests", "region_digests", "weights"):
         if getattr(state, what) != getattr(beginning, what):
             raise RunError(str(folder), "was trained on other data, regions or weights of data; choose another --out")

@@ -43,7 +43,7 @@ _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml",
 
 
 class ErrorBody(BaseModel):
-    """What is wrong: one line for people, a code for programs, the field of the request."""
+    """An error: one line for people, a code for programs, the field of the request."""
 
     message: str
     type: str

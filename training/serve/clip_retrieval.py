@@ -76,7 +76,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.post("/metadata", response_model=list[MetadataRow], openapi_extra=_body(MetadataRequest))
     async def metadata(request: Request) -> Response:
-        """Metadata of rows by their numbers; numbers that are no rows are left out."""
+        """Metadata of rows by their numbers; numbers that are not rows are left out."""
         asked = _read(MetadataRequest, await request.body())
         index = (await service.searched(lambda: galleries.get(asked.indice_name))).index
         rows = await service.searched(lambda: [(id, index.at(id)) for id in asked.ids])

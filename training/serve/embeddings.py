@@ -1,10 +1,9 @@
-"""Routes that answer with features: the WenLan API that was closed in 2023, OpenAI's, infinity's and Jina's forms.
+"""Routes that answer with features: the WenLan API that was closed in 2023, and OpenAI's form.
 
     POST /image_query              multipart file `image`     -> {"emb_dim", "emb_type": "image", "embedding"}
     GET  /text_query?text=         the same, "text"
-    POST /v1/embeddings            OpenAI: input a text or a list; infinity: modality text|image, pictures as data URIs,
-                                   at most 32; Jina: input [{"text": ..}, {"image": ..}], embedding_type
-    GET  /v1/models, /models       the one model
+    POST /v1/embeddings            OpenAI: input is a text, or a list of texts
+    GET  /v1/models                the one model
 
 Features are unit rows, float32; base64 is of their bytes, little-endian. A text longer than the towers read is cut as
 in training. `dimensions` other than D is refused: these features were not trained to be cut.
@@ -15,12 +14,10 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pydantic_core
 from fastapi import APIRouter, File, Query, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.serve.inputs import picture_of
 from training.serve.refusals import Refused, bad_request
 from training.serve.service import Service
 from training.serve.towers import Features
@@ -34,23 +31,13 @@ class Embedding(BaseModel):
     embedding: list[float]
 
 
-class Item(BaseModel):
-    """One input in Jina's form: a text or a picture."""
-
-    model_config = ConfigDict(extra="forbid")
-    text: str | None = None
-    image: str | None = Field(None, description="data URI, or base64 of a picture's file")
-
-
 class EmbeddingsRequest(BaseModel):
-    """OpenAI's request, with infinity's and Jina's additions. Fields that are not known are ignored, as OpenAI does."""
+    """OpenAI's request. Fields that are not known are ignored, as OpenAI does."""
 
     model_config = ConfigDict(extra="ignore")
-    input: str | list[str | Item] | list[int] | list[list[int]] = Field(description="texts, or pictures as data URIs")
+    input: str | list[str] | list[int] | list[list[int]] = Field(description="texts")
     model: str = ""
-    modality: Literal["text", "image"] = "text"
     encoding_format: Literal["float", "base64"] | None = None
-    embedding_type: Literal["float", "base64"] | None = Field(None, description="Jina's word for encoding_format")
     dimensions: int | None = None
     user: str | None = None
 
@@ -64,7 +51,7 @@ class Row(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of all texts, their marks included; pictures have none."""
+    """Tokens of all texts, their marks included."""
 
     prompt_tokens: int
     total_tokens: int
@@ -88,7 +75,6 @@ class ModelCard(BaseModel):
     owned_by: str = "wenlan"
     recipe: str
     dimensions: int
-    capabilities: list[str] = ["embed", "image_embed"]
 
 
 class ModelList(BaseModel):
@@ -119,13 +105,11 @@ def routes(service: Service) -> APIRouter:
         return _released("text", (await service.texts([text], param="text")).first)
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
-    @router.post("/embeddings", include_in_schema=False)
     async def embeddings(request: EmbeddingsRequest) -> Response:
-        """Features of texts or pictures, as OpenAI, infinity and Jina ask for them."""
+        """Features of texts, as OpenAI asks for them."""
         return await _embeddings(service, request)
 
     @router.get("/v1/models", response_model=ModelList)
-    @router.get("/models", response_model=ModelList, include_in_schema=False)
     async def models() -> Response:
         """The model that answers here."""
         return json_of(ModelList(data=[_card(service)]).model_dump())
@@ -163,50 +147,30 @@ async def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
             f"leave dimensions out, or give {service.width}"
         )
         raise bad_request("dimensions", text, "dimensions")
-    texts, pictures = _inputs(request)
-    rows_ND = np.zeros((len(texts) + len(pictures), service.width), np.float32)
-    tokens = 0
-    if texts:
-        embedded = await service.texts(list(texts.values()))
-        rows_ND[list(texts)], tokens = embedded.rows_ND, embedded.tokens
-    if pictures:
-        rows_ND[list(pictures)] = (await service.pictures(list(pictures.values()))).rows_ND
-    wanted = request.encoding_format or request.embedding_type or "float"
+    embedded = await service.texts(_texts(request))
     data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(row_D, wanted)}
-        for index, row_D in enumerate(rows_ND)
+        {"object": "embedding", "index": index, "embedding": _encoded(row_D, request.encoding_format)}
+        for index, row_D in enumerate(embedded.rows_ND)
     ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
     return json_of({"object": "list", "data": data, "model": service.name, "usage": usage})
 
 
-def _inputs(request: EmbeddingsRequest) -> tuple[dict[int, str], dict[int, bytes]]:
-    """Texts and pictures of a request, by their place in it. Raises Refused."""
+def _texts(request: EmbeddingsRequest) -> list[str]:
+    """Texts of a request. Raises Refused."""
     listed = [request.input] if isinstance(request.input, str) else request.input
     if not listed:
         raise bad_request("empty", "no input", "input")
-    texts: dict[int, str] = {}
-    pictures: dict[int, bytes] = {}
+    texts: list[str] = []
     for number, one in enumerate(listed):
-        param = f"input[{number}]" if len(listed) > 1 else "input"
-        if isinstance(one, (int, list)):
+        if not isinstance(one, str):
+            param = f"input[{number}]" if len(listed) > 1 else "input"
             raise bad_request("token_ids", "ids are those of another tokenizer; send texts", param)
-        if isinstance(one, str):
-            if request.modality == "image":
-                pictures[number] = picture_of(one, param)
-            else:
-                texts[number] = one
-        elif (one.text is None) == (one.image is None):
-            raise bad_request("input", 'an input is {"text": ..} or {"image": ..}', param)
-        elif one.text is not None:
-            texts[number] = one.text
-        else:
-            assert one.image is not None
-            pictures[number] = picture_of(one.image, param)
-    return texts, pictures
+        texts.append(one)
+    return texts
 
 
-def _encoded(row_D: Features, wanted: str) -> list[float] | str:
+def _encoded(row_D: Features, wanted: str | None) -> list[float] | str:
     if wanted == "base64":
         return base64.b64encode(row_D.astype("<f4").tobytes()).decode()
     numbers: list[float] = row_D.tolist()

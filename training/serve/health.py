@@ -36,7 +36,7 @@ class Health:
 
 
 class HealthCheck:
-    """Asks the towers; one probe at a time, whoever asks meanwhile gets its answer."""
+    """Asks the towers; one probe at a time, requests meanwhile get its answer."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._picture = service, _picture()
@@ -63,13 +63,13 @@ class HealthCheck:
             self._running = None
 
     async def _reason(self) -> str:
-        """What is wrong; "" if nothing is."""
+        """The problem; "" if there is none."""
         service, limit = self._service, self._service.options.health_s
         if not (state := service.model.state()).alive:
             return f"the model thread has ended ({state.why or 'it never began'}); start the server again"
         try:
             rows = await asyncio.wait_for(self._rows(), limit)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             state = service.model.state()
             batch = f"the model thread has been at a batch of {state.size} for {state.busy_s:.0f} s"
             return f"no answer of the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"

@@ -1,4 +1,4 @@
-"""What stands around every request: its body in memory within bounds, its client still there, its time counted.
+"""Request middleware: body limits, disconnects, latency.
 
 A body is read whole before a route sees it, from a budget that all bodies share, so that neither slow nor many uploads
 fill the memory. When the client leaves, its request is cancelled, and the model thread passes over what waits of it.

@@ -5,13 +5,13 @@ be on their way (their pictures are being decoded, or the last batch's clients a
 tenth of the time that the last batch took: one client alone never waits, and sixteen of them share batches of sixteen.
 Pictures and texts wait in a line each; the older head of the two goes next.
 
-A batch that fails is computed again one by one, so that one bad input refuses nobody else's. What has been given up by
+A batch that fails is computed again one by one, so that one bad input refuses no other. What has been given up by
 its client is not computed.
 
 One thread where the towers are in this process, since they use every core; one per replica where they are elsewhere.
 
-Limits: a computation that hangs cannot be stopped from inside its process. `state` says so, and whoever watches /health
-starts the process anew.
+Limits: a computation that hangs cannot be stopped from inside its process. `state` says so, and the watcher of /health
+starts the process again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Kind = Literal["image", "text"]
 KINDS: tuple[Kind, ...] = ("image", "text")
 
 _SHARE = 0.1
-"""Of the last batch's seconds, that a batch may wait for more inputs."""
+"""Share of the last batch's seconds that a batch may wait for more inputs."""
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +69,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the model thread does. alive: whether it runs; busy_s: seconds on the batch in hand, of `size` inputs."""
+    """State of the model thread. alive: whether it runs; busy_s: seconds on the batch in hand, of `size` inputs."""
 
     alive: bool
     why: str
@@ -160,7 +160,7 @@ class Model:
         return [item.future for item in items]
 
     def state(self) -> State:
-        """What the thread does now."""
+        """State of the thread now."""
         with self._lock:
             now, waiting = time.monotonic(), sum(len(line.waiting) for line in self._lines.values())
             since, kind, size = min(self._busy.values(), default=(now, "", 0))
@@ -228,7 +228,7 @@ class Model:
                 line.expected = max(line.admitted, len(items))
                 line.batch_s, line.freed = seconds, time.monotonic()
         if items:
-            # Counted before it is delivered: whoever has an answer reads it in /metrics, and is refused by its time.
+            # Counted before it is delivered: a client with an answer reads it in /metrics, and is refused by its time.
             self._metrics.batch(kind, len(items), seconds)
             _deliver(items, answers)
 
@@ -269,7 +269,7 @@ def _deliver(items: Sequence[_Item], answers: Sequence[Features | Exception]) ->
     for loop, pairs in by_loop.items():
         try:
             loop.call_soon_threadsafe(_set, pairs)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: no client waits
             LOG.debug("answers for a loop that has ended")
 
 

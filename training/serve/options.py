@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 
 MOST_PICTURES = 32
-"""Pictures of one request, as infinity has it."""
+"""Pictures of one request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ LARGEST_SIDE = 4096
 """Pixels of a picture that is made smaller."""
 
 AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
-"""What browsers show; other pictures become JPEGs."""
+"""Media types that browsers show; other pictures become JPEGs."""
 
 _Name = tuple[Where | None, str] | tuple[Path, int, str, int]
-"""Of a picture in memory: where it is stored and its sha256, or the index, its revision, the id and the side."""
+"""Key of a picture in memory: where it is stored and its sha256, or the index, its revision, the id and the side."""
 
 _BUSY = "the object store does not give this picture now; ask again later"
 

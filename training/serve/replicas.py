@@ -8,7 +8,7 @@ time is refused. Several such servers behind a load balancer may use one cluster
 Ray Serve's own HTTP proxy is off: what is asked of every request (data_specs/http_app.py) stays in one place.
 
 Each replica also opens a port for calls by gRPC, on every interface, whose requests it unpickles; Ray has no option for
-it. Calls go from actor to actor here, so nobody needs that port: it is bound to loopback (`_listen_on_loopback`).
+it. Calls go from actor to actor here, so that port is not needed: it is bound to loopback (`_listen_on_loopback`).
 
 Limits: the checkpoint lies on a path that all machines see. With RAY_SERVE_USE_GRPC_BY_DEFAULT=1, which makes Serve
 call by gRPC, the port is left as Ray has it.

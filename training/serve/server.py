@@ -150,7 +150,7 @@ class _Protocol(H11Protocol):
             self._disarm()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the one form of errors."""
+        """Answer bytes that are not HTTP in the one form of errors."""
         self._disarm()
         self.transport.write(_NO_HTTP)
         self.transport.close()

@@ -16,14 +16,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from training.data.transforms import UnreadableImage, decode
+from training.data.transforms import UnreadableImage, decode, sides
 from training.outputs.checkpoint import Checkpoint
 from training.serve.inputs import too_many
 from training.serve.metrics import Metrics
 from training.serve.model import Kind, Model
 from training.serve.options import MOST_PICTURES, Options
 from training.serve.refusals import bad_request, overloaded
-from training.serve.towers import Features, Picture, Reader, Tokens, Towers, sides
+from training.serve.towers import Features, Picture, Reader, Tokens, Towers
 from training.weights.load import Boxes
 
 T = TypeVar("T")

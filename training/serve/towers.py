@@ -14,7 +14,6 @@ Limits: a tokenizer of `tokenizers` is not safe in several threads, hence a lock
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -32,13 +31,15 @@ import numpy.typing as npt
 
 from training.config import to_dict
 from training.data.index import default_cache
-from training.data.transforms import FORMATS, UnreadableImage, decode, grid_boxes, input_boxes, prepare, square
+from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
 from training.weights.load import Boxes, Loaded, load, open_sized
 
 if TYPE_CHECKING:
     from training.config import Config
+    from training.records import Batch
+    from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Reader:
         return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
 
     def region(self, content: bytes, box: Sequence[float]) -> list[Picture]:
-        """What is embedded of one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
+        """Pictures to embed for one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
 
         The crop as a picture of its own, and for a tower with regions also the whole picture with this box as its only
         one, as `eval --task regions` measures both (`crop`, `alone`). DECISIONS.md says why. Raises UnreadableImage.
@@ -131,20 +132,6 @@ class Reader:
             return self._tokenizer.encode(text, self.config.data.max_tokens)
 
 
-def sides(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """(width, height) of a picture by its header. Raises UnreadableImage, also above `max_pixels`."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content), formats=(*FORMATS, "JPEG")) as image:
-            width, height = int(image.width), int(image.height)
-    except Exception:  # Pillow raises many types on damage
-        raise UnreadableImage(f"no picture: it begins with the bytes {content[:4].hex()}") from None
-    if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed")
-    return width, height
-
-
 class TorchTowers:
     """The towers of a loaded checkpoint on its device."""
 
@@ -155,20 +142,15 @@ class TorchTowers:
         """Unit rows [N, D]."""
         import torch
 
-        loaded = self._loaded
         images = [torch.from_numpy(picture.pixels_3SS) for picture in pictures]
-        with torch.inference_mode():
-            batch = loaded.image_batch(images, [picture.boxes_R4 for picture in pictures])
-            features: Features = loaded.model.encode_image(batch.to(loaded.device)).float().cpu().numpy()
-        return features
+        return self._encoded("image", self._loaded.image_batch(images, [picture.boxes_R4 for picture in pictures]))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
         """Unit rows [N, D]."""
-        import torch
+        return self._encoded("text", self._loaded.token_batch(texts))
 
-        with torch.inference_mode():
-            batch = self._loaded.token_batch(texts).to(self._loaded.device)
-            features: Features = self._loaded.model.encode_text(batch).float().cpu().numpy()
+    def _encoded(self, modality: Modality, batch: Batch) -> Features:
+        features: Features = self._loaded.encode(modality, batch).cpu().numpy()
         return features
 
 
@@ -212,7 +194,7 @@ def _session(file: Path, threads: int | None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # Threads that spin while they wait take a core from whoever reads requests and pictures meanwhile.
+    # Threads that spin while they wait take a core from the threads that read requests and pictures.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -4,7 +4,7 @@
 it never trains, runs without gradient, and stays in eval mode. `trunk(prefix_out, batch)` is the rest: the query
 tower's is trained, the key tower's is its moving average.
 
-Limits: what an encoder freezes behind its first trained layer is no part of the prefix; the key tower shares those
+Limits: what an encoder freezes behind its first trained layer is not a part of the prefix; the key tower shares those
 parameters, and computes them again.
 """
 

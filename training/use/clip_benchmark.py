@@ -56,11 +56,11 @@ class Model:
         size = self._loaded.config.data.image_size
         images, boxes = zip(*(_unpack(packed_N, size) for packed_N in packed_BN.cpu()), strict=True)
         batch = self._loaded.image_batch(images, boxes)
-        return self._loaded.model.encode_image(batch.to(self._loaded.device)).float()
+        return self._loaded.encode("image", batch)
 
     def encode_text(self, texts: Batch) -> Tensor:
         """Unit features [B, D] of texts."""
-        return self._loaded.model.encode_text(texts.to(self._loaded.device)).float()
+        return self._loaded.encode("text", texts)
 
 
 def pack(pixels_3SS: Tensor, boxes_R4: npt.NDArray[np.float32], max_boxes: int) -> Tensor:

@@ -76,7 +76,7 @@ class DatasetSource(Source):
             detector = next((m.detectors[0] for _, m in manifests if m.detectors), GRID)
         with_regions = detector != GRID and not tars and all(detector in m.detectors for _, m in manifests)
         self.detector = detector if with_regions else ""
-        """Whose regions the rows bring; "" if they bring none."""
+        """Detector of the regions that the rows bring; "" if they bring none."""
         self._known = {tar: about for path, manifest in manifests for tar, about in _shards_of(path, manifest)}
         self._datasets = [
             open_dataset(named, split, detector=detector if with_regions else GRID, cache=cache, plain_tars=not number)

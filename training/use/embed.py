@@ -1,9 +1,9 @@
-"""Embedding: features of a split, of files, of released rows or of ready arrays, by a finished checkpoint.
+"""Embedding: features of a split, of files or of released rows, by a finished checkpoint.
 
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
 same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
 
-Of a calibrated checkpoint each file has its background too, for whoever searches in it later: `background_cosines` and
+Each file has the background of a calibrated checkpoint too, for searches in it: `background_cosines` and
 `background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py). A Parquet
 file has it as JSON in its metadata, under `wenlan.background`.
 
@@ -34,7 +34,6 @@ from training.evaluation.features import embed
 from training.evaluation.file_regions import read_regions
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
-from training.use.arrays import read_arrays
 from training.weights.load import BATCH, Boxes, Loaded, load
 
 if TYPE_CHECKING:
@@ -192,31 +191,6 @@ def _features_of_rows(
         }
 
 
-def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another.
-
-    `out` may be a .parquet file too, with the rows' numbers as ids.
-    """
-    arrays = read_arrays(file)
-    loaded = load(path, device)
-    features: dict[str, npt.NDArray[Any]] = {}
-    if arrays.images is not None:
-        features["image_features"] = _features(arrays.image_batches(BATCH), loaded, "image").numpy()
-    if arrays.tokens is not None:
-        arrays.check_tokens(loaded.config.text)
-        features["text_features"] = _features(arrays.text_batches(BATCH), loaded, "text").numpy()
-    rows, width = next(iter(features.values())).shape
-    if out.suffix == ".parquet":
-        columns = {"id": [str(row) for row in range(rows)], **{name: list(x) for name, x in features.items()}}
-        with whole_file(out) as temporary:
-            _write_parquet(temporary, iter([columns]), loaded.background(), tuple(features))
-        return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(features)}
-    features |= {name: tensor.numpy() for name, tensor in _background(loaded).items()}
-    with whole_file(out) as temporary, temporary.open("wb") as sink:
-        np.savez(sink, allow_pickle=False, **features)
-    return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(features)}
-
-
 @dataclass(frozen=True, slots=True)
 class _Read:
     """A released row with its image decoded: uint8 [3, S, S] and boxes [R, 4] in its pixels, the whole image last."""
@@ -246,7 +220,7 @@ def _is_pipe_or_device(file: Path) -> bool:
     try:
         mode = file.stat().st_mode
     except (OSError, ValueError):
-        return False  # whoever opens it says what is wrong
+        return False  # opening it says what is wrong
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -278,9 +252,7 @@ def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> T
     """Features [N, D] of one modality of all batches, float32 on the CPU."""
     import torch
 
-    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
-    with torch.inference_mode():
-        return torch.cat([encode(batch.to(loaded.device)).float().cpu() for batch in batches])
+    return torch.cat([loaded.encode(modality, batch).cpu() for batch in batches])
 
 
 def _background(loaded: Loaded) -> dict[str, Tensor]:
@@ -300,18 +272,13 @@ def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, A
     return {"out": str(out), "rows": rows, "width": width, "features": features, "tensors": sorted(tensors)}
 
 
-def _write_parquet(
-    file: Path,
-    parts: Iterator[dict[str, Any]],
-    background: Background | None,
-    names: Sequence[str] = ("image_features", "text_features"),
-) -> None:
+def _write_parquet(file: Path, parts: Iterator[dict[str, Any]], background: Background | None) -> None:
     """Write the parts as row groups, one at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     features = pa.list_(pa.float32())
-    schema = pa.schema([("id", pa.string()), *((name, features) for name in names)])
+    schema = pa.schema([("id", pa.string()), ("image_features", features), ("text_features", features)])
     if background is not None:
         schema = schema.with_metadata({"wenlan.background": background.to_json()})
     with pq.ParquetWriter(file, schema) as writer:

@@ -31,6 +31,7 @@ from training.data.batch_maker import InSlot
 from training.data.loader import in_workers
 from training.data.slots import Slots, room
 from training.data.transforms import UnreadableImage
+from training.errors import RunError
 from training.records import Batch
 from training.use.detector import Detector, InEachProcess
 from training.use.sources import Entry, MixedSource, Source, Unit
@@ -77,7 +78,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """What became known of a row when it was read. boxes: those that the tower has seen, flat; None for the grid."""
+    """Facts about a row that was read. boxes: those that the tower has seen, flat; None for the grid."""
 
     problem: str
     sha256: str = ""
@@ -119,7 +120,10 @@ class _Reader:
             return _Made(None, (), str(e))
         except OSError as e:
             return _Made(None, (), f"{e.filename or 'a file'}: cannot be read ({e.strerror or e})")
-        boxes = self._boxes(entries)
+        try:
+            boxes = self._boxes(entries)
+        except RunError as e:  # of a worker process torch would make a traceback of it
+            return _Made(None, (), str(e))
         read = [self._read(entry, of_entry) for entry, of_entry in zip(entries, boxes, strict=True)]
         facts = tuple(fact for fact, _ in read)
         sound = [(entry, opened) for entry, (fact, opened) in zip(entries, read, strict=True) if not fact.problem]
@@ -190,7 +194,7 @@ def embed_units(
 ) -> Iterator[Part]:
     """The parts of the units, in their order. detector: makes the boxes of pictures without; None for the grid.
 
-    Raises ContractError for what ends the work (a tar that is cut), RunError when the detector fails.
+    Raises ContractError for what ends the work: a tar that is cut, a detector that fails.
     """
     listed = list(units)
     if not listed:
@@ -213,7 +217,7 @@ def embed_units(
         for unit in listed:
             yield embedder.part(unit, made, _batches(loaded, source, unit, most), done)
     finally:
-        made.close()  # type: ignore[attr-defined]  # the worker processes end, and then their detectors
+        made.close()  # type: ignore[attr-defined]  # the worker processes end, and fill their detectors' caches
         if running is not None:
             running.close()
 
@@ -312,10 +316,8 @@ class _Embedder:
         """Features [B, D] of a batch, float32; of its halves where the device has no memory for all at once."""
         import torch
 
-        encode = self._loaded.model.encode_image if modality == "image" else self._loaded.model.encode_text
         try:
-            with torch.inference_mode():
-                return encode(batch).float()
+            return self._loaded.encode(modality, batch)
         except torch.OutOfMemoryError:
             if len(batch) < 2:
                 raise

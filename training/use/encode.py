@@ -1,4 +1,4 @@
-"""A finished checkpoint as an object: features and similarities of pictures and texts at hand, for Python.
+"""A finished checkpoint as an object: features and similarities of pictures and texts, for Python.
 
 Features are those of `wenlan-train embed` to the last bit, since both go through `training.use.embed`.
 
@@ -120,7 +120,7 @@ def _listed(images: Any) -> list[Any]:
 
 
 def _named(image: Any, number: int) -> Image:
-    """A picture with its name in messages. Raises InputError for what is none."""
+    """A picture with its name in messages. Raises InputError for anything else."""
     if isinstance(image, (str, Path)):
         return str(image), Path(image)
     name = f"images[{number}]"

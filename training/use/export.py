@@ -1,14 +1,13 @@
 """Export of a checkpoint's query towers into other programs' formats.
 
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
-    onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length; with int8
-                  a third, STEM.text.int8.onnx, and what it loses: see `quantise`. A tower of more than 1.5 GB has its
-                  weights beside it, in STEM.image.onnx.data, which goes where it goes
+    onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length. A
+                  tower of more than 1.5 GB has its weights beside it, in STEM.image.onnx.data
     brivl-1.0     the released format, for the released code: see `released`
     transformers  a folder that AutoModel and AutoProcessor of transformers load: see `transformers_folder`
 
-ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B];
-input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
+ONNX inputs are images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B] with the whole image
+last; input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
 recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, `pixel_mean` and
@@ -27,8 +26,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,16 +51,7 @@ Format = Literal["safetensors", "onnx", "brivl-1.0", "transformers"]
 _OPSET = 18
 
 
-@dataclass(frozen=True, slots=True)
-class Int8:
-    """That the text tower is wanted in int8 too, and the split by which its loss is measured, if any."""
-
-    data: Sequence[str] = ()
-    split: str = "val"
-    cache: Path | None = None
-
-
-def export(path: Path, to: Format, out: Path, int8: Int8 | None = None) -> dict[str, Any]:
+def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
     """Write a checkpoint in another format; the files and how many tensors are in them, as JSON values.
 
     Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
@@ -70,7 +59,7 @@ def export(path: Path, to: Format, out: Path, int8: Int8 | None = None) -> dict[
     if to == "transformers":
         return export_transformers(path, out)
     if to == "onnx":
-        return _export_onnx(path, out, int8)
+        return _export_onnx(path, out)
     return _export_released(path, out) if to == "brivl-1.0" else _export_safetensors(path, out)
 
 
@@ -85,7 +74,7 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
 
 
 def _about(opened: Checkpoint) -> dict[str, str]:
-    """What one must know to use the towers."""
+    """Metadata for the use of the towers."""
     config, background = opened.config, opened.background()
     sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
     sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}
@@ -114,19 +103,12 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
 
 
-def _export_onnx(path: Path, out: Path, int8: Int8 | None) -> dict[str, Any]:
+def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
     loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
     made = write_onnx(loaded, files["image"], files["text"])
-    written: dict[str, Any] = {"out": [str(file) for file in made], "format": "onnx", "opset": _OPSET}
-    if int8 is not None:
-        from training.use.quantise import quantise_text
-
-        small = stem.with_name(f"{stem.name}.text.int8.onnx")
-        written["int8_loss"] = quantise_text(loaded, files["text"], small, int8.data, int8.split, int8.cache)
-        written["out"].append(str(small))
-    return written
+    return {"out": [str(file) for file in made], "format": "onnx", "opset": _OPSET}
 
 
 def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:

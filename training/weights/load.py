@@ -7,8 +7,8 @@ A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxe
 BERT sees the padding and its grid reads zero outside the image.
 
 Key towers take the query towers' place where they are asked for: they are the average of the query towers over the last
-steps, and often the better encoders. Queues are not loaded, and need not
-be there; nor need the key towers, where nobody asks for them.
+steps, and often the better encoders. Queues are not loaded, and need not be there; nor need the key towers, unless they
+are asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from data_specs.shard import Split
 from training.config import Config
-from training.data.index import open_dataset
+from training.data.index import Dataset, open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
 from training.errors import CheckpointError, ConfigError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+    from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
 
@@ -79,8 +80,17 @@ class Loaded:
         return self.checkpoint.config
 
     def background(self) -> Background | None:
-        """What the scores of its query towers are measured against, if it was calibrated. Raises CheckpointError."""
+        """Distribution of cosines that scores are measured against, if it was calibrated. Raises CheckpointError."""
         return self.checkpoint.background()
+
+    def encode(self, modality: Modality, batch: Batch, *, mixed: bool = False) -> Tensor:
+        """Unit features [B, D] of a batch, float32 on the towers' device; `mixed`: computed in the run's precision."""
+        import torch
+
+        encode = self.model.encode_image if modality == "image" else self.model.encode_text
+        bf16 = mixed and self.config.run.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return encode(batch.to(self.device)).float()
 
     def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
         """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.
@@ -92,15 +102,13 @@ class Loaded:
             LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
         dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
-        return Loader(
-            dataset,
-            self.config.data,
-            self.checkpoint.tokenizer,
-            Share(BATCH),
-            seed=0,
-            train=False,
-            as_released=bool(self.config.compat),
-        )
+        return self.loader(dataset)
+
+    def loader(self, dataset: Dataset) -> Loader:
+        """Batches of an opened dataset as this checkpoint reads it, in order."""
+        config = self.config
+        share, compat = Share(BATCH), bool(config.compat)
+        return Loader(dataset, config.data, self.checkpoint.tokenizer, share, seed=0, train=False, as_released=compat)
 
     def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
         """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.

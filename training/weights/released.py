@@ -73,8 +73,8 @@ def import_brivl(
 ) -> dict[str, Any]:
     """Convert a BriVL-1.0 checkpoint into the folder `out`; what was read, as JSON values.
 
-    `config`: whose towers the file holds, when they are no recipe's. Raises CheckpointError with one sentence on a file
-    that is none, that holds code or numbers that are not finite, or that does not fit; keys are then listed before.
+    `config`: of the file's towers, where they are not a recipe's. Raises CheckpointError with one sentence on a file of
+    another kind, with code, with numbers that are not finite, or that does not fit; keys are then listed before.
     """
     read = _read(file)
     config, slots = (config, slots_of(config)) if config is not None else recognise(file, read)

@@ -262,7 +262,7 @@ def _described(folder: Path) -> Any:
 
 
 def _options(part: Any) -> dict[str, Any]:
-    """What of a tower's config differs from its type's defaults."""
+    """Options of a tower's config that differ from its type's defaults."""
     usual, given = type(part)().to_dict(), part.to_dict()
     differ = {k: v for k, v in given.items() if k in usual and v != usual[k] and not _NOT_ARCHITECTURE.fullmatch(k)}
     return {k: v for k, v in differ.items() if isinstance(v, (bool, int, float, str))}

@@ -111,7 +111,7 @@ HTML = """
   {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{
     t("damaged records", "条损坏记录") }}, {{ lost.lost_bytes | size }} · {{ lost.truncated | n }} {{
     t("truncated files", "个截断文件") }} · {{ lost.no_warc | n }} {{
-    t("files that are no WARC", "个非 WARC 文件") }}</p>
+    t("files that are not WARC", "个非 WARC 文件") }}</p>
   <ul class="small">
     {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_records | n }} {{
       t("damaged records", "条损坏记录") }}, {{ f.lost_bytes | size }}{% if f.truncated %}, {{ t("truncated", "截断") }}

@@ -270,7 +270,7 @@ async function copy(text) {
   } catch { toast(text); }
 }
 
-/** Read the files anew. */
+/** Reads the files again. */
 async function reload() {
   try {
     await send("POST", "reload");

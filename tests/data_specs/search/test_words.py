@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,10 @@ def search(folder: Path, captions: list[str]) -> WordSearch:
 
 def found(search: WordSearch, asked: str, count: int) -> list[int]:
     return search.ranked(asked, np.ones(count, np.bool_))[0].tolist()
+
+
+def open_files() -> list[str]:
+    return [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +126,12 @@ def test_many_threads_search_at_once(tmp_path: Path) -> None:
 
     opened = search(tmp_path, CAPTIONS)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: found(opened, "红烧肉", len(CAPTIONS)), range(64)))
+        answers = list(pool.map(found, repeat(opened, 64), repeat("红烧肉"), repeat(len(CAPTIONS))))
     assert all(set(answer) == {2, 3} for answer in answers)
+    path = str(tmp_path / "w.sqlite")
+    assert 1 <= open_files().count(path) <= 8
+    del opened
+    assert path not in open_files(), "what searched is closed with the index"
 
 
 def test_the_index_keeps_no_text(tmp_path: Path) -> None:

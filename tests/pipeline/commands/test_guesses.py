@@ -216,4 +216,4 @@ def test_sources_of_one_name_are_numbered_apart_from_others(here, capsys):
 
 def test_what_is_no_address_is_one_line(here, capsys):
     assert cli.main(["init", "--from", "http://[::1", *CONTACT]) == 2
-    assert capsys.readouterr().err == "wenlan-data: --from http://[::1: is no address (Invalid IPv6 URL)\n"
+    assert capsys.readouterr().err == "wenlan-data: --from http://[::1: is not an address (Invalid IPv6 URL)\n"

@@ -58,7 +58,7 @@ def test_what_a_store_does_not_have_is_named_with_what_it_has(
             "--urls test: no such split; one of train, dev, val",
         ),
         (["diff", "synthetic", "--store", store], "synthetic: has one release, and nothing to compare it with"),
-        (["rollback", "synthetic", "0", "--store", store], "0: is no number of a release; they begin with 1"),
+        (["rollback", "synthetic", "0", "--store", store], "0: is not a number of a release; they begin with 1"),
         (["list", "--store", str(tmp_path / "none")], f"--store {tmp_path}/none: there is no STORE"),
     ):
         assert error in answer(capsys, *words, code=2)["error"]

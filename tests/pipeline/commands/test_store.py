@@ -20,7 +20,7 @@ from pipeline.store.store import Store
         (["forget", "--url", "http://a.test/1.jpg", "--distance", "17"], "--distance 17: 0 to 16 bits of 64"),
         (["gc", "--keep", "-1"], "--keep -1: a number, 0 for all of them"),
         (["regions", "prune"], "regions prune: say which: --detector ID, or --before DATE"),
-        (["regions", "prune", "--before", "May"], "--before May: is no date such as 2026-01-31"),
+        (["regions", "prune", "--before", "May"], "--before May: is not a date such as 2026-01-31"),
     ],
 )
 def test_bad_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:

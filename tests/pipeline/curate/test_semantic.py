@@ -1,4 +1,5 @@
-"""Leaders by features: what earlier builds kept leads; increments, holders and blocks give what one pass over everything gives."""
+"""Leaders by features: what earlier builds kept leads; increments, holders and blocks give what one pass over
+everything gives."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def images(out: Path, to: str) -> Iterator[tuple[str, bytes]]:
     """(key, JPEG) of every sample of an export, read as the format says and without our code."""
     if to in ("brivl-jsonl", "csv"):
         yield from ((path.stem, path.read_bytes()) for path in sorted((out / "images").iterdir()))
-    elif to in ("clip-benchmark", "hf"):
+    elif to in ("clip-benchmark", "energon", "hf"):
         for path in sorted(out.rglob("*.tar")):
             with tarfile.open(path) as tar:
                 for member in tar:

@@ -129,7 +129,7 @@ def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
 
 
 def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "max_side": SIDE, "energon": True})
+    build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "max_side": SIDE})
     run_stage(build, "shard")
     release.publish(build)
     before = {name: members for name, (_, members, _) in samples(build).items()}
@@ -165,7 +165,7 @@ def test_other_options_are_other_shards_and_the_defaults_those_of_before(synthet
 
     tokens = [token(), token(max_side=64), token(reencode="all"), token(bytes_per_shard=1_000)]
     assert len({repr(value) for value in tokens}) == 4
-    assert token(energon=True) == token() == [1, 10_000, 92]
+    assert token() == [1, 10_000, 92]
 
 
 def test_a_box_that_scaling_rounds_to_nothing_keeps_an_extent() -> None:

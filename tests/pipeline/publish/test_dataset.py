@@ -446,7 +446,7 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
     release.publish(week("2026-11-01", 6))
     later = week("2026-11-08", 12, **blurring)
-    with pytest.raises(StoreError, match=r"blurs faces, and .*2026-11-01.* keeps them; make it anew"):
+    with pytest.raises(StoreError, match=r"blurs faces, and .*2026-11-01.* keeps them; make it again"):
         release.publish(later)
     assert not later.shards.exists("manifest.json"), "nothing is published"
     release.publish(week("2026-11-01", 6, **blurring))  # in the place of the one that keeps them

@@ -372,7 +372,7 @@ def test_names_that_fail_are_one_line(tmp_path):
     with pytest.raises(SourceError, match=r"x\.parquet.*no column 'warc_filename'"):
         source(tmp_path, path="x.parquet").parts()
     (tmp_path / "y.parquet").write_bytes(random.Random(0).randbytes(1000))
-    with pytest.raises(SourceError, match=r"y\.parquet.*is no Parquet file"):
+    with pytest.raises(SourceError, match=r"y\.parquet.*is not a readable Parquet file"):
         source(tmp_path, path="y.parquet").parts()
 
 

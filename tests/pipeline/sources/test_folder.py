@@ -71,7 +71,7 @@ def test_a_captions_file_for_all(tmp_path):
     missing, a, b = read(source)
     assert (missing.reason, missing.evidence) == (
         "bad_row",
-        "t.csv names i/gone.jpg, which is no picture of the folder",
+        "t.csv names i/gone.jpg, which is not a picture of the folder",
     )
     assert texts(a) == [("alt", "别名"), ("caption", "说明")]
     assert (b.reason, b.evidence) == ("no_text", "i/b.jpg")
@@ -175,7 +175,7 @@ def test_a_name_that_two_pictures_have_is_no_picture(tmp_path):
         {"x/a.jpg": b"1", "y/a.jpg": b"2", "y/b.jpg": b"3", "t.csv": "file,caption\na.jpg,云\nb,山\ny/a.jpg,海\n"},
     )
     missing, *rest = read(folder(tmp_path, captions="t.csv"))
-    assert missing.evidence == "t.csv names a.jpg, which is no picture of the folder"
+    assert missing.evidence == "t.csv names a.jpg, which is not a picture of the folder"
     assert [(x.origin, texts(x)) for x in rest[1:]] == [
         ("y/a.jpg", [("caption", "海")]),
         ("y/b.jpg", [("caption", "山")]),
@@ -268,8 +268,8 @@ def test_a_file_without_an_end_costs_its_picture_only(tmp_path):
         f.truncate(MAX_FILE + 1)  # takes no room
     source = folder(tmp_path)
     a, *others = read(source)
-    assert (a.reason, a.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: is no regular file)")
-    for picture, fault in zip(others, ["is no regular file", "is no regular file", "more than"], strict=True):
+    assert (a.reason, a.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: is not a regular file)")
+    for picture, fault in zip(others, ["is not a regular file", "is not a regular file", "more than"], strict=True):
         with pytest.raises(ValueError, match=fault):
             source.read_image(picture.image_url)
 

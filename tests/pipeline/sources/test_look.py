@@ -108,7 +108,7 @@ def test_a_folder_says_which_pictures_have_a_text_and_which_captions_no_picture(
     assert look.counts == (Count("pictures", 6), Count(".txt files", 2))
     assert (look.bytes, look.candidates) == (60, Count("candidates", 3))
     facts = dict(look.facts)
-    assert "names 9.jpg, which is no picture" in facts["bad_row"]
+    assert "names 9.jpg, which is not a picture" in facts["bad_row"]
     assert facts["no_text"].startswith("3, ")
 
 

@@ -179,9 +179,7 @@ def test_encoding_and_separator_are_told_by_the_bytes(tmp_path, codec, separator
     (tmp_path / "t.csv").write_bytes("\n".join(separator.join(row) for row in rows).encode(codec))
     source = table(tmp_path / "t.csv")
     assert [[(t.kind, t.text) for t in x.texts] for x in read(source)] == [[("alt", "雪后的黄山日出")]]
-    assert source.identity() == table(tmp_path / "t.csv", encoding="utf-8").identity()  # earlier builds stay valid
-    # the latter of UTF-16, by csv of Python 3.10
-    with pytest.raises(SourceError, match=r"is not ascii|line contains NUL"):
+    with pytest.raises(SourceError, match="is not ascii"):
         read(table(tmp_path / "t.csv", encoding="ascii"))
 
 
@@ -353,7 +351,7 @@ def test_strings_that_parquet_does_not_call_text_are_read_and_what_is_none_is_a_
     for row in read(table(tmp_path / "s.parquet")):
         assert (row.reason, row.evidence.partition(": ")[2]) == (
             "bad_row",
-            "column zh is no text but an object of en, zh",
+            "column zh is an object, not text, with en, zh",
         )
 
 

@@ -327,8 +327,8 @@ def test_a_file_that_belongs_to_no_sample_is_a_decision(tmp_path):
     sample, *others = read(tars(str(tmp_path / "a.tar")))
     assert texts(sample) == [("caption", "云")]
     assert [(d.reason, d.evidence) for d in others] == [
-        ("bad_row", "a.tar: d/0001 is no file of a sample, KEY.SUFFIX"),
-        ("bad_row", "a.tar: .jpg is no file of a sample, KEY.SUFFIX"),
+        ("bad_row", "a.tar: d/0001 is not a file of a sample, KEY.SUFFIX"),
+        ("bad_row", "a.tar: .jpg is not a file of a sample, KEY.SUFFIX"),
     ]
 
 

@@ -346,14 +346,3 @@ def test_images_beyond_the_caps_of_a_page_and_a_host_are_decisions(tmp_path):
     reasons = [d["reason"] for d in build.stage("extract").table(record, DECISIONS).to_pylist()]
     assert {r: reasons.count(r) for r in reasons} == {"cap_per_page": 16, "cap_per_host": 6, "repeated_on_page": 4}
     assert record.counts["seen"] == 40
-
-
-def test_the_caps_change_the_identity_of_a_source_only_where_they_are_set(tmp_path):
-    def identity(**more: Any) -> Any:
-        spec = {"kind": "warc", "name": "w", "source_kind": "news", "path": "x", **more}
-        [source] = extract.sources_of(build_of(tmp_path, spec).spec)
-        return source.identity()
-
-    assert "max_images_per_page" not in str(identity())
-    assert identity() == identity(max_images_per_page=2000, max_images_per_host=1_000_000)
-    assert identity(max_images_per_page=5) != identity()

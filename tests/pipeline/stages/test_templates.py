@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import Candidate, candidate_rows, sha256_hex
-from pipeline.stages import STAGES, _templates, gather
+from pipeline.stages import STAGES, _sorted, _templates
 from pipeline.stages._templates import Sample
-from pipeline.store import templates
 from pipeline.store.build import Build
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
@@ -54,7 +53,7 @@ def built(tmp_path: Path, parts: int, more: str = "", **options: Any) -> Build:
     """A build of 400 pages of one host with a picture each, whose alt text ends with `more`."""
     source = {"kind": "warc", "name": "s", "source_kind": "news", "path": "x.warc.gz"}
     spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source], **options})
-    prints = {"extract": "e" * 64, "admit": "a" * 64}
+    prints = {"extract": "e" * 64, "admit.sort": "5" * 64, "admit": "a" * 64}
     build = Build(spec, str(tmp_path), Store(str(tmp_path / "store")), "t", "2026-01-01", prints, stages=STAGES)
     dice = random.Random(2)
     candidates = []
@@ -70,58 +69,44 @@ def built(tmp_path: Path, parts: int, more: str = "", **options: Any) -> Build:
     return build
 
 
-def test_templates_are_the_same_however_the_pages_are_cut_and_written_once(tmp_path):
+def test_templates_are_the_same_however_the_pages_are_cut(tmp_path):
     one, three = built(tmp_path / "one", 1), built(tmp_path / "three", 3)
     for build in (one, three):
-        assert templates.read(build) is None
-        _templates.prepare(build)
-    [row] = templates.read(one) or []
+        run_stage(build, "admit.sort")
+    [row] = one.stage("admit.sort").reduced()
     assert (row["host"], row["group"], row["side"], row["text"]) == ("a.cn", "own", "begins", "某某网【")
     assert 350 <= row["texts"] <= 400
-    assert templates.read(three) == [row]
+    assert three.stage("admit.sort").reduced() == [row]
     cut = _templates.read(one)
     assert cut.cut("http://a.cn/x", "alt", "某某网【葱烧海参】")[0] == "葱烧海参"
     for page, kind in (("http://b.cn/x", "alt"), ("http://a.cn/x", "title"), ("http://a.cn/x", "surrounding")):
         assert cut.cut(page, kind, "某某网【葱烧海参】") == ("某某网【葱烧海参】", None)
 
 
-def test_templates_of_gathered_names_are_those_of_the_parts(tmp_path, monkeypatch):
+def test_templates_of_several_groups_are_those_of_one(tmp_path, monkeypatch):
     """The sample is halved on the way, so that of later groups not all names are read."""
     monkeypatch.setattr(_templates, "TEXTS", 300)
     monkeypatch.setattr(Sample.__init__, "__defaults__", (_templates.PER_HOST, 300))
-    plain, gathered = built(tmp_path / "plain", 8), built(tmp_path / "gathered", 8)
-    monkeypatch.setattr(gather, "MANY", 1)
-    monkeypatch.setattr(gather, "GROUP", 100)
-    monkeypatch.setattr(gather, "NAMES_AT_ONCE", 10)
-    gathered.fingerprints["gather"] = "b" * 64
-    gathered.stage("extract").finish(gathered.stage("extract").partitions(), 1)
-    assert (
-        len(
-            run_stage(
-                gathered,
-            )
-        )
-        == 4
-    )
-    for record in gathered.stage("extract").records():
-        gathered.stage("extract").folder.delete(record.files["parquet"].name)
-    assert _templates.learnt(gathered) == _templates.learnt(plain) != []
+    one, several = built(tmp_path / "one", 8), built(tmp_path / "several", 8)
+    run_stage(one, "admit.sort")
+    monkeypatch.setattr(_sorted, "GROUP", 100)
+    monkeypatch.setattr(_sorted, "NAMES_AT_ONCE", 10)
+    assert len(run_stage(several, "admit.sort")) == 4
+    assert several.stage("admit.sort").reduced() == one.stage("admit.sort").reduced() != []
 
 
 def test_an_example_shows_nothing_that_a_filter_masks(tmp_path):
     build = built(tmp_path, 1, " 13800138000 ", filters=[{"name": "personal_data"}])
-    _templates.prepare(build)
-    [begins, *_] = templates.read(build) or []
+    run_stage(build, "admit.sort")
+    [begins, *_] = build.stage("admit.sort").reduced()
     assert begins["text"] == "某某网【"
     assert begins["example"].endswith(" <电话> 】")
 
 
 def test_a_takedown_leaves_no_example_and_no_template_of_its_host(tmp_path):
     build = built(tmp_path, 1)
-    _templates.prepare(build)
-    none = Takedowns(frozenset())
-    templates.forget(build, Removal({"0" * 64}, none))
-    [row] = templates.read(build) or []
+    run_stage(build, "admit.sort")
+    written = build.stage("admit.sort").reduced()
+    [row] = _templates.without(written, Removal({"0" * 64}, Takedowns(frozenset())))
     assert (row["text"], row["example"]) == ("某某网【", "")
-    templates.forget(build, Removal(set(), Takedowns(frozenset({sha256_hex("a.cn")}))))
-    assert templates.read(build) == []
+    assert _templates.without(written, Removal(set(), Takedowns(frozenset({sha256_hex("a.cn")})))) == []

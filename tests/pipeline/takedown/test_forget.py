@@ -668,7 +668,7 @@ def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     code, said, answer = published.forget()
     assert code == 1
     assert answer["faults"] == [
-        f"{manifest}: is missing, and a release needs it: run wenlan-data publish {damaged}, which makes it anew"
+        f"{manifest}: is missing, and a release needs it: run wenlan-data publish {damaged}, which makes it again"
     ]
     assert cli.main(["publish", str(damaged)]) == 0
     assert (left(whole), left(damaged)) == (5, 5)

@@ -114,7 +114,7 @@ def test_retry_after():
 @pytest.mark.parametrize("hours", [-24 * 365 * 50, -5, 0, 30])
 def test_a_date_of_retry_after_counts_from_the_clock_of_the_host(hours: float) -> None:
     """Ours may be wrong: an hour behind, it would take a pause of a minute for one that is too long to wait for."""
-    began = datetime.datetime.now(datetime.timezone.utc)
+    began = datetime.datetime.now(datetime.UTC)
     now = began + datetime.timedelta(hours=hours)
     later = now + datetime.timedelta(seconds=60)
     date, until = (email.utils.format_datetime(when, usegmt=True) for when in (now, later))
@@ -124,7 +124,7 @@ def test_a_date_of_retry_after_counts_from_the_clock_of_the_host(hours: float) -
     most = max(0.0, 3600 * hours + 60)
     seconds = policy.retry_after_seconds(until, "noon")
     assert seconds is not None
-    passed = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
+    passed = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
     assert max(0.0, most - passed - 1) <= seconds <= most
 
 

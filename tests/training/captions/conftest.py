@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +12,10 @@ from PIL import Image
 from training.data.tokenizer import load_tokenizer
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
-from training.outputs.journal import Journal
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
 COLOURS = {"红": (200, 20, 20), "绿": (20, 180, 20), "蓝": (20, 20, 200), "黄": (220, 220, 20)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -54,24 +43,3 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             (root / split / f"{number:02d}.txt").write_text("\n".join(captions), encoding="utf-8")
     return root
-
-
-@pytest.fixture
-def stopped_after() -> Callable[[int], AbstractContextManager[None]]:
-    """stopped_after(step): what runs within is interrupted at that step, as by a person."""
-
-    @contextmanager
-    def stopped(last: int) -> Iterator[None]:
-        advance = Journal.advance
-
-        def stopping(self: Journal, step: int) -> None:
-            advance(self, step)
-            if step == last:
-                raise KeyboardInterrupt
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Journal, "advance", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                yield
-
-    return stopped

@@ -20,6 +20,8 @@ from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
 from training.outputs.whole import Sealed, add_tensors, sha256_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5)
 
 

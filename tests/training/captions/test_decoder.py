@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from training.captions.decoder import BEGIN, END, PAD, CaptionerConfig, Decoder, Vocabulary, beam_search, folded
 from training.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = CaptionerConfig(width=16, layers=2, heads=2, ffn=32, dropout=0.5, max_characters=3)
 
 

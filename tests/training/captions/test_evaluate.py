@@ -20,6 +20,8 @@ from training.captions.train import fit_captioner
 from training.errors import ConfigError, InputError
 from training.use.embed import embed_files
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = CaptionerConfig(
     width=32, layers=1, heads=2, ffn=64, dropout=0.1, max_characters=12, lr=4e-3, batch_size=8, epochs=30, patience=0
 )

@@ -15,6 +15,8 @@ from torchmetrics.text import rouge
 from training.captions import metrics
 from training.captions.metrics import Tokens, cider, figures, implementations, tokens_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CAPTIONS = ["一个红色的苹果放在木桌上", "两只小猫在沙发上睡觉", "一辆蓝色的汽车停在路边", "雪山"]
 REFERENCES = [
     ["一个苹果放在桌子上", "木桌上有一个红色的苹果"],

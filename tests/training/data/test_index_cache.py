@@ -26,44 +26,6 @@ from training.data.index_cache import COLUMNS
 MakeShards = Callable[..., Path]
 
 
-def test_a_cut_tar_is_named_at_the_start(make_shards: MakeShards) -> None:
-    manifest = make_shards()
-    tar = manifest.parent / "train-000001.tar"
-    tar.write_bytes(tar.read_bytes()[:-2000])
-    with pytest.raises(ContractError, match=r"train-000001.tar: \d+ bytes, the manifest says \d+") as e:
-        open_dataset([str(manifest)], "train")
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("name", ["train-000000.tar", "train-000000.parquet"])
-def test_a_missing_file_is_named(make_shards: MakeShards, name: str) -> None:
-    manifest = make_shards()
-    (manifest.parent / name).unlink()
-    with pytest.raises(ContractError, match=f"{name}: missing"):
-        open_dataset([str(manifest)], "train")
-
-
-def test_a_changed_parquet_is_named(make_shards: MakeShards) -> None:
-    manifest = make_shards()
-    shutil.copy(manifest.parent / "train-000001.parquet", manifest.parent / "train-000000.parquet")
-    with pytest.raises(ContractError, match=r"train-000000.parquet: its sha256 is not"):
-        open_dataset([str(manifest)], "train")
-
-
-def test_a_manifest_cannot_point_outside(make_shards: MakeShards) -> None:
-    manifest = make_shards()
-    manifest.write_text(manifest.read_text().replace('"train-000000.tar"', '"../train-000000.tar"'))
-    with pytest.raises(ContractError, match="leaves the shard folder"):
-        open_dataset([str(manifest)], "train")
-
-
-def _replace_regions(manifest: Path, table: pa.Table) -> None:
-    """Put other regions into the folder, with a manifest that vouches for them."""
-    path = manifest.parent / "regions/yolo/train-000000.parquet"
-    pq.write_table(table, path)
-    _edit(manifest, lambda shard: shard["regions"]["yolo"].update(_digest(path)))
-
-
 def _digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
@@ -75,24 +37,91 @@ def _edit(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("column", ["key", "sha256"])
-def test_regions_of_other_samples_stop_the_run(make_shards: MakeShards, column: str) -> None:
-    manifest = make_shards(detector="yolo")
-    table = pq.read_table(manifest.parent / "regions/yolo/train-000000.parquet")
-    values = table[column].to_pylist()
-    values[2] = "f" * len(values[2])
-    changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values))
-    _replace_regions(manifest, changed)
-    with pytest.raises(ContractError, match=f"regions/yolo/train-000000.parquet: row 2 has {column} ffff"):
-        open_dataset([str(manifest)], "train")
+def _replace(manifest: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change a Parquet of the first shard, with a manifest that vouches for it."""
+    path = manifest.parent / name
+    pq.write_table(change(pq.read_table(path)), path)
+    of = "regions" if name.startswith("regions") else "parquet"
+    _edit(manifest, lambda shard: (shard["regions"]["yolo"] if of == "regions" else shard[of]).update(_digest(path)))
 
 
-def test_regions_of_fewer_rows_stop_the_run(make_shards: MakeShards) -> None:
+def _with(table: pa.Table, column: str, values: Any, kind: Any = None) -> pa.Table:
+    """The table with other values of a column; `values`: all of them, or {row: value}."""
+    at = table.schema.get_field_index(column)
+    if isinstance(values, dict):
+        listed = table[column].to_pylist()
+        for row, value in values.items():
+            listed[row] = value
+        values = pa.array(listed, kind or table.schema.field(column).type)
+    return table.set_column(at, column, values)
+
+
+ROWS, BOXES = "train-000000.parquet", "regions/yolo/train-000000.parquet"
+FLOATS = pa.list_(pa.float32())
+
+
+def _file(act: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda manifest: act(manifest.parent)
+
+
+def _in_boxes(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
+    return lambda manifest: _replace(manifest, BOXES, change)
+
+
+def _cut(folder: Path) -> None:
+    (folder / "train-000001.tar").write_bytes((folder / "train-000001.tar").read_bytes()[:-2000])
+
+
+def _pipe(folder: Path, name: str) -> None:
+    if name.endswith("tar"):
+        _edit(folder / "manifest.json", lambda shard: shard["tar"].update(bytes=0))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+
+
+def _outside(manifest: Path) -> None:
+    manifest.write_text(manifest.read_text().replace('"train-000000.tar"', '"../train-000000.tar"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (_file(_cut), r"train-000001.tar: \d+ bytes, the manifest says \d+"),
+        (_file(lambda f: (f / "train-000000.tar").unlink()), "train-000000.tar: missing"),
+        (_file(lambda f: (f / ROWS).unlink()), f"{ROWS}: missing"),
+        (_file(lambda f: shutil.copy(f / "train-000001.parquet", f / ROWS)), f"{ROWS}: its sha256 is not"),
+        (_outside, "leaves the shard folder"),
+        (_file(lambda f: _pipe(f, "train-000000.tar")), "train-000000.tar: no regular file"),
+        (_file(lambda f: _pipe(f, ROWS)), f"{ROWS}: no regular file"),
+        (_file(lambda f: _pipe(f, "manifest.json")), "manifest.json: no regular file"),
+        (_in_boxes(lambda t: _with(t, "key", {2: "f" * 32})), f"{BOXES}: row 2 has key ffff"),
+        (_in_boxes(lambda t: _with(t, "sha256", {2: "f" * 64})), f"{BOXES}: row 2 has sha256 ffff"),
+        (_in_boxes(lambda t: t.slice(1)), "6 rows for a shard of 7 samples"),
+        (_in_boxes(lambda t: _with(t, "boxes", {2: None}, FLOATS)), f"{BOXES}: .*boxes"),
+        (_in_boxes(lambda t: _with(t, "boxes", {2: [1.0, None, 2.0, 3.0]}, FLOATS)), f"{BOXES}: .*boxes"),
+        (
+            lambda m: _replace(m, ROWS, lambda t: _with(t, "key", pa.array([b"\xff\xfe"] * 7).view(pa.string()))),
+            f"{ROWS}: not a Parquet file of this contract .*UTF8",
+        ),
+        *(
+            (
+                lambda m, w=which, p=path: _edit(m, lambda shard: shard[w].update(path=p)),
+                "train-00|path|missing|no such|regular|leaves",
+            )  # type: ignore[misc]
+            for which in ("tar", "parquet")
+            for path in ("a\0b", "zip::x", "", "x" * 5000)
+        ),
+    ],
+)
+@pytest.mark.timeout(120)
+def test_files_that_do_not_match_their_manifest_are_one_line(
+    make_shards: MakeShards, damage: Callable[[Path], object], line: str
+) -> None:
     manifest = make_shards(detector="yolo")
-    table = pq.read_table(manifest.parent / "regions/yolo/train-000000.parquet")
-    _replace_regions(manifest, table.slice(1))
-    with pytest.raises(ContractError, match="6 rows for a shard of 7 samples"):
+    damage(manifest)
+    with pytest.raises(ContractError, match=line) as caught:
         open_dataset([str(manifest)], "train")
+    assert "\n" not in str(caught.value)
 
 
 def _other_columns() -> bytes:
@@ -152,15 +181,7 @@ def test_a_parquet_of_the_right_sha256_with_a_wrong_row_is_one_line(
     make_shards: MakeShards, column: str, value: Any, problem: str
 ) -> None:
     manifest = make_shards()
-    path = manifest.parent / "train-000000.parquet"
-    table = pq.read_table(path)
-    values = table[column].to_pylist()
-    values[2] = value
-    at = table.schema.get_field_index(column)
-    pq.write_table(
-        table.set_column(at, table.schema.field(column), pa.array(values, table.schema.field(column).type)), path
-    )
-    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
+    _replace(manifest, ROWS, lambda table: _with(table, column, {2: value}))
     with pytest.raises(ContractError, match=problem) as caught:
         open_dataset([str(manifest)], "train")
     assert "train-000000" in str(caught.value)
@@ -170,37 +191,9 @@ def test_a_parquet_of_the_right_sha256_with_a_wrong_row_is_one_line(
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_parquet_with_a_column_of_another_type_is_one_line(make_shards: MakeShards, column: str) -> None:
     manifest = make_shards()
-    path = manifest.parent / "train-000000.parquet"
-    table = pq.read_table(path)
-    odd = pa.array([{"a": 1}] * table.num_rows)
-    pq.write_table(table.set_column(table.schema.get_field_index(column), column, odd), path)
-    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
+    _replace(manifest, ROWS, lambda table: _with(table, column, pa.array([{"a": 1}] * table.num_rows)))
     with pytest.raises(ContractError, match=f"train-000000.parquet: not a Parquet file of this contract .*{column}"):
         open_dataset([str(manifest)], "train")
-
-
-def test_texts_of_a_parquet_that_are_not_utf_8_are_one_line(make_shards: MakeShards) -> None:
-    manifest = make_shards()
-    path = manifest.parent / "train-000000.parquet"
-    table = pq.read_table(path)
-    odd = pa.array([b"\xff\xfe"] * table.num_rows).view(pa.string())
-    pq.write_table(table.set_column(table.schema.get_field_index("key"), "key", odd), path)
-    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
-    with pytest.raises(ContractError, match=r"train-000000.parquet: not a Parquet file of this contract .*UTF8"):
-        open_dataset([str(manifest)], "train")
-
-
-def test_regions_of_a_row_that_are_missing_are_one_line(make_shards: MakeShards) -> None:
-    manifest = make_shards(detector="yolo")
-    table = pq.read_table(manifest.parent / "regions/yolo/train-000000.parquet")
-    at = table.schema.get_field_index("boxes")
-    values = table["boxes"].to_pylist()
-    for wrong in (None, [1.0, None, 2.0, 3.0]):
-        values[2] = wrong
-        changed = pa.array(values, pa.list_(pa.float32()))
-        _replace_regions(manifest, table.set_column(at, "boxes", changed))
-        with pytest.raises(ContractError, match=r"train-000000.parquet: .*boxes"):
-            open_dataset([str(manifest)], "train")
 
 
 def test_a_manifest_of_more_samples_is_not_opened_from_an_earlier_index(
@@ -226,27 +219,6 @@ def test_a_sha256_that_is_none_is_no_file_name(make_shards: MakeShards, tmp_path
         _edit(manifest, lambda shard, w=where: (shard[w] if w == "parquet" else shard[w]["yolo"]).update(sha256=digest))
         with pytest.raises(ContractError, match=r"manifest.json: the sha256 of .*train-000000.parquet is none"):
             open_dataset([str(manifest)], "train", cache=tmp_path / "index")
-
-
-@pytest.mark.parametrize("path", ["a\0b", "zip::x", "", "x" * 5000])
-def test_a_path_that_no_file_can_have_is_one_line(make_shards: MakeShards, path: str) -> None:
-    manifest = make_shards()
-    for which in ("tar", "parquet"):
-        _edit(manifest, lambda shard, w=which: shard[w].update(path=path))
-        with pytest.raises(ContractError):
-            open_dataset([str(manifest)], "train")
-
-
-@pytest.mark.parametrize("name", ["train-000000.tar", "train-000000.parquet", "manifest.json"])
-@pytest.mark.timeout(120)
-def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(make_shards: MakeShards, name: str) -> None:
-    manifest = make_shards()
-    if name.endswith("tar"):
-        _edit(manifest, lambda shard: shard["tar"].update(bytes=0))
-    (manifest.parent / name).unlink()
-    os.mkfifo(manifest.parent / name)
-    with pytest.raises(ContractError, match=f"{name}: no regular file"):
-        open_dataset([str(manifest)], "train")
 
 
 @pytest.mark.parametrize("samples", ["[" * 100_000, "9" * 5000, "-" * 9, '{"a":' * 100_000])

@@ -14,6 +14,7 @@ from training.errors import ConfigError
 from training.moco import BriVL
 from training.records import Batch
 from training.resolve import resolve
+from training.towers.backbones import load_backbone
 from training.towers.tower import Tower
 
 BERT = (
@@ -127,3 +128,70 @@ def test_b5_base_has_the_released_sizes() -> None:
     assert image_backbone == pytest.approx(28.3e6, rel=0.01)
     assert sum(p.numel() for p in image.prefix.parameters()) == pytest.approx(0.46e6, rel=0.02)
     assert sum(p.numel() for p in text.prefix.parameters()) == pytest.approx(73.3e6, rel=0.001)
+
+
+def test_char_text_has_positions_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"^text\.position_embedding: char_text has positions of its own$"):
+        BriVL(resolve("tiny", ["text.position_embedding=true"]))
+
+
+# --- the image tower: its prefix, its boxes, its pixels
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("test_resnet", 2), ("test_convnext", 1), ("test_vit", 3)])
+def test_frozen_stages_of_every_family_are_the_prefix_and_the_rest_trains(name: str, frozen: int) -> None:
+    config = resolve("tiny", [f"image.backbone=timm/{name}", f"image.frozen_stages={frozen}"])
+    model = BriVL(config).train()
+    output = model(one_image(boxes=2))
+    output.loss.backward()
+    backbone = load_backbone(f"timm/{name}", "", 64)
+    assert list(model.image_query.prefix.get_submodule("backbone")) == [n for n, _ in backbone.stages[:frozen]]
+    assert not any(p.requires_grad for p in model.image_query.prefix.parameters())
+    trained = [p for n, p in model.image_query.trunk.named_parameters() if n.startswith("backbone.")]
+    assert trained
+    assert all(p.grad is not None for p in trained)
+
+
+def test_a_backbone_frozen_whole_is_all_prefix() -> None:
+    tower, _ = build("image", "image.backbone=timm/test_nfnet", "image.frozen_stages=1")
+    assert not list(tower.trunk.get_submodule("backbone").parameters())
+    assert tower(one_image(boxes=3)).shape == (1, 32)
+
+
+def test_uint8_is_normalised_as_torchvision_does() -> None:
+    from torchvision.transforms.v2.functional import normalize, to_dtype
+
+    tower, _ = build("image")
+    batch = one_image()
+    floats = normalize(
+        to_dtype(batch.images_B3HW, torch.float64, scale=True), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    assert torch.allclose(tower(batch), tower(replace(batch, images_B3HW=floats)), atol=1e-6)
+
+
+def test_padding_boxes_send_no_gradient_into_the_map() -> None:
+    tower, _ = build("image")
+    trunk, batch = tower.trunk, one_image(boxes=3)
+    padded = replace(batch, boxes_BR4=torch.cat([batch.boxes_BR4, torch.zeros(1, 2, 4)], dim=1))
+    gradients = []
+    for given in (batch, padded):
+        map_BCHW = tower.prefix(given).requires_grad_()
+        trunk(map_BCHW, given)[0, 0].backward()
+        assert map_BCHW.grad is not None
+        gradients.append(map_BCHW.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
+
+
+def test_the_order_of_boxes_does_not_matter() -> None:
+    tower, _ = build("image")
+    batch = one_image(boxes=4)
+    turned = replace(batch, boxes_BR4=batch.boxes_BR4.flip(1))
+    assert torch.allclose(tower(turned), tower(batch), atol=1e-10)
+
+
+def test_compat_moves_the_regions_features() -> None:
+    right, _ = build("image", "data.image_size=160")
+    released, _ = build("image", "data.image_size=160", "compat=brivl-1.0")
+    batch = one_image(160, boxes=4)
+    assert not torch.allclose(right(batch), released(batch), atol=1e-4)

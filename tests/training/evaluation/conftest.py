@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from training.evaluation.labelled import Source
-from training.evaluation.tasks import Request, Result, task
+from training.evaluation.results import Result
+from training.evaluation.tasks import Request, task
 
 CLASSES = {"mountain": ["山", "高山"], "water": ["水"], "flower": ["花"], "bird": ["鸟", "小鸟"]}
 COLOURS = {"mountain": (90, 70, 50), "water": (40, 90, 200), "flower": (220, 60, 120), "bird": (230, 200, 40)}

@@ -152,13 +152,13 @@ def test_what_is_made_of_it_carries_it(calibrated: Path, tmp_path: Path) -> None
     (tmp_path / "0.png").write_bytes(encode("png", 0, (60, 40)))
     row = {"image_id": "0.png", "sentences": [["alt_text", "红船"]], "bbox": [[0, 0, 20, 20]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    np.savez(tmp_path / "in.npz", input_ids=np.array([[2, 5, 3]]), n_tokens=np.array([3]))
-    for words in (("--jsonl", "rows.jsonl", "rows.parquet"), ("--tensors", "in.npz", "out.npz")):
-        kind, given, out = words
+    (tmp_path / "t.txt").write_text("红船\n", encoding="utf-8")
+    for kind, given, out in (("--jsonl", "rows.jsonl", "rows.parquet"), ("--texts", "t.txt", "t.safetensors")):
         assert cli.main(["embed", str(calibrated), kind, str(tmp_path / given), "--out", str(tmp_path / out)]) == 0
     about = pq.read_schema(tmp_path / "rows.parquet").metadata
     assert about[b"wenlan.background"].decode() == background.to_json()
-    assert (np.load(tmp_path / "out.npz")["background_cosines"] == background.cosines_Q).all()
+    with safe_open(tmp_path / "t.safetensors", "np") as file:
+        assert (file.get_tensor("background_cosines") == background.cosines_Q).all()
 
 
 def test_a_checkpoint_without_one_is_as_good_and_says_how_to_add_it(plain: Path) -> None:

@@ -148,7 +148,11 @@ def _vouch(folder: Path, name: str) -> None:
 
 
 def _newer(folder: Path) -> None:
-    _edit_index(folder, lambda index: index.update(checkpoint_version=2))
+    _edit_index(folder, lambda index: index.update(checkpoint_version=3))
+
+
+def _older(folder: Path) -> None:
+    _edit_index(folder, lambda index: index.update(checkpoint_version=1))
 
 
 def _cut(folder: Path) -> None:
@@ -238,14 +242,15 @@ def _foreign_type(folder: Path) -> None:
         (_replace("checkpoint.json", DEEP), r"checkpoint.json: not the index of a wenlan checkpoint"),
         (_replace("checkpoint.json", ENDLESS), r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
-            _replace("checkpoint.json", b'{"checkpoint_version": 1, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'),
+            _replace("checkpoint.json", b'{"checkpoint_version": 2, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'),
             r"checkpoint.json: not the index of a wenlan checkpoint",
         ),
         (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
         (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
         (_foreign_type, r"towers.safetensors: (not a safetensors file|does not fit)|does not fit"),
-        (_newer, r"checkpoint.json: checkpoint version 2 is newer .* pip install -U wenlan"),
+        (_newer, r"checkpoint.json: checkpoint version 3 is newer .* pip install -U wenlan"),
+        (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
         (_cut, r"towers.safetensors: \d+ bytes, the checkpoint says \d+: truncated"),
         (_flip, r"towers.safetensors: its sha256 is not the one"),
         (_nan, r"towers.safetensors: text_query.trunk.tokens.weight holds NaN"),

@@ -15,6 +15,8 @@ from training.moco import BriVL, Features
 from training.records import Batch
 from training.run.accumulate import backward
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")
 OBJECTIVES = {
     "moco": ("moco.queue_size=13",),

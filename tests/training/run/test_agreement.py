@@ -23,6 +23,8 @@ from training.resolve import resolve
 from training.run import train
 from training.run.agreement import digest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 Outcomes = dict[str, list[str]]
 

@@ -11,6 +11,8 @@ from training.config import Config
 from training.resolve import resolve
 from training.run.dry_run import dry_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 
 

@@ -11,6 +11,8 @@ from training.records import Batch
 from training.resolve import resolve
 from training.run.flops import Meter, forward_flops, peak_flops
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def brivl(recipe: str, *overrides: str) -> Config:
     return resolve(recipe, ["image.weights=", "text.weights=", *overrides])

@@ -17,6 +17,8 @@ from training.run import footprint
 from training.run.optimizer import build_optimizer
 from training.run.train import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 
 

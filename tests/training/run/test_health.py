@@ -16,6 +16,8 @@ from training.records import Batch
 from training.resolve import resolve
 from training.run.health import Health
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeBatch = Callable[..., Batch]
 
 

@@ -9,6 +9,8 @@ from training.moco import BriVL
 from training.resolve import resolve
 from training.run.optimizer import batch_factor, build_optimizer, schedule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     optim = resolve("tiny", ["optim.warmup_samples=100"]).optim

@@ -10,6 +10,8 @@ from data_specs.shard import ContractError
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.run.ray_errors import cause, note, noted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OURS = [
     ConfigError("a.b", "no"),
     ContractError("x.tar: cut"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,8 +28,10 @@ pytest.importorskip("ray.train")
 
 from tests.places import ROOT
 from tests.processes import QUIET, Forks, descendants, free_ports, wait_until
-from training.run.ray_job import Preemption, fit_on_ray, parse_workers
+from training.run.ray_job import METRICS, Preemption, exported, fit_on_ray, parse_workers
 from training.use.indexing import Inputs, embed_index
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("text", "found"), [("4", (4, 4)), ("2:8", (2, 8)), ("1:1", (1, 1))])
@@ -55,6 +58,20 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
     leave_signal = Preemption(every=2)
     answers = [leave_signal() for _ in range(8)]
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]
+
+
+def test_finite_values_of_logged_steps_are_exported() -> None:
+    logged = {"loss": 2.5, "samples_per_second": 100.0, "waiting_for_data": 0.1, "skipped": 3, "lr": 0.1}
+    assert exported(1, logged | {"tflops": 300.0, "mfu": 0.3}).keys() == METRICS.keys()
+    found = exported(20, logged | {"loss": math.nan})
+    assert {name.removeprefix("wenlan_train_"): value for name, value in found.items()} == {
+        "step": 20,
+        "loss_finite": 0,
+        "skipped_steps": 3,
+        "samples_per_second": 100,
+        "waiting_for_data": 0.1,
+    }
+    assert exported(1, {"dev.mean_recall": 0.5}) == {}
 
 
 # --- on a cluster

@@ -18,6 +18,8 @@ from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 from training.run.train import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 
 

@@ -24,6 +24,8 @@ from training.outputs.journal import Journal, read_metrics
 from training.resolve import resolve
 from training.run.train import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
 

@@ -15,7 +15,7 @@ from training.weights.load import load
 
 
 def test_a_request_whose_client_leaves_as_its_thread_ends_is_given_up(tiny: Path) -> None:
-    """asyncio.wait_for of Python 3.10 and 3.11 loses a cancellation that comes together with the result."""
+    """asyncio.wait_for of Python 3.11 loses a cancellation that comes together with the result."""
     loaded = load(tiny, "cpu")
     service = Service("tiny", loaded.checkpoint, TorchTowers(loaded), Options(decoders=1))
     went_on: list[bool] = []

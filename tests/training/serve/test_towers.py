@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.training.serve.conftest import PICTURES
-from training.data.transforms import UnreadableImage
+from training.data.transforms import UnreadableImage, sides
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint, open_checkpoint
 from training.serve import towers
-from training.serve.towers import Features, Reader, open_towers, sides
+from training.serve.towers import Features, Reader, open_towers
 
 TEXTS = ["红", "一张绿色的图片，远处有山", "blue", "山水" * 40]
 

@@ -1,73 +1,91 @@
-"""Boxes by a detector's process: which one it is, that it ends, what it says when it fails."""
+"""Boxes by a detector: which one it is, in forked processes, and what it says where it cannot run."""
 
 from __future__ import annotations
 
-import os
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from tests.drawn import picture
-from tests.processes import that_run, wait_until
 from training.errors import ConfigError, RunError
-from training.use.detector import Detecting, InEachProcess, choose
+from training.use.detector import Detector, InEachProcess, choose
 
 
-def test_a_checkpoint_of_the_grid_needs_no_process(tmp_path: Path) -> None:
-    for trained, given in (("", ""), ("grid", ""), ("proposals-0123456789ab", "grid")):
-        assert choose(trained, given, tmp_path) == (None, "grid")
+@pytest.mark.parametrize(("trained", "given"), [("", ""), ("grid", ""), ("proposals-0123456789ab", "grid")])
+def test_a_checkpoint_of_the_grid_has_no_detector(trained: str, given: str) -> None:
+    assert choose(trained, given, None) == (None, "grid")
 
 
 def test_a_detector_is_the_checkpoints_own_or_the_grid_with_the_reason(tmp_path: Path) -> None:
     detector, said = choose("whatever-1", "proposals", tmp_path)
-    assert detector is not None
-    assert (detector.name, detector.id, said) == ("proposals", said, detector.id)
+    assert detector == Detector("proposals", said, str(tmp_path))
     assert choose(detector.id, "", tmp_path) == (detector, detector.id)
     none, said = choose("proposals-000000000000", "", tmp_path)
     assert none is None
     assert said.startswith("grid (proposals-000000000000, which the checkpoint was trained with, cannot be run: ")
     assert "name the spec (.yaml) that has it" in said
-    with pytest.raises(ConfigError, match=r"^--detector: [^\n]*nonesuch[^\n]*$"):
-        choose("", "nonesuch", tmp_path)
 
 
-def test_forked_processes_have_detectors_of_their_own_which_end_with_them(tmp_path: Path) -> None:
-    """And the caches are full when `close` returns: no box is made twice by a second command."""
+SPEC = (
+    "name: s\ncontact: me@example.org\nsources: [{name: f, source_kind: library, kind: folder, path: .}]\n"
+    "regions: {detectors: [{name: grid, n: 2}]}\n"
+)
+
+
+def test_a_spec_names_a_detector_with_its_options(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SPEC)
+    detector, _ = choose("", str(tmp_path / "s.yaml"), None)
+    assert detector is not None
+    boxes = [[0, 0, 20, 10], [20, 0, 40, 10], [0, 10, 20, 20], [20, 10, 40, 20]]
+    assert InEachProcess(detector).of([picture(1, (40, 20)), b"junk"]) == [boxes, []]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("nonesuch", "--detector: .*nonesuch"),
+        ("given", "--detector: given: its boxes come with a build's sources; it looks at no picture"),
+        ("gone.yaml", "--detector: gone.yaml.*"),
+    ],
+)
+def test_one_that_cannot_run_is_one_line(given: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{line}[^\n]*$"):
+        choose("", given, None)
+
+
+def test_a_missing_extra_is_one_line_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pipeline.store.boxes", None)
+    with pytest.raises(ConfigError, match=r"^--detector: proposals needs \S+: pip install 'wenlan\[pipeline\]'$"):
+        choose("", "proposals", None)
+    assert choose("proposals-1", "", None)[0] is None
+
+
+def test_forked_processes_load_their_own_and_fill_the_cache_when_they_end(tmp_path: Path) -> None:
+    """So that no box is made twice by a second command."""
     detector, _ = choose("", "proposals", tmp_path / "regions")
     assert detector is not None
     running = InEachProcess(detector)
     contents = [picture(seed) for seed in range(3)]
-    child = os.fork()
-    if not child:
-        try:
-            running.of(contents[:2])
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
     here = running.of(contents[2:])
-    assert len(that_run("boxes", os.getpid())) == 1
-    assert len(here[0]) > 0
+    worker = get_context("fork").Process(target=running.of, args=(contents[:2],))
+    worker.start()
+    worker.join(120)
     running.close()
+    assert (worker.exitcode, len(here[0]) > 0) == (0, True)
     assert len(list((tmp_path / "regions" / detector.id).glob("*.parquet"))) == 2
-    wait_until(lambda: not that_run("boxes", os.getpid()), "their end")
 
 
-def test_what_cannot_be_read_has_no_boxes(tmp_path: Path) -> None:
-    running = Detecting("grid", "", str(tmp_path))
-    assert [len(boxes) for boxes in running.of([picture(1), b"junk"])] == [36, 0]
-    assert running.of([]) == []
-    running.close()
+def test_a_detector_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.errors import DetectorError
+    from pipeline.store.boxes import BoxMaker
 
+    def fails(_: object, contents: object) -> None:
+        raise DetectorError("model.onnx", "out of luck")
 
-def test_a_detector_that_ends_in_between_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "python"
-    script.write_text(
-        f'#!{sys.executable}\nimport sys\nprint(\'{{"detector": "x-1"}}\', flush=True)\n'
-        "sys.stdin.readline()\nsys.exit('first\\nwenlan-data: out of luck')\n"
-    )
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    running = Detecting("x", "x-1", "")
-    with pytest.raises(RunError, match=r"^detector x: out of luck$"):
-        running.of([b"x" * 1_000_000])
+    detector, _ = choose("", "proposals", None)
+    assert detector is not None
+    monkeypatch.setattr(BoxMaker, "of", fails)
+    with pytest.raises(RunError, match=r"^detector proposals: model.onnx: out of luck$"):
+        InEachProcess(detector).of([b"x"])

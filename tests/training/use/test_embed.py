@@ -24,7 +24,7 @@ from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
-from training.use.embed import embed_arrays, embed_files, embed_rows
+from training.use.embed import embed_files, embed_rows
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,23 +70,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def arrays_of(pictures: list[Path], boxes: list[list[int]], text: str) -> dict[str, Any]:
-    pixels = np.stack([np.asarray(Image.open(p), dtype=np.float64).transpose(2, 0, 1) / 255 for p in pictures])
-    mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    count = len(pictures)
-    given = np.zeros((count, len(boxes) + 3, 4), dtype=np.float32)
-    given[:, : len(boxes) + 1] = [*boxes, [0, 0, 64, 64]]
-    ids = load_tokenizer("gb2312").encode(text, 16)
-    return {
-        "images": ((pixels - mean) / std).astype(np.float32),
-        "boxes": given,
-        "n_boxes": np.full(count, len(boxes) + 1),
-        "input_ids": np.array([[*ids, 0, 0]] * count),
-        "n_tokens": np.full(count, len(ids)),
-    }
-
-
-def test_rows_files_and_arrays_give_the_same_features(
+def test_rows_and_files_give_the_same_features(
     checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -110,13 +94,7 @@ def test_rows_files_and_arrays_give_the_same_features(
     np.testing.assert_allclose(found["image_features"].numpy(), of_rows, atol=1e-6)
     assert found["text_features"].shape == (1, 32)
 
-    np.savez(tmp_path / "in.npz", **arrays_of(pictures, BOXES[:4], SENTENCES[1][1]))
-    assert run("embed", checkpoint, "--tensors", tmp_path / "in.npz", "--out", tmp_path / "out.npz")[0] == 0
-    of_arrays = np.load(tmp_path / "out.npz", allow_pickle=False)
-    assert sorted(of_arrays.files) == ["image_features", "text_features"]
-    np.testing.assert_allclose(of_arrays["image_features"], of_rows, atol=1e-5)
     of_texts = np.array(table["text_features"].to_pylist())
-    np.testing.assert_allclose(of_arrays["text_features"], of_texts, atol=1e-6)
     np.testing.assert_allclose(np.repeat(found["text_features"].numpy(), 3, 0), of_texts, atol=1e-6)
 
 
@@ -191,17 +169,6 @@ def test_images_without_regions_are_embedded_without_a_warning(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("only", ["images", "texts"])
-def test_images_or_texts_alone(checkpoint: Path, pictures: list[Path], tmp_path: Path, only: str) -> None:
-    arrays = arrays_of(pictures, BOXES[:1], "红")
-    names = ("images", "boxes", "n_boxes") if only == "images" else ("input_ids", "n_tokens")
-    np.savez(tmp_path / "in.npz", **{name: arrays[name] for name in names})
-    embed_arrays(checkpoint, tmp_path / "in.npz", tmp_path / "out.npz")
-    found = np.load(tmp_path / "out.npz")
-    assert found.files == [f"{only.removesuffix('s')}_features"]
-    assert found[found.files[0]].shape == (3, 32)
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -212,7 +179,7 @@ def test_images_or_texts_alone(checkpoint: Path, pictures: list[Path], tmp_path:
         (("--images", "a.jpg", "--split", "val"), "--split: is of --data; give that"),
         (("--images", "a.jpg", "--detector", "proposals"), "--detector: boxes are made for --index, and for --images"),
         (("--jsonl", "r.jsonl", "--detector", "proposals"), "--detector: boxes are made for --index"),
-        (("--tensors", "t.npz", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
+        (("--jsonl", "r.jsonl", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
         (("--data", "muge:d", "--detector", "grid"), "--detector: boxes are made for --index"),
     ],
 )

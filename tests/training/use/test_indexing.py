@@ -171,18 +171,6 @@ def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run
     np.testing.assert_allclose(np.array(table["text_features"].to_pylist()), expected, atol=1e-6)
 
 
-def test_ready_arrays_go_into_parquet_too(checkpoint: Path, tmp_path: Path, run: Run) -> None:
-    ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
-    np.savez(tmp_path / "a.npz", input_ids=ids, n_tokens=np.array([4, 3]))
-    for out in ("a.parquet", "b.npz"):
-        assert run(checkpoint, "--tensors", tmp_path / "a.npz", "--out", tmp_path / out)[0] == 0
-    table = pq.read_table(tmp_path / "a.parquet")
-    assert table.column_names == ["id", "text_features"]
-    np.testing.assert_array_equal(
-        np.array(table["text_features"].to_pylist(), np.float32), np.load(tmp_path / "b.npz")["text_features"]
-    )
-
-
 @pytest.mark.slow
 def test_the_onnx_towers_of_an_index_make_the_same_vectors(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -475,7 +463,7 @@ def test_a_tar_that_is_cut_ends_the_work_and_names_it(
         (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: goes with --index"),
         (["--texts", "t", "--index", "i", "--address", "auto"], "--address: is the cluster of --workers"),
         (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is below 1"),
-        (["--tensors", "t", "--index", "i"], "--index: takes --data of manifests or tars"),
+        (["--data", "muge:d", "--index", "i"], "--index: takes --data of manifests or tars"),
         (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: is mapped from a local disk"),
     ],
 )

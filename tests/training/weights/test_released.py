@@ -28,9 +28,11 @@ from training.config import Config
 from training.errors import CheckpointError
 from training.moco import BriVL
 from training.outputs.checkpoint import open_checkpoint
+from training.records import Batch
 from training.resolve import resolve
-from training.use.embed import embed_arrays, embed_rows
+from training.use.embed import embed_rows
 from training.use.export import export
+from training.weights.load import load
 from training.weights.released import import_brivl, recognise, slots_of
 
 State = dict[str, Tensor]
@@ -93,7 +95,7 @@ def saved(state: object, path: Path, **options: Any) -> Path:
 
 
 def ready(size: int, vocab: int, boxes: int = 4, length: int = 11) -> Arrays:
-    """Arrays for --tensors: boxes from one to all, some beyond the right edge's last cell, texts of many lengths."""
+    """Inputs of the towers: boxes from one to all, some beyond the right edge's last cell, texts of many lengths."""
     generator = torch.Generator().manual_seed(1)
     count = 5
     corners = torch.rand(count, boxes, 2, 2, generator=generator) * size
@@ -119,10 +121,14 @@ def features_of_the_release(model: Any, arrays: Arrays) -> tuple[Any, Any]:
     return image.numpy(), text.numpy()
 
 
-def embedded(checkpoint: Path, arrays: Arrays, folder: Path) -> Any:
-    np.savez(folder / "in.npz", **arrays)
-    embed_arrays(checkpoint, folder / "in.npz", folder / "out.npz", device="cpu")
-    return np.load(folder / "out.npz")
+def embedded(checkpoint: Path, arrays: Arrays) -> Arrays:
+    """Features by a checkpoint, of normalised pixels and token ids."""
+    given, loaded = {name: torch.from_numpy(array) for name, array in arrays.items()}, load(checkpoint, "cpu")
+    pictures = Batch.of(images_B3HW=given["images"], boxes_BR4=given["boxes"], n_boxes_B=given["n_boxes"])
+    texts = Batch.of(token_ids_BL=given["input_ids"], n_tokens_B=given["n_tokens"])
+    with torch.inference_mode():
+        image, text = loaded.model.encode_image(pictures), loaded.model.encode_text(texts)
+    return {"image_features": image.float().numpy(), "text_features": text.float().numpy()}
 
 
 def test_imported_weights_give_the_released_features(
@@ -132,7 +138,7 @@ def test_imported_weights_give_the_released_features(
     assert (read["compat"], read["key_towers"], read["tensors"]) == ("brivl-1.0", True, len(state))
     arrays = ready(96, 60)
     image, text = features_of_the_release(theirs, arrays)
-    found = embedded(tmp_path / "ck", arrays, tmp_path)
+    found = embedded(tmp_path / "ck", arrays)
     np.testing.assert_allclose(found["image_features"], image, atol=1e-5)
     np.testing.assert_allclose(found["text_features"], text, atol=1e-5)
     assert found["image_features"].dtype == np.float32
@@ -482,11 +488,8 @@ def test_b5_base_from_file_to_features(
     assert cli.main(["import-brivl", str(file), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == "brivl_b5_base"
     arrays = {n: a[3:] for n, a in ready(380, 21128, boxes=37, length=80).items()}
-    np.savez(roomy / "in.npz", **arrays)
-    command = ["embed", str(out), "--tensors", str(roomy / "in.npz"), "--out", str(roomy / "out.npz")]
-    assert cli.main([*command, "--device", "cpu"]) == 0
     image, text = features_of_the_release(theirs, arrays)
-    found = np.load(roomy / "out.npz")
+    found = embedded(out, arrays)
     np.testing.assert_allclose(found["image_features"], image, atol=1e-5)
     np.testing.assert_allclose(found["text_features"], text, atol=1e-5)
     assert load_file(out / "released.safetensors").keys() == {n for n in state if "classifier" in n or "pooler" in n}

@@ -1,4 +1,4 @@
-"""What a checkpoint can be evaluated on: one file per task, whose name is the task's (`zero_shot.py` is `zero-shot`).
+"""Tasks that a checkpoint is evaluated on: one file each, whose name is the task's (`zero_shot.py` is `zero-shot`).
 
 A task's file ends in `TASK = Task(run, summary)`. `run` returns a result: JSON values with at least
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line reads this file at its start, for the names
     from training.evaluation.labelled import Source
+    from training.evaluation.results import Result
     from training.weights.load import Towers
 
 TASKS = ("retrieval", "zero-shot", "regions", "probe", "image-to-image", "text-to-text")
@@ -28,9 +29,7 @@ NEIGHBOURS = 20
 """k of the nearest neighbours that vote, unless `--k` says otherwise."""
 
 MIN_SCORE = 0.5
-"""Score of a detector below which its box is no truth, unless `--min-score` says otherwise."""
-
-Result = dict[str, Any]
+"""Score of a detector below which its box does not count as true, unless `--min-score` says otherwise."""
 
 
 @dataclass(frozen=True)

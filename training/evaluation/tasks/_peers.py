@@ -1,4 +1,4 @@
-"""What both searches within one kind have in common: figures of seen and unseen queries, lines, single queries."""
+"""Shared by both searches within one kind: figures of seen and unseen queries, lines, single queries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from training.evaluation.benchmarks import Picture
-from training.evaluation.examples import ANSWERS, choose, with_pictures
+from training.evaluation.examples import ANSWERS, choose, example, with_pictures
 from training.evaluation.hits import Features, Mask, Peers
+from training.evaluation.results import Result, by_seen, first_lines, parts, recalls, shown_items
 from training.evaluation.retrieval import KS, Ranks, peer_figures
-from training.evaluation.tasks import Result
-from training.evaluation.tasks._shared import by_seen, parts, share, shown_items
 
 _ROWS = 256
 """Rows of a gallery that are compared at once."""
@@ -29,7 +28,7 @@ def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
         return peer_figures(ranks, peers, asks_N).to_json()
 
     values = by_seen(seen_N, of_part)
-    if seen_N is not None:  # who asks nothing counts for neither
+    if seen_N is not None:  # an item that asks nothing counts for neither
         asks_N = ranks.text_hits_M > 0
         values["in_train"] = {"either": int((seen_N & asks_N).sum())}
         values["headline"] = "unseen" if (~seen_N & asks_N).any() else "all"
@@ -38,17 +37,8 @@ def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
 
 def peer_lines(result: Mapping[str, Any]) -> list[str]:
     """The protocol and, per part, recalls and median rank."""
-    lines = [str(result["protocol"]["line"])]
-    if result["in_train"] is None:
-        lines.append("whether queries stand in a train split is unknown: there is none beside this data")
-    for name, of_part in parts(result):
-        if of_part["queries"]:
-            recalls = [
-                f"R@{k} {share(of_part[f'r{k}'], of_part[f'r{k}_interval'], of_part[f'chance_r{k}'])}" for k in KS
-            ]
-            rank = f"median rank {of_part['median_rank']:.0f} of {of_part['queries']:,} queries"
-            lines.append(f"{name}: {', '.join(recalls)}, {rank}")
-    return lines
+    named = [(name, part) for name, part in parts(result) if part["queries"]]
+    return [*first_lines(result), *(f"{name}: {recalls(part, KS)}" for name, part in named)]
 
 
 def examples_of(
@@ -68,15 +58,8 @@ def examples_of(
         hits_N[peers.of(i, i + 1)[1]] = True
         candidate_N = peers.copy_N != peers.copy_N[i]
         answers = answers_of(np.where(candidate_N, similar_N, -np.inf), hits_N)
-        examples.append(
-            {
-                "group": group,
-                "right": bool(ranks.text_M[i] == 1),
-                "rank": int(ranks.text_M[i]),
-                "query": dict(shown[i]),
-                "answers": [{**shown[j], **answer} for j, answer in answers],
-            }
-        )
+        said = [{**shown[j], **answer} for j, answer in answers]
+        examples.append(example(group, ranks.text_M[i], dict(shown[i]), said))
     return with_pictures(examples, pictures)
 
 
@@ -91,7 +74,7 @@ def similarities(asking_ND: Features, row: int, gallery_MD: Features) -> npt.NDA
 
 def answers_of(similar_M: Any, hits_M: Mask) -> list[tuple[int, dict[str, Any]]]:
     """(candidate, its score and whether it is a hit) of the nearest, and the nearest hit where it is not among them."""
-    # of equal similarities who is no hit comes first, as in the ranks
+    # of equal similarities one that is not a hit comes first, as in the ranks
     order = np.lexsort((hits_M, -similar_M))
     first = order[:ANSWERS].tolist()
     if not hits_M[first].any():

@@ -1,4 +1,4 @@
-"""What the tasks have in common: labelled images embedded, the head of a result, figures of seen and unseen items."""
+"""Shared by the tasks: embedding of labelled images, heads of results, examples and lines of classifications."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from training.data.index_cache import GRID
 from training.errors import InputError
 from training.evaluation.benchmarks import BENCHMARKS, Picture
 from training.evaluation.classification import Classified
-from training.evaluation.evaluate import checkpoint_digest, stands_in_train
+from training.evaluation.evaluate import stands_in_train
+from training.evaluation.examples import ANSWERS, choose, example, with_pictures
 from training.evaluation.features import picture_features
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import KINDS as LABELLED
 from training.evaluation.labelled import ClassName, Labelled, LabelledPicture
 from training.evaluation.labelled_boxes import KINDS as BOXED
-from training.evaluation.tasks import Request, Result
+from training.evaluation.results import Result, first_lines, head, parts, share, shown_items
+from training.evaluation.tasks import Request
 from training.weights.load import Loaded
 
 
@@ -53,7 +55,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
                 picture = Picture(picture.id, picture.read(), picture.boxes)
             except (ContractError, OSError):
                 found[picture.id] = item, 0
-                yield picture  # who reads it again says what is wrong, and counts it
+                yield picture  # reading it again says what is wrong, and counts it
                 continue
             assert isinstance(picture.content, bytes)
             number = short_id(item.image_leader or hashlib.sha256(picture.content).hexdigest())
@@ -70,71 +72,53 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
 
 
 def pictures_of(labelled: Labelled) -> Iterator[Picture]:
-    """The pictures of labelled images, read anew."""
+    """The pictures of labelled images, read again."""
     return (item.picture for item in labelled.items())
 
 
 def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
-    """Of which items the image leader or the text leader stands in train; None where that is unknown."""
+    """Mask of items whose image leader or text leader stands in train; None where that is unknown."""
     split = next((name for name in SPLITS if name == request.split), None)
     if split is None or not leaders or not leaders[0][0]:
         return None
     ids = [np.array([short_id(of_item[side]) for of_item in leaders], np.int64) for side in (0, 1)]
-    found = stands_in_train(request.source.data, split, ids[0], ids[1], request.source.cache)
-    return None if found is None else found[0] | found[1]
+    return seen_of(stands_in_train(request.source.data, split, ids[0], ids[1], request.source.cache))
 
 
 def result_of(
     request: Request, name: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, corrupt: int
 ) -> Result:
-    """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` are said in the line."""
-    digest = checkpoint_digest(loaded)
-    named = request.source.data[0].partition(":")[0] in (
-        *BENCHMARKS,
-        *LABELLED,
-        *BOXED,
-    )  # no dataset
-    line = (
-        f"{protocol['data']}, {protocol['split']}: {candidates}; {protocol['hit']}; "
-        f"{request.towers} towers of {digest[:12]}"
-    )
-    return {
-        "task": name,
-        "split": protocol["split"],
-        "detector": request.detector or (GRID if named else loaded.checkpoint.detector),
-        "checkpoint": str(loaded.checkpoint.folder),
-        "corrupt": corrupt,
-        "protocol": {**protocol, "towers": request.towers, "checkpoint": digest, "line": line},
-        "headline": "all",
-        "in_train": None,
-        "seen": None,
-        "unseen": None,
-    }
+    """`results.head` of a request."""
+    named = request.source.data[0].partition(":")[0] in (*BENCHMARKS, *LABELLED, *BOXED)  # no dataset
+    detector = request.detector or (GRID if named else loaded.checkpoint.detector)
+    return head(name, loaded, protocol, candidates, request.towers, detector=detector, corrupt=corrupt)
 
 
-def by_seen(seen_N: Mask | None, figures: Callable[[Mask | None], dict[str, Any]]) -> Result:
-    """Figures over all items and, where it is known which stand in train, over those and over the others."""
-    values = figures(None)
-    if seen_N is None:
-        return values
-    return {
-        **values,
-        "headline": "all" if seen_N.all() else "unseen",
-        "in_train": {"either": int(seen_N.sum())},
-        "seen": figures(seen_N),
-        "unseen": figures(~seen_N),
-    }
+def seen_of(found: tuple[Mask, Mask] | None) -> Mask | None:
+    """Mask of items that stand in train, by either leader; None where that is unknown."""
+    return None if found is None else found[0] | found[1]
 
 
-def shown_items(seen_N: Mask | None) -> Mask | None:
-    """The items of the headline, of which examples are drawn."""
-    return None if seen_N is None or seen_N.all() else ~seen_N
+def class_examples(
+    group: str,
+    found: Classified,
+    classes: Sequence[ClassName],
+    seen_N: Mask | None,
+    queries: Callable[[int], dict[str, Any]],
+    pictures: Iterator[Picture],
+) -> list[dict[str, Any]]:
+    """Items of the headline with the best classes of each. queries: what is shown of an item."""
+    examples = [
+        example(group, found.rank_N[i], queries(i), class_answers(found, i, classes, ANSWERS))
+        for i in choose(found.rank_N, shown_items(seen_N))
+    ]
+    return with_pictures(examples, pictures)
 
 
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
     """The best classes of an item as answers of an example, and the right one where it is not among them.
 
-    A class that is never said (a score of -inf) is no answer; if it is the right one, it has no score.
+    A class that is never said (a score of -inf) is not an answer; if it is the right one, it has no score.
     """
     own = int(found.label_N[item])
     best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]
@@ -149,28 +133,10 @@ def class_answers(found: Classified, item: int, classes: Sequence[ClassName], co
     return answers
 
 
-def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name, figures) of all items, and of seen and unseen ones where they are known; the headline first."""
-    if result["in_train"] is None:
-        return [("all", result)]
-    seen = ("seen in train", result["seen"])
-    if result["headline"] == "unseen":
-        return [("unseen", result["unseen"]), seen, ("all", result)]
-    return [("all", result), seen]
-
-
-def share(value: float, interval: Sequence[float], chance: float | None = None) -> str:
-    """A share with its interval, in percent."""
-    text = f"{value:.1%} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    return text if chance is None else f"{text} (chance {chance:.1%})"
-
-
-def class_lines(result: Mapping[str, Any], figures: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def class_lines(result: Mapping[str, Any]) -> list[str]:
     """The protocol and, per part, the figures of a classification."""
-    lines = [str(result["protocol"]["line"])]
-    if result["in_train"] is None:
-        lines.append("whether items stand in a train split is unknown: there is none beside this data")
-    for name, of_part in figures:
+    lines = first_lines(result, "items")
+    for name, of_part in parts(result):
         if of_part["n"]:
             tops = [
                 f"top-{k} {share(of_part[f'top{k}'], of_part[f'top{k}_interval'], of_part[f'chance_top{k}'])}"

@@ -9,24 +9,24 @@ Who has no hit is a candidate, but asks nothing. Intervals resample images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from data_specs.shard import SPLITS
 from training.data.batch_maker import short_id
-from training.data.index import Dataset, open_dataset
+from training.data.index import Dataset, open_dataset, split_of_dataset
 from training.errors import ConfigError, InputError
 from training.evaluation.benchmarks import Picture, is_benchmark
 from training.evaluation.evaluate import stands_in_train
 from training.evaluation.features import embed
-from training.evaluation.hits import Features, Mask, Peers
+from training.evaluation.hits import Features, Peers
 from training.evaluation.labelled import classes_digest, open_labelled
+from training.evaluation.results import Result
 from training.evaluation.retrieval import rank
-from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
-from training.evaluation.tasks._shared import embed_labelled, held_out, pictures_of, result_of
+from training.evaluation.tasks._shared import embed_labelled, held_out, pictures_of, result_of, seen_of
 from training.weights.load import load
 
 NAME = "image-to-image"
@@ -68,17 +68,15 @@ def run(request: Request) -> Result:
 
 def _by_text(request: Request) -> Result:
     """Over a dataset without labels."""
-    split = next((name for name in SPLITS if name == request.split), None)
-    if split is None:
-        raise ConfigError("--split", f"a dataset has no {request.split} split; it has {', '.join(SPLITS)}")
+    split = split_of_dataset(request.split)
     loaded = load(request.checkpoint, request.device, request.towers)
     source = request.source
     loader = loaded.split_loader(source.data, split, source.cache, request.detector)
     embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
     features_ND: Features = embeddings.image_ND
     peers = Peers(embeddings.text_ids_N, embeddings.image_ids_N, np.arange(len(features_ND)))
-    found = stands_in_train(source.data, split, embeddings.image_ids_N, embeddings.text_ids_N, source.cache)
-    seen_N: Mask | None = None if found is None else found[0] | found[1]
+    ids = embeddings.image_ids_N, embeddings.text_ids_N
+    seen_N = seen_of(stands_in_train(source.data, split, *ids, source.cache))
     protocol = {
         "data": " ".join(source.data),
         "split": split,
@@ -111,9 +109,4 @@ def dataset_pictures(dataset: Dataset) -> Iterator[Picture]:
         yield Picture(str(short_id(row.candidate_id)), dataset.image(row))
 
 
-def summary(result: Mapping[str, Any]) -> list[str]:
-    """Lines for people about a result of `run`."""
-    return peer_lines(result)
-
-
-TASK = Task(run, summary)
+TASK = Task(run, peer_lines)

@@ -1,4 +1,4 @@
-"""What the image features know of classes: a linear probe and nearest neighbours, trained on frozen features.
+"""Classes from frozen image features: a linear probe and nearest neighbours.
 
     linear    logistic regression on the unit features (scikit-learn, L-BFGS), as CLIP is probed (arXiv 2103.00020,
               A.3): the inverse regularisation C is the best of GRID on dev, then train and dev are trained on together
@@ -24,22 +24,18 @@ import numpy.typing as npt
 from data_specs.extras import require
 from training.errors import ConfigError, InputError
 from training.evaluation.classification import classify, cosines, figures
-from training.evaluation.examples import ANSWERS, choose, with_pictures
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import classes_digest, open_labelled
-from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.results import Result, by_seen, parts, share
+from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._shared import (
     Embedded,
-    by_seen,
-    class_answers,
+    class_examples,
     class_lines,
     embed_labelled,
     held_out,
-    parts,
     pictures_of,
     result_of,
-    share,
-    shown_items,
 )
 from training.weights.load import load
 
@@ -121,22 +117,17 @@ def run(request: Request) -> Result:
 
     result |= {"c": best.c, "dev_top1": best.dev_top1, "converged": best.converged, **by_seen(seen_N, of_part)}
     if request.pictures:
-        examples = [
-            {
-                "group": "probe",
-                "right": bool(linear.rank_N[i] == 1),
-                "rank": int(linear.rank_N[i]),
-                "query": {"picture": asked.items[i].picture.id, "name": names[asked.label_N[i]]},
-                "answers": class_answers(linear, i, labelled.classes, ANSWERS),
-            }
-            for i in choose(linear.rank_N, shown_items(seen_N))
-        ]
-        result["examples"] = with_pictures(examples, pictures_of(labelled))
+
+        def query(i: int) -> dict[str, Any]:
+            return {"picture": asked.items[i].picture.id, "name": names[asked.label_N[i]]}
+
+        shown = class_examples("probe", linear, labelled.classes, seen_N, query, pictures_of(labelled))
+        result["examples"] = shown
     return result
 
 
 def _parts(embedded: Mapping[str, Embedded], split: str) -> tuple[Embedded, _Set, _Set, str]:
-    """What is evaluated, trained on, and tuned on; and how they were made."""
+    """Parts to evaluate, to train on and to tune on; and how they were made."""
     if split == "all":
         asked_N, rest = _fifth(embedded["all"])
         asked, train, how = _take(embedded["all"], asked_N), _take(embedded["all"], rest), "fifths by sha256 of images"
@@ -220,7 +211,7 @@ def votes(train_ND: Features, label_N: Ids, asked_MD: Features, classes: int, k:
 
 def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
-    lines = class_lines(result, parts(result))
+    lines = class_lines(result)
     for name, of_part in parts(result):
         if of_part["n"]:
             knn = of_part["knn"]

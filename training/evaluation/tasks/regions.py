@@ -10,7 +10,7 @@ Two features of every box are scored against the same class vectors (training/ev
 
 `alone` sees what lies around the box through the backbone's receptive field, and few cells of the map where the box is
 small; `crop` sees the box at full resolution and nothing else. The difference is given with an interval. Boxes of one
-image are no independent items: intervals resample images.
+image are not independent items: intervals resample images.
 
 Limits: a training always has the whole image among the regions, so a single region is a set that no training showed.
 An encoder without boxes has `crop` alone.
@@ -19,7 +19,7 @@ An encoder without boxes has `crop` alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,25 +29,15 @@ from data_specs.shard import ContractError
 from training.data.released_rows import Box
 from training.data.transforms import UnreadableImage, decode, input_boxes, picture, square
 from training.errors import InputError
-from training.evaluation.benchmarks import Picture
 from training.evaluation.class_texts import class_features, digest
 from training.evaluation.classification import Classified, classify, cosines, figures, resampled
-from training.evaluation.examples import ANSWERS, choose, with_pictures
 from training.evaluation.features import encoded
 from training.evaluation.hits import Features, Ids, Mask
 from training.evaluation.labelled import classes_digest
 from training.evaluation.labelled_boxes import Boxed, open_boxed
-from training.evaluation.tasks import Request, Result, Task
-from training.evaluation.tasks._shared import (
-    by_seen,
-    class_answers,
-    class_lines,
-    held_out,
-    parts,
-    result_of,
-    share,
-    shown_items,
-)
+from training.evaluation.results import Result, by_seen, parts, share
+from training.evaluation.tasks import Request, Task
+from training.evaluation.tasks._shared import class_examples, class_lines, held_out, result_of
 from training.evaluation.tasks.zero_shot import templates_of
 from training.weights.load import BATCH, Loaded, load
 
@@ -121,7 +111,17 @@ def run(request: Request) -> Result:
 
     result |= {"empty": regions.empty, **by_seen(seen_N, of_part)}
     if request.pictures:
-        result["examples"] = _examples(alone, crop, regions, boxed, shown_items(seen_N))
+
+        def query(i: int) -> dict[str, Any]:
+            return {
+                "picture": regions.images[regions.image_N[i]],
+                "box": [round(float(v), 4) for v in regions.shares_N4[i]],
+                "name": names[regions.label_N[i]],
+                "crop": {"text": names[crop.said_N[i]], "right": bool(crop.rank_N[i] == 1)},
+            }
+
+        pictures = (item.picture for item in boxed.items())
+        result["examples"] = class_examples("regions", alone, boxed.classes, seen_N, query, pictures)
     return result
 
 
@@ -135,7 +135,7 @@ def _difference(alone: Classified, crop: Classified, image_N: Ids, asks_N: Mask 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
-    lines = class_lines(result, parts(result))
+    lines = class_lines(result)
     name, of_part = parts(result)[0]
     if result["protocol"]["feature"] == "alone" and of_part["n"]:
         crop = of_part["crop"]
@@ -239,35 +239,6 @@ def _cut(full_3HW: Tensor, box: Box, size: int) -> Tensor:
     x1, y1, x2, y2 = (round(v) for v in box)
     left, top = min(x1, width - 1), min(y1, height - 1)
     return square(full_3HW[:, top : max(y2, top + 1), left : max(x2, left + 1)], size)
-
-
-# --- examples
-
-
-def _examples(
-    alone: Classified, crop: Classified, regions: Regions, boxed: Boxed, asks_N: Mask | None
-) -> list[dict[str, Any]]:
-    names = [one.names[0] for one in boxed.classes]
-    examples = [
-        {
-            "group": "regions",
-            "right": bool(alone.rank_N[i] == 1),
-            "rank": int(alone.rank_N[i]),
-            "query": {
-                "picture": regions.images[regions.image_N[i]],
-                "box": [round(float(v), 4) for v in regions.shares_N4[i]],
-                "name": names[regions.label_N[i]],
-                "crop": {"text": names[crop.said_N[i]], "right": bool(crop.rank_N[i] == 1)},
-            },
-            "answers": class_answers(alone, i, boxed.classes, ANSWERS),
-        }
-        for i in choose(alone.rank_N, asks_N)
-    ]
-    return with_pictures(examples, _pictures(boxed))
-
-
-def _pictures(boxed: Boxed) -> Iterator[Picture]:
-    return (item.picture for item in boxed.items())
 
 
 TASK = Task(run, summary)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.shard import SPLITS
 from training.data.batch_maker import short_id
-from training.data.index import open_dataset
+from training.data.index import open_dataset, split_of_dataset
 from training.errors import ConfigError
 from training.evaluation.benchmarks import Picture, is_benchmark, open_benchmark
 from training.evaluation.evaluate import Measured, evaluate_retrieval, summary
-from training.evaluation.examples import choose, with_pictures
+from training.evaluation.examples import choose, example, with_pictures
 from training.evaluation.hits import Captions, Ids
-from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.results import Result
+from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._peers import answers_of, similarities
 from training.evaluation.tasks.image_to_image import dataset_pictures
 
@@ -65,15 +65,8 @@ def _examples(request: Request, measured: Measured) -> list[dict[str, Any]]:
             hits = np.zeros(len(gallery), np.bool_)
             hits[hits_of_query(i)] = True
             answers = answers_of(similarities(asking, i, gallery), hits)
-            examples.append(
-                {
-                    "group": group,
-                    "right": bool(rank[i] == 1),
-                    "rank": int(rank[i]),
-                    "query": dict(queries[i]),
-                    "answers": [{**candidates[j], **answer} for j, answer in answers],
-                }
-            )
+            said = [{**candidates[j], **answer} for j, answer in answers]
+            examples.append(example(group, rank[i], dict(queries[i]), said))
     return with_pictures(examples, pictures)
 
 
@@ -82,7 +75,7 @@ def _shown(request: Request, measured: Measured) -> tuple[list[str], Iterator[Pi
     [first, *_] = request.source.data
     if is_benchmark(first):
         return list(measured.text_names), open_benchmark(first, request.split).pictures()
-    split = next(name for name in SPLITS if name == request.split)
+    split = split_of_dataset(request.split)
     dataset = open_dataset(request.source.data, split, detector="grid", cache=request.source.cache)
     rows = (dataset.row(number) for number in range(len(dataset)))
     texts = {str(short_id(row.candidate_id)): row.texts[0].text for row in rows}

@@ -10,15 +10,12 @@ candidate, but asks nothing. Intervals resample images, each with all of its tex
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from data_specs.shard import SPLITS
 from training.data.batch_maker import short_id
-from training.data.index import open_dataset
+from training.data.index import open_dataset, split_of_dataset
 from training.data.index_cache import GRID
 from training.errors import ConfigError
 from training.evaluation.benchmarks import is_benchmark, open_benchmark
@@ -26,10 +23,11 @@ from training.evaluation.evaluate import stands_in_train
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Ids, Mask, Peers, first_of_group
 from training.evaluation.labelled import KINDS
+from training.evaluation.results import Result
 from training.evaluation.retrieval import rank
-from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._peers import examples_of, figures_by_seen, peer_lines
-from training.evaluation.tasks._shared import result_of
+from training.evaluation.tasks._shared import result_of, seen_of
 from training.weights.load import load
 
 NAME = "text-to-text"
@@ -91,9 +89,7 @@ def _copies(texts: tuple[str, ...]) -> Ids:
 
 
 def _of_dataset(request: Request) -> _Texts:
-    split = next((name for name in SPLITS if name == request.split), None)
-    if split is None:
-        raise ConfigError("--split", f"a dataset has no {request.split} split; it has {', '.join(SPLITS)}")
+    split = split_of_dataset(request.split)
     source = request.source
     dataset = open_dataset(source.data, split, detector=GRID, cache=source.cache)
     dataset.check_not_empty()
@@ -104,14 +100,8 @@ def _of_dataset(request: Request) -> _Texts:
         images += [short_id(row.image_leader)] * len(row.texts)
         copies += [short_id(text.leader) for text in row.texts]
     image_M, copy_M = np.array(images, np.int64), np.array(copies, np.int64)
-    found = stands_in_train(source.data, split, image_M, copy_M, source.cache)
-    seen_M = None if found is None else found[0] | found[1]
+    seen_M = seen_of(stands_in_train(source.data, split, image_M, copy_M, source.cache))
     return _Texts(" ".join(source.data), split, tuple(texts), image_M, copy_M, seen_M)
 
 
-def summary(result: Mapping[str, Any]) -> list[str]:
-    """Lines for people about a result of `run`."""
-    return peer_lines(result)
-
-
-TASK = Task(run, summary)
+TASK = Task(run, peer_lines)

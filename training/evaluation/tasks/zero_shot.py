@@ -12,20 +12,16 @@ from typing import Any
 
 from training.evaluation.class_texts import TEMPLATES, checked, class_features, digest, read_templates
 from training.evaluation.classification import classify, cosines, figures
-from training.evaluation.examples import ANSWERS, choose, with_pictures
-from training.evaluation.hits import Mask
 from training.evaluation.labelled import classes_digest, open_labelled
-from training.evaluation.tasks import Request, Result, Task
+from training.evaluation.results import Result, by_seen
+from training.evaluation.tasks import Request, Task
 from training.evaluation.tasks._shared import (
-    by_seen,
-    class_answers,
+    class_examples,
     class_lines,
     embed_labelled,
     held_out,
-    parts,
     pictures_of,
     result_of,
-    shown_items,
 )
 from training.weights.load import load
 
@@ -60,23 +56,14 @@ def run(request: Request) -> Result:
         f"({digest(sentences)[:12]})"
     )
     result = result_of(request, "zero-shot", loaded, protocol, candidates, embedded.corrupt)
-
-    def of_part(asks_N: Mask | None) -> dict[str, Any]:
-        return figures(found, names, asks_N)
-
-    result |= by_seen(seen_N, of_part)
+    result |= by_seen(seen_N, lambda asks_N: figures(found, names, asks_N))
     if request.pictures:
-        examples = [
-            {
-                "group": "zero-shot",
-                "right": bool(found.rank_N[i] == 1),
-                "rank": int(found.rank_N[i]),
-                "query": {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]},
-                "answers": class_answers(found, i, labelled.classes, ANSWERS),
-            }
-            for i in choose(found.rank_N, shown_items(seen_N))
-        ]
-        result["examples"] = with_pictures(examples, pictures_of(labelled))
+
+        def query(i: int) -> dict[str, Any]:
+            return {"picture": embedded.items[i].picture.id, "name": names[found.label_N[i]]}
+
+        shown = class_examples("zero-shot", found, labelled.classes, seen_N, query, pictures_of(labelled))
+        result["examples"] = shown
     return result
 
 
@@ -89,7 +76,7 @@ def templates_of(request: Request, name: str, of_set: Sequence[str] = ()) -> tup
 
 def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
-    lines = class_lines(result, parts(result))
+    lines = class_lines(result)
     pairs = [f"{p['class']} for {p['taken_for']} ({p['count']})" for p in result["worst_pairs"][:3]]
     return [*lines, f"mixed up most: {', '.join(pairs)}"] if pairs else lines
 

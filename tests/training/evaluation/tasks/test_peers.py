@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from tests.training.evaluation.conftest import CLASSES
 from training.errors import InputError
+from training.evaluation.results import Result
 from training.evaluation.retrieval import KS
-from training.evaluation.tasks import Result, task
+from training.evaluation.tasks import task
 from training.use.embed import embed_files
 
 Run = Callable[..., Result]

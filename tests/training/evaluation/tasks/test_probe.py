@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.evaluation.tasks import Result
+from training.evaluation.results import Result
 from training.evaluation.tasks.probe import GRID, _probe, _Set, fit, votes
 
 Run = Callable[..., Result]

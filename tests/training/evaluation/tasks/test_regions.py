@@ -16,7 +16,7 @@ from training.evaluation.class_texts import TEMPLATES, class_features
 from training.evaluation.classification import classify, cosines
 from training.evaluation.labelled import Source
 from training.evaluation.labelled_boxes import open_boxed
-from training.evaluation.tasks import Result
+from training.evaluation.results import Result
 from training.evaluation.tasks.regions import embed_regions, summary
 from training.use.encode import open_encoder
 from training.weights.load import load

@@ -24,7 +24,8 @@ from training.errors import InputError
 from training.evaluation import features
 from training.evaluation.class_texts import TEMPLATES, class_features, fill
 from training.evaluation.labelled import ClassName
-from training.evaluation.tasks import Result, Task, task
+from training.evaluation.results import Result
+from training.evaluation.tasks import Task, task
 from training.evaluation.tasks.zero_shot import summary
 from training.use.embed import embed_files
 

@@ -1,0 +1,157 @@
+"""What is compared: the arms of the study, each of which differs from its base in one factor.
+
+The base is the paper's method: MoCo with batch 16, a queue of 1,024 keys and momentum .99. The other base is in-batch
+CLIP on the same towers, which is what the paper compares itself with. All arms begin from the same weights, see the
+same pairs in the same order, and have their temperature and length chosen on the dev style.
+
+Limits: one factor at a time says nothing of how two of them work together; `make study-full` runs the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Literal
+
+from tests.benchmarks.study.corpus import MAX_TOKENS, Input
+from tests.benchmarks.study.features import REGIONS, SIDE, SMALL
+from training.config import Config
+from training.recipes import demo
+
+Objective = Literal["moco", "clip", "siglip", "albef", "matching"]
+"""Those of training/moco.py, and the matching loss of a single tower (tests/benchmarks/study/single_tower.py)."""
+
+TEMPERATURES = (0.03, 0.07, 0.15)
+"""Tried for every arm on the dev style."""
+
+WIDTH, INNER = 128, 256
+"""Width of both towers and of the joint space; width of their feed-forward layers and heads."""
+
+LEARNING_RATE, WARMUP = 5e-4, 1_600
+"""At batch 16, scaled by the root of the batch; samples over which it rises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm. `queue` 0 means that the other keys of the batch are the only negatives. `base` and `factor` say from
+    which arm it differs and in which field; a base has neither."""
+
+    name: str
+    objective: Objective = "moco"
+    batch: int = 16
+    queue: int = 1024
+    momentum: float = 0.99
+    see: Input = "regions"
+    shuffled: bool = False
+    base: str = ""
+    factor: str = ""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether key towers run beside the query towers."""
+        return self.objective in ("moco", "albef")
+
+    @property
+    def tempered(self) -> bool:
+        """Whether there is a temperature to choose."""
+        return self.objective != "matching"
+
+
+BASE = Arm("moco")
+CLIP = Arm("clip", "clip", queue=0, momentum=0.0)
+"""Objectives without key towers have no queue and no momentum; both are then 0."""
+
+
+def _but(base: Arm, factor: str, value: object, name: str) -> Arm:
+    return replace(base, name=name, base=base.name, factor=factor, **{factor: value})  # type: ignore[arg-type]
+
+
+def _without_keys(objective: Objective) -> Arm:
+    return replace(CLIP, name=objective, objective=objective, base=BASE.name, factor="objective")
+
+
+ARMS: tuple[Arm, ...] = (
+    BASE,
+    _without_keys("clip"),
+    _without_keys("siglip"),
+    _but(BASE, "objective", "albef", "albef"),
+    *(_but(BASE, "batch", b, f"moco-b{b}") for b in (8, 32, 64)),
+    *(_but(CLIP, "batch", b, f"clip-b{b}") for b in (8, 32, 64)),
+    *(_but(BASE, "queue", k, f"moco-k{k}") for k in (0, 256, 4096)),
+    *(_but(BASE, "momentum", m, f"moco-m{m:g}") for m in (0.0, 0.9, 0.999)),
+    _but(BASE, "see", "whole", "moco-whole"),
+    _but(CLIP, "see", "whole", "clip-whole"),
+    _but(BASE, "shuffled", True, "shuffled"),
+    replace(CLIP, name="single-tower", objective="matching", base=BASE.name, factor="objective"),
+)
+"""The arms of `make study`."""
+
+BASES = (BASE.name, CLIP.name)
+"""Those from which all others differ in one factor: in some plans they alone are trained for all of N."""
+
+CLAIMED = (*BASES, "moco-b8", "clip-b8")
+"""Those of the paper's claim, the queue against in-batch CLIP at small batches: all their seeds are done first."""
+
+QUICK = ("moco", "clip", "moco-k0", "shuffled", "single-tower")
+"""Those of `make study QUICK=1`."""
+
+
+def full() -> tuple[Arm, ...]:
+    """The arms of `make study-full`: ARMS, the whole grid of batch, queue and momentum, and a CNN from scratch."""
+    known = {_identity(arm) for arm in ARMS}
+    grid = [
+        Arm(f"moco-b{b}-k{k}-m{m:g}", batch=b, queue=k, momentum=m, base="grid")
+        for b, k, m in product((8, 16, 32, 64), (0, 256, 1024, 4096), (0.0, 0.9, 0.99, 0.999))
+    ]
+    scratch = (_but(BASE, "see", "pixels", "moco-cnn"), _but(CLIP, "see", "pixels", "clip-cnn"))
+    return (*ARMS, *scratch, *(arm for arm in grid if _identity(arm) not in known))
+
+
+def _identity(arm: Arm) -> Arm:
+    return replace(arm, name="", base="", factor="")
+
+
+def differing(arm: Arm, other: Arm) -> list[str]:
+    """Fields in which two arms train differently. Queue and momentum are no difference where one arm can have none."""
+    unknown = {"name", "base", "factor", *(() if arm.has_keys and other.has_keys else ("queue", "momentum"))}
+    return [f.name for f in fields(Arm) if f.name not in unknown and getattr(arm, f.name) != getattr(other, f.name)]
+
+
+def chosen(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
+    """The arms of these names, in the table's order. Raises KeyError that names what there is."""
+    known = {arm.name: arm for arm in arms}
+    for name in names:
+        if name not in known:
+            raise KeyError(f"no arm {name!r}; there are {', '.join(known)}")
+    return [arm for arm in arms if arm.name in names]
+
+
+def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Config:
+    """The arm as a training configuration: the demo recipe at the study's sizes. Raises ConfigError."""
+    recipe = demo()
+    image = replace(recipe.image, weights="", grid=1, width=WIDTH, ffn=INNER, hidden=INNER)
+    data = replace(recipe.data, image_size=SIDE, max_boxes=REGIONS - 1, max_tokens=MAX_TOKENS)
+    if arm.see == "pixels":
+        image = replace(image, backbone="timm/test_efficientnet", frozen_stages=0, freeze_head=False, grid=2)
+        data = replace(data, image_size=SMALL)
+    if arm.see == "whole":
+        data = replace(data, max_boxes=0)
+    text = replace(recipe.text, vocab_size=vocabulary, max_positions=MAX_TOKENS, backbone_width=WIDTH, layers=1)
+    text = replace(text, ffn=INNER, hidden=INNER)
+    objective = "clip" if arm.objective == "matching" else arm.objective
+    moco = replace(
+        recipe.moco,
+        objective=objective,
+        queue_size=max(arm.queue, 1),  # of no queue one slot is left, which stays empty (trial.py)
+        in_batch_keys=arm.has_keys and arm.queue == 0,
+        momentum=arm.momentum,
+        temperature=temperature,
+        feature_dim=WIDTH,
+    )
+    optim = replace(
+        recipe.optim, lr=LEARNING_RATE, lr_batch=16, lr_scaling="sqrt", warmup_samples=WARMUP, schedule="constant"
+    )
+    run = replace(recipe.run, batch_size=arm.batch, recompute="nothing", device="cpu")
+    named = replace(recipe, recipe="study", seed=seed)
+    return replace(named, image=image, text=text, data=data, moco=moco, optim=optim, run=run)

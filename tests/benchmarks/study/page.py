@@ -1,0 +1,308 @@
+"""The study's page: one HTML file with all it needs in it, made of the records that are there at any time.
+
+It states what the figures imply (results.py), shows a figure for every run, speaks English and Chinese,
+and makes no request.
+
+Limits: drawings are shown under the licences of their packages, which the page names.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.study import regions
+from tests.benchmarks.study.arms import BASES, Arm
+from tests.benchmarks.study.charts import Series, curves, forest
+from tests.benchmarks.study.drawings import NAMES, Part, raster, read_emoji
+from tests.benchmarks.study.results import CLAIMS, HEADLINES, Figures, Words, gather, judge, r1, statement
+from tests.benchmarks.study.runs import Study, drawings_of, load_corpus, tarballs_of
+from tests.benchmarks.study.trial import SMALL_GALLERY
+from training.errors import InputError
+from training.evaluation import page
+
+_TEMPLATES = (Path(__file__).parent, Path(page.__file__).with_name("templates"))
+"""The page's own, and those of the page of evaluations, whose switches of language and theme it has too."""
+
+_SHOWN = ("1f43c", "1f681", "1f349", "1f9d1-200d-1f680", "1f984", "1f9ef")
+"""Emoji in the strip of examples, as far as they are drawn."""
+
+_CHARTS: tuple[tuple[Words, Words, tuple[str, ...]], ...] = (
+    (("Objective", "目标函数"), ("batch 16", "批大小 16"), ("moco", "clip", "siglip", "albef", "moco-k0")),
+    (
+        ("Batch", "批大小"),
+        ("queue against in-batch CLIP", "队列与批内 CLIP"),
+        ("moco-b8", "moco", "moco-b64", "clip-b8", "clip", "clip-b64"),
+    ),
+    (
+        ("Queue", "队列长度"),
+        ("momentum .99, batch 16", "动量 .99，批大小 16"),
+        ("moco-k0", "moco-k256", "moco", "moco-k4096"),
+    ),
+    (
+        ("Momentum", "动量"),
+        ("queue 1,024, batch 16", "队列 1,024，批大小 16"),
+        ("moco-m0", "moco-m0.9", "moco", "moco-m0.999"),
+    ),
+)
+
+_COLOURS = {"moco": 0, "clip": 1}
+
+_LABELS: dict[str, Words] = {
+    "moco": ("queue (moco)", "队列（moco）"),
+    "clip": ("in-batch CLIP", "批内 CLIP"),
+    "siglip": ("SigLIP", "SigLIP"),
+    "albef": ("soft targets (albef)", "软目标（albef）"),
+    "moco-whole": ("queue, whole picture", "队列，整图"),
+    "clip-whole": ("CLIP, whole picture", "CLIP，整图"),
+    "shuffled": ("control: shuffled pairs", "对照：打乱的图文对"),
+    "single-tower": ("single tower (matching)", "单塔（匹配）"),
+    "moco-cnn": ("queue, CNN from scratch", "队列，从零训练的 CNN"),
+    "clip-cnn": ("CLIP, CNN from scratch", "CLIP，从零训练的 CNN"),
+}
+
+_HEADS: tuple[Words, ...] = (
+    ("arm", "组"),
+    ("unseen styles, equal samples", "没见过的画风，样本数相等"),
+    ("unseen styles, equal compute", "没见过的画风，计算量相等"),
+    ("unseen names", "没见过的名称"),
+    ("train style", "训练画风"),
+    (f"of {SMALL_GALLERY} candidates", f"{SMALL_GALLERY} 个候选"),
+    ("T", "温度"),
+    ("length, samples", "长度，样本数相等"),
+    ("length, compute", "长度，计算量相等"),
+    ("operations a sample", "每样本运算量"),
+    ("ms a step", "每步毫秒"),
+    ("seconds", "秒"),
+    ("seeds", "种子"),
+)
+
+_RUN_HEADS: tuple[Words, ...] = (
+    ("arm", "组"),
+    ("seed", "种子"),
+    ("unseen styles", "没见过的画风"),
+    ("unseen names", "没见过的名称"),
+    ("train", "训练"),
+    ("dev", "dev"),
+    (f"of {SMALL_GALLERY}", f"{SMALL_GALLERY} 个候选"),
+    ("drawing → name", "图找名"),
+    ("name → drawing", "名找图"),
+    ("loss", "损失"),
+    ("seconds", "秒"),
+)
+
+
+def label(arm: Arm) -> Words:
+    """An arm's name in words."""
+    if arm.name in _LABELS:
+        return _LABELS[arm.name]
+    kind = ("queue", "队列") if arm.objective == "moco" else ("CLIP", "CLIP")
+    differs = {"batch": f"B={arm.batch}", "queue": f"K={arm.queue:,}", "momentum": f"m={arm.momentum:g}"}
+    if arm.factor in differs:
+        alone = arm.factor == "queue" and not arm.queue
+        note = (", in-batch keys only", "，只用批内键") if alone else ("", "")
+        return f"{kind[0]}, {differs[arm.factor]}{note[0]}", f"{kind[1]}，{differs[arm.factor]}{note[1]}"
+    return f"{kind[0]}, {', '.join(differs.values())}", f"{kind[1]}，{'，'.join(differs.values())}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One arm in the table of arms; figures as text, empty where there are none."""
+
+    name: Words
+    cells: tuple[str, ...]
+    base: bool
+
+
+def write_page(study: Study) -> Path:
+    """Make the page of a study from its records; returns its path. Raises InputError if its packages are not there."""
+    import jinja2
+
+    figures = gather(study.plan.arms, study.trials)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("page.html")
+    path = study.folder / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".index.html.{os.getpid()}")
+    new.write_text(template.render(**_content(study, figures)), encoding="utf-8")
+    new.replace(path)
+    return path
+
+
+def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
+    import markupsafe
+
+    verdicts = [judge(claim, figures) for claim in CLAIMS]
+    judged = [v for v in verdicts if v.gain is not None]
+    # The axis is that of the large galleries: what reaches further is cut, with an arrow.
+    wide = [abs(v.gain.mean) for v in judged if v.gain is not None and not v.claim.gallery.endswith("_small")]
+    most = max(wide, default=0.01) * 1.6 + 0.005
+    corpus = load_corpus(study.out, study.weights, study.plan.styles)
+    galleries = [(g.name, len(g.pictures), len(g.emoji_M)) for g in corpus.galleries]
+    chance = {name: 1 / names for name, _, names in galleries}
+    planned = sum(len(study.seeds(arm)) for arm in study.plan.arms)
+    return {
+        "statements": _statements(figures),
+        "heads": _HEADS,
+        "run_heads": _RUN_HEADS,
+        "verdicts": [(v, markupsafe.Markup(forest(v.gain, most)) if v.gain and v.gain.n > 1 else "") for v in judged],
+        "charts": _charts(study, figures, chance.get("style")),
+        "rows": [_row(f, n, n < study.plan.samples_of(f.arm)) for f in figures.values() for n in _lengths(study, f)],
+        "runs": [_run(f, trial) for f in figures.values() for trial in f.trials],
+        "search": _search(figures, galleries),
+        "strip": _strip(study),
+        "styles": study.plan.styles,
+        "galleries": galleries,
+        "training": len(corpus.select("train", "train")),
+        "done": sum(len(f.trials) for f in figures.values()),
+        "planned": planned,
+        "plan": study.plan,
+        "lengths": sorted({study.plan.samples_of(arm) for arm in study.plan.arms}, reverse=True),
+        "packages": sorted(path.name for path in tarballs_of(study.out).values()),
+        "small": SMALL_GALLERY,
+        "regions": regions.content(study.sources(), study.region_jobs()),
+    }
+
+
+def _statements(figures: Mapping[str, Figures]) -> list[Words]:
+    """The paper's claim at batch 16, and at the smaller batch where it has been run."""
+    judged = {batch: [judge(claim, figures) for claim in claims] for batch, claims in HEADLINES.items()}
+    return [statement(batch, found) for batch, found in judged.items() if batch == 16 or found[0].gain is not None]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One line of a chart's legend."""
+
+    words: Words
+    colour: int
+
+
+def _charts(
+    study: Study, figures: Mapping[str, Figures], chance: float | None
+) -> list[tuple[Words, Words, Any, list[_Key]]]:
+    """(title, note, SVG, legend) of each chart that has more than the two bases."""
+    import markupsafe
+
+    found = []
+    for title, note, names in _CHARTS:
+        shown = [n for n in names if n in figures]
+        # The two bases keep their colours from chart to chart.
+        free = iter(range(2, 8))
+        keys = [_Key(label(figures[n].arm), _COLOURS[n] if n in _COLOURS else next(free)) for n in shown]
+        if len(shown) > 1 and set(shown) - set(_COLOURS):
+            lines = [Series(k.words[0], k.colour, figures[n].curve("style")) for n, k in zip(shown, keys, strict=True)]
+            mark = min(figures[n].samples for n in shown)
+            found.append((title, note, markupsafe.Markup(curves(lines, mark, chance)), keys))
+    if "moco" in figures and "clip" in figures:
+        where: dict[str, Words] = {"style": ("unseen styles", "没见过的画风"), "train": ("a train style", "训练画风")}
+        pairs = [(figures[n], g) for n in ("moco", "clip") for g in where]
+        keys = []
+        for colour, (f, g) in enumerate(pairs):
+            name = label(f.arm)
+            keys.append(_Key((f"{name[0]}, {where[g][0]}", f"{name[1]}，{where[g][1]}"), colour))
+        lines = [Series(k.words[0], k.colour, f.curve(g)) for k, (f, g) in zip(keys, pairs, strict=True)]
+        title, note = ("Seen and unseen", "见过与没见过"), ("how much is memory", "有多少是记忆")
+        found.append((title, note, markupsafe.Markup(curves(lines, study.plan.samples)), keys))
+    return found
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _lengths(study: Study, f: Figures) -> list[int]:
+    """N at which an arm has a row: its own, and of a base also that of the arms which are compared with it."""
+    others = {study.plan.samples_of(arm) for arm in study.plan.arms}
+    return sorted({f.samples} | (others if f.arm.name in BASES else set()), reverse=True)
+
+
+def _row(f: Figures, samples: int, again: bool) -> _Row:
+    """An arm's row at N = `samples`; `again`: it has another one, and this one says of which N it is."""
+
+    def cell(gallery: str, budget: Any = "samples") -> str:
+        found = f.mean(gallery, budget, samples)
+        if found is None:
+            return "–"
+        return f"{100 * found.mean:.1f}" + (f" ± {100 * (found.high - found.mean):.1f}" if found.n > 1 else "")
+
+    first, name = f.trials[0], label(f.arm)
+    if again:
+        name = f"{name[0]}, N = {samples:,}", f"{name[1]}，N = {samples:,}"
+    return _Row(
+        name,
+        (
+            cell("style"),
+            cell("style", "compute"),
+            cell("names"),
+            cell("train"),
+            cell("style_small"),
+            f"{first.temperature:g}" if f.arm.tempered else "–",
+            f"{f.chosen('samples', samples):,}",
+            f"{f.chosen('compute', samples):,}",
+            f"{1 / first.ratio:.2f}",
+            f"{f.step_ms:.1f}",
+            f"{f.seconds('samples', samples):.0f}",
+            str(len(f.trials)),
+        ),
+        not f.arm.base,
+    )
+
+
+def _run(f: Figures, trial: Any) -> tuple[Words, tuple[str, ...]]:
+    """One line per run: R@1 by gallery at the arm's chosen length, and at the end."""
+    length = f.chosen("samples")
+    point = next(p for p in trial.points if p.samples == length)
+    shown = [
+        _percent(r1(point, g)) if g in point.i2t else "–" for g in ("style", "names", "train", "dev", "style_small")
+    ]
+    directions = [_percent(d.get("style", d.get("style_small"))) for d in (point.i2t, point.t2i)]
+    seconds = f"{trial.points[-1].seconds:.0f}"
+    return label(f.arm), (str(trial.seed), *shown, *directions, f"{point.loss:.3f}", seconds)
+
+
+def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, int]]) -> dict[str, str] | None:
+    """What a query costs with two towers and with the single one; None without both."""
+    if "moco" not in figures or "single-tower" not in figures:
+        return None
+    two, one = figures["moco"], figures["single-tower"]
+    pairs = one.trials[0].search["pairs"]
+    candidates = max(pictures for name, pictures, _ in galleries if name == "style")
+    return {
+        "two": f"{1000 * two.search_seconds:.1f}",
+        "one": f"{1000 * one.search_seconds:.1f}",
+        "pairs": f"{pairs:.0f}",
+        "factor": f"{one.search_seconds / max(two.search_seconds, 1e-9):,.0f}",
+        "candidates": f"{candidates:,}",
+        "gallery": f"{one.search_seconds * candidates / pairs:.1f}",
+        "million": f"{one.search_seconds * 1e6 / pairs / 60:,.0f}",
+    }
+
+
+def _strip(study: Study) -> list[tuple[str, str, list[tuple[str, Part, str]]]]:
+    """A few emoji in all styles: (name, keywords, [(style, part, data URI)])."""
+    drawings, rows = drawings_of(study.out), []
+    icons = {style: drawings.codes(style) for style in study.plan.styles}
+    known = {emoji.code: emoji for emoji in read_emoji(tarballs_of(study.out)[NAMES])}
+    for code in _SHOWN:
+        if code not in known:
+            continue
+        pictures = []
+        for style in study.plan.styles:
+            if code in icons[style]:
+                try:
+                    png = raster(drawings.svg(style, icons[style][code]), 72)
+                except InputError:
+                    continue
+                pictures.append((style.name, style.part, "data:image/png;base64," + base64.b64encode(png).decode()))
+        rows.append((known[code].name, "、".join(known[code].keywords[:5]), pictures))
+    return rows

@@ -1,0 +1,427 @@
+"""The second question: does the region tower beat the whole picture alone, and a detector's boxes those of a grid?
+
+The same towers and the same loss (the queue) on the same pictures; only what the image tower sees differs:
+
+    whole       the whole picture, one region
+    grid        3 x 3 cells and the whole picture
+    proposals   up to nine boxes of the detector and the whole picture, as BriVL has it
+    things      the true boxes of what a scene shows, and the whole picture: what a perfect detector would bring
+
+Pictures, boxes and texts come through the project's own loader from datasets that `wenlan-data build` has made
+(scenes.py); the frozen backbone runs once over each of them. Length is chosen on the dev split, by the
+mean over the seeds; figures are those of val. A hit is any pair of the same text.
+
+Limits: hundreds of photos and a few thousand scenes; one objective.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_specs.shard import Split
+from tests.benchmarks.study.arms import Arm, config_of
+from tests.benchmarks.study.corpus import Input, cell_boxes
+from tests.benchmarks.study.features import SIDE, Backbone, weights_id
+from tests.benchmarks.study.paired import Interval, difference, interval
+from tests.benchmarks.study.results import Words
+from tests.benchmarks.study.scenes import Source
+from tests.benchmarks.study.trial import TwoTowers, one_thread
+from training.config import Config
+from training.data.index import open_dataset
+from training.data.loader import Loader, Share
+from training.data.order import Order
+from training.data.tokenizer import CLS, PAD, SEP, UNK, load_tokenizer
+from training.evaluation.hits import Clusters
+from training.evaluation.retrieval import figures, rank
+from training.records import Batch
+from training.towers.layers import present
+
+LOG = logging.getLogger("wenlan.study")
+
+Sight = Literal["whole", "grid", "proposals", "things"]
+SIGHTS: tuple[Sight, ...] = ("whole", "grid", "proposals", "things")
+"""`things` only where the true boxes are known: on scenes."""
+
+BOXES = 9
+MAX_TOKENS = 24
+POINTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
+VERSION = 2
+
+_SAID: dict[Sight, Words] = {
+    "whole": ("the whole picture", "整图"),
+    "grid": ("3 × 3 grid and the whole", "3 × 3 网格和整图"),
+    "proposals": ("detector and the whole", "检测框和整图"),
+    "things": ("true boxes and the whole (upper limit)", "真实框和整图（上限）"),
+}
+
+
+@dataclass(frozen=True)
+class Half:
+    """One split as tensors: features [N, R, C] in half precision, and a batch of everything else with N rows."""
+
+    regions_NRC: Tensor
+    rest: Batch
+
+    def __len__(self) -> int:
+        return len(self.rest)
+
+    def batch(self, rows: Sequence[int], sight: Sight) -> Batch:
+        """The pairs of these rows as the model takes them."""
+        which = torch.tensor(list(rows))
+        regions_BRC, count_B = self.regions_NRC[which].float(), self.rest.n_boxes_B[which]
+        if sight == "whole":  # the last of each picture's regions
+            regions_BRC = regions_BRC[torch.arange(len(which)), count_B - 1][:, None]
+            count_B = torch.ones_like(count_B)
+        boxes_R4 = cell_boxes(regions_BRC.shape[1])
+        return replace(
+            self.rest.take(which),
+            images_B3HW=regions_BRC.transpose(1, 2).unsqueeze(2),
+            boxes_BR4=boxes_R4.expand(len(which), -1, -1),
+            n_boxes_B=count_B,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The record of one run: R@1 and R@5 of val, R@1 of dev and train, both ways together, at each point."""
+
+    source: str
+    sight: Sight
+    seed: int
+    samples: tuple[int, ...]
+    val: tuple[float, ...]
+    val5: tuple[float, ...]
+    dev: tuple[float, ...]
+    train: tuple[float, ...]
+    chance: float
+    pairs: tuple[int, int, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done, and what it needs. Its file name says which it is."""
+
+    source: Source
+    sight: Sight
+    seed: int
+    samples: int
+    folder: Path
+    weights: Path
+
+    @property
+    def file(self) -> Path:
+        """Its record."""
+        return self.folder / f"{self.source.name}.{self.sight}.seed{self.seed}.json"
+
+    def key(self) -> list[object]:
+        """What the record depends on."""
+        return [*_made_of(self.source.manifest, self.weights), self.samples]
+
+    def record(self) -> Run | None:
+        """The finished run, or None where it has still to be done."""
+        try:
+            values = json.loads(self.file.read_text(encoding="utf-8"))
+            if values["key"] != self.key():
+                return None
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["run"].items()}
+            return Run(**fields)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def jobs_of(
+    sources: Sequence[Source], samples: Mapping[str, int], seeds: Sequence[int], folder: Path, weights: Path
+) -> list[Job]:
+    """All runs of the second question, seed by seed."""
+    there = [source for source in sources if not source.skipped]
+    return [Job(s, sight, n, samples[s.name], folder, weights) for n in seeds for s in there for sight in sights(s)]
+
+
+def sights(source: Source) -> list[Sight]:
+    """What may be seen of a dataset."""
+    return [sight for sight in SIGHTS if sight != "things" or source.true_boxes is not None]
+
+
+def do(job: Job) -> float:
+    """Do a run and write its record; returns the seconds it took. Raises TrainingError."""
+    began = time.monotonic()
+    splits: tuple[Split, ...] = ("train", "dev", "val")
+    with one_thread():
+        run = _train(job, *(_half(job.source, split, job.sight, job.weights) for split in splits))
+    job.folder.mkdir(parents=True, exist_ok=True)
+    new = job.file.with_suffix(".new")
+    new.write_text(json.dumps({"key": job.key(), "run": asdict(run)}, indent=1) + "\n", encoding="utf-8")
+    new.replace(job.file)
+    return time.monotonic() - began
+
+
+def _config(sight: Sight, seed: int, train: Half) -> tuple[Arm, Config]:
+    # A queue of a third of a small dataset at most: a longer one would hold little but the batch's own neighbours.
+    arm = Arm("regions", queue=min(512, len(train) // 3))
+    vocabulary = int(train.rest.token_ids_BL.max()) + 1
+    config = config_of(arm, 0.07, seed, vocabulary)
+    boxes = 0 if sight == "whole" else BOXES
+    data = replace(config.data, max_boxes=boxes, max_tokens=MAX_TOKENS)
+    return arm, replace(config, data=data, text=replace(config.text, max_positions=MAX_TOKENS))
+
+
+class _Order:
+    """The training pairs of one seed as `TwoTowers` asks for them."""
+
+    def __init__(self, half: Half, sight: Sight, seed: int) -> None:
+        self._half, self._sight = half, sight
+        self._order = Order([len(half)], seed, 1)
+
+    def batch(self, position: int, size: int, see: Input = "regions") -> Batch:
+        """As in `Pairs`; what is seen is the run's own sight."""
+        return self._half.batch([self._order.entry(position + i)[1] for i in range(size)], self._sight)
+
+
+def compact(train: Half, *others: Half) -> list[Half]:
+    """The splits with the characters of the first numbered without gaps; what it has not seen is [UNK] in the others.
+
+    A table of all characters would be mostly rows that are never trained, and most of a step.
+    """
+    marks = torch.tensor([PAD, UNK, CLS, SEP])
+    seen = torch.unique(torch.cat([marks, train.rest.token_ids_BL.flatten()]))  # sorted, so the marks stay 0 to 3
+    most = max(int(half.rest.token_ids_BL.max()) for half in (train, *others))
+    number = torch.full((max(most, int(seen[-1])) + 1,), UNK)
+    number[seen] = torch.arange(len(seen))
+    return [Half(h.regions_NRC, replace(h.rest, token_ids_BL=number[h.rest.token_ids_BL])) for h in (train, *others)]
+
+
+def _train(job: Job, *splits: Half) -> Run:
+    train, dev, val = compact(*splits)
+    arm, config = _config(job.sight, job.seed, train)
+    stream = _Order(train, job.sight, job.seed)
+    began = time.process_time()
+    towers = TwoTowers(arm, config, stream)
+    ends = [max(1, round(job.samples * share / arm.batch)) for share in POINTS]
+    some = Half(train.regions_NRC[: len(val)], train.rest.rows(0, len(val)))
+    number, figures_of = 0, []
+    for end in ends:
+        while number < end:
+            position = number * arm.batch
+            towers.step(stream.batch(position, arm.batch), number, position)
+            number += 1
+        figures_of.append([_measure(towers, half, job.sight) for half in (val, dev, some)])
+    return Run(
+        job.source.name,
+        job.sight,
+        job.seed,
+        tuple(end * arm.batch for end in ends),
+        val=tuple(v[0] for v, _, _ in figures_of),
+        val5=tuple(v[1] for v, _, _ in figures_of),
+        dev=tuple(d[0] for _, d, _ in figures_of),
+        train=tuple(t[0] for _, _, t in figures_of),
+        chance=figures_of[-1][0][2],
+        pairs=(len(train), len(dev), len(val)),
+        seconds=round(time.process_time() - began, 3),
+    )
+
+
+def _measure(towers: TwoTowers, half: Half, sight: Sight) -> tuple[float, float, float]:
+    """R@1, R@5 and the chance of R@1, each the mean of both directions."""
+    batch = half.batch(range(len(half)), sight)
+    images, texts = towers.model.encode_image(batch).numpy(), towers.model.encode_text(batch).numpy()
+    clusters = Clusters(np.arange(len(half)), batch.text_ids_B.numpy())
+    found = figures(rank(images, texts, clusters))
+    both = (found.image_to_text, found.text_to_image)
+    return (fmean(d.recall[1] for d in both), fmean(d.recall[5] for d in both), fmean(d.chance[1] for d in both))
+
+
+@lru_cache(maxsize=16)
+def _half(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
+    """A split's features and texts, computed once per process and kept in a file. Raises TrainingError."""
+    manifest = source.manifest
+    detector = next(d for d in _detectors(manifest) if d.startswith("proposals" if sight == "proposals" else "grid"))
+    key = hashlib.sha256(json.dumps([*_made_of(manifest, weights), BOXES, MAX_TOKENS]).encode()).hexdigest()[:12]
+    path = manifest.parent / f"{split}.{'things' if sight == 'things' else detector}.{key}.pt"
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+    else:
+        saved = _computed(source, split, detector, weights, true_boxes=sight == "things")
+        new = path.with_suffix(f".{time.time_ns()}")
+        torch.save(saved, new)
+        new.replace(path)
+    regions = saved.pop("regions_NRC")
+    return Half(regions, Batch.of(**saved))
+
+
+def _computed(source: Source, split: Split, detector: str, weights: Path, *, true_boxes: bool) -> dict[str, Tensor]:
+    dataset = open_dataset([str(source.manifest)], split, detector=detector)
+    arm_free = config_of(Arm(""), 0.07, 0, 10).data
+    data = replace(arm_free, max_boxes=BOXES, max_tokens=MAX_TOKENS, num_workers=0, detector=detector)
+    loader = Loader(dataset, data, load_tokenizer("gb2312"), Share(32, 0, 1, 1), seed=0, train=False)
+    backbone, columns = Backbone(weights), ("n_boxes", "n_tokens", "sample_ids", "image_ids", "text_ids")
+    regions, tokens, rest, done = [], [], [], 0
+    for batch in loader.once():
+        batch = batch.rows(0, int(batch.valid_B.sum()))
+        if true_boxes:
+            keys = [dataset.row(number).key for number in range(done, done + len(batch))]
+            batch = with_boxes(batch, source.boxes_of(split, keys))
+        done += len(batch)
+        pictures = batch.images_B3HW.permute(0, 2, 3, 1).numpy()
+        assert pictures.shape[1] == SIDE, "the study's sizes are the demo recipe's"
+        found = torch.from_numpy(backbone(pictures, batch.boxes_BR4))
+        found[~present(batch.n_boxes_B, found.shape[1])] = 0  # a box that is missing reads a point
+        regions.append(torch.nn.functional.pad(found, (0, 0, 0, BOXES + 1 - found.shape[1])))
+        tokens.append(torch.nn.functional.pad(batch.token_ids_BL, (0, MAX_TOKENS - batch.token_ids_BL.shape[1])))
+        rest.append({f"{c}_B": getattr(batch, f"{c}_B") for c in columns})
+    joined = {name: torch.cat([r[name] for r in rest]) for name in rest[0]}
+    return {"regions_NRC": torch.cat(regions), "token_ids_BL": torch.cat(tokens), **joined}
+
+
+def with_boxes(batch: Batch, boxes: Sequence[Sequence[Sequence[float]]]) -> Batch:
+    """The batch with other boxes, given as shares of the picture's sides; the whole picture comes after them."""
+    boxes_BR4 = torch.zeros(len(batch), BOXES + 1, 4)
+    for row_R4, of_picture in zip(boxes_BR4, boxes, strict=True):
+        row_R4[: len(of_picture) + 1] = torch.tensor([*of_picture, (0.0, 0.0, 1.0, 1.0)]) * SIDE
+    return replace(batch, boxes_BR4=boxes_BR4, n_boxes_B=torch.tensor([len(of_picture) + 1 for of_picture in boxes]))
+
+
+def _made_of(manifest: Path, weights: Path) -> list[object]:
+    """What features of a dataset depend on, beside the boxes: this code's version, the pictures, the backbone."""
+    digest = json.loads(manifest.read_text(encoding="utf-8"))["content_digest"]
+    return [VERSION, digest, weights_id(weights)]
+
+
+def _detectors(manifest: Path) -> list[str]:
+    names: list[str] = json.loads(manifest.read_text(encoding="utf-8"))["detectors"]
+    return names
+
+
+# --- the page
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the page's table, as text."""
+
+    name: Words
+    r1: str
+    gain: str
+    state: str
+    r5: str
+    train: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of the second question on the page."""
+
+    title: Words
+    note: Words
+    rows: tuple[Row, ...]
+    says: tuple[Words, ...]
+
+
+def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | None:
+    """What the page shows of the second question; None where nothing of it has been begun."""
+    parts = [_part(source, [job for job in jobs if job.source.name == source.name]) for source in sources]
+    if not parts:
+        return None
+    about = (
+        "The same towers with the queue, on pictures of more than one thing: what does the image tower gain from "
+        "regions, and from a detector’s boxes instead of a grid’s? Val pairs; a hit is any pair of the same text.",
+        "同样的双塔加队列，用不止一样东西的图片：区域给图像塔带来什么？检测框比网格好吗？"
+        "在 val 的图文对上；文本相同的都算命中。",
+    )
+    return {"about": about, "parts": parts}
+
+
+def _part(source: Source, jobs: Sequence[Job]) -> Part:
+    if source.skipped:
+        return Part(source.title, source.note, (), ((f"Skipped: {source.skipped}.", f"跳过：{source.skipped}。"),))
+    runs = {sight: [run for job in jobs if job.sight == sight and (run := job.record())] for sight in SIGHTS}
+    runs = {sight: done for sight, done in runs.items() if done}
+    if "whole" not in runs:
+        return Part(source.title, source.note, (), (("No runs yet.", "还没有训练。"),))
+    by_seed = {sight: _at_best(done, "val") for sight, done in runs.items()}
+    rows = []
+    for sight, done in runs.items():
+        mean = interval(list(by_seed[sight].values()))
+        gain = difference(by_seed[sight], by_seed["whole"]) if sight != "whole" else None
+        rows.append(
+            Row(
+                _SAID[sight],
+                f"{100 * mean.mean:.1f}",
+                _interval(gain),
+                _STATES[gain.outcome] if gain else "",
+                f"{100 * fmean(_at_best(done, 'val5').values()):.1f}",
+                f"{100 * fmean(_at_best(done, 'train').values()):.1f}",
+                mean.n,
+            )
+        )
+    train, dev, val = runs["whole"][0].pairs
+    chance, most = f"{100 * runs['whole'][0].chance:.1f}%", source.ceiling()
+    limit = ("", "") if most is None else (f"; a perfect guess {100 * most:.0f}%", f"；完美的猜测 {100 * most:.0f}%")
+    note = (
+        f"{source.note[0]}; {train:,} pairs to train, {dev} dev, {val} val; chance {chance}{limit[0]}",
+        f"{source.note[1]}；训练 {train:,} 对，dev {dev}，val {val}；随机 {chance}{limit[1]}",
+    )
+    return Part(source.title, note, tuple(rows), tuple(_says(by_seed)))
+
+
+_STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
+
+_BOXES: dict[Sight, Words] = {
+    "whole": ("the whole picture", "整图"),
+    "grid": ("the grid’s regions", "网格的区域"),
+    "proposals": ("the detector’s boxes", "检测框"),
+    "things": ("the true boxes", "真实框"),
+}
+
+_QUESTIONS: tuple[tuple[Sight, Sight], ...] = (
+    ("grid", "whole"),
+    ("proposals", "whole"),
+    ("proposals", "grid"),
+    ("things", "whole"),
+    ("things", "grid"),
+)
+
+
+def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[Words]:
+    """The questions, answered from the intervals."""
+    verbs: dict[str, Words] = {
+        "above": ("beat", "优于"),
+        "below": ("are worse than", "不如"),
+        "open": ("are not shown to beat", "未显示优于"),
+    }
+    sentences = []
+    for better, other in _QUESTIONS:
+        gain = difference(by_seed[better], by_seed[other]) if {better, other} <= by_seed.keys() else None
+        if gain is not None:
+            (one, one_zh), (two, two_zh), (verb, verb_zh) = _BOXES[better], _BOXES[other], verbs[gain.outcome]
+            english = f"{one[0].upper()}{one[1:]} {verb} {two} ({_interval(gain)})."
+            sentences.append((english, f"{one_zh}{verb_zh}{two_zh}（{_interval(gain)}）。"))
+    return sentences
+
+
+def _interval(gain: Interval | None) -> str:
+    if gain is None:
+        return ""
+    bounds = f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if math.isfinite(gain.low) else ""
+    return f"{100 * gain.mean:+.1f}{bounds}"
+
+
+def _at_best(runs: Sequence[Run], what: Literal["val", "val5", "train"]) -> dict[int, float]:
+    """A figure by seed at the length that is best on dev by the mean over the seeds."""
+    best = max(range(len(runs[0].samples)), key=lambda i: fmean(run.dev[i] for run in runs))
+    return {run.seed: getattr(run, what)[best] for run in runs}

@@ -1,0 +1,54 @@
+"""Intervals are Student's, with scipy's own test of paired samples as the oracle."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, ttest_rel
+
+from tests.benchmarks.study.paired import difference, interval, share
+
+_SHARES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
+
+
+@given(st.lists(st.tuples(_SHARES, _SHARES), min_size=2, max_size=8))
+def test_an_interval_is_that_of_the_paired_t_test(pairs):
+    one, other = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
+    if len({round(a - b, 4) for a, b in pairs}) == 1:
+        return  # scipy has no interval where all differences are equal
+    found = difference(one, other)
+    expected = ttest_rel(list(one.values()), list(other.values())).confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert found.outcome == ("above" if expected.low > 0 else "below" if expected.high < 0 else "open")
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert interval([0.3]).outcome == "open"
+    assert math.isinf(interval([0.3]).high)
+    assert difference({0: 0.1}, {1: 0.2}) is None
+    with pytest.raises(ValueError, match="needs a value"):
+        interval([])
+
+
+LOOP = [0.0111, 0.0305, 0.0191, 0.0333, 0.0364], [0.0203, 0.0354, 0.0419, 0.0540, 0.0557]
+"""What the loop, and the right pairs alone, brought over all pairs, on five seeds."""
+
+
+def test_a_share_has_the_interval_of_the_paired_bootstrap():
+    found = share(*LOOP)
+    assert found.mean == pytest.approx(sum(LOOP[0]) / sum(LOOP[1]))
+    theirs = bootstrap(
+        LOOP, lambda part, whole, axis: part.mean(axis) / whole.mean(axis), paired=True, method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert share(*LOOP) == found
+    assert [share([0.1, 0.2], wholes).mean for wholes in ([0.0, 0.0], [-0.2, 0.1])] == [0.0, 0.0]
+    assert math.isinf(share([0.1], [0.2]).low)
+    with pytest.raises(ValueError, match="of the same seeds, not 1 and 2"):
+        share([0.1], [0.1, 0.2])

@@ -1,0 +1,82 @@
+"""One run: arms of a seed begin alike, the same seed gives the same figures, and what learns beats chance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.benchmarks.study.arms import ARMS, BASE, chosen, config_of, full
+from tests.benchmarks.study.corpus import Corpus, Stream
+from tests.benchmarks.study.trial import Trial, TwoTowers, build_model, run
+
+
+def _arm(name):
+    return chosen([name], full())[0]
+
+
+def test_arms_of_a_seed_begin_with_the_same_weights():
+    base = build_model(config_of(BASE, 0.07, 0, 90)).state_dict()
+    for arm in ARMS:
+        if arm.objective == "matching":
+            continue
+        other = build_model(config_of(arm, 0.03, 0, 90)).state_dict()
+        towers = [name for name in other if name.startswith(("image_query", "text_query", "image_key", "text_key"))]
+        assert len(towers) > 20
+        assert all(torch.equal(other[name], base[name]) for name in towers), arm.name
+    again = build_model(config_of(BASE, 0.07, 1, 90)).state_dict()
+    assert not torch.equal(again["image_query.trunk.project.weight"], base["image_query.trunk.project.weight"])
+
+
+@pytest.mark.parametrize("name", ["moco", "clip", "single-tower"])
+def test_the_same_seed_gives_the_same_figures(corpus: Corpus, name: str) -> None:
+    first, again = (run(_arm(name), 4, 0.07, 160, corpus) for _ in range(2))
+    assert _figures(first) == _figures(again)
+    other = run(_arm(name), 5, 0.07, 160, corpus, dev_only=True).points[-1]
+    same = next(point for point in first.points if point.samples == other.samples == 160)
+    assert (other.loss, other.i2t) != (same.loss, {name: same.i2t[name] for name in other.i2t})
+
+
+def _figures(trial: Trial) -> list[object]:
+    return [(p.samples, p.loss, p.i2t, p.t2i) for p in trial.points]
+
+
+def test_training_learns_and_shuffled_pairs_teach_nothing(corpus: Corpus) -> None:
+    learnt, shuffled = (run(_arm(name), 0, 0.07, 2400, corpus).points[-1] for name in ("moco", "shuffled"))
+    chance = 1 / len(next(g for g in corpus.galleries if g.name == "style").emoji_M)
+    assert learnt.i2t["style"] > 0.5
+    assert shuffled.i2t["style"] < 8 * chance
+    assert learnt.i2t["style"] > shuffled.i2t["style"] + 0.2
+
+
+def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> None:
+    """The loss of an arm with K = 0 is that of the batch's keys, worked out here by hand."""
+    arm = _arm("moco-k0")
+    stream = Stream(corpus, 0)
+    towers = TwoTowers(arm, config_of(arm, 0.07, 0, len(corpus.tokenizer.vocabulary)), stream)
+    for number in range(3):
+        towers.step(stream.batch(16 * number, 16), number, 16 * number)
+    towers.model.eval()
+    batch = stream.batch(48, 16)
+    with torch.no_grad():
+        features = towers.model.features(batch)
+        loss = towers.model.loss(features).loss
+    same = batch.image_ids_B[:, None] == batch.image_ids_B
+    same |= batch.text_ids_B[:, None] == batch.text_ids_B
+    wrong = same & ~torch.eye(16, dtype=torch.bool)
+    expected = torch.zeros(())
+    for queries, keys in (
+        (features.image_BD, features.text_keys_BD),
+        (features.text_BD, features.image_keys_BD),
+    ):
+        logits = (queries @ keys.T / 0.07).masked_fill(wrong, -torch.inf)
+        expected = expected + torch.nn.functional.cross_entropy(logits, torch.arange(16))
+    assert torch.allclose(loss, expected, atol=1e-5)
+
+
+def test_a_cheaper_arm_goes_on_to_equal_compute(corpus: Corpus) -> None:
+    clip = run(_arm("clip"), 0, 0.07, 320, corpus)
+    assert 1.2 < clip.ratio < 1.6  # key towers cost a forward beside the forward and backward of the query towers
+    assert clip.points[-1].samples == pytest.approx(320 * clip.ratio, abs=16)
+    assert any(p.samples == 320 for p in clip.points)
+    moco = run(BASE, 0, 0.07, 320, corpus)
+    assert (moco.ratio, moco.points[-1].samples) == (1.0, 320)

@@ -1,0 +1,325 @@
+"""One run: one arm, one seed, one temperature, and what it reaches on every gallery at each point of its length.
+
+Everything that trains is the project's own: `BriVL` with its losses, queues and key towers, `backward`, the optimiser
+and its rates. Only the frozen backbone is replaced by what it returned for the same pictures (features.py). Weights
+follow from the seed before anything of the arm is used, and random numbers of a step from (seed, step), so arms of one
+seed begin alike and see the same pairs.
+
+The rate is constant after the warm-up. So a run of any length is the beginning of every longer one, the length can be
+chosen afterwards, and one run serves equal samples and equal compute: it goes on to whichever comes last.
+
+    equal samples   N samples for every arm
+    equal compute   N samples for the base arm, and for another one as many as cost the same floating-point operations:
+                    trained towers forward and backward, key towers forward (training/run/flops.py), and similarities
+
+Limits: one thread. Batch norms there are none, except in the CNN from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks.study.arms import BASE, Arm, config_of
+from tests.benchmarks.study.corpus import Corpus, Gallery, Input, Stream
+from training.config import Config
+from training.data.order import seed_of
+from training.evaluation.hits import Captions, Features
+from training.evaluation.retrieval import figures, rank
+from training.moco import BriVL
+from training.records import Batch
+from training.run.accumulate import backward
+from training.run.flops import Meter, forward_flops
+from training.run.optimizer import batch_factor, build_optimizer, schedule
+
+POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Shares of N at which a run is measured, beside where equal compute ends: a measurement takes as long as 100 steps."""
+
+POINTS_OF_PAIRS = (1 / 4, 1 / 2, 1.0)
+"""The same of a single tower, which needs longer to be measured than to be trained."""
+
+SMALL_GALLERY = 64
+"""Candidates of the smaller galleries on which a single tower can be measured too: it scores every pair anew."""
+
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What a run has reached after `samples`: R@1 both ways by gallery, in [0, 1], and the seconds trained so far."""
+
+    samples: int
+    seconds: float
+    loss: float
+    i2t: dict[str, float]
+    t2i: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The record of one run. `ratio`: operations of a sample of the base arm per those of this arm's."""
+
+    arm: str
+    seed: int
+    temperature: float
+    samples: int
+    ratio: float
+    step_ms: float
+    points: tuple[Point, ...]
+    search: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; `of_json` reads it back."""
+        return asdict(self)
+
+    @staticmethod
+    def of_json(values: dict[str, Any]) -> Trial:
+        """The inverse of `to_json`. Raises KeyError or TypeError on another object."""
+        return Trial(**{**values, "points": tuple(Point(**point) for point in values["points"])})
+
+
+class Learner(Protocol):
+    """A model in training: takes steps, and scores a gallery."""
+
+    def step(self, batch: Batch, number: int, position: int) -> float:
+        """Train on a batch; returns its loss."""
+
+    def scores(self, corpus: Corpus, gallery: Gallery) -> tuple[Features, Features]:
+        """Features [N, D] and [M, D] whose products rank drawings and names, or for a single tower the scores [N, M]
+        of all pairs and an identity."""
+
+
+class Pairs(Protocol):
+    """The training pairs of one seed."""
+
+    def batch(self, position: int, size: int, see: Input = "regions") -> Batch:
+        """Entries position .. position + size - 1 of the stream; negative ones lie before its beginning."""
+
+
+class Cached(nn.Module):
+    """Prefix that is done already: passes the batch's features on, or its pixels where the whole CNN is trained."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = batch.images_B3HW
+        return x if x.is_floating_point() else x.float() / 127.5 - 1
+
+
+def build_model(config: Config) -> BriVL:
+    """The arm's model: weights follow from the seed alone. The frozen prefix of the image tower is the cached one."""
+    torch.manual_seed(config.seed)
+    model = BriVL(config, load_weights=False).train()
+    model.image_query.prefix = Cached()
+    return model
+
+
+class TwoTowers:
+    """BriVL on cached features, one optimiser step at a time."""
+
+    def __init__(self, arm: Arm, config: Config, stream: Pairs) -> None:
+        self._arm, self._config = arm, config
+        self.model = build_model(config)
+        self._optimizer = build_optimizer(self.model, config.optim)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if arm.has_keys and arm.queue:
+            steps = math.ceil(arm.queue / arm.batch)
+            for number in range(-steps, 0):
+                self.model.prefill(stream.batch(number * arm.batch, arm.batch, arm.see), number)
+
+    def step(self, batch: Batch, number: int, position: int) -> float:
+        """As in `Learner`."""
+        torch.manual_seed(seed_of("step", self._config.seed, number))
+        set_rate(self._optimizer, self._config, position)
+        (output,) = backward(self.model, [batch], len(batch))
+        nn.utils.clip_grad_norm_(self._parameters, self._config.optim.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.model.after_step(output, number)
+        if self._arm.has_keys and not self._arm.queue:
+            for queue in (self.model.image_queue, self.model.text_queue):
+                queue.filled_K.zero_()  # the one slot that a queue must have stays empty: it counts for nothing
+        return float(output.loss.detach())
+
+    def scores(self, corpus: Corpus, gallery: Gallery) -> tuple[Features, Features]:
+        """As in `Learner`."""
+        names = [corpus.emoji[number].name for number in gallery.emoji_M]
+        images = []
+        for start in range(0, len(gallery.pictures), _AT_ONCE):
+            some = gallery.pictures.take(slice(start, start + _AT_ONCE))
+            batch = corpus.batch(some, [names[0]] * len(some), self._arm.see)
+            images.append(self.model.encode_image(batch).numpy())
+        ids_ML, length_M = corpus.tokens(names)
+        text_MD = self.model.encode_text(Batch.of(token_ids_BL=ids_ML, n_tokens_B=length_M)).numpy()
+        return np.concatenate(images), text_MD
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: Config, position: int) -> None:
+    """Set the learning rate of a step that begins at `position`."""
+    # The schedule is constant after its warm-up, so the run's length, its third argument, does not matter.
+    factor = schedule(config.optim, position, 1) * batch_factor(config.optim, config.run.batch_size)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def learner_of(arm: Arm, config: Config, stream: Stream) -> Learner:
+    """The model of an arm, before its first step."""
+    if arm.objective == "matching":
+        from tests.benchmarks.study.single_tower import SingleTower
+
+        return SingleTower(config)
+    return TwoTowers(arm, config, stream)
+
+
+def run(
+    arm: Arm,
+    seed: int,
+    temperature: float,
+    samples: int,
+    corpus: Corpus,
+    *,
+    dev_only: bool = False,
+) -> Trial:
+    """Train an arm on N = `samples` samples, or on as many as equal compute allows where that is more.
+
+    `dev_only` measures the dev style only, and ends at N: for choosing a temperature. The same arguments give the same
+    trial, its times aside.
+    """
+    with one_thread():
+        return _run(arm, seed, temperature, samples, corpus, dev_only)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the number of threads changes the order of sums, and so the last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(arm: Arm, seed: int, temperature: float, samples: int, corpus: Corpus, dev_only: bool) -> Trial:
+    config = config_of(arm, temperature, seed, len(corpus.tokenizer.vocabulary))
+    ratio = 1.0 if dev_only else compute_ratio(arm, len(corpus.tokenizer.vocabulary))
+    ends = _ends(arm, samples, ratio, dev_only)
+    stream = Stream(corpus, seed, shuffled=arm.shuffled)
+    learner = learner_of(arm, config, stream)
+    points, losses, seconds, number = [], [], 0.0, 0
+    for end in ends:
+        began = time.process_time()
+        while number < end:
+            position = number * arm.batch
+            losses.append(learner.step(stream.batch(position, arm.batch, arm.see), number, position))
+            number += 1
+        seconds += time.process_time() - began
+        i2t, t2i = measure(learner, corpus, arm, dev_only=dev_only)
+        points.append(Point(number * arm.batch, round(seconds, 3), float(np.mean(losses[-100:])), i2t, t2i))
+    search = {} if dev_only else cost_of_search(learner, corpus)
+    step_ms = 1000 * seconds / number
+    return Trial(arm.name, seed, temperature, samples, ratio, step_ms, tuple(points), search)
+
+
+def _ends(arm: Arm, samples: int, ratio: float, dev_only: bool) -> list[int]:
+    """Steps at which a run is measured; N and the samples of equal compute are among them."""
+    points = POINTS_OF_PAIRS if arm.objective == "matching" else POINTS
+    at = {samples} if dev_only else {samples * ratio, *(samples * share for share in points)}
+    return sorted({max(1, round(x / arm.batch)) for x in at})
+
+
+def measure(
+    learner: Learner, corpus: Corpus, arm: Arm, *, dev_only: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
+    """R@1 from drawing to name and from name to drawing, by gallery; of several with one name the mean.
+
+    Each gallery also has a smaller one, `NAME_small`, the only one on which a single tower is measured.
+    """
+    i2t: dict[str, list[float]] = {}
+    t2i: dict[str, list[float]] = {}
+    for gallery in corpus.galleries:
+        if dev_only and gallery.name != "dev":
+            continue
+        parts = {gallery.name + "_small": smaller(gallery)}
+        if arm.objective != "matching":
+            parts[gallery.name] = gallery
+        for name, part in parts.items():
+            found = _retrieval(*learner.scores(corpus, part), part)
+            i2t.setdefault(name, []).append(found[0])
+            t2i.setdefault(name, []).append(found[1])
+    return {k: float(np.mean(v)) for k, v in i2t.items()}, {k: float(np.mean(v)) for k, v in t2i.items()}
+
+
+def smaller(gallery: Gallery, most: int = SMALL_GALLERY) -> Gallery:
+    """One drawing of each of `most` emoji of a gallery, drawn once and for all."""
+    drawn = np.random.default_rng(0).permutation(gallery.emoji_M)[:most]
+    first = [int(np.flatnonzero(gallery.pictures.emoji_N == emoji)[0]) for emoji in np.sort(drawn)]
+    return Gallery(gallery.name, gallery.pictures.take(np.array(first, np.int64)), np.sort(drawn))
+
+
+def _retrieval(image_ND: Features, text_MD: Features, gallery: Gallery) -> tuple[float, float]:
+    column = {int(emoji): m for m, emoji in enumerate(gallery.emoji_M)}
+    text_P = np.array([column[int(emoji)] for emoji in gallery.pictures.emoji_N], np.int64)
+    hits = Captions(len(gallery.pictures), len(gallery.emoji_M), np.arange(len(text_P)), text_P)
+    found = figures(rank(image_ND, text_MD, hits))
+    return found.image_to_text.recall[1], found.text_to_image.recall[1]
+
+
+# --- what it costs
+
+
+def sample_flops(arm: Arm, vocabulary: int) -> float:
+    """Operations of one training sample: trained towers forward and backward, key towers forward, similarities.
+
+    The frozen backbone, which no run computes, is not counted.
+    """
+    return _sample_flops(arm.objective, arm.batch, arm.queue, arm.see, vocabulary)
+
+
+@lru_cache(maxsize=256)
+def _sample_flops(objective: Any, batch: int, queue: int, see: Any, vocabulary: int) -> float:
+    arm = Arm("", objective, batch, queue, see=see)
+    config = config_of(arm, 0.07, 0, vocabulary)
+    if objective == "matching":
+        from tests.benchmarks.study.single_tower import sample_flops as of_single
+
+        return of_single(config)
+    towers = Meter(config, torch.device("cpu")).sample_flops()
+    frozen = forward_flops(config, "image", config.data.max_boxes + 1)["backbone"] if see != "pixels" else 0
+    candidates = batch if not arm.has_keys else queue or batch
+    candidates += batch if objective == "albef" and queue else 0
+    # Both directions: a product with every candidate, and again for the query's gradient (clip: for the keys' too).
+    passes = {"moco": 2, "albef": 3, "clip": 3, "siglip": 3}[objective] * (1 if objective == "siglip" else 2)
+    return towers - frozen + passes * 2.0 * candidates * config.moco.feature_dim
+
+
+def compute_ratio(arm: Arm, vocabulary: int) -> float:
+    """Samples of an arm that cost as much as one of the base arm."""
+    return sample_flops(BASE, vocabulary) / sample_flops(arm, vocabulary)
+
+
+def cost_of_search(learner: Learner, corpus: Corpus) -> dict[str, float]:
+    """Processor seconds of asking with one name among the drawings of the first small gallery, whose features two
+    towers have already: `pairs` scored, `seconds` for each query."""
+    gallery = smaller(next(g for g in corpus.galleries if g.name == "style"))
+    one = Gallery(gallery.name, gallery.pictures, gallery.emoji_M[:1])
+    queries: Sequence[int] = range(5)
+    began = time.process_time()
+    if isinstance(learner, TwoTowers):
+        image_ND, _ = learner.scores(corpus, gallery)
+        began = time.process_time()
+        for _ in queries:
+            ids_ML, length_M = corpus.tokens([corpus.emoji[one.emoji_M[0]].name])
+            text_MD = learner.model.encode_text(Batch.of(token_ids_BL=ids_ML, n_tokens_B=length_M)).numpy()
+            (image_ND @ text_MD.T).argmax(0)
+    else:
+        for _ in queries:
+            learner.scores(corpus, one)
+    return {"pairs": float(len(gallery.pictures)), "seconds": (time.process_time() - began) / len(queries)}

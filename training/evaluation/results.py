@@ -1,0 +1,92 @@
+"""A task's result: its head with the protocol, figures of queries seen and unseen in train, and the lines about them.
+
+Figures of a dataset's split are given over all queries, over those whose image leader or text leader stands in train
+(`seen`), and over the others (`unseen`), which is the headline. The candidates are the same each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from training.evaluation.hits import Mask
+from training.outputs.whole import INDEX
+from training.weights.load import Loaded
+
+Result = dict[str, Any]
+
+
+def head(
+    task: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, towers: str, *, detector: str, corrupt: int
+) -> Result:
+    """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` are said in its line.
+
+    The checkpoint in a protocol is the sha256 of its index, which names the sha256 of each of its files.
+    """
+    digest = checkpoint_digest(loaded)
+    line = f"{protocol['data']}, {protocol['split']}: {candidates}; {protocol['hit']}; {towers} towers of {digest[:12]}"
+    return {
+        "task": task,
+        "split": protocol["split"],
+        "detector": detector,
+        "checkpoint": str(loaded.checkpoint.folder),
+        "corrupt": corrupt,
+        "protocol": {**protocol, "towers": towers, "checkpoint": digest, "line": line},
+        "headline": "all",
+        "in_train": None,
+        "seen": None,
+        "unseen": None,
+    }
+
+
+def checkpoint_digest(loaded: Loaded) -> str:
+    """sha256 of a checkpoint's index."""
+    return hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest()
+
+
+def by_seen(seen_N: Mask | None, figures: Callable[[Mask | None], dict[str, Any]]) -> Result:
+    """Figures over all items and, where it is known which stand in train, over those and over the others."""
+    values = figures(None)
+    if seen_N is None:
+        return values
+    return {
+        **values,
+        "headline": "all" if seen_N.all() else "unseen",
+        "in_train": {"either": int(seen_N.sum())},
+        "seen": figures(seen_N),
+        "unseen": figures(~seen_N),
+    }
+
+
+def shown_items(seen_N: Mask | None) -> Mask | None:
+    """The items of the headline, of which examples are drawn."""
+    return None if seen_N is None or seen_N.all() else ~seen_N
+
+
+def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, figures) of all items, and of seen and unseen ones where they are known; the headline first."""
+    if result["in_train"] is None:
+        return [("all", result)]
+    seen = ("seen in train", result["seen"])
+    if result["headline"] == "unseen":
+        return [("unseen", result["unseen"]), seen, ("all", result)]
+    return [("all", result), seen]
+
+
+def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:
+    """The protocol, and that it is unknown which of `what` stand in train, where it is."""
+    unknown = [f"whether {what} stand in a train split is unknown: there is none beside this data"]
+    return [str(result["protocol"]["line"]), *(unknown if result["in_train"] is None else [])]
+
+
+def share(value: float, interval: Sequence[float], chance: float | None = None) -> str:
+    """A share with its interval, in percent."""
+    text = f"{value:.1%} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return text if chance is None else f"{text} (chance {chance:.1%})"
+
+
+def recalls(direction: Mapping[str, Any], ks: Sequence[int]) -> str:
+    """Recalls, median rank and number of queries of one direction."""
+    shares = [f"R@{k} {share(direction[f'r{k}'], direction[f'r{k}_interval'], direction[f'chance_r{k}'])}" for k in ks]
+    return f"{', '.join(shares)}, median rank {direction['median_rank']:.0f} of {direction['queries']:,} queries"
