@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dedup import decided, handed_on
+from pipeline.dedup import decided, handed_on, lead, meet
 from pipeline.features import LATER, feature_id
 from pipeline.pictures.hashing import CONTENT
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.stages import lead, meet
 from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
 from pipeline.store.partitions import FileRef
 from tests.deduped import publish
@@ -27,7 +26,7 @@ def deal_out_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds of any size are dealt out, in runs of a few pairs, and parts of a few entries."""
     monkeypatch.setattr(handed_on, "FEWEST", 1)
     monkeypatch.setattr(handed_on, "FEWEST_KEPT", 1)
-    monkeypatch.setattr("pipeline.stages.rank.RUN", 8)
+    monkeypatch.setattr("pipeline.dedup.rank.RUN", 8)
     monkeypatch.setattr(meet, "ENTRIES", 100)
     monkeypatch.setattr(lead, "READ", 5)
     monkeypatch.setattr(decided, "BLOCK", 2)

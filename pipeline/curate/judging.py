@@ -84,7 +84,7 @@ class Judge:
         asking = Pass(
             name=pass_name(self.name),
             over=pair_partitions,
-            reads=("fetch", *reads_before(self.name), *(own.name for own in self.passes), "curate.score"),
+            reads=("fetch", *reads_before(self.name), *(own.name for own in self.passes)),
             run=self.run,
             token=self.token,
             version=self.version,

@@ -1,6 +1,6 @@
 """Texts as the leader pass compares them: ids and sketches, in memory and as a Parquet column.
 
-Sketches cost more to make than to compare, so `pipeline.stages.rank` makes them in parallel, and everything after it,
+Sketches cost more to make than to compare, so `pipeline.dedup.rank` makes them in parallel, and everything after it,
 STORE's identities included, reads them as they are: arrays over the buffers of the file, no Python object per text.
 """
 

@@ -98,8 +98,10 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
 
 def _noted(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
     """What judges noted of a pair, by the names of their columns; empty of a candidate that did not come to them."""
-    stage = build.stage(PAIRS) if "curate" in build.fingerprints else None
-    for record in records_between(stage, key, key) if stage is not None else ():
+    if "curate" not in build.fingerprints:
+        return {}
+    stage = build.stage(PAIRS)
+    for record in records_between(stage, key, key):
         at = pc.index(stage.table(record, columns=["candidate_id"])["candidate_id"], candidate_id).as_py()
         if at >= 0:
             files = [own.name for own in build.stages["curate"].passes[:-1] if own.name in build.passes and own.files]

@@ -40,19 +40,19 @@ class Cut:
     runs: tuple[tuple[str, int, int], ...]
 
 
-def make(build: Build) -> dict[str, Any]:
-    """Every shard by its name, in order of split and number."""
-    return {f"{split}-{k:06d}": asdict(cut) for split in SPLITS for k, cut in enumerate(_cuts(build, split))}
+def make(build: Build) -> list[Any]:
+    """Name and cut of every shard, in order of split and number."""
+    return [[f"{split}-{k:06d}", asdict(cut)] for split in SPLITS for k, cut in enumerate(_cuts(build, split))]
 
 
 def names(build: Build) -> list[str]:
     """Names of the shards as they were planned."""
-    return list(build.stage(NAME).reduced())
+    return [name for name, _ in build.stage(NAME).reduced()]
 
 
 def read(build: Build, name: str) -> Cut:
     """One shard as it was planned."""
-    cut = build.stage(NAME).reduced()[name]
+    cut = dict(build.stage(NAME).reduced())[name]
     return Cut(cut["split"], tuple((partition, low, high) for partition, low, high in cut["runs"]))
 
 

@@ -1,6 +1,6 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
-`pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and the last pass applies
+`pipeline.dedup.rank` prepares what is compared, `pipeline.dedup.lead` decides in one pass, and the last pass applies
 the verdicts in parallel: kept pairs, with the texts of their copies, and a Decision for each other one, with its leader
 and every failing reason. A pair whose image an earlier build of the dataset kept is `known`, which is not a drop. Kept
 pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and their split
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
-from pipeline.dedup import ranked_runs
+from pipeline.dedup import deal, lead, meet, rank, ranked_runs
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
 from pipeline.records import (
@@ -36,7 +36,6 @@ from pipeline.records import (
     candidates_of,
     drop,
 )
-from pipeline.stages import deal, lead, meet, rank
 from pipeline.store.build import Build
 from pipeline.store.partitions import ROWS_DIGEST, Record, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage

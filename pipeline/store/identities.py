@@ -5,7 +5,7 @@
     dealt/<build>.<digest>/                         what follows from a commit, by keys: made where it is needed, and
                                                     deleted with its commit (`pipeline.dedup.dealt_earlier`)
 
-The files are those that the build's leader pass wrote by rank (`pipeline.stages.lead`): publishing copies them, and who
+The files are those that the build's leader pass wrote by rank (`pipeline.dedup.lead`): publishing copies them, and who
 reads them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
 
 A build reads the identities of the builds that were published when it was opened, by name (`Build.identities`); names

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import PAIR_SCORE
 from pipeline.errors import StoreError
+from pipeline.records import DEDUP_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.partitions import REMOVED_LATER, ROWS_DIGEST, Record
 
@@ -89,7 +90,7 @@ def tables_before(build: Build, columns: list[str], judge: str) -> Iterator[pa.T
 def survivors(build: Build, partition: str, columns: list[str] | None = None) -> pa.Table:
     """The pairs of a partition that go on: rows of DEDUP_SCHEMA, with their score where the spec asks for scores."""
     if columns is None and build.spec.pair_score is not None:
-        columns = [*build.passes[PAIRS].files[0].schema.names, PAIR_SCORE.name]
+        columns = [*DEDUP_SCHEMA.names, PAIR_SCORE.name]
     return _with_scores(build, partition, columns, _kept(build, partition))
 
 

@@ -195,9 +195,9 @@ def _of_progress(build: Build) -> list[Values]:
     undone = names[names.index(done[-1]) + 1 :] if done else names  # what gc deleted of an old build was done
     if running and status["alive"] is not False:
         share = "" if running.get("share") is None else f" ({running['share']:.0%})"
-        return [notice("running", f"{build.build_id} is being built: stage {running['stage']}{share} is running. What "
+        return [notice("running", f"{build.build_id} is being built: stage {running['name']}{share} is running. What "
                        "is shown was decided by the stages before it.",
-                       f"{build.build_id} 正在构建：{running['stage']} 阶段正在运行{share}。"
+                       f"{build.build_id} 正在构建：{running['name']} 阶段正在运行{share}。"
                        "此处显示之前各阶段的决定。")]  # fmt: skip
     if not undone:
         return []

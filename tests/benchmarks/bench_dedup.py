@@ -302,7 +302,7 @@ def _one(task: tuple[Path, str, str, str, str]) -> tuple[float, float]:
     folder, side, snapshot, name, partition = task
     build = _build(folder, side, snapshot)
     before = time.process_time()
-    build.stages[name].run(build, partition)
+    build.passes[name].run(build, partition)
     return time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

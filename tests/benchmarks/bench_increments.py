@@ -24,11 +24,12 @@ from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
+from pipeline.dedup import deal, lead, meet, rank
 from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
-from pipeline.stages import STAGES, deal, dedup, lead, meet, rank
+from pipeline.stages import STAGES, dedup
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store

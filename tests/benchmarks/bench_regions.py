@@ -58,10 +58,11 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
     from harness import interleaved
 
+    from pipeline.dedup import lead, rank
     from pipeline.detectors import detectors_of
     from pipeline.detectors._yolox import letterbox
     from pipeline.pictures.decode import decode
-    from pipeline.stages import dedup, detect, filter, lead, measure, rank
+    from pipeline.stages import dedup, detect, filter, measure
     from pipeline.store.images import partition_images
     from pipeline.store.store import Store
     from tests.fetched import Got, make
@@ -108,9 +109,10 @@ def boxes_of_many(rng: np.random.Generator, count: int) -> tuple[Any, Any, Any]:
 
 def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
+    from pipeline.dedup import lead, rank
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of
-    from pipeline.stages import dedup, detect, lead, rank
+    from pipeline.stages import dedup, detect
     from tests.filtered import Shown, make
 
     shown = [Shown(f"{i}", i, (f"第{i}张图片的说明{i * 7919}",)) for i in range(count)]

@@ -198,7 +198,7 @@ def made(folder: Path, count: int) -> None:
         _write(build, f"{part:05d}-of-{parts:05d}", rows, np.random.default_rng(part).permutation(fate), pictures)
     build_json.note(build)
     for name in build.stages:
-        build.stage(name).finish(build.stage(name).partitions(), build.stages[name].version)
+        build.stage(name).finish(build.stage(name).partitions(), build.passes[name].version)
         build_json.note(build, StageResult(name, False, parts, parts, 0.0, {}, Cost()))
 
 

@@ -25,6 +25,7 @@ from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.progress import Silent
+from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
@@ -43,7 +44,7 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
         }
     )
     out = Path(job["out"]) / name
-    marks = {stage: hashlib.sha256(stage.encode()).hexdigest() for stage in STAGES}
+    marks = {stage: hashlib.sha256(stage.encode()).hexdigest() for stage in passes_of(STAGES, spec)}
     build = Build(spec, str(out), Store(str(out / "store")), "bench", "2026-01-01", marks, stages=STAGES)
     rows = candidate_rows([Candidate("t", "library", u, "", u, (Text("caption", "一张图片"),)) for u in urls], 0)
     keys = rows["order_key"].to_pylist()
@@ -100,7 +101,7 @@ def main() -> None:
             build = begun(f"{number}", urls[at : at + size], job)
             at += size
             start = time.perf_counter()
-            result = run._run_stage(build, "fetch", cluster, memory, True)
+            result = run._run_pass(build, build.passes["fetch"], cluster, memory, True)
             seconds = time.perf_counter() - start
             memory.look()
             reasons: dict[str, int] = {}

@@ -128,7 +128,10 @@ def make_build(tmp_path: Path) -> Callable[..., Build]:
             store=Store(str(tmp_path / "store")),
             build_id="t",
             snapshot="2026-01-01",
-            fingerprints={name: name[:1] * 64 for name in ("crawl", "extract", "admit", "fetch")},
+            fingerprints={
+                "admit.sort": "5" * 64,
+                **{name: name[:1] * 64 for name in ("crawl", "extract", "admit", "fetch")},
+            },
         )
 
     return make

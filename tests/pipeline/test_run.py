@@ -36,7 +36,7 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_run_stage", killed)
+    monkeypatch.setattr(run, "_run_pass", killed)
     out, plan = str(tmp_path / "out"), load(spec(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         list(run.run(opening.open_build(plan, out, snapshot="2020-02-02")))
@@ -92,8 +92,10 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     publish(second)
     [name] = opened("1").identities
     assert name.startswith(second.build_id)
-    assert opened("1").fingerprints["lead"] != first.fingerprints["lead"], "it is done again from the leader pass on"
-    assert opened("1").fingerprints["rank"] == first.fingerprints["rank"]
+    assert opened("1").fingerprints["dedup.lead"] != first.fingerprints["dedup.lead"], (
+        "it is done again from the leader pass on"
+    )
+    assert opened("1").fingerprints["dedup.rank"] == first.fingerprints["dedup.rank"]
 
     build_json.note(second)
     second.stage("dedup").finish(["x"], 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, run
+from pipeline import cli, opening
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.store import Store
@@ -100,7 +100,7 @@ def test_a_takedown_that_matches_says_how_much_and_may_be_repeated(
 def test_a_build_is_not_published_into_a_store_that_is_gone(
     synthetic_build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "reopen", lambda out: synthetic_build)
+    monkeypatch.setattr(opening, "reopen", lambda out: synthetic_build)
     assert cli.main(["publish", synthetic_build.out]) == 1
     assert "is no STORE (no store.json)" in capsys.readouterr().err
     assert not Path(synthetic_build.store.url).exists()

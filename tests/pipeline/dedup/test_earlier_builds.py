@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.folding import normals, text_id
-from pipeline.dedup import dealt_earlier, handed_on
+from pipeline.dedup import dealt_earlier, handed_on, meet
 from pipeline.features import LATER, feature_id
 from pipeline.files.arrays import Arrays
 from pipeline.files.folder import Folder
@@ -20,7 +20,6 @@ from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
 from pipeline.pictures.hashing import CONTENT
 from pipeline.records import split_of
-from pipeline.stages import meet
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import StageDir
 from tests.dealt import age, aged, deal_out_all, handed, measured, published, shown_of
@@ -62,7 +61,7 @@ def test_hashes_of_other_features_are_matched_by_bytes_only(
 ) -> None:
     first = fetched_build([got("a", picture(1), "一")], filters=[])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.lead.feature_id", lambda: "features-old")
+        patch.setattr("pipeline.dedup.lead.feature_id", lambda: "features-old")
         run(first)
     publish(first)
     later = [got("same", picture(1), "二"), got("near", picture(1, (320, 240)), "三")]
@@ -76,7 +75,7 @@ def test_what_an_older_wenlan_measured_is_matched_by_looks_where_they_can_be_com
 ) -> None:
     first = fetched_build([got("a", picture(1), "一")], filters=[])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.lead.feature_id", lambda: "features-old")
+        patch.setattr("pipeline.dedup.lead.feature_id", lambda: "features-old")
         run(first)
     publish(first)
     monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})

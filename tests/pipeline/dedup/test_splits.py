@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
+from pipeline.dedup import lead
 from pipeline.records import split_of
-from pipeline.stages import lead
 from pipeline.store.build import Build, Earlier
 from pipeline.store.identities import PLACED_TEXT_SCHEMA, TEXT_SCHEMA, Identities
 from tests.stages import run_stage
@@ -183,7 +183,7 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
     anew = replace(anew, generation=2, identities=(), made_from=made_from)
     run_stage(anew, "dedup")
     stage = anew.stage("dedup")
-    remaining = [row for r in stage.records() for s in SPLITS for row in stage.table(r, f"{s}.parquet").to_pylist()]
+    remaining = [row for r in stage.records() for row in stage.table(r).to_pylist()]
     decided = [row for r in stage.records() for row in stage.table(r, "decisions.parquet").to_pylist()]
     assert [row["split"] for row in remaining] == [
         kept[row["image_url"].rpartition("/")[2]]["split"] for row in remaining
@@ -231,7 +231,7 @@ def test_no_text_straddles_and_increments_place_pairs_as_one_build_would(
     everything = [one for of in shown for one in of]
     spread = {**rules, "pairs_per_holder": holder}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.rank.RUN", 4)
+        patch.setattr("pipeline.dedup.rank.RUN", 4)
         together = filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=spread, shards=APART)
         at_once = after(together)
     assert not straddling(at_once)

@@ -102,7 +102,9 @@ def test_what_was_taken_down_is_in_no_export(
     row = pq.read_table(next(shards_of.glob("train-*.parquet"))).to_pylist()[0]
     hashes = {"hashes": [sha256_hex(row["image_url"])]}
     synthetic_build.store.folder.write_json("forgotten/one.json", hashes)
-    (shards_of.parent / "build.json").write_text(json.dumps({"store": synthetic_build.store.url}))
+    (shards_of.parent / "build.json").write_text(
+        json.dumps({"version": build_json.VERSION, "store": synthetic_build.store.url})
+    )
     counts = export(Dataset.open(shards_of), to, tmp_path / "out", SPLITS)
     assert sum(counts.values()) == len(truth) - 1
     assert dict(images(tmp_path / "out", to)) == {key: data for key, data in truth.items() if key != row["key"]}
@@ -230,7 +232,7 @@ def test_what_is_taken_down_during_an_export_is_in_none(
 ) -> None:
     store, write = synthetic_build.store, exports.find("csv").write
     store.check()
-    (shards_of.parent / "build.json").write_text(json.dumps({"store": store.url}))
+    (shards_of.parent / "build.json").write_text(json.dumps({"version": build_json.VERSION, "store": store.url}))
 
     def while_somebody_forgets(source: Source, out: Path) -> Any:
         counts = write(source, out)

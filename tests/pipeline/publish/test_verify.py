@@ -100,7 +100,9 @@ def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: P
     store = synthetic_build.store.url
     assert verify(shards_of) == [], "nobody said which STORE"
     assert verify(shards_of, store=store) == [f"train-000000.parquet: {row['key']}: was taken down"]
-    (shards_of.parent / "build.json").write_text(json.dumps({"store": store}), encoding="utf-8")
+    (shards_of.parent / "build.json").write_text(
+        json.dumps({"version": build_json.VERSION, "store": store}), encoding="utf-8"
+    )
     assert len(verify(shards_of.parent)) == 1
     assert len(verify(shards_of)) == 1, "the shard folder lies in the build"
 

@@ -23,6 +23,7 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
 from pipeline.texts.templates import Template, Templates
+from tests.stages import run_stage
 
 
 def spec(**more: Any) -> BuildSpec:
@@ -290,7 +291,7 @@ def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(cand
 
 def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build:
     limited = spec(fetch={"images_per_partition": 20})
-    prints = {"extract": "e" * 64, "admit": "a" * 64}
+    prints = {"extract": "e" * 64, "admit.sort": "5" * 64, "admit": "a" * 64}
     store = Store(str(tmp_path / "store"))
     build = Build(limited, str(tmp_path / "out"), store, "t", "2026-01-01", prints, stages=STAGES)
     for i in range(files):
@@ -298,6 +299,7 @@ def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build
         with build.stage("extract").attempt(f"t-{i:05d}") as attempt:
             attempt.write_table("parquet", candidate_rows(part, limited.seed))
             attempt.commit({"seen": len(part), "kept": len(part), "dropped": 0})
+    run_stage(build, "admit.sort")
     return build
 
 
@@ -308,13 +310,6 @@ def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build
 )  # fmt: skip
 def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates, most, ranges):
     assert ranges_for(candidates, most) == ranges
-
-
-def test_a_build_that_was_begun_with_other_ranges_goes_on_with_them(tmp_path):
-    build = build_with(tmp_path, [candidate(f"http://i.test/{i}.jpg") for i in range(60)], files=1)
-    assert len(partitions(build)) == 3
-    run_partition(build, "00001-of-00002")  # as an older wenlan cut it
-    assert partitions(build) == ["00000-of-00002", "00001-of-00002"]
 
 
 @pytest.mark.parametrize("files", [1, 3])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from PIL import Image
 
 from data_specs.folding import normal
 from data_specs.shard import SPLITS
-from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
-from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus
@@ -88,30 +85,6 @@ def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_text
     assert len(kept["p0"]["text_leaders"]) == 3
     kept, _ = after(filtered.make(tmp_path, shown, dedup={"placeholder_texts": 0, "max_texts": 1}))
     assert texts(kept["p0"]) == ["第0道菜的做法"]
-
-
-def test_texts_go_to_their_leaders_where_an_older_wenlan_took_pairs_out_of_a_run(tmp_path: Path, filtered: Any) -> None:
-    """It left positions as they were. The next spec of the build goes on from there, with a leader pass of its own."""
-    shown = [
-        filtered.Shown(f"{kind}{i}", i, (f"{text}第{i}号{'甲乙丙丁戊己庚辛'[i] * 9}",), side)
-        for i in range(8)
-        for kind, text, side in (("p", "大图", 200), ("c", "小图", 100))
-    ]
-    build = filtered.make(tmp_path / "all", shown)
-    kept, _ = after(build)
-    first = min(kept.values(), key=lambda row: row["order_key"])
-    removal = Removal({first["candidate_id"]}, NO_TAKEDOWNS)
-    for name in ("rank", "filter"):
-        stage = build.stage(name)
-        with scratch(stage) as path:
-            rewrite = Rewrite(stage, stage.records()[0], removal, BorrowedTexts({}, set()), path)
-            rewrite.remove_rows()
-            rewrite.commit()
-    again, _ = after(replace(build, fingerprints={**build.fingerprints, "lead": "1" * 64, "dedup": "2" * 64}))
-    gone = first["image_url"].rpartition("/")[2]
-    fresh, _ = after(filtered.make(tmp_path / "others", [one for one in shown if one.name != gone]))
-    assert {name: texts(row) for name, row in again.items()} == {name: texts(row) for name, row in fresh.items()}
-    assert {len(texts(row)) for row in again.values()} == {1, 2}
 
 
 def test_what_texts_were_before_they_were_rewritten_is_in_the_shards(weeks: Any) -> None:

@@ -165,6 +165,7 @@ def test_a_file_that_comes_or_goes_between_two_parts_is_an_error_and_no_loss(tmp
         put(name)
     build = build_of(tmp_path, {"name": "s", "source_kind": "news", **source})
     first, second = extract.partitions(build)
+    extract.begin(build)
     extract.run_partition(build, first)
     if change == "comes":
         put("a")

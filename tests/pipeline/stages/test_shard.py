@@ -82,6 +82,7 @@ def test_two_builds_in_other_folders_give_the_same_bytes(tmp_path: Path, synthet
 
 
 def test_a_killed_stage_does_only_what_is_missing(synthetic_build: Build, run_stage: Run) -> None:
+    run_stage(synthetic_build, "shard.plan")
     for partition in shard.partitions(synthetic_build)[:2]:
         shard.run_partition(synthetic_build, partition)
     before = _tars(synthetic_build)
@@ -100,8 +101,10 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
     assert (shards_of / "manifest.json").exists()
     old = {path.name for path in shards_of.glob("*.tar")}
     build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 20})
+    run_stage(build, "shard.plan")
     names = shard.partitions(build)
     assert names == ["train-000000", "dev-000000", "val-000000"]
+    shard.begin(build)
     assert not (shards_of / "manifest.json").exists()
     assert not list(shards_of.glob("*.tar")), old
     assert not list(shards_of.rglob("*.parquet"))
@@ -110,12 +113,13 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
 
 
 def test_the_manifest_goes_before_anything_else(
-    shards_of: Path, tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
+    shards_of: Path, tmp_path: Path, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted: list[str] = []
-    monkeypatch.setattr(Folder, "delete", lambda self, name: deleted.append(name))
     build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 100})
-    shard.partitions(build)
+    run_stage(build, "shard.plan")
+    monkeypatch.setattr(Folder, "delete", lambda self, name: deleted.append(name))
+    shard.begin(build)
     assert deleted[0] == "manifest.json"
     assert "train-000000.tar" in deleted, "so it matters"
 
@@ -204,7 +208,7 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
     run_stage(build, "shard")
     tar = Path(build.out) / "shards" / "train-000000.tar"
     before = tar.stat().st_mtime_ns
-    other = replace(build, fingerprints={**build.fingerprints, "screen": "a" * 64, "shard": "5" * 64})
+    other = replace(build, fingerprints={**build.fingerprints, "shard.plan": "a" * 64, "shard": "5" * 64})
     run_stage(other, "shard")
     assert tar.stat().st_mtime_ns != before
 

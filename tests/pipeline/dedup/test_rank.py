@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from data_specs.folding import normals
+from pipeline.dedup import rank
 from pipeline.dedup.ranked_runs import RUN_SCHEMA, partitions_of
 from pipeline.matching import text_rows
-from pipeline.stages import rank
 from pipeline.store.build import Build
 from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS

@@ -4,7 +4,7 @@ Pairs rank by (larger image, candidate_id). In a build that begins a generation,
 before that, in the order of those builds: with the same spec the same pairs are kept again, as a pair that was dropped
 was dropped for one that ranks before it. Each partition is a run (`pipeline.dedup.ranked_runs`): neighbouring
 partitions of filter, up to RUN pairs. It holds the columns that the leader pass reads: hashes, signatures, and the id
-and sketch of each text, so that the one pass that must go in order (`pipeline.stages.lead`) does nothing that can be
+and sketch of each text, so that the one pass that must go in order (`pipeline.dedup.lead`) does nothing that can be
 done in parallel.
 
 Limits: a new generation reads the ids of all that the last one kept once per run.

@@ -1,7 +1,7 @@
 """Stage meet: finds images that may look like another one, or have its bytes, and texts that may be the same as
 another one, of the build or of what earlier builds kept; all others are alone.
 
-What is alone needs no look-up in the one pass that goes in order (`pipeline.stages.lead`), and nobody needs to look it
+What is alone needs no look-up in the one pass that goes in order (`pipeline.dedup.lead`), and nobody needs to look it
 up. A partition is a part of one key of images (`pipeline.matching.meetings`), of their bytes or of the band keys of
 texts (`pipeline.matching.text_meetings`) over all runs, and reads no more of them. What earlier builds kept is looked
 up piece by piece (`pipeline.dedup.dealt_earlier`), and never compared with itself.

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 from data_specs.shard import canonical_json
-from pipeline.dedup import dealt_earlier, handed_on
+from pipeline.dedup import deal, dealt_earlier, handed_on, meet
 from pipeline.dedup.ranked_runs import pairs_of
 from pipeline.matching.sketches import bands
-from pipeline.stages import deal, meet
 from pipeline.store.identities import DETAILS, Identities
 from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS
@@ -157,7 +156,7 @@ KILLED = """
 import os, pickle, signal, sys
 from pipeline.files.arrays import ArrayWriter
 from pipeline.dedup import dealt_earlier, handed_on
-from pipeline.stages import meet, rank
+from pipeline.dedup import meet, rank
 from pipeline.store.partitions import Attempt
 from tests.places import ROOT
 from tests.stages import run_stage

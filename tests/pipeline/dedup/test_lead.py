@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stages import lead
+from pipeline.dedup import lead
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 
@@ -184,7 +184,7 @@ def test_any_increments_give_what_one_build_would_have_given(
     spread = {**rules, "pairs_per_holder": holder}
     everything = [one for shown in increments for one in shown]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.rank.RUN", 4)
+        patch.setattr("pipeline.dedup.rank.RUN", 4)
         together, _ = after(filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=spread))
     what = ("image_leader", "split", "sha256")
     assert {name: [row[w] for w in what] for name, row in apart.items()} == {
