@@ -46,7 +46,8 @@ class ByVector:
             products_N, margin = self._stack.products(self._query_D, self._allowed_N)
             products_N[~self._enough(products_N + np.float32(margin))] = -np.inf
             self._products = products_N, margin
-        return joined(near, self._best(*self._products, count + len(near)), count)
+        products = self._products
+        return joined(near, lambda count: self._best(*products, count), count)
 
     def _best(self, products: Floats, margin: float, count: int, rows: Rows | None = None) -> Rows:
         found, cosines = best(self._stack, self._query_D, products, margin, count, rows)
@@ -66,6 +67,9 @@ def fused(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
     return order
 
 
-def joined(rows: Rows, rest: Rows, count: int) -> Rows:
-    """The first `count` of some rows and, behind them, of others that are not among them."""
+def joined(rows: Rows, first: Callable[[int], Rows], count: int) -> Rows:
+    """The first `count` of some rows and, behind them, of a ranking without them."""
+    if count <= len(rows):
+        return rows[:count]
+    rest = first(count + len(rows))
     return np.concatenate([rows, rest[~np.isin(rest, rows)]])[:count]

@@ -247,7 +247,7 @@ class _State:
                     stays = self._enough(query, stack.cosines(found, query_D))
                     found, bm25 = found[stays], bm25[stays]
                 both = fused(by_vector.first(DEEP), found, query.weight)
-                first = lambda count: joined(both, by_vector.first(count + len(both)), count)  # noqa: E731
+                first = lambda count: joined(both, by_vector.first, count)  # noqa: E731
             rows, more = self._page(query, first)
         hits = self._hits(rows, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True)))
         return Results(hits, exact, more, allowed)

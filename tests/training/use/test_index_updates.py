@@ -1,4 +1,4 @@
-"""What a second `embed --index` does: nothing anew, what came, what went, and what a takedown has removed."""
+"""A second `embed --index`: rows that came, that left, that changed, and that a takedown has removed."""
 
 from __future__ import annotations
 
