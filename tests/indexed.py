@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.search.index import About, Background, IndexWriter
-from data_specs.search.rows import ROWS
+from data_specs.search.rows import MAPPED
 
 Vectors = npt.NDArray[np.float32]
 
@@ -32,8 +32,8 @@ def random_units(count: int, width: int, seed: int = 0) -> Vectors:
 
 def table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Rows as `IndexWriter.add` takes them, with those columns that any of them has."""
-    names = [name for name in ROWS.names if any(name in row for row in rows)]
-    columns = {name: pa.array([row.get(name) for row in rows], ROWS.field(name).type) for name in names}
+    names = [name for name in MAPPED.names if any(name in row for row in rows)]
+    columns = {name: pa.array([row.get(name) for row in rows], MAPPED.field(name).type) for name in names}
     return pa.table(columns)
 
 
@@ -57,13 +57,13 @@ def make(
         texts=text_ND is not None,
         background=background,
     )
-    writer = IndexWriter.begin(folder, about)
     bounds = [0, *np.minimum(np.cumsum(parts, dtype=int), len(rows)).tolist(), len(rows)]
-    for part, (low, high) in enumerate(pairwise(bounds)):
-        if low < high:
-            of_part = (None if v is None else v[low:high] for v in (image_ND, text_ND))
-            writer.add(part, table(rows[low:high]), *of_part)
-    writer.finish(approximate)
+    with IndexWriter.begin(folder, about) as writer:
+        for low, high in pairwise(bounds):
+            if low < high:
+                of_part = (None if v is None else v[low:high] for v in (image_ND, text_ND))
+                writer.add(table(rows[low:high]), *of_part)
+        writer.finish(approximate=approximate)
     return folder
 
 

@@ -1,18 +1,29 @@
-"""The files of an index folder: index.json, what it names, and how files come and go.
+"""An index folder: immutable files, and one `index.json`, written last, that names them.
 
-Files never change: a takedown writes new ones under names of their own (`img_emb_0000_r1.npy`), replaces index.json in
-one step, and deletes the old ones. Whoever has the index open goes on with what it has mapped, until it looks again.
-What index.json does not name is left over from a killed command, and is swept.
+    index.json                              IndexFile: what the index is of, its parts, its searches
+    img_emb/img_emb_0000.npy                float16 [n, D] unit rows, zeros where a row has no image
+    text_emb/text_emb_0000.npy              the same for texts
+    metadata/metadata_0000.parquet          ROWS: row i belongs to row i of both
+    rows/rows_0000.arrow                    the same rows with their words, memory-mapped by searches
+    words/words_r1.sqlite                   full-text index of all rows (words.py)
+    approximate/image_r1.faiss              approximate search, in a large index (vectors.py)
+    queries/text.onnx, image.onnx           optional: the towers, for queries without torch
+
+The first three folders are clip-retrieval's layout, so that its tools read them. Only the process that holds the lock
+(`exclusive`) writes index.json and deletes files; other processes may write the files of a part for it. Parts that
+`waiting` names are finished but not searched yet: a killed `embed` goes on behind them. An open index keeps its mapped
+files until it looks at index.json again.
+
+Limits: a folder on a local disk, because it is memory-mapped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import re
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,30 +35,20 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_specs.shard import ContractError, leaves_folder
 
-INDEX_VERSION = 1
-"""Raised when a file of the folder changes its meaning; readers refuse a higher one."""
+INDEX_VERSION = 2
+"""Raised when a file of the folder changes its meaning; a reader reads this version only."""
 
 INDEX = "index.json"
-UNFINISHED = "_writing"
-"""Folder of an index that is being written: about.json, and the record of each committed part."""
-
-_TAKEDOWNS = "takedowns"
-"""Within UNFINISHED: a value that each takedown replaces."""
-
-Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
-"""[n, D] unit rows."""
 
 Modality = Literal["image", "text"]
 EMBEDDINGS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
 """Folders of the vectors by modality: the names that clip-retrieval knows."""
 
+_KINDS = (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate")
+
 
 class IndexFault(ContractError):
     """An index folder cannot be written, opened or searched. The message names the folder or the file."""
-
-
-class TakenDown(IndexFault):
-    """What was to be added was read before a takedown, and may hold what it took: it is to be read again."""
 
 
 class _Model(BaseModel):
@@ -79,21 +80,12 @@ class Background(_Model):
         shares = np.interp(np.asarray(cosines, np.float64), self.cosines, self.shares, left=0.0, right=1.0)
         return shares.astype(np.float32)
 
-    def least(self, score: float) -> float:
-        """The least cosine, to float32, that has at least a score; 2 where none has."""
-        low, high = np.float32(-1.0), np.float32(2.0)
-        if float(self.score(low)) >= score:
-            return -2.0  # rounding may take a cosine a little below -1
-        while float(middle := np.float32((low + high) / 2)) not in (float(low), float(high)):
-            low, high = (low, middle) if float(self.score(middle)) >= score else (middle, high)
-        return float(high)
-
 
 class About(_Model):
     """What an index is of.
 
     width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
-    detector: whose regions the image tower saw. created_from: content_digest of the manifests.
+    detector: whose regions the image tower saw. created_from: names of the input; may grow.
     """
 
     name: str
@@ -110,125 +102,110 @@ class About(_Model):
         """Which vectors there are."""
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
+    def difference(self, other: About) -> str:
+        """What makes `other` another index, in words. A checkpoint may be calibrated later, and an input may grow."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
+        return ", ".join(
+            f"its {name} is {_shown(own)}, not {_shown(given)}"
+            for name, own, given in pairs
+            if own != given and name not in ("background", "created_from")
+        )
+
+
+def _shown(value: object) -> str:
+    return f"{value.recipe} {value.sha256[:8]}" if isinstance(value, Towers) else repr(value)
+
 
 class File(_Model):
-    """A file of the folder: path relative to it, bytes, sha256 in hex."""
+    """A file of the folder: path relative to it, and its size."""
 
     path: str
     bytes: int
-    sha256: str
 
 
 class Part(_Model):
-    """Some rows with their vectors.
-
-    files: by folder (img_emb, text_emb, metadata, rows); none where it has no row. token: what it was made of, by which
-    whoever wrote it knows it again.
-    """
+    """Some rows with their vectors. files: by folder (img_emb, text_emb, metadata, rows)."""
 
     part: int
     rows: int
     files: dict[str, File]
-    token: str = ""
 
 
 class IndexFile(_Model):
-    """`index.json`. revision: grows with each takedown, and when parts are added to a finished index.
+    """`index.json`.
 
-    empty: tokens of the parts of which there is no row, by number. words, approximate: files of those searches, where
-    they are.
+    revision: grows whenever what is searched changes. waiting: parts of an `embed` that has not ended. left_out: stamps
+    (`rows.py`) of input rows that the index does not hold and that are not to be embedded again: unreadable, or removed
+    by a takedown. words: None until the index is finished for the first time.
     """
 
     version: int = INDEX_VERSION
     about: About
-    rows: int
-    parts: tuple[Part, ...]
-    empty: dict[int, str] = {}
+    rows: int = 0
     revision: int = 0
     words: File | None = None
     approximate: dict[Modality, File] = {}
+    left_out: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
+    waiting: tuple[Part, ...] = ()
 
-    def files(self) -> Iterator[File]:
+    def searched(self) -> list[File]:
+        """The files that a search opens."""
+        searches = [*self.approximate.values(), *([self.words] if self.words else [])]
+        return [*(file for part in self.parts for file in part.files.values()), *searches]
+
+    def files(self) -> list[File]:
         """All files that belong to the index, index.json aside."""
-        for part in self.parts:
-            yield from part.files.values()
-        yield from self.approximate.values()
-        yield from () if self.words is None else (self.words,)
-
-    def named(self) -> set[str]:
-        """Their paths."""
-        return {file.path for file in self.files()}
+        return [*self.searched(), *(file for part in self.waiting for file in part.files.values())]
 
 
-def read_index(folder: Path) -> IndexFile:
-    """Read index.json. Raises IndexFault for a folder that is no index, is not finished, or is of a newer version."""
+def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
+    """Read index.json. Raises IndexFault for a folder that is no index, is of another version, or is not finished.
+
+    unfinished: an index whose first `embed` has not ended is read too.
+    """
     path = folder / INDEX
     try:
-        text = path.read_bytes()
+        index = IndexFile.model_validate_json(path.read_bytes())
     except OSError as e:
-        if (folder / UNFINISHED).is_dir():
-            raise IndexFault(f"{folder}: the index is not finished; run the command that writes it again") from None
         raise IndexFault(f"{path}: cannot be read ({e.strerror}); an index is written by wenlan-train embed") from None
-    try:
-        index = IndexFile.model_validate_json(text)
     except ValueError as e:
         problem = " ".join(str(e).split())[:200]
         raise IndexFault(f"{path}: is not the index.json of a search index ({problem})") from None
+    if index.version < INDEX_VERSION:
+        raise IndexFault(f"{path}: made by an earlier version of wenlan; delete it and run wenlan-train embed again")
     if index.version > INDEX_VERSION:
-        raise IndexFault(
-            f"{path}: version {index.version} is newer than this wenlan reads ({INDEX_VERSION}); "
-            "upgrade with: pip install -U wenlan"
-        )
-    if outside := sorted(path for path in index.named() if leaves_folder(path)):
+        newer = f"version {index.version} is newer than this wenlan reads ({INDEX_VERSION})"
+        raise IndexFault(f"{path}: {newer}; upgrade with: pip install -U wenlan")
+    if outside := sorted(file.path for file in index.files() if leaves_folder(file.path)):
         raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
+    if index.words is None and not unfinished:
+        raise IndexFault(f"{folder}: the index is not finished; run the command that writes it again")
     return index
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds an index that can be searched, or one that cannot be read."""
+    try:
+        return (folder / INDEX).is_file() and read_index(folder, unfinished=True).words is not None
+    except IndexFault:
+        return True  # whatever opens it says what is wrong
 
 
 def write_index(folder: Path, index: IndexFile) -> None:
     """Replace index.json in one step: one part per line."""
-    head = index.model_dump_json(exclude={"parts"}, indent=1).rstrip().removesuffix("}").rstrip()
-    parts = ",\n  ".join(part.model_dump_json() for part in index.parts)
-    write_file(folder / INDEX, f'{head},\n "parts": [\n  {parts}\n ]\n}}\n'.encode())
-
-
-def takedowns(folder: Path) -> str:
-    """Another value after each takedown from now on, of an index that there is or that is being written.
-
-    Asked for before what is to be added is read: `IndexWriter.begin` takes it.
-    """
-    if (folder / INDEX).exists():
-        (folder / UNFINISHED).mkdir(exist_ok=True)
-    return taken_down(folder)
-
-
-def taken_down(folder: Path) -> str:
-    """The value of the last takedown that whoever writes the index must know of; "" where there was none."""
-    try:
-        return (folder / UNFINISHED / _TAKEDOWNS).read_text(encoding="ascii")
-    except OSError:
-        return ""
-
-
-def note_takedown(folder: Path) -> None:
-    """Let whoever adds to the index know that what it has read before now may hold what is taken down."""
-    if (folder / UNFINISHED).is_dir():
-        write_file(folder / UNFINISHED / _TAKEDOWNS, uuid.uuid4().hex.encode())
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether an index is written here for the first time: there are parts of it at most."""
-    return not (folder / INDEX).exists() and (folder / UNFINISHED / "about.json").exists()
-
-
-def parts_of(folder: Path) -> list[Part]:
-    """Parts of an index, and those that wait to be added to it. Raises IndexFault for what is no index."""
-    there = () if is_begun(folder) else read_index(folder).parts
-    return [*there, *(part for part in waiting(folder).values() if part.rows)]
+    lists = {"parts", "waiting"}
+    head = index.model_dump_json(exclude=lists, indent=1).rstrip().removesuffix("}").rstrip()
+    for name in sorted(lists):
+        parts = ",\n  ".join(part.model_dump_json() for part in getattr(index, name))
+        head += f',\n "{name}": [\n  {parts}\n ]' if parts else f',\n "{name}": []'
+    with whole(folder / INDEX) as temporary:
+        temporary.write_text(f"{head}\n}}\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """For as long as the block runs no other process rewrites the index. Raises IndexFault if one does."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the lock of an index: no other process changes it. Raises IndexFault where another one holds it."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as e:
@@ -237,73 +214,59 @@ def sole_owner(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise IndexFault(f"{folder}: another command rewrites this index; run this one again when it is done") from None
+        todo = "run this one again when it has ended, or stop it: an embed goes on where it stopped"
+        raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None
     finally:
         os.close(handle)
 
 
-def check_parts(folder: Path) -> None:
-    """Raise IndexFault for a file of a part, or of one that waits, that is not there or has not its size."""
-    for part in parts_of(folder):
-        for own in part.files.values():
-            path = folder / own.path
-            size = path.stat().st_size if path.is_file() else 0
-            if size != own.bytes and part in parts_of(folder):  # a takedown deletes files too
-                raise damaged(folder, f"{own.path}: {size:,} bytes, not {own.bytes:,}")
+def check_path(folder: Path) -> None:
+    """Raise IndexFault for a URL."""
+    if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
+        raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
 
 
-def damaged(folder: Path, problem: str) -> IndexFault:
-    """What is to be raised for an index whose files are not as they were written."""
-    return IndexFault(f"{folder}: the index is damaged ({problem}); delete it and embed it again")
+def check_sizes(folder: Path, files: list[File]) -> None:
+    """Raise IndexFault for a file that is missing or has another size."""
+    for own in files:
+        path = folder / own.path
+        size = path.stat().st_size if path.is_file() else 0
+        if size != own.bytes:
+            raise damaged(folder, f"{own.path}: {size:,} bytes, not {own.bytes:,}")
 
 
-def waiting(folder: Path) -> dict[Path, Part]:
-    """Parts that are committed and not yet in index.json, by the file of their record."""
-    return {
-        file: Part.model_validate_json(file.read_bytes()) for file in sorted((folder / UNFINISHED).glob("part-*.json"))
-    }
+def damaged(folder: Path, problem: object) -> IndexFault:
+    """The error for an index whose files are not as they were written."""
+    said = getattr(problem, "strerror", None) or " ".join(str(problem).split())[:200]
+    return IndexFault(f"{folder}: the index is damaged ({said}); delete it and embed it again")
 
 
-def sweep(folder: Path, index: IndexFile | None) -> int:
-    """Delete what belongs neither to the index nor to a part that waits; returns how many files that were."""
-    named = (set() if index is None else index.named()) | {
-        file.path for part in waiting(folder).values() for file in part.files.values()
-    }
-    swept = 0
-    for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate"):
-        for file in (folder / kind).iterdir() if (folder / kind).is_dir() else ():
-            if f"{kind}/{file.name}" not in named:
-                file.unlink(missing_ok=True)
-                swept += 1
-    for left in folder.glob(".tmp-*"):
-        left.unlink(missing_ok=True)
-    return swept
+def sweep(folder: Path, index: IndexFile) -> int:
+    """Delete what index.json does not name, left over from a killed command; returns how many files that were."""
+    named = {file.path for file in index.files()}
+    files = [file for kind in _KINDS for file in folder.glob(f"{kind}/*") if f"{kind}/{file.name}" not in named]
+    left = [*files, *folder.glob(".tmp-*")]
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(files)
 
 
-def made(folder: Path, name: str, make: Callable[[Path], object]) -> File:
-    """A file that `make` writes to a path, moved to its name when it is whole."""
+def make(folder: Path, name: str, write: Callable[[Path], object]) -> File:
+    """A file that `write` writes to a temporary path, renamed when it is complete. Raises IndexFault."""
     with whole(folder / name) as temporary:
-        make(temporary)
-        digest = hashlib.sha256()
-        with temporary.open("rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-        return File(path=name, bytes=temporary.stat().st_size, sha256=digest.hexdigest())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    with whole(path) as temporary:
-        temporary.write_bytes(data)
+        write(temporary)
+        return File(path=name, bytes=temporary.stat().st_size)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to; the file appears under its own name when the block ends, and not at all if it fails."""
+    """A temporary path that is renamed to `path` when the block ends, and deleted if it fails. Raises IndexFault."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     temporary = Path(name)
     try:
-        os.fchmod(handle, 0o666 & ~_umask())
+        os.umask(mask := os.umask(0o077))
+        os.fchmod(handle, 0o666 & ~mask)
         os.close(handle)
         yield temporary
         with temporary.open("rb") as f:
@@ -313,16 +276,3 @@ def whole(path: Path) -> Iterator[Path]:
         raise IndexFault(f"{path}: cannot be written ({e.strerror or e})") from e
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def remove_folder(folder: Path) -> None:
-    if folder.is_dir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()

@@ -1,15 +1,13 @@
 """Rows of a search index: one per sample, with all that is known of it beside its vectors.
 
-A part keeps its rows twice: as Parquet, which is what clip-retrieval and everybody else reads, and as an uncompressed
-Arrow file that is memory-mapped, so that a filter over a million rows reads the columns it needs and a hit is read
-without decoding its neighbours. The Arrow file also has what makes look-ups quick (`LOOKUPS`): 64 bits of each id and
-leader, and the order that sorts them.
+A part keeps its rows twice: as Parquet, which clip-retrieval, DuckDB and everything else reads, and as an uncompressed
+Arrow file that is memory-mapped, so that a filter over a million rows reads only the columns it needs and a hit is read
+without decoding its neighbours. The Arrow file has two columns more (`MAPPED`).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +21,6 @@ from data_specs.shard import ContractError, Text
 
 Flags = npt.NDArray[np.bool_]
 """[N] one flag per row."""
-
-Groups = npt.NDArray[np.uint64]
-"""[N] the first 64 bits of a sha256, 0 for none."""
 
 _TEXT = pa.struct([("kind", pa.string()), ("text", pa.string())])
 _WHERE = pa.struct([("path", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
@@ -54,14 +49,17 @@ ROWS = pa.schema(
 )
 """Columns of a part's metadata. A writer may leave out any but `id`: they are then empty."""
 
-_REPEATING = ("source", "license", "split")
-"""Columns with few values: Arrow keeps them as codes, so that a filter compares numbers."""
+MAPPED = pa.schema(
+    [
+        *ROWS,
+        ("words", pa.string()),  # all texts of the row, cut into words (words.py)
+        ("stamp", pa.uint64()),  # hash of what the row was made of, by which `embed` recognises it; 0: unknown
+    ]
+)
+"""Columns of a part's Arrow file."""
 
-LOOKUPS = {"id": "id", "image": "image_leader", "text": "text_leader"}
-"""Columns that rows are looked up by: NAME_hash (uint64) and NAME_order (int32, which sorts the hashes) of each."""
-
-WORDS = "words"
-"""Column of the Arrow file: all texts of a row cut into words (`words.cut_rows`)."""
+FACETS = ("source", "license", "split")
+"""Columns with few values, which filters choose from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which rows a search may find; what is empty or None limits nothing.
+    """Rows that a search may find; what is empty or None limits nothing.
 
     source, license, split: any of these values. min_side, ..., max_height: pixels of the stored image. url: a part of
     the image's or the page's URL, without regard to case. min_similarity: cosine of the image with its own text.
@@ -126,93 +124,74 @@ class Filters:
         return self != Filters(min_score=self.min_score)
 
     def mask(self, rows: pa.Table, target: Literal["image", "text"]) -> Flags:
-        """[n] which rows of a part pass; `target`: what is searched."""
+        """[N] which rows pass; `target`: what is searched."""
         passed = np.ones(rows.num_rows, np.bool_)
-        for name in _REPEATING:
+        for name in FACETS:
             if values := getattr(self, name):
-                passed &= _flags(pc.is_in(rows[name], pa.array(sorted(values), pa.string())))
-        width, height = (numbers(rows, name) for name in ("width", "height"))
+                passed &= flags(pc.is_in(rows[name], pa.array(sorted(values), pa.string())))
+        width, height = rows["width"], rows["height"]
         for bound, low, side in (
-            (self.min_side, True, np.minimum(width, height) if self.min_side is not None else width),
+            (self.min_side, True, pc.min_element_wise(width, height)),
             (self.min_width, True, width),
             (self.max_width, False, width),
             (self.min_height, True, height),
             (self.max_height, False, height),
         ):
             if bound is not None:
-                passed &= side >= bound if low else side <= bound
+                passed &= flags(pc.greater_equal(side, bound) if low else pc.less_equal(side, bound))
         if self.min_similarity is not None:
-            passed &= _flags(pc.fill_null(pc.greater_equal(rows["similarity"], pa.scalar(self.min_similarity)), False))
-        if self.leader:
-            of_image, of_text = (_flags(pc.equal(rows[n], self.leader)) for n in ("image_leader", "text_leader"))
-            passed &= of_image | of_text
+            passed &= flags(pc.fill_null(pc.greater_equal(rows["similarity"], pa.scalar(self.min_similarity)), False))
         if self.url:
             of_image, of_page = (pc.match_substring(rows[n], self.url, ignore_case=True) for n in ("url", "page_url"))
-            passed &= _flags(pc.or_(of_image, of_page))
+            passed &= flags(pc.or_(of_image, of_page))
         if self.leader:
-            passed &= numbers(rows, f"{target}_hash") == hash_of(self.leader)
+            passed &= flags(pc.equal(rows[f"{target}_leader"], self.leader))
         return passed
 
 
-def _flags(column: pa.ChunkedArray) -> Flags:
-    flags: Flags = column.to_numpy()
-    return flags.astype(np.bool_, copy=False)
+def flags(column: pa.ChunkedArray) -> Flags:
+    """A column of booleans without nulls."""
+    values: Flags = column.to_numpy()
+    return values.astype(np.bool_, copy=False)
+
+
+def with_words(rows: pa.Table, words: Sequence[str]) -> pa.Table:
+    """Complete rows, which may have a column `stamp`, with their words: the columns of MAPPED."""
+    stamps = rows["stamp"] if "stamp" in rows.column_names else pa.array(np.zeros(rows.num_rows, np.uint64))
+    columns = [rows[name] for name in ROWS.names]
+    return pa.table([*columns, pa.array(words, pa.string()), stamps], schema=MAPPED).combine_chunks()
 
 
 def complete(rows: pa.Table, name: str) -> pa.Table:
-    """The rows with every column of ROWS, in its order. Raises ContractError, which names the part."""
-    unknown = sorted(set(rows.column_names) - set(ROWS.names))
+    """The rows with every column of ROWS, in its order, and their `stamp`. Raises ContractError that names the part."""
+    unknown = sorted(set(rows.column_names) - {*ROWS.names, "stamp"})
     if unknown or "id" not in rows.column_names:
         raise ContractError(f"{name}: rows of an index have an id and know no {', '.join(unknown) or 'others'}")
     count, columns = rows.num_rows, []
     for field in ROWS:
-        if field.name in rows.column_names:
-            column = rows[field.name].combine_chunks().cast(field.type)
-            if column.null_count and field.name not in ("where", "similarity"):
-                column = _filled(column, field)
-        elif field.name in ("where", "similarity"):
-            column = pa.nulls(count, field.type)
-        else:
-            column = _filled(pa.nulls(count, field.type), field)
-        columns.append(column)
+        given = field.name in rows.column_names
+        column = rows[field.name].combine_chunks().cast(field.type) if given else pa.nulls(count, field.type)
+        columns.append(column if field.name in ("where", "similarity") else _filled(column, field))
     table = pa.Table.from_arrays(columns, schema=ROWS)
-    ids = table["id"]
-    if pc.any(pc.equal(ids, "")).as_py() or pc.count_distinct(ids).as_py() != count:
+    if pc.any(pc.equal(table["id"], "")).as_py() or pc.count_distinct(table["id"]).as_py() != count:
         raise ContractError(f"{name}: every row of an index needs an id of its own")
-    return table
+    return table.append_column("stamp", rows["stamp"]) if "stamp" in rows.column_names else table
 
 
 def _filled(column: pa.Array, field: pa.Field) -> pa.Array:
     """A column with empty values for nulls."""
+    if not column.null_count:
+        return column
     if pa.types.is_list(field.type):
         return pa.array([[] if value is None else value for value in column.to_pylist()], field.type)
     empty = "" if pa.types.is_string(field.type) else False if pa.types.is_boolean(field.type) else 0
     return pc.fill_null(column, pa.scalar(empty, field.type))
 
 
-def mapped_form(rows: pa.Table, words: Sequence[str]) -> pa.Table:
-    """The rows as the Arrow file keeps them: repeated strings as codes, WORDS, and LOOKUPS."""
-    table = rows
-    for name in _REPEATING:
-        at = table.column_names.index(name)
-        table = table.set_column(at, name, rows[name].combine_chunks().dictionary_encode())
-    table = table.append_column(WORDS, pa.array(words, pa.string()))
-    for name, column in LOOKUPS.items():
-        hashes = _hashes(rows[column].to_pylist())
-        table = table.append_column(f"{name}_hash", pa.array(hashes))
-        table = table.append_column(f"{name}_order", pa.array(np.argsort(hashes, kind="stable").astype(np.int32)))
-    return table.combine_chunks()
-
-
-def plain_form(mapped: pa.Table) -> pa.Table:
-    """The columns of ROWS, as they were before `mapped_form`."""
-    return mapped.select(ROWS.names).cast(ROWS)
-
-
-def write_mapped(path: Path, mapped: pa.Table) -> None:
+def write_mapped(path: Path, rows: pa.Table) -> None:
     """Write the Arrow file of a part: one record batch, uncompressed."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, mapped.schema) as writer:
-        writer.write_table(mapped, max_chunksize=max(1, mapped.num_rows))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=max(1, rows.num_rows))
 
 
 def read_mapped(path: Path) -> pa.Table:
@@ -221,32 +200,9 @@ def read_mapped(path: Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
-def numbers(part: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A column of numbers of a part: a view of the file."""
-    view: npt.NDArray[Any] = part[name].chunk(0).to_numpy()
-    return view
-
-
-def hash_of(name: str) -> int:
-    """The first 64 bits of a name's sha256; 0 for none."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") if name else 0
-
-
-def _hashes(names: Sequence[str]) -> Groups:
-    return np.fromiter((hash_of(name) for name in names), np.uint64, len(names))
-
-
-def rows_with(part: pa.Table, lookup: str, hashes: Groups) -> Iterator[npt.NDArray[np.int64]]:
-    """For each hash the rows of a part that have it, in no order."""
-    order, known = numbers(part, f"{lookup}_order"), numbers(part, f"{lookup}_hash")
-    first, last = (np.searchsorted(known, hashes, side, sorter=order) for side in ("left", "right"))
-    for low, high in zip(first.tolist(), last.tolist(), strict=True):
-        yield order[low:high].astype(np.int64)
-
-
-def record(part: pa.Table, row: int) -> Row:
-    """One row of a part."""
-    raw = {name: part[name][row].as_py() for name in ROWS.names}
+def record(rows: pa.Table, row: int) -> Row:
+    """One row of a table."""
+    raw: dict[str, Any] = rows.slice(row, 1).select(ROWS.names).to_pylist()[0]
     flat = [float(number) for number in raw.pop("boxes")]
     boxes = tuple((flat[i], flat[i + 1], flat[i + 2], flat[i + 3]) for i in range(0, len(flat) - 3, 4))
     texts = tuple(Text(text["kind"], text["text"]) for text in raw.pop("texts"))

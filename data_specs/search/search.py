@@ -7,32 +7,41 @@
     near-copies   of rows with the same leader (image_leader for images, text_leader for texts) the best is shown, and
                   says how many others stand behind it; `copies=True` shows all
     score         the place of a cosine in the index's background (None without one)
-    approximate   where the index has it (`approximate.py`) and the filters leave more rows than an exact search does at
+    approximate   where the index has it (`vectors.py`) and the filters leave more rows than an exact search does at
                   once, unless the query asks for `exact`
 
-Limits: flags of all rows in memory, one bit a modality; a filter reads the columns that it needs of all rows.
+Limits: a look-up by id, a filter and the count of near-copies scan a column of all rows: 10 to 30 ms a million each.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.search import rows as rows_of
-from data_specs.search.approximate import FROM, Cells
-from data_specs.search.folder import EMBEDDINGS, INDEX, About, IndexFault, IndexFile, Modality, read_index
+from data_specs.search.folder import (
+    EMBEDDINGS,
+    INDEX,
+    About,
+    IndexFault,
+    IndexFile,
+    Modality,
+    check_sizes,
+    damaged,
+    read_index,
+)
 from data_specs.search.pictures import read_picture
-from data_specs.search.ranking import ByBoth, ByVector, Listed, Ranking
-from data_specs.search.rows import LOOKUPS, Filters, Flags, Row
-from data_specs.search.scan import Floats, Rows, Stack, cosines_of
+from data_specs.search.ranking import DEEP, ByVector, fused, joined
+from data_specs.search.rows import FACETS, MAPPED, Filters, Flags, Row
+from data_specs.search.vectors import FROM, Approximate, Floats, Rows, Stack
 from data_specs.search.words import WordSearch
 
 __all__ = ["Filters", "Hit", "Query", "Results", "Row", "SearchIndex"]
@@ -46,7 +55,7 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched. vector_D: float [D], of any length but 0; None: by words only, and without those either all
+    """A search. vector_D: float [D], of any length but 0; None: by words only, and without those either all
     rows in their order.
 
     of: what the vector is of, where that is known. The background is that of images with texts, so hits of the same
@@ -138,13 +147,8 @@ class SearchIndex:
 
     @property
     def revision(self) -> int:
-        """How many takedowns have rewritten it."""
+        """How often what is searched has changed."""
         return self._state.index.revision
-
-    @property
-    def has_words(self) -> bool:
-        """Whether it can be searched by words."""
-        return self._state.words is not None
 
     def at(self, row: int) -> Row | None:
         """The row of a number (`Hit.row`); None if there is none."""
@@ -178,7 +182,11 @@ class SearchIndex:
 
     def facets(self) -> dict[str, dict[str, int]]:
         """How many rows each value of source, license and split has, most frequent first."""
-        return self._state.facets()
+        counts = {name: self._state.rows[name].value_counts().to_pylist() for name in FACETS}
+        return {
+            name: {one["values"]: one["counts"] for one in sorted(own, key=lambda one: -one["counts"])}
+            for name, own in counts.items()
+        }
 
     def picture(self, id: str) -> tuple[bytes, str]:
         """(bytes, media type) of a row's stored picture, checked against its sha256. Raises IndexFault."""
@@ -186,17 +194,20 @@ class SearchIndex:
         return read_picture(state.record(state.must(id)))
 
     def reload_if_changed(self) -> bool:
-        """Map the index anew if a takedown has rewritten it; whether it had. Costs one stat where it had not."""
+        """Map the index again if a takedown or an update has changed it; whether it had. Costs one stat otherwise."""
         with self._reloading:
             seen = _signature(self.folder)
             if seen == self._seen:
                 return False
-            self._state, self._seen = _opened(self.folder), seen
-            return True
+            before = self._state
+            if before.index.revision != read_index(self.folder).revision:  # else only parts wait
+                self._state = _opened(self.folder)
+            self._seen = seen
+            return self._state is not before
 
 
 def _signature(folder: Path) -> tuple[int, int, int]:
-    """What changes when index.json is replaced."""
+    """Changes when index.json is replaced."""
     try:
         status = (folder / INDEX).stat()
     except OSError:
@@ -206,43 +217,47 @@ def _signature(folder: Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class _State:
-    """One revision of an index, mapped. `starts` [parts + 1]: the first row of each part."""
+    """One revision of an index, mapped. rows: of all parts, one behind another, as vectors and words number them."""
 
     folder: Path
     index: IndexFile
-    tables: tuple[pa.Table, ...]
+    rows: pa.Table
     stacks: dict[Modality, Stack]
     present: dict[Modality, Flags]
-    words: WordSearch | None
-    cells: dict[Modality, Cells]
-    starts: Rows
+    words: WordSearch
+    approximate: dict[Modality, Approximate]
 
     def search(self, query: Query) -> Results:
         self._check(query)
         allowed_N = self._allowed(query)
         allowed = int(np.count_nonzero(allowed_N))
-        query_D = None if query.vector_D is None else self._unit(query.vector_D)
-        least = self._least(query.filters.min_score)
         found, bm25 = self._by_words(query, allowed_N)
+        query_D = None if query.vector_D is None else self._unit(query.vector_D)
         if query_D is None:
-            ranking: Ranking = Listed(found if query.words else np.flatnonzero(allowed_N))
+            exact, listed = True, found if query.words else np.flatnonzero(allowed_N)
+            rows, more = self._page(query, lambda count: listed[:count])
         else:
+            approximate = self._approximate(query, allowed)
+            exact = approximate is None
             stack = self.stacks[query.target]
-            by_vector = ByVector(stack, query_D, allowed_N, self._cells(query, allowed), least)
-            if least > -2 and len(found):
-                stays = cosines_of(stack.take(found), query_D) >= least
-                found, bm25 = found[stays], bm25[stays]
-            ranking = ByBoth(by_vector, found, query.weight) if query.words else by_vector
-        rows, more = self._page(ranking, query)
+            by_vector = ByVector(stack, query_D, allowed_N, approximate, lambda cosines: self._enough(query, cosines))
+            first = by_vector.first
+            if query.words:
+                if query.filters.min_score is not None:
+                    stays = self._enough(query, stack.cosines(found, query_D))
+                    found, bm25 = found[stays], bm25[stays]
+                both = fused(by_vector.first(DEEP), found, query.weight)
+                first = lambda count: joined(both, by_vector.first, count)  # noqa: E731
+            rows, more = self._page(query, first)
         hits = self._hits(rows, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True)))
-        return Results(tuple(hits), ranking.exact, more, allowed)
+        return Results(hits, exact, more, allowed)
 
-    def _page(self, ranking: Ranking, query: Query) -> tuple[Rows, bool]:
-        """The rows that are shown, and whether more follow."""
+    def _page(self, query: Query, first: Callable[[int], Rows]) -> tuple[Rows, bool]:
+        """The rows of a ranking that are shown, and whether more follow."""
         end = query.offset + query.limit
         count = end + 1
         while True:
-            rows = ranking.first(count)
+            rows = first(count)
             shown = rows[self._leading(rows, query)]
             if len(shown) > end or len(rows) < count:
                 return shown[query.offset : end], len(shown) > end
@@ -272,90 +287,83 @@ class _State:
         return unit
 
     def _allowed(self, query: Query) -> Flags:
-        allowed = self.present[query.target]
-        if query.filters.of_rows() and self.tables:
-            allowed = allowed & np.concatenate([query.filters.mask(table, query.target) for table in self.tables])
-        return allowed
+        present = self.present[query.target]
+        return present & query.filters.mask(self.rows, query.target) if query.filters.of_rows() else present
 
-    def _cells(self, query: Query, allowed: int) -> Cells | None:
+    def _approximate(self, query: Query, allowed: int) -> Approximate | None:
         """The approximate search where it is wanted."""
         small = 2 * self.index.about.width * allowed <= FROM // 4
-        return None if query.exact or (query.exact is None and small) else self.cells.get(query.target)
+        return None if query.exact or (query.exact is None and small) else self.approximate.get(query.target)
 
     def _by_words(self, query: Query, allowed_N: Flags) -> tuple[Rows, Floats]:
         if not query.words:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        if self.words is None:
-            raise IndexFault(f"{self.folder}: cannot be searched by words")
         try:
             return self.words.ranked(query.words, allowed_N)
         except sqlite3.Error as e:
-            raise IndexFault(f"{self.folder}: the index of its words is damaged ({e}); embed it again") from None
+            raise damaged(self.folder, f"{self.index.words and self.index.words.path}: {e}") from None
 
-    def _least(self, min_score: float | None) -> float:
-        """The least float32 cosine with that score; below every cosine without one."""
-        background = self.index.about.background
-        return -2.0 if min_score is None or background is None else background.least(min_score)
+    def _enough(self, query: Query, cosines: Floats) -> Flags:
+        """[n] which cosines have the least score."""
+        least, background = query.filters.min_score, self.index.about.background
+        if least is None or background is None:
+            return np.ones(len(cosines), np.bool_)
+        return background.score(cosines) >= least
 
     def _leading(self, rows: Rows, query: Query) -> npt.NDArray[np.intp]:
         """Positions of the rows that are shown: of each group of near-copies the first."""
         if query.copies:
             return np.arange(len(rows))
-        groups = self._groups(rows, query.target)
-        _, first = np.unique(groups, return_index=True)
-        shown = groups == 0
-        shown[first] = True
-        return np.flatnonzero(shown)
+        leaders = self._leaders(rows, query.target)
+        seen = dict[str, int]()
+        return np.array([n for n, own in enumerate(leaders) if not own or seen.setdefault(own, n) == n], np.intp)
 
-    def _groups(self, rows: Rows, target: Modality) -> rows_of.Groups:
-        """[n] the group of near-copies of each row, 0 for none."""
-        groups = np.zeros(len(rows), np.uint64)
-        of = np.searchsorted(self.starts, rows, "right") - 1
-        for part in np.unique(of).tolist():
-            here = of == part
-            known = rows_of.numbers(self.tables[part], f"{target}_hash")
-            groups[here] = known[rows[here] - self.starts[part]]
-        return groups
+    def _leaders(self, rows: Rows, target: Modality) -> list[str]:
+        """The group of near-copies of each row, "" for none."""
+        found: list[str] = self.rows[f"{target}_leader"].take(pa.array(rows)).to_pylist()
+        return found
 
     def _hits(
         self, rows: Rows, query: Query, query_D: Floats | None, allowed_N: Flags, bm25: dict[int, float]
-    ) -> Iterator[Hit]:
-        cosines = None if query_D is None else cosines_of(self.stacks[query.target].take(rows), query_D)
+    ) -> tuple[Hit, ...]:
+        cosines = None if query_D is None else self.stacks[query.target].cosines(rows, query_D)
         background = self.index.about.background
         scores = None
         if cosines is not None and background is not None and query.is_scored:
             scores = background.score(cosines)
-        groups = self._groups(rows, query.target)
-        copies = np.zeros(len(rows), np.int64)
-        for table, start in self._parts():
-            for n, same in enumerate(rows_of.rows_with(table, query.target, groups)):
-                copies[n] += np.count_nonzero(allowed_N[start + same]) if groups[n] else 0
-        for n, row in enumerate(rows.tolist()):
-            yield Hit(
+        leaders = self._leaders(rows, query.target)
+        others = self._group_sizes({leader for leader in leaders if leader}, query.target, allowed_N)
+        return tuple(
+            Hit(
                 row,
                 self.record(row),
                 None if cosines is None else float(cosines[n]),
                 None if scores is None else float(scores[n]),
                 bm25.get(row),
-                int(copies[n]) - 1 if groups[n] else 0,
+                others.get(leaders[n], 1) - 1,
             )
+            for n, row in enumerate(rows.tolist())
+        )
 
-    def _parts(self) -> Iterator[tuple[pa.Table, int]]:
-        """(rows of a part, number of the first)."""
-        yield from zip(self.tables, self.starts.tolist(), strict=False)  # one start more than parts
+    def _group_sizes(self, leaders: set[str], target: Modality, allowed_N: Flags) -> dict[str, int]:
+        """How many allowed rows each group of near-copies has."""
+        if not leaders:
+            return {}
+        column = self.rows[f"{target}_leader"]
+        members = rows_of.flags(pc.is_in(column, pa.array(sorted(leaders), pa.string()))) & allowed_N
+        counts = column.take(pa.array(np.flatnonzero(members))).value_counts().to_pylist()
+        return {one["values"]: one["counts"] for one in counts}
 
     def record(self, row: int) -> Row:
-        part = int(np.searchsorted(self.starts, row, "right")) - 1
-        return rows_of.record(self.tables[part], row - int(self.starts[part]))
+        return rows_of.record(self.rows, row)
 
     def number(self, id: str) -> int | None:
         """Number of the row of an id; None if there is none."""
-        hashes = np.array([rows_of.hash_of(id)], np.uint64)
-        for table, start in self._parts():
-            for row in next(rows_of.rows_with(table, LOOKUPS["id"], hashes)).tolist():
-                if table["id"][row].as_py() == id:
-                    return start + int(row)
-        return None
+        try:
+            row = pc.index(self.rows["id"], pa.scalar(id, pa.string())).as_py()
+        except UnicodeEncodeError:  # half of a surrogate pair: no id has one
+            return None
+        return None if row < 0 else int(row)
 
     def must(self, id: str) -> int:
         """The same. Raises IndexFault if there is none."""
@@ -364,17 +372,9 @@ class _State:
             raise IndexFault(f"{self.folder}: has no row {id}")
         return number
 
-    def facets(self) -> dict[str, dict[str, int]]:
-        counts: dict[str, Counter[str]] = {name: Counter() for name in ("source", "license", "split")}
-        for table in self.tables:
-            for name, counter in counts.items():
-                for pair in table[name].value_counts().to_pylist():
-                    counter[pair["values"]] += pair["counts"]
-        return {name: dict(counter.most_common()) for name, counter in counts.items()}
-
 
 def _opened(folder: Path) -> _State:
-    """The newest revision. A takedown may delete files of the one whose index.json was just read: then once more."""
+    """The newest revision. Files of the one whose index.json was just read may be deleted meanwhile: then once more."""
     index = read_index(folder)
     for _ in range(_TRIES):
         try:
@@ -382,21 +382,19 @@ def _opened(folder: Path) -> _State:
         except (OSError, RuntimeError, ValueError, KeyError, pa.ArrowInvalid) as e:  # RuntimeError: faiss's own
             newest = read_index(folder)
             if newest.revision == index.revision:
-                problem = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
-                raise IndexFault(f"{folder}: the index is damaged ({problem}); embed it again") from None
+                raise (e if isinstance(e, IndexFault) else damaged(folder, e)) from None
             index = newest
     raise IndexFault(f"{folder}: is being rewritten all the time; try again later")
 
 
 def _mapped(folder: Path, index: IndexFile) -> _State:
-    """Raises what `_opened` catches for a file that is not there or not whole, or that does not fit the others."""
-    for own in index.files():
-        if (size := (folder / own.path).stat().st_size) != own.bytes:
-            raise ValueError(f"{own.path}: {size:,} bytes, not {own.bytes:,}")
-    tables = tuple(rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts)
+    """Raises what `_opened` catches for a file that is missing or not whole, or that does not fit the others."""
+    check_sizes(folder, index.searched())
+    tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
     counts = [part.rows for part in index.parts]
     if [table.num_rows for table in tables] != counts or sum(counts) != index.rows:
         raise ValueError("its parts have other numbers of rows than index.json says")
+    rows = pa.concat_tables([MAPPED.empty_table(), *tables])
     stacks: dict[Modality, Stack] = {}
     for modality in index.about.modalities:
         files = [part.files[EMBEDDINGS[modality]].path for part in index.parts]
@@ -405,17 +403,13 @@ def _mapped(folder: Path, index: IndexFile) -> _State:
             if vector_ND.shape != (count, index.about.width) or vector_ND.dtype != np.float16:
                 raise ValueError(f"{file}: {vector_ND.dtype} {list(vector_ND.shape)}")
         stacks[modality] = Stack(vectors, index.about.width)
-    present = {
-        m: np.concatenate([np.empty(0, np.bool_), *(t[f"has_{m}"].to_numpy() for t in tables)])
-        for m in index.about.modalities
-    }
+    assert index.words is not None
     return _State(
         folder=folder,
         index=index,
-        tables=tables,
+        rows=rows,
         stacks=stacks,
-        present=present,
-        words=None if index.words is None else WordSearch(folder / index.words.path),
-        cells={m: Cells(folder / file.path) for m, file in index.approximate.items()},
-        starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        present={m: rows_of.flags(rows[f"has_{m}"]) for m in index.about.modalities},
+        words=WordSearch(folder / index.words.path),
+        approximate={m: Approximate(folder / file.path) for m, file in index.approximate.items()},
     )

@@ -1,15 +1,12 @@
-"""Search by words: BM25 over the texts of the rows, kept by SQLite's FTS5.
+"""Search by words: BM25 over the texts of all rows, by SQLite's FTS5.
 
 Texts are folded (`data_specs.folding.even`: width, case, traditional and other variants) and cut into words as jieba
-does for a search engine: 中华人民共和国 is also 中华, 人民, 共和国. A word of one character is looked for among all
-characters, so that 猫 finds 小猫咪; a longer one among the words. A row that has any of the words is a hit, and BM25
-(k1 1.2, b 0.75, FTS5's own) ranks it: rare words count most, and short texts.
+does for a search engine: 中华人民共和国 is also 中华, 人民, 共和国. rjieba cuts them, jieba in Rust: of 500 words one
+differs, at a twentieth of the time. A word of one character is looked for among all characters, so that 猫 finds
+小猫咪; a longer one among the words. A row that has any of the words is a hit, ranked by FTS5's BM25 (k1 1.2, b 0.75).
 
-Texts are cut when a part is written, in whichever process embeds it, and kept with its rows. rjieba cuts them, which is
-jieba in Rust: the same words in a twentieth of the time, for which the towers beside it wait. Of 500 words one differs,
-mostly numbers with letters, so that an index whose words jieba has cut is searched as well. The inverted index over all
-parts is made from the words at the end (15 s a million captions), and anew by a takedown: then it holds nothing of what
-was removed. It keeps no text, and is opened read-only, page by page.
+Texts are cut when a part is written, in the process that embeds it; the table over all parts is made from the words
+when the index changes (15 s a million captions), so that it holds nothing of removed rows. It keeps no text.
 
 Limits: a word that very many rows have takes a second or more per million of them.
 """
@@ -35,10 +32,10 @@ Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 MOST_WORDS = 64
-"""Words of a query that are looked for: more is no query, but a text."""
+"""Words of a query that are looked for: more is a text, not a query."""
 
 _WORD = re.compile(r"[^\W_]+")
-"""A run of letters and digits: exactly what FTS5's tokenizer `ascii` takes for one token."""
+"""A run of letters and digits: exactly one token of FTS5's tokenizer `ascii`."""
 
 _TABLE = "CREATE VIRTUAL TABLE texts USING fts5(words, characters, content = '', tokenize = 'ascii')"
 
@@ -50,7 +47,7 @@ def words_of(text: str) -> list[str]:
 
 
 def cut_rows(rows: pa.Table) -> list[str]:
-    """Words of all texts of each row, with a space between two; a text that is there twice counts once."""
+    """Words of all texts of each row, separated by spaces; a text that a row has twice counts once."""
     columns = (rows[name].to_pylist() for name in ("caption", "texts"))
     return [
         " ".join(word for text in dict.fromkeys([caption, *(t["text"] for t in texts)]) for word in words_of(text))
@@ -58,26 +55,18 @@ def cut_rows(rows: pa.Table) -> list[str]:
     ]
 
 
-def write(path: Path, parts: Iterable[Iterable[str]]) -> None:
-    """Write the inverted index of all rows to a path: for each part what `cut_rows` returned. Raises OSError."""
+def write(path: Path, words_N: Iterable[str]) -> None:
+    """Write the table to a path, from what `cut_rows` returned for all rows. Raises OSError."""
     try:
-        _write(path, parts)
-    except sqlite3.OperationalError as e:  # so SQLite calls a full disk
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            # no other process has the file yet: neither journal nor flush is needed
+            connection.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN; {_TABLE}")
+            rows = ((row, words, " ".join(_characters(words))) for row, words in enumerate(words_N))
+            connection.executemany("INSERT INTO texts(rowid, words, characters) VALUES (?, ?, ?)", rows)
+            connection.execute("INSERT INTO texts(texts) VALUES ('optimize')")
+            connection.execute("COMMIT")
+    except sqlite3.OperationalError as e:  # SQLite's error for a full disk
         raise OSError(errno.EIO, f"SQLite: {e}") from e
-
-
-def _write(path: Path, parts: Iterable[Iterable[str]]) -> None:
-    # Nobody else sees the file yet: neither journal nor patience is needed.
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("BEGIN")
-        connection.execute(_TABLE)
-        numbered = enumerate(words for part in parts for words in part)
-        rows = ((row, words, " ".join(_characters(words))) for row, words in numbered)
-        connection.executemany("INSERT INTO texts(rowid, words, characters) VALUES (?, ?, ?)", rows)
-        connection.execute("INSERT INTO texts(texts) VALUES ('optimize')")
-        connection.execute("COMMIT")
 
 
 def _characters(words: str) -> list[str]:
@@ -86,44 +75,29 @@ def _characters(words: str) -> list[str]:
 
 
 class WordSearch:
-    """The inverted index, open for reading by any thread. As many connections as searches at once, closed with it."""
+    """The table, open for reading. Each thread has a connection of its own."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._idle = path, list[sqlite3.Connection]()
-        weakref.finalize(self, _close, self._idle)
+        # immutable: files of an index never change, so SQLite need not lock them or write beside them
+        self._address, self._local = f"{path.absolute().as_uri()}?mode=ro&immutable=1", threading.local()
 
     def ranked(self, words: str, allowed_N: npt.NDArray[np.bool_]) -> tuple[Rows, Floats]:
-        """Rows that have any of the words and are allowed, and their BM25: best first, ties by row."""
+        """Allowed rows that have any of the words, and their BM25: best first, ties by row. Raises sqlite3.Error."""
         asked = _query(words)
-        if not asked:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        with self._connection() as connection:
-            found = connection.execute("SELECT rowid, bm25(texts) FROM texts WHERE texts MATCH ?", (asked,)).fetchall()
+        by_bm25 = "SELECT rowid, bm25(texts) FROM texts WHERE texts MATCH ?"
+        found = self._connection().execute(by_bm25, (asked,)).fetchall() if asked else []
         pairs = np.array(found, np.float64).reshape(-1, 2)
-        rows = pairs[:, 0].astype(np.int64)
-        scores = -pairs[:, 1].astype(np.float32)  # FTS5's BM25 is negative: the best is the least
-        stays = allowed_N[rows]
-        rows, scores = rows[stays], scores[stays]
+        pairs = pairs[allowed_N[pairs[:, 0].astype(np.int64)]]
+        rows, scores = pairs[:, 0].astype(np.int64), -pairs[:, 1].astype(np.float32)  # FTS5's best is the least
         order = np.lexsort((rows, -scores))
         return rows[order], scores[order]
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._opened()
-        try:
-            yield connection
-        finally:
-            self._idle.append(connection)
-
-    def _opened(self) -> sqlite3.Connection:
-        # immutable: files of an index never change, so that SQLite need not lock them, or write beside them
-        address = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
-        connection = sqlite3.connect(address, uri=True, check_same_thread=False)
-        connection.execute("PRAGMA trusted_schema = OFF")  # an index may be a stranger's
-        connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = sqlite3.connect(self._address, uri=True)
+            connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
+            connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         return connection
 
 

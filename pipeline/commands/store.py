@@ -61,7 +61,7 @@ def add_forget(commands: Commands) -> None:
 
 
 def _forget(args: argparse.Namespace) -> dict[str, Any]:
-    from data_specs.search.folder import parts_of
+    from data_specs.search.folder import read_index
     from pipeline.takedown import forget
     from pipeline.takedown.indexes import is_index
 
@@ -72,7 +72,7 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     store = _store(args)
     searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
     for folder in searched:
-        parts_of(folder)  # before anything is taken down
+        read_index(folder, unfinished=True)  # before anything is taken down
     builds, faults = _builds(store, [place for place in args.builds if not is_index(place)])
     more = {} if args.distance is None else {"distance": args.distance}
     pictures = [Path(path) for path in args.like]

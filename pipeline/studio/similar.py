@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import SpecError
+from data_specs.search.folder import is_finished
 from data_specs.shard import KEY_LENGTH, ContractError
 from pipeline.studio.layouts import id_of_index
 
@@ -95,4 +96,4 @@ class Similar:
 def index_beside(place: str, named: str) -> Path | None:
     """The index folder: the one named, or BUILD/index; None if there is none."""
     folder = Path(named) if named else Path(place) / "index"
-    return folder if (folder / "index.json").is_file() else None
+    return folder if is_finished(folder) else None

@@ -133,8 +133,13 @@ def forget(
 def _add_indexes(
     found: dict[str, Any], store: Store, takedowns: Takedowns, searched: Sequence[Path], dry_run: bool
 ) -> None:
-    """Step 8; adds what the indexes lost to the answer."""
-    found["indexes"] = [indexes.take_out(folder, store, takedowns, dry_run) for folder in searched]
+    """Step 8; adds what the indexes lost to the answer, and a fault for each that could not be changed."""
+    found["indexes"] = []
+    for folder in searched:
+        try:
+            found["indexes"].append(indexes.take_out(folder, store, takedowns, dry_run))
+        except ContractError as e:
+            found["faults"].append(str(e))
     found["matched"] += sum(loss["rows"] + loss["texts"] for loss in found["indexes"])
 
 

@@ -25,10 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.search.folder import INDEX, check_parts, is_begun, parts_of
-from data_specs.search.index import read_part
+from data_specs.search.folder import INDEX, check_sizes, read_index
+from data_specs.search.index import read_part, remove
 from data_specs.search.pictures import read_picture
-from data_specs.search.removal import remove
 from data_specs.search.rows import record
 from data_specs.shard import ContractError
 from pipeline.errors import StoreError
@@ -46,8 +45,8 @@ _BATCH = 10_000
 
 
 def is_index(place: str) -> bool:
-    """Whether a folder is a search index, or is becoming one."""
-    return "://" not in place and ((Path(place) / INDEX).is_file() or is_begun(Path(place)))
+    """Whether a folder is a search index, finished or not."""
+    return "://" not in place and (Path(place) / INDEX).is_file()
 
 
 def images_named(indexes: Sequence[Path], named: set[str]) -> set[str]:
@@ -88,8 +87,9 @@ def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) ->
 
 def _tables(indexes: Sequence[Path]) -> Iterator[pa.Table]:
     for folder in indexes:
-        check_parts(folder)
-        for part in parts_of(folder):
+        index = read_index(folder, unfinished=True)
+        check_sizes(folder, index.files())
+        for part in (*index.parts, *index.waiting):
             yield read_part(folder, part)
 
 

@@ -74,7 +74,7 @@ def write(folder: Path, count: int, queries: int) -> float:
     clusters = Clusters()
     writer = IndexWriter.begin(folder / "index", About(name="bench", width=WIDTH, images=True, texts=False))
     rng, inner = np.random.default_rng(1), []
-    for part, low in enumerate(range(0, count, PART)):
+    for low in range(0, count, PART):
         size = min(PART, count - low)
         vectors, places = clusters.images(size)
         inner.append(places[: 1 + queries * size // count])
@@ -82,11 +82,12 @@ def write(folder: Path, count: int, queries: int) -> float:
         caption = [WORDS[a] + WORDS[b] for a, b in rng.integers(0, len(WORDS), (size, 2))]
         leader = [f"{(low + n) // 3:x}" for n in range(size)]
         columns = {"id": [f"{low + n}" for n in range(size)], "source": source, "caption": caption}
-        writer.add(part, pa.table({**columns, "image_leader": leader}), vectors, None)
+        writer.add(pa.table({**columns, "image_leader": leader}), vectors, None)
         print(f"{low + size:,} rows written", file=sys.stderr)
     np.save(folder / "queries.npy", clusters.texts(np.concatenate(inner)[:queries]))
     began = time.process_time()
     writer.finish(approximate=True)
+    writer.close()
     return time.process_time() - began
 
 

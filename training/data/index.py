@@ -165,15 +165,23 @@ class Dataset:
         shard = self._shards[at] = self._shards[at].ready()
         inside = number - (self._ends[at] - shard.rows)
         record = self._table(shard.index).slice(inside, 1).to_pylist()[0]
-        boxes = None
-        if shard.regions is not None:
-            boxes = self._table(shard.regions)["boxes"][inside].values.to_numpy()
         return Row(
             tar=shard.tar,
             texts=tuple(RowText(t["kind"], t["text"], t["text_leader"]) for t in record["texts"]),
-            boxes=boxes,
+            boxes=self.boxes(number),
             **{name: record[name] for name in _ROW_COLUMNS},
         )
+
+    def boxes(self, number: int) -> Sequence[float] | None:
+        """`boxes` of a row by number."""
+        at = bisect.bisect_right(self._ends, number)
+        shard = self._shards[at] = self._shards[at].ready()
+        if shard.regions is None:
+            return None
+        boxes: Sequence[float] = self._table(shard.regions)["boxes"][
+            number - (self._ends[at] - shard.rows)
+        ].values.to_numpy()
+        return boxes
 
     def ids(self, shard: int) -> list[str]:
         """The candidate ids of a shard's samples, in order."""

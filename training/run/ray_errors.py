@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_specs.search.folder import TakenDown
 from data_specs.shard import ContractError
 from training.errors import CheckpointError, ConfigError, InputError, RunError, TrainingError
 
 NOTE = "failed.json"
 
-_KINDS = {
-    kind.__name__: kind for kind in (ConfigError, CheckpointError, InputError, RunError, TakenDown, ContractError)
-}
+_KINDS = {kind.__name__: kind for kind in (ConfigError, CheckpointError, InputError, RunError, ContractError)}
 """Kinds that are known by name, a kind before the one that it is derived from."""
 
 

@@ -27,17 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.loopback import start_ray
-from data_specs.search.index import About, IndexWriter
+from data_specs.search.folder import About
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
 from training.errors import ConfigError, FirstRankError, RunError, TrainingError
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
-from training.use.embedding import Done
-from training.use.index_changes import Task
-from training.use.indexing import Job, Run, write_parts
-from training.use.sources import Source, Unit
+from training.use.indexing import Job, Made, Run, Task, made_parts
+from training.use.sources import Source
 from training.weights.load import Loaded
 
 _RESULT = "fit.json"
@@ -289,9 +287,6 @@ class Preemption:
 _CHUNKS = 4
 """Shares of the work that each worker gets one after the other: those that are done early take over from others."""
 
-_LOOKS_S = 2.0
-"""Seconds between two looks at which parts are committed."""
-
 
 def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run:
     """Makes the parts of an index on so many actors: of the cluster at `address`, of RAY_ADDRESS, or embedded.
@@ -305,10 +300,12 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
     if address:
         os.environ["RAY_ADDRESS"] = address
 
-    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task], done: Done) -> int:
+    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task]) -> Iterator[Made]:
+        if not tasks:
+            return
         with cluster(cpus=workers):
             try:
-                return _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks, done)
+                yield from _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks)
             except Exception as e:  # Ray wraps whatever an actor raised; only one of ours is turned back
                 raise cause(e) from e
 
@@ -316,21 +313,21 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
 
 
 class _Dispatch:
-    """Gives parts to actors until all are committed."""
+    """Gives parts to actors until all are made."""
 
     def __init__(self, workers: int, arguments: tuple[Job, str, About, str], max_failures: int) -> None:
         import ray
 
-        job, folder, about, _ = arguments
+        job = arguments[0]
         self._workers, self._arguments, self._failures = workers, arguments, max_failures
-        self._writer = IndexWriter.begin(Path(folder), about)
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
         use_gpu = gpus > 0 and job.device in ("auto", "cuda")
         remote: Any = ray.remote(_Embedding)
         self._actor = remote.options(num_cpus=max(1, cpus // workers), num_gpus=1 if use_gpu else 0)
 
-    def run(self, tasks: Sequence[Task], done: Done) -> int:
+    def run(self, tasks: Sequence[Task]) -> Iterator[Made]:
+        """Parts as they are made. A lost actor repeats the parts that it had not handed over."""
         import ray
         from ray.exceptions import RayActorError
 
@@ -338,28 +335,26 @@ class _Dispatch:
         waiting = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)][::-1]
         idle = [self._actor.remote(*self._arguments) for _ in range(min(self._workers, len(waiting)))]
         running: dict[Any, tuple[Any, list[Task]]] = {}
-        rows, unreadable = {task.part: task for task in tasks}, 0
-        counted = set(self._writer.parts())
         while waiting or running:
             while waiting and idle:
                 actor, chunk = idle.pop(), waiting.pop()
-                running[actor.embed.remote(chunk)] = actor, chunk
-            ended, _ = ray.wait(list(running), timeout=_LOOKS_S)
-            for reference in ended:
-                actor, chunk = running.pop(reference)
+                running[actor.embed.options(num_returns="streaming").remote(chunk)] = actor, chunk
+            ready: list[Any] = ray.wait(list(running), num_returns=1)[0]
+            for parts in ready:
+                actor, chunk = running[parts]
                 try:
-                    unreadable += ray.get(reference)
+                    yield ray.get(next(parts))
+                    chunk.pop(0)
+                except StopIteration:
+                    del running[parts]
                     idle.append(actor)
                 except RayActorError:
                     self._failures -= 1
                     if self._failures < 0:
                         raise
+                    del running[parts]
                     waiting.append(chunk)
                     idle.append(self._actor.remote(*self._arguments))
-            for part in self._writer.done() - counted:
-                counted.add(part)
-                done(rows[part].count if part in rows else 0)
-        return unreadable
 
 
 class _Embedding:
@@ -367,10 +362,10 @@ class _Embedding:
 
     def __init__(self, job: Job, folder: str, about: About, started_in: str) -> None:
         self._job, self._folder, self._about, self._started_in = job, folder, about, started_in
-        self._opened: tuple[Loaded, Source, list[Unit]] | None = None
+        self._opened: tuple[Loaded, Source] | None = None
 
-    def embed(self, tasks: Sequence[Task]) -> int:
-        """Make the parts that are not committed; returns how many rows were left out."""
+    def embed(self, tasks: Sequence[Task]) -> Iterator[Made]:
+        """Write the files of parts, in order."""
         if self._opened is None:  # not in __init__: Ray takes an error there for a lost actor
             import logging
 
@@ -378,10 +373,8 @@ class _Embedding:
                 os.chdir(self._started_in)
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             self._opened = self._job.open()
-        writer = IndexWriter.begin(Path(self._folder), self._about, self._job.since)
-        committed = writer.parts()
-        missing = [task for task in tasks if committed.get(task.part) != task.token]
-        return write_parts(writer, *self._opened, missing, self._job.detector, lambda rows: None)
+        folder, detector = Path(self._folder), self._job.detector
+        yield from made_parts(*self._opened, folder, self._about, tasks, detector, lambda rows: None)
 
 
 def _anyone(yes: bool, device: str) -> bool:

@@ -237,14 +237,13 @@ class Galleries:
         rows_ND = np.stack([row_D for _, row_D, _ in embedded])
         has_image = np.array([bool(entry.picture) for entry, _, _ in embedded])
         zeros_ND = np.zeros((len(rows), width), np.float32)
-        writer = IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name))
-        writer.add(
-            max(writer.done(), default=-1) + 1,
-            pa.Table.from_pylist(rows),
-            np.where(has_image[:, None], rows_ND, zeros_ND),
-            np.where(has_image[:, None], zeros_ND, rows_ND),
-        )
-        writer.finish()
+        with IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name)) as writer:
+            writer.add(
+                pa.Table.from_pylist(rows),
+                np.where(has_image[:, None], rows_ND, zeros_ND),
+                np.where(has_image[:, None], zeros_ND, rows_ND),
+            )
+            writer.finish()
         if before is None:
             return Gallery(name, SearchIndex.open(folder / "index"), own=True, bytes=size)
         before.index.reload_if_changed()

@@ -4,8 +4,6 @@ Metadata comes from the shards' Parquet files; the licence from what lies beside
 build. A sample's id is its key; that of a plain tar's sample, whose key may stand in other tars too, is made of the
 tar's name and the key.
 
-Units never straddle shards: a release that has grown by a build has the old units, and new ones behind them.
-
 Limits: a plain tar tells no URL, page or source.
 """
 
@@ -27,7 +25,7 @@ from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, Fi
 from training.data.index import Row, manifest_of, open_dataset, read_file, weighted
 from training.data.index_cache import GRID, locate, read_parquet
 from training.data.plain_tars import plain_tars_of
-from training.use.sources import Entry, Source, Unit, digest
+from training.use.sources import Entry, Source
 from training.weights.load import Boxes
 
 _COLUMNS = ("key", "source", "page_url", "image_url", "sha256", "width", "height", "texts", "image_leader", "split")
@@ -49,7 +47,6 @@ class _Shard:
     dataset: int
     number: int
     tar: str
-    mark: str
     rows: int
     first: int
     inside: int
@@ -96,10 +93,9 @@ class DatasetSource(Source):
         shards, first = [], 0
         for number, dataset in enumerate(self._datasets):
             inside = 0
-            of_shards = zip(dataset.tars, dataset.marks, dataset.shard_sizes, strict=True)
-            for at, (tar, mark, rows) in enumerate(of_shards):
+            for at, (tar, rows) in enumerate(zip(dataset.tars, dataset.shard_sizes, strict=True)):
                 files, license = self._known.get(tar, (None, ""))
-                shards.append(_Shard(number, at, tar, mark, rows, first, inside, files, license))
+                shards.append(_Shard(number, at, tar, rows, first, inside, files, license))
                 first += rows
                 inside += rows
         return shards
@@ -125,14 +121,6 @@ class DatasetSource(Source):
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self._datasets)
 
-    def units(self, rows: int) -> list[Unit]:
-        units = []
-        for shard in self._shards:
-            for start in range(0, shard.rows, rows):
-                stop = min(start + rows, shard.rows)
-                units.append(Unit(digest(shard.mark, start, stop), range(shard.first + start, shard.first + stop)))
-        return units
-
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         entries = []
         for number, row in enumerate(rows):
@@ -147,11 +135,12 @@ class DatasetSource(Source):
             entries.append(Entry(name, dataset.image(sample), _boxes_of(sample), sample.texts[0].text, sides))
         return entries
 
-    def boxes(self, rows: Sequence[int]) -> list[Boxes | None]:
+    def boxes(self, rows: Sequence[int]) -> list[bytes]:
         if not self.detector:
-            return [None] * len(rows)
+            return super().boxes(rows)
         placed = ((row, self._at(row)[1]) for row in rows)
-        return [_boxes_of(self._datasets[s.dataset].row(s.inside + row - s.first)) for row, s in placed]
+        found = (self._datasets[s.dataset].boxes(s.inside + row - s.first) for row, s in placed)
+        return [b"" if boxes is None else np.asarray(boxes, np.float32).tobytes() for boxes in found]
 
     def table(self, rows: Sequence[int]) -> pa.Table:
         parts = []

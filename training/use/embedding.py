@@ -1,12 +1,12 @@
-"""Embedding of a source's units: read and decoded in worker processes, through the towers in large batches.
+"""Embedding of runs of a source's rows: decoded in worker processes, through the towers in large batches.
 
-    rows of a unit -> entries -> boxes (given, a detector's, or the grid) -> pixels, token ids    in worker processes
-                   -> towers, in float32 -> one Part per unit, in the order of the units          here
+    rows of a run -> entries -> boxes (given, a detector's, or the grid) -> pixels, token ids    in worker processes
+                  -> towers, in float32 -> one Embedded per run, in the order of the runs        here
 
 Rows that cannot be read are named in the log (the first MOST_NAMED), counted, and left out: they stop nothing. A batch
 holds as many pictures as PIXELS allows for their size; one that a GPU has no memory for is halved until it fits. Of
 texts alone those of like length go together, and their order is restored. At most a few batches per worker process, and
-the features of one unit, are in memory.
+the features of one run, are in memory.
 
 Limits: pictures are of one size, that of the recipe.
 """
@@ -34,7 +34,7 @@ from training.data.transforms import UnreadableImage
 from training.errors import RunError
 from training.records import Batch
 from training.use.detector import Detector, InEachProcess
-from training.use.sources import Entry, MixedSource, Source, Unit
+from training.use.sources import Entry, MixedSource, Source
 from training.weights.load import Boxes, Loaded, Opened
 
 if TYPE_CHECKING:
@@ -63,17 +63,21 @@ Done = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A unit that was embedded: the rows that could be read, with their unit features [n, D] where there are any.
+class Embedded:
+    """A run that was embedded: the rows that could be read, with their unit features [n, D] where there are any.
 
-    rows: columns of data_specs.search.rows.ROWS. unreadable: how many rows were left out.
+    rows: columns of data_specs.search.rows.ROWS. read: which rows of the run they are.
     """
 
-    unit: Unit
     rows: pa.Table
     image_ND: Features | None
     text_ND: Features | None
-    unreadable: int
+    read: npt.NDArray[np.bool_]
+
+    @property
+    def unreadable(self) -> int:
+        """How many rows were left out."""
+        return int(np.count_nonzero(~self.read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,47 +187,47 @@ def _sent() -> list[str]:
     return [field.name for field in fields(Batch) if field.name != "sources_B"]
 
 
-def embed_units(
+def embed_runs(
     loaded: Loaded,
     source: Source,
-    units: Iterable[Unit],
+    runs: Iterable[Sequence[int]],
     detector: Detector | None = None,
     *,
     workers: int | None = None,
     done: Done = lambda rows: None,
-) -> Iterator[Part]:
-    """The parts of the units, in their order. detector: makes the boxes of pictures without; None for the grid.
+) -> Iterator[Embedded]:
+    """Embeds runs of rows, in their order. detector: makes the boxes of pictures without; None for the grid.
 
     Raises ContractError for what ends the work: a tar that is cut, a detector that fails.
     """
-    listed = list(units)
+    listed = list(runs)
     if not listed:
         return
     if isinstance(source, MixedSource):
         for own, of_own in groupby(map(source.of, listed), key=lambda pair: pair[0]):
-            for part in embed_units(loaded, own, [u for _, u in of_own], detector, workers=workers, done=done):
+            for part in embed_runs(loaded, own, [run for _, run in of_own], detector, workers=workers, done=done):
                 yield _among_others(part, source)
         return
     count = workers_for(loaded) if workers is None else workers
     running = InEachProcess(detector) if detector is not None and source.has_images else None
     reader, most = _Reader(loaded, source, running), _rows_at_once(loaded, source)
-    turns = (partial(_Turn, batch) for unit in listed for batch in _batches(loaded, source, unit, most))
+    turns = (partial(_Turn, batch) for run in listed for batch in _batches(loaded, source, run, most))
     pinned = loaded.device.type == "cuda"
     nice = 0 if pinned else loaded.config.data.worker_nice
-    longest = min(most, max(len(unit.rows) for unit in listed))
+    longest = min(most, max(map(len, listed)))
     made = in_workers(reader, turns, count, reader.room(longest), nice=nice)
     embedder = _Embedder(loaded, source, pinned)
     try:
-        for unit in listed:
-            yield embedder.part(unit, made, _batches(loaded, source, unit, most), done)
+        for run in listed:
+            yield embedder.embedded(run, made, _batches(loaded, source, run, most), done)
     finally:
         made.close()  # type: ignore[attr-defined]  # the worker processes end, and fill their detectors' caches
         if running is not None:
             running.close()
 
 
-def _among_others(part: Part, source: Source) -> Part:
-    """A part of one source among rows of others, which have vectors that its own rows have not."""
+def _among_others(part: Embedded, source: Source) -> Embedded:
+    """A run of one source among rows of others, which have vectors that its own rows have not."""
     vectors = {"image": part.image_ND, "text": part.text_ND}
     [shape] = {own.shape for own in vectors.values() if own is not None}
     rows = part.rows
@@ -249,12 +253,12 @@ def _rows_at_once(loaded: Loaded, source: Source) -> int:
     return max(1, min(MOST, pixels // loaded.config.data.image_size**2))
 
 
-def _batches(loaded: Loaded, source: Source, unit: Unit, most: int) -> list[Sequence[int]]:
-    """The rows of a unit in batches: in order, or, of texts alone, those of like length together, shortest first."""
+def _batches(loaded: Loaded, source: Source, run: Sequence[int], most: int) -> list[Sequence[int]]:
+    """The rows of a run in batches: in order, or, of texts alone, those of like length together, shortest first."""
     if source.has_images:
-        return [unit.rows[start : start + most] for start in range(0, len(unit.rows), most)]
+        return [run[start : start + most] for start in range(0, len(run), most)]
     tokens = TOKENS.get(loaded.device.type, TOKENS["cpu"])
-    sizes_N = source.sizes(unit.rows)
+    sizes_N = source.sizes(run)
     batches: list[Sequence[int]] = []
     batch: list[int] = []
     for number in np.argsort(sizes_N, kind="stable").tolist():
@@ -263,21 +267,23 @@ def _batches(loaded: Loaded, source: Source, unit: Unit, most: int) -> list[Sequ
         if batch and (len(batch) >= most or (len(batch) + 1) * longest > tokens):
             batches.append(batch)
             batch = []
-        batch.append(unit.rows[number])
+        batch.append(run[number])
     return [*batches, batch] if batch else batches
 
 
 class _Embedder:
-    """Features of batches, put together to parts."""
+    """Features of batches, put together by run."""
 
     def __init__(self, loaded: Loaded, source: Source, pinned: bool) -> None:
         self._loaded, self._source, self._pinned = loaded, source, pinned
         self._named = 0
 
-    def part(self, unit: Unit, made: Iterator[_Made], batches: Sequence[Sequence[int]], done: Done) -> Part:
-        """The part of a unit, of its next batches."""
-        place = {row: number for number, row in enumerate(unit.rows)}
-        width, count = int(self._loaded.config.moco.feature_dim), len(unit.rows)
+    def embedded(
+        self, run: Sequence[int], made: Iterator[_Made], batches: Sequence[Sequence[int]], done: Done
+    ) -> Embedded:
+        """The features of a run, from its next batches."""
+        place = {row: number for number, row in enumerate(run)}
+        width, count = int(self._loaded.config.moco.feature_dim), len(run)
         image_ND = np.zeros((count, width), np.float32) if self._source.has_images else None
         text_ND = np.zeros((count, width), np.float32) if self._source.has_texts else None
         facts: list[_Fact | None] = [None] * count
@@ -301,9 +307,9 @@ class _Embedder:
                     text_ND[sound] = self._features(batch, "text").cpu().numpy()
             done(len(rows))
         read = np.array([fact is not None and not fact.problem for fact in facts], np.bool_)
-        table = _with_facts(self._source.table(unit.rows), facts, self._source.has_images)
+        table = _with_facts(self._source.table(run), facts, self._source.has_images)
         kept = [None if x is None else x[read] for x in (image_ND, text_ND)]
-        return Part(unit, table.filter(pa.array(read)), kept[0], kept[1], int((~read).sum()))
+        return Embedded(table.filter(pa.array(read)), kept[0], kept[1], read)
 
     def _left_out(self, problem: str) -> None:
         self._named += 1
@@ -327,7 +333,7 @@ class _Embedder:
 
 
 def _with_facts(table: pa.Table, facts: Sequence[_Fact | None], has_images: bool) -> pa.Table:
-    """The table of a unit with what became known of its rows."""
+    """The table of a run with what became known of its rows."""
     if not has_images:
         return table
     known = [fact or _Fact("not read") for fact in facts]

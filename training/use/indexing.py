@@ -1,53 +1,42 @@
 """Embedding into an index folder (data_specs/search/), or into one Parquet file.
 
-An index is written part by part, one part per unit of the input. The same command on the same folder goes on: what is
-committed is not done again, a killed one repeats the parts that were in flight. On a finished index only what has
-changed since is done (`index_changes.py`), so a dataset that grew by a build costs the build. Another checkpoint,
-detector or input on the same folder is refused.
+An index is written part by part. The same command on the same folder goes on: rows whose stamp (use/sources.py) it has
+are not embedded again, so a killed command repeats the parts that were in flight, and a dataset that grew by a build
+costs the build. Rows that the input holds no more leave the index in the step that adds the new ones. Another
+checkpoint, detector or input on the same folder is refused.
 
-A Parquet file has one row group per unit: id, image_features and text_features (list<float32>), and the columns of
+A Parquet file has one row group per part: id, image_features and text_features (list<float32>), and the columns of
 data_specs/search/rows.py. It is written whole or not at all.
+
+Limits: 8 bytes per row of the input and of the index in memory.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from data_specs.search import folder as index_folder
-from data_specs.search.folder import About, Background, TakenDown, Towers
-from data_specs.search.index import IndexWriter
+from data_specs.search.folder import INDEX, About, Background, Part, Towers, read_index
+from data_specs.search.index import IndexWriter, locked, write_part
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
 from training.data.index import default_cache
 from training.data.index_cache import GRID
 from training.data.released_rows import PRIMARY
-from training.errors import InputError, RunError
+from training.errors import ConfigError, InputError
 from training.outputs.progress import Progress
 from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose
-from training.use.embedding import Done, Part, embed_units
-from training.use.index_changes import Task, note, other_ids, plan, remove_missing
-from training.use.sources import (
-    MixedSource,
-    PictureSource,
-    RowSource,
-    Seen,
-    Source,
-    TextSource,
-    Unit,
-    unit_rows,
-)
+from training.use.embedding import Done, Embedded, embed_runs
+from training.use.sources import MixedSource, PictureSource, RowSource, Source, Stamps, TextSource, part_rows
 from training.weights.load import Loaded, load
 
 if TYPE_CHECKING:
@@ -55,13 +44,16 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+_STAMPED = 10_000
+"""Rows whose stamps are computed at once."""
+
 QUERIES = "queries"
 """Folder of an index with the ONNX towers, for queries without torch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is to be embedded: one of data, images, jsonl and texts, or images and texts. Plain values, which cross
+    """The input: one of data, images, jsonl and texts, or images and texts. Plain values, which cross
     processes."""
 
     data: tuple[str, ...] = ()
@@ -75,8 +67,6 @@ class Inputs:
     distinct: bool = True
     """Whether a line of `texts` that stands there twice is embedded once, and a picture file has one id however it is
     named: for an index."""
-    ids: tuple[tuple[str, str], ...] = ()
-    """(path, id) of the picture files that the index has under another id than their path."""
 
     def open(self, detector: str) -> Source:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
@@ -86,8 +76,8 @@ class Inputs:
             return RowSource(Path(self.jsonl), self.text_kind)
         sources: list[Source] = []
         if self.images:
-            ids = dict(self.ids) if self.distinct else None
-            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None, ids))
+            regions = Path(self.regions) if self.regions else None
+            sources.append(PictureSource(self.images, regions, self.distinct))
         if self.texts:
             sources.append(TextSource(Path(self.texts), self.distinct))
         return sources[0] if len(sources) == 1 else MixedSource(sources)
@@ -95,7 +85,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a process needs to embed units of an input: everything by path and plain values."""
+    """Everything that a process needs to embed rows of an input, by path and plain values."""
 
     checkpoint: str
     inputs: Inputs
@@ -106,19 +96,26 @@ class Job:
     boxes: str
     """Whose boxes the pictures have."""
     device: str
-    rows: int = 0
-    """Rows of a unit at most."""
-    since: str = ""
-    """The last takedown of the index that there was before the input was opened."""
 
-    def open(self) -> tuple[Loaded, Source, list[Unit]]:
-        """The checkpoint on its device, the input, and all of its units."""
-        source = self.inputs.open(self.regions_of)
-        return load(Path(self.checkpoint), self.device), source, source.units(self.rows)
+    def open(self) -> tuple[Loaded, Source]:
+        """The checkpoint on its device, and the input."""
+        return load(Path(self.checkpoint), self.device), self.inputs.open(self.regions_of)
 
 
-Run = Callable[[Job, Path, About, Sequence[Task], Done], int]
-"""Makes parts of an index elsewhere, on workers of Ray; returns how many rows were left out."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A part to be made: its number, and the rows with their stamps."""
+
+    part: int
+    rows: Sequence[int]
+    stamps: Stamps
+
+
+Made = tuple[Part | None, list[int]]
+"""A part whose files are written, None where no row of it could be read; and the stamps of rows that could not."""
+
+Run = Callable[[Job, Path, About, Sequence[Task]], Iterator[Made]]
+"""Makes parts of an index elsewhere, on workers of Ray."""
 
 
 def embed_index(
@@ -136,102 +133,92 @@ def embed_index(
     """Write or go on with an index of an input; counts as JSON values.
 
     detector: `grid`, a detector's name or a spec, instead of the checkpoint's. rows: of a part at most, 0 for what
-    suits the size of the input. onnx: the towers go into the folder too. run: makes the parts elsewhere. After a
-    takedown of the index the input is opened again, and what is not made yet is made of it as it is then. Raises
-    IndexFault where another index is there.
+    suits the size of the input. onnx: the towers go into the folder too. run: makes the parts elsewhere. Raises
+    IndexFault where another index is there, or another command writes it.
     """
-    while True:
-        try:
-            return _embedded(checkpoint, inputs, folder, detector, device, rows, regions_cache, onnx, run)
-        except TakenDown:
-            LOG.warning("a takedown has changed %s meanwhile: its input is read again", folder)
-
-
-def _embedded(
-    checkpoint: Path,
-    inputs: Inputs,
-    folder: Path,
-    detector: str,
-    device: str,
-    rows: int,
-    regions_cache: Path | None,
-    onnx: bool,
-    run: Run | None,
-) -> dict[str, Any]:
-    """`embed_index`, of the input as it is now. Raises TakenDown."""
-    since = index_folder.takedowns(folder)
-    if (folder / index_folder.INDEX).exists() or index_folder.is_begun(folder):
-        index_folder.check_parts(folder)
-    if inputs.images:
-        inputs = replace(inputs, ids=tuple(other_ids(folder).items()))
-    loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
-    job = replace(job, rows=rows or unit_rows(len(source)), since=since)
-    about = _about(loaded, source, job)
-    units = source.units(job.rows)
-    with alone(folder):
-        seen = Seen(loaded.config.data.max_boxes, job.detector is not None)
-        removed = remove_missing(folder, about, source, units, seen)
-        writer = IndexWriter.begin(folder, about, since)
-        tasks, kept = plan(writer, source, units, seen)
-        note(writer, tasks)
-        tasks = [task for task in tasks if task.count]
-        total = sum(task.count for task in tasks)
-        if kept:
-            LOG.info("%s parts of %s are there, %s rows are to be embedded", f"{kept:,}", folder, f"{total:,}")
+    with locked(folder):
+        loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
+        about = _about(loaded, source, job)
+        _check_same_input(folder, about)
+        writer = IndexWriter.start(folder, about)
+        tasks, wanted = plan(writer, source, rows or part_rows(len(source)))
+        total = sum(len(task.rows) for task in tasks)
+        if total < len(source):
+            LOG.info("%s rows of %s are there, %s are to be embedded", f"{len(source) - total:,}", folder, f"{total:,}")
+        unreadable = 0
         with Progress(total, "pictures" if source.has_images else "texts") as progress:
-            if run is not None and tasks:
-                unreadable = run(job, folder, about, tasks, progress.add)
+            if run is not None:
+                parts = run(job, folder, about, tasks)
             else:
-                unreadable = write_parts(writer, loaded, source, units, tasks, job.detector, progress.add)
-        lost = {task.part for task in tasks} - writer.done()
-        if lost:
-            raise TakenDown(f"{folder}: a takedown has taken parts that were made")
-        writer.finish()
+                parts = made_parts(loaded, source, folder, about, tasks, job.detector, progress.add)
+            for part, left_out in parts:
+                writer.commit(part, left_out)
+                unreadable += len(left_out)
+                if run is not None:
+                    progress.add(len(left_out) + (part.rows if part else 0))
+        removed = writer.finish(wanted)
         if onnx:
             from training.use.export import write_onnx
 
             write_onnx(loaded, folder / QUERIES / "image.onnx", folder / QUERIES / "text.onnx")
     if unreadable:
         LOG.warning("%s of %s rows could not be read and are left out", f"{unreadable:,}", f"{total:,}")
-    whole = index_folder.read_index(folder)
+    if removed:
+        LOG.info("%s rows are no longer in the input, and have left the index", f"{removed:,}")
     return {
         "out": str(folder),
-        "rows": whole.rows,
+        "rows": writer.index.rows,
         "width": about.width,
         "embedded": total - unreadable,
         "unreadable": unreadable,
         "removed": removed,
-        "parts": len(whole.parts),
-        "revision": whole.revision,
+        "parts": len(writer.index.parts),
+        "revision": writer.index.revision,
         "detector": about.detector,
     }
 
 
-def write_parts(
-    writer: IndexWriter,
+def plan(writer: IndexWriter, source: Source, size: int) -> tuple[list[Task], Stamps]:
+    """The parts that are to be made of what the index lacks, and the stamps of all rows of the input."""
+    chunks = source.runs(range(len(source)), _STAMPED)
+    wanted = np.concatenate([np.empty(0, np.uint64), *(source.stamps(rows) for rows in chunks)])
+    missing = np.flatnonzero(~np.isin(wanted, writer.stamps())).tolist()
+    runs = source.runs(missing, size)
+    return [Task(writer.next_part + n, run, wanted[np.asarray(run)]) for n, run in enumerate(runs)], wanted
+
+
+def made_parts(
     loaded: Loaded,
     source: Source,
-    units: Sequence[Unit],
+    folder: Path,
+    about: About,
     tasks: Sequence[Task],
     detector: Detector | None,
     done: Done,
-) -> int:
-    """Embed the tasks' units and commit each as its part; returns how many rows were left out.
-
-    A part is written while the towers are at the next one.
-    """
-    unreadable = 0
-    wanted = [task.of(units) for task in tasks]
+) -> Iterator[Made]:
+    """Embeds the rows of tasks and writes their parts, in order; a part is written while the towers are at the next."""
+    runs = [task.rows for task in tasks]
     with ThreadPoolExecutor(1, thread_name_prefix="parts") as pool:
         writing = None
-        for task, part in zip(tasks, embed_units(loaded, source, wanted, detector, done=done), strict=True):
+        for task, embedded in zip(tasks, embed_runs(loaded, source, runs, detector, done=done), strict=True):
             if writing is not None:
-                writing.result()
-            writing = pool.submit(writer.add, task.part, part.rows, part.image_ND, part.text_ND, task.token)
-            unreadable += part.unreadable
+                yield writing.result()
+            writing = pool.submit(_written, folder, about, task, embedded)
         if writing is not None:
-            writing.result()
-    return unreadable
+            yield writing.result()
+
+
+def _written(folder: Path, about: About, task: Task, embedded: Embedded) -> Made:
+    rows = embedded.rows.append_column("stamp", pa.array(task.stamps[embedded.read]))
+    part = write_part(folder, about, task.part, rows, embedded.image_ND, embedded.text_ND)
+    return part, task.stamps[~embedded.read].tolist()
+
+
+def _check_same_input(folder: Path, about: About) -> None:
+    """Raise ConfigError for an index of other files: a dataset's digests change as it grows, a folder's path stays."""
+    there = read_index(folder, unfinished=True).about if (folder / INDEX).exists() else about
+    if any(":" in origin for origin in there.created_from) and there.created_from != about.created_from:
+        raise ConfigError("--index", f"{folder}: was made from another {there.name}; give another folder")
 
 
 def embed_parquet(
@@ -245,9 +232,9 @@ def embed_parquet(
 ) -> dict[str, Any]:
     """Write the features of an input into a Parquet file; counts as JSON values. Raises InputError for no row."""
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
-    units = source.units(unit_rows(len(source)))
+    runs = source.runs(range(len(source)), part_rows(len(source)))
     with Progress(len(source), "pictures" if source.has_images else "texts") as progress, whole_file(out) as temporary:
-        parts = embed_units(loaded, source, units, job.detector, done=progress.add)
+        parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
         rows, unreadable = _write_parquet(temporary, parts, source, loaded)
         if not rows:
             raise InputError(source.name, f"no row of it could be embedded ({unreadable:,} are left out)")
@@ -296,24 +283,7 @@ def _about(loaded: Loaded, source: Source, job: Job) -> About:
     )
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the one that writes into an index, by a locked file beside its folder. Raises RunError."""
-    place = folder.resolve()  # `.` has no name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise RunError(str(folder), "another wenlan-train embed writes into it; wait until it has ended") from None
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _write_parquet(file: Path, parts: Iterable[Part], source: Source, loaded: Loaded) -> tuple[int, int]:
+def _write_parquet(file: Path, parts: Iterable[Embedded], source: Source, loaded: Loaded) -> tuple[int, int]:
     """Rows that were written, and rows that were left out."""
     import pyarrow.parquet as pq
 
@@ -336,7 +306,7 @@ def _parquet_schema(features: Sequence[str], loaded: Loaded) -> pa.Schema:
     return pa.schema([ROWS.field("id"), *fields, *own], metadata=about)
 
 
-def _write_group(writer: pq.ParquetWriter, part: Part, schema: pa.Schema) -> None:
+def _write_group(writer: pq.ParquetWriter, part: Embedded, schema: pa.Schema) -> None:
     if not part.rows.num_rows:
         return
     given = {"image_features": part.image_ND, "text_features": part.text_ND}

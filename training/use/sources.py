@@ -1,4 +1,4 @@
-"""What can be embedded: numbered rows of pictures and texts, cut into units that are parts of an index.
+"""Inputs that can be embedded: numbered rows of pictures and texts.
 
     PictureSource    picture files
     RowSource        a file of released rows (training/data/released_rows.py)
@@ -6,12 +6,11 @@
     MixedSource      picture files and a file of texts, which do not belong together
     DatasetSource    manifests and plain tars (training/use/dataset_source.py)
 
-A unit is a run of rows that is embedded, and committed, as one. Its token is a digest of what it is made of, so that a
-later run knows what it need not do again. Rows are read in the processes that decode (`entries`); what is known of
-them without reading a picture is asked for where the part is put together (`table`).
+Rows are read in the processes that decode (`entries`); metadata that needs no picture is asked for where the part is
+put together (`table`). The stamp of a row is a hash of what it is made of, by which an index knows what it has.
 
-Limits: of a file of rows or texts eight bytes per line are in memory, of picture files their names. That a picture
-which a released row names has changed is known by its size and time of change.
+Limits: of a file of rows or texts eight bytes per line are in memory, of picture files their names. A picture file has
+changed where its size or its time of change has.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import json
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,16 @@ from training.weights.load import Boxes
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """Suffixes of the files of a folder that are pictures; what is in them is seen when they are read."""
 
+Stamps = npt.NDArray[np.uint64]
+"""[n] a hash of each row."""
+
 MOST_IDS = 32
 """Hex digits of an id that is a digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What there is to embed of a row.
+    """The content of a row.
 
     name: of the row in messages. content: of the picture's file, None where the row has none. boxes: that came with
     it, None where they are to be made. sides: width and height that it must have, if they are known. problem: why
@@ -59,39 +62,20 @@ class Entry:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Rows that are embedded as one, by their numbers, and a digest of what they are made of."""
-
-    token: str
-    rows: Sequence[int]
-
-
 def digest(*parts: object) -> str:
     """sha256 in hex of some words and numbers."""
     return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def unit_rows(total: int) -> int:
-    """Rows of a unit: a search wants large parts, and what a killed command repeats should be little."""
+def hash64(*parts: object) -> int:
+    """64 bits of a hash of bytes, words and numbers."""
+    raw = (part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass") for part in parts)
+    return int.from_bytes(hashlib.blake2b(b"\n".join(raw), digest_size=8).digest(), "big")
+
+
+def part_rows(total: int) -> int:
+    """Rows of a part: a search wants large parts, and what a killed command repeats should be little."""
     return min(10_000, max(1_000, total // 20))
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Which boxes of a picture the image tower sees: the first `most` of those that come with it.
-
-    made: whether a detector makes those of a picture that comes without, which has the grid otherwise.
-    """
-
-    most: int
-    made: bool
-
-    def of(self, boxes: Boxes | None) -> Boxes | None:
-        """The boxes as an index keeps them; None where nobody knows them yet."""
-        if boxes is None:
-            return None if self.made else ()
-        return boxes[: self.most]
 
 
 class Source(ABC):
@@ -106,10 +90,6 @@ class Source(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def units(self, rows: int) -> list[Unit]:
-        """All rows, in order, as units of at most `rows` rows."""
-
-    @abstractmethod
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         """What there is to embed of some rows, in their order. Raises ContractError for what ends the work."""
 
@@ -121,57 +101,42 @@ class Source(ABC):
         """Something that grows with the length of each row's text: rows of like length make a batch."""
         return np.zeros(len(rows), np.int64)
 
-    def boxes(self, rows: Sequence[int]) -> list[Boxes | None]:
-        """The boxes that come with some rows, as `Entry` has them."""
-        return [None] * len(rows)
+    def boxes(self, rows: Sequence[int]) -> list[bytes]:
+        """The boxes that come with some rows, as float32; b"" for none."""
+        return [b""] * len(rows)
 
-    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
-        """(id, what is embedded of it) of some rows: sha256 of the picture, "" for none, the text, and the boxes."""
+    def stamps(self, rows: Sequence[int]) -> Stamps:
+        """[n] hashes of what is embedded of some rows: id, sha256 of the picture, text and boxes."""
         table = self.table(rows)
-        hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else [""] * table.num_rows
-        captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * table.num_rows
-        columns = table["id"].to_pylist(), hashes, captions, self.boxes(rows)
-        return [(i, stamp(h, c, seen.of(b))) for i, h, c, b in zip(*columns, strict=True)]
+        columns = [table[name].to_pylist() for name in ("id", "sha256", "caption") if name in table.column_names]
+        return np.array([hash64(*row) for row in zip(*columns, self.boxes(rows), strict=True)], np.uint64)
 
-
-def stamp(sha256: str, caption: str, boxes: Boxes | None = None) -> str:
-    """What is embedded of a row, as one value; boxes: None where they are not to be compared."""
-    regions = () if boxes is None else (np.asarray(boxes, np.float32).tobytes().hex(),)
-    return digest(sha256 or "", caption or "", *regions)[:MOST_IDS]
+    def runs(self, rows: Sequence[int], size: int) -> list[Sequence[int]]:
+        """Some rows in parts of at most `size`."""
+        return [rows[low : low + size] for low in range(0, len(rows), size)]
 
 
 class PictureSource(Source):
     """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py).
 
-    ids: by `whole_paths` those that an index has already; a file that is not among them has its whole path, so that it
-    is the same row however its folder is spelt. None: ids are the names as they were given.
+    whole: ids are whole paths, so that a file is the same row however its folder is spelt; else names as given.
     """
 
     has_images, has_texts = True, False
 
-    def __init__(
-        self, places: Sequence[str], regions: Path | None = None, ids: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, places: Sequence[str], regions: Path | None = None, whole: bool = False) -> None:
         files = [file for place in places for file in _pictures(place)]
         named: dict[str, str] = {}
-        for name, file in zip(files if ids is None else whole_paths(files), files, strict=True):
+        for name, file in zip(whole_paths(files) if whole else files, files, strict=True):
             named.setdefault(name, file)
-        self.files = list(named.values())
-        self._ids = list(named) if ids is None else [ids.get(name, name) for name in named]
+        self.files, self._ids = list(named.values()), list(named)
         folders = [place for place in places if Path(place).is_dir()]
         self.name = ", ".join(Path(place).resolve().name for place in folders) or "pictures"
         self.origins = tuple(f"pictures:{digest(Path(place).resolve())}" for place in folders) or ("pictures",)
         self._regions = None if regions is None else RegionTable.open(regions)
-        self._mark = () if self._regions is None else (self._regions.digest,)
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def units(self, rows: int) -> list[Unit]:
-        runs = _runs(len(self), rows)
-        return [
-            Unit(digest(*(_changed(self.files[row], self._ids[row]) for row in run), *self._mark), run) for run in runs
-        ]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         return [_picture(self.files[row], self._boxes_of) for row in rows]
@@ -184,8 +149,16 @@ class PictureSource(Source):
         ids, files = [self._ids[row] for row in rows], [Path(self.files[row]) for row in rows]
         return pa.table({"id": pa.array(ids, pa.string()), "where": [_where(file) for file in files]})
 
-    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
-        return [(self._ids[row], _stamp_of(_picture(self.files[row], self._boxes_of), seen)) for row in rows]
+    def boxes(self, rows: Sequence[int]) -> list[bytes]:
+        if self._regions is None:
+            return super().boxes(rows)
+        found = (_picture(self.files[row], self._boxes_of).boxes for row in rows)
+        return [b"" if boxes is None else np.asarray(boxes, np.float32).tobytes() for boxes in found]
+
+    def stamps(self, rows: Sequence[int]) -> Stamps:
+        named = ((_changed(self.files[row]), self._ids[row]) for row in rows)
+        hashes = [hash64(*own, boxes) for own, boxes in zip(named, self.boxes(rows), strict=True)]
+        return np.array(hashes, np.uint64)
 
 
 class MixedSource(Source):
@@ -201,30 +174,28 @@ class MixedSource(Source):
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def of(self, unit: Unit) -> tuple[Source, Unit]:
-        """The source of a unit, and the unit as that source numbers its rows."""
-        at = int(np.searchsorted(self._firsts, unit.rows[0], side="right")) - 1
+    def of(self, rows: Sequence[int]) -> tuple[Source, Sequence[int]]:
+        """The source of some rows, which are all of one, and their numbers in it."""
+        at = int(np.searchsorted(self._firsts, rows[0], side="right")) - 1
         first = int(self._firsts[at])
-        return self.sources[at], Unit(unit.token, [row - first for row in unit.rows])
-
-    def units(self, rows: int) -> list[Unit]:
-        return [
-            Unit(unit.token, range(first + unit.rows[0], first + unit.rows[-1] + 1))
-            for own, first in zip(self.sources, self._firsts.tolist(), strict=False)
-            for unit in own.units(rows)
-        ]
+        return self.sources[at], [row - first for row in rows]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        source, unit = self.of(Unit("", rows))
-        return source.entries(unit.rows)
+        source, own = self.of(rows)
+        return source.entries(own)
 
     def table(self, rows: Sequence[int]) -> pa.Table:
-        source, unit = self.of(Unit("", rows))
-        return source.table(unit.rows)
+        source, own = self.of(rows)
+        return source.table(own)
 
-    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
-        source, unit = self.of(Unit("", rows))
-        return source.stamps(unit.rows, seen)
+    def stamps(self, rows: Sequence[int]) -> Stamps:
+        found = [source.stamps(own) for source, own in map(self.of, self.runs(rows, len(self)))]
+        return np.concatenate([np.empty(0, np.uint64), *found])
+
+    def runs(self, rows: Sequence[int], size: int) -> list[Sequence[int]]:
+        """Some ascending rows in parts of at most `size`, each of one source."""
+        cuts = [0, *np.searchsorted(rows, self._firsts[1:]).tolist()]
+        return [run for low, high in pairwise(cuts) for run in super(MixedSource, self).runs(rows[low:high], size)]
 
 
 class _Lines(Source):
@@ -273,7 +244,7 @@ class TextSource(_Lines):
         super().__init__(file)
         self._distinct = distinct
         if distinct and len(self):
-            hashes = np.fromiter((_hash64(line) for line in _each_line(file)), np.uint64, len(self._rows))
+            hashes = np.fromiter((hash64(line) for line in _each_line(file)), np.uint64, len(self._rows))
             _, first = np.unique(hashes, return_index=True)
             self._rows = np.sort(first)
 
@@ -281,9 +252,6 @@ class TextSource(_Lines):
     def repeated(self) -> int:
         """Lines that were passed over."""
         return len(self._starts) - 1 - len(self._rows)
-
-    def units(self, rows: int) -> list[Unit]:
-        return [Unit(digest(*(_hash64(line) for line in self._read(run))), run) for run in _runs(len(self), rows)]
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         entries = []
@@ -304,6 +272,9 @@ class TextSource(_Lines):
             columns["texts"].append(_texts([("text", text or ""), *([("title", more)] if more else [])]))
             columns["text_leader"].append(digest(text or ""))
         return pa.table(columns)
+
+    def stamps(self, rows: Sequence[int]) -> Stamps:
+        return np.array([hash64(line) for line in self._read(rows)], np.uint64)
 
     def sizes(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
         lines = self._rows[np.asarray(rows, np.int64)]
@@ -326,17 +297,6 @@ class RowSource(_Lines):
         first[np.unique(hashes, return_index=True)[1]] = True
         self._repeats = ~first
 
-    def units(self, rows: int) -> list[Unit]:
-        units = []
-        for run in _runs(len(self), rows):
-            read = [self._parsed(line, row) for row, line in zip(run, self._read(run), strict=True)]
-            files = [
-                _changed(str(row.image), str(row.image)) if isinstance(row, ReleasedRow) else row.problem
-                for row in read
-            ]
-            units.append(Unit(digest(self._kind, *(_hash64(line) for line in self._read(run)), *files), run))
-        return units
-
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         return [self._entry(self._parsed(line, row)) for row, line in zip(rows, self._read(rows), strict=True)]
 
@@ -355,10 +315,12 @@ class RowSource(_Lines):
                 columns[name].append(value)
         return pa.table(columns)
 
-    def stamps(self, rows: Sequence[int], seen: Seen) -> list[tuple[str, str]]:
+    def stamps(self, rows: Sequence[int]) -> Stamps:
         ids, lines = self.table(rows)["id"].to_pylist(), self._read(rows)
-        parsed = (self._parsed(line, row) for row, line in zip(rows, lines, strict=True))
-        return [(name, _stamp_of(self._entry(row), seen)) for name, row in zip(ids, parsed, strict=True)]
+        parsed = [self._parsed(line, row) for row, line in zip(rows, lines, strict=True)]
+        files = [_changed(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in parsed]
+        hashes = [hash64(self._kind, *row) for row in zip(ids, lines, files, strict=True)]
+        return np.array(hashes, np.uint64)
 
     def _parsed(self, line: bytes, row: int) -> ReleasedRow | Broken:
         return parse_row(line, f"{self._file}:line {self.number(row)}", self._file.parent)
@@ -429,23 +391,13 @@ def _real(folder: str) -> str:
         return folder
 
 
-def _changed(file: str, name: str) -> str:
-    """A file by name, size and time of change."""
+def _changed(file: str) -> str:
+    """Size and time of change of a file."""
     try:
         about = Path(file).stat()
     except (OSError, ValueError):
-        return f"{name} missing"
-    return f"{name} {about.st_size} {about.st_mtime_ns}"
-
-
-def _stamp_of(entry: Entry, seen: Seen) -> str:
-    """`stamp` of a row whose picture is read for it; a picture that cannot be read counts as none."""
-    sha256 = "" if entry.content is None else hashlib.sha256(entry.content).hexdigest()
-    return stamp(sha256, entry.text or "", seen.of(entry.boxes))
-
-
-def _runs(total: int, rows: int) -> list[range]:
-    return [range(start, min(start + rows, total)) for start in range(0, total, rows)]
+        return "missing"
+    return f"{about.st_size} {about.st_mtime_ns}"
 
 
 def _texts(pairs: Any) -> list[dict[str, str]]:
@@ -485,14 +437,10 @@ def _cut(line: bytes) -> tuple[str | None, str]:
     return text, more.strip()
 
 
-def _hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
-
-
 def _id64(line: bytes) -> int:
     """64 bits of a released row's id; of what has none, of the line."""
     try:
         named = json.loads(line)["image_id"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return _hash64(line)
-    return _hash64(str(named).encode("utf-8", "surrogatepass"))
+        return hash64(line)
+    return hash64(named)

@@ -1,9 +1,11 @@
-"""index: parts are committed one by one, by any process, and a writer that was killed goes on."""
+"""index: parts are committed one by one; a writer or a takedown that was killed is finished by the same command."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,42 +18,57 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.extras import extras
-from data_specs.search.index import NEEDED, About, IndexFault, IndexWriter, Towers, read_index
+from data_specs.search.folder import INDEX, is_finished
+from data_specs.search.index import NEEDED, About, IndexFault, IndexWriter, Towers, write_part
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, named, random_units, table
 
 ABOUT = About(name="test", width=8, images=True, texts=False)
+WEEKLY = About(name="weekly", width=4, images=True, texts=False, checkpoint=Towers(recipe="tiny", sha256="1" * 64))
 
 
-def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """What is left is what one that was not killed leaves, to the byte."""
-    vectors, rows = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)]
-    folder = tmp_path / "i"
-    code = f"""
-import os, signal
+def ids(*names: str, stamps: tuple[int, ...] = ()) -> pa.Table:
+    columns = {"id": pa.array(names, pa.string())}
+    return pa.table(columns | ({"stamp": pa.array(stamps, pa.uint64())} if stamps else {}))
+
+
+def axes(*numbers: int) -> npt.NDArray[np.float32]:
+    return np.eye(4, dtype=np.float32)[list(numbers)]
+
+
+def found(folder: Path) -> list[str]:
+    return [hit.id for hit in SearchIndex.open(folder).search(Query(limit=50, copies=True)).hits]
+
+
+KILLED = """
+import os, signal, sys
 from pathlib import Path
 from data_specs.search import index
 from tests.indexed import random_units, table
-writer = index.IndexWriter.begin(Path({str(folder)!r}), index.About(name="test", width=8, images=True, texts=False))
-vectors, rows = random_units(9, 8), [{{"id": f"{{n}}", "caption": "猫"}} for n in range(9)]
-writer.add(0, table(rows[:3]), vectors[:3], None)
-index.write_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the files of part 1 are there, its record is not
-writer.add(1, table(rows[3:6]), vectors[3:6], None)
+writer = index.IndexWriter.begin(Path(sys.argv[1]), index.About(name="test", width=8, images=True, texts=False))
+vectors, rows = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)]
+writer.add(table(rows[:3]), vectors[:3], None)
+index.write_index = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the files of part 1 are written, not committed
+writer.add(table(rows[3:6]), vectors[3:6], None)
 """
+
+
+def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The result has the bytes of one that was not killed."""
+    vectors, rows, folder = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)], tmp_path / "i"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
+    assert not is_finished(folder)
     with pytest.raises(IndexFault, match="the index is not finished; run the command that writes it again"):
         SearchIndex.open(folder)
-    writer = IndexWriter.begin(folder, ABOUT)
-    assert writer.done() == {0}
-    assert not writer.is_finished()
-    for part in (2, 1):
-        writer.add(part, table(rows[3 * part : 3 * part + 3]), vectors[3 * part : 3 * part + 3], None)
-    writer.finish()
-    whole = make(tmp_path / "j", rows, vectors, parts=[3, 3])
-    assert contents(folder) == contents(whole)
-    assert IndexWriter.begin(folder, ABOUT).done() == {0, 1, 2}
+    with IndexWriter.begin(folder, ABOUT) as writer:
+        assert [part.part for part in writer.index.waiting] == [0]
+        for low in (3, 6):
+            writer.add(table(rows[low : low + 3]), vectors[low : low + 3], None)
+        writer.finish()
+    assert contents(folder) == contents(make(tmp_path / "j", rows, vectors, parts=[3, 3]))
+    assert is_finished(folder)
 
 
 def test_the_layout_is_clip_retrieval_s(tmp_path: Path) -> None:
@@ -69,40 +86,33 @@ def test_the_layout_is_clip_retrieval_s(tmp_path: Path) -> None:
     assert metadata["url"].to_pylist() == [row["url"] for row in rows]
     cosines = (image_ND * text_ND).sum(axis=1)
     assert np.allclose(metadata["similarity"].to_numpy(), cosines, atol=1e-5)
-    assert json.loads((folder / "index.json").read_text())["rows"] == 5
+    assert json.loads((folder / INDEX).read_text())["rows"] == 5
 
 
 def test_the_files_are_those_that_index_json_names(tmp_path: Path) -> None:
     folder = make(tmp_path / "i", named(1_100), random_units(1_100, 8), parts=[500], approximate=True)
-    index = json.loads((folder / "index.json").read_text())
-    named_files = {file["path"] for part in index["parts"] for file in part["files"].values()}
-    named_files |= {index["words"]["path"], index["approximate"]["image"]["path"]}
-    assert set(contents(folder)) == named_files | {"index.json"}
+    index = json.loads((folder / INDEX).read_text())
+    files = {file["path"] for part in index["parts"] for file in part["files"].values()}
+    files |= {index["words"]["path"], index["approximate"]["image"]["path"]}
+    assert set(contents(folder)) == files | {INDEX}
 
 
 @pytest.mark.parametrize(
     ("rows", "image_ND", "text_ND", "line"),
     [
-        (named(2), None, None, "part 0: image vectors are missing"),
-        (named(2), random_units(2, 8), random_units(2, 8), "part 0: text vectors are none of this index"),
-        (named(2), random_units(3, 8), None, "part 0: image vectors [3, 8], not [2, 8]"),
-        (named(2), random_units(2, 9), None, "part 0: image vectors [2, 9], not [2, 8]"),
-        (
-            named(2),
-            2 * random_units(2, 8),
-            None,
-            "part 0: image: row 0 has length 2; vectors of an index have length 1",
-        ),
-        (named(2), np.full((2, 8), np.nan, np.float32), None, "part 0: image: row 0 has length nan"),
-        ([{"id": "a"}, {"id": "a"}], random_units(2, 8), None, "part 0: every row of an index needs an id of its own"),
+        (named(2), None, None, "image vectors are missing"),
+        (named(2), random_units(2, 8), random_units(2, 8), "text vectors are none of this index"),
+        (named(2), random_units(3, 8), None, "image vectors [3, 8], not [2, 8]"),
+        (named(2), random_units(2, 9), None, "image vectors [2, 9], not [2, 8]"),
+        (named(2), 2 * random_units(2, 8), None, "image: row 0 has length 2; vectors of an index have length 1"),
+        (named(2), np.full((2, 8), np.nan, np.float32), None, "image: row 0 has length nan"),
+        ([{"id": "a"}, {"id": "a"}], random_units(2, 8), None, "every row of an index needs an id of its own"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path: Path, rows, image_ND, text_ND, line: str) -> None:
-    writer = IndexWriter.begin(tmp_path / "i", ABOUT)
-    with pytest.raises(ValueError, match="part 0") as raised:
-        writer.add(0, table(rows), image_ND, text_ND)
-    assert line in str(raised.value)
-    assert writer.done() == set()
+def test_a_part_that_does_not_fit_is_one_line(tmp_path: Path, rows, image_ND, text_ND, line: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: part 7") + ".*" + re.escape(line)):
+        write_part(tmp_path, ABOUT, 7, table(rows), image_ND, text_ND)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_index_needs_what_its_extra_brings_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,28 +120,45 @@ def test_an_index_needs_what_its_extra_brings_and_no_more(tmp_path: Path, monkey
     assert set(NEEDED) <= extras()["search"]
     asked: list[str] = []
     monkeypatch.setattr("data_specs.search.index.require", asked.append)
-    IndexWriter.begin(tmp_path / "i", ABOUT)
+    IndexWriter.begin(tmp_path / "i", ABOUT).close()
     assert asked == list(NEEDED)
 
 
-def test_one_folder_is_one_index(tmp_path: Path) -> None:
-    folder = make(tmp_path / "i", named(2), random_units(2, 8))
-    with pytest.raises(IndexFault, match="holds another index \\(its width is 8, not 9\\); give a new folder"):
-        IndexWriter.begin(folder, ABOUT.model_copy(update={"width": 9}))
-    with pytest.raises(IndexFault, match=r"\(its checkpoint is None, not tiny 01234567\); give"):
-        IndexWriter.begin(folder, ABOUT.model_copy(update={"checkpoint": Towers(recipe="tiny", sha256="0123456789")}))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 9}, "its width is 4, not 9"),
+        ({"checkpoint": Towers(recipe="tiny", sha256="2" * 64)}, "its checkpoint is tiny 11111111, not tiny 22222222"),
+        ({"name": "other"}, "its name is 'weekly', not 'other'"),
+        ({"detector": "grid"}, "its detector is '', not 'grid'"),
+        ({"texts": True}, "its texts is False, not True"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_index_is_refused(tmp_path: Path, changes: dict[str, object], said: str, finished: bool) -> None:
+    with IndexWriter.begin(tmp_path, WEEKLY) as writer:
+        writer.add(ids("x"), axes(0), None)
+        if finished:
+            writer.finish()
+    with pytest.raises(IndexFault, match=rf"holds another index \({said}\); give a new folder"):
+        IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
+
+
+def test_a_folder_that_cannot_become_an_index_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     with pytest.raises(IndexFault, match="is not empty and holds no index"):
         IndexWriter.begin(tmp_path / "mine", ABOUT)
+    with pytest.raises(IndexFault, match=r"letter\.txt: cannot be written"):
+        IndexWriter.begin(tmp_path / "mine" / "letter.txt", ABOUT)
     with pytest.raises(IndexFault, match="an index is mapped from a local disk; give a path"):
         IndexWriter.begin(Path("s3://bucket/index"), ABOUT)
-    with pytest.raises(IndexFault, match="nothing was embedded"):
-        IndexWriter.begin(tmp_path / "empty", ABOUT).finish()
-
-
-def test_an_id_is_in_one_part_only(tmp_path: Path) -> None:
-    with pytest.raises(IndexFault, match="id row-1 is in parts 0 and 1"):
+    with (
+        pytest.raises(IndexFault, match="nothing was embedded"),
+        IndexWriter.begin(tmp_path / "empty", ABOUT) as writer,
+    ):
+        writer.finish()
+    with pytest.raises(IndexFault, match="id row-1 is there twice"):
         make(tmp_path / "i", [*named(3), {"id": "row-1"}], random_units(4, 8), parts=[3])
 
 
@@ -141,115 +168,61 @@ def test_vectors_of_rows_without_one_are_zeros_and_never_found(tmp_path: Path) -
     assert [hit.id for hit in index.search(Query(np.ones(8, np.float32))).hits] == ["b"]
 
 
-WEEKLY = About(name="weekly", width=4, images=True, texts=False, checkpoint=Towers(recipe="tiny", sha256="1" * 64))
-
-
-def ids(*names: str) -> pa.Table:
-    return pa.table({"id": list(names)})
-
-
-def axes(*numbers: int) -> npt.NDArray[np.float32]:
-    return np.eye(4, dtype=np.float32)[list(numbers)]
-
-
-def test_a_finished_index_is_added_to_and_can_be_searched_meanwhile(tmp_path: Path) -> None:
-    folder = tmp_path / "index"
-    writer = IndexWriter.begin(folder, WEEKLY.model_copy(update={"created_from": ("a",)}))
-    writer.add(0, ids("x", "y"), axes(0, 1), None, token="first")
-    writer.finish()
-    assert (writer.is_finished(), read_index(folder).revision) == (True, 0)
-
-    grown = WEEKLY.model_copy(update={"created_from": ("a", "b")})
-    writer = IndexWriter.begin(folder, grown)
-    assert (writer.is_finished(), writer.parts()) == (False, {0: "first"})
-    with pytest.raises(IndexFault, match="part 0: the index has one of this number"):
-        writer.add(0, ids("z"), axes(2), None)
-    writer.add(1, ids("z"), axes(2), None, token="second")
-    assert SearchIndex.open(folder).rows == 2
-    assert IndexWriter.begin(folder, grown).parts() == {0: "first", 1: "second"}  # as after a kill
-    writer.finish()
-
-    index = SearchIndex.open(folder)
-    assert (index.rows, index.about.created_from, index.revision) == (3, ("a", "b"), 1)
-    assert index.search(Query(vector_D=axes(2)[0], target="image")).hits[0].id == "z"
-    stacked = np.concatenate([np.load(folder / p.files["img_emb"].path) for p in read_index(folder).parts])
-    named = [pq.read_table(folder / p.files["metadata"].path)["id"].to_pylist() for p in read_index(folder).parts]
-    np.testing.assert_array_equal(stacked, axes(0, 1, 2))
-    assert named == [["x", "y"], ["z"]]
-
-
-def test_beginning_a_finished_index_again_changes_nothing(tmp_path: Path) -> None:
-    IndexWriter.begin(tmp_path, WEEKLY).add(0, ids("x"), axes(0), None)
-    IndexWriter.begin(tmp_path, WEEKLY).finish()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    IndexWriter.begin(tmp_path, WEEKLY).finish()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"checkpoint": Towers(recipe="tiny", sha256="2" * 64)}, "its checkpoint is"),
-        ({"name": "other"}, "its name is 'weekly', not 'other'"),
-        ({"detector": "grid"}, "its detector is '', not 'grid'"),
-        ({"texts": True}, "its texts is False, not True"),
-    ],
-)
-@pytest.mark.parametrize("finished", [True, False])
-def test_another_index_is_refused(tmp_path: Path, changes: dict[str, object], said: str, finished: bool) -> None:
-    writer = IndexWriter.begin(tmp_path, WEEKLY)
-    writer.add(0, ids("x"), axes(0), None)
-    if finished:
+def test_a_finished_index_is_added_to_and_searched_as_it_was_meanwhile(tmp_path: Path) -> None:
+    with IndexWriter.begin(tmp_path, WEEKLY.model_copy(update={"created_from": ("a",)})) as writer:
+        writer.add(ids("x", "y"), axes(0, 1), None)
         writer.finish()
-    with pytest.raises(IndexFault, match=said):
-        IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
-
-
-def test_a_part_of_which_nothing_could_be_read_is_done_and_has_no_files(tmp_path: Path) -> None:
-    writer = IndexWriter.begin(tmp_path, WEEKLY)
-    writer.add(0, ids().cast(pa.schema([("id", pa.string())])), axes(), None, token="broken")
-    with pytest.raises(IndexFault, match="nothing was embedded"):
+    opened = SearchIndex.open(tmp_path)
+    with IndexWriter.begin(tmp_path, WEEKLY.model_copy(update={"created_from": ("a", "b")})) as writer:
+        writer.add(ids("z"), axes(2), None)
+        assert (found(tmp_path), opened.reload_if_changed()) == (["x", "y"], False)
         writer.finish()
-    writer.add(1, ids("x"), axes(0), None, token="sound")
-    writer.finish()
-    assert IndexWriter.begin(tmp_path, WEEKLY).parts() == {0: "broken", 1: "sound"}
-    assert [part.part for part in read_index(tmp_path).parts] == [1]
-    assert SearchIndex.open(tmp_path).rows == 1
+    assert opened.reload_if_changed()
+    assert (opened.rows, opened.about.created_from, opened.revision) == (3, ("a", "b"), 2)
+    assert opened.search(Query(vector_D=axes(2)[0])).hits[0].id == "z"
+    before = contents(tmp_path)
+    with IndexWriter.begin(tmp_path, opened.about) as writer:
+        writer.finish()
+    assert contents(tmp_path) == before, "nothing was added"
 
 
-def test_a_part_that_is_discarded_is_not_in_the_index(tmp_path: Path) -> None:
-    writer = IndexWriter.begin(tmp_path, WEEKLY)
-    writer.add(0, ids("x"), axes(0), None)
-    writer.add(1, ids("y"), axes(1), None)
-    writer.discard(0)
-    writer.finish()
-    assert [part.part for part in read_index(tmp_path).parts] == [1]
-    assert [path.name for path in (tmp_path / "img_emb").iterdir()] == ["img_emb_0001.npy"]
+def test_an_update_adds_and_removes_in_one_step(tmp_path: Path) -> None:
+    """The row of a replaced picture has the id of the one that goes."""
+    with IndexWriter.begin(tmp_path, WEEKLY) as writer:
+        writer.add(ids("x", "y", stamps=(1, 2)), axes(0, 1), None)
+        writer.commit(None, left_out=[3, 4])
+        writer.finish(np.array([1, 2, 3, 4], np.uint64))
+    with IndexWriter.begin(tmp_path, WEEKLY) as writer:
+        assert sorted(writer.stamps().tolist()) == [1, 2, 3, 4]
+        writer.add(ids("y", "z", stamps=(5, 6)), axes(2, 3), None)
+        assert writer.finish(np.array([1, 4, 5], np.uint64)) == 2  # y as it was, and z, which left again
+        assert sorted(writer.stamps().tolist()) == [1, 4, 5]
+    assert found(tmp_path) == ["x", "y"]
+    assert SearchIndex.open(tmp_path).search(Query(axes(2)[0])).hits[0].id == "y"
 
 
 FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from data_specs.search import approximate, words
-from data_specs.search.folder import IndexFault, made
-from data_specs.search.scan import Stack
+from data_specs.search import vectors, words
+from data_specs.search.folder import IndexFault, make
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-vectors = np.random.default_rng(0).standard_normal((3_000, 256))
-vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-for name, make in (
-    ("words", lambda path: words.write(path, [[f"词{i} 故宫{i * 7}" for i in range(20_000)]])),
-    ("approximate", lambda path: approximate.write(path, Stack([vectors], 256), np.arange(3_000))),
+rows = np.random.default_rng(0).standard_normal((3_000, 256))
+stack = vectors.Stack([(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)], 256)
+for name, write in (
+    ("words", lambda path: words.write(path, [f"词{i} 故宫{i * 7}" for i in range(20_000)])),
+    ("approximate", lambda path: vectors.write_approximate(path, stack, np.arange(3_000))),
 ):
     try:
-        made(Path(sys.argv[1]), f"{name}/it", make)
+        make(Path(sys.argv[1]), f"{name}/it", write)
     except IndexFault as e:
         print(e)
 """
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
-    """SQLite and faiss say it in exceptions of their own, which ended in tracebacks."""
+    """SQLite and faiss report it in exceptions of their own."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]  # in its own process, whose files cannot grow
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
@@ -259,3 +232,9 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_file(tmp_path: Path) -> N
     assert "SQLite: " in lines[0]
     assert "faiss: write error" in lines[1]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_copy_of_an_index_is_an_index(tmp_path: Path) -> None:
+    folder = make(tmp_path / "i", named(3), random_units(3, 8))
+    shutil.copytree(folder, tmp_path / "j")
+    assert found(tmp_path / "j") == found(folder)

@@ -1,4 +1,4 @@
-"""removal: after a takedown an index is what it would be without the rows, and holds no byte of them."""
+"""remove: after a takedown an index is what it would be without the rows, and holds no byte of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.search import index as index_module
-from data_specs.search import removal
-from data_specs.search.folder import IndexFault, TakenDown, read_index, sole_owner, takedowns
-from data_specs.search.index import IndexWriter
-from data_specs.search.removal import remove
+from data_specs.search.folder import IndexFault, read_index
+from data_specs.search.index import Gone, IndexWriter, remove
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, random_units, table
 
@@ -44,12 +41,12 @@ def rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def of(*ids: str) -> removal.Gone:
+def of(*ids: str) -> Gone:
     return lambda table: pc.is_in(table["id"], pa.array(ids, pa.string())).to_numpy()
 
 
 def answers(folder: Path, query: np.ndarray) -> list[tuple[Any, ...]]:
-    """What an index says, to the last digit: by vector, by words and by both."""
+    """Everything an index answers, to the last digit: by vector, by words and by both."""
     index = SearchIndex.open(folder)
     found: list[tuple[Any, ...]] = [(index.rows, str(index.facets()))]
     for asked in (Query(query, limit=100, exact=True), Query(words="猫 红烧肉", limit=100), Query(query, words="猫")):
@@ -94,7 +91,7 @@ def test_no_byte_of_what_was_removed_is_left(tmp_path: Path) -> None:
     assert all(left(trace) for n in taken for trace in traces(n)), "all of it is there to be removed"
     before = contents(index)
     removed = remove(index, of(*(whole[n]["id"] for n in taken)))
-    assert (removed.rows, removed.parts, removed.revision) == (3, 3, 1)
+    assert (removed.rows, removed.parts, removed.revision) == (3, 3, 2)
     assert [(n, left(trace)) for n in taken for trace in traces(n) if left(trace)] == []
     assert all(left(trace) for trace in traces(4)), "what stays is whole"
     opened = SearchIndex.open(index)
@@ -103,7 +100,7 @@ def test_no_byte_of_what_was_removed_is_left(tmp_path: Path) -> None:
         for exact in (True, False):
             for target, vectors in (("image", image_ND), ("text", text_ND)):
                 found = opened.search(Query(vectors[n], target=target, limit=50, exact=exact, copies=True))
-                assert len(found.hits) == 50
+                assert (len(found.hits), found.exact) == (50, exact)
                 assert whole[n]["id"] not in {hit.id for hit in found.hits}
         assert f"第{n}张" not in "".join(hit.caption for hit in opened.search(Query(words=f"第{n}张", limit=200)).hits)
         with pytest.raises(IndexFault, match="has no row"):
@@ -116,7 +113,7 @@ def test_parts_that_lose_nothing_are_not_touched(tmp_path: Path) -> None:
     before = {file: file.stat().st_ino for file in index.rglob("*_0002*")}
     remove(index, of("id-00000"))
     assert {file: file.stat().st_ino for file in index.rglob("*_0002*")} == before
-    assert (index / "img_emb" / "img_emb_0000_r1.npy").exists()
+    assert (index / "img_emb" / "img_emb_0000_r2.npy").exists()
 
 
 def test_an_open_index_sees_a_takedown_when_it_looks_again(tmp_path: Path) -> None:
@@ -127,7 +124,7 @@ def test_an_open_index_sees_a_takedown_when_it_looks_again(tmp_path: Path) -> No
     remove(folder, of("id-00003"))
     assert index.search(Query(vectors[3])).hits[0].id == "id-00003", "its files are mapped still"
     assert index.reload_if_changed()
-    assert (index.revision, index.rows) == (1, 19)
+    assert (index.revision, index.rows) == (2, 19)
     assert "id-00003" not in {hit.id for hit in index.search(Query(vectors[3], limit=30, copies=True)).hits}
     assert not index.reload_if_changed()
 
@@ -137,7 +134,7 @@ def test_a_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
     before = contents(folder)
     assert remove(folder, of("id-00003", "id-00015", "none"), dry_run=True).rows == 2
     assert contents(folder) == before
-    assert remove(folder, of("none")).revision == 0
+    assert remove(folder, of("none")).revision == 1
     assert contents(folder) == before
 
 
@@ -154,12 +151,8 @@ def test_texts_that_a_row_had_from_a_removed_copy_leave_it(tmp_path: Path) -> No
     assert row is not None
     assert [text.text for text in row.texts] == [row.caption]
     assert not [name for name, data in contents(folder).items() if "借来的4号".encode() in data]
-    assert {hit.id for hit in index.search(Query(words="借来", copies=True)).hits} == {
-        "id-00000",
-        "id-00002",
-        "id-00003",
-        "id-00005",
-    }
+    others = {"id-00000", "id-00002", "id-00003", "id-00005"}
+    assert {hit.id for hit in index.search(Query(words="借来", copies=True)).hits} == others
     assert index.search(Query(vectors[4])).hits[0].id == "id-00004"
 
 
@@ -167,23 +160,23 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.compute as pc
-from data_specs.search import removal
+from data_specs.search import index
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-write_index, write_part, parts = removal.write_index, removal.write_part, []
+write_index, write, parts = index.write_index, index._write, []
 def killed_after_one_part(*given):
     if parts: die()
     parts.append(1)
-    return write_part(*given)
+    return write(*given)
 def killed_after_the_step(*given):
     write_index(*given)
     die()
 name, replacement = {
-    "between parts": ("write_part", killed_after_one_part),
+    "between parts": ("_write", killed_after_one_part),
     "before index.json": ("write_index", die),
     "before the old files go": ("write_index", killed_after_the_step),
 }[sys.argv[2]]
-setattr(removal, name, replacement)
-removal.remove(Path(sys.argv[1]), lambda table: pc.is_in(table["id"], pa.array(["id-00001", "id-00008"])).to_numpy())
+setattr(index, name, replacement)
+index.remove(Path(sys.argv[1]), lambda table: pc.is_in(table["id"], pa.array(["id-00001", "id-00008"])).to_numpy())
 """
 
 
@@ -202,74 +195,34 @@ def test_a_takedown_that_is_killed_is_finished_by_the_same_command(tmp_path: Pat
     assert contents(folder) == contents(undisturbed)
 
 
-def test_parts_that_wait_to_be_added_are_embedded_again_without_what_goes(tmp_path: Path) -> None:
-    vectors, whole = random_units(12, 8), rows(12)
-    folder = make(tmp_path / "i", whole[:4], vectors[:4])
-    about = read_index(folder).about
-    writer = IndexWriter.begin(folder, about)
-    for part in (1, 2):
-        writer.add(part, table(whole[4 * part : 4 * part + 4]), vectors[4 * part : 4 * part + 4], None)
-    remove(folder, of("id-00001", "id-00009"))
-    assert writer.done() == {0, 1}
-    assert not [name for name, data in contents(folder).items() if b"id-00009" in data or b"id-00001" in data]
-    writer = IndexWriter.begin(folder, about)
-    writer.add(2, table([whole[n] for n in (8, 10, 11)]), vectors[[8, 10, 11]], None)
-    writer.finish()
-    index = SearchIndex.open(folder)
-    assert [hit.id for hit in index.search(Query(limit=20, copies=True)).hits] == [
-        row["id"] for n, row in enumerate(whole) if n not in (1, 9)
-    ]
-    assert index.revision == 2
-
-
 @pytest.mark.parametrize("first", [True, False], ids=["first", "grows"])
-@pytest.mark.parametrize("moment", ["before", "in it", "behind it", "finish"])
-def test_what_was_read_before_a_takedown_comes_into_no_index(
-    tmp_path: Path, moment: str, first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A part is in flight while rows of it are taken down, of an index that grows or is written for the first time."""
-    vectors, whole, folder = random_units(8, 8), rows(8), tmp_path / "i"
-    about = read_index(make(tmp_path / "other", whole[:4], vectors[:4])).about
-    if not first:
-        make(folder, whole[:4], vectors[:4])
-    writer = IndexWriter.begin(folder, about, takedowns(folder))
+def test_parts_of_a_killed_embed_lose_rows_too_which_do_not_come_back(tmp_path: Path, first: bool) -> None:
+    vectors, folder = random_units(12, 8), tmp_path / "i"
+    whole = [row | {"stamp": n + 1} for n, row in enumerate(rows(12))]
+    make(folder, whole[:4], vectors[:4])
+    about = read_index(folder).about
     if first:
-        writer.add(0, table(whole[:4]), vectors[:4], None)
-
-    def take(result: Any = None) -> Any:
-        remove(folder, of("id-00001", "id-00005"))
-        return result
-
-    own = {"in it": "write_part", "behind it": "write_file"}.get(moment)
-    if own is not None:
-        before = getattr(index_module, own)
-        monkeypatch.setattr(index_module, own, lambda *given: take(before(*given)))
-    elif moment == "before":
-        take()
-    if moment == "finish":
-        writer.add(1, table(whole[4:]), vectors[4:], None)
-        take()
-    else:
-        with pytest.raises(TakenDown, match="run the same command again"):
-            writer.add(1, table(whole[4:]), vectors[4:], None)
-    monkeypatch.undo()
-    with pytest.raises(TakenDown):
+        shutil.rmtree(folder)
+    with IndexWriter.begin(folder, about) as writer:
+        for low in (0, 4, 8) if first else (4, 8):
+            writer.add(table(whole[low : low + 4]), vectors[low : low + 4], None)
+    assert remove(folder, of("id-00001", "id-00009")).rows == 2
+    assert remove(folder, of("id-00010")).rows == 1
+    left = contents(folder)
+    assert not [name for name, data in left.items() if any(b"id-%05d" % n in data for n in (1, 9, 10))]
+    assert vectors[9].astype(np.float16).tobytes() not in b"".join(left.values())
+    with IndexWriter.begin(folder, about) as writer:
+        assert sorted(writer.stamps().tolist()) == list(range(1, 13)), "what went is known, and not embedded again"
         writer.finish()
-    said = contents(folder)
-    assert not [name for name, data in said.items() if b"id-00001" in data or b"id-00005" in data]
-    assert vectors[5].astype(np.float16).tobytes() not in b"".join(said.values())
-
-    writer, stay = IndexWriter.begin(folder, about), [0, 2, 3]
-    if first:
-        writer.add(0, table([whole[n] for n in stay]), vectors[stay], None)
-    writer.add(1, table([whole[n] for n in (4, 6, 7)]), vectors[[4, 6, 7]], None)
-    writer.finish()
     found = SearchIndex.open(folder).search(Query(limit=20, copies=True)).hits
-    assert [hit.id for hit in found] == [row["id"] for n, row in enumerate(whole) if n not in (1, 5)]
+    assert [hit.id for hit in found] == [row["id"] for n, row in enumerate(whole) if n not in (1, 9, 10)]
 
 
-def test_two_takedowns_do_not_rewrite_one_index(tmp_path: Path) -> None:
+def test_a_takedown_of_an_index_that_is_being_written_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "i", rows(3), random_units(3, 8))
-    with sole_owner(folder), pytest.raises(IndexFault, match="another command rewrites this index"):
+    with (
+        IndexWriter.begin(folder, read_index(folder).about),
+        pytest.raises(IndexFault, match="another command is writing this index; run this one again"),
+    ):
         remove(folder, of("id-00001"))
     assert remove(folder, of("id-00001")).rows == 1

@@ -145,6 +145,7 @@ def test_a_hit_says_all_that_the_index_knows(tmp_path: Path) -> None:
     assert (alike.cosine, alike.score) == (hit.cosine, None), "the background is not that of images with images"
     assert index.row("k1") == hit.record
     assert index.row("k2") is None
+    assert index.row("\ud800") is None
     assert np.allclose(index.vector("k1", "text"), vectors[0], atol=1e-3)
 
 
@@ -265,22 +266,18 @@ def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
         SearchIndex.open(tmp_path)
     folder = make(tmp_path / "i", named(3), random_units(3, 8))
     (folder / "img_emb" / "img_emb_0000.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(IndexFault, match=r"the index is damaged .*; embed it again"):
+    with pytest.raises(IndexFault, match=r"the index is damaged .*; delete it and embed it again"):
         SearchIndex.open(folder)
-    (folder / INDEX).write_text('{"version": 1}')
+    (folder / INDEX).write_text('{"version": 2}')
     with pytest.raises(IndexFault, match=r"is not the index.json of a search index"):
         SearchIndex.open(folder)
-    whole = make(tmp_path / "j", named(3), random_units(3, 8)) / INDEX
-    whole.write_text(whole.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(IndexFault, match=r"version 2 is newer than this wenlan reads \(1\); upgrade with"):
-        SearchIndex.open(whole.parent)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "rows", "junk"])
 def test_an_index_that_was_not_copied_whole_is_one_line_and_no_answer(tmp_path: Path, damage: str) -> None:
     """A copy that was interrupted: what it lacks is told when it is opened, not by the first query that meets it."""
     folder = make(tmp_path / "i", [{"id": f"{n}", "caption": "猫"} for n in range(5)], random_units(5, 8))
-    for name in ("words/words.sqlite", "rows/rows_0000.arrow", "img_emb/img_emb_0000.npy"):
+    for name in ("words/words_r1.sqlite", "rows/rows_0000.arrow", "img_emb/img_emb_0000.npy"):
         file = folder / name
         whole = file.read_bytes()
         if damage == "cut":
@@ -297,7 +294,7 @@ def test_an_index_that_was_not_copied_whole_is_one_line_and_no_answer(tmp_path: 
             (folder / INDEX).write_text(text.replace(f'"bytes":{len(whole)}', f'"bytes":{file.stat().st_size}'))
         else:
             continue
-        with pytest.raises(IndexFault, match=r"damaged \(.*\); embed it again"):
+        with pytest.raises(IndexFault, match=r"damaged \(.*\); delete it and embed it again"):
             SearchIndex.open(folder).search(Query(words="猫"))
         if damage != "junk":  # of the same size: seen when it is read
             with pytest.raises(IndexFault, match="the index is damaged"):

@@ -31,7 +31,7 @@ def table(captions: list[str], texts: list[list[str]] | None = None) -> pa.Table
 def search(folder: Path, captions: list[str]) -> WordSearch:
     path = folder / "w.sqlite"
     path.unlink(missing_ok=True)
-    words.write(path, [cut_rows(table(captions))])
+    words.write(path, cut_rows(table(captions)))
     return WordSearch(path)
 
 
@@ -135,6 +135,6 @@ def test_many_threads_search_at_once(tmp_path: Path) -> None:
 
 
 def test_the_index_keeps_no_text(tmp_path: Path) -> None:
-    words.write(tmp_path / "w", [cut_rows(table(["清蒸鲈鱼和红烧肉"]))])
+    words.write(tmp_path / "w", cut_rows(table(["清蒸鲈鱼和红烧肉"])))
     assert "清蒸鲈鱼和红烧肉".encode() not in (tmp_path / "w").read_bytes()
     assert not (tmp_path / "w-journal").exists()

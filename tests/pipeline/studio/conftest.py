@@ -205,11 +205,10 @@ def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
             ],
             schema=pa.schema([f for f in ROWS if f.name in _GIVEN]),
         )  # fmt: skip
-        writer = IndexWriter.begin(
-            Path(build.out) / "index", About(name="synthetic", width=3, images=True, texts=False)
-        )
-        writer.add(0, table, vectors_ND, None)
-        writer.finish()
+        about = About(name="synthetic", width=3, images=True, texts=False)
+        with IndexWriter.begin(Path(build.out) / "index", about) as writer:
+            writer.add(table, vectors_ND, None)
+            writer.finish()
         return build
 
     return make

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from data_specs.build import SpecError
-from data_specs.search.removal import remove
+from data_specs.search.index import IndexWriter, remove
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.studio import server
@@ -91,7 +91,6 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
 ) -> None:
     """By a real tower: a picture's vector is here that of its own caption."""
     from data_specs.search.folder import About
-    from data_specs.search.index import IndexWriter
     from data_specs.search.queries import TextQuery
 
     build, tower = own(), exported.folder / "m.text.onnx"
@@ -100,9 +99,9 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     query = TextQuery.open(tower)
     vectors_ND = np.asarray(query.encode(captions), np.float32)
     about = About(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
-    writer = IndexWriter.begin(Path(build.out) / "index", about)
-    writer.add(0, pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
-    writer.finish()
+    with IndexWriter.begin(Path(build.out) / "index", about) as writer:
+        writer.add(pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
+        writer.finish()
     (Path(build.out) / "index/queries").mkdir(exist_ok=True)
     shutil.copy(tower, Path(build.out) / "index/queries/text.onnx")
     client = client_of(build.out)

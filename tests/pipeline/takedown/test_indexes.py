@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_specs.search.folder import IndexFault
+from data_specs.search.folder import IndexFault, exclusive
 from data_specs.search.search import Query, SearchIndex
 from pipeline import cli
 from pipeline.publish import release
@@ -77,7 +77,7 @@ def test_what_is_taken_down_is_in_no_file_of_an_index(
     assert contents(index) == before
 
     code, answer = forget(capsys, "--store", store, "--index", index, *words)
-    assert (code, answer["indexes"][0]["rows"], answer["indexes"][0]["revision"]) == (0, lost, 1)
+    assert (code, answer["indexes"][0]["rows"], answer["indexes"][0]["revision"]) == (0, lost, 2)
     assert traces_in(index, row, vector) == []
     assert opened.reload_if_changed()
     assert opened.rows == rows - lost
@@ -188,12 +188,12 @@ def test_a_killed_command_is_finished_by_the_same_one(tmp_path: Path, capsys: py
     make(index, rows, random_units(9, 8), parts=[3, 3])
     code = """
 import os, signal, sys
-from data_specs.search import removal
-write_index = removal.write_index
+from data_specs.search import index
+write_index = index.write_index
 def killed(*given):
     write_index(*given)
     os.kill(os.getpid(), signal.SIGKILL)
-removal.write_index = killed
+index.write_index = killed
 from pipeline import cli
 cli.main(sys.argv[1:])
 """
@@ -205,6 +205,21 @@ cli.main(sys.argv[1:])
     assert forget(capsys, *words[1:])[0] == 0
     assert not [name for name, data in contents(index).items() if "独特的第4张".encode() in data]
     assert SearchIndex.open(index).rows == 8
+
+
+def test_an_index_that_is_being_written_is_a_fault_and_hinders_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store(str(tmp_path / "store")).check()
+    rows = [{"id": "one", "url": "http://own.example/1.jpg"}, {"id": "two", "url": "http://own.example/2.jpg"}]
+    first, second = (make(tmp_path / name, rows, random_units(2, 8)) for name in ("first", "second"))
+    words = ["--store", tmp_path / "store", first, second, "--url", "http://own.example/1.jpg"]
+    with exclusive(first):
+        code, answer = forget(capsys, *words)
+    assert (code, [SearchIndex.open(index).rows for index in (first, second)]) == (1, [2, 1])
+    assert f"{first}: another command is writing this index; run this one again when it has ended" in str(answer)
+    assert forget(capsys, *words)[0] == 0
+    assert SearchIndex.open(first).rows == 1
 
 
 def test_what_is_no_index_is_refused_before_anything_is_taken_down(

@@ -178,9 +178,9 @@ def write_index(folder: Path, checkpoint: Path, pictures: Sequence[bytes], texts
             }
         )
     about = about_of(open_checkpoint(checkpoint), "pictures")
-    writer = IndexWriter.begin(folder / "index", about)
-    writer.add(0, pa.Table.from_pylist(rows), encoder.encode_image(list(pictures)), encoder.encode_text(list(texts)))
-    writer.finish()
+    with IndexWriter.begin(folder / "index", about) as writer:
+        writer.add(pa.Table.from_pylist(rows), encoder.encode_image(list(pictures)), encoder.encode_text(list(texts)))
+        writer.finish()
     return folder / "index"
 
 

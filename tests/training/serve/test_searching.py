@@ -412,7 +412,7 @@ def test_words_find_the_texts_that_have_them_alone_and_beside_the_meaning(server
 
 
 def test_what_a_takedown_removed_is_not_found_by_a_running_server(tiny: Path, index: Path, tmp_path: Path) -> None:
-    from data_specs.search.removal import remove
+    from data_specs.search.index import remove
 
     folder = shutil.copytree(index.parent, tmp_path / "copy") / "index"
     with running(tiny, indexes={"pictures": folder}) as server:

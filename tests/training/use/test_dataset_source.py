@@ -67,18 +67,14 @@ def test_plain_tars_whose_samples_would_have_the_same_ids_are_refused_at_once(
     assert len(set(DatasetSource(both).table(range(6))["id"].to_pylist())) == 6
 
 
-def test_units_never_straddle_shards_and_change_with_their_shard_alone(make_shards: MakeShards) -> None:
+def test_a_stamp_changes_with_the_sample_and_its_boxes_alone(make_shards: MakeShards) -> None:
     path = make_shards(train=(5, 3), val=(4,), detector="find-1")
-    source = DatasetSource([str(path)], detector="find-1")
-    units = source.units(3)
-    assert [unit.rows for unit in units] == [range(3), range(3, 5), range(5, 8), range(8, 11), range(11, 12)]
-    assert len({unit.token for unit in units}) == 5
+    stamps = DatasetSource([str(path)], detector="find-1").stamps(range(12))
+    assert len(set(stamps.tolist())) == 12
     grid = DatasetSource([str(path)], detector="grid")
-    assert (grid.detector, {u.token for u in grid.units(3)} & {u.token for u in units}) == ("", set())
-    other = make_shards(train=(5, 4), val=(4,), detector="find-1", name="other")  # the second shard differs
-    tokens = [unit.token for unit in DatasetSource([str(other)], detector="find-1").units(3)]
-    assert tokens[:2] == [unit.token for unit in units[:2]]
-    assert tokens[2] != units[2].token
+    assert (grid.detector, set(grid.stamps(range(12)).tolist()) & set(stamps.tolist())) == ("", set())
+    other = make_shards(train=(5, 4), val=(4,), detector="find-1", name="other")  # another shard has the same samples
+    assert set(DatasetSource([str(other)], detector="find-1").stamps(range(13)).tolist()) > set(stamps[:8].tolist())
 
 
 def test_boxes_are_left_to_a_detector_where_the_manifest_has_none_of_it(make_shards: MakeShards) -> None:
@@ -104,10 +100,9 @@ def test_plain_tars_are_rows_too_with_ids_of_their_own(tmp_path: Path) -> None:
     assert len({row["id"] for row in table}) == 2
     assert table[0]["sha256"] == hashlib.sha256(data.getvalue()).hexdigest()
     assert source.entries([1])[0].content == data.getvalue()
-    tokens = [unit.token for unit in source.units(10)]
     shutil.copy(tmp_path / "a.tar", tmp_path / "b.tar")
-    changed = [unit.token for unit in DatasetSource([str(tmp_path / "{a,b}.tar")]).units(10)]
-    assert (tokens[0] == changed[0], tokens[1] == changed[1]) == (True, False)
+    changed = DatasetSource([str(tmp_path / "{a,b}.tar")]).stamps([0, 1])
+    assert (source.stamps([0, 1]) == changed).tolist() == [True, False]
 
 
 def test_a_licence_that_nobody_states_is_none(make_shards: MakeShards) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from training.records import Batch
 from training.use import embedding
-from training.use.embedding import Part, embed_units, workers_for
+from training.use.embedding import Embedded, embed_runs, workers_for
 from training.use.encode import open_encoder
 from training.use.sources import PictureSource, TextSource
 from training.weights.load import Loaded, load
@@ -42,7 +42,7 @@ def drawn(folder: Path, count: int) -> PictureSource:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_parts_come_in_order_with_their_rows_in_order(loaded: Loaded, tmp_path: Path, workers: int) -> None:
     source = drawn(tmp_path / "p", 70)
-    parts = list(embed_units(loaded, source, source.units(40), workers=workers))
+    parts = list(embed_runs(loaded, source, source.runs(range(len(source)), 40), workers=workers))
     assert [part.rows["id"].to_pylist() for part in parts] == [source.files[:40], source.files[40:]]
     expected = open_encoder(loaded.checkpoint.folder, "cpu").encode_image(source.files)
     np.testing.assert_allclose(
@@ -55,7 +55,7 @@ def test_parts_come_in_order_with_their_rows_in_order(loaded: Loaded, tmp_path: 
 def test_texts_alone_come_through_worker_processes_too(loaded: Loaded, tmp_path: Path, workers: int) -> None:
     lines = [chr(0x4E00 + number) * (1 + number % 5) for number in range(40)]
     source = texts(tmp_path, lines)
-    parts = list(embed_units(loaded, source, source.units(15), workers=workers))
+    parts = list(embed_runs(loaded, source, source.runs(range(len(source)), 15), workers=workers))
     assert [caption for part in parts for caption in part.rows["caption"].to_pylist()] == lines
     features = np.concatenate([part.text_ND for part in parts if part.text_ND is not None])
     expected = open_encoder(loaded.checkpoint.folder, "cpu").encode_text(lines)
@@ -76,7 +76,7 @@ def test_texts_of_like_length_go_together_and_come_back_in_their_order(
 
     monkeypatch.setattr(loaded.model, "encode_text", watched)
     monkeypatch.setitem(embedding.TOKENS, "cpu", 100)
-    [part] = embed_units(loaded, source, source.units(100), workers=0)
+    [part] = embed_runs(loaded, source, source.runs(range(len(source)), 100), workers=0)
     assert part.rows["caption"].to_pylist() == lines
     monkeypatch.undo()
     expected = open_encoder(loaded.checkpoint.folder, "cpu").encode_text(lines)
@@ -99,7 +99,7 @@ def test_a_batch_that_a_device_has_no_memory_for_is_halved_until_it_fits(
         return encode(batch)
 
     monkeypatch.setattr(loaded.model, "encode_image", small)
-    [part] = embed_units(loaded, source, source.units(100), workers=0)
+    [part] = embed_runs(loaded, source, source.runs(range(len(source)), 100), workers=0)
     assert (sizes[0], max(size for size in sizes if size <= 8)) == (30, 8)
     monkeypatch.undo()
     expected = open_encoder(loaded.checkpoint.folder, "cpu").encode_image(source.files)
@@ -110,7 +110,7 @@ def test_a_batch_that_a_device_has_no_memory_for_is_halved_until_it_fits(
 
     monkeypatch.setattr(loaded.model, "encode_image", never)
     with pytest.raises(torch.OutOfMemoryError, match="no memory for one"):
-        list(embed_units(loaded, source, source.units(100), workers=0))
+        list(embed_runs(loaded, source, source.runs(range(len(source)), 100), workers=0))
 
 
 def test_batches_hold_as_many_pictures_as_fit_their_size(loaded: Loaded, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_named_up_to_a_point_and_stops_nothing(
     monkeypatch.setattr(embedding, "MOST_NAMED", 2)
     done = list[int]()
     with caplog.at_level(logging.WARNING):
-        parts = list(embed_units(loaded, source, source.units(10), workers=workers, done=done.append))
+        parts = list(embed_runs(loaded, source, source.runs(range(len(source)), 10), workers=workers, done=done.append))
     assert [(part.rows.num_rows, part.unreadable) for part in parts] == [(7, 3), (9, 1)]
     assert sum(done) == 20
     named = [record.getMessage() for record in caplog.records]
@@ -143,7 +143,7 @@ def test_a_unit_of_which_nothing_can_be_read_is_an_empty_part(loaded: Loaded, tm
     source = drawn(tmp_path / "p", 4)
     for number in (2, 3):
         (tmp_path / "p" / f"{number:03d}.png").write_bytes(b"junk")
-    first, second = embed_units(loaded, source, source.units(2), workers=0)
+    first, second = embed_runs(loaded, source, source.runs(range(len(source)), 2), workers=0)
     assert (first.rows.num_rows, second.rows.num_rows, second.unreadable) == (2, 0, 2)
     assert second.image_ND is not None
     assert second.image_ND.shape == (0, 32)
@@ -154,7 +154,7 @@ def test_facts_of_a_picture_come_with_its_row(loaded: Loaded, tmp_path: Path) ->
     import hashlib
 
     source = drawn(tmp_path / "p", 1)
-    part: Part = next(iter(embed_units(loaded, source, source.units(5), workers=0)))
+    part: Embedded = next(iter(embed_runs(loaded, source, source.runs(range(len(source)), 5), workers=0)))
     [row] = part.rows.to_pylist()
     content = Path(source.files[0]).read_bytes()
     assert (row["width"], row["height"], row["boxes"]) == (12, 9, [])
@@ -163,7 +163,7 @@ def test_facts_of_a_picture_come_with_its_row(loaded: Loaded, tmp_path: Path) ->
 
 
 def test_no_units_are_no_parts_and_no_process(loaded: Loaded, tmp_path: Path) -> None:
-    assert list(embed_units(loaded, drawn(tmp_path / "p", 1), [])) == []
+    assert list(embed_runs(loaded, drawn(tmp_path / "p", 1), [])) == []
 
 
 def test_beside_a_gpu_more_processes_decode(loaded: Loaded) -> None:

@@ -18,17 +18,15 @@ import pytest
 from PIL import Image
 
 from data_specs.search.folder import IndexFault, read_index
-from data_specs.search.index import IndexWriter
-from data_specs.search.removal import remove
+from data_specs.search.index import IndexWriter, locked, remove
 from data_specs.search.search import Query, SearchIndex
 from data_specs.shard import ContractError
 from tests.places import ROOT
 from tests.processes import Forks
 from tests.training.conftest import picture as drawn
 from tests.training.conftest import sample, write_manifest, write_shard
-from training.use.embedding import embed_units
 from training.use.encode import open_encoder
-from training.use.indexing import Inputs, embed_index, embed_parquet
+from training.use.indexing import Inputs, Made, embed_index, embed_parquet, made_parts
 from training.weights.load import load
 
 MakeShards = Callable[..., Path]
@@ -73,7 +71,7 @@ def test_a_dataset_becomes_an_index_that_finds_each_sample_by_its_own_text(
         "embedded": 14,
         "unreadable": 1,
         "removed": 0,
-        "parts": 6,
+        "parts": 4,
     }
     assert said.count("left out: ") == 1
     assert "train-000000.tar" in said
@@ -307,26 +305,24 @@ def test_a_damaged_part_that_waits_is_one_line_that_names_the_file(
 
 
 def test_two_embeds_into_one_index_at_once_are_refused(checkpoint: Path, tmp_path: Path, run: Run) -> None:
-    from training.use.indexing import alone
-
     folder = pictures(tmp_path / "p", range(2))
-    with alone(tmp_path / "i"):
+    with locked(tmp_path / "i"):
         code, answer, _ = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
-    assert (code, "another wenlan-train embed writes into it" in answer["error"]) == (1, True)
+    assert (code, "another command is writing this index" in answer["error"]) == (1, True)
 
 
 _KILLED = """
 import os, signal, sys
 from data_specs.search.index import IndexWriter
 from training import cli
-add, left = IndexWriter.add, int(sys.argv[1])
+commit, left = IndexWriter.commit, int(sys.argv[1])
 def killed(self, *given):
     global left
-    add(self, *given)
+    commit(self, *given)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-IndexWriter.add = killed
+IndexWriter.commit = killed
 cli.main(sys.argv[2:])
 """
 """The command, killed behind so many parts while the towers are at the next one: a kill from outside may come late."""
@@ -351,28 +347,24 @@ def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
     checkpoint, folder = moved(tmp_path / "run"), pictures(tmp_path / "p", range(208))
     words = [str(checkpoint), "--images", str(folder), "--part-rows", "16"]
     i = tmp_path / "killed"
-    records = i / "_writing"
 
     def committed() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in records.glob("part-*.json")} if records.exists() else {}
+        waiting = read_index(i, unfinished=True).waiting if i.exists() else ()
+        return {file.path: (i / file.path).stat().st_mtime_ns for part in waiting for file in part.files.values()}
 
     for wanted in (3, 11):
         before = committed()
-        forks(_KILLED, wanted - len(before), "embed", *words, "--index", i, code=-signal.SIGKILL)
+        forks(_KILLED, wanted - len(before) // 3, "embed", *words, "--index", i, code=-signal.SIGKILL)
         after = committed()
-        assert len(after) == wanted
+        assert len(after) == 3 * wanted
         assert before.items() <= after.items()  # no part that was there was made again
-        assert not (i / "index.json").exists()
         with pytest.raises(IndexFault, match="is not finished"):
             read_index(i)
     code, _, said = run(*words, "--index", i)  # the same command
-    assert (code, "parts of" in said) == (0, True)
+    assert (code, "rows of" in said) == (0, True)
     assert run(*words, "--index", tmp_path / "whole")[0] == 0
     left, whole = bytes_of(i), bytes_of(tmp_path / "whole")
-    for name in ("img_emb", "metadata", "rows"):
-        ours = {path: content for path, content in left.items() if path.startswith(name)}
-        assert ours == {path: content for path, content in whole.items() if path.startswith(name)}
-    assert left["index.json"] == whole["index.json"]
+    assert left == whole
 
 
 def test_the_current_folder_may_be_the_index(
@@ -385,49 +377,39 @@ def test_the_current_folder_may_be_the_index(
     assert read_index(tmp_path / "i").rows == 2
 
 
-def test_a_takedown_while_an_index_grows_leaves_nothing_of_it_in_the_finished_one(
+def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_is_whole(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path
 ) -> None:
-    """The shards and the index lose a sample that the running command has read already."""
+    """The shards and the index lose a sample that the killed command had embedded."""
     data, index = tmp_path / "data", tmp_path / "i"
-    make_shards(train=(3,)).parent.rename(data)
+    make_shards(train=(3, 4)).parent.rename(data)
     inputs = Inputs(data=(str(data),), cache=str(tmp_path / "cache"))
-    embed_index(checkpoint, inputs, index, rows=3)
+    forgotten = sample(5, "train").key
+
+    def forget() -> int:
+        return remove(index, lambda rows: np.isin(rows["id"].to_pylist(), [forgotten])).rows
+
+    def disturbed(job: Any, folder: Path, about: Any, tasks: Any) -> Iterator[Made]:
+        yield from made_parts(*job.open(), folder, about, tasks, None, lambda rows: None)
+        with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; run this one again"):
+            forget()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_index(checkpoint, inputs, index, rows=2, run=disturbed)
     shutil.rmtree(data)
-    make_shards(train=(3, 4, 2)).parent.rename(data)
-    forgotten, runs = sample(5, "train").key, list[list[int]]()
-
-    def forget() -> None:
-        shutil.rmtree(data)
-        shards = [write_shard(data_of(n), "train", n, *of(numbers), None) for n, numbers in enumerate(LEFT)]
-        write_manifest(data, shards)
-        remove(index, lambda rows: np.isin(rows["id"].to_pylist(), [forgotten]))
-
-    def data_of(number: int) -> Path:
-        data.mkdir(exist_ok=True)
-        return data
-
-    def of(numbers: Sequence[int]) -> tuple[list[Any], list[bytes]]:
-        return [sample(n, "train") for n in numbers], [drawn(n) for n in numbers]
-
-    def disturbed(job: Any, folder: Path, about: Any, tasks: Any, done: Any) -> int:
-        loaded, source, units = job.open()
-        writer, first = IndexWriter.begin(folder, about, job.since), not runs
-        runs.append([task.part for task in tasks])
-        parts = embed_units(loaded, source, [task.of(units) for task in tasks], None, done=done)
-        for task, part in zip(tasks, list(parts), strict=True):
-            writer.add(task.part, part.rows, part.image_ND, part.text_ND, task.token)
-            if first and task is tasks[0]:
-                forget()
-        return 0
-
-    LEFT = ([0, 1, 2], [3, 4, 6], [7, 8])
-    embed_index(checkpoint, inputs, index, rows=2, run=disturbed)
-    assert len(runs) == 2
+    data.mkdir()
+    numbers = ([0, 1, 2], [3, 4, 6])
+    shards = [
+        write_shard(data, "train", n, [sample(i, "train") for i in own], [drawn(i) for i in own], None)
+        for n, own in enumerate(numbers)
+    ]
+    write_manifest(data, shards)
+    assert forget() == 1
+    assert embed_index(checkpoint, inputs, index, rows=2)["embedded"] == 0
     assert not [name for name, content in bytes_of(index).items() if forgotten.encode() in content]
     embed_index(checkpoint, inputs, tmp_path / "anew", rows=2)
     assert rows_of(index).keys() == rows_of(tmp_path / "anew").keys()
-    assert len(rows_of(index)) == 8
 
 
 def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp_path: Path, run: Run) -> None:
@@ -477,21 +459,16 @@ def test_an_index_is_searchable_while_it_grows(checkpoint: Path, tmp_path: Path)
     inputs = Inputs(images=(str(folder),))
     embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
     pictures(folder, [3, 4, 5])
+    (folder / "0000.png").unlink()
     seen: list[int] = []
 
-    def look(job: Any, index: Path, about: Any, tasks: Any, done: Any) -> int:
-        from data_specs.search.index import IndexWriter
-        from training.use.indexing import write_parts
-
-        loaded, source, units = job.open()
-        writer = IndexWriter.begin(index, about)
-        for task in tasks:
-            write_parts(writer, loaded, source, units, [task], None, done)
+    def look(job: Any, index: Path, about: Any, tasks: Any) -> Iterator[Made]:
+        for made in made_parts(*job.open(), index, about, tasks, None, lambda rows: None):
+            yield made
             seen.append(SearchIndex.open(index).rows)
-        return 0
 
     opened = SearchIndex.open(tmp_path / "i")
     embed_index(checkpoint, inputs, tmp_path / "i", rows=2, run=look)
     assert set(seen) == {3}
     assert opened.reload_if_changed()
-    assert opened.rows == 6
+    assert opened.rows == 5

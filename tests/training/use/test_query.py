@@ -35,14 +35,14 @@ def index(checkpoint_with_moved_keys: Path, tmp_path_factory: pytest.TempPathFac
         checkpoint=Towers(recipe="tiny", sha256=loaded.checkpoint.sealed.files["towers.safetensors"]),
         background=Background(cosines=(-1.0, 1.0), shares=(0.0, 1.0)),
     )
-    writer = IndexWriter.begin(folder / "index", about)
     rows = [
         {"id": f"{n}", "caption": caption, "source": "news" if n else "wechat", "width": 160, "height": 120}
         for n, caption in enumerate(CAPTIONS)
     ]
     image_ND = image_features(loaded, images, [None] * 4).numpy()
-    writer.add(0, table(rows), image_ND, text_features(loaded, CAPTIONS).numpy())
-    writer.finish()
+    with IndexWriter.begin(folder / "index", about) as writer:
+        writer.add(table(rows), image_ND, text_features(loaded, CAPTIONS).numpy())
+        writer.finish()
     return folder / "index"
 
 

@@ -1,4 +1,4 @@
-"""Rows of files as sources: what is embedded of each, what is known of it, and what makes a unit another one."""
+"""Rows of files as sources: what is embedded of each, what is known of it, and what changes a stamp."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_specs.shard import REGION_SCHEMA
 from training.errors import InputError
-from training.use.sources import PictureSource, RowSource, Seen, Source, TextSource, unit_rows
+from training.use.sources import MixedSource, PictureSource, RowSource, TextSource, part_rows
 
 
 def draw(path: Path, colour: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (colour, 0, 0)).save(path)
     return path
-
-
-def tokens(source: Source, rows: int) -> list[str]:
-    return [unit.token for unit in source.units(rows)]
 
 
 def test_a_folder_is_its_pictures_by_name_however_deep(tmp_path: Path) -> None:
@@ -44,22 +43,42 @@ def test_ids_are_of_the_folder_that_a_name_means_now(tmp_path: Path, monkeypatch
     for name in ("a", "b"):
         draw(tmp_path / name / "p" / "1.png")
         monkeypatch.chdir(tmp_path / name)
-        [row] = PictureSource(["p"], ids={}).table([0])["id"].to_pylist()
+        [row] = PictureSource(["p"], whole=True).table([0])["id"].to_pylist()
         assert row == str(tmp_path / name / "p" / "1.png")
 
 
-def test_a_unit_of_pictures_is_another_one_when_a_file_changes(tmp_path: Path) -> None:
-    files = [draw(tmp_path / f"{n}.png", n) for n in range(5)]
-    before = tokens(PictureSource([str(tmp_path)]), 2)
-    assert tokens(PictureSource([str(tmp_path)]), 2) == before
-    draw(files[2], 99)
+def test_a_stamp_of_a_picture_changes_with_its_file_and_its_boxes(tmp_path: Path) -> None:
+    files = [draw(tmp_path / f"p/{n}.png", n) for n in range(5)]
+    before = PictureSource([str(tmp_path / "p")]).stamps(range(5))
     os.utime(files[2], ns=(1, 1))
-    after = tokens(PictureSource([str(tmp_path)]), 2)
-    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
-    stamps = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
-    draw(files[2], 2)
-    now = PictureSource([str(tmp_path)]).stamps([0, 2], Seen(4, False))
-    assert [a == b for a, b in zip(stamps, now, strict=True)] == [True, False]
+    after = PictureSource([str(tmp_path / "p")]).stamps(range(5))
+    assert (before == after).tolist() == [True, True, False, True, True]
+    boxes = regions(tmp_path / "r.parquet", files[3])
+    assert (PictureSource([str(tmp_path / "p")], boxes).stamps(range(5)) == after).tolist() == [True] * 3 + [
+        False,
+        True,
+    ]
+
+
+def regions(file: Path, picture: Path) -> Path:
+    """Boxes of one picture."""
+    row = {"key": "k", "sha256": hashlib.sha256(picture.read_bytes()).hexdigest(), "boxes": [0, 0, 4, 4]}
+    rows = [{**row, "scores": [0.5], "labels": [0]}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), file)
+    return file
+
+
+def test_rows_of_several_sources_are_cut_where_one_ends(tmp_path: Path) -> None:
+    for n in range(3):
+        draw(tmp_path / f"p/{n}.png", n)
+    source = MixedSource(
+        [PictureSource([str(tmp_path / "p")]), TextSource(write(tmp_path / "t.txt", "红", "白", "黑"))]
+    )
+    assert [list(run) for run in source.runs(range(6), 2)] == [[0, 1], [2], [3, 4], [5]]
+    assert [list(run) for run in source.runs([1, 2, 4, 5], 9)] == [[1, 2], [4, 5]]
+    whole = source.stamps(range(6))
+    assert (source.stamps([1, 4]) == whole[[1, 4]]).all()
+    assert source.table([4])["caption"].to_pylist() == ["白"]
 
 
 def test_what_is_no_picture_file_is_a_problem_and_is_not_waited_for(tmp_path: Path) -> None:
@@ -71,15 +90,8 @@ def test_what_is_no_picture_file_is_a_problem_and_is_not_waited_for(tmp_path: Pa
 
 
 def test_boxes_of_a_regions_file_come_with_the_pictures_that_it_knows(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from data_specs.shard import REGION_SCHEMA
-
     first, second = draw(tmp_path / "p/1.png", 1), draw(tmp_path / "p/2.png", 2)
-    row = {"key": "k", "sha256": hashlib.sha256(first.read_bytes()).hexdigest(), "boxes": [0, 0, 4, 4]}
-    rows = [{**row, "scores": [0.5], "labels": [0]}]
-    pq.write_table(pa.Table.from_pylist(rows, schema=REGION_SCHEMA), tmp_path / "r.parquet")
+    regions(tmp_path / "r.parquet", first)
     known, unknown = PictureSource([str(first), str(second)], tmp_path / "r.parquet").entries([0, 1])
     assert [list(box) for box in known.boxes or ()] == [[0, 0, 4, 4]]
     assert unknown.boxes is None
@@ -131,7 +143,6 @@ def test_every_line_is_one_row_whichever_rows_are_asked_for(
     rows = list(range(len(lines)))[::-1]
     assert [e.text or "" for e in every.entries(rows)] == [x if x.strip() else "" for x in expected[::-1]]
     assert len(distinct) == len(dict.fromkeys(expected))
-    assert [u.rows for u in every.units(2)] == [range(s, min(s + 2, len(lines))) for s in range(0, len(lines), 2)]
 
 
 def test_rows_of_the_release_with_ids_of_their_own(tmp_path: Path) -> None:
@@ -157,13 +168,13 @@ def test_rows_of_the_release_with_ids_of_their_own(tmp_path: Path) -> None:
     no_kind = RowSource(file, "caption").entries([0])[0]
     assert "no text of kind caption" in no_kind.problem
 
-    before = tokens(source, 2)
+    before = source.stamps(range(4))
     draw(tmp_path / "b.png", 1)
-    assert [a == b for a, b in zip(before, tokens(RowSource(file, "alt_text"), 2), strict=True)] == [True, False]
+    assert (before == RowSource(file, "alt_text").stamps(range(4))).tolist() == [True, True, False, True]
 
 
-def test_units_are_large_where_there_is_much_and_small_where_little_must_not_be_repeated() -> None:
-    assert [unit_rows(total) for total in (1, 30_000, 100_000, 10_000_000)] == [1_000, 1_500, 5_000, 10_000]
+def test_parts_are_large_where_there_is_much_and_small_where_little_must_not_be_repeated() -> None:
+    assert [part_rows(total) for total in (1, 30_000, 100_000, 10_000_000)] == [1_000, 1_500, 5_000, 10_000]
 
 
 def test_a_row_with_half_of_a_surrogate_pair_is_a_problem_of_that_row_alone(tmp_path: Path) -> None:
@@ -172,6 +183,6 @@ def test_a_row_with_half_of_a_surrogate_pair_is_a_problem_of_that_row_alone(tmp_
     lines.append('{"image_id": "a.png", "sentences": [["alt_text", "红船"]]}')
     (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = RowSource(tmp_path / "r.jsonl", "primary")
-    assert len(tokens(source, 3)) == 1
+    assert len(set(source.stamps(range(3)).tolist())) == 3
     assert [bool(entry.problem) for entry in source.entries(range(3))] == [True, True, False]
     assert [bool(name) for name in source.table(range(3))["id"].to_pylist()] == [False, False, True]

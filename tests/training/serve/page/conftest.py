@@ -55,9 +55,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     copies = encoder.encode_image([Path(r["where"]["path"]).read_bytes() for r in rows])
 
     def index(name: str, count: int) -> Path:
-        writer = IndexWriter.begin(folder / name, about_of(open_checkpoint(checkpoint), "pictures"))
-        writer.add(0, pa.Table.from_pylist(rows[:count]), copies[:count], texts[:count])
-        writer.finish()
+        with IndexWriter.begin(folder / name, about_of(open_checkpoint(checkpoint), "pictures")) as writer:
+            writer.add(pa.Table.from_pylist(rows[:count]), copies[:count], texts[:count])
+            writer.finish()
         return folder / name
 
     return Made(checkpoint, index("index", ROWS), index("few", FEW))

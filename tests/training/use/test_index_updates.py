@@ -1,11 +1,11 @@
-"""What a second `embed --index` does: nothing anew, what came, what went, and what a takedown has removed."""
+"""A second `embed --index`: rows that came, that left, that changed, and that a takedown has removed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.search.folder import read_index
-from data_specs.search.index import IndexWriter
-from data_specs.search.removal import remove
-from data_specs.search.search import Query, SearchIndex
+from data_specs.search.index import About, remove
+from data_specs.search.search import SearchIndex
 from data_specs.shard import REGION_SCHEMA
 from tests.training.use.test_indexing import MakeShards, Run, bytes_of, pictures, rows_of
-from training.use.indexing import Inputs, embed_index
-from training.use.sources import PictureSource
+from training.use.indexing import Inputs, Job, Made, Task, embed_index, made_parts
 
 
 def moved_boxes(table: Path, last: Sequence[float]) -> None:
@@ -88,7 +86,7 @@ def test_the_same_command_again_changes_nothing(checkpoint: Path, tmp_path: Path
     before = bytes_of(tmp_path / "i")
     code, written, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
     assert (code, written["embedded"], written["rows"]) == (0, 0, 5)
-    assert "3 parts of" in said
+    assert "5 rows of" in said
     assert bytes_of(tmp_path / "i") == before
 
 
@@ -130,42 +128,6 @@ def test_a_folder_is_the_same_however_it_is_spelt(
     assert together["rows"] == 5
 
 
-def test_an_index_whose_ids_are_names_as_they_were_given_keeps_them(
-    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As earlier versions wrote them: also twice, where the folder was spelt in two ways."""
-    folder = pictures(tmp_path / "p", range(4))
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as earlier:
-        earlier.setattr(Inputs, "open", lambda self, detector: PictureSource(self.images))
-        for spelt in ("p", "./p"):
-            run(checkpoint, "--images", spelt, "--index", tmp_path / "once", "--part-rows", 2)
-            run(checkpoint, "--images", "p", spelt, "--index", tmp_path / "twice", "--part-rows", 2)
-    assert sorted(rows_of(tmp_path / "twice")) == sorted(f"{o}/000{n}.png" for o in ("p", "./p") for n in range(4))
-    for name, ids, given in (("once", "./p", [folder]), ("twice", "p", ["p/", folder])):
-        pictures(folder, [9])
-        code, written, _ = run(checkpoint, "--images", *given, "--index", tmp_path / name, "--part-rows", 2)
-        assert (code, written["rows"], written["embedded"]) == (0, 5, 1)
-        expected = [*(f"{ids}/000{n}.png" for n in range(4)), str(folder / "0009.png")]
-        assert sorted(rows_of(tmp_path / name)) == sorted(expected)
-        (folder / "0009.png").unlink()
-
-
-def test_an_index_whose_ids_lead_through_a_link_keeps_them(
-    checkpoint: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As earlier versions wrote them of `--images /mnt/link`: the id is the path, and not the whole one."""
-    pictures(tmp_path / "p", range(4))
-    (tmp_path / "link").symlink_to("p")
-    with monkeypatch.context() as earlier:
-        earlier.setattr(Inputs, "open", lambda self, detector: PictureSource(self.images))
-        run(checkpoint, "--images", tmp_path / "link", "--index", tmp_path / "i", "--part-rows", 2)
-    before = bytes_of(tmp_path / "i")
-    code, written, _ = run(checkpoint, "--images", tmp_path / "link", "--index", tmp_path / "i", "--part-rows", 2)
-    assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 4, 0, 0)
-    assert bytes_of(tmp_path / "i") == before
-
-
 def test_a_picture_behind_a_link_that_leads_elsewhere_now_has_the_id_of_no_other(
     checkpoint: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -194,7 +156,7 @@ def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_
     assert (code, written["embedded"], written["removed"], written["rows"]) == (0, 5, 0, 12)
     grown = bytes_of(tmp_path / "i" / "img_emb")
     assert {name: grown[name] for name in before} == before  # parts that are there stay, byte by byte
-    assert len(grown) == 3
+    assert len(grown) == 2
     assert read_index(tmp_path / "i").about.created_from != ()
 
     code, written, _ = run(checkpoint, "--data", small, "--index", tmp_path / "i")
@@ -221,52 +183,32 @@ def test_what_left_the_input_and_is_back_is_embedded_again(
     assert sorted(rows_of(tmp_path / "i")) == [str(path) for path in sorted(folder.iterdir())]
 
 
-@pytest.mark.parametrize("size", [60, 4000])
-def test_a_metadata_file_that_is_damaged_in_place_is_one_line_of_embed_and_hinders_no_search(
-    checkpoint: Path, tmp_path: Path, run: Run, size: int
-) -> None:
-    """It has the size that index.json says; pyarrow's exception went through. A search reads the mapped rows alone."""
-    folder = pictures(tmp_path / "p", range(2))
-    run(checkpoint, "--images", folder, "--index", tmp_path / "i")
-    [file] = (tmp_path / "i/metadata").iterdir()
-    data = file.read_bytes()
-    file.write_bytes(data[:4] + bytes(size) + data[4 + size :])  # of a page, and of what follows
-    assert file.stat().st_size == len(data)
-    pictures(folder, [3])
-    code, answer, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
-    assert code == 1
-    assert answer["error"].startswith(f"{tmp_path / 'i'}: the index is damaged (metadata/{file.name}: ")
-    assert answer["error"].endswith("delete it and embed it again")
-    assert "Traceback" not in said
-    assert len(SearchIndex.open(tmp_path / "i").search(Query()).hits) == 2
-
-
-def test_parts_of_another_state_of_the_input_are_discarded(checkpoint: Path, tmp_path: Path) -> None:
-    """Killed, then a picture went: the parts behind it are others now."""
+def test_a_part_of_another_state_of_the_input_loses_what_is_gone(checkpoint: Path, tmp_path: Path) -> None:
+    """Killed behind two parts, then a picture went."""
     folder = pictures(tmp_path / "p", range(6))
-
-    def stop(job: Any, index: Path, about: Any, tasks: Any, done: Any) -> int:
-        from training.use.indexing import write_parts
-
-        loaded, source, units = job.open()
-        write_parts(IndexWriter.begin(index, about), loaded, source, units, tasks[:2], None, done)
-        raise KeyboardInterrupt
-
     inputs = Inputs(images=(str(folder),))
     with pytest.raises(KeyboardInterrupt):
-        embed_index(checkpoint, inputs, tmp_path / "i", rows=2, run=stop)
+        embed_index(checkpoint, inputs, tmp_path / "i", rows=2, run=stopped_behind(2))
     (folder / "0002.png").unlink()
     written = embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
-    assert (written["rows"], written["embedded"]) == (5, 3)
+    assert (written["rows"], written["embedded"], written["removed"]) == (5, 2, 1)
     embed_index(checkpoint, inputs, tmp_path / "anew", rows=2)
-    assert bytes_of(tmp_path / "i" / "img_emb") == bytes_of(tmp_path / "anew" / "img_emb")
+    assert rows_of(tmp_path / "i").keys() == rows_of(tmp_path / "anew").keys()
+
+
+def stopped_behind(count: int) -> Any:
+    """What makes so many parts, and is interrupted then."""
+
+    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task]) -> Iterator[Made]:
+        yield from made_parts(*job.open(), folder, about, tasks[:count], None, lambda rows: None)
+        raise KeyboardInterrupt
+
+    return run
 
 
 def test_rows_that_a_takedown_removed_do_not_come_back_while_the_input_is_as_it_was(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    from data_specs.search.removal import remove
-
     folder = pictures(tmp_path / "p", range(5))
     inputs = Inputs(images=(str(folder),))
     embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
