@@ -7,7 +7,7 @@
 
 A parser in C cannot be interrupted from Python, neither by a signal handler nor from another thread, so the kernel does
 it: ITIMER_PROF ends the child when a call has had its time of the processor, and RLIMIT_AS lets no more memory be
-taken. Either is an OverLimit, and so is a crash; the next call starts the child anew. Time of the processor and not of
+taken. Either is an OverLimit, and so is a crash; the next call starts a new child. Time of the processor and not of
 the clock, so that a busy machine judges as an idle one does.
 
 A child is started as a program and not forked: the processes that read pages have threads (Ray, Arrow).
@@ -124,7 +124,7 @@ class Confined(Generic[T]):
         return answer
 
     def _end_of(self, code: int) -> str:
-        """Why the child ended, by its exit code."""
+        """Returns why the child ended, by its exit code."""
         self.close()
         if code == -signal.SIGPROF:
             return f"more than {self._limits[0]:g} s of the processor"

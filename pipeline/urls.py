@@ -215,7 +215,7 @@ def host_names(url: str) -> list[str]:
     """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty without a host.
 
     An IP address has no parents. A host with a port is listed with the port first. A dot at the end, which makes a
-    name absolute (RFC 1034, 3.1), is none of its own: `a.cn.` is the host `a.cn`.
+    name absolute (RFC 1034, 3.1), is not part of the name: `a.cn.` is the host `a.cn`.
     """
     try:
         parts = urlsplit(url)
@@ -253,7 +253,7 @@ def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
             except ValueError:
                 raise SpecError([f"{where}: the host must be localhost or a loopback address"]) from None
             if not literal.is_loopback:
-                raise SpecError([f"{where}: only loopback addresses may be named, {address} is none"])
+                raise SpecError([f"{where}: {address} is not a loopback address; only those are allowed here"])
             pairs.add((str(literal), port))
     return frozenset(pairs)
 
@@ -269,7 +269,7 @@ def domain_key(url: str) -> int:
 
 
 def _netloc(url: str) -> str:
-    """What stands between the scheme and the path: cheaper by far than splitting the URL in full."""
+    """The part between the scheme and the path: cheaper by far than splitting the URL in full."""
     return url.partition("://")[2].split("/", 1)[0].split("?", 1)[0]
 
 
