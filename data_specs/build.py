@@ -126,9 +126,19 @@ class Egress(Spec):
     obey_robots: bool = Field(True, description="robots.txt, and the rights reserved by tdmrep.json")
 
 
+class Img2dataset(Spec):
+    """Options of `img2dataset.download`, by its own names; those of `fetch` and `egress` stand for its others."""
+
+    processes_count: int = Field(1, gt=0, description="processes that download one partition")
+
+
 class Fetch(Spec):
     """Options of fetching images."""
 
+    engine: Literal["wenlan", "img2dataset"] = Field(
+        "wenlan", description="the client that downloads: ours, or img2dataset behind the same rules"
+    )
+    img2dataset: Img2dataset = Field(Img2dataset(), description="options of that engine")
     images_per_partition: int = Field(
         10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
     )

@@ -124,7 +124,7 @@ class Confined(Generic[T]):
         return answer
 
     def _end_of(self, code: int) -> str:
-        """Why the child ended, by its exit code."""
+        """Returns why the child ended, by its exit code."""
         self.close()
         if code == -signal.SIGPROF:
             return f"more than {self._limits[0]:g} s of the processor"

@@ -253,7 +253,7 @@ def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
             except ValueError:
                 raise SpecError([f"{where}: the host must be localhost or a loopback address"]) from None
             if not literal.is_loopback:
-                raise SpecError([f"{where}: only loopback addresses may be named, {address} is none"])
+                raise SpecError([f"{where}: {address} is not a loopback address; only those are allowed here"])
             pairs.add((str(literal), port))
     return frozenset(pairs)
 

@@ -17,8 +17,7 @@ import contextlib
 import errno
 import re
 import sqlite3
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Where fetched images wait until their tar is written: a file of their bytes, each judged as it arrives.
+"""Spool file of fetched images until their tar is written; each image is judged as it arrives.
 
 Bytes arrive in any order and the tar has the order of the candidates. A type is told by the first bytes, never by name
 or header, and the pixel count is read from the picture's own header before anything decodes it.
@@ -24,7 +24,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome for one image: the place of its bytes in the spool, or the reason why there are none.
+    """The outcome for one image: the place of its bytes in the spool, or the reason for having no bytes.
 
     place: (offset, size), (-1, 0) for none. retry_after: the time from which a later build may ask again.
     """
@@ -81,7 +81,7 @@ class Spool:
 
 
 def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, str] | None:
-    """Why bytes are not let in as an image, None if they are. Nothing is decoded."""
+    """Returns why bytes are not let in as an image, None if they are. Nothing is decoded."""
     from pipeline.pictures import decode as pictures
 
     if not data:

@@ -195,7 +195,7 @@ def _sites(spec: BuildSpec) -> list[Site]:
 
 
 def _identity(spec: BuildSpec, site: Site) -> Any:
-    """What decides the captures of a site, but for the snapshot."""
+    """The options that decide the captures of a site; the snapshot does, too."""
     limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
     identity = site.identity()
     identity["options"] = {name: value for name, value in identity["options"].items() if name not in IMAGE_CAPS}
@@ -203,7 +203,7 @@ def _identity(spec: BuildSpec, site: Site) -> Any:
 
 
 def _frontier_folder(stage: StageDir, name: str) -> Path:
-    """Where a frontier lies: beside the captures, or in the temporary folder where those are on an object store."""
+    """Folder of a frontier: beside the captures, or the temporary folder where those are on an object store."""
     if stage.folder.is_local:
         return Path(stage.folder.at(f"_frontier/{name}"))
     return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
@@ -287,7 +287,7 @@ def _some(rows: Iterator[T]) -> Iterator[list[T]]:
 
 
 def beyond_depth(source: str, count: int, max_depth: int) -> str:
-    """What people read about pages that `max_depth` cut off."""
+    """The message about pages that `max_depth` cut off."""
     return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
 
 
@@ -331,7 +331,7 @@ def _moved(build: Build, before: Record, after: Record) -> None:
 
 
 def _forget_state(build: Build, removal: Removal) -> None:
-    """A crawl that was killed and knows a page that is removed starts anew."""
+    """Deletes the state of a killed crawl that knows a removed page; the crawl then starts again."""
     folder = build.folder / STAGE.folder / "_frontier"
     for name in folder.names() if folder.is_local else ():
         database = Path(folder.at(f"{name}/frontier.sqlite"))

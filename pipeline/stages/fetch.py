@@ -2,32 +2,30 @@
 
 An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched at all (`_at_hand`):
 bytes are copied from the tar that an earlier build left (and checked against their sha256), and a failure is remembered
-until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest goes through
-img2dataset's `Downloader` in this process: its threads, retries and statistics are used, not its command line, which
-would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
-keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
-source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. User name and password of an
-image's URL are sent to its own origin only, and written nowhere.
+until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest is downloaded
+by the engine that the spec names, `pipeline.web.images` or img2dataset behind it (`pipeline.web.gateway`), with the
+same rules and outcomes. Bytes are kept as they came, never re-encoded. Images that lie in a source itself (a folder, a
+webdataset) are read from there and not put into STORE/fetched. User name and password of an image's URL are sent to its
+own origin only, and written nowhere.
 
-A trial, or a build that begins a generation, asks nobody: what failed has failed, and what neither STORE/fetched nor
-the shards of the last generation hold is `not_stored`.
+A trial, or a build that begins a generation, sends no requests: what failed has failed, and what neither STORE/fetched
+nor the shards of the last generation hold is `not_stored`.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
 
 Limits: an image fetched once is not asked for again by later builds, however it changed; where a build's tar is
-deleted, its images are fetched anew.
+deleted, its images are fetched again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import functools
-import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,6 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from pipeline import pulse
-from pipeline.errors import StageError
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
 from pipeline.records import (
@@ -54,8 +51,9 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile, Stage
-from pipeline.web.downloader import download
-from pipeline.web.image_opener import GuardedOpener
+from pipeline.web import gateway, images
+from pipeline.web.client import RequestFailed
+from pipeline.web.images import Image, ImageFetcher
 from pipeline.web.policy import LASTING_S, HostRules
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
@@ -66,7 +64,7 @@ FLUSH_IMAGES, FLUSH_S = 100, 2.0
 
 
 def token(build: Build) -> Any:
-    """What decides which images are let in."""
+    """The options that decide which images are let in."""
     return limits_of(build.spec)
 
 
@@ -93,12 +91,11 @@ def run_partition(build: Build, partition: str) -> None:
         failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
         pulse.expect(len(urls), done=len(outcomes))
         pulse.tell(kept=len(outcomes) - failed_at_hand, failed=failed_at_hand, bytes=0)
-        opener = functools.partial(GuardedOpener, build.spec, rules=rules, takedowns=takedowns)
-        network = _Network(build.spec, missing, spool, userinfos, opener)
-        stats = network.run()
+        sent = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
+        network = _Network(build.spec, missing, spool)
+        if missing:
+            network.run(ImageFetcher(build.spec, sent, rules, takedowns))
         outcomes |= network.outcomes
-        if stats:
-            attempt.path("stats.json").write_text(json.dumps(stats, indent=1, sort_keys=True), encoding="utf-8")
         rows = _write_tar(attempt.path("tar"), urls, outcomes, spool)
         attempt.write_table("parquet", rows)
         failed = {fetch_id: outcome for fetch_id, outcome in outcomes.items() if outcome.reason}
@@ -140,62 +137,36 @@ def _return_large_blocks() -> None:
 
 
 class _Network:
-    """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive.
+    """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
 
-    opener: makes the opener for the images whose user names and passwords it is given.
-    """
-
-    def __init__(
-        self,
-        spec: BuildSpec,
-        urls: dict[str, str],
-        spool: Spool,
-        userinfos: Mapping[str, str],
-        opener: Callable[[Mapping[str, str]], GuardedOpener],
-    ) -> None:
-        self._spec, self._spool, self._new_opener = spec, spool, opener
-        self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
+    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool) -> None:
+        self._spec, self._spool = spec, spool
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
         self.outcomes: dict[str, Outcome] = {}
 
-    @functools.cached_property
-    def _opener(self) -> GuardedOpener:
-        """Made when there is something to fetch."""
-        return self._new_opener(self._userinfos)
-
-    def run(self) -> dict[str, Any]:
-        """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""
-        if not self._fetch_ids:
-            return {}
-        with self._opener.installed():
-            stats = download(
-                list(self._fetch_ids),
-                self._accept,
-                threads=self._spec.fetch.threads,
-                retries=self._spec.fetch.retries,
-                timeout_s=self._spec.egress.timeout_s,
-            )
+    def run(self, fetcher: ImageFetcher) -> None:
+        """Fetch every image."""
+        asyncio.run(self._download(fetcher))
         self._counters.flush()
-        if len(self.outcomes) != len(self._fetch_ids):
-            missing = f"returned {len(self.outcomes)} of {len(self._fetch_ids)} outcomes"
-            raise StageError("fetch", f"img2dataset {missing}")
-        return stats
 
-    def _accept(self, url: str, data: bytes | None, error: str) -> None:
-        """Take what the downloader has for a URL: bytes, or an error message."""
-        outcome = self._outcome(url, data, error)
+    async def _download(self, fetcher: ImageFetcher) -> None:
+        urls, fetch = list(self._fetch_ids), self._spec.fetch
+        async with fetcher:
+            if fetch.engine == "img2dataset":
+                await gateway.download(fetcher, urls, self._accept, fetch)
+            else:
+                await images.download(fetcher, urls, self._accept, fetch.threads)
+
+    def _accept(self, url: str, image: Image | RequestFailed) -> None:
+        """Take the outcome for a URL."""
+        if isinstance(image, Image):
+            outcome = self._spool.add(image.body, image.fetched_at, image.etag)
+        else:
+            pulse.advance(failed=1)
+            outcome = failure(image.reason, image.evidence, min(image.retry_after_s, LASTING_S))
         self.outcomes[self._fetch_ids[url]] = outcome
         self._counters.add(urlsplit(url).netloc, outcome.reason or "kept", outcome.place[1])
-
-    def _outcome(self, url: str, data: bytes | None, error: str) -> Outcome:
-        if data is not None:
-            fetched = self._opener.fetched[url]
-            return self._spool.add(data, fetched.fetched_at, fetched.etag)
-        pulse.advance(failed=1)
-        if (failed := self._opener.failed.get(url)) is not None:
-            return failure(failed.reason, failed.evidence, min(failed.retry_after_s, LASTING_S))
-        return failure(DropReason.BAD_URL, error)  # refused by urllib before the opener saw it
 
 
 class _HostCounters:
@@ -215,7 +186,7 @@ class _HostCounters:
             self.flush()
 
     def flush(self) -> None:
-        """Hand what was counted to the metrics, and begin anew."""
+        """Hand what was counted to the metrics, and start from zero."""
         for host, fates in self._fates.items():
             count("wenlan_received_bytes", self._received[host], host=host)
             for fate, times in fates.items():
@@ -302,7 +273,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME, "admit"),
             run=run_partition,
             token=token,
-            files=(PassFile("tar"), PassFile("parquet", FETCH_SCHEMA, "fetch_id"), PassFile("stats.json")),
+            files=(PassFile("tar"), PassFile("parquet", FETCH_SCHEMA, "fetch_id")),
             unit="images",
             done=("images", "failed"),
             without=_without,

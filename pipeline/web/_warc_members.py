@@ -17,7 +17,7 @@ MAX_HEADERS = 1 << 20
 BLOCK = 1 << 16
 _GZIP = b"\x1f\x8b\x08"
 _FORMATS = (b"WARC/", b"filedesc://")
-"""What a file of records begins with: WARC, or the older ARC."""
+"""First bytes of a file of records: WARC, or the older ARC."""
 
 
 class Members:
@@ -60,7 +60,7 @@ class Members:
 
     @property
     def behind(self) -> int:
-        """Where the next member begins in the file, once this one was read to its end."""
+        """Position in the file of the next member, once this one was read to its end."""
         unread = self._machine.unused_data if self._machine is not None else self._packed
         return self._position - len(unread)
 
@@ -169,5 +169,5 @@ def records(members: Members) -> Iterator[Any]:
         if record.format == "warc" and record.length is None:
             raise ValueError("a record without Content-Length")
         known_format, is_first = record.format, False
-        members.headers_left = 1 << 62  # lines of a chunked body are none of a header
+        members.headers_left = 1 << 62  # lines of a chunked body are not headers
         yield record

@@ -27,7 +27,7 @@ PAUSES_S = (1.0, 4.0, 15.0)
 """Before the second request for a range, the third and the fourth."""
 
 _ASK_AGAIN = (408, 425, 429)
-"""Statuses below 500 that are none of the request itself."""
+"""Statuses below 500 after which the same request may succeed."""
 
 T = TypeVar("T")
 

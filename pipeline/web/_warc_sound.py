@@ -50,7 +50,7 @@ class SoundRun:
         self.start, self.known, self.records = start, 0, 0
 
     def captures(self) -> Iterator[Capture | Decision | None]:
-        """What each record holds, None for one that is no page."""
+        """The capture of each record, None for one that is not a page."""
         from fastwarc.warc import ArchiveIterator
 
         self._file.seek(self.start)

@@ -53,7 +53,7 @@ ADDED_AT_ONCE = 1_000
 """Links or entries of a sitemap that are written before other hosts have their turn: 40 ms where they are long."""
 
 RESTARTS = 3
-"""How often a visitor whose process dies is started again."""
+"""Restarts of a visitor whose process dies."""
 
 VISITS_AT_ONCE = 1000
 """Visits that run in one visitor at a time; what is asked of one host at a time is a limit of the spec."""
@@ -70,7 +70,7 @@ class Crawler:
         self._policy, self._hosts = policy_of(spec), site.all_hosts()
         self._in_flight: dict[asyncio.Task[set[str]], Page] = {}
         self._streak: dict[str, list[Page]] = {}  # by host: pages that failed as if it were down, since one did not
-        self._second_chance: set[int] = set()  # ids of pages that were lost while their host was down, and tried anew
+        self._second_chance: set[int] = set()  # ids of pages that were lost while their host was down, and tried again
         self._began: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -218,7 +218,7 @@ class Crawler:
             await self._ask_whether_down(page.host, visitors)
 
     async def _ask_whether_down(self, host: str, visitors: _Visitors) -> bool:
-        """Have the pages tried anew that failed in a row; returns whether there is one. Raises SourceError: it is down.
+        """Reopen the pages that failed in a row; returns whether there are any. Raises SourceError: it is down.
 
         A page gets one such chance in a run: one that always fails would else be asked for without end.
         """
@@ -264,7 +264,7 @@ class Crawler:
                     await asyncio.sleep(0)
                 named += len(pages)
                 waiting += further[: sitemaps.MAX_FILES]
-        self._frontier.count(sitemaps_read=1, in_sitemaps=named)  # at once: a crawl that is killed reads them anew
+        self._frontier.count(sitemaps_read=1, in_sitemaps=named)  # at once: a crawl that is killed reads them again
 
 
 class _Visitors:

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
 LOCK_WAIT_S = 60.0
-"""How long to wait for another process to release the folder."""
+"""Seconds to wait for another process to release the folder."""
 
 _RENAMED_HEADERS = ("content-encoding", "transfer-encoding")
 """Headers that are no longer true of the body as it is written: unpacked."""
@@ -162,7 +162,7 @@ class Frontier:
             )
 
     def kept_of(self, host: str) -> Kept:
-        """What was kept of a host so far."""
+        """Pages and bytes kept of a host so far."""
         return self._kept.setdefault(host, Kept())
 
     def next(self, host: str, in_flight: Collection[int] = ()) -> Page | None:
@@ -192,14 +192,14 @@ class Frontier:
         self.count(earlier_known=1)
 
     def earlier(self, url: str) -> Earlier | None:
-        """What an earlier crawl kept of a page, if a conditional request can ask whether it has changed."""
+        """The record that an earlier crawl kept of a page, if a conditional request can ask whether it has changed."""
         row = self._db.execute(
             "SELECT warc, warc_offset, warc_length, etag, last_modified, sha256 FROM earlier WHERE url = ?", (url,)
         ).fetchone()
         return Earlier(*row) if row else None
 
     def kept_alike(self, host: str, digest: str) -> int:
-        """How many kept pages of a host have this likeness."""
+        """Number of kept pages of a host that have this likeness."""
         row = self._db.execute("SELECT pages FROM alike WHERE host = ? AND digest = ?", (host, digest)).fetchone()
         return int(row[0]) if row else 0
 
@@ -306,7 +306,7 @@ class Frontier:
         self.waiting, self.dropped = (self._one("SELECT COUNT(*) FROM page WHERE state = ?", s) for s in states)
 
     def totals(self) -> Totals:
-        """How many pages are in which state."""
+        """Numbers of pages by state."""
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
         waiting, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
         unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
@@ -323,8 +323,6 @@ class Frontier:
 
     def _hours_before(self) -> float:
         """Seconds from the beginning of the crawl until now, as earlier runs noted them."""
-        if started := self._noted("started"):  # a crawl that an older wenlan began
-            return max(0.0, time.time() - started)
         noted_at = self._noted("noted_at")
         return self._noted("spent") + (max(0.0, time.time() - noted_at) if noted_at else 0.0)
 
@@ -339,7 +337,7 @@ class Frontier:
         return tuple(row) if row else ("", "", "")
 
     def end_of(self, url: str) -> str:
-        """Where a page's redirects lead as far as they are known; the page itself if it does not redirect.
+        """The page that a page's known redirects lead to; the page itself if it does not redirect.
 
         This ends, since redirects never form a circle here: `move` is not called for the one that would close it.
         """

@@ -1,8 +1,8 @@
 """The address guard that crawl and fetch go through: which addresses may be connected to.
 
 Where the guard sits, and why there: an audit hook on `socket.connect`. It sees the address that is really connected
-to, after DNS and after every redirect, whichever library connects (aiohttp for pages, http.client for images), so
-there is no gap between check and use. It acts only inside a scope that page visitor and image opener enter (`guarded`),
+to, after DNS and after every redirect, whichever library connects (aiohttp today), so
+there is no gap between check and use. It acts only inside a scope that the client enters (`guarded`),
 by a context variable: Ray, object stores and databases of the same process are untouched.
 
 What passes is an IP literal of a globally routable unicast address. On top of what `ipaddress` calls not global we
@@ -56,7 +56,7 @@ class EgressRefused(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Which addresses may be reached. `allow` holds loopback (address, port) pairs."""
+    """Decides about addresses. `allow` holds loopback (address, port) pairs that may be reached."""
 
     allow: frozenset[tuple[str, int]] = frozenset()
 
@@ -86,7 +86,7 @@ class Guard:
 
 @functools.lru_cache(maxsize=4096)
 def _check_origin(guard: Guard, scheme: str, netloc: str) -> None:
-    """What `Guard.check_url` looks at; also raises ValueError. Cached: each request asks twice about its host."""
+    """The checks of `Guard.check_url`; also raises ValueError. Cached: a host is asked for many URLs."""
     parts = SplitResult(scheme, netloc, "", "", "")
     host, port = parts.hostname, parts.port
     if scheme not in ("http", "https"):

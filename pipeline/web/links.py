@@ -1,4 +1,4 @@
-"""What a crawl reads in a page: its links, what its meta tags allow, and a digest that tells traps.
+"""Links of a page, what its meta tags allow, and a digest that tells traps: all that a crawl reads in it.
 
 Parsing is lexbor's, within the bounds of `pipeline.pages.bounds`; nothing here asks the network. Texts and images of a
 page are read by `pipeline.pages`.
@@ -41,7 +41,7 @@ LIKENESS_DIGITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """What one page says: contents of its robots meta tags, whether a meta tag reserves text and data mining, the
+    """Markup of one page: contents of its robots meta tags, whether a meta tag reserves text and data mining, the
     addresses it links to (absolute, as written), its likeness: a digest of all but its numbers, and how many images it
     shows."""
 
@@ -54,7 +54,7 @@ class Markup:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a crawl needs of one page.
+    """The parts of one page that a crawl uses.
 
     opt_outs: what its owner says against its use, "" for nothing. links: addresses to follow. endless: links that lead
     into an endless path.
@@ -112,7 +112,7 @@ def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
     """
     links: dict[str, None] = {}
     endless = 0
-    canonical: dict[str, str] = {}  # of each address as written; "" for one that is none
+    canonical: dict[str, str] = {}  # of each address as written; "" for one that is not an address
     for href in hrefs:
         url = canonical.get(href)
         if url is None:

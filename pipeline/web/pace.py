@@ -4,7 +4,7 @@ One schedule says when each host is free. On a Ray cluster it is a named actor (
 sources, two partitions or two builds that want one host share its pace; without Ray it is an object of this process. A
 worker books a slot in the schedule and sleeps until it comes. For a host that may be asked many times a second it books
 several at once (a lease, of at most LEASE_S of the host's time): a call to the schedule per request would cost more
-than the request. Where its threads want many hosts, what they want while a call is under way goes into the next one.
+than the request. What is wanted while a call is under way goes into the next one.
 
 The schedule speaks in seconds from now, never in clock times: clocks of two machines differ.
 
@@ -15,7 +15,7 @@ again and has forgotten what was booked. One actor answers some thousand calls a
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,15 +31,14 @@ MANY = 1_000_000
 _FORGET_AT = 100_000
 """Hosts a schedule or a limiter remembers before it forgets those that need no memory."""
 
-_NAME = "wenlan-host-schedule-2"
-"""Raised when its methods change: a cluster may still have the actor of an older wenlan."""
+_NAME = "wenlan-host-schedule"
 
 Booking = tuple[str, float, int]
 """(host, delay_s, slots): so many slots of a host, `delay_s` apart."""
 
 
 class HostSchedule:
-    """When each host is free. Not for several threads; `clock` is for tests."""
+    """When each host is free. One call at a time; `clock` is for tests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,68 +76,61 @@ class _Lease:
 
 
 class RateLimiter:
-    """The rate limit as one worker sees it. Safe for several threads; `schedule` and `clock` are for tests."""
+    """The rate limit as one worker sees it. Used from one event loop; `schedule` and `clock` are for tests."""
 
     def __init__(self, schedule: HostSchedule | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._schedule = schedule if schedule is not None else actors.shared(HostSchedule, _NAME)
         self._clock = clock
         self._leases: dict[str, _Lease] = {}
-        self._changed = threading.Condition()
         self._wanted: dict[str, Booking] = {}
-        self._asking: dict[str, Booking] | None = None
-        """The bookings of the call that some thread is making. A host that pauses meanwhile leaves them."""
+        self._booked: dict[str, Booking] = {}  # of the call that is under way; a host that pauses meanwhile leaves it
+        self._call: asyncio.Future[None] | None = None
+        self._turn = asyncio.Lock()  # of calls to the schedule, which is no object for two threads
 
-    def next_slot(self, host: str, delay_s: float) -> float:
+    async def next_slot(self, host: str, delay_s: float) -> float:
         """Take the host's next slot; returns the seconds to sleep until it comes."""
         while True:
-            with self._changed:
-                now = self._clock()
-                lease = self._leases.get(host)
-                if lease is not None and lease.delay_s == delay_s and not lease.over(now):
-                    at = lease.start + lease.used * lease.delay_s
-                    lease.used += 1
-                    return max(0.0, at - now)
-                if self._asking is not None:
-                    if host not in self._asking:
-                        self._want(host, delay_s)
-                    self._changed.wait()
-                    continue
-                self._want(host, delay_s)
-                self._asking, self._wanted = self._wanted, {}
-            self._book(list(self._asking.values()))
+            now = self._clock()
+            lease = self._leases.get(host)
+            if lease is not None and lease.delay_s == delay_s and not lease.over(now):
+                at = lease.start + lease.used * lease.delay_s
+                lease.used += 1
+                return max(0.0, at - now)
+            if host not in self._booked:
+                self._wanted[host] = (host, delay_s, self._slots(host, delay_s))
+            if self._call is None or self._call.done():
+                self._call = asyncio.ensure_future(self._book())
+            await asyncio.shield(self._call)
 
-    def _book(self, bookings: Sequence[Booking]) -> None:
-        """Ask the schedule for what this thread and others wanted. What fails is wanted again by whoever waits."""
-        waits: list[float] = []
-        try:
-            waits = self._schedule.book(bookings)
-        finally:
-            with self._changed:
-                remaining, self._asking = self._asking or {}, None
+    async def _book(self) -> None:
+        """Ask the schedule for all that is wanted."""
+        async with self._turn:
+            self._booked, self._wanted = self._wanted, {}
+            bookings = list(self._booked.values())
+            try:
+                waits = await asyncio.to_thread(self._schedule.book, bookings)
                 now = self._clock()  # booking may have taken a while
                 if len(self._leases) >= _FORGET_AT:
                     self._leases.clear()
-                for (host, delay_s, slots), wait in zip(bookings, waits, strict=False):
-                    if host in remaining:
+                for (host, delay_s, slots), wait in zip(bookings, waits, strict=True):
+                    if host in self._booked:
                         self._leases[host] = _Lease(now + wait, delay_s, slots)
-                self._changed.notify_all()
+            finally:
+                self._booked = {}
 
-    def pause(self, host: str, seconds: float) -> None:
-        """Nobody asks the host for so long: what Retry-After is for."""
-        with self._changed:
+    async def pause(self, host: str, seconds: float) -> None:
+        """Let no worker ask the host for so long: what Retry-After is for."""
+        self._leases.pop(host, None)
+        self._booked.pop(host, None)
+        async with self._turn:
             self._leases.pop(host, None)
-            if self._asking is not None:
-                self._asking.pop(host, None)
-            self._schedule.pause(host, seconds)
+            await asyncio.to_thread(self._schedule.pause, host, seconds)
 
-    def _want(self, host: str, delay_s: float) -> None:
-        """Want a lease: twice the slots of the last one if those were used up, else as many as were used of it.
-
-        The first lease of a host is one slot.
-        """
-        before = self._leases.get(host)
-        most = max(1, int(LEASE_S / delay_s)) if delay_s > 0 else MANY
-        wanted = 1 if delay_s > 0 else MANY
-        if before is not None and delay_s > 0:
-            wanted = 2 * before.slots if before.used == before.slots else before.used
-        self._wanted[host] = (host, delay_s, min(max(1, wanted), most))
+    def _slots(self, host: str, delay_s: float) -> int:
+        """Slots to book: twice those of the last lease if all were used, else as many as were used; at first one."""
+        if delay_s <= 0:
+            return MANY
+        before, most = self._leases.get(host), max(1, int(LEASE_S / delay_s))
+        if before is None:
+            return 1
+        return min(max(1, 2 * before.slots if before.used == before.slots else before.used), most)

@@ -1,9 +1,9 @@
-"""What a polite client may do: every rule of asking a host for a page or an image, as pure functions without I/O.
+"""Rules of a polite client: every rule of asking a host for a page or an image, as pure functions without I/O.
 
-`page_visitor` and `image_opener` ask hosts in different ways (asyncio and threads) and hold themselves to the same
-`Policy`: who we say we are, how long to wait, which redirects and retries are allowed, what robots.txt and tdmrep.json
-forbid. Rules that do not depend on a spec are functions of this module, for `extract` too, which reads captures that
-others have made: opt-outs, nofollow, what counts as HTML. Which addresses may be connected to is `guard`'s.
+The client (`pipeline.web.client`) and its users hold themselves to one `Policy`: who we say we are, how long to wait,
+which redirects and retries are allowed, what robots.txt and tdmrep.json forbid. Rules that do not depend on a spec are
+functions of this module, for `extract` too, which reads captures that others have made: opt-outs, nofollow, media types
+of pages. Which addresses may be connected to is `guard`'s.
 
 Sources: robots.txt is RFC 9309; X-Robots-Tag and `<meta name=robots>` are Google's "Robots meta tag, data-nosnippet,
 and X-Robots-Tag specifications", with noai and its like beside them; tdm-reservation is the TDM Reservation Protocol
@@ -37,7 +37,7 @@ MAX_ROBOTS_REDIRECTS = 5
 """RFC 9309 section 2.3.1.2."""
 
 MAX_DELAY_S = 120.0
-"""A host whose robots.txt asks for longer pauses is taken to want no crawler; nobody waits for a longer Retry-After."""
+"""A host whose robots.txt asks for longer pauses is taken to want no crawler; no longer Retry-After is waited for."""
 
 ROBOTS_TTL_S = 24 * 3600.0
 """RFC 9309 section 2.4: a robots.txt is not used for longer than a day."""
@@ -74,7 +74,7 @@ _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a URL may not be asked for. `retry_after_s`: seconds after which a later build may look again."""
+    """Why a URL may not be asked for. retry_after_s: seconds after which a later build may look again."""
 
     reason: DropReason
     evidence: str
@@ -95,19 +95,19 @@ class Retry:
 
     @property
     def pause_s(self) -> float:
-        """How long all workers leave the host alone: what it asked for, unless it named no time or too long a one."""
+        """Seconds for which all workers leave the host alone: as it asked, 0 if it named no time or too long a one."""
         return self.wait_s if self.wait_s <= MAX_DELAY_S else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a client of one spec may do."""
+    """Rules for a client of one spec."""
 
     egress: Egress
     user_agent: str
 
     def refusal(self, rules: HostRules, url: str) -> Refusal | None:
-        """Why the rules of a URL's host forbid it; None if it may be asked for."""
+        """Returns why the rules of a URL's host forbid it, None if it may be asked for."""
         robots = rules.robots
         if robots.unreachable:
             return Refusal(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), 0.0)
@@ -194,7 +194,7 @@ def retry_after_seconds(value: str | None, date: str | None = None) -> float | N
 
 
 def _http_date(value: str) -> datetime.datetime | None:
-    """The moment that an HTTP date names, None for what is none."""
+    """The moment that an HTTP date names, None for any other text."""
     try:
         when = email.utils.parsedate_to_datetime(value)
     except ValueError:
@@ -226,7 +226,7 @@ Headers = Iterable[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class OptOuts:
-    """How the owner of a page or an image forbids it to us; false if it may be taken.
+    """Opt-outs of the owner of a page or an image; false if it may be taken.
 
     directives: those of OPT_OUTS that were found, sorted. reserved: text and data mining is reserved.
     """
@@ -296,8 +296,11 @@ def _directives(value: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Robots:
-    """What a host's robots.txt says to us. `unreachable` is why it could not be had, "" if it could; `unreadable` what
-    the parser raised on it: the host has rules, and we do not know them, so that nothing of it is asked for."""
+    """A host's robots.txt, as it applies to us.
+
+    unreachable: why it could not be fetched, "" if it could. unreadable: what the parser raised on it: the host has
+    rules, and we do not know them, so that nothing of it is asked for.
+    """
 
     rules: Any = None  # protego.Protego, or None: everything is allowed
     unreachable: str = ""
@@ -312,7 +315,7 @@ class Robots:
         return self.rules is None or bool(self.rules.can_fetch(url, AGENT))
 
     def refusal(self, url: str) -> str:
-        """Why it is not allowed, for people."""
+        """The words for why a URL is not allowed."""
         if self.unreachable:
             return f"robots.txt: {self.unreachable}"
         if self.unreadable:

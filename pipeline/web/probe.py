@@ -2,7 +2,7 @@
 
 `wenlan-data plan` shows the outcome, so that what robots.txt, the address guard or a server refuses is known before a
 build, together with the key of the spec that changes it. Nothing here has rules of its own: the requests are those of
-`page_visitor` and `image_opener`, at the pace of the spec.
+`page_visitor` and `images`, at the pace of the spec.
 
 Limits: what is not answered within SECONDS is left; a page or image is received whole, as by a build.
 """
@@ -13,7 +13,6 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -22,8 +21,9 @@ from pipeline.pictures.decode import PictureError, header
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.web.image_opener import FetchFailed, GuardedOpener
-from pipeline.web.page_visitor import Page, Visit, Visitor
+from pipeline.web.client import RequestFailed
+from pipeline.web.images import ImageFetcher
+from pipeline.web.page_visitor import Page, Visitor
 
 SECONDS = 15.0
 """Time for all start pages of a site together, and for each image."""
@@ -85,51 +85,38 @@ async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
         return Probe(url, True, said, delay_s=delay_s, images=visit.images)
     if visit.outcome == "moved":
         return Probe(url, False, f"{by}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
-    reason = DropReason.ROBOTS_UNREACHABLE if visit.outcome == "unreachable" else visit.reason
-    assert reason is not None
-    refused = reason is DropReason.EGRESS_REFUSED or _is_refusal(visit)
-    reason = DropReason.EGRESS_REFUSED if refused else reason
-    advice = advice_for(reason, visit.evidence, target)
-    said = visit.evidence.removeprefix("robots.txt: ") if refused else visit.evidence
-    return Probe(url, False, f"{by}{reason.value}: {said}", advice, refused, delay_s)
-
-
-def _is_refusal(visit: Visit) -> bool:
-    """Whether a robots.txt is unreachable because the guard lets nobody go there."""
-    return visit.outcome == "unreachable" and _REFUSED.search(visit.evidence) is not None
+    reason = visit.reason or DropReason.ROBOTS_UNREACHABLE
+    advice, refused = advice_for(reason, visit.evidence, target), reason is DropReason.EGRESS_REFUSED
+    return Probe(url, False, f"{by}{reason.value}: {visit.evidence}", advice, refused, delay_s)
 
 
 def probe_images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
     """Some images, at the same time."""
-    if not urls:
-        return []
-    opener = GuardedOpener(_hurried(spec))
-    try:
-        with ThreadPoolExecutor(MOST) as threads:
-            return list(threads.map(lambda url: _image(opener, url), urls[:MOST]))
-    finally:
-        opener.close()
+    return asyncio.run(_images(_hurried(spec), urls[:MOST])) if urls else []
 
 
-def _image(opener: GuardedOpener, url: str) -> Probe:
+async def _images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
+    async with ImageFetcher(spec) as fetcher:
+        return list(await asyncio.gather(*(_image(fetcher, url) for url in urls)))
+
+
+async def _image(fetcher: ImageFetcher, url: str) -> Probe:
+    image = await fetcher.fetch(url)
+    if isinstance(image, RequestFailed):
+        advice = advice_for(image.reason, image.evidence, url)
+        return Probe(url, False, str(image), advice, image.reason is DropReason.EGRESS_REFUSED)
+    said = f"{len(image.body):,} bytes, {image.content_type[:60] or 'no content type'}"
     try:
-        body = opener.open(url)
-    except FetchFailed as e:
-        advice = advice_for(e.reason, e.evidence, url)
-        return Probe(url, False, f"{e.reason.value}: {e.evidence}", advice, e.reason is DropReason.EGRESS_REFUSED)
-    kind = str(body.headers.get("Content-Type") or "no content type")
-    said = f"{len(body.getvalue()):,} bytes, {kind[:60]}"
-    try:
-        header(body.getvalue())
+        header(image.body)
     except PictureError as e:
         return Probe(url, False, f"{said}: {e}", "is it the address of a picture?")
     return Probe(url, True, said)
 
 
 def _hurried(spec: BuildSpec) -> BuildSpec:
-    """The spec with a time limit per request that lets nobody wait for a plan."""
+    """The spec with a short time limit per request, and no second one."""
     egress = spec.egress.model_copy(update={"timeout_s": min(spec.egress.timeout_s, SECONDS / 2)})
-    return spec.model_copy(update={"egress": egress})
+    return spec.model_copy(update={"egress": egress, "fetch": spec.fetch.model_copy(update={"retries": 0})})
 
 
 _REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
@@ -146,7 +133,7 @@ _ADVICE = {
 
 
 def advice_for(reason: DropReason, evidence: str, url: str) -> str:
-    """What to change in the spec so that an address may be taken, or what else is wrong with it."""
+    """Advice: the key of the spec to change so that an address may be taken, or what else is wrong with it."""
     if reason is DropReason.EGRESS_REFUSED:
         named = _REFUSED.search(evidence)
         if named is not None and _is_loopback(named[1]):

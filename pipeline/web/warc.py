@@ -147,7 +147,7 @@ def _can_be_read_again(file: BinaryIO) -> bool:
 
 
 def read_ranges(ranges: Iterable[PageRange | Decision], max_body: int) -> Iterator[Capture | Decision]:
-    """The captures that lie at some places of WARC files, in their order; a Decision for each that is none.
+    """The captures that lie at some places of WARC files, in their order; a Decision for each place without one.
 
     What is a Decision already is passed on. A record that is larger than `max_body`, packed, is not read. Raises
     SourceError for a file that is missing or cannot be read.

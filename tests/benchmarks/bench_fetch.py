@@ -6,6 +6,8 @@ The peer is `img2dataset` with two processes. Both are timed as whole processes,
 Ray's workers get the priority of the peer's: by default they yield (nice 15), and what else a shared machine does would
 hit our side alone.
 
+`fetch.engine: img2dataset`, which passes every picture through a gateway, is timed beside the default engine.
+
 Growth is ours alone: seconds a URL, beyond Ray's start, of runs that follow each other in one Ray. Memory is the
 largest of any worker, with photos and with bombs (PNG headers of 32,000 x 32,000, gzip, endless bodies).
 """
@@ -51,6 +53,9 @@ def main() -> int:
             f"ours {count / seconds:,.0f}, img2dataset {count / theirs:,.0f} images/s, whole processes", file=sys.stderr
         )
         figures["fetch_to_img2dataset"] = at_least(theirs / seconds, 1.3)
+        engine = {**job, "fetch": {"engine": "img2dataset"}}
+        by_peer, seconds = interleaved(lambda: ours(folder, **engine), mine, 1, warm=False)
+        figures["engine_img2dataset_to_wenlan"] = at_least(seconds / by_peer, 0.2)
         figures["worker_memory_photos"] = at_most(found["worker_mb"], 800, "MB")
         urls.write_text("\n".join(photo_urls(port, sum(sizes), start=count)))
         grown = ours(folder, **{**job, "sizes": [sizes[0], *sizes]})["runs"][1:]  # the first one imports

@@ -1,8 +1,8 @@
 """One side of bench_fetch, a process of its own: the fetch stage over a list of URLs, in Ray tasks, as a build runs it.
 
-Called with one JSON object: `urls` (a file, one a line), `out`, `allow`, `per_partition`, `threads`, `limits` and,
-for growth, `sizes`. The last line of stdout is what it measured: seconds of each run beyond Ray's start, counts, and
-the largest memory of a worker.
+Called with one JSON object: `urls` (a file, one a line), `out`, `allow`, `per_partition`, `threads`, `limits`, `fetch`
+(more of its options) and, for growth, `sizes`. The last line of stdout is the measurement: seconds of each run beyond
+Ray's start, counts, and the largest memory of a worker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
             "contact": "https://example.org/bench",
             "sources": [TABLE],
             "egress": {"allow": job["allow"], **job.get("limits", {})},
-            "fetch": {"threads": job["threads"], "retries": 0},
+            "fetch": {"threads": job["threads"], "retries": 0, **job.get("fetch", {})},
         }
     )
     out = Path(job["out"]) / name

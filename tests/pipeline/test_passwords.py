@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -26,7 +27,8 @@ from pipeline.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
 from pipeline.stages import _page_candidates, fetch
 from pipeline.urls import basic_authorization, split_userinfo
-from pipeline.web.image_opener import GuardedOpener
+from pipeline.web.client import RequestFailed
+from pipeline.web.images import ImageFetcher
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
 
@@ -149,14 +151,13 @@ def test_credentials_go_to_their_own_origin_only(serve: Any, make_build: Any) ->
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
     spec = make_build(web, other, sources=[source]).spec
     urls = [web.url(path) for path in ("/in.jpg", "/near", "/far", "/there-and-back")]
-    opener = GuardedOpener(spec, dict.fromkeys(urls, f"anna:{PASSWORD}"))
-    bodies = []
-    for url in urls:
-        try:
-            bodies.append(opener.open(url).read())
-        except OSError as e:
-            bodies.append(str(e))
-    opener.close()
+
+    async def fetched() -> list[bytes | str]:
+        async with ImageFetcher(spec, dict.fromkeys(urls, f"anna:{PASSWORD}")) as fetcher:
+            outcomes = [await fetcher.fetch(url) for url in urls]
+        return [str(one) if isinstance(one, RequestFailed) else one.body for one in outcomes]
+
+    bodies = asyncio.run(fetched())
     assert bodies == [picture(2), picture(2), picture(1), "http_status: status 401"]
     assert {path for path, header in asked if header} == {"/in.jpg", "/near", "/far", "/there-and-back"}
     assert ("/open.jpg", "") in asked

@@ -163,21 +163,3 @@ def test_partitions_of_a_build_ask_a_host_for_its_rules_once_and_an_unreachable_
     assert len(web.asked_tdm) == 1
     assert Counter(down.asked)["/robots.txt"] == 4, "two tries in each partition"
     assert [record.counts["kept"] for record in build.stage("fetch").records()] == [2, 2]
-
-
-def test_an_image_host_that_sets_cookies_gets_none_back(serve, make_build):
-    sent = []
-
-    def sets(handler) -> None:
-        sent.append(handler.headers.get("Cookie"))
-        data = picture(len(sent))
-        handler.send_response(200)
-        for name, value in {"Set-Cookie": "id=1; Path=/", "Content-Length": len(data)}.items():
-            handler.send_header(name, str(value))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    web = serve({"/1.png": sets, "/2.png": sets})
-    rows = run(make_build(web, sources=SITE), web.url("/1.png"), web.url("/2.png"))
-    assert all(row["ok"] for row in rows.values())
-    assert sent == [None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -87,14 +88,17 @@ def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, s
 def test_workers_of_a_cluster_share_one_pace(ray):
     @ray.remote
     def take(host: str, times: int) -> float:
-        limiter = RateLimiter()
-        for _ in range(times):
-            time.sleep(limiter.next_slot(host, 0.3))
+        async def taken() -> None:
+            limiter = RateLimiter()
+            for _ in range(times):
+                await asyncio.sleep(await limiter.next_slot(host, 0.3))
+
+        asyncio.run(taken())
         return time.time()
 
     ray.get([take.remote("other.example", 1), take.remote("other.example", 1)])  # so that both workers are there
     start = time.time()  # a slot is late on a busy machine and never early
     assert max(ray.get([take.remote("shared.example", 4), take.remote("shared.example", 4)])) - start >= 0.3 * 7 - 0.05
     start = time.time()
-    RateLimiter().pause("shared.example", 1.5)
+    asyncio.run(RateLimiter().pause("shared.example", 1.5))
     assert ray.get(take.remote("shared.example", 1)) - start >= 1.45

@@ -116,11 +116,9 @@ def test_a_clock_that_is_set_during_a_crawl_takes_none_of_its_hours(
         assert frontier.hours() == pytest.approx(6)
 
 
-def test_the_hours_of_a_crawl_that_was_killed_or_begun_by_an_older_wenlan_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hours_of_a_crawl_that_was_killed_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    killed = Frontier(tmp_path / "killed", 200, {})
+    killed = Frontier(tmp_path, 200, {})
     killed.add(["http://a.cn/1"], depth=0)
     clock.wait(2)
     page = killed.next("a.cn")
@@ -129,10 +127,5 @@ def test_the_hours_of_a_crawl_that_was_killed_or_begun_by_an_older_wenlan_go_on(
     for opened in (killed._out, killed._db, killed._lock):  # as its process ends
         opened.close()
     clock.wait(1)
-    with Frontier(tmp_path / "killed", 200, {}) as frontier:
+    with Frontier(tmp_path, 200, {}) as frontier:
         assert frontier.hours() == pytest.approx(3)
-    with Frontier(tmp_path / "old", 200, {}) as frontier, frontier._db as db:
-        db.execute("DELETE FROM note")
-        db.execute("INSERT INTO note VALUES ('started', ?)", (clock.wall - 7200,))
-    with Frontier(tmp_path / "old", 200, {}) as frontier:
-        assert frontier.hours() == pytest.approx(2)

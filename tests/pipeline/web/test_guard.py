@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import threading
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, SpecError
 from pipeline.web import guard
+from pipeline.web.client import Client, RequestFailed, image_kind
 from pipeline.web.guard import EgressRefused, Guard, guarded
-from pipeline.web.http_client import Deadlines, HttpClient
 
 OPEN = Guard()
 
@@ -145,11 +146,20 @@ def test_a_name_that_changes_its_address_between_two_lookups_is_judged_at_each(s
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
-    with guarded(OPEN) as scope:
-        socket.getaddrinfo("rebind.example", web.port)  # whoever checks a name here, and connects below, is fooled
+    socket.getaddrinfo("rebind.example", web.port)  # whoever checks a name here, and connects below, is fooled
+    refused = []
+
+    async def connect() -> None:
         for _ in range(3):
-            with pytest.raises(OSError, match="is not a public address"):
-                HttpClient().get(f"http://rebind.example:{web.port}/x", {}, 100, True, Deadlines(120).deadline())
+            client = Client(spec(obey_robots=False, delay_s=0))  # a new one: a client keeps a name for some seconds
+            try:
+                await client.get(f"http://rebind.example:{web.port}/x", image_kind(spec().egress))
+            except RequestFailed as e:
+                refused.append(str(e))
+            await client.close()
+
+    asyncio.run(connect())
     assert asked == ["rebind.example"] * 4
-    assert [reason.partition(" ")[0] for reason in scope.refused] == ["127.0.0.1", "10.0.0.1", "169.254.169.254"]
+    wanted = ["127.0.0.1", "10.0.0.1", "169.254.169.254"]
+    assert refused == [f"egress_refused: {address} port {web.port} is not a public address" for address in wanted]
     assert web.asked == []

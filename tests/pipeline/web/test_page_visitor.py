@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import random
 import socket
 import time
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pipeline.stages import crawl
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import policy
-from tests.crawled import html, noting, redirecting, run, site, take_down
+from tests.crawled import html, redirecting, run, site, take_down
 
 
 def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
@@ -38,24 +37,6 @@ def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
         web.url("/private/x.html"): "robots_disallowed",
     }
     assert not {"/private/x.html", "/never.html"} & set(web.asked)
-
-
-def test_a_page_that_comes_too_slowly_is_told_with_its_reason(serve, make_build, monkeypatch):
-    monkeypatch.setattr(policy, "BACKOFF_S", 0.02)
-
-    def slow(handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/html")
-        handler.end_headers()
-        for _ in range(600):
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-            time.sleep(0.1)
-
-    web = serve({"/": html("/slow.html"), "/slow.html": slow})
-    _, bodies, reasons = run(make_build(web, sources=site(web.url()), egress={"timeout_s": 2}))
-    assert reasons == {web.url("/slow.html"): "timeout"}
-    assert list(bodies) == [web.url()]
 
 
 def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeypatch):
@@ -136,16 +117,6 @@ def test_retry_after_is_obeyed(serve, make_build):
     _, _, reasons = run(make_build(web, sources=site(web.url())))
     assert reasons == {web.url("/busy.html"): "http_status"}
     assert when[1] - when[0] >= 1.9
-
-
-def test_the_pause_that_robots_asks_for_is_kept(serve, make_build):
-    when: list[float] = []
-    page = noting(when, 200)
-    web = serve({"/": html("/1.html", "/2.html"), "/1.html": page, "/2.html": page})
-    web.pages["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 0.4\n")
-    start = time.monotonic()  # not when the first was asked for, which a busy machine notes late
-    run(make_build(web, sources=site(web.url())))
-    assert when[1] - start >= 0.75, "two pauses behind the start page"
 
 
 def test_redirects_lead_on_within_the_site_and_are_counted(serve, make_build):
@@ -298,42 +269,6 @@ def test_a_sitemap_behind_a_redirect_is_read_if_it_lies_at_the_site(serve, make_
     assert set(bodies) == {web.url("/"), web.url("/a.html")}
     assert (counts["in_sitemaps"], other.asked) == (1, [])
     assert web.asked.count("/round.xml") == 1
-
-
-@pytest.mark.parametrize("target", ["http://10.0.0.1/robots.txt", "ftp://a.test/", "http://[::1", "http://a:b/"])
-def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve, make_build, monkeypatch, target):
-    """85 requests in 9.7 s were seen, at a pause of 1 s."""
-    web, odd = serve(), serve()
-    asked: list[float] = []
-
-    def robots(handler):
-        asked.append(time.monotonic())
-        handler.send_response(301)
-        handler.send_header("Location", target)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    web.pages = {"/": html(*(odd.url(f"/{i}.html") for i in range(30)))}
-    odd.pages = {"/robots.txt": robots, **{f"/{i}.html": html() for i in range(30)}}
-    sources = site(web.url(), hosts=[web.host, odd.host])
-    start = time.monotonic()
-    _, bodies, reasons = run(make_build(web, odd, sources=sources, egress={"delay_s": 0.2}))
-    assert set(bodies) == {web.url()}
-    assert set(reasons.values()) == {"robots_unreachable"}
-    assert 1 <= len(asked) <= policy.TRIES
-    assert all(at - start >= 0.2 * n - 0.02 for n, at in enumerate(asked)), "at the host's pace"
-    assert [path for path in odd.asked if path != "/robots.txt"] == []
-
-
-@pytest.mark.parametrize("rest", [b"#" * 1_000_000, random.Random(1).randbytes(1_000_000)], ids=["light", "heavy"])
-def test_a_packed_robots_txt_that_is_too_large_forbids_what_its_beginning_does(serve, make_build, rest):
-    """Packed it is far below the limit, or above it."""
-    body = gzip.compress(b"User-agent: *\nDisallow: /private/\n#" + rest)
-    web = serve({"/": html("/private/x.html", "/b.html"), "/private/x.html": html(), "/b.html": html()})
-    web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain", "Content-Encoding": "gzip"}, body)
-    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
-    assert set(bodies) == {web.url("/"), web.url("/b.html")}
-    assert reasons == {web.url("/private/x.html"): "robots_disallowed"}
 
 
 @pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.html"), ("gb18030", "/%B2%E2.html")])

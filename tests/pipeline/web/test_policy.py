@@ -66,33 +66,20 @@ def test_links_of_a_nofollow_page_are_not_followed():
     assert policy.follows_links([("X-Robots-Tag", "otherbot: nofollow")])
 
 
-def test_robots_by_status():
-    rules = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 3\n"
-    rules_of_host = policy.robots_of(200, rules)
-    assert (
-        rules_of_host.allows("http://a.cn/x"),
-        rules_of_host.allows("http://a.cn/private/x"),
-        rules_of_host.delay_s,
-    ) == (True, False, 3.0)
-    assert policy.robots_of(404, b"Disallow: /").allows("http://a.cn/x")
-    assert policy.robots_of(403, b"").allows("http://a.cn/x")
-    assert not policy.robots_of(500, b"").allows("http://a.cn/x")
-    assert not policy.robots_of(302, b"").allows("http://a.cn/x")
-    assert not policy.robots_of(429, b"").allows("http://a.cn/x"), "not now is not never"
+RULES = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 3\n"
+OURS_FIRST = b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n"
 
 
-def test_robots_for_our_name_go_before_those_for_all():
-    rules = policy.robots_of(200, b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n")
-    assert rules.allows("http://a.cn/b")
-    assert not rules.allows("http://a.cn/a")
-
-
-def test_a_host_that_asks_for_very_long_pauses_is_left_alone():
-    assert not policy.robots_of(200, b"User-agent: *\nCrawl-delay: 86400\n").allows("http://a.cn/x")
-
-
-def test_robots_survive_bytes_that_are_no_text():
-    assert policy.robots_of(200, bytes(range(256)) * 8).allows("http://a.cn/x")
+@pytest.mark.parametrize(("status", "body", "path", "allowed"), [
+    (200, RULES, "/x", True), (200, RULES, "/private/x", False), (404, b"Disallow: /", "/x", True),
+    (403, b"", "/x", True), (500, b"", "/x", False), (302, b"", "/x", False),
+    (429, b"", "/x", False),  # not now is not never
+    (200, OURS_FIRST, "/b", True), (200, OURS_FIRST, "/a", False),
+    (200, b"User-agent: *\nCrawl-delay: 86400\n", "/x", False),  # a host that asks for very long pauses is left alone
+    (200, bytes(range(256)) * 8, "/x", True),
+])  # fmt: skip
+def test_robots_allow_by_status_and_rules(status, body, path, allowed):
+    assert policy.robots_of(status, body).allows(f"http://a.cn{path}") is allowed
 
 
 def test_the_user_agent_is_one_line_of_ascii():
@@ -104,11 +91,11 @@ def test_the_user_agent_is_one_line_of_ascii():
     assert "\n" not in agent
 
 
-def test_retry_after():
-    assert policy.retry_after_seconds("120") == 120
-    assert policy.retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert policy.retry_after_seconds(None) is None
-    assert policy.retry_after_seconds("soon") is None
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), (None, None), ("soon", None)]
+)
+def test_retry_after(value, seconds):
+    assert policy.retry_after_seconds(value) == seconds
 
 
 @pytest.mark.parametrize("hours", [-24 * 365 * 50, -5, 0, 30])
@@ -212,12 +199,12 @@ def test_the_pause_after_failures_doubles_up_to_a_limit():
     assert policy.backoff_s(10**6) == policy.MAX_BACKOFF_S
 
 
-def test_what_is_a_redirect_and_how_many_are_followed():
-    assert policy.is_redirect(301, "/x")
-    assert not policy.is_redirect(304, "/x")
-    assert not policy.is_redirect(302, "")
-    assert not policy.is_redirect(302, None)
-    assert not policy.is_redirect(200, "/x")
+@pytest.mark.parametrize(
+    ("status", "location", "is_redirect"),
+    [(301, "/x", True), (304, "/x", False), (302, "", False), (302, None, False), (200, "/x", False)],
+)
+def test_a_redirect_has_a_location(status, location, is_redirect):
+    assert policy.is_redirect(status, location) is is_redirect
     assert [policy_of(max_redirects=2).too_many_redirects(n) for n in (0, 2, 3)] == [False, False, True]
 
 

@@ -1,0 +1,128 @@
+"""Fetches images, each after its redirects and retries, by the one client (`pipeline.web.client`).
+
+Every hop of a redirect is a request of its own under the rules of its host. User name and password of an image's URL
+are sent to its own origin only. A failure that may pass is tried again at once, unless its host names a time: then the
+host is left alone by all workers, and the image waits for a later build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from data_specs.build import BuildSpec
+from pipeline.records import DropReason, rfc3339
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.unreadable import OURS, evidence
+from pipeline.urls import basic_authorization, origin_of
+from pipeline.web import policy
+from pipeline.web.client import Client, RequestFailed, Response, image_kind, redirect_target, status_failure
+from pipeline.web.policy import HostRules
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A fetched image."""
+
+    body: bytes
+    etag: str
+    fetched_at: str  # RFC 3339, UTC
+    content_type: str = ""
+
+    def with_body(self, body: bytes) -> Image:
+        """The same image with other bytes."""
+        return replace(self, body=body)
+
+
+Accept = Callable[[str, Image | RequestFailed], None]
+"""Takes the outcome for one URL. Called in the event loop, in order of arrival."""
+
+
+class ImageFetcher:
+    """Fetches images by the rules of a spec. Used from one event loop, as a context manager.
+
+    userinfos: user name and password, `user:password`, that go with some URLs. rules, takedowns: as `Client` has them.
+    """
+
+    def __init__(
+        self,
+        spec: BuildSpec,
+        userinfos: Mapping[str, str] | None = None,
+        rules: dict[str, HostRules] | None = None,
+        takedowns: Takedowns = NO_TAKEDOWNS,
+    ) -> None:
+        self._client = Client(spec, takedowns, rules)
+        self._kind, self._policy = image_kind(spec.egress), policy.policy_of(spec)
+        self._max_redirects, self._tries = spec.egress.max_redirects, 1 + spec.fetch.retries
+        self._userinfos = userinfos or {}
+
+    async def __aenter__(self) -> ImageFetcher:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def fetch(self, url: str) -> Image | RequestFailed:
+        """An image, or why it could not be fetched. Never raises for what a host does."""
+        failure: RequestFailed | None = None
+        for _ in range(self._tries):
+            try:
+                response = await self._followed(url)
+                etag, content_type = response.header("etag")[:200], response.header("content-type")
+                return Image(response.body, etag, rfc3339(), content_type)
+            except RequestFailed as e:
+                failure = e.with_traceback(None)  # whose frames would keep the body that was read
+            except OURS:
+                raise
+            except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
+                failure = RequestFailed(DropReason.UNREADABLE, evidence(e, url))
+            if not failure.retry.transient or failure.retry.wait_s:
+                break
+        assert failure is not None
+        return failure
+
+    async def _followed(self, url: str) -> Response:
+        """Follow redirects to an image. Raises RequestFailed.
+
+        Its user name and password are sent until a redirect leaves its origin, and never afterwards.
+        """
+        redirects, first = 0, url
+        authorization = basic_authorization(self._userinfos.get(url, ""))
+        while not self._policy.too_many_redirects(redirects):
+            headers = {"Authorization": authorization} if authorization else None
+            response = await self._client.get(url, self._kind, headers)
+            if outs := policy.opt_outs(response.headers):
+                raise RequestFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
+            if not response.location:
+                return await self._checked(response, urlsplit(url).netloc)
+            url, redirects = redirect_target(url, response.location), redirects + 1
+            authorization = authorization if authorization and origin_of(url) == origin_of(first) else ""
+        raise RequestFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._max_redirects}, then {url}")
+
+    async def _checked(self, response: Response, host: str) -> Response:
+        """The response if it is a 200. Raises RequestFailed; all workers leave a host alone that names a time."""
+        if response.status == 200:
+            return response
+        failure = status_failure(response)
+        if failure.retry.transient and failure.retry.pause_s:
+            await self._client.pause(host, failure.retry.pause_s)
+        raise failure
+
+
+async def download(fetcher: ImageFetcher, urls: Iterable[str], accept: Accept, at_once: int) -> None:
+    """Fetch URLs, so many at a time. Raises what `accept` raises."""
+    waiting = iter(urls)
+
+    async def fetch_next() -> None:
+        for url in waiting:
+            accept(url, await fetcher.fetch(url))
+
+    tasks = [asyncio.create_task(fetch_next()) for _ in range(at_once)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
