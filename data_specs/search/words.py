@@ -17,6 +17,7 @@ import contextlib
 import errno
 import re
 import sqlite3
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,11 +99,6 @@ class WordSearch:
             connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
             connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         return connection
-
-
-def _close(connections: list[sqlite3.Connection]) -> None:
-    while connections:
-        connections.pop().close()
 
 
 def _query(words: str) -> str:
