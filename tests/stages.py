@@ -19,7 +19,6 @@ UNASKED = (
     "semantic_dedup",
     "concepts",
     "balance",
-    "tally",
 )
 """Stages without partitions, where a spec does not ask for them or the build is small."""
 

@@ -236,7 +236,6 @@ TESTED_ELSEWHERE = {
     "pipeline/dedup/handed_on.py": "test_meet.py: what is handed on is what meet and lead read",
     "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
     "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
-    "pipeline/report/scored.py": "sections/test_pair_scores.py: the groups that it shows",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
     "pipeline/stages/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",

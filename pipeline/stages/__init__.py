@@ -40,7 +40,6 @@ ORDER = (
     "balance",
     "detect",
     "shard",
-    "tally",
     "report",
 )
 """The names of all stages. This is the order of a build."""

@@ -2,7 +2,7 @@
 
     crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
         -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
-        -> concepts -> balance -> detect -> shard -> tally -> report
+        -> concepts -> balance -> detect -> shard -> report
 
 Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the
 object: the run (inputs, partitions, resources), the store (folder), the funnel and the report (Chinese name, what

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import concept_counts
 from pipeline.store.build import Build
+from pipeline.store.sql import Tables
 from pipeline.texts.concepts import concepts
 
 SHOWN = 40
@@ -16,16 +17,15 @@ SHOWN = 40
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"balance": balance(material.build)}
+    return {"balance": balance(material.build, material.tables)}
 
 
-def balance(build: Build) -> Values | None:
+def balance(build: Build, tables: Tables) -> Values | None:
     """Entries matched, threshold, shares of the frequent ones, and a table of them; None where nothing was balanced."""
-    if build.spec.balance is None or "balance" not in build.fingerprints:
+    if build.spec.balance is None or not tables.records("balance"):
         return None
-    counted, judged = build.stage("concepts").records(), build.stage("balance").records()
     probabilities = concept_counts.read(build)
-    if not judged or probabilities is None:
+    if probabilities is None:
         return None
     before, after = (concept_counts.summed(build, *file) for file in (("concepts", "parquet"), ("balance", "after")))
     after = np.pad(after, (0, max(0, len(before) - len(after))))
@@ -38,12 +38,12 @@ def balance(build: Build) -> Values | None:
         "entries": len(names),
         "matched_entries": int((before > 0).sum()),
         "tail_entries": int((before > 0).sum()) - len(frequent),
-        "pairs": sum(record.counts["pairs"] for record in counted),
-        "matched": sum(record.counts["matched"] for record in counted),
-        "kept": sum(record.counts["kept"] for record in judged),
+        "pairs": tables.counted("concepts", "pairs"),
+        "matched": tables.counted("concepts", "matched"),
+        "kept": tables.counted("balance", "kept"),
         "head_share": [
             _share(before[frequent].sum(), before.sum()),
-            _share(after[frequent].sum(), sum(record.counts["matches"] for record in judged)),
+            _share(after[frequent].sum(), tables.counted("balance", "matches")),
         ],
         "frequent": [
             {"entry": names[entry], "before": int(before[entry]), "after": int(after[entry])}

@@ -137,7 +137,7 @@ def test_a_spec_without_balance_has_the_fingerprints_that_it_had(tmp_path: Path)
         BuildSpec.model_validate({**spec, "balance": {"threshold": 5}}), str(tmp_path / "b"), str(tmp_path / "s"), "1"
     )
     same = {name for name, own in build.fingerprints.items() if with_balance.fingerprints[name] == own}
-    assert set(build.fingerprints) - same == {"concepts", "balance", "detect", "shard", "tally", "report"}
+    assert set(build.fingerprints) - same == {"concepts", "balance", "detect", "shard", "report"}
 
 
 @given(st.lists(st.integers(0, 30), max_size=30), st.floats(0.01, 0.99))

@@ -214,10 +214,10 @@ def test_a_spec_without_scores_has_the_fingerprints_that_it_had(tmp_path: Path) 
     assert [len(stage.token(balanced)) for stage in (concepts, balance)] == [2, 2]
     asked = opened(tmp_path / "c", pair_score=towered.written(tmp_path / "towers"))
     differs = {name for name, own in plain.fingerprints.items() if asked.fingerprints[name] != own}
-    assert differs == {*LATER, "detect", "shard", "tally", "report"}
+    assert differs == {*LATER, "detect", "shard", "report"}
     both = opened(tmp_path / "d", balance={}, pair_score=towered.written(tmp_path / "towers"))
     assert {name for name, own in balanced.fingerprints.items() if both.fingerprints[name] != own} == {
-        *LATER, "concepts", "balance", "detect", "shard", "tally", "report",
+        *LATER, "concepts", "balance", "detect", "shard", "report",
     }  # fmt: skip
 
 

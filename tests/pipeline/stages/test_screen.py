@@ -15,9 +15,13 @@ from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.pictures.faces import Finder
 from pipeline.records import SCORE_SCHEMA
+from pipeline.report import pictures, sheet
 from pipeline.report.funnel import faults, read_funnels
+from pipeline.report.unshown import make_refused
 from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen, shard
 from pipeline.store.build import Build
+from pipeline.store.sql import Tables
+from pipeline.store.takedowns import Takedowns
 from tests.drawn import encoded
 
 
@@ -35,9 +39,9 @@ class Looks:
     def __init__(self) -> None:
         self.shown: list[tuple[int, ...]] = []
 
-    def score(self, plugin: PixelFilter, state: Any, pictures: Sequence[Any]) -> list[float]:
-        self.shown += [picture.shape for picture in pictures]
-        return [float(picture[..., 0].mean()) / 255 for picture in pictures]
+    def score(self, plugin: PixelFilter, state: Any, shown: Sequence[Any]) -> list[float]:
+        self.shown += [picture.shape for picture in shown]
+        return [float(picture[..., 0].mean()) / 255 for picture in shown]
 
 
 @pytest.fixture
@@ -129,20 +133,18 @@ def test_the_token_follows_threshold_and_weights(
 
 
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
-    from pipeline.report import pictures as report_pictures
-    from pipeline.report.tally import tallied
-
-    build = screened()
-    takedowns = report_pictures.Takedowns(set())
-    choice = report_pictures.choose(build, takedowns, tallied(build, takedowns).fates)
-    listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
-    assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
-    report_pictures.add_pictures(build, listed.values(), takedowns)
-    assert {name for name, row in listed.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
-    # the same bytes, of a candidate that another stage dropped
-    stray = {**listed["good-0"], "fetch_id": listed["red"]["fetch_id"]}
-    report_pictures.add_pictures(build, [stray], takedowns)
-    assert stray["picture"] == ""
+    build, takedowns = screened(), Takedowns()
+    with Tables.of(build) as tables:
+        make_refused(tables, takedowns)
+        choice = sheet.choose(build, tables, takedowns)
+        listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
+        assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
+        pictures.add_pictures(build, tables, listed.values(), takedowns)
+        assert {name for name, row in listed.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
+        # the same bytes, of a candidate that another stage dropped
+        stray = {**listed["good-0"], "fetch_id": listed["red"]["fetch_id"]}
+        pictures.add_pictures(build, tables, [stray], takedowns)
+        assert stray["picture"] == ""
 
 
 def test_scores_survive_a_model_that_dies(

@@ -105,7 +105,7 @@ def test_off_by_default_and_fingerprints_of_other_specs_stay(tmp_path: Path) -> 
     assert "semantic_dedup" not in in_funnel(now)
     asked = opened(semantic_dedup={})
     differs = {name for name, own in asked.fingerprints.items() if now.fingerprints[name] != own}
-    assert differs == {"vectors", "nearest", "semantic_dedup", "detect", "shard", "tally", "report"}
+    assert differs == {"vectors", "nearest", "semantic_dedup", "detect", "shard", "report"}
 
 
 def test_a_spec_without_a_tower_is_told_so(tmp_path: Path) -> None:

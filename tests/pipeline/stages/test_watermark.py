@@ -101,7 +101,7 @@ def test_a_spec_that_does_not_ask_has_the_fingerprints_that_it_had(tmp_path: Pat
         BuildSpec.model_validate({**spec, "watermark": {}}), str(tmp_path / "b"), str(tmp_path / "s"), "1"
     )
     differ = {name for name, own in build.fingerprints.items() if asked.fingerprints[name] != own}
-    assert differ == {"marks", "watermark", "concepts", "balance", "detect", "shard", "tally", "report"}
+    assert differ == {"marks", "watermark", "concepts", "balance", "detect", "shard", "report"}
 
 
 def test_the_limit_is_judged_alone_and_options_are_bounded() -> None:

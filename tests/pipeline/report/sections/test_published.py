@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from pipeline.records import DropReason
 from pipeline.report.funnel import Funnel
 from pipeline.report.page import environment
 from pipeline.report.published import PublishedFunnel, Step, read
-from pipeline.report.section import Material
 from pipeline.report.sections.published import SECTION, beside, figures
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
@@ -61,11 +61,11 @@ def test_what_is_kept_is_what_the_build_kept(drawn: dict[tuple[str, str, str], i
 
 
 def test_a_build_that_asks_has_the_section_and_a_file_of_ones_own_is_read(
-    fetched_build: Callable[..., Build], tmp_path: Path
+    fetched_build: Callable[..., Build], material: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "own.yaml").write_text("name: <b>\nsource: us\nstart: 10\nsteps: [{name: all, left: 4}]\n")
     build = fetched_build([], report={"published": "own.yaml"}, base=str(tmp_path))
-    said = figures(Material(build), {})
+    said = figures(material(build), {})
     assert said["published"]["steps"][0]["share"] == 0.6
     html = environment(STAGES).from_string(SECTION.html).render(**said)
     assert "&lt;b&gt;" in html
@@ -73,7 +73,7 @@ def test_a_build_that_asks_has_the_section_and_a_file_of_ones_own_is_read(
     assert "not done here" in html
 
 
-def test_a_build_that_does_not_ask_has_none(synthetic_build: Build) -> None:
-    assert figures(Material(synthetic_build), {}) == {"published": None}
+def test_a_build_that_does_not_ask_has_none(synthetic_build: Build, material: Any) -> None:
+    assert figures(material(synthetic_build), {}) == {"published": None}
     assert environment(STAGES).from_string(SECTION.html).render(published=None).strip() == ""
     assert "published" not in synthetic_build.spec.report.model_dump()
