@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from pipeline.records import DropReason
 from pipeline.store.sql import Tables
@@ -23,7 +24,7 @@ VOCABULARY = 1_000
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
-def first_of_shards(tables: Tables, most: int, *columns: str) -> list[dict[str, object]]:
+def first_of_shards(tables: Tables, most: int, *columns: str) -> list[dict[str, Any]]:
     """Columns of about `most` samples: as many from each shard, the first ones."""
     shards = sum("tar" in record.files for record in tables.records("shard"))
     each = max(1, most // max(1, shards))

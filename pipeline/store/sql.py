@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -50,6 +50,7 @@ MOST_THREADS = 4
 """Threads of DuckDB at most: each of them needs a share of MEMORY."""
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def threads() -> int:
@@ -200,7 +201,7 @@ class Tables:
         [build] = self._places[""].builds
         return counted(build, stage, name)
 
-    def _ask(self, sql: str, values: Sequence[Any], read: Callable[[Any], Any]) -> Any:
+    def _ask(self, sql: str, values: Sequence[Any], read: Callable[[Any], T]) -> T:
         named = set(_NAMED.findall(sql))
         try:
             for place, view in sorted(named):
