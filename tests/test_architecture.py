@@ -242,7 +242,6 @@ TESTED_ELSEWHERE = {
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
     "pipeline/store/pairs.py": "curate/test_*.py: what judges and later stages read by it",
-    "pipeline/report/scored.py": "sections/test_pair_scores.py: the groups that it shows",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
     "pipeline/dedup/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",

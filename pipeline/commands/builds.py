@@ -194,7 +194,7 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
     for at, r in enumerate(reasons):
         example = ": ".join(part for part in (r.url, r.evidence) if part)
         new = not at or reasons[at - 1].stage != r.stage
-        table.add_row(r.stage if new else "", r.reason, f"{'' if r.exact else 'about '}{r.count:,}", example)
+        table.add_row(r.stage if new else "", r.reason, f"{r.count:,}", example)
     show(table)
     return [dataclasses.asdict(reason) for reason in reasons]
 

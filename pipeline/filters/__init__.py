@@ -57,7 +57,7 @@ class Drop:
 class Limit:
     """A limit of a filter on one measure: what is below `least` or above `most` is dropped for `reason`.
 
-    The report draws it on the measure's histogram. measure: a name in `pipeline.report.limits.MEASURES`. option: the
+    The report draws it on the measure's histogram. measure: a name in `pipeline.report.measures.MEASURES`. option: the
     filter's field. mirrored: 1 / value is measured against it too, as of a ratio of sides.
     """
 

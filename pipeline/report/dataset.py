@@ -7,7 +7,7 @@ Bins of histograms are fixed, so the figures of a release are the sums of those 
 report.json. A build whose report is gone is named (`Before.missing`) and left out.
 
 Limits: report.json lists the DOMAINS largest hosts and the VOCABULARY most frequent words of each build
-(`pipeline.report.figures`), so a rare host or word may seem new although an earlier build had it.
+(`pipeline.report.sections.shapes`), so a rare host or word may seem new although an earlier build had it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_specs.shard import SPLITS, Manifest, ShardFiles
-from pipeline.files.folder import Folder
+from data_specs.shard import SPLITS, ShardFiles
 from pipeline.report import drift, state
-from pipeline.report.figures import DOMAINS, VOCABULARY, ranked
+from pipeline.report.words import VOCABULARY, ranked
 from pipeline.store.build import Build
-from pipeline.store.dataset import manifest_in
+
+DOMAINS = 200
+"""Hosts that report.json lists; the page shows the first of them."""
 
 Values = dict[str, Any]
 
@@ -48,7 +49,7 @@ class Part:
 class Before:
     """The release that a build is compared with.
 
-    release: its number, 0 for builds that were published before there were releases. created_at: RFC 3339.
+    release: its number. created_at: RFC 3339.
     parts: its builds, oldest first; none if its manifest is no longer kept.
     """
 
@@ -84,7 +85,7 @@ def number_before(build: Build) -> int:
     if state.manifest_of(build) is None:
         return current.release
     report = drift.read(build.out)
-    if report is not None and (report.get("state") or {}).get("build_id") == build.build_id:
+    if report is not None and report["state"]["build_id"] == build.build_id:
         return int((report["dataset"] or {}).get("release", 0))
     first = state.first_release(build)  # its report is gone, and with it what it remembered
     return first - 1 if first else current.release
@@ -94,7 +95,7 @@ def before(build: Build) -> Before | None:
     """The release that a build is compared with; None for the first build of a dataset."""
     number = number_before(build)
     if not number:
-        return _before_releases(build)
+        return None
     releases = build.store.releases(build.spec.name)
     if number not in releases.numbers():
         return Before(number, "", build.generation, ())
@@ -104,21 +105,6 @@ def before(build: Build) -> Before | None:
         shards.setdefault(shard.build, []).append(shard)
     parts = [Part(own.build_id, own.snapshot, own.out, totals(shards.get(own.build_id, ()))) for own in manifest.builds]
     return Before(number, manifest.created_at, manifest.generation, tuple(parts))
-
-
-def _before_releases(build: Build) -> Before | None:
-    """Builds of the dataset that were published before there were releases."""
-    parts = []
-    for known in build.store.registered():
-        earlier = known["name"] == build.spec.name and known["snapshot"] < build.snapshot
-        manifest = _manifest(known["out"]) if earlier else None
-        if manifest is not None and manifest.build_id == known["build_id"]:
-            parts.append(Part(known["build_id"], known["snapshot"], known["out"], totals(manifest.shards)))
-    return Before(0, "", 1, tuple(parts)) if parts else None
-
-
-def _manifest(out: str) -> Manifest | None:
-    return manifest_in(Folder(out) / "shards")
 
 
 def totals(shards: Iterable[ShardFiles]) -> Values:
@@ -180,8 +166,8 @@ def _rows(reports: Iterable[Values], part: str, count: str) -> list[Values]:
 
 
 def words(reports: Iterable[Values]) -> Counter[str]:
-    """Samples by word; a report of an older wenlan has its most frequent ones only."""
+    """Samples by word."""
     total: Counter[str] = Counter()
     for report in reports:
-        total.update(report.get("vocabulary") or {row["name"]: row["count"] for row in report["words"]})
+        total.update(report["vocabulary"])
     return total

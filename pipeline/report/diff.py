@@ -4,58 +4,52 @@ A dataset is a build or a release. Samples are matched by key, which a candidate
 changed if its image, its texts or its split differ. Both datasets must be published. Reasons and specs are read from
 the builds' folders; where those are not given, these parts are empty.
 
-Limits: memory is 32 bytes per sample of both datasets. Each list names at most NAMED keys; its count covers all.
+Limits: each list names at most NAMED keys; its count covers all.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from data_specs.shard import Manifest, canonical_json
+from data_specs.shard import Manifest
 from pipeline.store.dataset import Dataset
 from pipeline.store.frames import Frames
+from pipeline.store.sql import Tables
 
 NAMED = 1_000
 """Keys that a list names."""
-ASPECTS = ("image", "texts", "split")
-_COLUMNS = ["key", "sha256", "texts", "split"]
-
-Uint64s = npt.NDArray[np.uint64]
 
 
 def diff(a: str, b: str) -> dict[str, Any]:
     """The difference from dataset A to dataset B. Raises ContractError if one of them is no dataset."""
     old, new = Dataset.open(a), Dataset.open(b)
-    before, after = _read_samples(old), _read_samples(new)
-    added, removed = _without(after.keys, before.keys), _without(before.keys, after.keys)
-    changed = _changed(before, after)
+    pairs = "samples AS a JOIN b.samples AS b USING (key)"
+    texts = "list_transform({}.texts, lambda text: struct_pack(kind := text.kind, text := text.text))"
+    with Tables(Frames.of_dataset(old), {"b": Frames.of_dataset(new)}) as tables:
+        changed = {
+            "image": _named(tables, f"SELECT key FROM {pairs} WHERE a.sha256 <> b.sha256"),
+            "texts": _named(tables, f"SELECT key FROM {pairs} WHERE {texts.format('a')} <> {texts.format('b')}"),
+            "split": _named(tables, f"SELECT key FROM {pairs} WHERE a.split <> b.split"),
+        }
+        added = _named(tables, "SELECT key FROM b.samples ANTI JOIN samples USING (key)")
+        removed = _named(tables, "SELECT key FROM samples ANTI JOIN b.samples USING (key)")
+    equal = old.manifest.content_digest == new.manifest.content_digest
     return {
         "a": _identity(old.manifest),
         "b": _identity(new.manifest),
-        "same": bool(
-            old.manifest.content_digest == new.manifest.content_digest and not any(map(len, changed.values()))
-        ),
-        "added": _named(added),
-        "removed": _named(removed),
-        "changed": {aspect: _named(keys) for aspect, keys in changed.items()},
+        "same": equal and not any(keys["count"] for keys in changed.values()),
+        "added": added,
+        "removed": removed,
+        "changed": changed,
         "shards": _shards(old.manifest, new.manifest),
         "reasons": moved(_reasons(old), _reasons(new)),
         "spec": changes(_spec(old), _spec(new)),
     }
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Keys in ascending order [N], and a 64-bit hash of each of ASPECTS [N, 3]."""
-
-    keys: npt.NDArray[np.void]
-    aspects: Uint64s
+def _named(tables: Tables, keys: str) -> dict[str, Any]:
+    """How many keys a query finds, and the first of them."""
+    return tables.row(f"SELECT count(*) AS count, coalesce(min(key, {NAMED}), []) AS keys FROM ({keys})")
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
@@ -66,18 +60,6 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
         "content_digest": manifest.content_digest,
         "samples": sum(manifest.samples.values()),
     }
-
-
-def _read_samples(dataset: Dataset) -> _Samples:
-    """All samples of a dataset, from the Parquet of every shard."""
-    keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
-    for batch in Frames.of_dataset(dataset).batches("samples", _COLUMNS, rows=20_000):
-        # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
-        keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
-        aspects.append(_aspects(batch))
-    all_keys = np.concatenate(keys)
-    order = np.argsort(all_keys)
-    return _Samples(all_keys[order], np.concatenate(aspects)[order])
 
 
 def _reasons(dataset: Dataset) -> dict[str, int]:
@@ -91,7 +73,7 @@ def _reasons(dataset: Dataset) -> dict[str, int]:
 def reasons_of(report: dict[str, Any]) -> dict[str, int]:
     """Number of candidates by reason to drop, in a report.json; "" for kept ones, "known" for those held already."""
     totals = report["totals"]
-    known = {"known": totals["known"]} if totals.get("known") else {}  # an older wenlan knew no such fate
+    known = {"known": totals["known"]} if totals["known"] else {}
     return {"": totals["kept"], **known, **{r["name"]: r["count"] for r in report["reasons"]}}
 
 
@@ -99,34 +81,6 @@ def _spec(dataset: Dataset) -> Any:
     """The spec of a dataset's build as JSON; empty without the build's folder."""
     build = dataset.build
     return build.read_json("build.json")["spec"] if build and build.exists("build.json") else {}
-
-
-def _aspects(batch: pa.RecordBatch) -> Uint64s:
-    """A 64-bit hash (16 hexadecimal digits) of each of ASPECTS, for each row [N, 3]."""
-    image = [sha256[:16] for sha256 in batch["sha256"].to_pylist()]
-    texts = [_hash([[t["kind"], t["text"]] for t in own]) for own in batch["texts"].to_pylist()]
-    split = [_hash(split) for split in batch["split"].to_pylist()]
-    rows = [[int(value, 16) for value in row] for row in zip(image, texts, split, strict=True)]
-    return np.array(rows, np.uint64).reshape(-1, len(ASPECTS))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
-
-
-def _without(keys: npt.NDArray[np.void], others: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    return keys[~np.isin(keys, others)]
-
-
-def _changed(a: _Samples, b: _Samples) -> dict[str, npt.NDArray[np.void]]:
-    """Keys of the samples in both whose aspect differs, by aspect."""
-    keys, rows_a, rows_b = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
-    differs = a.aspects[rows_a] != b.aspects[rows_b]  # [keys, 3]
-    return {aspect: keys[differs[:, i]] for i, aspect in enumerate(ASPECTS)}
-
-
-def _named(keys: npt.NDArray[np.void]) -> dict[str, Any]:
-    return {"count": len(keys), "keys": [bytes(key).hex() for key in keys[:NAMED]]}
 
 
 def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:

@@ -20,6 +20,9 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.report.diff import moved, reasons_of
 
+REPORT_VERSION = 2
+"""Version of the layout of report.json."""
+
 STEADY, MOVED = 0.1, 0.25
 """PSI below which a distribution is steady, and from which it has moved; between them it has shifted."""
 FEW = 1_000
@@ -107,7 +110,7 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
 
 
 def read(out: str) -> dict[str, Any] | None:
-    """report.json of the build in folder `out`; None if it has none, or that of another tool.
+    """report.json of the build in folder `out`; None if it has none, or one of another version.
 
     Raises StoreError, with what to do, for one that is damaged: later builds are compared with it.
     """
@@ -117,4 +120,4 @@ def read(out: str) -> dict[str, Any] | None:
     except StoreError as e:
         todo = f"delete the folder {folder.at('report')} and run wenlan-data build again, which makes the report anew"
         raise StoreError(e.subject, f"{e.message}; {todo}") from None
-    return report if isinstance(report, dict) and "report_version" in report else None
+    return report if isinstance(report, dict) and report.get("report_version") == REPORT_VERSION else None

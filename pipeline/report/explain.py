@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH, PAIR_SCORE
@@ -22,13 +21,13 @@ from pipeline.records import order_key
 from pipeline.report import elsewhere
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
 from pipeline.store.pairs import PAIRS, columns_of
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
+from pipeline.store.sql import Tables
 from pipeline.store.stage import Pass, PassFile
-from pipeline.store.subjects import Subject, subject_of
+from pipeline.store.subjects import subject_of
 
 TRACED = 20
 ASKED = {
@@ -55,13 +54,16 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     holds that one, with its dataset, the sample's key and the newest release if that has the build
     (`elsewhere.Holder`), None for no such build. Raises SpecError for a subject that is too short.
     """
-    decisions = list(_decisions(build, subject_of(subject, [build])))  # as decisions are written
-    leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
-    missing = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders)
-    if missing:
-        leaders |= {row["id"]: row for row in _by_id(build, missing)}
+    where, values = subject_of(subject, [build]).where
+    with Tables.of(build) as tables:
+        decisions = tables.rows(f"SELECT * FROM decisions WHERE {where}", values)  # as decisions are written
+        leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
+        missing = sorted({row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders))
+        if missing:
+            named = tables.rows("SELECT * FROM decisions WHERE id IN (SELECT unnest(?::VARCHAR[]))", [missing])
+            leaders |= {row["id"]: row for row in named}
     kept = {row["id"] for row in leaders.values() if row["kept"]}
-    scored = build.spec.pair_score is not None and "curate.score" in build.fingerprints
+    scored = "curate.score" in build.fingerprints
     scores = pair_scores.summed(build) if scored else {}
     others = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept
     held = elsewhere.with_drops(build, elsewhere.holders(build, others))
@@ -151,14 +153,3 @@ def _records(stage: StageDir, key: str) -> Iterator[Record]:
         yield from records_between(stage, key, key)
     else:
         yield from (stage.record(name) for name in names)
-
-
-def _decisions(build: Build, subject: Subject) -> Iterator[dict[str, Any]]:
-    for table in Frames.of(build).tables("decisions"):
-        yield from subject.rows_of(table).to_pylist()
-
-
-def _by_id(build: Build, ids: set[str]) -> Iterator[dict[str, Any]]:
-    wanted = pc.field("id").isin(pa.array(sorted(ids), pa.string()))
-    for batch in Frames.of(build).batches("decisions", filters=wanted):
-        yield from batch.to_pylist()

@@ -5,8 +5,7 @@ holds its image already, or kept by `shard`. So what entered a stage is everythi
 and the funnel adds up by construction, seen = kept + dropped + known; `faults` then holds it against what the stages
 counted themselves, which is the check that no row was lost or decided twice.
 
-Limits: memory is one number for each (source, stage, reason), and the decisions of a partition whose record does not
-say what became of them.
+Limits: memory is one number for each (source, stage, reason).
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any
 
 from pipeline.records import DropReason
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
-from pipeline.store.partitions import DECISIONS, REMOVED_LATER, Record
+from pipeline.store.rewrite import REMOVED_LATER
+from pipeline.store.sql import Tables, counted, records_of
 from pipeline.store.stage import in_funnel
+
+Counts = dict[tuple[str, str, str], int]
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
@@ -51,7 +50,7 @@ class StageFunnel:
 class Funnel:
     """Counts of one subject (candidates, or captures) by (source, stage, reason); reason "" = kept to the end."""
 
-    counts: dict[tuple[str, str, str], int]
+    counts: Counts
 
     @property
     def total(self) -> int:
@@ -106,24 +105,28 @@ class Funnel:
 
 
 def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
-    """(candidates, captures) of a build, from its decisions, as they were counted when they were committed."""
-    counts: dict[str, Counter[tuple[str, str, str]]] = {"candidate": Counter(), "capture": Counter()}
-    for part in Frames.of(build).parts("decisions"):
-        for fate, n in part.fates().items():
-            counts[fate.subject][fate.source, fate.stage, fate.reason] += n
-    counts["capture"].update(kept_captures(build))
-    return Funnel(dict(counts["candidate"])), Funnel(dict(counts["capture"]))
+    """(candidates, captures) of a build."""
+    with Tables.of(build) as tables:
+        return count(build, tables)
 
 
-def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
+def count(build: Build, tables: Tables) -> tuple[Funnel, Funnel]:
+    """The same, of tables that are open already."""
+    counts: dict[str, Counts] = {"candidate": {}, "capture": kept_captures(build)}
+    for row in tables.rows("SELECT subject, source, stage, reason, count(*) AS count FROM decisions GROUP BY ALL"):
+        counts[row["subject"]][row["source"], row["stage"], row["reason"]] = row["count"]
+    return Funnel(counts["candidate"]), Funnel(counts["capture"])
+
+
+def kept_captures(build: Build) -> Counts:
     """Pages that no stage dropped, which have no Decision: by source, as the last stage that read them counts them."""
     counts = Counter[tuple[str, str, str]]()
-    for record in build.stage("extract").records() if "extract" in build.fingerprints else ():
+    for record in records_of(build, "extract"):
         if "pages" in record.counts:
             source = record.partition.rpartition("-")[0]
             counts[source, "extract", ""] += record.counts["pages"] - record.counts["pages_dropped"]
     read = {source for source, _, _ in counts}
-    for record in build.stage("crawl").records() if "crawl" in build.fingerprints else ():
+    for record in records_of(build, "crawl"):
         if record.partition not in read:
             counts[record.partition, "crawl", ""] += record.counts["kept"]
     return {key: n for key, n in counts.items() if n}
@@ -132,33 +135,28 @@ def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
 def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:
     """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
 
-    Compares every stage from extract to shard with its records' seen, kept and dropped; with `captures` also what crawl
-    dropped. What a takedown removed from a build that then went on is in no decision, which is no fault. That the
-    funnel of an expired build, on which a takedown reports again, lacks what was dropped is one.
+    Compares every stage from extract to shard with its records' seen, kept, dropped and known; with `captures` also
+    what crawl dropped. What a takedown removed from a build that then went on is in no decision, which is no fault.
+    That the funnel of an expired build, on which a takedown reports again, lacks what was dropped is one.
     """
-    stages = in_funnel(build, "extract", "shard")
+    stages = [name for name in in_funnel(build, "extract", "shard") if name in build.fingerprints]
+    rows = [(row, ("seen", "kept", "dropped", "known")) for row in candidates.stages(stages)]
+    rows += [] if captures is None else [(row, ("dropped",)) for row in captures.stages(["crawl"])]
     differences = [EXPIRED] if build.expired else []
-    extracted = build.stage("extract").records() if "extract" in build.fingerprints else []
-    removed = sum(record.counts.get(REMOVED_LATER, 0) for record in extracted)
-    for row in candidates.stages([name for name in stages if name in build.fingerprints]):
-        records = build.stage(row.stage).records()
-        for what in ("seen", "kept", "dropped", "known"):
-            if not any(what in record.counts for record in records):
+    removed = counted(build, "extract", REMOVED_LATER)
+    for row, names in rows:
+        for what in names:
+            if not any(what in record.counts for record in records_of(build, row.stage)):
                 continue
-            counted, decided = sum(record.counts.get(what, 0) for record in records), int(getattr(row, what))
-            if not counted - (removed if what in ("seen", "kept") else 0) <= decided <= counted:
-                differences.append(f"{row.stage}: its records count {counted:,} {what}, the decisions say {decided:,}")
-    if captures is not None and "crawl" in build.fingerprints:
-        counted = sum(record.counts["dropped"] for record in build.stage("crawl").records())
-        [row] = captures.stages(["crawl"])
-        if counted != row.dropped:
-            differences.append(f"crawl: its records count {counted:,} dropped, the decisions say {row.dropped:,}")
+            noted, decided = counted(build, row.stage, what), int(getattr(row, what))
+            if not noted - (removed if what in ("seen", "kept") else 0) <= decided <= noted:
+                differences.append(f"{row.stage}: its records count {noted:,} {what}, the decisions say {decided:,}")
     return differences
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """A reason for which a stage dropped something: how often, and one example. exact: whether all were counted.
+    """A reason for which a stage dropped something: how often, and one example.
 
     url, evidence: "" for reasons whose URLs are shown to nobody.
     """
@@ -166,73 +164,46 @@ class Reason:
     stage: str
     reason: str
     count: int
-    exact: bool
     url: str
     evidence: str
 
 
-def top_reasons(build: Build, stage: str, most: int = 3, files: int = 20) -> list[Reason]:
-    """The most frequent reasons for which a stage dropped something, each with an example.
-
-    The decisions of the first `files` partitions are read; where there are more, counts are extrapolated from these.
-    """
-    directory = build.stage(stage)
-    records = [record for record in directory.records() if _lost(record) and DECISIONS in record.files]
-    counts, first = Counter[str](), dict[str, tuple[str, str]]()
-    for record in records[:files]:
-        rows = directory.table(record, DECISIONS, ["reason", "reasons", "url", "evidence"], [("reason", "!=", "")])
-        for reason in rows["reason"].value_counts().to_pylist():
-            counts[reason["values"]] += reason["counts"]
-            if reason["values"] not in first:
-                row = rows.filter(pc.equal(rows["reason"], reason["values"])).slice(0, 1).to_pylist()[0]
-                named = not {row["reason"], *row["reasons"]} & UNNAMED
-                first[row["reason"]] = (row["url"], row["evidence"]) if named else ("", "")
-    counts.pop(DropReason.KNOWN.value, None)
-    exact = len(records) <= files
-    scale = 1.0 if exact else sum(map(_lost, records)) / sum(map(_lost, records[:files]))
-    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
-    return [Reason(stage, reason, round(n * scale), exact, *first[reason]) for reason, n in ranked]
+_NAMED = f"NOT list_has_any(list_append(reasons, reason), {sorted(UNNAMED)})"
 
 
-def _lost(record: Record) -> int:
-    """Candidates and pages that a partition dropped."""
-    return record.counts.get("dropped", 0) + record.counts.get("pages_dropped", 0)
+def top_reasons(build: Build, stage: str, most: int = 3) -> list[Reason]:
+    """The most frequent reasons for which a stage dropped something, each with its first example."""
+    largest = (
+        "SELECT reason, count(*) AS count FROM decisions "
+        f"WHERE stage = ? AND reason NOT IN ('', '{DropReason.KNOWN.value}') "
+        "GROUP BY 1 ORDER BY count DESC, reason LIMIT ?"
+    )
+    first = f"SELECT url, evidence FROM decisions WHERE stage = ? AND reason = ? AND {_NAMED} LIMIT 1"
+    with Tables.of(build) as tables:
+        found = []
+        for row in tables.rows(largest, [stage, most]):
+            shown = tables.rows(first, [stage, row["reason"]]) or [{"url": "", "evidence": ""}]
+            found.append(Reason(stage, **row, **shown[0]))
+    return found
 
 
 def examples(
-    build: Build, count: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
+    build: Build, most: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
 ) -> list[str]:
-    """`count` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
+    """`most` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
 
     Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
-    Decisions of which none can be among them are not read.
     """
-    by_reason: dict[str, list[str]] = {}
-    for part in Frames.of(build).parts("decisions"):
-        asked = {
-            fate.reason
-            for fate in part.fates()
-            if fate.subject == subject and not fate.kept and stage in ("", fate.stage)
-            if not sources or fate.source in sources
-        } - {DropReason.KNOWN.value}
-        if all(len(by_reason.get(reason, ())) == count or reason in UNNAMED & by_reason.keys() for reason in asked):
-            continue
-        table = part.table()
-        wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
-        wanted = pc.and_(wanted, pc.not_equal(table["reason"], DropReason.KNOWN.value))
-        if stage:
-            wanted = pc.and_(wanted, pc.equal(table["stage"], stage))
-        if sources:
-            wanted = pc.and_(wanted, pc.is_in(table["source"], pa.array(sources, pa.string())))
-        for row in table.filter(wanted).slice(0, 1_000).to_pylist():
-            lines = by_reason.setdefault(row["reason"], [])
-            if len(lines) < count and not {*row["reasons"], row["reason"]} & UNNAMED:
-                text = f" {row['text'][:40]!r}" if row["text"] else ""
-                where = f"{row['stage']}/{row['reason']}: {row['url'][:120]}"
-                lines.append(f"{where}{text} {row['evidence'][:80]}".rstrip())
-    picked: list[str] = []
-    while len(picked) < count and any(by_reason.values()):
-        for lines in by_reason.values():
-            if lines and len(picked) < count:
-                picked.append(lines.pop(0))
-    return picked
+    where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_NAMED}"
+    where += " AND (? = '' OR stage = ?) AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], source))"
+    asked = [subject, stage, stage, list(sources), list(sources)]
+    one = f"SELECT stage, reason, url, text, evidence FROM decisions WHERE {where} AND reason = ? LIMIT ?"
+    with Tables.of(build) as tables:
+        reasons = tables.column(f"SELECT DISTINCT reason FROM decisions WHERE {where} ORDER BY 1", asked)
+        piles = [[_line(row) for row in tables.rows(one, [*asked, reason, most])] for reason in reasons]
+    return [pile[at] for at in range(most) for pile in piles if at < len(pile)][:most]
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = f" {row['text'][:40]!r}" if row["text"] else ""
+    return f"{row['stage']}/{row['reason']}: {row['url'][:120]}{text} {row['evidence'][:80]}".rstrip()

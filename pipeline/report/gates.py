@@ -35,6 +35,7 @@ from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
 from pipeline.store import approval
 from pipeline.store.build import Build
+from pipeline.store.sql import counted
 from pipeline.store.stage import Stage, Stages
 
 FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
@@ -88,46 +89,97 @@ def judge(
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
-def hold(
-    build: Build, candidates: Funnel, captures: Funnel, accept: Sequence[str] = (), approved: bool = False
-) -> None:
-    """Raise GateError if a gate that is not in `accept` does not hold; one line each, and what was dropped.
+@dataclass(frozen=True)
+class Verdict:
+    """What the gates say of a build that is to be published.
 
-    approved: a person asked, which is what `approve: manual` waits for, as for a word in build.json that approves:
-    ApprovalError if it is only that. A word that refuses holds it back all the same.
+    gates: all that were judged. accepted: names of gates that may fail this once. unjudged: gates of the spec that need
+    a report, where there is none. refusal: the word of a person that holds it back. waits: nobody has approved it yet.
     """
+
+    gates: tuple[Gate, ...]
+    accepted: frozenset[str] = frozenset()
+    unjudged: tuple[str, ...] = ()
+    refusal: approval.Word | None = None
+    waits: bool = False
+
+    @property
+    def failed(self) -> list[Gate]:
+        """Gates that do not hold and were not accepted."""
+        return [gate for gate in self.gates if not gate.holds and gate.name not in self.accepted]
+
+    @property
+    def holds(self) -> bool:
+        return not (self.failed or self.unjudged or self.refusal or self.waits)
+
+    def fates(self) -> Iterator[tuple[str, str]]:
+        """(gate, held, accepted, failed or waiting) of each."""
+        for gate in self.gates:
+            yield gate.name, "held" if gate.holds else "accepted" if gate.name in self.accepted else "failed"
+        if self.refusal or self.waits:
+            yield "approve", "failed" if self.refusal else "waiting"
+
+
+def verdict(
+    build: Build,
+    candidates: Funnel,
+    captures: Funnel,
+    accept: Sequence[str] = (),
+    approved: bool = False,
+) -> Verdict:
+    """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
+    build.json that approves. A word that refuses holds it back all the same."""
     report = _report(build)
-    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
-    failed = [gate for gate in judged if not gate.holds and gate.name not in accept]
-    for gate in judged:
-        fate = "held" if gate.holds else "accepted" if gate.name in accept else "failed"
-        observe.count("wenlan_gates", gate=gate.name, fate=fate)
-    lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
-    if report is None:
-        wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
-        lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
+    undetected = read_undetected(build)
+    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, undetected)
+    asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
     manual = build.spec.publish.approve == "manual" and "approve" not in accept
     word = approval.last(build) if manual else None
-    refused = word is not None and word.verdict == "refused"
-    waits = manual and word is None and not approved
-    if refused and word is not None:
-        observe.count("wenlan_gates", gate="approve", fate="failed")
-        hint = f"approve it in wenlan-data studio {shlex.quote(build.out)}, or say --accept approve --because TEXT"
-        lines.append(f"gate approve: {word.line()}; {hint}")
-    if waits:
-        observe.count("wenlan_gates", gate="approve", fate="waiting")
-        hint = f"wenlan-data publish {shlex.quote(build.out)}"
-        lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
-    if not lines:
-        return
-    for gate in failed:
-        lines += _dropped(build, gate, captures if gate.subject == "capture" else candidates)
-    if failed:
-        named = [*(gate.name for gate in failed), *(["approve"] if refused else [])]
+    return Verdict(
+        tuple(judged),
+        frozenset(accept),
+        tuple(name for name in asked if name not in accept),
+        word if word is not None and word.verdict == "refused" else None,
+        manual and word is None and not approved,
+    )
+
+
+def hold(
+    build: Build,
+    candidates: Funnel,
+    captures: Funnel,
+    accept: Sequence[str] = (),
+    approved: bool = False,
+) -> None:
+    """Raise GateError if the verdict does not hold; ApprovalError if it only waits for approval."""
+    own = verdict(build, candidates, captures, accept, approved)
+    for gate, fate in own.fates():
+        observe.count("wenlan_gates", gate=gate, fate=fate)
+    if not own.holds:
+        waits_only = own.waits and not (own.failed or own.unjudged)
+        lines = in_words(build, own, candidates, captures)
+        raise (ApprovalError if waits_only else GateError)(build.build_id, "\n".join(lines))
+
+
+def in_words(build: Build, own: Verdict, candidates: Funnel, captures: Funnel) -> Iterator[str]:
+    """What holds a build back, one line each; what was dropped, and what to do."""
+    place = shlex.quote(build.out)
+    for gate in own.failed:
+        yield from (f"gate {gate.name}: {fault}" for fault in gate.faults)
+    for name in own.unjudged:
+        yield f"gate {name}: there is no report of this build to judge by; build it first"
+    if own.refusal is not None:
+        hint = f"approve it in wenlan-data studio {place}, or say --accept approve --because TEXT"
+        yield f"gate approve: {own.refusal.line()}; {hint}"
+    if own.waits:
+        yield f"gate approve: the spec requires manual approval (publish.approve: manual): wenlan-data publish {place}"
+    for gate in own.failed:
+        yield from _dropped(build, gate, captures if gate.subject == "capture" else candidates)
+    if own.failed:
+        named = [*(gate.name for gate in own.failed), *(["approve"] if own.refusal else [])]
         names = " ".join(f"--accept {name}" for name in named)
-        lines.append("to mend it: change the spec and build again; another --out asks again for what was not fetched")
-        lines.append(f"to publish all the same: wenlan-data publish {shlex.quote(build.out)} {names} --because TEXT")
-    raise (ApprovalError if waits and len(lines) == 1 else GateError)(build.build_id, "\n".join(lines))
+        yield "to mend it: change the spec and build again; another --out asks again for what was not fetched"
+        yield f"to publish all the same: wenlan-data publish {place} {names} --because TEXT"
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
@@ -162,9 +214,7 @@ def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
 
 def read_undetected(build: Build) -> tuple[int, int]:
     """(images on which a detector failed, images) of a build: they are kept, without regions."""
-    records = build.stage("detect").records() if "detect" in build.fingerprints else []
-    failed, seen = (sum(record.counts.get(what, 0) for record in records) for what in ("undecodable", "images"))
-    return failed, seen
+    return counted(build, "detect", "undecodable"), counted(build, "detect", "images")
 
 
 def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int]) -> Iterator[Gate]:

@@ -52,29 +52,29 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
     rows = []
     for at, report in enumerate(reports):
         drifted = _drift(report, reports[at - 1] if at else None)
-        state = report.get("state") or {}  # an older wenlan told none
+        state = report["state"]
         rows.append(
             {
                 "id": report["build"]["id"],
                 "snapshot": report["build"]["snapshot"],
                 "place": report["place"],
-                "verdict": state.get("verdict", ""),
+                "verdict": state["verdict"],
                 "state": state,
                 "candidates": report["totals"]["candidates"],
                 "kept": report["totals"]["kept"],
-                "known": report["totals"].get("known", 0),
+                "known": report["totals"]["known"],
                 "dropped": report["totals"]["dropped"],
                 "total": _total(state),
                 "duplicates": report["duplicates"],
                 "bytes": sum(split["bytes"] for split in report["splits"]),
                 "cpu_seconds": sum(stage["cpu_seconds"] for stage in report["cost"]),
                 "failed": [gate["name"] for gate in report["gates"] if not gate["holds"]],
-                "accepted": sorted(state.get("accepted", {})),
+                "accepted": sorted(state["accepted"]),
                 "faults": len(report["faults"]),
                 "worst": drifted[0] if drifted else None,
             }
         )
-    released = any(row["state"].get("release") for row in rows)
+    released = any(row["state"]["release"] for row in rows)
     trends = _release_trends(rows) if released else _build_trends(rows)
     return {"name": name, "rows": rows, "trends": trends, "released": released, "newest": _newest(name, reports)}
 
@@ -82,7 +82,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
 def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Distributions of the whole dataset against the release before, the most moved first; without releases those of
     the build against the previous one."""
-    compared = report.get("dataset")
+    compared = report["dataset"]
     if compared is None and previous is not None:
         compared = {"drift": drift.compare(report, previous)}
     distributions: list[dict[str, Any]] = compared["drift"]["distributions"] if compared else []
@@ -91,7 +91,7 @@ def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict
 
 def _total(state: dict[str, Any]) -> int | None:
     """Samples of the release that a build made; None for a build that is in no release."""
-    if not state.get("release"):
+    if not state["release"]:
         return None
     return int(state["total"])
 
@@ -153,6 +153,6 @@ def _trend(rows: list[dict[str, Any]], title: str, title_zh: str, values: list[f
     top, step = max([*values, 1e-9]), WIDE / max(1, len(values) - 1)
     points = [(round(at * step, 1), round(HIGH - HIGH * value / top, 1)) for at, value in enumerate(values)]
     labels = [form.format(value) for value in values]
-    names = [f"{row['state'].get('release') or ''} {row['snapshot']}".strip() for row in rows]
+    names = [f"{row['state']['release'] or ''} {row['snapshot']}".strip() for row in rows]
     last = labels[-1] if labels else "–"
     return {"title": title, "title_zh": title_zh, "points": points, "labels": labels, "names": names, "last": last}

@@ -1,38 +1,56 @@
-"""Numbers that every text or picture has, with the bins of their histograms: what limits of filters are drawn on.
+"""Numbers that every text or picture has, as SQL, with the bins of their histograms.
 
-`figures` counts some of them of the samples kept, in the same bins.
+SAMPLED are the histograms of the samples kept; MEASURES those that filters limit (`pipeline.report.limits`). A
+histogram is one expression of a query, so that one pass over the rows counts all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.features import feature_id
 from pipeline.filters import text_filters
-from pipeline.filters.han_share import han_of_letters
-from pipeline.report.figures import EDGES, Numbers, han_share, ranges
 from pipeline.store.build import Build
+from pipeline.store.sql import Tables
 from pipeline.texts.density import density
 
 SHOWN_TEXT = 200
 """Characters of a text that a Decision holds."""
 
-Columns = Mapping[str, npt.NDArray[Any]]
+_WHITE = r"[\s\x{0B}\x{1C}-\x{1F}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]+"
+_HAN = r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-"
+_NO_SPACE = f"CASE WHEN regexp_matches(text, '{_WHITE}') THEN regexp_replace(text, '{_WHITE}', '', 'g') ELSE text END"
+
+
+def _without(characters: str, text: str = "text") -> str:
+    """SQL of how many characters of a text are left without some."""
+    return f"length(regexp_replace({text}, '{characters}', '', 'g'))"
+
+
+def _share(part: str, whole: str) -> str:
+    return f"coalesce({part} / nullif({whole}, 0), 0)"
+
+
+HAN_SHARE = _share(_without(f"[^{_HAN}\\x{{2FFFF}}]+"), f"length({_NO_SPACE})")
+"""SQL of the share of Han characters among all characters of `text` but white space."""
+
+HAN_LETTERS = _share(_without(f"[^{_HAN}\\x{{323AF}}〇]+"), _without(r"[^\pL〇]+"))
+"""SQL of the share of Han characters among the letters of `text` (`filters.han_share.han_of_letters`)."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that every text or every picture has.
+    """A number that every text, or every picture, has.
 
-    steps: limits that somebody may want to try. whole: it is a whole number, so that `at most 50` ends before 51.
-    of_words: needs a dictionary, and is taken only where a filter limits it.
-    of_text, of_pictures: the measure of a text, and that of pictures by their columns of FEATURE_SCHEMA.
+    sql: the number, from the column `text`, or from those of FEATURE_SCHEMA or of the samples. steps: limits that
+    somebody may want to try. whole: it is a whole number, so that `at most 50` ends before 51. of_words: it needs a
+    dictionary, and is taken only where a filter limits it; `sql` then reads the column `words` (`measured`).
     """
 
     name: str
@@ -40,12 +58,23 @@ class Measure:
     title_zh: str
     edges: Sequence[float]
     labels: Sequence[str]
-    steps: Sequence[float]
+    sql: str
+    steps: Sequence[float] = ()
     whole: bool = True
-    of_text: Callable[[str], float] | None = None
-    of_pictures: Callable[[Columns], Numbers] | None = None
-    columns: tuple[str, ...] = ("width", "height")
+    of: Literal["text", "picture"] = "text"
     of_words: bool = False
+
+    @property
+    def value(self) -> str:
+        """The column of `measured` that has the number."""
+        return f'"measured {self.name}"'
+
+    @property
+    def bin(self) -> str:
+        """SQL of the bin over `measured`: the last one whose edge the value reaches, 0 below all; NULL for no value."""
+        edges = reversed([*enumerate(self.edges)][1:])
+        whens = " ".join(f"WHEN {self.value} >= {number(edge)} THEN {at}" for at, edge in edges)
+        return f"CASE WHEN {self.value} IS NULL THEN NULL {whens} ELSE 0 END"
 
     def place(self, value: float) -> float:
         """Where a value lies on the axis, in bins from the left."""
@@ -54,144 +83,199 @@ class Measure:
             return at + (0.9 if value > self.edges[at] else 0.0)  # the last bin is open
         return at + max(0.0, (value - self.edges[at]) / (self.edges[at + 1] - self.edges[at]))
 
-    def bins(self, values: Sequence[float] | Numbers) -> npt.NDArray[np.int64]:
-        """The bin of each value; the first takes what is below its edge."""
-        edges = np.asarray(self.edges, np.float64)
-        return np.maximum(np.searchsorted(edges, np.asarray(values, np.float64), side="right") - 1, 0)
+    def histogram(self, counts: Mapping[int, int]) -> dict[str, Any]:
+        """The histogram as report.json has it. counts: by bin."""
+        bins = [{"label": label, "count": counts.get(at, 0)} for at, label in enumerate(self.labels)]
+        names = {"name": self.name, "title": self.title, "title_zh": self.title_zh}
+        return {**names, "total": sum(counts.values()), "bins": bins}
 
 
-def _characters(text: str) -> float:
-    """As `text_length` counts them; a text that was cut counts as one of SHOWN_TEXT."""
-    return max(sum(map(len, text.split())), SHOWN_TEXT if len(text) >= SHOWN_TEXT else 0)
+def number(value: float) -> str:
+    """A number as SQL reads it back without rounding."""
+    return f"{value:.17e}"
 
 
+def measured(tables: Tables, measures: Sequence[Measure], rows: str) -> str:
+    """SQL of some rows with the number of each measure, for `Measure.value` and `Measure.bin`.
+
+    What words of the texts say (`pipeline.texts.density`) is asked once for each row, where a measure reads it.
+    """
+    if any(measure.of_words for measure in measures):
+        tables.define("density", _densities, ["VARCHAR"], f"STRUCT({', '.join(f'{name} DOUBLE' for name in _DENSITY)})")
+        rows = f"SELECT *, density(text) AS words FROM ({rows})"
+    return f"SELECT *{''.join(f', ({m.sql})::DOUBLE AS {m.value}' for m in measures)} FROM ({rows})"
+
+
+_DENSITY = ("nouns", "content_share", "stop_share", "entropy", "perplexity")
+
+
+def _densities(texts: pa.Array) -> pa.Array:
+    found = [density(text or "") for text in texts.to_pylist()]
+    columns = [pa.array([float(getattr(one, name)) for one in found], pa.float64()) for name in _DENSITY]
+    return pa.StructArray.from_arrays(columns, _DENSITY)
+
+
+def histograms(tables: Tables, measures: Sequence[Measure], rows: str) -> dict[str, dict[str, Any]]:
+    """The histogram of each measure over the rows of a query, as report.json has it, by name."""
+    if not measures:
+        return {}
+    bins = ", ".join(f'histogram({measure.bin}) AS "{measure.name}"' for measure in measures)
+    counts = tables.row(f"SELECT {bins} FROM ({measured(tables, measures, rows)})")
+    return {measure.name: measure.histogram(counts[measure.name] or {}) for measure in measures}
+
+
+def ranges(edges: Sequence[float], unit: str = "") -> list[str]:
+    """Labels `1`, `2–3`, ..., `500+` for whole numbers."""
+    whole = [int(edge) for edge in edges]
+    labels = []
+    for low, high in zip(whole, [*whole[1:], None], strict=True):
+        labels.append(
+            f"{low}{unit}+" if high is None else f"{low}{unit}" if high == low + 1 else f"{low}–{high - 1}{unit}"
+        )
+    return labels
+
+
+_CHARS = (0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
+_WORDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
+_SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+_KB = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+_TEXTS = range(1, 9)
+_REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
+_ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
+_ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
 _TENTHS = tuple(i / 10 for i in range(10))
 _PERCENT = tuple(f"{10 * i}–{10 * i + 10}%" for i in range(10))
 _BLANK = (*_TENTHS, 0.95, 0.98)
 _SHARP = (0, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _FRAMES = (1, 2, 3, 6, 11, 51)
-_KB = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _NOUNS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15)
 _ENTROPY = (0, 1e-4, 6e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
 _PERPLEXITY = (0, 100, 1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
-_SIDES = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
-
-
-def _whole(name: str) -> list[str]:
-    """Labels of the bins of whole numbers."""
-    return ranges([int(edge) for edge in EDGES[name]])
-
-
-def _sides(columns: Columns) -> tuple[Numbers, Numbers]:
-    return columns["width"].astype(np.float64), columns["height"].astype(np.float64)
-
-
-def _column(name: str) -> dict[str, Any]:
-    return {"of_pictures": lambda columns: columns[name].astype(np.float64), "columns": (name,)}
-
+_TRIED = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
+_TWENTIETHS = tuple(i / 20 for i in range(21))
 
 MEASURES = {
     measure.name: measure
     for measure in (
+        # as `text_length` counts them; a text that was cut counts as one of SHOWN_TEXT
         Measure(
-            "characters", "Characters per primary text", "主文本字数", EDGES["characters"], _whole("characters"),
-            (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150), of_text=_characters,
+            "characters", "Characters per primary text", "主文本字数", _CHARS, ranges(_CHARS),
+            f"greatest(length({_NO_SPACE}), CASE WHEN length(text) >= {SHOWN_TEXT} THEN {SHOWN_TEXT} ELSE 0 END)",
+            (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150),
         ),
         Measure(
             "han_letters", "Share of Han among the letters of the primary text", "主文本字母中汉字的比例", _TENTHS,
-            _PERCENT, tuple(i / 20 for i in range(1, 20)), whole=False, of_text=han_of_letters,
+            _PERCENT, HAN_LETTERS, _TWENTIETHS[1:20], whole=False,
         ),
         Measure(
-            "nouns", "Nouns of the primary text", "主文本名词数", _NOUNS, ranges(_NOUNS), (0, 1, 2, 3, 4, 5),
-            of_text=lambda text: density(text).nouns, of_words=True,
+            "nouns", "Nouns of the primary text", "主文本名词数", _NOUNS, ranges(_NOUNS), "words.nouns",
+            (0, 1, 2, 3, 4, 5), of_words=True,
         ),
         Measure(
             "content_share", "Share of content words in the primary text", "主文本实词比例", _TENTHS, _PERCENT,
-            tuple(i / 20 for i in range(20)), whole=False, of_words=True,
-            of_text=lambda text: density(text).content_share,
+            "words.content_share", _TWENTIETHS[:20], whole=False, of_words=True,
         ),
         Measure(
             "stop_share", "Share of stop words in the primary text", "主文本停用词比例", _TENTHS, _PERCENT,
-            tuple(i / 20 for i in range(1, 21)), whole=False, of_words=True,
-            of_text=lambda text: density(text).stop_share,
+            "words.stop_share", _TWENTIETHS[1:], whole=False, of_words=True,
         ),
         Measure(
             "word_entropy", "Entropy of the words of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
-            [f"{edge:g}+" for edge in _ENTROPY], _ENTROPY, whole=False, of_words=True,
-            of_text=lambda text: density(text).entropy,
+            [f"{edge:g}+" for edge in _ENTROPY], "words.entropy", _ENTROPY, whole=False, of_words=True,
         ),
         Measure(
             "perplexity", "Perplexity of the primary text by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
-            [f"{edge:g}+" for edge in _PERPLEXITY], _PERPLEXITY[1:], whole=False,
-            of_text=lambda text: density(text).perplexity, of_words=True,
+            [f"{edge:g}+" for edge in _PERPLEXITY], "words.perplexity", _PERPLEXITY[1:], whole=False, of_words=True,
         ),
         Measure(
-            "short_side", "Shorter side, pixels", "短边（像素）", EDGES["short_side"], _whole("short_side"),
-            _SIDES, of_pictures=lambda columns: np.minimum(*_sides(columns)),
+            "short_side", "Shorter side, pixels", "短边（像素）", _SIDES, ranges(_SIDES), "least(width, height)",
+            _TRIED, of="picture",
         ),
         Measure(
-            "long_side", "Longer side, pixels", "长边（像素）", EDGES["long_side"], _whole("long_side"),
-            _SIDES, of_pictures=lambda columns: np.maximum(*_sides(columns)),
+            "long_side", "Longer side, pixels", "长边（像素）", _SIDES, ranges(_SIDES), "greatest(width, height)",
+            _TRIED, of="picture",
         ),
         Measure(
-            "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", EDGES["aspect"],
-            ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+"),
-            (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 20), whole=False,
-            of_pictures=lambda columns: np.divide(*_sides(columns)),
+            "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS,
+            "width / height", (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 20), whole=False, of="picture",
         ),
         Measure(
             "blankness", "Share of the picture in one grey level", "同一灰度所占画面比例", _BLANK,
-            (*_PERCENT[:9], "90–95%", "95–98%", "98–100%"), (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1), False,
-            **_column("blankness"),
+            (*_PERCENT[:9], "90–95%", "95–98%", "98–100%"), "blankness",
+            (0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 1), whole=False, of="picture",
         ),
         Measure(
-            "entropy", "Entropy of the grey levels, bits", "灰阶熵（比特）", tuple(range(8)),
-            [f"{i}–{i + 1}" for i in range(8)], tuple(i / 2 for i in range(16)), False, **_column("entropy"),
+            "entropy", "Entropy of the grey levels, bits", "灰阶熵（比特）", range(8),
+            [f"{i}–{i + 1}" for i in range(8)], "entropy", tuple(i / 2 for i in range(16)), whole=False, of="picture",
         ),
         Measure(
             "sharpness", "Sharpness (variance of the Laplacian)", "清晰度（拉普拉斯方差）", _SHARP, ranges(_SHARP),
-            (0, 5, 10, 20, 30, 50, 75, 100, 200, 500), False, **_column("sharpness"),
+            "sharpness", (0, 5, 10, 20, 30, 50, 75, 100, 200, 500), whole=False, of="picture",
         ),
         Measure(
-            "frames", "Frames of a file", "文件帧数", _FRAMES, ranges(_FRAMES), (1, 2, 3, 5, 10, 50, 100),
-            **_column("frames"),
+            "frames", "Frames of a file", "文件帧数", _FRAMES, ranges(_FRAMES), "frames", (1, 2, 3, 5, 10, 50, 100),
+            of="picture",
         ),
         Measure(
             "file_bytes", "Size of the file as fetched, kB", "原始文件大小（kB）", [1_000 * kb for kb in _KB],
-            ranges(_KB), (0, 500, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 10**7, 2 * 10**7, 5 * 10**7),
-            **_column("bytes"),
+            ranges(_KB), "bytes",
+            (0, 500, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 10**7, 2 * 10**7, 5 * 10**7),
+            of="picture",
         ),
     )
 }  # fmt: skip
-"""By name, in the order of the page. Those of which `figures` has a histogram too have its bins."""
+"""Measures that a filter may limit, by name, in the order of the page."""
+
+_HAN_SHARE = Measure(
+    "han_share", "Share of Han characters in the primary text", "主文本汉字比例", _TENTHS, _PERCENT, HAN_SHARE,
+    whole=False,
+)  # fmt: skip
+
+SAMPLED = (
+    dataclasses.replace(MEASURES["characters"], sql="length(text)"),
+    _HAN_SHARE,
+    Measure("texts", "Texts per sample", "每个样本的文本数", _TEXTS, ranges(_TEXTS), "len(texts)"),
+    MEASURES["short_side"],
+    MEASURES["long_side"],
+    MEASURES["aspect"],
+    Measure("bytes", "Size of the stored JPEG, kB", "JPEG 大小（kB）", _KB, ranges(_KB), "image_size / 1000"),
+)
+"""Measures of every sample; those with a name of MEASURES have its bins."""
+
+WORDS = Measure("words", "Words per primary text (jieba)", "主文本词数（结巴分词）", _WORDS, ranges(_WORDS), "count")
 
 
-def add_bins(build: Build, rows: Iterable[dict[str, Any]]) -> None:
+def regions_of(detector: str) -> Measure:
+    """How many regions a detector found in a sample."""
+    titles = f"Regions per image, {detector}", f"每幅图像的区域数，{detector}"
+    return Measure(f"regions/{detector}", *titles, _REGIONS, ranges(_REGIONS), "len(scores)")
+
+
+_OF_FEATURES = ("width", "height", "blankness", "entropy", "sharpness", "frames", "bytes")
+
+
+def add_bins(build: Build, tables: Tables, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Set `bins` of rows of the report's sheet: measure -> the bar of its histogram in which the row is counted.
 
-    Of a picture that no build has measured, only what its sides tell.
+    Of a picture that no build has measured, only what its sides tell. Returns the names of the measures.
     """
-    rows = list(rows)
-    cached = build.store.features(feature_id()).get({row["sha256"] for row in rows if row["sha256"]})
-    features = {} if cached is None else {row["sha256"]: row for row in cached.to_pylist()}
-    texts = [m for m in MEASURES.values() if m.of_text and m.name in names(build)] + [_HAN_SHARE]
-    for row in rows:
-        bins = {m.name: int(m.bins([m.of_text(row["text"])])[0]) for m in texts if m.of_text and row["text"]}
-        known = {
-            **features.get(row["sha256"], {}),
-            **({k: row[k] for k in ("width", "height")} if row["width"] else {}),
-        }
-        for measure in MEASURES.values():
-            if measure.of_pictures and all(column in known for column in measure.columns):
-                columns = {column: np.array([known[column]]) for column in measure.columns}
-                bins[measure.name] = int(measure.bins(measure.of_pictures(columns))[0])
-        row["bins"] = bins
-
-
-_HAN_SHARE = dataclasses.replace(MEASURES["han_letters"], name="han_share", of_text=han_share)
-
-
-def names(build: Build) -> list[str]:
-    """Measures that `add_bins` may know of a row."""
     limited = {limit.measure for f in text_filters(build.spec) for limit in f.limits()}
-    return [*(m.name for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE.name]
+    measures = [*(m for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE]
+    cached = build.store.features(feature_id()).get({row["sha256"] for row in rows if row["sha256"]})
+    known = (
+        {} if cached is None else {row["sha256"]: row for row in cached.select(["sha256", *_OF_FEATURES]).to_pylist()}
+    )
+    given = []
+    for at, row in enumerate(rows):
+        sides = {name: row[name] for name in ("width", "height")} if row["width"] else {}
+        given.append({"number": at, "text": row["text"] or None, **known.get(row["sha256"], {}), **sides})
+    numbers = [(name, pa.float64()) for name in _OF_FEATURES]
+    schema = pa.schema([("number", pa.int32()), ("text", pa.string()), *numbers])
+    tables.put("shown_rows", pa.Table.from_pylist(given, schema=schema))
+    bins = ", ".join(
+        f'CASE WHEN {"text IS NOT NULL" if m.of == "text" else True} THEN {m.bin} END AS "{m.name}"' for m in measures
+    )
+    for found in tables.rows(f"SELECT number, {bins} FROM ({measured(tables, measures, 'SELECT * FROM shown_rows')})"):
+        own = rows[found.pop("number")]
+        own["bins"] = {name: at for name, at in found.items() if at is not None}
+    return [measure.name for measure in measures]

@@ -2,9 +2,8 @@
 
 index.html is a single file that loads nothing (its content security policy forbids the network), so that it can be
 mailed and archived. report.json holds the same figures for programs. Both are views of SECTIONS: each section has its
-keys of report.json and its fragment of the page. They draw on `funnel` (what happened to every candidate), `figures`
-(what was kept), `pictures` (what it looks like) and `drift` (what has changed since another build). The frame of the
-page and the macros that sections share are in templates/.
+keys of report.json and its fragment of the page. Figures are SQL over the tables of the build (`pipeline.store.sql`).
+The frame of the page and the macros that sections share are in templates/.
 
 A data owner reads it before `publish`. So the gates of the spec are shown with their figures, and whatever does not add
 up is shown first.
@@ -31,11 +30,9 @@ from pipeline.report.sections import state as state_section
 from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, remembering
+from pipeline.store.sql import Tables
 from pipeline.store.stage import Stages
 from pipeline.urls import place, shown
-
-REPORT_VERSION = 1
-"""Version of the layout of report.json."""
 
 
 def make(build: Build, baseline: Values | None = None) -> Values:
@@ -44,9 +41,9 @@ def make(build: Build, baseline: Values | None = None) -> Values:
     baseline: report.json of a build to compare with, by default the last one of the dataset. The `picture` of a row is
     a data: URI, which index.html shows and report.json leaves out.
     """
-    head = {"report_version": REPORT_VERSION, "build": _build(build)}
-    with remembering():
-        return merged([head, compute(SECTIONS, Material(build, baseline))])
+    head = {"report_version": drift.REPORT_VERSION, "build": _build(build)}
+    with remembering(), Tables.of(build) as tables:
+        return merged([head, compute(SECTIONS, Material(build, tables, baseline))])
 
 
 def rows(report: Values) -> Iterator[Values]:
@@ -79,7 +76,7 @@ def tell(build: Build) -> None:
     if report is None or report["build"]["id"] != build.build_id or "report" not in build.fingerprints:
         return
     stage, now = build.stage("report"), state.of(build, report).model_dump(mode="json")
-    if report.get("state") == now or not stage.partitions():
+    if report["state"] == now or not stage.partitions():
         return
     report["state"] = now
     html = stage.folder.read("index.html").decode()
@@ -95,11 +92,9 @@ def tell(build: Build) -> None:
 
 
 def _restated(html: str, report: Values, stages: Stages) -> str:
-    """A page with what it says of the state written anew; as it is if an older wenlan made it, which said nothing."""
-    before, start, rest = html.partition(state_section.START)
-    _, end, after = rest.partition(state_section.END)
-    if not start or not end:
-        return html
+    """A page with what it says of the state written again."""
+    before, _, rest = html.partition(state_section.START)
+    _, _, after = rest.partition(state_section.END)
     part: str = _fragment(environment(stages), state_section.HTML.rstrip()).render(**report)
     return before + part + after
 

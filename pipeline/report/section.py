@@ -1,8 +1,8 @@
-"""A section of the quality report: one part of the page with its figures, and all that is known of it.
+"""A section of the quality report: one part of the page with its figures, its fragment and its words.
 
-Each file of `pipeline/report/sections/` ends with one `Section`; `pipeline.report.sections.SECTIONS` is the order.
-`pipeline.report.page` asks the objects for the keys of report.json and for the parts of index.html, so a section is
-added by one file and one line.
+Each file of `pipeline/report/sections/` is one section: `SECTION = Section(...)`. Its figures are queries over the
+tables of the build (`pipeline.store.sql`), which `Material` holds. `pipeline.report.page` asks the objects for the keys
+of report.json and for the parts of index.html.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import pulse
-from pipeline.report import dataset, pictures
-from pipeline.report.funnel import Funnel, read_funnels
-from pipeline.report.tally import Tally, tallied
+from pipeline.report import dataset, pictures, sheet
+from pipeline.report.funnel import Funnel, count
+from pipeline.report.unshown import make_refused, may_show
 from pipeline.store.build import Build
+from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 
 Values = dict[str, Any]
@@ -32,6 +33,7 @@ class Material:
     """
 
     build: Build
+    tables: Tables
     named: Values | None = None
 
     @functools.cached_property
@@ -49,7 +51,7 @@ class Material:
     @functools.cached_property
     def funnels(self) -> tuple[Funnel, Funnel]:
         """(candidates, captures)."""
-        return read_funnels(self.build)
+        return count(self.build, self.tables)
 
     @property
     def candidates(self) -> Funnel:
@@ -61,24 +63,41 @@ class Material:
 
     @functools.cached_property
     def takedowns(self) -> Takedowns:
-        """What must not be shown."""
-        return self.build.store.takedowns()
+        """What must not be shown. Makes the views of what may be (`unshown.make_refused`)."""
+        takedowns = self.build.store.takedowns()
+        make_refused(self.tables, takedowns)
+        return takedowns
 
     @functools.cached_property
-    def tally(self) -> Tally:
-        """All that is counted over all rows."""
-        return tallied(self.build, self.takedowns)
-
-    @functools.cached_property
-    def shown(self) -> pictures.Choice:
+    def shown(self) -> sheet.Choice:
         """The rows of the decisions that the page shows, with their pictures and boxes.
 
         One choice for all sections, since one budget of bytes covers all pictures of the page.
         """
-        choice = pictures.choose(self.build, self.takedowns, self.tally.fates)
-        pictures.add_pictures(self.build, choice.rows(), self.takedowns, choice.elsewhere)
-        pictures.add_boxes(self.build, choice.rows(), choice.shards)
+        choice = sheet.choose(self.build, self.tables, self.takedowns)
+        pictures.add_pictures(self.build, self.tables, choice.rows(), self.takedowns, choice.elsewhere)
+        pictures.add_boxes(self.build, self.tables, choice.rows())
         return choice
+
+    def showable(self, rows: Iterable[Values]) -> list[Values]:
+        """Those rows of a table of pairs that may be shown."""
+        rows, takedowns = list(rows), self.takedowns
+        wanted = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE {may_show('one')}"
+        allowed = set(self.tables.column(wanted, [[row["fetch_id"] for row in rows]]))
+        return [row for row in rows if row["fetch_id"] in allowed and not takedowns.names(row)]
+
+    def add_pictures(
+        self, rows: Iterable[Values], budget: int, side: int, foreign: dict[str, bytes] | None = None
+    ) -> None:
+        """Set the `picture` of rows that a section shows beside the sheet, within a budget of bytes of its own."""
+        rows = list(rows)
+        if self.build.spec.report.pictures:
+            pictures.add_pictures(
+                self.build, self.tables, rows, self.takedowns, foreign or {}, budget=budget, side=side
+            )
+        else:
+            for row in rows:
+                row |= {"picture": "", "boxes": {}}
 
 
 @dataclass(frozen=True)
@@ -90,8 +109,8 @@ class Section:
     filters of `pipeline.report.page.environment`. White space of the page is that of the fragment: a long line is cut
     inside of `{{ }}`, or where `-` or `{#--#}` takes the cut out again. A fragment that renders to white space only is
     no part of the page and has no link.
-    figures(material, inputs): its keys of report.json, which no other section has, read file by file, so that memory
-    does not grow with the dataset. Its second argument holds the keys of the sections named next, and no others.
+    figures(material, inputs): its keys of report.json, which no other section has. Its second argument holds the keys
+    of the sections named next, and no others.
     inputs: names of sections whose figures it computes from, wherever they are on the page.
     title, title_zh: its link in the page's navigation, English and Chinese; "" for a section that has none.
     """

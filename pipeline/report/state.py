@@ -64,9 +64,9 @@ def manifest_of(build: Build) -> Manifest | None:
 
 
 def remembered(build: Build) -> State | None:
-    """What the report of a build said last; None if there is none, or it is of an older wenlan."""
+    """What the report of a build said last; None if there is none."""
     report = drift.read(build.out)
-    if report is None or report.get("state") is None or report["state"].get("build_id") != build.build_id:
+    if report is None or report["state"]["build_id"] != build.build_id:
         return None
     return State.model_validate(report["state"])
 
@@ -96,7 +96,7 @@ def of(build: Build, figures: Mapping[str, Any]) -> State:
 
 def held(figures: Mapping[str, Any]) -> int:
     """Samples that the dataset has beside those of a build, by its report."""
-    dataset = figures.get("dataset")
+    dataset = figures["dataset"]
     return int(dataset["after"]["all"] - dataset["own"]["all"]) if dataset else 0
 
 

@@ -173,7 +173,7 @@ _PHRASES = [
 
 
 def en(name: str) -> str:
-    """The English words of a reason; the name itself for a stage, and for a reason of a newer wenlan."""
+    """The English words of a reason; the name itself for a stage, and for an unknown reason."""
     return REASONS[name][0] if name in REASONS else name
 
 

@@ -7,32 +7,22 @@ fetched yet are counted apart: what becomes of them a trial cannot know.
 
 The page is one file that loads nothing, like the report.
 
-Limits: 32 bytes of memory per sample of both. Pictures are a sample of SHOWN each, the same every time.
+Limits: pictures are a sample of SHOWN each, the same every time.
 """
 
 from __future__ import annotations
 
-import heapq
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from pipeline.records import DropReason, order_key
+from pipeline.records import DropReason
 from pipeline.report.diff import changes
-from pipeline.report.fates import HIDDEN
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
-from pipeline.report.unshown import faces_hider, unshown_candidates, unshown_images
+from pipeline.report.unshown import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
-from pipeline.store.pairs import PAIRS, survivors
+from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 from pipeline.urls import shown
 
@@ -40,9 +30,6 @@ SHOWN = 60
 """Rows of each group that the page shows."""
 
 FATES = ("seen", "kept", "dropped", "known")
-
-Ids = npt.NDArray[np.void]
-"""Distinct candidate ids, sorted; 32 bytes each."""
 
 
 def compare(build: Build, trial: Build) -> Values:
@@ -53,18 +40,29 @@ def compare(build: Build, trial: Build) -> Values:
     `not_stored`: how many candidates, of how many images, would have to be fetched before they could come in, and some
     of them.
     """
-    before, after = _kept(build), _kept(trial)
-    came, went = np.setdiff1d(after, before, assume_unique=True), np.setdiff1d(before, after, assume_unique=True)
-    missing = _Group(trial, lambda table: pc.equal(table["reason"], DropReason.NOT_STORED.value), build)
+    with Tables.of(build, trial=trial) as mine, Tables.of(trial, build=build) as its:
+        same = build.fingerprints == trial.fingerprints
+        came = "candidate_id FROM trial.pairs EXCEPT SELECT candidate_id FROM pairs"
+        went = "candidate_id FROM build.pairs EXCEPT SELECT candidate_id FROM pairs"
+        again = f"reason <> '{DropReason.SAME_CANDIDATE.value}'"  # each once, however often it was read
+        for tables, one in ((mine, build), (its, trial)):
+            make_refused(tables, one.store.takedowns())
+        came_in = _group(mine, build, f"id IN (SELECT {came}) AND {again}", same)
+        went_out = _group(its, trial, f"id IN (SELECT {went}) AND {again}", same)
+        missing = _group(its, trial, f"reason = '{DropReason.NOT_STORED.value}'", same)
+        kept = its.row(
+            "SELECT (SELECT count(DISTINCT candidate_id) FROM build.pairs) AS before, "
+            "(SELECT count(DISTINCT candidate_id) FROM pairs) AS after"
+        )
     return {
         "build": {"id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot},
         "wenlan": importlib.metadata.version("wenlan"),
         "spec": changes(build.spec.model_dump(mode="json"), trial.spec.model_dump(mode="json")),
-        "kept": {"before": len(before), "after": len(after)},
+        "kept": kept,
         "stages": _stages(build, trial),
-        "came_in": _Group(build, _of(came), trial).values(),
-        "went_out": _Group(trial, _of(went), build).values(),
-        "not_stored": {"count": missing.count, "images": len(missing.images), "rows": missing.rows},
+        "came_in": {name: came_in[name] for name in ("count", "reasons", "rows")},
+        "went_out": {name: went_out[name] for name in ("count", "reasons", "rows")},
+        "not_stored": {name: missing[name] for name in ("count", "images", "rows")},
     }
 
 
@@ -72,9 +70,11 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
     """Set the `picture` of each row of a comparison that may be shown (see `pipeline.report.pictures`)."""
     groups = [figures[name]["rows"] for name in ("came_in", "went_out")]
     rows = [row for group in groups for row in group]
-    unshown = unshown_candidates(build, (row["id"] for row in rows))  # the trial may have no such filter
-    shown, hide = [row for row in rows if row["id"] not in unshown], faces_hider(build.spec)  # it may keep faces, too
-    add_pictures(trial, shown, trial.store.takedowns(), hide=hide)
+    with Tables.of(build) as tables:  # the trial may have no such filter, and may keep faces
+        unshown = unshown_candidates(tables, (row["id"] for row in rows))
+    may_be, hide = [row for row in rows if row["id"] not in unshown], faces_hider(build.spec)
+    with Tables.of(trial) as tables:
+        add_pictures(trial, tables, may_be, trial.store.takedowns(), hide=hide)
     hidden = unshown_images(build, (row["sha256"] for row in rows if row.get("sha256")))
     for row in [*rows, *figures["not_stored"]["rows"]]:
         if "picture" not in row or row["sha256"] in hidden:
@@ -86,43 +86,25 @@ def render(figures: Values, build: Build) -> str:
     return shown(str(environment(build.stages).get_template("trial.html").render(**figures)))
 
 
-def _kept(build: Build) -> Ids:
-    """What has passed the last stage of a trial."""
-    ids = [
-        bytes.fromhex("".join(survivors(build, partition, ["candidate_id"])["candidate_id"].to_pylist()))
-        for partition in build.stage(PAIRS).partitions()
-    ]
-    return np.sort(np.frombuffer(b"".join(ids), "V32"))
+def _group(tables: Tables, build: Build, where: str, same: bool) -> Values:
+    """The decisions of a build about some candidates: how many, of how many images, why, and some that may be shown.
 
-
-def _of(ids: Ids) -> Callable[[pa.Table], pa.Array]:
-    """A mask over decisions: those about one of these candidates, each once, however often it was read."""
-    wanted = pa.array([bytes(name).hex() for name in ids], pa.string())
-    again = DropReason.SAME_CANDIDATE.value
-    return lambda table: pc.and_(pc.is_in(table["id"], wanted), pc.not_equal(table["reason"], again))
-
-
-class _Group:
-    """The decisions of a build about some candidates."""
-
-    def __init__(self, build: Build, mask: Callable[[pa.Table], pa.Array], other: Build) -> None:
-        self.count, self.images, self._reasons = 0, set[str](), Counter[tuple[str, str]]()
-        self.rows: list[dict[str, Any]] = []
-        """Some that may be shown, one per image, by a keyed hash of their ids."""
-        takedowns, seed = build.store.takedowns(), build.spec.seed
-        if build.fingerprints == other.fingerprints:  # nothing has changed
-            return
-        for table in Frames.of(build).tables("decisions"):
-            own = table.filter(pc.and_(pc.equal(table["subject"], "candidate"), mask(table))).to_pylist()
-            self.count += len(own)
-            self.images |= {row["fetch_id"] for row in own}
-            self._reasons.update((row["stage"], row["reason"]) for row in own)
-            shown = [row for row in own if row["reason"] not in HIDDEN and not takedowns.names(row)]
-            self.rows = heapq.nsmallest(SHOWN, [*self.rows, *shown], key=lambda row: order_key(row["id"], seed))
-
-    def values(self) -> Values:
-        reasons = [{"stage": s, "reason": r, "count": n} for (s, r), n in self._reasons.most_common()]
-        return {"count": self.count, "reasons": reasons, "rows": self.rows}
+    where: SQL of which ones. same: build and trial are the same, so there are none.
+    """
+    takedowns = build.store.takedowns()
+    own = f"subject = 'candidate' AND {where} AND {not same}"
+    reasons = tables.rows(
+        f"SELECT stage, reason, count(*) AS count FROM decisions WHERE {own} GROUP BY ALL ORDER BY count DESC, ALL"
+    )
+    return {
+        "count": sum(row["count"] for row in reasons),
+        "images": tables.column(f"SELECT count(DISTINCT fetch_id) FROM decisions WHERE {own}")[0],
+        "reasons": reasons,
+        "rows": tables.rows(
+            f"SELECT * FROM decisions WHERE {own} AND {showable_rows(takedowns)} "
+            f"ORDER BY md5('{build.spec.seed}' || id) LIMIT {SHOWN}"
+        ),
+    }
 
 
 def _stages(build: Build, trial: Build) -> list[Values]:

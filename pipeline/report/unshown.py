@@ -1,12 +1,15 @@
-"""What a report or a studio must not show: pictures that curate dropped as not safe for work or could not judge, and
-faces, where the spec has them blurred."""
+"""What a report or a studio must not show.
+
+Neither picture nor text nor URL of what was opted out, refused by robots.txt or by the address guard, or taken down. No
+picture that a judge dropped as not safe for work or could not judge. No faces, where the spec has them blurred.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from pipeline.detectors import face_detector
@@ -16,7 +19,20 @@ from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import mosaic
 from pipeline.records import SCORE_SCHEMA, DropReason
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.sql import Tables, head
+from pipeline.store.takedowns import Takedowns
+
+HIDDEN = frozenset(
+    reason.value
+    for reason in (
+        DropReason.OPT_OUT,
+        DropReason.FORGOTTEN,
+        DropReason.ROBOTS_DISALLOWED,
+        DropReason.ROBOTS_UNREACHABLE,
+        DropReason.EGRESS_REFUSED,
+    )
+)
+"""Reasons whose candidates are never shown."""
 
 UNSHOWN = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
 """What is dropped for these is not shown in a report."""
@@ -36,16 +52,47 @@ def faces_hider(spec: BuildSpec) -> Hide | None:
     return lambda picture: mosaic(picture, look(detector, state, [picture])[0][0])
 
 
-def unshown_candidates(build: Build, candidate_ids: Iterable[str]) -> set[str]:
+def make_refused(tables: Tables, takedowns: Takedowns) -> None:
+    """Make what `may_show` and `showable_rows` ask: `refused`, a table of the first 64 bits of the fetch_ids of images,
+    and of the ids of pages, that are never shown."""
+    if takedowns.hashes:
+        tables.define("taken_down", _taken_down(takedowns), ["VARCHAR"] * 3, "BOOLEAN")
+    opted_out = DropReason.OPT_OUT.value
+    tables.execute(
+        f"CREATE TEMP TABLE refused AS SELECT DISTINCT coalesce({head('one')}, 0) AS head FROM ("
+        f"SELECT fetch_id AS one FROM decisions WHERE subject = 'candidate' AND fetch_id <> '' AND {_NEVER} "
+        f"UNION ALL SELECT id FROM decisions WHERE subject = 'capture' AND reason = '{opted_out}')"
+    )
+
+
+_NEVER = f"reason IN ({', '.join(repr(reason) for reason in sorted(HIDDEN))})"
+
+
+def showable_rows(takedowns: Takedowns) -> str:
+    """SQL of which decisions on candidates may be shown, but for images refused elsewhere (`may_show`)."""
+    return f"NOT {_NEVER}{' AND NOT taken_down(fetch_id, url, page_url)' if takedowns.hashes else ''}"
+
+
+def may_show(fetch_id: str) -> str:
+    """SQL of whether an image was refused by nobody. fetch_id: SQL of its id."""
+    return f"coalesce({head(fetch_id)}, 0) NOT IN (SELECT head FROM refused)"
+
+
+def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:
+    def named(fetch_id: Any, url: Any, page_url: Any) -> pa.Array:
+        rows = pa.table({"fetch_id": fetch_id, "url": url, "page_url": page_url})
+        return takedowns.named(rows).combine_chunks()
+
+    return named
+
+
+def unshown_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:
     """Those of the candidates whose picture is not shown, since a judge dropped it for one of UNSHOWN."""
-    if "curate" not in build.fingerprints:
-        return set()
-    stage, unshown = build.stage("curate"), set[str]()
-    wanted = pc.field("id").isin(pa.array(sorted(set(candidate_ids)), pa.string()))
-    for record in stage.records():
-        rows = stage.table(record, DECISIONS, ["id", "reasons"], wanted).to_pylist()
-        unshown.update(row["id"] for row in rows if UNSHOWN & set(row["reasons"]))
-    return unshown
+    sql = (
+        "SELECT id FROM decisions WHERE stage = 'curate' AND id IN (SELECT unnest(?::VARCHAR[])) "
+        "AND list_has_any(reasons, ?::VARCHAR[])"
+    )
+    return set(tables.column(sql, [sorted(set(candidate_ids)), sorted(UNSHOWN)]))
 
 
 def unshown_images(build: Build, sha256s: Iterable[str]) -> set[str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +48,6 @@ from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.dataset import Dataset
-from pipeline.store.decided import COLUMNS, Fate, count
 from pipeline.store.partitions import DECISIONS, SMALL, Record, small_file
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
@@ -95,11 +93,6 @@ class Part:
     def url(self) -> str:
         """Path or URL of the file."""
         return self.folder.at(self.name)
-
-    def fates(self) -> Counter[Fate]:
-        """Decisions by fate, as the record says that commits them; counted where it does not (an older wenlan's)."""
-        known = None if self.record is None else self.record.fates
-        return count(self.table(COLUMNS)) if known is None else known.counts
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
         """The whole file, or some columns and rows of it. Raises StoreError if it is not there or not whole."""

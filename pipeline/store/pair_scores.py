@@ -18,9 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import PAIR_SCORE
 from pipeline.store.build import Build
-from pipeline.store.pairs import pairs_before
 from pipeline.store.partitions import Record, StageDir
 
 UNITS = 10_000
@@ -80,17 +78,6 @@ def summed(build: Build) -> Counts:
     for table in _of_each(directory, lambda record: directory.table(record, COUNTS)):
         for source, units, pairs in zip(*(column.to_pylist() for column in table.columns), strict=True):
             counts.setdefault(source, Counter())[units] += pairs
-    return counts
-
-
-def summed_after(build: Build) -> Counts:
-    """The counts of the pairs that filters of scores have kept."""
-    counts = Counts()
-    for partition in build.stage("dedup").partitions():
-        rows = pairs_before(build, partition, "semantic_dedup", ["source", PAIR_SCORE.name])
-        units, there = in_units(rows[PAIR_SCORE.name])
-        for source, unit in zip(rows["source"].filter(pa.array(there)).to_pylist(), units[there].tolist(), strict=True):
-            counts.setdefault(source, Counter())[unit] += 1
     return counts
 
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow as pa
@@ -56,19 +57,18 @@ class Subject:
         """Hashes of what is named in full, as takedowns have them."""
         return {sha256_hex(url) for url in self.urls} | self.fetch_ids | self.images
 
-    def rows_of(self, decisions: pa.Table) -> pa.Table:
-        """The decisions about it."""
-        urls = pa.array(sorted(self.urls), pa.string())
+    @property
+    def where(self) -> tuple[str, list[Any]]:
+        """SQL of the decisions about it (`pipeline.store.sql`), and the values of its question marks."""
+        urls = sorted(self.urls)
         # the url column is cut at 2,000 characters, fetch_id is of the whole
-        fetch_ids = pa.array(sorted(self.fetch_ids | {sha256_hex(url) for url in self.urls}), pa.string())
-        masks = [pc.is_in(decisions[name], urls) for name in ("url", "page_url")]
-        masks.append(pc.is_in(decisions["fetch_id"], fetch_ids))
-        if self.prefix:
-            masks += [pc.starts_with(decisions[name], self.prefix) for name in ("id", "fetch_id", "duplicate_of")]
-        mask = masks[0]
-        for more in masks[1:]:
-            mask = pc.or_(mask, more)
-        return decisions.filter(mask)
+        fetch_ids = sorted(self.fetch_ids | {sha256_hex(url) for url in urls})
+        asked = {"url": urls, "page_url": urls, "fetch_id": fetch_ids}
+        clauses, values = [f"list_contains(?::VARCHAR[], {name})" for name in asked], list[Any](asked.values())
+        for name in ("id", "fetch_id", "duplicate_of") if self.prefix else ():
+            clauses.append(f"starts_with({name}, ?)")
+            values.append(self.prefix)
+        return " OR ".join(clauses), values
 
 
 def subject_of(named: str, builds: Sequence[Build]) -> Subject:

@@ -34,9 +34,10 @@ from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.sql import head, parquet, quoted, settings, use_file_systems
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
 from pipeline.studio.layouts import AS_DECISION, LISTED, NOTHING, SELECTED
-from pipeline.studio.sql import HAN, contains, head, parquet, quoted, settings, spelled, use_file_systems, variants
+from pipeline.studio.words import HAN, contains, spelled, variants
 
 if TYPE_CHECKING:
     from pipeline.studio.similar import Similar

@@ -28,9 +28,8 @@ from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
-from pipeline.report.fates import HIDDEN
 from pipeline.report.pictures import thumbnail
-from pipeline.report.unshown import UNSHOWN, Hide, faces_hider, unshown_images
+from pipeline.report.unshown import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images

@@ -37,10 +37,10 @@ from pipeline.filters import PixelFilter, pixel_filters
 from pipeline.records import FETCH_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.sql import head, parquet, settings, use_file_systems
 from pipeline.studio.catalog import Catalog, at_hand, code_column
 from pipeline.studio.facets import score_column
 from pipeline.studio.layouts import ID_OF_INDEX
-from pipeline.studio.sql import head, parquet, settings, use_file_systems
 
 VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""

@@ -4,8 +4,6 @@ Each is made in a process of its own, whose peak memory is asked for at its end.
 a report looks at a hundred of them however many there are. The page of the 100,000 is opened in a headless Chromium
 with an empty profile: usable is when it is loaded, its filter was used and the sheet shows what was asked for. Median
 of OPENED; left out, with a word, where there is no Chromium.
-
-The report of the million is made once more from what stage `tally` has counted, its partitions one after the other.
 """
 
 from __future__ import annotations
@@ -16,14 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from builds import begun, made, noise, packed
 from harness import Figure, at_most, quick, report
-
-from pipeline.store.build import Build
 
 ROOT = Path(__file__).parents[2]
 OPENED = 5
@@ -32,9 +27,9 @@ OPENED = 5
 def main() -> int:
     if "--serve" in sys.argv:
         return serve(Path(sys.argv[sys.argv.index("--serve") + 1]), int(sys.argv[-1]))
-    figures = measured(100_000, "100k", 6.0)
+    figures = measured(100_000, "100k", 3.0)
     if not quick(__doc__ or ""):
-        figures |= measured(1_000_000, "1m", 15.0)
+        figures |= measured(1_000_000, "1m", 5.0)
     return report(figures)
 
 
@@ -43,19 +38,12 @@ def measured(count: int, name: str, most: float) -> dict[str, Figure]:
         command = [sys.executable, __file__, "--serve", folder, str(count)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=None, cwd=ROOT)
         found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{count:,} candidates; CPU seconds by stage tally: {found['counted']}", file=sys.stderr)
         usable = opened(Path(folder)) if name == "100k" else {}
-    after = found["counted"].get("after")
-    tallied = {} if after is None else {f"report_{name}_after_tally": at_most(after, 5.0, "s")}
     return {
         **usable,
-        **tallied,
         f"report_{name}_seconds": at_most(found["seconds"], most, "s"),
         f"report_{name}_page": at_most(found["bytes"] / 1e6, 5.0, "MB"),
-        f"report_{name}_memory": at_most(found["memory"] / 1e9, 4.0, "GB"),
-        **(
-            {f"report_{name}_after_tally": at_most(found["counted"]["after"], 5.0, "s CPU")} if found["counted"] else {}
-        ),
+        f"report_{name}_memory": at_most(found["memory"] / 1e9, 1.0, "GB"),
     }
 
 
@@ -110,27 +98,8 @@ def serve(folder: Path, count: int) -> int:
     seconds = time.perf_counter() - start
     size = (Path(build.out) / "report/index.html").stat().st_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": seconds, "bytes": size, "memory": memory, "counted": counted(build)}))
+    print(json.dumps({"seconds": seconds, "bytes": size, "memory": memory}))
     return 0
-
-
-def counted(build: Build) -> dict[str, float]:
-    """CPU seconds of each part where stage `tally` counts for the report; none for a build that is too small for it."""
-    from pipeline.stages import report as page
-    from pipeline.stages import tally
-
-    build.stage("report").delete_record("all")
-    partitions = tally.partitions(build)
-    if not partitions:
-        return {}
-
-    def cpu(part: Callable[[Build, str], None], partition: str) -> float:
-        start = time.process_time()
-        part(build, partition)
-        return time.process_time() - start
-
-    of_groups = [cpu(tally.run_partition, partition) for partition in partitions]
-    return {"groups": sum(of_groups), "largest_group": max(of_groups), "after": cpu(page.run_partition, "all")}
 
 
 if __name__ == "__main__":

@@ -1,51 +1,19 @@
-"""The sections of the quality report, one file each, in the order of the page.
+"""The sections of the quality report, one file each.
 
-To add one: write `pipeline/report/sections/<name>.py`, which ends with `SECTION = Section(...)`, and add its line to
-SECTIONS.
+To add one: write `pipeline/report/sections/<name>.py`, which ends with `SECTION = Section(...)`, and put its name into
+ORDER.
 """
 
 from __future__ import annotations
 
-from pipeline.report.section import Section
-from pipeline.report.sections import (
-    balance,
-    cost,
-    data_profile,
-    dataset,
-    drift,
-    duplicates,
-    faults,
-    funnel,
-    gates,
-    pair_scores,
-    samples,
-    semantic_duplicates,
-    shapes,
-    sources,
-    state,
-    texts,
-    totals,
-    watermark,
-)
+from importlib import import_module
 
-SECTIONS: tuple[Section, ...] = (
-    faults.SECTION,
-    state.SECTION,
-    totals.SECTION,
-    gates.SECTION,
-    dataset.SECTION,
-    samples.SECTION,
-    funnel.SECTION,
-    data_profile.SECTION,
-    sources.SECTION,
-    texts.SECTION,
-    shapes.SECTION,
-    watermark.SECTION,
-    pair_scores.SECTION,
-    balance.SECTION,
-    drift.SECTION,
-    duplicates.SECTION,
-    semantic_duplicates.SECTION,
-    cost.SECTION,
+from pipeline.report.section import Section
+
+ORDER = (
+    "faults state totals gates dataset samples funnel data_profile sources texts shapes watermark "
+    "pair_scores balance drift duplicates semantic_duplicates cost"
 )
-"""Every section. This is the order of the page."""
+"""Their names, in the order of the page."""
+
+SECTIONS: tuple[Section, ...] = tuple(import_module(f"{__name__}.{name}").SECTION for name in ORDER.split())

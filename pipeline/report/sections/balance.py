@@ -4,14 +4,10 @@ the share of all matches that the frequent ones had and have. Empty for a spec w
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.compute as pc
-
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import concept_counts
 from pipeline.store.build import Build
-from pipeline.store.pairs import columns_of
+from pipeline.store.sql import Tables
 from pipeline.texts.concepts import concepts
 
 SHOWN = 40
@@ -19,19 +15,15 @@ SHOWN = 40
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"balance": balance(material.build)}
+    return {"balance": balance(material.build, material.tables)}
 
 
-def balance(build: Build) -> Values | None:
+def balance(build: Build, tables: Tables) -> Values | None:
     """Entries matched, threshold, shares of the frequent ones, and a table of them; None where nothing was balanced."""
-    if build.spec.balance is None or "curate.balance" not in build.fingerprints:
+    if build.spec.balance is None or not tables.records("curate.balance"):
         return None
-    counted, judged = build.stage("curate.concepts").records(), build.stage("curate.balance").records()
     probabilities = concept_counts.read(build)
-    if not judged:
-        return None
-    before, after = concept_counts.summed(build), _after(build)
-    after = np.pad(after, (0, max(0, len(before) - len(after))))
+    before, after = concept_counts.summed(build), tables.pairs("SELECT entry, count(*) FROM balanced GROUP BY 1")
     frequent = sorted(probabilities.frequent, key=lambda entry: (-before[entry], entry))
     known = concepts(build.spec.balance, build.spec.base)
     names = known.entries
@@ -40,31 +32,19 @@ def balance(build: Build) -> Values | None:
         "entries": len(names),
         "matched_entries": int((before > 0).sum()),
         "tail_entries": int((before > 0).sum()) - len(frequent),
-        "pairs": sum(record.counts["pairs"] for record in counted),
-        "matched": sum(record.counts["matched"] for record in counted),
-        "kept": sum(record.counts["kept"] for record in judged),
+        "pairs": tables.counted("curate.concepts", "pairs"),
+        "matched": tables.counted("curate.concepts", "matched"),
+        "kept": tables.counted("curate.balance", "kept"),
         "head_share": [
             _share(before[frequent].sum(), before.sum()),
-            _share(after[frequent].sum(), sum(record.counts["matches"] for record in judged)),
+            _share(sum(after.values()), tables.counted("curate.balance", "matches")),
         ],
         "frequent": [
-            {"entry": names[entry], "before": int(before[entry]), "after": int(after[entry])}
+            {"entry": names[entry], "before": int(before[entry]), "after": after.get(entry, 0)}
             for entry in frequent[:SHOWN]
         ],
         "more": max(0, len(frequent) - SHOWN),
     }
-
-
-def _after(build: Build) -> npt.NDArray[np.int64]:
-    """[E] texts of each frequent entry among the pairs that are kept."""
-    counts = np.zeros(0, np.int64)
-    for partition in build.stage("curate.balance").partitions():
-        rows = columns_of(build, "curate.balance", partition, ["reasons", "frequent"])
-        kept = rows.filter(pc.equal(pc.list_value_length(rows["reasons"]), 0))["frequent"].combine_chunks()
-        own = np.bincount(kept.flatten().to_numpy())
-        counts = np.pad(counts, (0, max(0, len(own) - len(counts))))
-        counts[: len(own)] += own
-    return counts
 
 
 def _share(part: int, whole: int) -> float:

@@ -8,13 +8,14 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
+from pipeline.store.sql import Tables
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"cost": stage_costs(material.build)}
+    return {"cost": stage_costs(material.build, material.tables)}
 
 
-def stage_costs(build: Build) -> list[Values]:
+def stage_costs(build: Build, tables: Tables) -> list[Values]:
     """The `Cost` of each stage from its records, with partitions, cached items, and wall and GPU seconds where known.
 
     How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
@@ -22,7 +23,7 @@ def stage_costs(build: Build) -> list[Values]:
     of_run = build_json.read(build.folder).get("stages", {})
     rows = []
     for name in build.stages:
-        records = build.stage(name).records() if name in build.fingerprints else []
+        records = tables.records(name)
         if not records:
             continue
         noted = of_run.get(name, {})
@@ -30,7 +31,7 @@ def stage_costs(build: Build) -> list[Values]:
             noted = {}  # of another run, whose results are not these
         total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}
         total["gpu_seconds"] = noted.get("cost", {}).get("gpu_seconds")
-        cached = sum(record.counts.get("cached", 0) for record in records)
+        cached = tables.counted(name, "cached")
         wall = noted.get("seconds")
         rows.append({"stage": name, "partitions": len(records), **total, "wall_seconds": wall, "cached": cached})
     return rows

@@ -5,27 +5,33 @@ What texts say is counted in at most MEASURED primary texts, the first of each s
 words, and the share of content words (`pipeline.texts.density`). Words are compared with the baseline's by the log-odds
 of the share of texts that hold them, divided by its standard error, with a prior that is the words of both together
 (Monroe, Colaresi and Quinn, "Fightin' Words", Political Analysis 16:4, 2008): a rare word needs more to be listed.
-Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside
-(`pipeline.report.clusters`).
+Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside.
+
+How evenly pictures spread over what there is to see: DanQing (arXiv 2601.10305) puts its images into 10,000 clusters,
+10,000 images each, and reads the balance from their sizes. Here k-means (faiss, on the sphere) runs over the features
+that stage `score` left in STORE, of at most MOST images, with EACH images a cluster on average.
 
 Limits: words are those of the `vocabulary` of report.json, the VOCABULARY most frequent ones. One that is not among the
 baseline's counts as often there as the last of them, so that a word which was merely rare is not taken for a new one.
+Clusters need faiss (extra `search`) and `pair_score`; two machines may differ in a few images between them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_specs.shard import PAIR_SCORE
-from pipeline.report import clusters
-from pipeline.report.figures import VOCABULARY
 from pipeline.report.section import Material, Section, Values
+from pipeline.report.words import VOCABULARY, first_of_shards
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
+from pipeline.store.cache import Cache
+from pipeline.store.sql import Tables
 from pipeline.texts.density import density, outside_dictionary
 
 MEASURED = 10_000
@@ -43,6 +49,12 @@ PRIOR = 500.0
 SEVERAL = 3
 """Texts in which a word that the dictionary lacks must stand to be listed."""
 
+MOST, EACH, ROUNDS = 20_000, 50, 15
+"""Images at most, images of a cluster on average, and rounds of k-means."""
+
+FEWEST = 2 * EACH
+"""Images below which nothing is said."""
+
 
 def figures(material: Material, inputs: Values) -> Values:
     samples = inputs["totals"]["kept"]
@@ -52,44 +64,31 @@ def figures(material: Material, inputs: Values) -> Values:
     vocabulary = inputs["vocabulary"]
     strange = outside_dictionary(word for word, count in vocabulary.items() if count >= SEVERAL)
     words = {
-        **texts_of(material.build),
+        **texts_of(material.tables, material.build.spec.pair_score is not None),
         "new_words": [{"name": word, "count": n} for word, n in vocabulary.items() if word in strange][:LISTED],
         "rose": [],
         "fell": [],
         "baseline": "",
     }
-    if baseline is not None and baseline.get("vocabulary"):
+    if baseline is not None and baseline["vocabulary"]:
         moved = compared(inputs["vocabulary"], inputs["word_samples"], baseline["vocabulary"], baseline["word_samples"])
         words |= {"rose": moved[0], "fell": moved[1], "baseline": baseline["build"]["id"]}
     hosts_of = hosts(inputs["image_domains"], samples)
-    return {"data_profile": {**words, "hosts": hosts_of, "clusters": clusters.balance(material.build)}}
+    return {"data_profile": {**words, "hosts": hosts_of, "clusters": cluster_balance(material.build, material.tables)}}
 
 
-def texts_of(build: Build) -> Values:
+def texts_of(tables: Tables, scored: bool) -> Values:
     """Deciles of characters, words, content share and score of primary texts, and how many of them have a noun."""
-    frames, scored = Frames.of(build), build.spec.pair_score is not None
-    each = max(1, MEASURED // max(1, len(frames.shards)))
-    characters, words, content, scores, nouns = list[int](), list[int](), list[float](), list[float](), 0
-    for part in frames.parts("samples"):
-        remaining = each
-        for batch in part.batches(["texts", *([PAIR_SCORE.name] if scored else [])], rows=min(each, 5_000)):
-            scores += batch[PAIR_SCORE.name].slice(0, remaining).drop_null().to_pylist() if scored else []
-            for texts in batch["texts"].to_pylist()[:remaining]:
-                said = density(texts[0]["text"])
-                characters.append(len(texts[0]["text"]))
-                words.append(said.words)
-                content.append(said.content_share)
-                nouns += said.nouns > 0
-            remaining -= batch.num_rows
-            if remaining <= 0:
-                break
+    rows = first_of_shards(tables, MEASURED, "text", *([PAIR_SCORE.name] if scored else []))
+    said = [density(row["text"]) for row in rows]
+    scores = [score for row in rows if isinstance(score := row.get(PAIR_SCORE.name), float)]
     return {
-        "texts": len(characters),
-        "with_noun": nouns,
+        "texts": len(rows),
+        "with_noun": sum(own.nouns > 0 for own in said),
         "measures": [
-            _deciles("characters", "characters", "字数", characters),
-            _deciles("words", "words", "词数", words),
-            _deciles("content", "content words", "实词", content),
+            _deciles("characters", "characters", "字数", [len(row["text"]) for row in rows]),
+            _deciles("words", "words", "词数", [own.words for own in said]),
+            _deciles("content", "content words", "实词", [own.content_share for own in said]),
             *([_deciles("score", "similarity to the picture", "与图像的相似度", scores)] if scores else []),
         ],
     }
@@ -135,6 +134,53 @@ def _odds(count: int, texts: int, share: float) -> float:
     """Log-odds of a word with the prior: PRIOR texts more, of which the share of both together holds it."""
     held = count + PRIOR * share
     return math.log(held / max(texts + PRIOR - held, 0.5))
+
+
+def cluster_balance(build: Build, tables: Tables) -> Values | None:
+    """Clusters, images, the share of the largest hundredth of the clusters (one at least), and that of an even split.
+
+    None for a build without features or with fewer than FEWEST images, or where faiss is not installed.
+    """
+    scored = tables.records("curate.score") if build.spec.pair_score is not None else []
+    if not scored or find_spec("faiss") is None:
+        return None
+    vectors_ND = features(build.store.features(scored[0].info["models"][0]), tables)
+    return spread(vectors_ND) if len(vectors_ND) >= FEWEST else None
+
+
+def spread(vectors_ND: npt.NDArray[np.float32]) -> Values:
+    """The figures of `cluster_balance`, of unit rows [N, D] with N at least EACH."""
+    clusters = len(vectors_ND) // EACH
+    sizes = np.sort(np.bincount(_assigned(vectors_ND, clusters), minlength=clusters))[::-1]
+    largest = max(1, clusters // 100)
+    return {
+        "images": len(vectors_ND),
+        "clusters": clusters,
+        "largest": largest,
+        "share": round(float(sizes[:largest].sum() / sizes.sum()), 4),
+        "even": round(largest / clusters, 4),
+    }
+
+
+def features(cache: Cache, tables: Tables) -> npt.NDArray[np.float32]:
+    """[N, D] unit rows of the image features of samples, MOST of them at most."""
+    rows = cache.get([row["sha256"] for row in first_of_shards(tables, MOST, "sha256")])
+    if rows is None:
+        return np.empty((0, 0), np.float32)
+    ordered = rows.sort_by("sha256")["feature"].to_pylist()
+    return np.stack([np.frombuffer(one, np.float16) for one in ordered]).astype(np.float32)
+
+
+def _assigned(vectors_ND: npt.NDArray[np.float32], clusters: int) -> npt.NDArray[np.int64]:
+    """The cluster of each row."""
+    import faiss
+
+    points = np.ascontiguousarray(vectors_ND)
+    kmeans = faiss.Kmeans(points.shape[1], clusters, niter=ROUNDS, spherical=True, seed=1, verbose=False)
+    kmeans.cp.min_points_per_centroid = 1  # it warns on its own below 39
+    kmeans.train(points)
+    assigned: npt.NDArray[np.int64] = kmeans.index.search(points, 1)[1][:, 0]
+    return assigned
 
 
 HTML = """

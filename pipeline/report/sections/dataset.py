@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+from pipeline.records import DropReason
 from pipeline.report import dataset, drift
 from pipeline.report.dataset import Before
-from pipeline.report.figures import known_words, ranked
 from pipeline.report.section import Material, Section, Values
+from pipeline.report.words import known_words, ranked
+from pipeline.store.sql import Tables, host
 from pipeline.store.takedowns import Takedowns
 
 LISTED = 20
@@ -35,7 +37,7 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
     was = [part.report for part in before.parts if part.report is not None]
     base = [part.report for part in staying if part.report is not None]
     old, new = dataset.summed(was, f"{build.spec.name}@{before.release}"), dataset.summed([*base, now], "")
-    hosts, words = Counter(material.tally.hosts.hosts), known_words(build)
+    hosts, words = known_hosts(material.tables, old["image_domains"]), known_words(material.tables)
     hosts.update({row["name"]: row["count"] for row in inputs["image_domains"]})
     words.update(inputs["vocabulary"])
     takedowns = build.store.takedowns()
@@ -60,6 +62,13 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
             "vanished": _several(dataset.words(was), words),
         },
     }
+
+
+def known_hosts(tables: Tables, listed: list[Values]) -> Counter[str]:
+    """Candidates whose image the dataset holds already, by those of their hosts that are listed."""
+    known = f"SELECT {host('url')} AS name FROM decisions WHERE reason = '{DropReason.KNOWN.value}'"
+    sql = f"SELECT name, count(*) FROM ({known}) WHERE name IN (SELECT unnest(?::VARCHAR[])) GROUP BY 1"
+    return Counter(tables.pairs(sql, [[row["name"] for row in listed]]))
 
 
 def totals_of(splits: list[Values]) -> Values:
@@ -89,11 +98,10 @@ HTML = """
 {% if dataset %}
 <section id="dataset">
   <h2>{{ t("The dataset before and after", "数据集：之前与之后") }}</h2>
-  <p class="muted">{% if dataset.release %}{{ t("Compared with release", "对比版本") }} {{ dataset.release }} {{
+  <p class="muted">{{ t("Compared with release", "对比版本") }} {{ dataset.release }} {{
     t("of", "，数据集") }} <b>{{ dataset.name }}</b>
-  {%- if dataset.released_at %} ({{ dataset.released_at[:10] }}){% endif %}
-  {%- else %}{{ t("Compared with what was published before there were releases", "对比版本机制之前的已发布构建") -}}
-  {% endif %}, {{ dataset.builds | length | n }} {{ t("builds", "次构建") if dataset.builds | length != 1 else
+  {%- if dataset.released_at %} ({{ dataset.released_at[:10] }}){% endif %}, {{
+  dataset.builds | length | n }} {{ t("builds", "次构建") if dataset.builds | length != 1 else
     t("build", "次构建") }}. {% if dataset.leaves_out %}{{
     t("This build takes the place of", "本次构建取代") }} {% for name in dataset.leaves_out[:3] -%}
   <code>{{ name }}</code>
@@ -113,8 +121,8 @@ HTML = """
     <tbody>
     {% for name, sign in (("before", ""), ("own", "+"), ("after", "")) %}
     {% set row = dataset[name] %}
-      <tr class="{{ name }}"><th scope="row">{% if name == "before" %}{{ t("before", "之前") -}}
-        {% if dataset.release %} · {{ t("release", "版本") }} {{ dataset.release }}{% endif %}{% elif name == "own" %}{{
+      <tr class="{{ name }}"><th scope="row">{% if name == "before" %}{{
+        t("before", "之前") }} · {{ t("release", "版本") }} {{ dataset.release }}{% elif name == "own" %}{{
         t("new in this build", "本次新增") }}{% else %}{{ t("with this build", "含本次构建") }}{% endif %}</th>
       {%- set mark = sign if row.all else "" -%}
       <td class="num"><b>{{ mark }}{{ row.all | n }}</b></td>{% for split, count in row.samples.items() -%}

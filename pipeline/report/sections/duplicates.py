@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from pipeline.report.figures import Histogram, ranges
+from pipeline.report.measures import Measure, histograms, ranges
 from pipeline.report.section import Material, Section, Values
 
-CLUSTER_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
+_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
+SIZE = Measure("cluster_size", "Images per group", "每组图像数", _SIZES, ranges(_SIZES), "duplicates + 1")
+"""Size of a group of duplicates, its leader included."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
     """Groups with the rows of their members, each with its `picture` as in `pipeline.report.sections.samples`."""
-    return {"cluster_sizes": cluster_sizes(material.shown.sizes), "clusters": material.shown.clusters}
-
-
-def cluster_sizes(sizes: Mapping[int, int]) -> Values:
-    """Histogram of the sizes of groups of duplicates, leaders included. sizes: how many groups have each."""
-    histogram = Histogram("cluster_size", "Images per group", "每组图像数", CLUSTER_SIZES, ranges(CLUSTER_SIZES))
-    histogram.add(list(sizes), list(sizes.values()))
-    return histogram.value()
+    clusters = material.shown.clusters
+    sizes = histograms(material.tables, [SIZE], "SELECT duplicates FROM groups")
+    return {"cluster_sizes": sizes[SIZE.name], "clusters": clusters}
 
 
 HTML = """

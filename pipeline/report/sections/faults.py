@@ -7,8 +7,7 @@ from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    found = funnel.faults(material.build, material.candidates, material.captures)
-    return {"faults": [*found, *material.tally.fates.faults()]}
+    return {"faults": funnel.faults(material.build, material.candidates, material.captures)}
 
 
 HTML = """

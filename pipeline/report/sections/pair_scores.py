@@ -1,6 +1,6 @@
 """Section `pair_scores`: how well pictures and texts fit, by source; the pairs that fit best and worst, in pictures.
 
-Histograms hold what stage `score` has counted, and, where a filter judges scores, what of it `choose` kept. The best
+Histograms hold all scores, and, where a filter judges them, those of the pairs that it kept. The best
 and worst pairs are shown as they came to the filter and as it left them, and at each of its limits the pairs that are
 nearest to it on either side. Empty for a spec without `pair_score`.
 
@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.filters import PairFilter
+from pipeline.filters import PairFilter, pair_filters
 from pipeline.filters.pair_score import PairScore
-from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Material, Section, Values
 from pipeline.store import pair_scores
 from pipeline.store.pair_scores import UNITS, Cuts
+from pipeline.store.sql import quoted
 
 SOURCES = 12
 """Sources that have a histogram."""
@@ -28,8 +28,14 @@ SOURCES = 12
 BINS = 24
 """Bins of a histogram at most."""
 
+SHOWN, NEAREST = 12, 20
+"""Pairs of a sheet of the best or worst, and pairs on each side of a limit."""
+
 PICTURES, SIDE = 550_000, 112
 """Bytes of all thumbnails of the section, and pixels of their longer side."""
+
+Counts = dict[str, Counter[int]]
+"""Source -> score in ten-thousandths -> pairs."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -38,24 +44,24 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def scores(material: Material) -> Values | None:
     """Counts, a histogram of each source, and groups of pairs with their pictures; None where nothing was scored."""
-    build = material.build
-    if build.spec.pair_score is None or "curate.score" not in build.fingerprints:
-        return None
-    records = build.stage("curate.score").records()
+    build, tables = material.build, material.tables
+    records = tables.records("curate.score") if build.spec.pair_score is not None else []
     if not records:
         return None
-    filters, cuts = material.tally.scored.filters, material.tally.scored.cuts
-    before = pair_scores.summed(build)
-    after = pair_scores.summed_after(build) if filters else before
-    groups = material.tally.scored.value()
-    hidden = material.shown.opted_out
-    takedowns = build.store.takedowns()
-    for group in groups:
-        group["rows"] = [r for r in group["rows"] if r["fetch_id"] not in hidden and not takedowns.names(r)]
-    rows = [row for group in groups for row in group["rows"]]
-    add_pictures(build, rows if build.spec.report.pictures else [], takedowns, budget=PICTURES, side=SIDE)
-    for row in rows if not build.spec.report.pictures else ():
-        row |= {"picture": "", "boxes": {}}
+    filters = pair_filters(build.spec) if tables.records("curate.pair_score") else []
+    cuts = pair_scores.read(build) if filters else []
+    before, after = Counts(), Counts()
+    for row in tables.rows(
+        "SELECT source, units, count(*) AS pairs, count(*) FILTER (kept) AS kept FROM scored WHERE units IS NOT NULL "
+        "GROUP BY ALL ORDER BY ALL"
+    ):
+        before.setdefault(row["source"], Counter())[row["units"]] = row["pairs"]
+        after.setdefault(row["source"], Counter())[row["units"]] = row["kept"]
+    groups = [
+        {"name": name, "limit": limit, "rows": _pairs(material, where, order, count)}
+        for name, limit, where, order, count in _groups(filters, cuts)
+    ]
+    material.add_pictures([row for group in groups for row in group["rows"]], PICTURES, SIDE)
     shown = sorted(before, key=lambda source: (-before[source].total(), source))
     every = Counter[int]()
     for own in before.values():
@@ -63,25 +69,58 @@ def scores(material: Material) -> Values | None:
     edges = _edges(every)
     return {
         "models": records[0].info["models"],
-        "pairs": sum(record.counts["pairs"] for record in records),
+        "pairs": tables.counted("curate.score", "pairs"),
         "scored": every.total(),
         "kept": sum(own.total() for own in after.values()) if filters else None,
         "sources": [
             {
                 "name": source,
                 "pairs": before[source].total(),
-                "kept": after.get(source, Counter()).total(),
+                "kept": after[source].total(),
                 "quartiles": _quartiles(before[source]),
                 "cuts": [of_filter[source].score for of_filter in cuts if source in of_filter],
             }
             for source in shown
         ],
         "histograms": [
-            _histogram(source, edges, before[source], after.get(source, Counter()), filters, cuts)
-            for source in shown[:SOURCES]
+            _histogram(source, edges, before[source], after[source], filters, cuts) for source in shown[:SOURCES]
         ],
         "groups": groups,
     }
+
+
+def _groups(filters: Sequence[PairFilter], cuts: Cuts) -> Iterator[tuple[str, str, str, str, int]]:
+    """(name, limit, which pairs, the order of which the first are shown, how many) of each group, as SQL."""
+    yield "best", "", "true", "-units", SHOWN
+    yield "worst", "", "true", "units", SHOWN
+    if filters:
+        yield "best_kept", "", "kept", "-units", SHOWN
+        yield "worst_kept", "", "kept", "units", SHOWN
+    for f, of_filter in zip(filters, cuts, strict=True):
+        passes = "true"
+        if isinstance(f, PairScore):
+            passes = f"units >= {round(f.min_score * UNITS)} AND units <= {round(f.max_score * UNITS)}"
+            for option, limit, beyond in (("min_score", f.min_score, "<"), ("max_score", f.max_score, ">")):
+                if abs(limit) < 1:
+                    at = round(limit * UNITS)
+                    yield "just_dropped", option, f"NOT kept AND units {beyond} {at}", f"abs(units - {at})", NEAREST
+                    yield "just_kept", option, f"kept AND NOT units {beyond} {at}", f"abs(units - {at})", NEAREST
+        if of_filter:
+            ends = " ".join(f"WHEN '{quoted(source)}' THEN {cut.units}" for source, cut in of_filter.items())
+            end = f"(CASE source {ends} ELSE {2 * UNITS} END)"
+            # those with exactly the last score are on both sides: which of them are kept, their ids say
+            for name, own, side in (("just_dropped", "NOT kept", "<="), ("just_kept", "kept", ">=")):
+                yield name, "top_share", f"{own} AND {passes} AND units {side} {end}", f"abs(units - {end})", NEAREST
+
+
+def _pairs(material: Material, where: str, order: str, count: int) -> list[Values]:
+    """Pairs as the page and report.json have them, but for pictures; of equal ones those with the smallest ids."""
+    rows = material.tables.rows(
+        "SELECT candidate_id AS id, fetch_id, source, page_url, image_url AS url, substr(text, 1, 200) AS text, kept, "
+        f"score FROM scored WHERE units IS NOT NULL AND {where} ORDER BY {order}, candidate_id LIMIT {count}"
+    )
+    same = {"stage": "curate", "duplicate_of": ""}
+    return material.showable({**row, **same, "score": round(row["score"], 4)} for row in rows)
 
 
 def _edges(counts: Counter[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report import measures
+from pipeline.report.measures import add_bins
 from pipeline.report.section import Material, Section, Values
 
 
@@ -12,8 +12,8 @@ def figures(material: Material, inputs: Values) -> Values:
     `measured`: names of the histograms in which a row has a bar (its `bins`).
     """
     sheet = material.shown.sheet
-    measures.add_bins(material.build, sheet)
-    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measures.names(material.build)}
+    measured = add_bins(material.build, material.tables, sheet)
+    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measured}
 
 
 HTML = """

@@ -9,22 +9,12 @@ Limits: a leader that an earlier build kept is shown if that build is at hand. T
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from collections.abc import Mapping
 
 from pipeline.matching.semantic import MILLION
 from pipeline.report import elsewhere
-from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
-from pipeline.store.frames import Frames
-from pipeline.store.pairs import columns_of
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.sql import Tables
 
 SHOWN = 12
 """Pairs of each group."""
@@ -42,63 +32,42 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def duplicates(material: Material) -> Values | None:
     """Counts, a histogram of distances, and groups of pairs with their pictures; None where nothing was compared."""
-    build = material.build
+    build, tables = material.build, material.tables
     own = build.spec.semantic_dedup
-    if (
-        own is None
-        or "curate.semantic_dedup" not in build.fingerprints
-        or not build.stage("curate.semantic_dedup").records()
-    ):
+    if own is None or not tables.records("curate.semantic_dedup"):
         return None
-    [compared] = build.stage("curate.nearest").records()
+    [compared] = tables.records("curate.nearest")
     limit = round(own.distance * MILLION)
-    closest, just_dropped, just_kept = (_Group(name) for name in ("closest", "just_dropped", "just_kept"))
-    dropped, beyond, by_earlier = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64), 0
     step = max(1.0, 1.5 * limit / BINS)
-    for table in _near(build):
-        apart = table["millionths"].to_numpy()
-        is_dropped = table["dropped"].to_numpy(zero_copy_only=False)
-        bins = np.minimum(apart / step, BINS - 1).astype(np.int64)
-        np.add.at(dropped, bins[is_dropped], 1)
-        np.add.at(beyond, bins[~is_dropped], 1)
-        by_earlier += pc.sum(pc.and_(table["dropped"], table["earlier"])).as_py() or 0
-        gone, stay = table.filter(table["dropped"]), table.filter(pc.invert(table["dropped"]))
-        closest.offer(gone, gone["millionths"].to_numpy())
-        just_dropped.offer(gone, -gone["millionths"].to_numpy())
-        just_kept.offer(stay, stay["millionths"].to_numpy())
-    records = build.stage("curate.semantic_dedup").records()
+    bins = tables.rows(
+        f"SELECT dropped, least(floor(millionths / {step}), {BINS - 1})::INTEGER AS bin, count(*) AS count, "
+        "count(*) FILTER (dropped AND earlier) AS by_earlier FROM near GROUP BY 1, 2"
+    )
+    dropped, beyond = ({row["bin"]: row["count"] for row in bins if row["dropped"] is side} for side in (True, False))
+    orders = (("closest", "dropped", ""), ("just_dropped", "dropped", "-"), ("just_kept", "NOT dropped", ""))
+    groups = {
+        name: tables.rows(f"SELECT * FROM near WHERE {where} ORDER BY {sign}millionths, candidate_id LIMIT {SHOWN}")
+        for name, where, sign in orders
+    }
     return {
         "tower": compared.info["tower"],
         "distance": own.distance,
         "keep": own.keep,
-        **{name: sum(record.counts[name] for record in records) for name in ("seen", "kept", "dropped")},
-        "by_earlier": by_earlier,
+        **{name: tables.counted("curate.semantic_dedup", name) for name in ("seen", "kept", "dropped")},
+        "by_earlier": sum(row["by_earlier"] for row in bins),
         "earlier": compared.counts["earlier"],
         "histogram": _histogram(dropped, beyond, step, own.distance),
-        "groups": _shown(material, [closest, just_dropped, just_kept]),
+        "groups": _shown(material, groups),
     }
 
 
-def _near(build: Build) -> Iterator[pa.Table]:
-    """The verdicts of each partition."""
-    stage = build.stage("dedup")
-    for partition in build.stage("curate.semantic_dedup").partitions():
-        near = columns_of(build, "curate.semantic_dedup", partition)
-        ids = stage.table(stage.record(partition), columns=["candidate_id"])["candidate_id"]
-        near = near.append_column("candidate_id", ids)
-        near = near.append_column("dropped", pc.greater(pc.list_value_length(near["reasons"]), 0))
-        yield near.filter(pc.is_valid(near["leader"])).drop_columns(["reasons", "evidence", "duplicate_of"])
-
-
-def _histogram(
-    dropped: np.typing.NDArray[np.int64], beyond: np.typing.NDArray[np.int64], step: float, distance: float
-) -> Values:
+def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: float, distance: float) -> Values:
     """As the macro `histogram` takes it: kept, and dropped (`own`), by distance from the nearest leader."""
     bins = [
-        {"label": f"{at * step / MILLION:.3g}", "count": int(stays), "own": int(gone), "other": 0}
-        for at, (gone, stays) in enumerate(zip(dropped, beyond, strict=True))
+        {"label": f"{at * step / MILLION:.3g}", "count": beyond.get(at, 0), "own": dropped.get(at, 0), "other": 0}
+        for at in range(BINS)
     ]
-    count = int(dropped.sum())
+    count = sum(dropped.values())
     limit = {
         "filter": "semantic_dedup",
         "option": "distance",
@@ -110,74 +79,46 @@ def _histogram(
     }
     title = {"title": "Cosine distance from the nearest kept picture", "title_zh": "与最近保留图像的余弦距离"}
     own = {"name": "semantic_distance", **title}
-    return {**own, "total": int(beyond.sum()), "bins": bins, "limits": [limit]}
+    return {**own, "total": sum(beyond.values()), "bins": bins, "limits": [limit]}
 
 
-@dataclass
-class _Group:
-    """The verdicts with the smallest keys of all that are offered; of equal keys those with the smallest ids."""
-
-    name: str
-    rows: list[tuple[int, str, Values]] = field(default_factory=list)
-
-    def offer(self, table: pa.Table, keys: np.typing.NDArray[np.int32]) -> None:
-        best = np.argsort(keys, kind="stable")[
-            : 4 * SHOWN
-        ]  # of many equal ones the first: rows are in keyed-hash order
-        rows = table.take(pa.array(best)).to_pylist()
-        new = [(int(key), row["candidate_id"], row) for key, row in zip(keys[best], rows, strict=True)]
-        self.rows = heapq.nsmallest(SHOWN, [*self.rows, *new], key=lambda entry: entry[:2])
-
-
-def _shown(material: Material, groups: list[_Group]) -> list[Values]:
+def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Values]:
     """The groups with their pairs as the page has them: the kept one, the other one, and their distance."""
-    build, takedowns = material.build, material.build.store.takedowns()
-    near = [row for group in groups for _, _, row in group.rows]
-    row_of = _rows(build, {row[name] for row in near for name in ("candidate_id", "leader")})
+    build, takedowns = material.build, material.takedowns
+    near = [row for rows in groups.values() for row in rows]
+    row_of = _rows(material.tables, {row[name] for row in near for name in ("candidate_id", "leader")})
     held = elsewhere.holders(build, {row["leader"] for row in near if row["earlier"]})
     foreign = dict[str, bytes]()
     for row, data in elsewhere.samples(held):
-        if not takedowns.names(row) and row["sha256"] not in takedowns.hashes:
+        if row["sha256"] not in takedowns.hashes:
             row_of[row["id"]], foreign[row["id"]] = row, data
-    hidden = material.shown.opted_out
-    rows = [row for row in row_of.values() if row["fetch_id"] not in hidden and not takedowns.names(row)]
-    values = {row["id"]: _value(row) for row in rows}
-    _add_pictures(build, [values[row["id"]] for row in rows], takedowns, foreign)
+    values = {row["id"]: _value(row) for row in material.showable(row_of.values())}
+    material.add_pictures(values.values(), PICTURES, SIDE, foreign)
     return [
         {
-            "name": group.name,
+            "name": name,
             "pairs": [
                 {
                     "leader": values.get(row["leader"]),
                     "other": values[row["candidate_id"]],
                     "apart": round(row["millionths"] / MILLION, 4),
                 }
-                for _, _, row in group.rows
+                for row in rows
                 if row["candidate_id"] in values
             ],
         }
-        for group in groups
+        for name, rows in groups.items()
     ]
 
 
-def _add_pictures(build: Build, rows: list[Values], takedowns: Takedowns, foreign: dict[str, bytes]) -> None:
-    add_pictures(build, rows if build.spec.report.pictures else [], takedowns, foreign, budget=PICTURES, side=SIDE)
-    for row in rows if not build.spec.report.pictures else ():
-        row |= {"picture": "", "boxes": {}}
-
-
-def _rows(build: Build, ids: set[str]) -> dict[str, Values]:
+def _rows(tables: Tables, ids: set[str]) -> dict[str, Values]:
     """The decisions on candidates, by id: where one came twice, that which says what became of it first."""
-    found = dict[str, Values]()
-    names = pa.array(sorted(ids), pa.string())
-    wanted = pc.field("id").isin(names) & (pc.field("subject") == "candidate")
-    for part in Frames.of(build).parts("decisions"):
-        if not pc.any(pc.is_in(part.table(["id"])["id"], names)).as_py():
-            continue  # one column of nearly all files is enough
-        for row in part.table(filters=wanted).to_pylist():
-            if row["id"] not in found or row["kept"] or row["stage"] == "curate":
-                found[row["id"]] = row
-    return found
+    rows = tables.rows(
+        "SELECT DISTINCT ON (id) * FROM decisions WHERE subject = 'candidate' AND id IN (SELECT unnest(?::VARCHAR[])) "
+        "ORDER BY id, kept DESC, stage = 'semantic_dedup' DESC",
+        [sorted(ids)],
+    )
+    return {row["id"]: row for row in rows}
 
 
 def _value(row: Values) -> Values:

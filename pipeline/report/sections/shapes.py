@@ -1,4 +1,4 @@
-"""Section `shapes`: distributions of kept samples, with words, kinds, formats and hosts (`pipeline.report.figures`).
+"""Section `shapes`: distributions of kept samples, with words, kinds, formats and hosts.
 
 Measures that a filter limits come first, kept and dropped stacked (`pipeline.report.limits`). A histogram shows the
 baseline's share of each bin as a line across its bar.
@@ -6,24 +6,73 @@ baseline's share of each bin as a line across its bar.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
+
 from pipeline.detectors import detector_ids
+from pipeline.report import limits, words
+from pipeline.report.dataset import DOMAINS
+from pipeline.report.measures import SAMPLED, WORDS, histograms, regions_of
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
+from pipeline.store.sql import Tables, host
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    kept = material.tally.kept.value()
-    before = shares_before(kept["histograms"], material.baseline)
-    charts = material.tally.limits.value(kept["histograms"])
-    return {**kept, "limits": charts, "cached_regions": cached_regions(material.build), "before": before}
+    tables, detectors = material.tables, detector_ids(material.build.spec)
+    segmented = words.first_of_shards(tables, words.WORD_SAMPLES, "text")
+    in_texts, lengths = words.counted(row["text"] for row in segmented)
+    drawn = histograms(tables, SAMPLED, "SELECT * FROM samples")
+    drawn["words"] = WORDS.histogram(Counter(bisect_right(WORDS.edges, length) - 1 for length in lengths))
+    for detector in detectors:
+        of_detector = f"SELECT * FROM regions WHERE detector = '{detector}'"
+        drawn |= histograms(tables, [regions_of(detector)], of_detector)
+    order = ["characters", "words", *(measure.name for measure in SAMPLED[1:])]
+    listed = [*(drawn[name] for name in order), *(drawn[regions_of(detector).name] for detector in detectors)]
+    before = shares_before(listed, material.baseline)
+    return {
+        "histograms": listed,
+        "kinds": kinds(tables),
+        "formats": named(tables, "SELECT format AS name FROM samples", 10),
+        "image_domains": named(tables, f"SELECT {host('image_url')} AS name FROM samples", DOMAINS),
+        "page_domains": named(tables, f"SELECT {host('page_url')} AS name FROM samples WHERE page_url <> ''", DOMAINS),
+        "regions": [regions(tables, detector) for detector in detectors],
+        "words": [{"name": name, "count": n} for name, n in words.ranked(in_texts, 40)],
+        "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
+        "word_samples": len(lengths),
+        "limits": limits.charts(material.build.spec, tables, drawn),
+        "cached_regions": cached_regions(tables, len(detectors)),
+        "before": before,
+    }
 
 
-def cached_regions(build: Build) -> dict[str, int]:
+def named(tables: Tables, names: str, most: int) -> list[Values]:
+    """How often each name occurs among the rows of a query, the most frequent first."""
+    return tables.rows(
+        f"SELECT name, count(*) AS count FROM ({names}) GROUP BY 1 ORDER BY count DESC, name LIMIT {most}"
+    )
+
+
+def kinds(tables: Tables) -> list[Values]:
+    """How many texts are of each kind, and how many of them come first in their sample."""
+    return tables.rows(
+        "SELECT name, count(*) AS texts, count(*) FILTER (first) AS primary FROM ("
+        "SELECT unnest(texts).kind AS name, generate_subscripts(texts, 1) = 1 AS first FROM samples"
+        ") GROUP BY 1 ORDER BY texts DESC, name LIMIT 10"
+    )
+
+
+def regions(tables: Tables, detector: str) -> Values:
+    """Images that a detector looked at, its mean number of regions, and images without any."""
+    return {"detector": detector} | tables.row(
+        "SELECT count(*) AS images, coalesce(round(avg(len(scores)), 3), 0.0) AS mean, "
+        "count(*) FILTER (len(scores) = 0) AS without FROM regions WHERE detector = ?",
+        [detector],
+    )
+
+
+def cached_regions(tables: Tables, detectors: int) -> dict[str, int]:
     """Images whose regions came from STORE's cache, and all that needed some; both summed over the detectors."""
-    records = build.stage("detect").records() if "detect" in build.fingerprints else []
-    images = sum(record.counts.get("images", 0) for record in records)
-    cached = sum(record.counts.get("cached", 0) for record in records)
-    return {"cached": cached, "asked": images * len(detector_ids(build.spec))}
+    return {"cached": tables.counted("detect", "cached"), "asked": tables.counted("detect", "images") * detectors}
 
 
 def shares_before(histograms: list[Values], baseline: Values | None) -> dict[str, list[float]]:

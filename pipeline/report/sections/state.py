@@ -58,7 +58,7 @@ HTML = (
 {% elif state.verdict == "nothing_new" %}
   <h2><span aria-hidden="true">=</span> {{ t("Nothing new", "没有新内容") }}</h2>
   <p>{{ t("All images that passed are in the dataset already", "通过的图像均已在数据集中") }}: <b>{{
-    state.dataset }}</b>, {% if dataset and dataset.release %}{{
+    state.dataset }}</b>, {% if dataset %}{{
     t("release", "版本") }} {{ dataset.release }}, {% endif %}{{
     state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
 {% else %}

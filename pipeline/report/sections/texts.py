@@ -7,43 +7,47 @@ that stood on many pages, which `extract` removed, there are no examples, since 
 
 from __future__ import annotations
 
-from pipeline.report.removed import RemovedTexts
 from pipeline.report.section import Material, Section, Values
+from pipeline.store.sql import Tables
 
-REASONS, TEMPLATES = 12, 20
-"""Groups of removed texts, and templates that are listed."""
+REASONS, TEMPLATES, EXAMPLES = 12, 20, 3
+"""Groups of removed texts, templates that are listed, and examples of a group."""
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    build = material.build
-    kinds, fallbacks = material.tally.kept.primary_kinds, material.tally.kept.fallbacks
+    build, tables = material.build, material.tables
+    kinds = tables.rows(
+        "SELECT kind AS name, count(*) AS count, count(*) FILTER (text_rank > 0) AS fallbacks FROM samples GROUP BY 1 "
+        "ORDER BY count DESC, name"
+    )
     found = build.stage("admit.sort").find_reduced() or [] if "admit.sort" in build.fingerprints else []
     listed = sorted(found, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
     return {
         "texts": {
-            "samples": kinds.total(),
-            "fallbacks": fallbacks.total(),
-            "kinds": [{"name": k, "count": n, "fallbacks": fallbacks[k]} for k, n in kinds.most_common()],
-            "removed": removed(material.tally.removed),
+            "samples": sum(kind["count"] for kind in kinds),
+            "fallbacks": sum(kind["fallbacks"] for kind in kinds),
+            "kinds": kinds,
+            "removed": removed(tables),
             "templates": len(found),
             "listed": listed,
         }
     }
 
 
-def removed(texts: RemovedTexts) -> list[Values]:
+def removed(tables: Tables) -> list[Values]:
     """The most frequent groups of removed texts by stage, kind and reason, with examples of kept candidates."""
-    ranked = sorted(texts.counts.items(), key=lambda entry: (-entry[1], entry[0]))[:REASONS]
-    return [
-        {
-            "stage": group[0],
-            "kind": group[1],
-            "reason": group[2],
-            "count": count,
-            "examples": [{"text": text, "evidence": why} for text, why in texts.examples[group].items()],
-        }
-        for group, count in ranked
-    ]
+    shown = "substr(text, 1, 60)"
+    groups = tables.rows(
+        "SELECT stage, kind, reason, count(*) AS count, "
+        f"min_by(DISTINCT {shown}, md5({shown}), {EXAMPLES}) AS examples "
+        f"FROM removed GROUP BY ALL ORDER BY count DESC, stage, kind, reason LIMIT {REASONS}"
+    )
+    why = f"SELECT min(evidence) FROM removed WHERE stage = ? AND kind = ? AND reason = ? AND {shown} = ?"
+    for group in groups:
+        named = [group["stage"], group["kind"], group["reason"]]
+        texts = group["examples"] if group["stage"] != "extract" else ()  # in those nothing was masked
+        group["examples"] = [{"text": text, "evidence": tables.column(why, [*named, text])[0]} for text in texts]
+    return groups
 
 
 HTML = """

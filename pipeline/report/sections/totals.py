@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from data_specs.shard import SPLITS
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.build import Build
+from pipeline.store.sql import Tables
 
 
 def figures(material: Material, inputs: Values) -> Values:
     funnel = material.candidates
     totals = {"candidates": funnel.total, "kept": funnel.kept, "dropped": funnel.dropped, "known": funnel.known}
-    apart = held_apart(material.build)
+    apart = held_apart(material)
     return {
         "totals": totals,
-        "splits": splits(material.build),
+        "splits": splits(material.tables),
         "duplicates": material.shown.duplicates,
         **({"held_apart": apart} if apart else {}),
     }
 
 
-def held_apart(build: Build) -> Values:
+def held_apart(material: Material) -> Values:
     """What it costs that texts straddle no splits (`shards.apart: texts`); empty where they may.
 
     moved: pairs by their split's name without it and with it. texts: left out of pairs. dropped: pairs.
     """
-    if build.spec.shards.apart != "texts":
+    if material.build.spec.shards.apart != "texts":
         return {}
-    [record] = build.stage("dedup.lead").records()
+    [record] = material.tables.records("dedup.lead")
     pairs = ((a, b, record.counts.get(f"moved_{a}_to_{b}", 0)) for a in SPLITS for b in SPLITS if a != b)
     moved = [{"from": a, "to": b, "pairs": count} for a, b, count in pairs if count]
     return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}
 
 
-def splits(build: Build) -> list[Values]:
+def splits(tables: Tables) -> list[Values]:
     """Samples, shards and bytes of each split."""
-    records, rows = build.packed(), []
+    records, rows = [record for record in tables.records("shard") if "tar" in record.files], []
     for split in SPLITS:
         shards = [record for record in records if record.info["split"] == split]
         samples, size = sum(r.counts["kept"] for r in shards), sum(r.counts["bytes"] for r in shards)

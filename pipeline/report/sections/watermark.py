@@ -3,7 +3,7 @@
 Shown are the marks of the largest groups, as the lengths of their gradients, with what they dropped; and the pictures
 just dropped and just kept, of all that were compared with a mark. Empty for a spec without `watermark`.
 
-Limits: counts by group are cut to the larger ones, where they are very many. Thumbnails stop at a budget of bytes.
+Limits: thumbnails stop at a budget of bytes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import heapq
 import io
 
 from pipeline.pictures.marks import drawn
-from pipeline.report.marked import named
-from pipeline.report.pictures import add_pictures
+from pipeline.report.measures import number
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.host_marks import mark_of, rows_with_mark
 
-SHOWN = 24
-"""Marks that are shown."""
+SHOWN, NEAREST = 24, 12
+"""Marks that are shown, and pictures on each side of the limit."""
 
 PICTURES, SIDE = 400_000, 144
 """Bytes of all thumbnails of the section, and pixels of their longer side."""
@@ -31,42 +30,70 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def watermark(material: Material) -> Values | None:
     """Counts, marks with their pictures, and the pairs nearest to the limit; None where no mark was looked for."""
-    build = material.build
-    if build.spec.watermark is None or "curate.watermark" not in build.fingerprints:
+    build, tables = material.build, material.tables
+    if build.spec.watermark is None or not tables.records("curate.watermark"):
         return None
-    sought, judged = build.stage("curate.marks").records(), build.stage("curate.watermark").records()
-    if not judged:
-        return None
-    takedowns, hidden = build.store.takedowns(), material.shown.opted_out
-    marked = material.tally.marked
-    compared, dropped, groups = marked.compared, marked.dropped, marked.value()
-    for group in groups:
-        group["rows"] = [r for r in group["rows"] if r["fetch_id"] not in hidden and not takedowns.names(r)]
-    rows = [row for group in groups for row in group["rows"]]
-    add_pictures(build, rows if build.spec.report.pictures else [], takedowns, budget=PICTURES, side=SIDE)
-    for row in rows if not build.spec.report.pictures else ():
-        row |= {"picture": "", "boxes": {}}
+    limit = build.spec.watermark.max_correlation
+    nearest = {name: _nearest(material, limit, name == "just_kept") for name in ("just_dropped", "just_kept")}
+    material.add_pictures([row for rows in nearest.values() for row in rows], PICTURES, SIDE)
     largest = heapq.nsmallest(
         SHOWN, rows_with_mark(build), key=lambda row: (-row["pictures"], row["host"], row["width"], row["height"])
     )
+    counts = {
+        (row["host"], row["width"], row["height"]): row
+        for row in tables.rows(
+            f"SELECT host, width, height, count(*) AS compared, count(*) FILTER (NOT {_kept(limit)}) AS dropped "
+            "FROM marked WHERE host IN (SELECT unnest(?::VARCHAR[])) GROUP BY ALL",
+            [[row["host"] for row in largest]],
+        )
+    }
     return {
-        "limit": build.spec.watermark.max_correlation,
+        "limit": limit,
         "min_pictures": build.spec.watermark.min_pictures,
-        **{name: sum(record.counts[name] for record in sought) for name in ("groups", "marks", "templates")},
-        **{name: sum(record.counts[name] for record in judged) for name in ("seen", "compared")},
-        "dropped": dropped.total(),
+        **{name: tables.counted("curate.marks", name) for name in ("groups", "marks", "templates")},
+        **{name: tables.counted("curate.watermark", name) for name in ("seen", "compared")},
+        "dropped": tables.column(f"SELECT count(*) FROM marked WHERE NOT {_kept(limit)}")[0],
         "shown": [
             {
                 **{name: row[name] for name in ("host", "width", "height", "pictures", "sampled")},
                 "share": round(row["share"], 4),
-                "compared": compared[named(row)],
-                "dropped": dropped[named(row)],
+                **{
+                    name: counts.get((row["host"], row["width"], row["height"]), {}).get(name, 0)
+                    for name in ("compared", "dropped")
+                },
                 "mark": _png(row),
             }
             for row in largest
         ],
-        "nearest": groups,
+        "nearest": [{"name": name, "rows": rows} for name, rows in nearest.items()],
     }
+
+
+def _kept(limit: float) -> str:
+    """SQL of whether a picture's correlation is within the limit."""
+    return f"round(correlation::DOUBLE, 4) <= {number(limit)}"
+
+
+def _nearest(material: Material, limit: float, kept: bool) -> list[Values]:
+    """The pictures nearest to the limit on one side, as the page and report.json have them."""
+    rows = material.tables.rows(
+        f"SELECT * FROM marked WHERE ({_kept(limit)}) = ? "
+        f"ORDER BY abs(correlation - {number(limit)}), candidate_id LIMIT ?",
+        [kept, NEAREST],
+    )
+    shown = [
+        {
+            **{name: row[name] for name in ("fetch_id", "source", "page_url", "host", "text")},
+            "id": row["candidate_id"],
+            "url": row["image_url"],
+            "stage": "curate",
+            "duplicate_of": "",
+            "kept": kept,
+            "correlation": round(row["correlation"], 4),
+        }
+        for row in rows
+    ]
+    return material.showable(shown)
 
 
 def _png(row: Values) -> str:

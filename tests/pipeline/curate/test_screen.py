@@ -113,8 +113,9 @@ def test_the_token_follows_threshold_and_weights(
 
 
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
-    from pipeline.report import pictures as report_pictures
     from pipeline.report.tally import tallied
+
+    from pipeline.report import pictures as report_pictures
 
     build = screened()
     takedowns = report_pictures.Takedowns(set())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,25 @@ from typing import Any
 import pytest
 
 from pipeline.publish import release
+from pipeline.report.section import Material
 from pipeline.store.build import Build
+from pipeline.store.sql import Tables
 
 Run = Callable[[Build, str], None]
+
+
+@pytest.fixture
+def material() -> Iterator[Callable[[Build], Material]]:
+    """material(build): what sections are made from; its tables are closed in the end."""
+    opened = list[Tables]()
+
+    def of(build: Build) -> Material:
+        opened.append(Tables.of(build))
+        return Material(build, opened[-1])
+
+    yield of
+    for tables in opened:
+        tables.close()
 
 
 @pytest.fixture

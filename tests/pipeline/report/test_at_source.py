@@ -16,11 +16,11 @@ from pipeline import opening
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.report.at_source import in_sources
-from pipeline.report.pictures import add_pictures, choose
-from pipeline.report.tally import tallied
+from pipeline.report.pictures import add_pictures
 from pipeline.sources import folder
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.sql import Tables
 from pipeline.store.takedowns import NO_TAKEDOWNS, Look, Takedowns
 from tests.drawn import blobs
 from tests.stages import run_noted
@@ -50,8 +50,9 @@ def rows_of(build: Build) -> list[dict[str, Any]]:
 
 
 def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
-    rows = choose(build, NO_TAKEDOWNS, tallied(build, NO_TAKEDOWNS).fates).rows()
-    add_pictures(build, rows, NO_TAKEDOWNS)
+    rows = rows_of(build)
+    with Tables.of(build) as tables:
+        add_pictures(build, tables, rows, NO_TAKEDOWNS)
     assert {(row["url"], row["reason"], row["width"], row["height"]) for row in rows} == {
         ("folder:///mine/own.jpg", "text_too_short", 320, 240),
         (WEB, "text_too_short", 320, 240),
@@ -63,7 +64,8 @@ def test_what_was_taken_down_is_not_shown_by_its_bytes_nor_by_its_looks(build: B
     rows = rows_of(build)
     shown = list(in_sources(build, rows, NO_TAKEDOWNS))
     by_bytes = Takedowns(frozenset([shown[0].sha256]))
-    add_pictures(build, rows, by_bytes)
+    with Tables.of(build) as tables:
+        add_pictures(build, tables, rows, by_bytes)
     assert sum(bool(row["picture"]) for row in rows) == 1
     own = measure_image((tmp_path / "photos/own.jpg").read_bytes(), 10**8)
     look = Look(tuple(own["phash"]), own["signature"], 4, 0.07, feature_id())

@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from pipeline.records import DropReason, drop_capture
 from pipeline.report.funnel import examples, faults, read_funnels, top_reasons
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames, Part
+from pipeline.store.frames import Frames
 
 Run = Callable[[Build, str], None]
 
@@ -34,26 +32,18 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     assert faults(synthetic_build, candidates, captures) == []
 
 
-def test_decisions_that_a_record_does_not_count_are_counted_and_few_are_read_for_examples(
-    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_are_taken_in_turn_from_the_reasons(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
-    expected, read = read_funnels(synthetic_build), list[str]()
-    lines = examples(synthetic_build, 4)
-    whole = Part.table
-    monkeypatch.setattr(Part, "table", lambda part, *args: read.append(part.name) or whole(part, *args))
-    assert read_funnels(synthetic_build) == expected
-    assert read == []
-    assert examples(synthetic_build, 4) == lines
-    parts = list(Frames.of(synthetic_build).parts("decisions"))
-    assert 0 < len(read) < len(parts) - len(synthetic_build.packed()), "nothing of shards, which drop nothing"
-    for name in synthetic_build.fingerprints:  # as an older wenlan left them
-        stage = synthetic_build.stage(name)
-        for record in stage.records():
-            stage.write_record(record.model_copy(update={"decided": None}))
-    assert read_funnels(synthetic_build) == expected
-    assert len(examples(synthetic_build, 4)) == len(lines) == 4
-    assert examples(synthetic_build, 4) == lines
+    lines = examples(synthetic_build, 30)
+    reasons = [line.partition(":")[0].partition("/")[2] for line in lines]
+    named = sorted(set(reasons))
+    assert reasons[: len(named)] == named
+    assert not {"opt_out", "forgotten"} & set(named)
+    assert len(lines) == 22, "all but the one that opted out and the one that was taken down"
+    assert examples(synthetic_build, 30, stage="dedup", sources=["nobody"]) == []
+    table = examples(synthetic_build, 30, stage="dedup", sources=["table", "pages"])
+    assert len(table) == 5
+    assert len(examples(synthetic_build, 9, subject="capture")) == 2
 
 
 def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_has_it(
@@ -66,21 +56,20 @@ def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_
         assert counts == {key: n for key, n in expected.items() if key[0] == stage and key[1] not in ("", "known")}
     rows = [row for table in Frames.of(synthetic_build).tables("decisions") for row in table.to_pylist()]
     [first] = top_reasons(synthetic_build, "filter", most=1)
-    assert first.exact
     assert any(
         (row["reason"], row["url"], row["evidence"]) == (first.reason, first.url, first.evidence) for row in rows
     )
 
 
-def test_reasons_of_many_partitions_are_extrapolated_and_an_opted_out_owner_is_not_named(make_build: Any) -> None:
+def test_an_owner_who_opted_out_is_counted_and_not_named(make_build: Any) -> None:
     build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}])
     for number in range(8):
         reason = DropReason.OPT_OUT if number % 2 else DropReason.HTTP_STATUS
         with build.stage("crawl").attempt(f"s{number}") as attempt:
             attempt.decide([drop_capture(f"http://a.cn/{number}/{i}", "s", "crawl", reason, "why") for i in range(3)])
             attempt.commit({"dropped": 3})
-    status, opt_out = top_reasons(build, "crawl", files=2)
-    assert (status.reason, status.count, status.exact, status.url) == ("http_status", 12, False, "http://a.cn/0/0")
+    status, opt_out = top_reasons(build, "crawl")
+    assert (status.reason, status.count, status.url) == ("http_status", 12, "http://a.cn/0/0")
     assert (opt_out.reason, opt_out.count, opt_out.url, opt_out.evidence) == ("opt_out", 12, "", "")
 
 

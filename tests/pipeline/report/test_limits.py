@@ -21,6 +21,7 @@ from pipeline.report.measures import MEASURES, SHOWN_TEXT, add_bins
 from pipeline.stages.filter import features_of, judge
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
+from pipeline.store.sql import Tables
 from tests.drawn import blobs
 from tests.stages import run_noted
 
@@ -76,11 +77,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 def collected(build: Build) -> list[dict[str, Any]]:
     """The charts of a build, all kept ones counted here."""
-    charts = limits.Charts(build.spec, ())
-    for name in build.fingerprints:
-        for record in build.stage(name).records():
-            charts.add(build, record)
-    return charts.value([])
+    with Tables.of(build) as tables:
+        return limits.charts(build.spec, tables, {})
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def test_what_another_limit_lets_in_is_what_the_filters_let_in_with_it(
 
 def test_every_picture_and_every_text_is_in_one_bar(build: Build, charts: dict[str, dict[str, Any]]) -> None:
     for name, chart in charts.items():
-        stage = "admit" if MEASURES[name].of_text else "filter"
+        stage = "admit" if MEASURES[name].of == "text" else "filter"
         assert sum(b["own"] + b["other"] for b in chart["bins"]) == len(dropped(build, stage)), name
         kept = sum(record.counts["kept"] for record in build.stage("dedup").records())
         assert sum(b["count"] for b in chart["bins"]) == chart["total"] == kept, name
@@ -199,7 +197,8 @@ def test_rows_of_the_sheet_have_the_bars_they_are_counted_in(build: Build) -> No
     ]
     [sha256] = [t["sha256"][0].as_py() for t in build.tables("measure", "parquet", None)][:1]
     rows.append({"text": "", "sha256": sha256, "width": 0, "height": 0})
-    add_bins(build, rows)
+    with Tables.of(build) as tables:
+        add_bins(build, tables, rows)
     labels = {name: MEASURES[name].labels[bar] for name, bar in rows[0]["bins"].items() if name in MEASURES}
     assert labels == {
         "characters": "4–5",

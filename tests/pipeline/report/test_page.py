@@ -65,30 +65,6 @@ def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_oth
     assert json.loads((Path(build.out) / "report/report.json").read_bytes()) == written, "it is there, and stays"
 
 
-def test_the_figures_add_up(written: tuple[str, dict[str, Any]], synthetic: Any) -> None:
-    _, figures = written
-    expected = synthetic.expected_funnel()
-    assert figures["faults"] == []
-    assert figures["totals"] == {"candidates": sum(expected.values()), "kept": 30, "dropped": 24, "known": 0}
-    assert {(s["stage"], r["name"]): r["count"] for s in figures["funnel"] for r in s["reasons"]} == {
-        key: n for key, n in expected.items() if key[1]
-    }
-    assert figures["funnel"][0]["seen"] == figures["totals"]["candidates"]
-    assert figures["funnel"][-1]["kept"] == figures["totals"]["kept"]
-    for row, following in zip(figures["funnel"], figures["funnel"][1:], strict=False):
-        assert row["seen"] - row["dropped"] == row["kept"] == following["seen"]
-    for name in ("candidates", "kept", "dropped"):
-        assert sum(source[name] for source in figures["sources"]) == figures["totals"][name]
-    for i, stage in enumerate(figures["funnel"]):
-        assert sum(source["stages"][i]["kept"] for source in figures["sources"]) == stage["kept"]
-    assert sum(split["samples"] for split in figures["splits"]) == 30
-    assert sum(reason["count"] for reason in figures["reasons"]) == 24
-    for histogram in figures["histograms"]:
-        assert sum(b["count"] for b in histogram["bins"]) == histogram["total"] == 30, histogram["name"]
-    assert sum(kind["primary"] for kind in figures["kinds"]) == 30
-    assert sum(entry["count"] for entry in figures["image_domains"]) == 30
-
-
 def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str, Any]]) -> None:
     html, _ = written
     page = _Page(html)

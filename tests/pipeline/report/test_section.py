@@ -20,9 +20,9 @@ def section(name: str, *inputs: str, keys: tuple[str, ...] = ()) -> Section:
     return Section(name, "", figures, inputs)
 
 
-def test_a_section_is_computed_after_its_inputs_and_sees_no_other(synthetic_build: Build) -> None:
+def test_a_section_is_computed_after_its_inputs_and_sees_no_other(synthetic_build: Build, material: Any) -> None:
     sections = [section("last", "first", "pair"), section("pair", "first", keys=("x", "y")), section("first")]
-    assert compute(sections, Material(synthetic_build)) == {
+    assert compute(sections, material(synthetic_build)) == {
         "first": [],
         "x": ["first"],
         "y": ["first"],
@@ -30,19 +30,19 @@ def test_a_section_is_computed_after_its_inputs_and_sees_no_other(synthetic_buil
     }
 
 
-def test_two_sections_with_one_key_are_a_fault_of_ours(synthetic_build: Build) -> None:
+def test_two_sections_with_one_key_are_a_fault_of_ours(synthetic_build: Build, material: Any) -> None:
     with pytest.raises(AssertionError, match=r"more than one section has \{'x'\}"):
-        compute([section("a", keys=("x",)), section("b", keys=("x",))], Material(synthetic_build))
+        compute([section("a", keys=("x",)), section("b", keys=("x",))], material(synthetic_build))
 
 
-def test_sections_that_need_each_other_are_refused(synthetic_build: Build) -> None:
+def test_sections_that_need_each_other_are_refused(synthetic_build: Build, material: Any) -> None:
     with pytest.raises(graphlib.CycleError):
-        compute([section("a", "b"), section("b", "a")], Material(synthetic_build))
+        compute([section("a", "b"), section("b", "a")], material(synthetic_build))
 
 
-def test_what_several_sections_need_is_read_once(synthetic_build: Build, run_stage: Any) -> None:
+def test_what_several_sections_need_is_read_once(synthetic_build: Build, run_stage: Any, material: Any) -> None:
     run_stage(synthetic_build, "shard")
-    material = Material(synthetic_build)
-    assert material.funnels is material.funnels
-    assert material.shown is material.shown
-    assert material.candidates.total == sum(material.candidates.counts.values()) > 0
+    own = material(synthetic_build)
+    assert own.funnels is own.funnels
+    assert own.shown is own.shown
+    assert own.candidates.total == sum(own.candidates.counts.values()) > 0

@@ -113,16 +113,6 @@ def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
     assert "Published" in shown(build)
 
 
-def test_a_page_of_an_older_wenlan_is_left_as_it_is(weeks: Any) -> None:
-    build = weeks.build("2026-01-01", range(12))
-    path = Path(build.out) / "report/index.html"
-    old = path.read_text("utf-8").replace("<!--state-->", "").replace("<!--/state-->", "")
-    path.write_text(old, "utf-8")
-    release.publish(build)
-    assert path.read_text("utf-8") == old
-    assert state_of(build)["verdict"] == "published"
-
-
 def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:
     run_stage(synthetic_build, "shard")
     page.tell(synthetic_build)

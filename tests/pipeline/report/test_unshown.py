@@ -34,6 +34,7 @@ from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.region_cache import prune, stats
+from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.images import Pictures
@@ -252,7 +253,8 @@ def test_the_report_draws_all_boxes_of_a_detector_that_keeps_them_all(built: Bui
     """Of a picture that was dropped, as of one that was kept, whatever `max_boxes` says of the others."""
     sha256 = next(row["sha256"] for text, (_, row) in _stored(built).items() if text == "第0幅")
     row = {"picture": "data:", "kept": False, "sha256": sha256, "width": 420, "height": 300, "boxes": {}}
-    add_boxes(built, [row], built.stage("shard").partitions())
+    with Tables.of(built) as tables:
+        add_boxes(built, tables, [row])
     assert {name.split("-")[0]: len(boxes) for name, boxes in row["boxes"].items()} == {"grid": 1, "faces": 2}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.report.fates import HIDDEN
+from pipeline.report.unshown import HIDDEN
 from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build

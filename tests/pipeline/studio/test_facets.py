@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import duckdb
 import pytest
 from hypothesis import given
@@ -22,7 +24,8 @@ def test_a_number_is_counted_in_the_bin_in_which_the_report_counts_it(name: str)
         @given(st.floats(-10, 1e5, allow_nan=False))
         def agrees(value: float) -> None:
             query = f"SELECT {FACETS[name].expression} FROM (SELECT ?::DOUBLE AS {name})"
-            assert db.execute(query, [value]).fetchone() == (str(MEASURES[name].bins([value])[0]),)
+            at = max(0, bisect_right(MEASURES[name].edges, value) - 1)
+            assert db.execute(query, [value]).fetchone() == (str(at),)
 
         agrees()
 

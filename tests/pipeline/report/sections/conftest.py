@@ -12,10 +12,6 @@ from typing import Any
 import pytest
 
 from pipeline.publish import release
-from pipeline.report import tally
-from pipeline.report.section import Material
-from pipeline.stages import tally as stage
-from pipeline.store.build import Build
 
 Week = tuple[str, dict[str, Any]]
 
@@ -39,24 +35,3 @@ def grown(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> tu
 def part() -> Callable[[str, str], str]:
     """part(html, name): one section of a page, by its anchor."""
     return lambda html, name: html.partition(f'<section id="{name}"')[2].partition("</section>")[0]
-
-
-@pytest.fixture
-def counted(run_stage: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Callable[[Build], Material]:
-    """counted(build): its material of summaries that stage `tally` has committed, each of one partition."""
-
-    def count(build: Build) -> Material:
-        monkeypatch.setattr(stage, "FEWEST", 0)
-        monkeypatch.setattr(tally, "GROUP", 1)
-        assert (
-            len(
-                run_stage(
-                    build,
-                )
-            )
-            > 4
-        )
-        monkeypatch.setattr(tally, "summary", lambda *_: pytest.fail("it was counted already"))
-        return Material(build)
-
-    return count

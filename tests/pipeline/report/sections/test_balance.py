@@ -24,7 +24,7 @@ def of(build: Build, suffix: str) -> list[str]:
 
 
 def test_it_says_what_was_frequent_and_what_is_left_of_it(
-    fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_path: Path
+    fetched_build: Callable[..., Build], got: Any, run_stage: Any, material: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "words.txt").write_text("故宫\n雪景\n黄山\n泰山\n", encoding="utf-8")
     images = [got(f"i{i}", encoded(Image.fromarray(blobs(i, (320, 240)))), text) for i, text in enumerate(TEXTS)]
@@ -32,7 +32,7 @@ def test_it_says_what_was_frequent_and_what_is_left_of_it(
     run_stage(build, *STAGES)
     kept = [text for split in ("train", "dev", "val") for text in of(build, f"{split}.parquet")]
     palace = sum("故宫" in text for text in kept)
-    said = balance(build)
+    said = balance(build, material(build).tables)
     assert said is not None
     assert said["frequent"] == [{"entry": "故宫", "before": 30, "after": palace}]
     assert (said["entries"], said["matched_entries"], said["tail_entries"], said["more"]) == (4, 3, 2, 0)
@@ -40,5 +40,5 @@ def test_it_says_what_was_frequent_and_what_is_left_of_it(
     assert said["head_share"] == [pytest.approx(30 / 34, abs=1e-4), pytest.approx(palace / (palace + 4), abs=1e-4)]
 
 
-def test_without_balance_there_is_no_section(synthetic_build: Build) -> None:
-    assert balance(synthetic_build) is None
+def test_without_balance_there_is_no_section(synthetic_build: Build, material: Any) -> None:
+    assert balance(synthetic_build, material(synthetic_build).tables) is None

@@ -11,9 +11,8 @@ import pytest
 from data_specs.build import BuildSpec
 from pipeline import opening
 from pipeline.publish import release
-from pipeline.report import pictures
+from pipeline.report import sheet
 from pipeline.report.page import environment
-from pipeline.report.section import Material
 from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import duplicates
 from pipeline.stages import STAGES
@@ -39,9 +38,9 @@ def groups(said: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {group["name"]: group["pairs"] for group in said["groups"]}
 
 
-def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any) -> None:
+def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any, material: Any) -> None:
     made = build(parts=2)
-    said = duplicates(Material(made))
+    said = duplicates(material(made))
     assert said is not None
     dropped = alike.dropped(made)
     assert (said["seen"], said["kept"], said["dropped"]) == (12, 12 - len(dropped), len(dropped))
@@ -70,12 +69,12 @@ def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any)
 
 
 def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_shown(
-    build: Any, monkeypatch: pytest.MonkeyPatch
+    build: Any, material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build(SHOWN[:1])
     publish(first)
     second = build(SHOWN[1:3], snapshot="2026-02-02")
-    said = duplicates(Material(second))
+    said = duplicates(material(second))
     assert said is not None
     assert (said["by_earlier"], said["earlier"]) == (len(alike.dropped(second)), 1)
     [pair, *_] = groups(said)["closest"]
@@ -83,14 +82,14 @@ def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_
     gone = pair["other"]["id"]
     taken = type("Takedowns", (), {"names": lambda self, row: row["id"] == gone, "hashes": frozenset()})()
     monkeypatch.setattr(type(second.store), "takedowns", lambda self: taken)
-    said = duplicates(Material(second))
+    said = duplicates(material(second))
     assert said is not None
     assert gone not in {pair["other"]["id"] for pairs in groups(said).values() for pair in pairs}
 
 
-def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, got: Any) -> None:
+def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, material: Any) -> None:
     made = fetched_build([], filters=[])
-    assert semantic_duplicates.figures(Material(made), {}) == {"semantic_duplicates": None}
+    assert semantic_duplicates.figures(material(made), {}) == {"semantic_duplicates": None}
 
 
 @pytest.mark.slow
@@ -98,7 +97,7 @@ def test_a_picture_of_an_earlier_build_leaves_the_report_with_its_takedown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it stands in this section alone, since other groups of duplicates are larger."""
-    monkeypatch.setattr(pictures, "CLUSTERS", 0)
+    monkeypatch.setattr(sheet, "CLUSTERS", 0)
     photos, towers = tmp_path / "photos", towered.written(tmp_path / "towers")
     photos.mkdir()
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.records import Capture
-from pipeline.report.section import Material
 from pipeline.report.sections.sources import figures
 from pipeline.web.frontier import record_of
 from tests.stages import run_noted
@@ -26,7 +25,9 @@ def test_a_source_has_a_column_for_what_is_known(grown: Weeks, part: Callable[[s
         assert row.count("<th ") + row.count("<td") == columns
 
 
-def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(make_build: Any, tmp_path: Any) -> None:
+def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(
+    make_build: Any, material: Any, tmp_path: Any
+) -> None:
     pages = {"zh": "<h1>雪后的黄山</h1><img src=/1.jpg alt=黄山>", "en": "<h1>Snow</h1><img src=/1.jpg alt=peak>"}
     headers = (("Content-Type", "text/html"),)
     captures = [
@@ -37,7 +38,7 @@ def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(make_
     source = {"kind": "warc", "name": "w", "source_kind": "news", "path": str(tmp_path / "1.warc.gz")}
     build = make_build(sources=[source])
     run_noted(build, "extract")
-    found = figures(Material(build), {})
+    found = figures(material(build), {})
     assert found["captures"] == [{"name": "not_chinese", "count": 1}]
     [line] = found["captures_shown"]
     assert line.startswith("extract/not_chinese: http://a.test/en no Han character among ")

@@ -1,0 +1,191 @@
+"""Rows of the decisions that the page shows: a sheet of kept and dropped samples, and the largest groups of duplicates.
+
+The sheet is a random but reproducible sample: of each fate (kept, or a reason to drop) the candidates with the smallest
+hashes of the seed and their ids, new ones first. Half of it shows kept candidates, the other half the reasons in turn.
+
+Limits: memory is that of the chosen rows, and of the sizes of all groups, which spill to the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.records import DropReason, sha256_hex
+from pipeline.report import elsewhere
+from pipeline.report.unshown import may_show, showable_rows
+from pipeline.store.build import Build
+from pipeline.store.sql import Tables, quoted
+from pipeline.store.takedowns import Takedowns
+
+CLUSTERS, MEMBERS = 6, 8
+"""Groups of duplicates on the page, and rows shown of each."""
+KNOWN = 14
+"""Rows of the sheet that show what the dataset holds already."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Choice:
+    """The rows of the decisions that the page shows.
+
+    sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
+    candidates may not be shown. duplicates: how many candidates duplicate another one, without known ones. elsewhere:
+    stored JPEGs of leaders that an earlier build kept, by candidate_id.
+    """
+
+    sheet: list[Row]
+    clusters: list[Row]
+    hidden: int
+    duplicates: int
+    elsewhere: dict[str, bytes] = field(default_factory=dict)
+
+    def rows(self) -> list[Row]:
+        """All rows, in the order of the page."""
+        return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
+
+
+class _Place(NamedTuple):
+    """Where a row of the decisions lies, and which candidate and image it is about."""
+
+    file: str
+    row: int
+    id: str
+    fetch_id: str
+
+
+_PLACE = f"struct_pack({', '.join(f'{name} := {name}' for name in _Place._fields)})"
+
+
+def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
+    """Choose the rows to show. Makes `groups`, a table of leaders with the number of their `duplicates`."""
+    tables.execute(
+        "CREATE TEMP TABLE groups AS SELECT duplicate_of AS leader, count(*) AS duplicates FROM decisions "
+        "WHERE subject = 'candidate' AND duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
+    )  # a known candidate that is itself the sample held, found again, is no copy
+    size, showable = build.spec.report.pictures, showable_rows(takedowns)
+    smallest = f"min_by({_PLACE}, md5('{build.spec.seed}' || id), {2 * size}) FILTER ({showable})" if size else "[]"
+    fates = tables.rows(
+        f"SELECT reason, count(*) AS count, count(*) FILTER ({showable}) AS showable, "
+        f"count(*) FILTER (duplicate_of <> '') AS copies, {smallest} AS places "
+        "FROM placed WHERE subject = 'candidate' GROUP BY 1"
+    )
+    groups = _largest(build, tables, showable)
+    piles = {fate["reason"]: [_Place(**place) for place in fate["places"] or ()] for fate in fates}
+    asked = [*(one for pile in piles.values() for one in pile), *(one for *_, places in groups for one in places)]
+    refused = _refused(tables, (one.fetch_id for one in asked))
+    piles = {reason: [one for one in pile if one.fetch_id not in refused] for reason, pile in piles.items()}
+    sheet = _sheet(piles, size)
+    shown = [
+        (leader, duplicates, members[:MEMBERS])
+        for leader, duplicates, places in groups
+        if (members := _first_of_each("id", (one for one in places if one.fetch_id not in refused)))
+    ][:CLUSTERS]
+    rows = _rows(tables, [*sheet, *(one for *_, members in shown for one in members)])
+    choice = Choice(
+        [rows[place] for place in sheet],
+        [  # a row that is on the sheet as well is shown twice
+            {"leader": leader, "size": duplicates + 1, "members": [dict(rows[one]) for one in members], "held_by": ""}
+            for leader, duplicates, members in shown
+        ],
+        sum(fate["count"] - fate["showable"] for fate in fates),
+        sum(fate["copies"] for fate in fates if fate["reason"] != DropReason.KNOWN.value),
+    )
+    _add_leaders_elsewhere(build, tables, choice, takedowns)
+    return choice
+
+
+def _refused(tables: Tables, fetch_ids: Iterable[str]) -> set[str]:
+    """Those of some images, and of ids of pages, that somebody refused."""
+    sql = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE NOT {may_show('one')}"
+    return set(tables.column(sql, [sorted(set(fetch_ids))]))
+
+
+def _rows(tables: Tables, places: Iterable[_Place]) -> dict[_Place, Row]:
+    """The decisions at some places."""
+    wanted = sorted(set(places))
+    if not wanted:
+        return {}
+    files = ", ".join(f"'{quoted(file)}'" for file in sorted({place.file for place in wanted}))
+    tables.put("places", pa.table({"file": [one.file for one in wanted], "row": [one.row for one in wanted]}))
+    rows = tables.rows(f"SELECT * FROM placed SEMI JOIN places USING (file, row) WHERE file IN ({files})")
+    return {_Place(row.pop("file"), row.pop("row"), row["id"], row["fetch_id"]): row for row in rows}
+
+
+def _sheet(piles: Mapping[str, Sequence[_Place]], size: int) -> list[_Place]:
+    """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room.
+
+    Few of those that are known: the report of the build that holds them shows them. One row per image URL in a pile: an
+    icon that is on every page would fill the sheet.
+    """
+    known = DropReason.KNOWN.value
+    own = {
+        reason: _first_of_each("fetch_id", pile)[: KNOWN if reason == known else size] for reason, pile in piles.items()
+    }
+    kept = own.pop("", [])
+    dropped = [pile[at] for at in range(size) for _, pile in sorted(own.items()) if at < len(pile)]
+    take_dropped = min(len(dropped), max(size // 2, size - len(kept)))
+    return kept[: size - take_dropped] + dropped[:take_dropped]
+
+
+def _first_of_each(name: str, places: Iterable[_Place]) -> list[_Place]:
+    """Places without those that are about the same image, or candidate, as one before."""
+    first: dict[str, _Place] = {}
+    for place in places:
+        first.setdefault(getattr(place, name) or place.id, place)
+    return list(first.values())
+
+
+def _largest(build: Build, tables: Tables, showable: str) -> list[tuple[str, int, list[_Place]]]:
+    """(leader, duplicates, places) of the largest groups, that of the leader first, then those of some duplicates.
+
+    More leaders are looked for than are shown, since whole groups may be hidden, and more rows for the same reason.
+    """
+    largest: Mapping[str, int] = tables.pairs(
+        f"SELECT leader, duplicates FROM groups ORDER BY duplicates DESC, leader LIMIT {2 * CLUSTERS}"
+    )
+    leaders = ", ".join(f"'{quoted(leader)}'" for leader in largest) or "NULL"
+    copies = tables.pairs(
+        f"SELECT duplicate_of, min_by({_PLACE}, id || reason, {3 * MEMBERS}) FROM placed "
+        f"WHERE duplicate_of IN ({leaders}) AND duplicate_of <> id AND {showable} GROUP BY 1"
+    )
+    # the same candidate may have come a second time and been dropped; one of its rows says it was kept
+    first = f"(NOT kept)::INTEGER * 1000 + list_position({list(build.stages)}, stage)"
+    led = tables.pairs(
+        f"SELECT id, min_by({_PLACE}, {first}) FROM placed WHERE subject = 'candidate' AND id IN ({leaders}) "
+        f"AND {showable} GROUP BY 1"
+    )
+    return [
+        (
+            leader,
+            duplicates,
+            [_Place(**place) for place in (*filter(None, [led.get(leader)]), *copies.get(leader, ()))],
+        )
+        for leader, duplicates in largest.items()
+    ]
+
+
+def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedowns: Takedowns) -> None:
+    """Name the build that holds the leader of a group, if it is an earlier one, and show what it holds."""
+    own = {row["id"] for cluster in choice.clusters for row in cluster["members"] if row["kept"]}
+    held = elsewhere.holders(build, {cluster["leader"] for cluster in choice.clusters} - own)
+    for cluster in choice.clusters:
+        if cluster["leader"] in held:
+            cluster["held_by"] = held[cluster["leader"]].build_id
+    found = {row["id"]: (row, data) for row, data in elsewhere.samples(held)}
+    refused = _refused(
+        tables, (one for row, _ in found.values() for one in (row["fetch_id"], sha256_hex(row["page_url"])))
+    )
+    for cluster in choice.clusters:
+        here = any(row["id"] == cluster["leader"] for row in cluster["members"])
+        row, data = found.get(cluster["leader"], ({}, b""))
+        if here or not row or {row["fetch_id"], sha256_hex(row["page_url"])} & refused:
+            continue
+        if takedowns.names(row) or row["sha256"] in takedowns.hashes:
+            continue
+        cluster["members"] = [row, *cluster["members"]][:MEMBERS]
+        choice.elsewhere[row["id"]] = data

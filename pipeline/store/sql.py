@@ -1,0 +1,367 @@
+"""SQL over a build: DuckDB views of the Parquet files that its records name. Everything that counts rows asks here.
+
+    decisions      what became of each candidate, and of pages that were dropped
+    placed         the same with `file` and `row`, by which a few of them are read without all others
+    samples        one row per stored sample, with `position` in its shard
+    regions        boxes of each sample, by `detector`
+    removed        texts that were taken off candidates that stayed, by `stage`
+    fetched        one row per image URL that was asked for
+    measures       one row per image, a second time where two partitions fetched it
+    pairs          what packing starts from, with the measures of the image
+    scored         pairs with `units`, their score in ten-thousandths, and whether the filters of scores `kept` them
+    marked         pictures that were compared with the mark of their host
+    near           pairs whose image lies near one that was kept before, with the verdict
+    balanced       frequent entries of the word list in each pair that balance kept
+
+A view is made when a query first names it. Those of a second build have its name in front: `trial.decisions`. Only this
+module knows the files and the joins; a view of what a build does not have is empty.
+
+Memory is bounded by MEMORY; what does not fit spills into a temporary folder. URLs are read through fsspec, and nothing
+is downloaded: DuckDB's own extensions are neither installed nor loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+
+from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
+from pipeline.errors import StoreError
+from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, REMOVED, WITH_REMOVED_SCHEMA
+from pipeline.store.build import REGIONS, Build
+from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.pair_scores import UNITS
+from pipeline.store.pairs import PAIRS, SCORES, SELECTION
+from pipeline.store.partitions import Record
+
+MEMORY = "450MB"
+"""Memory that DuckDB may take: with the process itself less than 1 GB for any number of candidates."""
+
+MOST_THREADS = 4
+"""Threads of DuckDB at most: each of them needs a share of MEMORY."""
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def threads() -> int:
+    """CPUs of the task, which Ray says in OMP_NUM_THREADS; elsewhere those of the process."""
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    return min(MOST_THREADS, int(own) if own.isdigit() else len(os.sched_getaffinity(0))) or 1
+
+
+def settings(scratch: Path) -> dict[str, Any]:
+    """DuckDB's settings: bounded memory, no extension from the network, nothing written but in `scratch`."""
+    return {
+        "memory_limit": MEMORY,
+        "temp_directory": str(scratch / "spill"),
+        "threads": threads(),
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+
+
+def use_file_systems(db: Any, urls: Sequence[str]) -> None:
+    """Let DuckDB open URLs through fsspec, as the rest of the pipeline does."""
+    for scheme in {url.partition("://")[0] for url in urls if "://" in url}:
+        file_system = fsspec.filesystem(scheme)
+        if not any(db.filesystem_is_registered(name) for name in _protocols(file_system)):
+            db.register_filesystem(file_system)
+
+
+def _protocols(file_system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    own = file_system.protocol
+    return (own,) if isinstance(own, str) else tuple(own)
+
+
+def quoted(text: str) -> str:
+    """A text within SQL quotes."""
+    return text.replace("'", "''")
+
+
+def parquet(urls: Sequence[str], by_name: bool = False) -> str:
+    """SQL that reads these files as one table, with `file_row_number`. by_name: some may lack a column."""
+    names = ", ".join(f"'{quoted(url)}'" for url in urls)
+    return f"read_parquet([{names}], file_row_number=true, union_by_name={str(by_name).lower()})"
+
+
+def head(column: str) -> str:
+    """SQL of the first 64 bits of an id."""
+    return f"TRY_CAST('0x' || substr({column}, 1, 16) AS UBIGINT)"
+
+
+def host(url: str) -> str:
+    """SQL of the host of a URL in lower case, "" if it has none."""
+    plain = f"regexp_extract({url}, '^https?://([a-z0-9.-]+)(?:[/?#]|$)', 1)"
+    return f"CASE WHEN {plain} <> '' THEN {plain} ELSE host_of_any({url}) END"
+
+
+def _hosts(urls: pa.Array) -> pa.Array:
+    def one(url: str | None) -> str:
+        try:
+            return urlsplit(url or "").hostname or ""
+        except ValueError:
+            return ""
+
+    return pa.array(map(one, urls.to_pylist()), pa.string())
+
+
+def records_of(build: Build, stage: str) -> list[Record]:
+    """The records of a stage; none where the build has no such stage."""
+    return build.stage(stage).records() if stage in build.fingerprints else []
+
+
+def counted(build: Build, stage: str, name: str) -> int:
+    """The sum of what the records of a stage count under a name."""
+    return sum(record.counts.get(name, 0) for record in records_of(build, stage))
+
+
+class Tables:
+    """The views of a build or a dataset, and of others under their names: `Tables.of(build, trial=other)`.
+
+    Use as a context manager, or close it. Raises StoreError that names the file for one that is missing or damaged.
+    """
+
+    def __init__(self, frames: Frames, others: Mapping[str, Frames] | None = None) -> None:
+        import duckdb
+
+        self._places = {"": frames, **(others or {})}
+        self._scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
+        self._duckdb = duckdb
+        self._db = duckdb.connect(config=settings(Path(self._scratch.name)))
+        self._db.execute("SET parquet_metadata_cache = true")  # of hundreds of files that each query opens
+        self._made, self._defined = dict[tuple[str, str], list[Part]](), set[str]()
+        self.define("host_of_any", _hosts, ["VARCHAR"], "VARCHAR")
+
+    @staticmethod
+    def of(build: Build, **others: Build) -> Tables:
+        """The views of a build, finished or not."""
+        return Tables(Frames.of(build), {name: Frames.of(other) for name, other in others.items()})
+
+    def __enter__(self) -> Tables:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        self._scratch.cleanup()
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        """The rows of a query by the names of their columns. values: those of its question marks."""
+        return self._ask(sql, values, lambda result: [
+            dict(zip([column[0] for column in result.description], row, strict=True)) for row in result.fetchall()
+        ])  # fmt: skip
+
+    def row(self, sql: str, values: Sequence[Any] = ()) -> Row:
+        """The only row of a query."""
+        [row] = self.rows(sql, values)
+        return row
+
+    def column(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The first column of a query."""
+        return self._ask(sql, values, lambda result: [row[0] for row in result.fetchall()])
+
+    def pairs(self, sql: str, values: Sequence[Any] = ()) -> dict[Any, Any]:
+        """The first two columns of a query, as a mapping from the one to the other."""
+        return self._ask(sql, values, lambda result: {row[0]: row[1] for row in result.fetchall()})
+
+    def execute(self, sql: str) -> None:
+        """Make a view or a temporary table of the connection's own."""
+        self._ask(sql, (), lambda result: None)
+
+    def put(self, name: str, table: pa.Table) -> None:
+        """Let queries read an Arrow table under a name."""
+        self._db.register(name, table)
+
+    def define(self, name: str, function: Callable[..., pa.Array], given: Sequence[Any], result: Any) -> None:
+        """Let queries call a function of Arrow arrays, unless they can. given, result: types as DuckDB names them."""
+        if name in self._defined:
+            return
+        self._defined.add(name)
+        self._db.create_function(name, function, list(given), result, type="arrow", null_handling="special")
+
+    def records(self, stage: str) -> list[Record]:
+        """The records of a stage."""
+        [build] = self._places[""].builds
+        return records_of(build, stage)
+
+    def counted(self, stage: str, name: str) -> int:
+        """The sum of what the records of a stage count under a name."""
+        [build] = self._places[""].builds
+        return counted(build, stage, name)
+
+    def _ask(self, sql: str, values: Sequence[Any], read: Callable[[Any], T]) -> T:
+        named = set(_NAMED.findall(sql))
+        try:
+            for place, view in sorted(named):
+                if (place, view) not in self._made and (not place or place in self._places):
+                    self._make(place, view)
+            return read(self._db.execute(sql, list(values)))
+        except (self._duckdb.ParserException, self._duckdb.CatalogException):
+            raise  # a fault of ours
+        except self._duckdb.Error as e:
+            for part in (part for key in named for part in self._made.get(key, ())):
+                part.check()  # names the file
+            raise StoreError(self._places[""].place, str(e).splitlines()[0][:300]) from None
+
+    def _make(self, place: str, view: str) -> None:
+        frames = self._places[place]
+        sources = _Sources(self._db, frames)
+        sql = VIEWS[view](sources)
+        self._made[place, view] = sources.parts
+        if place:
+            self._db.execute(f"CREATE SCHEMA IF NOT EXISTS {place}")
+        self._db.execute(f"CREATE VIEW {place + '.' if place else ''}{view} AS {sql}")
+
+
+class _Sources:
+    """The files of one build or dataset as SQL; remembers those that were asked for."""
+
+    def __init__(self, db: Any, frames: Frames) -> None:
+        self._db, self.frames, self.parts = db, frames, list[Part]()
+
+    @property
+    def build(self) -> Build:
+        [build] = self.frames.builds
+        return build
+
+    def table(self, name: str) -> str:
+        """A table of `Frames`. Of several builds, only some may have scored their samples: columns go by name."""
+        return self.files(self.frames.parts(name), self.frames.schema(name), by_name=len(self.frames.builds) != 1)
+
+    def stage(self, name: str, suffixes: Iterable[str], schema: pa.Schema) -> str:
+        """Files of a stage's partitions."""
+        found = list[Part]()
+        if name in self.build.fingerprints:
+            stage = self.build.stage(name)
+            for record in stage.records():
+                refs = [record.files[suffix] for suffix in suffixes if suffix in record.files]
+                found += [Part(stage.folder, ref.name, ref.bytes, self.build.build_id, schema) for ref in refs]
+        return self.files(found, schema)
+
+    def has(self, name: str) -> bool:
+        """Whether a pass has committed anything."""
+        return name in self.build.fingerprints and bool(self.build.stage(name).partitions())
+
+    def pairs(self, *names: str) -> str:
+        """The pairs that dedup kept, with the column files of passes beside them row by row."""
+        own = [self._aligned(name, names[0] if names else PAIRS) for name in (PAIRS, *names)]
+        return " POSITIONAL JOIN ".join(f"(SELECT {ALL} FROM {of})" for of in own)
+
+    def _aligned(self, name: str, partitions_of: str) -> str:
+        """Rows or columns of a pass, in the partitions that another pass has done, in their order."""
+        schema = DEDUP_SCHEMA if name == PAIRS else self.build.passes[name].files[0].schema
+        assert schema is not None
+        stage = self.build.stage(name)
+        records = [stage.record(partition) for partition in self.build.stage(partitions_of).partitions()]
+        refs = [record.files["parquet"] for record in records]
+        return self.files((Part(stage.folder, r.name, r.bytes, self.build.build_id, schema) for r in refs), schema)
+
+    def files(self, parts: Iterable[Part], schema: pa.Schema, by_name: bool = False) -> str:
+        """Files of one schema; an empty table where there is none."""
+        parts = list(parts)
+        self.parts += parts
+        urls = [part.url for part in parts]
+        use_file_systems(self._db, urls)
+        if urls:
+            return parquet(urls, by_name)
+        name = f"empty_{abs(hash(tuple(schema.names)))}"
+        own = pa.schema([*schema, ("file_row_number", pa.int64()), ("filename", pa.string())])
+        self._db.register(name, own.empty_table())
+        return name
+
+
+ALL = "* EXCLUDE (file_row_number)"
+"""SQL of the columns that a file has."""
+
+
+def _regions(sources: _Sources) -> str:
+    files = {name: sources.table(REGIONS + name) for name in sources.frames.detectors}
+    files = files or {"": sources.files((), REGION_SCHEMA)}
+    return " UNION ALL ".join(f"SELECT '{quoted(name)}' AS detector, {ALL} FROM {of}" for name, of in files.items())
+
+
+def _removed(sources: _Sources) -> str:
+    return " UNION ALL ".join(
+        f"SELECT '{name}' AS stage, candidate_id, r.* FROM (SELECT candidate_id, unnest({REMOVED}) AS r FROM "
+        f"{sources.stage(name, ['parquet'], WITH_REMOVED_SCHEMA)})"
+        for name in ("extract", "admit")
+    )
+
+
+def _pairs(sources: _Sources) -> str:
+    own = f"{sources.pairs(SELECTION)} WHERE kept" if sources.has(SELECTION) else _dedup(sources)
+    measures = ", ".join(name for name in FEATURE_SCHEMA.names if name not in ("phash", "signature", "details"))
+    return f"SELECT candidate_id, texts[1].text AS text, {measures} FROM {own}"
+
+
+def _dedup(sources: _Sources) -> str:
+    return sources.pairs() if sources.has(PAIRS) else sources.files((), DEDUP_SCHEMA)
+
+
+def _scored(sources: _Sources) -> str:
+    judged = ["curate.pair_score"] if sources.has("curate.pair_score") else []
+    kept = "coalesce(len(reasons) = 0, false)" if judged else "true"
+    units = f"round({PAIR_SCORE.name}::DOUBLE * {UNITS})::INTEGER"
+    columns = (
+        f"candidate_id, fetch_id, source, page_url, image_url, texts[1].text AS text, {PAIR_SCORE.name} AS score, "
+        f"{units} AS units, {kept} AS kept"
+    )
+    if not sources.has(SCORES):
+        return f"SELECT {columns} FROM {sources.files((), DEDUP_SCHEMA.append(PAIR_SCORE))}"
+    return f"SELECT {columns} FROM {sources.pairs(*judged, SCORES)} WHERE {PAIR_SCORE.name} IS NOT NULL"
+
+
+def _marked(sources: _Sources) -> str:
+    of_url = host("image_url")
+    columns = (
+        "candidate_id, fetch_id, source, page_url, image_url, texts[1].text AS text, sha256, "
+        f"CASE WHEN {of_url} <> '' THEN {of_url} ELSE source END AS host, width, height, correlation"
+    )
+    if not sources.has("curate.watermark"):
+        return f"SELECT {columns} FROM {sources.files((), DEDUP_SCHEMA.append(pa.field('correlation', pa.float32())))}"
+    return f"SELECT {columns} FROM {sources.pairs('curate.watermark')} WHERE correlation IS NOT NULL"
+
+
+def _near(sources: _Sources) -> str:
+    names = "candidate_id, leader, earlier, millionths, len(reasons) > 0 AS dropped"
+    return f"SELECT {names} FROM {sources.pairs('curate.semantic_dedup')} WHERE leader IS NOT NULL"
+
+
+def _balanced(sources: _Sources) -> str:
+    return f"SELECT unnest(frequent) AS entry FROM {sources.pairs('curate.balance')} WHERE len(reasons) = 0"
+
+
+VIEWS: dict[str, Callable[[_Sources], str]] = {
+    "decisions": lambda sources: f"SELECT {ALL} FROM {sources.table('decisions')}",
+    "placed": lambda sources: (
+        f"SELECT {ALL}, filename AS file, file_row_number AS row FROM {sources.table('decisions')}"
+    ),
+    SAMPLES: lambda sources: (
+        f"SELECT {ALL}, texts[1].text AS text, texts[1].kind AS kind, file_row_number AS position "
+        f"FROM {sources.table(SAMPLES)}"
+    ),
+    "regions": _regions,
+    "removed": _removed,
+    "fetched": lambda sources: f"SELECT {ALL} FROM {sources.stage('fetch', ['parquet'], FETCH_SCHEMA)}",
+    "measures": lambda sources: f"SELECT {ALL} FROM {sources.table('measures')}",
+    "pairs": _pairs,
+    "scored": _scored,
+    "marked": _marked,
+    "near": _near,
+    "balanced": _balanced,
+}
+"""SQL of each view."""
+
+_NAMED = re.compile(rf"\b(?:FROM|JOIN)\s+(?:(\w+)\.)?({'|'.join(VIEWS)})\b")

@@ -1,0 +1,125 @@
+"""SQL over a build: views are the rows of its files, memory is bounded, nothing is downloaded, faults name the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError
+from pipeline.store.build import Build
+from pipeline.store.frames import Frames
+from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, parquet, quoted, settings, threads, use_file_systems
+
+Run = Callable[..., list[str]]
+
+
+def test_views_have_the_rows_and_columns_of_the_files(synthetic_build: Build, run_stage: Run) -> None:
+    run_stage(synthetic_build, "shard")
+    frames = Frames.of(synthetic_build)
+    with Tables.of(synthetic_build, other=synthetic_build) as tables:
+        for name in ("decisions", "measures"):
+            expected = [row for table in frames.tables(name) for row in table.to_pylist()]
+            assert tables.rows(f"SELECT * FROM {name}") == expected
+            assert tables.rows(f"SELECT * FROM other.{name}") == expected
+        samples = [row for table in frames.tables("samples") for row in table.to_pylist()]
+        found = tables.rows("SELECT key, text, kind, position FROM samples")
+        assert [row["key"] for row in found] == [row["key"] for row in samples]
+        assert [row["text"] for row in found] == [row["texts"][0]["text"] for row in samples]
+        each = [range(table.num_rows) for table in frames.tables("samples")]
+        assert [row["position"] for row in found] == [at for rows in each for at in rows], "numbers within a shard"
+        [detector] = frames.detectors
+        regions = [row for table in frames.tables(f"regions/{detector}") for row in table.to_pylist()]
+        assert tables.rows("SELECT * EXCLUDE (detector) FROM regions") == regions
+        assert tables.column("SELECT DISTINCT detector FROM regions") == [detector]
+
+
+def test_what_a_build_does_not_have_is_empty(make_build: Callable[..., Build]) -> None:
+    build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}])
+    with Tables.of(build) as tables:
+        for name in VIEWS:
+            assert tables.rows(f"SELECT * FROM {name}") == [], name
+        assert (tables.records("shard"), tables.counted("crawl", "kept")) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda path: path.unlink(), "is missing; delete the stage's folder to make it again"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "bytes, its record says"),
+    ],
+)
+def test_a_file_that_is_gone_or_cut_off_is_named(
+    synthetic_build: Build, harm: Callable[[Path], Any], says: str
+) -> None:
+    part = next(Frames.of(synthetic_build).parts("decisions"))
+    harm(Path(part.url))
+    with Tables.of(synthetic_build) as tables, pytest.raises(StoreError, match=says) as caught:
+        tables.rows("SELECT count(*) FROM decisions")
+    assert caught.value.subject == part.url
+
+
+def test_tables_of_an_object_store_are_read_through_fsspec(bucket: str, tmp_path: Path, synthetic: Any) -> None:
+    build, _ = synthetic.make(tmp_path)
+    url = f"{bucket}/sql/it's.parquet"
+    part = next(Frames.of(build).parts("decisions"))
+    with fsspec.open(url, "wb") as file:
+        file.write(Path(part.url).read_bytes())
+    with Tables.of(build) as tables:
+        use_file_systems(tables._db, [url])
+        use_file_systems(tables._db, [url])
+        assert tables.column(f"SELECT count(*) FROM {parquet([url])}") == [part.table().num_rows]
+
+
+_URL = st.text(
+    st.sampled_from("aB.中:/?#@[] \t\n1-") | st.characters(codec="utf-8", exclude_characters="\0"), max_size=30
+)
+
+
+@given(st.lists(_URL | _URL.map("http://".__add__), min_size=1, max_size=20))
+def test_hosts_are_those_that_urllib_finds(urls: list[str]) -> None:
+    def expected(url: str) -> str:
+        try:
+            return urlsplit(url).hostname or ""
+        except ValueError:
+            return ""
+
+    with duckdb.connect() as db:
+        db.create_function("host_of_any", _hosts, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special")
+        found = db.execute(f"SELECT {host('u')} FROM (SELECT unnest(?::VARCHAR[]) AS u)", [urls]).fetchall()
+    assert [row[0] for row in found] == list(map(expected, urls))
+
+
+def test_threads_are_the_cpus_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, expected in (("1", 1), ("3", 3), ("64", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert threads() == 2
+
+
+def test_an_id_is_its_first_64_bits_and_nothing_where_it_is_none() -> None:
+    rows = duckdb.sql(f"SELECT {head('id')} FROM (VALUES ('{'0f' * 32}'), ('')) v(id)").fetchall()
+    assert rows == [(0x0F0F0F0F0F0F0F0F,), (None,)]
+
+
+def test_a_path_with_a_quote_is_one_path(tmp_path: Path) -> None:
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x\n1\n")
+    assert duckdb.sql(f"SELECT * FROM read_csv('{quoted(str(folder / 'a.csv'))}')").fetchall() == [(1,)]
+
+
+def test_the_database_loads_nothing_from_the_network_and_keeps_within_its_memory(tmp_path: Path) -> None:
+    with duckdb.connect(config=settings(tmp_path)) as db:
+        names = ("memory_limit", "autoinstall_known_extensions", "autoload_known_extensions")
+        limit, *loads = (db.sql(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in names)
+    assert (limit, loads) == ("429.1 MiB", [False, False])

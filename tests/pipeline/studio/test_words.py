@@ -1,0 +1,29 @@
+"""Words that people search for, by DuckDB itself."""
+
+from __future__ import annotations
+
+import duckdb
+import pytest
+
+from pipeline.studio.words import contains, spelled, variants
+
+
+def test_a_term_is_spelled_in_both_scripts() -> None:
+    assert variants("红烧肉") == ["红烧肉", "紅燒肉"]
+    assert variants("紅燒肉") == ["紅燒肉", "红烧肉"]
+    assert variants("abc") == ["abc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "term", "holds"),
+    [
+        ("A Cat", "cat", True),
+        ("a cat", "CAT", True),
+        ("红烧肉", "烧", True),
+        ("红烧肉", "猫", False),
+        ("5%", "%", True),
+    ],
+)
+def test_letters_are_found_in_either_case_and_signs_are_no_pattern(text: str, term: str, holds: bool) -> None:
+    sql = f"SELECT {contains('t', term)} FROM (SELECT ? AS t)"
+    assert duckdb.sql(sql, params=[spelled(term), text]).fetchall() == [(holds,)]
