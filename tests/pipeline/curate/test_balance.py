@@ -20,6 +20,7 @@ from pipeline.report.funnel import faults, read_funnels
 from pipeline.report.sections import balance as section
 from pipeline.store.build import Build, sha256_of
 from pipeline.store.concept_counts import CONCEPTS, Probabilities, summed
+from pipeline.store.sql import Tables
 from pipeline.texts.concepts import concepts
 from tests import curated
 from tests.drawn import blobs, encoded
@@ -91,7 +92,8 @@ def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], par
     expected = {word: n for word in known.entries if (n := sum(word in text for text in texts))}
     counts = dict(zip(known.entries, summed(build).tolist(), strict=False))
     assert {word: n for word, n in counts.items() if n} == expected
-    assert section.balance(build)["frequent"][0]["before"] == MANY
+    with Tables.of(build) as tables:
+        assert section.balance(build, tables)["frequent"][0]["before"] == MANY
 
 
 def test_a_word_list_that_changes_amidst_a_build_stops_it(balanced: Callable[..., Build], tmp_path: Path) -> None:

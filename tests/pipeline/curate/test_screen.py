@@ -113,21 +113,23 @@ def test_the_token_follows_threshold_and_weights(
 
 
 def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Build]) -> None:
-    from pipeline.report.tally import tallied
-
     from pipeline.report import pictures as report_pictures
+    from pipeline.report import sheet
+    from pipeline.report.section import Material
+    from pipeline.store.sql import Tables
 
     build = screened()
-    takedowns = report_pictures.Takedowns(set())
-    choice = report_pictures.choose(build, takedowns, tallied(build, takedowns).fates)
-    listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
-    assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
-    report_pictures.add_pictures(build, listed.values(), takedowns)
-    assert {name for name, row in listed.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
-    # the same bytes, of a candidate that another stage dropped
-    stray = {**listed["good-0"], "fetch_id": listed["red"]["fetch_id"]}
-    report_pictures.add_pictures(build, [stray], takedowns)
-    assert stray["picture"] == ""
+    with Tables.of(build) as tables:
+        takedowns = Material(build, tables).takedowns
+        choice = sheet.choose(build, tables, takedowns)
+        listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
+        assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
+        report_pictures.add_pictures(build, tables, list(listed.values()), takedowns)
+        assert {name for name, row in listed.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
+        # the same bytes, of a candidate that another stage dropped
+        stray = {**listed["good-0"], "fetch_id": listed["red"]["fetch_id"]}
+        report_pictures.add_pictures(build, tables, [stray], takedowns)
+        assert stray["picture"] == ""
 
 
 def test_scores_survive_a_model_that_dies(

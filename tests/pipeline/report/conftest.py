@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.publish import release
 from pipeline.report.section import Material
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 
@@ -55,7 +56,7 @@ def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
         for stage in ("shard", "report"):
             run_stage(build, stage)
         release.publish(build)
-        spec = {"spec": build.spec.model_dump(mode="json"), "stages": {}}
+        spec = {"version": build_json.VERSION, "spec": build.spec.model_dump(mode="json"), "stages": {}, "passes": {}}
         (Path(build.out) / "build.json").write_text(json.dumps(spec), encoding="utf-8")
         builds.append(build)
     return builds

@@ -57,7 +57,7 @@ def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any
         [row] = [r for r in explain(second, f"folder:///album/{number:03d}.jpg") if r["reason"] == "known"]
         assert "the dataset knows its image" in row["evidence"]
         held[number] = row["held_by"]["dropped"]
-    assert held == {0: "", 1: "balance: no_concept, none of the entries occurs in its text", 2: "", 3: ""}
+    assert held == {0: "", 1: "curate: no_concept, none of the entries occurs in its text", 2: "", 3: ""}
     shutil.rmtree(first.out)
     [row] = [r for r in explain(second, "folder:///album/001.jpg") if r["reason"] == "known"]
     assert row["held_by"]["dropped"] == "", "nobody knows any more"

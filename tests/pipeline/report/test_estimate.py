@@ -27,11 +27,13 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
         spec = build.spec.model_copy(update={"name": name})
         build = replace(build, spec=spec, build_id=f"{name}-{snapshot}", snapshot=snapshot)
         funnels = {"extract": {"pages": 200, "kept": 1_000}, "admit": {"seen": 1_000}, "shard": {"kept": 400}}
-        build = replace(build, fingerprints=dict.fromkeys(funnels, "f" * 64))
+        build = replace(build, fingerprints=dict.fromkeys((*funnels, "admit.sort", "shard.plan"), "f" * 64))
         Path(build.out).mkdir()
         for stage, funnel in funnels.items():
             cost = Cost(2 * cpu, cpu, 0.5, 4_000, 700_000_000 if stage == "admit" else 1_000)
-            build_json.note(build, build_json.StageResult(stage, False, 2, 2, 1.0, funnel, cost))
+            build_json.note(build, build_json.PassResult(stage, False, 2, 2, 1.0, funnel, cost))
+        for name in ("admit.sort", "shard.plan"):
+            build_json.note(build, build_json.PassResult(name, False, 0, 0, 0.0, {}, Cost()))
         build.store.register(build, 0)
         return build
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from data_specs.shard import SPLITS, Text
+from data_specs.shard import Text
 from pipeline import opening
 from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.plugins import find, names
@@ -142,9 +142,7 @@ def test_beside_a_limit_on_texts_stand_those_just_dropped_and_just_kept(
     assert least["just_dropped"] == ["公园里", "花草", "花"]
     assert most["just_dropped"] == ["春天的公园" * 8, "春" * SHOWN_TEXT]
     stage = build.stage("dedup")
-    tables = [
-        stage.table(record, f"{split}.parquet", columns=["texts"]) for record in stage.records() for split in SPLITS
-    ]
+    tables = [stage.table(record, columns=["texts"]) for record in stage.records()]
     kept = {texts[0]["text"] for table in tables for texts in table["texts"].to_pylist()}
     for limit in (least, most):
         nearest = sorted(kept, key=lambda text: (abs(sum(map(len, text.split())) - limit["value"]), text))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline import run
+from pipeline import opening
 from pipeline.publish import release
 from pipeline.records import candidate_rows, candidates_of
 from pipeline.report import page
@@ -51,7 +51,7 @@ def odd_texts(folder: Path) -> Build:
     filters = [{"name": "text_length", "min_chars": 2, "max_chars": 40}, {"name": "image_sides", "min_side": 120}]
     raw = {"name": "photos", "contact": "mailto:a@b.c", "base": str(folder), "sources": [source], "filters": filters}
     raw["shards"] = {"samples_per_shard": 7, "dev_share": 0.2, "val_share": 0.2}
-    build = run.open_build(BuildSpec.model_validate(raw), str(folder / "out"), str(folder / "store"), "2026-01-01")
+    build = opening.open_build(BuildSpec.model_validate(raw), str(folder / "out"), str(folder / "store"), "2026-01-01")
     run_noted(build, *[name for name in build.stages if name != "report"])
     return build
 

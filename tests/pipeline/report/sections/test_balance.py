@@ -11,16 +11,11 @@ from PIL import Image
 
 from pipeline.report.sections.balance import balance
 from pipeline.store.build import Build
+from tests import curated
 from tests.drawn import blobs, encoded
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "concepts", "balance")
+STAGES = ("measure", "filter", "dedup", "curate")
 TEXTS = [f"故宫{'雪景' if i < 3 else '的一角'}，第{i}幅" for i in range(30)] + ["黄山的云", "海边的人"]
-
-
-def of(build: Build, suffix: str) -> list[str]:
-    stage = build.stage("curate.balance")
-    tables = [stage.table(record, suffix) for record in stage.records()]
-    return [row["texts"][0]["text"] for table in tables for row in table.to_pylist()]
 
 
 def test_it_says_what_was_frequent_and_what_is_left_of_it(
@@ -30,7 +25,7 @@ def test_it_says_what_was_frequent_and_what_is_left_of_it(
     images = [got(f"i{i}", encoded(Image.fromarray(blobs(i, (320, 240)))), text) for i, text in enumerate(TEXTS)]
     build = fetched_build(images, parts=2, balance={"entries": "words.txt", "threshold": 6}, base=str(tmp_path))
     run_stage(build, *STAGES)
-    kept = [text for split in ("train", "dev", "val") for text in of(build, f"{split}.parquet")]
+    kept = [row["texts"][0]["text"] for row in curated.kept(build)]
     palace = sum("故宫" in text for text in kept)
     said = balance(build, material(build).tables)
     assert said is not None

@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.report.sections.pair_scores import _edges, _quartiles, scores
 from pipeline.store.build import Build
-from tests import towered
+from tests import curated, towered
 from tests.towered import coloured
 
-STAGES = ("extract", "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
+STAGES = ("extract", "measure", "filter", "dedup", "curate")
 
 
 @pytest.fixture
@@ -39,13 +39,8 @@ def build(fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_pat
 
 
 def rows_of(build: Build, stage: str) -> dict[str, float]:
-    directory = build.stage(stage)
-    return {
-        row["candidate_id"]: round(row["pair_score"], 4)
-        for record in directory.records()
-        for split in ("train", "dev", "val")
-        for row in directory.table(record, f"{split}.parquet").to_pylist()
-    }
+    rows = curated.reached(build, "pair_score") if stage == "score" else curated.kept(build)
+    return {row["candidate_id"]: round(row["pair_score"], 4) for row in rows}
 
 
 def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:

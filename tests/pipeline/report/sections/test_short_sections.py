@@ -22,7 +22,7 @@ from pipeline.report.sections.state import END, HTML, START
 from pipeline.report.sheet import KNOWN
 from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
-from pipeline.store import templates
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 
@@ -139,7 +139,7 @@ def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.commit(record.counts, record.info)
     row = {"host": "a.cn", "group": "own", "side": "begins", "text": "<i>某某网【", "texts": 321, "example": ""}
-    templates.write(build, [row])
+    build.stage("admit.sort").write_reduced([row])
     run_stage(build, "shard")
     made = page.make(build)
     [group] = [g for g in made["texts"]["removed"] if g["stage"] == "admit"]
@@ -182,7 +182,9 @@ def test_what_a_run_noted_counts_only_for_the_results_that_it_made(
         "shard": {**noted, "fingerprint": synthetic_build.fingerprints["shard"]},
         "filter": {**noted, "fingerprint": "of another run"},
     }
-    (Path(synthetic_build.out) / "build.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    (Path(synthetic_build.out) / "build.json").write_text(
+        json.dumps({"version": build_json.VERSION, "stages": stages, "passes": {}}), encoding="utf-8"
+    )
     rows = {row["stage"]: row for row in stage_costs(synthetic_build, material(synthetic_build).tables)}
     assert (rows["shard"]["wall_seconds"], rows["shard"]["gpu_seconds"]) == (12.5, 3.0)
     assert (rows["filter"]["wall_seconds"], rows["filter"]["gpu_seconds"]) == (None, None)
