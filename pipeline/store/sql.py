@@ -336,11 +336,28 @@ def _marked(sources: _Sources) -> str:
 
 def _near(sources: _Sources) -> str:
     names = "candidate_id, leader, earlier, millionths, len(reasons) > 0 AS dropped"
+    if not sources.has("curate.semantic_dedup"):
+        return f"SELECT {names} FROM {sources.files((), _JUDGED)}"
     return f"SELECT {names} FROM {sources.pairs('curate.semantic_dedup')} WHERE leader IS NOT NULL"
 
 
 def _balanced(sources: _Sources) -> str:
+    if not sources.has("curate.balance"):
+        return f"SELECT entry FROM {sources.files((), _JUDGED)}"
     return f"SELECT unnest(frequent) AS entry FROM {sources.pairs('curate.balance')} WHERE len(reasons) = 0"
+
+
+_JUDGED = pa.schema(
+    [
+        ("candidate_id", pa.string()),
+        ("leader", pa.string()),
+        ("earlier", pa.bool_()),
+        ("millionths", pa.int32()),
+        ("reasons", pa.list_(pa.string())),
+        ("entry", pa.int32()),
+    ]
+)
+"""Columns of the views of a build that asks no such judge."""
 
 
 VIEWS: dict[str, Callable[[_Sources], str]] = {

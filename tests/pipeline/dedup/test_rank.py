@@ -101,7 +101,7 @@ def test_after_a_takedown_a_run_is_that_of_a_build_without_what_was_removed(tmp_
     run_stage(build, "dedup.rank")
     pairs = pairs_of(build, build.stage("filter").partitions())
     gone = {pairs[at]["image_url"].rpartition("/")[2]: pairs[at]["candidate_id"] for at in (0, 7)}
-    remove(build, Removal(set(gone.values()), NO_TAKEDOWNS), ["rank", "filter"])
+    remove(build, Removal(set(gone.values()), NO_TAKEDOWNS), ["dedup.rank", "filter"])
     other = made(tmp_path / "others", filtered, 3, frozenset(gone))
     run_stage(other, "dedup.rank")
     [left], [alone] = (

@@ -30,7 +30,7 @@ from pipeline.store.identities import (
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
-STAGES = ("rank", "lead")
+STAGES = ("dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
 
 
 def led(build: Build) -> Build:
