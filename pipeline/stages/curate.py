@@ -1,8 +1,8 @@
 """Curate: judges decide about the pairs that dedup kept (`pipeline.curate`), and one pass selects.
 
-Judges are asked in the order of JUDGES, each in passes of its own, about the pairs that those before it have kept. What
-they say lies in column files beside the pairs. The last pass writes a Decision for each pair that goes, with what the
-judge said who dropped it, and which pairs stay: no row is written again.
+Judges are asked in the order of `pipeline.store.pairs.JUDGES`, each in passes of its own, about the pairs that those
+before it have kept. What they say lies in column files beside the pairs. The last pass writes a Decision for each pair
+that goes, with what the judge said who dropped it, and which pairs stay: no row is written again.
 
 A leader that is dropped here takes its cluster with it: its copies were dropped in dedup, and none of them is called
 back. For the same reason a later build drops copies of it as duplicates. A spec that asks for no judge has no such
@@ -12,6 +12,7 @@ stage, and what goes on is what dedup kept.
 from __future__ import annotations
 
 from collections import Counter
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,15 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.curate import balance, pair_score, screen, semantic_dedup, watermark
 from pipeline.curate.judging import Judge, pair_partitions
 from pipeline.records import Decision, DropReason, candidates_of, drop
+from pipeline.store import pairs
 from pipeline.store.build import Build
 from pipeline.store.pairs import KEPT_SCHEMA, PAIRS, SCORES, SELECTION, asked, columns_of, pass_name
 from pipeline.store.partitions import ROWS_DIGEST
 from pipeline.store.stage import Pass, PassFile, Stage
 
-JUDGES: tuple[Judge, ...] = (screen.JUDGE, watermark.JUDGE, pair_score.JUDGE, semantic_dedup.JUDGE, balance.JUDGE)
+JUDGES: tuple[Judge, ...] = tuple(import_module(f"pipeline.curate.{name}").JUDGE for name in pairs.JUDGES)
 
 
 def token(build: Build) -> Any:
