@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.records import DropReason
 from pipeline.store.build import Build
-from pipeline.store.rewrite import REMOVED_LATER
+from pipeline.store.partitions import REMOVED_LATER
 from pipeline.store.sql import Tables, counted, records_of
 from pipeline.store.stage import in_funnel
 
@@ -140,7 +140,9 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
     That the funnel of an expired build, on which a takedown reports again, lacks what was dropped is one.
     """
     stages = [name for name in in_funnel(build, "extract", "shard") if name in build.fingerprints]
-    rows = [(row, ("seen", "kept", "dropped", "known")) for row in candidates.stages(stages)]
+    rows: list[tuple[StageFunnel, tuple[str, ...]]] = [
+        (row, ("seen", "kept", "dropped", "known")) for row in candidates.stages(stages)
+    ]
     rows += [] if captures is None else [(row, ("dropped",)) for row in captures.stages(["crawl"])]
     differences = [EXPIRED] if build.expired else []
     removed = counted(build, "extract", REMOVED_LATER)

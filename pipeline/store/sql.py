@@ -143,7 +143,7 @@ class Tables:
         self.define("host_of_any", _hosts, ["VARCHAR"], "VARCHAR")
 
     @staticmethod
-    def of(build: Build, **others: Build) -> Tables:
+    def of(build: Build, /, **others: Build) -> Tables:
         """The views of a build, finished or not."""
         return Tables(Frames.of(build), {name: Frames.of(other) for name, other in others.items()})
 
@@ -184,12 +184,13 @@ class Tables:
         """Let queries read an Arrow table under a name."""
         self._db.register(name, table)
 
-    def define(self, name: str, function: Callable[..., pa.Array], given: Sequence[Any], result: Any) -> None:
+    def define(self, name: str, function: Callable[..., pa.Array], given: list[Any], result: Any) -> None:
         """Let queries call a function of Arrow arrays, unless they can. given, result: types as DuckDB names them."""
         if name in self._defined:
             return
         self._defined.add(name)
-        self._db.create_function(name, function, list(given), result, type="arrow", null_handling="special")
+        create: Any = self._db.create_function  # its stubs know no function of Arrow arrays
+        create(name, function, given, result, type="arrow", null_handling="special")
 
     def records(self, stage: str) -> list[Record]:
         """The records of a stage."""

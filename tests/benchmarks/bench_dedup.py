@@ -24,6 +24,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,10 @@ import pyarrow as pa
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-SIDES = {"parallel": ("rank", "deal", "meet", "lead", "dedup"), "alone": ("rank", "lead", "dedup")}
+RANK, DEAL, MEET, LEAD = (f"dedup.{name}" for name in ("rank", "deal", "meet", "lead"))
+SIDES = {"parallel": (RANK, DEAL, MEET, LEAD, "dedup"), "alone": (RANK, LEAD, "dedup")}
+"""Passes of the stage dedup, on each side."""
+
 SNAPSHOT, NEXT = "2026-01-01", "2026-01-02"
 """Of the build that is measured, or that came before; and of the delta."""
 
@@ -79,7 +83,7 @@ def main() -> int:
         "same_decisions": at_least(float(all(row["same"] for row in rows)), 1, "yes"),
         "cpu_over_one_pass": at_most(last["parallel"]["cpu"] / last["alone"]["cpu"], 1.0),
         "cpu_exponent": at_most(grown["parallel"], 1.15),
-        "share_in_order": at_most(last["parallel"]["lead"] / last["parallel"]["cpu"], 0.03),
+        "share_in_order": at_most(last["parallel"][LEAD] / last["parallel"]["cpu"], 0.03),
         "largest_process": at_most(last["parallel"]["gb"], 2.0, "GB"),
     }
     if len(workers) > 1:
@@ -219,7 +223,7 @@ def _run(folder: Path, side: str, workers: int, snapshot: str = SNAPSHOT) -> dic
     """Seconds, CPU seconds by stage, the largest process, and a digest of the decisions, of one side."""
     out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0, "largest": {}}
     for name in SIDES["parallel"]:  # what another side left
-        subprocess.run(["rm", "-rf", str(folder / snapshot / _folder_of(name))], check=True)
+        shutil.rmtree(folder / snapshot / _folder_of(name), ignore_errors=True)
     for name in SIDES[side]:
         asked = [sys.executable, __file__, "--stage", str(folder), name, side, str(workers), snapshot]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
@@ -239,7 +243,8 @@ def _run(folder: Path, side: str, workers: int, snapshot: str = SNAPSHOT) -> dic
 def _folder_of(name: str) -> str:
     from pipeline.stages import STAGES
 
-    return STAGES[name].folder
+    _, _, own = name.partition(".")
+    return f"{STAGES['dedup'].folder}/_{own}" if own else STAGES[name].folder
 
 
 # One stage, in a process that starts its workers.
@@ -250,17 +255,17 @@ def serve_stage(folder: Path, name: str, side: str, workers: int, snapshot: str)
     from multiprocessing import get_context
 
     build = _build(folder, side, snapshot)
-    stage = build.stages[name]
-    partitions = stage.partitions(build)
+    own = build.passes[name]
+    partitions = own.over(build)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
         list(pool.map(_ready, range(2 * workers)))  # imports are no part of anybody's share
         began = time.perf_counter()
         spent = list(pool.map(_one, [(folder, side, snapshot, name, partition) for partition in partitions]))
         wall = time.perf_counter() - began
-    build.stage(name).finish(partitions, stage.version)
+    build.stage(name).finish(partitions, own.version)
     totals: dict[str, int] = {}
-    if name == "meet":
-        for record in build.stage("dedup.meet").records():
+    if name == MEET:
+        for record in build.stage(MEET).records():
             what = "apart_texts" if record.partition.startswith("texts") else "apart"
             totals[what] = totals.get(what, 0) + record.counts["apart"]
     cpu, gb = sum(own for own, _ in spent), max((own for _, own in spent), default=0.0)
@@ -273,6 +278,7 @@ def _build(folder: Path, side: str, snapshot: str) -> Any:
     from pipeline.stages import STAGES
     from pipeline.store.build import Build
     from pipeline.store.identities import Identities
+    from pipeline.store.stage import passes_of
     from pipeline.store.store import Store
 
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
@@ -285,7 +291,7 @@ def _build(folder: Path, side: str, snapshot: str) -> Any:
         store=Store(str(folder / "store")),
         build_id=f"bench-{snapshot}",
         snapshot=snapshot,
-        fingerprints=dict.fromkeys(STAGES, "f" * 64),
+        fingerprints=dict.fromkeys(passes_of(STAGES, spec), "f" * 64),
     )
     return replace(build, identities=Identities(build.store).before(build))
 

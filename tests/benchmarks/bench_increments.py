@@ -1,6 +1,6 @@
 """Dedup across builds: 50,000 pairs and five increments of 10,000, against one build over all 100,000.
 
-The whole of dedup (rank, deal, meet, lead, dedup and the identities that publish leaves), from filter's Parquet to its
+The whole of dedup (all its passes and the identities that publish leaves), from filter's Parquet to its
 own, each build in a fresh folder, all increments in one STORE. No pixels: hashes, signatures and captions are drawn by
 a seed, with copies of a fifth of the images within and across increments, a caption under a tenth of all pairs and
 captions that differ in a character. Every increment holds smaller images than the one before, so the one build over all
@@ -23,16 +23,16 @@ import pyarrow as pa
 from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
-from data_specs.shard import SPLITS
-from pipeline.dedup import deal, lead, meet, rank
 from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
-from pipeline.stages import STAGES, dedup
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
+from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests.stages import run_stage
 
 PER_PARTITION = 10_000
 SHARED = 20_000
@@ -115,7 +115,7 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
-        fingerprints=dict.fromkeys(STAGES, "f" * 64),
+        fingerprints=dict.fromkeys(passes_of(STAGES, spec), "f" * 64),
     )
     build = replace(build, identities=Identities(kept).before(build))
     rows = pa.concat_tables(tables).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
@@ -132,11 +132,7 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
 def run(build: Build) -> tuple[float, float]:
     """(seconds, CPU seconds of all threads) that dedup and the publishing of identities take."""
     started, cpu = time.perf_counter(), time.process_time()
-    for name, stage in (("rank", rank), ("deal", deal), ("meet", meet), ("lead", lead), ("dedup", dedup)):
-        partitions = stage.partitions(build)
-        for partition in partitions:
-            stage.run_partition(build, partition)
-        build.stage(name).finish(partitions, STAGES[name].version)
+    run_stage(build, "dedup")
     with build.store.lock():
         Identities(build.store).publish(build)
     return time.perf_counter() - started, time.process_time() - cpu
@@ -146,7 +142,7 @@ def kept(build: Build) -> set[tuple[str, ...]]:
     """(candidate, image leader, split, leader of the primary text) of what a build kept."""
     stage = build.stage("dedup")
     names = ["candidate_id", "image_leader", "split", "text_leaders"]
-    tables = [stage.table(r, f"{split}.parquet", columns=names) for r in stage.records() for split in SPLITS]
+    tables = [stage.table(record, columns=names) for record in stage.records()]
     rows = [row for table in tables for row in table.to_pylist()]
     return {(r["candidate_id"], r["image_leader"], r["split"], r["text_leaders"][0]) for r in rows}
 

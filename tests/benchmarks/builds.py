@@ -38,6 +38,7 @@ from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
+from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),
@@ -51,14 +52,15 @@ def begun(folder: Path, **options: Any) -> Build:
     table = {"kind": "url_table", "source_kind": "library", "path": "t.csv", "columns": columns}
     sources = [{**table, "name": f"s{i}"} for i in range(3)]
     raw = {"name": "bench", "contact": "bench@example.org", "sources": sources, **options}
+    spec = BuildSpec.model_validate(raw)
     return Build(
         stages=STAGES,
-        spec=BuildSpec.model_validate(raw),
+        spec=spec,
         out=str(folder / "build"),
         store=Store(str(folder / "store")),
         build_id="bench-1",
         snapshot="2026-01-01",
-        fingerprints={name: hashlib.sha256(name.encode()).hexdigest() for name in STAGES},
+        fingerprints={name: hashlib.sha256(name.encode()).hexdigest() for name in passes_of(STAGES, spec)},
     )
 
 

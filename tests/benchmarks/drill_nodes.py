@@ -18,7 +18,7 @@ from ray_nodes import Nodes, frozen
 from services import ROOT, DrillFailed
 
 STAGES = (
-    "crawl", "extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup", "screen", "detect", "shard",
+    "crawl", "extract", "admit", "fetch", "measure", "filter", "dedup", "curate", "detect", "shard",
     "report",
 )  # fmt: skip
 QUICK_STAGES = ("fetch", "shard")

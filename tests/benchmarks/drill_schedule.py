@@ -282,7 +282,7 @@ def looped(drill: Drill) -> dict[str, Figure]:
         jobs.append(len(drill.jobs(str(towers.parent / "loop"))))
     [build] = (drill.folder / "builds").glob("every-*/build.json")
     stages = json.loads(build.read_bytes())["stages"]
-    scored, kept = stages["score"]["funnel"].get("scored", 0), stages["choose"]["funnel"].get("kept", 0)
+    scored, kept = stages["curate"]["funnel"].get("scored", 0), stages["curate"]["funnel"].get("kept", 0)
     models = list((drill.folder / "loop").glob("*/checkpoints"))
     return {
         "loop: both runs are green": at_least(states.count("success"), 2, "runs"),

@@ -1,4 +1,4 @@
-"""Pairs for stage `score`: many whose features are cached, and a few that two towers of a real size have to look at."""
+"""Pairs for the pass `curate.score`: many whose features are cached, and a few for two towers of a real size."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pipeline.pictures.decode import decode
 from pipeline.records import DEDUP_SCHEMA, order_key, sha256_hex
 from pipeline.stages import _towers
 from pipeline.store.build import Build
+from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from tests import fetched, towered
 from tests.drawn import blobs, encoded
 from tests.stages import run_stage
@@ -49,9 +50,10 @@ def cached_rate(pairs: int) -> float:
         rows.sort(key=lambda row: row["order_key"])
         table = pa.Table.from_pylist(rows, schema=DEDUP_SCHEMA)
         with build.stage("dedup").attempt(f"00000-{parts - 1:05d}-of-{parts:05d}") as attempt:
-            for split in ("train", "dev", "val"):
-                attempt.write_table(f"{split}.parquet", table if split == "train" else table.slice(0, 0), 1_000)
-            attempt.commit({"train": pairs, "dev": 0, "val": 0})
+            attempt.write_table("parquet", table, 1_000)
+            attempt.commit(
+                {"train": pairs, "dev": 0, "val": 0}, {ROWS_DIGEST: rows_digest(table["candidate_id"].to_pylist())}
+            )
         texts = [sha256_hex(nfc(row["texts"][0]["text"])) for row in rows]
         for model, names in ((image, [row["sha256"] for row in rows]), (text, texts)):
             for low in range(0, pairs, 1_000):
@@ -60,7 +62,7 @@ def cached_rate(pairs: int) -> float:
                 unit = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
                 model.cache(build.store).put(model.rows(dict(zip(some, unit, strict=True))))
         start = time.process_time()
-        run_stage(build, "curate")
+        run_stage(build, "curate.score")
         seconds = time.process_time() - start
         records = build.stage("curate.score").records()
         assert sum(record.counts["scored"] for record in records) == pairs
@@ -99,7 +101,7 @@ def tower_ratio(small: bool) -> float:
 
         def ours() -> None:
             build = next(left)
-            run_stage(build, "curate")
+            run_stage(build, "curate.score")
             assert sum(record.counts["computed"] for record in build.stage("curate.score").records()) == 2 * count
 
         def towers() -> None:

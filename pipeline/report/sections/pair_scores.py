@@ -57,7 +57,7 @@ def scores(material: Material) -> Values | None:
     ):
         before.setdefault(row["source"], Counter())[row["units"]] = row["pairs"]
         after.setdefault(row["source"], Counter())[row["units"]] = row["kept"]
-    groups = [
+    groups: list[Values] = [
         {"name": name, "limit": limit, "rows": _pairs(material, where, order, count)}
         for name, limit, where, order, count in _groups(filters, cuts)
     ]
