@@ -17,8 +17,8 @@ import contextlib
 import errno
 import re
 import sqlite3
-import threading
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,30 +75,46 @@ def _characters(words: str) -> list[str]:
 
 
 class WordSearch:
-    """The table, open for reading. Each thread has a connection of its own."""
+    """The table, open for reading by any thread. As many connections as searches at once, closed with it."""
 
     def __init__(self, path: Path) -> None:
         # immutable: files of an index never change, so SQLite need not lock them or write beside them
-        self._address, self._local = f"{path.absolute().as_uri()}?mode=ro&immutable=1", threading.local()
+        self._address, self._idle = f"{path.absolute().as_uri()}?mode=ro&immutable=1", list[sqlite3.Connection]()
+        weakref.finalize(self, _close, self._idle)
 
     def ranked(self, words: str, allowed_N: npt.NDArray[np.bool_]) -> tuple[Rows, Floats]:
         """Allowed rows that have any of the words, and their BM25: best first, ties by row. Raises sqlite3.Error."""
         asked = _query(words)
         by_bm25 = "SELECT rowid, bm25(texts) FROM texts WHERE texts MATCH ?"
-        found = self._connection().execute(by_bm25, (asked,)).fetchall() if asked else []
+        with self._connection() as connection:
+            found = connection.execute(by_bm25, (asked,)).fetchall() if asked else []
         pairs = np.array(found, np.float64).reshape(-1, 2)
         pairs = pairs[allowed_N[pairs[:, 0].astype(np.int64)]]
         rows, scores = pairs[:, 0].astype(np.int64), -pairs[:, 1].astype(np.float32)  # FTS5's best is the least
         order = np.lexsort((rows, -scores))
         return rows[order], scores[order]
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = sqlite3.connect(self._address, uri=True)
-            connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
-            connection.execute(f"PRAGMA mmap_size = {1 << 40}")
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._opened()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._address, uri=True, check_same_thread=False)
+        connection.execute("PRAGMA trusted_schema = OFF")  # an index may come from anywhere
+        connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         return connection
+
+
+def _close(connections: list[sqlite3.Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _query(words: str) -> str:
