@@ -1,23 +1,15 @@
-"""Builds that are dealt out and met whatever their size, what they hand to STORE, and STOREs of an older wenlan."""
+"""Builds that are dealt out and met whatever their size, what they hand to STORE, and STOREs of other features."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dedup import decided, handed_on, lead, meet
-from pipeline.features import LATER, feature_id
-from pipeline.pictures.hashing import CONTENT
-from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.store.identities import DETAILS, PARTS, SIGNATURES, Identities, Published, build_of
-from pipeline.store.partitions import FileRef
+from pipeline.store.identities import DETAILS, PARTS, Identities
 from tests.deduped import publish
 from tests.stages import run_stage
 
@@ -58,35 +50,8 @@ def handed(build: Any) -> list[Any]:
     return [ref for name, ref in build.stage("dedup.lead").record("all").files.items() if name in (*PARTS, DETAILS)]
 
 
-def aged(build: Any) -> None:
-    """What a build has published, as an older wenlan without details would have."""
-    measured(build, feature_id(LATER), details=False)
-
-
-def measured(build: Any, features: str, *, details: bool = True) -> None:
+def measured(build: Any, features: str) -> None:
     """What a build has published, as of other features. Called before anybody reads it."""
     identities = Identities(build.store)
     path = Path(identities._folder.at(identities.of(build.build_id)))
-    known = json.loads(path.read_text())
-    if not details:
-        del known["files"][DETAILS]
-    path.write_text(json.dumps(known | {"features": features}))
-
-
-def age(folder: Path, build_id: str) -> None:
-    """Make a commit one of an older wenlan."""
-    (name,) = (path for path in folder.glob("*.json") if build_of(path.name) == build_id)
-    known = Published.model_validate_json(name.read_bytes())
-    images, signatures = (folder / known.files[part].name for part in ("images.parquet", SIGNATURES))
-    table = pq.read_table(images)
-    hashes = [[*own[:CONTENT], *own[CONTENT + 1 :]] for own in table["phash"].to_pylist()]
-    at = table.schema.get_field_index("phash")
-    pq.write_table(table.set_column(at, "phash", pa.array(hashes, table.schema.field("phash").type)), images)
-    grids = np.fromfile(signatures, np.uint8).reshape(table.num_rows, GRIDS, SIZE)[:, : GRIDS - 1]
-    signatures.write_bytes(grids.tobytes())
-    files = {
-        part: FileRef(name=ref.name, bytes=(folder / ref.name).stat().st_size, sha256=ref.sha256)
-        for part, ref in known.files.items()
-    }
-    shutil.rmtree(folder.parent / "dealt", ignore_errors=True)
-    name.write_text(known.model_copy(update={"features": "features-old", "files": files}).model_dump_json())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"features": features}))

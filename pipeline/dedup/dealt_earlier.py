@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from data_specs.shard import canonical_json
 from pipeline.errors import StoreError
-from pipeline.features import comparable, feature_id
+from pipeline.features import feature_id
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
 from pipeline.matching import text_rows
@@ -149,7 +149,7 @@ def _keys(keys: Sequence[Key], *, fine: bool) -> list[Key]:
 def _detailed(known: Published) -> bool:
     """Whether images of a commit have details by which they can be compared."""
     has = DETAILS in known.files and known.files[DETAILS].bytes > 0
-    return has and comparable(feature_id(), known.features)
+    return has and known.features == feature_id()
 
 
 def groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
@@ -218,7 +218,7 @@ def _deal_images(
     writer.add("bytes.owner", owner)
     _count(writer, digests_of(table["text_leader"]), table["domain"].to_numpy())
     phash, own = np.zeros((len(piece), HASHES), np.uint64), np.zeros((len(piece), GRIDS), np.uint64)
-    if comparable(feature_id(), known.features):  # other images are matched by bytes only: they have no entry
+    if known.features == feature_id():  # other images are matched by bytes only: they have no entry
         hashes = hashes_of(table)
         for at in range(0, len(piece), AT_ONCE):
             last = min(len(piece), at + AT_ONCE)

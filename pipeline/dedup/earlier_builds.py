@@ -9,9 +9,8 @@ In one of two ways, by which the pass decides the same:
   and not read. Text leaders are entered only if they share a band with some text of the new build
   (`text_rows.BandFilter`): no other can be the same as one of them.
 
-Limits: images that were measured under another feature id, which `features.EARLIER_IDS` does not name, are matched by
-bytes only, and texts that were sketched otherwise feed no cap; both are logged. `learn` holds all images of a build at
-once, without their signatures.
+Limits: images that were measured under another feature id, are matched by bytes only, and texts that were sketched
+otherwise feed no cap; both are logged. `learn` holds all images of a build at once, without their signatures.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline.dedup import handed_on
 from pipeline.dedup.dealt_earlier import IMAGES, TEXTS, Piece, looks_in, opened, text_rows_in
-from pipeline.features import comparable
 from pipeline.files.digests import Digests, digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.earlier_meetings import looked_up
@@ -197,14 +195,8 @@ def _learn_images(
 
 
 def _by_features(earlier: Sequence[T], features: str, features_of: Callable[[T], str]) -> list[list[T]]:
-    """Those of each version of an older wenlan, of the same features, and last others: so leaders are numbered.
-
-    What can be compared comes first, and each version of an older wenlan apart, as its hashes and grids are fewer.
-    """
-    known = {features_of(one) for one in earlier}
-    versions = [*sorted(one for one in known if one != features and comparable(features, one)), features]
-    alike = [[one for one in earlier if features_of(one) == version] for version in versions]
-    return [*alike, [one for one in earlier if not comparable(features, features_of(one))]]
+    """Those of the same features, which can be compared, and then others: so leaders are numbered."""
+    return [[one for one in earlier if (features_of(one) == features) == same] for same in (True, False)]
 
 
 def _warn_of_features(images: int) -> None:

@@ -9,7 +9,6 @@ of the features' versions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Any
 
 from data_specs.shard import canonical_json
@@ -17,12 +16,6 @@ from pipeline.pictures.decode import DECODE_VERSION, FORMATS, LATER_FORMATS
 from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views
 from pipeline.plugins import Plugin, configure, names
-
-EARLIER_IDS = frozenset({"features-43653b61ecf8", "features-f304e944c341"})
-"""Ids of older features that are compared with those of now: they have the hashes and grids of `BOXES` alike."""
-
-LATER = ("details",)
-"""Features that came later and change no other one: a row without them is whole if the picture has none of them."""
 
 
 class Feature(Plugin):
@@ -38,17 +31,9 @@ def features() -> dict[str, Feature]:
     return {name: configure("features", name, {}, Feature) for name in names("features")}
 
 
-def comparable(features: str, others: str) -> bool:
-    """Whether pictures measured under the id `others` can be compared by their looks with those of now, `features`."""
-    return others == features or others in EARLIER_IDS
-
-
-def feature_id(without: Collection[str] = ()) -> str:
-    """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows.
-
-    without: features that are left out, as an older wenlan had none of them.
-    """
-    versions = [feature.identity() for name, feature in features().items() if name not in without]
+def feature_id() -> str:
+    """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows."""
+    versions = [feature.identity() for feature in features().values()]
     formats = [name for name in FORMATS if name not in LATER_FORMATS]
     value = [DECODE_VERSION, formats, REDUCE_TO, THUMB, BOXES, HALVES, versions]
     return f"features-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"

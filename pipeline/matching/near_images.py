@@ -89,8 +89,7 @@ class _FamilyIndex:
 class ImageLeaders:
     """The images kept so far, numbered 0, 1, 2 ... in the order of their ranks.
 
-    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image. Those of an older wenlan
-    (`features.EARLIER_IDS`) have fewer of both, and are found by what they have; so are images without details.
+    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image.
     """
 
     def __init__(self, radius: int, threshold: float) -> None:

@@ -19,17 +19,14 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import pulse
 from pipeline.errors import StageError
-from pipeline.features import LATER, feature_id
+from pipeline.features import feature_id
 from pipeline.features._rows import FeatureRows
-from pipeline.pictures import details
 from pipeline.pictures.decode import PictureError, decode
-from pipeline.pictures.signatures import SIZE, is_plain
 from pipeline.pictures.thumbs import REDUCE_TO
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
@@ -57,16 +54,14 @@ def run_partition(build: Build, partition: str) -> None:
     cache = build.store.features(feature_id())
     cached = cache.get(fetched["sha256"].to_pylist())
     known = FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
-    older = _of_older_version(build, set(fetched["sha256"].to_pylist()) - set(known["sha256"].to_pylist()))
-    known = pa.concat_tables([known, older])
     made, faults = _measure_new(build, partition, fetched, set(known["sha256"].to_pylist()))
     takedowns = build.store.takedowns()
     if takedowns:
         measured = pa.concat_tables([made, known])
         refused = {*takedowns.alike(measured, feature_id()), *takedowns.images(fetched["sha256"].to_pylist())}
         faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this picture was taken down"))
-        made, older = _without(made, refused), _without(older, refused)
-    cache.put(pa.concat_tables([made, older]))
+        made = _without(made, refused)
+    cache.put(made)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
             faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels, {limit:,} are allowed")
@@ -85,19 +80,6 @@ def run_partition(build: Build, partition: str) -> None:
                 "damaged": len(faults),
             }
         )
-
-
-def _of_older_version(build: Build, images: set[str]) -> pa.Table:
-    """Rows of images that an older wenlan measured, without `features.LATER`, of those that have none of these."""
-    cached = build.store.features(feature_id(LATER)).get(images)
-    if cached is None:
-        return FEATURE_SCHEMA.empty_table()
-    whole = np.stack([np.frombuffer(own, np.uint8)[:SIZE] for own in cached["signature"].to_pylist()])
-    textured = cached.filter(pa.array(~is_plain(whole, details.PLAIN)))
-    missing = [pa.nulls(textured.num_rows, FEATURE_SCHEMA.field(name).type) for name in LATER]
-    for name, column in zip(LATER, missing, strict=True):
-        textured = textured.append_column(name, column)
-    return textured.select(FEATURE_SCHEMA.names).cast(FEATURE_SCHEMA)
 
 
 def _without(rows: pa.Table, images: Iterable[str]) -> pa.Table:

@@ -9,7 +9,7 @@ an address can be checked against it.
 Used by: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
 `publish`, and `forget`, which takes things out of what is there already.
 
-Limits: looks are compared with those of the same feature id, or of one that `features.EARLIER_IDS` names, only.
+Limits: looks are compared with those of the same feature id only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json
-from pipeline.features import comparable
 from pipeline.matching.looks import Details
 from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
 from pipeline.records import sha256_hex
@@ -158,7 +157,7 @@ class Takedowns:
         if features not in self._indexes:
             groups: dict[tuple[int, float, str], list[Look]] = {}
             for look in self.looks:
-                if comparable(features, look.features):
+                if look.features == features:
                     groups.setdefault((look.distance, look.threshold, look.features), []).append(look)
             self._indexes[features] = [_index(*key[:2], looks) for key, looks in sorted(groups.items())]
         return self._indexes[features]

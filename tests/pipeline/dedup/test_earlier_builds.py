@@ -13,16 +13,13 @@ from hypothesis import strategies as st
 
 from data_specs.folding import normals, text_id
 from pipeline.dedup import dealt_earlier, handed_on, meet
-from pipeline.features import LATER, feature_id
-from pipeline.files.arrays import Arrays
-from pipeline.files.folder import Folder
+from pipeline.features import feature_id
 from pipeline.matching import earlier_meetings
 from pipeline.matching.holders import Holders
-from pipeline.pictures.hashing import CONTENT
 from pipeline.records import split_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import StageDir
-from tests.dealt import age, aged, deal_out_all, handed, measured, published, shown_of
+from tests.dealt import deal_out_all, handed, measured, published, shown_of
 from tests.deduped import after, publish, run
 from tests.drawn import picture
 from tests.stages import run_stage
@@ -70,23 +67,8 @@ def test_hashes_of_other_features_are_matched_by_bytes_only(
     assert (set(kept), set(decided)) == ({"near"}, {"same"})
 
 
-def test_what_an_older_wenlan_measured_is_matched_by_looks_where_they_can_be_compared(
-    fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = fetched_build([got("a", picture(1), "一")], filters=[])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dedup.lead.feature_id", lambda: "features-old")
-        run(first)
-    publish(first)
-    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
-    later = [got("near", picture(1, (320, 240)), "三"), got("b", picture(2), "四")]
-    kept, decided, _ = run(fetched_build(later, snapshot="2026-02-02", filters=[]))
-    assert (set(kept), set(decided)) == ({"b"}, {"near"})
-
-
-@pytest.mark.parametrize("older", [False, True])
 def test_kept_pictures_are_met_by_their_details_where_they_have_some(
-    tmp_path: Path, filtered: Any, older: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twelve pictures were kept, four with details, in pieces of five; of six new ones two look like one of them."""
     monkeypatch.setattr(dealt_earlier, "PIECE", 5)
@@ -97,20 +79,18 @@ def test_kept_pictures_are_met_by_their_details_where_they_have_some(
         monkeypatch.setattr(handed_on, "FEWEST_KEPT", fewest)
         folder = tmp_path / str(fewest)
         first = [filtered.Shown(f"a{i}", i, (f"旧{i}",), 300 - i, fine=kept_fine.get(i, 0)) for i in range(12)]
-        kept = published(filtered, folder, first)
-        if older:
-            aged(kept)
+        published(filtered, folder, first)
         shown = [filtered.Shown(f"b{i}", 50 + i, (f"新{i}",), 100 - i, fine=fine.get(i, 0)) for i in range(6)]
         build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
         run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
         counts = build.stage("dedup.lead").record("all").counts
-        assert counts.get("met", 0) == (2 if fewest == 1 and not older else 0)
+        assert counts.get("met", 0) == (2 if fewest == 1 else 0)
         dealt = [path.name for path in Path(build.store.url).glob("dealt/*/details.*")]
-        assert len(dealt) == (3 if fewest == 1 and not older else 0)
+        assert len(dealt) == (3 if fewest == 1 else 0)
         decided.append((after(build), {ref.sha256 for ref in handed(build)}))
     assert decided[0] == decided[1]
     dropped = {name: row["reason"] for name, row in decided[0][0][1].items()}
-    assert dropped == ({} if older else {"b0": "known", "b3": "known"})
+    assert dropped == {"b0": "known", "b3": "known"}
 
 
 def test_keys_and_pieces_of_all_images_do_not_follow_from_how_many_have_details(tmp_path: Path, filtered: Any) -> None:
@@ -135,9 +115,9 @@ Pairs = list[tuple[int, bool, int, list[str], int]]
 
 
 @st.composite
-def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any], int, int]:
+def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any], int]:
     """Builds of (picture, same bytes, site, texts, number of its details); rules of dedup, and of shards; entries of a
-    part; how many of the first builds are of a wenlan without details."""
+    part."""
     own = st.one_of(st.just([WORDS[-2]]), st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
     fine = st.sampled_from([0, 0, 1, 2])
     pair = st.tuples(st.integers(0, 6) | st.integers(7, 60), st.booleans(), st.integers(0, 2), own, fine)
@@ -150,7 +130,7 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
     shards = {"apart": draw(st.sampled_from(["images", "texts"])), "dev_share": 0.3, "val_share": 0.3}
     entries = draw(st.sampled_from([60, 1_000]))
     steps = draw(st.lists(st.lists(pair, max_size=14), min_size=1, max_size=3))
-    return steps, rules, shards, entries, draw(st.integers(0, 2))
+    return steps, rules, shards, entries
 
 
 @settings(max_examples=10, deadline=None)
@@ -158,7 +138,7 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
 def test_increments_decide_with_it_as_without(
     tmp_path_factory: Any,
     filtered: Any,
-    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int, int],
+    drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any], int],
     rows: int,
     long: int,
     chance: int,
@@ -166,7 +146,7 @@ def test_increments_decide_with_it_as_without(
     """Pair by pair, and what STORE is handed byte by byte: in pieces of so many rows, that are lost at any time, over
     builds of other features, of which some can be compared, with and without details, and of another dataset.
     """
-    steps, rules, shards, entries, older = drawn
+    steps, rules, shards, entries = drawn
     results = []
     for fewest in (1, 1_000):
         folder, decided = tmp_path_factory.mktemp("builds"), []
@@ -186,7 +166,7 @@ def test_increments_decide_with_it_as_without(
             ]
             name = chosen.choice(["test", "test", "other"])
             own = {"name": name, "dedup": {**rules, "across": "all"}, "shards": shards}
-            features = chosen.choice([feature_id(), feature_id(), "features-old", "features-odd"])
+            features = chosen.choice([feature_id(), feature_id(), "features-odd"])
             build = filtered.make(folder, pictures, 2, snapshot=f"2026-0{step + 1}-01", **own)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(handed_on, "FEWEST", fewest)
@@ -194,7 +174,6 @@ def test_increments_decide_with_it_as_without(
                 patch.setattr(meet, "ENTRIES", entries)
                 patch.setattr(dealt_earlier, "PIECE", rows)
                 patch.setattr(earlier_meetings, "LONG", long)
-                patch.setattr("pipeline.features.EARLIER_IDS", {"features-old", feature_id(LATER)})
                 run_stage(build, "dedup.rank", "dedup.deal")
                 lose(build, happens)
                 run_stage(build, "dedup.meet")
@@ -205,10 +184,7 @@ def test_increments_decide_with_it_as_without(
                 assert ("met" in counts) == (fewest == 1 and bool(shown) and bool(build.identities))
                 assert counts.get("met", 0) <= counts["earlier"]
             publish(build)
-            if step < older:
-                aged(build)
-            else:
-                measured(build, features)
+            measured(build, features)
         results.append(decided)
     assert results[0] == results[1]
 
@@ -257,29 +233,6 @@ def test_a_kept_placeholder_is_one_at_sight(tmp_path: Path, filtered: Any) -> No
     assert build.stage("dedup.lead").record("all").counts["met"] == 1
     assert set(kept) == {"b1"}
     assert "placeholder" in dropped["b0"]["reasons"]
-
-
-def test_of_two_kept_leaders_the_one_that_can_be_compared_by_less_comes_first(
-    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A picture that two datasets kept, measured by an older wenlan and by this one."""
-    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
-    leaders = []
-    for fewest in (1, 1_000):
-        monkeypatch.setattr(handed_on, "FEWEST", fewest)
-        monkeypatch.setattr(handed_on, "FEWEST_KEPT", fewest)
-        folder = tmp_path / str(fewest)
-        published(filtered, folder, [filtered.Shown("now", 5, ("这张照片里的话",), 300)])
-        old = published(filtered, folder, [filtered.Shown("old", 5, ("那张照片里的话",), 200)], name="other")
-        measured(old, "features-old")
-        shown = [filtered.Shown("new", 5, ("新照片里的话",), 100)]
-        build = filtered.make(folder, shown, 2, snapshot="2026-02-02", dedup={"across": "all"})
-        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet")
-        _, dropped = after(build)
-        leaders.append((dropped["new"]["duplicate_of"], dropped["new"]["reason"]))
-        assert build.stage("dedup.lead").record("all").counts["earlier"] == 2
-    assert leaders[0] == leaders[1]
-    assert leaders[0][1] == "near_image", "what leads is another dataset's"
 
 
 def test_kept_pictures_that_cannot_be_compared_are_met_by_their_bytes(tmp_path: Path, filtered: Any) -> None:
@@ -342,37 +295,6 @@ def test_a_store_behind_a_url_is_met_like_a_disk(tmp_path: Path, filtered: Any) 
     assert decided[0] == decided[1]
     assert 0 < decided[0][1]["met"] < 14
     assert decided[0][0][1]["b29"]["reason"] == "known", "by its details"
-
-
-def test_what_an_older_wenlan_kept_is_met_by_the_hashes_and_grids_that_it_has(
-    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nine hashes and seven grids, halves cut otherwise; beside a build of now, whose leaders come after."""
-    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
-    decided = []
-    for fewest in (1, 1_000):
-        monkeypatch.setattr(handed_on, "FEWEST", fewest)
-        monkeypatch.setattr(handed_on, "FEWEST_KEPT", fewest)
-        folder = tmp_path / str(fewest)
-        first = published(filtered, folder, shown_of(filtered, 12))
-        second = filtered.make(folder, shown_of(filtered, 24)[12:], 2, snapshot="2026-01-02")
-        run_stage(second, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
-        publish(second)
-        age(Path(first.store.url) / "identity", first.build_id)
-        shown = [filtered.Shown(f"b{i}", i, (f"说明{i}",), 100 - i, "same" if i % 2 else "") for i in range(30)]
-        build = filtered.make(folder, shown, 2, snapshot="2026-02-02")
-        run_stage(build, "dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
-        assert ("met" in build.stage("dedup.lead").record("all").counts) == (fewest == 1)
-        dealt = Path(build.store.url) / "dealt"
-        for path in dealt.glob(f"{first.build_id}.*/images.*"):
-            with Arrays(Folder(str(path.parent)), path.name) as arrays:
-                assert arrays["phash"][:, :CONTENT].all()
-                assert not arrays["phash"][:, CONTENT:].any(), "halves were cut otherwise, and the rest is not there"
-        assert any(dealt.glob("*/images.*")) == (fewest == 1)
-        decided.append((after(build), [ref.sha256 for ref in handed(build)]))
-    assert decided[0] == decided[1]
-    assert {row["reason"] for row in decided[0][0][1].values()} == {"known"}
-    assert len(decided[0][0][1]) >= 10
 
 
 def test_what_is_met_is_read_piece_by_piece_and_nothing_else_again_for_each(

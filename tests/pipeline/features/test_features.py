@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipeline.features import LATER, _rows, comparable, feature_id, features
+from pipeline.features import _rows, features
 from pipeline.features._rows import FeatureRows, measure_image
 from pipeline.pictures.decode import Header, Picture
 from pipeline.records import FEATURE_SCHEMA
@@ -82,12 +82,3 @@ def test_a_picture_on_which_it_fails_leaves_nothing_to_the_next(monkeypatch: pyt
     for own in (rows, alone):
         own.add("plain", 1, plain)
     assert rows.table().equals(alone.table())
-
-
-def test_what_the_last_version_measured_stays_comparable() -> None:
-    """Its id stands in STOREs; with another one here no takedown by looks would find anything any more."""
-    assert comparable(feature_id(), "features-43653b61ecf8")
-    assert feature_id(LATER) == "features-f304e944c341", "measure takes over what it finds under this id"
-    assert comparable(feature_id(), "features-f304e944c341")
-    assert comparable(feature_id(), feature_id())
-    assert not comparable(feature_id(), "features-000000000000")

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipeline.errors import StageError
-from pipeline.features import LATER, feature_id
 from pipeline.features._rows import measure_image
-from pipeline.pictures.decode import PictureError, decode
+from pipeline.pictures.decode import PictureError
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.stages import measure
-from tests.drawn import encoded, picture, rectangles
+from tests.drawn import picture
 from tests.stages import run_stage
 
 
@@ -103,33 +101,6 @@ def test_an_image_is_decoded_once_over_builds(fetched_build: Any, got: Any, monk
     assert (counts["cached"], counts["kept"]) == (1, 2)
     _, decided, _ = run(fetched_build(images, snapshot="2026-03-02", fetch={"max_pixels": 1000}))
     assert [d["reason"] for d in decided] == ["too_many_pixels"] * 2
-
-
-def test_of_an_older_store_only_pictures_without_texture_are_decoded_again(
-    fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Details came later: a row without them is whole if the picture has none."""
-    images = [got("photo.jpg", picture(4)), got("drawing.png", encoded(rectangles(1), "PNG"))]
-    build = fetched_build(images)
-    expected, _, _ = run(build)
-    assert sorted(row["details"] is not None for row in expected) == [False, True]
-    store, older = build.store, build.store.features(feature_id(LATER))
-    older.put(pa.Table.from_pylist(expected, schema=FEATURE_SCHEMA).drop_columns(list(LATER)))
-    cache = store.features(feature_id())
-    cache.forget(lambda rows: pa.array([True] * rows.num_rows))
-    decoded = list[bytes]()
-
-    def counting(data: bytes, *rest: Any) -> Any:
-        decoded.append(data)
-        return decode(data, *rest)
-
-    monkeypatch.setattr(measure, "decode", counting)
-    again, decided, counts = run(fetched_build(images, snapshot="2026-02-02"))
-    assert (again, decided, counts["cached"]) == (expected, [], 1)
-    assert decoded == [encoded(rectangles(1), "PNG")]
-    older.forget(lambda rows: pa.array([True] * rows.num_rows))
-    assert run(fetched_build(images, snapshot="2026-03-02"))[2]["cached"] == 2, "STORE has both by the new id"
-    assert len(decoded) == 1
 
 
 def test_bytes_that_are_not_what_was_fetched_stop_the_build_and_name_the_tar(fetched_build: Any, got: Any) -> None:

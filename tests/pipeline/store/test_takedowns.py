@@ -120,17 +120,6 @@ def test_a_picture_without_texture_is_found_by_its_details_where_both_have_some(
         assert Takedowns(looks=(look,)).alike(table, "f") == expected
 
 
-def test_looks_that_an_older_wenlan_measured_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"older"})
-    phash = np.random.default_rng(2).integers(1, 2**63, HASHES, dtype=np.uint64).tolist()
-    signature = np.full(GRIDS * SIZE, 100, np.uint8).tobytes()
-    rows = pa.table({"sha256": ["same"], "phash": pa.array([phash], pa.list_(pa.uint64())), "signature": [signature]})
-    older = Look(tuple(phash[:9]), signature[: (GRIDS - 1) * SIZE], 4, 0.07, "older")
-    now = Look(tuple(hash_ ^ (2**40 - 1) for hash_ in phash), signature, 4, 0.07, "now")
-    assert Takedowns(looks=(now, older)).alike(rows, "now") == ["same"]
-    assert Takedowns(looks=(now,)).alike(rows, "now") == []
-
-
 _URLS = st.sampled_from(["", IMAGE, PAGE, "http://img.a.cn/2.jpg", "http://c.cn/", "x", "http://[", "例子"])
 _ROWS = st.fixed_dictionaries({"fetch_id": _URLS.map(sha256_hex), "url": _URLS, "page_url": _URLS})
 
