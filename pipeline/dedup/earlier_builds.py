@@ -9,7 +9,7 @@ In one of two ways, by which the pass decides the same:
   and not read. Text leaders are entered only if they share a band with some text of the new build
   (`text_rows.BandFilter`): no other can be the same as one of them.
 
-Limits: images that were measured under another feature id, are matched by bytes only, and texts that were sketched
+Limits: images that were measured under another feature id are matched by bytes only, and texts that were sketched
 otherwise feed no cap; both are logged. `learn` holds all images of a build at once, without their signatures.
 """
 
