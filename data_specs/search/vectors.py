@@ -1,7 +1,7 @@
 """Vectors of an index: exact products by numkong, approximate candidates by faiss.
 
 Exact: numkong, the kernels of usearch, multiplies float16 by float16 with float32 sums at the speed of memory: a
-million rows of 2,048 numbers in 0.5 s on two cores, where NumPy takes 17 s, most of it for the conversion to float32.
+million rows of 2,048 numbers in 0.8 s of CPU, where NumPy takes 17 s, most of it for the conversion to float32.
 The query is rounded to float16 for it, so a product is off by at most the length of what rounding took away. Rows that
 could be among the best within that margin are multiplied again in float64 and rounded to float32 (`cosines_of`): rows
 with equal vectors have equal cosines, ties are ordered by row, and a query has one answer on every machine.
