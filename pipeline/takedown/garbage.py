@@ -38,7 +38,7 @@ import pyarrow as pa
 from data_specs.shard import ContractError
 from pipeline.dedup import dealt_earlier
 from pipeline.errors import StoreError
-from pipeline.features import LATER, feature_id
+from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO, Build
@@ -303,9 +303,9 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
                 deletions.delete("left over", dealt / stem, name)
             elif not name.startswith(".") and not dealt_earlier.is_of_now(name):
                 deletions.delete("dealt out for another version", dealt / stem, name)
-    features, used = store.folder / "features", {feature_id(), feature_id(LATER)}  # `measure` takes rows of both
+    features = store.folder / "features"
     for name in features.names():
-        if name.startswith("features-") and name not in used:
+        if name.startswith("features-") and name != feature_id():
             deletions.delete("features of another version", features, name)
     missing: dict[str, bool] = defaultdict(bool)
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import Dedup, SpecError
 from pipeline.errors import SourceError
-from pipeline.features import LATER, feature_id
+from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import MAX_PIXELS, PictureError
 from pipeline.records import FEATURE_SCHEMA, PROVENANCE, sha256_hex
@@ -161,11 +161,10 @@ def _features_of_shards(store: Store, build: Build) -> Iterator[pa.Table]:
     for stage, record in _shards_without(build, "measure"):
         rows = stage.table(record, "parquet", ["sha256", "image_offset", "image_size"])
         missing = set(rows["sha256"].to_pylist())
-        for features in (feature_id(), feature_id(LATER)):
-            known = store.features(features).get(missing)
-            if known is not None:
-                missing -= set(known["sha256"].to_pylist())
-                yield known
+        known = store.features(feature_id()).get(missing)
+        if known is not None:
+            missing -= set(known["sha256"].to_pylist())
+            yield known
         if missing:
             with stage.file(record, "tar") as path, path.open("rb") as tar:
                 measured = [_measured(tar, row) for row in rows.to_pylist() if row["sha256"] in missing]

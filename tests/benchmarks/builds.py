@@ -40,6 +40,7 @@ from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATUR
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests.stages import run_stage
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),
          ("filter", "image_too_small"), ("dedup", "near_image"))  # fmt: skip
@@ -226,12 +227,7 @@ def _drop(row: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
 
 def packed(build: Build) -> None:
     """Pack all shards, in this process."""
-    from pipeline.stages import shard
-
-    names = shard.partitions(build)
-    for name in names:
-        shard.run_partition(build, name)
-    build.stage("shard").finish(names, shard.STAGE.version)
+    run_stage(build, "shard")
 
 
 def samples(build: Build) -> Iterator[tuple[str, bytes, bytes, bytes]]:

@@ -30,7 +30,7 @@ from pipeline import observe
 from pipeline.web.guard import EgressRefused, Guard
 from tests.places import ROOT
 from training import cli as train_cli
-from training.outputs.trackers import PROMETHEUS
+from training.run import ray_job
 
 DEPLOY = ROOT / "dags" / "deploy"
 MANIFESTS = sorted(DEPLOY.glob("rayjob-*.yaml"))
@@ -195,11 +195,11 @@ def dashboard_queries() -> list[str]:
 
 
 def _metrics(queries: list[str]) -> set[str]:
-    """Names of metrics in queries, as they come from Ray: a training's may come from a text file, without `ray_`."""
-    return {name for query in queries for name in re.findall(r"\bray_\w+", query.replace("(ray_)?", "ray_"))}
+    """Names of metrics in queries, as they come from Ray."""
+    return {name for query in queries for name in re.findall(r"\bray_\w+", query)}
 
 
-OURS = {observe.exported(name) for name in observe.METRICS} | {f"ray_{name}" for name in PROMETHEUS}
+OURS = {observe.exported(name) for name in observe.METRICS} | {f"ray_{name}" for name in ray_job.METRICS}
 TAGS = {"build", "stage", "run"}.union(*(metric.tags for metric in observe.METRICS.values()))
 
 

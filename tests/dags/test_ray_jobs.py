@@ -43,7 +43,7 @@ from dags.ray_jobs import (
 from pipeline import observe
 from tests.places import ROOT
 from tests.processes import free_ports, wait_until
-from training.outputs.trackers import PROMETHEUS
+from training.run import ray_job
 
 TOKEN = "a-token-of-this-test-alone-0123456789"
 
@@ -407,7 +407,6 @@ def small(ray_head: Head, site: str, tmp_path_factory: pytest.TempPathFactory) -
 def asked_metrics() -> set[str]:
     """Names of the metrics that the dashboard draws and the alerts watch, as they come from Ray."""
     text = "".join((ROOT / "dags" / "deploy" / name).read_text("utf-8") for name in ("grafana.json", "alerts.yaml"))
-    text = text.replace("(ray_)?", "ray_")
     return set(re.findall(r"\bray_\w+", text)) - {"ray_cluster", "ray_node_type"}
 
 
@@ -463,7 +462,7 @@ def test_a_training_on_ray_exports_what_the_dashboard_draws(ray_head: Head, smal
     words = ["training", "fit", "--recipe", "tiny", "--data", "published/shards/manifest.json", "--out", "runs/one"]
     words += ["--workers", "1", *(word for setting in settings for word in ("--set", setting))]
     no_peak = {"ray_wenlan_train_mfu"}  # of a CPU; test_trackers.py sees it where there is one
-    wanted = {f"ray_{name}" for name in PROMETHEUS} | {name for name in asked_metrics() if "_train_" in name}
+    wanted = {f"ray_{name}" for name in ray_job.METRICS} | {name for name in asked_metrics() if "_train_" in name}
     job, logs, seen = _run(ray_head, "fit", small[0], *words, wanted=wanted - no_peak)
     assert job.state == "SUCCEEDED", logs
     assert wanted - no_peak <= seen

@@ -91,9 +91,7 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
     commands = [
         ["wenlan-data", "plan", "data_specs/site_crawl.yaml"],
         ["wenlan-data", "build", "data_specs/site_crawl.yaml", "--out", folder],
-        ["wenlan-data", "try", "data_specs/site_crawl.yaml", "--on", folder],
         ["wenlan-data", "publish", folder],
-        ["wenlan-data", "status", folder],
         ["wenlan-data", "report", folder],
         ["wenlan-data", "explain", folder, "0123456789"],
         ["wenlan-data", "gc", "--store", folder],
@@ -145,7 +143,7 @@ def test_a_storage_behind_fsspec_names_its_extra_too():
 
 
 def test_json_has_the_line_too():
-    [(code, out, err)] = in_a_base_install(["wenlan-data", "status", "x", "--json"])
+    [(code, out, err)] = in_a_base_install(["wenlan-data", "publish", "x", "--json"])
     answer = json.loads(out)
     assert (answer["ok"], answer["code"], answer["error"]) == (False, 2, err.strip())
     assert code == 2

@@ -237,13 +237,16 @@ class Galleries:
         rows_ND = np.stack([row_D for _, row_D, _ in embedded])
         has_image = np.array([bool(entry.picture) for entry, _, _ in embedded])
         zeros_ND = np.zeros((len(rows), width), np.float32)
-        with IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name)) as writer:
-            writer.add(
-                pa.Table.from_pylist(rows),
-                np.where(has_image[:, None], rows_ND, zeros_ND),
-                np.where(has_image[:, None], zeros_ND, rows_ND),
-            )
-            writer.finish()
+        try:
+            with IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name)) as writer:
+                writer.add(
+                    pa.Table.from_pylist(rows),
+                    np.where(has_image[:, None], rows_ND, zeros_ND),
+                    np.where(has_image[:, None], zeros_ND, rows_ND),
+                )
+                writer.finish()
+        except IndexFault as e:
+            raise Refused(503, "index_damaged", str(e), retry_after=10) from None
         if before is None:
             return Gallery(name, SearchIndex.open(folder / "index"), own=True, bytes=size)
         before.index.reload_if_changed()
