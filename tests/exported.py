@@ -13,13 +13,10 @@ from typing import Any
 
 import pytest
 
-SHARDS = {"train": (2,), "val": (20,)}
-"""Samples of the dataset by which the loss of the int8 tower is measured."""
-
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What tests read and do not change: `run`, `shards`, m.image.onnx, m.text.onnx and m.text.int8.onnx in a folder.
+    """What tests read and do not change: `run`, m.image.onnx and m.text.onnx in a folder.
 
     `said` and `written`: stderr of the command and the object of its --json.
     """
@@ -31,10 +28,6 @@ class Exported:
     @property
     def checkpoint(self) -> Path:
         return self.folder / "run"
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / "shards" / "manifest.json"
 
 
 def once(factory: pytest.TempPathFactory) -> Exported:
@@ -52,13 +45,11 @@ def once(factory: pytest.TempPathFactory) -> Exported:
 
 def _export(folder: Path) -> tuple[str, dict[str, Any]]:
     """What the command that fills the folder says."""
-    from tests.training.conftest import moved_checkpoint, write_shards
+    from tests.training.conftest import moved_checkpoint
     from training import cli
 
     checkpoint = moved_checkpoint(folder / "run", detector="grid")
-    manifest = write_shards(folder, **SHARDS)
-    words = ["export", checkpoint, "--to", "onnx", "--int8", "--out", folder / "m.onnx", "--json"]
-    words += ["--data", manifest, "--cache", folder / "cache"]
+    words = ["export", checkpoint, "--to", "onnx", "--out", folder / "m.onnx", "--json"]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
         code = cli.main([*map(str, words)])
     assert code == 0, said.getvalue()
