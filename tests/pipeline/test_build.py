@@ -571,7 +571,7 @@ def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, buil
     assert all(0 < len(one) < 14 for one in seen.values())
     words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
     again = build_here(specs[0], tmp_path / "2026-01-01", *words)
-    assert [stage["ran"] for stage in again["stages"]] == [0] * len(STAGES), "published and unchanged, it stays"
+    assert {stage["ran"] for stage in again["stages"]} == {0}, "published and unchanged, it stays"
 
 
 def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tmp_path):
