@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data_specs.build import SpecError, load
 from data_specs.command_line import completed_by, plugin_files
+from data_specs.extras import require
 from data_specs.release import LATEST
 from data_specs.shard import MANIFEST
 from pipeline.commands import generations
@@ -69,6 +70,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
     check_workers(args)
+    require("ray")  # before BUILD and STORE are made
     build = _opened_to_write(args)
     started = time.monotonic()
     results: list[StageResult] = []

@@ -91,7 +91,6 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
     commands = [
         ["wenlan-data", "plan", "data_specs/site_crawl.yaml"],
         ["wenlan-data", "build", "data_specs/site_crawl.yaml", "--out", folder],
-        ["wenlan-data", "explain", folder, "0123456789"],
         ["wenlan-data", "release", "copy", "x", "--store", folder, "--out", f"{folder}/new"],
         ["wenlan-train", "fit", "--recipe", "tiny", "--data", folder, "--out", folder],
         ["wenlan-train", "eval", folder, "--data", folder, "--task", "retrieval"],
