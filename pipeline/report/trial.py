@@ -94,7 +94,8 @@ def _group(tables: Tables, build: Build, where: str, same: bool) -> Values:
     takedowns = build.store.takedowns()
     own = f"subject = 'candidate' AND {where} AND {not same}"
     reasons = tables.rows(
-        f"SELECT stage, reason, count(*) AS count FROM decisions WHERE {own} GROUP BY ALL ORDER BY count DESC, stage, reason"
+        f"SELECT stage, reason, count(*) AS count FROM decisions WHERE {own} "
+        "GROUP BY ALL ORDER BY count DESC, stage, reason"
     )
     return {
         "count": sum(row["count"] for row in reasons),
