@@ -421,7 +421,7 @@ def test_a_build_as_a_ray_job_is_logged_counted_and_costed(small: tuple[Path, li
     assert told is not None
     assert (told["published"], told["release"]) == (True, 1)
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith('{"time"')]
-    done = [line for line in lines if line["message"] == "stage done"]
+    done = [line for line in lines if line["message"] == "pass done"]
     assert [(line["stage"], line["build_id"]) for line in done][-1] == ("report", told["build_id"])
     known = json.loads((folder / "published" / "build.json").read_text(encoding="utf-8"))
     assert known["stages"]["extract"]["cost"]["bytes"] > 0
