@@ -1,7 +1,7 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
-    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
-        -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
+    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> signatures -> copies -> edges -> leaders
+        -> dedup -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
         -> concepts -> balance -> detect -> shard -> tally -> report -> (publish)
 
 A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order. It is cut into partitions; each runs as

@@ -10,11 +10,11 @@ from typing import Any
 from data_specs.shard import SPLITS
 from pipeline.store.build import Build
 from tests import towered
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 from tests.towered import coloured
 
 STAGES = (
-    "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose",
+    "measure", "filter", *DEDUP, "screen", "score", "choose",
     "vectors", "nearest", "semantic_dedup", "concepts", "balance",
 )  # fmt: skip
 

@@ -8,12 +8,12 @@ from typing import Any
 from data_specs.shard import SPLITS
 from pipeline.records import DEDUP_SCHEMA
 from pipeline.store.identities import IMAGE_SCHEMA, Identities
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
     """(kept rows, decisions, counts) of the dedup stage; rows by page and name of the image."""
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+    run_stage(build, "measure", "filter", *DEDUP)
     stage = build.stage("dedup")
     kept: dict[str, dict[str, Any]] = {}
     decided: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]
         decided += stage.table(record, "decisions.parquet").to_pylist()
         counts.update(record.counts)
     assert counts["seen"] == counts["kept"] + counts["dropped"] + counts["known"]
-    counts.update(build.stage("lead").record("all").counts)
+    counts.update(build.stage("leaders").record("all").counts)
     return kept, {_name(d["page_url"], d["url"]): d for d in decided}, dict(counts)
 
 
@@ -56,7 +56,7 @@ def publish(build: Any) -> list[dict[str, Any]]:
 
 def after(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """(kept rows, decisions) by name of the picture, of a build made by tests/filtered.py."""
-    run_stage(build, "rank", "lead", "dedup")
+    run_stage(build, *DEDUP)
     stage = build.stage("dedup")
     records = stage.records()
     kept = [row for r in records for split in SPLITS for row in stage.table(r, f"{split}.parquet").to_pylist()]

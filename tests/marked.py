@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.drawn import encoded
+from tests.stages import DEDUP
 
 SIZE = (320, 240)
 
@@ -45,7 +46,7 @@ def stamped(picture: Picture, mask: Image.Image, opacity: float = 0.3) -> Pictur
     return laid
 
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "marks", "watermark")
+STAGES = ("measure", "filter", *DEDUP, "screen", "marks", "watermark")
 MARKED, PLAIN = 24, 6
 """Pictures of img.test with its logo and without it; as many of plain.test have none, and FEW of few.test all do."""
 FEW = 8

@@ -8,8 +8,6 @@ from pipeline.store.build_json import Cost, StageResult
 
 UNASKED = (
     "gather",
-    "deal",
-    "meet",
     "marks",
     "watermark",
     "score",
@@ -22,6 +20,10 @@ UNASKED = (
     "tally",
 )
 """Stages without partitions, where a spec does not ask for them or the build is small."""
+
+
+DEDUP = ("signatures", "copies", "edges", "leaders", "dedup")
+"""The stages that find duplicates, in order."""
 
 
 def run_stage(build: Build, *names: str) -> list[str]:

@@ -232,13 +232,18 @@ def test_no_module_is_called_like_one_of_the_standard_library():
 
 
 TESTED_ELSEWHERE = {
-    "pipeline/dedup/decided.py": "test_lead.py: what is decided in bulk is what the pass decides",
-    "pipeline/dedup/handed_on.py": "test_meet.py: what is handed on is what meet and lead read",
+    "pipeline/dedup/earlier.py": "test_joined.py: pieces of earlier builds, of any size, that may be lost",
+    "pipeline/dedup/outcome.py": "test_joined.py: what it writes is what the definition says",
+    "pipeline/dedup/piece.py": "test_joined.py: what it writes is what copies and edges read",
+    "pipeline/dedup/runs.py": "test_ranked_runs.py, test_joined.py",
+    "pipeline/matching/image_keys.py": "test_image_edges.py: keys of builds of any size miss nothing",
+    "pipeline/stages/copies.py": "test_joined.py in folder dedup",
+    "pipeline/stages/edges.py": "test_joined.py in folder dedup",
+    "pipeline/stages/signatures.py": "test_joined.py in folder dedup",
     "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
     "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
     "pipeline/report/scored.py": "sections/test_pair_scores.py: the groups that it shows",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
-    "pipeline/stages/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",

@@ -18,9 +18,6 @@ from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views
 from pipeline.plugins import Plugin, configure, names
 
-EARLIER_IDS = frozenset({"features-43653b61ecf8", "features-f304e944c341"})
-"""Ids of older features that are compared with those of now: they have the hashes and grids of `BOXES` alike."""
-
 LATER = ("details",)
 """Features that came later and change no other one: a row without them is whole if the picture has none of them."""
 
@@ -36,11 +33,6 @@ class Feature(Plugin):
 def features() -> dict[str, Feature]:
     """All features by column."""
     return {name: configure("features", name, {}, Feature) for name in names("features")}
-
-
-def comparable(features: str, others: str) -> bool:
-    """Whether pictures measured under the id `others` can be compared by their looks with those of now, `features`."""
-    return others == features or others in EARLIER_IDS
 
 
 def feature_id(without: Collection[str] = ()) -> str:

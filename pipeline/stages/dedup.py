@@ -1,13 +1,13 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
-`pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and this stage applies
-it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
+`pipeline.stages.edges` finds what matches what, `pipeline.stages.leaders` decides in one pass, and this stage applies
+its verdicts, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
 other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
 which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
 their split (`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is
 never kept again within a generation, so its split cannot change.
 
-Limits: a run is held in memory (`rank.RUN` pairs).
+Limits: a run is held in memory (`signatures.RUN` pairs).
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import BuildSpec, Dedup
+from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.dedup import ranked_runs
+from pipeline.dedup.greedy import REASONS
+from pipeline.dedup.runs import records_of
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
-from pipeline.matching.leader_pass import REASONS
 from pipeline.records import (
     DEDUP_SCHEMA,
     PAIR_SCHEMA,
-    TEXTS_TYPE,
     Candidate,
     Decision,
     DropReason,
     candidates_of,
     drop,
-    split_of,
 )
 from pipeline.stages._survivors import SPLIT_FILES, split_file
 from pipeline.store.build import Build
@@ -47,21 +46,21 @@ ROW_GROUP = 1_000
 
 
 def token(build: Build) -> Any:
-    return None  # the rules and the identities are in the token of `lead`
+    return None  # the rules and the identities are in the token of `leaders`
 
 
 def partitions(build: Build) -> list[str]:
     """The runs: neighbouring ranges of order_key."""
-    return build.stage("rank").partitions()
+    return [record.partition for record in records_of(build)]
 
 
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs of each split, sorted by (order_key, candidate_id), and a Decision for each dropped one."""
-    lead = build.stage("lead")
-    record = lead.record(ranked_runs.ALL)
+    leaders = build.stage("leaders")
+    record = leaders.record(ranked_runs.ALL)
     pairs = ranked_runs.pairs_of(build, partition)
-    verdicts, merged = (lead.table(record, f"{partition}.{what}").combine_chunks() for what in ("verdicts", "merged"))
-    reasons = _with_placeholders(pairs, verdicts, lead.table(record, "placeholders.parquet"))
+    verdicts, merged = (leaders.table(record, f"{partition}.{of}").combine_chunks() for of in ("verdicts", "merged"))
+    reasons = _with_placeholders(pairs, verdicts, leaders.table(record, "placeholders.parquet"))
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
@@ -100,7 +99,7 @@ def _kept(
     """
     at = pa.array(positions, pa.int64())
     rows = pairs.take(at)
-    noted = verdicts["position"].to_numpy()  # with gaps, where an older wenlan took something out of the run
+    noted = verdicts["position"].to_numpy()
     row_of_position = np.full(int(noted.max(initial=-1)) + 1, -1, np.int64)  # -1: dropped
     row_of_position[noted[positions]] = np.arange(len(positions))
     own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
@@ -109,17 +108,9 @@ def _kept(
         **{name: rows[name] for name in PAIR_SCHEMA.names},
         **texts.columns(rows.num_rows),
         "image_leader": rows["sha256"],
-        "split": _splits(build.spec, rows, verdicts.take(at)),
+        "split": verdicts["split"].take(at),
     }
     return pa.table({name: columns[name] for name in DEDUP_SCHEMA.names}).cast(DEDUP_SCHEMA)
-
-
-def _splits(spec: BuildSpec, kept: pa.Table, verdicts: pa.Table) -> pa.Array:
-    """The splits of kept pairs, from their verdicts; an older wenlan did not note them."""
-    if "split" in verdicts.column_names:
-        return verdicts["split"]
-    seed, shares = spec.seed, (spec.shards.dev_share, spec.shards.val_share)
-    return pa.array([split_of(sha256, seed, *shares) for sha256 in kept["sha256"].to_pylist()], pa.string())
 
 
 @dataclass(frozen=True)
@@ -166,8 +157,7 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Tex
         return _Texts(np.zeros(0, np.int64), nothing, nothing, nothing, np.zeros((0, 32), np.uint8))
     lists = leaders.combine_chunks()
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
-    lists_of_texts = rows["texts"].combine_chunks().cast(TEXTS_TYPE)  # an older wenlan's have no originals
-    flat = pc.list_slice(lists_of_texts, 0, max_texts).flatten()
+    flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
     row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
     allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
     texts = flat.filter(pa.array(allowed))
@@ -179,8 +169,6 @@ def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _
     """Texts that kept pairs take over. `position` is a leader's in the run; one that is dropped itself takes none."""
     row = row_of_position[merged["position"].to_numpy()]
     taken = merged.filter(pa.array(row >= 0))
-    if "original" not in taken.column_names:  # of an older wenlan
-        taken = taken.append_column("original", pa.nulls(taken.num_rows, pa.string()))
     names = "kind", "text", "original"
     kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
     return _Texts(row[row >= 0], kind, text, original, digests_of(taken["text_leader"]))
@@ -196,7 +184,7 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         reasons[rows].tolist(),
         of_dropped["leader"].to_pylist(),
         of_dropped["earlier"].to_pylist(),
-        _held(of_dropped),
+        of_dropped["known"].to_pylist(),
         strict=True,
     ):
         failing = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
@@ -209,12 +197,6 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         names = tuple(reason.value for reason in failing)
         decisions.append(drop(candidate, "dedup", failing[0], evidence, duplicate_of=duplicate_of, reasons=names))
     return decisions
-
-
-def _held(verdicts: pa.Table) -> list[bool]:
-    """For each verdict whether the dataset holds the leader; an older wenlan did not note it."""
-    known: list[bool] = verdicts["known"].to_pylist() if "known" in verdicts.column_names else [False] * len(verdicts)
-    return known
 
 
 def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
@@ -237,8 +219,8 @@ STAGE = Stage(
     name="dedup",
     zh="去重",
     folder="unique",
-    inputs=("rank", "lead"),
-    version=2,
+    inputs=("filter", "signatures", "leaders"),
+    version=3,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -2,8 +2,8 @@
 
 Features are those of stage `score`, from STORE's cache, as integers (`pipeline.matching.semantic`). Pairs rank by the
 column that the spec names (larger image, longer primary text, higher score), then by candidate_id. In a build that
-begins a generation, what builds of the last one kept ranks before that, as in `rank`. Each partition is one of fetch,
-so that the one pass that must go in order (`pipeline.stages.nearest`) only merges and compares.
+begins a generation, what builds of the last one kept ranks before that, as in `signatures`. Each partition is one of
+fetch, so that the one pass that must go in order (`pipeline.stages.nearest`) only merges and compares.
 
 A spec without `semantic_dedup` has a stage without partitions.
 

@@ -1,7 +1,7 @@
 """A stage: one step of a build, and all that is known of it.
 
-    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
-        -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
+    crawl -> extract -> gather -> admit -> fetch -> measure -> filter -> signatures -> copies -> edges -> leaders
+        -> dedup -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
         -> concepts -> balance -> detect -> shard -> tally -> report
 
 Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the

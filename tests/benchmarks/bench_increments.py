@@ -1,6 +1,6 @@
 """Dedup across builds: 50,000 pairs and five increments of 10,000, against one build over all 100,000.
 
-The whole of dedup (rank, deal, meet, lead, dedup and the identities that publish leaves), from filter's Parquet to its
+The whole of dedup (signatures to dedup, and the identities that publish leaves), from filter's Parquet to its
 own, each build in a fresh folder, all increments in one STORE. No pixels: hashes, signatures and captions are drawn by
 a seed, with copies of a fifth of the images within and across increments, a caption under a tenth of all pairs and
 captions that differ in a character. Every increment holds smaller images than the one before, so the one build over all
@@ -28,7 +28,7 @@ from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
-from pipeline.stages import STAGES, deal, dedup, lead, meet, rank
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
@@ -131,11 +131,12 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
 def run(build: Build) -> tuple[float, float]:
     """(seconds, CPU seconds of all threads) that dedup and the publishing of identities take."""
     started, cpu = time.perf_counter(), time.process_time()
-    for name, stage in (("rank", rank), ("deal", deal), ("meet", meet), ("lead", lead), ("dedup", dedup)):
+    for name in ("signatures", "copies", "edges", "leaders", "dedup"):
+        stage = STAGES[name]
         partitions = stage.partitions(build)
         for partition in partitions:
-            stage.run_partition(build, partition)
-        build.stage(name).finish(partitions, STAGES[name].version)
+            stage.run(build, partition)
+        build.stage(name).finish(partitions, stage.version)
     with build.store.lock():
         Identities(build.store).publish(build)
     return time.perf_counter() - started, time.process_time() - cpu

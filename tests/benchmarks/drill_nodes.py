@@ -18,7 +18,8 @@ from ray_nodes import Nodes, frozen
 from services import ROOT, DrillFailed
 
 STAGES = (
-    "crawl", "extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup", "screen", "detect", "shard",
+    "crawl", "extract", "admit", "fetch", "measure", "filter", "signatures",
+    "copies", "edges", "leaders", "dedup", "screen", "detect", "shard",
     "report",
 )  # fmt: skip
 QUICK_STAGES = ("fetch", "shard")
@@ -37,27 +38,6 @@ def raylet(scene: Scene) -> Iterator[Row]:
             nodes.add_meanwhile()  # the next stage may be over before it is there
             yield Row(stage, done, f"build.json says {where}; another node joins", held=where == stage)
         yield build.row("all of them", f"{len(stages)} nodes lost in one build", "exit 0", build.ended(400))
-
-
-def holder(scene: Scene) -> Iterator[Row]:
-    """A node is lost that holds a share of the leader pass, whose task runs on another node; the task is done again."""
-    with scene.source(), Nodes(scene.folder) as nodes:
-        build = Build(scene, "holder", environment=nodes.environment)
-
-        def has_not_the_task(node: str) -> bool:
-            return not _workers_of(nodes, node, "ray::wenlan:lead")
-
-        node, held_by = frozen(nodes, "ray::Holder", build, has_not_the_task)
-        [lead] = [pid for name in nodes.names for pid in _workers_of(nodes, name, "ray::wenlan:lead")]
-        seen = nodes.kill_node(node)
-        alive = is_running(lead)
-        nodes.add()
-        ended = build.ended()
-        row = build.row(
-            "lead", f"{node} with holder {held_by}; {seen}; the task's own worker alive: {alive}", "", ended
-        )
-        again = "an actor that it used is gone" in build.said()
-        yield replace(row, outcome=row.outcome or f"done again: {again}; exit 0", held=row.held and alive and again)
 
 
 def _workers_of(nodes: Nodes, node: str, title: str) -> list[int]:

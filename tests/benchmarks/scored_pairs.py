@@ -26,7 +26,7 @@ from pipeline.stages._model_runner import BATCH, TEXT_BATCH
 from pipeline.store.build import Build
 from tests import fetched, towered
 from tests.drawn import blobs, encoded
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 WIDTH = 512
 """D of the cached features."""
@@ -136,7 +136,7 @@ def _ids(text: Any, texts: list[str]) -> npt.NDArray[np.int64]:
 def _until_dedup(folder: Path, images: list[fetched.Got], section: dict[str, str]) -> Build:
     """A build with a STORE of its own, whose pairs wait for their scores."""
     build = fetched.make(folder, images, pair_score=section)
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+    run_stage(build, "measure", "filter", *DEDUP)
     return build
 
 

@@ -42,7 +42,7 @@ from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from tests.drawn import encoded, rectangles
 from tests.processes import descendants, is_running, wait_until
-from tests.stages import UNASKED
+from tests.stages import DEDUP, UNASKED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -360,7 +360,7 @@ def test_the_funnel_adds_up_from_stage_to_stage(whole):
     out = whole.out
     stages = {stage["name"]: stage["funnel"] for stage in whole.said["stages"]}
     for name, funnel in stages.items():
-        if name not in ("rank", "lead", *IDLE, "detect", "report"):
+        if name not in (*DEDUP[:4], *IDLE, "detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
     assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(STAGES)
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
@@ -380,11 +380,11 @@ def test_what_pandas_reads_in_a_stages_folder_are_its_rows(whole):
         if tables:
             assert len({tuple(pq.read_schema(path).names) for path in tables}) == 1, stage.name
             read[stage.name] = sum(len(frame) for frame in frames)
-    named = {"fetch": "seen", "rank": "pairs", "lead": "pairs", "detect": "images"}
+    named = {"fetch": "seen", "leaders": "pairs", "detect": "images"}
     assert read == {
         name: sum(record.counts[named.get(name, "kept")] for record in done.stage(name).records()) for name in read
     }
-    assert list(read) == [name for name in done.stages if name not in (*IDLE, "report")]
+    assert list(read) == [name for name in done.stages if name not in (*IDLE, *DEDUP[:3], "report")]
 
     dropped = sum(not row["kept"] for row in decisions(out))
     folders = [out / done.stages[name].folder / "_decisions" for name in done.stages]

@@ -39,7 +39,7 @@ from pipeline.web import warc as warcs
 from pipeline.web._warc_sound import SoundRun
 from tests.drawn import picture
 from tests.pipeline.stages.test_extract import warc
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 PAGE = "<p>北京今天下了第一场雪</p><img src=a.jpg alt=故宫的雪>"
 
@@ -498,7 +498,7 @@ def all_stages(build: Build, *names: str) -> dict[str, tuple[str, str]]:
     return dropped
 
 
-TO_SHARD = ("measure", "filter", "rank", "lead", "dedup", "screen", "detect", "shard")
+TO_SHARD = ("measure", "filter", *DEDUP, "screen", "detect", "shard")
 
 
 @pytest.mark.parametrize("error", LATER)

@@ -26,7 +26,7 @@ def held_apart(build: Build) -> Values:
     """
     if build.spec.shards.apart != "texts":
         return {}
-    [record] = build.stage("lead").records()
+    [record] = build.stage("leaders").records()
     pairs = ((a, b, record.counts.get(f"moved_{a}_to_{b}", 0)) for a in SPLITS for b in SPLITS if a != b)
     moved = [{"from": a, "to": b, "pairs": count} for a, b, count in pairs if count]
     return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}

@@ -134,7 +134,7 @@ def test_the_funnel_has_a_line_for_each_stage_that_had_work() -> None:
     counts = {"seen": 1_200, "kept": 1_000, "dropped": 200}
     results = [
         StageResult("filter", False, 4, 4, 1.0, counts, Cost()),
-        StageResult("deal", False, 0, 0, 0.0, {}, Cost()),
+        StageResult("copies", False, 0, 0, 0.0, {}, Cost()),
         StageResult("dedup", True, 4, 0, 0.0, {"seen": 1_000, "kept": 1_000, "dropped": 0}, Cost()),
     ]
     table = _funnel(results)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 
 def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any,
     build = fetched_build(pictures, parts=2, filters=[], regions={"detectors": [{"name": "given"}]})
     spec = build.spec.model_validate({**build.spec.model_dump(), "sources": [{**table, "columns": columns}]})
     build = type(build)(**{**{f: getattr(build, f) for f in build.__dataclass_fields__}, "spec": spec})
-    run_stage(build, "extract", "measure", "filter", "rank", "lead", "dedup", "detect")
+    run_stage(build, "extract", "measure", "filter", *DEDUP, "detect")
     boxes_of = {}
     for record in build.stage("detect").records():
         (suffix,) = (name for name in record.files if name.startswith("given"))

@@ -15,6 +15,7 @@ from pipeline.pictures.decode import decode
 from pipeline.stages import detect
 from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus
+from tests.stages import DEDUP
 
 
 def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, divisor: int = 1, **outputs: str) -> Path:
@@ -57,7 +58,7 @@ def test_a_picture_on_which_the_model_fails_has_no_regions_and_ends_no_build(
     shown = [got(f"{width}.jpg", picture(width, (width, 100)), f"宽{width}") for width in (100, 130, 200)]
     regions = {"detectors": [{"name": "onnx", "weights": str(path), "side": 32, "score": 0}]}
     build = fetched_build(shown, filters=[], regions=regions)
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup", "screen", "detect")
+    run_stage(build, "measure", "filter", *DEDUP, "screen", "detect")
     stage = build.stage("detect")
     [record] = stage.records()
     [suffix] = record.files

@@ -269,7 +269,7 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
         release.publish(second)
     assert verify(releases_of(third).folder.url) == []
     again = week("2026-11-08", 14)
-    assert again.fingerprints["lead"] != second.fingerprints["lead"], "the command goes on from `lead`"
+    assert again.fingerprints["leaders"] != second.fingerprints["leaders"], "the command goes on from `leaders`"
 
 
 def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:

@@ -19,7 +19,21 @@ from pipeline.store.build import Build
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance", "detect")
+STAGES = (
+    "measure",
+    "filter",
+    "signatures",
+    "copies",
+    "edges",
+    "leaders",
+    "dedup",
+    "screen",
+    "score",
+    "choose",
+    "concepts",
+    "balance",
+    "detect",
+)
 
 
 def scattered(centres: int, each: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -31,7 +31,7 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
         build = replace(build, spec=spec, build_id=f"{name}-{snapshot}", snapshot=snapshot)
         build = replace(build, fingerprints=dict.fromkeys(STAGES, "f" * 64))
         Path(build.out).mkdir()
-        for stage, seen, parts in (("admit", 1_000, 2), ("fetch", 400, 2), ("meet", 0, 0), ("lead", 0, 1)):
+        for stage, seen, parts in (("admit", 1_000, 2), ("fetch", 400, 2), ("edges", 0, 0), ("leaders", 0, 1)):
             cost = build_json.Cost(2 * cpu, cpu, 0.0, 10 * seen) if parts else build_json.Cost()
             bounds = build_json.Bounds(0.5, 2.0, 700_000_000)
             result = build_json.StageResult(stage, False, parts, parts, 1.0, {"seen": seen}, cost, bounds)
@@ -59,19 +59,19 @@ def test_cost_and_rows_grow_with_the_candidates(published):
 
 
 def test_a_stage_that_was_measured_to_grow_faster_does(published):
-    growth = Growth((1_000, 10_000), {"lead": {"cpu_seconds": (2.0, 200.0), "seconds": (2.0, 200.0)}})
+    growth = Growth((1_000, 10_000), {"leaders": {"cpu_seconds": (2.0, 200.0), "seconds": (2.0, 200.0)}})
     told = _told(published("a", "2026-01-01", cpu=3.0), 100_000, growth=growth)
-    assert told["stages"]["lead"]["cpu_seconds"] == pytest.approx(3.0 * 10_000)
+    assert told["stages"]["leaders"]["cpu_seconds"] == pytest.approx(3.0 * 10_000)
     assert told["stages"]["fetch"]["cpu_seconds"] == pytest.approx(3.0 * 100)
 
 
 def test_workers_share_partitions_and_wait_for_the_longest_and_for_one_worker_steps(published):
-    """1,000 candidates: 3 stages of 6 worker seconds, the longest partition 2, the driver 0.5; `lead` is one step."""
+    """1,000 candidates: 3 stages of 6 worker seconds, the longest partition 2, the driver 0.5; `leaders` has one."""
     build = published("a", "2026-01-01", cpu=3.0)
     one, many = _told(build, 100_000), _told(build, 100_000, workers=1_000)
     assert one["stages"]["fetch"]["wall_seconds"] == 100 * (6 + 0.5)
     assert many["stages"]["fetch"]["wall_seconds"] == 100 * 0.5 + 100 * 6 / 200  # it had 2 partitions, now 200
-    assert many["stages"]["lead"]["wall_seconds"] == one["stages"]["lead"]["wall_seconds"] == 100 * (6 + 0.5)
+    assert many["stages"]["leaders"]["wall_seconds"] == one["stages"]["leaders"]["wall_seconds"] == 100 * (6 + 0.5)
     assert one["serial_share"] == many["serial_share"] == pytest.approx((6 + 3 * 0.5) / (3 * 6.5))
     few = _told(build, 1_000, workers=1_000)
     assert few["stages"]["fetch"]["wall_seconds"] == 0.5 + 6 / 2
@@ -79,7 +79,7 @@ def test_workers_share_partitions_and_wait_for_the_longest_and_for_one_worker_st
 
 def test_memory_is_the_most_that_any_stage_needs_and_money_what_the_workers_cost(published):
     build = published("a", "2026-01-01", cpu=3.0)
-    growth = Growth((1_000, 10_000), {"lead": {PEAK: (1e9, 2e9)}})
+    growth = Growth((1_000, 10_000), {"leaders": {PEAK: (1e9, 2e9)}})
     told = _told(build, 10_000, workers=2, growth=growth, price=0.5)
     assert told["total"]["peak_bytes"] == 2e9
     assert _told(build, 10_000)["total"]["peak_bytes"] == 7e8
@@ -88,11 +88,11 @@ def test_memory_is_the_most_that_any_stage_needs_and_money_what_the_workers_cost
 
 
 def test_a_stage_that_only_large_builds_have_is_as_slow_as_this_machine_was_in_the_others(published):
-    stages = {"fetch": {"cpu_seconds": (1.5, 15.0)}, "meet": {"cpu_seconds": (0, 8.0), "seconds": (0, 8.0)}}
+    stages = {"fetch": {"cpu_seconds": (1.5, 15.0)}, "edges": {"cpu_seconds": (0, 8.0), "seconds": (0, 8.0)}}
     build = published("a", "2026-01-01", cpu=3.0)
-    assert "meet" not in _told(build, 9_999, growth=Growth((1_000, 10_000), stages))["stages"]
+    assert "edges" not in _told(build, 9_999, growth=Growth((1_000, 10_000), stages))["stages"]
     told = _told(build, 10_000, growth=Growth((1_000, 10_000), stages))
-    assert told["stages"]["meet"]["cpu_seconds"] == pytest.approx(2 * 8.0)
+    assert told["stages"]["edges"]["cpu_seconds"] == pytest.approx(2 * 8.0)
 
 
 def test_a_build_of_an_older_wenlan_is_a_measure_too(published):

@@ -70,7 +70,20 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
     spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(folder), "sources": [source], "filters": FILTERS}
     made = run.open_build(BuildSpec.model_validate(spec), str(folder / "out"), str(folder / "store"), "1")
-    run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup")
+    run_noted(
+        made,
+        "crawl",
+        "extract",
+        "admit",
+        "fetch",
+        "measure",
+        "filter",
+        "signatures",
+        "copies",
+        "edges",
+        "leaders",
+        "dedup",
+    )
     return made
 
 

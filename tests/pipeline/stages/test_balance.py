@@ -22,7 +22,20 @@ from pipeline.store.build import Build
 from pipeline.store.concept_counts import Probabilities
 from tests.drawn import blobs, encoded
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "concepts", "balance", "detect", "shard")
+STAGES = (
+    "measure",
+    "filter",
+    "signatures",
+    "copies",
+    "edges",
+    "leaders",
+    "dedup",
+    "screen",
+    "concepts",
+    "balance",
+    "detect",
+    "shard",
+)
 MANY, FEW = 36, 4
 WORDS = "故宫\n雪景\n黄山\n"
 

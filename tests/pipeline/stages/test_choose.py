@@ -25,7 +25,20 @@ from pipeline.takedown.rewrite_partitions import remove
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
+STAGES = (
+    "measure",
+    "filter",
+    "signatures",
+    "copies",
+    "edges",
+    "leaders",
+    "dedup",
+    "screen",
+    "score",
+    "choose",
+    "concepts",
+    "balance",
+)
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.45, 0.4, 0.3, 0.25, 0.15, 0.1]
 """Of red in the pictures, whose texts all say red."""
 

@@ -16,6 +16,7 @@ from pipeline.store.build import Build
 from pipeline.store.concept_counts import summed
 from pipeline.texts.concepts import concepts
 from tests.drawn import blobs, encoded
+from tests.stages import DEDUP
 
 TEXTS = [
     f"{place}的{what}，第{number}幅"
@@ -23,7 +24,7 @@ TEXTS = [
     for place in ("故宫", "长城")
     for what in ("雪景", "日落", "人")
 ]
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "concepts")
+STAGES = ("measure", "filter", *DEDUP, "screen", "concepts")
 
 
 @pytest.fixture

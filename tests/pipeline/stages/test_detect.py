@@ -14,7 +14,7 @@ from pipeline.errors import DetectorError
 from pipeline.stages import _model_runner
 from tests import drawn
 from tests.places import CORPUS, needs_corpus
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
 
@@ -27,7 +27,7 @@ def picture(seed: int, size: tuple[int, int], orientation: int = 1) -> bytes:
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """(rows of the first detector by sha256, counts) after all stages up to detect."""
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup", "detect")
+    run_stage(build, "measure", "filter", *DEDUP, "detect")
     rows, counts, stage = {}, dict[str, int](), build.stage("detect")
     for record in stage.records():
         (suffix, *_) = [name for name in record.files if name.endswith(".parquet")]

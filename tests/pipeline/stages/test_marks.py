@@ -12,6 +12,7 @@ from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
 from pipeline.store.takedowns import Takedowns
 from tests.fetched import Got
 from tests.marked import images
+from tests.stages import DEDUP
 
 
 def test_a_host_is_in_one_partition_and_goes_with_a_takedown_of_its_domain(
@@ -19,7 +20,7 @@ def test_a_host_is_in_one_partition_and_goes_with_a_takedown_of_its_domain(
 ) -> None:
     got = [Got(url, data, (text,)) for url, data, text in images()]
     build = fetched_build(got, watermark={}, filters=[])
-    run_stage(build, "measure", "filter", "rank", "lead", "dedup", "screen", "marks")
+    run_stage(build, "measure", "filter", *DEDUP, "screen", "marks")
     stage = build.stage("marks")
     [record] = stage.records()
     assert (record.counts["groups"], record.counts["marks"]) == (2, 1)

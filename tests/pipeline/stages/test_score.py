@@ -31,7 +31,21 @@ from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance", "detect")
+STAGES = (
+    "measure",
+    "filter",
+    "signatures",
+    "copies",
+    "edges",
+    "leaders",
+    "dedup",
+    "screen",
+    "score",
+    "choose",
+    "concepts",
+    "balance",
+    "detect",
+)
 FITS = {"红色的图": (0.8, 0.1, 0.1), "绿色的图": (0.1, 0.7, 0.2), "蓝色的图": (0.2, 0.1, 0.6)}
 
 

@@ -33,7 +33,7 @@ from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
 from tests.processes import wait_until
-from tests.stages import run_stage
+from tests.stages import DEDUP, run_stage
 
 KEYS = {sha256_hex(str(i)) for i in range(6)}
 
@@ -164,7 +164,7 @@ def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[B
         made = []
         for name in ("one", "two"):
             build = fetched_build(images, 3, name=name, filters=list(filters), regions={"detectors": detectors})
-            run_stage(build, "measure", "filter", "rank", "lead", "dedup")
+            run_stage(build, "measure", "filter", *DEDUP)
             made.append(build)
         return made
 

@@ -15,6 +15,7 @@ from pipeline.files.folder import Folder
 from pipeline.store import region_cache
 from pipeline.store.store import Store
 from tests.drawn import picture
+from tests.stages import DEDUP
 
 
 def test_detectors_are_counted_and_removed(
@@ -23,7 +24,7 @@ def test_detectors_are_counted_and_removed(
     detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
     images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
     build = fetched_build(images, filters=[], regions={"detectors": detectors})
-    for stage in ("measure", "filter", "rank", "lead", "dedup", "detect"):
+    for stage in ("measure", "filter", *DEDUP, "detect"):
         run_stage(build, stage)
     nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
     entries = {entry["detector"]: entry for entry in region_cache.stats(build.store)}

@@ -12,8 +12,9 @@ from PIL import Image
 from pipeline.report.sections.balance import balance
 from pipeline.store.build import Build
 from tests.drawn import blobs, encoded
+from tests.stages import DEDUP
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "concepts", "balance")
+STAGES = ("measure", "filter", *DEDUP, "screen", "concepts", "balance")
 TEXTS = [f"故宫{'雪景' if i < 3 else '的一角'}，第{i}幅" for i in range(30)] + ["黄山的云", "海边的人"]
 
 

@@ -17,7 +17,21 @@ from pipeline.store.build import Build
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("extract", "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
+STAGES = (
+    "extract",
+    "measure",
+    "filter",
+    "signatures",
+    "copies",
+    "edges",
+    "leaders",
+    "dedup",
+    "screen",
+    "score",
+    "choose",
+    "concepts",
+    "balance",
+)
 
 
 @pytest.fixture
