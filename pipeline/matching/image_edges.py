@@ -66,6 +66,9 @@ SCANNED = 1 << 18
 HELD = 1 << 16
 """Images of a crowd whose signatures are held in memory, some 100 MB; those of a larger one are read one by one."""
 
+APART = 1 << 22
+"""Pairs of crowds that do not look alike and are remembered, since they meet under several keys."""
+
 WAITING = 1 << 18
 """Candidates that wait to be verified, so that each pair of them is once."""
 
@@ -165,7 +168,8 @@ class _Pairs:
             found[new] = judge((packed[new] >> np.uint64(32)).astype(np.int64), (packed[new] & _LOW).astype(np.int64))
             self.compared += len(new)
             self.alike = distinct(np.concatenate([self.alike, packed[new[found[new]]]]))
-            self._apart = distinct(np.concatenate([self._apart, packed[new[~found[new]]]]))
+            kept = self._apart if len(self._apart) < APART else self._apart[:0]
+            self._apart = distinct(np.concatenate([kept, packed[new[~found[new]]]]))
         return (packed[found] >> np.uint64(32)).astype(np.int64), (packed[found] & _LOW).astype(np.int64)
 
     def verify(self, family: Family, candidates: Candidates) -> None:
@@ -255,7 +259,7 @@ class ImageJoin:
                     break
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
                 if number == len(blocks) - 1:
-                    self._compare_crowds(key, asking.take(rows), entries, asked, low, high)
+                    self._compare_crowds(asking.take(rows), entries, asked, low, high)
                     break
                 inside = _inside(low, high, len(entries))
                 entries, groups = entries.take(inside), groups[inside]
@@ -278,55 +282,41 @@ class ImageJoin:
             self.scanned += len(some)
             self._pairs.add(key.family, *_candidates(key, asking, some, entries, at))
 
-    def _compare_crowds(self, key: Key, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
+    def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
         """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one."""
         order = np.argsort(asked, kind="stable")
         borders = np.append(np.flatnonzero(begins(asked[order])), len(order))
         for first, last in itertools.pairwise(borders.tolist()):
             rows = order[first:last]
-            own = entries.take(np.arange(low[rows].min(), high[rows].max()))
-            self._compare_crowd(key, asking.take(rows), own)
+            inside = slice(int(low[rows].min()), int(high[rows].max()))
+            self._compare_crowd(distinct(np.concatenate([asking.image[rows], entries.image[inside]])))
 
-    def _compare_crowd(self, key: Key, asking: Loaded, entries: Loaded) -> None:
-        members = distinct(np.concatenate([asking.image, entries.image]))
-        judge = self._judge(members)
-        members = members[np.lexsort((members, self._order[members]))]
-        place = np.argsort(members)
-        own, theirs = (place[np.searchsorted(members, of.image, sorter=place)] for of in (asking, entries))
-        asks, other = (np.argsort(of, kind="stable") for of in (own, theirs))
-        asking, entries = asking.take(asks), entries.take(other)
-        # asking entries, and all entries, of member m lie between borders m and m + 1
-        of_asking, of_entries = (np.searchsorted(of, np.arange(len(members) + 1)) for of in (own[asks], theirs[other]))
+    def _compare_crowd(self, members: Ints) -> None:
+        """Compare images, ascending, that may be too many for every two of them, by all of their parts."""
+        judge, order = self._judge(members), np.lexsort((members, self._order[members]))
+        members, place = members[order], np.argsort(order)
+        images = np.sort(members)
 
         def same(ones: Ints, others: Ints) -> tuple[Ints, Ints]:
-            ways = [(ones, others)] if ones is others else [(ones, others), (others, ones)]
-            found = []
-            for askers, asked in ways:
-                rows = spread(of_asking[askers], of_asking[askers + 1])
-                at = spread(of_entries[asked], of_entries[asked + 1])
-                step = max(1, SCANNED // max(1, len(at)))
-                for start in range(0, len(rows) if len(at) else 0, step):
-                    here = rows[start : start + step]
-                    self.scanned += len(here) * len(at)
-                    some, which = np.nonzero(_near(key, asking.codes[here][:, None], entries.codes[at][None, :]))
-                    found.append(_candidates(key, asking, here[some], entries, at[which]))
-            if not found:
-                return np.zeros(0, np.int64), np.zeros(0, np.int64)
-            first, _, second, _ = (np.concatenate(of) for of in zip(*found, strict=True))
-            first, second = self._pairs.settle(first, second, judge)
-            one, two = (place[np.searchsorted(members, of, sorter=place)] for of in (first, second))
-            if ones is others:
-                return one, two
+            found, step = [np.zeros((2, 0), np.int64)], max(1, SCANNED // max(1, len(others)))
+            for at in range(0, len(ones), step):
+                one, other = np.repeat(ones[at : at + step], len(others)), np.tile(others, len(ones[at : at + step]))
+                if ones is others:
+                    one, other = one[one < other], other[one < other]
+                self.scanned += len(one)
+                two = members[one], members[other]
+                matched = self._pairs.settle(np.minimum(*two), np.maximum(*two), judge)
+                found.append(np.stack([place[np.searchsorted(images, of)] for of in matched]))
+            one, other = np.concatenate(found, axis=1)
             turned = ~np.isin(one, ones)
-            return np.where(turned, two, one), np.where(turned, one, two)
+            return np.where(turned, other, one), np.where(turned, one, other)
 
         compared, follows, _ = represent(len(members), same)
         if follows.any():
             self._crowds.append((members[compared], follows))
 
-    def _judge(self, members: Ints) -> Callable[[Ints, Ints], Flags]:
-        """Whether pairs of some images look alike, by all of their parts."""
-        images = np.sort(members)
+    def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
+        """Whether pairs of some images, ascending, look alike, by all of their parts."""
         coarse, fine = self._hashed(images)
         held = Held(self._signed, images) if len(images) <= HELD else self._signed
 
