@@ -27,7 +27,7 @@ def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]
         decided += stage.table(record, "decisions.parquet").to_pylist()
         counts.update(record.counts)
     assert counts["seen"] == counts["kept"] + counts["dropped"] + counts["known"]
-    counts.update(build.stage("dedup.lead").record("all").counts)
+    counts.update(build.stage("dedup.leaders").record("all").counts)
     return kept, {_name(d["page_url"], d["url"]): d for d in decided}, dict(counts)
 
 

@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.folding import normals
-from pipeline.matching.sketches import similarities, sketch
+from pipeline.dedup.greedy import NONE, Nodes
+from pipeline.matching.sketches import same, similarities, sketch
+from pipeline.matching.text_edges import TextEntries, TextJoin
+from pipeline.matching.text_rows import TextRows
 
 LETTERS = [c for c in map(chr, range(0x4E00, 0x8000, 7)) if not c.isnumeric()]
 """Han characters, none of them a numeral."""
@@ -22,3 +25,27 @@ def likeness(a: str, b: str) -> float:
     """The similarity of two texts, 0 to 1."""
     both, row = sketch(normals([a, b]), 0.7), np.zeros(1, np.int64)
     return float(similarities(both, row, both, row + 1)[0])
+
+
+def leaders_among(texts: TextRows, threshold: float) -> list[int]:
+    """The row of the leader of each of some distinct texts, which come in order."""
+    own, size = texts.sketches, len(texts)
+    join, entries = TextJoin(threshold, own.without_keys, np.arange(size, dtype=np.uint32)), TextEntries.of(own.keys)
+    join.among(entries.keys, entries.owner.astype(np.int64))
+    one, other, crowds = join.edges()
+
+    def alike(text: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        rows = np.full(len(others), text)
+        shared: npt.NDArray[np.bool_] = (own.keys[rows] == own.keys[others]).any(axis=1)
+        return same(own, rows, own, others, threshold) & shared
+
+    nothing = np.zeros(0, np.int64)
+    nodes = Nodes(nothing.reshape(0, 2), np.stack([one, other], axis=1), crowds, nothing, alike)
+    leads, leaders = np.zeros(len(nodes), np.bool_), list(range(size))
+    for text, node in enumerate(nodes.of(np.arange(size)).tolist()):
+        if node != NONE and nodes.leader[node] != NONE:
+            leaders[text] = int(nodes.numbers[nodes.leader[node]])
+        elif node != NONE:
+            leads[node] = True
+            nodes.lead(node, lambda some: ~leads[some])
+    return leaders

@@ -42,7 +42,7 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
-from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
@@ -252,9 +252,10 @@ def _lead(build: Build, kept: list[Item]) -> None:
         for item in kept
     ]
     looks = [_features(item)["signature"] for item in kept]
-    with build.stage("dedup.lead").attempt("all") as attempt:
+    with build.stage("dedup.leaders").attempt("all") as attempt:
         attempt.write_table("images.parquet", pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
         attempt.path(SIGNATURES).write_bytes(b"".join(looks))
+        attempt.path(DETAILS).write_bytes(b"")
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
         attempt.write_table("placeholders.parquet", PLACEHOLDER_SCHEMA.empty_table())
         attempt.commit({"pairs": len(kept)}, {"features": "as made", "sketch": "as made"})

@@ -1,1 +1,1 @@
-"""What the stages from `rank` to `dedup` have in common: runs, what is compared, what earlier builds kept, splits."""
+"""Helpers of the stages from `signatures` to `dedup`: runs, earlier builds, the pass over edges, splits."""

@@ -1,4 +1,4 @@
-"""Signatures and details of images as `deal` wrote them, in flat files per run: those that are asked for are read.
+"""Signatures and details of images, in flat files per run, of which no more is read than is asked for.
 
 They are read, one by one where they lie apart, and not mapped: around each one that is looked at the kernel maps up to
 160 KB, and some thousands would be a build's whole file in memory.
@@ -48,7 +48,8 @@ class StoredSignatures:
 
     def grids(self, image: Ints, grid: Ints) -> Bytes:
         """[N, SIZE] grids [N] of images [N]."""
-        return self._read(image, grid * SIZE, SIZE)
+        distinct, at = np.unique(image * GRIDS + grid, return_inverse=True)  # one image is compared with many
+        return self._read(distinct // GRIDS, distinct % GRIDS * SIZE, SIZE)[at]
 
     def details(self, image: Ints) -> Details:
         """Details of images [N], which then are numbers 0 to N - 1."""

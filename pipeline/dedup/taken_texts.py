@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Iterable
 
 from data_specs.build import Dedup
-from pipeline.files.digests import DIGEST
-from pipeline.records import TEXTS_TYPE
-
-COPY_SCHEMA = pa.schema([("position", pa.int32()), ("texts", TEXTS_TYPE), ("text_ids", pa.list_(DIGEST))])
-"""Texts of the copies of a leader: `position` is the leader's."""
 
 
 class TakenTexts:
-    """Which texts of duplicates the leaders of one run take over, and which of these leaders are placeholders.
+    """Which texts of duplicates leaders take over, and which leaders are placeholders, by numbers of pairs and texts.
 
-    Everything is by the position of the leader in the run; `own` are the ids of the leaders' own texts.
+    Equal texts have one number.
     """
 
-    def __init__(self, rules: Dedup, own: dict[int, list[bytes]]) -> None:
-        self._rules, self._own = rules, own
-        self._known: dict[int, set[bytes]] = {}  # ids of its own texts and of those taken
-        self._primary: dict[int, set[bytes]] = {}  # ids of its primary text and of those of its copies
-        self._taken: dict[int, list[tuple[int, str, str, str]]] = {}  # (position, kind, text, original)
+    def __init__(self, rules: Dedup) -> None:
+        self._rules = rules
+        self._known: dict[int, set[int]] = {}  # its own texts and those taken
+        self._primary: dict[int, set[int]] = {}  # its primary text and those of its copies
+        self._taken: dict[int, list[tuple[int, int]]] = {}
+        self._own: dict[int, int] = {}
         self.placeholders: set[int] = set()
 
-    def add(self, rows: pa.Table) -> None:
-        """Add duplicates, rows of COPY_SCHEMA in the order of their ranks."""
-        for position, texts, ids in zip(*(rows[name].to_pylist() for name in COPY_SCHEMA.names), strict=True):
-            if position in self.placeholders:
-                continue
-            own = self._own[position][: self._rules.max_texts]
-            primary = self._primary.setdefault(position, {own[0]})
-            primary.add(ids[0])
-            if 0 < self._rules.placeholder_texts < len(primary):
-                self.placeholders.add(position)
-                for of_leader in (self._primary, self._known, self._taken):
-                    of_leader.pop(position, None)
-            elif self._rules.merge_texts:
-                self._take(position, own, texts, ids)
+    def add(self, leader: int, own: Iterable[int], copy: int, texts: list[int]) -> None:
+        """Add the next copy by rank of a leader. own: the leader's texts that count, primary first."""
+        if leader in self.placeholders:
+            return
+        known = self._known.get(leader)
+        if known is None:
+            counted = list(own)
+            known = self._known[leader] = set(counted)
+            self._primary[leader], self._own[leader] = {counted[0]}, len(counted)
+        primary = self._primary[leader]
+        primary.add(texts[0])
+        if 0 < self._rules.placeholder_texts < len(primary):
+            self.placeholders.add(leader)
+            self._taken.pop(leader, None)
+        elif self._rules.merge_texts:
+            taken = self._taken.setdefault(leader, [])
+            for at, text in enumerate(texts):
+                if text not in known and self._own[leader] + len(taken) < self._rules.max_texts:
+                    known.add(text)
+                    taken.append((copy, at))
 
-    def _take(self, position: int, own: list[bytes], texts: list[dict[str, str]], ids: list[bytes]) -> None:
-        known = self._known.setdefault(position, set(own))
-        taken = self._taken.setdefault(position, [])
-        for text, name in zip(texts, ids, strict=True):
-            if name not in known and len(own) + len(taken) < self._rules.max_texts:
-                known.add(name)
-                taken.append((position, text["kind"], text["text"], text["original"] or ""))
-
-    def texts(self) -> list[tuple[int, str, str, str]]:
-        """(position, kind, text, original) in the order of the leaders."""
-        return [text for position in sorted(self._taken) for text in self._taken[position]]
+    def taken(self) -> dict[int, list[tuple[int, int]]]:
+        """By leader (copy, place among its texts), in the order in which they were taken."""
+        return {leader: texts for leader, texts in self._taken.items() if texts}

@@ -2,7 +2,6 @@
 
 Every image has hashes of its parts and grids (`pictures.signatures`). One without texture has details besides
 (`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that one with texture costs what it did.
-What an older wenlan measured has fewer hashes and grids, or no details, and is compared by what it has.
 
 A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie
 well over each other and still differ in places overrule the grids. So two dialogs of one program that the grids do not
@@ -20,21 +19,34 @@ from typing import IO, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.files.digests import bytes_of
 from pipeline.pictures import alignment, details
 from pipeline.pictures.hashing import CONTENT, HASHES
-from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, is_plain, of_one_colour, tones, within
+from pipeline.pictures.signatures import (
+    ALL,
+    GRIDS,
+    LOWER,
+    SIZE,
+    UPPER,
+    Blocks,
+    is_plain,
+    of_one_colour,
+    of_one_tone,
+    tones,
+    within,
+)
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
-_EARLIER = 9
-"""Hashes of an image in a wenlan that cut halves otherwise and had none of what lies between the margins."""
-
 _HALVES = range(GRIDS, HASHES)
+
+VERIFIED = 1 << 12
+"""Pairs verified at once: what they need fits into a processor's cache."""
 
 TONES_AT_ONCE = 4_096
 """Images whose tones are taken together: their grids stay in a processor's cache."""
@@ -71,9 +83,7 @@ class Details:
 
     @staticmethod
     def of_table(table: pa.Table) -> Details:
-        """The column `details` of a table, null of an image without; a table of an older wenlan has no such column."""
-        if "details" not in table.column_names:
-            return NO_DETAILS
+        """The column `details` of a table, null of an image without."""
         column = table["details"]
         if column.null_count == len(column):
             return NO_DETAILS
@@ -96,6 +106,18 @@ class Details:
     def of_rows(rows: Bytes) -> Details:
         """Rows [M, ROW] of such a file."""
         return Details(np.ascontiguousarray(rows[:, :8]).view("<i8")[:, 0].astype(np.int64), rows[:, 8:])
+
+
+def signatures_of(column: pa.ChunkedArray) -> Bytes:
+    """Equally long signatures as an array [N, bytes]."""
+    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in column.chunks)])
+    return raw.reshape(len(column), GRIDS * SIZE)
+
+
+def hashes_of(table: pa.Table) -> Codes:
+    """The column phash of a table as an array [N, HASHES]."""
+    codes: Codes = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(table.num_rows, HASHES)
+    return codes
 
 
 ROW = 8 + details.SIZE
@@ -154,19 +176,12 @@ class Hashed:
     tones: Codes
 
 
-def coarse_of(phash: Codes, *signatures: Bytes) -> Hashed:
-    """Of all images, of which an older wenlan has fewer hashes and grids. Signatures may come in pieces."""
-    if phash.shape[1:] == (_EARLIER,):
-        phash = phash[:, :CONTENT]  # its halves were cut otherwise
-    if phash.shape[1] < HASHES:
-        phash = np.pad(phash, ((0, 0), (0, HASHES - phash.shape[1])))
-    found, first = np.zeros((len(phash), GRIDS), np.uint64), 0
-    for piece in signatures:
-        for start in range(0, len(piece), TONES_AT_ONCE):  # a map may be larger than memory: a part at a time
-            part = piece[start : start + TONES_AT_ONCE]
-            grids = part.reshape(len(part), -1, SIZE)
-            found[first : first + len(part), : grids.shape[1]] = tones(grids)
-            first += len(part)
+def coarse_of(phash: Codes, signatures: Bytes) -> Hashed:
+    """Of all images, with hashes [N, parts] and signatures [N, ...]."""
+    found = np.zeros((len(phash), GRIDS), np.uint64)
+    for start in range(0, len(phash), TONES_AT_ONCE):
+        part = signatures[start : start + TONES_AT_ONCE]
+        found[start : start + len(part)] = tones(part.reshape(len(part), GRIDS, SIZE))
     return Hashed(np.arange(len(phash)), phash, found)
 
 
@@ -179,22 +194,49 @@ class Signed(Protocol):
     """Images as they are verified, by their numbers."""
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """[N, SIZE]: grid grids[i] of image images[i]; zeros of one that an older wenlan did not make."""
+        """[N, SIZE]: grid grids[i] of image images[i]."""
 
     def details(self, images: Ints) -> Details:
         """Details of images [N], which then are numbers 0 to N - 1."""
+
+
+class Whole(Signed, Protocol):
+    """The same, of which whole signatures can be read."""
+
+    def whole(self, images: Ints) -> Bytes:
+        """[N, GRIDS * SIZE] signatures of images [N]."""
+
+
+class Held:
+    """Some images, whose signatures are read once and stay in memory."""
+
+    def __init__(self, signed: Whole, images: Ints) -> None:
+        """images: ascending."""
+        self._signed, self._images = signed, images
+        self._grids = signed.whole(images).reshape(len(images), GRIDS, SIZE)
+
+    def grids(self, images: Ints, grids: Ints) -> Bytes:
+        """As of `Signed`."""
+        return self._grids[np.searchsorted(self._images, images), grids]
+
+    def details(self, images: Ints) -> Details:
+        """As of `Signed`."""
+        return self._signed.details(images)
 
 
 class OfArrays:
     """Signatures [N, ...] in memory, and details."""
 
     def __init__(self, signatures: Bytes, own: Details) -> None:
-        grids = signatures.size // max(1, len(signatures)) // SIZE
-        self._grids, self._details = signatures.reshape(len(signatures), grids, SIZE), own
+        self._grids, self._details = signatures.reshape(len(signatures), GRIDS, SIZE), own
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
         """As of `Signed`."""
         return self._grids[images, grids]
+
+    def whole(self, images: Ints) -> Bytes:
+        """As of `Whole`."""
+        return self._grids[images].reshape(len(images), GRIDS * SIZE)
 
     def details(self, images: Ints) -> Details:
         """As of `Signed`."""
@@ -250,6 +292,54 @@ def alike(
     rows, _, other = _by_maps(candidates, np.flatnonzero(result), by, _one_is_plain)
     result[rows] = ~other
     return result
+
+
+Rule = tuple[int, float]
+"""The radius within which hashes are near, and the threshold."""
+
+
+def pairs_alike(rule: Rule, signed: Signed, coarse: Hashed, fine: Hashed, ones: Ints, others: Ints) -> Flags:
+    """[N] whether rows ones[i] and others[i] of `coarse` look alike, by the definition: any of their parts may tell.
+
+    fine: of those of these images that have details. The images of both ascend.
+    """
+    radius, threshold = rule
+    found = np.zeros(len(ones), np.bool_)
+    for family in families(radius):
+        rows, places = (ones, others), np.arange(len(ones))
+        hashed = fine if family.fine else coarse
+        if family.fine:
+            at = [np.searchsorted(fine.images, coarse.images[of]) for of in rows]
+            has = [np.append(fine.images, -1)[of] == coarse.images[own] for of, own in zip(at, rows, strict=True)]
+            places = np.flatnonzero(has[0] & has[1])
+            rows = at[0], at[1]
+        for part in family.parts:
+            for parts in dict.fromkeys(((family.asks, part), (part, family.asks))):
+                places = places[~found[places]]
+                found[places] = _parts_alike(
+                    family, threshold, signed, hashed, (rows[0][places], rows[1][places]), parts
+                )
+    return found
+
+
+def _parts_alike(
+    family: Family, threshold: float, signed: Signed, hashed: Hashed, rows: tuple[Ints, Ints], parts: tuple[int, int]
+) -> Flags:
+    """[N] whether images in these rows are alike by two of their parts."""
+    codes = [hashed.codes[row, part] for row, part in zip(rows, parts, strict=True)]
+    near = np.bitwise_count(codes[0] ^ codes[1]) <= family.radius
+    at = np.flatnonzero(near & (codes[0] != 0) & (codes[1] != 0))
+    numbers = [np.full(len(at), part) for part in parts]
+    tones_of = [hashed.tones[row[at], family.toned(of)] for row, of in zip(rows, numbers, strict=True)]
+    at = at[of_one_tone(tones_of[0], tones_of[1], family.blocks)]
+    found = np.zeros(len(codes[0]), np.bool_)
+    for start in range(0, len(at), VERIFIED):
+        some = at[start : start + VERIFIED]
+        images = [hashed.images[row[some]] for row in rows]
+        of_parts = [np.full(len(some), part) for part in parts]
+        by = family, threshold
+        found[some] = alike(signed, images[0], of_parts[0], signed, images[1], of_parts[1], by)
+    return found
 
 
 def _by_maps(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,20 @@ class Sketches:
         return Sketches(
             self.shingles[spread(low, high)], starts, self.numerals[rows], self.parity[rows], self.keys[rows]
         )
+
+    def without_keys(self, rows: Ints) -> Sketches:
+        """Some of the texts, without their band keys."""
+        return replace(self, keys=np.empty((len(self), 0), np.uint32)).take(rows)
+
+    @staticmethod
+    def joined(*several: Sketches) -> Sketches:
+        """The texts of several batches, one after the other, without band keys."""
+        sizes = np.concatenate([np.zeros(1, np.int64), *(own.sizes for own in several)])
+        shingles, numerals, parity = (
+            np.concatenate([np.zeros(0, kind), *(getattr(own, name) for own in several)])
+            for name, kind in (("shingles", np.uint32), ("numerals", np.uint64), ("parity", np.uint64))
+        )
+        return Sketches(shingles, np.cumsum(sizes), numerals, parity, np.empty((len(sizes) - 1, 0), np.uint32))
 
 
 def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
@@ -170,33 +184,6 @@ def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[
     return counted / np.maximum(1, limit)
 
 
-def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
-    """(rows, later rows) of every two texts of one batch that share a band key and may be the same."""
-    rows = np.tile(np.arange(len(texts), dtype=np.uint64)[:, None], texts.keys.shape[1])
-    packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()  # [N * bands]: key << 32 | row
-    packed.sort()
-    borders = np.flatnonzero(
-        np.append(begins(packed >> np.uint64(32)), True)
-    )  # where groups of a key begin, and the end
-    # Each entry is paired with those after it in its group: entries after[i] to ends[i].
-    after, ends = np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
-    hot = (ends - after).sum() > len(texts) ** 2 // 2  # more than there are pairs of texts: compare all instead
-    if hot:
-        one, other = np.triu_indices(len(texts), 1)
-    else:  # rows ascend within a group, so each pair is (row, later row)
-        members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        pairs = np.repeat(members, ends - after) << 32 | members[spread(after, ends)]
-        pairs.sort()
-        pairs = pairs[begins(pairs)]
-        one, other = pairs >> 32, pairs & 0xFFFFFFFF
-    likely = possible(texts, one, texts, other, threshold)
-    one, other = one[likely], other[likely]
-    if hot:  # all pairs were taken: only those that share a band count, as everywhere
-        share = (texts.keys[one] == texts.keys[other]).any(axis=1)
-        one, other = one[share], other[share]
-    return one, other
-
-
 def bands(threshold: float) -> tuple[int, int]:
     """(rows, bands) of the MinHash: the most rows per band at which PERMUTATIONS suffice to miss at most MISS.
 
@@ -223,6 +210,12 @@ def mixed(values: Words) -> Words:
 def begins(values: npt.NDArray[Any]) -> Flags:
     """[N] whether each element of a sorted array differs from the one before it, that is, begins a group."""
     return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
+
+
+def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values in ascending order, each once. `np.unique` hashes, which takes up to a hundred times as long here."""
+    ranked = np.sort(values)
+    return ranked[begins(ranked)]
 
 
 def places(begin: Flags) -> Ints:

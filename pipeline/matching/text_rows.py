@@ -1,14 +1,14 @@
-"""Texts as the leader pass compares them: ids and sketches, in memory and as a Parquet column.
+"""Texts as dedup compares them: ids and sketches, in memory and as a Parquet column.
 
-Sketches cost more to make than to compare, so `pipeline.dedup.rank` makes them in parallel, and everything after it,
-STORE's identities included, reads them as they are: arrays over the buffers of the file, no Python object per text.
+Sketches cost more to make than to compare: `pipeline.dedup.signatures` makes them in parallel, and everything after
+it, STORE's identities included, reads them as they are: arrays over the buffers of the file, no Python object per text.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ class TextRows:
         at = np.asarray(rows, np.int64)
         return TextRows(self.ids[at], self.sketches.take(at))
 
+    @staticmethod
+    def joined(several: Sequence[TextRows]) -> TextRows:
+        """The texts of several batches, one after the other."""
+        bands = np.concatenate([one.sketches.keys for one in several])
+        own = replace(Sketches.joined(*(one.sketches for one in several)), keys=bands)
+        return TextRows(np.concatenate([one.ids for one in several]), own)
+
     def columns(self) -> pa.StructArray:
         """The texts as a column of FIELDS."""
         own, size = self.sketches, len(self)
@@ -75,35 +82,6 @@ class TextRows:
             _binary(own.shingles, own.starts),
         ]
         return pa.StructArray.from_arrays(values, fields=list(FIELDS))
-
-
-class BandFilter:
-    """The band keys that occur in a build: an earlier leader with none of them is the same as none of its texts.
-
-    A Bloom filter of two bytes a key, by its first and by its last BITS bits. With 26 bands, as by default, of leaders
-    that share none one in 150 passes for a build of 10,000 texts, half for one of 100,000, nearly all for larger ones,
-    which are then no more than the build itself.
-    """
-
-    BITS = 24
-
-    def __init__(self) -> None:
-        self._first, self._last = (np.zeros(1 << self.BITS, np.bool_) for _ in range(2))
-
-    def add(self, keys: npt.NDArray[np.uint32]) -> None:
-        """Add keys of the build's texts, in any shape."""
-        self._first[keys >> np.uint32(32 - self.BITS)] = True
-        self._last[keys & np.uint32((1 << self.BITS) - 1)] = True
-
-    def rows(self, keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        """Rows of the texts with keys [N, bands] that may share a band with the build."""
-        row, band = np.nonzero(self._first[keys >> np.uint32(32 - self.BITS)])
-        return np.unique(row[self._last[keys[row, band] & np.uint32((1 << self.BITS) - 1)]])
-
-
-def keys_of(column: pa.Array) -> npt.NDArray[np.uint32]:
-    """All band keys of an array of FIELDS' `keys`, end to end."""
-    return _words(column)[0]
 
 
 def made(normal_texts: Sequence[str], threshold: float) -> TextRows:

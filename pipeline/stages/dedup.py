@@ -1,13 +1,14 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
-`pipeline.dedup.rank` prepares what is compared, `pipeline.dedup.lead` decides in one pass, and the last pass applies
-the verdicts in parallel: kept pairs, with the texts of their copies, and a Decision for each other one, with its leader
-and every failing reason. A pair whose image an earlier build of the dataset kept is `known`, which is not a drop. Kept
-pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and their split
-(`pipeline.dedup.splits`): copies of one image never straddle two splits. A leader of an earlier build is never kept
-again within a generation, so its split cannot change.
+Signatures become keys, what shares a key is joined and compared, and one pass in order chooses leaders from the edges
+(`pipeline.dedup.signatures`, `copies`, `edges`, `leaders`). The last pass applies its verdicts in parallel: kept pairs,
+with the texts of their copies, and a Decision for each other one, with its leader and every failing reason. A pair
+whose image an earlier build of the dataset kept is `known`, which is not a drop. Kept pairs carry the ids by which
+training masks false negatives (image_leader, text_leaders), and their split (`pipeline.dedup.splits`): copies of one
+image never straddle two splits. A leader of an earlier build is never kept again within a generation, so its split
+cannot change.
 
-Limits: a partition of filter, and the verdicts of a run (`rank.RUN` pairs), are held in memory.
+Limits: a partition of filter, and the verdicts of a run (`signatures.RUN` pairs), are held in memory.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import pyarrow.compute as pc
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
-from pipeline.dedup import deal, lead, meet, rank, ranked_runs
+from pipeline.dedup import copies, edges, leaders, ranked_runs, signatures
+from pipeline.dedup.greedy import REASONS
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
-from pipeline.matching.leader_pass import REASONS
 from pipeline.records import (
     DEDUP_SCHEMA,
     PAIR_SCHEMA,
@@ -45,7 +46,7 @@ ROW_GROUP = 1_000
 
 
 def token(build: Build) -> Any:
-    return None  # the rules and the identities are in the token of `lead`
+    return None  # the rules and the identities are in the token of `leaders`
 
 
 def partitions(build: Build) -> list[str]:
@@ -55,12 +56,11 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs sorted by (order_key, candidate_id), and a Decision for each dropped one."""
-    stage, leaders = build.stage("filter"), build.stage("dedup.lead")
+    stage, led = build.stage("filter"), build.stage("dedup.leaders")
     pairs = stage.table(stage.record(partition)).combine_chunks()
-    run = next(run for run in build.stage("dedup.rank").partitions() if partition in ranked_runs.partitions_of(run))
-    record = leaders.record(ranked_runs.ALL)
-    verdicts, merged = _of_partition(build, run, partition, record, pairs.num_rows)
-    reasons = _with_placeholders(pairs, verdicts, leaders.table(record, "placeholders.parquet"))
+    record = led.record(ranked_runs.ALL)
+    verdicts, merged = _of_partition(build, partition, record, pairs.num_rows)
+    reasons = _with_placeholders(pairs, verdicts, led.table(record, "placeholders.parquet"))
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
@@ -78,16 +78,18 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit(counts, {ROWS_DIGEST: rows_digest(kept["candidate_id"].to_pylist())})
 
 
-def _of_partition(build: Build, run: str, partition: str, record: Record, rows: int) -> tuple[pa.Table, pa.Table]:
+def _of_partition(build: Build, partition: str, record: Record, rows: int) -> tuple[pa.Table, pa.Table]:
     """(verdicts, texts taken over) of the pairs of one partition of a run; positions are those within the partition."""
-    stage, leaders, first = build.stage("filter"), build.stage("dedup.lead"), 0
+    stage, led, first = build.stage("filter"), build.stage("dedup.leaders"), 0
+    runs = (suffix.removesuffix(".verdicts") for suffix in record.files if suffix.endswith(".verdicts"))
+    run = next(run for run in runs if partition in ranked_runs.partitions_of(run))
     for before in ranked_runs.partitions_of(run):
         if before == partition:
             break
         first += stage.record(before).counts["kept"]
     tables = []
     for what in ("verdicts", "merged"):
-        table = leaders.table(record, f"{run}.{what}")
+        table = led.table(record, f"{run}.{what}")
         position = table["position"]
         table = table.filter(pc.and_(pc.greater_equal(position, first), pc.less(position, first + rows)))
         at = table.schema.get_field_index("position")
@@ -236,17 +238,17 @@ STAGE = Stage(
     zh="去重",
     folder="unique",
     passes=(
-        rank.PASS,
-        deal.PASS,
-        meet.PASS,
-        lead.PASS,
+        signatures.PASS,
+        copies.PASS,
+        edges.PASS,
+        leaders.PASS,
         Pass(
             name="dedup",
             over=partitions,
-            reads=("filter", "dedup.rank", "dedup.lead"),
+            reads=("filter", "dedup.leaders"),
             run=run_partition,
             token=token,
-            version=3,
+            version=4,
             files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
             rewrites_others=False,
         ),

@@ -3,10 +3,10 @@
     identity/<build>.<digest>.json                  one small record: the commit
     identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
     dealt/<build>.<digest>/                         what follows from a commit, by keys: made where it is needed, and
-                                                    deleted with its commit (`pipeline.dedup.dealt_earlier`)
+                                                    deleted with its commit (`pipeline.dedup.earlier`)
 
-The files are those that the build's leader pass wrote by rank (`pipeline.dedup.lead`): publishing copies them, and who
-reads them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
+The files are those that `pipeline.dedup.leaders` wrote by rank: publishing copies them, and readers take them in
+batches, column by column. They hold enough to match against, not enough to read a text.
 
 A build reads the identities of the builds that were published when it was opened, by name (`Build.identities`); names
 hold digests, so what it reads cannot change under it. `publish` refuses a build that has not seen all that was
@@ -40,7 +40,7 @@ from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
-from pipeline.matching.looks import NO_DETAILS, ROW, Details
+from pipeline.matching.looks import ROW, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
@@ -61,22 +61,19 @@ IMAGE_SCHEMA = pa.schema(
 )
 """Kept images by rank. What turned out a placeholder, or is dropped after dedup, is among them: it goes on leading."""
 
-TEXT_SCHEMA = pa.schema([("text", FIELDS)])
-"""Texts that lead, in the order in which they began to. Digests and hashes only."""
-
-PLACED_TEXT_SCHEMA = TEXT_SCHEMA.append(pa.field("split", pa.string()))
-"""The same with the split of each one's cluster, of a build with `shards.apart: texts`."""
+TEXT_SCHEMA = pa.schema([("text", FIELDS), ("split", pa.string())])
+"""Texts that lead, in the order in which they began to, each with its pair's split. Digests and hashes only."""
 
 PLACEHOLDER_SCHEMA = pa.schema([("candidate_id", DIGEST)])
 
 SIGNATURES = "signatures.bin"
 """Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
 
-PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
-"""The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
-
 DETAILS = "details.bin"
-"""Details of those images that have some (`pipeline.matching.looks`), of a build of a wenlan that knows them."""
+"""Details of those images that have some (`pipeline.matching.looks`)."""
+
+PARTS = ("images.parquet", SIGNATURES, DETAILS, "texts.parquet", "placeholders.parquet")
+"""The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
 
 DEALT = "dealt"
 """Folder of STORE with what follows from commits; it may be deleted whenever no build runs."""
@@ -84,7 +81,7 @@ DEALT = "dealt"
 ATTEMPTS = 10
 """Times that a folder in DEALT is deleted while a build still writes its last file there."""
 
-IDENTITY_STAGE = "dedup.lead"
+IDENTITY_STAGE = "dedup.leaders"
 """The stage whose only partition holds what a build publishes here."""
 
 SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "curate.nearest"
@@ -117,16 +114,9 @@ class Identities:
         self._store, self._folder = store, store.folder / "identity"
 
     def names(self) -> list[str]:
-        """Names of the commits. Raises StoreError for a newer STORE, and for identities that an older wenlan left."""
+        """Names of the commits. Raises StoreError for a STORE of another version."""
         self._store.version()
-        names = [name for name in self._folder.names() if not name.startswith(".")]
-        for name in names:
-            if name.endswith(".parquet") and not name.endswith(PARTS):
-                raise StoreError(
-                    self._folder.at(name),
-                    "is of an older wenlan; remove the folder identity and publish its builds again, oldest first",
-                )
-        return [name for name in names if name.endswith(".json")]
+        return [name for name in self._folder.names() if name.endswith(".json") and not name.startswith(".")]
 
     def read(self, name: str) -> Published:
         """One commit. Raises StoreError, with what to do, if it is no longer there."""
@@ -215,8 +205,6 @@ class Identities:
 
     def details_before(self, known: Published, image: int) -> int:
         """How many images before this one have details: few rows of a large file are read for it."""
-        if DETAILS not in known.files:
-            return 0
         size = known.files[DETAILS].bytes // ROW
 
         def number(row: int) -> int:
@@ -245,12 +233,10 @@ class Identities:
             return np.memmap(path, np.uint8, "r").reshape(images, -1)
 
     def details(self, known: Published) -> Details:
-        """Details of a build's images by rank, mapped as `signatures` are; none of a build of an older wenlan.
+        """Details of a build's images by rank, mapped as `signatures` are.
 
         Raises StoreError as `batches` does.
         """
-        if DETAILS not in known.files:
-            return NO_DETAILS
         with self._file(known, DETAILS) as path:
             return Details.read(path)
 
@@ -289,7 +275,7 @@ class Identities:
         ):
             if others:
                 names = ", ".join(sorted(map(build_of, others)))
-                todo = "run wenlan-data build again: it goes on from `lead`"
+                todo = "run wenlan-data build again: it goes on from `dedup.leaders`"
                 raise StoreError(build.build_id, f"{names} {what}; {todo}")
 
     def is_released(self, build: Build) -> bool:
@@ -373,7 +359,7 @@ class Identities:
 
     def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
-            paths = {part: Path(scratch) / part for part in (*PARTS, DETAILS) if part in known.files}
+            paths = {part: Path(scratch) / part for part in PARTS}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
@@ -457,7 +443,7 @@ def _record(build: Build) -> Record:
 def _sources(build: Build) -> dict[str, tuple[StageDir, Record, str]]:
     """Where each file of a build's commit lies: stage, record and suffix."""
     stage, record = build.stage(IDENTITY_STAGE), _record(build)
-    sources = {part: (stage, record, part) for part in (*PARTS, DETAILS) if part != DETAILS or part in record.files}
+    sources = {part: (stage, record, part) for part in PARTS}
     semantic = _semantic(build)
     return sources if semantic is None else {**sources, SEMANTIC: (*semantic, "kept.parquet")}
 
@@ -478,7 +464,7 @@ def _tower(build: Build) -> str:
 
 def _digest(of_parts: Mapping[str, str]) -> str:
     return hashlib.sha256(
-        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC, DETAILS) if part in of_parts).encode()
+        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC) if part in of_parts).encode()
     ).hexdigest()[:12]
 
 
@@ -489,18 +475,19 @@ def write_without(
     placeholders: pa.Table,
     removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin, placeholders.parquet and, if `paths` has it, details.bin without the
-    `removed` images. looks: signatures and details."""
+    """Write images.parquet, signatures.bin, details.bin and placeholders.parquet without the `removed` images.
+
+    looks: signatures and details.
+    """
     signatures, details = looks
     remaining = np.flatnonzero(~removed)
     write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
         for start in range(0, len(remaining), 10_000):
             f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
-    if DETAILS in paths:
-        with paths[DETAILS].open("wb") as f:
-            for start in range(0, len(remaining), 10_000):
-                details.take(remaining[start : start + 10_000]).moved(start).write(f)
+    with paths[DETAILS].open("wb") as f:
+        for start in range(0, len(remaining), 10_000):
+            details.take(remaining[start : start + 10_000]).moved(start).write(f)
     ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))

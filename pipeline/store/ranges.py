@@ -1,7 +1,7 @@
 """Names of partitions that are ranges of order keys.
 
 00003-of-00010          the fourth of ten equal ranges, as `admit` cuts them
-00003-00005-of-00010    three neighbouring ones, as `rank` puts them into a run
+00003-00005-of-00010    three neighbouring ones, as `signatures` puts them into a run
 """
 
 from __future__ import annotations

@@ -22,13 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json
-from pipeline.matching.looks import Details
-from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
+from pipeline.matching.image_edges import first_alike
+from pipeline.matching.looks import Bytes, Codes, Details, hashes_of, signatures_of
 from pipeline.records import sha256_hex
 from pipeline.urls import host_names
 
@@ -72,7 +71,7 @@ class Takedowns:
     hashes: frozenset[str] = frozenset()
     looks: tuple[Look, ...] = ()
     _hosts: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
-    _indexes: dict[str, list[ImageLeaders]] = field(default_factory=dict, repr=False, compare=False)
+    _groups: dict[str, list[_Group]] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.hashes or self.looks)
@@ -139,7 +138,7 @@ class Takedowns:
     def alike(self, rows: pa.Table, features: str) -> list[str]:
         """sha256 of the rows whose picture looks like one that is taken down.
 
-        rows: with the columns LOOKED_AT; a table of an older wenlan may lack details.
+        rows: with the columns LOOKED_AT.
 
         features: the feature id by which the rows were measured; looks of another one are not compared.
         """
@@ -147,40 +146,48 @@ class Takedowns:
             return []
         looks = looks_of(rows)
         alike = np.zeros(rows.num_rows, np.bool_)
-        for index in self._indexes_of(features):
-            alike |= index.first(*looks) >= 0
+        for group in self._groups_of(features):
+            alike |= first_alike(group.distance, group.threshold, looks, group.looks) >= 0
         names: list[str] = rows["sha256"].filter(pa.array(alike)).to_pylist()
         return names
 
-    def _indexes_of(self, features: str) -> list[ImageLeaders]:
-        """One index per distance and threshold that a takedown asked for, and features by which it was measured."""
-        if features not in self._indexes:
-            groups: dict[tuple[int, float, str], list[Look]] = {}
+    def _groups_of(self, features: str) -> list[_Group]:
+        """The looks by distance and threshold that a takedown asked for."""
+        if features not in self._groups:
+            by_rule: dict[tuple[int, float], list[Look]] = {}
             for look in self.looks:
                 if look.features == features:
-                    groups.setdefault((look.distance, look.threshold, look.features), []).append(look)
-            self._indexes[features] = [_index(*key[:2], looks) for key, looks in sorted(groups.items())]
-        return self._indexes[features]
+                    by_rule.setdefault((look.distance, look.threshold), []).append(look)
+            self._groups[features] = [_group(*rule, looks) for rule, looks in sorted(by_rule.items())]
+        return self._groups[features]
 
 
-def _index(distance: int, threshold: float, looks: Sequence[Look]) -> ImageLeaders:
-    index = ImageLeaders(distance, threshold)
-    signatures = np.stack([np.frombuffer(look.signature, np.uint8) for look in looks])
-    table = pa.table({"details": pa.array([look.details for look in looks], pa.binary())})
-    index.add(np.array([look.phash for look in looks], np.uint64), signatures, details=[Details.of_table(table)])
-    return index
+@dataclass(frozen=True)
+class _Group:
+    """Pictures that were taken down by one rule: hashes, signatures and details."""
+
+    distance: int
+    threshold: float
+    looks: tuple[Codes, Bytes, Details]
+
+
+def _group(distance: int, threshold: float, looks: Sequence[Look]) -> _Group:
+    table = pa.table(
+        {
+            "phash": pa.array([look.phash for look in looks], pa.list_(pa.uint64())),
+            "signature": pa.array([look.signature for look in looks], pa.binary()),
+            "details": pa.array([look.details for look in looks], pa.binary()),
+        }
+    )
+    return _Group(distance, threshold, looks_of(table))
 
 
 NO_TAKEDOWNS = Takedowns()
 
 
-def looks_of(rows: pa.Table) -> tuple[Codes, Signatures, Details]:
+def looks_of(rows: pa.Table) -> tuple[Codes, Bytes, Details]:
     """phash [N, hashes], signature [N, bytes] and details of rows that have these columns."""
-    count = rows.num_rows
-    phash: Codes = pc.list_flatten(rows["phash"]).to_numpy().astype(np.uint64).reshape(count, -1)
-    raw = b"".join(rows["signature"].to_pylist())
-    signature: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(count, -1)
-    return phash, signature, Details.of_table(rows)
+    return hashes_of(rows), signatures_of(rows["signature"]), Details.of_table(rows)
 
 
 def domain_hashes(domain: str) -> set[str]:

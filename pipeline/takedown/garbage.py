@@ -36,7 +36,7 @@ import fsspec
 import pyarrow as pa
 
 from data_specs.shard import ContractError
-from pipeline.dedup import dealt_earlier
+from pipeline.dedup import earlier
 from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder, place_of
@@ -301,7 +301,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
-            elif not name.startswith(".") and not dealt_earlier.is_of_now(name):
+            elif not name.startswith(".") and not earlier.is_of_now(name):
                 deletions.delete("dealt out for another version", dealt / stem, name)
     features = store.folder / "features"
     for name in features.names():

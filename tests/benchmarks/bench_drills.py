@@ -58,7 +58,6 @@ class Drill:
 
 DRILLS: Mapping[str, Drill] = {
     "raylet": Drill(drill_nodes.raylet, 600, quick=True),
-    "holder": Drill(drill_nodes.holder, 240),
     "head": Drill(drill_nodes.head, 300),
     "driver": Drill(drill_nodes.driver, 240),
     "store": Drill(drill_nodes.store, 240),

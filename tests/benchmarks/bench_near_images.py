@@ -2,7 +2,7 @@
 
 One at a time: originals are the photos of a recipe site (../shared/corpus) and the stamps of the demo corpus. Each is
 copied in seven ways (`copies.COPIES`; `MORE` are shown without a bar). Ours is what dedup runs: features by
-`measure_image`, leaders by `ImageLeaders` at the shipped radius and threshold. Originals come first, in order; a copy
+`measure_image`, leaders by its join at the shipped radius and threshold. Originals come first, in order; a copy
 is found if its first match is the leader of its own original. Merges among originals are listed; ONE_PICTURE names
 those that were looked at.
 
@@ -145,11 +145,9 @@ def _looks(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
 def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], list[tuple[str, str]], int]:
     """Recall by kind of copy and of the seven together, merges among originals, and copies given to another."""
     import numpy as np
+    from leading_images import Leaders
 
-    from data_specs.build import Dedup
-    from pipeline.matching.near_images import ImageLeaders
-
-    leaders = ImageLeaders(Dedup().image_distance, Dedup().image_signature)
+    leaders = Leaders()
     leading, leader_of = list[int](), list[int]()
     for row in range(len(rows)):
         phash, signature, details = _looks([rows[row][""]])
@@ -157,7 +155,7 @@ def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float]
         if found < 0:
             found = len(leading)
             leading.append(row)
-            leaders.add(phash, signature, details=[details])
+            leaders.add(phash, signature, details)
         leader_of.append(found)
     merges = [(names[leading[leader]], names[row]) for row, leader in enumerate(leader_of) if leading[leader] != row]
     recall, wrong, every = dict[str, float](), 0, []
@@ -235,14 +233,13 @@ def _saved(image: Any, kind: str, **options: Any) -> bytes:
 
 def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], set[tuple[str, str]]]:
     """Recall by kind of copy, and pairs of originals of which anything was merged, of all rows by rank."""
-    from data_specs.build import Dedup
-    from pipeline.matching.near_images import ImageLeaders
+    from leading_images import Leaders
 
     ranked = sorted(
         ((number, kind, row) for number, one in enumerate(rows) for kind, row in one.items()),
         key=lambda of: (-of[2]["width"] * of[2]["height"], of[2]["id"]),
     )
-    leaders = ImageLeaders(Dedup().image_distance, Dedup().image_signature)
+    leaders = Leaders()
     original_of, leader_of = list[int](), dict[tuple[int, str], int]()
     for number, kind, row in ranked:
         phash, signature, details = _looks([row])
@@ -250,7 +247,7 @@ def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, fl
         if first < 0:
             first = len(original_of)
             original_of.append(number)
-            leaders.add(phash, signature, details=[details])
+            leaders.add(phash, signature, details)
         leader_of[number, kind] = first
     kinds = [kind for kind in rows[0] if kind]
     recall = {

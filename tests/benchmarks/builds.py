@@ -36,7 +36,7 @@ from pipeline.records import (
 )
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
-from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
@@ -86,9 +86,10 @@ def made(
             end += 1
         _partition(build, f"{part:05d}-of-{parts:05d}", everything[start:end], kept_share, jpegs, shared)
         start = end
-    with build.stage("dedup.lead").attempt("all") as attempt:
+    with build.stage("dedup.leaders").attempt("all") as attempt:
         attempt.write_table("images.parquet", IMAGE_SCHEMA.empty_table())
         attempt.path(SIGNATURES).write_bytes(b"")
+        attempt.path(DETAILS).write_bytes(b"")
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
         attempt.write_table("placeholders.parquet", PLACEHOLDER_SCHEMA.empty_table())
         attempt.commit({}, {"features": "", "sketch": ""})

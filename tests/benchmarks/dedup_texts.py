@@ -2,69 +2,52 @@
 
 IN is JSON lines or Parquet with a column "text", OUT JSON lines with the kept captions; "leaders" beside OUT, as
 Parquet, holds for each row of IN the row of its leader. wenlan has no command of its own for texts without images: this
-drives the leader pass as the stage does with texts, in the order of the rows, at the default threshold.
+finds edges as the stage does and leads in the order of the rows, at the default threshold.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_specs.build import Dedup
-from data_specs.folding import normals
-from pipeline.files.digests import rows_of
-from pipeline.matching import text_rows
-from pipeline.matching.holders import Holders
-from pipeline.matching.leader_pass import BLOCK, LeaderPass
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
 BATCH = 32_768
-"""Rows read and sketched at once."""
+"""Rows sketched at once."""
 
 
 def main(source: Path, out: Path) -> None:
-    rules, row_of, of = Dedup(), dict[bytes, int](), list[int]()
-    with out.open("w", encoding="utf-8") as kept, Holders(rules, 1) as holders:
-        decide = LeaderPass(rules, holders)
-        for texts in _batches(source):
-            batch = text_rows.made(normals(texts), rules.text_similarity)
-            for start in range(0, len(texts), BLOCK):
-                block = batch.take(np.arange(start, min(len(texts), start + BLOCK)))
-                for leader in leaders_of(decide, block):
-                    if row_of.setdefault(leader, len(of)) == len(of):
-                        line = {"text": texts[len(of) % BATCH]}
-                        kept.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    of.append(row_of[leader])
-    pq.write_table(pa.table({"leader": pa.array(of, pa.int32())}), out.with_suffix(".leaders"))
+    from data_specs.build import Dedup
+    from data_specs.folding import normals
+    from pipeline.matching import text_rows
+    from pipeline.matching.text_rows import TextRows
+    from tests.sketched import leaders_among
+
+    texts, threshold = _texts(source), Dedup().text_similarity
+    number: dict[str, int] = {}
+    of = np.array([number.setdefault(text, len(number)) for text in normals(texts)])
+    distinct = list(number)
+    parts = [text_rows.made(distinct[at : at + BATCH], threshold) for at in range(0, len(distinct), BATCH)]
+    first = np.unique(of, return_index=True)[1]
+    leaders = first[np.array(leaders_among(TextRows.joined(parts), threshold))][of]
+    with out.open("w", encoding="utf-8") as kept:
+        for row in np.unique(leaders).tolist():
+            kept.write(json.dumps({"text": texts[row]}, ensure_ascii=False) + "\n")
+    pq.write_table(pa.table({"leader": pa.array(leaders, pa.int32())}), out.with_suffix(".leaders"))
 
 
-def leaders_of(decide: LeaderPass, block: text_rows.TextRows) -> list[bytes]:
-    """Leaders of texts that need not be distinct."""
-    names = rows_of(block.ids)
-    first = {name: at for at, name in reversed(list(enumerate(names)))}
-    rows = sorted(first.values())
-    leader = dict(zip(rows, decide.place(block.take(rows)), strict=True))
-    return [leader[first[name]] for name in names]
-
-
-def _batches(source: Path) -> Iterator[list[str]]:
+def _texts(source: Path) -> list[str]:
     if source.suffix == ".parquet":
-        table = pq.ParquetFile(source)
-        yield from (batch.column(0).to_pylist() for batch in table.iter_batches(BATCH, columns=["text"]))
-        return
-    texts: list[str] = []
+        texts: list[str] = pq.read_table(source, columns=["text"])["text"].to_pylist()
+        return texts
     with source.open(encoding="utf-8") as lines:
-        for line in lines:
-            texts.append(json.loads(line)["text"])
-            if len(texts) == BATCH:
-                yield texts
-                texts = []
-    yield texts
+        return [json.loads(line)["text"] for line in lines]
 
 
 if __name__ == "__main__":

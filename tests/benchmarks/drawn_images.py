@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
-PART, ASKED = 4_096, 2_048
+PART = 4_096
 HOT = 0.05
 RANK = 256
 
@@ -37,11 +37,10 @@ def missing() -> bool:
 
 
 def prepare(folder: Path, count: int, small: bool) -> None:
-    """`phash` and `signature` of `count` images in the order of their ranks, as plain files, and of ASKED more."""
+    """`phash` and `signature` of `count` images in the order of their ranks, as plain files."""
     with ProcessPoolExecutor(2) as pool:
         fit(folder, small, pool)
         tasks = [(folder, start, min(PART, count - start), HOT) for start in range(0, count, PART)]
-        tasks.append((folder, count, ASKED, 0.0))  # none of the hot cluster, for counting candidates
         with (folder / "phash").open("wb") as phash, (folder / "signature").open("wb") as signature:
             for hashes, signatures in pool.map(_bytes_of_looks, tasks):
                 phash.write(hashes)
@@ -109,14 +108,21 @@ def _looks(rows: Any) -> tuple[Any, Any]:
 
 
 def _pair_rate(phash: Any, signature: Any) -> tuple[float, int]:
-    """Share of pairs that the index takes for candidates, and their number."""
-    from pipeline.matching.near_images import COMBINATIONS
+    """Share of pairs whose hashes are near, and their number."""
+    from data_specs.build import Dedup
+    from pipeline.matching.looks import families
 
-    index = leaders()
-    index.add(phash, signature)
-    size, own = len(phash), [part for part, other in COMBINATIONS if part == other]
-    itself = np.count_nonzero((phash[:, own] != 0).any(axis=1))  # hash 0 is near nothing
-    pairs = (index.candidates(phash) - itself) // 2  # both ways, and each with itself
+    size, pairs = len(phash), 0
+    every = [(of, part) for of in families(Dedup().image_distance) if not of.fine for part in of.parts]
+    for row in range(size):  # 0 is near nothing
+        near = np.zeros(size - row - 1, np.bool_)
+        for family, part in every:
+            for one, other in ((family.asks, part), (part, family.asks)):
+                codes = phash[row + 1 :, other]
+                near |= (
+                    (np.bitwise_count(codes ^ phash[row, one]) <= family.radius) & (codes != 0) & (phash[row, one] != 0)
+                )
+        pairs += int(np.count_nonzero(near))
     return pairs / (size * (size - 1) / 2), pairs
 
 
@@ -181,19 +187,3 @@ def _drawn(task: tuple[Path, int, int, float]) -> tuple[Any, Any, Any]:
 def _bytes_of_looks(task: tuple[Path, int, int, float]) -> tuple[bytes, bytes]:
     phash, signature, _ = _drawn(task)
     return phash.tobytes(), signature.tobytes()
-
-
-def words_of(task: tuple[Path, int, int, float]) -> tuple[Any, Any, Any]:
-    """Hashes [N, HASHES], tones [N, GRIDS] and the real picture [N] of each drawn image."""
-    from pipeline.pictures.signatures import GRIDS, SIZE, tones
-
-    phash, signature, chosen = _drawn(task)
-    return phash, tones(signature.reshape(-1, GRIDS, SIZE)), chosen.astype(np.uint16)
-
-
-def leaders(radius: int | None = None) -> Any:
-    """An index of leaders at the shipped threshold, and radius if none is given."""
-    from data_specs.build import Dedup
-    from pipeline.matching.near_images import ImageLeaders
-
-    return ImageLeaders(Dedup().image_distance if radius is None else radius, Dedup().image_signature)

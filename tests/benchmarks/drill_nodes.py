@@ -39,27 +39,6 @@ def raylet(scene: Scene) -> Iterator[Row]:
         yield build.row("all of them", f"{len(stages)} nodes lost in one build", "exit 0", build.ended(400))
 
 
-def holder(scene: Scene) -> Iterator[Row]:
-    """A node is lost that holds a share of the leader pass, whose task runs on another node; the task is done again."""
-    with scene.source(), Nodes(scene.folder) as nodes:
-        build = Build(scene, "holder", environment=nodes.environment)
-
-        def has_not_the_task(node: str) -> bool:
-            return not _workers_of(nodes, node, "ray::wenlan:lead")
-
-        node, held_by = frozen(nodes, "ray::Holder", build, has_not_the_task)
-        [lead] = [pid for name in nodes.names for pid in _workers_of(nodes, name, "ray::wenlan:lead")]
-        seen = nodes.kill_node(node)
-        alive = is_running(lead)
-        nodes.add()
-        ended = build.ended()
-        row = build.row(
-            "lead", f"{node} with holder {held_by}; {seen}; the task's own worker alive: {alive}", "", ended
-        )
-        again = "an actor that it used is gone" in build.said()
-        yield replace(row, outcome=row.outcome or f"done again: {again}; exit 0", held=row.held and alive and again)
-
-
 def _workers_of(nodes: Nodes, node: str, title: str) -> list[int]:
     return [pid for pid in nodes.processes_below(node) if nodes.title(pid).startswith(title)]
 

@@ -45,11 +45,10 @@ filters:
   - {{name: han_share}}
   - {{name: image_sides, min_side: 64}}
   - {{name: image_nsfw}}
-dedup: {{pairs_per_holder: 16}}
 regions: {{detectors: [{{name: grid, n: 2}}]}}
 shards: {{samples_per_shard: 12, dev_share: 0.2, val_share: 0.25}}
 """
-"""A spec in which every stage has something to do: a filter of pixels for `screen`, holders in actors for `lead`."""
+"""A spec in which every stage has something to do: a filter of pixels for `screen`."""
 
 
 @dataclass(frozen=True)

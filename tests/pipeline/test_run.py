@@ -15,7 +15,7 @@ from pipeline.stages import crawl
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult
-from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
+from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
 
 
 def spec(folder: Path) -> Path:
@@ -72,8 +72,9 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
 
 def publish(build: Build) -> None:
     """Leave what `release.publish` leaves in STORE, of a build that kept nothing."""
-    with build.stage("dedup.lead").attempt("all") as attempt:
+    with build.stage("dedup.leaders").attempt("all") as attempt:
         attempt.path(SIGNATURES).write_bytes(b"")
+        attempt.path(DETAILS).write_bytes(b"")
         for part, schema in (("images", IMAGE_SCHEMA), ("texts", TEXT_SCHEMA), ("placeholders", PLACEHOLDER_SCHEMA)):
             attempt.write_table(f"{part}.parquet", schema.empty_table())
         attempt.commit({"pairs": 0}, {"features": "f", "sketch": "s"})
@@ -92,10 +93,10 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     publish(second)
     [name] = opened("1").identities
     assert name.startswith(second.build_id)
-    assert opened("1").fingerprints["dedup.lead"] != first.fingerprints["dedup.lead"], (
+    assert opened("1").fingerprints["dedup.leaders"] != first.fingerprints["dedup.leaders"], (
         "it is done again from the leader pass on"
     )
-    assert opened("1").fingerprints["dedup.rank"] == first.fingerprints["dedup.rank"]
+    assert opened("1").fingerprints["dedup.signatures"] == first.fingerprints["dedup.signatures"]
 
     build_json.note(second)
     second.stage("dedup").finish(["x"], 1)

@@ -26,7 +26,7 @@ def held_apart(material: Material) -> Values:
     """
     if material.build.spec.shards.apart != "texts":
         return {}
-    [record] = material.tables.records("dedup.lead")
+    [record] = material.tables.records("dedup.leaders")
     pairs = ((a, b, record.counts.get(f"moved_{a}_to_{b}", 0)) for a in SPLITS for b in SPLITS if a != b)
     moved = [{"from": a, "to": b, "pairs": count} for a, b, count in pairs if count]
     return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}

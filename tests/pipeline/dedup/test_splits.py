@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
-from pipeline.dedup import lead
+from pipeline.dedup import leaders
 from pipeline.records import split_of
 from pipeline.store.build import Build, Earlier
-from pipeline.store.identities import PLACED_TEXT_SCHEMA, TEXT_SCHEMA, Identities
+from pipeline.store.identities import Identities
 from tests.stages import run_stage
 
 SHARES = {"dev_share": 0.25, "val_share": 0.25}
@@ -35,7 +35,7 @@ def after(build: Build) -> Kept:
 
 
 def counts(build: Build) -> dict[str, int]:
-    return build.stage("dedup.lead").record("all").counts
+    return build.stage("dedup.leaders").record("all").counts
 
 
 def publish(build: Build) -> None:
@@ -85,14 +85,10 @@ def test_the_option_leaves_digests_and_fingerprints_as_they_were(tmp_path: Path,
     )
     assert plain.digest == named.digest != apart.digest
     builds = [filtered.make(tmp_path, shared(filtered), shards=shards) for shards in (SHARES, APART)]
-    assert "apart" not in lead.token(builds[0])
-    assert lead.token(builds[1])["apart"] == "texts"
-    for build, schema in zip(builds, (TEXT_SCHEMA, PLACED_TEXT_SCHEMA), strict=True):
+    assert [leaders.token(build)["apart"] for build in builds] == ["images", "texts"]
+    for build, apart_ in zip(builds, (False, True), strict=True):
         after(build)
-        assert (
-            build.stage("dedup.lead").table(build.stage("dedup.lead").record("all"), "texts.parquet").schema == schema
-        )
-        assert ("texts_left_out" in counts(build)) == (schema is PLACED_TEXT_SCHEMA)
+        assert ("texts_left_out" in counts(build)) == apart_
 
 
 def one_of_each(filtered: Any, most: int = 200) -> dict[str, Any]:
@@ -145,7 +141,7 @@ def test_the_splits_of_earlier_builds_decide_first(tmp_path: Path, filtered: Any
 
 
 def test_a_dataset_that_had_not_the_option_goes_on_with_it(tmp_path: Path, filtered: Any) -> None:
-    """Its clusters are where the first pair with the text is; second texts count as train's."""
+    """Its clusters are where the first pair with the text is."""
     each = one_of_each(filtered)
     val = replace(each["val"], texts=(each["val"].texts[0], "第二句话"))
     first = filtered.make(tmp_path, [each["train"], val], shards=SHARES)
@@ -158,7 +154,7 @@ def test_a_dataset_that_had_not_the_option_goes_on_with_it(tmp_path: Path, filte
     kept = after(filtered.make(tmp_path, later, snapshot="2026-02-02", shards=APART))
     assert {name: row["split"] for name, row in kept.items()} == {
         "like-val": "val",
-        "like-second": "train",
+        "like-second": "val",
         "like-train": "train",
     }
     plain = after(filtered.make(tmp_path, later, snapshot="2026-02-03", shards=SHARES))
@@ -194,8 +190,8 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
 
 
 @st.composite
-def increments(draw: st.DrawFn) -> tuple[list[list[tuple[int, list[str]]]], dict[str, Any], int, int]:
-    """Builds of (picture, texts); rules; partitions; pairs in a process."""
+def increments(draw: st.DrawFn) -> tuple[list[list[tuple[int, list[str]]]], dict[str, Any], int]:
+    """Builds of (picture, texts); rules; partitions."""
     words = ["红烧肉", "红烧鱼", "清蒸鱼", "今天天气很好我们去公园散步吧", "今天天气很好我们去公园散步啦", "故宫雪景"]
     pair = st.tuples(st.integers(0, 20), st.lists(st.sampled_from(words), min_size=1, max_size=3))
     rules = {
@@ -204,17 +200,17 @@ def increments(draw: st.DrawFn) -> tuple[list[list[tuple[int, list[str]]]], dict
         "placeholder_texts": 0,
     }
     builds = draw(st.lists(st.lists(pair, max_size=10), min_size=1, max_size=3))
-    return builds, rules, draw(st.integers(1, 3)), draw(st.sampled_from([2, 5, 1000]))
+    return builds, rules, draw(st.integers(1, 3))
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(increments())
 def test_no_text_straddles_and_increments_place_pairs_as_one_build_would(
-    tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int, int]
+    tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int]
 ) -> None:
     """Each build shows smaller pictures than the one before, so that one build over all has the same ranks."""
-    builds, rules, parts, holder = drawn
+    builds, rules, parts = drawn
     folder = tmp_path_factory.mktemp("splits")
     shown = [
         [
@@ -229,10 +225,9 @@ def test_no_text_straddles_and_increments_place_pairs_as_one_build_would(
         apart |= publish_after(build)
         assert not straddling(apart)
     everything = [one for of in shown for one in of]
-    spread = {**rules, "pairs_per_holder": holder}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dedup.rank.RUN", 4)
-        together = filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=spread, shards=APART)
+        patch.setattr("pipeline.dedup.signatures.RUN", 4)
+        together = filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=rules, shards=APART)
         at_once = after(together)
     assert not straddling(at_once)
     assert placed(at_once, everything) == placed(apart, everything)

@@ -1,8 +1,7 @@
-"""What two images are compared by: details of some, widths of earlier versions, maps over grids, the same in tasks."""
+"""looks: details of some images, and maps over grids."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.features._rows import measure_image
-from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of
-from pipeline.matching.meetings import Finder, Table, plan
-from pipeline.matching.near_images import ImageLeaders
+from pipeline.matching.image_edges import first_alike
+from pipeline.matching.looks import Details, families, fine_of
 from pipeline.pictures import details
 from pipeline.pictures.hashing import HASHES
-from pipeline.pictures.signatures import GRIDS, SIZE, tones
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
+from tests.dedup_oracle import alike
 from tests.detailed import drawn_details
 from tests.drawn import encoded
 from tests.windows import bordered, cropped, dialog, stamped
@@ -72,22 +70,6 @@ def test_details_come_back_from_a_file_and_are_not_read_before_they_are_needed(t
     assert not len(Details.read(tmp_path / "none"))
 
 
-def test_a_table_of_an_older_version_has_no_details() -> None:
-    assert not len(Details.of_table(pa.table({"phash": [1, 2]})))
-
-
-def test_what_an_older_version_measured_is_filled_up_with_zeros() -> None:
-    phash = np.arange(1, HASHES + 1, dtype=np.uint64)[None]
-    signature = np.full((1, GRIDS, SIZE), 7, np.uint8)
-    for hashes, grids, halves in ((9, 7, False), (HASHES, GRIDS, True)):
-        filled = coarse_of(phash[:, :hashes], signature[:, :grids])
-        assert (filled.codes.shape, filled.tones.shape) == ((1, HASHES), (1, GRIDS))
-        assert bool(filled.codes[0, 8]) == halves  # the first version cut halves otherwise
-        assert filled.tones[0, :grids].tolist() == tones(signature[0, :grids]).tolist()
-        assert not filled.tones[0, grids:].any()
-    assert coarse_of(phash[:0], signature[:0]).tones.shape == (0, GRIDS)
-
-
 def test_only_pictures_without_texture_have_details() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
     own = measured(ONE, noise, OTHER)[2]
@@ -98,35 +80,18 @@ def test_only_pictures_without_texture_have_details() -> None:
 
 def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -> None:
     phash, signature, own = measured(ONE, OTHER, ONE.resize((250, 200), Image.Resampling.LANCZOS))
-    leaders, older = (ImageLeaders(4, THRESHOLD) for _ in range(2))
-    leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])
-    older.add(phash[:1], signature[:1])
-    asked = phash[1:], signature[1:], own.take(np.arange(1, 3))
-    assert leaders.first(*asked).tolist() == [-1, 0]
-    assert older.first(*asked).tolist() == [0, 0]  # as before: only the grids of both are known
-    assert leaders.first(*asked[:2]).tolist() == [0, 0]  # likewise
-    assert leaders.among(phash, signature, own) == [[], [], [0]]
+    like = alike(4, THRESHOLD, phash, signature, own)
+    assert [like[0, at] for at in (1, 2)] == [False, True]
+    one = own.take(np.arange(1))  # only the grids of both are known where one has no details
+    assert [alike(4, THRESHOLD, phash, signature, Details(one.of, one.stored))[0, at] for at in (1, 2)] == [True, True]
 
 
-def test_tasks_find_all_that_the_index_finds_of_pictures_with_maps() -> None:
+def test_joins_find_copies_of_pictures_with_maps() -> None:
     once = stamped(ONE, (30, 300), size=30)
     images = [bordered(ONE), ONE, cropped(ONE), ONE.crop((0, 0, 480, 384)), once, OTHER]
     phash, signature, own = measured(*images)
-    leaders = ImageLeaders(4, THRESHOLD)
-    leaders.add(phash[:1], signature[:1], details=[own.take(np.arange(1))])
-    assert leaders.first(phash[1:], signature[1:], own.take(np.arange(1, 6))).tolist() == [0, 0, 0, 0, -1]
-    assert leaders.among(phash, signature, own)[-1] == []
-    for planned in (10, 10**8, 10**9):
-        found = np.zeros(len(images), bool)
-        for key in plan(planned, 4, planned):
-            finder, parts = Finder(key, THRESHOLD, len(images), OfArrays(signature, own)), list[tuple[int, Table]]()
-            for low, high in itertools.pairwise((0, 3, len(images))):
-                fine = fine_of(own.take(np.arange(low, high)))
-                hashed = fine if key.family.fine else coarse_of(phash[low:high], signature[low:high])
-                parts.append((low, Table.of(key, hashed)[0]))
-            finder.look(parts)
-            found |= finder.found
-        assert found.tolist() == [True] * 5 + [False]
+    first = first_alike(4, THRESHOLD, (phash, signature, own), (phash[:1], signature[:1], own.take(np.arange(1))))
+    assert first.tolist() == [0, 0, 0, 0, 0, -1]
 
 
 def test_families_hold_every_hash_and_ask_by_the_first() -> None:

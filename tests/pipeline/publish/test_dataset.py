@@ -269,7 +269,7 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
         release.publish(second)
     assert verify(releases_of(third).folder.url) == []
     again = week("2026-11-08", 14)
-    assert again.fingerprints["dedup.lead"] != second.fingerprints["dedup.lead"], "the command goes on from there"
+    assert again.fingerprints["dedup.leaders"] != second.fingerprints["dedup.leaders"], "the command goes on from there"
 
 
 def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:

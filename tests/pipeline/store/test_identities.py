@@ -30,12 +30,12 @@ from pipeline.store.identities import (
 from pipeline.store.store import Store
 from tests.stages import run_stage
 
-STAGES = ("dedup.rank", "dedup.deal", "dedup.meet", "dedup.lead")
+STAGES = ("dedup.signatures", "dedup.copies", "dedup.edges", "dedup.leaders")
 
 
 def led(build: Build) -> Build:
     """The build with its leader pass done."""
-    run_stage(build, "dedup.rank", "dedup.lead")
+    run_stage(build, *STAGES)
     return build
 
 
@@ -98,7 +98,7 @@ def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_
     assert again.build_id == first.build_id
     after = publish(led(again))
     files = {path.name for path in (tmp_path / "store/identity").iterdir()}
-    assert files == {after, *(f"{after.removesuffix('.json')}.{part}" for part in (*PARTS, DETAILS))}
+    assert files == {after, *(f"{after.removesuffix('.json')}.{part}" for part in PARTS)}
     assert shas(first.store, after) == {shown[0].sha256}
 
 
@@ -159,13 +159,6 @@ def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: P
         make("2026-02", 1)
 
 
-def test_identities_of_an_older_wenlan_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "identity").mkdir()
-    (tmp_path / "identity/news-2026-01-01-abcdef01.0123456789ab.parquet").write_bytes(b"")
-    with pytest.raises(StoreError, match="of an older wenlan; remove the folder identity and publish its builds again"):
-        Identities(Store(str(tmp_path))).names()
-
-
 def test_a_takedown_leaves_the_details_of_the_others_at_their_ranks(tmp_path: Path, filtered: Any) -> None:
     shown = [filtered.Shown(f"p{i}", i, (f"第{i}张图片",), 300 - i, fine=i % 3 and i) for i in range(9)]
     build = led(filtered.make(tmp_path, shown))
@@ -188,8 +181,8 @@ def test_a_store_behind_a_url_works_like_a_disk(make: Any, tmp_path: Path) -> No
     first = make("2026-01", 1, 2, store=url)
     publish(first)
     second = make("2026-02", 2, 3, store=url)
-    assert second.stage("dedup.lead").record("all").counts["leaders"] == 1
-    assert second.stage("dedup.lead").record("all").counts["earlier"] == 2
+    assert second.stage("dedup.leaders").record("all").counts["leaders"] == 1
+    assert second.stage("dedup.leaders").record("all").counts["earlier"] == 2
 
 
 def _publish(build: Build) -> None:
@@ -216,7 +209,7 @@ def in_store(build: Build) -> set[str]:
     return {path.name for path in (Path(build.store.url) / "identity").iterdir()}
 
 
-@pytest.mark.parametrize("part", ["json", *PARTS, DETAILS])
+@pytest.mark.parametrize("part", ["json", *PARTS])
 def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     make: Any, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

@@ -95,7 +95,9 @@ def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_
     signature = np.full(GRIDS * SIZE, 100, np.uint8).tobytes()
     names = pa.array(["same", "near", "far"])
     phashes = pa.array([phash.tolist(), near.tolist(), far.tolist()], pa.list_(pa.uint64()))
-    rows = pa.table({"sha256": names, "phash": phashes, "signature": pa.array([signature] * 3, pa.binary())})
+    signatures = pa.array([signature] * 3, pa.binary())
+    details = pa.nulls(3, pa.binary())
+    rows = pa.table({"sha256": names, "phash": phashes, "signature": signatures, "details": details})
 
     def alike(distance: int, features: str = "f") -> list[str]:
         return Takedowns(looks=(Look(tuple(phash.tolist()), signature, distance, 0.1, "f"),)).alike(rows, features)
@@ -111,8 +113,8 @@ def test_a_picture_without_texture_is_found_by_its_details_where_both_have_some(
     own = drawn_details(rng, 1, 1, 0, share=1.0).stored.tobytes()
     phash = rng.integers(1, 2**63, (2, HASHES), dtype=np.uint64).tolist()
     signature = np.full(GRIDS * SIZE, 128, np.uint8).tobytes()
-    rows = pa.table({"sha256": ["a"], "phash": pa.array(phash[:1], pa.list_(pa.uint64())), "signature": [signature]})
-    detailed = rows.append_column("details", pa.array([own], pa.binary()))
+    names = {"sha256": ["a"], "phash": pa.array(phash[:1], pa.list_(pa.uint64())), "signature": [signature]}
+    rows, detailed = (pa.table({**names, "details": pa.array([of], pa.binary())}) for of in (None, own))
     before, now = (Look(tuple(phash[1]), signature, 4, 0.07, "f", details) for details in (None, own))
     assert [Look.read(look.value()) for look in (before, now)] == [before, now]
     assert "details" not in before.value()

@@ -73,7 +73,7 @@ def test_texts_held_apart_say_what_they_cost(tmp_path: Path, synthetic: ModuleTy
         path.write_text(("红色的花", "海边的日落")[number % 2], "utf-8")
     build = weeks.build_again("2026-01-01", spec)
     report = json.loads((Path(build.out) / "report" / "report.json").read_bytes())["held_apart"]
-    counts = build.stage("dedup.lead").record("all").counts
+    counts = build.stage("dedup.leaders").record("all").counts
     assert report["moved"]
     assert sum(move["pairs"] for move in report["moved"]) == sum(n for c, n in counts.items() if c.startswith("moved_"))
     assert (report["texts"], report["dropped"]) == (counts["texts_left_out"], 0)

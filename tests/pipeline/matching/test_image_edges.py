@@ -1,11 +1,9 @@
-"""near_images: colour is looked at, details are, and real photographs are found again."""
+"""image_edges: joins find what comparing all finds; colour is looked at, details are; photographs are found again."""
 
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
-from pipeline.matching.leader_signatures import LeaderSignatures
-from pipeline.matching.looks import Details, Family, families
-from pipeline.matching.near_images import ImageLeaders
+from pipeline.matching import crowds, image_edges
+from pipeline.matching.image_edges import ImageJoin, KeptImages, KeptJoin, Loaded, first_alike
+from pipeline.matching.image_keys import SHARED, Key, entries_of, plan
+from pipeline.matching.looks import NO_DETAILS, Details, Family, Hashed, OfArrays, coarse_of, families, fine_of
 from pipeline.pictures import alignment, details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import CONTENT, HASHES
@@ -37,6 +36,7 @@ from pipeline.pictures.signatures import (
 )
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
+from tests.dedup_oracle import alike
 from tests.detailed import drawn_details
 from tests.drawn import encoded
 from tests.places import CORPUS, ROOT
@@ -68,10 +68,8 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(looks(), st.integers(0, 40), st.booleans())
-def test_leaders_and_lists_agree_with_comparing_one_by_one(
-    made: tuple[np.ndarray, np.ndarray], cut: int, mapped: bool
-) -> None:
+@given(looks(), st.integers(0, 40))
+def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
     phash, signature = made
 
     size = len(phash)
@@ -83,24 +81,14 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(
         grid, other = family.toned(np.array([a, b]))
         looks_like |= near & (distance(signature[i, grid], signature[j, other], family.blocks) <= 0.06)
 
-    def alike(i: int, j: int) -> bool:
+    assert alike(6, 0.06, phash, signature, NO_DETAILS).ravel().tolist() == looks_like.tolist()
+
+    def is_alike(i: int, j: int) -> bool:
         return bool(looks_like[i * size + j])
 
-    leaders = ImageLeaders(6, 0.06)
-    leaders.add(phash[:cut], _on_disk(signature[:cut]) if mapped and len(signature[:cut]) else signature[:cut])
-    first = leaders.first(phash[cut:], signature[cut:]).tolist()
-    count = min(cut, len(phash))
-    assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, len(phash))]
-    among = leaders.among(phash, signature)
-    assert among == [[j for j in range(i) if alike(i, j)] for i in range(len(phash))]
-
-
-def _on_disk(signature: np.ndarray) -> np.memmap[Any, Any]:
-    """The same signatures, mapped."""
-    with tempfile.TemporaryFile() as file:
-        mapped = np.memmap(file, np.uint8, "w+", shape=signature.shape)
-    mapped[:] = signature
-    return mapped
+    cut = min(cut, size)
+    first = first_alike(6, 0.06, (phash[cut:], signature[cut:], NO_DETAILS), (phash[:cut], signature[:cut], NO_DETAILS))
+    assert first.tolist() == [next((j for j in range(cut) if is_alike(i, j)), -1) for i in range(cut, size)]
 
 
 def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
@@ -127,7 +115,7 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
         same, other = alignment.judged(maps[[row_of[i]]], maps[[row_of[j]]], starts, THRESHOLD)
         return bool(same[0]), bool(other[0])
 
-    def alike(i: int, j: int) -> bool:
+    def is_alike(i: int, j: int) -> bool:
         both = i in row_of and j in row_of
         one, two = signature[[i]], signature[[j]]
         plain = bool((is_plain(one[:, 0]) | is_plain(two[:, 0]))[0])
@@ -149,63 +137,178 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
                     return True
         return False
 
-    leaders = ImageLeaders(4, THRESHOLD)
-    leaders.add(phash[:cut], signature[:cut], details=[own.take(np.arange(size)[:cut])])
-    first = leaders.first(phash[cut:], signature[cut:], own.take(np.arange(size)[cut:])).tolist()
-    count = min(cut, size)
-    assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, size)]
-    assert leaders.among(phash, signature, own) == [[j for j in range(i) if alike(i, j)] for i in range(size)]
+    cut = min(cut, size)
+    before, after = (own.take(np.arange(size)[some]) for some in (slice(cut), slice(cut, None)))
+    first = first_alike(4, THRESHOLD, (phash[cut:], signature[cut:], after), (phash[:cut], signature[:cut], before))
+    expected = [[is_alike(i, j) for j in range(size)] for i in range(size)]
+    assert first.tolist() == [next((j for j in range(cut) if expected[i][j]), -1) for i in range(cut, size)]
+    assert alike(4, THRESHOLD, phash, signature, own).tolist() == expected
 
 
-def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
-    rng = np.random.default_rng(3)
-    phash = rng.integers(1, 2**63, (3_000, HASHES), dtype=np.uint64)
-    signature = rng.integers(0, 256, (3_000, GRIDS, SIZE), dtype=np.uint8)
-    once, often = ImageLeaders(5, 0.1), ImageLeaders(5, 0.1)
-    once.add(phash, signature)
-    for start in range(0, 3_000, 70):
-        often.add(phash[start : start + 70], signature[start : start + 70])
-    asked = rng.permutation(3_000)[:400]
-    near = phash[asked] ^ (np.uint64(1) << rng.integers(0, 64, (400, HASHES), dtype=np.uint64))
-    assert once.first(near, signature[asked]).tolist() == often.first(near, signature[asked]).tolist() == asked.tolist()
-    assert once.candidates(near) == often.candidates(near) >= 400
+def drawn(rng: np.random.Generator, size: int, kinds: int, flips: int, levels: int) -> tuple[Any, Any]:
+    """Hashes [N, HASHES] and signatures [N, GRIDS * SIZE] of images of some kinds, each changed a little."""
+    kind = rng.integers(0, kinds, size)
+    phash = rng.integers(1, 2**63, (kinds, HASHES), dtype=np.uint64)[kind]
+    phash[rng.random(phash.shape) < 0.05] = 0
+    for _ in range(flips):
+        phash ^= np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64)
+    # whole levels per picture, so that tones of copies lie across the borders of cells
+    base = rng.integers(0, 200, (kinds, GRIDS, 1))[kind] + rng.integers(0, levels + 1, (size, 1, 1))
+    return phash, np.broadcast_to(base, (size, GRIDS, SIZE)).astype(np.uint8).reshape(size, GRIDS * SIZE)
 
 
-def test_of_leaders_on_disk_only_those_are_read_whose_hashes_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(4)
-    phash = rng.integers(1, 2**63, (300, HASHES), dtype=np.uint64)
-    signature = rng.integers(0, 256, (300, GRIDS, SIZE), dtype=np.uint8)
-    leaders, read = ImageLeaders(5, 0.1), set[int]()
-    grids = LeaderSignatures.grids
+def hashes_by(hashed: dict[bool, Hashed]) -> Any:
+    """Coarse and fine hashes of images, as a join asks for them."""
 
-    def noted(self: LeaderSignatures, asked: np.ndarray, numbers: np.ndarray) -> Any:
-        read.update(asked.tolist())
-        return grids(self, asked, numbers)
+    def of(images: Any) -> tuple[Hashed, Hashed]:
+        coarse, fine = hashed[False], hashed[True]
+        rows = np.flatnonzero(np.isin(fine.images, images))
+        own = Hashed(images, coarse.codes[images], coarse.tones[images])
+        return own, Hashed(fine.images[rows], fine.codes[rows], fine.tones[rows])
 
-    monkeypatch.setattr(LeaderSignatures, "grids", noted)
-    mapped = _on_disk(np.zeros_like(signature))
-    leaders.add(phash, mapped)
-    mapped[:] = signature  # what was read before this would be found nowhere
-    assert leaders.first(phash[[7, 200, 31]], signature[[7, 200, 31]]).tolist() == [7, 200, 31]
-    assert leaders.first(phash[[200]], signature[[4]]).tolist() == [-1]
-    assert read == {7, 31, 200}
+    return of
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_leaders_of_an_older_wenlan_are_found_by_what_they_have(mapped: bool, tmp_path: Path) -> None:
-    phash, signature, _ = _look(*(_jpeg(_drawn(seed)) for seed in range(6)))
-    older = np.concatenate([phash[:, :CONTENT], ~phash[:, CONTENT + 1 :]], axis=1)  # 9 hashes, the halves are others
-    pieces = signature[:, :CONTENT].reshape(6, -1)
-    if mapped:
-        pieces.tofile(tmp_path / "signatures")
-        pieces = np.memmap(tmp_path / "signatures", np.uint8, "r").reshape(6, -1)
-    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
-    leaders.add(older[:3], pieces[:3])
-    leaders.add(older[3:], pieces[3:])
-    assert [_found(_jpeg(_drawn(seed), 50), leaders) for seed in range(6)] == list(range(6))
-    leaders.add(phash, signature)
-    assert [_found(_jpeg(_drawn(seed)), leaders) for seed in range(6)] == list(range(6))
-    assert _found(_jpeg(_drawn(9)), leaders) == -1
+def joined(
+    phash: Any, signature: Any, radius: int, keys: tuple[Key, ...], cuts: int, details: Details = NO_DETAILS
+) -> tuple[Any, Any, int]:
+    """(pairs that are edges [N, N], pairs that are open in crowds [N, N], comparisons) over all parts of all keys."""
+    size, signed = len(phash), OfArrays(signature, details)
+    hashed = {False: coarse_of(phash, signature), True: fine_of(details)}
+    edges, open_, compared = np.zeros((size, size), bool), np.zeros((size, size), bool), 0
+    for key in keys:
+        own = hashed[key.family.fine]
+        entries = entries_of(key, own)
+        for part in range(cuts):
+            first, last = key.buckets * part // cuts, key.buckets * (part + 1) // cuts
+            loaded = [Loaded.of(key, of.within(key, first, last), own) for of in entries]
+            join = ImageJoin((radius, THRESHOLD), signed, hashes_by(hashed), np.arange(size, dtype=np.uint32))
+            join.among(key, Loaded.joined(loaded))
+            one, other, of_crowds = join.edges()
+            edges[one, other] = edges[other, one] = True
+            compared += join.compared
+            partners = crowds.Partners(of_crowds)
+            for image in set(of_crowds.members.tolist()):
+                open_[image, partners.of(image)] = True
+    return edges, open_, compared
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 40),
+    st.integers(1, 6),
+    st.integers(0, 5),
+    st.sampled_from([0, 3, 30]),
+    st.sampled_from([1, 10**7]),
+    st.sampled_from([0, 1, 4, 16]),
+    st.integers(1, 2),
+    st.sampled_from([0, 2, 256]),
+    st.sampled_from([1, 3, 64]),
+)
+def test_joins_find_what_comparing_all_finds(
+    seed: int,
+    size: int,
+    kinds: int,
+    flips: int,
+    levels: int,
+    planned: int,
+    radius: int,
+    cuts: int,
+    dense: int,
+    at_once: int,
+) -> None:
+    """By the keys of builds of any size, at any radius, in any parts, in crowds and outside of them."""
+    rng = np.random.default_rng(seed)
+    phash, signature = drawn(rng, size, kinds, flips, levels)
+    details = drawn_details(rng, size, kinds, 1, share=rng.choice([0, 0.5]))
+    expected = alike(radius, THRESHOLD, phash, signature, details)
+    np.fill_diagonal(expected, val=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_edges, "DENSE", dense)
+        patch.setattr(crowds, "AT_ONCE", at_once)
+        edges, open_, _ = joined(phash, signature, radius, plan(planned, radius), cuts, details)
+    assert not (edges & ~expected).any()
+    assert not (expected & ~edges & ~open_).any(), "what was not compared is open in a crowd"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40), st.sampled_from([1, 10**9]), st.integers(0, 4)
+)
+def test_images_find_the_first_kept_one(seed: int, size: int, cut: int, planned: int, flips: int) -> None:
+    rng, cut = np.random.default_rng(seed), min(cut, size)
+    phash, signature = drawn(rng, size, 4, flips, 3)
+    own = drawn_details(rng, size, 4, 1, share=0.4)
+    before, after = (own.take(np.arange(size)[some]) for some in (slice(cut), slice(cut, None)))
+    signed = OfArrays(signature[cut:], after), OfArrays(signature[:cut], before)
+    join, found = KeptJoin(THRESHOLD, *signed), np.full(size - cut, -1)
+    for key in plan(planned, 4):
+        new = fine_of(after) if key.family.fine else coarse_of(phash[cut:], signature[cut:])
+        old = fine_of(before) if key.family.fine else coarse_of(phash[:cut], signature[:cut])
+        loaded = Loaded.joined([Loaded.of(key, entries, new) for entries in entries_of(key, new)])
+        join.look(key, loaded, KeptImages(*entries_of(key, old), old, signed[1]))
+    images, first = join.matches()
+    found[images] = first
+    expected = alike(4, THRESHOLD, phash, signature, own)[cut:, :cut]
+    assert found.tolist() == [next(iter(np.flatnonzero(row).tolist()), -1) for row in expected]
+
+
+def differing(rng: np.random.Generator, size: int) -> Any:
+    """Signatures [N, GRIDS * SIZE] that differ, of one tone each, in every block the same."""
+    cells = rng.permuted(np.tile(np.repeat(np.uint8([40, 200]), SIZE // 2), (size, 1)), axis=1)
+    signature = np.repeat(cells, GRIDS, axis=0).reshape(size, GRIDS, SIZE)
+    own = signature[:, :, : 12 * 12].reshape(size, GRIDS, 12, 12)
+    own[:, :, 2:10] = 40
+    for row, column in itertools.product((2, 6), (0, 3, 6, 9)):  # of the twelve cells of a block six are set
+        chosen = rng.permuted(np.tile(np.repeat(np.uint8([40, 200]), 6), (size, 1)), axis=1).reshape(size, 1, 4, 3)
+        own[:, :, row : row + 4, column : column + 3] = chosen
+    return signature.reshape(size, GRIDS * SIZE)
+
+
+def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    grids = differing(rng, 800).reshape(800, GRIDS, SIZE)
+    levels = rng.integers(0, 16, 800) * 16
+    key = plan(800, 4)[0]
+    last = key.family.blocks[-1]
+    cells = (2 + last // 4 * 4 + np.arange(4))[:, None] * 12 + last % 4 * 3 + np.arange(3)
+    grids[:, :, cells.ravel()] = levels[:, None, None]
+    own = coarse_of(np.full((800, HASHES), 12345, np.uint64), grids.reshape(800, -1))
+    monkeypatch.setattr(image_edges, "DENSE", 20)
+    signed, of = OfArrays(grids.reshape(800, -1), NO_DETAILS), hashes_by({False: own, True: fine_of(NO_DETAILS)})
+    join = ImageJoin((4, THRESHOLD), signed, of, np.zeros(800, np.uint32))
+    join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
+    assert not len(join.edges()[0])
+    # a block of 16 levels of which three agree; in a crowd each two are looked at both ways
+    assert join.scanned < 0.8 * 800 * 800 * len(key.family.parts)
+
+
+@pytest.mark.parametrize("alike_share", [1.0, 0.95])
+def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: float) -> None:
+    """1,200 copies of six pictures that share hashes and tones, alone and among pictures that look like nothing."""
+    rng, kinds, size = np.random.default_rng(6), 6, 1_200
+    phash = np.full((size, HASHES), 12345, np.uint64)
+    signature = differing(rng, kinds)[np.arange(size) % kinds]
+    lone = rng.random(size) > alike_share
+    signature[lone] = differing(rng, int(lone.sum()))
+    key = plan(size, 4)[0]
+    edges, open_, compared = joined(phash, signature, 4, (key,), 1)
+    assert compared <= (kinds + crowds.AT_ONCE + int(lone.sum())) * size, "each with one of a kind, and the others"
+    one = np.flatnonzero(~lone)
+    same = (one % kinds)[:, None] == (one % kinds)[None, :]
+    np.fill_diagonal(same, val=False)
+    assert (edges[np.ix_(one, one)] | open_[np.ix_(one, one)])[same].all()
+    assert not edges[lone].any()
+
+
+def test_keys_are_longer_the_more_images_there_are() -> None:
+    bits = [min(key.bits for key in plan(size, 4) if len(key.family.parts) > 1) for size in (10**4, 10**7, 10**9)]
+    assert bits == sorted(bits)
+    assert bits[0] < bits[1] < bits[2]
+    for size in (10**4, 10**7, 10**9):
+        for key in plan(size, 4):
+            assert size * len(key.family.parts) / 2 ** (0.8 * key.bits) <= SHARED
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(0, 120))
@@ -236,19 +339,15 @@ def _look(*files: bytes) -> tuple[np.ndarray, np.ndarray, Details]:
     return phash, signature.reshape(len(rows), GRIDS, SIZE), own
 
 
-def _leaders(*files: bytes) -> ImageLeaders:
-    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
-    _enter(leaders, *files)
-    return leaders
+Looks = tuple[np.ndarray, np.ndarray, Details]
 
 
-def _enter(leaders: ImageLeaders, *files: bytes) -> None:
-    phash, signature, own = _look(*files)
-    leaders.add(phash, signature, details=[own])
+def _leaders(*files: bytes) -> Looks:
+    return _look(*files)
 
 
-def _found(data: bytes, leaders: ImageLeaders) -> int:
-    return int(leaders.first(*_look(data))[0])
+def _found(data: bytes, leaders: Looks) -> int:
+    return int(first_alike(RULES.image_distance, RULES.image_signature, _look(data), leaders)[0])
 
 
 def _drawn(seed: int) -> Image.Image:
@@ -409,8 +508,8 @@ def test_stamps_of_one_shape_stay_apart(names: tuple[str, ...]) -> None:
 def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
     files = sorted(STAMPS.rglob("*.png"))
     looks = _look(*(file.read_bytes() for file in files))
-    among = ImageLeaders(RULES.image_distance, RULES.image_signature).among(*looks)
-    merged = {(files[before].stem, files[row].stem) for row, earlier in enumerate(among) for before in earlier}
+    like = np.triu(alike(RULES.image_distance, RULES.image_signature, *looks), 1)
+    merged = {(files[one].stem, files[other].stem) for one, other in zip(*np.nonzero(like), strict=True)}
     assert {tuple(sorted(pair)) for pair in merged} == {
         ("apple_core", "apple_core_01"),
         ("fireman240a", "fireman240a"),
@@ -421,18 +520,11 @@ def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
 
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_real_photographs_are_found_again_and_not_mistaken() -> None:
-    files = sorted(PHOTOS.glob("*.jpg"))[::14]
-    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
-    missed, wrong, asked = list[str](), list[str](), 0
-    for number, file in enumerate(files):
-        data = file.read_bytes()
-        if _found(data, leaders) >= 0:
-            wrong.append(file.name)
-        _enter(leaders, data)
-        for what, copy in _copies(Image.fromarray(decode(data).pixels)):
-            asked += 1
-            if _found(copy, leaders) != number:
-                missed.append(f"{file.name}: {what}")
-    assert len(files) == 25
-    assert wrong == []
-    assert len(missed) <= 0.01 * asked, missed
+    files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::14]]
+    leaders = _look(*files)
+    assert [_found(data, leaders) for data in files] == list(range(25))
+    asked = [
+        (number, *copy) for number, data in enumerate(files) for copy in _copies(Image.fromarray(decode(data).pixels))
+    ]
+    missed = [f"{number}: {what}" for number, what, copy in asked if _found(copy, leaders) != number]
+    assert len(missed) <= 0.01 * len(asked), missed

@@ -1,4 +1,4 @@
-"""near_texts: short captions stay apart, near copies share a leader, and the index answers as comparing all does."""
+"""text_edges: short captions stay apart, near copies share a leader, and joins answer as comparing all does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.build import Dedup
 from data_specs.folding import normal, normals, numerals_of
 from pipeline.files.digests import rows_of
-from pipeline.matching import near_texts, sketches, text_rows
-from pipeline.matching.holders import Holders
-from pipeline.matching.leader_pass import LeaderPass
-from pipeline.matching.near_texts import TextIndex
+from pipeline.matching import crowds, sketches, text_edges, text_rows
 from pipeline.matching.sketches import SHORT, sketch
-from tests.sketched import LETTERS, likeness, shingles
+from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, KeptTexts, TextEntries, TextJoin
+from tests.dedup_oracle import equal_texts
+from tests.sketched import LETTERS, leaders_among, likeness, shingles
 
 
 def alike(a: str, b: str, threshold: float) -> bool:
@@ -27,19 +25,15 @@ def alike(a: str, b: str, threshold: float) -> bool:
     return len({*numerals_of(normals([a, b])).tolist()}) == 1 and likeness(a, b) >= needed
 
 
-def leaders_of(texts: list[str], threshold: float = 0.8, block: int = 1_024) -> list[int]:
+def leaders_of(texts: list[str], threshold: float = 0.8) -> list[int]:
     """For each text the position of its leader's first appearance."""
-    rules = Dedup(text_similarity=threshold)
-    decide = LeaderPass(rules, Holders(rules, 1))
     rows = text_rows.made(normals(texts), threshold)
     names = rows_of(rows.ids)
     first = {name: at for at, name in reversed(list(enumerate(names)))}
     distinct = sorted(first.values())
-    leaders: dict[int, int] = {}
-    for start in range(0, len(distinct), block):
-        some = distinct[start : start + block]
-        leaders |= zip(some, (first[leader] for leader in decide.place(rows.take(some))), strict=True)
-    return [leaders[first[name]] for name in names]
+    leaders = leaders_among(rows.take(distinct), threshold)
+    leader_of = {own: distinct[leader] for own, leader in zip(distinct, leaders, strict=True)}
+    return [leader_of[first[name]] for name in names]
 
 
 @pytest.mark.parametrize(
@@ -133,15 +127,20 @@ def test_any_text_has_shingles_and_a_leader(texts: list[str]) -> None:
     st.lists(st.text("春夏秋1", min_size=1, max_size=14), max_size=14),
     st.sampled_from([0.4, 0.6, 0.8]),
     st.sampled_from([1, 5, 99]),
+    st.sampled_from([1, 5, 99]),
 )
-def test_leaders_are_those_of_comparing_one_by_one(texts: list[str], threshold: float, block: int) -> None:
+def test_leaders_are_those_of_comparing_one_by_one(texts: list[str], threshold: float, long: int, block: int) -> None:
+    """Whatever the size of a crowd, and of what is compared at once in one."""
     leading: list[int] = []
     expected = []
     for i, text in enumerate(texts):
         same = [j for j in leading if alike(text, texts[j], threshold)]
         leading += [] if same else [i]
         expected.append(texts.index(texts[(same or [i])[0]]))
-    assert leaders_of(texts, threshold, block) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_edges, "LONG", long)
+        patch.setattr(crowds, "AT_ONCE", block)
+        assert leaders_of(texts, threshold) == expected
 
 
 def varied(base: str, count: int) -> list[str]:
@@ -150,20 +149,55 @@ def varied(base: str, count: int) -> list[str]:
     return [base[:at] + random.choice(LETTERS) + base[at + 1 :] for at in spots]
 
 
-def test_shards_answer_as_one_index_does() -> None:
-    random.seed(6)
-    leading = ["".join(random.choices(LETTERS, k=random.randint(2, 30))) for _ in range(500)]
-    leading += varied("这家餐厅的红烧肉味道非常好值得推荐给大家来尝试一下", 100)
-    asked = [copy for text in leading if len(text) > 10 for copy in varied(text, 1)] + leading
-    whole, shards = TextIndex(0.7), [TextIndex(0.7) for _ in range(3)]
-    texts, numbers = sketch(leading, 0.7), np.arange(len(leading))
-    whole.add(texts, numbers)
-    for part, shard in enumerate(shards):
-        shard.add(texts.take(numbers[part::3]), numbers[part::3])
-    answers = np.array([shard.first(sketch(asked, 0.7)) for shard in shards])
-    expected = whole.first(sketch(asked, 0.7))
-    assert (expected >= 0).sum() > 400
-    assert np.where(answers < 0, len(leading), answers).min(axis=0).tolist() == expected.tolist()
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 40),
+    st.integers(1, 4),
+    st.sampled_from([0, 2, 64]),
+    st.sampled_from([1, 3, 64]),
+)
+def test_joins_find_what_comparing_all_finds(seed: int, size: int, parts: int, long: int, block: int) -> None:
+    """In any parts of the keys, among texts and with kept ones; with few bands, so that texts share one or none."""
+    chance = random.Random(seed)
+    base = ["公园里的{}很好看我们常去", "今天在家中制作{}的详细过程", "{}"]
+    texts = list(
+        dict.fromkeys(chance.choice(base).format("".join(chance.choices("红黄蓝白花草1", k=5))) for _ in range(size))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sketches, "MISS", 0.5)
+        patch.setattr(text_edges, "LONG", long)
+        patch.setattr(crowds, "AT_ONCE", block)
+        made = sketch(normals(texts), 0.6)
+        expected = equal_texts(normals(texts), 0.6)
+        cut = len(texts) // 2
+        kept = made.take(np.arange(cut))
+        entries, found = TextEntries.of(made.keys), dict[int, int]()
+        same, open_ = np.zeros_like(expected), np.zeros_like(expected)
+        for part in range(parts):
+            here = entries.within(BUCKETS * part // parts, BUCKETS * (part + 1) // parts)
+            join = TextJoin(0.6, made.without_keys, np.zeros(len(texts), np.uint32))
+            join.among(here.keys, here.owner.astype(np.int64))
+            one, other, of_crowds = join.edges()
+            same[one, other] = same[other, one] = True
+            partners = crowds.Partners(of_crowds)
+            for text in range(len(texts)):
+                open_[text, partners.of(text)] = True
+            looking = KeptTextJoin(0.6, made.without_keys, KeptTexts(TextEntries.of(kept.keys), kept))
+            looking.look(here.keys, here.owner.astype(np.int64))
+            for text, first in zip(*(of.tolist() for of in looking.matches()), strict=True):
+                found[text] = min(first, found.get(text, first))
+    np.fill_diagonal(expected, val=False)
+    assert not (same & ~expected).any()
+    assert not (expected & ~same & ~open_).any(), "what was not compared is open in a crowd"
+    np.fill_diagonal(expected, val=True)
+    first_of = {
+        text: int(np.flatnonzero(expected[text, :cut])[0]) for text in range(len(texts)) if expected[text, :cut].any()
+    }
+    # a text to the letter that has no shingles is near nothing: the join of copies finds it
+    assert {text: first for text, first in found.items() if first != text} == {
+        text: first for text, first in first_of.items() if first != text
+    }
 
 
 def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +211,13 @@ def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.Mon
         compared += len(rows)
         return exact(a, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sketches, "similarities", counted)
-    assert len(set(leaders_of(hot, 0.7, block=256))) < 10
+    monkeypatch.setattr(sketches, "similarities", counted)  # each key's crowd costs a comparison or two of a text
+    assert len(set(leaders_of(hot, 0.7))) < 10
     assert compared < 60 * len(hot)  # with each other they would be 18 million
 
 
-def test_captions_of_one_template_are_told_apart_and_full_buckets_lose_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They share buckets by the hundred. With few bands, so that a full bucket is often the only one of two texts."""
+def test_captions_of_one_template_are_told_apart_and_crowds_lose_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share keys by the hundred. With few bands, so that a crowd is often the only key that two texts share."""
     monkeypatch.setattr(sketches, "MISS", 0.3)
     random.seed(7)
     letters = [c for c in map(chr, range(0x3400, 0xA000)) if normal(c) == c and not c.isnumeric()]
@@ -192,11 +226,11 @@ def test_captions_of_one_template_are_told_apart_and_full_buckets_lose_no_copy(m
     captions = [f"这张照片展示了在家中制作{dish}的详细过程和所需材料" for dish in dishes]
     copies = [f"那张照片展现了在家中制作{dish}的详尽过程和所需材料" for dish in dishes]
     assert likeness(captions[0], captions[1]) < 0.7 < likeness(captions[0], copies[0]) < 0.75
-    monkeypatch.setattr(near_texts, "BUCKET", 2_000)
+    monkeypatch.setattr(text_edges, "LONG", 2_000)
     roomy = leaders_of(captions + copies, 0.7)
     assert roomy[: len(captions)] == list(range(len(captions)))
     assert sum(roomy[len(captions) + i] == i for i in range(len(copies))) > 500
-    monkeypatch.setattr(near_texts, "BUCKET", 2)
+    monkeypatch.setattr(text_edges, "LONG", 2)
     assert leaders_of(captions + copies, 0.7) == roomy
 
 

@@ -1,4 +1,4 @@
-"""lead: leaders, not chains; caps and placeholders; increments and shares give what one build in one process gives."""
+"""dedup.leaders: caps, placeholders, texts taken over; increments give what one build gives; crowds; losses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dedup import lead
+from pipeline.dedup import leaders
+from pipeline.store.rewrite import Removal
+from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown import rewrite_partitions
+from tests.dedup_oracle import rows_of
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
+from tests.stages import run_stage
+
+PASSES = ("dedup.signatures", "dedup.copies", "dedup.edges", "dedup.leaders", "dedup")
 
 
 def test_a_text_feeds_the_cap_and_drops_nothing_by_itself(fetched_build: Any, got: Any) -> None:
@@ -58,10 +65,10 @@ def test_a_build_never_matches_itself_nor_what_it_replaces(fetched_build: Any, g
     images = [got("a", picture(1), "一"), got("b", picture(2), "二")]
     first = fetched_build(images, filters=[])
     before = run(first)
-    token = lead.token(first)
+    token = leaders.token(first)
     publish(first)
     assert run(first) == before
-    assert lead.token(first) == token
+    assert leaders.token(first) == token
     changed = fetched_build(images, filters=[], shards={"jpeg_quality": 80})  # same dataset and snapshot
     assert changed.build_id != first.build_id
     assert len(run(changed)[0]) == 2
@@ -142,8 +149,8 @@ def test_merged_texts_share_their_ids_wherever_they_came_from(tmp_path: Path, fi
 
 
 @st.composite
-def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]], dict[str, Any], int, int]:
-    """Builds of (picture, same bytes, texts, site); rules; partitions; pairs in a process."""
+def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]], dict[str, Any], int]:
+    """Builds of (picture, same bytes, texts, site); rules; partitions."""
     words = ["红烧肉", "红烧鱼", "清蒸鱼", "今天天气很好我们去公园散步吧", "今天天气很好我们去公园散步啦", "故宫雪景"]
     pair = st.tuples(
         st.integers(0, 6), st.booleans(), st.lists(st.sampled_from(words), min_size=1, max_size=3), st.integers(0, 2)
@@ -155,7 +162,7 @@ def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]
         "merge_texts": draw(st.booleans()),
         "placeholder_texts": 0,
     }
-    return builds, rules, draw(st.integers(1, 3)), draw(st.sampled_from([2, 5, 1000]))
+    return builds, rules, draw(st.integers(1, 3))
 
 
 @pytest.mark.slow
@@ -165,7 +172,7 @@ def test_any_increments_give_what_one_build_would_have_given(
     tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int, int]
 ) -> None:
     """Each build shows smaller pictures than the one before, so that one build over all has the same ranks."""
-    builds, rules, parts, holder = drawn
+    builds, rules, parts = drawn
     folder = tmp_path_factory.mktemp("splits")
     increments = [
         [
@@ -181,11 +188,10 @@ def test_any_increments_give_what_one_build_would_have_given(
         build = filtered.make(folder, shown, parts, snapshot=f"2026-0{step + 1}-01", dedup=rules)
         apart |= after(build)[0]
         publish(build)
-    spread = {**rules, "pairs_per_holder": holder}
     everything = [one for shown in increments for one in shown]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.dedup.rank.RUN", 4)
-        together, _ = after(filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=spread))
+        patch.setattr("pipeline.dedup.signatures.RUN", 4)
+        together, _ = after(filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=rules))
     what = ("image_leader", "split", "sha256")
     assert {name: [row[w] for w in what] for name, row in apart.items()} == {
         name: [row[w] for w in what] for name, row in together.items()
@@ -196,57 +202,85 @@ def test_any_increments_give_what_one_build_would_have_given(
     }
 
 
-@pytest.mark.slow
-def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, filtered: Any) -> None:
-    import ray
-
-    from data_specs.loopback import start_ray
-
-    shown = [
-        filtered.Shown(f"p{i}", i % 20, (f"说明{i % 7}",), 300 - i, page=f"http://s{i % 3}.cn/") for i in range(60)
-    ]
-    rules = {"max_pairs_per_text": 3, "max_pairs_per_domain": 6}
-    alone = after(filtered.make(tmp_path, shown, parts=2, dedup=rules))
-    build = filtered.make(tmp_path, shown, parts=2, name="spread", dedup={**rules, "pairs_per_holder": 20})
-    start_ray(ray, num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        assert after(build) == alone
-    finally:
-        ray.shutdown()
-    assert build.stage("dedup.lead").record("all").counts["holders"] == 3
-    assert 0 < len(alone[0]) < 20
-
-
-def test_holders_are_for_what_earlier_builds_kept_too(tmp_path: Path, filtered: Any) -> None:
-    """Of a dataset of millions one process would have to hold all images, whatever few a week brings."""
-    shown = [filtered.Shown(f"p{i}", i, (f"第{i}道菜的做法",)) for i in range(10)]
-    first = filtered.make(tmp_path, shown, snapshot="2026-01-01")
-    after(first)
-    publish(first)
-    second = filtered.make(tmp_path, shown[:3], snapshot="2026-02-01", dedup={"pairs_per_holder": 5})
-    assert after(second)[0] == {}
-    counts = second.stage("dedup.lead").record("all").counts
-    assert (counts["earlier"], counts["pairs"], counts["holders"]) == (10, 3, 3)
-
-
-def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
-    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a dataset of millions it would be hundreds of gigabytes, for nothing."""
+def test_a_week_without_pairs_compares_nothing(tmp_path: Path, filtered: Any) -> None:
     first = filtered.make(tmp_path, [filtered.Shown("p", 1)], snapshot="2026-01-01")
     after(first)
     publish(first)
-    second = filtered.make(tmp_path, [], snapshot="2026-02-01", dedup={"pairs_per_holder": 1})
-    monkeypatch.setattr(lead, "_learn_earlier", lambda *_: pytest.fail("it loads what it compares with nothing"))
+    second = filtered.make(tmp_path, [], snapshot="2026-02-01")
     assert after(second) == ({}, {})
-    counts = second.stage("dedup.lead").record("all").counts
-    assert (counts["earlier"], counts["pairs"], counts["holders"]) == (1, 0, 1)
+    counts = second.stage("dedup.leaders").record("all").counts
+    assert (counts["earlier"], counts["pairs"]) == (1, 0)
+    assert [second.stage(name).partitions() for name in ("dedup.copies", "dedup.edges")] == [[], []]
+    assert not list((tmp_path / "store").glob("dealt/*")), "nothing is made of what was kept"
 
 
-def test_only_a_build_that_keeps_originals_is_led_anew(tmp_path: Path, filtered: Any) -> None:
-    """An older wenlan lost them; all other builds that it began go on where they were."""
-    of = [{"name": "text_length"}], [{"name": "to_simplified", "keep_original": False}], [{"name": "to_simplified"}]
-    tokens = [lead.token(filtered.make(tmp_path / f"{at}", [], filters=own)) for at, own in enumerate(of)]
-    assert tokens[0] == tokens[1]
-    assert "originals" not in tokens[0]
-    assert tokens[2] == {**tokens[0], "originals": True}
+def test_a_crowd_of_copies_is_bounded_and_its_first_leads(tmp_path: Path, filtered: Any) -> None:
+    """1,500 copies of one picture in runs of 400: the largest is kept, and each is compared with few."""
+    shown = [filtered.Shown(f"p{i}", 7, (f"第{i}句话说的是别的",), 4_000 - i * 7 % 1_500) for i in range(1_500)]
+    build = filtered.make(tmp_path, shown, parts=8, dedup={"placeholder_texts": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dedup.signatures.LEAST", 400)
+        patch.setattr("pipeline.dedup.signatures.RUN", 400)
+        kept, dropped = after(build)
+    assert set(kept) == {"p0"}
+    assert {row["reason"] for row in dropped.values()} == {"near_image"}
+    compared = sum(record.counts["images.compared"] for record in build.stage("dedup.edges").records())
+    assert compared < 4 * 1_500
+
+
+def test_of_a_crowd_whose_first_is_under_a_cap_the_next_one_leads(tmp_path: Path, filtered: Any) -> None:
+    """Its representative is dropped, so that those which followed it are compared with the one that is kept."""
+    shown = [filtered.Shown("cap", 1, ("大家都有的一句话",), 900)]
+    shown += [filtered.Shown(f"p{i}", 7, ("大家都有的一句话" if i < 2 else f"第{i}句",), 800 - i) for i in range(40)]
+    build = filtered.make(tmp_path, shown, parts=2, dedup={"max_pairs_per_text": 1, "placeholder_texts": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.matching.image_edges.DENSE", 4)
+        kept, dropped = after(build)
+    assert set(kept) == {"cap", "p2"}
+    assert [dropped[name]["reasons"] for name in ("p0", "p1", "p3")] == [
+        ["cap_per_text"],
+        ["cap_per_text"],
+        ["near_image"],
+    ]
+    assert {dropped[f"p{i}"]["duplicate_of"] for i in range(3, 40)} == {kept["p2"]["candidate_id"]}
+
+
+def test_partitions_that_are_lost_are_made_again_alone_with_the_same_bytes(tmp_path: Path, filtered: Any) -> None:
+    shown = [filtered.Shown(f"p{i}", i % 17, (f"说明{i % 7}",), 300 - i, "same" if i % 2 else "") for i in range(60)]
+    build = filtered.make(tmp_path, shown, parts=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.dedup.signatures.RUN", 8)
+        patch.setattr("pipeline.dedup.signatures.LEAST", 1)
+        patch.setattr("pipeline.dedup.edges.ENTRIES", 500)
+        run_stage(build, "dedup")
+        files = {name: _digests(build, name) for name in PASSES}
+        for name in PASSES:
+            stage = build.stage(name)
+            stage.unfinish()
+            lost = stage.partitions()[::2]
+            for partition in lost:
+                stage.delete_record(partition)
+            assert run_stage(build, name) == lost
+        assert {name: _digests(build, name) for name in PASSES} == files
+    assert len(files["dedup.edges"]) > 2
+
+
+def _digests(build: Any, name: str) -> dict[tuple[str, str], str]:
+    records = build.stage(name).records()
+    return {(record.partition, suffix): ref.sha256 for record in records for suffix, ref in record.files.items()}
+
+
+@pytest.mark.parametrize("stages", [PASSES, PASSES[:3], PASSES[:1]])
+def test_a_takedown_deletes_what_can_be_made_again(tmp_path: Path, filtered: Any, stages: tuple[str, ...]) -> None:
+    shown = [filtered.Shown(f"p{i}", i % 9, (f"说明{i % 4}",), 300 - i) for i in range(20)]
+    build = filtered.make(tmp_path, shown, parts=2)
+    run_stage(build, *stages)
+    gone = {row["candidate_id"] for row in rows_of(build) if row["image_url"] == shown[3].url}
+    removal = Removal(gone, NO_TAKEDOWNS)
+    rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
+    for name in PASSES[:3]:
+        assert (build.stage(name).finished(), build.stage(name).partitions()) == (False, [])
+        assert not list(Path(build.stage(name).folder.url).rglob("*.bin"))
+    if "dedup.leaders" not in stages:
+        without = [one for one in shown if one.name != "p3"]
+        assert after(build)[0] == after(filtered.make(tmp_path / "other", without, parts=2))[0]

@@ -1,0 +1,96 @@
+"""What the stages `copies` and `edges` find, as arrays of numbers (`runs`, `earlier`): written, and read together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.dedup.earlier import IMAGES, TEXTS
+from pipeline.files.arrays import Arrays, ArrayWriter
+from pipeline.matching.crowds import Crowds
+from pipeline.matching.image_keys import Ints
+from pipeline.store.build import Build
+from pipeline.store.partitions import Attempt
+from pipeline.store.ranges import KeyRange
+from pipeline.store.rewrite import Rewrite
+
+COPIES = "copies"
+KEPT_IMAGES, KEPT_TEXTS = "kept.images", "kept.texts"
+"""[K, 3]: number; number of an earlier one that it is equal to, or looks like; 1 for one of `made_from`."""
+
+EDGES = "edges"
+"""[K, 2]: the numbers of two that look alike, or are the same."""
+
+KINDS = (IMAGES, TEXTS)
+
+
+def ranges(size: int, at_most: int) -> list[str]:
+    """Names of equal ranges of so many items, about `at_most` each; none of nothing."""
+    return [str(part) for part in KeyRange.cut(-(-size // at_most))]
+
+
+def ranges_of(partition: str) -> tuple[float, float]:
+    """Where a range begins and ends, as shares of all."""
+    part = KeyRange.named(partition)
+    return part.first / part.of, (part.last + 1) / part.of
+
+
+def write_found(attempt: Attempt, found: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays as the file of a partition."""
+    with attempt.path("bin").open("wb") as file:
+        writer = ArrayWriter(file)
+        for name, values in found.items():
+            writer.add(name, values)
+        writer.finish()
+
+
+def crowd_arrays(kind: str, crowds: Crowds) -> dict[str, npt.NDArray[Any]]:
+    """Crowds as arrays, by name."""
+    return {
+        f"crowds.{kind}.{name}": getattr(crowds, name).astype(of)
+        for name, of in (("members", np.int64), ("starts", np.int64), ("follows", np.uint8))
+    }
+
+
+def read_found(build: Build, stage: str, name: str, width: int) -> Ints:
+    """[K, width] an array of all partitions of a stage, one after the other."""
+    directory, parts = build.stage(stage), [np.zeros((0, width), np.int64)]
+    for record in directory.records():
+        with Arrays(directory.folder, record.files["bin"].name) as arrays:
+            parts.append(arrays[name].copy())
+    return np.concatenate(parts)
+
+
+def read_crowds(build: Build, kind: str) -> Crowds:
+    """All crowds that `edges` found."""
+    directory, parts = build.stage("dedup.edges"), list[Crowds]()
+    for record in directory.records():
+        with Arrays(directory.folder, record.files["bin"].name) as arrays:
+            members, starts, follows = (
+                arrays[f"crowds.{kind}.{name}"].copy() for name in ("members", "starts", "follows")
+            )
+            parts.append(Crowds(members, starts, follows.astype(np.bool_)))
+    return Crowds.joined(parts)
+
+
+class Collapsed:
+    """Which images, or texts, of a build need not be compared: copies, and what an earlier build has to the letter."""
+
+    def __init__(self, build: Build, kind: str, size: int) -> None:
+        """size: of all images, or texts."""
+        self._out = np.zeros(size, np.bool_)
+        self._out[read_found(build, "dedup.copies", f"{COPIES}.{kind}", 2)[:, 0]] = True
+        kept = read_found(build, "dedup.copies", KEPT_IMAGES if kind == IMAGES else KEPT_TEXTS, 3)
+        self._out[kept[kept[:, 2] == 0, 0]] = True
+
+    def remaining(self, numbers: Ints) -> Ints:
+        """Places in `numbers` of those that are compared."""
+        return np.flatnonzero(~self._out[numbers])
+
+
+def without(rewrite: Rewrite) -> None:
+    """Takedown of a stage that only prepares what `leaders` reads: deletes all of it, as it can be made again."""
+    rewrite.stage.delete_records()

@@ -1,0 +1,260 @@
+"""The one pass of dedup that goes in order: which pairs are kept, from edges alone.
+
+Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or looks like
+one (the first kept image that it looks like is its leader), or if enough pairs of its primary text's cluster or of its
+domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
+earlier one. Dropped pairs never lead, so there are no chains: with chains, over near-text edges, 35,000 unrelated
+captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
+
+What earlier builds kept comes before all. Increments over earlier builds have the result of one pass over everything,
+as long as the ranks put the earlier builds first.
+
+Images and texts that match nothing else are no nodes (`Nodes`), and pairs of nothing else are not given to the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.build import Dedup
+from pipeline.matching.crowds import Crowds, Partners
+from pipeline.matching.sketches import begins, distinct
+from pipeline.records import DropReason
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+REASONS = (
+    DropReason.PLACEHOLDER,
+    DropReason.SAME_IMAGE,
+    DropReason.NEAR_IMAGE,
+    DropReason.CAP_PER_TEXT,
+    DropReason.CAP_PER_DOMAIN,
+    DropReason.OTHER_SPLIT,  # not the pass's own: `splits` says so of pairs that it keeps
+)
+"""Bit i of the reasons of a pair stands for the i-th; a pair counts under the first reason whose bit is set."""
+
+BIT = {reason: 1 << i for i, reason in enumerate(REASONS)}
+
+NONE = -1
+"""Stands for no node, no pair, no earlier one."""
+
+AT_ONCE = 1 << 16
+"""Pairs whose numbers are Python objects at the same time."""
+
+Alike = Callable[[int, Ints], Flags]
+"""Which of the items with these numbers are alike, or the same as, the item with a number."""
+
+
+class Nodes:
+    """Images, or texts, of a build that match another one: nodes 0 to N - 1, in the order of their numbers.
+
+    leader: the node that leads each node so far, NONE for none; of texts, nodes from N on are earlier builds'.
+    """
+
+    def __init__(self, copies: Ints, edges: Ints, crowds: Crowds, more: Ints, alike: Alike) -> None:
+        """copies [K, 2]: copy and first of its kind, which is compared for it. edges [K, 2]. more: further numbers."""
+        by_copy = np.argsort(copies[:, 0])
+        self._copies, self._first = copies[by_copy, 0], copies[by_copy, 1]
+        firsts = self.first_of(more)
+        self.numbers: Ints = distinct(np.concatenate([self._first, edges.ravel(), crowds.members, firsts]))
+        one, other = (np.searchsorted(self.numbers, edges[:, at]) for at in (0, 1))
+        ends = distinct(np.concatenate([one << 32 | other, other << 32 | one]))
+        self._starts: Ints = np.searchsorted(ends, np.arange(len(self.numbers) + 1) << 32)
+        self._others: Ints = ends & 0xFFFFFFFF
+        self._partners = Partners(crowds)
+        self._crowded = np.isin(self.numbers, crowds.members)
+        self._alike = alike
+        self.leader: Ints = np.full(len(self.numbers), NONE)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def first_of(self, numbers: Ints) -> Ints:
+        """[N] the number of the first of each one's kind."""
+        found: Ints = numbers.copy()
+        if len(self._copies):
+            at = np.minimum(np.searchsorted(self._copies, numbers), len(self._copies) - 1)
+            copies = self._copies[at] == numbers
+            found[copies] = self._first[at[copies]]
+        return found
+
+    def of(self, numbers: Ints) -> Ints:
+        """[N] the node of each, NONE for one that matches nothing."""
+        firsts = self.first_of(numbers)
+        if not len(self.numbers):
+            return np.full(len(numbers), NONE)
+        at = np.minimum(np.searchsorted(self.numbers, firsts), len(self.numbers) - 1)
+        nodes: Ints = np.where(self.numbers[at] == firsts, at, NONE)
+        return nodes
+
+    def lead(self, node: int, needed: Callable[[Ints], Flags]) -> None:
+        """From now on a node leads what it matches and has no leader. needed: which of some nodes may need one."""
+        low, high = self._starts[node], self._starts[node + 1]
+        if low < high:
+            others = self._others[low:high]
+            self.leader[others[self.leader[others] == NONE]] = node
+        if self._crowded[node]:
+            number = int(self.numbers[node])
+            partners = np.searchsorted(self.numbers, self._partners.of(number))
+            partners = partners[(self.leader[partners] == NONE) & needed(partners)]
+            if len(partners):
+                self.leader[partners[self._alike(number, self.numbers[partners])]] = node
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs in the order of their ranks [M], of which each may match something, or is under a cap."""
+
+    image: Ints
+    """[M] the node of the image, NONE for one that matches nothing."""
+    starts: Ints
+    """[M + 1] where the texts of each pair begin, primary first, and the end."""
+    texts: Ints
+    """The node of each text, NONE likewise."""
+    domain: Ints
+    """[M] a number of the domain, NONE for none."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What earlier builds kept: first leaders of nodes, and counts.
+
+    same, near [image nodes]: the first image with the same bytes, and the first that looks alike; NONE for none.
+    placeholders: numbers of images that are one. text_leaders [text nodes]: a node from the number of nodes on. pairs
+    [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
+    """
+
+    same: Ints
+    near: Ints
+    placeholders: frozenset[int]
+    text_leaders: Ints
+    pairs: Ints
+    domains: Ints
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Decisions about pairs [M]."""
+
+    reasons: npt.NDArray[np.uint8]
+    """[M] bits of REASONS; 0 for a kept pair."""
+    leader: Ints
+    """[M] the pair that a duplicate is one of, by its place among the pairs; NONE for none."""
+    earlier: Ints
+    """[M] the image of an earlier build, likewise."""
+    text_leaders: Ints
+    """The node that leads each text of a kept pair; NONE for one that matches nothing, or whose pair is dropped."""
+    began: Flags
+    """Which texts lead from then on."""
+
+
+class LeaderPass:
+    """Decides about pairs in order; afterwards places texts that leaders take over."""
+
+    def __init__(self, rules: Dedup, images: Nodes, texts: Nodes, kept: Kept) -> None:
+        self._rules, self._images, self._texts, self._kept = rules, images, texts, kept
+        texts.leader[:] = kept.text_leaders
+        self.leads: Flags = np.zeros(len(texts), np.bool_)
+
+    def decide(self, pairs: Pairs) -> Verdicts:
+        """Decide about all pairs."""
+        size, rules = len(pairs), self._rules
+        found = Verdicts(
+            np.zeros(size, np.uint8),
+            np.full(size, NONE),
+            np.full(size, NONE),
+            np.full(len(pairs.texts), NONE),
+            np.zeros(len(pairs.texts), np.bool_),
+        )
+        owner = np.full(len(self._images), NONE)  # the pair that was kept of each image
+        last = np.full(len(self._images), NONE)
+        shown = np.flatnonzero(pairs.image != NONE)
+        last[pairs.image[shown]] = shown  # ascending: the last assignment stays
+        owners, same, near = (_view(of) for of in (owner, self._kept.same, self._kept.near))
+        leaders = _view(self._images.leader)
+        counted = np.concatenate([np.zeros(len(self._texts), np.int64), self._kept.pairs])
+        pairs_of, domains = _view(counted), _view(self._kept.domains.copy())
+        of_texts, began = _view(found.text_leaders), _view(found.began.view(np.uint8))
+        reasons, leader, earlier = _view(found.reasons), _view(found.leader), _view(found.earlier)
+        for row, image, first, texts, domain in _rows(pairs):
+            why = 0
+            if image != NONE:
+                if same[image] != NONE:
+                    why, earlier[row] = BIT[DropReason.SAME_IMAGE], same[image]
+                elif owners[image] != NONE:
+                    why, leader[row] = BIT[DropReason.SAME_IMAGE], owners[image]
+                elif near[image] != NONE:
+                    why, earlier[row] = BIT[DropReason.NEAR_IMAGE], near[image]
+                elif leaders[image] != NONE:
+                    why, leader[row] = BIT[DropReason.NEAR_IMAGE], owners[leaders[image]]
+                if earlier[row] in self._kept.placeholders:
+                    why |= BIT[DropReason.PLACEHOLDER]
+            primary = self._leader(texts[0])
+            if primary != NONE and pairs_of[primary] >= rules.max_pairs_per_text:
+                why |= BIT[DropReason.CAP_PER_TEXT]
+            if domain != NONE and domains[domain] >= rules.max_pairs_per_domain:
+                why |= BIT[DropReason.CAP_PER_DOMAIN]
+            if why:
+                reasons[row] = why
+                continue
+            if image != NONE:
+                owners[image] = row
+                self._images.lead(image, lambda nodes, row=row: last[nodes] > row)  # type: ignore[misc]
+            if domain != NONE:
+                domains[domain] += 1
+            for at, text in enumerate(texts, first):
+                if text != NONE:
+                    of_texts[at], began[at] = self.place(text)
+            if texts[0] != NONE:
+                pairs_of[of_texts[first]] += 1
+        return found
+
+    def place(self, text: int) -> tuple[int, bool]:
+        """(the node that leads a text of a kept pair, whether it is the text, which leads from now on)."""
+        leader = self._leader(text)
+        if leader != NONE:
+            return leader, False
+        self.leads[text] = True
+        self._texts.lead(text, lambda nodes: ~self.leads[nodes])
+        return text, True
+
+    def _leader(self, text: int) -> int:
+        """The node that leads a text so far, itself included; NONE for none."""
+        if text == NONE or self.leads[text]:
+            return text
+        return int(self._texts.leader[text])
+
+
+def _view(values: Any) -> memoryview:
+    """An array whose elements are read and set one by one: in a fraction of NumPy's time."""
+    return memoryview(values)
+
+
+def _rows(pairs: Pairs) -> Iterator[tuple[int, int, int, list[int], int]]:
+    """(row, image, place of its first text, its texts, domain) of each pair."""
+    for start in range(0, len(pairs), AT_ONCE):
+        end = min(len(pairs), start + AT_ONCE)
+        starts = pairs.starts[start : end + 1].tolist()
+        texts, base = pairs.texts[starts[0] : starts[-1]].tolist(), starts[0]
+        images, domains = pairs.image[start:end].tolist(), pairs.domain[start:end].tolist()
+        for at, (image, domain) in enumerate(zip(images, domains, strict=True)):
+            low, high = starts[at], starts[at + 1]
+            yield start + at, image, low, texts[low - base : high - base], domain
+
+
+def first_by(keys: Ints, values: Ints, size: int) -> Ints:
+    """[size] the smallest of the values [K] under each key [K], NONE where there is none."""
+    found = np.full(size, NONE)
+    order = np.lexsort((values, keys))
+    new = order[begins(keys[order])]
+    found[keys[new]] = values[new]
+    return found

@@ -1,0 +1,331 @@
+"""What the pass in order writes: verdicts by run, texts that leaders take over, and what STORE gets of a build."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.shard import SPLITS
+from pipeline.dedup.greedy import BIT, NONE, Flags, Ints, LeaderPass, Verdicts
+from pipeline.dedup.joined import Joined
+from pipeline.dedup.spill import Rows
+from pipeline.dedup.splits import TextSplits
+from pipeline.dedup.taken_texts import TakenTexts
+from pipeline.files.digests import DIGEST, Digests, column_of, digests_of
+from pipeline.matching.sketches import distinct, spread
+from pipeline.matching.text_rows import TextRows
+from pipeline.records import DropReason
+from pipeline.store.build import Build
+from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.partitions import Attempt
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        ("position", pa.int32()),  # of the pair in its run
+        ("reasons", pa.uint8()),  # bits of greedy.REASONS; 0 = kept
+        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
+        ("earlier", pa.bool_()),  # an earlier build kept that leader
+        ("known", pa.bool_()),  # an earlier build of the same dataset did
+        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair; zeros for a text that it must not have (`splits`)
+        ("split", pa.string()),  # of a kept pair, null of another
+    ]
+)
+
+MERGED_SCHEMA = pa.schema(
+    [
+        ("position", pa.int32()),
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("original", pa.string()),
+        ("text_leader", DIGEST),
+    ]
+)
+"""Texts that a leader takes over: `position` is the leader's."""
+
+WRITTEN = 50_000
+"""Kept pairs that are written together."""
+
+
+@dataclass
+class Outcome:
+    """Decisions about all pairs of a build, by their numbers [N], and their texts [T]; `began` as in `Verdicts`."""
+
+    joined: Joined
+    reasons: npt.NDArray[np.uint8]
+    leader: Ints
+    earlier: Ints
+    splits: npt.NDArray[np.int8]
+    """[N] number of the split of a kept pair."""
+    text_leaders: Ints
+    """[T] node that leads each text, NONE for one that leads itself and has no node."""
+    left_out: Flags
+    """[T] texts that their pair must not have."""
+    began: Flags
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept(self) -> Ints:
+        """Numbers of the pairs that the pass keeps, by rank; those that are dropped for their splits are among them."""
+        passed = (self.reasons & ~np.uint8(BIT[DropReason.OTHER_SPLIT])) == 0
+        kept: Ints = self.joined.order[passed[self.joined.order]]
+        return kept
+
+    def leader_ids(self, texts: Ints) -> Digests:
+        """[K, 32] ids of the leaders of texts, by their places [K] among the texts of all pairs; zeros if left out."""
+        joined, nodes = self.joined, self.text_leaders[texts]
+        ids = node_ids(joined, nodes)
+        own = np.flatnonzero(nodes == NONE)
+        ids[own] = joined.runs.text_ids(joined.all_texts[texts[own]])
+        ids[self.left_out[texts]] = 0
+        return ids
+
+
+def node_ids(joined: Joined, nodes: Ints) -> Digests:
+    """[K, 32] ids of texts by their nodes; zeros of NONE."""
+    ids, own = np.zeros((len(nodes), 32), np.uint8), len(joined.texts)
+    earlier, here = np.flatnonzero(nodes >= own), np.flatnonzero((nodes >= 0) & (nodes < own))
+    ids[earlier] = joined.earlier_texts.ids[nodes[earlier] - own]
+    ids[here] = joined.runs.text_ids(joined.texts.numbers[nodes[here]])
+    return ids
+
+
+def spread_out(build: Build, joined: Joined, verdicts: Verdicts, text_splits: TextSplits | None) -> Outcome:
+    """Decisions about all pairs from those about the pairs that are bound; the others are kept."""
+    size, bound, pairs = len(joined.order), joined.bound, joined.pairs()
+    places = spread(joined.text_starts[bound], joined.text_starts[bound] + joined.counted[bound])
+    free = np.ones(size, np.bool_)
+    free[bound] = False
+    outcome = Outcome(
+        joined,
+        np.zeros(size, np.uint8),
+        np.full(size, NONE),
+        np.full(size, NONE),
+        np.concatenate([np.zeros(0, np.int8), *(arrays["split"] for arrays in joined.runs.arrays)]),
+        np.full(len(joined.all_texts), NONE),
+        np.zeros(len(joined.all_texts), np.bool_),
+        np.zeros(len(joined.all_texts), np.bool_),
+    )
+    outcome.reasons[bound], outcome.earlier[bound] = verdicts.reasons, verdicts.earlier
+    led = verdicts.leader != NONE
+    outcome.leader[bound[led]] = bound[verdicts.leader[led]]
+    outcome.text_leaders[places] = verdicts.text_leaders
+    low = joined.text_starts[:-1]
+    passed = np.repeat(verdicts.reasons == 0, np.diff(pairs.starts))
+    # a text that matches nothing leads as soon as its pair is kept
+    outcome.began[places] = verdicts.began | (passed & (pairs.texts == NONE))
+    outcome.began[spread(low[free], (low + joined.counted)[free])] = True
+    kept = outcome.kept
+    for place, split in zip(kept.tolist(), joined.inherited_splits(kept), strict=True) if build.made_from else ():
+        if split:
+            outcome.splits[place] = SPLITS.index(split)
+    if text_splits is not None:
+        _place(build, outcome, kept[~free[kept]], text_splits)
+    return outcome
+
+
+def _place(build: Build, outcome: Outcome, kept: Ints, text_splits: TextSplits) -> None:
+    """Place kept pairs by their texts; those whose texts match nothing stay where they are."""
+    joined = outcome.joined
+    hashed = np.concatenate([np.zeros(0, np.int8), *(arrays["split"] for arrays in joined.runs.arrays)])
+    inherited = joined.inherited_splits(kept)
+    for pair, other in zip(kept.tolist(), inherited, strict=True):
+        first = int(joined.text_starts[pair])
+        places = range(first, first + int(joined.counted[pair]))
+        # a text without a node is a cluster of its own, with a number below all nodes
+        leaders = [own if (own := int(outcome.text_leaders[at])) != NONE else -2 - at for at in places]
+        split, stay = text_splits.place(SPLITS[hashed[pair]], other, leaders)
+        outcome.splits[pair] = SPLITS.index(split)
+        outcome.left_out[first : first + len(stay)] = ~np.array(stay)
+        if stay and not any(stay):
+            outcome.reasons[pair] |= BIT[DropReason.OTHER_SPLIT]
+
+
+def merged(
+    outcome: Outcome, rules_taken: TakenTexts, deciding: LeaderPass, text_splits: TextSplits | None
+) -> dict[int, pa.Table]:
+    """MERGED_SCHEMA rows by run, of the texts of copies that leaders take over, in the order in which they are placed.
+
+    These texts are placed last, in the order of their leaders.
+    """
+    joined = outcome.joined
+    firsts = joined.texts.first_of(joined.all_texts)
+    starts, counted = joined.text_starts, joined.counted
+    copies = joined.bound[outcome.leader[joined.bound] != NONE]
+    for copy, leader in zip(copies.tolist(), outcome.leader[copies].tolist(), strict=True):
+        low = int(starts[leader])
+        own = firsts[low : low + int(counted[leader])].tolist()
+        rules_taken.add(leader, own, copy, firsts[starts[copy] : starts[copy + 1]].tolist())
+    taken = rules_taken.taken()
+    leaders = np.array(sorted(taken), np.int64)
+    position = np.concatenate([np.zeros(0, np.int32), *(rows["position"].to_numpy() for rows in joined.rows)])
+    run = np.searchsorted(joined.runs.starts, leaders, "right") - 1
+    leaders = leaders[np.lexsort((position[leaders], run))]
+    rows = list[tuple[int, int, int]]()  # leader, place among all texts, node of its own leader
+    for leader in leaders.tolist():
+        for copy, at in taken[leader]:
+            place = int(starts[copy]) + at
+            node = int(joined.text_nodes[place])
+            led = node if node == NONE else deciding.place(node)[0]
+            if text_splits is None or text_splits.admits(led, SPLITS[outcome.splits[leader]]):
+                rows.append((leader, place, led))
+    columns = np.array(rows, np.int64).reshape(-1, 3)
+    return _merged_rows(outcome, position, *columns.T)
+
+
+def _merged_rows(
+    outcome: Outcome, position: npt.NDArray[np.int32], leader: Ints, place: Ints, node: Ints
+) -> dict[int, pa.Table]:
+    joined = outcome.joined
+    ids = node_ids(joined, node)
+    own = np.flatnonzero(node == NONE)
+    ids[own] = joined.runs.text_ids(joined.all_texts[place[own]])
+    run = np.searchsorted(joined.runs.starts, leader, "right") - 1
+    found = {}
+    texts = _texts_at(joined, place)
+    for number in distinct(run).tolist():
+        here = pa.array(np.flatnonzero(run == number))
+        table = pa.table(
+            {
+                "position": pa.array(position[leader], pa.int32()).take(here),
+                **{name: texts.field(name).take(here) for name in ("kind", "text", "original")},
+                "text_leader": column_of(ids).take(here),
+            }
+        )
+        original = pc.fill_null(table["original"], "")
+        found[number] = table.set_column(3, "original", original).cast(MERGED_SCHEMA)
+    return found
+
+
+def _texts_at(joined: Joined, places: Ints) -> pa.StructArray:
+    """Texts by their places among the texts of all pairs."""
+    ends = joined.text_starts[joined.runs.starts]  # where the texts of each run begin, and the end
+    order, parts = list[Ints](), list[pa.Array]()
+    for number, rows in enumerate(joined.rows):
+        here = np.flatnonzero((places >= ends[number]) & (places < ends[number + 1]))
+        if len(here):
+            flat = rows["texts"].combine_chunks().flatten()
+            order.append(here)
+            parts.append(flat.take(pa.array(places[here] - ends[number])))
+    if not parts:
+        return pa.array(
+            [], joined.rows[0]["texts"].type.value_type if joined.rows else MERGED_SCHEMA.field("text").type
+        )
+    joined_up = pa.concat_arrays(parts)
+    return joined_up.take(pa.array(np.argsort(np.concatenate(order))))
+
+
+def write(attempt: Attempt, outcome: Outcome, merged_rows: dict[int, pa.Table], placeholders: Sequence[int]) -> None:
+    """Write what `dedup` needs of each run, and what STORE gets."""
+    joined = outcome.joined
+    for number, record in enumerate(joined.runs.records):
+        rows = np.arange(joined.runs.starts[number], joined.runs.starts[number + 1])
+        attempt.write_table(f"{record.partition}.verdicts", _verdict_rows(outcome, number, rows))
+        attempt.write_table(f"{record.partition}.merged", merged_rows.get(number, MERGED_SCHEMA.empty_table()))
+    kept = outcome.kept
+    with contextlib.ExitStack() as files:
+        images, texts, flagged = (
+            files.enter_context(Rows(attempt.path(f"{name}.parquet"), schema))
+            for name, schema in (("images", IMAGE_SCHEMA), ("texts", TEXT_SCHEMA), ("placeholders", PLACEHOLDER_SCHEMA))
+        )
+        signatures, details = (files.enter_context(attempt.path(name).open("wb")) for name in (SIGNATURES, DETAILS))
+        for first in range(0, len(kept), WRITTEN):
+            some = kept[first : first + WRITTEN]
+            images.add(_image_rows(outcome, some))
+            signatures.write(joined.signatures.whole(some).data)
+            joined.signatures.details(some).moved(first).write(details)
+        for rows_of_texts in _text_rows(outcome, kept):
+            texts.add(rows_of_texts)
+        own = np.array(sorted(placeholders), np.int64)
+        flagged.add(_gathered(joined, own, ["candidate_id"]))
+
+
+def _verdict_rows(outcome: Outcome, number: int, pairs: Ints) -> pa.Table:
+    """VERDICT_SCHEMA rows of a run, by position."""
+    joined, rows = outcome.joined, outcome.joined.rows[number]
+    reasons, leader, earlier = outcome.reasons[pairs], outcome.leader[pairs], outcome.earlier[pairs]
+    ids = np.zeros((len(pairs), 32), np.uint8)
+    own, others = np.flatnonzero(leader != NONE), np.flatnonzero(earlier != NONE)
+    ids[own] = digests_of(_gathered(joined, leader[own], ["candidate_id"])["candidate_id"])
+    at = joined.earlier_images.at(earlier[others])
+    ids[others] = joined.earlier_images.candidate[at]
+    known = np.zeros(len(pairs), np.bool_)
+    known[others] = joined.earlier_images.held[at]
+    kept = (reasons & ~np.uint8(BIT[DropReason.OTHER_SPLIT])) == 0
+    counts = np.where(kept, joined.counted[pairs], 0)
+    low = joined.text_starts[pairs]
+    splits = pa.array(np.where(kept, outcome.splits[pairs], 0).astype(np.int32), mask=~kept)
+    columns = {
+        "position": rows["position"],
+        "reasons": pa.array(reasons, pa.uint8()),
+        "leader": column_of(ids),
+        "earlier": pa.array(earlier != NONE),
+        "known": pa.array(known),
+        "text_leaders": pa.ListArray.from_arrays(
+            pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()),
+            column_of(outcome.leader_ids(spread(low, low + counts))),
+        ),
+        "split": pa.array(SPLITS, pa.string()).take(splits),
+    }
+    return pa.table(columns, schema=VERDICT_SCHEMA).sort_by("position")
+
+
+def _image_rows(outcome: Outcome, pairs: Ints) -> pa.Table:
+    """IMAGE_SCHEMA rows of kept pairs."""
+    added = {
+        "text_leader": column_of(_ids_before_splits(outcome, outcome.joined.text_starts[pairs])),
+        "split": pa.array(SPLITS, pa.string()).take(pa.array(outcome.splits[pairs])),
+    }
+    own = _gathered(outcome.joined, pairs, [name for name in IMAGE_SCHEMA.names if name not in added])
+    return pa.table({name: added[name] if name in added else own[name] for name in IMAGE_SCHEMA.names})
+
+
+def _ids_before_splits(outcome: Outcome, places: Ints) -> Digests:
+    """Ids of the leaders of texts, left out or not."""
+    joined, nodes = outcome.joined, outcome.text_leaders[places]
+    ids = node_ids(joined, nodes)
+    own = np.flatnonzero(nodes == NONE)
+    ids[own] = joined.runs.text_ids(joined.all_texts[places[own]])
+    return ids
+
+
+def _text_rows(outcome: Outcome, kept: Ints) -> Iterator[pa.Table]:
+    """TEXT_SCHEMA rows of the texts that lead from now on, in the order in which they began to."""
+    joined = outcome.joined
+    for start in range(0, len(kept), WRITTEN):
+        some = kept[start : start + WRITTEN]
+        low, counts = joined.text_starts[some], joined.counted[some]
+        places, pair = spread(low, low + counts), np.repeat(some, counts)
+        new = np.flatnonzero(outcome.began[places])
+        texts = joined.all_texts[places[new]]
+        distinct, at = np.unique(texts, return_inverse=True)
+        rows = TextRows(joined.runs.text_ids(distinct), joined.runs.whole_sketches(distinct)).columns()
+        splits = pa.array(SPLITS, pa.string()).take(pa.array(outcome.splits[pair[new]]))
+        yield pa.table({"text": rows.take(pa.array(at)), "split": splits}, schema=TEXT_SCHEMA)
+        outcome.counts["text_clusters"] += len(new)
+
+
+def _gathered(joined: Joined, pairs: Ints, columns: list[str]) -> pa.Table:
+    """Columns of pairs, by their numbers in any order."""
+    run = np.searchsorted(joined.runs.starts, pairs, "right") - 1
+    order, parts = [np.zeros(0, np.int64)], list[pa.Table]()
+    for number in distinct(run).tolist():
+        here = np.flatnonzero(run == number)
+        order.append(here)
+        rows = joined.rows[number].select(columns)
+        parts.append(rows.take(pa.array(pairs[here] - joined.runs.starts[number])))
+    if not parts:
+        return joined.rows[0].select(columns).slice(0, 0) if joined.rows else _no_rows(columns)
+    return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
+
+
+def _no_rows(columns: list[str]) -> pa.Table:
+    from pipeline.dedup.runs import ROW_SCHEMA
+
+    return ROW_SCHEMA.empty_table().select(columns)

@@ -1,0 +1,176 @@
+"""The runs of a build as `pipeline.dedup.signatures` writes them, opened together.
+
+Images have numbers over all runs: those of a run follow those of the runs before it, and within a run the number grows
+with the rank. Distinct texts of runs have numbers of their own, likewise. What earlier builds kept has numbers too,
+over all of their pieces (`pipeline.dedup.earlier`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.dedup.earlier import STORED
+from pipeline.dedup.piece import sketches_in
+from pipeline.dedup.stored_signatures import StoredSignatures
+from pipeline.files.arrays import Arrays
+from pipeline.files.digests import DIGEST, Digests, digests_of
+from pipeline.matching.image_keys import Ints, Key, plan
+from pipeline.matching.looks import NO_DETAILS, Hashed, fine_of
+from pipeline.matching.sketches import Sketches, distinct
+from pipeline.records import TEXTS_TYPE
+from pipeline.store.build import Build
+from pipeline.store.identities import DETAILS, SIGNATURES
+from pipeline.store.partitions import Record
+
+ROWS, ARRAYS = "rows.arrow", "arrays.bin"
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("position", pa.int32()),  # among the run's pairs by (order_key, candidate_id)
+        ("candidate_id", DIGEST),
+        ("fetch_id", DIGEST),
+        ("sha256", DIGEST),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("phash", pa.list_(pa.uint64())),
+        ("domain", pa.uint64()),  # of the page; 0 = none
+        ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `ranked_runs.kept_by`
+        ("texts", TEXTS_TYPE),
+    ]
+)
+"""A run's rows by rank."""
+
+
+def records_of(build: Build) -> list[Record]:
+    """The records of the runs, in order."""
+    return [record for record in build.stage("dedup.signatures").records() if not record.partition.startswith(STORED)]
+
+
+def keys_of(build: Build, records: Sequence[Record]) -> tuple[Key, ...]:
+    """The keys by which the runs were written."""
+    return plan(records[0].info["compared"], build.spec.dedup.image_distance) if records else ()
+
+
+def starts_of(records: Sequence[Record], what: str = "pairs") -> Ints:
+    """The number of the first image (of "texts" the first text) of each run, and the number of all."""
+    return np.concatenate([[0], np.cumsum([record.counts[what] for record in records])]).astype(np.int64)
+
+
+class Runs:
+    """All runs of a build, open as long as `files` is."""
+
+    def __init__(self, build: Build, files: ExitStack) -> None:
+        self._stage, self._files = build.stage("dedup.signatures"), files
+        self.records = records_of(build)
+        self.keys = keys_of(build, self.records)
+        self.starts, self.text_starts = starts_of(self.records), starts_of(self.records, "texts")
+        self.arrays = [
+            files.enter_context(Arrays(self._stage.folder, record.files[ARRAYS].name)) for record in self.records
+        ]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def paths(self, suffix: str) -> list[Path]:
+        """Local paths of a file of every run."""
+        return [self._files.enter_context(self._stage.file(record, suffix)) for record in self.records]
+
+    def signatures(self) -> StoredSignatures:
+        """Signatures and details of all images."""
+        return self._files.enter_context(StoredSignatures(self.paths(SIGNATURES), self.paths(DETAILS), self.starts))
+
+    def rows(self) -> list[pa.Table]:
+        """The rows of each run, mapped."""
+        return [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in self.paths(ROWS)]
+
+    def joined(self, name: str) -> npt.NDArray[np.uint32]:
+        """An array of all runs, one after the other."""
+        return np.concatenate([np.zeros(0, np.uint32), *(arrays[name] for arrays in self.arrays)])
+
+    def whole_sketches(self, texts: Ints) -> Sketches:
+        """Sketches of texts [N] with their band keys; numbers ascend."""
+        return replace(self.sketches(texts), keys=self.bands(texts))
+
+    def sketches(self, texts: Ints) -> Sketches:
+        """Sketches of texts [N], without band keys; numbers ascend."""
+        borders = np.searchsorted(texts, self.text_starts)
+        parts = [
+            sketches_in(arrays).without_keys(texts[low:high] - start)
+            for arrays, start, low, high in zip(
+                self.arrays, self.text_starts.tolist(), borders[:-1], borders[1:], strict=False
+            )
+            if low < high
+        ]
+        return Sketches.joined(*parts)
+
+    def hashed(self, images: Ints) -> tuple[Hashed, Hashed]:
+        """(coarse hashes of images, ascending; fine ones of those with details)."""
+        codes, tones = (_gathered(self.arrays, name, self.starts, images) for name in ("codes", "tones"))
+        borders, fine = np.searchsorted(images, self.starts), [fine_of(NO_DETAILS)]
+        for arrays, start, low, high in zip(self.arrays, self.starts.tolist(), borders[:-1], borders[1:], strict=False):
+            detailed = arrays["fine.images"]
+            rows = np.flatnonzero(np.isin(detailed, images[low:high] - start)) if low < high else np.zeros(0, np.int64)
+            fine.append(Hashed(detailed[rows] + start, arrays["fine.codes"][rows], arrays["fine.tones"][rows]))
+        joined = (np.concatenate([getattr(of, name) for of in fine]) for name in ("images", "codes", "tones"))
+        return Hashed(images, codes, tones), Hashed(*joined)
+
+    def text_ids(self, texts: Ints) -> Digests:
+        """[N, 32] ids of texts, whose numbers are in any order."""
+        ids: Digests = _gathered(self.arrays, "text.ids", self.text_starts, texts)
+        return ids
+
+    def bands(self, texts: Ints) -> npt.NDArray[np.uint32]:
+        """[N, bands] band keys of texts, whose numbers are in any order."""
+        bands: npt.NDArray[np.uint32] = _gathered(self.arrays, "text.bands", self.text_starts, texts)
+        return bands
+
+
+def _gathered(arrays: Sequence[Arrays], name: str, starts: Ints, numbers: Ints) -> Any:
+    run = np.searchsorted(starts, numbers, "right") - 1  # of runs that begin with one number the last, which has it
+    width = arrays[0][name].shape[1:] if arrays else (32,)
+    found = np.zeros((len(numbers), *width), arrays[0][name].dtype if arrays else np.uint8)
+    for own in distinct(run).tolist():
+        rows = np.flatnonzero(run == own)
+        found[rows] = arrays[own][name][numbers[rows] - starts[own]]
+    return found
+
+
+def pixels_of(rows: pa.Table) -> Ints:
+    """[N] by which pairs rank: the pixels of each one's image."""
+    width, height = (rows[name].to_numpy().astype(np.int64) for name in ("width", "height"))
+    pixels: Ints = width * height
+    return pixels
+
+
+def order_of(tables: Sequence[pa.Table]) -> Ints:
+    """The order by rank of all rows of some tables of ROW_SCHEMA: by kept_by, largest image first, candidate_id."""
+    kept_by, smaller, word = (
+        np.concatenate([np.zeros(0, kind), *parts])
+        for kind, parts in (
+            (np.int32, [table["kept_by"].to_numpy() for table in tables]),
+            (np.int64, [-pixels_of(table) for table in tables]),
+            (np.uint64, [_words(digests_of(table["candidate_id"]))[:, 0] for table in tables]),
+        )
+    )
+    order = np.lexsort((word, smaller, kept_by))
+    ranked = kept_by[order], smaller[order], word[order]
+    equal = np.all([of[1:] == of[:-1] for of in ranked], axis=0)
+    tied = np.flatnonzero(np.append(equal, False) | np.insert(equal, 0, False))
+    if len(tied):  # the first 64 bits of two ids agree
+        ids = np.concatenate([_words(digests_of(table["candidate_id"])) for table in tables])[order[tied]]
+        group = np.cumsum(~np.insert(equal, 0, False))[tied]
+        order[tied] = order[tied][np.lexsort((ids[:, 3], ids[:, 2], ids[:, 1], group))]
+    return order
+
+
+def _words(digests: Digests) -> npt.NDArray[np.uint64]:
+    """[N, 4] words that compare like digests [N, 32]."""
+    return np.ascontiguousarray(digests).view(">u8").reshape(-1, 4).astype(np.uint64)

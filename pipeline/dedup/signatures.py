@@ -1,0 +1,178 @@
+"""Pass dedup.signatures: what dedup compares, of each run of pairs, sorted by rank and by keys.
+
+Pairs rank by (larger image, candidate_id). In a build that begins a generation, what builds of the last one kept ranks
+before that, in the order of those builds: with the same spec the same pairs are kept again, as a pair that was dropped
+was dropped for one that ranks before it. Each partition is a run: neighbouring partitions of filter, up to RUN pairs.
+It holds the run's rows by rank, the signatures and details of its images, and what both images and texts are joined by
+(`pipeline.dedup.piece`), so that the one pass in order (`pipeline.dedup.leaders`) does nothing that can be done in
+parallel. Other partitions see to the pieces of what earlier builds kept (`pipeline.dedup.earlier`).
+
+Limits: a run is in memory. A new generation reads the ids of all that the last one kept once per run. On disk, at
+default settings, 3.5 KB per pair, of a pair with details 3 KB more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.build import BuildSpec
+from data_specs.folding import normals
+from data_specs.shard import SPLITS
+from pipeline import pulse
+from pipeline.dedup import earlier
+from pipeline.dedup.found import without
+from pipeline.dedup.piece import write_images, write_texts
+from pipeline.dedup.ranked_runs import kept_by, pairs_of, run_name
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pixels_of
+from pipeline.features import feature_id
+from pipeline.files.arrays import ArrayWriter
+from pipeline.files.digests import column_of, digests_of, rows_of, unhex
+from pipeline.matching import text_rows
+from pipeline.matching.image_keys import Key, plan
+from pipeline.matching.looks import Details, coarse_of, fine_of, hashes_of, signatures_of
+from pipeline.matching.text_rows import TextRows
+from pipeline.records import split_of
+from pipeline.store.build import Build
+from pipeline.store.identities import DETAILS, SIGNATURES
+from pipeline.store.partitions import Attempt, Record
+from pipeline.store.stage import Pass, PassFile
+from pipeline.urls import domain_key
+
+RUN = 100_000
+"""Pairs of a run at most, unless a single partition of filter has more."""
+
+LEAST, RUNS = 2_500, 16
+"""A build has about RUNS runs, so that as many workers have work, but none of fewer than LEAST pairs, nor over RUN."""
+
+SKETCHED_AT_ONCE = 10_000
+"""Texts sketched between two looks at the clock of progress."""
+
+_DIGESTS = ("candidate_id", "fetch_id", "sha256")
+_READ = [*_DIGESTS, "width", "height", "phash", "signature", "details", "texts", "page_url", "image_url"]
+
+
+def token(build: Build) -> Any:
+    rules = build.spec.dedup
+    shards = build.spec.shards
+    own = {"run": RUN, "sketch": text_rows.token(rules.text_similarity), "radius": rules.image_distance}
+    own |= {"kept": earlier.kept_before(build), "seed": build.spec.seed, "shares": [shards.dev_share, shards.val_share]}
+    return {**own, "made_from": [one.identities for one in build.made_from], "features": feature_id()}
+
+
+def partitions(build: Build) -> list[str]:
+    """Runs, each named by the partitions of filter in it, and groups of pieces of what earlier builds kept."""
+    records = build.stage("filter").records()
+    pairs = sum(record.counts["kept"] for record in records)
+    runs = _runs_of(records, min(RUN, max(LEAST, pairs // RUNS)))
+    return [*runs, *(earlier.groups(build) if pairs else ())]
+
+
+def _runs_of(records: Sequence[Record], size: int) -> list[str]:
+    """Runs of at most so many pairs, or of one partition of filter."""
+    runs: list[list[str]] = []
+    pairs = 0
+    for record in records:
+        if not runs or pairs + record.counts["kept"] > size:
+            runs.append([])
+            pairs = 0
+        runs[-1].append(record.partition)
+        pairs += record.counts["kept"]
+    return [run_name(run) for run in runs]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """One run by rank; or a group of pieces, which are made unless they are there."""
+    size = earlier.compared(build, sum(record.counts["kept"] for record in build.stage("filter").records()))
+    keys = plan(size, build.spec.dedup.image_distance)
+    with build.stage("dedup.signatures").attempt(partition) as attempt:
+        if partition.startswith(earlier.STORED):
+            made = earlier.make_group(build, partition, keys)
+            attempt.commit({"pairs": 0, "texts": 0, "detailed": 0, "made": made}, {"compared": size})
+            return
+        pairs = pairs_of(build, partition, _READ)
+        number = kept_by(build, digests_of(_digest(pairs, "candidate_id")), "images.parquet")
+        pulse.expect(pairs.num_rows)
+        counts = _write(attempt, pairs, number, keys, build.spec)
+        attempt.commit({"pairs": pairs.num_rows, **counts}, {"compared": size})
+
+
+def _digest(pairs: pa.Table, name: str) -> pa.Array:
+    return column_of(unhex(pairs[name].to_pylist()))
+
+
+def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], spec: BuildSpec) -> dict[str, int]:
+    """Write a run; returns counts. kept: of each pair the number of the build that kept it (`kept_by`)."""
+    pages, images = pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist()
+    columns = {
+        **{name: pairs[name] for name in ("width", "height", "phash", "texts")},
+        **{name: _digest(pairs, name) for name in _DIGESTS},
+        "position": pa.array(np.arange(pairs.num_rows), pa.int32()),
+        "kept_by": pa.array(kept, pa.int32()),
+        "domain": pa.array([domain_key(p or i) for p, i in zip(pages, images, strict=True)], pa.uint64()),
+    }
+    rows = pa.table({name: columns[name] for name in ROW_SCHEMA.names}).cast(ROW_SCHEMA)
+    by_rank = pa.array(order_of([rows]))
+    rows, looks = rows.take(by_rank).combine_chunks(), pairs.select(["signature", "details"]).take(by_rank)
+    with pa.ipc.new_file(str(attempt.path(ROWS)), ROW_SCHEMA) as file:
+        file.write_table(rows)
+    signature, details = signatures_of(looks["signature"]), Details.of_table(looks)
+    attempt.path(SIGNATURES).write_bytes(signature.tobytes())
+    with attempt.path(DETAILS).open("wb") as out:
+        details.write(out)
+    with attempt.path(ARRAYS).open("wb") as out:
+        writer = ArrayWriter(out)
+        coarse = coarse_of(hashes_of(rows), signature)
+        write_images(writer, digests_of(rows["sha256"]), coarse, fine_of(details), keys)
+        pulse.advance(pairs.num_rows // 2)
+        pixels = np.minimum(pixels_of(rows), np.iinfo(np.uint32).max)
+        order = (np.iinfo(np.uint32).max - pixels).astype(np.uint32)
+        writer.add("order", order)
+        writer.add("split", splits_of(spec, rows["sha256"]))
+        texts = _write_texts(writer, rows["texts"], order, spec.dedup.text_similarity)
+        writer.finish()
+    pulse.advance(pairs.num_rows - pairs.num_rows // 2)
+    return {"texts": texts, "detailed": len(details)}
+
+
+def splits_of(spec: BuildSpec, sha256: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+    """[N] numbers of the splits of images by their own bytes."""
+    shares = spec.shards.dev_share, spec.shards.val_share
+    splits = [split_of(name.hex(), spec.seed, *shares) for name in rows_of(digests_of(sha256))]
+    return np.array([SPLITS.index(split) for split in splits], np.int8)
+
+
+def _write_texts(writer: ArrayWriter, column: pa.ChunkedArray, order: npt.NDArray[np.uint32], threshold: float) -> int:
+    """Write the distinct texts of a run in the order of its rows, and which of them each pair has; returns how many."""
+    lists = column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+    flat = normals(lists.flatten().field("text").to_pylist())
+    number_of = {text: number for number, text in enumerate(dict.fromkeys(flat))}
+    distinct, made = list(number_of), []
+    for at in range(0, max(1, len(distinct)), SKETCHED_AT_ONCE):
+        made.append(text_rows.made(distinct[at : at + SKETCHED_AT_ONCE], threshold))
+    write_texts(writer, TextRows.joined(made))
+    counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    writer.add("own.starts", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    own = np.array([number_of[text] for text in flat], np.int64)
+    writer.add("own.rows", own)
+    writer.add("text.order", np.repeat(order, counts)[np.unique(own, return_index=True)[1]])
+    return len(distinct)
+
+
+PASS = Pass(
+    name="dedup.signatures",
+    over=partitions,
+    reads=("filter",),
+    run=run_partition,
+    token=token,
+    files=(PassFile(ROWS), PassFile("*.bin")),
+    unit="pairs",
+    done=("pairs",),
+    rewrites_others=False,
+    without=without,
+)

@@ -1,0 +1,106 @@
+"""Crowds: many items that are candidates of each other, of which not every two are compared.
+
+Copies of one photograph, or of one caption, come by the ten thousand, and to compare every two of them is quadratic.
+In a crowd items are compared in order with those that are the same as none before them (representatives); one that is
+the same as a representative follows it, and nothing is compared with it any more. Each pair of a crowd is then either
+compared, or has a follower that comes first: it is open.
+
+An open pair matters only if one of the two is kept, and a follower seldom is. So `Crowds` keeps who was in which crowd,
+and the pass over all edges (`pipeline.dedup.greedy`) compares an item that it keeps with its open partners
+(`partners`). The result is that of comparing all with all, whichever items were taken for representatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.matching.sketches import distinct, spread
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+AT_ONCE = 64
+"""Items of a crowd that are compared among themselves before their representatives are compared with the rest."""
+
+Same = Callable[[Ints, Ints], tuple[Ints, Ints]]
+"""(one, other) of the pairs of items `ones` x `others` that are the same; of all of them, where both are equal."""
+
+
+def represent(size: int, same: Same, least: float = 0.0) -> tuple[Ints, Flags, Ints]:
+    """(items 0 to size - 1 as they were compared, which of these follow another one, those that were left).
+
+    An item that follows comes before all that it was not compared with. Of those that were left, which come last, no
+    two were compared. least: stop where representatives of AT_ONCE items have fewer followers than this share of the
+    rest.
+    """
+    order, follows, rest = [np.zeros(0, np.int64)], np.zeros(size, np.bool_), np.arange(size)
+    while len(rest):
+        some, rest = rest[:AT_ONCE], rest[AT_ONCE:]
+        one, other = (np.searchsorted(some, of) for of in same(some, some))
+        alike = np.zeros((len(some), len(some)), np.bool_)
+        alike[np.maximum(one, other), np.minimum(one, other)] = True
+        for row, before in enumerate(alike):
+            follows[some[row]] = (before & ~follows[some]).any()
+        _, caught = same(some[~follows[some]], rest)
+        follows[caught] = True
+        order += [some, rest[follows[rest]]]
+        size_before, rest = len(rest), rest[~follows[rest]]
+        if size_before - len(rest) < least * size_before:
+            break
+    joined = np.concatenate([*order, rest])
+    return joined, follows[joined], rest
+
+
+@dataclass(frozen=True)
+class Crowds:
+    """Members [M] of all crowds, one after the other, each in the order in which it was compared (`represent`).
+
+    starts [C + 1]: where the members of each crowd begin, and the end. follows [M]: which of them are followers.
+    """
+
+    members: Ints
+    starts: Ints
+    follows: Flags
+
+    @staticmethod
+    def of(crowds: Iterable[tuple[Ints, Flags]]) -> Crowds:
+        """The crowds of (members, which of them follow)."""
+        made = [(np.zeros(0, np.int64), np.zeros(0, np.bool_)), *crowds]
+        members, follows = (np.concatenate([one[at] for one in made]) for at in (0, 1))
+        return Crowds(members, np.cumsum([len(one) for one, _ in made]), follows)
+
+    @staticmethod
+    def joined(parts: Iterable[Crowds]) -> Crowds:
+        """All crowds of several parts."""
+        return Crowds.of(
+            (part.members[low:high], part.follows[low:high])
+            for part in parts
+            for low, high in zip(part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
+        )
+
+
+class Partners:
+    """Looks up with which others a member of crowds was not compared."""
+
+    def __init__(self, crowds: Crowds) -> None:
+        self._crowds = crowds
+        sizes = np.diff(crowds.starts)
+        self._crowd = np.repeat(np.arange(len(sizes)), sizes)
+        self._order = np.argsort(crowds.members, kind="stable")
+        self._sorted = crowds.members[self._order]
+        self._followers = np.flatnonzero(crowds.follows)
+
+    def of(self, member: int) -> Ints:
+        """Those with which it was not compared in a crowd: all after a follower, and each follower before it."""
+        low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
+        at = self._order[low:high]
+        crowd, follows = self._crowd[at], self._crowds.follows[at]
+        first, last = self._crowds.starts[crowd], self._crowds.starts[crowd + 1]
+        before = self._followers[spread(*(np.searchsorted(self._followers, of) for of in (first, at)))]
+        after = spread((at + 1)[follows], last[follows])
+        found: Ints = distinct(self._crowds.members[np.concatenate([before, after])])
+        return found

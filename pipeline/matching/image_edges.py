@@ -1,0 +1,452 @@
+"""Pairs of images that look alike, found by sorted keys (`image_keys`) in tasks that know nothing of each other.
+
+What shares a key is compared by hash, by tones and by what the images look like (`looks.alike`). Whether two images are
+alike depends on those two alone, and not on the keys or the task by which they meet.
+
+Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where more
+than DENSE entries answer an image, those are parted by the next block of the tones, and so on through all blocks that
+must agree. Where all tones agree and there are still so many, they are a crowd (`crowds`): most are copies of one
+picture, and are compared with a few of them.
+
+Images of earlier builds (`KeptImages`) are looked up in their own sorted entries and never compared with each other, so
+that what is read grows with the build and hardly with what was kept. All that share a key are compared.
+
+Limits: a task holds about 60 bytes for each entry of its part of the keys. Numbers of images are below 2^32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.matching.crowds import Crowds, represent
+from pipeline.matching.image_keys import (
+    CELL_BITS,
+    PARTS_BITS,
+    Codes,
+    Entries,
+    Ints,
+    Key,
+    blocks_of,
+    entries_of,
+    least_and_most,
+    plan,
+)
+from pipeline.matching.looks import (
+    VERIFIED,
+    Details,
+    Family,
+    Hashed,
+    Held,
+    OfArrays,
+    Rule,
+    Signed,
+    Whole,
+    alike,
+    coarse_of,
+    fine_of,
+    pairs_alike,
+)
+from pipeline.matching.sketches import begins, distinct, spread
+from pipeline.pictures.signatures import of_one_tone
+
+Flags = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+DENSE = 256
+"""Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
+
+SCANNED = 1 << 18
+"""Entries compared in one go: bounds memory at some tens of MB."""
+
+HELD = 1 << 16
+"""Images of a crowd whose signatures are held in memory, some 100 MB; those of a larger one are read one by one."""
+
+APART = 1 << 22
+"""Pairs of crowds that do not look alike and are remembered, since they meet under several keys."""
+
+WAITING = 1 << 18
+"""Candidates that wait to be verified, so that each pair of them is once."""
+
+_LOW = np.uint64(0xFFFFFFFF)
+"""Of a pair, packed in one word, the second number; and the bits of the pieces by which entries are grouped."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Entries of one key in memory: [N] each."""
+
+    codes: Codes
+    tones: Codes
+    image: Ints
+    place: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, which: Ints) -> Loaded:
+        """Some of the entries."""
+        return Loaded(self.codes[which], self.tones[which], self.image[which], self.place[which])
+
+    def block(self, block: int) -> npt.NDArray[np.uint8]:
+        """[N] a block of the tones."""
+        return blocks_of(self.tones)[:, block]
+
+    @staticmethod
+    def of(key: Key, entries: Entries, hashed: Hashed, first: int = 0) -> Loaded:
+        """Entries with the hashes that they are of; first: the number of the first of the images."""
+        row, place = (entries.owner >> np.uint32(PARTS_BITS)).astype(np.int64), _place(entries)
+        parts = key.family.numbers[place]
+        tones = hashed.tones[row, key.family.toned(parts)]
+        return Loaded(hashed.codes[row, parts], tones, hashed.images[row] + first, place)
+
+    @staticmethod
+    def joined(parts: list[Loaded]) -> Loaded:
+        """Several, one after the other."""
+        kinds = {"codes": np.uint64, "tones": np.uint64, "image": np.int64, "place": np.uint8}
+        columns = (
+            np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])
+            for name, kind in kinds.items()
+        )
+        return Loaded(*columns)
+
+
+def _place(entries: Entries) -> npt.NDArray[np.uint8]:
+    place: npt.NDArray[np.uint8] = (entries.owner & np.uint32((1 << PARTS_BITS) - 1)).astype(np.uint8)
+    return place
+
+
+@dataclass(frozen=True)
+class KeptImages:
+    """Images that were kept: entries of a key that ask, all others, and what they are compared by."""
+
+    asking: Entries
+    others: Entries
+    hashed: Hashed
+    signed: Signed
+
+
+Candidates = tuple[Ints, Ints, Ints, Ints]
+"""[N] each: one image, its part, another one, its part, whose hashes are near."""
+
+
+class _Pairs:
+    """Verified pairs of images of `own` and `theirs`, each found once, by whichever of its parts."""
+
+    def __init__(self, threshold: float, own: Signed, theirs: Signed) -> None:
+        self._threshold, self._own, self._theirs = threshold, own, theirs
+        self.alike: Codes = np.zeros(0, np.uint64)
+        """The pairs that look alike, ascending: one << 32 | other."""
+        self._apart: Codes = np.zeros(0, np.uint64)  # those that were compared by all parts, and do not
+        self.compared = 0
+        self._waiting: list[tuple[Family, Ints, Ints, Ints, Ints]] = []
+
+    def add(self, family: Family, one: Ints, one_part: Ints, other: Ints, other_part: Ints) -> None:
+        """Candidates, to be verified in time: parts of images whose hashes are near."""
+        self._waiting.append((family, one, one_part, other, other_part))
+        if sum(len(of[1]) for of in self._waiting) >= WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Verify what waits."""
+        waiting, self._waiting = self._waiting, []
+        for family, of_family in itertools.groupby(waiting, lambda of: of[0]):
+            parts = list(of_family)
+            candidates = [np.concatenate(of) for of in zip(*(of[1:] for of in parts), strict=True)]
+            self.verify(family, (candidates[0], candidates[1], candidates[2], candidates[3]))
+
+    def settle(self, one: Ints, other: Ints, judge: Callable[[Ints, Ints], Flags]) -> tuple[Ints, Ints]:
+        """(one, other) of those pairs of images that look alike, each once. judge: of pairs, by all of their parts."""
+        packed = distinct(one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64))
+        found = among(packed, self.alike)
+        new = np.flatnonzero(~found & ~among(packed, self._apart))
+        if len(new):
+            found[new] = judge((packed[new] >> np.uint64(32)).astype(np.int64), (packed[new] & _LOW).astype(np.int64))
+            self.compared += len(new)
+            self.alike = distinct(np.concatenate([self.alike, packed[new[found[new]]]]))
+            kept = self._apart if len(self._apart) < APART else self._apart[:0]
+            self._apart = distinct(np.concatenate([kept, packed[new[~found[new]]]]))
+        return (packed[found] >> np.uint64(32)).astype(np.int64), (packed[found] & _LOW).astype(np.int64)
+
+    def verify(self, family: Family, candidates: Candidates) -> None:
+        """Compare by these parts; one candidate of each pair is tried first, as one is mostly enough."""
+        one, one_part, other, other_part = candidates
+        packed = one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64)
+        pairs, first, pair = np.unique(packed, return_index=True, return_inverse=True)
+        found = among(pairs, self.alike)
+        before, apart = found.copy(), among(pairs, self._apart)
+        rest = np.ones(len(packed), np.bool_)
+        rest[first] = False
+        for some in (first, np.flatnonzero(rest)):
+            for at in range(0, len(some), VERIFIED):
+                here = some[at : at + VERIFIED]
+                here = here[~found[pair[here]] & ~apart[pair[here]]]
+                if not len(here):
+                    continue
+                self.compared += len(here)
+                some_of = one[here], one_part[here], self._theirs, other[here], other_part[here]
+                same = alike(self._own, *some_of, (family, self._threshold))
+                found[pair[here[same]]] = True
+        new = pairs[found & ~before]
+        if len(new):
+            self.alike = distinct(np.concatenate([self.alike, new]))
+
+
+def among(values: Codes, kept: Codes) -> Flags:
+    """[N] which values are among `kept`, ascending."""
+    if not len(kept):
+        return np.zeros(len(values), np.bool_)
+    found: Flags = kept[np.minimum(np.searchsorted(kept, values), len(kept) - 1)] == values
+    return found
+
+
+class ImageJoin:
+    """Finds pairs of images that look alike, key by key; images of the build have numbers over all of its files."""
+
+    def __init__(
+        self,
+        rule: Rule,
+        signed: Whole,
+        hashed: Callable[[Ints], tuple[Hashed, Hashed]],
+        order: npt.NDArray[np.uint32],
+    ) -> None:
+        """hashed: coarse hashes of images, ascending, and fine ones of those with details. order: by image; a crowd is
+        compared in about this order, which should be that of ranks."""
+        self._rule, self._signed, self._hashed, self._order = rule, signed, hashed, order
+        self._pairs = _Pairs(rule[1], signed, signed)
+        self._crowds: list[tuple[Ints, Flags]] = []
+        self.scanned = 0
+        """Entries gone through: pairs of which hashes were compared."""
+
+    @property
+    def compared(self) -> int:
+        """Pairs of which signatures were compared."""
+        return self._pairs.compared
+
+    def edges(self) -> tuple[Ints, Ints, Crowds]:
+        """(one [K], other [K]) of the pairs that look alike, the smaller number first, and crowds with open ones."""
+        self._pairs.flush()
+        packed = self._pairs.alike
+        ones, others = (packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)
+        return ones, others, Crowds.of(self._crowds)
+
+    def among(self, key: Key, entries: Loaded) -> None:
+        """Compare entries of the build with each other.
+
+        Each entry of the part that asks is compared with those that share its pieces, and its tones block after block.
+        `groups` numbers entries by what they share so far; each of `rows` asks for the group in `asked`. Where the
+        range of its tones in that group is dense, what lies in it goes on to the next block.
+        """
+        blocks, family = key.family.blocks, key.family
+        asking = entries.take(np.flatnonzero(entries.place == family.parts.index(family.asks)))
+        groups, asked = (key.values(of.codes) & _LOW for of in (entries, asking))
+        asked, rows = _sorted(asked)  # so that what follows goes through memory once
+        asking, rows = asking.take(rows), np.arange(len(asking))
+        for number, block in enumerate(blocks):
+            tones, tone = entries.block(block), asking.block(block)[rows]
+            if number >= key.cells:
+                _, by_tone = _sorted(asked << np.uint64(8) | tone.astype(np.uint64))
+                rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
+                order, low, high = _ranges(groups, tones, asked, tone)
+                entries, groups = entries.take(order), groups[order]
+                dense = high - low > DENSE
+                self._compare(key, asking, entries, rows[~dense], low[~dense], high[~dense])
+                if not dense.any():
+                    break
+                rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
+                if number == len(blocks) - 1:
+                    self._compare_crowds(asking.take(rows), entries, asked, low, high)
+                    break
+                inside = _inside(low, high, len(entries))
+                entries, groups = entries.take(inside), groups[inside]
+                new = begins(groups)
+                asked = np.searchsorted(groups[new], asked).astype(np.uint64)
+                groups = (np.cumsum(new) - 1).astype(np.uint64)
+                tones, tone = entries.block(block), tone[dense]
+            groups = groups << np.uint64(CELL_BITS) | (tones >> (8 - CELL_BITS)).astype(np.uint64)
+            first, last = (of >> (8 - CELL_BITS) for of in least_and_most(tone))
+            both = np.flatnonzero(last > first)  # TONE is less than half a cell: a range touches two at most
+            asked = asked << np.uint64(CELL_BITS)
+            asked = np.concatenate([asked | first.astype(np.uint64), asked[both] | last[both].astype(np.uint64)])
+            rows = np.concatenate([rows, rows[both]])
+        self._pairs.flush()
+
+    def _compare(self, key: Key, asking: Loaded, entries: Loaded, rows: Ints, low: Ints, high: Ints) -> None:
+        """Compare each of `rows` of `asking` with the entries of its range."""
+        filled = high > low
+        for some, at in ranged_pairs(rows[filled], low[filled], high[filled]):
+            self.scanned += len(some)
+            self._pairs.add(key.family, *_candidates(key, asking, some, entries, at))
+
+    def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
+        """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one."""
+        order = np.argsort(asked, kind="stable")
+        borders = np.append(np.flatnonzero(begins(asked[order])), len(order))
+        for first, last in itertools.pairwise(borders.tolist()):
+            rows = order[first:last]
+            inside = slice(int(low[rows].min()), int(high[rows].max()))
+            self._compare_crowd(distinct(np.concatenate([asking.image[rows], entries.image[inside]])))
+
+    def _compare_crowd(self, members: Ints) -> None:
+        """Compare images, ascending, that may be too many for every two of them, by all of their parts."""
+        judge, order = self._judge(members), np.lexsort((members, self._order[members]))
+        members, place = members[order], np.argsort(order)
+        images = np.sort(members)
+
+        def same(ones: Ints, others: Ints) -> tuple[Ints, Ints]:
+            found, step = [np.zeros((2, 0), np.int64)], max(1, SCANNED // max(1, len(others)))
+            for at in range(0, len(ones), step):
+                one, other = np.repeat(ones[at : at + step], len(others)), np.tile(others, len(ones[at : at + step]))
+                if ones is others:
+                    one, other = one[one < other], other[one < other]
+                self.scanned += len(one)
+                two = members[one], members[other]
+                matched = self._pairs.settle(np.minimum(*two), np.maximum(*two), judge)
+                found.append(np.stack([place[np.searchsorted(images, of)] for of in matched]))
+            one, other = np.concatenate(found, axis=1)
+            turned = ~np.isin(one, ones)
+            return np.where(turned, other, one), np.where(turned, one, other)
+
+        compared, follows, _ = represent(len(members), same)
+        if follows.any():
+            self._crowds.append((members[compared], follows))
+
+    def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
+        """Whether pairs of some images, ascending, look alike, by all of their parts."""
+        coarse, fine = self._hashed(images)
+        held = Held(self._signed, images) if len(images) <= HELD else self._signed
+
+        def judge(ones: Ints, others: Ints) -> Flags:
+            rows = np.searchsorted(images, ones), np.searchsorted(images, others)
+            return pairs_alike(self._rule, held, coarse, fine, *rows)
+
+        return judge
+
+
+class KeptJoin:
+    """Finds for images of the build those of a piece of earlier builds that they look like."""
+
+    def __init__(self, threshold: float, own: Signed, kept: Signed) -> None:
+        self._pairs = _Pairs(threshold, own, kept)
+
+    def look(self, key: Key, own: Loaded, kept: KeptImages) -> None:
+        """Compare entries of the build with those of kept images, by one key."""
+        family = key.family
+        rows, least, most = key.asked(own.codes, own.tones)
+        asks = own.place[rows] == family.parts.index(family.asks)
+        # kept images that ask may look like any part of the build's, and all kept parts like those of it that ask
+        for entries, which in ((kept.asking, slice(None)), (kept.others, asks)):
+            low = np.searchsorted(entries.keys, least[which], "left")
+            high = np.searchsorted(entries.keys, most[which], "right")
+            filled = np.flatnonzero(high > low)
+            for some, at in ranged_pairs(rows[which][filled], low[filled], high[filled]):
+                found = Loaded.of(key, Entries(entries.keys[at], entries.owner[at]), kept.hashed)
+                near = np.flatnonzero(_near(key, own.codes[some], found.codes))
+                some, found = some[near], found.take(near)
+                near = np.flatnonzero(of_one_tone(own.tones[some], found.tones, family.blocks))
+                some, found = some[near], found.take(near)
+                parts = family.numbers[own.place[some]], family.numbers[found.place]
+                self._pairs.add(family, own.image[some], parts[0], found.image, parts[1])
+
+    def matches(self) -> tuple[Ints, Ints]:
+        """(image [K], the first kept one that it looks like [K])."""
+        self._pairs.flush()
+        packed = self._pairs.alike
+        images, first = np.unique(packed >> np.uint64(32), return_index=True)
+        return images.astype(np.int64), (packed[first] & _LOW).astype(np.int64)
+
+
+def first_alike(
+    radius: int, threshold: float, asking: tuple[Codes, Bytes, Details], kept: tuple[Codes, Bytes, Details]
+) -> Ints:
+    """[N] the first of some images that each image looks like, -1 for none; all in memory.
+
+    Images are hashes [N, HASHES], signatures [N, ...] and details.
+    """
+    found = np.full(len(asking[0]), -1, np.int64)
+    if not len(found) or not len(kept[0]):
+        return found
+    join = KeptJoin(threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
+    own, theirs = ({True: fine_of(of[2]), False: coarse_of(*of[:2])} for of in (asking, kept))
+    for key in plan(len(asking[0]) + len(kept[0]), radius):
+        of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
+        loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
+        join.look(key, loaded, KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
+    images, first = join.matches()
+    found[images] = first
+    return found
+
+
+def _near(key: Key, codes: Codes, others: Codes) -> Flags:
+    """Whether hashes are near, and no key before this one finds them: that is one whose bits all agree."""
+    apart = codes ^ others
+    near: Flags = np.bitwise_count(apart) <= key.family.radius
+    for mask in key.before:
+        near &= apart & np.uint64(mask) != 0
+    return near
+
+
+def _candidates(key: Key, asking: Loaded, rows: Ints, entries: Loaded, at: Ints) -> Candidates:
+    """(one, its part, other, its part) of entries rows[i] and at[i] whose hashes and tones are near; one < other."""
+    family = key.family
+    near = np.flatnonzero(_near(key, asking.codes[rows], entries.codes[at]))
+    rows, at = rows[near], at[near]
+    one, other, place = asking.image[rows], entries.image[at], entries.place[at]
+    # two hashes that both ask find each other twice
+    new = np.flatnonzero((one != other) & ((one < other) | (place != family.parts.index(family.asks))))
+    new = new[of_one_tone(asking.tones[rows[new]], entries.tones[at[new]], family.blocks)]
+    one, other, part = one[new], other[new], family.numbers[place[new]]
+    own = np.full_like(one, family.asks)
+    turned = one > other
+    return (
+        np.where(turned, other, one),
+        np.where(turned, part, own),
+        np.where(turned, one, other),
+        np.where(turned, own, part),
+    )
+
+
+def ranged_pairs(rows: Ints, low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Every row with each entry of its range, about SCANNED pairs at a time."""
+    ends = np.cumsum(high - low)
+    borders = distinct(np.searchsorted(ends, np.arange(SCANNED, ends[-1], SCANNED))) if len(ends) else ends
+    for first, last in itertools.pairwise([0, *borders.tolist(), len(ends)]):
+        if first < last:
+            here = slice(first, last)
+            yield np.repeat(rows[here], high[here] - low[here]), spread(low[here], high[here])
+
+
+def _ranges(
+    groups: Codes, tones: npt.NDArray[np.uint8], asked: Codes, tone: npt.NDArray[np.uint8]
+) -> tuple[Ints, Ints, Ints]:
+    """(order of entries by group and tone, starts and ends of the ranges in it of those that ask).
+
+    Entries have groups and tones [N]; each of `asked` asks for a group's entries with tones near its own.
+    """
+    keys, order = _sorted(groups << np.uint64(8) | tones.astype(np.uint64))
+    asked = asked << np.uint64(8)
+    least, most = (asked | of.astype(np.uint64) for of in least_and_most(tone))
+    return order, np.searchsorted(keys, least, "left"), np.searchsorted(keys, most, "right")
+
+
+def _sorted(keys: Codes) -> tuple[Codes, Ints]:
+    """(keys ascending, their order)."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits <= 64:  # a sort of numbers is many times faster than argsort
+        packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
+        packed.sort()
+        return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
+    order = np.argsort(keys)
+    return keys[order], order
+
+
+def _inside(low: Ints, high: Ints, size: int) -> Ints:
+    """The numbers below `size` that lie in any of the ranges low[i] to high[i]."""
+    depth = np.zeros(size + 1, np.int64)  # how many ranges begin less end at each
+    np.add.at(depth, low, 1)
+    np.add.at(depth, high, -1)
+    return np.flatnonzero(np.cumsum(depth)[:-1] > 0)

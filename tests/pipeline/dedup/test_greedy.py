@@ -1,0 +1,119 @@
+"""greedy: the pass over edges decides what its definition says, whatever was left open in crowds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_specs.build import Dedup
+from pipeline.dedup.greedy import BIT, NONE, Kept, LeaderPass, Nodes, Pairs, first_by
+from pipeline.matching.crowds import Crowds, represent
+from pipeline.records import DropReason
+
+
+def drawn(rng: np.random.Generator, size: int, share: float) -> Any:
+    """[N, N] which items are alike."""
+    alike = np.triu(rng.random((size, size)) < share, 1)
+    return alike | alike.T
+
+
+def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
+    """Edges, and crowds of what was not compared: some items at a time, in any order, are a crowd."""
+    size, edges, open_ = len(alike), [np.zeros((0, 2), np.int64)], list[tuple[Any, Any]]()
+    together = np.zeros_like(alike)
+    for _ in range(int(rng.integers(0, 4))):
+        members = rng.permutation(size)[: int(rng.integers(0, size + 1))]
+
+        def same(ones: Any, others: Any, members: Any = members) -> Any:
+            one, other = np.nonzero(alike[np.ix_(members[ones], members[others])])
+            edges.append(np.stack([members[ones[one]], members[others[other]]], axis=1))
+            return ones[one], others[other]
+
+        order, follows, _ = represent(len(members), same)
+        open_.append((members[order], follows))
+        together[np.ix_(members, members)] = True
+    edges.append(np.stack(np.nonzero(np.triu(alike & ~together)), axis=1))
+    every = np.sort(np.concatenate(edges), axis=1)
+    return every[every[:, 0] != every[:, 1]], Crowds.of(open_)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3), st.integers(0, 3))
+def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_domain: int) -> None:
+    rng = np.random.default_rng(seed)
+    looks, means = drawn(rng, size, rng.choice([0.05, 0.5, 0.95])), drawn(rng, size, rng.choice([0.05, 0.5, 0.95]))
+    pairs = int(rng.integers(0, 40))
+    image, counts = rng.integers(0, size, pairs), rng.integers(1, 4, pairs)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    texts, domain = rng.integers(0, size, int(starts[-1])), rng.integers(-1, 3, pairs)
+    # of what earlier builds kept: images that some have the bytes of or look like; texts that lead, by numbers from 100
+    same, near = (np.where(rng.random(size) < 0.1, rng.integers(0, 9, size), NONE) for _ in range(2))
+    led = np.where(rng.random(size) < 0.1, rng.integers(0, 2, size), NONE)
+    every = np.arange(size)
+    nodes = [
+        Nodes(np.zeros((0, 2), np.int64), *found(rng, of), every, lambda one, others, of=of: of[one, others])
+        for of in (looks, means)
+    ]
+    before = Kept(
+        same, near, frozenset({3}), np.where(led != NONE, led + size, NONE), np.array([1, 0]), np.array([0, 1, 0])
+    )
+    rules = Dedup(max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
+    under = np.where(domain >= 0, domain, NONE) if of_domain else np.full(pairs, NONE)
+    verdicts = LeaderPass(rules, *nodes, before).decide(Pairs(image, starts, texts, under))
+
+    kept, leading = list[int](), list[int]()
+    by_text, by_domain = Counter({100: 1}), Counter({1: 1})
+
+    def leader(text: int) -> int:
+        if text in leading:
+            return text
+        return 100 + int(led[text]) if led[text] != NONE else next((t for t in leading if means[t, text]), NONE)
+
+    for row in range(pairs):
+        own, reasons, of, earlier = int(image[row]), 0, NONE, NONE
+        copies = [other for other in kept if image[other] == own]
+        like = [other for other in kept if looks[image[other], own]]
+        if same[own] != NONE or copies:
+            reasons = BIT[DropReason.SAME_IMAGE]
+            earlier, of = (same[own], NONE) if same[own] != NONE else (NONE, copies[0])
+        elif near[own] != NONE or like:
+            reasons = BIT[DropReason.NEAR_IMAGE]
+            earlier, of = (near[own], NONE) if near[own] != NONE else (NONE, like[0])
+        if earlier == 3:
+            reasons |= BIT[DropReason.PLACEHOLDER]
+        first = leader(int(texts[starts[row]]))
+        if first != NONE and by_text[first] >= cap:
+            reasons |= BIT[DropReason.CAP_PER_TEXT]
+        if under[row] != NONE and by_domain[int(under[row])] >= of_domain:
+            reasons |= BIT[DropReason.CAP_PER_DOMAIN]
+        assert (verdicts.reasons[row], verdicts.leader[row], verdicts.earlier[row]) == (reasons, of, earlier)
+        here = range(int(starts[row]), int(starts[row + 1]))
+        if reasons:
+            assert not verdicts.began[here.start : here.stop].any()
+            continue
+        kept.append(row)
+        by_domain[int(under[row])] += 1
+        for at in here:
+            text = int(texts[at])
+            own_leader = leader(text)
+            assert verdicts.began[at] == (own_leader == NONE)
+            leading += [text] if own_leader == NONE else []
+            shown = text if own_leader == NONE else own_leader
+            assert verdicts.text_leaders[at] == (shown if shown < 100 else shown - 100 + size)
+            by_text[shown] += at == here.start
+
+
+def test_copies_share_the_node_of_the_first_and_what_matches_nothing_has_none() -> None:
+    copies = np.array([[7, 2], [9, 2]])
+    nodes = Nodes(copies, np.array([[4, 5]]), Crowds.of([]), np.array([9, 11]), lambda *_: np.zeros(0, np.bool_))
+    assert nodes.numbers.tolist() == [2, 4, 5, 11]
+    assert nodes.of(np.array([7, 2, 9, 3, 5, 11, 0])).tolist() == [0, 0, 0, NONE, 2, 3, NONE]
+
+
+def test_the_smallest_value_of_each_key_is_taken() -> None:
+    assert first_by(np.array([2, 0, 2]), np.array([5, 9, 3]), 4).tolist() == [9, NONE, 3, NONE]
+    assert first_by(np.zeros(0, np.int64), np.zeros(0, np.int64), 2).tolist() == [NONE, NONE]
