@@ -94,11 +94,14 @@ def run_partition(build: Build, partition: str) -> None:
 def _without(rewrite: Rewrite) -> None:
     """What a build hands to STORE, and the texts that its leaders took over, without what is removed."""
     stage, record = rewrite.stage, rewrite.record
+    borrowed = pa.array(sorted(rewrite.borrowed.removed), pa.string())
     for suffix in record.files:
-        if suffix.endswith(".merged"):
+        if suffix.endswith((".verdicts", ".merged")):
             table = stage.table(record, suffix)
-            borrowed = pa.array(sorted(rewrite.borrowed.removed), pa.string())
-            remaining = table.filter(pc.invert(pc.is_in(table["text"], borrowed)))
+            stays = pc.invert(rewrite.removal.mask(table))
+            if suffix.endswith(".merged"):
+                stays = pc.and_(stays, pc.invert(pc.is_in(table["text"], borrowed)))
+            remaining = table.filter(stays)
             if remaining.num_rows < table.num_rows:
                 rewrite.write_table(suffix, remaining)
     images = stage.table(record, "images.parquet")

@@ -28,7 +28,7 @@ from pipeline.store.partitions import Attempt
 
 VERDICT_SCHEMA = pa.schema(
     [
-        ("position", pa.int32()),  # of the pair in its run
+        ("candidate_id", DIGEST),
         ("reasons", pa.uint8()),  # bits of greedy.REASONS; 0 = kept
         ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
         ("earlier", pa.bool_()),  # an earlier build kept that leader
@@ -40,14 +40,14 @@ VERDICT_SCHEMA = pa.schema(
 
 MERGED_SCHEMA = pa.schema(
     [
-        ("position", pa.int32()),
+        ("candidate_id", DIGEST),  # of the leader
         ("kind", pa.string()),
         ("text", pa.string()),
         ("original", pa.string()),
         ("text_leader", DIGEST),
     ]
 )
-"""Texts that a leader takes over: `position` is the leader's."""
+"""Texts that leaders take over."""
 
 WRITTEN = 50_000
 """Kept pairs that are written together."""
@@ -176,24 +176,22 @@ def merged(
             if text_splits is None or text_splits.admits(led, SPLITS[outcome.splits[leader]]):
                 rows.append((leader, place, led))
     columns = np.array(rows, np.int64).reshape(-1, 3)
-    return _merged_rows(outcome, position, *columns.T)
+    return _merged_rows(outcome, *columns.T)
 
 
-def _merged_rows(
-    outcome: Outcome, position: npt.NDArray[np.int32], leader: Ints, place: Ints, node: Ints
-) -> dict[int, pa.Table]:
+def _merged_rows(outcome: Outcome, leader: Ints, place: Ints, node: Ints) -> dict[int, pa.Table]:
     joined = outcome.joined
     ids = node_ids(joined, node)
     own = np.flatnonzero(node == NONE)
     ids[own] = joined.runs.text_ids(joined.all_texts[place[own]])
     run = np.searchsorted(joined.runs.starts, leader, "right") - 1
     found = {}
-    texts = _texts_at(joined, place)
+    texts, names = _texts_at(joined, place), _gathered(joined, leader, ["candidate_id"])["candidate_id"]
     for number in distinct(run).tolist():
         here = pa.array(np.flatnonzero(run == number))
         table = pa.table(
             {
-                "position": pa.array(position[leader], pa.int32()).take(here),
+                "candidate_id": names.take(here),
                 **{name: texts.field(name).take(here) for name in ("kind", "text", "original")},
                 "text_leader": column_of(ids).take(here),
             }
@@ -247,7 +245,7 @@ def write(attempt: Attempt, outcome: Outcome, merged_rows: dict[int, pa.Table], 
 
 
 def _verdict_rows(outcome: Outcome, number: int, pairs: Ints) -> pa.Table:
-    """VERDICT_SCHEMA rows of a run, by position."""
+    """VERDICT_SCHEMA rows of a run, by rank."""
     joined, rows = outcome.joined, outcome.joined.rows[number]
     reasons, leader, earlier = outcome.reasons[pairs], outcome.leader[pairs], outcome.earlier[pairs]
     ids = np.zeros((len(pairs), 32), np.uint8)
@@ -262,7 +260,7 @@ def _verdict_rows(outcome: Outcome, number: int, pairs: Ints) -> pa.Table:
     low = joined.text_starts[pairs]
     splits = pa.array(np.where(kept, outcome.splits[pairs], 0).astype(np.int32), mask=~kept)
     columns = {
-        "position": rows["position"],
+        "candidate_id": rows["candidate_id"],
         "reasons": pa.array(reasons, pa.uint8()),
         "leader": column_of(ids),
         "earlier": pa.array(earlier != NONE),
@@ -273,7 +271,7 @@ def _verdict_rows(outcome: Outcome, number: int, pairs: Ints) -> pa.Table:
         ),
         "split": pa.array(SPLITS, pa.string()).take(splits),
     }
-    return pa.table(columns, schema=VERDICT_SCHEMA).sort_by("position")
+    return pa.table(columns, schema=VERDICT_SCHEMA)
 
 
 def _image_rows(outcome: Outcome, pairs: Ints) -> pa.Table:

@@ -27,7 +27,7 @@ from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.dedup import copies, edges, leaders, ranked_runs, signatures
 from pipeline.dedup.greedy import REASONS
-from pipeline.files.digests import Digests, digests_of, hexed, rows_of
+from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
 from pipeline.records import (
     DEDUP_SCHEMA,
     PAIR_SCHEMA,
@@ -38,7 +38,7 @@ from pipeline.records import (
     drop,
 )
 from pipeline.store.build import Build
-from pipeline.store.partitions import ROWS_DIGEST, Record, rows_digest
+from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.urls import domain_of
 
@@ -56,11 +56,12 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs sorted by (order_key, candidate_id), and a Decision for each dropped one."""
-    stage, led = build.stage("filter"), build.stage("dedup.leaders")
+    stage = build.stage("filter")
     pairs = stage.table(stage.record(partition)).combine_chunks()
-    record = led.record(ranked_runs.ALL)
-    verdicts, merged = _of_partition(build, partition, record, pairs.num_rows)
-    reasons = _with_placeholders(pairs, verdicts, led.table(record, "placeholders.parquet"))
+    verdicts, merged, placeholders = _of_partition(
+        build, partition, column_of(unhex(pairs["candidate_id"].to_pylist()))
+    )
+    reasons = _with_placeholders(verdicts, placeholders)
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
@@ -78,34 +79,25 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit(counts, {ROWS_DIGEST: rows_digest(kept["candidate_id"].to_pylist())})
 
 
-def _of_partition(build: Build, partition: str, record: Record, rows: int) -> tuple[pa.Table, pa.Table]:
-    """(verdicts, texts taken over) of the pairs of one partition of a run; positions are those within the partition."""
-    stage, led, first = build.stage("filter"), build.stage("dedup.leaders"), 0
+def _of_partition(build: Build, partition: str, ids: pa.Array) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """(verdicts of pairs with these ids, in their order; texts taken over, with the rows of leaders; placeholders)."""
+    stage = build.stage("dedup.leaders")
+    record = stage.record(ranked_runs.ALL)
     runs = (suffix.removesuffix(".verdicts") for suffix in record.files if suffix.endswith(".verdicts"))
     run = next(run for run in runs if partition in ranked_runs.partitions_of(run))
-    for before in ranked_runs.partitions_of(run):
-        if before == partition:
-            break
-        first += stage.record(before).counts["kept"]
-    tables = []
-    for what in ("verdicts", "merged"):
-        table = led.table(record, f"{run}.{what}")
-        position = table["position"]
-        table = table.filter(pc.and_(pc.greater_equal(position, first), pc.less(position, first + rows)))
-        at = table.schema.get_field_index("position")
-        moved = pc.cast(pc.subtract(table["position"], first), pa.int32())
-        tables.append(table.set_column(at, "position", moved).combine_chunks())
-    return tables[0], tables[1]
+    verdicts, merged = (stage.table(record, f"{run}.{of}").combine_chunks() for of in ("verdicts", "merged"))
+    at = pc.index_in(ids, value_set=verdicts["candidate_id"])
+    row = pc.index_in(merged["candidate_id"], value_set=ids)
+    merged = merged.append_column("row", row).filter(pc.is_valid(row))
+    return verdicts.take(at), merged, stage.table(record, "placeholders.parquet")
 
 
-def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Table) -> npt.NDArray[np.uint8]:
+def _with_placeholders(verdicts: pa.Table, placeholders: pa.Table) -> npt.NDArray[np.uint8]:
     """Bits of REASONS for each pair; a placeholder recognised at the end of the pass takes its copies along."""
     reasons: npt.NDArray[np.uint8] = verdicts["reasons"].to_numpy().copy()
-    known = set(rows_of(digests_of(placeholders["candidate_id"])))
-    if known:
-        own = [bytes.fromhex(name) in known for name in pairs["candidate_id"].to_pylist()]
-        copies = [name in known for name in rows_of(digests_of(verdicts["leader"]))]
-        reasons[np.array(own, bool) | np.array(copies, bool)] |= 1 << REASONS.index(DropReason.PLACEHOLDER)
+    for name in ("candidate_id", "leader"):
+        own = pc.is_in(verdicts[name], placeholders["candidate_id"]).to_numpy()
+        reasons[own] |= 1 << REASONS.index(DropReason.PLACEHOLDER)
     return reasons
 
 
@@ -118,10 +110,10 @@ def _kept(
     """
     at = pa.array(positions, pa.int64())
     rows = pairs.take(at)
-    row_of_position = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
-    row_of_position[positions] = np.arange(len(positions))
+    row_of = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
+    row_of[positions] = np.arange(len(positions))
     own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
-    texts = own.then(_merged_texts(merged, row_of_position))
+    texts = own.then(_merged_texts(merged, row_of))
     columns = {
         **{name: rows[name] for name in PAIR_SCHEMA.names},
         **texts.columns(rows.num_rows),
@@ -183,9 +175,9 @@ def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Tex
     return _Texts(row[allowed], kind, text, original, digests[allowed])
 
 
-def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _Texts:
-    """Texts that kept pairs take over. `position` is a leader's in the run; one that is dropped itself takes none."""
-    row = row_of_position[merged["position"].to_numpy()]
+def _merged_texts(merged: pa.Table, row_of: npt.NDArray[np.int64]) -> _Texts:
+    """Texts that kept pairs take over; a leader that is dropped itself takes none."""
+    row = row_of[merged["row"].to_numpy()]
     taken = merged.filter(pa.array(row >= 0))
     names = "kind", "text", "original"
     kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
