@@ -30,28 +30,32 @@ Same = Callable[[Ints, Ints], tuple[Ints, Ints]]
 """(one, other) of the pairs of items `ones` x `others` that are the same; of all of them, where both are equal."""
 
 
-def represent(size: int, same: Same, least: float = 0.0) -> tuple[Ints, Flags, Ints]:
-    """(items 0 to size - 1 as they were compared, which of these follow another one, those that were left).
+def represent(known: Flags, same: Same, least: float = 0.0) -> tuple[Ints, Flags, Ints]:
+    """(items 0 to N - 1 as they were compared, which of these follow another one, those that were left).
 
-    An item that follows comes before all that it was not compared with. Of those that were left, which come last, no
-    two were compared. least: stop where representatives of AT_ONCE items have fewer followers than this share of the
-    rest.
+    known [N]: followers of something before them, in this crowd or in another one, which are compared with
+    representatives before them alone. An item that follows comes before all that it was not compared with. Of those
+    that were left, which come last, no two were compared. least: stop where representatives of AT_ONCE items have fewer
+    followers than this share of the rest.
     """
-    order, follows, rest = [np.zeros(0, np.int64)], np.zeros(size, np.bool_), np.arange(size)
+    order, follows = [np.zeros(0, np.int64)], known.copy()
+    rest, waiting = np.flatnonzero(~known), np.flatnonzero(known)
     while len(rest):
         some, rest = rest[:AT_ONCE], rest[AT_ONCE:]
+        before = int(np.searchsorted(waiting, some[0]))
+        order, waiting = [*order, waiting[:before], some], waiting[before:]
         one, other = (np.searchsorted(some, of) for of in same(some, some))
         alike = np.zeros((len(some), len(some)), np.bool_)
         alike[np.maximum(one, other), np.minimum(one, other)] = True
-        for row, before in enumerate(alike):
-            follows[some[row]] = (before & ~follows[some]).any()
-        _, caught = same(some[~follows[some]], rest)
+        for row, earlier in enumerate(alike):
+            follows[some[row]] = (earlier & ~follows[some]).any()
+        _, caught = same(some[~follows[some]], np.concatenate([rest, waiting]))
         follows[caught] = True
-        order += [some, rest[follows[rest]]]
+        order.append(rest[follows[rest]])
         size_before, rest = len(rest), rest[~follows[rest]]
         if size_before - len(rest) < least * size_before:
             break
-    joined = np.concatenate([*order, rest])
+    joined = np.concatenate([*order, waiting, rest])
     return joined, follows[joined], rest
 
 

@@ -72,6 +72,8 @@ APART = 1 << 22
 WAITING = 1 << 18
 """Candidates that wait to be verified, so that each pair of them is once."""
 
+_NOT_LED = np.iinfo(np.int64).max
+
 _LOW = np.uint64(0xFFFFFFFF)
 """Of a pair, packed in one word, the second number; and the bits of the pieces by which entries are grouped."""
 
@@ -134,14 +136,42 @@ Candidates = tuple[Ints, Ints, Ints, Ints]
 """[N] each: one image, its part, another one, its part, whose hashes are near."""
 
 
+class _PairSet:
+    """Pairs of numbers, packed in one word. They lie in sorted arrays, of which each is at least twice the next."""
+
+    def __init__(self) -> None:
+        self._parts: list[Codes] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def has(self, packed: Codes) -> Flags:
+        """[N] which pairs are in the set."""
+        found = np.zeros(len(packed), np.bool_)
+        for part in self._parts:
+            found |= among(packed, part)
+        return found
+
+    def add(self, packed: Codes) -> None:
+        """Add pairs, ascending, that are not in the set."""
+        while self._parts and len(self._parts[-1]) < 2 * len(packed):
+            packed = np.sort(np.concatenate([self._parts.pop(), packed]))
+        if len(packed):
+            self._parts.append(packed)
+
+    def all(self) -> Codes:
+        """All pairs, ascending."""
+        return np.sort(np.concatenate([np.zeros(0, np.uint64), *self._parts]))
+
+
 class _Pairs:
     """Verified pairs of images of `own` and `theirs`, each found once, by whichever of its parts."""
 
     def __init__(self, threshold: float, own: Signed, theirs: Signed) -> None:
         self._threshold, self._own, self._theirs = threshold, own, theirs
-        self.alike: Codes = np.zeros(0, np.uint64)
-        """The pairs that look alike, ascending: one << 32 | other."""
-        self._apart: Codes = np.zeros(0, np.uint64)  # those that were compared by all parts, and do not
+        self.alike = _PairSet()
+        """The pairs that look alike: one << 32 | other."""
+        self._apart = _PairSet()  # those that were compared by all parts, and do not
         self.compared = 0
         self._waiting: list[tuple[Family, Ints, Ints, Ints, Ints]] = []
 
@@ -162,14 +192,15 @@ class _Pairs:
     def settle(self, one: Ints, other: Ints, judge: Callable[[Ints, Ints], Flags]) -> tuple[Ints, Ints]:
         """(one, other) of those pairs of images that look alike, each once. judge: of pairs, by all of their parts."""
         packed = distinct(one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64))
-        found = among(packed, self.alike)
-        new = np.flatnonzero(~found & ~among(packed, self._apart))
+        found = self.alike.has(packed)
+        new = np.flatnonzero(~found & ~self._apart.has(packed))
         if len(new):
             found[new] = judge((packed[new] >> np.uint64(32)).astype(np.int64), (packed[new] & _LOW).astype(np.int64))
             self.compared += len(new)
-            self.alike = distinct(np.concatenate([self.alike, packed[new[found[new]]]]))
-            kept = self._apart if len(self._apart) < APART else self._apart[:0]
-            self._apart = distinct(np.concatenate([kept, packed[new[~found[new]]]]))
+            self.alike.add(packed[new[found[new]]])
+            if len(self._apart) >= APART:
+                self._apart = _PairSet()
+            self._apart.add(packed[new[~found[new]]])
         return (packed[found] >> np.uint64(32)).astype(np.int64), (packed[found] & _LOW).astype(np.int64)
 
     def verify(self, family: Family, candidates: Candidates) -> None:
@@ -177,8 +208,8 @@ class _Pairs:
         one, one_part, other, other_part = candidates
         packed = one.astype(np.uint64) << np.uint64(32) | other.astype(np.uint64)
         pairs, first, pair = np.unique(packed, return_index=True, return_inverse=True)
-        found = among(pairs, self.alike)
-        before, apart = found.copy(), among(pairs, self._apart)
+        found = self.alike.has(pairs)
+        before, apart = found.copy(), self._apart.has(pairs)
         rest = np.ones(len(packed), np.bool_)
         rest[first] = False
         for some in (first, np.flatnonzero(rest)):
@@ -191,9 +222,7 @@ class _Pairs:
                 some_of = one[here], one_part[here], self._theirs, other[here], other_part[here]
                 same = alike(self._own, *some_of, (family, self._threshold))
                 found[pair[here[same]]] = True
-        new = pairs[found & ~before]
-        if len(new):
-            self.alike = distinct(np.concatenate([self.alike, new]))
+        self.alike.add(pairs[found & ~before])
 
 
 def among(values: Codes, kept: Codes) -> Flags:
@@ -219,6 +248,7 @@ class ImageJoin:
         self._rule, self._signed, self._hashed, self._order = rule, signed, hashed, order
         self._pairs = _Pairs(rule[1], signed, signed)
         self._crowds: list[tuple[Ints, Flags]] = []
+        self._led = np.full(len(order), _NOT_LED)  # by image the first place at which a crowd is led by one like it
         self.scanned = 0
         """Entries gone through: pairs of which hashes were compared."""
 
@@ -230,7 +260,7 @@ class ImageJoin:
     def edges(self) -> tuple[Ints, Ints, Crowds]:
         """(one [K], other [K]) of the pairs that look alike, the smaller number first, and crowds with open ones."""
         self._pairs.flush()
-        packed = self._pairs.alike
+        packed = self._pairs.alike.all()
         ones, others = (packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)
         return ones, others, Crowds.of(self._crowds)
 
@@ -292,10 +322,17 @@ class ImageJoin:
             self._compare_crowd(distinct(np.concatenate([asking.image[rows], entries.image[inside]])))
 
     def _compare_crowd(self, members: Ints) -> None:
-        """Compare images, ascending, that may be too many for every two of them, by all of their parts."""
-        judge, order = self._judge(members), np.lexsort((members, self._order[members]))
-        members, place = members[order], np.argsort(order)
-        images = np.sort(members)
+        """Compare images, ascending, that may be too many for every two of them, by all of their parts.
+
+        One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
+        one, so that it is compared with what comes before it alone.
+        """
+        place = self._order[members].astype(np.int64) << 32 | members
+        led = self._led[members]
+        known = led < _NOT_LED
+        order = np.lexsort((known, np.where(known, led, place)))
+        members, place, known, images = members[order], place[order], known[order], members
+        item, judge, matched = np.argsort(order), self._judge(members), list[tuple[Ints, Ints]]()
 
         def same(ones: Ints, others: Ints) -> tuple[Ints, Ints]:
             found, step = [np.zeros((2, 0), np.int64)], max(1, SCANNED // max(1, len(others)))
@@ -305,18 +342,39 @@ class ImageJoin:
                     one, other = one[one < other], other[one < other]
                 self.scanned += len(one)
                 two = members[one], members[other]
-                matched = self._pairs.settle(np.minimum(*two), np.maximum(*two), judge)
-                found.append(np.stack([place[np.searchsorted(images, of)] for of in matched]))
+                pairs = self._pairs.settle(np.minimum(*two), np.maximum(*two), judge)
+                found.append(np.stack([item[np.searchsorted(images, of)] for of in pairs]))
             one, other = np.concatenate(found, axis=1)
+            matched.append((np.minimum(one, other), np.maximum(one, other)))
             turned = ~np.isin(one, ones)
             return np.where(turned, other, one), np.where(turned, one, other)
 
-        compared, follows, _ = represent(len(members), same)
+        compared, follows, _ = represent(known, same)
         if follows.any():
             self._crowds.append((members[compared], follows))
+        follower = np.zeros(len(members), np.bool_)
+        follower[compared] = follows
+        for one, other in matched:
+            leads = ~follower[one] & follower[other]
+            np.minimum.at(self._led, members[other[leads]], place[one[leads]])
 
     def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
-        """Whether pairs of some images, ascending, look alike, by all of their parts."""
+        """Whether pairs of some images look alike, by all of their parts; signatures are read when they are needed."""
+        every = list[Callable[[Ints, Ints], Flags]]()
+
+        def judge(ones: Ints, others: Ints) -> Flags:
+            if every:
+                return every[0](ones, others)
+            some = distinct(np.concatenate([ones, others]))
+            if 2 * len(some) < len(images):
+                return self._judge_of(some)(ones, others)
+            every.append(self._judge_of(np.sort(images)))
+            return every[0](ones, others)
+
+        return judge
+
+    def _judge_of(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
+        """The same of images, ascending, that are all read at once."""
         coarse, fine = self._hashed(images)
         held = Held(self._signed, images) if len(images) <= HELD else self._signed
 
@@ -355,7 +413,7 @@ class KeptJoin:
     def matches(self) -> tuple[Ints, Ints]:
         """(image [K], the first kept one that it looks like [K])."""
         self._pairs.flush()
-        packed = self._pairs.alike
+        packed = self._pairs.alike.all()
         images, first = np.unique(packed >> np.uint64(32), return_index=True)
         return images.astype(np.int64), (packed[first] & _LOW).astype(np.int64)
 

@@ -173,7 +173,7 @@ class TextJoin:
             self._pairs.add(text[one], text[other])
             return one, other
 
-        compared, follows, rest = represent(len(text), alike, least)
+        compared, follows, rest = represent(np.zeros(len(text), np.bool_), alike, least)
         if follows.any():
             self._crowds.append((text[compared], follows))
         if len(rest):

@@ -18,7 +18,7 @@ def test_every_pair_is_compared_or_open_or_left_over(seed: int, size: int, at_on
     rng = np.random.default_rng(seed)
     alike = np.triu(rng.random((size, size)) < rng.choice([0, 0.1, 0.9]), 1)
     alike |= alike.T
-    compared = np.eye(size, dtype=bool)
+    compared, known = np.eye(size, dtype=bool), rng.random(size) < rng.choice([0, 0.5])
 
     def same(ones: Any, others: Any) -> Any:
         compared[np.ix_(ones, others)] = compared[np.ix_(others, ones)] = True
@@ -27,9 +27,10 @@ def test_every_pair_is_compared_or_open_or_left_over(seed: int, size: int, at_on
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crowds, "AT_ONCE", at_once)
-        order, follows, rest = represent(size, same, least)
+        order, follows, rest = represent(known, same, least)
     assert sorted(order.tolist()) == list(range(size))
-    for item in order[follows].tolist():
+    assert follows[np.argsort(order)][known].all()
+    for item in order[follows & ~known[order]].tolist():
         assert alike[item, :item].any(), "what follows is the same as something before it"
     members = rng.permutation(100)[:size]
     partners = Partners(Crowds.joined([Crowds.of([]), Crowds.of([(members[order], follows)])]))
