@@ -179,11 +179,6 @@ class Dedup(Spec):
     )
     max_texts: int = Field(32, gt=0, description="texts of a sample, including those of its duplicates")
     merge_texts: bool = Field(True, description="add the texts of its duplicates to each leader")
-    pairs_per_holder: int = Field(
-        2_000_000,
-        gt=0,
-        description="above it, leaders are spread over several processes of the cluster, with the same result",
-    )
 
 
 class Balance(Spec):
@@ -274,6 +269,11 @@ class SemanticDedup(Spec):
     )
     keep: Literal["larger_image", "longer_text", "higher_score"] = Field(
         "larger_image", description="which pair of such images is kept; of equal ones that with the smaller id"
+    )
+    pairs_per_holder: int = Field(
+        2_000_000,
+        gt=0,
+        description="above it, leaders are spread over several processes of the cluster, with the same result",
     )
 
 

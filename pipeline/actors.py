@@ -1,6 +1,6 @@
 """Actors: objects that live in processes of their own on a Ray cluster, or plainly in this process without one.
 
-Three parts of the pipeline need this: the visitors of a crawl and the holders of a leader pass (a group of one kind,
+Three parts of the pipeline need this: the visitors of a crawl and the holders of semantic dedup (a group of one kind,
 `Actors`), and the rate limit of hosts (one object for all workers of the cluster, `shared`). Each is written as a plain
 class that knows nothing of Ray; its users call it through this module and read the same with a cluster as without.
 

@@ -237,13 +237,18 @@ def test_no_module_is_called_like_one_of_the_standard_library():
 
 
 TESTED_ELSEWHERE = {
-    "pipeline/dedup/decided.py": "test_lead.py: what is decided in bulk is what the pass decides",
-    "pipeline/dedup/handed_on.py": "test_meet.py: what is handed on is what meet and lead read",
+    "pipeline/dedup/copies.py": "test_joined.py: the passes together decide what the definition says",
+    "pipeline/dedup/earlier.py": "test_joined.py: pieces of earlier builds, of any size, that may be lost",
+    "pipeline/dedup/edges.py": "test_joined.py",
+    "pipeline/dedup/outcome.py": "test_joined.py: what it writes is what the definition says",
+    "pipeline/dedup/piece.py": "test_joined.py: what it writes is what copies and edges read",
+    "pipeline/dedup/runs.py": "test_ranked_runs.py, test_joined.py",
+    "pipeline/dedup/signatures.py": "test_joined.py",
+    "pipeline/matching/image_keys.py": "test_image_edges.py: keys of builds of any size miss nothing",
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
     "pipeline/store/pairs.py": "curate/test_*.py: what judges and later stages read by it",
     "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
-    "pipeline/dedup/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",

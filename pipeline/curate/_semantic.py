@@ -7,10 +7,10 @@ ranks before that, as in dedup.
 
 `curate.nearest` has one partition, which goes in order over what is sorted, block by block, and holds no more than a
 block: features of leaders are in `SemanticLeaders`, in this process where those of earlier builds and all pairs of this
-one fit (`dedup.pairs_per_holder`), otherwise spread over actors, with the same answer. What earlier builds kept stands
-in STORE/identity beside their hashes, and is read here (`Build.identities`). So a delta drops what one build of
-everything would have dropped. An earlier build without semantic dedup, or by another tower, has nothing that could be
-compared; that is logged.
+one fit (`semantic_dedup.pairs_per_holder`), otherwise spread over actors, with the same answer. What earlier builds
+kept stands in STORE/identity beside their hashes, and is read here (`Build.identities`). So a delta drops what one
+build of everything would have dropped. An earlier build without semantic dedup, or by another tower, has nothing that
+could be compared; that is logged.
 
 For the report, a kept pair's nearest leader is noted too if it lies no more than LOOK times as far as the limit.
 
@@ -204,17 +204,18 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 def _nearest_of(build: Build, partition: str) -> None:
     """For each partition of `vectors` the pairs that have a leader near by; and what this build adds to STORE."""
-    assert build.spec.semantic_dedup is not None
+    rules = build.spec.semantic_dedup
+    assert rules is not None
     runs = build.stage(VECTORS.name).records()
     pairs = sum(record.counts["compared"] for record in runs)
     tower = runs[0].info["tower"] if runs else ""
     identities = Identities(build.store)
     earlier_builds = _comparable(build, identities, tower)
     earlier = sum(identities.count(known, SEMANTIC) for known in earlier_builds)
-    holders = -(-max(1, pairs + earlier if pairs else 0) // build.spec.dedup.pairs_per_holder)
+    holders = -(-max(1, pairs + earlier if pairs else 0) // rules.pairs_per_holder)
     pulse.expect(pairs)
     with (
-        _Leaders(build.spec.semantic_dedup.distance, holders) as leaders,
+        _Leaders(rules.distance, holders) as leaders,
         build.stage(NEAREST.name).attempt(partition) as attempt,
     ):
         for known in earlier_builds if pairs else ():  # nothing is compared with them otherwise

@@ -62,7 +62,7 @@ def test_blocks_holders_and_sealed_groups_change_nothing(
     one = alike.made(fetched_build, got, tmp_path, shown, name="one")
     monkeypatch.setattr(_semantic, "BLOCK", 4)
     monkeypatch.setattr(semantic, "SEALED", 3)
-    other = alike.made(fetched_build, got, tmp_path, shown, name="other", parts=3, dedup={"pairs_per_holder": 7})
+    other = alike.made(fetched_build, got, tmp_path, shown, name="other", parts=3, options={"pairs_per_holder": 7})
     assert other.stage("curate.nearest").record("all").counts["holders"] == 5
     told = [{name: row["evidence"] for name, row in alike.dropped(build).items()} for build in (one, other)]
     assert told[0] == told[1]
@@ -73,7 +73,7 @@ def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: A
     """A dataset of millions and a week of a thousand: one process would have to hold the features of all."""
     publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
     build = alike.made(
-        fetched_build, got, tmp_path, many(2, 3, (280, 330)), snapshot="2026-02-01", dedup={"pairs_per_holder": 4}
+        fetched_build, got, tmp_path, many(2, 3, (280, 330)), snapshot="2026-02-01", options={"pairs_per_holder": 4}
     )
     counts = build.stage("curate.nearest").record("all").counts
     assert counts["earlier"] > 4
@@ -85,7 +85,7 @@ def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
 ) -> None:
     publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
     monkeypatch.setattr(_semantic._Leaders, "add", lambda *_: pytest.fail("it loads what it compares with nothing"))
-    build = alike.made(fetched_build, got, tmp_path, [], snapshot="2026-02-01", dedup={"pairs_per_holder": 2})
+    build = alike.made(fetched_build, got, tmp_path, [], snapshot="2026-02-01", options={"pairs_per_holder": 2})
     counts = build.stage("curate.nearest").record("all").counts
     assert counts["earlier"] > 2
     assert (counts["pairs"], counts["leaders"], counts["dropped"], counts["holders"]) == (0, 0, 0, 1)
