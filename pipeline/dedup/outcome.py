@@ -53,6 +53,10 @@ WRITTEN = 50_000
 """Kept pairs that are written together."""
 
 
+COPIED = 2_048
+"""Signatures that are copied together: they stay in a processor's cache."""
+
+
 @dataclass
 class Outcome:
     """Decisions about all pairs of a build, by their numbers [N], and their texts [T]; `began` as in `Verdicts`."""
@@ -236,7 +240,8 @@ def write(attempt: Attempt, outcome: Outcome, merged_rows: dict[int, pa.Table], 
         for first in range(0, len(kept), WRITTEN):
             some = kept[first : first + WRITTEN]
             images.add(_image_rows(outcome, some))
-            signatures.write(joined.signatures.whole(some).data)
+            for at in range(0, len(some), COPIED):
+                signatures.write(joined.signatures.whole(some[at : at + COPIED]).data)
             joined.signatures.details(some).moved(first).write(details)
         for rows_of_texts in _text_rows(outcome, kept):
             texts.add(rows_of_texts)
