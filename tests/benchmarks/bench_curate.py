@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from captions import captions
 from harness import Figure, at_least, at_most, quick, report
-from pipeline.stages.balance import draw, threshold_of
+from pipeline.curate.balance import draw, threshold_of
 from scored_pairs import cached_rate, tower_ratio
 
 from data_specs.build import Balance
