@@ -29,9 +29,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from data_specs.object_store import content
 from data_specs.release import open_manifest
 from data_specs.shard import ContractError, Manifest, parse_manifest
+from data_specs.storage.object_store import content
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import wenlan
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 from data_specs.release import open_manifest
 from data_specs.shard import Manifest, read_manifest
 from pipeline import cli, opening
