@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from data_specs.folding import normals, text_id
+from data_specs.text.folding import normals, text_id
 from pipeline.matching import looks
 from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of, hashes_of, signatures_of
 from pipeline.matching.sketches import same, sketch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline.dedup.greedy import NONE, Nodes
 from pipeline.matching.sketches import same, similarities, sketch
 from pipeline.matching.text_edges import TextEntries, TextJoin

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from data_specs.folding import normals
 from data_specs.shard import SPLITS
+from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.found import without

@@ -58,22 +58,20 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     """Rate of the stage over the rate of the bare session."""
     from harness import interleaved
 
-    from pipeline.dedup import lead, rank
     from pipeline.detectors import detectors_of
     from pipeline.detectors._yolox import letterbox
     from pipeline.pictures.decode import decode
-    from pipeline.stages import dedup, detect, filter, measure
+    from pipeline.stages import detect
     from pipeline.store.images import partition_images
     from pipeline.store.store import Store
     from tests.fetched import Got, make
+    from tests.stages import run_stage
 
     files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
     images = [Got(f"http://img.test/{i}.jpg", data, (f"第{i}张图",)) for i, data in enumerate(files)]
     options = {"name": "onnx", "weights": str(MODEL), "threads": THREADS}
     build = make(folder / "photos", images, 1, filters=[], regions={"detectors": [options]})
-    for stage in (measure, filter, rank, lead, dedup):
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "measure", "filter", "dedup")
     (partition,) = detect.partitions(build)
     kept = set(detect._kept(build, partition)["sha256"].to_pylist())
     (detector,) = detectors_of(build.spec)
@@ -109,17 +107,15 @@ def boxes_of_many(rng: np.random.Generator, count: int) -> tuple[Any, Any, Any]:
 
 def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
-    from pipeline.dedup import lead, rank
     from pipeline.detectors import detectors_of
     from pipeline.detectors._boxes import rows_of
-    from pipeline.stages import dedup, detect
+    from pipeline.stages import detect
     from tests.filtered import Shown, make
+    from tests.stages import run_stage
 
     shown = [Shown(f"{i}", i, (f"第{i}张图片的说明{i * 7919}",)) for i in range(count)]
     build = make(folder / "many", shown, 1, regions={"detectors": [{"name": "onnx", "weights": str(MODEL)}]})
-    for stage in (rank, lead, dedup):
-        for name in stage.partitions(build):
-            stage.run_partition(build, name)
+    run_stage(build, "dedup")
     (partition,) = build.stage("filter").partitions()
     (detector,) = detectors_of(build.spec)
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ BATCH = 32_768
 
 def main(source: Path, out: Path) -> None:
     from data_specs.build import Dedup
-    from data_specs.folding import normals
+    from data_specs.text.folding import normals
     from pipeline.matching import text_rows
     from pipeline.matching.text_rows import TextRows
     from tests.sketched import leaders_among

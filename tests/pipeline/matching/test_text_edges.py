@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.folding import normal, normals, numerals_of
+from data_specs.text.folding import normal, normals, numerals_of
 from pipeline.files.digests import rows_of
 from pipeline.matching import crowds, sketches, text_edges, text_rows
 from pipeline.matching.sketches import SHORT, sketch
