@@ -193,10 +193,10 @@ def joined(
     return edges, open_, compared
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.integers(0, 40),
+    st.integers(0, 24),
     st.integers(1, 6),
     st.integers(0, 5),
     st.sampled_from([0, 3, 30]),
@@ -221,7 +221,7 @@ def test_joins_find_what_comparing_all_finds(
     """By the keys of builds of any size, at any radius, in any parts, in crowds and outside of them."""
     rng = np.random.default_rng(seed)
     phash, signature = drawn(rng, size, kinds, flips, levels)
-    details = drawn_details(rng, size, kinds, 1, share=rng.choice([0, 0.5]))
+    details = drawn_details(rng, size, kinds, 1, share=rng.choice([0, 0, 0, 0.3]))  # maps take milliseconds
     expected = alike(radius, THRESHOLD, phash, signature, details)
     np.fill_diagonal(expected, val=False)
     with pytest.MonkeyPatch.context() as patch:
