@@ -61,14 +61,20 @@ class Nodes:
         """copies [K, 2]: copy and first of its kind, which is compared for it. edges [K, 2]. more: further numbers."""
         by_copy = np.argsort(copies[:, 0])
         self._copies, self._first = copies[by_copy, 0], copies[by_copy, 1]
-        firsts = self.first_of(more)
-        self.numbers: Ints = distinct(np.concatenate([self._first, edges.ravel(), crowds.members, firsts]))
-        one, other = (np.searchsorted(self.numbers, edges[:, at]) for at in (0, 1))
+        matching = self._first, edges.ravel(), crowds.members, self.first_of(more)
+        flags = np.zeros(max(int(of.max(initial=NONE)) for of in matching) + 1, np.bool_)
+        for of in matching:
+            flags[of] = True
+        self.numbers: Ints = np.flatnonzero(flags)
+        self._node: Ints = np.where(flags, np.cumsum(flags) - 1, NONE)
+        one, other = (self._node[edges[:, at]] for at in (0, 1))
         ends = distinct(np.concatenate([one << 32 | other, other << 32 | one]))
         self._starts: Ints = np.searchsorted(ends, np.arange(len(self.numbers) + 1) << 32)
         self._others: Ints = ends & 0xFFFFFFFF
         self._partners = Partners(crowds)
-        self._crowded = np.isin(self.numbers, crowds.members)
+        flags[:] = False
+        flags[crowds.members] = True
+        self._crowded = flags[self.numbers]
         self._alike = alike
         self.leader: Ints = np.full(len(self.numbers), NONE)
 
@@ -87,10 +93,9 @@ class Nodes:
     def of(self, numbers: Ints) -> Ints:
         """[N] the node of each, NONE for one that matches nothing."""
         firsts = self.first_of(numbers)
-        if not len(self.numbers):
-            return np.full(len(numbers), NONE)
-        at = np.minimum(np.searchsorted(self.numbers, firsts), len(self.numbers) - 1)
-        nodes: Ints = np.where(self.numbers[at] == firsts, at, NONE)
+        inside = firsts < len(self._node)
+        nodes = np.full(len(numbers), NONE)
+        nodes[inside] = self._node[firsts[inside]]
         return nodes
 
     def lead(self, node: int, needed: Callable[[Ints], Flags]) -> None:
@@ -101,7 +106,7 @@ class Nodes:
             self.leader[others[self.leader[others] == NONE]] = node
         if self._crowded[node]:
             number = int(self.numbers[node])
-            partners = np.searchsorted(self.numbers, self._partners.of(number))
+            partners = self._node[self._partners.of(number)]
             partners = partners[(self.leader[partners] == NONE) & needed(partners)]
             if len(partners):
                 self.leader[partners[self._alike(number, self.numbers[partners])]] = node

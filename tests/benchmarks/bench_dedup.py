@@ -10,6 +10,8 @@ one, which must decide the same.
 
 `--earlier 50000,200000` measures a delta instead: 10,000 pairs (`--delta`), compared with what a build of so many kept.
 What STORE gets for it, once, is told apart.
+
+`--crowd 50000` measures so many copies of one photograph and nothing else.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ PIECE = 50_000
 
 
 def main() -> int:
-    from drawn_images import missing, prepare
+    from drawn_images import HOT, missing, prepare
     from harness import at_least, at_most, report
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,6 +55,7 @@ def main() -> int:
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--earlier", default="")
     parser.add_argument("--delta", type=int, default=10_000)
+    parser.add_argument("--crowd", type=int, default=0)
     options = parser.parse_args()
     if missing():
         print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
@@ -61,14 +64,17 @@ def main() -> int:
     workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
     if options.earlier:
         return report(_deltas([int(n) for n in options.earlier.split(",")], options.delta))
+    sizes, hot = ([options.crowd], 1.0) if options.crowd else (sizes, HOT)
     rows = []
     with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
         looks = Path(name) / "looks"
         looks.mkdir()
-        prepare(looks, max(sizes), options.quick)
+        prepare(looks, max(sizes), options.quick, hot)
         for size in sizes:
             rows.append(_measured(Path(name) / str(size), looks, size, workers))
     first, last = rows[0][0], rows[-1][0]
+    if options.crowd:
+        return report({"cpu": at_most(last["cpu"], 60, "s"), "largest_process": at_most(last["gb"], 1.0, "GB")})
     grown = math.log(last["cpu"] / first["cpu"]) / math.log(sizes[-1] / sizes[0])
     figures = {
         "same_decisions": at_least(float(all(len({own["decisions"] for own in row}) == 1 for row in rows)), 1, "yes"),

@@ -36,11 +36,11 @@ def missing() -> bool:
     return not STAMPS.is_dir() or not PHOTOS.is_dir()
 
 
-def prepare(folder: Path, count: int, small: bool) -> None:
-    """`phash` and `signature` of `count` images in the order of their ranks, as plain files."""
+def prepare(folder: Path, count: int, small: bool, hot: float = HOT) -> None:
+    """`phash` and `signature` of so many images in the order of their ranks, as files; hot: share of the cluster."""
     with ProcessPoolExecutor(2) as pool:
         fit(folder, small, pool)
-        tasks = [(folder, start, min(PART, count - start), HOT) for start in range(0, count, PART)]
+        tasks = [(folder, start, min(PART, count - start), hot) for start in range(0, count, PART)]
         with (folder / "phash").open("wb") as phash, (folder / "signature").open("wb") as signature:
             for hashes, signatures in pool.map(_bytes_of_looks, tasks):
                 phash.write(hashes)

@@ -33,7 +33,7 @@ def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
             edges.append(np.stack([members[ones[one]], members[others[other]]], axis=1))
             return ones[one], others[other]
 
-        order, follows, _ = represent(len(members), same)
+        order, follows, _ = represent(rng.random(len(members)) < 0.2, same)
         open_.append((members[order], follows))
         together[np.ix_(members, members)] = True
     edges.append(np.stack(np.nonzero(np.triu(alike & ~together)), axis=1))
