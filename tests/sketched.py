@@ -32,7 +32,7 @@ def leaders_among(texts: TextRows, threshold: float) -> list[int]:
     own, size = texts.sketches, len(texts)
     join, entries = TextJoin(threshold, own.without_keys, np.arange(size, dtype=np.uint32)), TextEntries.of(own.keys)
     join.among(entries.keys, entries.owner.astype(np.int64))
-    one, other, crowds = join.edges()
+    edges, crowds = join.edges()
 
     def alike(text: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         rows = np.full(len(others), text)
@@ -40,7 +40,7 @@ def leaders_among(texts: TextRows, threshold: float) -> list[int]:
         return same(own, rows, own, others, threshold) & shared
 
     nothing = np.zeros(0, np.int64)
-    nodes = Nodes(nothing.reshape(0, 2), np.stack([one, other], axis=1), crowds, nothing, alike)
+    nodes = Nodes(nothing.reshape(0, 2), edges, crowds, nothing, alike)
     leads, leaders = np.zeros(len(nodes), np.bool_), list(range(size))
     for text, node in enumerate(nodes.of(np.arange(size)).tolist()):
         if node != NONE and nodes.leader[node] != NONE:

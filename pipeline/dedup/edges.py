@@ -140,8 +140,8 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
                 looking.look(key, own, kept_images_in(arrays, number, key, theirs))
             one, other = looking.matches()
         kept.append(np.stack([one, other + piece.start, np.full(len(one), int(piece.before))], axis=1))
-    one, other, crowds = join.edges()
-    return np.stack([one, other], axis=1), np.concatenate(kept), crowds, join.compared
+    edges, crowds = join.edges()
+    return edges, np.concatenate(kept), crowds, join.compared
 
 
 def _texts(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
@@ -168,8 +168,8 @@ def _texts(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
                 looking.look(key, text)
                 one, other = looking.matches()
             kept.append(np.stack([one, other + piece.start, np.zeros(len(one), np.int64)], axis=1))
-    one, other, crowds = join.edges()
-    return np.stack([one, other], axis=1), np.concatenate(kept), crowds, join.compared
+    edges, crowds = join.edges()
+    return edges, np.concatenate(kept), crowds, join.compared
 
 
 PASS = Pass(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.dedup.earlier import IMAGES, TEXTS
+from pipeline.dedup.earlier import IMAGES
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.matching.crowds import Crowds
 from pipeline.matching.image_keys import Ints
@@ -24,7 +24,7 @@ KEPT_IMAGES, KEPT_TEXTS = "kept.images", "kept.texts"
 EDGES = "edges"
 """[K, 2]: the numbers of two that look alike, or are the same."""
 
-KINDS = (IMAGES, TEXTS)
+_CROWDS = (("members", np.int64), ("starts", np.int64), ("follows", np.uint8), ("pairs", np.int64))
 
 
 def ranges(size: int, at_most: int) -> list[str]:
@@ -49,10 +49,7 @@ def write_found(attempt: Attempt, found: Mapping[str, npt.NDArray[Any]]) -> None
 
 def crowd_arrays(kind: str, crowds: Crowds) -> dict[str, npt.NDArray[Any]]:
     """Crowds as arrays, by name."""
-    return {
-        f"crowds.{kind}.{name}": getattr(crowds, name).astype(of)
-        for name, of in (("members", np.int64), ("starts", np.int64), ("follows", np.uint8))
-    }
+    return {f"crowds.{kind}.{name}": getattr(crowds, name).astype(of) for name, of in _CROWDS}
 
 
 def read_found(build: Build, stage: str, name: str, width: int) -> Ints:
@@ -69,10 +66,9 @@ def read_crowds(build: Build, kind: str) -> Crowds:
     directory, parts = build.stage("dedup.edges"), list[Crowds]()
     for record in directory.records():
         with Arrays(directory.folder, record.files["bin"].name) as arrays:
-            members, starts, follows = (
-                arrays[f"crowds.{kind}.{name}"].copy() for name in ("members", "starts", "follows")
-            )
-            parts.append(Crowds(members, starts, follows.astype(np.bool_)))
+            found = (arrays[f"crowds.{kind}.{name}"].copy() for name, _ in _CROWDS)
+            members, starts, follows, pairs = found
+            parts.append(Crowds(members, starts, follows.astype(np.bool_), pairs))
     return Crowds.joined(parts)
 
 

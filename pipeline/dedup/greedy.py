@@ -61,7 +61,7 @@ class Nodes:
         """copies [K, 2]: copy and first of its kind, which is compared for it. edges [K, 2]. more: further numbers."""
         by_copy = np.argsort(copies[:, 0])
         self._copies, self._first = copies[by_copy, 0], copies[by_copy, 1]
-        matching = self._first, edges.ravel(), crowds.members, self.first_of(more)
+        matching = self._first, edges.ravel(), crowds.numbers(), self.first_of(more)
         flags = np.zeros(max(int(of.max(initial=NONE)) for of in matching) + 1, np.bool_)
         for of in matching:
             flags[of] = True
@@ -73,7 +73,7 @@ class Nodes:
         self._others: Ints = ends & 0xFFFFFFFF
         self._partners = Partners(crowds)
         flags[:] = False
-        flags[crowds.members] = True
+        flags[crowds.numbers()] = True
         self._crowded = flags[self.numbers]
         self._alike = alike
         self.leader: Ints = np.full(len(self.numbers), NONE)

@@ -59,32 +59,43 @@ def represent(known: Flags, same: Same, least: float = 0.0) -> tuple[Ints, Flags
     return joined, follows[joined], rest
 
 
+_NO_PAIRS = np.zeros((0, 2), np.int64)
+
+
 @dataclass(frozen=True)
 class Crowds:
     """Members [M] of all crowds, one after the other, each in the order in which it was compared (`represent`).
 
     starts [C + 1]: where the members of each crowd begin, and the end. follows [M]: which of them are followers.
+    pairs [K, 2]: further pairs that were not compared, as one of the two follows something before the other.
     """
 
     members: Ints
     starts: Ints
     follows: Flags
+    pairs: Ints
 
     @staticmethod
-    def of(crowds: Iterable[tuple[Ints, Flags]]) -> Crowds:
+    def of(crowds: Iterable[tuple[Ints, Flags]], pairs: Ints = _NO_PAIRS) -> Crowds:
         """The crowds of (members, which of them follow)."""
         made = [(np.zeros(0, np.int64), np.zeros(0, np.bool_)), *crowds]
         members, follows = (np.concatenate([one[at] for one in made]) for at in (0, 1))
-        return Crowds(members, np.cumsum([len(one) for one, _ in made]), follows)
+        return Crowds(members, np.cumsum([len(one) for one, _ in made]), follows, pairs)
 
     @staticmethod
     def joined(parts: Iterable[Crowds]) -> Crowds:
         """All crowds of several parts."""
-        return Crowds.of(
+        several = list(parts)
+        crowds = (
             (part.members[low:high], part.follows[low:high])
-            for part in parts
+            for part in several
             for low, high in zip(part.starts[:-1].tolist(), part.starts[1:].tolist(), strict=True)
         )
+        return Crowds.of(crowds, np.concatenate([_NO_PAIRS, *(part.pairs for part in several)]))
+
+    def numbers(self) -> Ints:
+        """Numbers of all that was not compared with something."""
+        return np.concatenate([self.members, self.pairs.ravel()])
 
 
 class Partners:
@@ -97,14 +108,19 @@ class Partners:
         self._order = np.argsort(crowds.members, kind="stable")
         self._sorted = crowds.members[self._order]
         self._followers = np.flatnonzero(crowds.follows)
+        both = np.concatenate([crowds.pairs, crowds.pairs[:, ::-1]])
+        order = np.argsort(both[:, 0], kind="stable")
+        self._ones, self._others = both[order, 0], both[order, 1]
 
     def of(self, member: int) -> Ints:
-        """Those with which it was not compared in a crowd: all after a follower, and each follower before it."""
+        """Those with which it was not compared: of a crowd all after a follower, and each follower before it."""
         low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
         at = self._order[low:high]
         crowd, follows = self._crowd[at], self._crowds.follows[at]
         first, last = self._crowds.starts[crowd], self._crowds.starts[crowd + 1]
         before = self._followers[spread(*(np.searchsorted(self._followers, of) for of in (first, at)))]
         after = spread((at + 1)[follows], last[follows])
-        found: Ints = distinct(self._crowds.members[np.concatenate([before, after])])
+        begin, end = np.searchsorted(self._ones, member, "left"), np.searchsorted(self._ones, member, "right")
+        of_crowds = self._crowds.members[np.concatenate([before, after])]
+        found: Ints = distinct(np.concatenate([of_crowds, self._others[begin:end]]))
         return found

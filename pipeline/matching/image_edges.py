@@ -225,6 +225,11 @@ class _Pairs:
         self.alike.add(pairs[found & ~before])
 
 
+def unpacked(packed: Codes) -> Ints:
+    """[K, 2] pairs of numbers."""
+    return np.stack([(packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)], axis=1)
+
+
 def among(values: Codes, kept: Codes) -> Flags:
     """[N] which values are among `kept`, ascending."""
     if not len(kept):
@@ -249,6 +254,7 @@ class ImageJoin:
         self._pairs = _Pairs(rule[1], signed, signed)
         self._crowds: list[tuple[Ints, Flags]] = []
         self._led = np.full(len(order), _NOT_LED)  # by image the first place at which a crowd is led by one like it
+        self._open = _PairSet()
         self.scanned = 0
         """Entries gone through: pairs of which hashes were compared."""
 
@@ -257,21 +263,20 @@ class ImageJoin:
         """Pairs of which signatures were compared."""
         return self._pairs.compared
 
-    def edges(self) -> tuple[Ints, Ints, Crowds]:
-        """(one [K], other [K]) of the pairs that look alike, the smaller number first, and crowds with open ones."""
+    def edges(self) -> tuple[Ints, Crowds]:
+        """Pairs [K, 2] that look alike, the smaller number first, and what was not compared."""
         self._pairs.flush()
-        packed = self._pairs.alike.all()
-        ones, others = (packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)
-        return ones, others, Crowds.of(self._crowds)
+        return unpacked(self._pairs.alike.all()), Crowds.of(self._crowds, unpacked(self._open.all()))
 
     def among(self, key: Key, entries: Loaded) -> None:
         """Compare entries of the build with each other.
 
         Each entry of the part that asks is compared with those that share its pieces, and its tones block after block.
         `groups` numbers entries by what they share so far; each of `rows` asks for the group in `asked`. Where the
-        range of its tones in that group is dense, what lies in it goes on to the next block.
+        range of its tones in that group is dense, what lies in it goes on to the next block. Other ranges are compared
+        last, when it is known who follows whom.
         """
-        blocks, family = key.family.blocks, key.family
+        blocks, family, sparse = key.family.blocks, key.family, list[tuple[Loaded, Ints, Ints, Ints]]()
         asking = entries.take(np.flatnonzero(entries.place == family.parts.index(family.asks)))
         groups, asked = (key.values(of.codes) & _LOW for of in (entries, asking))
         asked, rows = _sorted(asked)  # so that what follows goes through memory once
@@ -284,7 +289,7 @@ class ImageJoin:
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
                 dense = high - low > DENSE
-                self._compare(key, asking, entries, rows[~dense], low[~dense], high[~dense])
+                sparse.append((entries, rows[~dense], low[~dense], high[~dense]))
                 if not dense.any():
                     break
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
@@ -303,6 +308,8 @@ class ImageJoin:
             asked = asked << np.uint64(CELL_BITS)
             asked = np.concatenate([asked | first.astype(np.uint64), asked[both] | last[both].astype(np.uint64)])
             rows = np.concatenate([rows, rows[both]])
+        for of in sparse:
+            self._compare(key, asking, *of)
         self._pairs.flush()
 
     def _compare(self, key: Key, asking: Loaded, entries: Loaded, rows: Ints, low: Ints, high: Ints) -> None:
@@ -310,7 +317,15 @@ class ImageJoin:
         filled = high > low
         for some, at in ranged_pairs(rows[filled], low[filled], high[filled]):
             self.scanned += len(some)
-            self._pairs.add(key.family, *_candidates(key, asking, some, entries, at))
+            one, one_part, other, other_part = _candidates(key, asking, some, entries, at)
+            open_ = (self._led[one] < self._place(other)) | (self._led[other] < self._place(one))
+            packed = distinct(one[open_].astype(np.uint64) << np.uint64(32) | other[open_].astype(np.uint64))
+            self._open.add(packed[~self._open.has(packed)])
+            self._pairs.add(key.family, one[~open_], one_part[~open_], other[~open_], other_part[~open_])
+
+    def _place(self, images: Ints) -> Ints:
+        """Where images stand in the order in which crowds are compared."""
+        return self._order[images].astype(np.int64) << 32 | images
 
     def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
         """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one."""
@@ -327,7 +342,7 @@ class ImageJoin:
         One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
         one, so that it is compared with what comes before it alone.
         """
-        place = self._order[members].astype(np.int64) << 32 | members
+        place = self._place(members)
         led = self._led[members]
         known = led < _NOT_LED
         order = np.lexsort((known, np.where(known, led, place)))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from pipeline.files.digests import Digests
 from pipeline.matching.crowds import Crowds, represent
-from pipeline.matching.image_edges import among, ranged_pairs
+from pipeline.matching.image_edges import among, ranged_pairs, unpacked
 from pipeline.matching.sketches import Hashes, Ints, Sketches, Words, begins, distinct, mixed, places, same, spread
 
 LONG = 64
@@ -122,11 +122,9 @@ class TextJoin:
         """Pairs of which sketches were compared."""
         return self._pairs.compared
 
-    def edges(self) -> tuple[Ints, Ints, Crowds]:
-        """(one [K], other [K]) of the pairs that are the same, the smaller number first, and crowds with open ones."""
-        packed = self._pairs.same
-        ones, others = (packed >> np.uint64(32)).astype(np.int64), (packed & _LOW).astype(np.int64)
-        return ones, others, Crowds.of(self._crowds)
+    def edges(self) -> tuple[Ints, Crowds]:
+        """Pairs [K, 2] that are the same, the smaller number first, and what was not compared."""
+        return unpacked(self._pairs.same), Crowds.of(self._crowds)
 
     def among(self, keys: Hashes, text: Ints) -> None:
         """Compare texts [N] with those that share their band keys [N]."""

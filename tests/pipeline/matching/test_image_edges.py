@@ -184,11 +184,11 @@ def joined(
             loaded = [Loaded.of(key, of.within(key, first, last), own) for of in entries]
             join = ImageJoin((radius, THRESHOLD), signed, hashes_by(hashed), np.arange(size, dtype=np.uint32))
             join.among(key, Loaded.joined(loaded))
-            one, other, of_crowds = join.edges()
-            edges[one, other] = edges[other, one] = True
+            found, of_crowds = join.edges()
+            edges[found[:, 0], found[:, 1]] = edges[found[:, 1], found[:, 0]] = True
             compared += join.compared
             partners = crowds.Partners(of_crowds)
-            for image in set(of_crowds.members.tolist()):
+            for image in set(of_crowds.numbers().tolist()):
                 open_[image, partners.of(image)] = True
     return edges, open_, compared
 

@@ -178,7 +178,8 @@ def test_joins_find_what_comparing_all_finds(seed: int, size: int, parts: int, l
             here = entries.within(BUCKETS * part // parts, BUCKETS * (part + 1) // parts)
             join = TextJoin(0.6, made.without_keys, np.zeros(len(texts), np.uint32))
             join.among(here.keys, here.owner.astype(np.int64))
-            one, other, of_crowds = join.edges()
+            edges, of_crowds = join.edges()
+            one, other = edges.T
             same[one, other] = same[other, one] = True
             partners = crowds.Partners(of_crowds)
             for text in range(len(texts)):
