@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from pipeline.dedup.found import (
     KEPT_TEXTS,
     Collapsed,
     crowd_arrays,
+    forget,
+    keep,
     ranges,
     ranges_of,
-    without,
     write_found,
 )
 from pipeline.dedup.piece import kept_images_in, kept_texts_in, loaded_in, text_entries_in
@@ -182,5 +184,6 @@ PASS = Pass(
     unit="images",
     done=("images",),
     rewrites_others=False,
-    without=without,
+    without=keep,
+    forget_state=partial(forget, name="dedup.edges"),
 )

@@ -14,6 +14,7 @@ default settings, 3.5 KB per pair, of a pair with details 3 KB more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from data_specs.shard import SPLITS
 from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
-from pipeline.dedup.found import without
+from pipeline.dedup.found import ROWS, forget, keep
 from pipeline.dedup.piece import write_images, write_texts
 from pipeline.dedup.ranked_runs import kept_by, pairs_of, run_name
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pixels_of
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, order_of, pixels_of
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
@@ -61,7 +62,11 @@ def token(build: Build) -> Any:
     rules = build.spec.dedup
     shards = build.spec.shards
     own = {"run": RUN, "sketch": text_rows.token(rules.text_similarity), "radius": rules.image_distance}
-    own |= {"kept": earlier.kept_before(build), "seed": build.spec.seed, "shares": [shards.dev_share, shards.val_share]}
+    own |= {
+        "identities": build.identity_revision,
+        "seed": build.spec.seed,
+        "shares": [shards.dev_share, shards.val_share],
+    }
     return {**own, "made_from": [one.identities for one in build.made_from], "features": feature_id()}
 
 
@@ -174,5 +179,6 @@ PASS = Pass(
     unit="pairs",
     done=("pairs",),
     rewrites_others=False,
-    without=without,
+    without=keep,
+    forget_state=partial(forget, name="dedup.signatures"),
 )

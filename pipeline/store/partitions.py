@@ -85,7 +85,7 @@ _ANEW = "delete the stage's folder to make it again"
 
 _RECORDS, _REDUCED, _FINISHED = "_records", "_reduced", "_stage.json"
 
-APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "signatures", "merged")
+APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "merged")
 """Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
 
 ROWS_DIGEST = "rows"

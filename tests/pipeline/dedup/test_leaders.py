@@ -279,7 +279,7 @@ def test_a_takedown_deletes_what_can_be_made_again(tmp_path: Path, filtered: Any
     removal = Removal(gone, NO_TAKEDOWNS)
     rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
     for name in PASSES[:3]:
-        assert (build.stage(name).finished(), build.stage(name).partitions()) == (False, [])
+        assert (build.stage(name).finished(), build.stage(name).partitions()) == ("dedup.leaders" in stages, [])
         assert not list(Path(build.stage(name).folder.url).rglob("*.bin"))
     if "dedup.leaders" not in stages:
         without = [one for one in shown if one.name != "p3"]
