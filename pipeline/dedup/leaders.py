@@ -32,6 +32,7 @@ from pipeline.dedup.joined import Joined
 from pipeline.dedup.outcome import MERGED_SCHEMA, VERDICT_SCHEMA, merged, spread_out, write
 from pipeline.dedup.splits import TextSplits
 from pipeline.dedup.taken_texts import TakenTexts
+from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
 from pipeline.matching.looks import Details
@@ -46,6 +47,8 @@ from pipeline.store.identities import (
 )
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
+
+PREPARING = ("dedup.signatures", "dedup.copies", "dedup.edges")
 
 
 def token(build: Build) -> Any:
@@ -65,6 +68,7 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Verdicts of every run, texts that leaders take over, and what this build adds to STORE's identities."""
+    _check_prepared(build)
     rules = build.spec.dedup
     with contextlib.ExitStack() as files, build.stage("dedup.leaders").attempt(partition) as attempt:
         earlier.warn(build)
@@ -89,6 +93,16 @@ def run_partition(build: Build, partition: str) -> None:
         }
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(rules.text_similarity)}
         attempt.commit(counts, info)
+
+
+def _check_prepared(build: Build) -> None:
+    """Raises StoreError where a takedown has deleted what was prepared for an earlier fingerprint of this pass."""
+    prepared = [build.stage(name) for name in PREPARING]
+    if not prepared[0].partitions() and any(record.counts["kept"] for record in build.stage("filter").records()):
+        for stage in prepared:
+            stage.unfinish()
+        fault = "what dedup had prepared was deleted by a takedown; run the same command again: it is made again"
+        raise StoreError(build.out, fault)
 
 
 def _without(rewrite: Rewrite) -> None:
@@ -122,7 +136,7 @@ def _without(rewrite: Rewrite) -> None:
 PASS = Pass(
     name="dedup.leaders",
     over=partitions,
-    reads=("dedup.signatures", "dedup.copies", "dedup.edges"),
+    reads=("filter", *PREPARING),
     run=run_partition,
     token=token,
     files=(

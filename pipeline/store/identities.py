@@ -276,7 +276,7 @@ class Identities:
         ):
             if others:
                 names = ", ".join(sorted(map(build_of, others)))
-                todo = "run wenlan-data build again: it goes on from `dedup.leaders`"
+                todo = "run wenlan-data build again: it goes on from `dedup`"
                 raise StoreError(build.build_id, f"{names} {what}; {todo}")
 
     def is_released(self, build: Build) -> bool:
