@@ -335,6 +335,7 @@ def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
         data.torch("train", image_sise=64, cache=tmp_path)
 
 
+@pytest.mark.drill(10)
 @pytest.mark.slow
 def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
     """Of a batch of -1 `once` yielded none, and a split that no dataset has was too small for its share."""

@@ -315,6 +315,7 @@ def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
     assert build_here(spec, out)["published"] is False
 
 
+@pytest.mark.drill(30)
 def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
     web, tmp_path, capsys, build_here
 ):
@@ -447,6 +448,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.drill(40)
 def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, small_disk, build_here):
     spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
     failed = build(spec, out, code=1)["stderr"].splitlines()
@@ -466,6 +468,7 @@ def fetching() -> int:
     return next((pid for pid, title in descendants(os.getpid()).items() if title == b"ray::wenlan:fetch"), 0)
 
 
+@pytest.mark.drill(15)
 @pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build_in_one_line(
     web, tmp_path, build_here, kills
@@ -498,6 +501,7 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build
         assert "its worker died again and again" in line
 
 
+@pytest.mark.drill(40)
 def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path, build_here):
     spec, out = fill(web, tmp_path, form="PNG", side=900), tmp_path / "out"
     build_here(spec, tmp_path / "whole")
@@ -510,6 +514,7 @@ def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web,
     assert tars(out) == tars(tmp_path / "whole")
 
 
+@pytest.mark.drill(15)
 def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     for status, said in ((404, "404"), (500, "500"), (0, "")):
@@ -554,6 +559,7 @@ shards: {{dev_share: 0.2, val_share: 0.2}}
     return specs[:3], specs[3]
 
 
+@pytest.mark.drill(40)
 def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, build_here):
     """Row ids of a table are its lines, so a sample is known by its image here, not by its key."""
     specs, whole = increments(web, tmp_path)

@@ -173,7 +173,7 @@ def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("losses", [1, 3])
+@pytest.mark.parametrize("losses", [1, pytest.param(3, marks=pytest.mark.drill(15))])
 def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_path, spec, losses):
     """Ray repeats a task whose own worker dies, and not one that an actor has left alone."""
 
@@ -206,6 +206,7 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
     assert len(list(tmp_path.glob("try-*"))) == min(losses + 1, 3)
 
 
+@pytest.mark.drill(30)
 @pytest.mark.slow
 def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_one_line(
     ray, tmp_path, spec, monkeypatch
@@ -350,6 +351,7 @@ def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
     wait_until(lambda: not _watchdogs(driver.pid), "the end of the watchdog")
 
 
+@pytest.mark.drill(15)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
 def test_the_watchdog_goes_with_the_cluster_it_watched() -> None:
@@ -400,7 +402,7 @@ with contextlib.ExitStack() as stack:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", ["pipeline", "training"])
+@pytest.mark.parametrize("half", ["pipeline", pytest.param("training", marks=pytest.mark.drill(15))])
 def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
     """Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user."""
     words = [sys.executable, "-c", LISTENING, half]

@@ -65,6 +65,7 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
     assert isinstance(net, Proposer)
 
 
+@pytest.mark.drill(30)
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     imagenet: Path, tmp_path: Path, cutouts: Cutouts, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,7 @@ def kept(answer: dict[str, Any], when: str) -> dict[str, int]:
     return {row["stage"]: row[when]["kept"] for row in answer["stages"]}
 
 
+@pytest.mark.drill(10)
 def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) -> None:
     build, asked = files(weeks.folder / "1"), len(weeks.web.asked)
     store = files(weeks.folder / "store", ("features",))
@@ -73,6 +74,7 @@ def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) 
     assert f"went out: {removed['count']}" in answer["said"]
 
 
+@pytest.mark.drill(10)
 def test_what_a_text_filter_lets_in_is_shown_as_far_as_it_was_fetched(weeks: Weeks) -> None:
     """Pictures that another build has fetched are in STORE; of the others only the texts are known."""
     short = [{"name": "text_length", "min_chars": 2}, SIDES]
@@ -132,6 +134,7 @@ def test_what_would_crawl_or_fetch_is_refused_in_one_line(weeks: Weeks) -> None:
     assert "is not empty, or within the build" in tried(weeks, "--out", str(weeks.folder / "1" / "x"), code=2)["said"]
 
 
+@pytest.mark.drill(10)
 def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
     weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
     assert tried(weeks, *out, filters=sides)["went_out"]["count"] > 0
 
 
+@pytest.mark.drill(10)
 def test_an_unpublished_build_can_be_tried_and_an_unfinished_one_cannot(weeks: Weeks) -> None:
     for until, code in (("filter", 1), ("report", 0)):
         place = ["--store", weeks.store.url, "--out", str(weeks.folder / "2"), "--snapshot", "2", "--until", until]

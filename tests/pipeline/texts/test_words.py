@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -32,16 +33,28 @@ def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
 
 
-@given(st.sampled_from(list(segmenter().dt.FREQ)))
+@functools.cache
+def dictionary() -> list[str]:
+    return list(segmenter().dt.FREQ)
+
+
+@functools.cache
+def odd() -> list[str]:
+    """Words of the dictionary that are not Chinese characters alone."""
+    return [word for word in dictionary() if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
+
+
+@given(st.deferred(lambda: st.sampled_from(dictionary())))
 def test_a_word_of_the_dictionary_is_no_two_words_for_sure(word):
     assert has_words(word, 2) == (count_words(word) >= 2)
 
 
-ODD = [word for word in segmenter().dt.FREQ if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
-
-
 @settings(max_examples=400)
-@given(st.lists(st.sampled_from(WORDS.split()) | st.sampled_from(ODD) | st.text(max_size=3), max_size=9).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(WORDS.split()) | st.deferred(lambda: st.sampled_from(odd())) | st.text(max_size=3), max_size=9
+    ).map("".join)
+)
 def test_words_are_counted_as_by_jieba_without_guessing(text):
     for written in (text, text.upper()):
         cut = [word for word in jieba.cut(written, HMM=False) if any(map(str.isalnum, word))]

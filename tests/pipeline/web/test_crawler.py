@@ -85,6 +85,7 @@ def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, s
     wait_until(lambda: not visitors(), "they end with the crawl")
 
 
+@pytest.mark.drill(20)
 def test_workers_of_a_cluster_share_one_pace(ray):
     @ray.remote
     def take(host: str, times: int) -> float:

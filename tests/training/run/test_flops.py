@@ -18,6 +18,7 @@ def brivl(recipe: str, *overrides: str) -> Config:
     return resolve(recipe, ["image.weights=", "text.weights=", *overrides])
 
 
+@pytest.mark.drill(10)
 @pytest.mark.parametrize(
     ("config", "modality", "parts", "expected"),
     [

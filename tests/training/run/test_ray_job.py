@@ -192,6 +192,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.drill(40)
 @pytest.mark.slow
 def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_leaves(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path

@@ -81,6 +81,7 @@ def test_a_run_from_s3_with_a_mirror_there_goes_on_elsewhere_as_if_nothing_had_b
     assert begun["resumed_from"] == 0
 
 
+@pytest.mark.drill(30)
 def test_two_runs_copy_to_one_mirror_one_after_the_other(
     remote: Remote, make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,7 @@ def test_two_replicas_answer_as_one_process_does(served: Server, server: Server)
     wait_until(lambda: served.get("/health").status_code == 200, "healthy within 3 s, which a busy machine may exceed")
 
 
+@pytest.mark.drill(10)
 def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Server) -> None:
     """Serve unpickles what comes to a replica's port: whoever reaches it runs commands as its user."""
     found = listening(served)
@@ -68,6 +69,7 @@ def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Se
     assert set().union(*found.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, found
 
 
+@pytest.mark.drill(30)
 def test_a_replica_that_is_killed_costs_no_answer_and_another_takes_its_place(served: Server) -> None:
     before = replicas(served)
     os.kill(before[0], signal.SIGKILL)
@@ -76,6 +78,7 @@ def test_a_replica_that_is_killed_costs_no_answer_and_another_takes_its_place(se
     wait_until(lambda: len(set(replicas(served)) - {before[0]}) == 2, "another replica in its place")
 
 
+@pytest.mark.drill(30)
 def test_replicas_that_hang_are_told_by_health(served: Server) -> None:
     both = replicas(served)
     for pid in both:
@@ -94,6 +97,7 @@ def _hangs(answer: httpx.Response) -> bool:
     return answer.status_code == 503 and "no answer of the towers within 3 s" in answer.json()["reason"]
 
 
+@pytest.mark.drill(20)
 def test_the_command_ends_its_replicas(served: Server) -> None:
     assert served.process is not None
     below = set(descendants(served.process.pid))

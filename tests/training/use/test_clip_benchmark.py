@@ -109,6 +109,7 @@ def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, t
     assert_same(theirs, evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers))  # type: ignore[arg-type]
 
 
+@pytest.mark.drill(20)
 @pytest.mark.slow
 def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     measure: Measure, checkpoint: Path, tmp_path: Path

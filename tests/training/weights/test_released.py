@@ -475,6 +475,7 @@ def roomy(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.drill(20)
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # gigabytes through a busy machine's disk
 def test_b5_base_from_file_to_features(
