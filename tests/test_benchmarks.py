@@ -64,6 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("builds")
 
 
+@pytest.mark.slow
 def test_the_builds_they_measure_are_sound_and_can_be_reported(builds: ModuleType, tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.effect_noise((64, 64), 80).convert("RGB").save(picture, "JPEG")

@@ -45,6 +45,7 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [2, 3])
 def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end(tmp_path, spec, monkeypatch, failures):
     """Ray's processes have a fixed time to come up, which a busy machine may not give them."""
@@ -402,7 +403,7 @@ with contextlib.ExitStack() as stack:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", ["pipeline", pytest.param("training", marks=pytest.mark.drill(15))])
+@pytest.mark.parametrize("half", ["pipeline", "training"])
 def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
     """Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user."""
     words = [sys.executable, "-c", LISTENING, half]

@@ -127,6 +127,7 @@ def test_every_family_is_covered():
     assert {"text_length", "han_share", "boilerplate"} <= set(names("filters"))
 
 
+@pytest.mark.slow
 def test_a_plug_in_is_imported_without_heavy_packages():
     """`plan` configures every plug-in and must answer at once."""
     modules = ", ".join(f"pipeline.{family}.{name}" for family, name in PLUGINS)

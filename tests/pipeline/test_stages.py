@@ -199,6 +199,7 @@ def test_stages_write_into_folders_of_their_own_and_gates_name_stages_that_drop(
     assert set(DropShares.model_fields) <= {stage.name for stage in STAGES.values() if stage.subject}
 
 
+@pytest.mark.slow
 def test_a_helper_of_one_stage_is_imported_without_the_others():
     """The process that reads odd pages is started for a file of pages: all stages cost it twice as much."""
     program = (

@@ -15,6 +15,7 @@ from tests.benchmarks.study.paired import difference, interval, share
 _SHARES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(_SHARES, _SHARES), min_size=2, max_size=8))
 def test_an_interval_is_that_of_the_paired_t_test(pairs):
     one, other = (dict(enumerate(values)) for values in zip(*pairs, strict=True))

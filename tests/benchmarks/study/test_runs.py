@@ -76,6 +76,7 @@ def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
     assert figures(one) == figures(two)
 
 
+@pytest.mark.slow
 @pytest.mark.drill(5)
 def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,), temperatures=(0.03, 5.0), tuning=480)
@@ -99,6 +100,7 @@ def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any)
     assert study.temperature(arm) == other
 
 
+@pytest.mark.slow
 def test_a_record_of_another_length_or_a_damaged_one_is_done_again(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,))
     (task,) = study.reported(study.plan.arms[0])

@@ -104,6 +104,7 @@ def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b'{"schema_version": 1, "build', b"\x80", b"{}", b"[]"])
 def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(weeks, capsys, data):
     build = weeks.build("2026-01-01", range(3))

@@ -35,12 +35,14 @@ def test_the_command_prints_it(capsys):
     assert "bild: no such schema; one of build" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_ready_specs_are_valid_by_the_models_and_by_the_schema(path):
     plugins.check(load(path), path.name)
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json.loads(schema.text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -104,7 +104,6 @@ def test_a_picture_costs_one_request_of_its_own_bytes(served: Server, remote: Re
     assert [request.operation for request in remote.proxy.requests] == ["GET"]
 
 
-@pytest.mark.drill(15)
 def test_a_store_that_is_busy_or_refuses_is_told_in_a_line_and_delays_no_search(
     served: Server, remote: Remote, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
