@@ -52,7 +52,7 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast: $(STAMP) ## the tests that take no second
+fast: $(STAMP) ## the tests that take no half second
 	@$(PYTEST) -m "not slow and not drill"
 
 fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time

@@ -408,6 +408,7 @@ def test_the_report_leads_into_the_studio_and_back(built: Build, browse: Browse)
         link = "[...document.querySelectorAll('#sheet a.studio')].find(n => !n.hidden)"
         await until(page, f"(n => n && (n.click(), true))({link})")
         await until(page, "location.pathname === '/' && document.querySelector('#detail .verdict')")
+        assert (await page.run("document.querySelector('#detail .verdict').innerText")).strip()
 
     browse(visit, built.out, quiet=False)
 

@@ -107,6 +107,8 @@ def test_a_folder_that_is_dropped_or_chosen_becomes_a_collection_of_its_name(vis
         await page.run("window.confirm = () => true")
         await page.click(".shelf .tool")
         await page.wait("!document.querySelector('.shelf .tool')")
+        listed = await page.run("fetch('./collections').then(r => r.json())")
+        assert "相册" not in {one["name"] for one in listed}
 
     visit(work)
 
@@ -149,6 +151,7 @@ def test_a_damaged_collection_is_passed_over_and_named(made: Made, tmp_path: Pat
             await visitor.says("#collection", "pictures")
             await page.press("c")
             await visitor.says(".shelf li:first-child", "index.json: cannot be read")
+            assert len(await visitor.ids()) == 40, "of the other collection"
 
     browser.visit(work)
 
