@@ -586,19 +586,3 @@ def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tm
     stderr = str(build(spec, tmp_path / "out", code=2)["stderr"])
     assert stderr == f"wenlan-data: {spec}: filters[0].min_char: unknown option; did you mean min_chars?\n"
     assert not (tmp_path / "out").exists()
-
-
-def test_a_store_of_a_newer_version_is_refused_before_anything_runs(web, tmp_path):
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "store.json").write_text('{"version": 99}')
-    stderr = str(build(fill(web, tmp_path), tmp_path / "out", "--store", str(tmp_path / "store"), code=1)["stderr"])
-    assert stderr == f"wenlan-data: {tmp_path}/store: is of version 99, this wenlan knows 2; upgrade\n"
-    assert web.requests == []
-
-
-def test_a_missing_table_is_named(web, tmp_path, build_here):
-    spec = fill(web, tmp_path)
-    (tmp_path / "table.csv").unlink()
-    stderr = str(build_here(spec, tmp_path / "out", code=1)["stderr"])
-    assert f"{tmp_path}/table.csv" in stderr
-    assert len(stderr.splitlines()) == 1

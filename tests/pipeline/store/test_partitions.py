@@ -105,25 +105,6 @@ def test_a_folders_rows_are_one_table_for_other_readers(tmp_path):
     assert len(pd.read_parquet(tmp_path / "_boxes")) == 2
 
 
-def test_what_an_older_wenlan_committed_beside_the_rows_is_read_rewritten_and_swept(tmp_path):
-    with stage(tmp_path).attempt("00000") as attempt:
-        attempt.decide([decision()])
-        record = attempt.commit({"dropped": 1})
-    before, old = record.files[DECISIONS], f"00000-{record.attempt}.{DECISIONS}"
-    (tmp_path / before.name).replace(tmp_path / old)
-    stage(tmp_path).write_record(
-        record.model_copy(update={"files": {DECISIONS: before.model_copy(update={"name": old})}})
-    )
-    record = stage(tmp_path).record("00000")
-    assert stage(tmp_path).table(record, DECISIONS)["id"].to_pylist() == ["c"]
-
-    local = tmp_path / ".tmp-new"
-    pq.write_table(stage(tmp_path).table(record, DECISIONS), local)
-    amended = stage(tmp_path).amend(record, {DECISIONS: local})
-    assert stage(tmp_path).sweep() == [old]
-    assert stage(tmp_path).table(amended, DECISIONS)["id"].to_pylist() == ["c"]
-
-
 def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(tmp_path):
     with stage(tmp_path).attempt("00000") as attempt:
         attempt.write_table("parquet", rows("a"))
