@@ -45,31 +45,6 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("failures", [2, 3])
-def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end(tmp_path, spec, monkeypatch, failures):
-    """Ray's processes have a fixed time to come up, which a busy machine may not give them."""
-    import ray
-
-    tried = []
-
-    def init(*_: object, **options: object) -> None:
-        tried.append(options)
-        if len(tried) <= failures:
-            raise Exception("The current node timed out during startup.\nMore lines.")
-        raise KeyboardInterrupt  # it came up
-
-    monkeypatch.setattr(ray, "init", init)
-    build = opening.open_build(load(spec), str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt if failures == 2 else StageError) as said:
-        list(run.run(build))
-    assert len(tried) == 3
-    if failures == 3:
-        assert str(said.value) == (
-            "ray: could not be started on this machine (The current node timed out during startup.)"
-        )
-
-
 def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     build = opening.open_build(load(spec), str(tmp_path / "out"))
     with socket.socket() as silent:

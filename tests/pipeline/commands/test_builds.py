@@ -37,6 +37,14 @@ def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
     assert "--until shards: no such stage; one of crawl, extract" in line
 
 
+def test_a_spec_that_does_not_hold_is_bad_usage_and_nothing_runs(capsys, tmp_path):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SPEC, "filters": [{"name": "text_length", "min_char": 2}]}))
+    assert cli.main(["build", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
+    line = f"wenlan-data: {tmp_path}/s.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
+    assert lines(capsys) == [line]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def read_only() -> Iterator[Path]:
     """An empty folder that this process may not write, though the tests run as root."""

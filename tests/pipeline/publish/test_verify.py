@@ -37,12 +37,6 @@ def test_a_missing_column_is_named(shards_of: Path, reseal: Any) -> None:
     assert verify(shards_of) == ["train-000000.parquet: column split is missing"]
 
 
-def test_no_manifest_is_no_dataset(shards_of: Path) -> None:
-    (shards_of / "manifest.json").unlink()
-    with pytest.raises(ContractError, match=r"manifest\.json.*not a dataset"):
-        verify(shards_of)
-
-
 @pytest.mark.parametrize("name", ["train-000001.tar", "train-000001.parquet"])
 def test_damaged_missing_and_short_files_are_named(shards_of: Path, name: str) -> None:
     path = shards_of / name
