@@ -43,7 +43,7 @@ demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluat
 	@$(BIN)/python -m tests.demo run
 
 test: $(STAMP) ## the tests: each kind of story once
-	@$(PYTEST) -m "not drill"
+	@$(PYTEST) -m "not drill" --durations 40 --durations-min 1
 
 check: lint fast ## what a change must pass before review: ruff, mypy, the fast tests
 

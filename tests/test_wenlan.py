@@ -351,6 +351,7 @@ def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
         data.torch("test")  # type: ignore[arg-type]
 
 
+@pytest.mark.drill(15)
 @pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path: Path) -> None:
     """By nbclient, in a kernel of its own; it is kept without outputs."""

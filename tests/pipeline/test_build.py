@@ -404,6 +404,7 @@ def boxes(out: Path) -> dict[str, str]:
     return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
 
 
+@pytest.mark.drill(45)
 def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     with spec.open("a", encoding="utf-8") as file:

@@ -27,6 +27,7 @@ def imagenet(tmp_path: Path) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.drill(15)
 @pytest.mark.slow
 def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutouts: Cutouts) -> None:
     import onnxruntime

@@ -255,7 +255,8 @@ def test_who_comes_without_the_link_is_told_so(built: Build, browser: ModuleType
     browser.visit(work)
 
 
-@pytest.mark.parametrize("wide", [1440, *(pytest.param(wide, marks=pytest.mark.drill(10)) for wide in (1000, 390))])
+@pytest.mark.drill(25)
+@pytest.mark.parametrize("wide", [1440, 1000, 390])
 def test_it_is_sound_in_both_themes_and_languages_on_any_screen(built: Build, browse: Browse, wide: int) -> None:
     async def sound(page: Any) -> None:
         for theme in ("light", "dark"):

@@ -138,9 +138,8 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "compat" else pytest.param(kind, marks=pytest.mark.drill(15)) for kind in KINDS]
-)
+@pytest.mark.drill(15)
+@pytest.mark.parametrize("kind", KINDS)
 def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Regions are pooled in the graph: any number of boxes, of pictures and of tokens, and those that only pad."""
     pytest.importorskip("onnxscript")

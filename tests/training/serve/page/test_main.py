@@ -83,7 +83,8 @@ def test_languages_and_colours_are_switched_and_remembered(visit: Visit) -> None
     visit(work)
 
 
-@pytest.mark.parametrize("size", ["desk", pytest.param("phone", marks=pytest.mark.drill(6))])
+@pytest.mark.drill(15)
+@pytest.mark.parametrize("size", ["desk", "phone"])
 def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit: Visit, size: str) -> None:
     states = {
         "/": "",
