@@ -145,6 +145,7 @@ def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> Non
     assert "wenlan-train: " not in said_by_other
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_any_other_bit_is_another_digest(data: st.DataObject) -> None:

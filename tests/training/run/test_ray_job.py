@@ -234,6 +234,7 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "alone")
 
 
+@pytest.mark.drill(10)
 @pytest.mark.slow
 def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path

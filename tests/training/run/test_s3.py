@@ -45,6 +45,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.drill(40)
 def test_a_run_from_s3_with_a_mirror_there_goes_on_elsewhere_as_if_nothing_had_been(
     remote: Remote, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
@@ -124,6 +125,7 @@ def test_a_checkpoint_that_is_not_there_is_named(remote: Remote) -> None:
     assert said["error"].startswith(f"{remote.url}/nothing: holds no checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--data", "--init", "run.mirror"])
 def test_a_key_in_a_url_is_refused_and_repeated_nowhere(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
