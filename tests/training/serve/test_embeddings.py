@@ -117,7 +117,10 @@ def test_a_wrong_request_says_what_is_wrong(server: Server, body: dict[str, Any]
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b'"\\ud800"', b'{"input": "\\ud800"}', b"\xff", b"null"])
 def test_what_is_no_json_is_refused(server: Server, body: bytes) -> None:
     for path in ("/v1/embeddings", "/search", "/knn-service", "/metadata"):
-        assert error(server.post(path, content=body, headers={"content-type": "application/json"}))[0] == "invalid"
+        assert error(server.post(path, content=body, headers={"content-type": "application/json"}))[0] in (
+            "invalid",
+            "unicode",
+        )
 
 
 @pytest.mark.parametrize(
