@@ -43,6 +43,7 @@ def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charset", ["utf-8", "gb18030"])
 def test_a_page_says_the_same_wherever_it_is_read(charset, monkeypatch):
     body = "<meta name=robots content=noai><p>文字<a href=x.html>下一页</a><img src=a.jpg>".encode(charset)
@@ -53,6 +54,7 @@ def test_a_page_says_the_same_wherever_it_is_read(charset, monkeypatch):
     assert read(body, content_type=f"text/html; charset={charset}") == [here]
 
 
+@pytest.mark.slow
 def test_a_page_over_the_limits_is_ended_and_others_are_read():
     long = b"<a href=x.html>x</a>" + "文".encode() * 20_000
     readings = read(SLOW, long, b"<a href=y.html>", SLOW, long)
@@ -62,6 +64,7 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 
+@pytest.mark.slow
 def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serve, make_build, monkeypatch):
     """By the order of events: eleven pages that lead to each other are kept before the slow page has an outcome."""
     slow, fast = serve(), serve()
@@ -85,6 +88,7 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
     )
 
 
+@pytest.mark.slow
 def test_many_links_of_a_page_are_all_known(serve, make_build):
     web = serve()
     count = 2 * ADDED_AT_ONCE + 5
@@ -102,6 +106,7 @@ def slowly(seconds: float) -> tuple[float, int]:
     return seconds, os.getpid()
 
 
+@pytest.mark.slow
 def test_the_answer_for_a_page_that_is_given_up_is_nobody_elses():
     async def run() -> list[tuple[float, int]]:
         pool = _Pool(slowly, (0.0,), 1)
@@ -118,6 +123,7 @@ def test_the_answer_for_a_page_that_is_given_up_is_nobody_elses():
     assert before != after == still
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_a_sitemap_says_the_same_wherever_it_is_read(pack):
     entries = "".join(f"<url><loc>http://a.cn/{n}</loc></url>" for n in range(1_000))
