@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -24,7 +25,8 @@ from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.launch import Leave
 
-pytest.importorskip("ray.train")
+if importlib.util.find_spec("ray") is None:  # to import ray.train takes a second
+    pytest.skip("needs the extra ray", allow_module_level=True)
 
 from data_specs.search.folder import read_index
 from tests.places import ROOT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from tests.processes import QUIET, descendants, wait_until
 from tests.training.serve.conftest import PICTURES, Server, command
 from tests.training.serve.test_embeddings import data_uri
 
-pytest.importorskip("ray.serve")
+if importlib.util.find_spec("ray") is None:  # to import ray.serve takes a second
+    pytest.skip("needs the extra ray", allow_module_level=True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TEXTS = [f"第{number}张图片" for number in range(40)]
