@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,21 +34,21 @@ def material() -> Iterator[Callable[[Build], Material]]:
         tables.close()
 
 
-@pytest.fixture
-def written(synthetic_build: Build, run_stage: Run) -> tuple[str, dict[str, Any]]:
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[str, dict[str, Any]]:
     """(index.html, report.json) of the synthetic build."""
-    run_stage(synthetic_build, "shard")
-    run_stage(synthetic_build, "report")
-    folder = Path(synthetic_build.out) / "report"
+    build, _ = synthetic.make(tmp_path_factory.mktemp("written"))
+    run_stage(build, "shard")
+    run_stage(build, "report")
+    folder = Path(build.out) / "report"
     return (folder / "index.html").read_text("utf-8"), json.loads((folder / "report.json").read_bytes())
 
 
-@pytest.fixture
-def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
-    """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget."""
-    builds = []
+@pytest.fixture(scope="session")
+def _two_once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[Path, list[Build]]:
+    folder, builds = tmp_path_factory.mktemp("two"), list[Build]()
     for at, options in enumerate(({}, {"shards": {"samples_per_shard": 20, "dev_share": 0.1, "val_share": 0.1}})):
-        build, _ = synthetic.make(tmp_path / f"{at}", **options)
+        build, _ = synthetic.make(folder / "now" / f"{at}", **options)
         build = replace(build, snapshot=f"2024-0{at + 1}-01", build_id=f"synthetic-{at}")
         build = replace(build, store=builds[0].store if builds else build.store)
         if builds:
@@ -59,4 +60,17 @@ def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
         spec = {"version": build_json.VERSION, "spec": build.spec.model_dump(mode="json"), "stages": {}, "passes": {}}
         (Path(build.out) / "build.json").write_text(json.dumps(spec), encoding="utf-8")
         builds.append(build)
-    return builds
+    shutil.copytree(folder / "now", folder / "kept")
+    return folder, builds
+
+
+@pytest.fixture
+def two(_two_once: tuple[Path, list[Build]]) -> list[Build]:
+    """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget.
+
+    They are made once, and lie in one place for all tests, where they are put back as they were.
+    """
+    folder, builds = _two_once
+    shutil.rmtree(folder / "now")
+    shutil.copytree(folder / "kept", folder / "now")
+    return list(builds)

@@ -62,6 +62,7 @@ def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
+@pytest.mark.slow
 def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp_path: Path) -> None:
     async def visit(page: Any) -> None:
         shown = "[...document.querySelectorAll('#sheet li')].filter(n => n.offsetParent !== null).length"

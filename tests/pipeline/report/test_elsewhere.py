@@ -28,6 +28,7 @@ def copied(weeks: Any) -> tuple[Build, Build]:
     return first, weeks.build_again("2026-01-08", build.spec)
 
 
+@pytest.mark.slow
 def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build]) -> None:
     first, build = copied
     rows = [row for row in explain(build, "folder:///album/copy1.jpg") if row["reason"] == "known"]
@@ -45,6 +46,7 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
     assert kept["id"] == row["duplicate_of"]
 
 
+@pytest.mark.slow
 def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any, tmp_path: Path) -> None:
     """It goes on leading, as a known image, and stands in no shard."""
     (tmp_path / "words").write_text("第0幅\n第2幅\n第3幅\n", encoding="utf-8")
@@ -63,6 +65,7 @@ def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any
     assert row["held_by"]["dropped"] == "", "nobody knows any more"
 
 
+@pytest.mark.slow
 def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Build, Build]) -> None:
     first, build = copied
     report = json.loads((Path(build.out) / "report/report.json").read_bytes())
@@ -77,6 +80,7 @@ def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Bui
     assert html.partition('id="duplicates"')[2].count("<img") == 8
 
 
+@pytest.mark.slow
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)
@@ -90,6 +94,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
     assert html.partition('id="duplicates"')[2].count("<img") == 4
 
 
+@pytest.mark.slow
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}

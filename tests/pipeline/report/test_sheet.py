@@ -27,6 +27,7 @@ def _shown(html: str) -> set[str]:
     return set(re.findall(r"第\d+幅", html))
 
 
+@pytest.mark.slow
 def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[str, Any]], synthetic: Any) -> None:
     html, figures = written
     hidden = [item for item in synthetic.items() if item.reason in ("opt_out", "forgotten")]
@@ -37,6 +38,7 @@ def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[st
         assert item.candidate.candidate_id not in json.dumps(figures)
 
 
+@pytest.mark.slow
 def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -54,6 +56,7 @@ def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["url", "image", "domain"])
 def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     synthetic_build: Build, synthetic: Any, run_stage: Run, by: str
@@ -72,6 +75,7 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     assert not (by == "domain" and any("img0.example" in url for url in urls))
 
 
+@pytest.mark.slow
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path, report={"pictures": 20})
     run_stage(build, "shard")
@@ -82,6 +86,7 @@ def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic
     assert len({row["reason"] for row in first["sheet"] if not row["kept"]}) == 9, "each reason that may be shown"
 
 
+@pytest.mark.slow
 def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -104,6 +109,7 @@ def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
             assert ids == expected[: len(ids)]
 
 
+@pytest.mark.slow
 def test_clusters_start_with_their_leader_and_the_largest_comes_first(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:

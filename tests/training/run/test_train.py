@@ -112,7 +112,9 @@ def test_kill_9_and_the_same_command_again_give_the_same_final_loss(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["moco", "clip", "siglip", "albef"])
+@pytest.mark.parametrize(
+    "objective", ["moco", *(pytest.param(name, marks=pytest.mark.drill(4)) for name in ("clip", "siglip", "albef"))]
+)
 def test_every_objective_trains_and_micro_steps_do_not_change_it(
     objective: str, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
