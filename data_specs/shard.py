@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.object_store import OBJECT_STORES
+from data_specs.storage.object_store import OBJECT_STORES
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""

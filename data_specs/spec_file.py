@@ -15,7 +15,7 @@ import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from data_specs import object_store
+from data_specs.storage import object_store
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 """Names of datasets and sources: they become parts of paths and ids."""

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 from pipeline import observe
 from pipeline.actors import LARGE
 from pipeline.errors import StageError, WenlanError

@@ -1,7 +1,7 @@
 """wenlan-train: fit, fit-captioner, eval, caption, embed, search, serve, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
-(`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
+(`data_specs.command.answers`); of several ranks the first prints it. Everything for people goes to stderr.
 Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration; 130 interrupted.
 
 Limits: torch and the rest are imported inside the commands, so that `--help` and usage errors are quick.
@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_specs import answers, object_store
-from data_specs.command_line import Parser, UsageError, VersionAction, complete
-from data_specs.extras import missing_line
-from data_specs.ownership import check_ownership
-from data_specs.printable import printable, printable_line
+from data_specs.command import answers
+from data_specs.command.command_line import Parser, UsageError, VersionAction, complete
+from data_specs.command.extras import missing_line
+from data_specs.command.ownership import check_ownership
+from data_specs.command.printable import printable, printable_line
 from data_specs.shard import ContractError
+from data_specs.storage import object_store
 from training.commands.captions import add_caption, add_fit_captioner
 from training.commands.embed import add_embed
 from training.commands.evaluate import add_calibrate, add_eval

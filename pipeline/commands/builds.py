@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from data_specs.build import SpecError, load
-from data_specs.command_line import completed_by, plugin_files
-from data_specs.extras import require
+from data_specs.command.command_line import completed_by, plugin_files
+from data_specs.command.extras import require
 from data_specs.release import LATEST
 from data_specs.shard import MANIFEST
 from pipeline.commands import generations

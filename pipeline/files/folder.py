@@ -2,7 +2,8 @@
 
 Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
 a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT, or in parts if it is large. What is
-particular to object stores (credentials, patience, writes on a condition) is the business of `data_specs.object_store`.
+particular to object stores (credentials, patience, writes on a condition) is the business of
+`data_specs.storage.object_store`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
-from data_specs import object_store
 from data_specs.build import SpecError
-from data_specs.object_store import StorageError, told
-from data_specs.store_lock import check_locks
+from data_specs.storage import object_store
+from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.store_lock import check_locks
 from pipeline.errors import StoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

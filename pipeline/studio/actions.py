@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_specs.build import SpecError
-from data_specs.printable import printable_line
+from data_specs.command.printable import printable_line
 from data_specs.shard import KEY_LENGTH, ContractError
 from pipeline.errors import WenlanError
 from pipeline.report import page

@@ -9,7 +9,8 @@
 A row is named by its place and by `g`, the state of the files that the place belongs to: after a takedown, or when a
 running build went on, an old name gets 409 and the page asks again, so that no picture is shown for another row.
 
-What every request passes first (host, origin, token, size) is `data_specs.http_app`. Nothing is fetched from anywhere.
+What every request passes first (host, origin, token, size) is `data_specs.web.http_app`. Nothing is fetched from
+anywhere.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.build import SpecError
-from data_specs.http_app import App, Limits, error_body, guarded
 from data_specs.shard import ContractError
+from data_specs.web.http_app import App, Limits, error_body, guarded
 from pipeline.errors import SourceError, WenlanError
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data_specs.command_line import completed_by
+from data_specs.command.command_line import completed_by
 from data_specs.shard import ContractError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config

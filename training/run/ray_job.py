@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 from data_specs.search.folder import About
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict

@@ -1,4 +1,4 @@
-"""The application: its routes, its one form of errors, and what is asked of every request (data_specs/http_app.py).
+"""The application: its routes, its one form of errors, and what is asked of every request (data_specs/web/http_app.py).
 
     GET /health          a real inference of both towers; 503 with the reason where it fails
     GET /metrics         Prometheus
@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from data_specs.http_app import App, Limits, error_body, guarded
+from data_specs.web.http_app import App, Limits, error_body, guarded
 from training.serve import clip_retrieval, embeddings, searching
 from training.serve.galleries import Galleries
 from training.serve.health import HealthCheck

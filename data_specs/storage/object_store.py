@@ -10,7 +10,7 @@ for about a minute, and a few at most. AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, and 
 
 A conditional write (`create`, `replace`) succeeds for one of several writers only: S3's `If-None-Match: *` and
 `If-Match: ETAG`. Where what is there already is what was to be written, byte for byte, it has succeeded: the answer to
-an earlier try was lost on the way. `data_specs.store_lock` makes a lock of them.
+an earlier try was lost on the way. `data_specs.storage.store_lock` makes a lock of them.
 
 Limits: conditional writes on S3 alone (`s3://`), as AWS, MinIO, R2 and newer Ceph gateways know them; `is_conditional`
 tries that out.

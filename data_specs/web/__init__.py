@@ -1,0 +1,1 @@
+"""HTTP servers of both halves: the rules for every request."""
