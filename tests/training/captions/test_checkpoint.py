@@ -39,6 +39,7 @@ def written(towers: Path, tmp_path: Path) -> tuple[Path, Captioner, torch.optim.
     return write(tmp_path, captioner, optimizer, State(7, 0.5, 3), towers, best=True), captioner, optimizer
 
 
+@pytest.mark.slow
 def test_everything_comes_back(written: tuple[Path, Captioner, torch.optim.AdamW], towers: Path) -> None:
     folder, captioner, optimizer = written
     again = read(folder)

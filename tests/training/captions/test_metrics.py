@@ -40,6 +40,7 @@ def test_tokens_are_words_or_characters_without_marks() -> None:
     assert tokens_of("25℃ ３元", "characters") == ["2", "5", "°", "c", "3", "元"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["jieba", "characters"])
 def test_bleu_is_that_of_torchmetrics(tokens: Tokens) -> None:
     from torchmetrics.functional.text import bleu_score  # here: it takes four seconds
@@ -100,6 +101,7 @@ def test_cider_is_that_of_its_formula(tokens: Tokens) -> None:
     assert cider(CAPTIONS, REFERENCES, tokens) == found.cider == pytest.approx(found.cider_N.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's jar needs Java")
 def test_meteor_is_that_of_nltk_with_its_weights() -> None:
     """Of one caption with one reference NLTK's formula is METEOR 1.5's: alpha .85, beta .2, gamma .6, exact matches.
