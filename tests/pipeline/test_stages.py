@@ -70,7 +70,7 @@ def with_toy() -> dict[str, Stage]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A real build of eight pictures with the toy stage, run on Ray and published."""
+    """A real build of eight pictures with the toy stage, published."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "photos").mkdir()
     for i, text in enumerate(
@@ -90,7 +90,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     source = {"kind": "folder", "name": "photos", "source_kind": "library", "path": str(folder / "photos")}
     spec = BuildSpec.model_validate({"name": "toy", "contact": "mailto:a@b.c", "sources": [source]})
     build = opening.open_build(spec, str(folder / "out"), str(folder / "store"), stages=with_toy())
-    list(run.run(build, workers=2))
+    list(run.run(build, here=True))
     release.publish(build)
     return build
 

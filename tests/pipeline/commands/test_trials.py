@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SIDES = {"name": "image_sides", "min_side": 64}
 
 
-@pytest.fixture
-def weeks(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weeks:
+@pytest.fixture(scope="module")
+def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weeks]:
     """One build, whose filter leaves out the pictures with short texts, before any of them is fetched."""
-    monkeypatch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
-    own = Weeks(serve({}), tmp_path)
-    own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
-    own.show("/b.html", {"5": picture(5), "6": picture(6)})
-    own.build("1", filters=[{"name": "text_length", "min_chars": 12}, SIDES])
-    return own
+    folder = tmp_path_factory.mktemp("weeks")
+    (folder / "now").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
+        own = Weeks(serve_for_module({}), folder / "now")
+        own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
+        own.show("/b.html", {"5": picture(5), "6": picture(6)})
+        own.build("1", filters=[{"name": "text_length", "min_chars": 12}, SIDES])
+        own.keep(folder / "kept")
+        yield own
+
+
+@pytest.fixture
+def weeks(built: Weeks) -> Weeks:
+    built.restore()
+    return built
 
 
 def tried(weeks: Weeks, *more: str, code: int = 0, **spec: Any) -> dict[str, Any]:
