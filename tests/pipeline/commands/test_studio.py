@@ -101,7 +101,7 @@ def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     assert any(link.startswith("/#id=") for link in links), "shown where the studio serves the page only"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build, tmp_path: Path) -> None:
     """One on the terminal, such as w3m, ends when a person leaves it."""
     asked, script = tmp_path / "asked", tmp_path / "browser.py"

@@ -129,7 +129,7 @@ def test_a_copy_has_no_store_and_may_be_given_one(synthetic_build: Any, shards_o
     assert export(Dataset.open(release_path), "csv", tmp_path / "c") == without, "a release lies in its STORE"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_a_release_of_several_builds_is_exported_as_one(weeks: Any, tmp_path: Path) -> None:
     for snapshot, pictures in (("2024-01-01", range(12)), ("2024-01-08", range(6, 20))):
         release.publish(weeks.build(snapshot, list(pictures)))

@@ -36,7 +36,7 @@ def test_a_process_that_makes_no_data_frame_imports_no_pandas(tmp_path, monkeypa
     assert in_a_process(WORK, tmp_path) == ["False"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_whoever_asks_for_a_data_frame_or_has_one_gets_what_pandas_means(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     frames = """

@@ -129,7 +129,7 @@ def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
             assert all(box[2] <= row["width"] + 0.05 and box[3] <= row["height"] + 0.05 for box in boxes)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "max_side": SIDE})
     run_stage(build, "shard")

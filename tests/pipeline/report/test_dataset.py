@@ -46,7 +46,7 @@ def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, seco
     assert totals["drift"]["samples"] == [12, 15]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, second: tuple[Build, Build]) -> None:
     release.publish(weeks.build("2026-01-15", range(18)))
     for snapshot, count, number in (("2026-01-01", 12, 0), ("2026-01-08", 15, 1), ("2026-01-15", 18, 2)):
@@ -55,7 +55,7 @@ def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, sec
         assert again.stage("report").finished(), snapshot
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, second: tuple[Build, Build]) -> None:
     first, build = second
     for one in second:
@@ -63,7 +63,7 @@ def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, seco
     assert [dataset.number_before(one) for one in (first, build)] == [0, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, second: tuple[Build, Build]) -> None:
     weeks.build("2026-01-15", range(18))
     assert weeks.open("2026-01-15", range(18)).stage("report").finished(), "nothing has changed"
@@ -74,7 +74,7 @@ def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, se
     assert (totals["release"], totals["before"]["all"], totals["after"]["all"]) == (3, 12, 18)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: tuple[Build, Build]) -> None:
     (Path(second[0].out) / "report/report.json").unlink()
     build = weeks.build("2026-01-15", range(18))
@@ -85,7 +85,7 @@ def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: 
     assert second[0].build_id in (Path(build.out) / "report/index.html").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Build, Build]) -> None:
     build = weeks.open("2026-01-15", range(18))
     folder = Path(build.store.url) / "datasets/weekly"
@@ -98,7 +98,7 @@ def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Buil
     assert (older.release, older.parts) == (1, ())
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tuple[Build, Build]) -> None:
     other = weeks.open("2026-01-08", range(20), shards={"samples_per_shard": 5})
     before = dataset.before(other)

@@ -110,7 +110,7 @@ def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Pat
         assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_damaged_report_says_how_it_is_made_anew_and_is(two: list[Build], run_stage: Run) -> None:
     """A later build is compared with it, so it holds that one up until somebody does as it says."""
     build, folder = two[0], Path(two[0].out) / "report"

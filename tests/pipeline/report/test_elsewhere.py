@@ -46,7 +46,7 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
     assert kept["id"] == row["duplicate_of"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any, tmp_path: Path) -> None:
     """It goes on leading, as a known image, and stands in no shard."""
     (tmp_path / "words").write_text("第0幅\n第2幅\n第3幅\n", encoding="utf-8")

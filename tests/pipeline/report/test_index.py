@@ -33,7 +33,7 @@ def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Buil
         report_index.write(str(tmp_path / "nothing"))
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     release.publish(weeks.build("2026-01-01", range(12)))

@@ -47,7 +47,7 @@ class _Page(HTMLParser):
             self.bad.append(tag)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_other_one(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -116,7 +116,7 @@ def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_s
     assert json.loads((Path(build.out) / "report/report.json").read_bytes())["totals"]["kept"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     pages = [report.render(report.make(synthetic_build), STAGES) for _ in range(2)]

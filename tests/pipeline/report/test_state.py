@@ -83,7 +83,7 @@ def test_manual_approval_waits_since_the_report_said_so(weeks: Any) -> None:
     assert state_of(build)["verdict"] == "published"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_week_with_nothing_new_says_so(weeks: Any) -> None:
     release.publish(weeks.build("2026-01-01", range(12)))
     again = weeks.build("2026-01-08", range(12))
@@ -95,7 +95,7 @@ def test_a_week_with_nothing_new_says_so(weeks: Any) -> None:
     assert "No release was made" in shown(again)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("at", ["index.html", "report.json"])
 def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
     weeks: Any, monkeypatch: pytest.MonkeyPatch, at: str

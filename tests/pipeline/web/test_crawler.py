@@ -34,7 +34,7 @@ def visitors() -> list[int]:
     return [pid for pid, title in descendants(os.getpid()).items() if title.startswith(b"ray::Visitor")]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, serve, make_build):
     webs = sites(serve, hosts=3, pages=12)
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": [webs[0].url()]}

@@ -64,7 +64,7 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serve, make_build, monkeypatch):
     """By the order of events: eleven pages that lead to each other are kept before the slow page has an outcome."""
     slow, fast = serve(), serve()
@@ -88,7 +88,7 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
     )
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_many_links_of_a_page_are_all_known(serve, make_build):
     web = serve()
     count = 2 * ADDED_AT_ONCE + 5

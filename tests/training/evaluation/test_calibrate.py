@@ -205,7 +205,7 @@ def test_fit_adds_it_at_its_end(manifest: Path, tmp_path: Path, monkeypatch: pyt
     assert cli.main(words) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_path: Path) -> None:
     """Whoever takes the one that early stopping chose has scores as well."""
     data, settings = (
@@ -222,7 +222,7 @@ def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_pa
     assert cli.main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_fit_killed_before_its_background_was_copied_copies_it_the_next_time(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,7 +254,7 @@ def test_bad_usage_is_one_line(
     assert message in line
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_single_queries_of_a_large_cluster_take_no_memory_for_each_of_its_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_frozen_tower_has_no_backward() -> None:
     assert whole - frozen == pytest.approx(2 * text["tower"], rel=0.1), "gradients of weights and of inputs"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_recomputing_is_no_progress() -> None:
     plain, again = (
         Meter(resolve("tiny", [f"run.recompute={how}"]), torch.device("cpu")).step_flops(8, 5, 16)

@@ -55,7 +55,7 @@ def test_plain_tars_of_the_same_names_are_other_data(make_shards: MakeShards, tm
         fit(config(2, 9, steady), [str(other.parent / "plain.tar")], tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("size", [20, 60])
 def test_a_resumed_run_may_have_another_queue_and_says_so(
     size: int, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter, caplog: pytest.LogCaptureFixture
@@ -112,7 +112,7 @@ def test_a_run_is_made_longer_as_if_it_had_begun_so(
         assert longer == pytest.approx(whole, abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_length_that_the_schedule_does_not_allow_is_refused(
     make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,7 +48,7 @@ def stale(out: Path) -> list[float]:
     return [line[name] for line in read_metrics(out) if "image_stale" in line for name in names]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_a_run_stopped_in_the_middle_gives_the_losses_of_one_that_was_not(
     make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -209,7 +209,7 @@ def test_recalls_may_be_asked_for_by_epochs(make_shards: MakeShards, tmp_path: P
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "dev.mean_recall" in line] == [3, 6, 7]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_a_caption_set_is_fine_tuned_on_from_a_checkpoint_with_a_dev_part_of_its_own(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
@@ -243,7 +243,7 @@ def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards:
     assert (again.resumed_from, again.steps) == (8, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_the_profiler_writes_a_trace(make_shards: MakeShards, tmp_path: Path) -> None:
     fit(config(6, 16, "run.profile_steps=1"), [str(make_shards(train=(16,)))], tmp_path / "run")
     [trace] = (tmp_path / "run" / "profile").glob("*.json")
