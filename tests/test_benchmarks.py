@@ -49,7 +49,6 @@ for (module, name), asking in asked.items():
 
 
 @pytest.mark.drill(20)
-@pytest.mark.slow
 def test_each_finds_what_it_imports_of_this_repository() -> None:
     words = [sys.executable, "-W", "ignore", "-c", IMPORTS, str(BENCHMARKS), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": ""}

@@ -79,7 +79,6 @@ def test_unpack_needs_no_dependency() -> None:
 
 
 @pytest.mark.drill(20)
-@pytest.mark.slow
 def test_pip_comes_from_debian_where_python_has_no_ensurepip(tmp_path: Path) -> None:
     """As on a Debian machine without python3-venv: the environment gets a working pip all the same."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):

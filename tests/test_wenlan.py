@@ -340,7 +340,6 @@ def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.drill(10)
-@pytest.mark.slow
 def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
     """Of a batch of -1 `once` yielded none, and a split that no dataset has was too small for its share."""
     data = wenlan.open("builds/1")
@@ -352,7 +351,6 @@ def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
 
 
 @pytest.mark.drill(15)
-@pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path: Path) -> None:
     """By nbclient, in a kernel of its own; it is kept without outputs."""
     for package in ("nbclient", "ipykernel", "polars"):

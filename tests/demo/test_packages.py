@@ -52,7 +52,6 @@ def test_lists_are_fetched_only_when_the_system_has_none(tmp_path: Path, monkeyp
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 def test_real_apt_with_private_lists(tmp_path: Path) -> None:
     """The way of a machine with empty package lists, with the real apt-get and a small package."""
     if not demo_packages.have_apt():

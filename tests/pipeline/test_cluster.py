@@ -183,7 +183,6 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_one_line(
     ray, tmp_path, spec, monkeypatch
 ):
@@ -328,7 +327,6 @@ def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
 
 
 @pytest.mark.drill(15)
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
 def test_the_watchdog_goes_with_the_cluster_it_watched() -> None:
     with _driver() as driver:

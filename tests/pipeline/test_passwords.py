@@ -204,7 +204,6 @@ def texts_of(root: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 @pytest.mark.drill(60)
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_whole_build_behind_passwords_shows_none_of_them(
     serve: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]

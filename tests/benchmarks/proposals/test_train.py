@@ -28,7 +28,6 @@ def imagenet(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.drill(15)
-@pytest.mark.slow
 def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutouts: Cutouts) -> None:
     import onnxruntime
     import torch
@@ -67,7 +66,6 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     imagenet: Path, tmp_path: Path, cutouts: Cutouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

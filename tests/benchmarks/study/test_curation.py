@@ -64,7 +64,6 @@ def test_a_fold_is_scored_by_models_that_have_not_seen_it(inputs: Inputs, monkey
 
 
 @pytest.mark.drill(4)
-@pytest.mark.slow
 def test_the_loop_finds_shuffled_captions_and_the_same_each_time(inputs: Inputs, tmp_path: Path) -> None:
     one, again = (outcome(inputs, 3, 6_400, 3_200) for _ in range(2))
     assert one == again

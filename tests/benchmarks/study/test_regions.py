@@ -18,7 +18,6 @@ from training.data.index import open_dataset
 
 
 @pytest.mark.drill(4)
-@pytest.mark.slow
 def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Path, tmp_path: Path) -> None:
     jobs = [Job(source, sight, 0, 64, tmp_path / name, weights) for name in ("a", "b") for sight in ("whole", "grid")]
     for job in jobs:

@@ -38,7 +38,6 @@ def figures(study: Any) -> dict[str, object]:
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_study_goes_on_and_ends_with_the_figures_of_one_that_was_not(make_study: Any, tmp_path: Path) -> None:
     import pickle
@@ -68,7 +67,6 @@ def test_a_killed_study_goes_on_and_ends_with_the_figures_of_one_that_was_not(ma
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
     one, two = (make_study("clip", name=name, samples=64) for name in ("one", "two"))
     assert go_on(one, 1, float("inf"))
@@ -76,7 +74,6 @@ def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
     assert figures(one) == figures(two)
 
 
-@pytest.mark.slow
 @pytest.mark.drill(5)
 def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,), temperatures=(0.03, 5.0), tuning=480)

@@ -28,7 +28,6 @@ def test_arms_of_a_seed_begin_with_the_same_weights():
     assert not torch.equal(again["image_query.trunk.project.weight"], base["image_query.trunk.project.weight"])
 
 
-@pytest.mark.slow
 @pytest.mark.drill(8)
 @pytest.mark.parametrize("name", ["moco", "clip", "single-tower"])
 def test_the_same_seed_gives_the_same_figures(corpus: Corpus, name: str) -> None:
@@ -43,7 +42,6 @@ def _figures(trial: Trial) -> list[object]:
     return [(p.samples, p.loss, p.i2t, p.t2i) for p in trial.points]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(15)
 def test_training_learns_and_shuffled_pairs_teach_nothing(corpus: Corpus) -> None:
     learnt, shuffled = (run(_arm(name), 0, 0.07, 2400, corpus).points[-1] for name in ("moco", "shuffled"))
@@ -78,7 +76,6 @@ def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> Non
     assert torch.allclose(loss, expected, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.drill(5)
 def test_a_cheaper_arm_goes_on_to_equal_compute(corpus: Corpus) -> None:
     clip = run(_arm("clip"), 0, 0.07, 320, corpus)

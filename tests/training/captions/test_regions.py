@@ -203,7 +203,6 @@ except RunError as e:
 
 
 @pytest.mark.drill(8)
-@pytest.mark.slow
 def test_features_that_find_no_room_are_one_line_and_leave_nothing(
     towers: Path, make_shards: MakeShards, small_disk: Path
 ) -> None:

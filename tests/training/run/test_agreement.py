@@ -215,7 +215,6 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.drill(40)
-@pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_orphans_of_torchrun_end_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
     """A kill of the agent leaves its ranks; were they to train on they would hold the lock and write checkpoints.

@@ -195,7 +195,6 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.drill(40)
-@pytest.mark.slow
 def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_leaves(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -237,7 +236,6 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
 
 
 @pytest.mark.drill(10)
-@pytest.mark.slow
 def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -91,7 +91,6 @@ def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(6)
 @pytest.mark.parametrize("schedule", ["constant", "wsd"])
 def test_a_run_is_made_longer_as_if_it_had_begun_so(

@@ -45,7 +45,6 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
-@pytest.mark.slow
 @pytest.mark.drill(40)
 def test_a_run_from_s3_with_a_mirror_there_goes_on_elsewhere_as_if_nothing_had_been(
     remote: Remote, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter

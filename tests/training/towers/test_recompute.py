@@ -111,7 +111,6 @@ def test_statistics_move_once_a_step() -> None:
 
 
 @pytest.mark.drill(30)
-@pytest.mark.slow
 def test_compiled_towers_take_batches_of_any_shape_and_give_the_same() -> None:
     batches = pairs(), pairs(tokens=12, boxes=3)
     plain, compiled = model_of(), model_of()

@@ -110,7 +110,6 @@ def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, t
 
 
 @pytest.mark.drill(20)
-@pytest.mark.slow
 def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     measure: Measure, checkpoint: Path, tmp_path: Path
 ) -> None:

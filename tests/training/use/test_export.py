@@ -137,7 +137,6 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.drill(15)
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +183,6 @@ def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys
 
 
 @pytest.mark.drill(10)
-@pytest.mark.slow
 def test_the_weights_of_a_large_tower_are_named_and_go_where_it_goes(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,7 +340,6 @@ def forks(tmp_path: Path) -> Iterator[Forks]:
 
 
 @pytest.mark.drill(20)
-@pytest.mark.slow
 def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
     tmp_path: Path, moved: Callable[..., Path], run: Run, forks: Forks
 ) -> None:

@@ -476,7 +476,6 @@ def roomy(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.drill(20)
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # gigabytes through a busy machine's disk
 def test_b5_base_from_file_to_features(
     roomy: Path, released_model: ModuleType, capsys: pytest.CaptureFixture[str]

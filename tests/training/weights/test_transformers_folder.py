@@ -146,7 +146,6 @@ print(json.dumps(found))
 
 
 @pytest.mark.drill(40)
-@pytest.mark.slow
 def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None:
     """By its own wrapper for SigLIP, to one query: features equal to 1e-5 may swap two candidates of a random model."""
     if importlib.util.find_spec("mteb") is None:
