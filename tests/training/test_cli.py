@@ -71,7 +71,7 @@ def test_fit_eval_and_embed(
     assert "1 image features and 2 text features of width 32 in " in stderr
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_checkpoint_trained_with_a_detector_is_evaluated_on_plain_tars_by_an_option_and_without_its_queues(
     shards_of_module: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

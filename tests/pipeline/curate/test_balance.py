@@ -100,7 +100,7 @@ def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], par
         assert section.balance(build, tables)["frequent"][0]["before"] == MANY
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_a_word_list_that_changes_amidst_a_build_stops_it(balanced: Callable[..., Build], tmp_path: Path) -> None:
     """Entries go by their numbers in the list: with a word before them, another word's count would decide."""
     build = balanced()

@@ -112,7 +112,7 @@ def test_of_equal_scores_the_smaller_ids_are_kept(
     assert sorted(kept(build)) == sorted(scores(build))[:4]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_after_a_takedown_a_share_is_one_of_what_remains(scored: Callable[..., Build], run_stage: Any) -> None:
     """Of the very pair with which the share ended, too."""
     build = scored(top_share=0.5)
@@ -127,7 +127,7 @@ def test_after_a_takedown_a_share_is_one_of_what_remains(scored: Callable[..., B
     assert sorted(kept(again)) == sorted(best[:4]), "half of nine, to even"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_balance_counts_and_shards_hold_what_was_chosen(
     scored: Callable[..., Build], run_stage: Any, tmp_path: Path
 ) -> None:

@@ -185,7 +185,7 @@ def opened(folder: Path, **more: Any) -> Build:
     return opening.open_build(BuildSpec.model_validate({**MINIMAL, **more}), str(folder / "o"), str(folder / "s"), "1")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None:
     made = build(pair_score=None)
     for path in Path(made.shards.url).glob("*.parquet"):

@@ -56,7 +56,7 @@ def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got
     assert all(row["duplicate_of"] for row in by_earlier)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_blocks_holders_and_sealed_groups_change_nothing(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +71,7 @@ def test_blocks_holders_and_sealed_groups_change_nothing(
     assert 3 < len(told[0]) < 27
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """A dataset of millions and a week of a thousand: one process would have to hold the features of all."""
     publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
@@ -109,7 +109,7 @@ def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any,
     assert len(alike.kept(build)) == kept.num_rows == record.counts["leaders"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_a_new_generation_keeps_what_the_last_one_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """The second week's larger picture was dropped for the first week's; made anew together, it is again."""
     first = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")])
@@ -170,7 +170,7 @@ def _commit(build: Any) -> dict[str, list[bytes]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_forget_leaves_no_features_of_what_a_published_build_lost(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     shown = [("a", RED, 300, "红色的图片"), ("b", GREEN, 300, "绿色的图片")]
     build = alike.made(fetched_build, got, tmp_path, shown, shards={"dev_share": 0, "val_share": 0})

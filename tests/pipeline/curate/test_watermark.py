@@ -72,7 +72,7 @@ def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     assert {row["sampled"] for row in curated.table_of(one, "curate.marks")} == {20}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_the_marks_of_a_domain_go_with_its_takedown(unmarked: Callable[..., Build]) -> None:
     build = unmarked(parts=1)
     stage = build.stage("curate.marks")

@@ -36,7 +36,7 @@ print(json.dumps(samples))
     assert {row[-1] for row in samples} <= {1, 2}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_hugging_face_reads_the_tars_as_webdataset(
     exported: Callable[..., Path], rows: dict[str, Any], tmp_path: Path
 ) -> None:

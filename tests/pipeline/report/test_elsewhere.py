@@ -80,7 +80,7 @@ def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Bui
     assert html.partition('id="duplicates"')[2].count("<img") == 8
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)

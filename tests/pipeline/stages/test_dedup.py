@@ -90,7 +90,7 @@ def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_text
     assert texts(kept["p0"]) == ["第0道菜的做法"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_what_texts_were_before_they_were_rewritten_is_in_the_shards(weeks: Any) -> None:
     """Those of a sample, and those that it took over from a copy."""
     spec = weeks.spec([1, 2], filters=[{"name": "to_simplified"}])

@@ -105,7 +105,7 @@ def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, mon
     assert [record.counts["rows"] for record in build.stage("admit.sort").records()] == [10, 5, 12, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_on_an_object_store_as_well(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sorted, "GROUP", 300)
     monkeypatch.setattr(_sorted, "BATCH", 10)

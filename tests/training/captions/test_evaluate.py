@@ -84,7 +84,7 @@ def test_images_whose_references_are_no_training_captions_are_told_apart(
     assert (result["protocol"]["images"], result["protocol"]["references"]) == (2, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(1)
 def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures: Path) -> None:
     data = f"folder:{pictures / 'test'}"
     result = evaluate_captioning(captioner, [data], "val", beams=1, device="cpu")

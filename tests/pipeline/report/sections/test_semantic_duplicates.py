@@ -94,7 +94,7 @@ def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, material: A
     assert semantic_duplicates.figures(material(made), {}) == {"semantic_duplicates": None}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_picture_of_an_earlier_build_leaves_the_report_with_its_takedown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
