@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -25,6 +23,7 @@ from data_specs.build import SpecError
 from data_specs.storage import object_store
 from data_specs.storage.object_store import StorageError, told
 from data_specs.storage.store_lock import check_locks
+from data_specs.storage.whole_files import umask
 from pipeline.errors import StoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -178,7 +177,7 @@ class Folder:
         if self.is_local:
             target = Path(self.at(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            local.chmod(0o600 if private else 0o666 & ~_umask())
+            local.chmod(0o600 if private else 0o666 & ~umask())
             local.replace(target)
             return
         with self._changing(name):
@@ -297,17 +296,6 @@ class Folder:
         return self.url
 
 
-_asking = threading.Lock()
-
-
-def _umask() -> int:
-    """The umask of the process, which cannot be asked for without setting it: for a moment to the strictest one."""
-    with _asking:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
-
-
 _SAME = {"s3a": "s3", "gcs": "gs"}
 """Schemes under another name."""
 
@@ -332,13 +320,3 @@ def read_url(url: str) -> bytes:
     if data is None:
         raise FileNotFoundError(url)
     return data
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    block = memoryview(bytearray(1 << 18))  # used again: a new one each time may cost half as much as the hash
-    with path.open("rb", buffering=0) as f:
-        digest = hashlib.sha256()
-        while size := f.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import SpecError
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import WenlanError
-from pipeline.files.folder import file_sha256
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.sources import TableSource, local_path, sources_of
 from pipeline.store.build import Build
@@ -131,7 +131,7 @@ def _of_file(named: str, builds: Sequence[Build]) -> Subject:
     if known:
         return Subject(f"the file {relative} of a source", frozenset(known))
     if Path(path).is_file():
-        return Subject(f"a picture with the bytes of {path}", images=frozenset([file_sha256(Path(path))]))
+        return Subject(f"a picture with the bytes of {path}", images=frozenset([sha256_of(Path(path))]))
     roots = sorted({root for source in sources.values() if (root := source.root())})
     return Subject(f"the file {path}, and {relative} in the folders of the sources ({', '.join(roots) or 'none'})")
 

@@ -33,13 +33,14 @@ import torch
 from torch import Tensor
 
 from data_specs.shard import ContractError
+from data_specs.storage.whole_files import sha256_of
 from training.config import to_dict
 from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.outputs.saver import fetch, fetch_best, owned_mirror
-from training.outputs.whole import INDEX, sha256_of
+from training.outputs.whole import INDEX
 from training.run.launch import Leave, owned
 from training.run.resume import flat
 from training.run.setup import Setup
