@@ -34,6 +34,7 @@ def test_the_released_api_answers_as_it_did(server: Server, features: Any) -> No
     np.testing.assert_allclose(text["embedding"], features("红色的图片"), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_openais_client_gets_the_same_features_in_both_encodings(server: Server, features: Any) -> None:
     from openai import OpenAI
 

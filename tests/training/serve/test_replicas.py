@@ -63,6 +63,7 @@ def test_two_replicas_answer_as_one_process_does(served: Server, server: Server)
     wait_until(lambda: served.get("/health").status_code == 200, "healthy within 3 s, which a busy machine may exceed")
 
 
+@pytest.mark.slow
 def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Server) -> None:
     """Serve unpickles what comes to a replica's port: whoever reaches it runs commands as its user."""
     found = listening(served)

@@ -49,6 +49,7 @@ def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
     browser.visit(work)
 
 
+@pytest.mark.drill(8)
 def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
     towers: list[Disturbed] = []
 
