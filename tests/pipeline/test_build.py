@@ -291,31 +291,6 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(whole, ca
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.drill(25)
-def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
-    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
-    spec.write_text(
-        spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
-    )
-    for _ in range(2):
-        said = build_here(spec, out, code=1)["stderr"]
-        order = ["funnel", "report/index.html", "gate min_samples: ", "gate approve: the spec requires manual approval"]
-        assert [part for part in sorted(order, key=said.index) if part in said] == order
-        assert not (out / "shards" / "manifest.json").exists()
-    assert cli.main(["publish", str(out)]) == 1
-    assert "min_samples" in capsys.readouterr().err
-    assert not (out / "shards" / "manifest.json").exists()
-    assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
-    assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
-    assert build_here(spec, out)["published"], "what a person let through stays published while nothing changes"
-
-    spec.write_text(spec.read_text(encoding="utf-8").replace(", min_samples: 1000", ""), encoding="utf-8")
-    waiting = build_here(spec, out, "--replace")
-    assert (waiting["ok"], waiting["published"]) == (True, False), "all gates hold: it only waits"
-    assert not (out / "shards" / "manifest.json").exists()
-    assert build_here(spec, out)["published"] is False
-
-
 @pytest.mark.drill(30)
 def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
     web, tmp_path, capsys, build_here

@@ -28,7 +28,7 @@ def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
         own = three_weeks(serve_for_module({}), folder / "now")
-        own.keep(folder / "kept")
+        own.keep()
         yield own
 
 

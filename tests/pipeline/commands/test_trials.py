@@ -35,7 +35,7 @@ def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPat
         own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
         own.show("/b.html", {"5": picture(5), "6": picture(6)})
         own.build("1", filters=[{"name": "text_length", "min_chars": 12}, SIDES])
-        own.keep(folder / "kept")
+        own.keep()
         yield own
 
 

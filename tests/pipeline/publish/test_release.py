@@ -14,7 +14,7 @@ import pytest
 
 from data_specs.build import SpecError
 from data_specs.shard import read_manifest
-from pipeline.errors import ApprovalError, GateError, StageError, StoreError
+from pipeline.errors import GateError, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.store import build_json
@@ -161,16 +161,6 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
     assert accepted.accepted == {next(iter(gates)): "a trial"}
     assert "a trial" in (Path(build.out) / "shards/README.md").read_text("utf-8")
     assert release.publish(build) == accepted, "the same build again needs no second word"
-
-
-def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    build, _ = synthetic.make(tmp_path, publish={"approve": "manual"})
-    run_stage(build, "shard")
-    with pytest.raises(ApprovalError, match=f"wenlan-data publish {build.out}"):
-        release.publish(build)
-    approved = release.publish(build, approved=True)
-    assert approved.revision == 0
-    assert release.publish(build) == approved
 
 
 def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.report.section import Material
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
+from tests.kept import Kept
 
 Run = Callable[[Build, str], None]
 
@@ -45,10 +45,10 @@ def written(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage:
 
 
 @pytest.fixture(scope="session")
-def _two_once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[Path, list[Build]]:
+def _two_once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[Kept, list[Build]]:
     folder, builds = tmp_path_factory.mktemp("two"), list[Build]()
     for at, options in enumerate(({}, {"shards": {"samples_per_shard": 20, "dev_share": 0.1, "val_share": 0.1}})):
-        build, _ = synthetic.make(folder / "now" / f"{at}", **options)
+        build, _ = synthetic.make(folder / f"{at}", **options)
         build = replace(build, snapshot=f"2024-0{at + 1}-01", build_id=f"synthetic-{at}")
         build = replace(build, store=builds[0].store if builds else build.store)
         if builds:
@@ -60,17 +60,15 @@ def _two_once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stag
         spec = {"version": build_json.VERSION, "spec": build.spec.model_dump(mode="json"), "stages": {}, "passes": {}}
         (Path(build.out) / "build.json").write_text(json.dumps(spec), encoding="utf-8")
         builds.append(build)
-    shutil.copytree(folder / "now", folder / "kept")
-    return folder, builds
+    return Kept(folder), builds
 
 
 @pytest.fixture
-def two(_two_once: tuple[Path, list[Build]]) -> list[Build]:
+def two(_two_once: tuple[Kept, list[Build]]) -> list[Build]:
     """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget.
 
-    They are made once, and lie in one place for all tests, where they are put back as they were.
+    They lie in one place for all tests.
     """
-    folder, builds = _two_once
-    shutil.rmtree(folder / "now")
-    shutil.copytree(folder / "kept", folder / "now")
+    kept, builds = _two_once
+    kept.restore()
     return list(builds)

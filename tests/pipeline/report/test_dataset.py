@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pipeline.publish import dataset as releases
 from pipeline.publish import release
 from pipeline.report import dataset, drift
 from pipeline.store.build import Build
+from tests.kept import Kept
+from tests.weeks import Weeks
 
 
 def report_of(build: Build) -> dict[str, Any]:
@@ -21,14 +24,29 @@ def report_of(build: Build) -> dict[str, Any]:
     return report
 
 
+@pytest.fixture(scope="module")
+def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Weeks, list[Build]]:
+    folder = tmp_path_factory.mktemp("weeks")
+    weeks = Weeks(folder, synthetic.encode)
+    builds = []
+    for snapshot, pictures in (("2026-01-01", 12), ("2026-01-08", 15)):
+        builds.append(weeks.build(snapshot, range(pictures)))
+        release.publish(builds[-1])
+    return Kept(folder), weeks, builds
+
+
 @pytest.fixture
-def second(weeks: Any) -> tuple[Build, Build]:
+def weeks(_once: tuple[Kept, Weeks, list[Build]]) -> Weeks:
+    kept, own, _ = _once
+    kept.restore()
+    return own
+
+
+@pytest.fixture
+def second(weeks: Weeks, _once: tuple[Kept, Weeks, list[Build]]) -> tuple[Build, Build]:
     """Two published weeks: twelve pictures, and then three more."""
-    first = weeks.build("2026-01-01", range(12))
-    release.publish(first)
-    second = weeks.build("2026-01-08", range(15))
-    release.publish(second)
-    return first, second
+    first, second = _once[2]
+    return replace(first), replace(second)
 
 
 @pytest.mark.slow
