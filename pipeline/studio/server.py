@@ -33,9 +33,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.build import SpecError
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
 from data_specs.web.http_app import App, Limits, error_body, guarded
-from pipeline.errors import SourceError, WenlanError
+from pipeline.errors import SourceError
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO
 from pipeline.store.frames import Frames
