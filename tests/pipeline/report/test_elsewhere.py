@@ -14,6 +14,8 @@ from pipeline.report import elsewhere
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(weeks: Any) -> tuple[Build, Build]:
@@ -28,7 +30,6 @@ def copied(weeks: Any) -> tuple[Build, Build]:
     return first, weeks.build_again("2026-01-08", build.spec)
 
 
-@pytest.mark.slow
 def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build]) -> None:
     first, build = copied
     rows = [row for row in explain(build, "folder:///album/copy1.jpg") if row["reason"] == "known"]
@@ -65,7 +66,6 @@ def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any
     assert row["held_by"]["dropped"] == "", "nobody knows any more"
 
 
-@pytest.mark.slow
 def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Build, Build]) -> None:
     first, build = copied
     report = json.loads((Path(build.out) / "report/report.json").read_bytes())
@@ -94,7 +94,6 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
     assert html.partition('id="duplicates"')[2].count("<img") == 4
 
 
-@pytest.mark.slow
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}

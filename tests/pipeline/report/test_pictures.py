@@ -17,10 +17,11 @@ from pipeline.report import pictures as report_pictures
 from pipeline.stages import report
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
-@pytest.mark.slow
 def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -46,7 +47,6 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
     assert not by_reason["data_uri"]
 
 
-@pytest.mark.slow
 def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -64,7 +64,6 @@ def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks
     assert cache.folder.names() == before
 
 
-@pytest.mark.slow
 def test_a_detector_looks_at_the_pixels_of_dropped_pictures(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

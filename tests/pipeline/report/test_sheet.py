@@ -20,6 +20,8 @@ from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
@@ -27,7 +29,6 @@ def _shown(html: str) -> set[str]:
     return set(re.findall(r"第\d+幅", html))
 
 
-@pytest.mark.slow
 def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[str, Any]], synthetic: Any) -> None:
     html, figures = written
     hidden = [item for item in synthetic.items() if item.reason in ("opt_out", "forgotten")]
@@ -38,7 +39,6 @@ def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[st
         assert item.candidate.candidate_id not in json.dumps(figures)
 
 
-@pytest.mark.slow
 def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -75,7 +75,6 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     assert not (by == "domain" and any("img0.example" in url for url in urls))
 
 
-@pytest.mark.slow
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path, report={"pictures": 20})
     run_stage(build, "shard")
@@ -86,7 +85,6 @@ def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic
     assert len({row["reason"] for row in first["sheet"] if not row["kept"]}) == 9, "each reason that may be shown"
 
 
-@pytest.mark.slow
 def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
@@ -109,7 +107,6 @@ def test_of_each_fate_the_sheet_shows_those_with_the_smallest_keys(
             assert ids == expected[: len(ids)]
 
 
-@pytest.mark.slow
 def test_clusters_start_with_their_leader_and_the_largest_comes_first(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:

@@ -19,6 +19,8 @@ from pipeline.web.frontier import Frontier
 from pipeline.web.readers import Readers, _Pool
 from tests.pipeline.test_unreadable import decisions
 
+pytestmark = pytest.mark.slow
+
 URL = "http://a.cn/d/page.html"
 
 SLOW = ("".join(f"<i a={n}>" for n in range(60)) + "<div>" * 4_900 + "</i>" * 4_900).encode()
@@ -43,7 +45,6 @@ def read(*bodies: bytes, content_type: str = "text/html; charset=utf-8") -> list
     return asyncio.run(run())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("charset", ["utf-8", "gb18030"])
 def test_a_page_says_the_same_wherever_it_is_read(charset, monkeypatch):
     body = "<meta name=robots content=noai><p>文字<a href=x.html>下一页</a><img src=a.jpg>".encode(charset)
@@ -54,7 +55,6 @@ def test_a_page_says_the_same_wherever_it_is_read(charset, monkeypatch):
     assert read(body, content_type=f"text/html; charset={charset}") == [here]
 
 
-@pytest.mark.slow
 def test_a_page_over_the_limits_is_ended_and_others_are_read():
     long = b"<a href=x.html>x</a>" + "文".encode() * 20_000
     readings = read(SLOW, long, b"<a href=y.html>", SLOW, long)
@@ -106,7 +106,6 @@ def slowly(seconds: float) -> tuple[float, int]:
     return seconds, os.getpid()
 
 
-@pytest.mark.slow
 def test_the_answer_for_a_page_that_is_given_up_is_nobody_elses():
     async def run() -> list[tuple[float, int]]:
         pool = _Pool(slowly, (0.0,), 1)
@@ -123,7 +122,6 @@ def test_the_answer_for_a_page_that_is_given_up_is_nobody_elses():
     assert before != after == still
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_a_sitemap_says_the_same_wherever_it_is_read(pack):
     entries = "".join(f"<url><loc>http://a.cn/{n}</loc></url>" for n in range(1_000))
