@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import math
 import os
 import shutil
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,12 +79,15 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where pytest-xdist spreads files over processes, the longest begin, so that none ends alone.
 
-    Those are files without a limit of time, which fuzz, and then those with the most slow tests.
+    Those are the files of the tests that are given most time (0: without a limit), and then those with most slow tests.
     """
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        endless = {item.path for item in items for mark in item.iter_markers("timeout") if mark.args == (0,)}
-        items.sort(key=lambda item: (item.path not in endless, -slow[item.path]))
+        limit: dict[Path, float] = defaultdict(float)
+        for item in items:
+            for mark in item.iter_markers("timeout"):
+                limit[item.path] = max(limit[item.path], mark.args[0] or math.inf)
+        items.sort(key=lambda item: (-limit[item.path], -slow[item.path]))
     if config.option.share:
         chosen = shares.of(items, config.option.share)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
