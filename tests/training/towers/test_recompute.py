@@ -43,6 +43,7 @@ def model_of(*overrides: str) -> BriVL:
     return BriVL(resolve("tiny", ["moco.queue_size=8", *overrides])).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "towers",
     [(), ("image.backbone=timm/test_resnet", *BERT), ("image.backbone=timm/test_vit", "image.frozen_stages=1")],
