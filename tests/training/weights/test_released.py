@@ -259,7 +259,7 @@ def test_training_goes_on_from_it_with_its_key_towers_and_empty_queues(
     assert not model.text_queue.filled_K.any()
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_fit_obeys_the_compat_of_what_it_begins_from(
     state: State, tmp_path: Path, vocabulary: str, make_shards: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,7 +197,7 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     assert not torch.allclose(moved, ours.encode_image(other), atol=1e-5), "boxes count by now"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_fit_begins_from_a_folder(
     folder: tuple[str, Path, Any, Any], make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
