@@ -91,6 +91,7 @@ async def text_of_button(page: Any, words: str, within: str = "body") -> None:
     await until(page, f"(n => n && (n.click(), true))({found})")
 
 
+@pytest.mark.slow
 def test_facets_words_and_chips_choose_what_is_shown(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await page.becomes(FOUND, "56 decisions")
@@ -417,6 +418,7 @@ def test_the_report_leads_into_the_studio_and_back(built: Build, browse: Browse)
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>\u202etxet'
 
 
+@pytest.mark.slow
 def test_hostile_texts_and_addresses_are_text_and_no_link(
     synthetic: Any,
     browse: Browse,
