@@ -40,6 +40,7 @@ def published(build: Build) -> bool:
     return (Path(build.out) / "shards" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_stops_every_publish_until_somebody_approves(waiting: Build) -> None:
     approval.say(waiting, "refused", "李 静", "太多  图标")
     for approved in (False, True):
@@ -105,6 +106,7 @@ def test_a_word_needs_a_name_and_a_reason(waiting: Build, verdict: str, name: st
     assert approval.history(waiting) == []
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_where_the_spec_asks_nobody(weeks: Any) -> None:
     with pytest.raises(SpecError, match="does not ask"):
         approval.say(weeks.build("2026-01-01", range(12)), "approved", "Li", "x")

@@ -120,6 +120,7 @@ def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(
     assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
+@pytest.mark.slow
 def test_sweep_asks_an_object_store_once_for_a_thousand_files(remote, monkeypatch):
     """It asked twice for each."""
     own = StageDir(Folder(f"{remote.url}/sweep [1]/stage"), "fetch", "f" * 64)
@@ -221,6 +222,7 @@ def test_of_another_fingerprint_only_what_has_a_place_in_the_new_plan_is_taken_o
     assert before.partitions() == ["train-0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_is_said_of_a_damaged_record_does_its_partition_again(weeks, finished):
     """Of a finished stage the advice left the partition out, in silence."""
