@@ -118,7 +118,7 @@ def test_candidates_have_no_split(synthetic_build: Build) -> None:
         Frames.of(synthetic_build).frame("candidates", split="train")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_a_dataset_in_a_bucket_is_read_where_it_is(shards_of: Path, bucket: str, tmp_path: Path) -> None:
     """Tables, pictures and tars, by the URL of the manifest alone."""
     fsspec.filesystem("s3").put(str(shards_of), f"{bucket}/frames", recursive=True)

@@ -120,7 +120,7 @@ def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(
     assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_sweep_asks_an_object_store_once_for_a_thousand_files(remote, monkeypatch):
     """It asked twice for each."""
     own = StageDir(Folder(f"{remote.url}/sweep [1]/stage"), "fetch", "f" * 64)
