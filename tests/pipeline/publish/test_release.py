@@ -109,6 +109,7 @@ def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     _publish(replace(synthetic_build, identities=("other-1.0.json",)), run_stage)
 
 
+@pytest.mark.slow
 def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path)
     first = _publish(build, run_stage)
@@ -118,6 +119,7 @@ def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, ru
     assert first.content_digest != second.content_digest
 
 
+@pytest.mark.slow
 def test_revisions_outlive_a_build_of_another_spec_in_the_same_folder(
     tmp_path: Path, synthetic: Any, run_stage: Run
 ) -> None:
@@ -136,6 +138,7 @@ def test_unfinished_shards_are_not_published(synthetic_build: Build) -> None:
         release.publish(synthetic_build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "line"),
     [
@@ -170,6 +173,7 @@ def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> N
         release.publish(synthetic_build, accept=["min_samples"])
 
 
+@pytest.mark.slow
 def test_a_revision_that_was_published_and_not_noted_is_not_given_out_again(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
