@@ -49,6 +49,7 @@ def test_a_word_of_the_dictionary_is_no_two_words_for_sure(word):
     assert has_words(word, 2) == (count_words(word) >= 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     st.lists(
@@ -77,6 +78,7 @@ print(has_words("故宫雪景", 2))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("free", "kept"), [(1 << 20, []), (1 << 30, ["jieba.cache"])])
 def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_path: Path, free: int, kept: list[str]):
     """jieba left what it had written of it when the disk was full, and printed a traceback."""
@@ -90,6 +92,7 @@ def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_pat
 CHARACTERS = "ab1.+#&_%- 的做法红烧肉番茄超T恤，。！/（C𠀀㐀鿰豈😀é한ぁＡ\n　"
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     st.text(CHARACTERS, max_size=30)
