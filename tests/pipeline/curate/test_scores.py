@@ -52,6 +52,7 @@ def build(fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_pat
     return make
 
 
+@pytest.mark.slow
 def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(build: Any, tmp_path: Path) -> None:
     made = build()
     section, data_of = made.spec.pair_score, dict[str, bytes]()
@@ -77,6 +78,7 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
     assert max(set(by_text.values()) - fitting) < 0.5 < 0.9 < min(fitting)
 
 
+@pytest.mark.slow
 def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build: Any) -> None:
     first = build(count=6)
     counts = [record.counts for record in first.stage("curate.score").records()]
@@ -94,6 +96,7 @@ def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build
     ]
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     builds = [build(name=name, stages=STAGES[:3]) for name in ("one", "two")]
     shown, lock, started = list[str](), threading.Lock(), threading.Barrier(2, timeout=120)
@@ -126,6 +129,7 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_takedown_removes_the_features_of_image_and_text(build: Any) -> None:
     made = build()
     towers = towers_of(made.spec)
@@ -139,6 +143,7 @@ def test_a_takedown_removes_the_features_of_image_and_text(build: Any) -> None:
     assert texts.get([sha256_hex(nfc(row["texts"][0]["text"])) for row in others]).num_rows == 8
 
 
+@pytest.mark.slow
 def test_a_pair_that_a_tower_cannot_read_has_no_score_and_stays(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = TextQuery.encode
 
@@ -180,6 +185,7 @@ def opened(folder: Path, **more: Any) -> Build:
     return opening.open_build(BuildSpec.model_validate({**MINIMAL, **more}), str(folder / "o"), str(folder / "s"), "1")
 
 
+@pytest.mark.drill(1)
 def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None:
     made = build(pair_score=None)
     for path in Path(made.shards.url).glob("*.parquet"):

@@ -36,6 +36,7 @@ def unmarked(fetched_build: Callable[..., Build], run_stage: Any) -> Callable[..
     return make
 
 
+@pytest.mark.slow
 def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[..., Build]) -> None:
     build = unmarked(parts=3, stages=(*STAGES, "detect", "shard"))
     marks = curated.table_of(build, "curate.marks")
@@ -57,6 +58,7 @@ def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[.
     assert [line for line in faults(build, candidates) if line.startswith(("curate", "shard"))] == []
 
 
+@pytest.mark.slow
 def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     unmarked: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +72,7 @@ def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     assert {row["sampled"] for row in curated.table_of(one, "curate.marks")} == {20}
 
 
+@pytest.mark.drill(2)
 def test_the_marks_of_a_domain_go_with_its_takedown(unmarked: Callable[..., Build]) -> None:
     build = unmarked(parts=1)
     stage = build.stage("curate.marks")

@@ -268,6 +268,7 @@ CANDIDATES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(CANDIDATES, st.randoms(use_true_random=False), st.sets(st.sampled_from([sha256_hex("i0.test")])))
 def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(candidates, dice, forgotten):
     limited = spec(admit={"max_candidates_per_image": 2})
@@ -312,6 +313,7 @@ def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates,
     assert ranges_for(candidates, most) == ranges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 3])
 def test_partitions_are_ranges_that_hold_every_candidate_once(tmp_path, files):
     dice = random.Random(5)

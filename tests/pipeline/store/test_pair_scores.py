@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from pipeline.store.pair_scores import COUNTS_SCHEMA, UNITS, Cut, counted, end_o
 SCORES = st.lists(st.integers(-UNITS, UNITS), min_size=1, max_size=60)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=60), st.floats(0.001, 1))
 def test_a_share_ends_where_sorting_says(units, share):
     pairs = sorted(((-own, f"{n:04x}") for n, own in enumerate(units)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ NAMES = [sha256_hex(str(number)) for number in range(6)]
 removals = st.sets(st.sampled_from(NAMES))
 
 
+@pytest.mark.slow
 @given(removals)
 def test_rows_are_recognised_by_the_first_name_that_their_table_has(hashes: set[str]) -> None:
     removal = Removal(hashes, NO_TAKEDOWNS)
@@ -37,6 +39,7 @@ def test_rows_are_recognised_by_the_first_name_that_their_table_has(hashes: set[
     assert removal.without(pa.table({"row": range(6)})) is None
 
 
+@pytest.mark.slow
 @given(removals, st.lists(st.booleans(), min_size=6, max_size=6))
 def test_decisions_lose_their_names_once_and_a_sample_becomes_a_drop(hashes: set[str], kept: list[bool]) -> None:
     decisions = [

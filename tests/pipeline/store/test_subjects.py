@@ -98,6 +98,7 @@ def test_what_is_ambiguous_or_unknown_is_one_line(build: Build, tmp_path: Path) 
         subject_of("abc", [build])
 
 
+@pytest.mark.slow
 def test_explain_and_forget_understand_the_same_names(
     build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
