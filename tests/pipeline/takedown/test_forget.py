@@ -30,12 +30,12 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import StageDir
-from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.takedown import forget as forget_module
 from pipeline.takedown import garbage, known, rewrite_shards
 from pipeline.takedown.forget import Request, forget
+from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import borrowed_texts
 from tests.lent import lend
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from data_specs.shard import KEY_LENGTH
 from pipeline.files.digests import DIGEST
 from pipeline.records import Decision, decision_rows, sha256_hex
-from pipeline.store.rewrite import BorrowedTexts, Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns, domain_hashes
+from pipeline.takedown.rewrite import BorrowedTexts, Removal
 
 NAMES = [sha256_hex(str(number)) for number in range(6)]
 removals = st.sets(st.sampled_from(NAMES))
