@@ -66,7 +66,7 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 
 def _score(build: Build, partition: str) -> None:
-    """Scores of the pairs of a partition, and counts of the scores by source."""
+    """Scores of the pairs of a partition."""
     rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
     texts = [nfc(text) for text in primary_texts(rows)]
     ids, images = [sha256_hex(text) for text in texts], rows["sha256"].to_pylist()

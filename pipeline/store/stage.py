@@ -62,8 +62,8 @@ class PassFile:
     kind: Kind | None = None
 
     @property
-    def held(self) -> Kind:
-        """Its kind."""
+    def holds(self) -> Kind:
+        """Its kind, given or not."""
         return self.kind or ("columns" if self.aligned else "rows" if self.id_column else "derived")
 
     @property

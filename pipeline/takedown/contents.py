@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.files.tars import TarWriter
-from pipeline.matching.looks import Details
+from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.store.identities import DETAILS, SIGNATURES, write_without
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.stage import Kind
@@ -109,10 +109,10 @@ def _identities(rewrite: Rewrite) -> None:
     mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
     if not mask.any():
         return
-    parts = ["images.parquet", SIGNATURES, DETAILS, "placeholders.parquet"]
+    parts = [part for part in ("images.parquet", SIGNATURES, "placeholders.parquet", DETAILS) if part in record.files]
     with contextlib.ExitStack() as files:
         signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
-        details = Details.read(files.enter_context(stage.file(record, DETAILS)))
+        details = Details.read(files.enter_context(stage.file(record, DETAILS))) if DETAILS in parts else NO_DETAILS
         looks = signatures.reshape(images.num_rows, -1), details
         placeholders = stage.table(record, "placeholders.parquet")
         write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)

@@ -7,8 +7,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     3  BUILD/_forget.json notes what this build loses, until all of it is done
     4  new shards are written beside the dataset (`pipeline.takedown.rewrite_shards`); then the manifest is withdrawn,
        they take their places, and the next revision is published, which names its parent. Other shards are not touched
-    5  captures, candidates, images, features, pairs, decisions and regions of the build
-       (`pipeline.takedown.rewrite_partitions`), and its report, which is deleted where it cannot be made again
+    5  rows of the build's tables, captures and images, and files that can be made again, which are deleted
+       (`pipeline.takedown.rewrite_partitions`); and its report, which is deleted where it cannot be made again
     6  STORE's identities and caches
     7  the next release of each dataset, which lists the shards as they are now; reports say so
     8  the search indexes that are named (`pipeline.takedown.indexes`)

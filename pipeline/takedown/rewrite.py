@@ -82,11 +82,11 @@ class Removal:
 class BorrowedTexts:
     """Texts that kept samples took over from copies that are removed.
 
-    allowed: by candidate_id of such a sample, the texts that may stay. removed: the texts of the removed copies.
+    allowed: by candidate_id of such a sample, the texts that may stay.
     """
 
-    def __init__(self, allowed: dict[str, set[str]], removed: set[str]) -> None:
-        self.allowed, self.removed = allowed, removed
+    def __init__(self, allowed: dict[str, set[str]]) -> None:
+        self.allowed = allowed
 
     def returned(self, remaining: pa.Table | None, table: pa.Table) -> pa.Table | None:
         """`remaining`, or the whole table if that is None, without borrowed texts; None if nothing changes."""

@@ -2,7 +2,7 @@
 
 `_remove_rows` removes rows by id: from tables, and from the column files that belong to them. `_delete_derived` deletes
 every other file of a partition that held something of it, but for content that cannot be made again, which
-`pipeline.takedown.contents` rewrites. A pass declares what its files are (`PassFile.held`).
+`pipeline.takedown.contents` rewrites. A pass declares what its files are (`PassFile.holds`).
 
 What the report, `explain`, `verify` and a release read are rows, columns, figures and content, so that they go on
 without what was removed. A pass whose partition is deleted is no longer finished: the next `build` makes that partition
@@ -77,10 +77,10 @@ def _remove_rows(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTex
     stage, record, removal = rewrite.stage, rewrite.record, rewrite.removal
     for suffix in record.files.keys() - rewrite.files.keys():
         file = own.file(suffix)
-        if file is not None and file.held == "columns":
+        if file is not None and file.holds == "columns":
             if not held.remove_columns(file.aligned, suffix, rewrite):
                 return False
-        elif suffix == DECISIONS or (file is not None and file.held == "rows"):
+        elif suffix == DECISIONS or (file is not None and file.holds == "rows"):
             table = stage.table(record, suffix)
             if suffix == DECISIONS:
                 remaining = removal.blanked(table)
@@ -92,14 +92,15 @@ def _remove_rows(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTex
 
 
 def _delete_derived(own: Pass, rewrite: Rewrite, held: _Held) -> bool:
-    """Deletes the files that can be made again, if they held something of what is removed. False if the record then
-    names no file. Where it does, nothing reads those files any more: the stage of the pass is done."""
+    """Deletes the files that can be made again, if they held something of what is removed. False where the record goes
+    with them: it names no other file, or the stage is not done and would read them."""
     suffixes = rewrite.record.files.keys() - {DECISIONS}
     files = {suffix: own.file(suffix) for suffix in suffixes}
-    derived = {suffix: file for suffix, file in files.items() if file is None or file.held == "derived"}
+    derived = {suffix: file for suffix, file in files.items() if file is None or file.holds == "derived"}
     if derived and held.something(own, rewrite.stage, rewrite.record, derived):
         rewrite.deleted = set(derived)
-    return not rewrite.deleted or rewrite.deleted < rewrite.record.files.keys()
+    is_done = bool(held.build.stage_at(own.stage, "").finished_at())
+    return not rewrite.deleted or (is_done and rewrite.deleted < rewrite.record.files.keys())
 
 
 class _Held:
@@ -173,20 +174,19 @@ def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:
     such samples alone.
     """
     if "dedup" not in build.fingerprints or not build.spec.dedup.merge_texts:
-        return BorrowedTexts({}, set())
+        return BorrowedTexts({})
     removed = removal.hashes
     mended = set(_leaders(build, "id", removed).values()) - removed - {""}
     leader_of = _leaders(build, "duplicate_of", mended) if mended else {}
     allowed: dict[str, set[str]] = {leader: set() for leader in mended}
-    texts: set[str] = set()
     pairs = build.stage("filter")
     some = pc.field("candidate_id").isin(text_array(mended | leader_of.keys()))
     for record in pairs.records() if mended else ():
         table = pairs.table(record, columns=["candidate_id", "texts"], filters=some)
         for name, own in zip(table["candidate_id"].to_pylist(), table["texts"].to_pylist(), strict=True):
-            target = texts if name in removed else allowed[leader_of.get(name, name)]
-            target.update(nfc(text["text"]) for text in own)
-    return BorrowedTexts(allowed, texts)
+            if name not in removed:
+                allowed[leader_of.get(name, name)].update(nfc(text["text"]) for text in own)
+    return BorrowedTexts(allowed)
 
 
 def _leaders(build: Build, column: str, names: set[str]) -> dict[str, str]:

@@ -16,6 +16,9 @@ from pipeline.stages import STAGES, _sorted, _templates
 from pipeline.stages._templates import Sample
 from pipeline.store.build import Build
 from pipeline.store.store import Store
+from pipeline.store.takedowns import Takedowns, domain_hashes
+from pipeline.takedown.rewrite import Removal
+from pipeline.takedown.rewrite_partitions import remove
 from tests.stages import run_stage
 
 TEXTS = st.lists(st.tuples(st.sampled_from(["a.cn", "b.cn", "c.cn"]), st.integers(0, 60)), max_size=120)
@@ -91,3 +94,12 @@ def test_templates_of_several_groups_are_those_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(_sorted, "NAMES_AT_ONCE", 10)
     assert len(run_stage(several, "admit.sort")) == 4
     assert several.stage("admit.sort").reduced() == one.stage("admit.sort").reduced() != []
+
+
+def test_a_takedown_of_a_domain_takes_the_templates_of_its_host(tmp_path):
+    build = built(tmp_path, 1)
+    run_stage(build, "admit.sort")
+    [template] = build.stage("admit.sort").reduced()
+    for domain, left in (("b.cn", [template]), ("a.cn", [])):
+        remove(build, Removal(set(), Takedowns(frozenset(domain_hashes(domain)))), ["admit.sort"])
+        assert build.stage("admit.sort").reduced() == left

@@ -379,7 +379,8 @@ def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_taked
         for snapshot, pictures in weekly.items():
             build, before = weeks.open(snapshot, pictures), read_manifest(weeks.folder / snapshot / "shards")
             for result in run.run(build, here=True):
-                assert result.skipped or result.name == "report"
+                made = result.skipped or result.name in ("admit", "dedup", "report")
+                assert made, "runs in between are made again, of what is left"
                 assert read_manifest(weeks.folder / snapshot / "shards") == before
                 assert not releases.latest().withdrawn
             newest = releases.latest()

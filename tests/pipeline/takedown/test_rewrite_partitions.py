@@ -1,7 +1,8 @@
 """A takedown leaves nothing of what went in any file of BUILD and STORE, whatever passes a spec asks for.
 
-What went is known by what the tables held of it: every text, URL, signature, hash and vector in a row of its own, its
-bytes as they were fetched, and how it looks. What stays may hold the same, and is not looked for.
+What went is known by what the tables held of it: its rows, every text, URL, signature, hash and vector in one of them,
+its bytes as they were fetched, and how it looks. What stays may hold the same, and is not looked for. Decisions and
+STORE/forgotten keep ids and hashes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_specs.build import BuildSpec
+from data_specs.build import BuildSpec, Dedup
 from data_specs.shard import nfc
 from pipeline import opening, run
 from pipeline.features import feature_id
@@ -37,8 +38,9 @@ from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.stage import Pass
 from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns
-from pipeline.takedown import garbage
+from pipeline.takedown import garbage, rewrite_partitions
 from pipeline.takedown.forget import Request, forget
 from tests import towered
 from tests.towered import coloured
@@ -47,6 +49,8 @@ IDS = {"candidate_id", "id", "key", "fetch_id", "sha256", "image_leader", "text_
        "order_key", "rank", "text_leader"}  # fmt: skip
 SAME = {"evidence", "fetched_at", "sketches", "regions", "boxes", "etag", "last_modified"}
 """Columns without what is looked for: ids and hashes stay; others say no more than that something was there."""
+
+RULES = Dedup()
 
 LEAST = 6
 """Bytes of what is looked for: a shorter value is anywhere."""
@@ -128,17 +132,33 @@ def _values(column: pa.ChunkedArray) -> Iterator[bytes]:
             yield data.encode() if isinstance(data, str) else data
 
 
+NAMES = {"candidate_id", "fetch_id", "sha256", "url"}
+"""Columns by which a row is known as one of what went, or of what stays."""
+
+
+def _named(table: pa.Table, ids: Set[str]) -> np.ndarray[Any, Any]:
+    """[N] rows of a table that are of one of these ids, or of a page with one of these hashes."""
+    named = np.zeros(table.num_rows, np.bool_)
+    for name in NAMES & set(table.column_names):
+        own = [value.hex() if isinstance(value, bytes) else value for value in table[name].to_pylist()]
+        named |= np.array([(sha256_hex(value) if name == "url" else value) in ids for value in own], np.bool_)
+    return named
+
+
 @dataclass(frozen=True)
 class Gone:
-    """What is looked for. rows: values of its rows that no other row has. images: their bytes, by sha256."""
+    """What is looked for. values: of its rows, that no other row has. images: their bytes, by sha256. looks: of
+    those that look like nothing that stays."""
 
     ids: frozenset[str]
-    rows: frozenset[bytes]
+    host: str
+    values: frozenset[bytes]
     images: dict[str, bytes]
+    looks: Takedowns
 
     @staticmethod
-    def of(builds: list[Build], goes: Callable[[dict[str, Any]], bool]) -> Gone:
-        """What candidates have alone that `goes` says of a row of extract."""
+    def of(builds: list[Build], host: str, goes: Callable[[dict[str, Any]], bool]) -> Gone:
+        """What a host has, and what candidates have alone of which `goes` says so, of a row of extract."""
         going, staying = set[str](), set[str]()
         for build in builds:
             texts = {}
@@ -160,9 +180,10 @@ class Gone:
         rows, others = set[bytes](), set[bytes]()
         for path, data in files(builds[0].store.url, *(build.out for build in builds)):
             table = _table(data)
-            if table is not None and "_decisions" not in str(path):
-                Gone._sort(table, going, rows, others)
-        images = {}
+            if table is not None and "_decisions" not in str(path) and NAMES & set(table.column_names):
+                borrowed = {"texts"} if {"unique", "shards"} & set(path.parts) else set[str]()
+                Gone._sort(table, going, rows, others, borrowed)
+        images = dict[str, bytes]()
         for build in builds:
             for stage in build.history("fetch"):
                 for record in stage.records():
@@ -170,30 +191,47 @@ class Gone:
                     for row in stage.table(record).to_pylist():
                         if row["ok"] and row["sha256"] in going:
                             images[row["sha256"]] = tar[row["offset"] :][: row["size"]]
-        return Gone(frozenset(going), frozenset(own for own in rows - others if len(own) >= LEAST), images)
+        measured = (measure_image(data, MAX_PIXELS) for data in images.values())
+        looks = (
+            Look(
+                tuple(m["phash"]),
+                m["signature"],
+                RULES.image_distance,
+                RULES.image_signature,
+                feature_id(),
+                m["details"],
+            )
+            for m in measured
+        )
+        seen = [rows for build in builds for rows in build.tables("measure", "parquet", [*LOOKED_AT])]
+        of_others = [rows.filter(pa.array(~_named(rows, going))) for rows in seen]
+        alone = (look for look in looks if not any(Takedowns(looks=(look,)).alike(t, feature_id()) for t in of_others))
+        values = frozenset(
+            own for own in rows - others if len(own) >= LEAST and not re.fullmatch(rb"[0-9a-f]{64}", own)
+        )
+        return Gone(frozenset(going), host, values, images, Takedowns(looks=tuple(alone)))
 
     @staticmethod
-    def _sort(table: pa.Table, going: set[str], rows: set[bytes], others: set[bytes]) -> None:
-        """Adds the values of a table's rows to those of what goes, or of others."""
-        named = np.zeros(table.num_rows, np.bool_)
-        for name in ("candidate_id", "fetch_id", "sha256", "url"):
-            if name in table.column_names:
-                ids = [v.hex() if isinstance(v, bytes) else v for v in table[name].to_pylist()]
-                named |= np.array([(sha256_hex(v) if name == "url" else v) in going for v in ids], np.bool_)
+    def _sort(table: pa.Table, going: set[str], rows: set[bytes], others: set[bytes], borrowed: set[str]) -> None:
+        """Adds the values of a table's rows to those of what goes, or of others. borrowed: columns in which others may
+        have what they got from what goes."""
+        named = _named(table, going)
         for name in set(table.column_names) - IDS - SAME:
             rows.update(_values(table[name].filter(pa.array(named))))
-            others.update(_values(table[name].filter(pa.array(~named))))
+            if name not in borrowed:
+                others.update(_values(table[name].filter(pa.array(~named))))
 
     def found(self, *folders: str) -> list[tuple[str, bytes | str]]:
         """(file, what it holds of what went)."""
         found = list[tuple[str, bytes | str]]()
         chunks = {data[len(data) // 2 :][:48] for data in self.images.values()}
-        measured = [measure_image(data, MAX_PIXELS) for data in self.images.values()]
-        looks = (Look(tuple(m["phash"]), m["signature"], 6, 0.9, feature_id(), m["details"]) for m in measured)
-        takedowns = Takedowns(looks=tuple(looks))
         for path, data in files(*folders):
-            said = unpacked(data)
-            found += [(str(path), own) for own in (*self.rows, *chunks) if own in said or own in data]
+            said, table = unpacked(data), _table(data)
+            found += [(str(path), own) for own in (*self.values, *chunks) if own in said or own in data]
+            if path.name != "build.json" and self.host.encode() in said:  # whose spec may name it
+                found.append((str(path), self.host))
+            if table is not None and "_decisions" not in str(path) and _named(table, self.ids).any():
+                found.append((str(path), "a row"))
             rows = list[dict[str, Any]]()
             for number, picture in enumerate(_pictures(data)):
                 try:
@@ -201,9 +239,15 @@ class Gone:
                 except PictureError:
                     continue
             if rows:
-                table = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
-                found += [(str(path), name) for name in takedowns.alike(table, feature_id())]
+                shown = pa.Table.from_pylist(rows, FEATURE_SCHEMA).select(LOOKED_AT)
+                found += [(str(path), name) for name in self.looks.alike(shown, feature_id())]
         return found
+
+
+def _jpeg(number: int, *size: tuple[int, int]) -> tuple[int, dict[str, str], bytes]:
+    """A picture of a site, of a pattern and a colour of its own."""
+    red, green = 0.05 + number * 7 % 40 / 44, 0.1 + number * 3 % 11 / 13
+    return 200, {"Content-Type": "image/jpeg"}, coloured(number, red, green, 1 - red, *size)
 
 
 def show(web: Any, start: int, count: int) -> None:
@@ -211,8 +255,7 @@ def show(web: Any, start: int, count: int) -> None:
     for page in range(start, start + count):
         figures = ""
         for number in (2 * page, 2 * page + 1):
-            red, green = 0.05 + number * 7 % 40 / 44, 0.1 + number * 3 % 11 / 13
-            web.pages[f"/i/{number}.jpg"] = (200, {"Content-Type": "image/jpeg"}, coloured(number, red, green, 1 - red))
+            web.pages[f"/i/{number}.jpg"] = _jpeg(number)
             alt = f"某某网【红色的图第{number}号{chr(0x4E00 + 31 * number)}】"
             figures += f"<figure><img src='/i/{number}.jpg' alt='{alt}'></figure>"
         links = "".join(f"<a href='/p/{other}.html'>{other}</a>" for other in range(start + count))
@@ -222,27 +265,35 @@ def show(web: Any, start: int, count: int) -> None:
 
 
 def specified(folder: Path, site: Any, host: Any) -> BuildSpec:
-    """A spec with every pass: a site that is crawled, a table with boxes and passwords, and all judges."""
+    """A spec with every pass: a site that is crawled, a table with boxes and passwords, a tar, and all judges."""
     rows = [
         {
             "url": f"http://me:geheim{n}@{host.host}/{n}.jpg",
             "zh": f"绿色的图第{n}张{chr(0x6E00 + 7 * n)}",
             "boxes": [[10, 9 + n, 90, 80]],
         }
-        for n in range(4)
+        for n in range(5)
     ]  # fmt: skip
     rows.append({"url": site.url("/i/0.jpg"), "zh": "红色的图是一二三", "boxes": None})
     (folder / "table.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     (folder / "words.txt").write_text("红色\n绿色\n", encoding="utf-8")
-    for n in range(4):
-        host.pages[f"/{n}.jpg"] = (200, {"Content-Type": "image/jpeg"}, coloured(900 + n, 0.1, 0.4 + n / 9, 0.1))
+    for n in range(5):
+        host.pages[f"/{n}.jpg"] = _jpeg(900 + n) if n else _jpeg(4, (240, 180))  # a copy, whose text its leader borrows
+    with tarfile.open(folder / "given.tar", "w") as tar:
+        for n in range(3):
+            value = {"caption": f"蓝色的图第{n}张{chr(0x7E00 + 7 * n)}", "url": f"http://given.test/{n}.jpg"}
+            for suffix, data in {"jpg": coloured(800 + n, 0.3, 0.1 + n / 9, 0.9), "json": _json(value)}.items():
+                member = tarfile.TarInfo(f"{n}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
     columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
     table = {"kind": "url_table", "name": "table", "source_kind": "library", "path": str(folder / "table.jsonl")}
+    given = {"kind": "webdataset", "name": "given", "source_kind": "library", "path": str(folder / "given.tar")}
     crawled = {"kind": "site", "name": "site", "source_kind": "news", "start": [site.url("/")]}
     spec = {
         "name": "whole",
         "contact": "mailto:x@example.org",
-        "sources": [crawled, {**table, "columns": columns}],
+        "sources": [crawled, {**table, "columns": columns}, given],
         "egress": {"allow": [site.host, host.host], "delay_s": 0, "timeout_s": 60},
         "filters": [
             {"name": "text_length", "min_chars": 2},
@@ -294,19 +345,30 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     builds, folders = [first, second], (first.out, second.out, second.store.url)
     assert set(first.passes) == {own.name for own in first.all_passes()}, "every pass"
 
-    page, image = site.url("/p/3.html"), site.url("/i/20.jpg")
-    request = Request(urls=[page, image], domains=[host.host], exact=True)
+    page = site.url("/p/3.html")
+    urls = [page, site.url("/i/20.jpg"), "http://given.test/1.jpg"]
+    request = Request(urls=urls, domains=[host.host], exact=True)
+    of_host = f"http://{host.host}/"
     gone = Gone.of(
-        builds, lambda row: row["page_url"] == page or row["image_url"] == image or host.host in row["image_url"]
+        builds, host.host, lambda row: {row["page_url"], row["image_url"]} & {*urls} or of_host in row["image_url"]
     )
-    assert len(gone.images) >= 6
-    assert len(gone.found(*folders)) > 100, "it is there before"
+    assert len(gone.images) == 9
+    assert len(gone.looks.looks) == 8, "but for the copy"
+    places = {Path(path).relative_to(tmp_path).parts[1] for path, _ in gone.found(*folders)}
+    assert {first.stages[name].folder for name in first.stages} <= places, "it is there before"
+    borrowed = f"绿色的图第0张{chr(0x6E00)}".encode()
+    assert borrowed in gone.values
+    assert any(borrowed in path.read_bytes() for path in Path(first.out, "shards").glob("*.tar")), "by its leader"
     for place in ("captures/_frontier/site/frontier.sqlite", "studio/index-0.duckdb", "shards/.tmp-dead/tar"):
         path = Path(first.out, place)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(page.encode())
     sorted_before = {row["candidate_id"] for row in _sorted_rows(first)}
 
+    with monkeypatch.context() as patch:  # killed between column files and their rows, before another takedown comes
+        patch.setattr(rewrite_partitions, "_remove_from", _killed_at(rewrite_partitions._remove_from, "dedup"))
+        with pytest.raises(KeyboardInterrupt):
+            forget(second.store, builds, Request(urls=urls[1:2], exact=True))
     answer = forget(second.store, builds, request)
     assert answer["faults"] == []
     assert gone.found(*folders) == []
@@ -318,6 +380,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
         assert faults(build, funnel) == []
         staying = sorted(_kept(build))[0]
         [row] = explain(build, staying)
+        assert Path(build.out, "report/report.json").exists()
         assert {"extract", "admit", "fetch", "measure", "filter", "dedup", "curate", "detect", "shard"} <= set(
             row["saw"]
         )
@@ -338,6 +401,15 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     assert gone.found(*folders) == []
     assert garbage.collect(second.store, second.stages)["faults"] == []
     assert forget(second.store, builds, request)["tombstone"] == ""
+
+
+def _killed_at(remove_from: Callable[..., None], name: str) -> Callable[..., None]:
+    def killed(own: Pass, *more: Any) -> None:
+        if own.name == name:
+            raise KeyboardInterrupt
+        remove_from(own, *more)
+
+    return killed
 
 
 def _kept(build: Build) -> set[str]:
