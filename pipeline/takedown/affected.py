@@ -19,7 +19,7 @@ from pipeline.takedown.request import fetched_images, text_array
 
 @dataclass
 class Affected:
-    """What a build loses. `hashes`: ids, URLs, pages and images that are removed."""
+    """What a build loses. `hashes`: ids, URLs, pages, images and scored texts that are removed."""
 
     build: Build
     hashes: set[str] = field(default_factory=set)

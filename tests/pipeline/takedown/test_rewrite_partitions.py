@@ -55,9 +55,6 @@ RULES = Dedup()
 LEAST = 6
 """Bytes of what is looked for: a shorter value is anywhere."""
 
-Shown = dict[str, bytes]
-"""Pictures by their paths on a site."""
-
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
@@ -161,15 +158,10 @@ class Gone:
         """What a host has, and what candidates have alone of which `goes` says so, of a row of extract."""
         going, staying = set[str](), set[str]()
         for build in builds:
-            texts = {}
-            for rows in build.tables("admit", "parquet"):
-                texts |= {
-                    row["candidate_id"]: [sha256_hex(nfc(t["text"])) for t in row["texts"]] for row in rows.to_pylist()
-                }
-            for rows in build.tables("extract", "parquet"):
+            for rows in (*build.tables("extract", "parquet"), *build.tables("admit", "parquet")):
                 for row in rows.to_pylist():
-                    own = [row["candidate_id"], row["fetch_id"], *texts.get(row["candidate_id"], ())]
-                    own.append(sha256_hex(row["page_url"]))
+                    texts = (sha256_hex(nfc(text["text"])) for text in row["texts"])
+                    own = [row["candidate_id"], row["fetch_id"], sha256_hex(row["page_url"]), *texts]
                     (going if goes(row) else staying).update(own)
         sha256_of = {}
         for build in builds:
@@ -192,17 +184,8 @@ class Gone:
                         if row["ok"] and row["sha256"] in going:
                             images[row["sha256"]] = tar[row["offset"] :][: row["size"]]
         measured = (measure_image(data, MAX_PIXELS) for data in images.values())
-        looks = (
-            Look(
-                tuple(m["phash"]),
-                m["signature"],
-                RULES.image_distance,
-                RULES.image_signature,
-                feature_id(),
-                m["details"],
-            )
-            for m in measured
-        )
+        limits = RULES.image_distance, RULES.image_signature, feature_id()
+        looks = (Look(tuple(row["phash"]), row["signature"], *limits, row["details"]) for row in measured)
         seen = [rows for build in builds for rows in build.tables("measure", "parquet", [*LOOKED_AT])]
         of_others = [rows.filter(pa.array(~_named(rows, going))) for rows in seen]
         alone = (look for look in looks if not any(Takedowns(looks=(look,)).alike(t, feature_id()) for t in of_others))
