@@ -2,8 +2,8 @@
 
 The commands are in `pipeline.commands`: `plan`, `builds` (work on one build), `datasets` (what a build publishes),
 `releases` (of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`).
-With --json the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code
-0: done; 1: the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
+With --json the last line of stdout is one JSON object, also of a command that fails (`data_specs.command.answers`).
+Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs import answers, object_store
 from data_specs.build import SpecError
-from data_specs.command_line import Parser, UsageError, VersionAction, complete
-from data_specs.extras import missing_line
-from data_specs.ownership import check_ownership
-from data_specs.printable import printable, printable_line
-from data_specs.shard import ContractError
+from data_specs.command import answers
+from data_specs.command.command_line import Parser, UsageError, VersionAction, complete
+from data_specs.command.extras import missing_line
+from data_specs.command.ownership import check_ownership
+from data_specs.command.printable import printable, printable_line
+from data_specs.errors import WenlanError
+from data_specs.storage import object_store
 from pipeline import observe
 from pipeline.commands import (
     builds,
@@ -34,7 +35,6 @@ from pipeline.commands import (
     studio,
     trials,
 )
-from pipeline.errors import WenlanError
 from pipeline.files.parquet import arrow_without_pandas
 from pipeline.urls import shown
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = args.run(args)
     except SpecError as e:
         return _fail(str(e), 2, as_json)
-    except (WenlanError, ContractError) as e:
+    except WenlanError as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_specs.printable import printable, printable_json
+from data_specs.command.printable import printable, printable_json
 from pipeline import pulse
 from pipeline.urls import shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline.matching.sketches import similarities, sketch
 
 LETTERS = [c for c in map(chr, range(0x4E00, 0x8000, 7)) if not c.isnumeric()]

@@ -1,7 +1,7 @@
 """wenlan-train: fit, fit-captioner, eval, caption, embed, search, serve, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
-(`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
+(`data_specs.command.answers`); of several ranks the first prints it. Everything for people goes to stderr.
 Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration; 130 interrupted.
 
 Limits: torch and the rest are imported inside the commands, so that `--help` and usage errors are quick.
@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_specs import answers, object_store
-from data_specs.command_line import Parser, UsageError, VersionAction, complete
-from data_specs.extras import missing_line
-from data_specs.ownership import check_ownership
-from data_specs.printable import printable, printable_line
-from data_specs.shard import ContractError
+from data_specs.command import answers
+from data_specs.command.command_line import Parser, UsageError, VersionAction, complete
+from data_specs.command.extras import missing_line
+from data_specs.command.ownership import check_ownership
+from data_specs.command.printable import printable, printable_line
+from data_specs.errors import WenlanError
+from data_specs.storage import object_store
 from training.commands.captions import add_caption, add_fit_captioner
 from training.commands.embed import add_embed
 from training.commands.evaluate import add_calibrate, add_eval
@@ -31,7 +32,7 @@ from training.commands.fit import add_fit
 from training.commands.options import first_rank
 from training.commands.search import add_search
 from training.commands.serve import add_serve
-from training.errors import ConfigError, FirstRankError, TrainingError
+from training.errors import ConfigError, FirstRankError
 
 LOG = logging.getLogger("training")
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 2, as_json)
     except FirstRankError:
         return 1
-    except (ContractError, TrainingError) as e:
+    except WenlanError as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)

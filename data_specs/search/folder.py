@@ -23,7 +23,6 @@ import contextlib
 import fcntl
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_specs.shard import ContractError, leaves_folder
+from data_specs.storage.whole_files import whole_file
 
 INDEX_VERSION = 2
 """Raised when a file of the folder changes its meaning; a reader reads this version only."""
@@ -245,7 +245,7 @@ def sweep(folder: Path, index: IndexFile) -> int:
     """Delete what index.json does not name, left over from a killed command; returns how many files that were."""
     named = {file.path for file in index.files()}
     files = [file for kind in _KINDS for file in folder.glob(f"{kind}/*") if f"{kind}/{file.name}" not in named]
-    left = [*files, *folder.glob(".tmp-*")]
+    left = [*files, *folder.glob(".*.tmp")]
     for file in left:
         file.unlink(missing_ok=True)
     return len(files)
@@ -261,18 +261,8 @@ def make(folder: Path, name: str, write: Callable[[Path], object]) -> File:
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path that is renamed to `path` when the block ends, and deleted if it fails. Raises IndexFault."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    temporary = Path(name)
     try:
-        os.umask(mask := os.umask(0o077))
-        os.fchmod(handle, 0o666 & ~mask)
-        os.close(handle)
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            yield temporary
     except OSError as e:
         raise IndexFault(f"{path}: cannot be written ({e.strerror or e})") from e
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.extras import require
+from data_specs.command.extras import require
 from data_specs.search import rows as rows_of
 from data_specs.search import vectors, words
 from data_specs.search.folder import (

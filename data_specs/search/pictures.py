@@ -19,9 +19,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_specs import object_store
 from data_specs.search.folder import IndexFault
 from data_specs.search.rows import Row
+from data_specs.storage import object_store
 
 MOST_BYTES = 256 << 20
 """Of a picture: more is none."""

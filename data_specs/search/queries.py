@@ -2,7 +2,7 @@
 
 `INDEX/queries/text.onnx` is the text half of `wenlan-train export --to onnx`. Its metadata say all that is needed to
 use it: vocabulary, most tokens, the sha256 of the towers. Texts become ids by the tokenizer that training uses
-(`data_specs.tokenizer`), so a query here has the vector that `wenlan-train embed` gives the same text.
+(`data_specs.text.tokenizer`), so a query here has the vector that `wenlan-train embed` gives the same text.
 
 Text towers of others say nothing of themselves: `TextQuery.foreign` is told the vocabulary and the number of tokens.
 Chinese-CLIP's (cn_clip/deploy/pytorch_to_onnx.py) take `text`, int64 [1, 52], padded with [PAD].
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault, Towers
 from data_specs.search.onnx_file import TowerFault, checked, opened
-from data_specs.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
+from data_specs.text.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
 
 TEXT = "queries/text.onnx"
 """The text tower of an index, relative to its folder."""

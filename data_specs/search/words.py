@@ -1,9 +1,10 @@
 """Search by words: BM25 over the texts of all rows, by SQLite's FTS5.
 
-Texts are folded (`data_specs.folding.even`: width, case, traditional and other variants) and cut into words as jieba
-does for a search engine: 中华人民共和国 is also 中华, 人民, 共和国. rjieba cuts them, jieba in Rust: of 500 words one
-differs, at a twentieth of the time. A word of one character is looked for among all characters, so that 猫 finds
-小猫咪; a longer one among the words. A row that has any of the words is a hit, ranked by FTS5's BM25 (k1 1.2, b 0.75).
+Texts are folded (`data_specs.text.folding.even`: width, case, traditional and other variants) and cut into words as
+jieba does for a search engine: 中华人民共和国 is also 中华, 人民, 共和国. rjieba cuts them, jieba in Rust: of 500
+words one differs, at a twentieth of the time. A word of one character is looked for among all characters, so that 猫
+finds 小猫咪; a longer one among the words. A row that has any of the words is a hit, ranked by FTS5's BM25
+(k1 1.2, b 0.75).
 
 Texts are cut when a part is written, in the process that embeds it; the table over all parts is made from the words
 when the index changes (15 s a million captions), so that it holds nothing of removed rows. It keeps no text.
@@ -25,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.folding import even
-from data_specs.segmenter import rust_segmenter
+from data_specs.text.folding import even
+from data_specs.text.segmenter import rust_segmenter
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from data_specs.extras import is_installed
+from data_specs.command.extras import is_installed
 from pipeline.plugins import Family, Plugin, find
 
 NO_OPTIONS = ("base", "name", "source_kind")

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import yaml
 
 from data_specs.build import BuildSpec, SpecError
-from data_specs.command_line import completed_by, plugin_files
+from data_specs.command.command_line import completed_by, plugin_files
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.plugins import Family
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
-from data_specs.extras import require
+from data_specs.command.extras import require
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_specs import answers
 from data_specs.build import NAME, BuildSpec, SpecError
-from data_specs.command_line import completed_by
+from data_specs.command import answers
+from data_specs.command.command_line import completed_by
 from pipeline.commands.terminal import Commands, command
 from pipeline.plugins import Family, find, names
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_specs.build import BuildSpec, SourceRef
-from data_specs.printable import printable_line
+from data_specs.command.printable import printable_line
 from pipeline.commands.drafts import Draft, Filter
 from pipeline.commands.guesses import Source
 from pipeline.commands.options import Option, as_yaml, example_of, options_of

@@ -51,8 +51,8 @@ def add_studio(commands: Commands) -> None:
 
 
 def _studio(args: argparse.Namespace) -> dict[str, Any]:
-    from data_specs.extras import require
-    from data_specs.http_app import new_token
+    from data_specs.command.extras import require
+    from data_specs.web.http_app import new_token
     from pipeline.files.folder import Folder
     from pipeline.stages import STAGES
 

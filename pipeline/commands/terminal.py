@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from data_specs.command_line import completed_by, files_like
-from data_specs.printable import printable_line
+from data_specs.command.command_line import completed_by, files_like
+from data_specs.command.printable import printable_line
 from pipeline import observe
 from pipeline.urls import shown
 

@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec, Dedup
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier_builds, handed_on, ranked_runs
 from pipeline.dedup.decided import (

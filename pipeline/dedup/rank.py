@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup.ranked_runs import KEPT_BY, RUN_SCHEMA, kept_by, pairs_of, run_name, sorted_by_rank
 from pipeline.files.digests import column_of, digests_of, unhex

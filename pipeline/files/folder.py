@@ -2,28 +2,28 @@
 
 Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
 a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT, or in parts if it is large. What is
-particular to object stores (credentials, patience, writes on a condition) is the business of `data_specs.object_store`.
+particular to object stores (credentials, patience, writes on a condition) is the business of
+`data_specs.storage.object_store`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
-from data_specs import object_store
 from data_specs.build import SpecError
-from data_specs.object_store import StorageError, told
-from data_specs.store_lock import check_locks
+from data_specs.storage import object_store
+from data_specs.storage.object_store import StorageError, told
+from data_specs.storage.store_lock import check_locks
+from data_specs.storage.whole_files import umask
 from pipeline.errors import StoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -177,7 +177,7 @@ class Folder:
         if self.is_local:
             target = Path(self.at(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            local.chmod(0o600 if private else 0o666 & ~_umask())
+            local.chmod(0o600 if private else 0o666 & ~umask())
             local.replace(target)
             return
         with self._changing(name):
@@ -296,17 +296,6 @@ class Folder:
         return self.url
 
 
-_asking = threading.Lock()
-
-
-def _umask() -> int:
-    """The umask of the process, which cannot be asked for without setting it: for a moment to the strictest one."""
-    with _asking:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
-
-
 _SAME = {"s3a": "s3", "gcs": "gs"}
 """Schemes under another name."""
 
@@ -331,13 +320,3 @@ def read_url(url: str) -> bytes:
     if data is None:
         raise FileNotFoundError(url)
     return data
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    block = memoryview(bytearray(1 << 18))  # used again: a new one each time may cost half as much as the hash
-    with path.open("rb", buffering=0) as f:
-        digest = hashlib.sha256()
-        while size := f.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()

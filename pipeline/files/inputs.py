@@ -22,9 +22,9 @@ from typing import Any, TextIO
 import fsspec
 import fsspec.compression
 
-from data_specs import object_store
 from data_specs.build import within
-from data_specs.object_store import told
+from data_specs.storage import object_store
+from data_specs.storage.object_store import told
 from pipeline.errors import SourceError
 
 _MAGIC, _WEB = "*?[", ("http://", "https://")

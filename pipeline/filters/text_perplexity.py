@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from data_specs.build import within
 from data_specs.shard import Text
-from pipeline.files.folder import file_sha256
+from data_specs.storage.whole_files import sha256_of
 from pipeline.filters import Drop, Limit, TextFilter
 from pipeline.records import DropReason
 from pipeline.texts.density import cut, density
@@ -48,7 +48,7 @@ class TextPerplexity(TextFilter):
     def _model_can_be_read(self) -> TextPerplexity:
         if self.model:
             try:
-                self._sha256 = file_sha256(self._file)
+                self._sha256 = sha256_of(self._file)
             except OSError as e:
                 raise ValueError(f"{self._file}: cannot be read ({e.strerror})") from None
             _opened(self._file, self._sha256)

@@ -1,6 +1,6 @@
 """Index of text leaders: the first leader that a text is the same as.
 
-`data_specs.folding` says what does not count in a text, `pipeline.matching.sketches` when two texts are the same.
+`data_specs.text.folding` says what does not count in a text, `pipeline.matching.sketches` when two texts are the same.
 
 Leaders are entered under their band keys, in arrays only. The bucket of a key takes `BUCKET` leaders: captions made
 from a template share buckets by the ten thousand without being the same, and comparing with all of them would be

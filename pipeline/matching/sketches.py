@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.folding import code_points, letters_and_digits, numerals_of
+from data_specs.text.folding import code_points, letters_and_digits, numerals_of
 
 Hashes = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]

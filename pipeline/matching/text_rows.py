@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from data_specs.folding import folding, text_id
 from data_specs.shard import canonical_json
-from data_specs.variants import variants
+from data_specs.text.folding import folding, text_id
+from data_specs.text.variants import variants
 from pipeline.files.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
 from pipeline.matching.sketches import SHINGLES, Sketches, bands, sketch
 

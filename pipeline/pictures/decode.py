@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.jpeg import MAX_SCANS, Bytes, has_too_many_scans
+from data_specs.pictures.jpeg import MAX_SCANS, Bytes, has_too_many_scans
 
 FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "heif")
 """Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""

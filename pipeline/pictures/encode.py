@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Shards
-from data_specs.jpeg import Bytes
+from data_specs.pictures.jpeg import Bytes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.faces import mosaic
 

@@ -14,8 +14,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import ModelError
-from pipeline.files.folder import file_sha256
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def find(package: str, pattern: str, distribution: str) -> Path:
 @functools.cache
 def digest(path: Path) -> str:
     """sha256 of a model's file, hex."""
-    return file_sha256(path)
+    return sha256_of(path)
 
 
 def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = False) -> Any:

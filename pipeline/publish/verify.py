@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest, leaves_folder
-from pipeline.files.folder import Folder, file_sha256
+from data_specs.storage.whole_files import sha256_of
+from pipeline.files.folder import Folder
 from pipeline.publish.shard_content import (
     PER_FILE,
     Faces,
@@ -207,5 +208,5 @@ def _digest_fault(path: Path, file: FileDigest) -> str:
     size = path.stat().st_size
     if size != file.bytes:
         return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
-    digest = file_sha256(path)
+    digest = sha256_of(path)
     return "" if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_specs.printable import printable, printable_json
+from data_specs.command.printable import printable, printable_json
 from pipeline.report import drift, state
 from pipeline.report.section import Material, Values, compute, merged
 from pipeline.report.sections import SECTIONS

@@ -32,8 +32,8 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.object_store import StorageError
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
+from data_specs.storage.object_store import StorageError
 from pipeline.errors import SourceError
 from pipeline.files.inputs import MAX_LINE, Lines, Listing, content, faults, files_below, reason, writable
 from pipeline.pictures.decode import readable_formats

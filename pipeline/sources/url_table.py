@@ -32,8 +32,8 @@ from urllib.parse import quote, unquote
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_specs.object_store import StorageError
 from data_specs.shard import Text, TextKind
+from data_specs.storage.object_store import StorageError
 from pipeline.errors import SourceError
 from pipeline.files.inputs import Lines, LongLine, content, faults, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex

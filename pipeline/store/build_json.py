@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from data_specs.build import BuildSpec
 from data_specs.shard import MANIFEST, ContractError, parse_manifest
 from data_specs.spec_file import describe
-from data_specs.store_lock import LockedError, is_held, locked
+from data_specs.storage.store_lock import LockedError, is_held, locked
 from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -371,7 +371,7 @@ def _figures(build: Build, directory: StageDir, running: Running, alive: bool | 
 def sole_owner(build: Build) -> Iterator[None]:
     """Only one build at a time writes a folder. Raises StoreError if another does, or nobody can.
 
-    At once on a disk; on an object store as soon as it is known that the other lives (`data_specs.store_lock`).
+    At once on a disk; on an object store as soon as it is known that the other lives (`data_specs.storage.store_lock`).
     """
     if not build.folder.is_local:
         with contextlib.ExitStack() as held:

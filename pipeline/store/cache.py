@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.store_lock import locked
+from data_specs.storage.store_lock import locked
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet
 

@@ -31,7 +31,6 @@ import pyarrow.compute as pc
 import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
-from data_specs.object_store import StorageError, told
 from data_specs.shard import (
     MANIFEST,
     PAIR_SCORE,
@@ -42,6 +41,7 @@ from data_specs.shard import (
     FileDigest,
     ShardFiles,
 )
+from data_specs.storage.object_store import StorageError, told
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA

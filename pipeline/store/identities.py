@@ -36,9 +36,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
-from pipeline.files.folder import Folder, file_sha256
+from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.looks import NO_DETAILS, ROW, Details
 from pipeline.matching.text_rows import FIELDS
@@ -382,7 +383,7 @@ class Identities:
             if SEMANTIC in known.files:
                 paths[SEMANTIC] = Path(scratch) / SEMANTIC
                 self._copy_features(known, images["candidate_id"].filter(pa.array(removed)), paths[SEMANTIC])
-            digests = {part: file_sha256(path) for part, path in paths.items()}
+            digests = {part: sha256_of(path) for part, path in paths.items()}
             new = f"{known.build}.{_digest(digests)}.json"
             files = {}
             for part, path in paths.items():

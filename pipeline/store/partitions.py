@@ -35,8 +35,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from data_specs.shard import canonical_json
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, file_sha256
+from pipeline.files.folder import Folder
 from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
@@ -190,7 +191,7 @@ class Attempt:
         files, own = dict(kept or {}), None
         for suffix, name in self._final.items():
             local = self._scratch / suffix.replace("/", "_")
-            digest = self._hashed.get(suffix) or file_sha256(local)
+            digest = self._hashed.get(suffix) or sha256_of(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
             if suffix == DECISIONS:
                 own = decided(local, digest)
@@ -381,7 +382,7 @@ class StageDir:
         attempt, refs, own = uuid.uuid4().hex[:8], dict(record.files), record.decided
         for suffix, path in files.items():
             name = _file_name(record.partition, attempt, suffix)
-            refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+            refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=sha256_of(path))
             if suffix == DECISIONS:
                 own = decided(path, refs[suffix].sha256)
             self.folder.take(path, name, suffix == USERINFO)

@@ -16,8 +16,8 @@
 A view is made when a query first names it. Those of a second build have its name in front: `trial.decisions`. Only this
 module knows the files and the joins; a view of what a build does not have is empty.
 
-Memory is bounded by MEMORY; what does not fit spills into a temporary folder. URLs are read through fsspec, and nothing
-is downloaded: DuckDB's own extensions are neither installed nor loaded.
+Memory is bounded by MEMORY; what does not fit spills into a temporary folder. URLs are read through fsspec
+(`pipeline.store.recorded_files`), and nothing is downloaded: DuckDB's own extensions are neither installed nor loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow as pa
 
 from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
@@ -42,6 +41,7 @@ from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.store.pair_scores import UNITS
 from pipeline.store.pairs import PAIRS, SCORES, SELECTION
 from pipeline.store.partitions import Record
+from pipeline.store.recorded_files import RecordedFiles
 
 MEMORY = "450MB"
 """Memory that DuckDB may take: with the process itself less than 1 GB for any number of candidates."""
@@ -68,19 +68,6 @@ def settings(scratch: Path) -> dict[str, Any]:
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
-
-
-def use_file_systems(db: Any, urls: Sequence[str]) -> None:
-    """Let DuckDB open URLs through fsspec, as the rest of the pipeline does."""
-    for scheme in {url.partition("://")[0] for url in urls if "://" in url}:
-        file_system = fsspec.filesystem(scheme)
-        if not any(db.filesystem_is_registered(name) for name in _protocols(file_system)):
-            db.register_filesystem(file_system)
-
-
-def _protocols(file_system: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    own = file_system.protocol
-    return (own,) if isinstance(own, str) else tuple(own)
 
 
 def quoted(text: str) -> str:
@@ -139,6 +126,7 @@ class Tables:
         self._duckdb = duckdb
         self._db = duckdb.connect(config=settings(Path(self._scratch.name)))
         self._db.execute("SET parquet_metadata_cache = true")  # of hundreds of files that each query opens
+        self._remote = RecordedFiles(self._db)
         self._made, self._defined = dict[tuple[str, str], list[Part]](), set[str]()
         self.define("host_of_any", _hosts, ["VARCHAR"], "VARCHAR")
 
@@ -218,7 +206,7 @@ class Tables:
 
     def _make(self, place: str, view: str) -> None:
         frames = self._places[place]
-        sources = _Sources(self._db, frames)
+        sources = _Sources(self._db, frames, self._remote)
         sql = VIEWS[view](sources)
         self._made[place, view] = sources.parts
         if place:
@@ -229,8 +217,8 @@ class Tables:
 class _Sources:
     """The files of one build or dataset as SQL; remembers those that were asked for."""
 
-    def __init__(self, db: Any, frames: Frames) -> None:
-        self._db, self.frames, self.parts = db, frames, list[Part]()
+    def __init__(self, db: Any, frames: Frames, remote: RecordedFiles) -> None:
+        self._db, self.frames, self._remote, self.parts = db, frames, remote, list[Part]()
 
     @property
     def build(self) -> Build:
@@ -273,8 +261,8 @@ class _Sources:
         """Files of one schema; an empty table where there is none."""
         parts = list(parts)
         self.parts += parts
+        self._remote.add(parts)
         urls = [part.url for part in parts]
-        use_file_systems(self._db, urls)
         if urls:
             return parquet(urls, by_name)
         name = f"empty_{abs(hash(tuple(schema.names)))}"

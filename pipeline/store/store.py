@@ -1,7 +1,7 @@
 """STORE: what outlives a build: caches, identities, takedowns, and where published builds lie.
 
 Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; on an object store it is
-one of `data_specs.store_lock`, whose limits it has.
+one of `data_specs.storage.store_lock`, whose limits it has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_specs.store_lock import LockedError, locked
+from data_specs.storage.store_lock import LockedError, locked
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, place_of
 from pipeline.store.cache import Cache

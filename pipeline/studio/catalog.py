@@ -34,7 +34,8 @@ from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
-from pipeline.store.sql import head, parquet, quoted, settings, use_file_systems
+from pipeline.store.recorded_files import RecordedFiles
+from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
 from pipeline.studio.layouts import AS_DECISION, LISTED, NOTHING, SELECTED
 from pipeline.studio.words import HAN, contains, spelled, variants
@@ -137,7 +138,7 @@ class Catalog:
         self._reading = threading.Lock()
         self._fault = duckdb.Error
         self._db = duckdb.connect(config=settings(scratch))
-        use_file_systems(self._db, [source.part.url for source in self.sources])
+        RecordedFiles(self._db).add(source.part for source in self.sources)
         self._db.execute("CREATE TABLE sources (number UBIGINT, build VARCHAR)")
         if self.sources:
             numbered = [(number, source.part.build) for number, source in enumerate(self.sources)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from data_specs.printable import printable
+from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look

@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import SpecError
-from pipeline.errors import ModelError, WenlanError
+from pipeline.errors import ModelError, PipelineError
 from pipeline.filters import PixelFilter, pixel_filters
 from pipeline.records import FETCH_SCHEMA
 from pipeline.store.build import Build
 from pipeline.store.frames import SAMPLES, Frames, Part
-from pipeline.store.sql import head, parquet, settings, use_file_systems
+from pipeline.store.recorded_files import RecordedFiles
+from pipeline.store.sql import head, parquet, settings
 from pipeline.studio.catalog import Catalog, at_hand, code_column
 from pipeline.studio.facets import score_column
 from pipeline.studio.layouts import ID_OF_INDEX
@@ -123,7 +124,7 @@ class Preparation:
             self.state, self.share = "ready", 1.0
             self._sweep(path)
         except Exception as e:
-            fault = e.message if isinstance(e, WenlanError) else str(e).splitlines()[0][:200]
+            fault = e.message if isinstance(e, PipelineError) else str(e).splitlines()[0][:200]
             self.state, self.fault = "failed", fault
         finally:
             self.seconds = time.monotonic() - began
@@ -147,7 +148,7 @@ class Preparation:
         with contextlib.closing(duckdb.connect(str(path), config=settings(self._scratch))) as db:
             self._db = db
             db.execute("SET preserve_insertion_order = false")
-            use_file_systems(db, [source.part.url for source in self.catalog.sources])
+            RecordedFiles(db).add(source.part for source in self.catalog.sources)
             db.execute("CREATE TEMP TABLE sources (number UBIGINT, build VARCHAR)")
             numbered = [(number, source.part.build) for number, source in enumerate(self.catalog.sources)]
             if numbered:

@@ -9,7 +9,8 @@
 A row is named by its place and by `g`, the state of the files that the place belongs to: after a takedown, or when a
 running build went on, an old name gets 409 and the page asks again, so that no picture is shown for another row.
 
-What every request passes first (host, origin, token, size) is `data_specs.http_app`. Nothing is fetched from anywhere.
+What every request passes first (host, origin, token, size) is `data_specs.web.http_app`. Nothing is fetched from
+anywhere.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.build import SpecError
-from data_specs.http_app import App, Limits, error_body, guarded
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
-from pipeline.errors import SourceError, WenlanError
+from data_specs.web import PAGE_KIT
+from data_specs.web.http_app import App, Limits, error_body, guarded
+from pipeline.errors import SourceError
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO
 from pipeline.store.frames import Frames
@@ -491,8 +494,8 @@ def _build(studio: Studio, build_id: str) -> Any:
 @functools.cache
 def _files() -> dict[str, tuple[bytes, str]]:
     """The page's files with their media types: what is served is listed, and no path is ever joined."""
-    folder = Path(__file__).with_name("page")
-    return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in folder.iterdir() if path.suffix in TYPES}
+    files = [path for folder in (PAGE_KIT, Path(__file__).with_name("page")) for path in folder.iterdir()]
+    return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in files if path.suffix in TYPES}
 
 
 def serve(studio: Studio, sock: socket.socket, token: str | None, once: Iterable[str] = ()) -> None:

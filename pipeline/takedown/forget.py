@@ -39,9 +39,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import BuildSpec, SpecError
+from data_specs.build import BuildSpec
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
-from pipeline.errors import StoreError, WenlanError
+from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
 from pipeline.store import build_json
@@ -108,7 +109,7 @@ def forget(
             try:
                 answers.append(_take_out(loss, takedowns))
                 builds.append(loss.build)
-            except (WenlanError, ContractError, OSError) as e:
+            except (WenlanError, OSError) as e:
                 faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:
@@ -267,7 +268,7 @@ def _report_again(build: Build) -> None:
     try:
         for partition in report.over(build):
             report.run(build, partition)
-    except (WenlanError, SpecError) as e:
+    except WenlanError as e:
         build.stage(report.name).retire(set(), lambda _: set())
         log.warning("%s: its report shows what is taken down, cannot be made again, and is deleted: %s", build.out, e)
 

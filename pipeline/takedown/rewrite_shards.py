@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.shard import decode_sample, encode_sample
-from pipeline.files.folder import file_sha256
+from data_specs.storage.whole_files import sha256_of
 from pipeline.files.tars import BLOCK, TarWriter, padded
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
@@ -63,7 +63,7 @@ def _stage_shard(
         removed = [] if rows else [files.pop(suffix).name for suffix in record.files if suffix != DECISIONS]
         for suffix in [suffix for suffix in files if path(suffix).exists()]:
             local, name = path(suffix), files[suffix].name
-            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
+            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=sha256_of(local))
             place.take(local, name)
     counts |= {"kept": len(rows), "dropped": counts["seen"] - len(rows), "bytes": files["tar"].bytes if rows else 0}
     new = _not_taken_over(record).model_copy(update={"files": files, "counts": counts})

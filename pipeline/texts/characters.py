@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.folding import Points, code_points
+from data_specs.text.folding import Points, code_points
 
 Bounds = npt.NDArray[np.int64]
 """[N + 1] where N texts in a row begin and end: text i is characters bounds[i] to bounds[i + 1]."""

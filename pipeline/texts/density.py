@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
-from data_specs.segmenter import rust_segmenter
+from data_specs.text.segmenter import rust_segmenter
 from pipeline.texts.chunks import REMEMBERED
 from pipeline.texts.forms import even
 from pipeline.texts.words import LATIN, stop_words

@@ -15,7 +15,7 @@ import functools
 import re
 from pathlib import Path
 
-from data_specs.segmenter import rust_segmenter, segmenter
+from data_specs.text.segmenter import rust_segmenter, segmenter
 
 _BLOCK = re.compile(r"[\u4e00-\u9fd5a-zA-Z0-9+#&._%\-]+")
 """A block: Han characters, Latin letters, digits and a few marks in a row. For jieba no word spans two blocks."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -261,7 +262,9 @@ class Client:
                 if _UNSENDABLE.search(url):
                     raise ValueError("the address holds characters that HTTP cannot send")
                 async with asyncio.timeout(self._egress.timeout_s):
-                    got = self._opened().get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+                    new = list[bool]()
+                    options = {"trace_request_ctx": new, "middlewares": (partial(_sent, new),), "headers": headers}
+                    got = self._opened().get(URL(url, encoded=True), allow_redirects=False, **options)
                     async with got as response:
                         return await self._read(response, kind)
             except (aiohttp.ClientError, OSError, ValueError) as e:
@@ -279,11 +282,14 @@ class Client:
         import aiohttp
 
         if self._session is None:
+            connecting = aiohttp.TraceConfig()
+            connecting.on_connection_create_end.append(_note_new)
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,  # we unpack ourselves, within the byte cap
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": self._policy.user_agent},
+                trace_configs=[connecting],
                 max_line_size=_MAX_LINE,
                 max_field_size=_MAX_LINE,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
@@ -335,6 +341,26 @@ class Client:
             return await asyncio.to_thread(unpacked, body, encoding, kind.cap, kind.whole)
         except BodyTooLarge as e:
             raise _too_large(str(e)) from None
+
+
+async def _note_new(session: Any, context: Any, event: Any) -> None:
+    context.trace_request_ctx.append(True)
+
+
+async def _sent(new: list[bool], request: Any, send: Any) -> Any:
+    """Middleware: aiohttp sends a request a second time only where the first met a connection that had been idle.
+
+    By itself it does so for every host that hangs up: at once, beside its pace and the retries of a spec. new: has an
+    entry as soon as a connection was made for the request.
+    """
+    import aiohttp
+
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as e:
+        if new:
+            raise aiohttp.ClientConnectionError(str(e)) from e
+        raise
 
 
 def _too_large(evidence: str) -> RequestFailed:

@@ -26,11 +26,11 @@ import cv2
 import numpy as np
 from captions import captions
 from harness import Figure, at_least, at_most, quick, report
-from pipeline.stages.balance import draw, threshold_of
 from scored_pairs import cached_rate, tower_ratio
 
 from data_specs.build import Balance
 from data_specs.shard import Text
+from pipeline.curate.balance import draw, threshold_of
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_faces import ImageFaces
 from pipeline.filters.image_qr import ImageQr

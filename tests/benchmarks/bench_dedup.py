@@ -297,7 +297,7 @@ def _build(folder: Path, side: str, snapshot: str) -> Any:
 
 
 def _ready(_: int = 0) -> None:
-    from data_specs.folding import normals
+    from data_specs.text.folding import normals
     from pipeline.stages import STAGES  # noqa: F401
 
     normals(["一"])

@@ -20,7 +20,7 @@ import webdataset
 from builds import made, noise, packed, samples
 from harness import Figure, at_least, at_most, interleaved, quick, report
 
-from pipeline.files.folder import file_sha256
+from data_specs.storage.whole_files import sha256_of
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import shard
@@ -84,10 +84,10 @@ def takedown(folder: Path) -> dict[str, Figure]:
     packed(build)
     before = release.publish(build)
     place = Path(build.out) / "shards"
-    digests = {path.name: file_sha256(path) for path in place.glob("*.tar")}
+    digests = {path.name: sha256_of(path) for path in place.glob("*.tar")}
     gone = [f"https://img{i % 37}.host{i % 11}.example/{i}.jpg" for i in range(0, 1_000, 100)]
     forget(build.store, [build], Request(urls=gone, exact=True))
-    rewritten = sum(file_sha256(path) != digests[path.name] for path in place.glob("*.tar"))
+    rewritten = sum(sha256_of(path) != digests[path.name] for path in place.glob("*.tar"))
     faults = verify(place)
     print(f"{len(before.shards)} shards, {rewritten} rewritten, {len(faults)} faults", file=sys.stderr)
     shutil.rmtree(folder)

@@ -32,7 +32,7 @@ from data_specs.shard import (
     parse_manifest,
     pretty_manifest,
 )
-from pipeline.files.folder import file_sha256
+from data_specs.storage.whole_files import sha256_of
 from training.data import index
 from training.data.order import Order
 
@@ -131,7 +131,7 @@ def there(folder: Path, shards: int) -> dict[str, Figure]:
         tar = path.with_suffix(".tar")
         with tar.open("wb") as file:
             file.truncate(10_240)
-        parquet = FileDigest(path=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
+        parquet = FileDigest(path=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
         listed.append(
             ShardFiles(
                 split="train",

@@ -15,7 +15,7 @@ import numpy as np
 from builds import made, noise, packed, samples
 from harness import at_least, interleaved, quick, report
 
-from pipeline.files.folder import file_sha256
+from data_specs.storage.whole_files import sha256_of
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 
@@ -44,7 +44,7 @@ def main() -> int:
             for data in images:
                 cv2.imdecode(data, cv2.IMREAD_COLOR)
 
-        mine, theirs = interleaved(lambda: check(True), lambda: [file_sha256(path) for path in files], rounds)
+        mine, theirs = interleaved(lambda: check(True), lambda: [sha256_of(path) for path in files], rounds)
         whole, plain = interleaved(lambda: check(False), decode, rounds)
     print(
         f"{size / 1e6:,.0f} MB: quick {size / mine / 1e6:,.0f}, sha256 {size / theirs / 1e6:,.0f} MB/s", file=sys.stderr

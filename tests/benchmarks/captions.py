@@ -15,7 +15,7 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from data_specs.folding import normal, normals, numerals_of
+from data_specs.text.folding import normal, normals, numerals_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "demo/corpus/handbook/zh-CN", ROOT.parent / "shared/corpus/howtocook-site")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline.files.digests import rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders

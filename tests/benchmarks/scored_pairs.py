@@ -19,10 +19,10 @@ from captions import captions
 from PIL import Image
 
 from data_specs.shard import nfc
+from pipeline.curate import _towers
 from pipeline.model_runner import BATCH, TEXT_BATCH
 from pipeline.pictures.decode import decode
 from pipeline.records import DEDUP_SCHEMA, order_key, sha256_hex
-from pipeline.stages import _towers
 from pipeline.store.build import Build
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from tests import fetched, towered

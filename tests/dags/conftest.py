@@ -42,7 +42,7 @@ class FakeRay(ThreadingHTTPServer):
         told: dict[str, Any] = {
             "build": {"published": False} if "--until" in words else {"published": True, **published},
             "fit": {"checkpoint": "/runs/c"},
-            "eval": {"mean_recall": 0.25},
+            "eval": {"mean_recall": 0.25, "headline": "all"},
         }.get(words[1], {})
         return "SUCCEEDED", f"working\n{json.dumps(told)}\n"
 

@@ -152,7 +152,8 @@ said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/
 by_hand = types.SimpleNamespace(extra={"from_rest_api": True})
 context["inlet_events"][ray_tasks.CHECKPOINT].append(by_hand)
 said["last_but_by_hand"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
-judge = lambda new, last: pretrain.judge.function({"mean_recall": new}, last and {"mean_recall": last})
+whole = lambda recall: recall and {"mean_recall": recall, "headline": "all"}
+judge = lambda new, last: pretrain.judge.function(whole(new), whole(last))
 said["judged"] = [judge(.2, None), judge(.2, .1), judge(.2, .2099)]
 split = lambda all_, unseen: {"mean_recall": all_, "headline": "unseen", "unseen": {"mean_recall": unseen}}
 said["judged_unseen"] = pretrain.judge.function(split(.4, .2), split(.9, .2))

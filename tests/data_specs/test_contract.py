@@ -198,7 +198,7 @@ def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Rea
 
 RAY_DATA = """
 import logging, ray
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 start_ray(ray, num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 ray.data.DataContext.get_current().enable_progress_bars = False
 

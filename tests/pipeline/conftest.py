@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.build import BuildSpec
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 from data_specs.shard import Manifest, content_digest
 from pipeline.stages import STAGES
 from pipeline.store.build import Build

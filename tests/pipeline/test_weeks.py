@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from data_specs.loopback import start_ray
+from data_specs.command.loopback import start_ray
 from data_specs.shard import Manifest
 from pipeline import cli
 from pipeline.publish.verify import verify

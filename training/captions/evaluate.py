@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.extras import require
+from data_specs.command.extras import require
 from training.captions import checkpoint
 from training.captions.decoder import beam_search, folded
 from training.captions.metrics import COCO, Figures, Tokens, figures, implementations

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.segmenter import segmenter
+from data_specs.text.segmenter import segmenter
 from training.captions.decoder import folded
 
 Tokens = Literal["jieba", "characters"]

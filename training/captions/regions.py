@@ -23,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import Split
+from data_specs.storage.whole_files import exclusive
 from training.data.index import Dataset, Row, default_cache, open_dataset, split_of_dataset
 from training.data.loader import Loader
 from training.errors import CheckpointError, ConfigError, InputError, RunError
 from training.evaluation.benchmarks import is_benchmark
 from training.evaluation.packed import packed
-from training.outputs.whole import Sealed, alone, whole_folder
+from training.outputs.whole import Sealed, whole_folder
 from training.records import Batch
 from training.run.launch import Leave, LeaveSignal
 from training.weights.load import Loaded
@@ -100,7 +101,7 @@ def open_captioned(
     digest = _digest(loaded, dataset)
     folder = (default_cache() if cache is None else cache) / "captions" / digest
     if not folder.exists():
-        with alone(folder.with_name(f".{digest}.lock")):
+        with exclusive(folder.with_name(f".{digest}.lock")):
             for left in folder.parent.glob(f".{digest}.*.tmp"):  # of a killed process: the writer holds the lock
                 shutil.rmtree(left, ignore_errors=True)
             if not folder.exists():

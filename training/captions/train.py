@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from data_specs.extras import require
+from data_specs.command.extras import require
 from training.captions import checkpoint
 from training.captions.checkpoint import Captioner, State
 from training.captions.decoder import CaptionerConfig, beam_search

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any
 
-from data_specs.printable import printable_line
+from data_specs.command.printable import printable_line
 from training.commands.options import add_json, path
 from training.errors import ConfigError
 

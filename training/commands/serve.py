@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_specs.http_app import LOOPBACK, is_loopback
-from data_specs.object_store import answer_soon
+from data_specs.storage.object_store import answer_soon
+from data_specs.web.http_app import LOOPBACK, is_loopback
 from training.commands.options import add_json, path
 from training.errors import ConfigError
 

@@ -31,9 +31,9 @@ from typing import Any
 
 import fsspec
 
-from data_specs.object_store import StorageError, reason, told
 from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
+from data_specs.storage.object_store import StorageError, reason, told
 from training.config import DataConfig
 from training.data.index_cache import (
     COLUMNS,

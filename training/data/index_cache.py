@@ -32,8 +32,8 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from data_specs.object_store import StorageError, told
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, ContractError, FileDigest, ShardFiles
+from data_specs.storage.object_store import StorageError, told
 from training.data.index_checks import check_boxes, check_places, check_rows, typed
 from training.data.plain_tars import index_tar
 from training.errors import first_line

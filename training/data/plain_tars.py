@@ -33,9 +33,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from data_specs.object_store import reason
 from data_specs.release import LATEST
 from data_specs.shard import MANIFEST, SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
+from data_specs.storage.object_store import reason
 from training.errors import first_line
 
 TEXT_BYTES = 16 << 20

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import fsspec
 
-from data_specs.object_store import reason, told
 from data_specs.shard import ContractError
+from data_specs.storage.object_store import reason, told
 
 _BLOCK = 8 << 20
 _AHEAD = 2

@@ -4,7 +4,7 @@
 with, and `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which
 the RoBERTa-wwm models and BriVL-1.0 share. It lies beside this file, so that released weights need no download.
 
-How they make ids of texts is `data_specs.tokenizer`, which an index that is searched without torch shares.
+How they make ids of texts is `data_specs.text.tokenizer`, which an index that is searched without torch shares.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_specs import tokenizer as of_vocabulary
-from data_specs.tokenizer import (
+from data_specs.text import tokenizer as of_vocabulary
+from data_specs.text.tokenizer import (
     CLS,
     PAD,
     SEP,

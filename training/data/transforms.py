@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.jpeg import MAX_SCANS, has_too_many_scans
+from data_specs.pictures.jpeg import MAX_SCANS, has_too_many_scans
 from training.config import DataConfig
 from training.errors import first_line
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from data_specs.shard import Split
+from data_specs.storage.whole_files import exclusive
 from training.errors import InputError
 from training.evaluation.features import embed_batches
 from training.evaluation.hits import Clusters
 from training.evaluation.packed import packed
 from training.outputs.background import BACKGROUND_FILE, Background
-from training.outputs.whole import add_tensors, alone
+from training.outputs.whole import add_tensors
 from training.weights.load import load
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def calibrate(
         raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so no score can be measured")
     background = Background.of(cosines_NN[unrelated_NN], some, some)
     folder = loaded.checkpoint.folder
-    with alone(folder):
+    with exclusive(folder):
         add_tensors(folder, BACKGROUND_FILE, background.tensors())
     return {
         "checkpoint": str(folder),

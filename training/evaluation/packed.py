@@ -24,11 +24,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data_specs.shard import ContractError
+from data_specs.storage.whole_files import exclusive
 from training.data.index import default_cache, weighted
 from training.data.plain_tars import plain_tars_of
 from training.errors import InputError
 from training.evaluation.benchmarks import Benchmark, is_benchmark, open_benchmark
-from training.outputs.whole import alone, whole_file
+from training.outputs.whole import whole_file
 
 LOG = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def _packed(name: str, split: str, folder: Path) -> Path:
     benchmark = open_benchmark(name, part)
     stem = f"{name.partition(':')[0]}-{_digest(name, benchmark)}"
     made = folder / f"{stem}-{part}.tar"
-    with alone(folder / "lock"):  # every rank of a run asks for the same tars
+    with exclusive(folder / "lock"):  # every rank of a run asks for the same tars
         if not made.exists():
             LOG.info("%s: packing its %s split into %s", name, part, folder)
             _pack(name, benchmark, folder, stem, part)

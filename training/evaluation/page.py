@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_specs.storage.whole_files import exclusive
 from training.errors import InputError, first_line
 from training.evaluation.retrieval import KS
-from training.outputs.whole import alone, whole_file
+from training.outputs.whole import whole_file
 
 PAGE_VERSION = 1
 """Version of the layout of eval.json."""
@@ -38,7 +39,7 @@ def add_result(path: Path, result: Mapping[str, Any]) -> Path:
     """
     html, figures = _files(path)
     html.parent.mkdir(parents=True, exist_ok=True)
-    with alone(html.parent):
+    with exclusive(html.parent):
         results = [known for known in _read(figures) if _identity(known) != _identity(result)]
         results.append(dict(result))
         document = {"page_version": PAGE_VERSION, "results": results}

@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_specs.printable import printable
+from data_specs.command.printable import printable
 from training.config import Config, to_dict
 from training.outputs.curves import write_curves
 from training.outputs.trackers import Tracker, open_tracker

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from data_specs import object_store
-from data_specs.object_store import reason, told
-from data_specs.store_lock import LockedError, check_locks, locked
+from data_specs.storage import object_store
+from data_specs.storage.object_store import reason, told
+from data_specs.storage.store_lock import LockedError, check_locks, locked
 from training.config import Config
 from training.data.tokenizer import Tokenizer
 from training.errors import ConfigError, InputError, RunError

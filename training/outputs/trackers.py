@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_specs.storage.whole_files import flush
 from training.errors import ConfigError
-from training.outputs.whole import flush, whole_file
+from training.outputs.whole import whole_file
 
 
 class Tracker(Protocol):

@@ -3,7 +3,6 @@
     whole_file(out)         a temporary name beside `out` that is renamed at the end
     whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
     add_tensors(folder)     one more file in such a folder
-    alone(place)            waits until no other process writes there
     Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
 
 A killed process leaves a temporary file or folder, never half of what readers look for. A write that fails (a full
@@ -16,8 +15,6 @@ Limits: local disks. A file is read whole once to compare its sha256.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -30,6 +27,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_specs.storage import whole_files
+from data_specs.storage.whole_files import flush, sha256_of
 from training.errors import CheckpointError, RunError, first_line
 
 if TYPE_CHECKING:
@@ -46,28 +45,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
-    """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
+    """A temporary path that takes the name `out` when the block ends, deleted if it fails. Raises RunError."""
     check_name(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    with writing_to(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block of `place`: a folder, or a file, which is made and stays."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    with writing_to(out), whole_files.whole_file(out) as temporary:
+        yield temporary
 
 
 @contextmanager
@@ -133,7 +114,6 @@ def add_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
     with whole_file(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        flush(temporary)
     flush(folder)
 
 
@@ -286,26 +266,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     flush(path)
 
 
-def flush(path: Path) -> None:
-    """Write a file's content, or a folder's names, through to the disk (fsync)."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _version() -> str:

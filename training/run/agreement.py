@@ -32,14 +32,16 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
+from data_specs.storage.whole_files import sha256_of
 from training.config import to_dict
 from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.outputs.saver import fetch, fetch_best, owned_mirror
-from training.outputs.whole import INDEX, sha256_of
+from training.outputs.whole import INDEX
 from training.run.launch import Leave, owned
 from training.run.resume import flat
 from training.run.setup import Setup
@@ -59,7 +61,7 @@ _MOVING = _PARTS[:3]
 _NUMBERS = ("step", "position", *_PARTS)
 
 Result = TypeVar("Result")
-Error = TrainingError | ContractError | OSError
+Error = WenlanError | OSError
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _tried(call: Callable[[], Result]) -> tuple[tuple[Result] | None, Error | No
     """The result of a call, or the error that it raised; a process alone just raises it."""
     try:
         return (call(),), None
-    except (TrainingError, ContractError, OSError) as e:
+    except (WenlanError, OSError) as e:
         if distributed.world_size() == 1:
             raise
         return None, e

@@ -11,11 +11,11 @@ import contextlib
 import json
 import time
 
-from data_specs.http_app import App, Message, Receive, Scope, Send, error_body
+from data_specs.web.http_app import App, Message, Receive, Scope, Send, error_body
 from training.serve.metrics import Metrics
 
 _REASONS = {401: "token", 403: "foreign_origin", 408: "slow_body", 413: "body_too_large", 421: "wrong_host"}
-"""Codes of data_specs/http_app.py, which answers before any route."""
+"""Codes of data_specs/web/http_app.py, which answers before any route."""
 
 REFUSED = "wenlan.refused"
 """Key of a request's scope: the code of the error that it was answered with."""

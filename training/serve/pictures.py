@@ -12,11 +12,11 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from data_specs.object_store import is_object_store
 from data_specs.search.index import IndexFault
 from data_specs.search.pictures import StoreFault
 from data_specs.search.rows import Where
 from data_specs.search.search import SearchIndex
+from data_specs.storage.object_store import is_object_store
 from training.data.transforms import UnreadableImage, decode
 from training.serve.galleries import Gallery
 from training.serve.refusals import Refused, overloaded

@@ -1,10 +1,10 @@
-"""Refused: a request that cannot be answered, and why, in the one form of errors (data_specs/http_app.py)."""
+"""Refused: a request that cannot be answered, and why, in the one form of errors (data_specs/web/http_app.py)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from data_specs.http_app import error_body
+from data_specs.web.http_app import error_body
 
 
 class Refused(Exception):

@@ -5,7 +5,7 @@ batch to the next free replica. Ray Serve places the replicas, finds those that 
 place. A batch of a replica that was lost is sent once more, since towers have no state; one that is not answered in
 time is refused. Several such servers behind a load balancer may use one cluster, each with its replicas.
 
-Ray Serve's own HTTP proxy is off: what is asked of every request (data_specs/http_app.py) stays in one place.
+Ray Serve's own HTTP proxy is off: what is asked of every request (data_specs/web/http_app.py) stays in one place.
 
 Each replica also opens a port for calls by gRPC, on every interface, whose requests it unpickles; Ray has no option for
 it. Calls go from actor to actor here, so that port is not needed: it is bound to loopback (`_listen_on_loopback`).

@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from data_specs.http_app import App, error_body
+from data_specs.web.http_app import App, error_body
 from training.errors import ConfigError
 from training.serve.options import Options
 

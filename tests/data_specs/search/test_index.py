@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_specs.extras import extras
+from data_specs.command.extras import extras
 from data_specs.search.folder import INDEX, is_finished
 from data_specs.search.index import NEEDED, About, IndexFault, IndexWriter, Towers, write_part
 from data_specs.search.search import Query, SearchIndex

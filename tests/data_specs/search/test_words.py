@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.folding import even
 from data_specs.search import words
 from data_specs.search.words import WordSearch, cut_rows, words_of
-from data_specs.segmenter import segmenter
+from data_specs.text.folding import even
+from data_specs.text.segmenter import segmenter
 
 CAPTIONS = ["一只小猫咪在窗台上", "故宫的雪景", "红烧肉的做法", "清蒸鲈鱼和红烧肉", "Nikon D850 相机", "", "。。。"]
 

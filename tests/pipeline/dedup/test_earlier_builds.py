@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.folding import normals, text_id
+from data_specs.text.folding import normals, text_id
 from pipeline.dedup import dealt_earlier, handed_on, meet
 from pipeline.features import feature_id
 from pipeline.matching import earlier_meetings

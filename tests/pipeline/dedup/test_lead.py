@@ -200,7 +200,7 @@ def test_any_increments_give_what_one_build_would_have_given(
 def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, filtered: Any) -> None:
     import ray
 
-    from data_specs.loopback import start_ray
+    from data_specs.command.loopback import start_ray
 
     shown = [
         filtered.Shown(f"p{i}", i % 20, (f"说明{i % 7}",), 300 - i, page=f"http://s{i % 3}.cn/") for i in range(60)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline.dedup import rank
 from pipeline.dedup.ranked_runs import RUN_SCHEMA, partitions_of
 from pipeline.matching import text_rows

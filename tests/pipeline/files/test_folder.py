@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder, file_sha256, place_of, read_url
+from pipeline.files.folder import Folder, place_of, read_url
 
 names = st.sampled_from(["a", "b", "deep/c", "deep/d"])
 steps = st.lists(
@@ -68,7 +69,7 @@ def test_a_folder_is_a_dictionary_of_files(
                 assert f.read() == data
             with folder.local(known) as path:
                 assert path.read_bytes() == data
-                assert file_sha256(path) == hashlib.sha256(data).hexdigest()
+                assert sha256_of(path) == hashlib.sha256(data).hexdigest()
         assert {name for name in folder.names() if name != "deep"} == {name for name in files if "/" not in name}
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.folding import normals
+from data_specs.text.folding import normals
 from pipeline.matching import earlier_meetings, text_rows
 from pipeline.matching.earlier_meetings import (
     EarlierFinder,

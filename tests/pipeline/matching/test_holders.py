@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from data_specs.folding import normals
 from data_specs.shard import SPLITS
+from data_specs.text.folding import normals
 from pipeline.files.digests import rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import NONE, Holders, ImageRows, Known

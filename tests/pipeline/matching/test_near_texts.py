@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from data_specs.folding import normal, normals, numerals_of
+from data_specs.text.folding import normal, normals, numerals_of
 from pipeline.files.digests import rows_of
 from pipeline.matching import near_texts, sketches, text_rows
 from pipeline.matching.holders import Holders

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.folding import normal, normals
+from data_specs.text.folding import normal, normals
 from pipeline.matching import sketches
 from pipeline.matching.sketches import SHINGLES, bands, same, similarities, sketch
 from tests.sketched import LETTERS, likeness, shingles

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.folding import normal, normals, text_id
+from data_specs.text.folding import normal, normals, text_id
 from pipeline.matching import text_rows
 from pipeline.matching.text_rows import FIELDS, BandFilter, TextRows
 

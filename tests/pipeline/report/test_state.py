@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import GateError, NothingNew, StoreError
-from pipeline.files.folder import Folder, file_sha256
+from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.report import page
 from pipeline.report.sections import state as section
@@ -48,7 +49,7 @@ def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
     assert {p: p.read_bytes() for p in Path(build.out).rglob("*") if p.is_file()} == tree, "nothing more to say"
     record = build.stage("report").record("all")
     for suffix, name in (("html", "index.html"), ("json", "report.json")):
-        assert record.files[suffix].sha256 == file_sha256(Path(build.out) / "report" / name)
+        assert record.files[suffix].sha256 == sha256_of(Path(build.out) / "report" / name)
 
 
 def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(weeks: Any) -> None:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from data_specs.build import BuildSpec, PluginRef, load
 from data_specs.shard import Manifest, content_digest
+from data_specs.storage.whole_files import sha256_of
 from pipeline import opening, run
 from pipeline.detectors import face_detector
 from pipeline.detectors.faces import Faces
-from pipeline.files.folder import file_sha256
 from pipeline.files.tars import TarWriter
 from pipeline.pictures.decode import decode
 from pipeline.pictures.faces import Finder
@@ -180,7 +180,7 @@ def _reseal(shards: Path) -> None:
     for own in manifest.shards:
         files = {
             name: getattr(own, name).model_copy(
-                update={"bytes": (at := shards / getattr(own, name).path).stat().st_size, "sha256": file_sha256(at)}
+                update={"bytes": (at := shards / getattr(own, name).path).stat().st_size, "sha256": sha256_of(at)}
             )
             for name in ("tar", "parquet")
         }

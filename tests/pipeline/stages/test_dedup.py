@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from data_specs.folding import normal
 from data_specs.shard import SPLITS
+from data_specs.text.folding import normal
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store import recorded_files
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, parquet, quoted, settings, threads, use_file_systems
+from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, parquet, quoted, settings, threads
 
 Run = Callable[..., list[str]]
 
@@ -66,16 +70,25 @@ def test_a_file_that_is_gone_or_cut_off_is_named(
     assert caught.value.subject == part.url
 
 
-def test_tables_of_an_object_store_are_read_through_fsspec(bucket: str, tmp_path: Path, synthetic: Any) -> None:
+def test_files_of_an_object_store_are_read_without_asking_for_their_size(
+    bucket: str, tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, _ = synthetic.make(tmp_path)
-    url = f"{bucket}/sql/it's.parquet"
     part = next(Frames.of(build).parts("decisions"))
-    with fsspec.open(url, "wb") as file:
+    rows = part.table().num_rows
+    there = replace(part, folder=Folder(f"{bucket}/sql"), name="it's.parquet")
+    with fsspec.open(there.url, "wb") as file:
         file.write(Path(part.url).read_bytes())
-    with Tables.of(build) as tables:
-        use_file_systems(tables._db, [url])
-        use_file_systems(tables._db, [url])
-        assert tables.column(f"SELECT count(*) FROM {parquet([url])}") == [part.table().num_rows]
+    below = type(fsspec.filesystem(bucket.partition("://")[0]))
+    for name in ("info", "_info", "modified", "exists", "ls", "_ls"):
+        monkeypatch.setattr(below, name, None, raising=False)
+    for whole in (1 << 20, 100):  # in one piece, and by ranges
+        monkeypatch.setattr(recorded_files, "WHOLE", whole)
+        with contextlib.closing(duckdb.connect(config=settings(tmp_path))) as db:
+            files = recorded_files.RecordedFiles(db)
+            files.add([there, there])
+            files.add([there])
+            assert db.sql(f"SELECT count(DISTINCT id) FROM {parquet([there.url])}").fetchall() == [(rows,)]
 
 
 _URL = st.text(

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec, SpecError
+from data_specs.errors import WenlanError
 from pipeline import cli, opening
-from pipeline.errors import WenlanError
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
 from pipeline.store.subjects import exactly, subject_of

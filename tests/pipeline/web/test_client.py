@@ -9,6 +9,7 @@ import random
 import socketserver
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -38,11 +39,13 @@ FAULTS = {
     "ends early": OK + b"Content-Length: 9\r\n\r\nabc",
     "chunk that ends early": OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc",
     "length that is none": OK + b"Content-Length: +3\r\n\r\nabc",
+    "hangs up": b"",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a longer line": OK + b"X: " + b"x" * 70_000 + b"\r\n\r\nabc",
     "many headers": OK + b"X: y\r\n" * 1_000 + b"\r\nabc",
 }
 CANNED = {**ANSWERS, **FAULTS}
+ASKED = Counter[str]()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,9 @@ def port() -> Iterator[int]:
             number = self.rfile.readline().split()[1].strip(b"/")
             while self.rfile.readline().strip():
                 pass
-            self.wfile.write(list(CANNED.values())[int(number)])
+            name = list(CANNED)[int(number)]
+            ASKED[name] += 1
+            self.wfile.write(CANNED[name])
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -116,6 +121,7 @@ def test_what_is_no_answer_is_a_failure_that_may_pass(port: int, name: str) -> N
     outcome = canned(port, name)
     assert isinstance(outcome, RequestFailed)
     assert (outcome.reason.value, outcome.retry.transient) == ("connection", True)
+    assert ASKED[name] == 1, "asking again is for the caller, at the pace of the host"
 
 
 def test_an_address_cannot_smuggle_a_second_request(serve: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from data_specs.storage.whole_files import sha256_of
 from tests.training.conftest import moved_checkpoint
 from training.captions import checkpoint
 from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
@@ -18,7 +19,7 @@ from training.captions.decoder import CaptionerConfig
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import Sealed, add_tensors, sha256_of
+from training.outputs.whole import Sealed, add_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

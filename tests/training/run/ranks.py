@@ -26,9 +26,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_specs.shard import ContractError
+from data_specs.errors import WenlanError
 from training import cli
-from training.errors import TrainingError
 from training.method import distributed
 from training.resolve import resolve
 from training.run import agreement, train
@@ -50,7 +49,7 @@ def run(out: Path, *settings: str, data: str = MANIFEST, stop: int = 0) -> str:
     config = resolve("tiny", [f"run.epochs={6 * BATCH / SAMPLES}", "run.save_in_background=false", *settings])
     try:
         result = train.fit(config, [data], out, cache=FOLDER / "cache", leave_signal=leave)
-    except (TrainingError, ContractError) as e:
+    except WenlanError as e:
         return f"{type(e).__name__}: {e}"
     return f"{result.resumed_from} -> {result.steps}"
 

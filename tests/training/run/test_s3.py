@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from data_specs import store_lock
+from data_specs.storage import store_lock
 from tests.s3_server import Remote
 from training import cli
 from training.outputs.journal import read_metrics

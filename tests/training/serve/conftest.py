@@ -26,9 +26,9 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
-from data_specs.http_app import LOOPBACK
 from data_specs.search.index import IndexWriter
 from data_specs.search.search import SearchIndex
+from data_specs.web.http_app import LOOPBACK
 from tests.places import ROOT
 from training.outputs.checkpoint import open_checkpoint
 from training.serve.app import application, protected

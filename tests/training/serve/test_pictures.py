@@ -13,9 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from data_specs import object_store
 from data_specs.search.folder import read_index
 from data_specs.search.search import Query, SearchIndex
+from data_specs.storage import object_store
 from tests.s3_server import Remote
 from tests.training.serve.conftest import Server, running
 from training import cli

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.extras import require
+from data_specs.command.extras import require
 from training.errors import ConfigError, InputError
 from training.evaluation.classification import classify, cosines, figures
 from training.evaluation.hits import Features, Ids, Mask

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs.printable import printable_json
+from data_specs.command.printable import printable_json
 
 
 def wants_json(words: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ for about a minute, and a few at most. AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, and 
 
 A conditional write (`create`, `replace`) succeeds for one of several writers only: S3's `If-None-Match: *` and
 `If-Match: ETAG`. Where what is there already is what was to be written, byte for byte, it has succeeded: the answer to
-an earlier try was lost on the way. `data_specs.store_lock` makes a lock of them.
+an earlier try was lost on the way. `data_specs.storage.store_lock` makes a lock of them.
 
 Limits: conditional writes on S3 alone (`s3://`), as AWS, MinIO, R2 and newer Ceph gateways know them; `is_conditional`
 tries that out.
@@ -38,6 +38,8 @@ import fsspec.asyn
 import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
+from data_specs.errors import WenlanError
+
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
 """Schemes of stores that take their credentials from the environment."""
 
@@ -53,11 +55,14 @@ DELETIONS = 100
 LOG = logging.getLogger("wenlan.object_store")
 
 
-class StorageError(OSError):
+class StorageError(WenlanError, OSError):
     """A store's answer, or that there was none, in one line: `filename` is the URL, `strerror` says what to do."""
 
     def __init__(self, url: str, message: str, number: int = errno.EIO) -> None:
         super().__init__(number, message, url)
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, int]]:
         return type(self), (self.filename, self.strerror or "", self.errno or errno.EIO)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.command_line import Parser
+from data_specs.command.command_line import Parser
 from tests.places import ROOT
 
 HALVES = {"wenlan-data": "pipeline", "wenlan-train": "training"}
@@ -124,7 +124,7 @@ def test_a_shell_completes_commands_options_names_and_files(line, words, tmp_pat
 
 
 def test_the_stages_that_a_shell_is_told_are_the_stages():
-    from data_specs.command_line import plugin_files
+    from data_specs.command.command_line import plugin_files
     from pipeline.stages import STAGES
 
     assert set(plugin_files(ROOT / "pipeline" / "stages")) == set(STAGES)

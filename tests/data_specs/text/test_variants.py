@@ -6,7 +6,7 @@ import importlib.metadata
 
 import pytest
 
-from data_specs.variants import made, variants
+from data_specs.text.variants import made, variants
 
 
 def test_the_file_is_what_its_opencc_says() -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from data_specs.loopback import on_loopback, start_ray
+from data_specs.command.loopback import on_loopback, start_ray
 
 SWITCH, CONSTANTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ray._private.ray_constants"
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_specs.tokenizer import (
+from data_specs.text.tokenizer import (
     CLS,
     SEP,
     BertTokenizer,

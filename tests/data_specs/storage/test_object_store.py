@@ -15,8 +15,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from data_specs import object_store
-from data_specs.object_store import StorageError, credentials_in, told
+from data_specs.storage import object_store
+from data_specs.storage.object_store import StorageError, credentials_in, told
 from tests import s3_server
 from tests.places import ROOT
 from tests.s3_server import Remote

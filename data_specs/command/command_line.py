@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from data_specs.ownership import DISTRIBUTION
+from data_specs.command.ownership import DISTRIBUTION
 
 Completer = Callable[..., Iterable[str]]
 """Called by argcomplete with prefix, action, parser and parsed_args; returns the words that may stand there."""

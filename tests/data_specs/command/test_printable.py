@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.printable import printable, printable_json, printable_line
+from data_specs.command.printable import printable, printable_json, printable_line
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202egpj.exe\u2066\r\x9b31m\nWARNING wenlan: all is well"
 ANY = st.text(st.characters() | st.sampled_from(EVIL + "\x7f\u2028\u061c\ud83d\x85"))

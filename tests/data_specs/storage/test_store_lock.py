@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
-from data_specs import object_store, store_lock
-from data_specs.store_lock import LockedError, LockLostError, check_locks, is_held, locked
+from data_specs.storage import object_store, store_lock
+from data_specs.storage.store_lock import LockedError, LockLostError, check_locks, is_held, locked
 from tests.places import ROOT
 from tests.processes import wait_until
 from tests.s3_server import Remote
@@ -29,7 +29,7 @@ pytestmark = [
 COUNTS = """
 import sys, time
 import fsspec
-from data_specs.store_lock import locked
+from data_specs.storage.store_lock import locked
 
 url, times, kills_itself = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 fs = fsspec.filesystem("s3")

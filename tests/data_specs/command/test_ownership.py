@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.ownership import PACKAGES, check_ownership, installed_owners
+from data_specs.command.ownership import PACKAGES, check_ownership, installed_owners
 
 
 def test_alone_and_under_another_spelling_of_the_name_it_is_silent() -> None:

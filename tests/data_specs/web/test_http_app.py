@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from data_specs.http_app import Limits, error_body, guarded, is_loopback, new_token
+from data_specs.web.http_app import Limits, error_body, guarded, is_loopback, new_token
 from tests.processes import wait_until
 
 pytest.importorskip("fastapi")

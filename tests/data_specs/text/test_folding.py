@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.folding import normal, normals
-from data_specs.variants import variants
+from data_specs.text.folding import normal, normals
+from data_specs.text.variants import variants
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Groups of Han characters that are one to `data_specs.folding`: the forms of 里 are 里裏裡裡 and so on.
+"""Groups of Han characters that are one to `data_specs.text.folding`: the forms of 里 are 里裏裡裡 and so on.
 
 They are OpenCC's (Apache-2.0), taken character by character from its conversions, and lie beside this module in
 variants.txt, the one that stands for its group first: ids of texts must not change with the OpenCC that is installed,
-and to ask it takes half a second of every process. `python -m data_specs.variants` rewrites the file, by the OpenCC
-of this machine; then texts get other ids, and builds are compared again.
+and to ask it takes half a second of every process. `python -m data_specs.text.variants` rewrites the file, by the
+OpenCC of this machine; then texts get other ids, and builds are compared again.
 """
 
 from __future__ import annotations

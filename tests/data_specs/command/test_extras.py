@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from data_specs import extras
+from data_specs.command import extras
 from tests.places import ROOT
 
 BARE = """

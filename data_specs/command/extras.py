@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import re
 
-from data_specs.ownership import DISTRIBUTION, PACKAGES
+from data_specs.command.ownership import DISTRIBUTION, PACKAGES
 
 _IMPORTED_AS = {
     "faiss_cpu": "faiss",

@@ -3,8 +3,8 @@
 First NFKC and case folding. Then each Chinese character is replaced by one that stands for all its variants, so that
 紅燒肉 and 红烧肉, 裡 and 裏 and 里, are one text. Variants are the characters that OpenCC's conversions join, taken one
 by one and without OpenCC's phrases: phrases choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of
-a comparison only have to come out alike. They are read from a file (`data_specs.variants`), and the table is made once
-per process.
+a comparison only have to come out alike. They are read from a file (`data_specs.text.variants`), and the table is made
+once per process.
 
 Limits: different regional words for one thing (软件, 軟體) stay different. Ids of texts follow from the table, whose
 digest `folding` returns.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.variants import variants
+from data_specs.text.variants import variants
 
 Points = npt.NDArray[np.uint32]
 

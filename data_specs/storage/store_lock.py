@@ -7,8 +7,9 @@ two machines are compared, and a killed holder blocks others no longer. On its o
 once. A holder whose lock was taken over (it was stopped for a while, or cut off) fails in `check_locks`, which
 `pipeline.files.folder` calls before it changes anything on an object store.
 
-Limits: on a store without conditional writes nothing is held (`data_specs.object_store`). A change that is under way
-for longer than LEASE_S - FENCE_S while its lock is taken over may still come about; only a conditional one cannot.
+Limits: on a store without conditional writes nothing is held (`data_specs.storage.object_store`). A change that is
+under way for longer than LEASE_S - FENCE_S while its lock is taken over may still come about; only a conditional one
+cannot.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_specs.object_store import StorageError, create, is_conditional, read, replace
+from data_specs.storage.object_store import StorageError, create, is_conditional, read, replace
 
 LEASE_S, BEAT_S, FENCE_S = 45.0, 10.0, 20.0
 """Seconds after which a lock that stays the same is taken over; between two beats of its holder; and since the last

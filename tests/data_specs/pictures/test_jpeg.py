@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_specs.jpeg import MAX_SCANS, has_too_many_scans
+from data_specs.pictures.jpeg import MAX_SCANS, has_too_many_scans
 from tests.fuzz.corpus import picture_of, scans
 
 MARK = b"\xff\xda"

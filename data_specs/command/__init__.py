@@ -1,0 +1,1 @@
+"""Command lines of both halves: arguments, output for programs, missing extras, an embedded Ray."""

@@ -1,0 +1,1 @@
+"""Bounds of pictures that both halves check before they decode one."""

@@ -1,0 +1,1 @@
+"""Files and locks on disks and object stores, for both halves."""

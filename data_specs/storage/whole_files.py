@@ -1,0 +1,74 @@
+"""Files that readers see whole or not at all, and locks of this machine's processes, on local disks.
+
+A killed process leaves a temporary file, never half of what readers look for. Files have the mode that the umask asks
+for. Object stores: `data_specs.storage.object_store` and `store_lock`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ASKING = threading.Lock()
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A temporary path that takes the name `out` when the block ends, flushed; deleted if it fails. Raises OSError.
+
+    `.NAME.tmp`, the same each time: one process writes a file at a time, and the next does away with what a killed one
+    left.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~umask())  # libraries write some files for their owner alone
+        flush(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(place: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block of `place`: a folder, or a file, which is made and stays."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def flush(path: Path) -> None:
+    """Writes a file's content, or a folder's names, through to the disk (fsync)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def umask() -> int:
+    """The umask of the process, which cannot be asked for without setting it: for a moment to the strictest one."""
+    with _ASKING:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    block = memoryview(bytearray(1 << 18))  # used again: a new one each time may cost half as much as the hash
+    with path.open("rb", buffering=0) as f:
+        digest = hashlib.sha256()
+        while size := f.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Chinese text: folding, variants of characters, words, BERT's tokens."""
