@@ -251,6 +251,7 @@ TESTED_ELSEWHERE = {
     "pipeline/dedup/deal.py": "test_meet.py: what it deals out is what meet and lead read",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
+    "pipeline/takedown/contents.py": "test_rewrite_partitions.py: nothing of what went is in any file",
     "pipeline/takedown/rewrite_shards.py": "test_forget.py",
     "pipeline/watchdog.py": "test_cluster.py: the cluster whose driver is killed",
 }

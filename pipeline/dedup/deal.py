@@ -130,6 +130,4 @@ PASS = Pass(
     files=(PassFile("*.bin"), PassFile(handed_on.ORDERED)),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=handed_on.without,
 )

@@ -33,7 +33,6 @@ from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 from pipeline.store.partitions import Record, StageDir
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.store import Store
 
 VERSION = 5
@@ -177,11 +176,6 @@ def signatures_of(deal: StageDir, records: Sequence[Record], files: ExitStack) -
         [files.enter_context(deal.file(record, part)) for record in records] for part in (SIGNATURES, DETAILS)
     )
     return files.enter_context(StoredSignatures(paths, of_details, starts_of(records)))
-
-
-def without(rewrite: Rewrite) -> None:
-    """Deletes all: nothing of it is needed once `lead` is done, and until then `lead` does without."""
-    rewrite.stage.empty(VERSION)
 
 
 class Bits:

@@ -58,7 +58,6 @@ from pipeline.filters import text_filters
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import BLOCK, LeaderPass
-from pipeline.matching.looks import NO_DETAILS, Details
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     DETAILS,
@@ -68,10 +67,8 @@ from pipeline.store.identities import (
     SIGNATURES,
     TEXT_SCHEMA,
     Identities,
-    write_without,
 )
 from pipeline.store.partitions import Attempt, Record, StageDir
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
 
 MERGED_SCHEMA = pa.schema(
@@ -291,34 +288,6 @@ class _Sequence:
         return ids
 
 
-def _without(rewrite: Rewrite) -> None:
-    """What a build hands to STORE, and the texts that its leaders took over, without what is removed."""
-    stage, record = rewrite.stage, rewrite.record
-    for suffix in record.files:
-        if suffix.endswith(".merged"):
-            table = stage.table(record, suffix)
-            borrowed = pa.array(sorted(rewrite.borrowed.removed), pa.string())
-            remaining = table.filter(pc.invert(pc.is_in(table["text"], borrowed)))
-            if remaining.num_rows < table.num_rows:
-                rewrite.write_table(suffix, remaining)
-    images = stage.table(record, "images.parquet")
-    mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
-    if mask.any():
-        parts = ["images.parquet", SIGNATURES, "placeholders.parquet"]
-        details = NO_DETAILS
-        with contextlib.ExitStack() as files:
-            signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
-            if DETAILS in record.files:  # not in those of an older wenlan
-                parts.append(DETAILS)
-                details = Details.read(files.enter_context(stage.file(record, DETAILS)))
-            looks = signatures.reshape(images.num_rows, -1), details
-            placeholders = stage.table(record, "placeholders.parquet")
-            write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)
-        for part in parts:
-            rewrite.replace(part)
-    rewrite.remove_rows()
-
-
 PASS = Pass(
     name="dedup.lead",
     over=partitions,
@@ -328,14 +297,12 @@ PASS = Pass(
     files=(
         PassFile("*.verdicts", VERDICT_SCHEMA),
         PassFile("*.merged", MERGED_SCHEMA),
-        PassFile("images.parquet", IMAGE_SCHEMA),
-        PassFile(SIGNATURES),
-        PassFile(DETAILS),
-        PassFile("texts.parquet", TEXT_SCHEMA),
-        PassFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
+        PassFile("images.parquet", IMAGE_SCHEMA, kind="identities"),
+        PassFile(SIGNATURES, kind="identities"),
+        PassFile(DETAILS, kind="identities"),
+        PassFile("texts.parquet", TEXT_SCHEMA, kind="identities"),
+        PassFile("placeholders.parquet", PLACEHOLDER_SCHEMA, kind="identities"),
     ),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
 )

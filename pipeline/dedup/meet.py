@@ -154,6 +154,4 @@ PASS = Pass(
     files=(PassFile("*.bin"),),
     unit="images",
     done=("images",),
-    rewrites_others=False,
-    without=handed_on.without,
 )

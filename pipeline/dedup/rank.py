@@ -27,7 +27,6 @@ from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
 from pipeline.urls import domain_key
 
@@ -121,25 +120,13 @@ def _sketches(pairs: pa.Table, threshold: float) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, sketches.take(of_text))
 
 
-def _without(rewrite: Rewrite) -> None:
-    """Removes rows; positions are then those among the pairs that `filter` still has, which loses the same."""
-    remaining = rewrite.removal.without(rewrite.stage.table(rewrite.record))
-    if remaining is not None:
-        at = remaining.schema.get_field_index("position")
-        position = np.argsort(np.argsort(remaining["position"].to_numpy()))
-        field = remaining.schema.field(at)
-        rewrite.write_table("parquet", remaining.set_column(at, field, pa.array(position, field.type)))
-
-
 PASS = Pass(
     name="dedup.rank",
     over=partitions,
     reads=("filter",),
     run=run_partition,
     token=token,
-    files=(PassFile("parquet", RUN_SCHEMA),),
+    files=(PassFile("parquet", RUN_SCHEMA, kind="derived"),),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
 )

@@ -248,7 +248,6 @@ STAGE = Stage(
             token=token,
             version=3,
             files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
-            rewrites_others=False,
         ),
     ),
 )

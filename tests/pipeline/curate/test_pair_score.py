@@ -18,8 +18,8 @@ from pipeline.report.funnel import faults, read_funnels
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import Cut
-from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import remove
 from tests import curated, towered
 from tests.towered import coloured

@@ -16,18 +16,14 @@ import pytest
 from data_specs.build import BuildSpec, SpecError
 from data_specs.search.picture_tower import PictureTower
 from data_specs.search.queries import TextQuery
-from data_specs.shard import SHARD_SCHEMA, nfc
+from data_specs.shard import SHARD_SCHEMA
 from pipeline import opening
 from pipeline.curate import _towers
 from pipeline.curate import pair_score as score
-from pipeline.curate._towers import towers_of
 from pipeline.pictures.decode import decode
-from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.rewrite import Removal
 from pipeline.store.stage import in_funnel
-from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests import curated, towered
 from tests.towered import coloured
 
@@ -127,20 +123,6 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
         sorted((r["candidate_id"], r["pair_score"]) for r in curated.reached(own, "pair_score")) for own in builds
     )
     assert first == second
-
-
-@pytest.mark.slow
-def test_a_takedown_removes_the_features_of_image_and_text(build: Any) -> None:
-    made = build()
-    towers = towers_of(made.spec)
-    images, texts = (made.store.features(name) for name in (towers.image_id, towers.text_id))
-    victim, *others = curated.reached(made, "pair_score")
-    text_id = sha256_hex(nfc(victim["texts"][0]["text"]))
-    assert images.get([victim["sha256"]]) is not None
-    assert texts.get([text_id]) is not None
-    made.passes["curate.score"].forget_state(made, Removal({victim["candidate_id"]}, NO_TAKEDOWNS))
-    assert texts.get([text_id]) is None
-    assert texts.get([sha256_hex(nfc(row["texts"][0]["text"])) for row in others]).num_rows == 8
 
 
 @pytest.mark.slow

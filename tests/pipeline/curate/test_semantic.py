@@ -15,10 +15,8 @@ from pipeline.curate import _semantic
 from pipeline.curate._semantic import codes_column, codes_in
 from pipeline.matching import semantic
 from pipeline.matching.semantic import UNIT
-from pipeline.publish import release
 from pipeline.store.build import Earlier
-from pipeline.store.identities import SEMANTIC, Identities, commit_name
-from pipeline.takedown.forget import Request, forget
+from pipeline.store.identities import SEMANTIC, Identities
 from tests import alike
 from tests.deduped import publish
 from tests.stages import run_stage
@@ -168,21 +166,6 @@ def _commit(build: Any) -> dict[str, list[bytes]]:
         part: [r["candidate_id"] for t in identities.batches(known, part, ["candidate_id"]) for r in t.to_pylist()]
         for part in ("images.parquet", SEMANTIC)
     }
-
-
-@pytest.mark.drill(1)
-def test_forget_leaves_no_features_of_what_a_published_build_lost(fetched_build: Any, got: Any, tmp_path: Path) -> None:
-    shown = [("a", RED, 300, "红色的图片"), ("b", GREEN, 300, "绿色的图片")]
-    build = alike.made(fetched_build, got, tmp_path, shown, shards={"dev_share": 0, "val_share": 0})
-    run_stage(build, "detect", "shard")
-    release.publish(build)
-    a, b = (bytes.fromhex(alike.ids(build)[name]) for name in "ab")
-    assert _commit(build) == {part: [a, b] if a < b else [b, a] for part in ("images.parquet", SEMANTIC)}
-    assert forget(build.store, [build], Request(items=[a.hex()]))["matched"] > 0
-    assert _commit(build) == {"images.parquet": [b], SEMANTIC: [b]}
-    assert commit_name(build) == Identities(build.store).of(build.build_id)
-    later = [("c", (0.8, 0.13, 0.1), 280, "红色"), ("d", (0.13, 0.8, 0.1), 280, "绿色")]
-    assert alike.kept(alike.made(fetched_build, got, tmp_path, later, snapshot="2026-05-05")) == {"c"}
 
 
 @pytest.mark.slow

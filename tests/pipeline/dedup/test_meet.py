@@ -19,9 +19,6 @@ from pipeline.dedup.ranked_runs import pairs_of
 from pipeline.matching.sketches import bands
 from pipeline.opening import _fingerprint
 from pipeline.store.identities import DETAILS, Identities
-from pipeline.store.rewrite import Removal
-from pipeline.store.takedowns import NO_TAKEDOWNS
-from pipeline.takedown import rewrite_partitions
 from tests.dealt import deal_out_all, handed, published, shown_of
 from tests.deduped import after
 from tests.places import ROOT
@@ -210,23 +207,6 @@ def test_a_worker_that_is_killed_leaves_what_it_has_done_and_the_build_ends_with
         assert own == other
     assert after(build) == after(expected)
     assert (build.stage("dedup.lead").record("all").counts.get("met", 0) > 0) == earlier
-
-
-@pytest.mark.parametrize("stages", [("dedup.deal", "dedup.meet", "dedup.lead", "dedup"), ("dedup.deal",), ()])
-def test_a_takedown_leaves_finished_what_was_finished(tmp_path: Path, filtered: Any, stages: tuple[str, ...]) -> None:
-    """By the way that `forget` takes, which knows fingerprints by their first digits only."""
-    shown = shown_of(filtered, 12)
-    build = filtered.make(tmp_path, shown, parts=2)
-    run_stage(build, "dedup.rank", *stages)
-    if not stages:
-        deal.run_partition(build, deal.partitions(build)[0])
-    removal = Removal({shown[3].sha256}, NO_TAKEDOWNS)
-    rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
-    for name in ("dedup.deal", "dedup.meet"):
-        assert build.stage(name).finished() == (name in stages)
-        assert build.stage(name).partitions() == []
-    if "dedup.lead" not in stages:  # nothing is dealt out: there is nothing to meet
-        assert meet.partitions(build) == []
 
 
 def test_a_finished_build_asks_for_no_commit_that_is_gone(tmp_path: Path, filtered: Any) -> None:

@@ -13,8 +13,8 @@ from pipeline.dedup import rank
 from pipeline.dedup.ranked_runs import RUN_SCHEMA, partitions_of
 from pipeline.matching import text_rows
 from pipeline.store.build import Build
-from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import remove
 from pipeline.urls import domain_key
 from tests.stages import run_stage
@@ -102,6 +102,8 @@ def test_after_a_takedown_a_run_is_that_of_a_build_without_what_was_removed(tmp_
     pairs = pairs_of(build, build.stage("filter").partitions())
     gone = {pairs[at]["image_url"].rpartition("/")[2]: pairs[at]["candidate_id"] for at in (0, 7)}
     remove(build, Removal(set(gone.values()), NO_TAKEDOWNS), ["dedup.rank", "filter"])
+    assert not build.stage("dedup.rank").finished()
+    run_stage(build, "dedup.rank")
     other = made(tmp_path / "others", filtered, 3, frozenset(gone))
     run_stage(other, "dedup.rank")
     [left], [alone] = (

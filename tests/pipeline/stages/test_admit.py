@@ -165,9 +165,9 @@ def test_an_image_on_very_many_pages_of_the_whole_crawl_is_furniture():
 
 def test_templates_of_a_host_are_cut_and_avatars_dropped():
     own = [
-        Template("begins", "某某网【", 300, ""),
-        Template("ends", "的头像", 300, ""),
-        Template("ends", " 的图片", 300, ""),
+        Template("begins", "某某网【", 300),
+        Template("ends", "的头像", 300),
+        Template("ends", " 的图片", 300),
     ]
     templates = HostTemplates({("a.test", "own"): Templates(own)})
     page = "http://a.test/p"
@@ -193,7 +193,7 @@ REWRITING = [
 
 
 def test_what_a_filter_masks_is_in_no_decision_though_it_was_dropped_before_the_filters_are_asked():
-    own = Templates([Template("ends", "的头像", 300, ""), Template("begins", "联系电话0", 300, "")])
+    own = Templates([Template("ends", "的头像", 300), Template("begins", "联系电话0", 300)])
     page = "http://a.test/p"
     many = [candidate("http://i.test/f", ("alt", "拨 13800138000"), origin=f"http://a.test/{n}") for n in range(20)]
     shown = [

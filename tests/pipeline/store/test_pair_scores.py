@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.pair_scores import COUNTS_SCHEMA, UNITS, Cut, counted, end_of_share, in_units, in_words
+from pipeline.store.pair_scores import UNITS, Cut, end_of_share, in_units, in_words
 
 SCORES = st.lists(st.integers(-UNITS, UNITS), min_size=1, max_size=60)
 
@@ -31,13 +31,6 @@ def test_scores_come_back_from_float32_as_they_were(units):
     own, there = in_units(table)
     assert own.tolist() == [*units, 0]
     assert there.tolist() == [True] * len(units) + [False]
-
-
-def test_counts_are_sorted_rows() -> None:
-    table = counted(["b", "a", "b", "b"], [3, 5, -2, 3])
-    assert table.schema.equals(COUNTS_SCHEMA)
-    assert [tuple(row.values()) for row in table.to_pylist()] == [("a", 5, 1), ("b", -2, 1), ("b", 3, 2)]
-    assert counted([], []).num_rows == 0
 
 
 def test_a_score_in_words() -> None:
