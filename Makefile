@@ -42,8 +42,8 @@ demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluat
 	@$(BIN)/python -m tests.demo corpus
 	@$(BIN)/python -m tests.demo run
 
-test: $(STAMP) ## the whole test suite
-	@$(PYTEST)
+test: $(STAMP) ## the tests: each kind of story once
+	@$(PYTEST) -m "not drill" --durations 40 --durations-min 1
 
 check: lint fast ## what a change must pass before review: ruff, mypy, the fast tests
 
@@ -52,8 +52,8 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast: $(STAMP) ## the tests that take seconds
-	@$(PYTEST) -m "not slow"
+fast: $(STAMP) ## the tests that take no half second
+	@$(PYTEST) -m "not slow and not drill"
 
 fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
@@ -87,8 +87,8 @@ dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests 
 drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (twenty minutes)
 	@$(BIN)/python tests/benchmarks/drill_schedule.py
 
-drills: $(STAMP) ## disturb builds and trainings and see that they go on (40 minutes); QUICK=1 for five, ONLY='disk s3' for some
-	@$(BIN)/python tests/benchmarks/bench_drills.py $(if $(QUICK),--quick) $(foreach name,$(ONLY),--only $(name))
+drills: $(STAMP) ## the long stories, kills and faults, one after the other (over an hour); SHARE=2/5, MINUTES=20, ONLY='disk or s3'
+	@$(BIN)/python -m pytest -p no:xdist -m drill $(if $(SHARE),--share $(SHARE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
 
 clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -32,6 +32,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_specs.errors import WenlanError
 from data_specs.storage.object_store import OBJECT_STORES
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,7 @@ Closed: readers refuse a kind that they do not know, so another one would need a
 """
 
 
-class ContractError(ValueError):
+class ContractError(WenlanError, ValueError):
     """A shard folder, manifest or member violates the contract. The message names the file or the key."""
 
 

@@ -15,6 +15,7 @@ import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data_specs.errors import WenlanError
 from data_specs.storage import object_store
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -27,7 +28,7 @@ _SAID = {
 """Faults that pydantic says in terms of its own, by their type: a regular expression, a tuple after its validation."""
 
 
-class SpecError(ValueError):
+class SpecError(WenlanError, ValueError):
     """A spec cannot be used. `problems`: one line per fault, `demo.yaml: filters[0].min_char: unknown option ...`."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from data_specs.command.command_line import Parser, UsageError, VersionAction, c
 from data_specs.command.extras import missing_line
 from data_specs.command.ownership import check_ownership
 from data_specs.command.printable import printable, printable_line
-from data_specs.shard import ContractError
+from data_specs.errors import WenlanError
 from data_specs.storage import object_store
 from pipeline import observe
 from pipeline.commands import (
@@ -35,7 +35,6 @@ from pipeline.commands import (
     studio,
     trials,
 )
-from pipeline.errors import WenlanError
 from pipeline.files.parquet import arrow_without_pandas
 from pipeline.urls import shown
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = args.run(args)
     except SpecError as e:
         return _fail(str(e), 2, as_json)
-    except (WenlanError, ContractError) as e:
+    except WenlanError as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)

@@ -32,9 +32,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_specs.command.loopback import start_ray
+from data_specs.errors import WenlanError
 from pipeline import observe
 from pipeline.actors import LARGE
-from pipeline.errors import StageError, WenlanError
+from pipeline.errors import StageError
 from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.files.parquet import arrow_without_pandas
 from pipeline.pulse import pulse

@@ -1,29 +1,26 @@
-"""Errors of the pipeline: one tree, in which every error names its subject (a path, URL, key or stage).
+"""Errors of the pipeline, below the root `data_specs.errors.WenlanError`; each names its subject.
 
-    Exception
-    ├── WenlanError             the work failed; the command line prints one line and exits with 1
-    │   ├── SourceError         a whole source cannot be read (a table is missing, a site does not answer)
-    │   ├── StageError          a partition of a stage failed for a reason that is not a single candidate's
-    │   ├── StoreError          a build folder or STORE is damaged, locked or of a newer version
-    │   ├── DetectorError       a detector cannot be loaded, or its output breaks the contract
-    │   ├── ModelError          the model of a filter is not installed, or cannot be loaded
-    │   ├── GateError           a gate of the spec holds the build back
-    │   │   └── ApprovalError   all gates hold, and the spec requires that a person publishes
-    │   └── NothingNew          a build found nothing that its dataset does not hold: no failure, exits with 0
-    └── ValueError
-        ├── ContractError       a shard folder breaks the contract (`data_specs.shard`); exits with 1
-        ├── SpecError           a faulty spec, one line per fault (`data_specs.build`); exits with 2
-        └── PictureError        bytes that are not a picture (`pipeline.pictures.decode`); becomes a Decision
+    PipelineError               the work failed; the command line prints one line and exits with 1
+    ├── SourceError             a whole source cannot be read (a table is missing, a site does not answer)
+    ├── StageError              a partition of a stage failed for a reason that is not a single candidate's
+    ├── StoreError              a build folder or STORE is damaged, locked or of a newer version
+    ├── DetectorError           a detector cannot be loaded, or its output breaks the contract
+    ├── ModelError              the model of a filter is not installed, or cannot be loaded
+    ├── GateError               a gate of the spec holds the build back
+    │   └── ApprovalError       all gates hold, and the spec requires that a person publishes
+    └── NothingNew              a build found nothing that its dataset does not hold: no failure, exits with 0
 
-A fault of a single candidate raises nothing: it is a Decision with a DropReason, and the build goes on.
+A fault of a single candidate raises nothing: it is a Decision with a DropReason, and the build goes on. Bytes that are
+not a picture are a `pipeline.pictures.decode.PictureError`, which becomes such a Decision.
 """
 
 from __future__ import annotations
 
+from data_specs.errors import WenlanError
 from pipeline.urls import shown
 
 
-class WenlanError(Exception):
+class PipelineError(WenlanError):
     """The work failed. `subject` names what it failed on, without passwords; `str(e)` is "subject: message"."""
 
     def __init__(self, subject: str, message: str) -> None:
@@ -36,27 +33,27 @@ class WenlanError(Exception):
         return f"{self.subject}: {self.message}"
 
 
-class SourceError(WenlanError):
+class SourceError(PipelineError):
     """A whole source cannot be read."""
 
 
-class StageError(WenlanError):
+class StageError(PipelineError):
     """A partition of a stage failed for a reason that is not a single candidate's."""
 
 
-class StoreError(WenlanError):
+class StoreError(PipelineError):
     """A build folder or STORE is damaged, locked or of a newer version."""
 
 
-class DetectorError(WenlanError):
+class DetectorError(PipelineError):
     """A detector cannot be loaded, or its output breaks the contract."""
 
 
-class ModelError(WenlanError):
+class ModelError(PipelineError):
     """The model of a filter is not installed, or cannot be loaded."""
 
 
-class GateError(WenlanError):
+class GateError(PipelineError):
     """A gate of the spec holds the build back."""
 
 
@@ -64,5 +61,5 @@ class ApprovalError(GateError):
     """All gates hold, and the spec requires that a person publishes."""
 
 
-class NothingNew(WenlanError):
+class NothingNew(PipelineError):
     """A build found nothing that its dataset does not hold. It is done, and there is nothing to publish."""

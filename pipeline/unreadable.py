@@ -15,7 +15,7 @@ import sqlite3
 import traceback
 
 from data_specs.build import SpecError
-from pipeline.errors import WenlanError
+from data_specs.errors import WenlanError
 
 OURS = (WenlanError, SpecError, OSError, sqlite3.Error)
 """Errors that no page or row causes: those of the work itself, a full disk, damaged state on disk."""

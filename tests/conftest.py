@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import math
 import os
+import shutil
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,7 +22,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pipeline.store.build import Build
-from tests import stages
+from pipeline.store.store import Store
+from tests import shares, stages
 
 # Several processes run tests at once (`make test`), and models here are tiny: threads that wait for each other cost
 # three times the work itself. Set before torch is imported, and inherited by the commands that tests start.
@@ -28,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands and workers that tests start keep the bytecode of what they import, also where the environment says not to:
 # a container often does, and compiling `pipeline` anew is 0.4 of the 1.3 s of CPU that a process takes to start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # nor here: pytest rewrites the asserts of all tests, 20 s of 33 for a collection
 
 # Workers of Ray are as polite as anybody: Ray's own 15 lets each other test process on these cores go first, and a test
 # waits minutes for a worker's imports, while the processes of its cluster go on asking how it is.
@@ -40,6 +45,17 @@ os.fsync = lambda _: None
 # A deadline for one example, or for making ten of them, measures how busy the machine is, not what the code does.
 settings.register_profile("wenlan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wenlan")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("drills", "drills (tests/shares.py)")
+    group.addoption("--share", type=shares.Share.parse, metavar="K/N", help="only that part of the tests chosen")
+    group.addoption("--minutes", type=float, metavar="M", help="skip what would end later, and name it in the end")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.minutes:
+        config.pluginmanager.register(shares.Budget(60 * config.option.minutes, config.option.share))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be switched off
@@ -59,15 +75,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where pytest-xdist spreads files over processes, the longest begin, so that none ends alone.
 
-    Those are files without a limit of time, which fuzz, and then those with the most slow tests.
+    Those are the files of the tests that are given most time (0: without a limit), and then those with most slow tests.
     """
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        endless = {item.path for item in items for mark in item.iter_markers("timeout") if mark.args == (0,)}
-        items.sort(key=lambda item: (item.path not in endless, -slow[item.path]))
+        limit: dict[Path, float] = defaultdict(float)
+        for item in items:
+            for mark in item.iter_markers("timeout"):
+                limit[item.path] = max(limit[item.path], mark.args[0] or math.inf)
+        items.sort(key=lambda item: (-limit[item.path], -slow[item.path]))
+    if config.option.share:
+        chosen = shares.of(items, config.option.share)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session")
@@ -123,11 +147,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return importlib.import_module("tests.exported").once(tmp_path_factory)
 
 
-@pytest.fixture
-def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
-    """The build that `synthetic` makes below the test's folder."""
-    build: Build = synthetic.make(tmp_path)[0]
+@pytest.fixture(scope="session")
+def _synthetic_once(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> Build:
+    build: Build = synthetic.make(tmp_path_factory.mktemp("synthetic"))[0]
     return build
+
+
+@pytest.fixture
+def synthetic_build(tmp_path: Path, _synthetic_once: Build) -> Build:
+    """The build that `synthetic` makes, below the test's folder: a copy, which takes a tenth of the time."""
+    out = Path(_synthetic_once.out)
+    shutil.copytree(out.parent, tmp_path, dirs_exist_ok=True)
+    return replace(_synthetic_once, out=str(tmp_path / out.name), store=Store(str(tmp_path / "store")))
 
 
 @pytest.fixture(scope="session")

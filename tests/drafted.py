@@ -37,7 +37,7 @@ def built(spec: Path, *hosts: str) -> int:
         allowed = loaded.egress.model_copy(update={"allow": hosts, "delay_s": 0.0})
         loaded = loaded.model_copy(update={"egress": allowed})
     build = opening.open_build(loaded, str(spec.parent / "build"))
-    for _ in run.run(build, until="report", here=True):
+    for _ in run.run(build, until="shard", here=True):
         pass
     return sum(release.publish(build).samples.values())
 

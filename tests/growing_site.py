@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipeline import cli
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
 from tests.drawn import encoded, rectangles
+from tests.kept import Kept
 
 NAMES = ["故宫雪景", "黄山云海", "江南水乡古镇", "草原上的骏马", "城市夜景灯光秀", "小熊猫在吃竹子", "一碗牛肉面"]
 
@@ -48,18 +48,16 @@ class Weeks:
             f"<html><head><title>照片 {page}</title></head><body>{images}{more}</body></html>".encode()
         )
 
-    def keep(self, place: Path) -> None:
+    def keep(self) -> None:
         """Keep a copy of the site and of all builds as they are now, for `restore`."""
-        self._kept = place, dict(self.web.pages)
-        shutil.copytree(self.folder, place)
+        self._kept = Kept(self.folder), dict(self.web.pages)
 
     def restore(self) -> None:
         """Make the site and the builds what they were when they were kept, at the same place and address."""
-        place, pages = self._kept
+        builds, pages = self._kept
         self.web.pages.clear()
         self.web.pages.update(pages)
-        shutil.rmtree(self.folder)
-        shutil.copytree(place, self.folder)
+        builds.restore()
 
     def hide(self, page: str) -> None:
         del self.web.pages[page]

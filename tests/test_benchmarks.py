@@ -48,7 +48,7 @@ for (module, name), asking in asked.items():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_each_finds_what_it_imports_of_this_repository() -> None:
     words = [sys.executable, "-W", "ignore", "-c", IMPORTS, str(BENCHMARKS), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": ""}
@@ -64,6 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("builds")
 
 
+@pytest.mark.slow
 def test_the_builds_they_measure_are_sound_and_can_be_reported(builds: ModuleType, tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.effect_noise((64, 64), 80).convert("RGB").save(picture, "JPEG")

@@ -14,12 +14,14 @@ from tests.benchmarks.proposals.cutouts import DRAWN, RENDERED
 from tests.places import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", licences.SHIPPED, ids=lambda extra: extra or "none")
 def test_no_extra_brings_a_strong_copyleft_or_a_package_without_a_licence(extra: str) -> None:
     assert licences.packages(extra), "the walk finds what is installed"
     assert licences.refused(extra) == []
 
 
+@pytest.mark.slow
 def test_what_is_argued_states_no_licence_or_a_strong_copyleft() -> None:
     installed = {p.name: p for extra in licences.SHIPPED for p in licences.packages(extra)}
     for name in licences.ARGUED.keys() & installed.keys():  # torch without CUDA brings none
@@ -32,6 +34,7 @@ def test_a_package_without_a_licence_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert [p.name for p in licences.refused("pipeline")] == ["unheard-of"]
 
 
+@pytest.mark.slow
 def test_the_walk_goes_through_extras_of_extras_and_no_others() -> None:
     base = {p.name for p in licences.packages("")}
     pipeline = {p.name for p in licences.packages("pipeline")}

@@ -78,7 +78,7 @@ def test_unpack_needs_no_dependency() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_pip_comes_from_debian_where_python_has_no_ensurepip(tmp_path: Path) -> None:
     """As on a Debian machine without python3-venv: the environment gets a working pip all the same."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):

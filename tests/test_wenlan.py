@@ -77,6 +77,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_what_the_docstrings_say_runs(here: Path) -> None:
     pytest.importorskip("duckdb", reason="duckdb is not installed")
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -92,6 +93,7 @@ def test_importing_it_is_cheap_and_needs_no_heavy_package() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_missing_half_is_named_with_its_extra(place: Path) -> None:
     script = """import sys
 class Hidden:
@@ -286,6 +288,7 @@ def test_an_image_is_the_stored_one_with_its_boxes_drawn(here: Path) -> None:
     assert changed.mean() < 0.3
 
 
+@pytest.mark.slow
 def test_what_is_taken_down_is_shown_to_nobody(moved: Path) -> None:
     """A takedown that has not reached the shards yet."""
     key, url = wenlan.open(moved / "builds/1").samples(["key", "image_url"]).iloc[0]
@@ -299,6 +302,7 @@ def test_what_is_taken_down_is_shown_to_nobody(moved: Path) -> None:
         assert key not in {s["__key__"] for split in ("train", "dev", "val") for s in data.webdataset(split)}
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_thumbnails_and_escapes_texts(weeks: Any) -> None:
     build = weeks.open("2024-01-01", [1, 2, 3])
     source = Path(build.spec.sources[0].options["path"])
@@ -335,7 +339,7 @@ def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
         data.torch("train", image_sise=64, cache=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(10)
 def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
     """Of a batch of -1 `once` yielded none, and a split that no dataset has was too small for its share."""
     data = wenlan.open("builds/1")
@@ -346,6 +350,7 @@ def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
         data.torch("test")  # type: ignore[arg-type]
 
 
+@pytest.mark.drill(15)
 def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path: Path) -> None:
     """By nbclient, in a kernel of its own; it is kept without outputs."""
     for package in ("nbclient", "ipykernel", "polars"):

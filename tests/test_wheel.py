@@ -48,6 +48,7 @@ def _sources() -> set[str]:
     return {"wenlan.py"} | {file for file in files if not any(part in file for part in NO_PART)}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -87,6 +88,7 @@ def _run(installed: Path, folder: Path, name: str, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path, tmp_path: Path) -> None:
     where = _run(installed, tmp_path, "python", "-c", "import pipeline, training, data_specs as d; print(d.__file__)")
     assert str(installed.parent) in where, "what runs is what was installed"
@@ -97,6 +99,7 @@ def test_the_commands_of_the_wheel_run_without_the_working_tree(installed: Path,
     assert schema == (ROOT / "data_specs/schemas/build.schema.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_small_spec_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (320, 240)).save(tmp_path / "photos/1.jpg")

@@ -22,7 +22,7 @@ from data_specs.command.command_line import Parser, UsageError, VersionAction, c
 from data_specs.command.extras import missing_line
 from data_specs.command.ownership import check_ownership
 from data_specs.command.printable import printable, printable_line
-from data_specs.shard import ContractError
+from data_specs.errors import WenlanError
 from data_specs.storage import object_store
 from training.commands.captions import add_caption, add_fit_captioner
 from training.commands.embed import add_embed
@@ -32,7 +32,7 @@ from training.commands.fit import add_fit
 from training.commands.options import first_rank
 from training.commands.search import add_search
 from training.commands.serve import add_serve
-from training.errors import ConfigError, FirstRankError, TrainingError
+from training.errors import ConfigError, FirstRankError
 
 LOG = logging.getLogger("training")
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 2, as_json)
     except FirstRankError:
         return 1
-    except (ContractError, TrainingError) as e:
+    except WenlanError as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)

@@ -1,4 +1,4 @@
-"""Errors of the trainer: one tree. Each carries its subject, and its message is one line that begins with it.
+"""Errors of the trainer, below the root `data_specs.errors.WenlanError`; each names its subject.
 
     TrainingError                 the work failed; the command line prints one line and exits with 1
     ├── ConfigError               bad usage: a recipe, key or value, weights that are not there; exit 2
@@ -13,13 +13,15 @@ row that cannot be read, are not exceptions: they are counted, named in the log,
 
 from __future__ import annotations
 
+from data_specs.errors import WenlanError
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where it has none: for a message of ours."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-class TrainingError(Exception):
+class TrainingError(WenlanError):
     """The work failed. `subject` is the key, file, recipe or step that it failed on; `problem` says how."""
 
     def __init__(self, subject: str, problem: str) -> None:

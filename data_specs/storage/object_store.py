@@ -38,6 +38,8 @@ import fsspec.asyn
 import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
+from data_specs.errors import WenlanError
+
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
 """Schemes of stores that take their credentials from the environment."""
 
@@ -53,11 +55,14 @@ DELETIONS = 100
 LOG = logging.getLogger("wenlan.object_store")
 
 
-class StorageError(OSError):
+class StorageError(WenlanError, OSError):
     """A store's answer, or that there was none, in one line: `filename` is the URL, `strerror` says what to do."""
 
     def __init__(self, url: str, message: str, number: int = errno.EIO) -> None:
         super().__init__(number, message, url)
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, int]]:
         return type(self), (self.filename, self.strerror or "", self.errno or errno.EIO)

@@ -18,7 +18,7 @@ from data_specs.release import LATEST
 from data_specs.shard import MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
-from pipeline.errors import ApprovalError, NothingNew, WenlanError
+from pipeline.errors import ApprovalError, NothingNew, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -335,7 +335,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     build = opening.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
-            raise WenlanError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
+            raise PipelineError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
     page.tell(build)  # a publish that was killed may not have
     answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
     answer["figures"] = build.folder.at("report/report.json")
@@ -352,10 +352,10 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
     from pipeline.store import build_json
 
     if build.expired:
-        raise WenlanError(build.out, "gc has deleted what its report was made from; it stays as it is")
+        raise PipelineError(build.out, "gc has deleted what its report was made from; it stays as it is")
     before = drift.read(baseline)
     if before is None:
-        raise WenlanError(baseline, "has no report/report.json to compare with")
+        raise PipelineError(baseline, "has no report/report.json to compare with")
     with build_json.sole_owner(build):
         compared: dict[str, Any] = report.write(build, before)["drift"]
     table = table_of(f"drift from {compared['baseline']}", "distribution", "index", "level")
@@ -389,7 +389,7 @@ def _explain(args: argparse.Namespace) -> dict[str, Any]:
     decisions = explain(build, args.subject)
     if not decisions:
         tried = subject_of(args.subject, [build]).tried
-        raise WenlanError(args.subject, f"no candidate, image or page of {args.build}; it was looked up as {tried}")
+        raise PipelineError(args.subject, f"no candidate, image or page of {args.build}; it was looked up as {tried}")
     for decision in decisions:
         _show_decision(decision)
     return {"decisions": decisions}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
+from data_specs.errors import WenlanError
 from pipeline.commands.terminal import Commands, command, say, show, table_of
-from pipeline.errors import WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -88,7 +88,7 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     )
     try:
         answer = forget.forget(store, builds, request, args.dry_run, searched=searched, faults=faults)
-    except (WenlanError, SpecError):  # what it names may be in one of those
+    except WenlanError:  # what it names may be in one of those
         for line in faults:
             say(line)
         raise

@@ -46,7 +46,6 @@ from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.pair_scores import in_units
 from pipeline.store.pairs import SCORES, pairs_before, primary_texts, reads_before
 from pipeline.store.partitions import Attempt, Record
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
 
 log = logging.getLogger("wenlan")
@@ -184,7 +183,6 @@ VECTORS = Pass(
     files=(PassFile("parquet", VECTOR_SCHEMA),),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
 )
 
 
@@ -324,17 +322,6 @@ class _Leaders:
         return self._ids[numbers]
 
 
-def _without(rewrite: Rewrite) -> None:
-    """What a build hands to STORE, and its verdicts, without what is removed."""
-    for suffix in rewrite.record.files:
-        if suffix.endswith(".verdicts"):
-            table = rewrite.stage.table(rewrite.record, suffix)
-            remaining = rewrite.removal.without(table)
-            if remaining is not None:
-                rewrite.write_table(suffix, remaining)
-    rewrite.remove_rows()
-
-
 NEAREST = Pass(
     name="curate.nearest",
     over=_all,
@@ -346,6 +333,4 @@ NEAREST = Pass(
     files=(PassFile("kept.parquet", KEPT_SCHEMA), PassFile("*.verdicts", NEAR_SCHEMA)),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
 )

@@ -38,7 +38,6 @@ from pipeline.store import concept_counts
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import CONCEPTS, COUNTS_SCHEMA, Probabilities
 from pipeline.store.pairs import pairs_before, primary_texts, reads_before
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
 from pipeline.texts.concepts import concepts, digest
 
@@ -106,10 +105,6 @@ def _probabilities(build: Build) -> Any:
     return concept_counts.as_json(Probabilities(threshold, frequent))
 
 
-def _without(rewrite: Rewrite) -> None:
-    """Nothing: counts name no pair."""
-
-
 COUNT = Pass(
     name=CONCEPTS,
     over=pair_partitions,
@@ -118,11 +113,9 @@ COUNT = Pass(
     token=token,
     reduce=_probabilities,
     when=when,
-    files=(PassFile("parquet", COUNTS_SCHEMA),),
+    files=(PassFile("parquet", COUNTS_SCHEMA, kind="figures"),),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
 )
 
 

@@ -92,7 +92,6 @@ class Judge:
             resources=self.resources,
             files=(PassFile("parquet", self.schema, aligned=PAIRS),),
             unit="pairs",
-            rewrites_others=False,
         )
         return (*self.passes, asking)
 

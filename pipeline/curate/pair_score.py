@@ -5,7 +5,7 @@ enough that their counts say where a share ends (`pipeline.store.pair_scores`). 
 by their sha256 and of texts by theirs, and shared by all builds: another band computes nothing, the next week only what
 is new, and two builds at once compute each once (`pipeline.model_runner`, `pipeline.curate._towers`).
 
-A second one adds the counts of all partitions up and finds where the share of each source ends. Then filters judge: a
+A second one counts the scores of all partitions and finds where the share of each source ends. Then filters judge: a
 band, or the best share of each source; of equal scores the smaller id is kept. So a build is the same on any number of
 workers, and a larger share keeps all that a smaller one kept. Without a filter of pairs, scores are noted alone.
 
@@ -37,23 +37,10 @@ from pipeline.model_runner import model_values, text_values
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
-from pipeline.store.pair_scores import (
-    COUNTS,
-    COUNTS_SCHEMA,
-    CUTS,
-    UNITS,
-    UNSCORED,
-    Counts,
-    Cut,
-    Cuts,
-    counted,
-    in_units,
-)
+from pipeline.store.pair_scores import CUTS, UNITS, UNSCORED, Counts, Cut, Cuts, in_units
 from pipeline.store.pairs import PAIRS, SCORES, columns_of, pairs_before, primary_texts, reaching, reads_before
 from pipeline.store.partitions import ROWS_DIGEST
-from pipeline.store.rewrite import Removal, Rewrite
 from pipeline.store.stage import Pass, PassFile, no_partitions, no_run
-from pipeline.store.store import PAIR_FEATURES
 
 log = logging.getLogger("wenlan")
 
@@ -79,8 +66,8 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 
 def _score(build: Build, partition: str) -> None:
-    """Scores of the pairs of a partition, and counts of the scores by source."""
-    rows = pairs_before(build, partition, "pair_score", ["candidate_id", "sha256", "source", "texts"])
+    """Scores of the pairs of a partition."""
+    rows = pairs_before(build, partition, "pair_score", ["sha256", "texts"])
     texts = [nfc(text) for text in primary_texts(rows)]
     ids, images = [sha256_hex(text) for text in texts], rows["sha256"].to_pylist()
     of_images, of_texts = models_of(build.spec)
@@ -89,15 +76,12 @@ def _score(build: Build, partition: str) -> None:
     for name, why in {**seen.undecodable, **read.undecodable}.items():
         log.warning("score: %s has no features: %s", name, why)
     scores = scored(images, ids, seen.values[of_images.id], read.values[of_texts.id])
-    units, there = in_units(pa.chunked_array([scores]))
-    sources = rows["source"].filter(pa.array(there)).to_pylist()
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
-        attempt.write_table(COUNTS, counted(sources, units[there].tolist()))
         counts = {
             "pairs": rows.num_rows,
-            "scored": int(there.sum()),
+            "scored": len(scores) - scores.null_count,
             "images": len(set(images)),
             "texts": len(set(ids)),
         }
@@ -129,45 +113,18 @@ def scored(
     return pa.array((units / UNITS).astype(np.float32), mask=~there)
 
 
-def _without(rewrite: Rewrite) -> None:
-    """Removes scores of pairs that go, and takes them off the counts, which say where a share of the rest ends."""
-    rows = rewrite.aligned["parquet"]
-    stays = pc.invert(rewrite.removal.mask(rows))
-    scores = rewrite.stage.table(rewrite.record)[PAIR_SCORE.name].filter(stays)
-    units, there = in_units(scores)
-    sources = rows["source"].filter(stays).filter(pa.array(there)).to_pylist()
-    rewrite.write_table(COUNTS, counted(sources, units[there].tolist()))
-    rewrite.remove_rows()
-
-
-def _forget_texts(build: Build, removal: Removal) -> None:
-    """Remove the features of all texts of removed candidates, by whatever tower: they stand in `admit`'s rows still."""
-    caches = [cache for name, cache in build.store.caches() if name.startswith(f"features/{PAIR_FEATURES}text-")]
-    if not caches:
-        return
-    ids = set[str]()
-    for table in build.tables("admit", "parquet", ["candidate_id", "texts"]):
-        for texts in table.filter(removal.mask(table))["texts"].to_pylist():
-            ids |= {sha256_hex(nfc(text["text"])) for text in texts}
-    gone = pa.array(sorted(ids), pa.string())
-    for cache in caches if ids else ():
-        cache.forget(lambda rows: pc.is_in(rows["sha256"], gone))
-
-
 SCORE = Pass(
     name=SCORES,
     over=pair_partitions,
     reads=("fetch", *reads_before("pair_score")),
     run=_score,
     token=_score_token,
+    version=2,
     when=_is_scored,
     resources=resources,
-    files=(PassFile("parquet", SCORE_COLUMN, aligned=PAIRS), PassFile(COUNTS, COUNTS_SCHEMA)),
+    files=(PassFile("parquet", SCORE_COLUMN, aligned=PAIRS),),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
-    forget_state=_forget_texts,
 )
 
 

@@ -54,7 +54,6 @@ from pipeline.store.host_marks import (
 )
 from pipeline.store.images import partition_images, read_images
 from pipeline.store.pairs import count_before, reads_before, tables_before
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS, evidence
 
@@ -140,14 +139,6 @@ def _planes(build: Build, group: Group, fetch_ids: list[str]) -> Iterator[Plane]
             continue
 
 
-def _without(rewrite: Rewrite) -> None:
-    """Remove the marks of hosts that are taken down."""
-    table = rewrite.stage.table(rewrite.record)
-    kept = [not rewrite.removal.page(f"https://{host}/") for host in table["host"].to_pylist()]
-    if not all(kept):
-        rewrite.write_table("parquet", table.filter(pa.array(kept, pa.bool_())))
-
-
 MARKS = Pass(
     name="curate.marks",
     over=_hosts,
@@ -158,8 +149,6 @@ MARKS = Pass(
     files=(PassFile("parquet", MARK_SCHEMA),),
     unit="groups",
     done=("groups",),
-    rewrites_others=False,
-    without=_without,
 )
 
 

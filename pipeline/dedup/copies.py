@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.earlier import IMAGES, TEXTS, opened, pieces_of
-from pipeline.dedup.found import COPIES, KEPT_IMAGES, KEPT_TEXTS, forget, keep, ranges, ranges_of, write_found
+from pipeline.dedup.found import COPIES, KEPT_IMAGES, KEPT_TEXTS, ranges, ranges_of, write_found
 from pipeline.dedup.piece import VERSION, words_within
 from pipeline.dedup.runs import Runs, records_of
 from pipeline.features import feature_id
@@ -123,7 +122,4 @@ PASS = Pass(
     files=(PassFile("bin"),),
     unit="images",
     done=("images",),
-    rewrites_others=False,
-    without=keep,
-    forget_state=partial(forget, name="dedup.copies"),
 )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,6 @@ from pipeline.dedup.found import (
     KEPT_TEXTS,
     Collapsed,
     crowd_arrays,
-    forget,
-    keep,
     ranges,
     ranges_of,
     write_found,
@@ -183,7 +180,4 @@ PASS = Pass(
     files=(PassFile("bin"),),
     unit="images",
     done=("images",),
-    rewrites_others=False,
-    without=keep,
-    forget_state=partial(forget, name="dedup.edges"),
 )

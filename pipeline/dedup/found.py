@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.dedup.earlier import IMAGES
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.matching.crowds import Crowds
 from pipeline.matching.image_keys import Ints
 from pipeline.store.build import Build
-from pipeline.store.partitions import Attempt, Record, StageDir
+from pipeline.store.partitions import Attempt
 from pipeline.store.ranges import KeyRange
-from pipeline.store.rewrite import Removal, Rewrite
-
-ROWS = "rows.arrow"
-"""The rows of a run, a file of `signatures`."""
 
 COPIES = "copies"
 KEPT_IMAGES, KEPT_TEXTS = "kept.images", "kept.texts"
@@ -90,29 +84,3 @@ class Collapsed:
     def remaining(self, numbers: Ints) -> Ints:
         """Places in `numbers` of those that are compared."""
         return np.flatnonzero(~self._out[numbers])
-
-
-def keep(rewrite: Rewrite) -> None:
-    """`Pass.without` of a pass that only prepares what `leaders` reads: `forget` sees to it."""
-
-
-def forget(build: Build, removal: Removal, name: str, version: int = 1) -> None:
-    """Deletes what such a pass has prepared if a run holds something that is removed, as it can be made again.
-
-    Once `leaders` is done nothing of it is needed: the pass then stays finished, without a partition.
-    """
-    own, signatures, led = (
-        build.stage_at(of, build.fingerprints.get(of, "")) for of in (name, "dedup.signatures", "dedup.leaders")
-    )
-    if any(_holds(signatures, record, removal) for record in signatures.records() if ROWS in record.files):
-        if led.finished():
-            own.empty(version)
-        else:
-            own.delete_records()
-        own.sweep()
-
-
-def _holds(signatures: StageDir, record: Record, removal: Removal) -> bool:
-    with signatures.file(record, ROWS) as path, pa.memory_map(str(path)) as source:
-        ids = pa.ipc.open_file(source).read_all().select(["candidate_id"])
-        return bool(pc.any(removal.mask(ids)).as_py())

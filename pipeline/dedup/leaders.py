@@ -21,10 +21,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline import pulse
 from pipeline.dedup import earlier, ranked_runs
 from pipeline.dedup.greedy import LeaderPass
@@ -32,10 +28,8 @@ from pipeline.dedup.joined import Joined
 from pipeline.dedup.outcome import MERGED_SCHEMA, VERDICT_SCHEMA, merged, spread_out, write
 from pipeline.dedup.splits import TextSplits
 from pipeline.dedup.taken_texts import TakenTexts
-from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
-from pipeline.matching.looks import Details
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     DETAILS,
@@ -43,12 +37,8 @@ from pipeline.store.identities import (
     PLACEHOLDER_SCHEMA,
     SIGNATURES,
     TEXT_SCHEMA,
-    write_without,
 )
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile
-
-PREPARING = ("dedup.signatures", "dedup.copies", "dedup.edges")
 
 
 def token(build: Build) -> Any:
@@ -68,7 +58,6 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Verdicts of every run, texts that leaders take over, and what this build adds to STORE's identities."""
-    _check_prepared(build)
     rules = build.spec.dedup
     with contextlib.ExitStack() as files, build.stage("dedup.leaders").attempt(partition) as attempt:
         earlier.warn(build)
@@ -95,61 +84,21 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit(counts, info)
 
 
-def _check_prepared(build: Build) -> None:
-    """Raises StoreError where a takedown has deleted what was prepared for an earlier fingerprint of this pass."""
-    prepared = [build.stage(name) for name in PREPARING]
-    if not prepared[0].partitions() and any(record.counts["kept"] for record in build.stage("filter").records()):
-        for stage in prepared:
-            stage.unfinish()
-        fault = "what dedup had prepared was deleted by a takedown; run the same command again: it is made again"
-        raise StoreError(build.out, fault)
-
-
-def _without(rewrite: Rewrite) -> None:
-    """What a build hands to STORE, and the texts that its leaders took over, without what is removed."""
-    stage, record = rewrite.stage, rewrite.record
-    borrowed = pa.array(sorted(rewrite.borrowed.removed), pa.string())
-    for suffix in record.files:
-        if suffix.endswith((".verdicts", ".merged")):
-            table = stage.table(record, suffix)
-            stays = pc.invert(rewrite.removal.mask(table))
-            if suffix.endswith(".merged"):
-                stays = pc.and_(stays, pc.invert(pc.is_in(table["text"], borrowed)))
-            remaining = table.filter(stays)
-            if remaining.num_rows < table.num_rows:
-                rewrite.write_table(suffix, remaining)
-    images = stage.table(record, "images.parquet")
-    mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
-    if mask.any():
-        parts = ["images.parquet", SIGNATURES, DETAILS, "placeholders.parquet"]
-        with contextlib.ExitStack() as files:
-            signatures = np.memmap(files.enter_context(stage.file(record, SIGNATURES)), np.uint8, "r")
-            details = Details.read(files.enter_context(stage.file(record, DETAILS)))
-            looks = signatures.reshape(images.num_rows, -1), details
-            placeholders = stage.table(record, "placeholders.parquet")
-            write_without({part: rewrite.path(part) for part in parts}, images, looks, placeholders, mask)
-        for part in parts:
-            rewrite.replace(part)
-    rewrite.remove_rows()
-
-
 PASS = Pass(
     name="dedup.leaders",
     over=partitions,
-    reads=("filter", *PREPARING),
+    reads=("dedup.signatures", "dedup.copies", "dedup.edges"),
     run=run_partition,
     token=token,
     files=(
-        PassFile("*.verdicts", VERDICT_SCHEMA),
-        PassFile("*.merged", MERGED_SCHEMA),
-        PassFile("images.parquet", IMAGE_SCHEMA),
-        PassFile(SIGNATURES),
-        PassFile(DETAILS),
-        PassFile("texts.parquet", TEXT_SCHEMA),
-        PassFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
+        PassFile("*.verdicts", VERDICT_SCHEMA, kind="derived"),
+        PassFile("*.merged", MERGED_SCHEMA, kind="derived"),
+        PassFile("images.parquet", IMAGE_SCHEMA, kind="identities"),
+        PassFile(SIGNATURES, kind="identities"),
+        PassFile(DETAILS, kind="identities"),
+        PassFile("texts.parquet", TEXT_SCHEMA, kind="identities"),
+        PassFile("placeholders.parquet", PLACEHOLDER_SCHEMA, kind="identities"),
     ),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=_without,
 )

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.dedup.earlier import STORED
-from pipeline.dedup.found import ROWS
 from pipeline.dedup.piece import sketches_in
 from pipeline.dedup.stored_signatures import StoredSignatures
 from pipeline.files.arrays import Arrays
@@ -31,7 +30,7 @@ from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Record
 
-ARRAYS = "arrays.bin"
+ROWS, ARRAYS = "rows.arrow", "arrays.bin"
 
 ROW_SCHEMA = pa.schema(
     [

@@ -14,7 +14,6 @@ default settings, 3.5 KB per pair, of a pair with details 3 KB more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,9 @@ from data_specs.shard import SPLITS
 from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
-from pipeline.dedup.found import ROWS, forget, keep
 from pipeline.dedup.piece import write_images, write_texts
 from pipeline.dedup.ranked_runs import kept_by, pairs_of, run_name
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, order_of, pixels_of
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pixels_of
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
@@ -178,7 +176,4 @@ PASS = Pass(
     files=(PassFile(ROWS), PassFile("*.bin")),
     unit="pairs",
     done=("pairs",),
-    rewrites_others=False,
-    without=keep,
-    forget_state=partial(forget, name="dedup.signatures"),
 )

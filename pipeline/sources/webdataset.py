@@ -34,8 +34,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, field_validator
 
+from data_specs.errors import WenlanError
 from data_specs.shard import Text, TextKind
-from pipeline.errors import SourceError, WenlanError
+from pipeline.errors import SourceError
 from pipeline.files.inputs import faults, no_damage, reason, version, writable
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource

@@ -24,16 +24,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import pulse
-from pipeline.filters import text_filters
-from pipeline.records import PROVENANCE, SOURCE_BOXES, USERINFO
+from pipeline.records import PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
 from pipeline.stages import _templates
 from pipeline.stages._templates import NAME_SCHEMA, NAMES
 from pipeline.store.build import Build
-from pipeline.store.partitions import Attempt, Record, StageDir
-from pipeline.store.rewrite import Rewrite
+from pipeline.store.partitions import REDUCED, Attempt, Record, StageDir
 from pipeline.store.stage import Pass, PassFile
 
-NAME, VERSION = _templates.OF, 2
+NAME = _templates.OF
 
 GROUP = 200_000
 """Candidates of a group, where single parts do not have more."""
@@ -80,8 +78,8 @@ def _parts_of(partition: str) -> range:
 
 
 def token(build: Build) -> Any:
-    """The filters, which rewrite the examples of templates, and the takedowns that the build reads."""
-    return {"forgotten": build.forgotten_revision, "filters": [f.identity() for f in text_filters(build.spec)]}
+    """The takedowns that the build reads."""
+    return build.forgotten_revision
 
 
 def partitions(build: Build) -> list[str]:
@@ -170,24 +168,19 @@ def with_userinfo(build: Build) -> list[Record]:
     return [extract.record(part) for record in build.stage(NAME).records() for part in record.info["userinfos"]]
 
 
-def _without(rewrite: Rewrite) -> None:
-    """Deletes the rows of all partitions, which admit has read, and the templates of hosts that are taken down."""
-    stage = rewrite.stage
-    templates = _templates.without(stage.find_reduced() or [], rewrite.removal)
-    stage.empty(VERSION)
-    stage.write_reduced(templates)
-
-
 PASS = Pass(
     name=NAME,
     over=partitions,
     reads=("extract",),
     run=run_partition,
     token=token,
-    version=VERSION,
+    version=3,
     reduce=_templates.rows,
-    files=(*map(PassFile, SUFFIXES.values()), PassFile(NAMES, NAME_SCHEMA)),
+    files=(
+        PassFile(SUFFIXES["parquet"], WITH_REMOVED_SCHEMA, kind="derived"),
+        *(PassFile(SUFFIXES[name]) for name in (PROVENANCE, SOURCE_BOXES)),
+        PassFile(NAMES, NAME_SCHEMA, kind="derived"),
+        PassFile(REDUCED, kind="rows"),
+    ),
     done=("rows",),
-    rewrites_others=False,
-    without=_without,
 )

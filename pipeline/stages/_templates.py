@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,11 +26,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import Text, TextKind
-from pipeline.filters import as_shown, text_filters
+from data_specs.shard import TextKind
 from pipeline.sources import PageSource, sources_of
 from pipeline.store.build import Build
-from pipeline.store.rewrite import Removal
 from pipeline.texts.cleaning import clean
 from pipeline.texts.templates import LEAST, Template, Templates, learn
 
@@ -179,25 +177,14 @@ def _names(build: Build, sample: Sample) -> Iterator[pa.Table]:
 
 
 def rows(build: Build) -> list[dict[str, Any]]:
-    """Templates as they are written: host, group and the fields of a Template, with the example as the spec's filters
-    rewrite it."""
-    filters, written = text_filters(build.spec), list[dict[str, Any]]()
-    for (host, group), template in learnt(build):
-        example = as_shown(Text("alt", template.example), filters)
-        shown = "" if example is None else example.text
-        written.append({"host": host, "group": group, **asdict(template), "example": shown})
-    return written
+    """Templates as they are written: host, group and the fields of a Template."""
+    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]
 
 
 def read(build: Build) -> HostTemplates:
     """The templates as they were learnt."""
     of: dict[Key, list[Template]] = {}
     for row in build.stage(OF).reduced():
-        fields = {name: row[name] for name in ("side", "text", "texts", "example")}
+        fields = {name: row[name] for name in ("side", "text", "texts")}
         of.setdefault((row["host"], row["group"]), []).append(Template(**fields))
     return HostTemplates({key: Templates(found) for key, found in of.items()})
-
-
-def without(written: Sequence[dict[str, Any]], removal: Removal) -> list[dict[str, Any]]:
-    """Rows without the templates of hosts that are taken down, and without examples, which may be texts of what is."""
-    return [{**row, "example": ""} for row in written if not removal.page(f"http://{row['host']}/")]

@@ -31,9 +31,8 @@ import itertools
 import logging
 import os
 import shutil
-import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,12 +49,10 @@ from pipeline.sources.site import Site
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, Record, StageDir
-from pipeline.store.rewrite import Removal, Rewrite
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
 from pipeline.web.policy import user_agent
-from pipeline.web.warc import copy_without
 
 log = logging.getLogger("wenlan")
 
@@ -64,6 +61,9 @@ KNOWN_PER_PAGE = 10
 
 AT_ONCE = 10_000
 """Pages that are held as objects of Python, when they are written into a table."""
+
+FRONTIER = "_frontier"
+"""Folder, within the stage's, of the state of crawls that are not done."""
 
 T = TypeVar("T")
 
@@ -205,7 +205,7 @@ def _identity(spec: BuildSpec, site: Site) -> Any:
 def _frontier_folder(stage: StageDir, name: str) -> Path:
     """Folder of a frontier: beside the captures, or the temporary folder where those are on an object store."""
     if stage.folder.is_local:
-        return Path(stage.folder.at(f"_frontier/{name}"))
+        return Path(stage.folder.at(f"{FRONTIER}/{name}"))
     return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
 
 
@@ -291,57 +291,6 @@ def beyond_depth(source: str, count: int, max_depth: int) -> str:
     return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
 
 
-def _without(rewrite: Rewrite) -> None:
-    """The WARC without the records of pages that are removed, and the table of pages with the new offsets."""
-    moved: dict[str, int] = {}
-    for suffix in rewrite.record.files:
-        if suffix.endswith("warc.gz"):
-            with rewrite.stage.file(rewrite.record, suffix) as source:
-                offsets = copy_without(source, rewrite.path(suffix), rewrite.removal.page)
-            if offsets is not None:
-                moved |= offsets
-                rewrite.replace(suffix)
-    if "parquet" in rewrite.record.files:
-        table = rewrite.stage.table(rewrite.record)
-        removed = [rewrite.removal.page(url) for url in table["url"].to_pylist()]
-        if any(removed):
-            rewrite.write_table("parquet", _pages_without(table, removed, moved))
-    rewrite.remove_rows()
-
-
-def _pages_without(table: pa.Table, removed: list[bool], moved: Mapping[str, int]) -> pa.Table:
-    """Pages that remain, with the offsets that their records now have in the WARC."""
-    remaining = table.filter(pa.array([not page for page in removed], pa.bool_()))
-    offsets = [moved.get(str(offset), offset) for offset in remaining["warc_offset"].to_pylist()]
-    at = remaining.schema.get_field_index("warc_offset")
-    field = remaining.schema.field(at)
-    return remaining.set_column(at, field, pa.array(offsets, field.type))
-
-
-def _moved(build: Build, before: Record, after: Record) -> None:
-    """Tell STORE where the last crawl of a site lies now; else the next one would ask for everything again."""
-    folder, crawled = build.stage("crawl").folder, build.store.folder / "crawled"
-    places = {folder.at(ref.name): folder.at(after.files[suffix].name) for suffix, ref in before.files.items()}
-    for name in crawled.names():
-        if name.endswith(".json") and not name.startswith("."):
-            known = crawled.read_json(name)
-            now = {what: places.get(str(place), place) for what, place in known.items()}
-            if now != known:
-                crawled.write_json(name, now)
-
-
-def _forget_state(build: Build, removal: Removal) -> None:
-    """Deletes the state of a killed crawl that knows a removed page; the crawl then starts again."""
-    folder = build.folder / STAGE.folder / "_frontier"
-    for name in folder.names() if folder.is_local else ():
-        database = Path(folder.at(f"{name}/frontier.sqlite"))
-        if database.exists():
-            with contextlib.closing(sqlite3.connect(database)) as db:
-                known = any(removal.page(url) for (url,) in db.execute("SELECT url FROM page WHERE state != 'todo'"))
-            if known:
-                folder.delete(name)
-
-
 STAGE = Stage(
     name="crawl",
     zh="爬取",
@@ -354,12 +303,14 @@ STAGE = Stage(
             run=run_partition,
             token=token,
             resources=resources,
-            files=(PassFile("warc.gz"), PassFile("parquet", CRAWL_SCHEMA), PassFile(OPT_OUTS, OPT_OUT_SCHEMA)),
+            files=(
+                PassFile("warc.gz", kind="captures"),
+                PassFile("parquet", CRAWL_SCHEMA),
+                PassFile(OPT_OUTS, OPT_OUT_SCHEMA),
+                PassFile(FRONTIER, kind="state"),
+            ),
             unit="pages",
             done=("kept",),
-            without=_without,
-            moved=_moved,
-            forget_state=_forget_state,
             stored=is_stored,
         ),
     ),

@@ -78,7 +78,6 @@ STAGE = Stage(
             token=token,
             when=when,
             files=(PassFile("parquet", KEPT_SCHEMA, aligned=PAIRS),),
-            rewrites_others=False,
         ),
     ),
 )

@@ -242,7 +242,6 @@ STAGE = Stage(
             token=token,
             version=4,
             files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
-            rewrites_others=False,
         ),
     ),
 )

@@ -173,7 +173,6 @@ STAGE = Stage(
             version=2,
             resources=resources,
             files=(PassFile("*.parquet", BOX_SCHEMA, "sha256"),),
-            rewrites_others=False,
         ),
     ),
 )

@@ -48,8 +48,6 @@ from pipeline.stages import _sorted
 from pipeline.stages._at_hand import ELSEWHERE, at_hand, limits_digest, limits_of, userinfos_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record
-from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.web import gateway, images
 from pipeline.web.client import RequestFailed
@@ -226,42 +224,6 @@ def _remember(build: Build, rows: pa.Table, tar: str) -> None:
     build.store.fetched().put(pa.table([*rows.columns, *more], schema=CACHE_SCHEMA))
 
 
-def _without(rewrite: Rewrite) -> None:
-    """The tar and the table without the images that are removed."""
-    table = rewrite.stage.table(rewrite.record)
-    remaining = rewrite.removal.without(table)
-    if remaining is not None:
-        rows = remaining.to_pylist()
-        with (
-            rewrite.stage.file(rewrite.record, "tar") as source,
-            source.open("rb") as f,
-            rewrite.path("tar").open("wb") as out,
-        ):
-            writer = TarWriter(out)
-            for row in sorted((row for row in rows if row["ok"]), key=lambda row: int(row["offset"])):
-                f.seek(row["offset"])
-                row["offset"] = writer.add(row["fetch_id"], f.read(row["size"]))
-            writer.close()
-        rewrite.replace("tar")
-        rewrite.write_table("parquet", pa.Table.from_pylist(rows, schema=table.schema))
-    rewrite.remove_rows()
-
-
-def _moved(build: Build, before: Record, after: Record) -> None:
-    """Tell STORE/fetched where the images lie that it knew in the old tar; else they would be fetched again."""
-    stage, cache = build.stage("fetch").at(after.fingerprint), build.store.fetched()
-    old, new = stage.folder.at(before.files["tar"].name), stage.folder.at(after.files["tar"].name)
-    if old == new:
-        return
-    places = {row["fetch_id"]: row["offset"] for row in stage.table(after).to_pylist() if row["ok"]}
-    known = cache.get(places)
-    if known is not None:
-        rows = [
-            {**row, "tar": new, "offset": places[row["fetch_id"]]} for row in known.to_pylist() if row["tar"] == old
-        ]
-        cache.put(pa.Table.from_pylist(rows, schema=known.schema))
-
-
 STAGE = Stage(
     name="fetch",
     zh="下载",
@@ -273,11 +235,9 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME, "admit"),
             run=run_partition,
             token=token,
-            files=(PassFile("tar"), PassFile("parquet", FETCH_SCHEMA, "fetch_id")),
+            files=(PassFile("tar", kind="images"), PassFile("parquet", FETCH_SCHEMA, "fetch_id")),
             unit="images",
             done=("images", "failed"),
-            without=_without,
-            moved=_moved,
         ),
     ),
     network=True,

@@ -386,7 +386,11 @@ STAGE = Stage(
             token=token,
             version=2,
             begin=begin,
-            files=(PassFile("tar"), PassFile("parquet", SHARD_SCHEMA, "key"), PassFile("regions/*", REGION_SCHEMA)),
+            files=(
+                PassFile("tar", kind="shards"),
+                PassFile("parquet", SHARD_SCHEMA, "key", kind="shards"),
+                PassFile("regions/*", REGION_SCHEMA, kind="shards"),
+            ),
         ),
     ),
     fixed_names=True,

@@ -1,14 +1,14 @@
-"""Counts by source and score, and the cuts, that the judge `pair_score` leaves for its passes and for the report.
+"""Counts by source and score, and the cuts, of the judge `pair_score`, for its passes and for the report.
 
-A score is the cosine of an image's and a text's features to four decimals. Kept as whole ten-thousandths, a source has
-at most 20,001 different ones: counts of them are exact, add up over partitions, and say where a share ends, so that the
-driver holds nothing that grows with the pairs.
+A score is the cosine of an image's and a text's features to four decimals. Counted as whole ten-thousandths, a source
+has at most 20,001 different ones: counts of them are exact, add up over partitions, and say where a share ends, so that
+the driver holds nothing that grows with the pairs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.shard import PAIR_SCORE
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.pairs import PAIRS, SCORES, columns_of
 
 UNITS = 10_000
 """Of a score of 1."""
 
-COUNTS, COUNTS_SCHEMA = "scores", pa.schema([("source", pa.string()), ("units", pa.int32()), ("pairs", pa.int64())])
-"""Suffix of the file of counts, and its rows: the pairs of a source with each score that occurs, in ten-thousandths."""
-
 CUTS = "curate.cuts"
-"""The pass that reduces the counts to the cuts of each filter by source."""
+"""The pass that reduces counts to the cuts of each filter by source."""
 
 UNSCORED = "not scored, since a tower failed on its image or its text"
 
@@ -65,28 +63,24 @@ def in_units(scores: pa.ChunkedArray) -> tuple[Units, npt.NDArray[np.bool_]]:
     return np.rint(values * UNITS).astype(np.int64), there
 
 
-def counted(sources: Iterable[str], units: Iterable[int]) -> pa.Table:
-    """COUNTS_SCHEMA of pairs, sorted."""
-    counts = sorted(Counter(zip(sources, units, strict=True)).items())
-    columns = [[source for (source, _), _ in counts], [unit for (_, unit), _ in counts], [n for _, n in counts]]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, COUNTS_SCHEMA, strict=True)], schema=COUNTS_SCHEMA)
-
-
 def summed(build: Build) -> Counts:
-    """The counts of all partitions."""
-    directory, counts = build.stage("curate.score"), Counts()
-    for table in _of_each(directory, lambda record: directory.table(record, COUNTS)):
-        for source, units, pairs in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            counts.setdefault(source, Counter())[units] += pairs
-    return counts
+    """Counts of all scored pairs. Some partitions are read at once: in an object store each is two requests."""
 
+    def count(partition: str) -> pa.Table:
+        scores = columns_of(build, SCORES, partition)[PAIR_SCORE.name]
+        pairs = build.stage(PAIRS)
+        sources = pairs.table(pairs.record(partition), columns=["source"])["source"]
+        units, there = in_units(scores)
+        rows = pa.table({"source": sources, "units": pa.array(units, mask=~there)}).drop_null()
+        return rows.group_by(["source", "units"]).aggregate([([], "count_all")])
 
-def _of_each(directory: StageDir, read: Callable[[Record], pa.Table]) -> Iterator[pa.Table]:
-    """What is read of each partition of a stage, in their order, some at once: in an object store each is a request."""
-    records = directory.records()
+    counts, partitions = Counts(), build.stage(SCORES).partitions()
     with ThreadPoolExecutor(READ_AT_ONCE) as threads:
-        for start in range(0, len(records), READ_AT_ONCE):
-            yield from threads.map(read, records[start : start + READ_AT_ONCE])
+        for start in range(0, len(partitions), READ_AT_ONCE):
+            for table in threads.map(count, partitions[start : start + READ_AT_ONCE]):
+                for row in table.to_pylist():
+                    counts.setdefault(row["source"], Counter())[row["units"]] += row["count_all"]
+    return counts
 
 
 def end_of_share(counts: Mapping[int, int], share: float) -> tuple[int, int]:

@@ -83,7 +83,10 @@ DECISIONS = "decisions.parquet"
 _ANEW = "delete the stage's folder to make it again"
 """What to do about a damaged file."""
 
-_RECORDS, _REDUCED, _FINISHED = "_records", "_reduced", "_stage.json"
+_RECORDS, _FINISHED = "_records", "_stage.json"
+
+REDUCED = "_reduced"
+"""Folder, within a pass's, of what the driver made of its partitions, by the fingerprint's mark."""
 
 APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "merged")
 """Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
@@ -405,17 +408,17 @@ class StageDir:
         """JSON value that the driver made of all partitions (`Pass.reduce`). Raises StoreError if it is not there."""
         value = self.find_reduced()
         if value is None:
-            raise StoreError(self.folder.at(f"{_REDUCED}/{self.mark}.json"), f"is missing; {_ANEW}")
+            raise StoreError(self.folder.at(f"{REDUCED}/{self.mark}.json"), f"is missing; {_ANEW}")
         return value
 
     def find_reduced(self) -> Any:
         """Like `reduced`, None if it is not there."""
         _ = self._records  # held to what the running pass may read
-        return self.folder.find_json(f"{_REDUCED}/{self.mark}.json", None)
+        return self.folder.find_json(f"{REDUCED}/{self.mark}.json", None)
 
     def write_reduced(self, value: Any) -> None:
         """Leave a JSON value for `reduced`."""
-        self.folder.write(f"{_REDUCED}/{self.mark}.json", canonical_json(value))
+        self.folder.write(f"{REDUCED}/{self.mark}.json", canonical_json(value))
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
@@ -440,19 +443,18 @@ class StageDir:
         """Make a partition uncommitted; its files go with the next `sweep`."""
         self._records.delete(f"{partition}.json")
 
+    def uncommit(self, partition: str) -> None:
+        """Like `delete_record`, for a partition that the next `build` makes again: the pass is no longer finished."""
+        if self.finished_at().startswith(self.mark):
+            self.unfinish()
+        self.delete_record(partition)
+
     def delete_records(self) -> None:
         """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
         if self.finished_at().startswith(self.mark):
             self.unfinish()
-        self.folder.delete(f"{_REDUCED}/{self.mark}.json")
+        self.folder.delete(f"{REDUCED}/{self.mark}.json")
         self.folder.delete(self.records_name)
-
-    def empty(self, version: int) -> None:
-        """Make everything of this fingerprint uncommitted; if it was finished it stays so, without a partition."""
-        noted = self.finished_at()
-        self.delete_records()
-        if noted.startswith(self.mark):  # which may be cut to its mark here, and is whole in the note
-            self.at(noted).finish([], version)
 
     @property
     def records_name(self) -> str:

@@ -18,31 +18,58 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from pipeline.store.partitions import DECISIONS, Record
+from pipeline.store.partitions import DECISIONS
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
-    from pipeline.store.rewrite import Removal, Rewrite
+
+ID_COLUMNS = ("candidate_id", "id", "key", "fetch_id", "url", "host", "sha256")
+"""Columns by which a takedown recognises a row; the first that a table has decides. url: of a page."""
+
+Kind = Literal[
+    "rows",  # a table with one of ID_COLUMNS: loses rows
+    "columns",  # row by row those of another pass: loses the same rows
+    "captures",  # content that cannot be made again, rewritten by `pipeline.takedown.contents`
+    "images",
+    "identities",
+    "shards",  # by `pipeline.takedown.rewrite_shards`
+    "figures",  # names no candidate, page or picture: stays
+    "derived",  # everything else: deleted with its record, and made again by the next `build`
+    "state",  # of a running pass, beside its committed files: deleted
+]
+"""Kinds of files, by what a takedown does with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassFile:
-    """A kind of file that a pass commits for a partition.
+    """A file that a pass commits for a partition.
 
-    suffix: as in the partition's record, a pattern as `fnmatch` takes it. schema: of a Parquet file with one fixed
-    schema. row_key: the column by which a row belongs to a candidate or an image; "" for a file that `explain` does not
-    look into. aligned: the pass whose rows of the same partition these are row by row; "" for a table of its own.
+    suffix: as in the partition's record, a pattern as `fnmatch` takes it. schema: of a file with one fixed schema.
+    row_key: the column by which a row belongs to a candidate or an image; "" for a file that `explain` does not look
+    into. aligned: the pass whose rows of the same partition these are row by row; "" for a table of its own. kind:
+    where it is not given, what the schema says.
     """
 
     suffix: str
     schema: pa.Schema | None = None
     row_key: str = ""
     aligned: str = ""
+    kind: Kind | None = None
+
+    @property
+    def holds(self) -> Kind:
+        """Its kind, given or not."""
+        return self.kind or ("columns" if self.aligned else "rows" if self.id_column else "derived")
+
+    @property
+    def id_column(self) -> str:
+        """The column by which a takedown recognises its rows; "" if there is none."""
+        return next((name for name in ID_COLUMNS if self.schema is not None and name in self.schema.names), "")
 
 
 def one_cpu(spec: BuildSpec) -> dict[str, float]:
@@ -69,19 +96,6 @@ def nothing(build: Build) -> None:
     """Default of `Pass.begin`."""
 
 
-def remove_rows(rewrite: Rewrite) -> None:
-    """Default takedown: removes rows from the tables of a partition."""
-    rewrite.remove_rows()
-
-
-def nothing_moved(build: Build, before: Record, after: Record) -> None:
-    """Default: nothing in STORE points into the files of the pass."""
-
-
-def no_state(build: Build, removal: Removal) -> None:
-    """Default: the pass keeps nothing beside its committed files."""
-
-
 EVERY = ("*",)
 """`Pass.reads` of a pass that reads all passes before it."""
 
@@ -101,13 +115,8 @@ class Pass:
     when(spec): whether a build of the spec has this pass.
     begin(build): called by the driver before partitions of an unfinished pass run.
     resources(spec): what a partition asks of the cluster, as options of a Ray task.
-    files: what it commits for a partition, beside its decisions.
+    files: what it commits for a partition, beside its decisions, and what a takedown does with each.
     unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
-
-    rewrites_others: whether a takedown rewrites the partitions that other specs committed. If not, they are deleted.
-    without(rewrite): removes from one committed partition what a takedown names.
-    moved(build, before, after): tells STORE where files of a rewritten partition lie now.
-    forget_state(build, removal): removes it from what the pass keeps beside its committed files.
     stored(build, partition): for a pass that reads what changes outside: whether it has a result of the partition
     under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
     """
@@ -125,10 +134,6 @@ class Pass:
     files: tuple[PassFile, ...] = ()
     unit: str = "rows"
     done: tuple[str, ...] = ("seen",)
-    rewrites_others: bool = True
-    without: Callable[[Rewrite], None] = remove_rows
-    moved: Callable[[Build, Record, Record], None] = nothing_moved
-    forget_state: Callable[[Build, Removal], None] = no_state
     stored: Callable[[Build, str], bool] | None = None
 
     @property

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import SpecError
 from data_specs.storage.whole_files import sha256_of
-from pipeline.errors import WenlanError
+from pipeline.errors import PipelineError
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.sources import TableSource, local_path, sources_of
 from pipeline.store.build import Build
@@ -89,7 +89,7 @@ def subject_of(named: str, builds: Sequence[Build]) -> Subject:
 def exactly(named: str, builds: Sequence[Build]) -> Subject:
     """The same for a takedown, which must name one thing: digits become the image that they are of.
 
-    Raises SpecError as `subject_of`, and for digits with which several images begin; WenlanError for digits that name
+    Raises SpecError as `subject_of`, and for digits with which several images begin; PipelineError for digits that name
     nothing, and for a path of no file.
     """
     subject = subject_of(named, builds)
@@ -98,10 +98,10 @@ def exactly(named: str, builds: Sequence[Build]) -> Subject:
         if len(begun) > 1 and not subject.images:
             raise SpecError([f"{named}: {len(begun)} images have a key or id that begins so; give more digits"])
         if not begun and not subject.images:
-            raise WenlanError(named, f"{_counted(builds)} no key, id or sha256 that begins so")
+            raise PipelineError(named, f"{_counted(builds)} no key, id or sha256 that begins so")
         subject = replace(subject, fetch_ids=frozenset(begun))
     if not subject.hashes:
-        raise WenlanError(named, f"names nothing; looked up as {subject.tried}")
+        raise PipelineError(named, f"names nothing; looked up as {subject.tried}")
     return subject
 
 

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from data_specs.build import SpecError
 from data_specs.command.printable import printable_line
-from data_specs.shard import KEY_LENGTH, ContractError
-from pipeline.errors import WenlanError
+from data_specs.errors import WenlanError
+from data_specs.shard import KEY_LENGTH
 from pipeline.report import page
 from pipeline.store import approval
 from pipeline.store.build import Build
@@ -114,7 +114,7 @@ class Jobs:
             code = self._carried_out(job, dry)
             if not dry and self._done is not None:
                 self._done()
-        except (WenlanError, ContractError) as e:  # its changes cannot be opened yet: the next request reopens them
+        except WenlanError as e:  # its changes cannot be opened yet: the next request reopens them
             job.lines.append(printable_line(str(e)))
         finally:  # whatever happened, another command may run
             with self._lock:

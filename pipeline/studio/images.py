@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.shard import KEY_LENGTH, ContractError, ShardFiles
-from pipeline.errors import WenlanError
+from data_specs.errors import WenlanError
+from data_specs.shard import KEY_LENGTH, ShardFiles
 from pipeline.files.folder import Folder
 from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
@@ -155,7 +155,7 @@ class Pictures:
             found = (
                 self._stored(source, row) if source.shard is not None and row["kept"] else self._fetched(source, row)
             )
-        except (WenlanError, ContractError, OSError):
+        except (WenlanError, OSError):
             found = None
         if found is None:
             raise NoPicture(*self._gone(source, row))

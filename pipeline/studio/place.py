@@ -11,8 +11,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
-from pipeline.errors import SourceError, StoreError, WenlanError
+from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.report import dataset, drift, gallery, state
 from pipeline.store import approval, build_json

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import SpecError
-from pipeline.errors import ModelError, WenlanError
+from pipeline.errors import ModelError, PipelineError
 from pipeline.filters import PixelFilter, pixel_filters
 from pipeline.records import FETCH_SCHEMA
 from pipeline.store.build import Build
@@ -124,7 +124,7 @@ class Preparation:
             self.state, self.share = "ready", 1.0
             self._sweep(path)
         except Exception as e:
-            fault = e.message if isinstance(e, WenlanError) else str(e).splitlines()[0][:200]
+            fault = e.message if isinstance(e, PipelineError) else str(e).splitlines()[0][:200]
             self.state, self.fault = "failed", fault
         finally:
             self.seconds = time.monotonic() - began

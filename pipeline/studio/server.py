@@ -33,9 +33,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.build import SpecError
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
+from data_specs.web import PAGE_KIT
 from data_specs.web.http_app import App, Limits, error_body, guarded
-from pipeline.errors import SourceError, WenlanError
+from pipeline.errors import SourceError
 from pipeline.store import build_json
 from pipeline.store.build import STUDIO
 from pipeline.store.frames import Frames
@@ -492,8 +494,8 @@ def _build(studio: Studio, build_id: str) -> Any:
 @functools.cache
 def _files() -> dict[str, tuple[bytes, str]]:
     """The page's files with their media types: what is served is listed, and no path is ever joined."""
-    folder = Path(__file__).with_name("page")
-    return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in folder.iterdir() if path.suffix in TYPES}
+    files = [path for folder in (PAGE_KIT, Path(__file__).with_name("page")) for path in folder.iterdir()]
+    return {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in files if path.suffix in TYPES}
 
 
 def serve(studio: Studio, sock: socket.socket, token: str | None, once: Iterable[str] = ()) -> None:

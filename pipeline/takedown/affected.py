@@ -8,16 +8,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.shard import nfc
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
+from pipeline.store.store import PAIR_FEATURES
 from pipeline.store.takedowns import Takedowns
 from pipeline.takedown.request import fetched_images, text_array
 
 
 @dataclass
 class Affected:
-    """What a build loses. `hashes`: ids, URLs, pages and images that are removed."""
+    """What a build loses. `hashes`: ids, URLs, pages, images and scored texts that are removed."""
 
     build: Build
     hashes: set[str] = field(default_factory=set)
@@ -48,7 +50,7 @@ def affected(build: Build, takedowns: Takedowns) -> Affected:
     fetch_ids, removed = _images(build, takedowns, ids)
     return Affected(
         build,
-        hashes=ids | pages | {sha256_hex(url) for url in captures} | removed,
+        hashes=ids | pages | {sha256_hex(url) for url in captures} | removed | _scored_texts(build, ids),
         candidates=len(ids),
         images=len(fetch_ids),
         captures=len(captures),
@@ -67,6 +69,18 @@ def _samples(build: Build, ids: set[str]) -> list[dict[str, str]]:
         for row in rows.filter(pc.is_in(rows["candidate_id"], text_array(ids))).to_pylist():
             samples.append({"key": row["key"], "shard": record.partition, "image_url": row["image_url"]})
     return samples
+
+
+def _scored_texts(build: Build, ids: set[str]) -> set[str]:
+    """sha256 of the texts of candidates, by which STORE may have features of them."""
+    if not ids or not any(name.startswith(f"features/{PAIR_FEATURES}text-") for name, _ in build.store.caches()):
+        return set()
+    some, texts = pc.field("candidate_id").isin(text_array(ids)), set[str]()
+    for stage in build.history("admit"):
+        for record in stage.records():
+            rows = stage.table(record, columns=["texts"], filters=some)
+            texts |= {sha256_hex(nfc(text["text"])) for own in rows["texts"].to_pylist() for text in own}
+    return texts
 
 
 def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]:

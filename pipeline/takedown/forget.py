@@ -7,8 +7,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     3  BUILD/_forget.json notes what this build loses, until all of it is done
     4  new shards are written beside the dataset (`pipeline.takedown.rewrite_shards`); then the manifest is withdrawn,
        they take their places, and the next revision is published, which names its parent. Other shards are not touched
-    5  captures, candidates, images, features, pairs, decisions and regions of the build
-       (`pipeline.takedown.rewrite_partitions`), and its report, which is deleted where it cannot be made again
+    5  rows of the build's tables, captures and images, and files that can be made again, which are deleted
+       (`pipeline.takedown.rewrite_partitions`); and its report, which is deleted where it cannot be made again
     6  STORE's identities and caches
     7  the next release of each dataset, which lists the shards as they are now; reports say so
     8  the search indexes that are named (`pipeline.takedown.indexes`)
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import hashlib
 import logging
 import shlex
@@ -40,9 +39,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import BuildSpec, SpecError
+from data_specs.build import BuildSpec
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError, canonical_json
-from pipeline.errors import StoreError, WenlanError
+from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
 from pipeline.store import build_json
@@ -50,13 +50,13 @@ from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
 from pipeline.store.partitions import remembering
-from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import indexes, known, rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.known import left_out
-from pipeline.takedown.request import Request, resolve, text_array
+from pipeline.takedown.request import Request, resolve
+from pipeline.takedown.rewrite import Removal
 
 __all__ = ["COUNTED", "Request", "forget"]
 
@@ -109,7 +109,7 @@ def forget(
             try:
                 answers.append(_take_out(loss, takedowns))
                 builds.append(loss.build)
-            except (WenlanError, ContractError, OSError) as e:
+            except (WenlanError, OSError) as e:
                 faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:
@@ -239,6 +239,7 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     marker = build.folder.find_json(UNFINISHED, now)
     if marker.get("of", now["of"]) != now["of"]:  # it was built anew since, and nobody has published that
         marker = now
+    noted = set(marker.get("hashes", ()))
     build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
@@ -246,11 +247,15 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     rewrite_partitions.remove(build, removal, IDENTITY_STAGES)  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
+    if noted and noted != loss.hashes:  # column files that a killed takedown has left lack its rows and no others
+        rewrite_partitions.remove(build, Removal(noted, takedowns), rewrite_partitions.rewritable(build))
     rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
     if marker["reported"]:
         _report_again(build)
     build_json.note_counts(build, "shard")
     rewrite_shards.sweep_scratch(build)
+    for name in build.prepared():
+        build.folder.delete(name)
     return answer
 
 
@@ -263,7 +268,7 @@ def _report_again(build: Build) -> None:
     try:
         for partition in report.over(build):
             report.run(build, partition)
-    except (WenlanError, SpecError) as e:
+    except WenlanError as e:
         build.stage(report.name).retire(set(), lambda _: set())
         log.warning("%s: its report shows what is taken down, cannot be made again, and is deleted: %s", build.out, e)
 
@@ -323,17 +328,15 @@ def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> N
 
 def _clean_caches(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
     """Step 6, for what all builds share."""
-    ids = text_array(hashes | takedowns.hashes)
+    removal = Removal(hashes | takedowns.hashes, takedowns)
+
+    def removed(rows: pa.Table) -> pa.Array:
+        urls = rows["image_url"].to_pylist() if "image_url" in rows.column_names else []
+        hosts = pa.array([takedowns.host(url) for url in urls] or [False] * rows.num_rows, pa.bool_())
+        return pc.or_(removal.mask(rows), hosts)
+
     for _, cache in store.caches():
-        cache.forget(functools.partial(_in_cache, cache.key, ids, takedowns))
-
-
-def _in_cache(key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:
-    mask = pc.is_in(rows[key], ids)
-    if "image_url" in rows.column_names:
-        hosts = pa.array([takedowns.host(url) for url in rows["image_url"].to_pylist()], pa.bool_())
-        mask = pc.or_(mask, hosts)
-    return mask
+        cache.forget(removed)
 
 
 def _read_now(build: Build) -> list[str]:

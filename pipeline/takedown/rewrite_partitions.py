@@ -1,28 +1,37 @@
-"""Removes what is taken down from the committed partitions of one build, at every fingerprint.
+"""Removes what is taken down from the committed partitions of one build, at every fingerprint, by two functions.
 
-Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); each pass knows how its partitions are
-rewritten (`Pass.without`). Files with fixed names, the shards, are done by `pipeline.takedown.rewrite_shards`.
+`_remove_rows` removes rows by id: from tables, and from the column files that belong to them. `_delete_derived` deletes
+every other file of a partition that held something of it, but for content that cannot be made again, which
+`pipeline.takedown.contents` rewrites. A pass declares what its files are (`PassFile.holds`).
 
-Passes are done last to first, so that the rows by which a later one's rows are recognised still exist if this is
-killed. Each partition is committed again as a whole, and the same command finishes what a killed one began.
+What the report, `explain`, `verify` and a release read are rows, columns, figures and content, so that they go on
+without what was removed. A pass whose partition is deleted is no longer finished: the next `build` makes that partition
+again, of what is left. Shards have fixed names; they are rewritten by `pipeline.takedown.rewrite_shards`.
 
-Limits: one process, a partition in memory. What other specs committed is deleted instead of rewritten where the pass
-says so (`Pass.rewrites_others`). WARC files and tables that a spec names are the user's and are not touched.
+Which rows are removed is known beforehand (`pipeline.takedown.rewrite.Removal`). Passes are done last to first, so that
+the rows by which a later one's rows are recognised still exist if this is killed. Each partition is committed again as
+a whole, and the same command finishes what a killed one began.
+
+Limits: one process, a partition in memory. A file without ids is deleted with whatever its pass has read, whether it
+held something of what is removed or not. WARC files and tables that a spec names are the user's and are not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 
-from data_specs.shard import nfc
+from data_specs.shard import canonical_json, nfc
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS, Record
-from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
-from pipeline.store.stage import Pass
+from pipeline.store.partitions import DECISIONS, REDUCED, ROWS_DIGEST, Record, StageDir, rows_digest
+from pipeline.store.stage import Pass, PassFile
+from pipeline.takedown.contents import CONTENTS
 from pipeline.takedown.request import text_array
+from pipeline.takedown.rewrite import BorrowedTexts, Removal, Rewrite, scratch
 
 
 def rewritable(build: Build) -> list[str]:
@@ -32,34 +41,130 @@ def rewritable(build: Build) -> list[str]:
 
 
 def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
-    """Rewrites the files of passes `names` (of `rewritable`)."""
-    borrowed, passes = borrowed_texts(build, removal), {own.name: own for own in build.all_passes()}
-    for name in names:
-        stage, ours = passes[name], build.fingerprints.get(name, "")
-        directories = build.history(name)
-        for directory in directories:
-            if not stage.rewrites_others and directory.at(ours).mark != directory.mark:
-                directory.delete_records()
-                continue
+    """Removes what is taken down from the files of passes `names` (of `rewritable`)."""
+    held, borrowed = _Held(build, removal), borrowed_texts(build, removal)
+    for own in (held.passes[name] for name in names):
+        for directory in build.history(own.name):
             for record in directory.records():
                 with scratch(directory) as path:
-                    rewrite = Rewrite(directory, record, removal, borrowed, path, _aligned(build, stage, record))
-                    stage.without(rewrite)
-                    after = rewrite.commit()
-                if after is not None:
-                    stage.moved(build, record, after)
-        build.stage_at(name, ours).sweep()  # also what a killed attempt left without a record
-        stage.forget_state(build, removal)
+                    _remove_from(own, Rewrite(directory, record, removal, path), held, borrowed)
+        stage = build.stage_at(own.name, "")
+        stage.sweep()  # also what a killed attempt left without a record
+        for file in (file for file in own.files if file.kind == "state"):
+            stage.folder.delete(file.suffix)
+        for name in (stage.folder / REDUCED).names() if any(file.suffix == REDUCED for file in own.files) else ():
+            remaining = removal.without(pa.Table.from_pylist((stage.folder / REDUCED).read_json(name)))
+            if remaining is not None:
+                (stage.folder / REDUCED).write(name, canonical_json(remaining.to_pylist()))
 
 
-def _aligned(build: Build, own: Pass, record: Record) -> dict[str, pa.Table]:
-    """By the suffix of a record's column files candidate_id and source of the rows that they belong to."""
-    files = ((suffix, own.file(suffix)) for suffix in record.files)
-    pairs = {suffix: build.stage(file.aligned) for suffix, file in files if file is not None and file.aligned}
-    return {
-        suffix: of.table(of.record(record.partition), columns=["candidate_id", "source"])
-        for suffix, of in pairs.items()
-    }
+def _remove_from(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTexts) -> None:
+    """Commits one partition again without what is removed, or deletes its record."""
+    contents = [CONTENTS[kind] for kind in CONTENTS if any(file.kind == kind for file in own.files)]
+    for content in contents:
+        content.rewrite(rewrite)
+    stage, before = rewrite.stage, rewrite.record
+    if not (_remove_rows(own, rewrite, held, borrowed) and _delete_derived(own, rewrite, held)):
+        stage.uncommit(before.partition)
+    elif (after := rewrite.commit()) is not None:
+        for content in contents:
+            content.moved(held.build.store, stage, before, after)
+
+
+def _remove_rows(own: Pass, rewrite: Rewrite, held: _Held, borrowed: BorrowedTexts) -> bool:
+    """Removes rows by id from tables and from column files; decisions lose their names. False for a column file of
+    rows that are no longer there."""
+    stage, record, removal = rewrite.stage, rewrite.record, rewrite.removal
+    for suffix in record.files.keys() - rewrite.files.keys():
+        file = own.file(suffix)
+        if file is not None and file.holds == "columns":
+            if not held.remove_columns(file.aligned, suffix, rewrite):
+                return False
+        elif suffix == DECISIONS or (file is not None and file.holds == "rows"):
+            table = stage.table(record, suffix)
+            if suffix == DECISIONS:
+                remaining = removal.blanked(table)
+            else:
+                remaining = borrowed.returned(removal.without(table), table)
+            if remaining is not None:
+                rewrite.write_table(suffix, remaining)
+    return True
+
+
+def _delete_derived(own: Pass, rewrite: Rewrite, held: _Held) -> bool:
+    """Deletes the files that can be made again, if they held something of what is removed. False where the record goes
+    with them: it names no other file, or the stage is not done and would read them."""
+    suffixes = rewrite.record.files.keys() - {DECISIONS}
+    files = {suffix: own.file(suffix) for suffix in suffixes}
+    derived = {suffix: file for suffix, file in files.items() if file is None or file.holds == "derived"}
+    if derived and held.something(own, rewrite.stage, rewrite.record, derived):
+        rewrite.deleted = set(derived)
+    is_done = bool(held.build.stage_at(own.stage, "").finished_at())
+    return not rewrite.deleted or (is_done and rewrite.deleted < rewrite.record.files.keys())
+
+
+class _Held:
+    """What the files of a build hold of what is removed."""
+
+    def __init__(self, build: Build, removal: Removal) -> None:
+        self.build, self._removal = build, removal
+        self.passes = {own.name: own for own in build.all_passes()}
+        self._rows: dict[str, dict[str, list[tuple[StageDir, Record]]]] = {}
+        self._found: dict[str, bool] = {}
+
+    def remove_columns(self, name: str, suffix: str, rewrite: Rewrite) -> bool:
+        """Removes from a column file the rows that pass `name` loses; False if these are at no fingerprint the rows
+        that it belongs to."""
+        digest = rewrite.record.info.get(ROWS_DIGEST)
+        for stage, record in self._committed(name).get(rewrite.record.partition, ()):
+            rows = stage.table(record, columns=["candidate_id"])
+            stays = pc.invert(self._removal.mask(rows))
+            if pc.all(stays).as_py():
+                after = record.info[ROWS_DIGEST]
+            else:
+                after = rows_digest(rows.filter(stays)["candidate_id"].to_pylist())
+            if digest in (record.info[ROWS_DIGEST], after):  # after: a takedown was killed behind it
+                if digest != after:
+                    rewrite.write_columns(suffix, stays, after)
+                return True
+        return False
+
+    def something(self, own: Pass, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
+        """Whether some files of a partition held something of what is removed: by their ids, or by what the pass has
+        read."""
+        if any(file is not None and file.id_column for file in files.values()):
+            return self._named(stage, record, files)
+        return any(map(self._found_in, own.reads))
+
+    def _found_in(self, name: str) -> bool:
+        """Whether a pass holds, at any fingerprint, something of what is removed."""
+        own = self.passes[name]
+        if name not in self._found:
+            self._found[name] = any(
+                self.something(own, stage, record, {suffix: own.file(suffix) for suffix in record.files})
+                for stage in self.build.history(name)
+                for record in stage.records()
+            )
+        return self._found[name]
+
+    def _named(self, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
+        for suffix, file in files.items():
+            if file is not None and file.id_column:
+                with stage.file(record, suffix) as path:
+                    kind = "ipc" if suffix.endswith(".arrow") else "parquet"
+                    rows = pyarrow.dataset.dataset(str(path), format=kind).to_table([file.id_column])
+                if pc.any(self._removal.mask(rows)).as_py():
+                    return True
+        return False
+
+    def _committed(self, name: str) -> dict[str, list[tuple[StageDir, Record]]]:
+        """Partitions of a pass by name, at every fingerprint."""
+        if name not in self._rows:
+            committed = self._rows[name] = defaultdict(list)
+            for stage in self.build.history(name):
+                for record in stage.records():
+                    committed[record.partition].append((stage, record))
+        return self._rows[name]
 
 
 def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:
@@ -69,20 +174,19 @@ def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:
     such samples alone.
     """
     if "dedup" not in build.fingerprints or not build.spec.dedup.merge_texts:
-        return BorrowedTexts({}, set())
+        return BorrowedTexts({})
     removed = removal.hashes
     mended = set(_leaders(build, "id", removed).values()) - removed - {""}
     leader_of = _leaders(build, "duplicate_of", mended) if mended else {}
     allowed: dict[str, set[str]] = {leader: set() for leader in mended}
-    texts: set[str] = set()
     pairs = build.stage("filter")
     some = pc.field("candidate_id").isin(text_array(mended | leader_of.keys()))
     for record in pairs.records() if mended else ():
         table = pairs.table(record, columns=["candidate_id", "texts"], filters=some)
         for name, own in zip(table["candidate_id"].to_pylist(), table["texts"].to_pylist(), strict=True):
-            target = texts if name in removed else allowed[leader_of.get(name, name)]
-            target.update(nfc(text["text"]) for text in own)
-    return BorrowedTexts(allowed, texts)
+            if name not in removed:
+                allowed[leader_of.get(name, name)].update(nfc(text["text"]) for text in own)
+    return BorrowedTexts(allowed)
 
 
 def _leaders(build: Build, column: str, names: set[str]) -> dict[str, str]:

@@ -42,15 +42,11 @@ _PAIRS = {"【": "】", "〖": "〗", "[": "]", "(": ")", "（": "）", "「": "
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A beginning or an end of texts, with 0 for each number. texts: how many have it, as the sample tells.
-
-    example: a text of the sample that has it.
-    """
+    """A beginning or an end of texts, with 0 for each number. texts: how many have it, as the sample tells."""
 
     side: str  # "begins" or "ends"
     text: str
     texts: int
-    example: str
 
 
 class Templates:
@@ -90,26 +86,26 @@ def learn(texts: Sequence[str], rate: float = 1.0) -> list[Template]:
     """
     if len(texts) < LEAST:
         return []
-    shapes = {_NUMBER.sub("0", text): text for text in sorted(texts)}
-    turned = {shape[::-1]: text for shape, text in shapes.items()}
+    shapes = {_NUMBER.sub("0", text) for text in texts}
+    turned = {shape[::-1] for shape in shapes}
     templates = []
     for side, of_side in (("begins", shapes), ("ends", turned)):
-        for beginning, count, shape in _beginnings(sorted(of_side)):
+        for beginning, count in _beginnings(sorted(of_side)):
             text = beginning if side == "begins" else beginning[::-1]
             if _is_template(side, text, count, len(shapes), rate):
-                templates.append(Template(side, text, round(count / rate), of_side[shape]))
+                templates.append(Template(side, text, round(count / rate)))
     return templates
 
 
-def _beginnings(shapes: Sequence[str]) -> Iterator[tuple[str, int, str]]:
-    """(beginning, how many have it, the first that has it), for each from which LEAST shapes go on differently.
+def _beginnings(shapes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """(beginning, how many have it), for each from which LEAST shapes go on differently.
 
     shapes: sorted. Those that share a beginning are neighbours, and a beginning from which they go on differently is a
     branch of their tree: found in one pass over the lengths that neighbours have in common.
     """
     for length, first, end in _branches(shapes):
         if _goes_on_differently(shapes, length, first, end):
-            yield shapes[first][:length], end - first, shapes[first]
+            yield shapes[first][:length], end - first
 
 
 def _branches(shapes: Sequence[str]) -> Iterator[tuple[int, int, int]]:

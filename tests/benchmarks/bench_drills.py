@@ -1,4 +1,6 @@
-"""Drills: what becomes of builds and trainings that are disturbed, on a Ray cluster of several nodes. `make drills`.
+"""Drills: what becomes of builds and trainings that are disturbed, on a Ray cluster of several nodes.
+
+`make drills` runs each as a test (test_drills.py).
 
 Each drill is a function of the table DRILLS, run in a process of its own with a limit of time, one after the other. It
 does something to a build or a training, sees that it hit, and says what came of it: a drill that did not hit has failed

@@ -93,6 +93,7 @@ def airflow(tmp_path: Path, fake: Any) -> Iterator[Airflow]:
         end(process)
 
 
+@pytest.mark.drill(90)
 @pytest.mark.timeout(600)
 def test_airflow_runs_as_the_guide_says_and_polls_a_second_apart_lose_no_retry(airflow: Airflow, fake: Any) -> None:
     """Rescheduled, the sensor loses one: the scheduler takes the end of a poll for a failure of the next."""

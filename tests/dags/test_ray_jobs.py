@@ -293,7 +293,7 @@ def _end(jobs: RayJobs, submission_id: str) -> Job:
     return job
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_against_a_real_ray_head(ray_head: Head) -> None:
     jobs = ray_head.jobs
     with pytest.raises(RayJobsRefused, match=r"HTTP 401.*set RAY_AUTH_TOKEN"):
@@ -431,7 +431,7 @@ def test_a_build_as_a_ray_job_is_logged_counted_and_costed(small: tuple[Path, li
     assert {name for name in asked_metrics() if "_train_" not in name} <= seen
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_gates_and_releases_are_counted_though_their_process_ends_at_once(
     ray_head: Head, small: tuple[Path, list[Any]]
 ) -> None:
@@ -456,7 +456,7 @@ def test_gates_and_releases_are_counted_though_their_process_ends_at_once(
     assert sum(map(float, answers)) >= PICTURES
 
 
-@pytest.mark.slow
+@pytest.mark.drill(40)
 def test_a_training_on_ray_exports_what_the_dashboard_draws(ray_head: Head, small: tuple[Path, list[Any]]) -> None:
     settings = ("run.epochs=20", "run.log_every=1", "run.eval_every=0")
     words = ["training", "fit", "--recipe", "tiny", "--data", "published/shards/manifest.json", "--out", "runs/one"]

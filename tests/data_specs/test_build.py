@@ -116,6 +116,7 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
         spec.name = "other"  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -181,6 +182,7 @@ _FRAGMENTS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)

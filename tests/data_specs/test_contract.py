@@ -174,6 +174,7 @@ def answer(*urls):
 """
 
 
+@pytest.mark.slow
 def test_plain_webdataset_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(WEBDATASET)(*_every(place))) == place.truth
 
@@ -249,6 +250,7 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
     assert samples == place.truth
 
 
+@pytest.mark.slow
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
     from training.evaluation.evaluate import evaluate_retrieval
     from training.outputs import checkpoint

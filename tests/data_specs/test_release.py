@@ -104,6 +104,7 @@ def test_a_build_is_opened_by_its_own_folder(tmp_path: Path) -> None:
     assert (path, manifest.release) == (str(tmp_path / "shards" / "manifest.json"), 3)
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_bytes_are_a_latest_json_or_a_contract_error(data: bytes | str) -> None:
     with contextlib.suppress(ContractError):

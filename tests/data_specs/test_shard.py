@@ -246,6 +246,7 @@ _JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=60) | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_read_or_a_contract_error(data: bytes) -> None:
     for read in (parse_manifest, decode_sample):

@@ -30,6 +30,7 @@ def test_captions_missing_or_broken_are_empty() -> None:
     assert chinese_captions(b"") == ("", "")
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\r"))] * 4), max_size=5))
 def test_table_reads_back(rows: list[tuple[str, str, str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def test_lists_are_fetched_only_when_the_system_has_none(tmp_path: Path, monkeyp
     assert [p.name for p in (tmp_path / "packages").iterdir()] == ["one_1_all.deb"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_real_apt_with_private_lists(tmp_path: Path) -> None:
     """The way of a machine with empty package lists, with the real apt-get and a small package."""
     if not demo_packages.have_apt():

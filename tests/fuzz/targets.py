@@ -289,7 +289,7 @@ def _templates() -> Any:
     from pipeline.texts.templates import Template, Templates
 
     own = (("begins", "关注公众号"), ("begins", "第0张"), ("ends", "0张高清图片下载"), ("ends", " 的图片"))
-    return HostTemplates({("", "own"): Templates([Template(side, text, 20, "") for side, text in own])})
+    return HostTemplates({("", "own"): Templates([Template(side, text, 20) for side, text in own])})
 
 
 @functools.cache

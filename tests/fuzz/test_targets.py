@@ -1,6 +1,6 @@
 """Fuzzing: no bytes crash a parser, hold it for 2 s, or take 500 MB.
 
-`make test` runs each target for 3 s and CI for a minute (FUZZ_SECONDS), the same examples each time; `make fuzz` for
+`make test` runs each target for 3 s (FUZZ_SECONDS: another time), the same examples each time; `make fuzz` for
 longer (FUZZ_MINUTES over all of them), from another beginning each time. A failure names the file of the example: it
 goes into tests/fuzz/corpus.py.
 """

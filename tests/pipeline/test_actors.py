@@ -71,7 +71,7 @@ def test_on_a_cluster_each_member_has_a_process_and_reads_the_same(ray: Any) -> 
     assert not actors.Actors(Counter, [(b"", 1)]).remote, "a single one needs no process of its own"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(10)
 def test_a_member_whose_process_is_killed_is_constructed_anew_from_a_large_argument(ray: Any) -> None:
     large = os.urandom(3_000_000)
     with actors.Actors(Counter, [(large, 1), (large, 2)], restarts=1) as counters:
@@ -84,7 +84,7 @@ def test_a_member_whose_process_is_killed_is_constructed_anew_from_a_large_argum
     assert after[1] == before[1]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(10)
 def test_a_shared_object_is_one_for_the_cluster_and_made_anew_when_it_was_killed_for_good(ray: Any) -> None:
     counter = actors.shared(Counter, "test-counter")
     assert counter.add(2) == 2

@@ -291,30 +291,7 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(whole, ca
         assert message in capsys.readouterr().err
 
 
-def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
-    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
-    spec.write_text(
-        spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
-    )
-    for _ in range(2):
-        said = build_here(spec, out, code=1)["stderr"]
-        order = ["funnel", "report/index.html", "gate min_samples: ", "gate approve: the spec requires manual approval"]
-        assert [part for part in sorted(order, key=said.index) if part in said] == order
-        assert not (out / "shards" / "manifest.json").exists()
-    assert cli.main(["publish", str(out)]) == 1
-    assert "min_samples" in capsys.readouterr().err
-    assert not (out / "shards" / "manifest.json").exists()
-    assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
-    assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
-    assert build_here(spec, out)["published"], "what a person let through stays published while nothing changes"
-
-    spec.write_text(spec.read_text(encoding="utf-8").replace(", min_samples: 1000", ""), encoding="utf-8")
-    waiting = build_here(spec, out, "--replace")
-    assert (waiting["ok"], waiting["published"]) == (True, False), "all gates hold: it only waits"
-    assert not (out / "shards" / "manifest.json").exists()
-    assert build_here(spec, out)["published"] is False
-
-
+@pytest.mark.drill(30)
 def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
     web, tmp_path, capsys, build_here
 ):
@@ -402,6 +379,7 @@ def boxes(out: Path) -> dict[str, str]:
     return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
 
 
+@pytest.mark.drill(45)
 def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     with spec.open("a", encoding="utf-8") as file:
@@ -447,6 +425,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.drill(40)
 def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, small_disk, build_here):
     spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
     failed = build(spec, out, code=1)["stderr"].splitlines()
@@ -466,6 +445,7 @@ def fetching() -> int:
     return next((pid for pid, title in descendants(os.getpid()).items() if title == b"ray::wenlan:fetch"), 0)
 
 
+@pytest.mark.drill(15)
 @pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build_in_one_line(
     web, tmp_path, build_here, kills
@@ -498,6 +478,7 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build
         assert "its worker died again and again" in line
 
 
+@pytest.mark.drill(40)
 def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path, build_here):
     spec, out = fill(web, tmp_path, form="PNG", side=900), tmp_path / "out"
     build_here(spec, tmp_path / "whole")
@@ -510,6 +491,7 @@ def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web,
     assert tars(out) == tars(tmp_path / "whole")
 
 
+@pytest.mark.drill(15)
 def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     for status, said in ((404, "404"), (500, "500"), (0, "")):
@@ -554,6 +536,7 @@ shards: {{dev_share: 0.2, val_share: 0.2}}
     return specs[:3], specs[3]
 
 
+@pytest.mark.drill(40)
 def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, build_here):
     """Row ids of a table are its lines, so a sample is known by its image here, not by its key."""
     specs, whole = increments(web, tmp_path)
@@ -572,27 +555,3 @@ def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, buil
     words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
     again = build_here(specs[0], tmp_path / "2026-01-01", *words)
     assert {stage["ran"] for stage in again["stages"]} == {0}, "published and unchanged, it stays"
-
-
-def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tmp_path):
-    spec = fill(web, tmp_path)
-    spec.write_text(spec.read_text(encoding="utf-8").replace("min_chars", "min_char"), encoding="utf-8")
-    stderr = str(build(spec, tmp_path / "out", code=2)["stderr"])
-    assert stderr == f"wenlan-data: {spec}: filters[0].min_char: unknown option; did you mean min_chars?\n"
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_store_of_a_newer_version_is_refused_before_anything_runs(web, tmp_path):
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "store.json").write_text('{"version": 99}')
-    stderr = str(build(fill(web, tmp_path), tmp_path / "out", "--store", str(tmp_path / "store"), code=1)["stderr"])
-    assert stderr == f"wenlan-data: {tmp_path}/store: is of version 99, this wenlan knows 2; upgrade\n"
-    assert web.requests == []
-
-
-def test_a_missing_table_is_named(web, tmp_path, build_here):
-    spec = fill(web, tmp_path)
-    (tmp_path / "table.csv").unlink()
-    stderr = str(build_here(spec, tmp_path / "out", code=1)["stderr"])
-    assert f"{tmp_path}/table.csv" in stderr
-    assert len(stderr.splitlines()) == 1

@@ -105,6 +105,7 @@ def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert "manifest.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "gbk"])
 def test_programs_get_their_object_whatever_the_locale_can_write(encoding):
     """A path in another script, and an emoji, which GBK lacks."""

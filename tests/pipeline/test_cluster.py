@@ -45,30 +45,6 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
     return path
 
 
-@pytest.mark.parametrize("failures", [2, 3])
-def test_a_ray_that_does_not_come_up_is_started_again_and_is_one_line_in_the_end(tmp_path, spec, monkeypatch, failures):
-    """Ray's processes have a fixed time to come up, which a busy machine may not give them."""
-    import ray
-
-    tried = []
-
-    def init(*_: object, **options: object) -> None:
-        tried.append(options)
-        if len(tried) <= failures:
-            raise Exception("The current node timed out during startup.\nMore lines.")
-        raise KeyboardInterrupt  # it came up
-
-    monkeypatch.setattr(ray, "init", init)
-    build = opening.open_build(load(spec), str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt if failures == 2 else StageError) as said:
-        list(run.run(build))
-    assert len(tried) == 3
-    if failures == 3:
-        assert str(said.value) == (
-            "ray: could not be started on this machine (The current node timed out during startup.)"
-        )
-
-
 def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     build = opening.open_build(load(spec), str(tmp_path / "out"))
     with socket.socket() as silent:
@@ -173,7 +149,7 @@ def test_a_stage_takes_the_nodes_that_join_while_it_runs(tmp_path, spec, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("losses", [1, 3])
+@pytest.mark.parametrize("losses", [1, pytest.param(3, marks=pytest.mark.drill(15))])
 def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_path, spec, losses):
     """Ray repeats a task whose own worker dies, and not one that an actor has left alone."""
 
@@ -206,7 +182,7 @@ def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_p
     assert len(list(tmp_path.glob("try-*"))) == min(losses + 1, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_one_line(
     ray, tmp_path, spec, monkeypatch
 ):
@@ -350,7 +326,7 @@ def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
     wait_until(lambda: not _watchdogs(driver.pid), "the end of the watchdog")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
 def test_the_watchdog_goes_with_the_cluster_it_watched() -> None:
     with _driver() as driver:

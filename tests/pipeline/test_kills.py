@@ -304,7 +304,7 @@ def spread(changes: int, kills: int) -> Sequence[int]:
     return sorted({1 + round(i * (changes - 1) / (kills - 1)) for i in range(kills)})
 
 
-@pytest.mark.parametrize(("where", "kills"), [("disk", 7), ("s3", 4)])
+@pytest.mark.parametrize(("where", "kills"), [("disk", 7), pytest.param("s3", 4, marks=pytest.mark.drill(60))])
 def test_a_publish_that_is_killed_leaves_no_half_dataset(
     packed: Build, place: Callable[[Build, str], Build], command: Command, where: str, kills: int
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
         assert verify(f"{build.out}/shards") == []
 
 
-@pytest.mark.parametrize(("where", "kills"), [("disk", 9), ("s3", 5)])
+@pytest.mark.parametrize(("where", "kills"), [("disk", 9), pytest.param("s3", 5, marks=pytest.mark.drill(60))])
 def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
     packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command, where: str, kills: int
 ) -> None:

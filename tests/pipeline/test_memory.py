@@ -24,6 +24,7 @@ print(json.dumps([after - before, peak_bytes() - before]))
 """
 
 
+@pytest.mark.slow
 def test_a_peak_is_counted_after_it_has_gone_and_begins_anew():
     """In a process of its own: of this one other tests may have left threads that take memory or give it back."""
     first, anew = value_of(PEAKS)

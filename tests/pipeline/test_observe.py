@@ -36,6 +36,7 @@ def _said(form: str) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_lines_for_machines_are_objects_that_name_build_and_stage():
     done, broke, other = map(json.loads, _said("json"))
     assert done.pop("time").endswith("Z")
@@ -54,6 +55,7 @@ def test_lines_for_machines_are_objects_that_name_build_and_stage():
     assert (other["level"], other["message"]) == ("warning", "of a library")
 
 
+@pytest.mark.slow
 def test_lines_for_people_are_warnings_only():
     lines = _said("text")
     assert [lines[0], lines[-1]] == ["ERROR wenlan: 图 broke", "WARNING other: of a library"]
@@ -86,6 +88,7 @@ except ValueError:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_page_can_forge_a_log_line_or_command_a_terminal(form):
     done = subprocess.run(
@@ -103,6 +106,7 @@ def test_no_page_can_forge_a_log_line_or_command_a_terminal(form):
     assert not {"\x1b", "\u202e", "\x9b"} & set(done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_line_that_a_library_words_wrongly_does_not_end_the_work(form):
     code = (

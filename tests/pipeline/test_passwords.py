@@ -203,7 +203,7 @@ def texts_of(root: Path) -> Iterator[tuple[Path, bytes]]:
             yield path, path.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.drill(60)
 @pytest.mark.timeout(600)
 def test_a_whole_build_behind_passwords_shows_none_of_them(
     serve: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]

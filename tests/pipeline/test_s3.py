@@ -48,6 +48,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.drill(20)
 def test_the_same_dataset_as_on_a_disk_and_a_takedown_reaches_it(
     bucket: str, synthetic_build: Build, synthetic: Any, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_same_dataset_as_on_a_disk_and_a_takedown_reaches_it(
     assert item.candidate.texts[0].text.encode() not in said
 
 
+@pytest.mark.drill(10)
 def test_a_large_file_goes_up_in_parts(bucket: str, tmp_path: Path) -> None:
     path = tmp_path / "large.tar"
     path.write_bytes(bytes(110 << 20))
@@ -340,6 +342,7 @@ def built(weeks: Any, root: str, week: str, pictures: list[int]) -> Build:
     return build
 
 
+@pytest.mark.drill(40)
 def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     remote: Remote, weeks: Any, at_once: Callable[..., list[list[Any]]]
 ) -> None:
@@ -369,6 +372,7 @@ def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     assert verify(f"{root}/store/datasets/weekly/latest.json", quick=True) == []
 
 
+@pytest.mark.drill(30)
 def test_who_lost_the_lock_overwrites_nobodys_release(remote: Remote, weeks: Any) -> None:
     """A publisher that another one overtook between reading latest.json and writing it, whatever the lock says."""
     from pipeline.errors import StoreError
@@ -386,6 +390,7 @@ def test_who_lost_the_lock_overwrites_nobodys_release(remote: Remote, weeks: Any
     assert releases.read().release == 2
 
 
+@pytest.mark.drill(40)
 def test_a_build_on_a_gateway_that_knows_no_conditions(
     tmp_path: Path, weeks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

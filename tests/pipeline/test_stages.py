@@ -70,7 +70,7 @@ def with_toy() -> dict[str, Stage]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A real build of eight pictures with the toy stage, run on Ray and published."""
+    """A real build of eight pictures with the toy stage, published."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "photos").mkdir()
     for i, text in enumerate(
@@ -90,7 +90,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     source = {"kind": "folder", "name": "photos", "source_kind": "library", "path": str(folder / "photos")}
     spec = BuildSpec.model_validate({"name": "toy", "contact": "mailto:a@b.c", "sources": [source]})
     build = opening.open_build(spec, str(folder / "out"), str(folder / "store"), stages=with_toy())
-    list(run.run(build, workers=2))
+    list(run.run(build, here=True))
     release.publish(build)
     return build
 
@@ -145,7 +145,7 @@ def test_what_a_pass_commits_is_what_it_declares(built: Build) -> None:
             for suffix in set(record.files) - {DECISIONS}:
                 file = own.file(suffix)
                 assert file is not None, f"{own.name} commits {suffix} and does not say so"
-                if file.schema is not None:
+                if file.schema is not None and not suffix.endswith(".arrow"):
                     table = directory.table(record, suffix)
                     assert table.schema.names == file.schema.names, f"{own.name}: {suffix}"
                     assert not file.row_key or file.row_key in table.column_names
@@ -199,6 +199,7 @@ def test_stages_write_into_folders_of_their_own_and_gates_name_stages_that_drop(
     assert set(DropShares.model_fields) <= {stage.name for stage in STAGES.values() if stage.subject}
 
 
+@pytest.mark.slow
 def test_a_helper_of_one_stage_is_imported_without_the_others():
     """The process that reads odd pages is started for a file of pages: all stages cost it twice as much."""
     program = (

@@ -238,6 +238,7 @@ def tars(tmp_path: Path) -> dict[str, Any]:
     return {"kind": "webdataset", "path": "x.tar"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "source"),
     [(url_table, table), (microblog, posts), (folder, pictures), (webdataset, tars)],
@@ -502,6 +503,7 @@ def all_stages(build: Build, *names: str) -> dict[str, tuple[str, str]]:
 TO_SHARD = ("measure", "filter", "dedup", "curate", "detect", "shard")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", LATER)
 @pytest.mark.parametrize(
     ("owner", "name", "stage"),

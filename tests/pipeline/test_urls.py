@@ -187,6 +187,7 @@ def test_a_host_of_thousands_of_labels_costs_no_time_and_has_the_parents_that_dn
     assert len(names) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("unit", ["a.", "a-", "//", "//a ", "?key=", "&;", "token", "?token", "?a.token", "sid="])
 def test_a_long_text_is_shown_in_time_that_grows_with_it_alone(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ def run(site: Site, host: str, folder: Path, workers: int) -> Iterator[tuple[str
             yield step, answer, weeks.newest()
 
 
+@pytest.mark.drill(180)
 def test_five_weeks_of_a_dataset_on_one_worker_and_on_two(tmp_path: Path) -> None:
     site = Site(pages=10)
     with served(site) as host:

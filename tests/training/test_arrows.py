@@ -102,6 +102,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module, ())
 
 
+@pytest.mark.slow
 def test_ray_is_imported_by_the_ray_job_and_the_replicas_alone_and_by_no_detour() -> None:
     """A training on Ray and a server on Ray share nothing but the start of it: each has its module."""
     for path in FILES:

@@ -71,6 +71,7 @@ def test_fault_1_shuffle_bn_takes_the_region_mask_along(make_model: MakeModel, m
     assert not close(model(batch).image_keys_BD, unshuffled)
 
 
+@pytest.mark.slow
 def test_fault_2_padding_does_not_change_a_caption(make_batch: MakeBatch) -> None:
     """BERT gets an attention mask; without one (released weights want that) padding is attended to."""
     batch = make_batch(2, 0)

@@ -102,6 +102,7 @@ def train_a_little(model: BriVL, make_batch: MakeBatch) -> None:
         model.after_step(output, step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoders", [(), BERT, MOBILENET], ids=["timm-char", "timm-bert", "mobilenet-char"])
 def test_the_shared_prefix_is_bitwise_what_computing_it_twice_gives(
     encoders: tuple[str, ...], make_batch: MakeBatch

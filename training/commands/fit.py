@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command.command_line import completed_by
-from data_specs.shard import ContractError
+from data_specs.errors import WenlanError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config
-from training.errors import TrainingError
 from training.evaluation.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
@@ -132,7 +131,7 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
                 device=config.run.device,
                 cache=arguments.cache,
             )
-    except (TrainingError, ContractError) as e:
+    except WenlanError as e:
         LOG.info("no background for scores: %s", e)
         return
     if config.run.mirror:  # also of an earlier call, which may have been killed before it had copied it

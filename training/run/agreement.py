@@ -32,6 +32,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
 from data_specs.storage.whole_files import sha256_of
 from training.config import to_dict
@@ -60,7 +61,7 @@ _MOVING = _PARTS[:3]
 _NUMBERS = ("step", "position", *_PARTS)
 
 Result = TypeVar("Result")
-Error = TrainingError | ContractError | OSError
+Error = WenlanError | OSError
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ def _tried(call: Callable[[], Result]) -> tuple[tuple[Result] | None, Error | No
     """The result of a call, or the error that it raised; a process alone just raises it."""
     try:
         return (call(),), None
-    except (TrainingError, ContractError, OSError) as e:
+    except (WenlanError, OSError) as e:
         if distributed.world_size() == 1:
             raise
         return None, e

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from data_specs.errors import WenlanError
 from data_specs.shard import ContractError
+from data_specs.storage.object_store import StorageError
 from training.errors import CheckpointError, ConfigError, InputError, RunError, TrainingError
 
 NOTE = "failed.json"
@@ -20,7 +22,7 @@ _KINDS = {kind.__name__: kind for kind in (ConfigError, CheckpointError, InputEr
 """Kinds that are known by name, a kind before the one that it is derived from."""
 
 
-def note(out: Path, error: TrainingError | ContractError) -> None:
+def note(out: Path, error: WenlanError) -> None:
     """Note an error of ours in the folder `out` for the driver; the first one only."""
     kind, words = _plain(error)
     try:
@@ -46,18 +48,18 @@ def cause(error: Exception) -> Exception:
         link: BaseException | None = failure
         while link is not None:
             inner = getattr(link, "cause", None)
-            if isinstance(inner, (TrainingError, ContractError)):
+            if isinstance(inner, WenlanError):
                 link = inner
-            if isinstance(link, (TrainingError, ContractError)):
+            if isinstance(link, WenlanError):
                 kind, words = _plain(link)
                 return _KINDS[kind](*words)
             link = link.__cause__ or link.__context__
     return RunError("ray", (str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
-def _plain(error: TrainingError | ContractError) -> tuple[str, list[str]]:
+def _plain(error: WenlanError) -> tuple[str, list[str]]:
     """Kind and arguments of an error. Ray makes a class that inherits ours and whose text has a traceback in it."""
-    kind = next(name for name, of_kind in _KINDS.items() if isinstance(error, of_kind))
-    if isinstance(error, ContractError):
-        return kind, [str(error.args[0] if error.args else error).splitlines()[-1]]
-    return kind, [error.subject, error.problem]
+    if isinstance(error, TrainingError):
+        return next(name for name, kind in _KINDS.items() if isinstance(error, kind)), [error.subject, error.problem]
+    said = error if isinstance(error, StorageError) or not error.args else error.args[0]
+    return ContractError.__name__, [str(said).splitlines()[-1]]

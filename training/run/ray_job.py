@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command.loopback import start_ray
+from data_specs.errors import WenlanError
 from data_specs.search.folder import About
-from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
-from training.errors import ConfigError, FirstRankError, RunError, TrainingError
+from training.errors import ConfigError, FirstRankError, RunError
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.indexing import Job, Made, Run, Task, made_parts
@@ -212,7 +212,7 @@ def _work(task: dict[str, Any]) -> None:
             )
     except FirstRankError:
         raise  # the first rank notes it, with its kind
-    except (TrainingError, ContractError) as e:
+    except WenlanError as e:
         note(out, e)
         raise
     if distributed.rank() == 0:

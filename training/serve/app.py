@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from data_specs.web import PAGE_KIT
 from data_specs.web.http_app import App, Limits, error_body, guarded
 from training.serve import clip_retrieval, embeddings, searching
 from training.serve.galleries import Galleries
@@ -35,8 +36,8 @@ from training.serve.service import Service
 
 LOG = logging.getLogger(__name__)
 
-PAGE = Path(__file__).with_name("page")
-OPEN = ("/health", "/", *(f"/page/{path.name}" for path in sorted(PAGE.glob("*"))))
+PAGE = {path.name: path for folder in (PAGE_KIT, Path(__file__).with_name("page")) for path in sorted(folder.glob("*"))}
+OPEN = ("/health", "/", *(f"/page/{name}" for name in PAGE))
 """Answered without the token: probes, and the page, which holds no secret and asks for the token itself."""
 
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
@@ -112,7 +113,7 @@ def application(service: Service, galleries: Galleries) -> FastAPI:
     app.include_router(searching.routes(service, galleries))
     app.include_router(clip_retrieval.routes(service, galleries))
     _add_state(app, service, health)
-    _add_page(app, PAGE)
+    _add_page(app)
     return app
 
 
@@ -174,9 +175,9 @@ def _add_state(app: FastAPI, service: Service, health: HealthCheck) -> None:
         return Response(service.metrics.text(), media_type=TEXT)
 
 
-def _add_page(app: FastAPI, folder: Path) -> None:
-    """Serve the files of a folder, read once: no path of a request reaches the disk."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
+def _add_page(app: FastAPI) -> None:
+    """Serves the page's files, read once: no path of a request reaches the disk."""
+    files = {name: path.read_bytes() for name, path in PAGE.items()}
 
     def answer(name: str, request: Request) -> Response:
         content = files.get(name)

@@ -48,7 +48,7 @@ class InEachProcess:
             maker = self._makers[os.getpid()] = _maker(self._detector.name, self._detector.id, self._detector.regions)
             # A worker process of multiprocessing ends without `atexit`; this runs at the end of either kind.
             Finalize(None, maker.save, exitpriority=0)
-        from pipeline.errors import WenlanError
+        from data_specs.errors import WenlanError
 
         try:
             return [[] if isinstance(boxes, str) else boxes.tolist() for boxes in maker.of(contents)]
@@ -84,7 +84,7 @@ def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | N
 def _maker(name: str, id: str, regions: str) -> BoxMaker:
     """Raises ConfigError where the extra is missing, or there is no such detector."""
     try:
-        from pipeline.errors import WenlanError
+        from data_specs.errors import WenlanError
         from pipeline.store.boxes import open_maker
     except ImportError as e:
         problem = f"{name} needs {e.name or first_line(e)}: pip install 'wenlan[pipeline]'"

@@ -74,7 +74,7 @@ HTML = """
   {% if texts.listed %}<h3>{{ t("Templates of hosts, cut off", "各网站的固定套语，已截去") }} ({{
     texts.templates | n }})</h3>
   <ul class="small">{% for row in texts.listed %}<li>{{ row.host }}: {{ row.side }} <code>{{ row.text }}</code> ·
-    {{ row.texts | n }} {{ t("texts", "条文本") }}{{ " · " ~ row.example if row.example }}</li>{% endfor %}</ul>
+    {{ row.texts | n }} {{ t("texts", "条文本") }}</li>{% endfor %}</ul>
   {% endif %}
 </section>
 """

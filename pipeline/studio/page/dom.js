@@ -1,47 +1,12 @@
-// Elements without markup in strings: what pages of the web say is only ever a text node or an attribute that is no code.
+// What the studio's files share: the elements of both pages, its drawings, links, marked words, what a browser keeps.
 
-/** An element. props: attributes; `on` for listeners; `class`; booleans. children: nodes, strings, arrays, null. */
-export function h(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  set(node, props);
-  add(node, children);
-  return node;
-}
+import { drawing, h } from "./elements.js";
 
-/** An SVG element. */
-export function s(tag, props = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
-  add(node, children);
-  return node;
-}
-
-function set(node, props) {
-  for (const [name, value] of Object.entries(props)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (name === "value") node.value = value;
-    else if (name === "style") for (const [key, own] of Object.entries(value)) node.style.setProperty(key, own);
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-}
-
-function add(node, children) {
-  for (const child of children.flat(4)) {
-    if (child !== null && child !== undefined && child !== false) node.append(child);
-  }
-}
+export { fill, h, svg as s } from "./elements.js";
 
 /** A word of a command line, quoted where a POSIX shell would not take it as it is. */
 export function shell(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\"'\"'")}'`;
-}
-
-/** Put these children into a node, in place of what it holds. */
-export function fill(node, ...children) {
-  node.replaceChildren();
-  add(node, children);
-  return node;
 }
 
 const PATHS = {
@@ -64,10 +29,8 @@ const PATHS = {
   star: "M12 4l2.5 5 5.5.8-4 3.9 1 5.5-5-2.7-5 2.7 1-5.5-4-3.9 5.5-.8z",
 };
 
-/** A line icon; decoration only, so that screen readers pass over it. */
-export function icon(name) {
-  return s("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, s("path", { d: PATHS[name] }));
-}
+/** One of the studio's drawings. */
+export const icon = (name) => drawing(PATHS[name]);
 
 /** A link to the web, if the address is one; plain text otherwise: `javascript:` and the like are never followed. */
 export function link(url, text = url) {

@@ -27,7 +27,7 @@ def imagenet(tmp_path: Path) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutouts: Cutouts) -> None:
     import onnxruntime
     import torch
@@ -65,7 +65,7 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
     assert isinstance(net, Proposer)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     imagenet: Path, tmp_path: Path, cutouts: Cutouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

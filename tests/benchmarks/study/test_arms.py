@@ -20,6 +20,7 @@ def test_a_name_that_is_no_arm_is_told_what_there_is():
         chosen(["mocco"], ARMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moco", "clip", "moco-k0", "moco-whole", "moco-cnn"])
 def test_a_configuration_says_what_the_arm_says(name):
     (arm,) = chosen([name], full())

@@ -27,6 +27,7 @@ def inputs(corpus: Corpus) -> Inputs:
     return Inputs.of(corpus)
 
 
+@pytest.mark.slow
 def test_the_area_is_that_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
@@ -62,6 +63,7 @@ def test_a_fold_is_scored_by_models_that_have_not_seen_it(inputs: Inputs, monkey
     assert scores.max() < 1
 
 
+@pytest.mark.drill(4)
 def test_the_loop_finds_shuffled_captions_and_the_same_each_time(inputs: Inputs, tmp_path: Path) -> None:
     one, again = (outcome(inputs, 3, 6_400, 3_200) for _ in range(2))
     assert one == again

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.benchmarks.study import features
 from tests.benchmarks.study.drawings import STYLES, Drawings
 from tests.benchmarks.study.runs import tarballs_of
 
 
+@pytest.mark.slow
 def test_features_are_the_backbones_map_over_grid_and_whole(study_folder: Path, weights: Path, tmp_path: Path) -> None:
     style, tarballs = STYLES[0], tarballs_of(study_folder)
     drawings, backbone = Drawings(tarballs), features.Backbone(weights)

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, ttest_rel
 
 from tests.benchmarks.study.paired import difference, interval, share
 
 _SHARES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(_SHARES, _SHARES), min_size=2, max_size=8))
 def test_an_interval_is_that_of_the_paired_t_test(pairs):
     one, other = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
     if len({round(a - b, 4) for a, b in pairs}) == 1:
         return  # scipy has no interval where all differences are equal
+    from scipy.stats import ttest_rel
+
     found = difference(one, other)
     expected = ttest_rel(list(one.values()), list(other.values())).confidence_interval(0.95)
     assert found is not None
@@ -40,6 +42,8 @@ LOOP = [0.0111, 0.0305, 0.0191, 0.0333, 0.0364], [0.0203, 0.0354, 0.0419, 0.0540
 
 
 def test_a_share_has_the_interval_of_the_paired_bootstrap():
+    from scipy.stats import bootstrap
+
     found = share(*LOOP)
     assert found.mean == pytest.approx(sum(LOOP[0]) / sum(LOOP[1]))
     theirs = bootstrap(

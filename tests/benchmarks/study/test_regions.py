@@ -17,6 +17,7 @@ from tests.benchmarks.study.scenes import Source
 from training.data.index import open_dataset
 
 
+@pytest.mark.drill(4)
 def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Path, tmp_path: Path) -> None:
     jobs = [Job(source, sight, 0, 64, tmp_path / name, weights) for name in ("a", "b") for sight in ("whole", "grid")]
     for job in jobs:
@@ -31,6 +32,7 @@ def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Pa
     assert replace(jobs[0], samples=128).record() is None
 
 
+@pytest.mark.slow
 def test_other_weights_and_another_dataset_have_features_of_their_own(
     source: Source, weights: Path, tmp_path: Path
 ) -> None:
@@ -49,6 +51,7 @@ def test_other_weights_and_another_dataset_have_features_of_their_own(
     assert len(list(source.manifest.parent.glob("val.grid-1.*.pt"))) == 3
 
 
+@pytest.mark.slow
 def test_true_boxes_are_pooled_like_those_of_a_detector(source: Source, weights: Path, tmp_path: Path) -> None:
     dataset = open_dataset([str(source.manifest)], "val", detector="grid-1")
     rows = [dataset.row(number) for number in range(len(dataset))]

@@ -37,7 +37,7 @@ def figures(study: Any) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 @pytest.mark.timeout(600)
 def test_a_killed_study_goes_on_and_ends_with_the_figures_of_one_that_was_not(make_study: Any, tmp_path: Path) -> None:
     import pickle
@@ -66,7 +66,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_figures_of_one_that_was_not(ma
     assert figures(killed) == figures(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
     one, two = (make_study("clip", name=name, samples=64) for name in ("one", "two"))
     assert go_on(one, 1, float("inf"))
@@ -74,6 +74,7 @@ def test_two_processes_find_the_figures_of_one(make_study: Any) -> None:
     assert figures(one) == figures(two)
 
 
+@pytest.mark.drill(5)
 def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,), temperatures=(0.03, 5.0), tuning=480)
     (arm,) = study.plan.arms
@@ -96,6 +97,7 @@ def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any)
     assert study.temperature(arm) == other
 
 
+@pytest.mark.slow
 def test_a_record_of_another_length_or_a_damaged_one_is_done_again(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,))
     (task,) = study.reported(study.plan.arms[0])

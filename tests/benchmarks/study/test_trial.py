@@ -14,6 +14,7 @@ def _arm(name):
     return chosen([name], full())[0]
 
 
+@pytest.mark.slow
 def test_arms_of_a_seed_begin_with_the_same_weights():
     base = build_model(config_of(BASE, 0.07, 0, 90)).state_dict()
     for arm in ARMS:
@@ -27,6 +28,7 @@ def test_arms_of_a_seed_begin_with_the_same_weights():
     assert not torch.equal(again["image_query.trunk.project.weight"], base["image_query.trunk.project.weight"])
 
 
+@pytest.mark.drill(8)
 @pytest.mark.parametrize("name", ["moco", "clip", "single-tower"])
 def test_the_same_seed_gives_the_same_figures(corpus: Corpus, name: str) -> None:
     first, again = (run(_arm(name), 4, 0.07, 160, corpus) for _ in range(2))
@@ -40,6 +42,7 @@ def _figures(trial: Trial) -> list[object]:
     return [(p.samples, p.loss, p.i2t, p.t2i) for p in trial.points]
 
 
+@pytest.mark.drill(15)
 def test_training_learns_and_shuffled_pairs_teach_nothing(corpus: Corpus) -> None:
     learnt, shuffled = (run(_arm(name), 0, 0.07, 2400, corpus).points[-1] for name in ("moco", "shuffled"))
     chance = 1 / len(next(g for g in corpus.galleries if g.name == "style").emoji_M)
@@ -73,6 +76,7 @@ def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> Non
     assert torch.allclose(loss, expected, atol=1e-5)
 
 
+@pytest.mark.drill(5)
 def test_a_cheaper_arm_goes_on_to_equal_compute(corpus: Corpus) -> None:
     clip = run(_arm("clip"), 0, 0.07, 320, corpus)
     assert 1.2 < clip.ratio < 1.6  # key towers cost a forward beside the forward and backward of the query towers

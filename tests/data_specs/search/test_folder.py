@@ -27,6 +27,7 @@ def test_a_score_is_that_of_the_checkpoint_s_background() -> None:
     assert np.array_equal(ours.score(asked), original.score(asked))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "line"),
     [
@@ -51,6 +52,7 @@ def test_an_index_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
             read_index(folder)
 
 
+@pytest.mark.slow
 def test_one_process_writes_an_index_at_a_time(tmp_path: Path) -> None:
     code = "from data_specs.search.folder import exclusive; from pathlib import Path\n"
     code += f"with exclusive(Path({str(tmp_path)!r})): pass"

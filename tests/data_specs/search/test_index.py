@@ -53,6 +53,7 @@ writer.add(table(rows[3:6]), vectors[3:6], None)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """The result has the bytes of one that was not killed."""
     vectors, rows, folder = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)], tmp_path / "i"
@@ -221,6 +222,7 @@ for name, write in (
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     """SQLite and faiss report it in exceptions of their own."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]  # in its own process, whose files cannot grow

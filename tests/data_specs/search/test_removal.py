@@ -55,6 +55,7 @@ def answers(folder: Path, query: np.ndarray) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     gone=st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=3),
@@ -74,6 +75,7 @@ def test_removing_rows_is_building_without_them(tmp_path_factory: pytest.TempPat
         assert SearchIndex.open(index).search(Query(vectors[0], words="猫")).hits == ()
 
 
+@pytest.mark.slow
 def test_no_byte_of_what_was_removed_is_left(tmp_path: Path) -> None:
     count = 1_300
     whole, image_ND, text_ND = rows(count), random_units(count, 16), random_units(count, 16, seed=1)
@@ -180,6 +182,7 @@ index.remove(Path(sys.argv[1]), lambda table: pc.is_in(table["id"], pa.array(["i
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["between parts", "before index.json", "before the old files go"])
 def test_a_takedown_that_is_killed_is_finished_by_the_same_command(tmp_path: Path, moment: str) -> None:
     vectors = random_units(12, 8)

@@ -94,6 +94,7 @@ def brute_force(
     return shown
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     rows=ROWS,

@@ -29,6 +29,7 @@ def test_products_are_within_their_margin(width: int, chunk: int, monkeypatch: p
     assert (products[~allowed] == -np.inf).all()
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(-1, 1), min_size=4, max_size=4).filter(any), min_size=1, max_size=40),
     st.lists(st.integers(0, 40), max_size=5),

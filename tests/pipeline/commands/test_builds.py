@@ -37,6 +37,14 @@ def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
     assert "--until shards: no such stage; one of crawl, extract" in line
 
 
+def test_a_spec_that_does_not_hold_is_bad_usage_and_nothing_runs(capsys, tmp_path):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SPEC, "filters": [{"name": "text_length", "min_char": 2}]}))
+    assert cli.main(["build", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
+    line = f"wenlan-data: {tmp_path}/s.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
+    assert lines(capsys) == [line]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def read_only() -> Iterator[Path]:
     """An empty folder that this process may not write, though the tests run as root."""
@@ -104,30 +112,31 @@ def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b'{"schema_version": 1, "build', b"\x80", b"{}", b"[]"])
-def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(weeks, capsys, data):
+@pytest.mark.slow
+def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(weeks, capsys):
     build = weeks.build("2026-01-01", range(3))
     release.publish(build)
     path = Path(build.shards.at("manifest.json"))
-    path.write_bytes(data)
-    capsys.readouterr()
-    assert cli.main(["status", build.out, "--json"]) == 0
-    printed = capsys.readouterr()
-    status, last = json.loads(printed.out), printed.err.splitlines()[-1]
-    assert status["published"] is False
-    assert last.startswith(f"published: no, its manifest cannot be read: {status['damaged']}")
     todo = f"if it is damaged, delete it and run wenlan-data publish {build.out}"
-    assert status["damaged"].startswith(f"{path}: ")
-    assert status["damaged"].endswith(todo)
+
+    def status() -> tuple[bool, str, str]:
+        capsys.readouterr()
+        assert cli.main(["status", build.out, "--json"]) == 0
+        printed = capsys.readouterr()
+        said = json.loads(printed.out)
+        return said["published"], said["damaged"], printed.err.splitlines()[-1]
+
+    for data in (b"", b'{"schema_version": 1, "build', b"\x80", b"{}", b"[]"):
+        path.write_bytes(data)
+        published, damaged, last = status()
+        assert not published
+        assert damaged.startswith(f"{path}: ")
+        assert damaged.endswith(todo)
+        assert last.startswith(f"published: no, its manifest cannot be read: {damaged}")
     path.unlink()
     assert cli.main(["publish", build.out]) == 0
     assert verify(build.out) == []
-    capsys.readouterr()
-    assert cli.main(["status", build.out, "--json"]) == 0
-    printed = capsys.readouterr()
-    status = json.loads(printed.out)
-    assert (status["published"], status["damaged"]) == (True, "")
-    assert printed.err.splitlines()[-1] == "published: yes"
+    assert status() == (True, "", "published: yes")
 
 
 def test_the_funnel_has_a_line_for_each_stage_that_had_work() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ cells = (
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(min_size=1, max_size=8), cells, max_size=5), max_size=6))
 def test_a_guess_names_columns_that_are_there_each_once(rows):
     columns = dict(guess_columns(rows).columns)

@@ -11,6 +11,7 @@ from data_specs.shard import read_manifest
 from pipeline import cli
 
 
+@pytest.mark.slow
 def test_the_command_writes_beside_the_build(shards_of: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", str(shards_of.parent), "--to", "brivl-jsonl", "--detector", "grid", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

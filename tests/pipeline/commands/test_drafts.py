@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from data_specs.build import load
 from pipeline import cli
 from tests.drafted import built, init
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_keeps_all_that_is_there(photos, capsys):
     answer = init(capsys, "--from", "photos/")
     assert answer["next"] == ["wenlan-data", "plan", "photos.yaml"]

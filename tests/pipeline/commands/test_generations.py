@@ -28,7 +28,7 @@ def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
         own = three_weeks(serve_for_module({}), folder / "now")
-        own.keep(folder / "kept")
+        own.keep()
         yield own
 
 
@@ -93,6 +93,7 @@ def test_a_new_generation_has_the_samples_of_all_increments_and_asks_nobody(week
     assert weeks.splits().items() >= {key: row["split"] for key, row in before.items()}.items()
 
 
+@pytest.mark.drill(15)
 def test_a_changed_filter_moves_no_split_although_another_copy_leads(weeks: Weeks) -> None:
     before = weeks.samples()
     seed = next(
@@ -114,6 +115,7 @@ def sha256_of(image: Image.Image) -> str:
     return hashlib.sha256(jpeg(image)).hexdigest()
 
 
+@pytest.mark.drill(15)
 def test_a_changed_spec_applies_to_what_is_new(weeks: Weeks) -> None:
     before = weeks.samples()
     longer = [{"name": "text_length", "min_chars": 12}, {"name": "image_sides", "min_side": 64}]
@@ -124,6 +126,7 @@ def test_a_changed_spec_applies_to_what_is_new(weeks: Weeks) -> None:
     assert urls(weeks.samples()) - urls(before) == {"6withalongname"}
 
 
+@pytest.mark.drill(15)
 def test_a_generation_is_of_the_whole_dataset_and_of_one_folder(weeks: Weeks) -> None:
     weeks.build("anew", "--generation", "new", "--until", "filter")
     weeks.show("/e.html", {"6": picture(6)})
@@ -136,6 +139,7 @@ def test_a_generation_is_of_the_whole_dataset_and_of_one_folder(weeks: Weeks) ->
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5", "6"}
 
 
+@pytest.mark.drill(15)
 def test_a_generation_that_was_overtaken_is_not_published(weeks: Weeks) -> None:
     spec = weeks.folder / "manual.json"
     manual = json.loads(weeks.spec().read_text(encoding="utf-8")) | {"publish": {"approve": "manual"}}
@@ -152,6 +156,7 @@ def test_a_generation_that_was_overtaken_is_not_published(weeks: Weeks) -> None:
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5"}
 
 
+@pytest.mark.drill(15)
 def test_what_is_stored_nowhere_is_named_and_never_asked_for(weeks: Weeks) -> None:
     """Images whose tars are gone are taken from the shards; what neither holds stays out."""
     before = weeks.samples()
@@ -171,6 +176,7 @@ def test_what_is_stored_nowhere_is_named_and_never_asked_for(weeks: Weeks) -> No
     assert "dropped at fetch: not_stored" in weeks.command("explain", str(weeks.folder / "anew"), new)["said"]
 
 
+@pytest.mark.drill(15)
 def test_a_page_that_opted_out_since_and_one_that_the_site_leaves_out_today_stay_out(weeks: Weeks) -> None:
     page = weeks.web.pages["/d.html"]
     weeks.web.pages["/d.html"] = page.replace(b"<title>", b"<meta name='robots' content='noai'><title>")
@@ -180,6 +186,7 @@ def test_a_page_that_opted_out_since_and_one_that_the_site_leaves_out_today_stay
     assert urls(weeks.samples()) == {"0", "1", "3", "4"}
 
 
+@pytest.mark.drill(15)
 def test_what_is_taken_down_leaves_both_generations(weeks: Weeks) -> None:
     weeks.build("anew", "--generation", "new")
     weeks.command("forget", "--store", weeks.store.url, "--url", weeks.web.url("/i/2.jpg"))

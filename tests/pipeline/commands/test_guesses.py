@@ -22,6 +22,7 @@ from pipeline.sources._look import Budget
 from tests.drafted import CONTACT, WORDS, built, init, picture, rows
 
 
+@pytest.mark.slow
 def test_a_captions_table_in_the_folder_is_found(photos, capsys):
     for text in photos.glob("*.txt"):
         text.unlink()
@@ -41,6 +42,7 @@ def test_a_table_of_captions_stands_for_the_folder_around_it(photos, capsys):
     assert source.options == {"path": "photos", "captions": "texts.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 def test_a_table_of_captions_may_name_its_columns_as_it_likes(photos, capsys, encoding):
     for text in photos.glob("*.txt"):
@@ -66,6 +68,7 @@ def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):
     assert {ref.name: ref.options for ref in load("photos.yaml").filters}["image_sides"] == {"min_side": 1}
 
 
+@pytest.mark.slow
 def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
     for text in photos.glob("*.txt"):
         text.unlink()
@@ -79,6 +82,7 @@ def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
     assert built(Path("b.yaml")) == 6
 
 
+@pytest.mark.slow
 def test_posts_of_a_microblog(web, here, capsys):
     posts = [
         {"mid": str(n), "text": f"{words}真好看", "pics": [{"large": {"url": web.url(f"/i/{n}.jpg")}}]}
@@ -91,6 +95,7 @@ def test_posts_of_a_microblog(web, here, capsys):
     assert built(Path("posts.yaml"), web.host) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "gb18030.csv"])
 def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     file = here / f"table.{form}"
@@ -112,6 +117,7 @@ def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     assert built(Path("t.yaml"), web.host) == 6
 
 
+@pytest.mark.slow
 def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
     (here / "t").mkdir()
     for number, row in enumerate(rows(web)):
@@ -124,6 +130,7 @@ def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
     assert built(Path("t.yaml"), web.host) == 6
 
 
+@pytest.mark.slow
 def test_tars_are_a_webdataset(here, capsys):
     (here / "shards").mkdir()
     for number in range(2):
@@ -152,6 +159,7 @@ def test_common_crawls_lists_of_warc_files_and_of_its_index(here, capsys):
         assert "ads" in [ref.name for ref in spec.filters]
 
 
+@pytest.mark.slow
 def test_a_warc_file(web, here, capsys):
     with (here / "crawl.warc.gz").open("wb") as file:
         writer = WARCWriter(file, gzip=True)
@@ -171,6 +179,7 @@ def test_a_warc_file(web, here, capsys):
     assert built(Path("crawl.yaml"), web.host) == 6
 
 
+@pytest.mark.slow
 def test_a_site(web, here, capsys):
     init(capsys, "--from", web.url("/"), "--name", "site", *CONTACT)
     spec = load("site.yaml")

@@ -18,6 +18,7 @@ from pipeline.sources._look import Budget
 from tests.drafted import CONTACT, init, rows
 
 
+@pytest.mark.slow
 def test_several_inputs_and_a_spec_in_another_folder(photos, web, here, capsys):
     pq.write_table(pa.Table.from_pylist(rows(web)), here / "t.parquet")
     (here / "specs").mkdir()

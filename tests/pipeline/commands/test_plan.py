@@ -85,14 +85,6 @@ def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
     ]
 
 
-def test_a_missing_column_is_a_line_that_names_those_there_are(plan, tmp_path):
-    (tmp_path / "t.csv").write_text("link,text\nhttp://a.cn/1.jpg,照片\n", "utf-8")
-    code, _, shown = plan(TABLE)
-    assert code == 2
-    [line] = shown.splitlines()
-    assert line.endswith("t.csv: source t: has no column 'url'; its columns: link, text")
-
-
 def test_a_site_that_the_guard_refuses_is_exit_2_with_the_key_to_set(plan, serve):
     web = serve({"/": PAGE})
     code, said, _ = plan(site(web.url()))
@@ -140,13 +132,6 @@ def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path
         assert code == 0
         assert {stage["state"] for stage in plan["stages"].values()} == {"to run"}
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_spec_that_is_no_yaml_is_named_with_its_line(tmp_path, capsys):
-    (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
-    assert cli.main(["plan", str(tmp_path / "bad.yaml")]) == 2
-    [line] = lines(capsys)
-    assert line.startswith(f"wenlan-data: {tmp_path}/bad.yaml:3: is not YAML: ")
 
 
 def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):

@@ -31,6 +31,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> di
     return value
 
 
+@pytest.mark.slow
 def test_a_release_is_listed_and_shown_as_its_manifest_is(
     synthetic_build: Build, shards_of: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,6 +48,7 @@ def test_a_release_is_listed_and_shown_as_its_manifest_is(
         assert sorted(capsys.readouterr().out.split()) == tars, "one per line, to be given to a reader"
 
 
+@pytest.mark.slow
 def test_what_a_store_does_not_have_is_named_with_what_it_has(
     synthetic_build: Build, shards_of: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import shutil
@@ -35,10 +36,17 @@ def test_the_command_prints_it(capsys):
     assert "bild: no such schema; one of build" in capsys.readouterr().err
 
 
+@functools.cache
+def validator() -> jsonschema.Validator:
+    made = jsonschema.validators.validator_for(schema.schema())
+    made.check_schema(schema.schema())
+    return made(json.loads(schema.PATH.read_bytes()))
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_ready_specs_are_valid_by_the_models_and_by_the_schema(path):
     plugins.check(load(path), path.name)
-    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json.loads(schema.text()))
+    validator().validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize(
@@ -54,9 +62,9 @@ def test_ready_specs_are_valid_by_the_models_and_by_the_schema(path):
 )
 def test_the_schema_refuses_what_the_models_refuse(change, tmp_path):
     good = yaml.safe_load(SPECS[0].read_text(encoding="utf-8"))
-    jsonschema.validate(good, json.loads(schema.text()))
+    validator().validate(good)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**good, **change}, json.loads(schema.text()))
+        validator().validate({**good, **change})
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**good, **change}))
     with pytest.raises(ValueError, match=r"bad\.yaml"):
         plugins.check(load(tmp_path / "bad.yaml"), "bad.yaml")

@@ -83,6 +83,7 @@ def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_build
     assert len(list(store.rglob("forgotten/*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_takedown_that_matches_says_how_much_and_may_be_repeated(
     shards_of: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, synthetic_build: Build
 ) -> None:

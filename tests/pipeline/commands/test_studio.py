@@ -43,6 +43,7 @@ def started(*words: str) -> tuple[subprocess.Popen[str], str, str]:
     raise AssertionError("it has not started")
 
 
+@pytest.mark.slow
 def test_it_listens_on_loopback_prints_its_link_and_ends_with_ctrl_c(noted: Build) -> None:
     process, base, token = started(noted.out, "--port", "0")
     try:
@@ -62,6 +63,7 @@ def test_it_listens_on_loopback_prints_its_link_and_ends_with_ctrl_c(noted: Buil
     assert out.count("\n") == 1, "one JSON object"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line(noted: Build, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -86,6 +88,7 @@ def test_bad_usage_is_one_line(words: list[str], code: int, said: str, capsys: p
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     from pipeline.stages import report
 
@@ -98,6 +101,7 @@ def test_the_report_says_how_to_open_it(synthetic_build: Build) -> None:
     assert any(link.startswith("/#id=") for link in links), "shown where the studio serves the page only"
 
 
+@pytest.mark.drill(3)
 def test_a_browser_that_is_waited_for_does_not_keep_the_page_from_answering(noted: Build, tmp_path: Path) -> None:
     """One on the terminal, such as w3m, ends when a person leaves it."""
     asked, script = tmp_path / "asked", tmp_path / "browser.py"

@@ -87,6 +87,7 @@ def test_a_title_can_neither_command_the_terminal_nor_add_a_line(capsys: pytest.
     assert [line.split("  ")[0].rstrip() for line in capsys.readouterr().err.splitlines()] == ["t", "title", SEEN]
 
 
+@pytest.mark.slow
 def test_the_work_goes_on_where_nobody_reads_what_it_says() -> None:
     """A studio that was closed while it published; stdout, which programs read, stays open."""
     code = """

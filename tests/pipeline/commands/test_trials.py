@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SIDES = {"name": "image_sides", "min_side": 64}
 
 
-@pytest.fixture
-def weeks(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weeks:
+@pytest.fixture(scope="module")
+def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weeks]:
     """One build, whose filter leaves out the pictures with short texts, before any of them is fetched."""
-    monkeypatch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
-    own = Weeks(serve({}), tmp_path)
-    own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
-    own.show("/b.html", {"5": picture(5), "6": picture(6)})
-    own.build("1", filters=[{"name": "text_length", "min_chars": 12}, SIDES])
-    return own
+    folder = tmp_path_factory.mktemp("weeks")
+    (folder / "now").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
+        own = Weeks(serve_for_module({}), folder / "now")
+        own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
+        own.show("/b.html", {"5": picture(5), "6": picture(6)})
+        own.build("1", filters=[{"name": "text_length", "min_chars": 12}, SIDES])
+        own.keep()
+        yield own
+
+
+@pytest.fixture
+def weeks(built: Weeks) -> Weeks:
+    built.restore()
+    return built
 
 
 def tried(weeks: Weeks, *more: str, code: int = 0, **spec: Any) -> dict[str, Any]:
@@ -52,6 +62,7 @@ def kept(answer: dict[str, Any], when: str) -> dict[str, int]:
     return {row["stage"]: row[when]["kept"] for row in answer["stages"]}
 
 
+@pytest.mark.drill(10)
 def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) -> None:
     build, asked = files(weeks.folder / "1"), len(weeks.web.asked)
     store = files(weeks.folder / "store", ("features",))
@@ -73,6 +84,7 @@ def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) 
     assert f"went out: {removed['count']}" in answer["said"]
 
 
+@pytest.mark.drill(10)
 def test_what_a_text_filter_lets_in_is_shown_as_far_as_it_was_fetched(weeks: Weeks) -> None:
     """Pictures that another build has fetched are in STORE; of the others only the texts are known."""
     short = [{"name": "text_length", "min_chars": 2}, SIDES]
@@ -132,6 +144,7 @@ def test_what_would_crawl_or_fetch_is_refused_in_one_line(weeks: Weeks) -> None:
     assert "is not empty, or within the build" in tried(weeks, "--out", str(weeks.folder / "1" / "x"), code=2)["said"]
 
 
+@pytest.mark.drill(10)
 def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
     weeks: Weeks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +161,7 @@ def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
     assert tried(weeks, *out, filters=sides)["went_out"]["count"] > 0
 
 
+@pytest.mark.drill(10)
 def test_an_unpublished_build_can_be_tried_and_an_unfinished_one_cannot(weeks: Weeks) -> None:
     for until, code in (("filter", 1), ("report", 0)):
         place = ["--store", weeks.store.url, "--out", str(weeks.folder / "2"), "--snapshot", "2", "--until", until]

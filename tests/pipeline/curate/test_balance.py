@@ -51,6 +51,7 @@ def texts_of(build: Build) -> list[str]:
     return sorted(row["texts"][0]["text"] for row in curated.kept(build))
 
 
+@pytest.mark.slow
 def test_rare_concepts_stay_and_of_frequent_ones_the_share_that_their_ids_draw(balanced: Callable[..., Build]) -> None:
     build = balanced()
     packed = sorted(row["texts"][0]["text"] for row in curated.table_of(build, "shard"))
@@ -69,12 +70,14 @@ def test_rare_concepts_stay_and_of_frequent_ones_the_share_that_their_ids_draw(b
     assert [line for line in faults(build, candidates) if line.startswith(("curate", "shard"))] == []
 
 
+@pytest.mark.slow
 def test_the_build_is_the_same_however_it_is_cut_and_a_larger_threshold_keeps_more(balanced: Any) -> None:
     one, three, more = balanced(1), balanced(3), balanced(2, threshold=18)
     assert texts_of(one) == texts_of(three)
     assert set(texts_of(one)) < set(texts_of(more))
 
 
+@pytest.mark.slow
 def test_pairs_without_a_concept_are_dropped_where_the_spec_says_so(balanced: Callable[..., Build]) -> None:
     build = balanced(unmatched="drop")
     assert "海边的人" not in texts_of(build)
@@ -83,6 +86,7 @@ def test_pairs_without_a_concept_are_dropped_where_the_spec_says_so(balanced: Ca
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], parts: int) -> None:
     build = balanced(parts)
@@ -96,6 +100,7 @@ def test_counts_add_up_to_those_of_all_texts(balanced: Callable[..., Build], par
         assert section.balance(build, tables)["frequent"][0]["before"] == MANY
 
 
+@pytest.mark.drill(1)
 def test_a_word_list_that_changes_amidst_a_build_stops_it(balanced: Callable[..., Build], tmp_path: Path) -> None:
     """Entries go by their numbers in the list: with a word before them, another word's count would decide."""
     build = balanced()

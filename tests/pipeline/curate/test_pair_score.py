@@ -18,8 +18,8 @@ from pipeline.report.funnel import faults, read_funnels
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import Cut
-from pipeline.store.rewrite import Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS
+from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import remove
 from tests import curated, towered
 from tests.towered import coloured
@@ -58,6 +58,7 @@ def kept(build: Build) -> dict[str, float]:
     return {row["candidate_id"]: round(row["pair_score"], 4) for row in curated.kept(build)}
 
 
+@pytest.mark.slow
 def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> None:
     build = scored(min_score=0.3, max_score=0.9)
     before, after = scores(build), kept(build)
@@ -74,12 +75,14 @@ def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> 
     }
 
 
+@pytest.mark.slow
 def test_the_end_of_a_band_is_within_it(scored: Callable[..., Build]) -> None:
     ends = sorted(scores(scored()).values())
     build = scored(min_score=ends[2], max_score=ends[-3])
     assert sorted(kept(build).values()) == ends[2:-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "share", "count"), [(1, 0.3, 3), (3, 0.3, 3), (2, 0.01, 1)])
 def test_a_share_keeps_the_best_however_the_build_is_cut(
     scored: Callable[..., Build], parts: int, share: float, count: int
@@ -91,6 +94,7 @@ def test_a_share_keeps_the_best_however_the_build_is_cut(
     assert [row["reason"] for row in curated.dropped(build)] == ["below_top_share"] * (10 - count)
 
 
+@pytest.mark.slow
 def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> None:
     ends = sorted(scores(scored()).values())
     build = scored(max_score=ends[-3], top_share=0.5)
@@ -99,6 +103,7 @@ def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> 
     assert f"pair score {ends[3]:.4f}; the best 0.5 of table have at least {ends[4]:.4f}" in evidence
 
 
+@pytest.mark.slow
 def test_of_equal_scores_the_smaller_ids_are_kept(
     scored: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +112,7 @@ def test_of_equal_scores_the_smaller_ids_are_kept(
     assert sorted(kept(build)) == sorted(scores(build))[:4]
 
 
+@pytest.mark.drill(1)
 def test_after_a_takedown_a_share_is_one_of_what_remains(scored: Callable[..., Build], run_stage: Any) -> None:
     """Of the very pair with which the share ended, too."""
     build = scored(top_share=0.5)
@@ -121,6 +127,7 @@ def test_after_a_takedown_a_share_is_one_of_what_remains(scored: Callable[..., B
     assert sorted(kept(again)) == sorted(best[:4]), "half of nine, to even"
 
 
+@pytest.mark.drill(1)
 def test_balance_counts_and_shards_hold_what_was_chosen(
     scored: Callable[..., Build], run_stage: Any, tmp_path: Path
 ) -> None:

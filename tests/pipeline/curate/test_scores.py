@@ -16,18 +16,14 @@ import pytest
 from data_specs.build import BuildSpec, SpecError
 from data_specs.search.picture_tower import PictureTower
 from data_specs.search.queries import TextQuery
-from data_specs.shard import SHARD_SCHEMA, nfc
+from data_specs.shard import SHARD_SCHEMA
 from pipeline import opening
 from pipeline.curate import _towers
 from pipeline.curate import pair_score as score
-from pipeline.curate._towers import towers_of
 from pipeline.pictures.decode import decode
-from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.rewrite import Removal
 from pipeline.store.stage import in_funnel
-from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests import curated, towered
 from tests.towered import coloured
 
@@ -52,6 +48,7 @@ def build(fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_pat
     return make
 
 
+@pytest.mark.slow
 def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(build: Any, tmp_path: Path) -> None:
     made = build()
     section, data_of = made.spec.pair_score, dict[str, bytes]()
@@ -77,6 +74,7 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
     assert max(set(by_text.values()) - fitting) < 0.5 < 0.9 < min(fitting)
 
 
+@pytest.mark.slow
 def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build: Any) -> None:
     first = build(count=6)
     counts = [record.counts for record in first.stage("curate.score").records()]
@@ -94,6 +92,7 @@ def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build
     ]
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     builds = [build(name=name, stages=STAGES[:3]) for name in ("one", "two")]
     shown, lock, started = list[str](), threading.Lock(), threading.Barrier(2, timeout=120)
@@ -126,19 +125,7 @@ def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: p
     assert first == second
 
 
-def test_a_takedown_removes_the_features_of_image_and_text(build: Any) -> None:
-    made = build()
-    towers = towers_of(made.spec)
-    images, texts = (made.store.features(name) for name in (towers.image_id, towers.text_id))
-    victim, *others = curated.reached(made, "pair_score")
-    text_id = sha256_hex(nfc(victim["texts"][0]["text"]))
-    assert images.get([victim["sha256"]]) is not None
-    assert texts.get([text_id]) is not None
-    made.passes["curate.score"].forget_state(made, Removal({victim["candidate_id"]}, NO_TAKEDOWNS))
-    assert texts.get([text_id]) is None
-    assert texts.get([sha256_hex(nfc(row["texts"][0]["text"])) for row in others]).num_rows == 8
-
-
+@pytest.mark.slow
 def test_a_pair_that_a_tower_cannot_read_has_no_score_and_stays(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = TextQuery.encode
 
@@ -180,6 +167,7 @@ def opened(folder: Path, **more: Any) -> Build:
     return opening.open_build(BuildSpec.model_validate({**MINIMAL, **more}), str(folder / "o"), str(folder / "s"), "1")
 
 
+@pytest.mark.drill(1)
 def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None:
     made = build(pair_score=None)
     for path in Path(made.shards.url).glob("*.parquet"):

@@ -15,10 +15,8 @@ from pipeline.curate import _semantic
 from pipeline.curate._semantic import codes_column, codes_in
 from pipeline.matching import semantic
 from pipeline.matching.semantic import UNIT
-from pipeline.publish import release
 from pipeline.store.build import Earlier
-from pipeline.store.identities import SEMANTIC, Identities, commit_name
-from pipeline.takedown.forget import Request, forget
+from pipeline.store.identities import SEMANTIC, Identities
 from tests import alike
 from tests.deduped import publish
 from tests.stages import run_stage
@@ -36,6 +34,7 @@ def many(seed: int, count: int, widths: tuple[int, int]) -> list[alike.Shown]:
     return shown
 
 
+@pytest.mark.slow
 def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """Weeks of ever smaller pictures: the ranks of one build over all are the same, so must be what is kept."""
     weeks = [many(1, 14, (340, 400)), many(2, 14, (280, 330)), many(3, 14, (220, 270))]
@@ -55,6 +54,7 @@ def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got
     assert all(row["duplicate_of"] for row in by_earlier)
 
 
+@pytest.mark.drill(1)
 def test_blocks_holders_and_sealed_groups_change_nothing(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +69,7 @@ def test_blocks_holders_and_sealed_groups_change_nothing(
     assert 3 < len(told[0]) < 27
 
 
+@pytest.mark.drill(1)
 def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """A dataset of millions and a week of a thousand: one process would have to hold the features of all."""
     publish(alike.made(fetched_build, got, tmp_path, many(1, 14, (340, 400)), snapshot="2026-01-01"))
@@ -80,6 +81,7 @@ def test_holders_are_for_what_earlier_builds_kept_too(fetched_build: Any, got: A
     assert counts["holders"] == -(-(counts["earlier"] + counts["pairs"]) // 4)
 
 
+@pytest.mark.slow
 def test_a_week_without_pairs_loads_nothing_of_what_was_kept(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any,
     assert len(alike.kept(build)) == kept.num_rows == record.counts["leaders"]
 
 
+@pytest.mark.drill(1)
 def test_a_new_generation_keeps_what_the_last_one_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """The second week's larger picture was dropped for the first week's; made anew together, it is again."""
     first = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")])
@@ -133,6 +136,7 @@ def test_an_earlier_build_without_features_leads_nobody_and_that_is_logged(
     assert "was not compared by features of this tower" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_takedown_takes_the_features_out_of_store_and_of_the_build(
     fetched_build: Any, got: Any, tmp_path: Path
 ) -> None:
@@ -164,20 +168,7 @@ def _commit(build: Any) -> dict[str, list[bytes]]:
     }
 
 
-def test_forget_leaves_no_features_of_what_a_published_build_lost(fetched_build: Any, got: Any, tmp_path: Path) -> None:
-    shown = [("a", RED, 300, "红色的图片"), ("b", GREEN, 300, "绿色的图片")]
-    build = alike.made(fetched_build, got, tmp_path, shown, shards={"dev_share": 0, "val_share": 0})
-    run_stage(build, "detect", "shard")
-    release.publish(build)
-    a, b = (bytes.fromhex(alike.ids(build)[name]) for name in "ab")
-    assert _commit(build) == {part: [a, b] if a < b else [b, a] for part in ("images.parquet", SEMANTIC)}
-    assert forget(build.store, [build], Request(items=[a.hex()]))["matched"] > 0
-    assert _commit(build) == {"images.parquet": [b], SEMANTIC: [b]}
-    assert commit_name(build) == Identities(build.store).of(build.build_id)
-    later = [("c", (0.8, 0.13, 0.1), 280, "红色"), ("d", (0.13, 0.8, 0.1), 280, "绿色")]
-    assert alike.kept(alike.made(fetched_build, got, tmp_path, later, snapshot="2026-05-05")) == {"c"}
-
-
+@pytest.mark.slow
 def test_a_takedown_passes_a_build_that_kept_no_features(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     publish(alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")]))
     later = alike.made(fetched_build, got, tmp_path, [("c", RED, 280, "红")], snapshot="2026-05-05")
@@ -195,6 +186,7 @@ SHOWN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "stays"), [("larger_image", "large"), ("longer_text", "told"), ("higher_score", "fits")]
 )

@@ -31,6 +31,7 @@ def build(fetched_build: Any, got: Any, tmp_path: Path) -> Any:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 3])
 def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, parts: int) -> None:
     made = build(parts=parts)
@@ -49,6 +50,7 @@ def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, p
     assert 0 < near["millionths"] < 20_000
 
 
+@pytest.mark.slow
 def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")
@@ -69,6 +71,7 @@ def test_explain_tells_of_the_leader(build: Any) -> None:
     assert row["leader"]["url"].endswith("red-large")
 
 
+@pytest.mark.slow
 def test_a_larger_distance_runs_no_tower_and_merges_more(build: Any) -> None:
     first = build(name="one")
     second = build(name="two", options={"distance": 0.4})

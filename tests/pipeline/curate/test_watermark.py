@@ -11,12 +11,9 @@ from pydantic import ValidationError
 
 from data_specs.build import Watermark
 from pipeline.curate.watermark import judge
-from pipeline.records import sha256_hex
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.store.build import Build
-from pipeline.store.host_marks import MARK_SCHEMA, Group
-from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.host_marks import Group
 from tests import curated
 from tests.fetched import Got
 from tests.marked import FEW, MARKED, PLAIN, STAGES, images
@@ -36,6 +33,7 @@ def unmarked(fetched_build: Callable[..., Build], run_stage: Any) -> Callable[..
     return make
 
 
+@pytest.mark.slow
 def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[..., Build]) -> None:
     build = unmarked(parts=3, stages=(*STAGES, "detect", "shard"))
     marks = curated.table_of(build, "curate.marks")
@@ -57,6 +55,7 @@ def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[.
     assert [line for line in faults(build, candidates) if line.startswith(("curate", "shard"))] == []
 
 
+@pytest.mark.slow
 def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     unmarked: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,21 +67,6 @@ def test_it_is_the_same_however_the_pairs_and_the_hosts_are_cut(
     assert marks[0] == marks[1]
     assert curated.said(one, "watermark") == curated.said(three, "watermark")
     assert {row["sampled"] for row in curated.table_of(one, "curate.marks")} == {20}
-
-
-def test_the_marks_of_a_domain_go_with_its_takedown(unmarked: Callable[..., Build]) -> None:
-    build = unmarked(parts=1)
-    stage = build.stage("curate.marks")
-    [record] = stage.records()
-    assert (record.counts["groups"], record.counts["marks"]) == (2, 1)
-    assert stage.table(record).schema == MARK_SCHEMA
-    removal = Removal(set(), Takedowns(frozenset({sha256_hex("img.test")})))
-    with scratch(stage) as path:
-        rewrite = Rewrite(stage, record, removal, BorrowedTexts({}, set()), path)
-        build.passes["curate.marks"].without(rewrite)
-        after = rewrite.commit()
-    assert after is not None
-    assert stage.table(after)["host"].to_pylist() == ["plain.test"]
 
 
 def test_the_limit_is_judged_alone_and_options_are_bounded() -> None:

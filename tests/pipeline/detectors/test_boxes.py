@@ -19,6 +19,7 @@ from pipeline.records import BOX_SCHEMA
 floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     raw=st.lists(st.tuples(floats, floats, floats, floats, st.sampled_from([0.5, 0.5, 0.9, 0.1, np.nan])), max_size=12),
@@ -77,6 +78,7 @@ def test_the_columns_are_the_contract_without_the_key() -> None:
     assert all(BOX_SCHEMA.field(name) == REGION_SCHEMA.field(name) for name in BOX_SCHEMA.names)
 
 
+@pytest.mark.slow
 def test_boxes_come_back_from_their_rows() -> None:
     rng = np.random.default_rng(0)
     boxes = {

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.stages import run_stage
 
 
+@pytest.mark.slow
 def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any, tmp_path: Path) -> None:
     """Through extract and detect, over two fetch partitions; what the stages between do is not of interest here."""
     pictures, rows = [], []

@@ -38,6 +38,7 @@ def test_the_weights_are_small_and_there() -> None:
     assert WEIGHTS.stat().st_size <= 4_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.15, 1, 12])
 def test_a_thing_is_found_in_small_and_large_pictures(find: Any, scale: float) -> None:
     boxes = find(encoded(scene(scale), "PNG"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.detectors._yolox import letterbox, nms
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.45, 0.7]))
 @settings(max_examples=40, deadline=None)
 def test_suppression_agrees_with_torchvision(seed: int, overlap: float) -> None:

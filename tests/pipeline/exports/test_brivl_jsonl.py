@@ -22,6 +22,7 @@ from pipeline.sources import TableSource
 from pipeline.store.dataset import Dataset
 
 
+@pytest.mark.slow
 def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     counts = export(Dataset.open(shards_of), "brivl-jsonl", out)

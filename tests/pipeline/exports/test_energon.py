@@ -32,7 +32,7 @@ def test_the_index_of_a_tar_is_where_its_samples_begin(
             assert header.name.removesuffix(".jpg") in rows
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 @pytest.mark.filterwarnings("ignore")
 def test_energon_itself_opens_it_without_preparing_anything(
     exported: Callable[..., Path], rows: dict[str, dict[str, Any]]

@@ -11,6 +11,7 @@ import pytest
 from tests.processes import value_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["hf", "parquet"])
 def test_hugging_face_reads_the_folder(
     to: str, exported: Callable[..., Path], rows: dict[str, dict[str, Any]], tmp_path: Path
@@ -35,6 +36,7 @@ print(json.dumps(samples))
     assert {row[-1] for row in samples} <= {1, 2}
 
 
+@pytest.mark.drill(2)
 def test_hugging_face_reads_the_tars_as_webdataset(
     exported: Callable[..., Path], rows: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from data_specs.shard import SPLITS
 
 
+@pytest.mark.slow
 def test_lance_reads_and_filters(exported: Callable[..., Path], rows: dict[str, Any]) -> None:
     lance = pytest.importorskip("lance", reason="pylance is not installed")
     out = exported("lance")

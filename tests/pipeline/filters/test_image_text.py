@@ -23,6 +23,7 @@ def page(lines: int, size: tuple[int, int] = (480, 640)) -> Any:
     return pixels
 
 
+@pytest.mark.slow
 def test_a_page_of_text_is_told_from_a_picture_and_from_a_caption_in_it() -> None:
     needs("rapidocr")
     none, one, full = scores_of("image_text", page(0), page(1), page(9))

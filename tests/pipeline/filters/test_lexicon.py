@@ -61,6 +61,7 @@ def test_an_allowed_word_holds_a_listed_one_innocently(words):
     assert reason(Lexicon(lists={"unwanted": str(words)}, min_letters=1), "禁止通行") == "listed_word"
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_stray_marks_hide_no_chinese_word(words, data):
     stray = st.text(st.sampled_from(" *·_~-+|/^\u200b\ufe0f❄"), max_size=2)
@@ -104,6 +105,7 @@ def test_a_list_counts_by_what_it_holds_not_by_where_it_lies(tmp_path):
 LISTS = CORPUS / "lexicon"
 
 
+@pytest.mark.slow
 @needs_corpus("lexicon")
 def test_published_lists_find_their_own_words_and_spare_captions():
     paths = {path.stem: str(path) for path in sorted(LISTS.glob("*.txt"))}

@@ -31,6 +31,7 @@ _PIECES = """
 _PAGES = st.lists(st.sampled_from(_PIECES), max_size=16).map(lambda pieces: "".join(pieces).replace("|", " "))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(_PAGES.filter(lambda html: not ("<svg" in html and re.search("<s(?:cript|tyle)", html))))
 @example('<a b"c=d <g=h>图<img src=a.jpg></a>')

@@ -137,6 +137,7 @@ def test_no_markup_raises(html):
     parse(html)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page_of",
     [

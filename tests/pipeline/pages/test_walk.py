@@ -49,6 +49,7 @@ _NESTED = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(_NESTED)
 @settings(max_examples=200, deadline=None)
 def test_a_named_element_is_furniture_unless_it_holds_the_article(html):
@@ -77,6 +78,7 @@ def test_elements_within_one_another_are_not_looked_at_again_and_again():
     assert work(nested(100)) < 2 * work(nested(1))
 
 
+@pytest.mark.slow
 def test_what_is_remembered_of_tags_is_bounded():
     """8,000 tags of 20 kB are 160 MB, of which nothing may stay."""
     pages = [

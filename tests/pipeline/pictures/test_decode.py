@@ -105,6 +105,7 @@ def test_a_reduced_decode_keeps_the_asked_side_and_looks_the_same() -> None:
     assert np.abs(whole - other).max() <= 4
 
 
+@pytest.mark.slow
 def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     assert len(data) < 100_000
@@ -199,6 +200,7 @@ def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatc
     assert (ours.format, ours.width, ours.height) == ("jpeg", *theirs)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(whole=st.sampled_from(JPEGS), reduce_to=st.sampled_from([0, 8, 64]), data=st.data())
 def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, data: st.DataObject) -> None:
@@ -228,6 +230,7 @@ def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
     assert np.abs(small.pixels[:66] - means).max() <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), data=st.data())
 def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
@@ -314,6 +317,7 @@ def test_frames_are_counted_to_a_bound(make: Callable[[int], bytes]) -> None:
     assert header(make(200_000)).frames == pictures.MAX_FRAMES
 
 
+@pytest.mark.slow
 def test_a_png_that_claims_two_billion_frames_fits_into_the_features() -> None:
     data = encoded(Image.new("RGB", (9, 9)), "PNG")
     control = b"acTL" + struct.pack(">II", 2**31, 0)

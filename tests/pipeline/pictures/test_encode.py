@@ -59,6 +59,7 @@ def samples(build: Build) -> dict[str, tuple[dict[str, Any], dict[str, bytes], l
     return stored
 
 
+@pytest.mark.slow
 def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Build, synthetic: Any) -> None:
     items = {item.candidate.candidate_id: item for item in synthetic.items() if item.stage == "shard"}
     stored, shrunk = samples(small), 0
@@ -128,6 +129,7 @@ def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
             assert all(box[2] <= row["width"] + 0.05 and box[3] <= row["height"] + 0.05 for box in boxes)
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "max_side": SIDE})
     run_stage(build, "shard")
@@ -141,6 +143,7 @@ def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic:
     assert verify.verify(Path(build.out) / "shards") == []
 
 
+@pytest.mark.slow
 def test_reencode_all_leaves_no_byte_of_a_camera(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "reencode": "all", "jpeg_quality": 70})
     run_stage(build, "shard")
@@ -159,6 +162,7 @@ def test_reencode_all_leaves_no_byte_of_a_camera(tmp_path: Path, synthetic: Any,
     assert b"where it was" not in as_stored(data, Shards(reencode="all"), (90, 50), 10_000)
 
 
+@pytest.mark.slow
 def test_other_options_are_other_shards(synthetic: Any, tmp_path: Path) -> None:
     def tokens(**options: Any) -> list[Any]:
         build = synthetic.make(tmp_path / repr(sorted(options)), shards=options)[0]

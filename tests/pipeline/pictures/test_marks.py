@@ -26,6 +26,7 @@ def planes(pictures: list[np.ndarray]) -> np.ndarray:
     return np.stack([plane(picture, SIDES) for picture in pictures])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opacity", [0.3, 0.6])
 @pytest.mark.parametrize("share", [1.0, 0.6])
 def test_a_logo_that_most_pictures_have_is_found_and_told_from_pictures_without_it(opacity, share) -> None:
@@ -46,6 +47,7 @@ def test_a_logo_that_most_pictures_have_is_found_and_told_from_pictures_without_
     assert (drawn(mark) > 0).sum() == len(mark.at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 20, 60])
 def test_pictures_without_one_have_none(count) -> None:
     mark = estimate(planes(textures(count, seed=500)))
@@ -54,6 +56,7 @@ def test_pictures_without_one_have_none(count) -> None:
     assert correlation(planes(textures(1))[0], mark) == 0
 
 
+@pytest.mark.slow
 def test_a_frame_and_bars_are_no_mark_and_a_logo_inside_of_a_frame_is() -> None:
     framed = textures(30)
     for picture in framed:

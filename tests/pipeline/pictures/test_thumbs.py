@@ -54,6 +54,7 @@ def test_without_its_frame_a_picture_is_what_was_framed() -> None:
         assert np.abs(whole[1].astype(int) - whole[0]).max() > 30
 
 
+@pytest.mark.slow
 def test_a_long_strip_in_a_frame_takes_no_gigabyte() -> None:
     """25 kB of a PNG took 1.2 GB and three seconds, since it was enlarged in all its colours, and copied twice."""
     strip = np.full((127, 65_500, 3), 200, np.uint8)

@@ -24,6 +24,7 @@ def test_croissant_names_every_file_with_its_digest(shards_of: Path) -> None:
     assert set(sources) <= ids
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlcroissant_finds_no_fault_and_reads_the_records(shards_of: Path) -> None:
     mlcroissant = pytest.importorskip("mlcroissant")

@@ -73,6 +73,7 @@ def releases_of(build: Build) -> Releases:
     return build.store.releases(build.spec.name)
 
 
+@pytest.mark.slow
 def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week) -> None:
     held: dict[str, str] = {}
     for number, (snapshot, pictures) in enumerate((("2026-11-01", 12), ("2026-11-08", 14), ("2026-11-15", 17)), 1):
@@ -92,6 +93,7 @@ def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week) -> None
     assert releases_of(build).numbers() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_week_without_news_publishes_nothing(week: Week) -> None:
     release.publish(week("2026-11-01", 12))
     second = week("2026-11-08", 12)
@@ -101,6 +103,7 @@ def test_a_week_without_news_publishes_nothing(week: Week) -> None:
     assert not second.shards.exists("manifest.json")
 
 
+@pytest.mark.slow
 def test_a_week_without_news_waits_for_nobody(week: Week) -> None:
     manual = {"publish": {"approve": "manual"}}
     release.publish(week("2026-11-01", 12, **manual), approved=True)
@@ -110,6 +113,7 @@ def test_a_week_without_news_waits_for_nobody(week: Week) -> None:
         release.publish(week("2026-11-15", 13, **manual))
 
 
+@pytest.mark.slow
 def test_publishing_again_makes_no_release(week: Week) -> None:
     build = week("2026-11-01", 12)
     first = release.publish(build)
@@ -118,6 +122,7 @@ def test_publishing_again_makes_no_release(week: Week) -> None:
     assert releases_of(build).folder.read("latest.json") == latest
 
 
+@pytest.mark.slow
 def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -> None:
     release.publish(week("2026-11-01", 12))
     other = week("2026-11-01", 12, filters=[{"name": "text_length", "min_chars": 11}])
@@ -127,6 +132,7 @@ def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -
     assert newest.samples == manifest.samples
 
 
+@pytest.mark.slow
 def test_builds_of_before_releases_are_in_the_first(week: Week, tmp_path: Path) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -138,6 +144,7 @@ def test_builds_of_before_releases_are_in_the_first(week: Week, tmp_path: Path) 
     assert (newest.release, len(newest.builds), sum(newest.samples.values())) == (1, 2, 14)
 
 
+@pytest.mark.slow
 def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -156,6 +163,7 @@ def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week:
     assert forget(second.store, [first, second], request)["releases"] == {"photos": 4}, "nothing left to take down"
 
 
+@pytest.mark.slow
 def test_a_release_is_verified_against_the_takedowns_of_the_store_it_lies_in(week: Week) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -165,6 +173,7 @@ def test_a_release_is_verified_against_the_takedowns_of_the_store_it_lies_in(wee
     assert [fault.rpartition(": ")[2] for fault in verify(latest, quick=True)] == ["was taken down"]
 
 
+@pytest.mark.slow
 def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -177,6 +186,7 @@ def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
     assert len(keys(newest, releases_of(third).folder.url)) == 14
 
 
+@pytest.mark.slow
 def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -216,6 +226,7 @@ def test_a_build_of_a_release_is_known_by_the_place_of_its_folder(
     assert [own.build_id for own in taking.builds] == ["other"], "it lies where the first one lay"
 
 
+@pytest.mark.slow
 def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -235,6 +246,7 @@ def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
     assert {"README.md", "croissant.json", "manifest.json"} <= {path.name for path in moved.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -245,6 +257,7 @@ def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Pa
         dataset.copy(build.store, "photos", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_build_that_is_gone_is_named(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -257,6 +270,8 @@ def test_a_build_that_is_gone_is_named(week: Week) -> None:
     assert sum(releases_of(third).read().samples.values()) == 15, "a publish reads the last release, not its builds"
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_came_after(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -272,6 +287,8 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
     assert again.fingerprints["dedup.leaders"] != second.fingerprints["dedup.leaders"], "the command goes on from there"
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -295,6 +312,8 @@ def test_a_publish_that_was_killed_before_store_knew_of_it_is_registered_by_the_
     assert [entry["build_id"] for entry in build.store.registered()] == [build.build_id]
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
     week: Week, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +333,8 @@ def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
     assert verify(releases_of(second).folder.url, store=first.store.url) == []
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_of_which_nothing_is_left_is_published_again(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -334,6 +355,7 @@ def test_a_rollback_takes_no_build_of_another_dataset(week: Week) -> None:
         dataset.rollback(first.store, "photos", 1)
 
 
+@pytest.mark.slow
 def test_a_withdrawn_dataset_is_not_copied(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -342,6 +364,8 @@ def test_a_withdrawn_dataset_is_not_copied(week: Week, tmp_path: Path) -> None:
         dataset.copy(build.store, "photos", str(tmp_path / "copy"))
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwhile(
     week: Week, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +389,8 @@ def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwh
     assert releases_of(first).read() == renewed
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_dataset_that_lost_a_build_stops_no_takedown_in_others(week: Week, tmp_path: Path) -> None:
     broken = week("2026-10-01", 5, name="albums")
     release.publish(broken)
@@ -377,12 +403,14 @@ def test_a_dataset_that_lost_a_build_stops_no_takedown_in_others(week: Week, tmp
     assert not releases_of(first).latest().withdrawn
 
 
+@pytest.mark.slow
 def test_a_build_in_which_another_command_is_at_work_is_not_published(week: Week) -> None:
     build = week("2026-11-01", 12)
     with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
         release.publish(build)
 
 
+@pytest.mark.slow
 def test_what_was_replaced_is_not_held(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -392,6 +420,8 @@ def test_what_was_replaced_is_not_held(week: Week) -> None:
     assert second.held == 0
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_it_too(
     week: Week, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,6 +440,7 @@ def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_
     assert verify(releases_of(second).folder.url, store=first.store.url) == []
 
 
+@pytest.mark.slow
 def test_one_release_has_nothing_to_be_compared_with(week: Week, capsys: pytest.CaptureFixture[str]) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)
@@ -431,6 +462,7 @@ def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(week: Week) -> None:
     first, anew = week("2026-11-01", 6), week("2026-11-01", 6, shards={"reencode": "all"})
     stored = []
@@ -442,6 +474,8 @@ def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(wee
     assert [images.reencode for images in stored if images is not None] == ["never", "all", "never"]
 
 
+@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -> None:
     blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
     release.publish(week("2026-11-01", 6))
@@ -459,6 +493,7 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     assert releases_of(later).read().images is not None
 
 
+@pytest.mark.slow
 def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +516,8 @@ def test_a_copy_that_fails_leaves_nothing_and_can_be_made_again(
     assert verify(target) == []
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_copy_of_what_was_taken_down_meanwhile_keeps_none_of_it(week: Week, tmp_path: Path) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -492,6 +529,7 @@ def test_a_copy_of_what_was_taken_down_meanwhile_keeps_none_of_it(week: Week, tm
     assert list((tmp_path / "copy").rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a shard that is copied already nothing would be seen in the files."""
     build = week("2026-11-01", 12)

@@ -14,7 +14,7 @@ import pytest
 
 from data_specs.build import SpecError
 from data_specs.shard import read_manifest
-from pipeline.errors import ApprovalError, GateError, StageError, StoreError
+from pipeline.errors import GateError, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.store import build_json
@@ -109,6 +109,7 @@ def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     _publish(replace(synthetic_build, identities=("other-1.0.json",)), run_stage)
 
 
+@pytest.mark.slow
 def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path)
     first = _publish(build, run_stage)
@@ -118,6 +119,7 @@ def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, ru
     assert first.content_digest != second.content_digest
 
 
+@pytest.mark.slow
 def test_revisions_outlive_a_build_of_another_spec_in_the_same_folder(
     tmp_path: Path, synthetic: Any, run_stage: Run
 ) -> None:
@@ -136,6 +138,7 @@ def test_unfinished_shards_are_not_published(synthetic_build: Build) -> None:
         release.publish(synthetic_build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "line"),
     [
@@ -163,16 +166,6 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
     assert release.publish(build) == accepted, "the same build again needs no second word"
 
 
-def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    build, _ = synthetic.make(tmp_path, publish={"approve": "manual"})
-    run_stage(build, "shard")
-    with pytest.raises(ApprovalError, match=f"wenlan-data publish {build.out}"):
-        release.publish(build)
-    approved = release.publish(build, approved=True)
-    assert approved.revision == 0
-    assert release.publish(build) == approved
-
-
 def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> None:
     with pytest.raises(SpecError, match="no such gate; one of min_samples, min_new, max_drop_share, "):
         release.publish(synthetic_build, accept=["min_sample"], because="x")
@@ -180,6 +173,7 @@ def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> N
         release.publish(synthetic_build, accept=["min_samples"])
 
 
+@pytest.mark.slow
 def test_a_revision_that_was_published_and_not_noted_is_not_given_out_again(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

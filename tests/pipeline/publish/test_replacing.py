@@ -118,6 +118,7 @@ def test_what_is_replaced_is_taken_back_in_store_and_the_manifest_goes_last(
     assert replacing.in_the_way(of(published, seed=7)) == [], "a build that is not published"
 
 
+@pytest.mark.slow
 def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path: Path, run_stage: Run) -> None:
     later = replace(of(published, snapshot="2024-01-08"), out=str(tmp_path / "later"))
     shutil.copytree(published.out, later.out)
@@ -140,6 +141,8 @@ def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path
     assert releases.latest().withdrawn == ""
 
 
+@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_folder_that_is_replaced_takes_nothing_from_a_later_one_of_the_same_build(weeks: Any, tmp_path: Path) -> None:
     builds = []
     for name in ("first", "second"):

@@ -63,6 +63,7 @@ def test_bad_regions_are_named_with_their_key(
     assert all(said in fault for fault in faults)
 
 
+@pytest.mark.slow
 def test_a_tar_whose_content_is_wrong_though_its_digest_holds(shards_of: Path, reseal: Any) -> None:
     tar = shards_of / "train-000000.tar"
     rows = pq.read_table(tar.with_suffix(".parquet")).to_pylist()
@@ -115,6 +116,7 @@ def _setting(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
     return lambda rows: rows[0].update(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -148,6 +150,7 @@ def test_a_missing_number_among_the_regions_is_one_line(shards_of: Path, edit: A
     assert fault.endswith(": a number of its regions is missing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [{"image_offset": -1}, {"text_size": 1 << 60}, {"json_offset": (1 << 63) - 1}])
 def test_a_member_outside_its_tar_is_one_line(shards_of: Path, edit: Any, reseal: Any, place: dict[str, int]) -> None:
     edit(shards_of / "train-000000.parquet", _setting(**place))
@@ -198,6 +201,7 @@ def test_a_member_that_is_no_plain_file_is_one_line(
     assert fault == f"train-000000.tar: {members[0][0].name} is not a plain file"
 
 
+@pytest.mark.slow
 def test_a_tar_of_long_names_only_is_one_line(shards_of: Path, reseal: Any) -> None:
     """Each long-name header makes `tarfile` read the next one: 2,000 of them are a RecursionError."""
     path = shards_of / "train-000000.tar"

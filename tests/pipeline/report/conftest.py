@@ -15,6 +15,7 @@ from pipeline.report.section import Material
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
+from tests.kept import Kept
 
 Run = Callable[[Build, str], None]
 
@@ -33,21 +34,21 @@ def material() -> Iterator[Callable[[Build], Material]]:
         tables.close()
 
 
-@pytest.fixture
-def written(synthetic_build: Build, run_stage: Run) -> tuple[str, dict[str, Any]]:
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[str, dict[str, Any]]:
     """(index.html, report.json) of the synthetic build."""
-    run_stage(synthetic_build, "shard")
-    run_stage(synthetic_build, "report")
-    folder = Path(synthetic_build.out) / "report"
+    build, _ = synthetic.make(tmp_path_factory.mktemp("written"))
+    run_stage(build, "shard")
+    run_stage(build, "report")
+    folder = Path(build.out) / "report"
     return (folder / "index.html").read_text("utf-8"), json.loads((folder / "report.json").read_bytes())
 
 
-@pytest.fixture
-def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
-    """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget."""
-    builds = []
+@pytest.fixture(scope="session")
+def _two_once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any, run_stage: Run) -> tuple[Kept, list[Build]]:
+    folder, builds = tmp_path_factory.mktemp("two"), list[Build]()
     for at, options in enumerate(({}, {"shards": {"samples_per_shard": 20, "dev_share": 0.1, "val_share": 0.1}})):
-        build, _ = synthetic.make(tmp_path / f"{at}", **options)
+        build, _ = synthetic.make(folder / f"{at}", **options)
         build = replace(build, snapshot=f"2024-0{at + 1}-01", build_id=f"synthetic-{at}")
         build = replace(build, store=builds[0].store if builds else build.store)
         if builds:
@@ -59,4 +60,15 @@ def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
         spec = {"version": build_json.VERSION, "spec": build.spec.model_dump(mode="json"), "stages": {}, "passes": {}}
         (Path(build.out) / "build.json").write_text(json.dumps(spec), encoding="utf-8")
         builds.append(build)
-    return builds
+    return Kept(folder), builds
+
+
+@pytest.fixture
+def two(_two_once: tuple[Kept, list[Build]]) -> list[Build]:
+    """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget.
+
+    They lie in one place for all tests.
+    """
+    kept, builds = _two_once
+    kept.restore()
+    return list(builds)

@@ -62,6 +62,7 @@ def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return build
 
 
+@pytest.mark.slow
 def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp_path: Path) -> None:
     async def visit(page: Any) -> None:
         shown = "[...document.querySelectorAll('#sheet li')].filter(n => n.offsetParent !== null).length"
@@ -94,6 +95,7 @@ def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
 
+@pytest.mark.drill(6)
 def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_path: Path) -> None:
     report = drift.read(built.out)
     assert report is not None
@@ -129,6 +131,7 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
 
+@pytest.mark.drill(6)
 def test_the_page_speaks_the_language_of_the_browser(built: Build, browse: Browse, tmp_path: Path) -> None:
     async def visit(page: Any) -> None:
         agent = await page.run("navigator.userAgent")
@@ -156,6 +159,7 @@ def test_axe_finds_nothing_serious(built: Build, browse: Browse, tmp_path: Path)
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
 
+@pytest.mark.drill(10)
 def test_the_report_of_a_dataset_that_grows_is_sound_in_both_themes_and_on_a_phone(
     weeks: Any, browse: Browse, tmp_path: Path
 ) -> None:
@@ -182,6 +186,7 @@ def test_the_report_of_a_dataset_that_grows_is_sound_in_both_themes_and_on_a_pho
     browse(Path(second.out) / "report/index.html", tmp_path / "profile", visit)
 
 
+@pytest.mark.drill(6)
 def test_the_index_over_builds_works_too(built: Build, browse: Browse, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     shutil.copytree(Path(built.out) / "report", folder / "a/report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pipeline.publish import dataset as releases
 from pipeline.publish import release
 from pipeline.report import dataset, drift
 from pipeline.store.build import Build
+from tests.kept import Kept
+from tests.weeks import Weeks
 
 
 def report_of(build: Build) -> dict[str, Any]:
@@ -21,16 +24,32 @@ def report_of(build: Build) -> dict[str, Any]:
     return report
 
 
+@pytest.fixture(scope="module")
+def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Weeks, list[Build]]:
+    folder = tmp_path_factory.mktemp("weeks")
+    weeks = Weeks(folder, synthetic.encode)
+    builds = []
+    for snapshot, pictures in (("2026-01-01", 12), ("2026-01-08", 15)):
+        builds.append(weeks.build(snapshot, range(pictures)))
+        release.publish(builds[-1])
+    return Kept(folder), weeks, builds
+
+
 @pytest.fixture
-def second(weeks: Any) -> tuple[Build, Build]:
+def weeks(_once: tuple[Kept, Weeks, list[Build]]) -> Weeks:
+    kept, own, _ = _once
+    kept.restore()
+    return own
+
+
+@pytest.fixture
+def second(weeks: Weeks, _once: tuple[Kept, Weeks, list[Build]]) -> tuple[Build, Build]:
     """Two published weeks: twelve pictures, and then three more."""
-    first = weeks.build("2026-01-01", range(12))
-    release.publish(first)
-    second = weeks.build("2026-01-08", range(15))
-    release.publish(second)
-    return first, second
+    first, second = _once[2]
+    return replace(first), replace(second)
 
 
+@pytest.mark.slow
 def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, second: tuple[Build, Build]) -> None:
     first, build = second
     assert report_of(first)["dataset"] is None
@@ -45,6 +64,7 @@ def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, seco
     assert totals["drift"]["samples"] == [12, 15]
 
 
+@pytest.mark.drill(3)
 def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, second: tuple[Build, Build]) -> None:
     release.publish(weeks.build("2026-01-15", range(18)))
     for snapshot, count, number in (("2026-01-01", 12, 0), ("2026-01-08", 15, 1), ("2026-01-15", 18, 2)):
@@ -53,6 +73,7 @@ def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, sec
         assert again.stage("report").finished(), snapshot
 
 
+@pytest.mark.drill(2)
 def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, second: tuple[Build, Build]) -> None:
     first, build = second
     for one in second:
@@ -60,6 +81,7 @@ def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, seco
     assert [dataset.number_before(one) for one in (first, build)] == [0, 1]
 
 
+@pytest.mark.drill(3)
 def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, second: tuple[Build, Build]) -> None:
     weeks.build("2026-01-15", range(18))
     assert weeks.open("2026-01-15", range(18)).stage("report").finished(), "nothing has changed"
@@ -70,6 +92,7 @@ def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, se
     assert (totals["release"], totals["before"]["all"], totals["after"]["all"]) == (3, 12, 18)
 
 
+@pytest.mark.drill(3)
 def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: tuple[Build, Build]) -> None:
     (Path(second[0].out) / "report/report.json").unlink()
     build = weeks.build("2026-01-15", range(18))
@@ -80,6 +103,7 @@ def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: 
     assert second[0].build_id in (Path(build.out) / "report/index.html").read_text("utf-8")
 
 
+@pytest.mark.drill(2)
 def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Build, Build]) -> None:
     build = weeks.open("2026-01-15", range(18))
     folder = Path(build.store.url) / "datasets/weekly"
@@ -92,6 +116,7 @@ def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Buil
     assert (older.release, older.parts) == (1, ())
 
 
+@pytest.mark.drill(2)
 def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tuple[Build, Build]) -> None:
     other = weeks.open("2026-01-08", range(20), shards={"samples_per_shard": 5})
     before = dataset.before(other)
@@ -101,6 +126,7 @@ def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tupl
     assert before.held(other) == other.held == 12
 
 
+@pytest.mark.slow
 def test_the_figures_of_builds_add_up(second: tuple[Build, Build]) -> None:
     reports = [report_of(build) for build in second]
     whole = dataset.summed(reports, "weekly@2")

@@ -16,6 +16,7 @@ from pipeline.store.build import Build
 Run = Callable[[Build, str], None]
 
 
+@pytest.mark.slow
 def test_diff_of_a_build_with_itself_is_empty_and_of_another_packing_says_so(two: list[Build]) -> None:
     same = diff(two[0].out, two[0].out)
     assert same["same"]
@@ -30,6 +31,7 @@ def test_diff_of_a_build_with_itself_is_empty_and_of_another_packing_says_so(two
         diff(two[0].out, two[0].store.url)
 
 
+@pytest.mark.slow
 def test_diff_names_what_a_takedown_removed(two: list[Build], synthetic: Any) -> None:
     from pipeline.takedown.forget import Request, forget
 

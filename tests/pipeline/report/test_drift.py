@@ -48,6 +48,7 @@ def test_another_order_of_bins_changes_nothing_and_other_bins_are_refused() -> N
         drift.psi([1, 2], [1, 2, 3])
 
 
+@pytest.mark.slow
 def test_a_report_is_compared_with_the_last_published_build_of_its_dataset(two: list[Build]) -> None:
     first, second = (json.loads((Path(b.out) / "report/report.json").read_bytes()) for b in two)
     assert first["drift"] is None
@@ -58,6 +59,7 @@ def test_a_report_is_compared_with_the_last_published_build_of_its_dataset(two: 
     assert 'class="was"' in page
 
 
+@pytest.mark.slow
 def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stage: Run) -> None:
     build = two[1]
     before = drift.read(two[0].out)
@@ -98,15 +100,17 @@ def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stag
         gates.hold(strict_build, *read_funnels(build))
 
 
-@pytest.mark.parametrize("foreign", ['{"tests": 3}', "[1]", '{"build": {"number": 7}}'])
-def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Path, foreign: str, capsys: Any) -> None:
+@pytest.mark.slow
+def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "ci/report").mkdir(parents=True)
-    (tmp_path / "ci/report/report.json").write_text(foreign, encoding="utf-8")
     build_json.note(two[0])
-    assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
-    assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
+    for foreign in ('{"tests": 3}', "[1]", '{"build": {"number": 7}}'):
+        (tmp_path / "ci/report/report.json").write_text(foreign, encoding="utf-8")
+        assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
+        assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
 
 
+@pytest.mark.drill(2)
 def test_a_damaged_report_says_how_it_is_made_anew_and_is(two: list[Build], run_stage: Run) -> None:
     """A later build is compared with it, so it holds that one up until somebody does as it says."""
     build, folder = two[0], Path(two[0].out) / "report"

@@ -14,6 +14,8 @@ from pipeline.report import elsewhere
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(weeks: Any) -> tuple[Build, Build]:
@@ -45,6 +47,7 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
     assert kept["id"] == row["duplicate_of"]
 
 
+@pytest.mark.drill(2)
 def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any, tmp_path: Path) -> None:
     """It goes on leading, as a known image, and stands in no shard."""
     (tmp_path / "words").write_text("第0幅\n第2幅\n第3幅\n", encoding="utf-8")
@@ -77,6 +80,7 @@ def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Bui
     assert html.partition('id="duplicates"')[2].count("<img") == 8
 
 
+@pytest.mark.drill(2)
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)

@@ -15,6 +15,7 @@ from pipeline.store.build import Build
 Run = Callable[[Build, str], None]
 
 
+@pytest.mark.slow
 def test_explain_finds_by_id_key_image_and_page(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     items = synthetic.items()
@@ -33,6 +34,7 @@ def test_explain_finds_by_id_key_image_and_page(synthetic_build: Build, syntheti
         explain(synthetic_build, "abc")
 
 
+@pytest.mark.slow
 def test_what_each_stage_saw_ends_where_the_candidate_was_dropped(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:

@@ -120,6 +120,7 @@ def test_the_default_for_a_source_is_not_to_differ() -> None:
     assert set(SourceDropShares().model_dump().values()) == {None}
 
 
+@pytest.mark.slow
 def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_accepted(
     tmp_path: Path, synthetic: Any, run_stage: Any
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     gates.hold(build, candidates, captures, accept=["max_drop.dedup"])
 
 
+@pytest.mark.slow
 def test_who_opted_out_is_counted_but_not_named(
     tmp_path: Path, synthetic: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,7 @@ def test_an_unknown_gate_is_refused() -> None:
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
 
 
+@pytest.mark.slow
 def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusals(
     serve: Any, make_build: Any, run_stage: Any
 ) -> None:

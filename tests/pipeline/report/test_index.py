@@ -17,6 +17,7 @@ from pipeline.store.build import Build
 Run = Callable[[Build, str], None]
 
 
+@pytest.mark.slow
 def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Build], tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for build in two:
@@ -32,6 +33,7 @@ def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Buil
         report_index.write(str(tmp_path / "nothing"))
 
 
+@pytest.mark.drill(4)
 def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     release.publish(weeks.build("2026-01-01", range(12)))
@@ -64,9 +66,10 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
     assert "accepted:</span> min_samples" in page
 
 
-@pytest.mark.parametrize("foreign", ['{"tests": 3}', "[1]", '{"build": 1}'])
-def test_a_report_of_another_tool_is_no_build(two: list[Build], tmp_path: Path, foreign: str) -> None:
+@pytest.mark.slow
+def test_a_report_of_another_tool_is_no_build(two: list[Build], tmp_path: Path) -> None:
     shutil.copytree(two[0].out, tmp_path / "all/ours")
     (tmp_path / "all/web/report").mkdir(parents=True)
-    (tmp_path / "all/web/report/report.json").write_text(foreign, encoding="utf-8")
-    assert report_index.write(str(tmp_path / "all"))[1] == 1
+    for foreign in ('{"tests": 3}', "[1]", '{"build": 1}'):
+        (tmp_path / "all/web/report/report.json").write_text(foreign, encoding="utf-8")
+        assert report_index.write(str(tmp_path / "all"))[1] == 1

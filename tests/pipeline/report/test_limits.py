@@ -104,6 +104,7 @@ def limits_of(charts: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from itertools.chain.from_iterable(chart["limits"] for chart in charts.values())
 
 
+@pytest.mark.slow
 def test_what_another_limit_lets_in_is_what_the_filters_let_in_with_it(
     build: Build, charts: dict[str, dict[str, Any]]
 ) -> None:

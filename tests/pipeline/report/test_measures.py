@@ -49,6 +49,7 @@ def han_share(text: str) -> float:
     return len(_HAN.findall(visible)) / len(visible) if visible else 0.0
 
 
+@pytest.mark.slow
 @given(TEXTS | TEXTS.map(lambda texts: [text * 60 for text in texts]))
 def test_texts_are_measured_as_the_filters_measure_them(tables: Tables, texts: list[str]) -> None:
     texts = [text.replace("\0", "") for text in texts]
@@ -72,6 +73,7 @@ def test_words_are_those_that_the_filters_of_words_ask_for(tables: Tables) -> No
         assert [b["count"] for b in counted["bins"]] == found.tolist(), own.name
 
 
+@pytest.mark.slow
 @given(st.sampled_from([*MEASURES.values(), *SAMPLED]), st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_a_value_is_counted_once_in_the_bin_that_numpy_says(tables: Tables, own: Measure, drawn: list[float]) -> None:
     assert len(own.edges) == len(own.labels)

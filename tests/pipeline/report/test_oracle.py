@@ -279,6 +279,7 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
 """What the report says, and what pandas says, by name."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
 def test_the_report_counts_as_pandas_does(told: tuple[Build, Values], name: str) -> None:
     build, report = told

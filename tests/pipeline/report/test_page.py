@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.report import page
 from pipeline.stages import STAGES, report
 from pipeline.store.build import Build
@@ -45,6 +47,7 @@ class _Page(HTMLParser):
             self.bad.append(tag)
 
 
+@pytest.mark.drill(3)
 def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_other_one(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -65,6 +68,7 @@ def test_a_spec_that_was_changed_back_has_its_own_report_and_not_that_of_the_oth
     assert json.loads((Path(build.out) / "report/report.json").read_bytes()) == written, "it is there, and stays"
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str, Any]]) -> None:
     html, _ = written
     page = _Page(html)
@@ -84,6 +88,7 @@ def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str,
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_what_pages_say_cannot_become_markup(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     made = report.make(synthetic_build)
@@ -99,6 +104,7 @@ def test_what_pages_say_cannot_become_markup(synthetic_build: Build, run_stage: 
     assert not any(a.get("href", "").startswith("javascript:") for _, a in page.tags)
 
 
+@pytest.mark.slow
 def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_stage: Run, monkeypatch: Any) -> None:
     monkeypatch.setattr(synthetic, "items", lambda: ())
     build, _ = synthetic.make(tmp_path)
@@ -110,6 +116,7 @@ def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_s
     assert json.loads((Path(build.out) / "report/report.json").read_bytes())["totals"]["kept"] == 0
 
 
+@pytest.mark.drill(2)
 def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     pages = [report.render(report.make(synthetic_build), STAGES) for _ in range(2)]
@@ -119,6 +126,7 @@ def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_
 EVIL = "<script>alert(1)</script>\"onerror='alert(2)' {{ 7 * 7 }} \u202egpj.exe\x1b]0;x\x07 -->]]></style>"
 
 
+@pytest.mark.slow
 def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) -> None:
     """Every text, URL and piece of evidence of the report is hostile at once."""
     made = page.make(synthetic_build)
@@ -156,6 +164,7 @@ def test_templates_are_compiled_once_for_stages_of_the_same_names() -> None:
     assert page.environment(other).from_string(says).render() == "下载 admit"
 
 
+@pytest.mark.slow
 def test_a_report_reads_the_records_of_each_stage_once(
     synthetic_build: Build, run_stage: Run, monkeypatch: Any
 ) -> None:

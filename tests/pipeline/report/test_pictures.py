@@ -17,6 +17,8 @@ from pipeline.report import pictures as report_pictures
 from pipeline.stages import report
 from pipeline.store.build import Build
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 

@@ -50,6 +50,7 @@ def test_every_file_is_one_section_and_has_one_line() -> None:
         assert bool(section.title) == bool(section.title_zh) == (f'<section id="{section.name}">' in section.html)
 
 
+@pytest.mark.slow
 def test_one_more_section_is_one_object_and_one_line(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_one_more_section_is_one_object_and_one_line(
     assert with_toy.replace(link, "").replace(part, "") == page
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_sections_in_their_order_and_links_to_those_with_a_title(
     written: tuple[str, dict[str, Any]],
 ) -> None:

@@ -20,6 +20,8 @@ from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 
@@ -54,6 +56,7 @@ def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
 
 
+@pytest.mark.drill(3)
 @pytest.mark.parametrize("by", ["url", "image", "domain"])
 def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     synthetic_build: Build, synthetic: Any, run_stage: Run, by: str

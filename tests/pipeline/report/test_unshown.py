@@ -105,6 +105,7 @@ def _faces(pixels: Any) -> int:
     return len(finder.find(finder.load(), pixels)[0])
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_face_is_stored_and_pictures_without_faces_are_as_they_were(built: Build) -> None:
     photos, stored = Path(built.spec.base) / "photos", _stored(built)
     assert len(stored) == WITH + WITHOUT
@@ -189,6 +190,7 @@ def _reseal(shards: Path) -> None:
     (shards / "manifest.json").write_text(manifest.model_copy(update=update).model_dump_json(), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_studio_shows_none_neither_of_samples_nor_of_what_was_fetched(built: Build, tmp_path: Path) -> None:
     catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
     pictures = Pictures(catalog, Takedowns())
@@ -223,6 +225,7 @@ def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: B
     assert [_faces(decode(data).pixels) for data in shown] == [0] * len(shown)
 
 
+@pytest.mark.slow
 def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +272,7 @@ def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, t
     assert verify(shards) == [f"train-000000.tar: has no regions of {faces}"]
 
 
+@pytest.mark.slow
 def test_a_picture_at_which_nobody_could_look_is_not_stored(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +305,7 @@ def test_what_is_kept_and_what_is_blurred_are_other_shards(built: Build) -> None
     assert keep.digest != built.spec.digest
 
 
+@pytest.mark.slow
 def test_blurring_needs_the_detector() -> None:
     raw = {"name": "a", "contact": "a@b.example", "shards": {"faces": "blur"}}
     raw["sources"] = [{"kind": "folder", "name": "s", "source_kind": "library", "path": "x"}]  # type: ignore[assignment]

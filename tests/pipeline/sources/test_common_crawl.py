@@ -99,6 +99,7 @@ def taken(made: CommonCrawl) -> list[PageRange | Decision]:
     return [place for part in range(made.parts()) for place in made.ranges(part)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_per_part", [1, 7, 20, 10_000])
 @pytest.mark.parametrize(
     ("first", "languages"), [(False, ("zho",)), (True, ("zho",)), (False, ("jpn", "deu")), (True, ("eng",))]
@@ -117,6 +118,7 @@ def test_what_lies_at_a_place_is_the_page(crawl):
     assert all(isinstance(capture, Capture) and "雪后的黄山" in capture.body.decode() for capture in captures)
 
 
+@pytest.mark.slow
 def test_a_build_reads_it_on_any_number_of_parts_alike(crawl, make_build):
     found = []
     for rows in (13, 10_000):

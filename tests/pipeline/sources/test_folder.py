@@ -131,6 +131,7 @@ def test_files_that_are_no_pictures_are_passed_over_once_and_not_for_each_pictur
     assert Counted.times == 240
 
 
+@pytest.mark.slow
 def test_each_part_of_a_folder_holds_its_own_captions_alone(tmp_path):
     names = [f"{n:04d}.jpg" for n in range(400)]
     put(tmp_path, dict.fromkeys(names, b"x"))

@@ -149,6 +149,7 @@ def test_cells_of_several_lines_stay_whole_where_a_cell_is_lacking_or_a_quote_is
     ]
 
 
+@pytest.mark.slow
 def test_no_row_is_longer_than_is_read_however_often_its_quotes_open_anew() -> None:
     line = 'a",b,"c' + "长" * 1000 + "\n"
     count = 3 * MAX_ROW // len(line)

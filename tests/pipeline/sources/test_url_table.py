@@ -212,6 +212,7 @@ def test_the_token_follows_the_files_content(tmp_path):
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=12)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=8), st.integers(1, 4))
 def test_what_a_csv_writer_writes_is_read_back_row_for_row(tmp_path_factory, cells, rows_per_part):
     path = tmp_path_factory.mktemp("csv") / "t.csv"
@@ -321,6 +322,7 @@ def test_texts_of_several_lines_are_one_cell_whatever_column_they_are_in(tmp_pat
         ]
 
 
+@pytest.mark.slow
 def test_a_header_that_no_quote_ends_is_read_or_is_one_line(tmp_path):
     rows = "http://i.test/1.jpg,好,\n" * 60_000
     (tmp_path / "t.csv").write_text('"url,zh,page\n' + rows)

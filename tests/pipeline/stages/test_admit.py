@@ -165,9 +165,9 @@ def test_an_image_on_very_many_pages_of_the_whole_crawl_is_furniture():
 
 def test_templates_of_a_host_are_cut_and_avatars_dropped():
     own = [
-        Template("begins", "某某网【", 300, ""),
-        Template("ends", "的头像", 300, ""),
-        Template("ends", " 的图片", 300, ""),
+        Template("begins", "某某网【", 300),
+        Template("ends", "的头像", 300),
+        Template("ends", " 的图片", 300),
     ]
     templates = HostTemplates({("a.test", "own"): Templates(own)})
     page = "http://a.test/p"
@@ -193,7 +193,7 @@ REWRITING = [
 
 
 def test_what_a_filter_masks_is_in_no_decision_though_it_was_dropped_before_the_filters_are_asked():
-    own = Templates([Template("ends", "的头像", 300, ""), Template("begins", "联系电话0", 300, "")])
+    own = Templates([Template("ends", "的头像", 300), Template("begins", "联系电话0", 300)])
     page = "http://a.test/p"
     many = [candidate("http://i.test/f", ("alt", "拨 13800138000"), origin=f"http://a.test/{n}") for n in range(20)]
     shown = [
@@ -268,6 +268,7 @@ CANDIDATES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(CANDIDATES, st.randoms(use_true_random=False), st.sets(st.sampled_from([sha256_hex("i0.test")])))
 def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(candidates, dice, forgotten):
     limited = spec(admit={"max_candidates_per_image": 2})
@@ -312,6 +313,7 @@ def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates,
     assert ranges_for(candidates, most) == ranges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 3])
 def test_partitions_are_ranges_that_hold_every_candidate_once(tmp_path, files):
     dice = random.Random(5)

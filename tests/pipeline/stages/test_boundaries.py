@@ -52,6 +52,7 @@ def test_cuts_are_those_of_the_plain_rule(synthetic: Any, parts: list[list[int]]
     assert rows == plainly([size for part in parts for size in part], most, limit)
 
 
+@pytest.mark.slow
 def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     limit = 12_000
     whole, items = synthetic.make(tmp_path / "whole")
@@ -73,6 +74,7 @@ def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synth
     assert len(names["train"]) > 3
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_in_whatever_order_they_are_packed(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     tars = []
     for name in ("a", "b"):

@@ -92,6 +92,7 @@ def test_pages_beyond_the_largest_depth_are_counted_once_and_said(serve, make_bu
     assert run(make_build(web, out="whole", sources=site(web.url())))[0]["too_deep"] == 0
 
 
+@pytest.mark.slow
 def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
     class Calendar(dict):
         def get(self, path, default=None):
@@ -235,6 +236,7 @@ crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-0
 """
 
 
+@pytest.mark.slow
 def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
     texts = [chr(0x4E10 + i) for i in range(60)]
     pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html", text=texts[i]) for i in range(60)}
@@ -260,6 +262,7 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
     assert not list((Path(build.out) / "captures" / "_frontier").iterdir())
 
 
+@pytest.mark.slow
 def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, make_build):
     def urlset(*urls: str) -> bytes:
         entries = "".join(f"<url><loc> {url} </loc><lastmod>2026-01-01</lastmod></url>" for url in urls)
@@ -314,6 +317,7 @@ def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
     assert (counts["kept"], counts["unchanged"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
     monkeypatch.setattr(crawl, "AT_ONCE", 500)
     build = make_build(sources=site("http://a.test/"))
@@ -376,6 +380,7 @@ def test_a_calendar_that_shows_a_sites_pictures_costs_it_none_of_them(serve, mak
     assert (record.counts["kept"], record.counts["pages_dropped"]) == (22, crawler.MAX_ALIKE)
 
 
+@pytest.mark.slow
 def test_a_site_with_pages_of_every_odd_kind_keeps_all_others(serve, make_build):
     """Sixty pages of which twenty are what ended a crawl before; bench_hostile has 2,000, of which 5% are."""
     web, beside = serve(), serve()
@@ -471,6 +476,7 @@ def test_the_token_names_what_decides_and_nothing_else(serve, make_build):
     assert crawl.token(make_build(sources=site(start, max_pages=7))) != plain
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CORPUS.exists(), reason="../shared/corpus is not there")
 def test_the_recipe_site_is_crawled_whole_but_for_what_may_not_be_taken(serve, make_build):
     root = CORPUS / "howtocook-site"

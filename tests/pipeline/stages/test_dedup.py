@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from data_specs.shard import SPLITS
@@ -50,6 +51,7 @@ def test_texts_are_not_merged_when_the_spec_says_so(fetched_build: Any, got: Any
     assert set(decided) == {"small"}
 
 
+@pytest.mark.slow
 def test_partitions_and_their_order_do_not_matter(fetched_build: Any, got: Any) -> None:
     images = [got(f"{i}", picture(i % 7, (160 + 8 * (i % 3), 120 + 6 * (i % 3))), f"说明{i % 4}") for i in range(30)]
     one = run(fetched_build(images, filters=[], dedup={"max_pairs_per_text": 2}))
@@ -65,6 +67,7 @@ def test_a_build_without_pairs_is_no_fault(fetched_build: Any) -> None:
     assert publish(build) == []
 
 
+@pytest.mark.slow
 @needs_corpus("howtocook-site", "images")
 def test_the_site_holds_one_picture_twice_and_no_other(fetched_build: Any, got: Any) -> None:
     files = sorted(PHOTOS.glob("*.jpg"))
@@ -87,6 +90,7 @@ def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_text
     assert texts(kept["p0"]) == ["第0道菜的做法"]
 
 
+@pytest.mark.drill(2)
 def test_what_texts_were_before_they_were_rewritten_is_in_the_shards(weeks: Any) -> None:
     """Those of a sample, and those that it took over from a copy."""
     spec = weeks.spec([1, 2], filters=[{"name": "to_simplified"}])

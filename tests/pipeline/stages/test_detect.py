@@ -86,6 +86,7 @@ def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     assert counts["cached"] == 2
 
 
+@pytest.mark.slow
 @needs_corpus("models", "yolox_nano.onnx")
 def test_the_same_boxes_from_any_batch_and_partition(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

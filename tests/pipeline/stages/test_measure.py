@@ -141,6 +141,7 @@ def hurt(kind: str) -> bytes:
     raise AssertionError(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

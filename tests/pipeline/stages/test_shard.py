@@ -72,6 +72,7 @@ def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any
             assert (image == item.data) == as_fetched
 
 
+@pytest.mark.slow
 def test_two_builds_in_other_folders_give_the_same_bytes(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     digests = []
     for name in ("a", "b"):
@@ -95,6 +96,7 @@ def test_a_killed_stage_does_only_what_is_missing(synthetic_build: Build, run_st
     assert before.items() <= _tars(synthetic_build).items()
 
 
+@pytest.mark.slow
 def test_another_spec_clears_the_manifest_and_stale_shards_first(
     tmp_path: Path, synthetic: Any, shards_of: Path, run_stage: Run
 ) -> None:
@@ -124,6 +126,7 @@ def test_the_manifest_goes_before_anything_else(
     assert "train-000000.tar" in deleted, "so it matters"
 
 
+@pytest.mark.slow
 def test_going_back_to_an_earlier_spec_trusts_no_old_record(
     tmp_path: Path, synthetic: Any, synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -179,6 +182,7 @@ def test_components_are_read_from_the_frame_header(mode: str, components: int, p
     assert encode.components_of(out.getvalue()[:40]) == 0
 
 
+@pytest.mark.slow
 def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, items = synthetic.make(tmp_path)
     run_stage(build, "shard")

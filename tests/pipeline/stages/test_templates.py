@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.records import Candidate, candidate_rows, sha256_hex
+from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import STAGES, _sorted, _templates
 from pipeline.stages._templates import Sample
 from pipeline.store.build import Build
-from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import Takedowns, domain_hashes
+from pipeline.takedown.rewrite import Removal
+from pipeline.takedown.rewrite_partitions import remove
 from tests.stages import run_stage
 
 TEXTS = st.lists(st.tuples(st.sampled_from(["a.cn", "b.cn", "c.cn"]), st.integers(0, 60)), max_size=120)
@@ -95,18 +96,10 @@ def test_templates_of_several_groups_are_those_of_one(tmp_path, monkeypatch):
     assert several.stage("admit.sort").reduced() == one.stage("admit.sort").reduced() != []
 
 
-def test_an_example_shows_nothing_that_a_filter_masks(tmp_path):
-    build = built(tmp_path, 1, " 13800138000 ", filters=[{"name": "personal_data"}])
-    run_stage(build, "admit.sort")
-    [begins, *_] = build.stage("admit.sort").reduced()
-    assert begins["text"] == "某某网【"
-    assert begins["example"].endswith(" <电话> 】")
-
-
-def test_a_takedown_leaves_no_example_and_no_template_of_its_host(tmp_path):
+def test_a_takedown_of_a_domain_takes_the_templates_of_its_host(tmp_path):
     build = built(tmp_path, 1)
     run_stage(build, "admit.sort")
-    written = build.stage("admit.sort").reduced()
-    [row] = _templates.without(written, Removal({"0" * 64}, Takedowns(frozenset())))
-    assert (row["text"], row["example"]) == ("某某网【", "")
-    assert _templates.without(written, Removal(set(), Takedowns(frozenset({sha256_hex("a.cn")})))) == []
+    [template] = build.stage("admit.sort").reduced()
+    for domain, left in (("b.cn", [template]), ("a.cn", [])):
+        remove(build, Removal(set(), Takedowns(frozenset(domain_hashes(domain)))), ["admit.sort"])
+        assert build.stage("admit.sort").reduced() == left

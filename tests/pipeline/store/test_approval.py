@@ -17,20 +17,30 @@ from pipeline.report import drift, page
 from pipeline.stages import STAGES
 from pipeline.store import approval, build_json
 from pipeline.store.build import Build
+from tests.kept import Kept
+from tests.weeks import Weeks
+
+
+@pytest.fixture(scope="module")
+def _once(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> tuple[Kept, Build]:
+    folder = tmp_path_factory.mktemp("waiting")
+    build = Weeks(folder, synthetic.encode).build("2026-01-01", range(12), publish={"approve": "manual"})
+    build.store.check()
+    return Kept(folder), build
 
 
 @pytest.fixture
-def waiting(weeks: Any) -> Build:
+def waiting(_once: tuple[Kept, Build]) -> Build:
     """A build with all its stages done that waits for approval."""
-    build: Build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
-    build.store.check()
-    return build
+    _once[0].restore()
+    return replace(_once[1])
 
 
 def published(build: Build) -> bool:
     return (Path(build.out) / "shards" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_stops_every_publish_until_somebody_approves(waiting: Build) -> None:
     approval.say(waiting, "refused", "李 静", "太多  图标")
     for approved in (False, True):
@@ -49,14 +59,6 @@ def test_a_refusal_is_accepted_with_a_reason_that_the_manifest_keeps(waiting: Bu
     approval.say(waiting, "refused", "Li", "logos")
     manifest = release.publish(waiting, accept=["approve"], because="looked at by Wang", approved=True)
     assert manifest.accepted == {"approve": "looked at by Wang"}
-
-
-def test_an_approval_is_what_a_build_waits_for(waiting: Build) -> None:
-    with pytest.raises(ApprovalError):
-        release.publish(waiting)
-    approval.say(waiting, "approved", "Li", "looks good")
-    release.publish(waiting)
-    assert published(waiting)
 
 
 def test_the_command_shows_it_and_fails_with_its_reason(waiting: Build, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +106,7 @@ def test_a_word_needs_a_name_and_a_reason(waiting: Build, verdict: str, name: st
     assert approval.history(waiting) == []
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_where_the_spec_asks_nobody(weeks: Any) -> None:
     with pytest.raises(SpecError, match="does not ask"):
         approval.say(weeks.build("2026-01-01", range(12)), "approved", "Li", "x")

@@ -62,6 +62,7 @@ def test_a_trial_reads_what_it_has_not_changed_from_its_build_and_writes_the_res
     assert fetching.elsewhere == build
 
 
+@pytest.mark.slow
 def test_files_of_the_shards_are_those_that_lie_there(synthetic_build: Build, shards_of: Path) -> None:
     shards = [shard_files(record) for record in synthetic_build.packed()]
     assert sorted(shard.tar.path for shard in shards) == sorted(path.name for path in shards_of.glob("*.tar"))

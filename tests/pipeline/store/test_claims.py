@@ -90,6 +90,7 @@ def _hold(folder: str, ready: Any) -> None:
         time.sleep(600)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
@@ -197,6 +198,7 @@ def _at_once(builds: list[Build], stage: str, log: Path) -> None:
     assert len(seen) == len(set(seen)) == IMAGES
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp_path: Path) -> None:
     _at_once(two_builds, "detect", tmp_path / "log")
     assert _boxes(two_builds[0]) == _boxes(two_builds[1])
@@ -204,6 +206,7 @@ def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp
     assert sum(counted) == IMAGES
 
 
+@pytest.mark.drill(6)
 def test_two_builds_at_once_screen_every_image_once(builds: Callable[..., list[Build]], tmp_path: Path) -> None:
     both = builds([{"name": "image_nsfw", "max_score": 0.5}])
     _at_once(both, "curate", tmp_path / "log")
@@ -223,6 +226,7 @@ def _measured(build: Build) -> set[str]:
     return {sha256 for record in stage.records() for sha256 in stage.table(record)["sha256"].to_pylist()}
 
 
+@pytest.mark.drill(5)
 def test_a_build_goes_on_where_another_was_killed(two_builds: list[Build], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"

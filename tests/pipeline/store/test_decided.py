@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,3 @@ def test_a_takedown_counts_again_and_what_another_put_there_is_not_counted(stage
     assert amended.fates is not None
     assert amended.fates.counts == expected(0, 2, 2)
     assert amended.model_copy(update={"files": record.files}).fates is None
-
-
-def test_a_record_of_an_older_wenlan_is_read(stage: StageDir) -> None:
-    record = committed(stage, 0)
-    old = {k: v for k, v in json.loads(record.model_dump_json()).items() if k != "decided"}
-    assert Record.model_validate(old).fates is None

@@ -33,6 +33,7 @@ def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
     return Part(Folder(str(folder)), "t.parquet", (folder / "t.parquet").stat().st_size, "b", schema)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 300), low=st.integers(-10, 1_010), text=st.sampled_from(["第0个", "第6个", "无"]))
 def test_batches_are_the_rows_that_a_filter_selects_in_order(part: Part, rows: int, low: int, text: str) -> None:
@@ -117,6 +118,7 @@ def test_candidates_have_no_split(synthetic_build: Build) -> None:
         Frames.of(synthetic_build).frame("candidates", split="train")
 
 
+@pytest.mark.drill(6)
 def test_a_dataset_in_a_bucket_is_read_where_it_is(shards_of: Path, bucket: str, tmp_path: Path) -> None:
     """Tables, pictures and tars, by the URL of the manifest alone."""
     fsspec.filesystem("s3").put(str(shards_of), f"{bucket}/frames", recursive=True)

@@ -236,6 +236,7 @@ def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     assert in_store(build) == {name, *(ref.name for ref in identities.read(name).files.values())}
 
 
+@pytest.mark.slow
 def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     make: Any, filtered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

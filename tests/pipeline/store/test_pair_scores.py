@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.pair_scores import COUNTS_SCHEMA, UNITS, Cut, counted, end_of_share, in_units, in_words
+from pipeline.store.pair_scores import UNITS, Cut, end_of_share, in_units, in_words
 
 SCORES = st.lists(st.integers(-UNITS, UNITS), min_size=1, max_size=60)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=60), st.floats(0.001, 1))
 def test_a_share_ends_where_sorting_says(units, share):
     pairs = sorted(((-own, f"{n:04x}") for n, own in enumerate(units)))
@@ -29,13 +31,6 @@ def test_scores_come_back_from_float32_as_they_were(units):
     own, there = in_units(table)
     assert own.tolist() == [*units, 0]
     assert there.tolist() == [True] * len(units) + [False]
-
-
-def test_counts_are_sorted_rows() -> None:
-    table = counted(["b", "a", "b", "b"], [3, 5, -2, 3])
-    assert table.schema.equals(COUNTS_SCHEMA)
-    assert [tuple(row.values()) for row in table.to_pylist()] == [("a", 5, 1), ("b", -2, 1), ("b", 3, 2)]
-    assert counted([], []).num_rows == 0
 
 
 def test_a_score_in_words() -> None:

@@ -105,25 +105,6 @@ def test_a_folders_rows_are_one_table_for_other_readers(tmp_path):
     assert len(pd.read_parquet(tmp_path / "_boxes")) == 2
 
 
-def test_what_an_older_wenlan_committed_beside_the_rows_is_read_rewritten_and_swept(tmp_path):
-    with stage(tmp_path).attempt("00000") as attempt:
-        attempt.decide([decision()])
-        record = attempt.commit({"dropped": 1})
-    before, old = record.files[DECISIONS], f"00000-{record.attempt}.{DECISIONS}"
-    (tmp_path / before.name).replace(tmp_path / old)
-    stage(tmp_path).write_record(
-        record.model_copy(update={"files": {DECISIONS: before.model_copy(update={"name": old})}})
-    )
-    record = stage(tmp_path).record("00000")
-    assert stage(tmp_path).table(record, DECISIONS)["id"].to_pylist() == ["c"]
-
-    local = tmp_path / ".tmp-new"
-    pq.write_table(stage(tmp_path).table(record, DECISIONS), local)
-    amended = stage(tmp_path).amend(record, {DECISIONS: local})
-    assert stage(tmp_path).sweep() == [old]
-    assert stage(tmp_path).table(amended, DECISIONS)["id"].to_pylist() == ["c"]
-
-
 def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(tmp_path):
     with stage(tmp_path).attempt("00000") as attempt:
         attempt.write_table("parquet", rows("a"))
@@ -139,6 +120,7 @@ def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(
     assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
+@pytest.mark.drill(4)
 def test_sweep_asks_an_object_store_once_for_a_thousand_files(remote, monkeypatch):
     """It asked twice for each."""
     own = StageDir(Folder(f"{remote.url}/sweep [1]/stage"), "fetch", "f" * 64)
@@ -240,6 +222,7 @@ def test_of_another_fingerprint_only_what_has_a_place_in_the_new_plan_is_taken_o
     assert before.partitions() == ["train-0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_is_said_of_a_damaged_record_does_its_partition_again(weeks, finished):
     """Of a finished stage the advice left the partition out, in silence."""

@@ -17,6 +17,7 @@ from pipeline.store.store import Store
 from tests.drawn import picture
 
 
+@pytest.mark.slow
 def test_detectors_are_counted_and_removed(
     fetched_build: Any, got: Any, run_stage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_every_sample_is_its_row_its_members_and_its_boxes(shards_of: Path) -> N
         assert [own.key for own in samples.read(split)] == [own.key for own in stored if own.row["split"] == split]
 
 
+@pytest.mark.slow
 def test_a_sample_is_found_by_its_key_or_the_beginning_of_it(shards_of: Path) -> None:
     samples = Samples.of(Frames.of_dataset(Dataset.open(shards_of)))
     stored = list(samples.read())

@@ -25,6 +25,7 @@ from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, parquet, quote
 Run = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_views_have_the_rows_and_columns_of_the_files(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     frames = Frames.of(synthetic_build)
@@ -70,6 +71,7 @@ def test_a_file_that_is_gone_or_cut_off_is_named(
     assert caught.value.subject == part.url
 
 
+@pytest.mark.slow
 def test_files_of_an_object_store_are_read_without_asking_for_their_size(
     bucket: str, tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +98,7 @@ _URL = st.text(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(_URL | _URL.map("http://".__add__), min_size=1, max_size=20))
 def test_hosts_are_those_that_urllib_finds(urls: list[str]) -> None:
     def expected(url: str) -> str:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec, SpecError
+from data_specs.errors import WenlanError
 from pipeline import cli, opening
-from pipeline.errors import WenlanError
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
 from pipeline.store.subjects import exactly, subject_of
@@ -98,6 +98,7 @@ def test_what_is_ambiguous_or_unknown_is_one_line(build: Build, tmp_path: Path) 
         subject_of("abc", [build])
 
 
+@pytest.mark.slow
 def test_explain_and_forget_understand_the_same_names(
     build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

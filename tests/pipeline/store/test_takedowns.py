@@ -72,6 +72,7 @@ looks = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.lists(looks, max_size=2)), max_size=3))
 def test_files_of_takedowns_come_back_as_one(files: list[tuple[set[str], list[Look]]]) -> None:
     raw = [{"hashes": sorted(names), "looks": [look.value() for look in own]} for names, own in files]
@@ -126,6 +127,7 @@ _URLS = st.sampled_from(["", IMAGE, PAGE, "http://img.a.cn/2.jpg", "http://c.cn/
 _ROWS = st.fixed_dictionaries({"fetch_id": _URLS.map(sha256_hex), "url": _URLS, "page_url": _URLS})
 
 
+@pytest.mark.slow
 @given(st.lists(_ROWS, max_size=8), st.sets(_URLS | st.sampled_from(["a.cn", "cn", "b.cn"])))
 def test_of_many_rows_those_are_named_that_are_named_one_by_one(rows: list[dict[str, str]], names: set[str]) -> None:
     takedowns = of(*names - {""})

@@ -35,6 +35,7 @@ def ended(jobs: Jobs, number: int) -> actions.Job:
     return job
 
 
+@pytest.mark.slow
 def test_a_takedown_names_pictures_pages_or_domains(built: Build) -> None:
     def words(*rows: dict[str, Any], what: Any = "picture", exact: bool = False) -> list[str]:
         return takedown("store", [built], rows, what, exact)[4:]
@@ -63,6 +64,7 @@ def test_the_line_that_is_shown_is_quoted_for_a_shell() -> None:
     assert shlex.split(command_line(words)) == ["wenlan-data", *words]
 
 
+@pytest.mark.slow
 def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None:
     changed: list[int] = []
     looked = threading.Event()
@@ -85,6 +87,8 @@ def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None
     assert jobs.running is None
 
 
+@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_a_takedown_may_be_confirmed_though_another_build_cannot_be_read(own: Any, tmp_path: Path) -> None:
     build = own()
     release.publish(build)
@@ -112,6 +116,7 @@ def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.Monkey
         jobs.confirmed("y")
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_opened_anew_keeps_no_other_command_waiting(built: Build) -> None:
     def done() -> None:
         raise StoreError("/builds/1", "is being rewritten")

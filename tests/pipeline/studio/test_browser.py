@@ -91,6 +91,7 @@ async def text_of_button(page: Any, words: str, within: str = "body") -> None:
     await until(page, f"(n => n && (n.click(), true))({found})")
 
 
+@pytest.mark.slow
 def test_facets_words_and_chips_choose_what_is_shown(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await page.becomes(FOUND, "56 decisions")
@@ -121,6 +122,7 @@ def test_facets_words_and_chips_choose_what_is_shown(built: Build, browse: Brows
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_a_picture_is_chosen_by_mouse_and_keys_and_told_with_its_regions(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await page.click(".tile:nth-child(3)")
@@ -150,6 +152,7 @@ def test_a_picture_is_chosen_by_mouse_and_keys_and_told_with_its_regions(built: 
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_a_folder_with_a_space_is_quoted_in_commands(built: Build, browse: Browse) -> None:
     words = ["/data/1", "/data/my builds", "it's", "第一", ""]
 
@@ -161,6 +164,7 @@ def test_a_folder_with_a_space_is_quoted_in_commands(built: Build, browse: Brows
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_a_duplicate_has_its_leader_beside_it_and_what_stages_noted(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await choose(page, "near-copy of an image")
@@ -184,6 +188,7 @@ def test_a_duplicate_has_its_leader_beside_it_and_what_stages_noted(built: Build
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_why_is_this_not_in(built: Build, browse: Browse, synthetic: Any) -> None:
     item = next(item for item in synthetic.items() if item.reason == "text_too_short")
 
@@ -211,6 +216,7 @@ def test_why_is_this_not_in(built: Build, browse: Browse, synthetic: Any) -> Non
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_an_empty_result_says_what_to_do(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await page.click("#search input")
@@ -226,6 +232,7 @@ def test_an_empty_result_says_what_to_do(built: Build, browse: Browse) -> None:
     browse(visit, built.out)
 
 
+@pytest.mark.drill(8)
 def test_a_server_that_is_gone_is_told_and_found_again(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         browse.server.stop()
@@ -249,6 +256,7 @@ def test_who_comes_without_the_link_is_told_so(built: Build, browser: ModuleType
     browser.visit(work)
 
 
+@pytest.mark.drill(25)
 @pytest.mark.parametrize("wide", [1440, 1000, 390])
 def test_it_is_sound_in_both_themes_and_languages_on_any_screen(built: Build, browse: Browse, wide: int) -> None:
     async def sound(page: Any) -> None:
@@ -281,6 +289,7 @@ def test_it_is_sound_in_both_themes_and_languages_on_any_screen(built: Build, br
     browse(visit, built.out, wide=wide)
 
 
+@pytest.mark.drill(8)
 def test_views_are_saved_for_everyone(own: Make, browse: Browse) -> None:
     build = own()
 
@@ -301,6 +310,7 @@ def test_views_are_saved_for_everyone(own: Make, browse: Browse) -> None:
     assert json.loads((Path(build.out) / "studio/views.json").read_text("utf-8")) == {}
 
 
+@pytest.mark.drill(10)
 def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path: Path) -> None:
     """Beside a build that cannot be read, which stops it in no other one."""
     build = own()
@@ -340,6 +350,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path
     assert len(Frames.of(build).frame("samples")) == 29
 
 
+@pytest.mark.drill(10)
 def test_a_build_is_refused_and_approved(weeks: Any, browse: Browse) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
     build.store.check()
@@ -373,6 +384,7 @@ def test_a_build_is_refused_and_approved(weeks: Any, browse: Browse) -> None:
     assert (Path(build.out) / "shards/manifest.json").exists()
 
 
+@pytest.mark.drill(10)
 def test_more_like_this(indexed: Make, browse: Browse) -> None:
     build = indexed()
 
@@ -390,6 +402,7 @@ def test_more_like_this(indexed: Make, browse: Browse) -> None:
     browse(visit, build.out)
 
 
+@pytest.mark.drill(8)
 def test_the_report_leads_into_the_studio_and_back(built: Build, browse: Browse) -> None:
     async def visit(page: Any) -> None:
         await page.click("a[href='/report']")
@@ -397,6 +410,7 @@ def test_the_report_leads_into_the_studio_and_back(built: Build, browse: Browse)
         link = "[...document.querySelectorAll('#sheet a.studio')].find(n => !n.hidden)"
         await until(page, f"(n => n && (n.click(), true))({link})")
         await until(page, "location.pathname === '/' && document.querySelector('#detail .verdict')")
+        assert (await page.run("document.querySelector('#detail .verdict').innerText")).strip()
 
     browse(visit, built.out, quiet=False)
 
@@ -404,6 +418,7 @@ def test_the_report_leads_into_the_studio_and_back(built: Build, browse: Browse)
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>\u202etxet'
 
 
+@pytest.mark.slow
 def test_hostile_texts_and_addresses_are_text_and_no_link(
     synthetic: Any,
     browse: Browse,
@@ -488,6 +503,7 @@ MIDDLE_IS_IN_SIGHT = """(() => {
 FIRST = "Math.min(...[...document.querySelectorAll('.tile')].map(n => Number(n.getAttribute('aria-posinset'))))"
 
 
+@pytest.mark.drill(30)
 def test_a_million_rows_are_scrolled_without_being_kept(built: Build, browse: Browse) -> None:
     """The server's answers are made up here: what is tested is the list."""
 

@@ -36,6 +36,7 @@ def truth(built: Build) -> pd.DataFrame:
     return Frames.of(built).frame("decisions")
 
 
+@pytest.mark.slow
 def test_every_decision_is_reached_once_and_as_it_was_written(catalog: Catalog, truth: pd.DataFrame) -> None:
     places: list[int] = []
     while more := catalog.positions(Filters(), len(places), 17):
@@ -88,6 +89,7 @@ def test_pages_of_a_listing_do_not_overlap(catalog: Catalog, truth: pd.DataFrame
     assert places != sorted(places)
 
 
+@pytest.mark.slow
 def test_words_are_searched_in_all_texts_and_addresses_in_both_scripts(catalog: Catalog, truth: pd.DataFrame) -> None:
     def found(words: str) -> set[str]:
         return {row["id"] for row in catalog.rows(catalog.positions(Filters(words=words), 0, 100))}
@@ -104,6 +106,7 @@ def test_words_are_searched_in_all_texts_and_addresses_in_both_scripts(catalog: 
     assert catalog.counts(Filters(words="海边的日落")).matching == len(found("海边的日落"))
 
 
+@pytest.mark.slow
 def test_more_searches_than_are_kept_still_answer(catalog: Catalog) -> None:
     first = catalog.positions(Filters(words="海边"), 0, 100)
     for number in range(12):
@@ -143,6 +146,7 @@ def test_a_build_that_decided_nothing_is_empty_and_not_broken(built: Build, tmp_
     catalog.close()
 
 
+@pytest.mark.slow
 def test_the_digest_follows_the_files(built: Build, tmp_path: Path, own: Callable[..., Any]) -> None:
     first, second = (Catalog(Frames.open(built.out, STAGES), tmp_path) for _ in range(2))
     other = Catalog(Frames.open(own().out, STAGES), tmp_path)

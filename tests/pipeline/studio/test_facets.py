@@ -17,6 +17,7 @@ from pipeline.studio.facets import Filters, facets
 FACETS = facets(["image_nsfw"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharpness", "entropy", "blankness"])
 def test_a_number_is_counted_in_the_bin_in_which_the_report_counts_it(name: str) -> None:
     with duckdb.connect() as db:

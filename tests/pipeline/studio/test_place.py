@@ -25,6 +25,7 @@ def kinds(place: Any) -> list[str]:
     return [notice["kind"] for notice in notices(place)]
 
 
+@pytest.mark.slow
 def test_a_finished_build_has_nothing_to_say(built: Build) -> None:
     place = open_place(built.out, STAGES)
     assert (place.kind, kinds(place), place.baseline) == ("build", [], None)
@@ -33,6 +34,7 @@ def test_a_finished_build_has_nothing_to_say(built: Build) -> None:
     assert said["name"] == "synthetic"
 
 
+@pytest.mark.slow
 def test_a_running_build_says_so_and_shows_what_was_decided(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
     build.stage("report").unfinish()
@@ -60,6 +62,8 @@ def test_a_build_that_stopped_after_a_stage_says_which_comes_next(weeks: Any, st
     assert studio.facets(Filters())["total"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> None:
     first = weeks.build("2026-01-01", range(12))
     release.publish(first)
@@ -77,6 +81,8 @@ def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> N
     assert item["picture"]["width"] == 260, "what was kept has its picture in the shards"
 
 
+@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_release_shows_the_builds_at_hand_and_the_samples_of_the_others(weeks: Any, studio_of: StudioOf) -> None:
     import shutil
 
@@ -108,6 +114,7 @@ def test_a_release_shows_the_builds_at_hand_and_the_samples_of_the_others(weeks:
     assert gone.opened.pictures.thumb(row, 320).width == 260
 
 
+@pytest.mark.slow
 def test_a_known_picture_has_its_leader_beside_it_from_the_build_that_holds_it(weeks: Any, studio_of: StudioOf) -> None:
     release.publish(weeks.build("2026-01-01", range(12)))
     second = weeks.build("2026-01-08", range(15))
@@ -120,6 +127,7 @@ def test_a_known_picture_has_its_leader_beside_it_from_the_build_that_holds_it(w
         assert studio.opened.pictures.held(row, row["duplicate_of"], 320).width == 260
 
 
+@pytest.mark.slow
 def test_a_folder_of_builds_is_one_place(weeks: Any, studio_of: StudioOf, tmp_path: Path) -> None:
     builds = [weeks.build(day, pictures) for day, pictures in (("2026-01-01", range(5)), ("2026-01-08", range(4)))]
     studio = studio_of(str(tmp_path), folder=True)

@@ -35,6 +35,7 @@ def ended(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
+@pytest.mark.slow
 def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Connect) -> None:
     build = own()
     client = client_of(build.out)
@@ -61,6 +62,8 @@ def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Conne
     assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_takedown_by_somebody_else_is_seen_by_a_running_studio(
     own: Make, client_of: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +77,7 @@ def test_a_takedown_by_somebody_else_is_seen_by_a_running_studio(
     assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
 
 
+@pytest.mark.slow
 def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for asked in ({"ids": []}, {"ids": ["f" * 64]}, {"ids": ["--help"]}, {"ids": ["a"] * 201}, {"ids": [], "more": 1}):
@@ -84,6 +88,8 @@ def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Con
     assert "on no page" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connect) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
     build.store.check()
@@ -107,6 +113,7 @@ def test_a_build_is_refused_approved_and_published(weeks: Any, client_of: Connec
     assert client.post("/api/word", json={**said, "build": "another", "verdict": "approved"}).status_code == 400
 
 
+@pytest.mark.slow
 def test_views_are_saved_and_deleted(own: Make, client_of: Connect) -> None:
     client = client_of(own().out)
     answer = client.put("/api/views", json={"name": "小图", "query": "reason=image_too_small"})
@@ -176,6 +183,7 @@ def test_a_name_that_was_pointed_at_this_machine_is_refused(built: Build, client
             assert client.get(path, headers={"Host": host}).status_code == 421
 
 
+@pytest.mark.slow
 def test_a_page_of_another_site_can_change_nothing(own: Make, client_of: Connect) -> None:
     """CSRF: a form or a script in another tab, with the cookie that the browser would send."""
     build = own()
@@ -234,6 +242,7 @@ def test_the_page_runs_its_own_scripts_alone(built: Build, client_of: Connect) -
         assert "insertAdjacent" not in path.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_row_of_other_files_is_never_taken_for_this_one(own: Make, client_of: Connect) -> None:
     """A place is a number; after a takedown another picture may have it."""
     build = own()

@@ -27,6 +27,7 @@ def _keys(build: Build) -> list[str]:
     return sorted(Frames.of(build).frame("samples").key)
 
 
+@pytest.mark.slow
 def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
@@ -40,6 +41,7 @@ def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> 
         similar.text("小猫")
 
 
+@pytest.mark.slow
 def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make) -> None:
     build = indexed()
     similar, keys = Similar(Path(build.out) / "index"), _keys(build)
@@ -48,6 +50,7 @@ def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make)
     assert keys[11] not in {hit["id"] for hit in similar.like(keys[10], 30)}
 
 
+@pytest.mark.slow
 def test_an_index_is_looked_for_beside_the_build(indexed: Make, tmp_path: Path) -> None:
     build = indexed()
     assert index_beside(build.out, "") == Path(build.out) / "index"
@@ -55,6 +58,7 @@ def test_an_index_is_looked_for_beside_the_build(indexed: Make, tmp_path: Path) 
     assert index_beside(str(tmp_path), f"{build.out}/index") == Path(build.out) / "index"
 
 
+@pytest.mark.slow
 def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callable[..., Any]) -> None:
     build = indexed()
     client, keys = client_of(build.out), _keys(build)
@@ -69,6 +73,7 @@ def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callab
     assert client.get("/api/similar", params={"pos": dropped["pos"], "g": about["g"]}).status_code == 400
 
 
+@pytest.mark.slow
 def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any]) -> None:
     build = indexed()
     studio = studio_of("", index=f"{build.out}/index")
@@ -86,6 +91,7 @@ def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any])
 
 
 @pytest.mark.slow
+@pytest.mark.drill(15)
 def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     own: Make, client_of: Callable[..., Any], exported: Exported
 ) -> None:
@@ -113,6 +119,7 @@ def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
     assert client.get("/api/similar", params={"text": " "}).status_code == 400
 
 
+@pytest.mark.slow
 def test_an_index_alone_is_opened_anew_after_a_takedown(
     indexed: Make, studio_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ def test_a_term_is_spelled_in_both_scripts() -> None:
     assert variants("abc") == ["abc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "term", "holds"),
     [

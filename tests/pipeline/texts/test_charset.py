@@ -75,6 +75,7 @@ def test_other_scripts_are_read_as_declared():
     assert "café crème" in decode("café crème ".encode("latin-1") * 20, "text/html; charset=iso-8859-1")[0]
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="gb2312", min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=20))
 def test_every_declared_gb_text_comes_back(text):
     assert decode(page(text, "gb18030", "gbk"), "")[0].endswith(text)

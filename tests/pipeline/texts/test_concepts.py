@@ -25,6 +25,7 @@ def test_an_entry_is_there_wherever_its_characters_stand_in_a_row(tmp_path_facto
     assert [known.entries[number] for number in known.of(text)] == [word for word in known.entries if word in there]
 
 
+@pytest.mark.slow
 def test_by_default_the_entries_are_jiebas_words():
     jieba = pytest.importorskip("jieba")
     jieba.initialize()

@@ -41,6 +41,7 @@ def test_words_are_those_that_jieba_cuts_without_guessing(text):
     assert cut(text) == list(jieba.cut(even(text), HMM=False))
 
 
+@pytest.mark.slow
 @given(texts)
 def test_counts_are_those_of_jiebas_parts_of_speech(text):
     from jieba import posseg

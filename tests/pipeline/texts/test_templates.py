@@ -57,7 +57,7 @@ def test_the_order_of_texts_does_not_matter_and_a_cut_only_takes_away(texts, dic
     shuffled = list(distinct)
     dice.shuffle(shuffled)
     assert learn(shuffled) == templates
-    cutter = Templates([*templates, Template("begins", "红烧", 20, ""), Template("ends", "0", 20, "")])
+    cutter = Templates([*templates, Template("begins", "红烧", 20), Template("ends", "0", 20)])
     for text in distinct:
         remaining, template = cutter.cut(text)
         assert remaining in text

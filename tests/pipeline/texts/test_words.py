@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -32,16 +33,29 @@ def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
 
 
-@given(st.sampled_from(list(segmenter().dt.FREQ)))
+@functools.cache
+def dictionary() -> list[str]:
+    return list(segmenter().dt.FREQ)
+
+
+@functools.cache
+def odd() -> list[str]:
+    """Words of the dictionary that are not Chinese characters alone."""
+    return [word for word in dictionary() if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
+
+
+@given(st.deferred(lambda: st.sampled_from(dictionary())))
 def test_a_word_of_the_dictionary_is_no_two_words_for_sure(word):
     assert has_words(word, 2) == (count_words(word) >= 2)
 
 
-ODD = [word for word in segmenter().dt.FREQ if not re.fullmatch("[\u4e00-\u9fd5]+", word)]
-
-
+@pytest.mark.slow
 @settings(max_examples=400)
-@given(st.lists(st.sampled_from(WORDS.split()) | st.sampled_from(ODD) | st.text(max_size=3), max_size=9).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(WORDS.split()) | st.deferred(lambda: st.sampled_from(odd())) | st.text(max_size=3), max_size=9
+    ).map("".join)
+)
 def test_words_are_counted_as_by_jieba_without_guessing(text):
     for written in (text, text.upper()):
         cut = [word for word in jieba.cut(written, HMM=False) if any(map(str.isalnum, word))]
@@ -64,6 +78,7 @@ print(has_words("故宫雪景", 2))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("free", "kept"), [(1 << 20, []), (1 << 30, ["jieba.cache"])])
 def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_path: Path, free: int, kept: list[str]):
     """jieba left what it had written of it when the disk was full, and printed a traceback."""
@@ -77,6 +92,7 @@ def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_pat
 CHARACTERS = "ab1.+#&_%- 的做法红烧肉番茄超T恤，。！/（C𠀀㐀鿰豈😀é한ぁＡ\n　"
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     st.text(CHARACTERS, max_size=30)

@@ -179,6 +179,7 @@ def test_a_body_is_read_within_its_cap_packed_or_not(serve: Any) -> None:
     assert [outcome.body for outcome in cut if isinstance(outcome, Response)] == [zeros[:200_000]] * 2
 
 
+@pytest.mark.drill(5)
 def test_few_large_bodies_are_held_at_a_time(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "LARGE_AT_ONCE", 2)
     monkeypatch.setattr(client, "LARGE", 100_000)

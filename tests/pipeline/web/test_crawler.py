@@ -34,6 +34,7 @@ def visitors() -> list[int]:
     return [pid for pid, title in descendants(os.getpid()).items() if title.startswith(b"ray::Visitor")]
 
 
+@pytest.mark.drill(20)
 def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, serve, make_build):
     webs = sites(serve, hosts=3, pages=12)
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": [webs[0].url()]}
@@ -85,6 +86,7 @@ def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, s
     wait_until(lambda: not visitors(), "they end with the crawl")
 
 
+@pytest.mark.drill(20)
 def test_workers_of_a_cluster_share_one_pace(ray):
     @ray.remote
     def take(host: str, times: int) -> float:

@@ -35,6 +35,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_ends_img2dataset_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -52,6 +52,7 @@ def test_nothing_passes_that_the_standard_library_calls_not_global(address):
             OPEN.check_address(str(address), 80)
 
 
+@pytest.mark.slow
 @given(st.ip_addresses(v=4).filter(lambda a: not a.is_global))
 def test_an_inside_address_hidden_in_ipv6_is_refused(address):
     for prefix in ("::ffff:", "64:ff9b::", "::"):

@@ -77,6 +77,7 @@ HOSTILE = {
 FINE = {"/fine.png": picture(9), "/fine.jpg": picture(8, "JPEG"), "/webp.gif": picture(7, "WEBP")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["wenlan", "img2dataset"])
 def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, make_build, engine):
     inside = serve({"/x.png": (200, HEADERS, picture(1))})

@@ -39,6 +39,7 @@ async def requests(workers: int, delay_s: float, gaps: list[float], until: float
     return sorted(starts)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 5),
     st.sampled_from([0.01, 0.05, 0.3, 1.0]),

@@ -227,6 +227,7 @@ def test_what_is_a_page(content_type, body, html):
 SLOW = "/*a*a*a*a*a*a*a*a*a*a*a*a*zz"
 
 
+@pytest.mark.slow
 def test_no_pattern_that_a_host_writes_takes_long():
     """Backtracking took 177 s for a path of 60 `a`; the process is ended if this is not linear."""
     program = f"""

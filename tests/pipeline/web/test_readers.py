@@ -19,6 +19,8 @@ from pipeline.web.frontier import Frontier
 from pipeline.web.readers import Readers, _Pool
 from tests.pipeline.test_unreadable import decisions
 
+pytestmark = pytest.mark.slow
+
 URL = "http://a.cn/d/page.html"
 
 SLOW = ("".join(f"<i a={n}>" for n in range(60)) + "<div>" * 4_900 + "</i>" * 4_900).encode()
@@ -62,6 +64,7 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 
+@pytest.mark.drill(3)
 def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serve, make_build, monkeypatch):
     """By the order of events: eleven pages that lead to each other are kept before the slow page has an outcome."""
     slow, fast = serve(), serve()
@@ -85,6 +88,7 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
     )
 
 
+@pytest.mark.drill(3)
 def test_many_links_of_a_page_are_all_known(serve, make_build):
     web = serve()
     count = 2 * ADDED_AT_ONCE + 5

@@ -43,6 +43,7 @@ def nested(depth: int) -> bytes:
     return b"<urlset><url><loc>http://a.test/</loc></url>" + b"<a>" * depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

@@ -89,6 +89,7 @@ def test_a_status_that_is_no_number_is_none(tmp_path: Path, status: str) -> None
     assert (capture.status, after.status, info) == (0, 200, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bad",
     [
@@ -144,6 +145,7 @@ def test_a_warc_gzipped_as_a_whole_is_read(tmp_path: Path) -> None:
     assert (packed, info) == (plain, {})
 
 
+@pytest.mark.slow
 def test_fifty_flipped_bytes_cost_at_most_the_records_they_hit(tmp_path: Path) -> None:
     """Read by warcio alone, a file of 1,421 pages with 50 flipped bytes lost 844 of them."""
     members, dice = pages(1_421), random.Random(3)
@@ -194,6 +196,7 @@ _PARTS = st.sampled_from(
 _FILES = st.binary(max_size=300) | st.lists(_PARTS | st.binary(max_size=20), max_size=8).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_FILES | _FILES.map(gzip.compress) | _FILES.map(lambda data: gzip.compress(data)[:-9]))
 @example(b"WARC/1.0\nWARC-Type:response")
@@ -295,6 +298,7 @@ _MEMBERS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(_MEMBERS, min_size=1, max_size=7).map(b"".join))
 @example(gzip.compress(record(body=b"x" * 3_000)) * 2)
@@ -318,6 +322,7 @@ def test_a_sound_file_is_read_by_fastwarc(tmp_path: Path, monkeypatch: pytest.Mo
     assert runs == [49, 0], "the last record is the other reader's"
 
 
+@pytest.mark.slow
 def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path) -> None:
     body = b"".join(b"1\r\na\r\n" for _ in range(MAX_HEADERS // 3)) + b"0\r\n\r\n"
     [capture], info = read(tmp_path / "x.warc", record(body=body, http="Transfer-Encoding: chunked\r\n"), 1 << 20)

@@ -40,6 +40,7 @@ def written(towers: Path, tmp_path: Path) -> tuple[Path, Captioner, torch.optim.
     return write(tmp_path, captioner, optimizer, State(7, 0.5, 3), towers, best=True), captioner, optimizer
 
 
+@pytest.mark.slow
 def test_everything_comes_back(written: tuple[Path, Captioner, torch.optim.AdamW], towers: Path) -> None:
     folder, captioner, optimizer = written
     again = read(folder)
@@ -98,15 +99,6 @@ def test_a_description_that_does_not_fit_is_one_line(
     index["files"][ABOUT] = {"bytes": (folder / ABOUT).stat().st_size, "sha256": sha256_of(folder / ABOUT)}
     (folder / "checkpoint.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(CheckpointError, match=line):
-        read(folder)
-
-
-def test_a_file_that_was_changed_is_refused(written: tuple[Path, Captioner, torch.optim.AdamW]) -> None:
-    folder, *_ = written
-    content = bytearray((folder / checkpoint.WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    (folder / checkpoint.WEIGHTS).write_bytes(bytes(content))
-    with pytest.raises(CheckpointError, match=r"captioner.safetensors: its sha256 is not the one in checkpoint.json"):
         read(folder)
 
 

@@ -39,6 +39,7 @@ def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
 
 
+@pytest.mark.slow
 def test_it_names_the_colours_that_it_has_learnt(captioner: Path, pictures: Path) -> None:
     files = [str(path) for path in sorted((pictures / "test").glob("*.jpg"))]
     written = caption_files(captioner, files, [None] * len(files), device="cpu")
@@ -83,6 +84,7 @@ def test_images_whose_references_are_no_training_captions_are_told_apart(
     assert (result["protocol"]["images"], result["protocol"]["references"]) == (2, 2)
 
 
+@pytest.mark.drill(1)
 def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures: Path) -> None:
     data = f"folder:{pictures / 'test'}"
     result = evaluate_captioning(captioner, [data], "val", beams=1, device="cpu")
@@ -97,6 +99,7 @@ def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures
     assert "METEOR -" in summary(result)[1]
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_figures_and_captions(
     captioner: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

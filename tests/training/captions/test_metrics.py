@@ -8,9 +8,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from nltk.translate.meteor_score import single_meteor_score
-from torchmetrics.functional.text import bleu_score
-from torchmetrics.text import rouge
 
 from training.captions import metrics
 from training.captions.metrics import Tokens, cider, figures, implementations, tokens_of
@@ -43,8 +40,11 @@ def test_tokens_are_words_or_characters_without_marks() -> None:
     assert tokens_of("25℃ ３元", "characters") == ["2", "5", "°", "c", "3", "元"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["jieba", "characters"])
 def test_bleu_is_that_of_torchmetrics(tokens: Tokens) -> None:
+    from torchmetrics.functional.text import bleu_score  # here: it takes four seconds
+
     given, wanted = ([" ".join(w) for w in words(tokens)[0]], [[" ".join(w) for w in t] for t in words(tokens)[1]])
     found = figures(CAPTIONS, REFERENCES, tokens).bleu
     for n in (1, 2, 3, 4):
@@ -54,6 +54,8 @@ def test_bleu_is_that_of_torchmetrics(tokens: Tokens) -> None:
 @pytest.mark.parametrize("tokens", ["jieba", "characters"])
 def test_rouge_l_is_made_of_the_longest_common_subsequences_of_torchmetrics(tokens: Tokens) -> None:
     """COCO's takes the best precision and the best recall of the references, and weighs recall by 1.2 squared."""
+    from torchmetrics.text import rouge
+
     scorer, expected = rouge.ROUGEScore(rouge_keys="rougeL", tokenizer=str.split, normalizer=lambda t: t), []
     for given, wanted in zip(*words(tokens), strict=True):
         parts = [scorer(" ".join(given), " ".join(text)) for text in wanted]
@@ -99,6 +101,7 @@ def test_cider_is_that_of_its_formula(tokens: Tokens) -> None:
     assert cider(CAPTIONS, REFERENCES, tokens) == found.cider == pytest.approx(found.cider_N.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's jar needs Java")
 def test_meteor_is_that_of_nltk_with_its_weights() -> None:
     """Of one caption with one reference NLTK's formula is METEOR 1.5's: alpha .85, beta .2, gamma .6, exact matches.
@@ -106,6 +109,8 @@ def test_meteor_is_that_of_nltk_with_its_weights() -> None:
     By characters. By words of jieba the jar gives another figure for one of these captions (.404, NLTK .252), which
     is not explained yet.
     """
+    from nltk.translate.meteor_score import single_meteor_score
+
     tokens: Tokens = "characters"
     captions, references = CAPTIONS[::2], [texts[0] for texts in REFERENCES[::2]]  # no token of these is there twice
     found = figures(captions, [[text] for text in references], tokens).meteor_N

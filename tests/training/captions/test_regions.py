@@ -202,7 +202,7 @@ except RunError as e:
 """In a process of its own: what is written through a map ends it on a full disk."""
 
 
-@pytest.mark.slow
+@pytest.mark.drill(8)
 def test_features_that_find_no_room_are_one_line_and_leave_nothing(
     towers: Path, make_shards: MakeShards, small_disk: Path
 ) -> None:

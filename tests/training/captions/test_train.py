@@ -41,6 +41,7 @@ def weights(out: Path) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in load_file(newest / checkpoint.WEIGHTS).items()}
 
 
+@pytest.mark.slow
 def test_a_training_stopped_in_the_middle_ends_as_one_that_was_not(
     towers: Path, pictures: Path, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_training_stopped_in_the_middle_ends_as_one_that_was_not(
     assert read_metrics(tmp_path / "cut")[-1]["dev.cider"] == read_metrics(tmp_path / "whole")[-1]["dev.cider"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_end_is_heard_while_the_features_are_made(
     towers: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_the_seed_decides(towers: Path, pictures: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_patience_ends_it_and_the_best_is_kept(towers: Path, pictures: Path, tmp_path: Path) -> None:
     """At a rate of 0 nothing is learnt: the first CIDEr stays the highest."""
     config = replace(SMALL, lr=0.0, epochs=20, eval_epochs=0.5, patience=2)

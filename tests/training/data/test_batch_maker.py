@@ -30,6 +30,7 @@ def loader(manifest: Path, share: Share, *, train: bool = True, config: DataConf
     return Loader(data, config, load_tokenizer("gb2312"), share, seed=3, train=train, **more)
 
 
+@pytest.mark.slow
 def test_a_corrupt_sample_leaves_its_slot_and_is_named_once(
     make_shards: MakeShards, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.transforms.v2 import functional
 
 from training.data.colour import recolour
 
@@ -25,6 +24,8 @@ def test_colours_follow_from_the_generator_alone() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_colours_are_those_of_torchvision_on_floats(seed: int) -> None:
     """Its functions by the same draws; on uint8 it would round after each."""
+    from torchvision.transforms.v2 import functional  # here: it takes two seconds
+
     noise = torch.randint(0, 256, (3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     image = functional.resize(noise, [40, 48])
     image[:, :5] = image[:1, :5]  # pixels without a hue

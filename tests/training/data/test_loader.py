@@ -37,6 +37,7 @@ def ids(source: Loader, start: int, stop: int) -> list[int]:
     return [int(i) for batch in source.batches(start, stop) for i in batch.sample_ids_B]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "accumulate", "workers"), [(1, 1, 2), (2, 1, 0), (3, 1, 0), (2, 3, 2), (1, 4, 0)])
 def test_the_order_is_the_same_at_every_world_size_and_number_of_workers(
     make_shards: MakeShards, world: int, accumulate: int, workers: int
@@ -89,6 +90,7 @@ def test_too_many_corrupt_samples_are_all_named_and_stop_the_run_in_one_short_li
     assert all(sum(key in record.getMessage() for record in caplog.records) == 1 for key in keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_tar_cut_while_it_is_read_stops_the_run_with_one_line(make_shards: MakeShards, workers: int) -> None:
     manifest = make_shards(train=(9,))
@@ -107,6 +109,7 @@ def test_a_part_of_a_mixture_without_a_sample_is_none_of_it(make_shards: MakeSha
     assert len(data.content_digests) == 2
 
 
+@pytest.mark.slow
 def test_weights_after_the_names_mix_datasets(make_shards: MakeShards) -> None:
     one, two = make_shards(train=(30,), name="one"), make_shards(train=(0, 40), name="two")
     data = open_dataset([f"{one}@3", str(two)], "train")

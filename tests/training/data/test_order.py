@@ -65,6 +65,7 @@ PARTS = st.lists(SIZES, min_size=1, max_size=3)
 WEIGHTS = st.lists(st.floats(0.1, 9), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @given(parts=PARTS, weights=WEIGHTS, seed=st.integers(0, 9), positions=st.lists(st.integers(-3000, 9000), max_size=9))
 def test_an_entry_of_a_mixture_is_the_next_one_of_its_part_wherever_one_begins(
     parts: list[list[int]], weights: list[float], seed: int, positions: list[int]

@@ -110,6 +110,7 @@ def small_tokenizer(kind: str, folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xlm-roberta", "roberta", "modernbert", "ernie"])
 def test_any_tokenizer_of_transformers_gives_its_ids_and_survives_a_checkpoint(kind: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer

@@ -52,6 +52,7 @@ def build(modality: str, *overrides: str, load_weights: bool = True) -> tuple[To
     return tower.double().eval(), config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [(), BERT], ids=["char_text", "bert_text"])
 def test_padding_does_not_change_a_caption(encoder: tuple[str, ...]) -> None:
     tower, _ = build("text", *encoder)
@@ -62,6 +63,7 @@ def test_padding_does_not_change_a_caption(encoder: tuple[str, ...]) -> None:
     assert torch.allclose(both[0], alone[0], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
     config = resolve("tiny", ["image.weights=gone/away.pth", *BERT, "text.weights=gone/away"])
     BriVL(config, load_weights=False)
@@ -113,6 +115,7 @@ def test_bf16_is_near_fp32_and_features_stay_float32(encoder: tuple[str, ...]) -
     assert loss.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_b5_base_has_the_released_sizes() -> None:
     config = resolve("brivl_b5_base", ["image.weights=", "text.weights="])
     with torch.device("meta"):

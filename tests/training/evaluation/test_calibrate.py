@@ -61,6 +61,7 @@ def unrelated(checkpoint: Path, manifest: Path, tmp_path: Path) -> Any:
     return (of["image_features"] @ of["text_features"].T)[~(same[0] | same[1])]
 
 
+@pytest.mark.slow
 def test_a_score_is_the_share_of_unrelated_training_pairs_below(
     calibrated: Path, manifest: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_run_on_a_caption_set_is_calibrated_on_it(plain: Path, tmp_path: Path)
     assert open_checkpoint(checkpoint).background() is None
 
 
+@pytest.mark.slow
 def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, manifest: Path, tmp_path: Path) -> None:
     result = evaluate_retrieval(calibrated, [str(manifest)], "val", device="cpu")
     embed_data(calibrated, [str(manifest)], "val", tmp_path / "val.safetensors", device="cpu")
@@ -190,6 +192,7 @@ def test_the_checkpoint_stays_whole_and_one_byte_changed_is_seen(
     assert open_checkpoint(folder, ("config.json", "vocab.txt")).background() is None
 
 
+@pytest.mark.slow
 def test_fit_adds_it_at_its_end(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(tmp_path / "run")]
     assert cli.main([*words, "--set", "run.background=0"]) == 0
@@ -202,6 +205,7 @@ def test_fit_adds_it_at_its_end(manifest: Path, tmp_path: Path, monkeypatch: pyt
     assert cli.main(words) == 0
 
 
+@pytest.mark.drill(2)
 def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_path: Path) -> None:
     """Whoever takes the one that early stopping chose has scores as well."""
     data, settings = (
@@ -218,6 +222,7 @@ def test_fit_calibrates_the_best_beside_the_last(make_shards: MakeShards, tmp_pa
     assert cli.main([*words, *(word for setting in settings for word in ("--set", setting))]) == 0
 
 
+@pytest.mark.drill(2)
 def test_a_fit_killed_before_its_background_was_copied_copies_it_the_next_time(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_its_recalls_are_ours_to_the_last_digit(
     run: Callable[..., None],
     make_shards: MakeShards,
@@ -179,6 +180,7 @@ def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(
     assert tensors["hits"].tolist() == [[i // 2, i] for i in range(6)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [

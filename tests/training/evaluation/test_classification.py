@@ -23,6 +23,7 @@ def names(count: int) -> list[str]:
     return [f"类{n}" for n in range(count)]
 
 
+@pytest.mark.slow
 def test_top_1_top_5_and_the_mean_over_classes_equal_those_of_torchmetrics_and_scikit_learn() -> None:
     import torch
     from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
@@ -70,6 +71,7 @@ def test_confusion_equals_that_of_scikit_learn() -> None:
     assert [row["top1"] for row in found["per_class"]] == pytest.approx((np.diag(matrix) / matrix.sum(1)).tolist())
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 999), items=st.integers(1, 30), classes=st.integers(2, 9), values=st.integers(1, 3))
 @settings(deadline=None, max_examples=50)
 def test_ties_count_against_us(seed: int, items: int, classes: int, values: int) -> None:

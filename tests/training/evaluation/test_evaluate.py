@@ -126,6 +126,7 @@ def test_the_protocol_names_data_candidates_and_checkpoint(make_shards: MakeShar
     )
 
 
+@pytest.mark.slow
 def test_key_towers_are_those_that_the_run_averaged(
     make_shards: MakeShards, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +254,7 @@ def test_bad_usage_is_one_line(
     assert message in line
 
 
+@pytest.mark.drill(6)
 def test_single_queries_of_a_large_cluster_take_no_memory_for_each_of_its_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

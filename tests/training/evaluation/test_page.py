@@ -118,6 +118,7 @@ def test_the_page_shows_figures_and_pictures_and_loads_nothing() -> None:
     assert html.count('class="example ') == 5
 
 
+@pytest.mark.slow
 def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     page = add_result(tmp_path / "evals", head("zero-shot", **classified()))
     assert page == tmp_path / "evals" / "index.html"
@@ -150,6 +151,7 @@ def test_data_whose_path_is_not_utf_8_are_on_the_page(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "eval.json").read_bytes())["results"] == [result]
 
 
+@pytest.mark.slow
 def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
     context, count = multiprocessing.get_context("fork"), 6
     together = context.Barrier(count)

@@ -50,6 +50,7 @@ def matrix(hits: Hits) -> np.ndarray:
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 30))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 25), clusters=st.integers(1, 40), sizes=SIZES)
 @settings(deadline=None, max_examples=60)
 def test_ranks_of_clusters_equal_brute_force_in_tiles_of_any_size(
@@ -264,6 +265,7 @@ def test_peers_ask_all_but_their_copies(seed: int, count: int, groups: int, copi
     assert figure.chance[5] == pytest.approx(np.mean(alone))
 
 
+@pytest.mark.slow
 def test_search_within_one_kind_equals_that_of_torchmetrics() -> None:
     torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
     import torch

@@ -1,6 +1,6 @@
 """The ranks of test_distributed.py: train a few steps and save what came of it. Run as a program, not by pytest.
 
-python ranks.py FOLDER: four processes train as four ranks, then the first two of them as two, then one alone. FOLDER is
+python ranks.py FOLDER MOST: so many processes (2 or 4) train as ranks, then half of them, then one alone. FOLDER is
 where they meet and where results go, `WORLD-RANK.pt`. Starting a process costs more than what it does here: they are
 forked when all is imported.
 """
@@ -95,11 +95,11 @@ def work() -> dict[str, Tensor]:
     return results
 
 
-def go(rank: int, folder: str) -> None:
-    """One rank."""
+def go(rank: int, folder: str, most: int) -> None:
+    """One rank of so many, and of half as many, down to one."""
     torch.set_num_threads(1)
     for world in (4, 2):
-        if rank < world:
+        if rank < world <= most:
             dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
             torch.save(work(), f"{folder}/{world}-{rank}.pt")
             dist.destroy_process_group()
@@ -109,7 +109,8 @@ def go(rank: int, folder: str) -> None:
 
 def main() -> None:
     forking = multiprocessing.get_context("fork")
-    ranks = [forking.Process(target=go, args=(rank, sys.argv[1])) for rank in range(4)]
+    most = int(sys.argv[2])
+    ranks = [forking.Process(target=go, args=(rank, sys.argv[1], most)) for rank in range(most)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

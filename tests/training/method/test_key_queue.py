@@ -41,6 +41,7 @@ def last(size: int, written: list[Row | None]) -> list[Row | None]:
     return ([None] * size + written)[-size:]
 
 
+@pytest.mark.slow
 @given(size=st.integers(1, 9), batches=BATCHES)
 def test_it_holds_the_newest_k_in_order(size: int, batches: Batches) -> None:
     queue = KeyQueue(size, 2)
@@ -54,6 +55,7 @@ def test_it_holds_the_newest_k_in_order(size: int, batches: Batches) -> None:
     assert health["age"] == pytest.approx(sum(ages) / max(len(ages), 1))
 
 
+@pytest.mark.slow
 @given(before=st.integers(1, 9), after=st.integers(1, 9), batches=BATCHES, more=BATCHES)
 def test_laid_out_anew_it_keeps_the_newest_and_goes_on(
     before: int, after: int, batches: Batches, more: Batches
@@ -67,6 +69,7 @@ def test_laid_out_anew_it_keeps_the_newest_and_goes_on(
     assert rows(new) == last(after, kept + entered)
 
 
+@pytest.mark.slow
 @given(batches=BATCHES, after=st.integers(1, 9))
 def test_a_shrunk_queue_is_one_that_was_small_from_the_beginning(batches: Batches, after: int) -> None:
     large, small, small_from_the_beginning = KeyQueue(9, 2), KeyQueue(after, 2), KeyQueue(after, 2)

@@ -210,6 +210,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("size", [10, 3], ids=["K10", "K3"])
 @pytest.mark.parametrize("overrides", OBJECTIVES.values(), ids=OBJECTIVES)

@@ -49,6 +49,7 @@ def saved(tmp_path: Path) -> Saved:
     return folder, model, optimizer, small()
 
 
+@pytest.mark.slow
 def test_everything_comes_back(saved: Saved) -> None:
     folder, model, optimizer, config = saved
     opened = open_checkpoint(folder)
@@ -309,6 +310,7 @@ def test_a_state_that_is_none_is_refused_in_one_sentence(
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
 def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, moment: str) -> None:
     path = saved[0] / "optimizer.safetensors"
@@ -366,6 +368,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
         open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 
+@pytest.mark.slow
 def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_keys(saved: Saved) -> None:
     folder, model, _, config = saved
     for size in (10, 6, 25):

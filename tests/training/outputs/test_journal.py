@@ -102,7 +102,7 @@ def test_the_name_of_a_member_can_neither_forge_a_line_of_the_log_nor_command_a_
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.drill(6))])
 def test_curves_can_be_read_in_the_colours_of_the_system(tmp_path: Path, scheme: str) -> None:
     """By axe: the contrast of every line of text."""
     path = write_curves(tmp_path, [{"step": step, "loss": 9.0 - step} for step in range(3)])

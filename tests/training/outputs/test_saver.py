@@ -122,7 +122,7 @@ def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, sche
     assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_goes_on_from_a_mirror_on_s3(tmp_path: Path, bucket: str) -> None:
     mirror = f"{bucket}/runs/1"

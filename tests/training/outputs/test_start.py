@@ -54,6 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BriVL]:
     return save(folder, model, optimizer, config, load_tokenizer("gb2312"), state, 1), model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image", "text"), [(2, 1), (0, 0), (1, 3), (5, 2)])
 def test_another_cut_has_the_same_features(
     saved: tuple[Path, BriVL], make_batch: MakeBatch, image: int, text: int

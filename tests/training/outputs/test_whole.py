@@ -192,6 +192,7 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
 def test_a_tensor_is_finite_where_each_number_is(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max

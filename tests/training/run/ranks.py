@@ -1,8 +1,7 @@
 """The ranks of test_agreement.py: go through SCENES and note what came of each. No test by itself.
 
-python ranks.py FOLDER MANIFEST: four processes as four ranks, then the first two of them as two. FOLDER is where they
-meet and where results go, `WORLD-RANK.json`: {scene: [outcome, ...]}. Starting a process costs more than a scene: they
-are forked when all is imported.
+python ranks.py FOLDER MANIFEST WORLD: so many processes as ranks. FOLDER is where they meet and where results go,
+`RANK.json`: {scene: [outcome, ...]}. Starting a process costs more than a scene: they are forked when all is imported.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_specs.shard import ContractError
+from data_specs.errors import WenlanError
 from training import cli
-from training.errors import TrainingError
 from training.method import distributed
 from training.resolve import resolve
 from training.run import agreement, train
@@ -50,7 +48,7 @@ def run(out: Path, *settings: str, data: str = MANIFEST, stop: int = 0) -> str:
     config = resolve("tiny", [f"run.epochs={6 * BATCH / SAMPLES}", "run.save_in_background=false", *settings])
     try:
         result = train.fit(config, [data], out, cache=FOLDER / "cache", leave_signal=leave)
-    except (TrainingError, ContractError) as e:
+    except WenlanError as e:
         return f"{type(e).__name__}: {e}"
     return f"{result.resumed_from} -> {result.steps}"
 
@@ -220,27 +218,23 @@ LATE = ("timm", "torch._dynamo", "torch.utils.tensorboard", "torchvision.transfo
 OF_FOUR = ("stopped", "weight", "position", "disks")
 
 
-def go(rank: int) -> None:
-    """One rank."""
+def go(rank: int, world: int) -> None:
+    """One rank of so many."""
     torch.set_num_threads(1)
     agreement._GRACE_S = 0.0
-    for world in (4, 2):
-        if rank < world:
-            dist.init_process_group(
-                "gloo", timeout=WAIT, rank=rank, world_size=world, init_method=f"file://{FOLDER}/store{world}"
-            )
-            (FOLDER / str(world)).mkdir(exist_ok=True)
-            scenes = SCENES if world == 2 else {name: SCENES[name] for name in OF_FOUR}
-            outcomes = {name: scene(FOLDER / str(world)) for name, scene in scenes.items()}
-            (FOLDER / f"{world}-{rank}.json").write_text(json.dumps(outcomes))
-            dist.destroy_process_group()
+    dist.init_process_group("gloo", timeout=WAIT, rank=rank, world_size=world, init_method=f"file://{FOLDER}/store")
+    scenes = SCENES if world == 2 else {name: SCENES[name] for name in OF_FOUR}
+    outcomes = {name: scene(FOLDER) for name, scene in scenes.items()}
+    (FOLDER / f"{rank}.json").write_text(json.dumps(outcomes))
+    dist.destroy_process_group()
 
 
 def main() -> None:
     for name in LATE:
         importlib.import_module(name)
     forking = multiprocessing.get_context("fork")
-    ranks = [forking.Process(target=go, args=(rank,)) for rank in range(4)]
+    world = int(sys.argv[3])
+    ranks = [forking.Process(target=go, args=(rank, world)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

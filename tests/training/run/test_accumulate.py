@@ -35,6 +35,7 @@ def parts(batch: Batch, size: int) -> list[Batch]:
     return [batch.rows(i, i + size) for i in range(0, len(batch), size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_accumulation_is_exact(overrides: tuple[str, ...], make_model: MakeModel, make_batch: MakeBatch) -> None:
     """Loss, parameters, key towers and queues of three steps, whole and in four micro-batches."""
@@ -56,6 +57,7 @@ def test_accumulation_is_exact(overrides: tuple[str, ...], make_model: MakeModel
         assert torch.allclose(a, b, atol=1e-9) if a.is_floating_point() else torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", IN_BATCH.values(), ids=IN_BATCH)
 def test_dropout_and_batch_norm_are_those_of_one_graph(
     overrides: tuple[str, ...], make_model: MakeModel, make_batch: MakeBatch
@@ -109,6 +111,7 @@ def test_under_autocast_the_weights_still_get_their_gradient(make_model: MakeMod
             assert float(cosine) > 0.9, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["image", "text"])
 @pytest.mark.parametrize("objective", ["moco", "clip"])
 def test_a_frozen_tower_stays_and_the_other_is_trained(

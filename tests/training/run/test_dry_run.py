@@ -20,6 +20,7 @@ def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_leaves_nothing(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ def brivl(recipe: str, *overrides: str) -> Config:
     return resolve(recipe, ["image.weights=", "text.weights=", *overrides])
 
 
+@pytest.mark.drill(10)
 @pytest.mark.parametrize(
     ("config", "modality", "parts", "expected"),
     [
@@ -41,6 +42,7 @@ def test_an_encoder_layer_is_counted_as_by_hand() -> None:
     assert two - one == 2 * tokens * (products + attention)
 
 
+@pytest.mark.slow
 def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() -> None:
     config = resolve("tiny", ["image.dropout=0"])
     step = Meter(config, torch.device("cpu")).step_flops(1, 5, 16)
@@ -53,6 +55,7 @@ def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() 
     assert clip < step - 0.9 * text["tower"]
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_has_no_backward() -> None:
     whole, frozen = (
         Meter(resolve("tiny", [f"text.frozen={how}"]), torch.device("cpu")).step_flops(1, 5, 16)
@@ -62,6 +65,7 @@ def test_a_frozen_tower_has_no_backward() -> None:
     assert whole - frozen == pytest.approx(2 * text["tower"], rel=0.1), "gradients of weights and of inputs"
 
 
+@pytest.mark.drill(2)
 def test_recomputing_is_no_progress() -> None:
     plain, again = (
         Meter(resolve("tiny", [f"run.recompute={how}"]), torch.device("cpu")).step_flops(8, 5, 16)

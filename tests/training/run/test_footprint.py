@@ -34,6 +34,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
         fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_batch_whose_pixels_cannot_fit_is_refused_before_a_picture_is_read(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

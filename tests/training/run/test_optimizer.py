@@ -77,6 +77,7 @@ def test_biases_norms_and_positions_do_not_decay() -> None:
     assert decay["text_query.trunk.tokens.weight"] == 0.5
 
 
+@pytest.mark.slow
 def test_layer_decay_goes_down_the_backbones_only() -> None:
     bert = ("text.encoder=bert_text", "text.backbone_layers=3", "text.backbone_heads=4", "text.backbone_ffn=48")
     _, rate, _ = rates("optim.layer_decay=0.5", "image.freeze_head=false", *bert, "text.vocab_size=9000")

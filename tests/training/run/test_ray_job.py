@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -24,7 +25,8 @@ from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.launch import Leave
 
-pytest.importorskip("ray.train")
+if importlib.util.find_spec("ray") is None:  # to import ray.train takes a second
+    pytest.skip("needs the extra ray", allow_module_level=True)
 
 from data_specs.search.folder import read_index
 from tests.places import ROOT
@@ -192,7 +194,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(40)
 def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_leaves(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -233,7 +235,7 @@ def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_l
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(10)
 def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
     raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:

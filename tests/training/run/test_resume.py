@@ -28,6 +28,7 @@ def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(9,)))]
     fit(config(1, 9), data, tmp_path / "run")
@@ -37,6 +38,7 @@ def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: P
         fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_plain_tars_of_the_same_names_are_other_data(make_shards: MakeShards, tmp_path: Path) -> None:
     first, other = (make_shards(train=(9,), name=name, first=n) for name, n in (("first", 0), ("other", 20)))
     for folder in (first.parent, other.parent):
@@ -53,6 +55,7 @@ def test_plain_tars_of_the_same_names_are_other_data(make_shards: MakeShards, tm
         fit(config(2, 9, steady), [str(other.parent / "plain.tar")], tmp_path / "run")
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("size", [20, 60])
 def test_a_resumed_run_may_have_another_queue_and_says_so(
     size: int, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter, caplog: pytest.LogCaptureFixture
@@ -70,6 +73,7 @@ def test_a_resumed_run_may_have_another_queue_and_says_so(
     assert last["text_queue_oldest"] == (3 if size == 20 else 8)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
     make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,6 +91,7 @@ def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
     ]
 
 
+@pytest.mark.drill(6)
 @pytest.mark.parametrize("schedule", ["constant", "wsd"])
 def test_a_run_is_made_longer_as_if_it_had_begun_so(
     schedule: str, make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -106,6 +111,7 @@ def test_a_run_is_made_longer_as_if_it_had_begun_so(
         assert longer == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.drill(3)
 def test_a_length_that_the_schedule_does_not_allow_is_refused(
     make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,6 +132,7 @@ def test_a_length_that_the_schedule_does_not_allow_is_refused(
         fit(config(8, 16, *share), data, tmp_path / "share")
 
 
+@pytest.mark.slow
 def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(8, 16), data, tmp_path / "first")
@@ -141,6 +148,7 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
     assert load(tmp_path / "second", "cpu").config.moco.init_queues, "a run that began so is used as any other"
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_names_the_one_before_it(
     make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

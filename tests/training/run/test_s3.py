@@ -45,6 +45,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
+@pytest.mark.drill(40)
 def test_a_run_from_s3_with_a_mirror_there_goes_on_elsewhere_as_if_nothing_had_been(
     remote: Remote, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_run_from_s3_with_a_mirror_there_goes_on_elsewhere_as_if_nothing_had_b
     assert begun["resumed_from"] == 0
 
 
+@pytest.mark.drill(30)
 def test_two_runs_copy_to_one_mirror_one_after_the_other(
     remote: Remote, make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +124,7 @@ def test_a_checkpoint_that_is_not_there_is_named(remote: Remote) -> None:
     assert said["error"].startswith(f"{remote.url}/nothing: holds no checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--data", "--init", "run.mirror"])
 def test_a_key_in_a_url_is_refused_and_repeated_nowhere(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

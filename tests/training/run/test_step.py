@@ -27,6 +27,7 @@ def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_moves_nothing(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_step_that_is_not_finite_moves_nothing(
     assert math.isfinite(result.loss or math.nan)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_does_not_stay_in_the_batch_norms(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def stale(out: Path) -> list[float]:
     return [line[name] for line in read_metrics(out) if "image_stale" in line for name in names]
 
 
+@pytest.mark.drill(6)
 def test_a_run_stopped_in_the_middle_gives_the_losses_of_one_that_was_not(
     make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -110,7 +111,10 @@ def test_kill_9_and_the_same_command_again_give_the_same_final_loss(
     assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(1, steps + 1))
 
 
-@pytest.mark.parametrize("objective", ["moco", "clip", "siglip", "albef"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", ["moco", *(pytest.param(name, marks=pytest.mark.drill(4)) for name in ("clip", "siglip", "albef"))]
+)
 def test_every_objective_trains_and_micro_steps_do_not_change_it(
     objective: str, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -132,6 +136,7 @@ def test_every_objective_trains_and_micro_steps_do_not_change_it(
     assert ("image_queue_fill" in last) == (objective in ("moco", "albef"))
 
 
+@pytest.mark.slow
 def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(4, 16), data, tmp_path / "first")
@@ -141,6 +146,7 @@ def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp
     assert losses(tmp_path / "second")[0] != pytest.approx(losses(tmp_path / "third")[0], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_whose_every_gradient_is_not_finite_stops(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +155,7 @@ def test_a_run_whose_every_gradient_is_not_finite_stops(
         fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_dev_split_is_measured_while_training_and_bf16_trains(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,), detector="yolo"))]
     asked = config(4, 16, "run.eval_every=2", "run.precision=bf16", "data.max_boxes=2", "moco.objective=clip")
@@ -175,6 +182,7 @@ def test_recalls_on_a_dev_split_that_a_build_does_not_have_are_refused(make_shar
     assert fit(config(1, 9, "run.eval_every=1"), [plain], tmp_path / "plain").dev is None, "plain tars have none ever"
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(20, 12)))]
     advance = Journal.advance
@@ -194,12 +202,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_recalls_may_be_asked_for_by_epochs(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,)))]
     fit(config(7, 16, "run.eval_epochs=1.5"), data, tmp_path / "run")
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "dev.mean_recall" in line] == [3, 6, 7]
 
 
+@pytest.mark.drill(4)
 def test_a_caption_set_is_fine_tuned_on_from_a_checkpoint_with_a_dev_part_of_its_own(
     make_shards: MakeShards, tmp_path: Path
 ) -> None:
@@ -222,6 +232,7 @@ def test_a_caption_set_is_fine_tuned_on_from_a_checkpoint_with_a_dev_part_of_its
     assert (again.resumed_from, again.steps) == (result.steps, result.steps)
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,)))]
     asked = config(40, 16, "optim.lr=0", "run.eval_every=2", "run.patience=3", "run.keep_last=1")
@@ -232,6 +243,7 @@ def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards:
     assert (again.resumed_from, again.steps) == (8, 8)
 
 
+@pytest.mark.drill(2)
 def test_the_profiler_writes_a_trace(make_shards: MakeShards, tmp_path: Path) -> None:
     fit(config(6, 16, "run.profile_steps=1"), [str(make_shards(train=(16,)))], tmp_path / "run")
     [trace] = (tmp_path / "run" / "profile").glob("*.json")

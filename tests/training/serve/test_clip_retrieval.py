@@ -45,6 +45,7 @@ def client_module() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_its_own_client_searches_by_text_picture_and_vector(
     server: Server, client_module: Any, features: Any, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.processes import wait_until
 from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, patient, running
@@ -112,6 +113,7 @@ def test_a_model_thread_that_dies_is_told_for_good(tiny: Path) -> None:
         assert server.post("/image_query", files={"image": PICTURES[0]}).status_code == 503
 
 
+@pytest.mark.slow
 def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> None:
     made: list[Disturbed] = []
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
@@ -119,6 +121,8 @@ def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> 
         made[0].lie = True
         told = (503, "the towers answer otherwise than at the start; start the server again")
         wait_until(lambda: health(server) == told, "the change is told")
+        made[0].lie = False
+        assert health(server) == told, "until it is started again"
 
 
 def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:

@@ -38,6 +38,7 @@ def test_malformed_requests_neither_end_the_server_nor_fill_it(tiny: Path, index
         assert server.process.poll() is None
 
 
+@pytest.mark.slow
 def test_no_broken_picture_is_anything_but_a_wrong_request(server: Server) -> None:
     rng = random.Random(5)
     answers = [server.post("/image_query", files={"image": broken_picture(rng)}) for _ in range(60)]

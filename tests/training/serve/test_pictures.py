@@ -74,6 +74,7 @@ def picture(served: Server, id: str, **params: Any) -> Any:
     return served.get(f"/collections/s3/images/{id}", params=params)
 
 
+@pytest.mark.drill(15)
 def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictures_lie(index: Path) -> None:
     mine, theirs = index, index.with_name("disk")
     for kind in ("img_emb", "text_emb"):
@@ -91,6 +92,7 @@ def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictu
         assert there.picture(id) == here.picture(id)
 
 
+@pytest.mark.slow
 def test_a_picture_costs_one_request_of_its_own_bytes(served: Server, remote: Remote, index: Path) -> None:
     id = ids(index)[0]
     remote.proxy.requests.clear()
@@ -103,6 +105,7 @@ def test_a_picture_costs_one_request_of_its_own_bytes(served: Server, remote: Re
     assert [request.operation for request in remote.proxy.requests] == ["GET"]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_busy_or_refuses_is_told_in_a_line_and_delays_no_search(
     served: Server, remote: Remote, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_store_that_is_busy_or_refuses_is_told_in_a_line_and_delays_no_search(
     assert picture(served, third).status_code == 200
 
 
+@pytest.mark.drill(15)
 def test_a_sample_that_moved_in_its_tar_on_s3_is_found_again_and_one_that_went_is_404(
     served: Server, remote: Remote, shards: Path, index: Path, make_shards: MakeShards
 ) -> None:

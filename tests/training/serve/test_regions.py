@@ -22,6 +22,7 @@ def test_a_checkpoint_of_the_grid_has_no_detector() -> None:
         detector_of("", "nonesuch")
 
 
+@pytest.mark.slow
 def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     detected, _ = detector_of("", "proposals")
     assert isinstance(detected, Detected)
@@ -37,6 +38,7 @@ def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.drill(8)
 def test_a_server_embeds_a_picture_with_the_boxes_of_its_detector(tiny: Path, index: Path) -> None:
     from training.use.encode import open_encoder
 

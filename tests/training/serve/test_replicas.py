@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from tests.processes import QUIET, descendants, wait_until
 from tests.training.serve.conftest import PICTURES, Server, command
 from tests.training.serve.test_embeddings import data_uri
 
-pytest.importorskip("ray.serve")
+if importlib.util.find_spec("ray") is None:  # to import ray.serve takes a second
+    pytest.skip("needs the extra ray", allow_module_level=True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TEXTS = [f"第{number}张图片" for number in range(40)]
@@ -61,6 +63,7 @@ def test_two_replicas_answer_as_one_process_does(served: Server, server: Server)
     wait_until(lambda: served.get("/health").status_code == 200, "healthy within 3 s, which a busy machine may exceed")
 
 
+@pytest.mark.slow
 def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Server) -> None:
     """Serve unpickles what comes to a replica's port: whoever reaches it runs commands as its user."""
     found = listening(served)
@@ -68,6 +71,7 @@ def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Se
     assert set().union(*found.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, found
 
 
+@pytest.mark.drill(30)
 def test_a_replica_that_is_killed_costs_no_answer_and_another_takes_its_place(served: Server) -> None:
     before = replicas(served)
     os.kill(before[0], signal.SIGKILL)
@@ -76,6 +80,7 @@ def test_a_replica_that_is_killed_costs_no_answer_and_another_takes_its_place(se
     wait_until(lambda: len(set(replicas(served)) - {before[0]}) == 2, "another replica in its place")
 
 
+@pytest.mark.drill(30)
 def test_replicas_that_hang_are_told_by_health(served: Server) -> None:
     both = replicas(served)
     for pid in both:
@@ -94,6 +99,7 @@ def _hangs(answer: httpx.Response) -> bool:
     return answer.status_code == 503 and "no answer of the towers within 3 s" in answer.json()["reason"]
 
 
+@pytest.mark.drill(20)
 def test_the_command_ends_its_replicas(served: Server) -> None:
     assert served.process is not None
     below = set(descendants(served.process.pid))

@@ -168,6 +168,7 @@ def test_a_client_that_leaves_is_not_computed_for(tiny: Path) -> None:
         assert server.embeddings(input="绿").status_code == 200
 
 
+@pytest.mark.slow
 def test_the_page_and_what_it_loads_are_served(server: Server) -> None:
     page = server.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -205,6 +206,7 @@ def test_metrics_count_answers_refusals_and_batches(server: Server) -> None:
     assert "nowhere" not in text
 
 
+@pytest.mark.slow
 def test_sixteen_clients_share_batches(tiny: Path) -> None:
     from tests.training.serve.test_health import Disturbed, disturbed
 
@@ -239,6 +241,7 @@ def test_one_client_may_ask_so_often(tiny: Path) -> None:
         assert server.get("/health").status_code == 200, "a probe is no client"
 
 
+@pytest.mark.slow
 def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
     tiny: Path, index: Path, tmp_path: Path
 ) -> None:

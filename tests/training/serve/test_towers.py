@@ -24,7 +24,7 @@ def checkpoint(tiny: Path) -> Checkpoint:
     return open_checkpoint(tiny)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 @pytest.mark.timeout(600)
 def test_both_engines_compute_the_features_of_embed(
     checkpoint: Checkpoint, features: Callable[[str | bytes], Features], monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from training.errors import ConfigError
 from training.towers.backbones import load_backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
@@ -53,6 +54,7 @@ def test_stages_in_order_are_timms_forward_features(name: str, stages: str) -> N
     assert (backbone.mean, backbone.std) == (whole.pretrained_cfg["mean"], whole.pretrained_cfg["std"])
 
 
+@pytest.mark.slow
 def test_local_cnn_weights_are_loaded_and_a_misfit_is_one_line(tmp_path: Path) -> None:
     from torchvision.models import mobilenet_v2
 
@@ -98,6 +100,7 @@ def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image
     assert found.shape[1] == smaller.channels, "the map's sides are of this size, not of the one before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -43,6 +43,7 @@ def model_of(*overrides: str) -> BriVL:
     return BriVL(resolve("tiny", ["moco.queue_size=8", *overrides])).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "towers",
     [(), ("image.backbone=timm/test_resnet", *BERT), ("image.backbone=timm/test_vit", "image.frozen_stages=1")],
@@ -110,7 +111,7 @@ def test_statistics_move_once_a_step() -> None:
     assert set(counts) == {1}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(30)
 def test_compiled_towers_take_batches_of_any_shape_and_give_the_same() -> None:
     batches = pairs(), pairs(tokens=12, boxes=3)
     plain, compiled = model_of(), model_of()

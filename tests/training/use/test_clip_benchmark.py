@@ -102,6 +102,7 @@ def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
     assert 0 < ours["t2i"]["r10"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("towers", ["query", "key"])
 def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, tmp_path: Path) -> None:
     write_both(tmp_path)
@@ -109,7 +110,7 @@ def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, t
     assert_same(theirs, evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers))  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     measure: Measure, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_pictures_of_any_mode_become_the_same_tensor(mode: str, checkpoint: Path
     assert len(tokenizer(["一", "二二"]).to("cpu")) == 2
 
 
+@pytest.mark.slow
 def test_towers_are_query_or_key(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="name the towers"):
         load_wenlan(str(checkpoint), "laion400m")

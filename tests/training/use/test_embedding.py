@@ -39,6 +39,7 @@ def drawn(folder: Path, count: int) -> PictureSource:
     return PictureSource([str(folder)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_parts_come_in_order_with_their_rows_in_order(loaded: Loaded, tmp_path: Path, workers: int) -> None:
     source = drawn(tmp_path / "p", 70)

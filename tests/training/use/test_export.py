@@ -137,7 +137,7 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.drill(15)
 @pytest.mark.parametrize("kind", KINDS)
 def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Regions are pooled in the graph: any number of boxes, of pictures and of tokens, and those that only pad."""
@@ -182,7 +182,7 @@ def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path, capsys
         assert np.abs(other - same).max() > 1e-4  # the boxes are looked at
 
 
-@pytest.mark.slow
+@pytest.mark.drill(10)
 def test_the_weights_of_a_large_tower_are_named_and_go_where_it_goes(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def pictures(folder: Path, numbers: Sequence[int]) -> Path:
 # --- what is in it
 
 
+@pytest.mark.slow
 def test_a_dataset_becomes_an_index_that_finds_each_sample_by_its_own_text(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_dataset_becomes_an_index_that_finds_each_sample_by_its_own_text(
         assert hits[0].caption == row.caption
 
 
+@pytest.mark.slow
 def test_every_way_in_gives_the_same_vectors(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
 ) -> None:
@@ -131,6 +133,7 @@ def test_every_way_in_gives_the_same_vectors(
         np.testing.assert_allclose(np.array(table["image_features"].to_pylist()), expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_like(
     checkpoint: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -170,6 +173,7 @@ def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run
 
 
 @pytest.mark.slow
+@pytest.mark.drill(12)
 def test_the_onnx_towers_of_an_index_make_the_same_vectors(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -189,6 +193,7 @@ def test_the_onnx_towers_of_an_index_make_the_same_vectors(checkpoint: Path, tmp
 # --- boxes
 
 
+@pytest.mark.slow
 def test_pictures_without_boxes_get_them_from_the_checkpoints_detector_once(
     tmp_path: Path, run: Run, moved: Callable[..., Path]
 ) -> None:
@@ -269,6 +274,7 @@ def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_li
     assert bytes_of(tmp_path / "i") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["metadata", "rows", "img_emb"])
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, None])
 def test_a_damaged_index_is_one_line_that_names_the_file(
@@ -339,7 +345,7 @@ def forks(tmp_path: Path) -> Iterator[Forks]:
     started.close()
 
 
-@pytest.mark.slow
+@pytest.mark.drill(20)
 def test_a_killed_embed_repeats_at_most_the_parts_in_flight(
     tmp_path: Path, moved: Callable[..., Path], run: Run, forks: Forks
 ) -> None:
@@ -377,6 +383,7 @@ def test_the_current_folder_may_be_the_index(
     assert read_index(tmp_path / "i").rows == 2
 
 
+@pytest.mark.slow
 def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_is_whole(
     checkpoint: Path, make_shards: MakeShards, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ BERT = ("text.encoder=bert_text", "text.backbone_layers=2", "text.frozen_layers=
 POSITIONS = ("image.box_embedding=true", "image.position_embedding=true", "text.position_embedding=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "towers",
     [(), ("image.backbone=timm/test_resnet", *BERT, *POSITIONS), ("image.backbone=timm/test_vit",)],

@@ -95,6 +95,7 @@ def test_a_folder_without_a_name_is_one_line(
         export_transformers(checkpoint_with_moved_keys, Path(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["chinese_clip", "siglip", "clip", "siglip2"])
 def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_path: Path) -> None:
     """From a folder, fine-tuned or not, and to a folder again: no code beside the weights."""
@@ -145,7 +146,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(40)
 def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None:
     """By its own wrapper for SigLIP, to one query: features equal to 1e-5 may swap two candidates of a random model."""
     if importlib.util.find_spec("mteb") is None:
@@ -222,6 +223,7 @@ def test_the_temperature_and_bias_that_were_learned_come_along(tmp_path: Path) -
     assert float(load_file(tmp_path / "b" / "model.safetensors")["logit_scale"]) == pytest.approx(-np.log(0.07))
 
 
+@pytest.mark.slow
 def test_siglips_bias_comes_along_from_a_folder(tmp_path: Path) -> None:
     two_tower_tests().make_folder("siglip", tmp_path / "their")
     theirs = load_file(tmp_path / "their" / "model.safetensors")

@@ -146,6 +146,7 @@ def pictures(tmp_path: Path) -> tuple[list[Path], Tensor]:
     return paths, (pixels - mean) / std
 
 
+@pytest.mark.slow
 def test_an_imported_folder_has_the_features_of_transformers(
     folder: tuple[str, Path, Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path
     assert not torch.allclose(moved, ours.encode_image(other), atol=1e-5), "boxes count by now"
 
 
+@pytest.mark.drill(3)
 def test_fit_begins_from_a_folder(
     folder: tuple[str, Path, Any, Any], make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +260,7 @@ class Code:
         return exec, ("raise SystemExit('its code was run')",)
 
 
+@pytest.mark.slow
 def test_whatever_is_wrong_with_a_foreign_folder_is_one_line(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

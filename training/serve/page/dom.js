@@ -1,44 +1,14 @@
-/**
- * Elements, made without HTML: what strangers wrote becomes text nodes and attributes, never markup.
- *
- * Inline styles as attributes are refused by the page's content security policy; `style` sets properties one by one,
- * which it allows.
- */
+/** What the page's files share: the elements of both pages, its drawings, and what screen readers are told. */
 
-const SVG = "http://www.w3.org/2000/svg";
+import { drawing } from "./elements.js";
+
+export { fill as show, h, svg } from "./elements.js";
 
 /** The element with this id; the page has it. */
 export const $ = (id) => document.getElementById(id);
 
-/**
- * An element. `attributes`: `on` an object of listeners, `style` an object of CSS properties, `data` of data attributes;
- * true sets an attribute without a value, false, null and undefined leave it out. Children: elements, texts, or nothing.
- */
-export function h(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
-}
-
-/** The same of SVG. */
-export function svg(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, tag), attributes, children);
-}
-
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === false || value === null || value === undefined) continue;
-    if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
-    else if (name === "style") for (const [key, one] of Object.entries(value)) node.style.setProperty(key, one);
-    else if (name === "data") Object.assign(node.dataset, value);
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
-
-/** One of the page's own drawings, 24 x 24, in lines. */
-export function icon(name) {
-  return svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
-}
+/** One of the page's own drawings. */
+export const icon = (name) => drawing(ICONS[name]);
 
 const ICONS = {
   close: "M6 6l12 12M18 6 6 18",
@@ -63,9 +33,4 @@ export function announce(text) {
   const said = $("said");
   said.textContent = "";
   requestAnimationFrame(() => (said.textContent = text));
-}
-
-/** Replace all children. */
-export function show(node, ...children) {
-  node.replaceChildren(...children.flat().filter(Boolean));
 }

@@ -18,6 +18,7 @@ STAGES = ("measure", "filter", "dedup", "curate")
 TEXTS = [f"故宫{'雪景' if i < 3 else '的一角'}，第{i}幅" for i in range(30)] + ["黄山的云", "海边的人"]
 
 
+@pytest.mark.slow
 def test_it_says_what_was_frequent_and_what_is_left_of_it(
     fetched_build: Callable[..., Build], got: Any, run_stage: Any, material: Any, tmp_path: Path
 ) -> None:
@@ -35,5 +36,6 @@ def test_it_says_what_was_frequent_and_what_is_left_of_it(
     assert said["head_share"] == [pytest.approx(30 / 34, abs=1e-4), pytest.approx(palace / (palace + 4), abs=1e-4)]
 
 
+@pytest.mark.drill(2)
 def test_without_balance_there_is_no_section(synthetic_build: Build, material: Any) -> None:
     assert balance(synthetic_build, material(synthetic_build).tables) is None

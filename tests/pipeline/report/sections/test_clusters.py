@@ -42,6 +42,7 @@ def test_what_is_all_one_picture_is_one_cluster() -> None:
     assert (said["clusters"], said["share"]) == (10, 1.0)
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_samples_and_the_report_has_them(
     fetched_build: Callable[..., Build],
     got: Any,

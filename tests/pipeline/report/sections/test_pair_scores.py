@@ -47,6 +47,7 @@ def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return {(group["name"], group["limit"]): group["rows"] for group in said["groups"]}
 
 
+@pytest.mark.slow
 def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[..., Build], material: Any) -> None:
     made = build("detect", "shard", min_score=0.3, top_share=0.5)
     before, after = rows_of(made, "score"), rows_of(made, "choose")
@@ -82,6 +83,7 @@ def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[...
     assert all(row["text"].startswith("红色的图") for row in pictured)
 
 
+@pytest.mark.slow
 def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     build: Callable[..., Build], part: Callable[[str, str], str]
 ) -> None:
@@ -96,6 +98,7 @@ def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     assert '<a href="#pair_scores">' in html
 
 
+@pytest.mark.slow
 def test_what_was_taken_down_or_opted_out_is_not_shown(
     build: Callable[..., Build], material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

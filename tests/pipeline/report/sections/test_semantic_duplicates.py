@@ -38,6 +38,7 @@ def groups(said: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {group["name"]: group["pairs"] for group in said["groups"]}
 
 
+@pytest.mark.slow
 def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any, material: Any) -> None:
     made = build(parts=2)
     said = duplicates(material(made))
@@ -68,6 +69,7 @@ def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any,
     assert "Only just dropped" in page.render(semantic_duplicates={**said, "dropped": 99})
 
 
+@pytest.mark.slow
 def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_shown(
     build: Any, material: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +94,7 @@ def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, material: A
     assert semantic_duplicates.figures(material(made), {}) == {"semantic_duplicates": None}
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_picture_of_an_earlier_build_leaves_the_report_with_its_takedown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

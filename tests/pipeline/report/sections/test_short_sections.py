@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from data_specs.shard import Text
 from pipeline.records import candidate_rows, candidates_of
@@ -63,6 +64,7 @@ def test_the_tiles_add_up(grown: Weeks) -> None:
     assert "samples kept" in grown[0][0]
 
 
+@pytest.mark.slow
 def test_texts_held_apart_say_what_they_cost(tmp_path: Path, synthetic: ModuleType, grown: Weeks) -> None:
     html, report = grown[0]
     assert "held_apart" not in report
@@ -126,6 +128,7 @@ def test_every_bar_has_a_colour() -> None:
     assert css.count("--known:") == css.count("--accent:") == 3, "light, dark by the system, dark by the switch"
 
 
+@pytest.mark.slow
 def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -190,6 +193,7 @@ def test_what_a_run_noted_counts_only_for_the_results_that_it_made(
     assert (rows["filter"]["wall_seconds"], rows["filter"]["gpu_seconds"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_lost_decision_is_the_first_thing_on_the_page(synthetic_build: Build, run_stage: Run) -> None:
     stage = synthetic_build.stage("filter")
     record = next(record for record in stage.records() if record.counts["dropped"])
@@ -203,6 +207,7 @@ def test_a_lost_decision_is_the_first_thing_on_the_page(synthetic_build: Build, 
     assert main.count("<li>filter: its records count 3 dropped") == 1
 
 
+@pytest.mark.slow
 def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     synthetic_build: Build, run_stage: Run
 ) -> None:
@@ -214,6 +219,7 @@ def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     assert "filter: its records count 3 dropped, the decisions say 2" in page.make(synthetic_build)["faults"]
 
 
+@pytest.mark.slow
 def test_a_sound_build_has_no_alert(written: tuple[str, dict[str, Any]]) -> None:
     html, made = written
     assert made["faults"] == []

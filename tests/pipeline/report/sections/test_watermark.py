@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.report.page import environment
@@ -17,6 +18,7 @@ from tests.fetched import Got
 from tests.marked import MARKED, PLAIN, STAGES, images
 
 
+@pytest.mark.slow
 def test_it_shows_the_mark_and_what_it_dropped(
     fetched_build: Callable[..., Build], run_stage: Any, material: Any
 ) -> None:

@@ -29,6 +29,7 @@ def recalls(features: np.ndarray, hits: np.ndarray, candidate: np.ndarray) -> li
     return [float((ranks <= k).mean()) for k in KS]
 
 
+@pytest.mark.slow
 def test_images_find_those_of_their_class(run: Run, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     files = sorted((folder / "val").rglob("*.jpg"))
     embed_files(checkpoint, [str(f) for f in files], None, None, tmp_path / "f.safetensors")
@@ -77,6 +78,7 @@ def test_texts_find_those_of_their_image(run: Run, checkpoint: Path, folder: Pat
     assert {one["group"] for one in result["examples"]} == {"text-to-text"}
 
 
+@pytest.mark.slow
 def test_texts_and_images_of_a_dataset(run: Run, make_shards: Callable[..., Path]) -> None:
     manifest = make_shards(train=(12,), val=(9,))
     result = run("text-to-text", manifest, pictures=True)

@@ -23,6 +23,7 @@ def clouds(seed: int, each: int, classes: int = 4, spread: float = 0.9) -> _Set:
     return _Set((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 20])
 def test_votes_equal_the_neighbours_of_scikit_learn(k: int) -> None:
     from sklearn.neighbors import KNeighborsClassifier
@@ -95,6 +96,7 @@ def test_a_class_that_is_never_said_has_no_score_in_an_example(run: Run, folder:
     assert not any(one["right"] or "score" in one["answers"][-1] for one in birds)
 
 
+@pytest.mark.slow
 def test_both_ways_over_folders_with_splits(run: Run, folder: Path) -> None:
     result = run("probe", f"classes:{folder}", k=5, pictures=True)
     protocol = result["protocol"]

@@ -104,6 +104,7 @@ def test_json_lines_give_the_same_as_coco(run: Run, scenes: Path, tmp_path: Path
     assert (ours["empty"], theirs["empty"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_boxes_and_labels_of_a_datasets_detector(run: Run, make_shards: Callable[..., Path], tmp_path: Path) -> None:
     manifest = make_shards(train=(8,), val=(4,), detector="find")
     (tmp_path / "names.txt").write_text("背景\n山\n水\n", encoding="utf-8")

@@ -240,6 +240,7 @@ def test_a_report_that_cannot_be_added_to_is_refused_before_anything_is_measured
     assert "eval.json: no eval.json of wenlan" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vectors_of_classes_with_many_names_take_no_memory_for_each_of_their_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

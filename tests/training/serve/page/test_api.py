@@ -17,6 +17,7 @@ from tests.training.serve.test_health import Disturbed, disturbed
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.drill(6)
 def test_files_that_are_no_pictures(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
     with (tmp_path / "huge.jpg").open("wb") as file:
@@ -33,6 +34,7 @@ def test_files_that_are_no_pictures(visit: Visit, tmp_path: Path) -> None:
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
     async def work(page: Any) -> None:
         visitor = Visitor(page, served.url)
@@ -47,6 +49,7 @@ def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
     browser.visit(work)
 
 
+@pytest.mark.drill(8)
 def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
     towers: list[Disturbed] = []
 
@@ -77,6 +80,7 @@ def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
     browser.visit(work)
 
 
+@pytest.mark.drill(8)
 def test_who_tries_again_asks_what_stands_in_the_field(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -94,6 +98,7 @@ def test_who_tries_again_asks_what_stands_in_the_field(visit: Visit) -> None:
     visit(work)
 
 
+@pytest.mark.drill(8)
 @pytest.mark.usefixtures("one_minute")
 def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
     async def work(page: Any) -> None:
@@ -106,10 +111,12 @@ def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
             await page.press("Enter")
             said = "document.getElementById('notice').innerText"
             await page.wait(f"{said}.includes('The server is busy.') && {said}.includes('Try again: ')")
+            assert visitor.asked()[-1].get("text") == "红色"
 
     browser.visit(work)
 
 
+@pytest.mark.drill(8)
 def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path: Path) -> None:
     token = "0123456789abcdef-token"
 

@@ -47,6 +47,7 @@ def test_a_text_file_becomes_a_collection_and_a_picture_finds_its_verse(visit: V
     visit(work)
 
 
+@pytest.mark.drill(10)
 def test_pictures_become_a_collection_with_progress_and_what_cannot_be_read_is_named(
     visit: Visit, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_pictures_become_a_collection_with_progress_and_what_cannot_be_read_is_n
     visit(work)
 
 
+@pytest.mark.drill(10)
 def test_a_folder_that_is_dropped_or_chosen_becomes_a_collection_of_its_name(visit: Visit, tmp_path: Path) -> None:
     folder = tmp_path / "相册"
     (folder / "2026" / ".hidden").mkdir(parents=True)
@@ -105,10 +107,13 @@ def test_a_folder_that_is_dropped_or_chosen_becomes_a_collection_of_its_name(vis
         await page.run("window.confirm = () => true")
         await page.click(".shelf .tool")
         await page.wait("!document.querySelector('.shelf .tool')")
+        listed = await page.run("fetch('./collections').then(r => r.json())")
+        assert "相册" not in {one["name"] for one in listed}
 
     visit(work)
 
 
+@pytest.mark.drill(10)
 def test_loading_is_stopped(made: Made, tmp_path: Path) -> None:
     """The towers hang at the second of the page's batches of 250 lines: what is stopped is under way for certain."""
     (tmp_path / "many.txt").write_text("\n".join(f"第{n}行" for n in range(600)), encoding="utf-8")
@@ -134,6 +139,7 @@ def test_loading_is_stopped(made: Made, tmp_path: Path) -> None:
     browser.visit(work)
 
 
+@pytest.mark.drill(8)
 def test_a_damaged_collection_is_passed_over_and_named(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.few, tmp_path / "damaged")
 
@@ -145,6 +151,7 @@ def test_a_damaged_collection_is_passed_over_and_named(made: Made, tmp_path: Pat
             await visitor.says("#collection", "pictures")
             await page.press("c")
             await visitor.says(".shelf li:first-child", "index.json: cannot be read")
+            assert len(await visitor.ids()) == 40, "of the other collection"
 
     browser.visit(work)
 

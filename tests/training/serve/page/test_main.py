@@ -55,6 +55,7 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_languages_and_colours_are_switched_and_remembered(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -82,6 +83,7 @@ def test_languages_and_colours_are_switched_and_remembered(visit: Visit) -> None
     visit(work)
 
 
+@pytest.mark.drill(15)
 @pytest.mark.parametrize("size", ["desk", "phone"])
 def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit: Visit, size: str) -> None:
     states = {
@@ -115,6 +117,7 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit: Visit, size: st
     visit(work)
 
 
+@pytest.mark.drill(8)
 def test_keys_walk_through_the_page_and_motion_can_be_reduced(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page

@@ -37,6 +37,7 @@ def test_a_text_finds_pictures_with_closeness_in_words_and_the_cosine_on_demand(
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_the_enter_of_an_input_method_does_not_search(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -120,6 +121,7 @@ def test_a_picture_is_searched_by_and_so_is_a_part_of_it(visit: Visit, tmp_path:
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_a_frame_drawn_by_hand_is_searched_by(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(drawn(5))
 
@@ -144,6 +146,7 @@ def test_a_frame_drawn_by_hand_is_searched_by(visit: Visit, tmp_path: Path) -> N
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_a_picture_is_sent_upright_and_on_white(visit: Visit, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -179,6 +182,7 @@ def test_a_picture_is_sent_upright_and_on_white(visit: Visit, tmp_path: Path) ->
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_a_part_of_a_result_is_searched_by_with_the_mouse_and_with_keys(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -213,6 +217,7 @@ def test_a_part_of_a_result_is_searched_by_with_the_mouse_and_with_keys(visit: V
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_four_ways_to_search(visit: Visit) -> None:
     """Text -> picture is above; picture -> picture, picture -> text, text -> text."""
 
@@ -245,6 +250,7 @@ def test_four_ways_to_search(visit: Visit) -> None:
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_words_find_the_words_and_mark_them_and_nothing_says_what_to_do(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page

@@ -49,6 +49,7 @@ def test_filters_with_counts_and_chips(visit: Visit) -> None:
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_near_copies_stand_once_and_are_shown_when_asked_for(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -68,6 +69,7 @@ def test_near_copies_stand_once_and_are_shown_when_asked_for(visit: Visit) -> No
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_the_list_goes_on_to_its_end(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
@@ -86,6 +88,7 @@ def test_the_list_goes_on_to_its_end(visit: Visit) -> None:
     visit(work)
 
 
+@pytest.mark.drill(6)
 def test_one_sample_with_its_texts_its_page_and_its_neighbours(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page

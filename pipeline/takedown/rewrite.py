@@ -1,11 +1,9 @@
 """Committed partitions rewritten without what a takedown removes.
 
-What is removed is known beforehand, as hashes (`Removal`). A row is removed by its candidate_id, or by its key,
-fetch_id or sha256 where it has none. Decisions stay, without URL, page and text, so that the funnel still adds up: a
-sample that is removed is one that `shard` dropped as `forgotten`. Texts that a kept sample took over from a removed
-copy are removed too, unless another page had the same (`BorrowedTexts`).
-
-`Rewrite` is one partition being rewritten; a stage's `without` does what is needed beyond removing rows.
+What is removed is known beforehand, as hashes (`Removal`). A row is removed by its candidate_id, or by the next of
+ID_COLUMNS where it has none. Decisions stay, without URL, page and text, so that the funnel still adds up: a sample
+that is removed is one that `shard` dropped as `forgotten`. Texts that a kept sample took over from a removed copy are
+removed too, unless another page had the same (`BorrowedTexts`).
 
 Limits: a partition in memory.
 """
@@ -13,10 +11,9 @@ Limits: a partition in memory.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,15 +25,13 @@ from data_specs.shard import KEY_LENGTH, nfc
 from pipeline.files.digests import DIGEST
 from pipeline.files.parquet import write_parquet
 from pipeline.records import DropReason, sha256_hex
-from pipeline.store.partitions import DECISIONS, REMOVED_LATER, ROWS_DIGEST, Record, StageDir, rows_digest
+from pipeline.store.partitions import REMOVED_LATER, ROWS_DIGEST, Record, StageDir, rows_digest
+from pipeline.store.stage import ID_COLUMNS
 from pipeline.store.takedowns import Takedowns
 
 
 class Removal:
     """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
-
-    COLUMNS = ("candidate_id", "id", "key", "fetch_id", "sha256")
-    """Columns by which a row is recognised; the first that a table has decides."""
 
     def __init__(self, hashes: set[str], takedowns: Takedowns) -> None:
         self.hashes, self._takedowns = hashes, takedowns
@@ -46,9 +41,12 @@ class Removal:
 
     def mask(self, table: pa.Table) -> pa.Array:
         """Which rows are removed; none of a table without a column to recognise them by."""
-        name = next((name for name in self.COLUMNS if name in table.column_names), "")
+        name = next((name for name in ID_COLUMNS if name in table.column_names), "")
         if not name:
             return pa.array(np.zeros(table.num_rows, np.bool_))
+        if name in ("url", "host"):
+            urls = table[name].to_pylist()
+            return pa.array([self.page(f"http://{url}/" if name == "host" else url) for url in urls], pa.bool_())
         hashes = self._keys if name == "key" else self._raw if table.schema.field(name).type == DIGEST else self._text
         mask = pc.is_in(table[name], hashes)
         return mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
@@ -84,11 +82,11 @@ class Removal:
 class BorrowedTexts:
     """Texts that kept samples took over from copies that are removed.
 
-    allowed: by candidate_id of such a sample, the texts that may stay. removed: the texts of the removed copies.
+    allowed: by candidate_id of such a sample, the texts that may stay.
     """
 
-    def __init__(self, allowed: dict[str, set[str]], removed: set[str]) -> None:
-        self.allowed, self.removed = allowed, removed
+    def __init__(self, allowed: dict[str, set[str]]) -> None:
+        self.allowed = allowed
 
     def returned(self, remaining: pa.Table | None, table: pa.Table) -> pa.Table | None:
         """`remaining`, or the whole table if that is None, without borrowed texts; None if nothing changes."""
@@ -119,67 +117,42 @@ class BorrowedTexts:
 class Rewrite:
     """One committed partition being rewritten: what replaces its files, by suffix, until it is committed again."""
 
-    def __init__(
-        self,
-        stage: StageDir,
-        record: Record,
-        removal: Removal,
-        borrowed: BorrowedTexts,
-        path: Callable[[str], Path],
-        aligned: Mapping[str, pa.Table] = MappingProxyType({}),
-    ) -> None:
-        self.stage, self.record, self.removal, self.borrowed = stage, record, removal, borrowed
-        self.aligned = aligned
-        """By the suffix of a column file: candidate_id and source of the rows that it belongs to."""
-        self.info = dict(record.info)
-        self.path = path
-        """Local path for the file of a suffix."""
+    def __init__(self, stage: StageDir, record: Record, removal: Removal, path: Callable[[str], Path]) -> None:
+        self.stage, self.record, self.removal, self.path = stage, record, removal, path
         self.files: dict[str, Path] = {}
         """Files that replace those of the record."""
-        self.counts = dict(record.counts)
+        self.deleted: set[str] = set()
+        """Suffixes of files that the record no longer names."""
+        self._counts, self._info = dict(record.counts), dict(record.info)
 
     def replace(self, suffix: str) -> None:
-        """Note that `path(suffix)` was written and replaces the record's file."""
+        """Notes that `path(suffix)` was written and replaces the record's file."""
         self.files[suffix] = self.path(suffix)
 
     def write_table(self, suffix: str, table: pa.Table) -> None:
-        """Replace one Parquet file; row groups keep the size that they had."""
+        """Replaces one Parquet file; row groups keep the size that they had."""
         with self.stage.file(self.record, suffix) as before:
             write_parquet(self.path(suffix), table, row_group_size=_row_group(before))
             removed = pq.read_metadata(before).num_rows - table.num_rows
         self.replace(suffix)
-        if suffix == "parquet" and ROWS_DIGEST in self.info and "candidate_id" in table.column_names:
-            self.info[ROWS_DIGEST] = rows_digest(table["candidate_id"].to_pylist())
-        if removed and suffix == "parquet" and "candidate_id" in table.column_names:
-            self.counts[REMOVED_LATER] = self.counts.get(REMOVED_LATER, 0) + removed
+        if suffix == "parquet" and "candidate_id" in table.column_names:
+            if ROWS_DIGEST in self._info:
+                self._info[ROWS_DIGEST] = rows_digest(table["candidate_id"].to_pylist())
+            if removed:
+                self._counts[REMOVED_LATER] = self._counts.get(REMOVED_LATER, 0) + removed
 
-    def remove_rows(self) -> None:
-        """Remove rows from the partition's tables, except from those that are replaced already."""
-        for suffix in self.record.files:
-            if suffix in self.files or not (suffix == "parquet" or suffix.endswith(".parquet")):
-                continue
-            table = self.stage.table(self.record, suffix)
-            if suffix in self.aligned:
-                self._remove_aligned(suffix, table)
-                continue
-            if suffix == DECISIONS:
-                remaining = self.removal.blanked(table)
-            else:
-                remaining = self.borrowed.returned(self.removal.without(table), table)
-            if remaining is not None:
-                self.write_table(suffix, remaining)
-
-    def _remove_aligned(self, suffix: str, table: pa.Table) -> None:
-        """Removes from a column file the rows that its pairs lose."""
-        rows = self.aligned[suffix]
-        stays = pc.invert(self.removal.mask(rows))
-        if not pc.all(stays).as_py():
-            self.info[ROWS_DIGEST] = rows_digest(rows.filter(stays)["candidate_id"].to_pylist())
-            self.write_table(suffix, table.filter(stays))
+    def write_columns(self, suffix: str, stays: pa.Array, digest: str) -> None:
+        """Replaces a column file by the rows that stay. digest: of the ids of these."""
+        self.write_table(suffix, self.stage.table(self.record, suffix).filter(stays))
+        self._info[ROWS_DIGEST] = digest
 
     def commit(self) -> Record | None:
-        """Commit the partition again; returns None, and does nothing, if it holds nothing of what is removed."""
-        return self.stage.amend(self.record, self.files, self.counts, self.info) if self.files else None
+        """Commits the partition again; returns None, and does nothing, if it holds nothing of what is removed."""
+        if not self.files and not self.deleted:
+            return None
+        named = {suffix: ref for suffix, ref in self.record.files.items() if suffix not in self.deleted}
+        record = self.record.model_copy(update={"files": named})
+        return self.stage.amend(record, self.files, self._counts, self._info)
 
 
 @contextmanager

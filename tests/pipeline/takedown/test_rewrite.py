@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_specs.shard import KEY_LENGTH
 from pipeline.files.digests import DIGEST
 from pipeline.records import Decision, decision_rows, sha256_hex
-from pipeline.store.rewrite import BorrowedTexts, Removal
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns, domain_hashes
+from pipeline.takedown.rewrite import BorrowedTexts, Removal
 
 NAMES = [sha256_hex(str(number)) for number in range(6)]
 removals = st.sets(st.sampled_from(NAMES))
 
 
+@pytest.mark.slow
 @given(removals)
 def test_rows_are_recognised_by_the_first_name_that_their_table_has(hashes: set[str]) -> None:
     removal = Removal(hashes, NO_TAKEDOWNS)
@@ -37,6 +39,7 @@ def test_rows_are_recognised_by_the_first_name_that_their_table_has(hashes: set[
     assert removal.without(pa.table({"row": range(6)})) is None
 
 
+@pytest.mark.slow
 @given(removals, st.lists(st.booleans(), min_size=6, max_size=6))
 def test_decisions_lose_their_names_once_and_a_sample_becomes_a_drop(hashes: set[str], kept: list[bool]) -> None:
     decisions = [
@@ -63,7 +66,10 @@ def test_decisions_lose_their_names_once_and_a_sample_becomes_a_drop(hashes: set
 
 def test_a_page_goes_by_its_url_or_its_domain() -> None:
     removal = Removal({sha256_hex("http://a.cn/1")}, Takedowns(frozenset(domain_hashes("b.cn"))))
-    assert [removal.page(url) for url in ("http://a.cn/1", "http://a.cn/2", "http://www.b.cn/")] == [True, False, True]
+    pages = ["http://a.cn/1", "http://a.cn/2", "http://www.b.cn/"]
+    assert [removal.page(url) for url in pages] == [True, False, True]
+    assert removal.mask(pa.table({"url": pages, "sha256": NAMES[:3]})).to_pylist() == [True, False, True]
+    assert removal.mask(pa.table({"host": ["a.cn", "b.cn", "m.b.cn"]})).to_pylist() == [False, True, True]
 
 
 def sample(name: str, *texts: str) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def sample(name: str, *texts: str) -> dict[str, Any]:
 
 
 def test_a_kept_sample_returns_the_texts_of_a_removed_copy_and_its_own_stay() -> None:
-    borrowed = BorrowedTexts({NAMES[0]: {"自己的"}, NAMES[1]: {"甲", "乙"}}, set())
+    borrowed = BorrowedTexts({NAMES[0]: {"自己的"}, NAMES[1]: {"甲", "乙"}})
     rows = [sample(NAMES[0], "主要的", "借来的", "自己的"), sample(NAMES[1], "甲", "乙"), sample(NAMES[2], "丙", "丁")]
     table = pa.Table.from_pylist(rows)
     returned = borrowed.returned(None, table)
@@ -80,4 +86,4 @@ def test_a_kept_sample_returns_the_texts_of_a_removed_copy_and_its_own_stay() ->
     assert returned.to_pylist() == [sample(NAMES[0], "主要的", "自己的"), *rows[1:]], "the primary text is its own"
     assert borrowed.returned(None, returned) is None, "nothing changes the second time"
     assert borrowed.returned(table.slice(2), table) == table.slice(2), "what remains is not widened again"
-    assert BorrowedTexts({}, set()).returned(None, table) is None
+    assert BorrowedTexts({}).returned(None, table) is None

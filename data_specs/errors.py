@@ -1,0 +1,17 @@
+"""Errors of wenlan: one root, whose kinds say what failed; each is one line that names its subject.
+
+    WenlanError                 a command prints its line, without a traceback, and exits with 1
+    ├── ContractError           a shard folder breaks the contract (`data_specs.shard`); a ValueError
+    ├── SpecError               a faulty spec, one line per fault (`data_specs.spec_file`); exits with 2; a ValueError
+    ├── StorageError            an object store does not answer, or refuses (`data_specs.storage`); an OSError
+    ├── PipelineError           a build, its sources, STORE (`pipeline.errors`)
+    └── TrainingError           a run, a checkpoint, an input of a command (`training.errors`)
+
+A fault of one candidate, sample or row raises none of these: it is a Decision, or counted, and the work goes on.
+"""
+
+from __future__ import annotations
+
+
+class WenlanError(Exception):
+    """The work failed; `str(e)` is one line that says what it failed on, how, and what to do."""
