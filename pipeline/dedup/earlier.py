@@ -1,4 +1,4 @@
-"""What earlier builds kept, as pieces that a build is joined with (`pipeline.dedup.piece`), cached in STORE.
+"""Pieces of what earlier builds kept, which a build is joined with (`pipeline.dedup.piece`), cached in STORE.
 
     STORE/dealt/<commit>/images.<features>.<keys>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
@@ -13,7 +13,7 @@ missing it is made, with the same bytes; `pipeline.dedup.signatures` makes all a
 
 Limits: on disk, at default settings, 0.9 KB an image, 2 KB where more than a million are compared. To make a piece
 takes PIECE rows in memory. Behind a URL whole arrays are read, and signatures one by one. Pieces of another plan of
-keys stay until somebody deletes the folder.
+keys stay until the folder is deleted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from pipeline.store.store import Store
 log = logging.getLogger("wenlan")
 
 STORED = "store"
-"""What the names of partitions of `signatures` begin with that see to pieces of STORE."""
+"""Prefix of the partitions of `signatures` that make pieces of STORE."""
 
 PIECE = 1 << 18
 """Images, or texts, of a piece at most."""
@@ -76,7 +76,7 @@ class Piece:
     """Rows first to last - 1 of a commit's images or texts.
 
     start: its first number among all images, or texts, of earlier builds. held: its dataset is that of the build.
-    before: it is of the generation that the build makes anew, of which only splits are taken.
+    before: it is of the generation that the build makes again, of which only splits are taken.
     """
 
     commit: str
@@ -178,7 +178,7 @@ def _name(build: Build, piece: Piece, keys: Sequence[Key]) -> str:
 
 
 def is_of_now(file: str) -> bool:
-    """Whether a build by these features may read a file of a commit's folder; texts count as such."""
+    """Returns whether a build by these features may read a file of a commit's folder; texts count as such."""
     kind, features = [*file.split("."), ""][:2]
     return kind != IMAGES or features == feature_id()
 

@@ -74,7 +74,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def _parts(build: Build, records: list[Record], partition: str) -> list[_Part]:
-    """What of which keys lies in a range."""
+    """Returns the parts of keys that lie in a range."""
     every = _entries(build, records)
     total = sum(entries for *_, entries in every)
     low, high = (round(share * total) for share in ranges_of(partition))

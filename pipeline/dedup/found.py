@@ -1,4 +1,4 @@
-"""What the stages `copies` and `edges` find, as arrays of numbers (`runs`, `earlier`): written, and read together."""
+"""Arrays of numbers (`runs`, `earlier`) that the passes `copies` and `edges` write, and their readers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_crowds(build: Build, kind: str) -> Crowds:
 
 
 class Collapsed:
-    """Which images, or texts, of a build need not be compared: copies, and what an earlier build has to the letter."""
+    """Images, or texts, of a build that need no comparison: copies, and what an earlier build has to the letter."""
 
     def __init__(self, build: Build, kind: str, size: int) -> None:
         """size: of all images, or texts."""

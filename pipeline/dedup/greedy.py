@@ -48,7 +48,7 @@ AT_ONCE = 1 << 16
 """Pairs whose numbers are Python objects at the same time."""
 
 Alike = Callable[[int, Ints], Flags]
-"""Which of the items with these numbers are alike, or the same as, the item with a number."""
+"""Returns which items, by numbers, are alike, or the same as, the item with a number."""
 
 
 class Nodes:
@@ -131,7 +131,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Kept:
-    """What earlier builds kept: first leaders of nodes, and counts.
+    """Results of earlier builds: first leaders of nodes, and counts.
 
     same, near [image nodes]: the first image with the same bytes, and the first that looks alike; NONE for none.
     placeholders: numbers of images that are one. text_leaders [text nodes]: a node from the number of nodes on. pairs
@@ -159,7 +159,7 @@ class Verdicts:
     text_leaders: Ints
     """The node that leads each text of a kept pair; NONE for one that matches nothing, or whose pair is dropped."""
     began: Flags
-    """Which texts lead from then on."""
+    """Flags of texts that lead from then on."""
 
 
 class LeaderPass:

@@ -1,4 +1,4 @@
-"""What the pass in order (`pipeline.dedup.greedy`) is given, from the files of `signatures`, `copies` and `edges`.
+"""Input of the pass in order (`pipeline.dedup.greedy`), from the files of `signatures`, `copies` and `edges`.
 
 Limits: in memory are 60 bytes for each pair of a build, 16 for each of their texts, and 100 more for each pair that may
 match something.
@@ -46,7 +46,7 @@ class EarlierImages:
     flags: npt.NDArray[np.uint8]
     splits: npt.NDArray[np.int8]
     held: Flags
-    """Which of them are of the build's own dataset."""
+    """Flags of those of the build's own dataset."""
 
     def at(self, numbers: Ints) -> Ints:
         """Places of some of them."""
@@ -182,7 +182,7 @@ class Joined:
         return sum(len(piece) for piece in self._image_pieces if not piece.before)
 
     def kept(self) -> Kept:
-        """What earlier builds kept of what the build may match."""
+        """Returns what earlier builds kept of what the build may match."""
         names, ids = self.domains[0], self.earlier_texts.ids
         pairs, domains = np.zeros(len(ids), np.int64), np.zeros(len(names), np.int64)
         for piece in self._image_pieces if len(names) or len(ids) else ():
@@ -195,7 +195,7 @@ class Joined:
         return Kept(same_bytes, near, frozenset(flagged.tolist()), self._text_leaders, pairs, domains)
 
     def inherited_splits(self, pairs: Ints) -> list[str]:
-        """[P] the split of the first image, of the generation that is made anew, that each pair shows; "" for none."""
+        """[P] the split of the first image, of the generation that is made again, that each pair shows; "" for none."""
         splits = np.full(len(pairs), NONE)
         for numbers, kept in ((of[:, 0], of[:, 1]) for of in reversed(self._made_from)):
             images, group = np.unique(self.images.first_of(numbers), return_inverse=True)

@@ -1,4 +1,4 @@
-"""What the pass in order writes: verdicts by run, texts that leaders take over, and what STORE gets of a build."""
+"""Output of the pass in order: verdicts by run, texts that leaders take over, and what STORE gets of a build."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VERDICT_SCHEMA = pa.schema(
     [
         ("candidate_id", DIGEST),
         ("reasons", pa.uint8()),  # bits of greedy.REASONS; 0 = kept
-        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
+        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros without a leader
         ("earlier", pa.bool_()),  # an earlier build kept that leader
         ("known", pa.bool_()),  # an earlier build of the same dataset did
         ("text_leaders", pa.list_(DIGEST)),  # of a kept pair; zeros for a text that it must not have (`splits`)

@@ -88,7 +88,7 @@ def words_within(arrays: Arrays, prefix: str, first: float, last: float) -> tupl
 
 
 def hashed_in(arrays: Arrays, *, fine: bool) -> Hashed:
-    """What candidates are found by."""
+    """Returns the hashes by which candidates are found."""
     if fine:
         return Hashed(arrays["fine.images"], arrays["fine.codes"], arrays["fine.tones"])
     codes = arrays["codes"]

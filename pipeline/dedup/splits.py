@@ -27,7 +27,7 @@ from data_specs.shard import SPLITS
 TEXTS_LEFT_OUT = "texts_left_out"
 OTHER_SPLIT = "other_split"
 COUNTS = (TEXTS_LEFT_OUT, OTHER_SPLIT, *(f"moved_{a}_to_{b}" for a in SPLITS for b in SPLITS if a != b))
-"""What `shards.apart: texts` counts in the record of `leaders`."""
+"""Counts of `shards.apart: texts` in the record of `leaders`."""
 
 
 class TextSplits:
@@ -55,7 +55,7 @@ class TextSplits:
         return placed, stay
 
     def admits(self, leader: int, split: str) -> bool:
-        """Whether a pair of a split may take over a text of a cluster."""
+        """Returns whether a pair of a split may take over a text of a cluster."""
         admitted = self._split_of.get(leader) == split
         self.counts[TEXTS_LEFT_OUT] += not admitted
         return admitted

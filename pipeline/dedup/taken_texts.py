@@ -8,7 +8,7 @@ from data_specs.build import Dedup
 
 
 class TakenTexts:
-    """Which texts of duplicates leaders take over, and which leaders are placeholders, by numbers of pairs and texts.
+    """Texts of duplicates that leaders take over, and leaders that are placeholders, by numbers of pairs and texts.
 
     Equal texts have one number.
     """

@@ -113,7 +113,7 @@ class Partners:
         self._ones, self._others = both[order, 0], both[order, 1]
 
     def of(self, member: int) -> Ints:
-        """Those with which it was not compared: of a crowd all after a follower, and each follower before it."""
+        """Returns what it was not compared with: in a crowd all after a follower, and each follower before it."""
         low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
         at = self._order[low:high]
         crowd, follows = self._crowd[at], self._crowds.follows[at]

@@ -75,7 +75,7 @@ WAITING = 1 << 18
 _NOT_LED = np.iinfo(np.int64).max
 
 _LOW = np.uint64(0xFFFFFFFF)
-"""Of a pair, packed in one word, the second number; and the bits of the pieces by which entries are grouped."""
+"""Mask of the second number of a pair, packed in one word; and the bits of the pieces by which entries are grouped."""
 
 
 @dataclass(frozen=True)
@@ -374,7 +374,7 @@ class ImageJoin:
             np.minimum.at(self._led, members[other[leads]], place[one[leads]])
 
     def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
-        """Whether pairs of some images look alike, by all of their parts; signatures are read when they are needed."""
+        """Returns a judge of pairs of images, by all of their parts, which reads signatures when it needs them."""
         every = list[Callable[[Ints, Ints], Flags]]()
 
         def judge(ones: Ints, others: Ints) -> Flags:
@@ -455,7 +455,7 @@ def first_alike(
 
 
 def _near(key: Key, codes: Codes, others: Codes) -> Flags:
-    """Whether hashes are near, and no key before this one finds them: that is one whose bits all agree."""
+    """Returns whether hashes are near, and no key before this one finds them: that is one whose bits all agree."""
     apart = codes ^ others
     near: Flags = np.bitwise_count(apart) <= key.family.radius
     for mask in key.before:

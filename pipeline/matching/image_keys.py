@@ -135,7 +135,7 @@ class Entries:
     owner: Owners
 
     def within(self, key: Key, first: int, last: int) -> Entries:
-        """Those of buckets first to last - 1."""
+        """Returns the entries of buckets first to last - 1."""
         low, high = (
             len(self.keys) if bucket == key.buckets else int(np.searchsorted(self.keys, np.uint64(key.border(bucket))))
             for bucket in (first, last)

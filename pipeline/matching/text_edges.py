@@ -61,7 +61,7 @@ class TextEntries:
         return TextEntries(keys.ravel()[order], owner[order])
 
     def within(self, first: int, last: int) -> TextEntries:
-        """Those of buckets first to last - 1 of BUCKETS."""
+        """Returns the entries of buckets first to last - 1 of BUCKETS."""
         low, high = (
             len(self.keys) if bucket == BUCKETS else int(np.searchsorted(self.keys, np.uint32(bucket << _SHIFT)))
             for bucket in (first, last)
