@@ -311,7 +311,6 @@ def committed(build: Build) -> dict[tuple[str, str], bytes]:
 def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dedup.handed_on.FEWEST", 0)
     monkeypatch.setattr(ImageNsfw, "load", lambda self: None)
     monkeypatch.setattr(ImageNsfw, "score_id", "image_nsfw-of-the-test")
     monkeypatch.setattr(ImageNsfw, "score", lambda self, state, shown: [float(p.mean()) / 255 for p in shown])
