@@ -40,7 +40,7 @@ VERDICT_SCHEMA = pa.schema(
 
 MERGED_SCHEMA = pa.schema(
     [
-        ("candidate_id", DIGEST),  # of the leader
+        ("leader", DIGEST),  # candidate_id
         ("kind", pa.string()),
         ("text", pa.string()),
         ("original", pa.string()),
@@ -195,7 +195,7 @@ def _merged_rows(outcome: Outcome, leader: Ints, place: Ints, node: Ints) -> dic
         here = pa.array(np.flatnonzero(run == number))
         table = pa.table(
             {
-                "candidate_id": names.take(here),
+                "leader": names.take(here),
                 **{name: texts.field(name).take(here) for name in ("kind", "text", "original")},
                 "text_leader": column_of(ids).take(here),
             }

@@ -87,7 +87,7 @@ def _of_partition(build: Build, partition: str, ids: pa.Array) -> tuple[pa.Table
     run = next(run for run in runs if partition in ranked_runs.partitions_of(run))
     verdicts, merged = (stage.table(record, f"{run}.{of}").combine_chunks() for of in ("verdicts", "merged"))
     at = pc.index_in(ids, value_set=verdicts["candidate_id"])
-    row = pc.index_in(merged["candidate_id"], value_set=ids)
+    row = pc.index_in(merged["leader"], value_set=ids)
     merged = merged.append_column("row", row).filter(pc.is_valid(row))
     return verdicts.take(at), merged, stage.table(record, "placeholders.parquet")
 
