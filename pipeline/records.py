@@ -334,7 +334,12 @@ WITH_REMOVED_SCHEMA = pa.schema(
 
 FEATURE_SCHEMA = pa.schema(_columns_of(Features))
 
-PAIR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, *FEATURE_SCHEMA, ("fetched_at", pa.string())])
+LOOKS = ("phash", "signature", "details")
+"""Columns of FEATURE_SCHEMA by which images are compared. They stay in measure's file: no later table repeats them."""
+
+PAIR_SCHEMA = pa.schema(
+    [*CANDIDATE_SCHEMA, *(field for field in FEATURE_SCHEMA if field.name not in LOOKS), ("fetched_at", pa.string())]
+)
 """A fetched and measured candidate."""
 
 DECISION_SCHEMA = pa.schema(_columns_of(Decision))

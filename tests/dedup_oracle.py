@@ -210,9 +210,12 @@ def _domain(item: Item) -> int:
 
 
 def rows_of(build: Any) -> list[dict[str, Any]]:
-    """The pairs of a build, rows of its stage filter."""
-    stage = build.stage("filter")
-    return [row for record in stage.records() for row in stage.table(record).to_pylist()]
+    """The pairs of a build, rows of its stage filter with what measure knows of their images."""
+    measured, filtered = (build.stage(name) for name in ("measure", "filter"))
+    images = {row["sha256"]: row for record in measured.records() for row in measured.table(record).to_pylist()}
+    return [
+        {**images[row["sha256"]], **row} for record in filtered.records() for row in filtered.table(record).to_pylist()
+    ]
 
 
 def decisions_of(kept: dict[str, dict[str, Any]], dropped: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A build whose filter stage is written straight through the store: dedup's input without a picture."""
+"""A build whose stages measure and filter are written straight through the store: dedup's input without a picture."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import pyarrow as pa
 from data_specs.shard import Text
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
+from pipeline.records import FEATURE_SCHEMA, LOOKS, PAIR_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.store.build import Build
 from tests.detailed import drawn_details
 from tests.fetched import begun
+
+MEASURED_SCHEMA = pa.schema([*PAIR_SCHEMA, *(FEATURE_SCHEMA.field(name) for name in LOOKS)])
+"""Pairs with the columns by which their images are compared."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,24 @@ class Shown:
 
 
 def make(folder: Path, shown: Sequence[Shown], parts: int = 1, **more: Any) -> Build:
-    """A Build below `folder` with filter committed; `more` is what `begun` of tests/fetched.py takes."""
+    """A Build below `folder` with measure and filter committed; `more` is what `begun` of tests/fetched.py takes."""
     build = begun(folder, **more)
     rows = _pairs(shown, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)
         here = rows.filter(pa.array([low <= key < high for key in rows["order_key"].to_pylist()], pa.bool_()))
-        with build.stage("filter").attempt(f"{part:05d}-of-{parts:05d}") as attempt:
-            attempt.write_table("parquet", here)
-            attempt.commit({"seen": here.num_rows, "kept": here.num_rows, "dropped": 0})
+        commit(build, f"{part:05d}-of-{parts:05d}", here)
     return build
+
+
+def commit(build: Build, partition: str, rows: pa.Table) -> None:
+    """Commits a partition of measure and of filter. rows: columns of PAIR_SCHEMA and of FEATURE_SCHEMA."""
+    first = list({name: row for row, name in reversed([*enumerate(rows["sha256"].to_pylist())])}.values())
+    images = rows.take(pa.array(first, pa.int64())).select(FEATURE_SCHEMA.names)
+    for stage, table in (("measure", images), ("filter", rows.select(PAIR_SCHEMA.names))):
+        with build.stage(stage).attempt(partition) as attempt:
+            attempt.write_table("parquet", table)
+            attempt.commit({"seen": table.num_rows, "kept": table.num_rows, "dropped": 0})
 
 
 def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
@@ -74,4 +85,4 @@ def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
             looks["signature"] = bytes([128]) * GRIDS * SIZE
             looks["details"] = drawn_details(np.random.default_rng(own.fine), 1, 1, 0, 1.0).stored.tobytes()
         rows.append({**row, **looks, "sha256": own.sha256, "width": own.side, "height": own.side})
-    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=MEASURED_SCHEMA)

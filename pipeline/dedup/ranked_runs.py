@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.files.digests import Digests, digests_of
+from pipeline.records import LOOKS
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, StageDir
@@ -43,10 +45,16 @@ def partitions_of(run: str) -> list[str]:
     return [str(part) for part in KeyRange.named(run).parts()]
 
 
-def pairs_of(build: Build, run: str, columns: list[str] | None = None) -> pa.Table:
-    """The run's pairs (PAIR_SCHEMA) by (order_key, candidate_id)."""
-    stage = build.stage("filter")
-    tables = [stage.table(stage.record(partition), columns=columns) for partition in partitions_of(run)]
+def pairs_of(build: Build, run: str, columns: list[str]) -> pa.Table:
+    """The run's pairs by (order_key, candidate_id): columns of PAIR_SCHEMA, and LOOKS of their images."""
+    filtered, measured = build.stage("filter"), build.stage("measure")
+    own, looks = [name for name in columns if name not in LOOKS], [name for name in columns if name in LOOKS]
+    tables = []
+    for partition in partitions_of(run):
+        table = filtered.table(filtered.record(partition), columns=own)
+        images = measured.table(measured.record(partition), columns=["sha256", *looks])
+        row = pc.index_in(table["sha256"], images["sha256"].combine_chunks())
+        tables.append(pa.table({name: (images[name].take(row) if name in looks else table[name]) for name in columns}))
     return pa.concat_tables(tables).combine_chunks()
 
 

@@ -36,7 +36,7 @@ from pipeline.matching import text_rows
 from pipeline.matching.image_keys import Key, plan
 from pipeline.matching.looks import Details, coarse_of, fine_of, hashes_of, signatures_of
 from pipeline.matching.text_rows import TextRows
-from pipeline.records import split_of
+from pipeline.records import LOOKS, split_of
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES
 from pipeline.store.partitions import Attempt, Record
@@ -53,7 +53,7 @@ SKETCHED_AT_ONCE = 10_000
 """Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
-_READ = [*_DIGESTS, "width", "height", "phash", "signature", "details", "texts", "page_url", "image_url"]
+_READ = [*_DIGESTS, "width", "height", *LOOKS, "texts", "page_url", "image_url"]
 
 
 def token(build: Build) -> Any:
@@ -170,7 +170,7 @@ def _write_texts(writer: ArrayWriter, column: pa.ChunkedArray, order: npt.NDArra
 PASS = Pass(
     name="dedup.signatures",
     over=partitions,
-    reads=("filter",),
+    reads=("measure", "filter"),
     run=run_partition,
     token=token,
     files=(PassFile(ROWS), PassFile("*.bin")),

@@ -94,6 +94,7 @@ STAGE = Stage(
             reads=("admit", "fetch", "measure"),
             run=run_partition,
             token=token,
+            version=2,
             files=(PassFile("parquet", PAIR_SCHEMA, "candidate_id"),),
         ),
     ),

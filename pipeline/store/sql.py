@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
 from pipeline.errors import StoreError
-from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, REMOVED, WITH_REMOVED_SCHEMA
+from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
 from pipeline.store.build import REGIONS, Build
 from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.store.pair_scores import UNITS
@@ -291,7 +291,7 @@ def _removed(sources: _Sources) -> str:
 
 def _pairs(sources: _Sources) -> str:
     own = f"{sources.pairs(SELECTION)} WHERE kept" if sources.has(SELECTION) else _dedup(sources)
-    measures = ", ".join(name for name in FEATURE_SCHEMA.names if name not in ("phash", "signature", "details"))
+    measures = ", ".join(name for name in FEATURE_SCHEMA.names if name not in LOOKS)
     return f"SELECT candidate_id, texts[1].text AS text, {measures} FROM {own}"
 
 

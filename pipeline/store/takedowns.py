@@ -28,10 +28,10 @@ import pyarrow.compute as pc
 from data_specs.shard import canonical_json
 from pipeline.matching.image_edges import first_alike
 from pipeline.matching.looks import Bytes, Codes, Details, hashes_of, signatures_of
-from pipeline.records import sha256_hex
+from pipeline.records import LOOKS, sha256_hex
 from pipeline.urls import host_names
 
-LOOKED_AT = ("sha256", "phash", "signature", "details")
+LOOKED_AT = ("sha256", *LOOKS)
 """Columns of FEATURE_SCHEMA by which pictures are compared with what was taken down."""
 
 UNFINISHED = "_forget.json"

@@ -156,7 +156,8 @@ def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = 
 
     from pipeline.pictures.hashing import HASHES
     from pipeline.pictures.signatures import GRIDS, SIZE
-    from pipeline.records import PAIR_SCHEMA, order_key
+    from pipeline.records import order_key
+    from tests.filtered import MEASURED_SCHEMA
 
     texts, tables = hot_cluster(of or size)[first : first + size], []
     with (looks / "phash").open("rb") as hashes, (looks / "signature").open("rb") as signatures:
@@ -189,14 +190,14 @@ def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = 
                 "signature": [raw[at * every : (at + 1) * every] for at in range(count)],
                 "fetched_at": ["2026-01-01T00:00:00Z"] * count,
             }
-            arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in PAIR_SCHEMA]
+            arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in MEASURED_SCHEMA]
             tables.append(
                 pa.table(
                     [
                         pa.array(own, f.type) if not isinstance(own, pa.Array) else own.cast(f.type)
-                        for own, f in zip(arrays, PAIR_SCHEMA, strict=True)
+                        for own, f in zip(arrays, MEASURED_SCHEMA, strict=True)
                     ],
-                    schema=PAIR_SCHEMA,
+                    schema=MEASURED_SCHEMA,
                 )
             )
     filtered(folder, folder / "store", snapshot, tables)

@@ -26,12 +26,13 @@ from data_specs.build import BuildSpec
 from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.records import PAIR_SCHEMA, order_key, order_range
+from pipeline.records import order_key, order_range
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
+from tests.filtered import MEASURED_SCHEMA, commit
 from tests.stages import run_stage
 
 PER_PARTITION = 10_000
@@ -40,7 +41,7 @@ SHARED = 20_000
 
 
 def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
-    """PAIR_SCHEMA rows number first to first + count, of images at least `side` pixels wide, by order_key."""
+    """MEASURED_SCHEMA rows number first to first + count, of images at least `side` pixels wide, by order_key."""
     rng = np.random.default_rng([seed, first])
     number = np.arange(first, first + count)
     kind = np.where(rng.random(count) < 0.2, rng.integers(0, SHARED, count), SHARED + number)
@@ -69,8 +70,10 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
         "signature": [own.tobytes() for own in signature],
         "fetched_at": ["2026-01-01T00:00:00Z"] * count,
     }
-    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in PAIR_SCHEMA]
-    return pa.table(arrays, schema=PAIR_SCHEMA).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
+    arrays = [
+        pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in MEASURED_SCHEMA
+    ]
+    return pa.table(arrays, schema=schema).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
 
 
 def captions(rng: np.random.Generator, count: int) -> list[str]:
@@ -104,7 +107,7 @@ def _hash(text: str) -> str:
 
 
 def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -> Build:
-    """A build whose filter stage holds the tables' rows."""
+    """A build whose stages measure and filter hold the tables' rows (MEASURED_SCHEMA)."""
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
     spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
     build_id, kept = f"bench-{snapshot}", Store(str(store))
@@ -123,9 +126,7 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
     keys = np.array(rows["order_key"].to_pylist())
     for part in range(parts):
         low, high = np.searchsorted(keys, order_range(part, parts))
-        with build.stage("filter").attempt(f"{part:05d}-of-{parts:05d}") as attempt:
-            attempt.write_table("parquet", rows.slice(low, high - low))
-            attempt.commit({"seen": int(high - low), "kept": int(high - low), "dropped": 0})
+        commit(build, f"{part:05d}-of-{parts:05d}", rows.slice(low, high - low))
     return build
 
 
