@@ -73,7 +73,7 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
     arrays = [
         pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in MEASURED_SCHEMA
     ]
-    return pa.table(arrays, schema=schema).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
+    return pa.table(arrays, schema=MEASURED_SCHEMA).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
 
 
 def captions(rng: np.random.Generator, count: int) -> list[str]:
