@@ -53,6 +53,7 @@ def cut_small(patch: pytest.MonkeyPatch, chance: random.Random) -> None:
     patch.setattr(crowds, "AT_ONCE", chance.choice([1, 2, 64]))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(builds(), st.integers(0, 2**20))
 def test_builds_decide_what_the_definition_says(

@@ -97,6 +97,7 @@ def _compared(radius: int, fine: bool) -> list[tuple[Family, int, int]]:
     return [(family, *pair) for family, part in every for pair in {(family.asks, part), (part, family.asks)}]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12), st.integers(0, 3), st.integers(0, 12))
 def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: int, flips: int, cut: int) -> None:
@@ -193,6 +194,7 @@ def joined(
     return edges, open_, compared
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
@@ -232,6 +234,7 @@ def test_joins_find_what_comparing_all_finds(
     assert not (expected & ~edges & ~open_).any(), "what was not compared is open in a crowd"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40), st.sampled_from([1, 10**9]), st.integers(0, 4)
@@ -387,6 +390,7 @@ def _copies(image: Image.Image) -> Iterator[tuple[str, bytes]]:
         yield f"a text at {place}", _jpeg(stamped)
 
 
+@pytest.mark.slow
 def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
     scenes = [_drawn(seed) for seed in range(12)]
     originals = _leaders(*map(_jpeg, scenes))
@@ -401,6 +405,7 @@ def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
     assert len(missed) <= 0.02 * asked, missed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_copies_of_a_photograph_are_found_where_its_framed_copy_leads() -> None:
     """The framed copy is the largest: of all others it is two changes away."""
@@ -518,6 +523,7 @@ def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
 def test_real_photographs_are_found_again_and_not_mistaken() -> None:
     files = [file.read_bytes() for file in sorted(PHOTOS.glob("*.jpg"))[::14]]

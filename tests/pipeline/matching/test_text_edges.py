@@ -217,6 +217,7 @@ def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.Mon
     assert compared < 60 * len(hot)  # with each other they would be 18 million
 
 
+@pytest.mark.slow
 def test_captions_of_one_template_are_told_apart_and_crowds_lose_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """They share keys by the hundred. With few bands, so that a crowd is often the only key that two texts share."""
     monkeypatch.setattr(sketches, "MISS", 0.3)
