@@ -12,7 +12,7 @@ import hashlib
 from typing import Any
 
 from data_specs.shard import canonical_json
-from pipeline.pictures.decode import DECODE_VERSION, FORMATS, LATER_FORMATS
+from pipeline.pictures.decode import DECODE_VERSION, FORMATS
 from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views
 from pipeline.plugins import Plugin, configure, names
@@ -34,6 +34,5 @@ def features() -> dict[str, Feature]:
 def feature_id() -> str:
     """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows."""
     versions = [feature.identity() for feature in features().values()]
-    formats = [name for name in FORMATS if name not in LATER_FORMATS]
-    value = [DECODE_VERSION, formats, REDUCE_TO, THUMB, BOXES, HALVES, versions]
+    value = [DECODE_VERSION, FORMATS, REDUCE_TO, THUMB, BOXES, HALVES, versions]
     return f"features-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"

@@ -33,9 +33,6 @@ from data_specs.pictures.jpeg import MAX_SCANS, Bytes, has_too_many_scans
 FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "heif")
 """Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
 
-LATER_FORMATS = ("heif",)
-"""Those that came later. Ids of features leave them out: to read one more format changes no value of the others."""
-
 READERS = {"avif": "pip install -U 'pillow>=11.3'", "heif": "pip install 'wenlan[heif]'"}
 """Formats that not every installation reads, and the command that makes it read them."""
 

@@ -2,10 +2,9 @@
 
 From here to `screen` no stage opens an image again. A picture is decoded at the reduced size that the features need
 (`pipeline.features`), one decode for each distinct sha256; rows that STORE/features has already are taken from there,
-whichever build made them, and those of an older wenlan where the picture has none of what was added since. A file that
-is damaged or truncated hurts only its own candidates: each gets a Decision that names the image's URL. Bytes that are
-not those that fetch noted are our own disk's fault, not the picture's, and stop the build. A picture that was taken
-down, or looks like one, is dropped.
+whichever build made them. A file that is damaged or truncated hurts only its own candidates: each gets a Decision that
+names the image's URL. Bytes that are not those that fetch noted are our own disk's fault, not the picture's, and stop
+the build. A picture that was taken down, or looks like one, is dropped.
 
 A tar is read front to back; rows stay columns from the first image to the Parquet file, which is written once.
 

@@ -158,7 +158,7 @@ class Cache:
         raise TimeoutError(f"{self._index.url} is being merged without end")
 
     def _reindex(self) -> list[str]:
-        """Index the commits of a folder without an index: of an earlier version, or whose index was deleted.
+        """Indexes the commits of a folder whose index was deleted.
 
         In one file, whatever its size: killed between two, this would leave an index that lacks commits for good.
         """

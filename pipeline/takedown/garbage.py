@@ -1,9 +1,9 @@
 """Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
-STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; files of STORE that are half
-written since a day, as a build may be writing younger ones; what was dealt out of what builds kept (STORE/dealt) by an
-older wenlan, or of what was replaced since.
+STORE/fetched whose bytes are gone; features of another version, which no build asks for; files of STORE that are half
+written since a day, as a build may be writing younger ones; what was prepared of what builds kept (STORE/dealt) for
+another version, or of what was replaced since.
 
 `--keep N` also expires builds: of each dataset the N newest builds stay whole, older ones keep what cannot be had
 again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,

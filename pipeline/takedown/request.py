@@ -121,8 +121,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build], searched: S
 
 def _look(row: dict[str, Any], request: Request) -> Look:
     threshold = Dedup().image_signature
-    details = row.get("details")  # not in rows of an older wenlan
-    return Look(tuple(row["phash"]), row["signature"], request.distance, threshold, feature_id(), details)
+    return Look(tuple(row["phash"]), row["signature"], request.distance, threshold, feature_id(), row["details"])
 
 
 def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
