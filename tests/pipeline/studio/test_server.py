@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from data_specs.shard import ContractError
+from data_specs.web import PAGE_KIT
 from pipeline import cli
 from pipeline.errors import SourceError
 from pipeline.stages import STAGES
@@ -220,7 +221,8 @@ def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None
         assert answer.status_code == 404, name
         assert "import" not in answer.text
     assert client.get("/static/main.js").headers["content-type"] == "text/javascript; charset=utf-8"
-    assert set(server._files()) == {path.name for path in (Path(server.__file__).parent / "page").iterdir()}
+    folders = (PAGE_KIT, Path(server.__file__).parent / "page")
+    assert set(server._files()) == {path.name for folder in folders for path in folder.iterdir()}
 
 
 def test_the_page_runs_its_own_scripts_alone(built: Build, client_of: Connect) -> None:
