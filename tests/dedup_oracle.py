@@ -1,6 +1,6 @@
 """Dedup by its definition, word by word: every two images and every two texts are compared, and nothing is looked up.
 
-Slow and in memory. The stages signatures, copies, edges, leaders and dedup must decide the same.
+Slow and in memory. The passes of dedup must decide the same.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ BUFFER = 20_000
 """Rows that a merge holds beside the block that it returns."""
 
 ALL = "all"
-"""The one partition of stage `leaders`, which goes over all runs in order."""
+"""The one partition of pass `dedup.leaders`, which goes over all runs in order."""
 
 
 def run_name(partitions: Sequence[str]) -> str:
