@@ -65,15 +65,15 @@ class Inputs:
     texts: str = ""
     cache: str = ""
     distinct: bool = True
-    """Whether a line of `texts` that stands there twice is embedded once, and a picture file has one id however it is
-    named: for an index."""
+    """Whether a line of `texts` that stands there twice is embedded once, a picture file has one id however it is named,
+    and no two rows of `jsonl` have the same id: for an index."""
 
     def open(self, detector: str) -> Source:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
         if self.data:
             return DatasetSource(self.data, self.splits, detector, Path(self.cache) if self.cache else None)
         if self.jsonl:
-            return RowSource(Path(self.jsonl), self.text_kind)
+            return RowSource(Path(self.jsonl), self.text_kind, self.distinct)
         sources: list[Source] = []
         if self.images:
             regions = Path(self.regions) if self.regions else None
