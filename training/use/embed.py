@@ -1,7 +1,7 @@
 """Embedding into tensors: features of a split, of a benchmark or of files, by a finished checkpoint.
 
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
-same feature by every way in. Files are written whole or not at all. Indexes and Parquet files: training/use/indexing.py.
+same feature by every way in. Files are written whole or not at all. Indexes and Parquet: training/use/indexing.py.
 
 Each file has the background of a calibrated checkpoint too, for searches in it: `background_cosines` and
 `background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py).

@@ -173,7 +173,10 @@ def test_images_without_regions_are_embedded_without_a_warning(
         (("--texts", "t.txt", "--regions", "r.jsonl"), "--regions: are boxes of --images; give both"),
         (("--images", "a.jpg", "--text-kind", "first"), "--text-kind: says which text of a --jsonl row; give that"),
         (("--images", "a.jpg", "--split", "val"), "--split: is of --data; give that"),
-        (("--images", "a.jpg", "--detector", "proposals"), "--detector: boxes are made for --index, --jsonl, and --images"),
+        (
+            ("--images", "a.jpg", "--detector", "proposals"),
+            "--detector: boxes are made for --index, --jsonl, and --images",
+        ),
         (("--images", "a.jpg", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
         (("--data", "muge:d", "--detector", "grid"), "--detector: boxes are made for --index"),
     ],

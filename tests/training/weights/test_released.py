@@ -30,8 +30,8 @@ from training.moco import BriVL
 from training.outputs.checkpoint import open_checkpoint
 from training.records import Batch
 from training.resolve import resolve
-from training.use.indexing import Inputs, embed_parquet
 from training.use.export import export
+from training.use.indexing import Inputs, embed_parquet
 from training.weights.load import load
 from training.weights.released import import_brivl, recognise, slots_of
 
