@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import Towers
-from data_specs.search.onnx_file import Opened, TowerFault, checked, opened
+from data_specs.search.onnx_file import Opened, TowerFault, checked, opened, width_of
 from data_specs.search.queries import Vectors, unit_rows
 
 Resize = Literal["bilinear", "bicubic"]
@@ -142,13 +142,7 @@ class PictureTower:
     def _probed(self, subject: str) -> int:
         """D, by a first picture. Raises TowerFault that names the file, where the tower cannot encode it."""
         grey = np.full((self.side, self.side, 3), 128, np.uint8)
-        try:
-            features = self._features(self.prepared([grey]))
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise TowerFault(f"{subject}: fails on a picture ({' '.join(str(e).split())[:200]})") from None
-        if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
-            raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
-        return int(features.shape[1])
+        return width_of(lambda: self._features(self.prepared([grey])), subject, "a picture")
 
 
 def grid_boxes(side: int, most: int) -> npt.NDArray[np.float32]:

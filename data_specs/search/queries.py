@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault, Towers
-from data_specs.search.onnx_file import TowerFault, checked, opened
+from data_specs.search.onnx_file import TowerFault, checked, opened, width_of
 from data_specs.text.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
 
 TEXT = "queries/text.onnx"
@@ -150,13 +150,8 @@ class TextQuery:
 
     def probed(self, subject: str) -> int:
         """D, by a first text. Raises TowerFault that names the file, where the tower cannot encode it."""
-        try:
-            features = self._features([self._tokenizer.encode("一", self._max_tokens)])
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise TowerFault(f"{subject}: fails on a text ({' '.join(str(e).split())[:200]})") from None
-        if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
-            raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
-        return int(features.shape[1])
+        first = [self._tokenizer.encode("一", self._max_tokens)]
+        return width_of(lambda: self._features(first), subject, "a text")
 
     def encode(self, texts: list[str]) -> Vectors:
         """float32 [n, D] unit rows of texts, in their order. Raises ValueError for a row that is not finite."""

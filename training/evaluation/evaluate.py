@@ -136,10 +136,9 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         if result["headline"] == "all":
             lines.append("no unseen query is left: the figures are those of all queries")
     for name, part in parts(result):
-        if part["samples"]:
-            lines += [f"{name}, {words}: {recalls(part[d], KS)}" for d, words in DIRECTIONS]
-            mean = share(part["mean_recall"], part["mean_recall_interval"])
-            lines.append(f"{name}: mean recall {mean}, {part['samples']:,} images")
+        lines += [f"{name}, {words}: {recalls(part[d], KS)}" for d, words in DIRECTIONS]
+        mean = share(part["mean_recall"], part["mean_recall_interval"])
+        lines.append(f"{name}: mean recall {mean}, {part['samples']:,} images")
     return [*lines, _described_scores(result)]
 
 

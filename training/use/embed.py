@@ -132,7 +132,7 @@ Image = tuple[str, Path | bytes]
 def image_features(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Tensor:
     """Features [N, D] of images with their boxes (None: the grid), in batches. Raises InputError naming one."""
     starts = range(0, len(images), BATCH)
-    batches = (_images_batch(images[i : i + BATCH], boxes[i : i + BATCH], loaded) for i in starts)
+    batches = (image_batch(loaded, images[i : i + BATCH], boxes[i : i + BATCH]) for i in starts)
     return _features(batches, loaded, "image")
 
 
@@ -141,15 +141,15 @@ def text_features(loaded: Loaded, texts: Sequence[str]) -> Tensor:
     return _features((loaded.text_batch(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)), loaded, "text")
 
 
-def _images_batch(images: Sequence[Image], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:
-    """Batch of images. Raises InputError naming one that cannot be read."""
+def image_batch(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Batch:
+    """Batch of images with their boxes (None: the grid). Raises InputError naming one that cannot be read."""
     opened = []
     for (name, file), of_image in zip(images, boxes, strict=True):
         try:
             opened.append(loaded.open_image(file, of_image))
         except UnreadableImage as e:
             raise InputError(name, str(e)) from None
-    return loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
+    return loaded.opened_batch(opened)
 
 
 def _lines(file: Path) -> list[str]:

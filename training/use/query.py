@@ -161,7 +161,7 @@ def _loaded(index: SearchIndex, asked: Asked) -> Any:
 
     assert asked.checkpoint is not None
     loaded = load(asked.checkpoint, asked.device)
-    own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.sealed.files["towers.safetensors"])
+    own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.towers)
     _check(index, own, str(asked.checkpoint))
     return loaded
 

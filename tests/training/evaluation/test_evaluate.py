@@ -34,11 +34,6 @@ from training.use.embed import embed_data
 MakeShards = Callable[..., Path]
 
 
-@pytest.fixture
-def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
-    return checkpoint_with_moved_keys
-
-
 def share(manifest: Path, texts: range, images: range) -> None:
     """Let these val samples have the text leader, or the image leader, of a train sample: a second text's at that."""
     root = manifest.parent

@@ -31,11 +31,6 @@ from training.use.encode import open_encoder
 IMAGES, EACH = 24, 2
 
 
-@pytest.fixture
-def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
-    return checkpoint_with_moved_keys
-
-
 def pixels(number: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 

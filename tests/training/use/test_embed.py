@@ -17,13 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.training.conftest import moved_checkpoint
 from training import cli
-from training.data.tokenizer import load_tokenizer
 from training.errors import InputError
-from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
-from training.resolve import resolve
-from training.run.optimizer import build_optimizer
 from training.use.embed import embed_files
 from training.use.indexing import Inputs, embed_parquet
 
@@ -39,12 +35,7 @@ SENTENCES = [["alt_text", "红船"], ["sur_text", "山水相连。白云飞"]]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, 4 boxes at most, 64 x 64 pixels, that was trained on a detector's boxes."""
-    torch.manual_seed(0)
-    config = resolve("tiny")
-    model = BriVL(config)
-    state = RunState(1, 8, 0, (), (), "onnx-x")
-    folder = tmp_path_factory.mktemp("run")
-    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+    return moved_checkpoint(tmp_path_factory.mktemp("run"), detector="onnx-x")
 
 
 @pytest.fixture
