@@ -273,6 +273,14 @@ def moved_checkpoint(
     return save(folder, model, optimizer, config, load_tokenizer(tokenizer), state, 1)
 
 
+def retrieval_of(checkpoint: Path, *data: str, cache: Path | None = None, **more: Any) -> dict[str, Any]:
+    """Result of the task `retrieval` on a val split."""
+    from training.evaluation.labelled import Source
+    from training.evaluation.tasks import Request, task
+
+    return task("retrieval").run(Request(checkpoint, Source(data, cache=cache), "val", **more))
+
+
 @pytest.fixture(scope="session")
 def checkpoint_with_moved_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`moved_checkpoint`, once for all tests: they only read it."""

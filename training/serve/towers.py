@@ -91,9 +91,10 @@ class Reader:
         self._boxes_of = boxes_of
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
-    def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
-        """A picture from its file's content, with boxes in its pixels or `boxes_of`'s. Raises UnreadableImage."""
-        if boxes is None and self._boxes_of is not None:
+    def picture(self, content: bytes) -> Picture:
+        """A picture from its file's content, with the boxes of `boxes_of`, or the grid. Raises UnreadableImage."""
+        boxes = None
+        if self._boxes_of is not None:
             sides(content, self._max_pixels)  # before anybody decodes it
             boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
