@@ -54,7 +54,7 @@ class _Model(BaseModel):
 
 
 class Towers(_Model):
-    """Which towers made the vectors: recipe, and sha256 of `towers.safetensors`. A query must come from the same."""
+    """Identity of the towers that made the vectors: recipe, and sha256 of `towers.safetensors`; also of a query's."""
 
     recipe: str
     sha256: str
@@ -80,7 +80,7 @@ class Background(_Model):
 
 
 class About(_Model):
-    """What an index is of.
+    """Description of an index.
 
     width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
     detector: whose regions the image tower saw. created_from: names of the input; may grow.
@@ -97,11 +97,11 @@ class About(_Model):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Which vectors there are."""
+        """Kinds of vectors that its parts have."""
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
     def difference(self, other: About) -> str:
-        """What makes `other` another index, in words. A checkpoint may be calibrated later, and an input may grow."""
+        """Differences that make `other` another index, in words; neither its background nor a longer input does."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
         return ", ".join(
             f"its {name} is {_shown(own)}, not {_shown(given)}"

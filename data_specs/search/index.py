@@ -73,7 +73,7 @@ _LENGTH = 5e-3
 
 @dataclass(frozen=True)
 class Removed:
-    """What a takedown removed from an index, or would. swept: files left over from a killed command."""
+    """Counts of what a takedown removed from an index, or would. swept: files left over from a killed command."""
 
     rows: int
     texts: int
@@ -301,7 +301,7 @@ def _with_similarity(table: pa.Table, image_ND: Vectors, text_ND: Vectors) -> pa
 
 @dataclass(frozen=True)
 class _Loss:
-    """What one part loses. stamps: of the rows that go."""
+    """Rows and texts that one part loses. stamps: of the rows that go."""
 
     gone: Flags
     stay: dict[int, list[int]]

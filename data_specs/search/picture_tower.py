@@ -43,7 +43,7 @@ _FLOATS: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.f
 
 @dataclass(frozen=True, slots=True)
 class PictureInputs:
-    """How a tower takes pictures: as `name` [B, 3, S, S], resized and normalised.
+    """Input of an image tower: pictures as `name` [B, 3, S, S], resized and normalised.
 
     boxes: of a tower of ours, [R, 4] in pixels of S, the whole picture last; None for another. named: the inputs that
     the file has, of which a tower that does not look at boxes has one. at_once: B, where the file fixes it; 0 for any.
@@ -127,7 +127,7 @@ class PictureTower:
         return images
 
     def _features(self, images: npt.NDArray[np.float32]) -> Vectors:
-        """What the tower returns [n, D] for prepared pictures."""
+        """Raw features [n, D] of prepared pictures."""
         own, count = self._inputs, len(images)
         if own.at_once > count:
             images = np.concatenate([images, np.zeros((own.at_once - count, *images.shape[1:]), np.float32)])

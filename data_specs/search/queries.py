@@ -46,7 +46,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:
-    """How a tower takes texts: token ids [B, L] as `ids`, of an integer type.
+    """Input of a text tower: token ids [B, L] as `ids`, of an integer type.
 
     counts, mask: names of the inputs for the number of tokens [B], and for a mask [B, L] of ones; "" if it has none.
     at_once: B, where the file fixes it; 0 for any. padding: the id after the last token.
@@ -171,7 +171,7 @@ class TextQuery:
             yield from (rows[low : low + size] for low in range(0, len(rows), size))
 
     def _features(self, ids: list[list[int]]) -> Vectors:
-        """What the tower returns [n, D] for token ids of n texts, which have one length unless they are padded."""
+        """Raw features [n, D] of the token ids of n texts, which have one length unless they are padded."""
         own, count = self._inputs, len(ids)
         length = self._max_tokens if self._padded else max(map(len, ids))
         ids_BL = np.full((max(count, own.at_once), length), own.padding, own.kind)

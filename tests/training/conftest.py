@@ -288,6 +288,17 @@ def checkpoint_with_moved_keys(tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """64 x 64 PNG files: no resize, no loss."""
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Runs are computed by one thread, so that they repeat to the bit."""
     import torch

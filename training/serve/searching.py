@@ -39,7 +39,7 @@ _CACHED = "private, max-age=300"
 
 
 class FiltersRequest(BaseModel):
-    """Which samples may be found; what is left out limits nothing."""
+    """Conditions on the samples that may be found; a field that is left out limits nothing."""
 
     model_config = ConfigDict(extra="forbid")
     source: _Names = []
@@ -237,7 +237,7 @@ async def _search(service: Service, galleries: Galleries, pictures: Pictures, re
 async def _vector(
     service: Service, gallery: Gallery, pictures: Pictures, request: SearchRequest
 ) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
-    """What is searched by: a vector, of which modality, and the picture that it is of. Raises Refused."""
+    """Returns the query's vector, its modality, and the picture that it is of. Raises Refused."""
     given = [name for name in ("text", "image", "id") if getattr(request, name)]
     if len(given) > 1:
         raise bad_request("query", f"give one of text, image and id, not {' and '.join(given)}", given[1])

@@ -29,7 +29,7 @@ _SHOWN = ("caption", "url", "page_url", "width", "height", "source", "license", 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a query's vector is of: one of text, image and id."""
+    """Subject of a query's vector: one of text, image and id."""
 
     text: str = ""
     image: Path | None = None

@@ -91,7 +91,7 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        """What there is to embed of some rows, in their order. Raises ContractError for what ends the work."""
+        """Contents of some rows, in their order. Raises ContractError for what ends the work."""
 
     @abstractmethod
     def table(self, rows: Sequence[int]) -> pa.Table:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.training.conftest import moved_checkpoint
@@ -36,17 +35,6 @@ SENTENCES = [["alt_text", "红船"], ["sur_text", "山水相连。白云飞"]]
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, 4 boxes at most, 64 x 64 pixels, that was trained on a detector's boxes."""
     return moved_checkpoint(tmp_path_factory.mktemp("run"), detector="onnx-x")
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """64 x 64 PNG files: no resize, no loss."""
-    generator = np.random.default_rng(0)
-    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    return paths
 
 
 def row(image: str, boxes: Any = BOXES, sentences: Any = SENTENCES) -> str:
