@@ -5,7 +5,7 @@ and rank r takes the r-th part of that slice, so that keys enter the queues in t
 function of (dataset, config, position) alone, whatever the number of ranks, worker processes or restarts
 (training/data/batch_maker.py makes them).
 
-A corrupt sample is named in one log line, and beyond 16, or one in a thousand, of them the run stops and names the tars.
+A corrupt sample is named in one log line. Beyond 16 of them, or one in a thousand, the run stops and names the tars.
 
 Limits: every rank counts its own corrupt samples, from zero after a resume.
 """
