@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -110,6 +110,20 @@ def records_of(build: Build, stage: str) -> list[Record]:
 def counted(build: Build, stage: str, name: str) -> int:
     """The sum of what the records of a stage count under a name."""
     return sum(record.counts.get(name, 0) for record in records_of(build, stage))
+
+
+def in_order(paths: Sequence[Path], schema: pa.Schema, by: Sequence[str], block: int) -> Iterator[pa.Table]:
+    """Rows of local Parquet files of one schema, sorted by columns, about `block` at a time."""
+    import duckdb
+
+    if not paths:
+        return
+    columns, order = (", ".join(f'"{name}"' for name in names) for names in (schema.names, by))
+    rows = f"SELECT {columns} FROM {parquet([str(path) for path in paths])} ORDER BY {order}"
+    scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
+    with scratch as spill, duckdb.connect(config=settings(Path(spill))) as db:
+        for batch in db.sql(rows).to_arrow_reader(block):
+            yield pa.Table.from_batches([batch]).cast(schema)
 
 
 class Tables:
