@@ -17,7 +17,7 @@ import base64
 import itertools
 import logging
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import KEY_LENGTH
@@ -132,10 +132,8 @@ def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[
     sql = "SELECT detector, key, boxes, scores FROM regions WHERE key IN (SELECT unnest(?::VARCHAR[]))"
     order = detector_ids(build.spec).index
     for found in sorted(tables.rows(sql, [sorted(rows_of_key)]), key=lambda own: order(own["detector"])):
-        numbers = [round(x, 1) for x in found["boxes"]]
-        boxes = [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(found["scores"])]
         for row in rows_of_key[found["key"]]:
-            row["boxes"][found["detector"]] = boxes
+            row["boxes"][found["detector"]] = as_shown(found["boxes"], found["scores"])
     for row in (row for rows in rows_of_key.values() for row in rows):
         sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
         row["width"], row["height"] = map(int, sides)
@@ -147,28 +145,40 @@ def _add_detected_boxes(build: Build, rows_of_image: dict[str, list[dict[str, An
 
     STORE is only read: what is detected here was dropped, so only the next report would look it up.
     """
+    images = {sha256: rows[0] for sha256, rows in rows_of_image.items()}
     for number, detector in enumerate(detectors_of(build.spec)):
-        name = detector.detector_id
-        cached = build.store.regions(name).get(rows_of_image)
-        detected = {} if cached is None else boxes_of(cached)
-        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in detected}
-        if missing and (number == 0 or not detector.NEEDS_PIXELS):
-            detected.update(_detect(build, detector, missing))
-        for sha256, raw in detected.items():
+        for sha256, boxes in boxes_of_images(build, detector, images, detects=number == 0).items():
             for row in rows_of_image[sha256]:
-                boxes = cleaned(raw, row["width"], row["height"], most_boxes(detector, build.spec))
-                row["boxes"][name] = _plain(boxes)
+                row["boxes"][detector.detector_id] = boxes
 
 
-def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
-    """Run a detector on the images of `rows`; returns raw boxes by sha256. Holds one picture in memory at a time.
+def boxes_of_images(
+    build: Build, detector: Detector, images: Mapping[str, Mapping[str, Any]], detects: bool = False
+) -> dict[str, list[list[float]]]:
+    """[[x1, y1, x2, y2, score], ...] of images as they were fetched: from STORE's cache, else of a detector that needs
+    no pixels, else, if it shall, by running it.
 
-    Raises DetectorError.
+    images: by sha256, with width, height and fetch_id. Raises DetectorError.
     """
-    if not detector.NEEDS_PIXELS:
-        return {s: look(detector, None, [blank(row["width"], row["height"])])[0] for s, row in rows.items()}
+    cached = build.store.regions(detector.detector_id).get(images)
+    raw = {} if cached is None else boxes_of(cached)
+    missing = {sha256: image for sha256, image in images.items() if sha256 not in raw}
+    if missing and not detector.NEEDS_PIXELS:
+        raw |= {s: look(detector, None, [blank(own["width"], own["height"])])[0] for s, own in missing.items()}
+    elif missing and detects:
+        raw |= _detect(build, detector, [image["fetch_id"] for image in missing.values()])
+    shown = dict[str, list[list[float]]]()
+    for sha256, found in raw.items():
+        sides = images[sha256]["width"], images[sha256]["height"]
+        boxes, scores, _ = cleaned(found, *sides, most_boxes(detector, build.spec))
+        shown[sha256] = as_shown(boxes.ravel().tolist(), scores.tolist())
+    return shown
+
+
+def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str, Boxes]:
+    """Raw boxes by sha256. Holds one picture in memory at a time."""
     state, detected = detector.load(), dict[str, Boxes]()
-    for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
+    for image in read_images(build, fetch_ids, sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
             detected[image.sha256] = look(detector, state, [picture])[0]
@@ -181,8 +191,7 @@ def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -
     return detected
 
 
-def _plain(regions: Boxes) -> list[list[float]]:
-    """Boxes and scores as JSON values [[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows."""
-    boxes, scores, _ = regions
-    rows = zip(boxes.tolist(), scores.tolist(), strict=True)
-    return [[*(round(x, 1) for x in box), round(score, 3)] for box, score in rows]
+def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:
+    """[[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows. boxes: four numbers each, flattened."""
+    numbers = [round(x, 1) for x in boxes]
+    return [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(scores)]

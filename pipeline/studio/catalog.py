@@ -33,7 +33,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
-from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.frames import SAMPLES, Frames, Part, at_hand
 from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
@@ -74,12 +74,6 @@ class Counts:
     total: int
     matching: int
     facets: dict[str, list[tuple[str, int]]]
-
-
-def at_hand(parts: Iterable[Part]) -> list[Part]:
-    """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
-    asked for one by one."""
-    return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]
 
 
 def sources_of_place(frames: Frames) -> tuple[Source, ...]:
@@ -139,13 +133,10 @@ class Catalog:
         self._fault = duckdb.Error
         self._db = duckdb.connect(config=settings(scratch))
         RecordedFiles(self._db).add(source.part for source in self.sources)
-        self._db.execute("CREATE TABLE sources (number UBIGINT, build VARCHAR)")
-        if self.sources:
-            numbered = [(number, source.part.build) for number, source in enumerate(self.sources)]
-            table = pa.table({"number": [n for n, _ in numbered], "build": [b for _, b in numbered]})
-            self._db.register("numbered", table)
-            self._db.execute("INSERT INTO sources SELECT number, build FROM numbered")
-            self._db.unregister("numbered")
+        numbered = {"number": range(len(self.sources)), "build": [source.part.build for source in self.sources]}
+        self.numbered = pa.table(numbered, schema=pa.schema([("number", pa.uint64()), ("build", pa.string())]))
+        self._db.register("numbered", self.numbered)
+        self._db.execute("CREATE TABLE sources AS SELECT * FROM numbered")
         self.decisions_sql = self._decisions()
         try:
             self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")

@@ -28,7 +28,8 @@ from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
-from pipeline.report.pictures import thumbnail
+from pipeline.report.pictures import as_shown, thumbnail
+from pipeline.report.translations import REASONS
 from pipeline.report.unshown import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
@@ -66,14 +67,8 @@ class Thumb:
     sha256: str
 
 
-WITHHELD = {
-    DropReason.FORGOTTEN.value: ("taken down", "已下架"),
-    DropReason.OPT_OUT.value: ("its owner opted out", "所有者已声明退出"),
-    DropReason.ROBOTS_DISALLOWED.value: ("robots.txt forbids it", "robots 禁止"),
-    DropReason.ROBOTS_UNREACHABLE.value: ("robots.txt could not be read", "robots 无法读取"),
-    DropReason.EGRESS_REFUSED.value: ("its address may not be reached", "地址被拒"),
-}
-assert set(WITHHELD) == HIDDEN
+WITHHELD = {reason: REASONS[reason] for reason in HIDDEN}
+"""Words, in English and Chinese, of what is never shown."""
 
 
 def withheld(row: Row, takedowns: Takedowns) -> tuple[str, str] | None:
@@ -261,7 +256,4 @@ def boxes_in(shard: tuple[Folder, ShardFiles], detector: str, key: str) -> list[
             rows = pq.read_table(file, columns=["boxes", "scores"], filters=pc.field("key") == key).to_pylist()
     except OSError:
         return []
-    if not rows:
-        return []
-    flat, scores = rows[0]["boxes"], rows[0]["scores"]
-    return [[*(round(x, 1) for x in flat[4 * i : 4 * i + 4]), round(s, 3)] for i, s in enumerate(scores)]
+    return as_shown(rows[0]["boxes"], rows[0]["scores"]) if rows else []

@@ -12,10 +12,10 @@ from typing import Any
 from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
 from pipeline.errors import DetectorError
 from pipeline.report import elsewhere
 from pipeline.report.explain import trace
+from pipeline.report.pictures import boxes_of_images
 from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
 from pipeline.store.stage import Stages
@@ -95,15 +95,10 @@ class Items:
         found: dict[str, list[list[float]]] = {}
         for detector in detectors_of(build.spec) if build is not None and sha256 else ():
             assert build is not None
-            cached = build.store.regions(detector.detector_id).get([sha256])
-            raw = None if cached is None else boxes_of(cached).get(sha256)
-            if raw is None and not detector.NEEDS_PIXELS:
-                with contextlib.suppress(DetectorError):
-                    raw = look(detector, None, [blank(width, height)])[0]
-            if raw is not None:
-                boxes, scores, _ = cleaned(raw, width, height, build.spec.regions.max_boxes)
-                rows = zip(boxes.tolist(), scores.tolist(), strict=True)
-                found[detector.detector_id] = [[*(round(x, 1) for x in box), round(s, 3)] for box, s in rows]
+            with contextlib.suppress(DetectorError):
+                boxes = boxes_of_images(build, detector, {sha256: {"width": width, "height": height}})
+                if sha256 in boxes:
+                    found[detector.detector_id] = boxes[sha256]
         return found
 
     def _leader(self, row: Row) -> Values | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.records import sha256_hex
+from pipeline.report.elsewhere import as_decided
 
 SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kept", "reason", "reasons", "evidence",
          "duplicate_of", "text")  # fmt: skip
@@ -25,31 +26,22 @@ def id_of_index(row_id: str) -> str:
     return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)
 
 
-def _kept(row: dict[str, Any], **own: str) -> dict[str, Any]:
-    same = {name: row[name] or "" for name in ("source", "page_url")}
-    fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}
-    return {"subject": "candidate", **same, **fate, "duplicate_of": "", **own, "fetch_id": sha256_hex(own["url"])}
-
-
-def _of_sample(row: dict[str, Any]) -> dict[str, Any]:
-    return _kept(row, id=row["candidate_id"], url=row["image_url"], text=row["texts"][0]["text"])
-
-
 def _of_index(row: dict[str, Any]) -> dict[str, Any]:
-    own = _kept(row, id=id_of_index(row["id"]), url=row["url"] or "", text=row["caption"] or "")
-    return {**own, "row_id": row["id"]}
+    same = {name: row[name] or "" for name in ("source", "page_url")}
+    named = {"candidate_id": id_of_index(row["id"]), "image_url": row["url"] or "", "sha256": ""}
+    return {**as_decided({**same, **named, "texts": [{"text": row["caption"] or ""}]}), "row_id": row["id"]}
 
 
 AS_DECISION: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "decisions": lambda row: row,
-    "samples": _of_sample,
+    "samples": as_decided,
     "index": _of_index,
 }
 """A row of a file as the decision about it, by the file's layout."""
 
 LISTED = {
     "decisions": SHOWN,
-    "samples": ("candidate_id", "source", "page_url", "image_url", "texts"),
+    "samples": ("candidate_id", "source", "page_url", "image_url", "sha256", "texts"),
     "index": ("id", "source", "page_url", "url", "caption"),
 }
 """The columns that this needs."""

@@ -7,6 +7,7 @@ what `gc` deleted of an old build, missing builds of a release, a takedown that 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -133,16 +134,15 @@ def _name(frames: Frames) -> str:
 
 def _build(build: Build, judged: bool) -> Values:
     """One build: whether it is published or waits, and (`judged`) what its gates say by its report."""
-    report, word = drift.read(build.out) if judged else None, approval.last(build)
-    figures = report if report is not None and report["build"]["id"] == build.build_id else None
+    figures, word = drift.read(build.out, build.build_id) if judged else None, approval.last(build)
     own: Values = {
         "id": build.build_id,
         "out": build.out,
         "snapshot": build.snapshot,
         "licence": build.spec.licence,
         "manual": build.spec.publish.approve == "manual",
-        "word": {} if word is None else {n: getattr(word, n) for n in ("verdict", "name", "because", "at")},
-        "history": [{n: getattr(w, n) for n in ("verdict", "name", "because", "at")} for w in approval.history(build)],
+        "word": {} if word is None else dataclasses.asdict(word),
+        "history": [dataclasses.asdict(own) for own in approval.history(build)],
         "verdict": "",
         "gates": [],
     }

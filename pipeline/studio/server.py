@@ -162,7 +162,7 @@ class Studio:
         here = self.opened_place
         sources = sources_of_index(alone) if alone is not None else None
         catalog = Catalog(here.frames, self._scratch, tuple(score_filters(here.frames)), sources)
-        preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index", self._scratch)
+        preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index")
         takedowns = here.frames.takedowns if alone is None else NO_TAKEDOWNS
         pictures = Pictures(catalog, takedowns, alone)
         return Opened(here, catalog, preparation, pictures, Items(catalog, pictures, takedowns, self._stages))

@@ -14,8 +14,8 @@ from pipeline.records import sha256_hex
 from pipeline.studio.layouts import AS_DECISION, ID_OF_INDEX, LISTED, SELECTED, id_of_index
 
 ID = "ab" * 32
-SAMPLE = {"candidate_id": ID, "source": "s", "page_url": None, "image_url": "http://x/1.jpg",
-          "texts": [{"kind": "alt", "text": "一只猫"}]}  # fmt: skip
+SAMPLE = {"candidate_id": ID, "source": "s", "page_url": "", "image_url": "http://x/1.jpg",
+          "sha256": "cd" * 32, "texts": [{"kind": "alt", "text": "一只猫"}]}  # fmt: skip
 ROW = {"id": "a name", "source": None, "page_url": "http://x/", "url": "http://x/2.jpg", "caption": "狗"}
 
 
