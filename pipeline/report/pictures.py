@@ -2,8 +2,7 @@
 
 Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it lies in
 their source. Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`:
-its boxes come from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so
-does every detector that needs no pixels.
+its boxes come from STORE's cache if any build has detected them, and from detectors that need no pixels.
 
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
 spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.unshown`).
@@ -21,14 +20,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
+from pipeline.detectors import detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.report.at_source import in_sources
 from pipeline.report.unshown import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
-from pipeline.store.images import read_images
+from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -65,16 +64,13 @@ def add_pictures(
     unshown = unshown_candidates(tables, (row[name] for row in rows for name in ("id", "duplicate_of")))
     own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
     asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
+    held = (FetchedImage(name, sha256_of[name], data) for name, data in foreign.items())
+    fetched = read_images(build, sorted(asked), sparse=True)
+    for image in itertools.chain(fetched, in_sources(build, own, takedowns), held):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
         if made := thumbnail(image.data, *sizes, image.sha256, hide):
             thumbnails[image.fetch_id] = (image.sha256, *made)
-    for candidate_id, data in foreign.items():
-        if unshown_images(build, [sha256_of[candidate_id]]):
-            continue
-        if made := thumbnail(data, *sizes, sha256_of[candidate_id], hide):
-            thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
         if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
@@ -123,8 +119,9 @@ def add_boxes(build: Build, tables: Tables, rows: Iterable[dict[str, Any]]) -> N
             dropped.setdefault(row["sha256"], []).append(row)
     if kept:
         _add_stored_boxes(build, tables, kept)
-    if dropped:
-        _add_detected_boxes(build, dropped)
+    for sha256, boxes in boxes_of_images(build, {sha256: same[0] for sha256, same in dropped.items()}).items():
+        for row in dropped[sha256]:
+            row["boxes"] = boxes
 
 
 def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
@@ -139,56 +136,23 @@ def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[
         row["width"], row["height"] = map(int, sides)
 
 
-def _add_detected_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
-    """Boxes of dropped samples, by sha256: from STORE's cache, and for images that it lacks from the first detector
-    and from those that need no decoding.
+def boxes_of_images(build: Build, images: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
+    """Boxes of dropped images, by sha256 and detector: from STORE's cache, and of detectors that need no pixels.
 
-    STORE is only read: what is detected here was dropped, so only the next report would look it up.
+    images: by sha256, with width and height. Raises DetectorError.
     """
-    images = {sha256: rows[0] for sha256, rows in rows_of_image.items()}
-    for number, detector in enumerate(detectors_of(build.spec)):
-        for sha256, boxes in boxes_of_images(build, detector, images, detects=number == 0).items():
-            for row in rows_of_image[sha256]:
-                row["boxes"][detector.detector_id] = boxes
-
-
-def boxes_of_images(
-    build: Build, detector: Detector, images: Mapping[str, Mapping[str, Any]], detects: bool = False
-) -> dict[str, list[list[float]]]:
-    """[[x1, y1, x2, y2, score], ...] of images as they were fetched: from STORE's cache, else of a detector that needs
-    no pixels, else, if it shall, by running it.
-
-    images: by sha256, with width, height and fetch_id. Raises DetectorError.
-    """
-    cached = build.store.regions(detector.detector_id).get(images)
-    raw = {} if cached is None else boxes_of(cached)
-    missing = {sha256: image for sha256, image in images.items() if sha256 not in raw}
-    if missing and not detector.NEEDS_PIXELS:
-        raw |= {s: look(detector, None, [blank(own["width"], own["height"])])[0] for s, own in missing.items()}
-    elif missing and detects:
-        raw |= _detect(build, detector, [image["fetch_id"] for image in missing.values()])
-    shown = dict[str, list[list[float]]]()
-    for sha256, found in raw.items():
-        sides = images[sha256]["width"], images[sha256]["height"]
-        boxes, scores, _ = cleaned(found, *sides, most_boxes(detector, build.spec))
-        shown[sha256] = as_shown(boxes.ravel().tolist(), scores.tolist())
+    shown: dict[str, dict[str, list[list[float]]]] = {sha256: {} for sha256 in images}
+    for detector in detectors_of(build.spec) if images else ():
+        cached = build.store.regions(detector.detector_id).get(images)
+        raw = {} if cached is None else boxes_of(cached)
+        for sha256, image in images.items():
+            sides = image["width"], image["height"]
+            if sha256 not in raw and not detector.NEEDS_PIXELS:
+                raw |= {sha256: look(detector, None, [blank(*sides)])[0]}
+            if sha256 in raw:
+                boxes, scores, _ = cleaned(raw[sha256], *sides, most_boxes(detector, build.spec))
+                shown[sha256][detector.detector_id] = as_shown(boxes.ravel().tolist(), scores.tolist())
     return shown
-
-
-def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str, Boxes]:
-    """Raw boxes by sha256. Holds one picture in memory at a time."""
-    state, detected = detector.load(), dict[str, Boxes]()
-    for image in read_images(build, fetch_ids, sparse=True):
-        try:
-            picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
-            detected[image.sha256] = look(detector, state, [picture])[0]
-        except pictures.PictureError:
-            continue  # it decodes at the size of a thumbnail only, and is shown without boxes
-        except OURS:
-            raise
-        except Exception as e:
-            log.warning("the report shows no boxes: %s", evidence(e, f"image {image.sha256}"))
-    return detected
 
 
 def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:

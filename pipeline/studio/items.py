@@ -11,7 +11,6 @@ from typing import Any
 
 from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import detectors_of
 from pipeline.errors import DetectorError
 from pipeline.report import elsewhere
 from pipeline.report.explain import trace
@@ -92,14 +91,10 @@ class Items:
         if shard is not None:
             return {name: boxes_in(shard, name, row["id"][:KEY_LENGTH]) for name in shard[1].regions}
         build = self._catalog.source(row["pos"]).build
-        found: dict[str, list[list[float]]] = {}
-        for detector in detectors_of(build.spec) if build is not None and sha256 else ():
-            assert build is not None
+        if build is not None and sha256:
             with contextlib.suppress(DetectorError):
-                boxes = boxes_of_images(build, detector, {sha256: {"width": width, "height": height}})
-                if sha256 in boxes:
-                    found[detector.detector_id] = boxes[sha256]
-        return found
+                return boxes_of_images(build, {sha256: {"width": width, "height": height}})[sha256]
+        return {}
 
     def _leader(self, row: Row) -> Values | None:
         """Returns the leader of a candidate: a row of this place, or a sample that an earlier build holds."""
