@@ -111,12 +111,12 @@ def _of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tuple[dict[s
     for (folder, shard), part in zip(frames.shards, frames.parts("samples"), strict=True):
         try:
             for row in part.table(_COLUMNS, wanted).to_pylist():
-                yield as_decided(row), folder.read_range(shard.tar.path, row["image_offset"], row["image_size"])
+                yield _as_decided(row), folder.read_range(shard.tar.path, row["image_offset"], row["image_size"])
         except (OSError, StoreError):
             continue  # a shard that is gone: `verify` says so, a report only shows less
 
 
-def as_decided(row: dict[str, Any]) -> dict[str, Any]:
+def _as_decided(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a shard's table as the decision that kept it."""
     same = {name: row[name] for name in ("source", "page_url", "sha256")}
     fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}

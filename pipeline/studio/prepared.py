@@ -37,7 +37,7 @@ from pipeline.store.frames import Frames
 from pipeline.store.sql import Tables, head, parquet, quoted
 from pipeline.studio.catalog import Catalog, code_column
 from pipeline.studio.facets import score_column
-from pipeline.studio.layouts import ID_OF_INDEX
+from pipeline.studio.similar import ID_OF_INDEX
 
 VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""
