@@ -48,14 +48,17 @@ def counts(frames: Frames) -> dict[str, int]:
     return {split: samples[split] for split in SPLITS}
 
 
-def title(frames: Frames) -> str:
-    """What a dataset is, in a line."""
+def title(frames: Frames) -> tuple[str, str]:
+    """What a dataset is, in a line of English and of Chinese."""
     manifest = frames.dataset.manifest if frames.dataset is not None else None
     if manifest is None:
-        return f"build {frames.builds[0].build_id}, not published"
+        build = frames.builds[0].build_id
+        return f"build {build}, not published", f"构建 {build}，未发布"
     if manifest.release:
-        return f"release {manifest.release} of dataset {manifest.dataset}, {len(manifest.builds)} builds"
-    return f"build {manifest.build_id}, revision {manifest.revision}"
+        number, name, builds = manifest.release, manifest.dataset, len(manifest.builds)
+        return f"release {number} of dataset {name}, {builds} builds", f"数据集 {name} 的版本 {number}，{builds} 个构建"
+    own, revision = manifest.build_id, manifest.revision
+    return f"build {own}, revision {revision}", f"构建 {own}，修订 {revision}"
 
 
 def html(frames: Frames) -> str:
@@ -65,7 +68,7 @@ def html(frames: Frames) -> str:
         made = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
         uri = "data:image/jpeg;base64," + base64.b64encode(made[0]).decode() if made is not None else ""
         cards.append({"key": stored.key, "uri": uri, "text": _cut(stored.text), "split": stored.row["split"]})
-    facts = {"title": title(frames), "place": frames.place, "detectors": frames.detectors, "counts": counts(frames)}
+    facts = {"title": title(frames)[0], "place": frames.place, "detectors": frames.detectors, "counts": counts(frames)}
     return str(environment({}).from_string(_HTML).render(**facts, cards=cards))
 
 

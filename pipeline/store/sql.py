@@ -106,13 +106,13 @@ class Tables:
     """The views of a build or a dataset, and of others under their names: `Tables.of(build, trial=other)`.
 
     Use as a context manager, or close it. Raises StoreError that names the file for one that is missing or damaged.
-    as_far: read what there is, where `gc`, a takedown or a person has deleted files since.
+    only_present: read what there is, where `gc`, a takedown or a person has deleted files since.
     """
 
-    def __init__(self, frames: Frames, others: Mapping[str, Frames] | None = None, as_far: bool = False) -> None:
+    def __init__(self, frames: Frames, others: Mapping[str, Frames] | None = None, only_present: bool = False) -> None:
         import duckdb
 
-        self._places, self._as_far = {"": frames, **(others or {})}, as_far
+        self._places, self._only_present = {"": frames, **(others or {})}, only_present
         self._scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
         self._duckdb = duckdb
         self._db = duckdb.connect(config=settings(Path(self._scratch.name)))
@@ -195,7 +195,7 @@ class Tables:
 
     def _make(self, place: str, view: str) -> None:
         frames = self._places[place]
-        sources = _Sources(self._db, frames, self._remote, self._as_far)
+        sources = _Sources(self._db, frames, self._remote, self._only_present)
         sql = VIEWS[view](sources)
         self._made[place, view] = sources.parts
         if place:
@@ -206,8 +206,8 @@ class Tables:
 class _Sources:
     """The files of a place as SQL; remembers those that were asked for. The views of passes are of one build."""
 
-    def __init__(self, db: Any, frames: Frames, remote: RecordedFiles, as_far: bool) -> None:
-        self._db, self.frames, self._remote, self._as_far, self.parts = db, frames, remote, as_far, list[Part]()
+    def __init__(self, db: Any, frames: Frames, remote: RecordedFiles, only_present: bool) -> None:
+        self._db, self.frames, self._remote, self._only_present, self.parts = db, frames, remote, only_present, list[Part]()
 
     @property
     def build(self) -> Build:
@@ -247,7 +247,7 @@ class _Sources:
 
     def files(self, parts: Iterable[Part], schema: pa.Schema, by_name: bool = False) -> str:
         """Files of one schema; an empty table where there is none."""
-        parts = at_hand(parts) if self._as_far else list(parts)
+        parts = at_hand(parts) if self._only_present else list(parts)
         self.parts += parts
         self._remote.add(parts)
         urls = [part.url for part in parts]

@@ -22,7 +22,7 @@ from pipeline.store.subjects import subject_of
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import KINDS
-from pipeline.studio.images import NoPicture, Pictures, Row, boxes_in, withheld
+from pipeline.studio.images import NoPicture, Pictures, Row, withheld
 from pipeline.urls import host_names, shown
 
 FOUND = 60
@@ -87,9 +87,9 @@ class Items:
 
     def _regions(self, row: Row, sha256: str, width: int, height: int) -> dict[str, list[list[float]]]:
         """Boxes by detector: of a sample its shard's; of others what STORE's cache has, or needs no pixels."""
-        shard = self._pictures.place_of(row)
-        if shard is not None:
-            return {name: boxes_in(shard, name, row["id"][:KEY_LENGTH]) for name in shard[1].regions}
+        stored = self._pictures.stored_boxes(row)
+        if stored is not None:
+            return stored
         build = self._catalog.source(row["pos"]).build
         if build is not None and sha256:
             with contextlib.suppress(DetectorError):

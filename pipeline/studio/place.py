@@ -111,18 +111,13 @@ def about(place: Place) -> Values:
 
 def _title(place: Place) -> Values:
     """Returns the title, a line in each language."""
-    frames, manifest = place.frames, place.frames.dataset.manifest if place.frames.dataset is not None else None
     if place.kind == "folder":
-        return {"en": f"{len(frames.builds)} builds", "zh": f"{len(frames.builds)} 个构建"}
+        builds = len(place.frames.builds)
+        return {"en": f"{builds} builds", "zh": f"{builds} 个构建"}
     if place.kind == "index":
         return {"en": "search index", "zh": "搜索索引"}
-    if manifest is not None and manifest.release:
-        zh = f"数据集 {manifest.dataset} 的版本 {manifest.release}，{len(manifest.builds)} 个构建"
-    elif manifest is not None:
-        zh = f"构建 {manifest.build_id}，修订 {manifest.revision}"
-    else:
-        zh = f"构建 {frames.builds[0].build_id}，未发布"
-    return {"en": gallery.title(frames), "zh": zh}
+    en, zh = gallery.title(place.frames)
+    return {"en": en, "zh": zh}
 
 
 def _name(frames: Frames) -> str:

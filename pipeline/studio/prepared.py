@@ -140,7 +140,7 @@ class Preparation:
 
     def _make(self, path: Path) -> None:
         others = {} if self.baseline is None else {"earlier": Frames.of(self.baseline)}
-        with Tables(self.catalog.frames, others, as_far=True) as self._tables:
+        with Tables(self.catalog.frames, others, only_present=True) as self._tables:
             self._tables.execute("SET preserve_insertion_order = false")
             self._tables.execute(f"ATTACH '{quoted(str(path))}' AS made")
             self._tables.open_files(source.part for source in self.catalog.sources)
