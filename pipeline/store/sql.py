@@ -207,7 +207,8 @@ class _Sources:
     """The files of a place as SQL; remembers those that were asked for. The views of passes are of one build."""
 
     def __init__(self, db: Any, frames: Frames, remote: RecordedFiles, only_present: bool) -> None:
-        self._db, self.frames, self._remote, self._only_present, self.parts = db, frames, remote, only_present, list[Part]()
+        self._db, self.frames, self._remote, self._only_present = db, frames, remote, only_present
+        self.parts = list[Part]()
 
     @property
     def build(self) -> Build:
