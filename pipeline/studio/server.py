@@ -445,7 +445,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
 
     @api.post("/api/publish")
     def publish(asked: _Publish) -> Values:
-        return studio.jobs.start("publish", actions.publishing(_build(studio, asked.build))).value()
+        return studio.jobs.start("publish", ["publish", _build(studio, asked.build).out]).value()
 
     @api.get("/api/job")
     def job(number: int) -> Values:
