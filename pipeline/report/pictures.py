@@ -2,7 +2,8 @@
 
 Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it lies in
 their source. Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`:
-its boxes come from STORE's cache if any build has detected them, and from detectors that need no pixels.
+its boxes come from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so
+does every detector that needs no pixels.
 
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
 spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.unshown`).
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import detector_ids, detectors_of
+from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
@@ -64,7 +65,7 @@ def add_pictures(
     unshown = unshown_candidates(tables, (row[name] for row in rows for name in ("id", "duplicate_of")))
     own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
     asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    held = (FetchedImage(name, sha256_of[name], data) for name, data in foreign.items())
+    held = (FetchedImage(name, sha256, foreign[name]) for name, sha256 in sha256_of.items())
     fetched = read_images(build, sorted(asked), sparse=True)
     for image in itertools.chain(fetched, in_sources(build, own, takedowns), held):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
@@ -119,7 +120,8 @@ def add_boxes(build: Build, tables: Tables, rows: Iterable[dict[str, Any]]) -> N
             dropped.setdefault(row["sha256"], []).append(row)
     if kept:
         _add_stored_boxes(build, tables, kept)
-    for sha256, boxes in boxes_of_images(build, {sha256: same[0] for sha256, same in dropped.items()}).items():
+    images = {sha256: same[0] for sha256, same in dropped.items()}
+    for sha256, boxes in boxes_of_images(build, images, detects=True).items():
         for row in dropped[sha256]:
             row["boxes"] = boxes
 
@@ -136,15 +138,20 @@ def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[
         row["width"], row["height"] = map(int, sides)
 
 
-def boxes_of_images(build: Build, images: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
+def boxes_of_images(
+    build: Build, images: Mapping[str, Mapping[str, Any]], detects: bool = False
+) -> dict[str, dict[str, list[list[float]]]]:
     """Boxes of dropped images, by sha256 and detector: from STORE's cache, and of detectors that need no pixels.
 
-    images: by sha256, with width and height. Raises DetectorError.
+    images: by sha256, with width, height and fetch_id. detects: run the spec's first detector on those that are not in
+    the cache. STORE is only read: only the next report would look it up. Raises DetectorError.
     """
     shown: dict[str, dict[str, list[list[float]]]] = {sha256: {} for sha256 in images}
-    for detector in detectors_of(build.spec) if images else ():
+    for number, detector in enumerate(detectors_of(build.spec) if images else ()):
         cached = build.store.regions(detector.detector_id).get(images)
         raw = {} if cached is None else boxes_of(cached)
+        if detects and number == 0 and detector.NEEDS_PIXELS:
+            raw |= _detect(build, detector, [own["fetch_id"] for sha256, own in images.items() if sha256 not in raw])
         for sha256, image in images.items():
             sides = image["width"], image["height"]
             if sha256 not in raw and not detector.NEEDS_PIXELS:
@@ -153,6 +160,22 @@ def boxes_of_images(build: Build, images: Mapping[str, Mapping[str, Any]]) -> di
                 boxes, scores, _ = cleaned(raw[sha256], *sides, most_boxes(detector, build.spec))
                 shown[sha256][detector.detector_id] = as_shown(boxes.ravel().tolist(), scores.tolist())
     return shown
+
+
+def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str, Boxes]:
+    """Raw boxes by sha256. Holds one picture in memory at a time."""
+    state, detected = detector.load() if fetch_ids else None, dict[str, Boxes]()
+    for image in read_images(build, fetch_ids, sparse=True):
+        try:
+            picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
+            detected[image.sha256] = look(detector, state, [picture])[0]
+        except pictures.PictureError:
+            continue  # it decodes at the size of a thumbnail only, and is shown without boxes
+        except OURS:
+            raise
+        except Exception as e:
+            log.warning("the report shows no boxes: %s", evidence(e, f"image {image.sha256}"))
+    return detected
 
 
 def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import pulse
 from pipeline.report import dataset, pictures, sheet
 from pipeline.report.funnel import Funnel, count
-from pipeline.report.unshown import make_refused, may_show
+from pipeline.report.unshown import make_refused, showable
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
@@ -80,11 +80,9 @@ class Material:
         return choice
 
     def showable(self, rows: Iterable[Values]) -> list[Values]:
-        """Those rows of a table of pairs that may be shown."""
-        rows, takedowns = list(rows), self.takedowns
-        wanted = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE {may_show('one')}"
-        allowed = set(self.tables.column(wanted, [[row["fetch_id"] for row in rows]]))
-        return [row for row in rows if row["fetch_id"] in allowed and not takedowns.names(row)]
+        """Those of some rows about candidates, of this build or of others, that may be shown."""
+        takedowns = self.takedowns  # which makes the table `refused`
+        return showable(self.tables, takedowns, rows)
 
     def judged(self, view: str, where: str, order: str, most: int, *columns: str) -> list[Values]:
         """The first pairs of a view of judged pairs that may be shown, as report.json has them, with more columns.

@@ -84,14 +84,13 @@ def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: floa
 
 def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Values]:
     """The groups with their pairs as the page has them: the kept one, the other one, and their distance."""
-    build, takedowns = material.build, material.takedowns
+    build = material.build
     near = [row for rows in groups.values() for row in rows]
     row_of = _rows(material.tables, {row[name] for row in near for name in ("candidate_id", "leader")})
     held = elsewhere.holders(build, {row["leader"] for row in near if row["earlier"]})
     foreign = dict[str, bytes]()
     for row, data in elsewhere.samples(held):
-        if row["sha256"] not in takedowns.hashes:
-            row_of[row["id"]], foreign[row["id"]] = row, data
+        row_of[row["id"]], foreign[row["id"]] = row, data
     values = {row["id"]: _value(row) for row in material.showable(row_of.values())}
     material.add_pictures(values.values(), PICTURES, SIDE, foreign)
     return [

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.detectors import detectors_of
+from pipeline.detectors import Detector, detectors_of
 from pipeline.detectors._boxes import rows_of
+from pipeline.report import pictures as report_pictures
 from pipeline.stages import report
 from pipeline.store.build import Build
 
@@ -46,7 +47,7 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
     assert not by_reason["data_uri"]
 
 
-def test_regions_of_dropped_pictures_come_from_the_cache_and_of_what_needs_no_pixels(
+def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks(
     synthetic_build: Build, synthetic: Any, run_stage: Run
 ) -> None:
     run_stage(synthetic_build, "shard")
@@ -61,3 +62,23 @@ def test_regions_of_dropped_pictures_come_from_the_cache_and_of_what_needs_no_pi
     assert rows[0]["boxes"] == {detector.detector_id: [[1.0, 2.0, 5.0, 7.0, 0.5]]}
     assert len(rows[1]["boxes"][detector.detector_id]) == 36, "the grid looked at it"
     assert cache.folder.names() == before
+
+
+def test_a_detector_looks_at_the_pixels_of_dropped_pictures(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Middle(Detector):
+        def detect(self, state: Any, pictures: Any) -> Any:
+            seen.extend(picture.shape for picture in pictures)
+            half = [np.array([[0, 0, p.shape[1] / 2, p.shape[0]]], np.float32) for p in pictures]
+            return [(box, np.ones(1, np.float32), np.zeros(1, np.int32)) for box in half]
+
+    run_stage(synthetic_build, "shard")
+    monkeypatch.setattr(report_pictures, "detectors_of", lambda spec: [Middle()])
+    dropped = [row for row in report.make(synthetic_build)["sheet"] if row["picture"] and not row["kept"]]
+    assert dropped
+    for row in dropped:
+        assert (row["height"], row["width"], 3) in seen, "at full size, as shown"
+        assert row["boxes"] == {Middle().detector_id: [[0.0, 0.0, row["width"] / 2, row["height"], 1.0]]}
