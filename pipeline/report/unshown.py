@@ -70,7 +70,7 @@ _NEVER = f"reason IN ({', '.join(repr(reason) for reason in sorted(HIDDEN))})"
 
 def showable_rows(takedowns: Takedowns) -> str:
     """SQL of which decisions on candidates may be shown, but for images refused elsewhere (`may_show`)."""
-    return f"NOT {_NEVER}{' AND NOT taken_down(fetch_id, url, page_url)' if takedowns.hashes else ''}"
+    return f"(NOT {_NEVER}{' AND NOT taken_down(fetch_id, url, page_url)' if takedowns.hashes else ''})"
 
 
 def may_show(fetch_id: str) -> str:
