@@ -60,9 +60,9 @@ def compare(build: Build, trial: Build) -> Values:
         "spec": changes(build.spec.model_dump(mode="json"), trial.spec.model_dump(mode="json")),
         "kept": kept,
         "stages": _stages(build, trial),
-        "came_in": {name: came_in[name] for name in ("count", "reasons", "rows")},
-        "went_out": {name: went_out[name] for name in ("count", "reasons", "rows")},
-        "not_stored": {name: missing[name] for name in ("count", "images", "rows")},
+        "came_in": came_in,
+        "went_out": went_out,
+        "not_stored": missing,
     }
 
 

@@ -23,7 +23,7 @@ def stage_costs(build: Build, tables: Tables) -> list[Values]:
     of_run = build_json.read(build.folder).get("stages", {})
     rows = []
     for name in build.stages:
-        records = tables.records(name)
+        records = build.records(name)
         if not records:
             continue
         noted = of_run.get(name, {})
@@ -31,7 +31,7 @@ def stage_costs(build: Build, tables: Tables) -> list[Values]:
             noted = {}  # of another run, whose results are not these
         total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}
         total["gpu_seconds"] = noted.get("cost", {}).get("gpu_seconds")
-        cached = tables.counted(name, "cached")
+        cached = build.counted(name, "cached")
         wall = noted.get("seconds")
         rows.append({"stage": name, "partitions": len(records), **total, "wall_seconds": wall, "cached": cached})
     return rows
