@@ -377,6 +377,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     after = committed(again)
     assert {key: data for key, data in after.items() if key in before} == before, "no other partition is made again"
     assert all(again.stage(name).finished() for name in again.passes)
+    assert faults(again, read_funnels(again)[0]) == []
     assert {row["candidate_id"] for row in _sorted_rows(again)} == sorted_before - gone.ids
     release.publish(again)
     assert [_kept(build) for build in builds] == kept
