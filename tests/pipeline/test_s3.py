@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,19 @@ import pytest
 import wenlan
 from data_specs.command.loopback import start_ray
 from data_specs.release import open_manifest
-from data_specs.shard import Manifest, read_manifest
+from data_specs.shard import Manifest
 from pipeline import cli, opening
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
-from pipeline.store.store import Store
 from pipeline.studio.facets import Filters
 from pipeline.studio.server import Studio
-from pipeline.takedown.forget import Request, forget
 from tests import s3_server
 from tests.processes import Asked
 from tests.s3_server import Remote
-from tests.stages import run_noted, run_stage
+from tests.stages import run_noted
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,32 +44,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-@pytest.mark.drill(20)
-def test_the_same_dataset_as_on_a_disk_and_a_takedown_reaches_it(
-    bucket: str, synthetic_build: Build, synthetic: Any, tmp_path: Path
-) -> None:
-    fsspec.filesystem("s3").put(f"{synthetic_build.out}/", f"{bucket}/build/", recursive=True)
-    remote = replace(synthetic_build, out=f"{bucket}/build", store=Store(f"{bucket}/store"))
-    for build in (remote, synthetic_build):
-        run_stage(build, "shard", "report")
-    mine, theirs = release.publish(remote), release.publish(synthetic_build)
-    assert mine.shards == theirs.shards
-    assert mine == read_manifest(Path(synthetic_build.out) / "shards").model_copy(
-        update={"created_at": mine.created_at}
-    )
-    assert verify(f"{bucket}/build/shards") == []
-    item = next(item for item in synthetic.items() if item.stage == "shard")
-    answer = forget(remote.store, [remote], Request(urls=[item.candidate.image_url]))
-    assert answer["builds"][0]["revision"] == 1
-    assert verify(f"{bucket}/build/shards", store=remote.store.url) == []
-    local = forget(synthetic_build.store, [synthetic_build], Request(urls=[item.candidate.image_url]))
-    assert local["tombstone"] == answer["tombstone"]
-    fs = fsspec.filesystem("s3")
-    fs.invalidate_cache()
-    said = b"".join(fs.cat(path) for path in fs.find(f"{bucket}/build/report"))
-    assert item.candidate.texts[0].text.encode() not in said
 
 
 @pytest.mark.drill(10)
