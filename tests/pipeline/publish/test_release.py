@@ -60,13 +60,6 @@ def _identities(build: Build) -> set[str]:
     }
 
 
-def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run) -> None:
-    first = _publish(synthetic_build, run_stage)
-    tree = {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()}
-    assert release.publish(synthetic_build) == first
-    assert {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()} == tree
-
-
 @contextlib.contextmanager
 def killed_at(file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block that ends where a file of this name would be written."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import Report
-from pipeline.records import DropReason, drop, sha256_hex
+from pipeline.records import DropReason, drop
 from pipeline.report.sheet import MEMBERS
 from pipeline.report.unshown import HIDDEN
 from pipeline.stages import report
@@ -54,25 +54,6 @@ def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
     shown = {row["url"] for row in rows}
     assert items[5].candidate.image_url in shown
     assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
-
-
-@pytest.mark.drill(3)
-@pytest.mark.parametrize("by", ["url", "image", "domain"])
-def test_a_takedown_after_the_build_removes_items_from_a_new_report(
-    synthetic_build: Build, synthetic: Any, run_stage: Run, by: str
-) -> None:
-    run_stage(synthetic_build, "shard")
-    before = report.token(synthetic_build)
-    items = [item for item in synthetic.items() if item.stage == "shard"]
-    hashes = {"url": items[4].candidate.fetch_id, "image": items[4].sha256, "domain": sha256_hex("img0.example")}
-    synthetic_build.store.folder.write_json("forgotten/1.json", {"hashes": [hashes[by]]})
-    assert report.token(synthetic_build) != before
-    made = report.make(synthetic_build)
-    rows = [*made["sheet"], *(row for cluster in made["clusters"] for row in cluster["members"])]
-    urls = {row["url"] for row in rows if row["picture"] or by != "image"}
-    assert items[4].candidate.image_url not in urls
-    assert any(items[5].candidate.image_url == url for url in urls), "others are still shown"
-    assert not (by == "domain" and any("img0.example" in url for url in urls))
 
 
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
