@@ -193,6 +193,7 @@ def answer(lists, cache):
 """
 
 
+@pytest.mark.slow
 def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Reader, tmp_path: Path) -> None:
     assert _as_truth(reader(WIDS)(place.lists, tmp_path / "cache")) == place.truth
 
@@ -209,6 +210,7 @@ def answer(*urls):
 """
 
 
+@pytest.mark.slow
 def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
 
@@ -226,6 +228,7 @@ def answer(files, cache):
 """
 
 
+@pytest.mark.slow
 def test_hugging_face_datasets_reads_every_sample(place: Place, reader: Reader, tmp_path: Path) -> None:
     files: dict[str, Any] = dict(place.urls)
     if place.card:

@@ -12,6 +12,8 @@ import pytest
 from data_specs.command import extras
 from tests.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 BARE = """
 import importlib.metadata, importlib.machinery, json, re, sys
 from packaging.requirements import Requirement

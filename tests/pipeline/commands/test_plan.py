@@ -42,6 +42,7 @@ def site(*start: str, **options: Any) -> dict[str, Any]:
     return {"kind": "site", "name": "s", "source_kind": "news", "start": list(start), **options}
 
 
+@pytest.mark.slow
 def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     web = serve({"/": PAGE, "/7.jpg": (200, {"Content-Type": "image/jpeg"}, picture(7))})
     (tmp_path / "t.csv").write_text("url,zh\n" + f"{web.url('/7.jpg')},一张照片\n" * 30 + "\n,\n", "utf-8")

@@ -64,6 +64,7 @@ def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     assert all(row["pair_score"] is not None for row in packed)
 
 
+@pytest.mark.slow
 def test_explain_tells_of_the_leader(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")

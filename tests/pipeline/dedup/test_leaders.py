@@ -192,6 +192,7 @@ def test_a_week_without_pairs_compares_nothing(tmp_path: Path, filtered: Any) ->
     assert not list((tmp_path / "store").glob("dealt/*")), "nothing is made of what was kept"
 
 
+@pytest.mark.slow
 def test_a_crowd_of_copies_is_bounded_and_its_first_leads(tmp_path: Path, filtered: Any) -> None:
     """1,500 copies of one picture in runs of 400: the largest is kept, and each is compared with few."""
     shown = [filtered.Shown(f"p{i}", 7, (f"第{i}句话说的是别的",), 4_000 - i * 7 % 1_500) for i in range(1_500)]

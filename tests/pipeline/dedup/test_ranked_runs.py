@@ -40,6 +40,7 @@ def _keys(table: pa.Table) -> Any:
     return np.ascontiguousarray(digests_of(table["candidate_id"])).view("V32").ravel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(700, 1, 0, 900), (300,), (0, 0), (256, 257, 5, 5)])
 @pytest.mark.parametrize("block", [64, 1_000])
 def test_every_row_comes_once_with_its_table_in_blocks_of_one_size(

@@ -67,6 +67,7 @@ def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return phash, signature.astype(np.uint8)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(looks(), st.integers(0, 40))
 def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
@@ -269,6 +270,7 @@ def differing(rng: np.random.Generator, size: int) -> Any:
     return signature.reshape(size, GRIDS * SIZE)
 
 
+@pytest.mark.slow
 def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     grids = differing(rng, 800).reshape(800, GRIDS, SIZE)
@@ -314,6 +316,7 @@ def test_keys_are_longer_the_more_images_there_are() -> None:
             assert size * len(key.family.parts) / 2 ** (0.8 * key.bits) <= SHARED
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(0, 120))
 def test_the_short_way_to_a_distance_agrees_with_it(seed: int, threshold: float, spread: int) -> None:
     rng = np.random.default_rng(seed)
@@ -423,6 +426,7 @@ def test_copies_of_a_photograph_are_found_where_its_framed_copy_leads() -> None:
     assert len(missed) <= 0.03 * asked, missed
 
 
+@pytest.mark.slow
 def test_a_drawing_is_found_whatever_its_margins() -> None:
     missed, pairs = [], 0
     for seed in range(10):
@@ -438,6 +442,7 @@ def test_a_drawing_is_found_whatever_its_margins() -> None:
     assert len(missed) <= 0.1 * pairs, missed
 
 
+@pytest.mark.slow
 def test_drawn_pictures_are_not_taken_for_each_other() -> None:
     leaders = _leaders(*(_jpeg(_drawn(seed)) for seed in range(40)))
     assert [_found(_jpeg(_drawn(seed)), leaders) for seed in range(40)] == list(range(40))

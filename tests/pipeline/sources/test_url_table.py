@@ -298,6 +298,7 @@ def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> 
     assert fault in decision.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 @pytest.mark.parametrize("columns", [["url", "zh", "page"], ["zh", "url", "page"]])
 @pytest.mark.parametrize("stray", [(3,), (3, 4), (3, 50), (5_000,)])

@@ -207,6 +207,7 @@ def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, sy
     assert [path.name for path in (shards / "_records").iterdir() if list(path.iterdir())] == ["5" * 16]
 
 
+@pytest.mark.slow
 def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path)
     run_stage(build, "shard")
@@ -217,6 +218,7 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
     assert tar.stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_a_shard_of_which_no_picture_can_be_stored_has_decisions_and_no_tar(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

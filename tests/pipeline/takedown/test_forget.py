@@ -37,6 +37,8 @@ from pipeline.takedown.forget import Request, forget
 from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import borrowed_texts
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[Build, str], None]
 
 

@@ -32,6 +32,8 @@ from pipeline.takedown import garbage
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
+pytestmark = pytest.mark.slow
+
 DEAD = ("00000-of-00002-dead.parquet", "_decisions/00000-of-00002-dead.decisions.parquet")
 """What a killed attempt leaves of a stage."""
 

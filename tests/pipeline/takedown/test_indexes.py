@@ -23,6 +23,8 @@ from tests.indexed import contents, make, of_shards, random_units
 from tests.lent import lend
 from tests.pipeline.takedown.test_forget import everything
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def index(shards_of: Path, tmp_path: Path, synthetic_build: Build, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -22,6 +22,8 @@ from pipeline.takedown import vanished
 from tests.drawn import blobs, encoded
 from tests.stages import run_noted
 
+pytestmark = pytest.mark.slow
+
 PAGES = 6
 
 

@@ -103,6 +103,7 @@ def test_a_page_that_comes_on_the_second_try_is_kept(serve, make_build):
     assert reasons == {}
 
 
+@pytest.mark.slow
 def test_retry_after_is_obeyed(serve, make_build):
     when: list[float] = []
 
