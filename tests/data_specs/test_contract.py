@@ -211,6 +211,7 @@ def answer(*urls):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
 
@@ -254,6 +255,7 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
     from training.evaluation.evaluate import evaluate_retrieval
     from training.outputs import checkpoint

@@ -64,7 +64,7 @@ sources:
   - {kind: folder, name: album, source_kind: library, path: photos}
 filters:
   - {name: text_length, min_chars: 2}
-shards: {samples_per_shard: 5, dev_share: 0.2, val_share: 0.2}
+shards: {samples_per_shard: 9, dev_share: 0.2, val_share: 0.2}
 """
 
 WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒蛋的做法", "北京故宫的角楼", "山上的雪和云", "老式蒸汽火车")
@@ -134,7 +134,7 @@ class Drive:
 
     def steps(self, folder: Path) -> Iterator[str]:
         """Run the two weeks; folder: for what goes to a disk in any case. Yields each step's name when it is done."""
-        self.show("2026-01-05", 12)
+        self.show("2026-01-05", 8)
         assert self("plan", f"{self.root}/2026-01-05.yaml", "--store", self.store)["sources"]
         yield "plan"
         self.build("2026-01-05")
@@ -142,7 +142,7 @@ class Drive:
         assert self("status", f"{self.root}/2026-01-05")["published"]
         assert self("verify", f"{self.root}/2026-01-05")["ok"]
         yield "look"
-        self.show("2026-01-12", 15)
+        self.show("2026-01-12", 10)
         self.build("2026-01-12")
         yield "week 2"
         a_key = wenlan.open(self.latest).samples(columns=["key", "image_url"]).sort_values("image_url").key.iloc[0]
