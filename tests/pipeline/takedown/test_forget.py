@@ -369,6 +369,7 @@ def test_a_takedown_reaches_a_build_that_was_begun_anew_and_killed(weeks: Any) -
     assert verify(Path(first.out)) == []
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_reaches_a_build_whose_publish_was_killed_before_store_knew_it(
     weeks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +404,7 @@ def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: A
     assert garbage.collect(Store(weeks.store), STAGES, keep=1)["deleted"] == [], "both are the newest build"
 
 
+@pytest.mark.drill(2)
 def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedown(weeks: Any, tmp_path: Path) -> None:
     """Its dataset is withdrawn till another build is published, and lists the folder in which it is no longer."""
     spec = weeks.spec(range(6))
@@ -509,7 +511,7 @@ def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_
     assert verify(f"{weeks.store}/datasets/weekly", store=weeks.store) == []
 
 
-@pytest.mark.parametrize("file", ["latest.json", "000001.json"])
+@pytest.mark.parametrize("file", ["latest.json", pytest.param("000001.json", marks=pytest.mark.drill(2))])
 def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_others(
     published_builds: Any, file: str
 ) -> None:
@@ -539,6 +541,7 @@ def test_a_dataset_whose_release_is_damaged_is_named_and_stops_nothing_in_the_ot
     assert verify(f"{published.store.url}/datasets/b") == []
 
 
+@pytest.mark.drill(2)
 def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     published_builds: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -564,7 +567,9 @@ def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     assert verify(f"{published.store.url}/datasets/b") == []
 
 
-@pytest.mark.parametrize("spelled", ["relative", "link", "file"])
+@pytest.mark.parametrize(
+    "spelled", ["link", *(pytest.param(form, marks=pytest.mark.drill(2)) for form in ("relative", "file"))]
+)
 def test_a_folder_is_one_build_however_it_is_spelled(
     published_builds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
 ) -> None:
@@ -600,6 +605,7 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     assert [one.out for one in known.released(store, STAGES)[0]] == [build.out]
 
 
+@pytest.mark.drill(2)
 def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_that_build(
     published_builds: Any,
 ) -> None:
@@ -670,6 +676,7 @@ def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build,
     assert [t.text for t in sample.texts] == [t["text"] for t in row["texts"]] == [item.candidate.texts[0].text]
 
 
+@pytest.mark.drill(2)
 def test_the_reports_of_a_dataset_show_nothing_of_it_and_say_what_became_of_theirs(weeks: Any) -> None:
     """The second build knows the picture under another address: it shows the first one's as a leader."""
     first = weeks.build("2026-01-01", range(6))
