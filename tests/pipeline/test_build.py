@@ -372,24 +372,6 @@ def test_the_same_command_again_runs_nothing_and_changes_nothing(whole):
     assert len(web.requests) == asked
 
 
-def boxes(out: Path) -> dict[str, str]:
-    shards = read_manifest(out / "shards").shards
-    return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
-
-
-@pytest.mark.drill(45)
-def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path, build_here):
-    spec = fill(web, tmp_path)
-    with spec.open("a", encoding="utf-8") as file:
-        file.write("regions: {detectors: [{name: grid, n: 2}, {name: proposals}]}\n")
-    build(spec, tmp_path / "one", "--workers", "1")
-    build_here(spec, tmp_path / "two")  # on a Ray of two CPUs
-    assert len(tars(tmp_path / "one")) >= 3
-    assert tars(tmp_path / "one") == tars(tmp_path / "two")
-    assert len(boxes(tmp_path / "one")) == 2 * len(tars(tmp_path / "one"))
-    assert boxes(tmp_path / "one") == boxes(tmp_path / "two")
-
-
 def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(whole, tmp_path, build_here):
     web, spec, out = whole.web, whole.spec, tmp_path / "out"
     partitions = committed(whole.out, "images")

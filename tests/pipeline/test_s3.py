@@ -26,7 +26,7 @@ from data_specs.release import open_manifest
 from data_specs.shard import Manifest
 from pipeline import cli, opening
 from pipeline.files.folder import Folder, read_url
-from pipeline.publish import dataset, release
+from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
@@ -342,24 +342,6 @@ def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     chain = [releases.read(number) for number in releases.numbers()]
     assert [one.parent for one in chain[1:]] == [one.build_id for one in chain[:-1]]
     assert verify(f"{root}/store/datasets/weekly/latest.json", quick=True) == []
-
-
-@pytest.mark.drill(30)
-def test_who_lost_the_lock_overwrites_nobodys_release(remote: Remote, weeks: Any) -> None:
-    """A publisher that another one overtook between reading latest.json and writing it, whatever the lock says."""
-    from pipeline.errors import StoreError
-
-    build = built(weeks, f"{remote.url}/overtaken", "2026-01-05", list(range(6)))
-    release.publish(build)
-    releases = build.store.releases("weekly")
-
-    def overtaken(latest: Any) -> Any:
-        dataset.rollback(build.store, "weekly", 1)
-        return latest
-
-    with pytest.raises(StoreError, match=r"latest\.json: was written by another process meanwhile"):
-        releases._change(overtaken)
-    assert releases.read().release == 2
 
 
 @pytest.mark.drill(40)
