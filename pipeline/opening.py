@@ -177,7 +177,8 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
         raise SpecError([f"{name}: differs from that of {on.build_id}; try cannot crawl or fetch" for name in changed])
     trial = replace(on, spec=spec, out=Folder(out).url, on=on)
     names, theirs_all = _up_to(trial), _up_to(on)
-    unfinished = [name for name in theirs_all if name not in on.fingerprints or not on.stage(name).finished()]
+    lasting = [name for name in theirs_all if not on.passes[name].working]
+    unfinished = [name for name in lasting if name not in on.fingerprints or not on.stage(name).finished()]
     if unfinished:
         raise StageError(unfinished[0], f"is not finished in {on.out}; run wenlan-data build first")
     on = replace(on, fingerprints={name: on.fingerprints[name] for name in theirs_all})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline import observe
 from pipeline.cluster import Cluster, Here
@@ -26,7 +26,7 @@ from pipeline.store.build import Build
 from pipeline.store.build_json import PassResult, Running, StageResult
 from pipeline.store.partitions import Record, reading
 from pipeline.store.progress import Progress, Silent, Watch
-from pipeline.store.stage import Pass
+from pipeline.store.stage import EVERY, Pass
 
 log = logging.getLogger("wenlan")
 
@@ -52,9 +52,11 @@ def run(
         cluster = Here() if here else Cluster(address, workers)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
-            for stage in _stages(build, until):
+            stages = _stages(build, until)
+            wanted = _wanted(build, stages)
+            for stage in stages:
                 results: list[PassResult] = []
-                for own in (own for own in build.stages[stage].passes if own.name in build.passes):
+                for own in (own for own in build.stages[stage].passes if own.name in wanted):
                     with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
                         results.append(_run_pass(build, own, cluster, progress, crawls))
                     build_json.note(build, results[-1])
@@ -75,6 +77,18 @@ def _stages(build: Build, until: str) -> list[str]:
         log.warning("%s: gc has deleted what its shards were made from; they stay as they are", build.out)
         return [name for name in names if not build.stages[name].expires]
     return names
+
+
+def _wanted(build: Build, stages: Sequence[str]) -> set[str]:
+    """Names of the passes of some stages that a run goes through: a working pass only where one that reads it is to
+    run."""
+    wanted, read = set[str](), set[str]()
+    for own in reversed(build.passes.values()):
+        if own.stage in stages and (not own.working or own.name in read):
+            wanted.add(own.name)
+            if own.reads != EVERY and not (read.issuperset(own.reads) or build.stage(own.name).finished()):
+                read.update(own.reads)
+    return wanted
 
 
 def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progress, crawls: bool) -> PassResult:

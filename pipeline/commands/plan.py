@@ -167,7 +167,7 @@ def _show_stages(build: Build) -> dict[str, Any]:
     table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
     stages, expired = {}, build.expired
     for name, stage in build.stages.items():
-        passes = [build.stage(own.name) for own in stage.passes if own.name in build.passes]
+        passes = [build.stage(name) for name in build.lasting() if build.passes[name].stage == stage.name]
         if not passes:
             continue
         committed = sum(len(own.partitions()) for own in passes)

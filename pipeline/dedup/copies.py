@@ -120,6 +120,7 @@ PASS = Pass(
     run=run_partition,
     token=token,
     files=(PassFile("bin"),),
+    working=True,
     unit="images",
     done=("images",),
 )

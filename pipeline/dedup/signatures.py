@@ -8,7 +8,7 @@ It holds the run's rows by rank, the signatures and details of its images, and w
 parallel. Other partitions see to the pieces of what earlier builds kept (`pipeline.dedup.earlier`).
 
 Limits: a run is in memory. A new generation reads the ids of all that the last one kept once per run. On disk, at
-default settings, 3.5 KB per pair, of a pair with details 3 KB more.
+default settings, 3.5 KB per pair, of a pair with details 3 KB more, until the build is published.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ PASS = Pass(
     run=run_partition,
     token=token,
     files=(PassFile(ROWS), PassFile("*.bin")),
+    working=True,
     unit="pairs",
     done=("pairs",),
 )

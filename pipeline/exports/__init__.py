@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -60,15 +59,20 @@ class Format:
     splits: tuple[Split, ...] = SPLITS
 
 
+def _files() -> dict[str, Path]:
+    """The file of each format, by its name as --to takes it, sorted."""
+    files = (file for folder in __path__ for file in Path(folder).glob("[!_]*.py"))
+    return dict(sorted((file.stem.replace("_", "-"), file) for file in files))
+
+
 def names() -> list[str]:
     """Names of the formats, as --to takes them."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    return list(_files())
 
 
 def titles() -> dict[str, str]:
     """Returns each format's title, the first line of its file's docstring, read without an import, for the help."""
-    sources = {name: Path(__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8") for name in names()}
+    sources = {name: file.read_text(encoding="utf-8") for name, file in _files().items()}
     return {name: source.partition("\n")[0].partition(": ")[2] for name, source in sources.items()}
 
 

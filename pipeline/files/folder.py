@@ -12,7 +12,9 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -186,6 +188,21 @@ class Folder:
                 fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.put_file(str(local), path)
         local.unlink()
+
+    def share(self, local: Path, name: str) -> None:
+        """Put a local file that never changes into the folder: by a hard link on the same disk, else by a copy."""
+        if self.is_local:
+            link = Path(self.scratch()) / f".tmp-{uuid.uuid4().hex}"
+            try:
+                link.hardlink_to(local)
+                self.take(link, name)
+                return
+            except OSError:  # another disk, or one without links
+                pass
+            finally:
+                link.unlink(missing_ok=True)  # a rename to another link of the same file does nothing
+        with self.making(name) as f, local.open("rb") as source:
+            shutil.copyfileobj(source, f, 1 << 20)
 
     def move(self, name: str, to: str) -> None:
         """Rename a file of the folder, replacing a file of that name: atomic on a disk, copy and delete elsewhere."""

@@ -72,6 +72,7 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
         except (GateError, NothingNew):
             _tell(build)
             raise
+        build.delete_working()
         _tell(build)  # the report was written before: it says now what came of it
     return manifest
 

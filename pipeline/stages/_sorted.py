@@ -183,4 +183,5 @@ PASS = Pass(
         PassFile(REDUCED, kind="rows"),
     ),
     done=("rows",),
+    working=True,
 )

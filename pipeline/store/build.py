@@ -77,6 +77,10 @@ class Build:
         """The passes that its spec asks for, by name and in their order."""
         return passes_of(self.stages, self.spec)
 
+    def lasting(self) -> list[str]:
+        """Names of its passes whose files stay when it is published."""
+        return [name for name, own in self.passes.items() if not own.working]
+
     def all_passes(self) -> Iterator[Pass]:
         """The passes of all stages, whether its spec asks for them or not: another spec in its folder may have."""
         return (own for stage in self.stages.values() for own in stage.passes)
@@ -90,8 +94,9 @@ class Build:
 
     def stage(self, name: str) -> StageDir:
         """Folder of a pass, or of a stage's last one, at this build's fingerprint; of what a trial has not changed,
-        that of the build it is on."""
-        if self.on is not None and self.on.fingerprints.get(name) == self.fingerprints[name]:
+        that of the build it is on, which no longer has what working passes wrote."""
+        same = self.on is not None and self.on.fingerprints.get(name) == self.fingerprints[name]
+        if self.on is not None and same and not self.passes[name].working:
             return self.on.stage(name)
         return self.stage_at(name, self.fingerprints[name])
 
@@ -115,6 +120,13 @@ class Build:
     def history(self, name: str) -> list[StageDir]:
         """Folder of a pass at each fingerprint that has committed something there, this build's or not."""
         return self.stage_at(name, "").of_all_fingerprints()
+
+    def delete_working(self) -> None:
+        """Deletes what working passes wrote, at every fingerprint."""
+        for own in (own for own in self.all_passes() if own.working):
+            for directory in self.history(own.name):
+                directory.delete_records()
+            self.stage_at(own.name, "").sweep()
 
     def tables(self, name: str, suffix: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """One file of every partition of a pass, whichever spec of the build made it; None: all columns."""

@@ -311,8 +311,8 @@ def status(build: Build) -> dict[str, Any]:
         noted = [each for each in own if each in known["passes"]]
         committed = sum(len(build.stage_at(each, known["passes"][each]["fingerprint"]).partitions()) for each in noted)
         stages[name] = {"state": "to do", "committed": committed, "partitions": None, **known["stages"].get(name, {})}
-        if noted == own and build.stage(name).finished():  # a takedown deletes what an earlier pass can make again
-            stages[name]["state"] = "done"
+        if noted == own and build.stage(name).finished():  # what its working passes wrote may be deleted
+            stages[name] |= {"state": "done", "committed": stages[name]["partitions"]}
         elif noted:
             stages[name]["state"] = "expired" if expired and stage.expires else "stopped"
     if running:

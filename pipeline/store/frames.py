@@ -323,7 +323,7 @@ class Frames:
             return {}
         lacking = dict(self.absent)
         for build in self.builds:
-            stages = list(build.fingerprints) if table == "decisions" else [OF_STAGE[table][0]]
+            stages = build.lasting() if table == "decisions" else [OF_STAGE[table][0]]
             unfinished = [name for name in stages if name not in build.fingerprints]
             gone = [name for name in stages if name in build.fingerprints and not build.stage(name).finished()]
             if unfinished:

@@ -5,8 +5,9 @@
     dealt/<build>.<digest>/                         what follows from a commit, by keys: made where it is needed, and
                                                     deleted with its commit (`pipeline.dedup.earlier`)
 
-The files are those that `pipeline.dedup.leaders` wrote by rank: publishing copies them, and readers take them in
-batches, column by column. They hold enough to match against, not enough to read a text.
+The files are those that `pipeline.dedup.leaders` wrote by rank: publishing shares them with the build, on one disk by
+hard links, and readers take them in batches, column by column. They hold enough to match against, not enough to read
+a text.
 
 A build reads the identities of the builds that were published when it was opened, by name (`Build.identities`); names
 hold digests, so what it reads cannot change under it. `publish` refuses a build that has not seen all that was
@@ -313,7 +314,7 @@ class Identities:
         for part, (stage, of_part, suffix) in _sources(build).items():
             with stage.file(of_part, suffix) as path:
                 files[part] = of_part.files[suffix].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
-                self._copy(path, files[part].name)
+                self._folder.share(path, files[part].name)
         known = Published(
             build=build.build_id,
             dataset=build.spec.name,
@@ -418,10 +419,6 @@ class Identities:
                 return
             time.sleep(0.01 * attempt)
         raise StoreError(dealt.at(stem), f"{fault}; run the same command again")
-
-    def _copy(self, path: Path, name: str) -> None:
-        with self._folder.making(name) as f, path.open("rb") as source:
-            shutil.copyfileobj(source, f, 1 << 20)
 
 
 def commit_name(build: Build) -> str:

@@ -117,6 +117,8 @@ class Pass:
     resources(spec): what a partition asks of the cluster, as options of a Ray task.
     files: what it commits for a partition, beside its decisions, and what a takedown does with each.
     unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
+    working: its files serve other passes while these run, and nothing else: it runs where one of those is to run, and
+    publishing deletes its files.
     stored(build, partition): for a pass that reads what changes outside: whether it has a result of the partition
     under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
     """
@@ -134,6 +136,7 @@ class Pass:
     files: tuple[PassFile, ...] = ()
     unit: str = "rows"
     done: tuple[str, ...] = ("seen",)
+    working: bool = False
     stored: Callable[[Build, str], bool] | None = None
 
     @property

@@ -11,11 +11,13 @@ import pytest
 from data_specs.build import BuildSpec, load
 from pipeline import opening, run
 from pipeline.errors import StageError, StoreError
+from pipeline.publish import release
 from pipeline.stages import crawl
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
+from tests.drawn import rectangles
 
 
 def spec(folder: Path) -> Path:
@@ -129,3 +131,42 @@ def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
         attempt.commit({"seen": 1, "kept": 1}, {"input": digest})
     [result] = list(run.run(build, until="crawl", crawls=False))
     assert (result.partitions, result.funnel["kept"]) == (1, 1)
+
+
+@pytest.mark.slow
+def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_it_is_read(tmp_path):
+    def build(name: str, **dedup: int) -> tuple[Build, list[str]]:
+        plan = load(path)
+        plan = plan.model_copy(update={"dedup": plan.dedup.model_copy(update=dedup)})
+        opened = opening.open_build(plan, str(tmp_path / name), store=str(tmp_path / f"{name}-store"), snapshot="s")
+        ran = [stage.name for stage in run.run(opened, here=True) if stage.ran]
+        return opened, ran
+
+    def left(of: Build) -> list[str]:
+        working = [own for own in of.all_passes() if own.working]
+        return [file.name for own in working for file in Path(of.stage(own.name).folder.url).rglob("*.*")]
+
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "name: t\ncontact: mailto:x@example.org\nlicence: ours\n"
+        "sources: [{kind: folder, name: p, source_kind: library, path: p, text_kind: caption}]\n"
+    )
+    (tmp_path / "p").mkdir()
+    for number in range(8):
+        rectangles(number).save(tmp_path / f"p/{number}.png")
+        (tmp_path / f"p/{number}.txt").write_text(f"第{number}张图片里的风景" if number > 2 else "同一句话写在下面")
+    first, ran = build("a")
+    assert {"admit", "dedup"} <= set(ran)
+    assert left(first)
+    release.publish(first)
+    assert not left(first)
+    kept = next((tmp_path / "a-store/identity").glob("*.images.parquet"))
+    assert kept.samefile(next((tmp_path / "a/unique/_leaders").rglob("*images.parquet")))
+    assert build("a")[1] == []
+    again, ran = build("a", max_pairs_per_text=1)
+    assert "dedup" in ran
+    assert not {"extract", "fetch", "measure", "filter"} & set(ran)
+    stages = [each.stage("dedup") for each in (again, build("b", max_pairs_per_text=1)[0])]
+    one, other = (stage.table(stage.records()[0])["candidate_id"].to_pylist() for stage in stages)
+    assert one == other
+    assert len(one) < first.stage("dedup").records()[0].counts["kept"]

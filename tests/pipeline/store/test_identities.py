@@ -135,6 +135,7 @@ def test_a_full_disk_leaves_nothing_half_copied(make: Any, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
+        patch.setattr(Path, "hardlink_to", full)  # as on another disk
         patch.setattr("shutil.copyfileobj", full)
         with pytest.raises(StoreError, match=r"images\.parquet: cannot be written \(No space left"):
             publish(build)

@@ -43,6 +43,7 @@ from pipeline.store.takedowns import LOOKED_AT, Look, Takedowns
 from pipeline.takedown import garbage, rewrite_partitions
 from pipeline.takedown.forget import Request, forget
 from tests import towered
+from tests.stages import run_stage
 from tests.towered import coloured
 
 IDS = {"candidate_id", "id", "key", "fetch_id", "sha256", "image_leader", "text_leaders", "leader", "duplicate_of",
@@ -311,6 +312,7 @@ def committed(build: Build) -> dict[tuple[str, str], bytes]:
 def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Build, "delete_working", lambda self: None)  # as of a build that is not published
     monkeypatch.setattr(ImageNsfw, "load", lambda self: None)
     monkeypatch.setattr(ImageNsfw, "score_id", "image_nsfw-of-the-test")
     monkeypatch.setattr(ImageNsfw, "score", lambda self, state, shown: [float(p.mean()) / 255 for p in shown])
@@ -361,7 +363,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
         funnel = read_funnels(build)[0]
         assert faults(build, funnel) == []
         staying = sorted(_kept(build))[0]
-        [row] = explain(build, staying)
+        [row] = [row for row in explain(build, staying) if row["id"] == staying]  # its copies are there too
         assert Path(build.out, "report/report.json").exists()
         assert {"extract", "admit", "fetch", "measure", "filter", "dedup", "curate", "detect", "shard"} <= set(
             row["saw"]
@@ -372,12 +374,11 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     assert {**again.fingerprints, "report": ""} == {**first.fingerprints, "report": ""}, (
         "the dataset is another one now"
     )
-    assert set(ran) <= {"admit", "dedup", "report"}
-    assert ran["admit"] > 0
-    after = committed(again)
-    assert {key: data for key, data in after.items() if key in before} == before, "no other partition is made again"
-    assert all(again.stage(name).finished() for name in again.passes)
+    assert set(ran) <= {"report"}, "nothing reads what was deleted"
+    assert committed(again) == before, "no partition is made again"
+    assert all(again.stage(name).finished() for name in again.lasting())
     assert faults(again, read_funnels(again)[0]) == []
+    run_stage(again, "admit.sort")
     assert {row["candidate_id"] for row in _sorted_rows(again)} == sorted_before - gone.ids
     release.publish(again)
     assert [_kept(build) for build in builds] == kept
