@@ -117,28 +117,23 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
     assert (answer["ok"], answer["code"], answer["error"], code) == (False, 2, err.strip(), 2)
 
 
-def test_what_needs_no_extra_works_in_a_base_install(tmp_path):
+def test_what_needs_no_extra_works_in_a_base_install(tmp_path, shards_of):
     commands = [["wenlan-data", "--help"], ["wenlan-train", "--help"], ["wenlan-data", "--version"]]
     commands += [["wenlan-train", "--version"], ["wenlan-data", "schema"], ["wenlan-data", "plugins", "--json"]]
     commands += [["wenlan-data", name, "--help"] for name in ("plan", "build", "init", "release")]
     commands += [["wenlan-train", name, "--help"] for name in ("fit", "embed")]
     commands += [["wenlan-data", "release", "list", "--store", str(tmp_path)]]
-    answers = in_a_base_install(*commands)
+    whole = ["wenlan-data", "verify", str(shards_of)]
+    *answers, (code, _, err), (full, _, line) = in_a_base_install(*commands, [*whole, "--quick"], whole)
     assert [code for code, _, _ in answers] == [0] * (len(commands) - 1) + [2]
     assert "there is no STORE" in answers[-1][2]
+    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest"), "sums need none, and pictures do"
+    assert (full, line.startswith("wenlan-data verify needs the extra pipeline (")) == (2, True)
     assert json.loads(answers[4][1])["title"] == "BuildSpec"
     plugins = {own["name"]: own for own in json.loads(answers[5][1])["plugins"]}
     assert plugins["image_nsfw"]["missing_extra"] == "models"
     assert plugins["torchvision"]["missing_extra"] == "training"
     assert plugins["text_length"]["missing_extra"] == ""
-
-
-def test_a_check_of_sums_works_and_a_check_of_pictures_names_the_extra(shards_of):
-    whole = ["wenlan-data", "verify", str(shards_of)]
-    (code, _, err), (full, _, line) = in_a_base_install([*whole, "--quick"], whole)
-    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest")
-    assert full == 2
-    assert line.startswith("wenlan-data verify needs the extra pipeline (")
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_store_that_ignores_conditions_is_found_out(tmp_path: Path, caplog: py
     assert "ignores conditional writes" in line
 
 
-@pytest.mark.slow
+@pytest.mark.drill(5)
 def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
     fs, body = fsspec.filesystem("s3"), os.urandom(1000)
     for kind in ("503", "reset"):
@@ -225,7 +225,9 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["gone", "wrong key", *(pytest.param(case, marks=pytest.mark.drill(2)) for case in ("busy", "no key"))]
+)
 def test_what_a_store_refuses_is_one_line_in_the_end(remote: Remote, case: str) -> None:
     changes, kind, begins, ends = CASES[case]
     if kind == "503":

@@ -388,6 +388,7 @@ def test_a_takedown_reaches_a_build_whose_publish_was_killed_before_store_knew_i
     assert verify(f"{weeks.store}/datasets/weekly") == []
 
 
+@pytest.mark.drill(3)
 def test_a_takedown_reaches_every_folder_in_which_a_build_was_published(weeks: Any, tmp_path: Path) -> None:
     """Of two folders with the same spec and snapshot STORE knew the later one alone."""
     spec, builds = weeks.spec(range(6)), []
