@@ -19,7 +19,7 @@ A model that has seen a pair many times knows it by heart, a wrong caption too, 
 is little, and its model is trained for few epochs (`scorer_set`); what is scored is mostly what it has not seen. How
 much that matters is measured, with folds, by `python -m tests.benchmarks.study.loop`.
 
-It has no schedule: it is started by hand, on Airflow's page or by `airflow dags trigger data_loop --conf JSON`.
+It runs without a schedule: it is started by hand, on Airflow's page or by `airflow dags trigger data_loop --conf JSON`.
 Environment variables (defaults of the run's parameters): WENLAN_STRICT_SPEC, WENLAN_SPEC, WENLAN_STORE,
 WENLAN_OUT_ROOT, WENLAN_RUN_ROOT, WENLAN_TOWERS, WENLAN_RECIPE, WENLAN_SCORER_RECIPE, WENLAN_SCORER_SET, WENLAN_SET,
 WENLAN_TRAIN_WORKERS, WENLAN_RUNTIME_ENV. Paths are as the cluster's nodes see them.

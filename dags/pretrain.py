@@ -8,7 +8,7 @@ run on the same release continues from its last checkpoint, a new release is a n
 `init` says where a run begins:
 
 - empty: from the recipe's weights, with the recipe's learning rate;
-- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, if there is none yet;
+- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, before the first;
 - otherwise: from the checkpoint of that name, with the recipe's learning rate.
 
 The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the

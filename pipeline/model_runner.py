@@ -6,7 +6,7 @@ missing (`pipeline.store.claims`), decodes each claimed image once for all model
 in batches, and puts the values into the caches. What a worker of another build is computing is waited for.
 `text_values` does the same for texts, under the sha256 of each.
 
-Limits: an image that cannot be decoded has no values and is tried again by each build. Between two flushes of a cache
+Limits: an image that cannot be decoded gets no values and is tried again by each build. Between two flushes of a cache
 up to SAVE values of a model are in memory; a kill loses them.
 """
 
@@ -56,11 +56,11 @@ class AnyModel(abc.ABC, Generic[Item, Value]):
 
     @abc.abstractmethod
     def cache(self, store: Store) -> Cache:
-        """Where its values are, by sha256."""
+        """The cache of its values, by sha256."""
 
     @abc.abstractmethod
     def load(self) -> Any:
-        """What `run` needs and a worker process keeps, e.g. a session. Raises ModelError or DetectorError."""
+        """Loads what `run` needs and a worker process keeps, e.g. a session. Raises ModelError or DetectorError."""
 
     @abc.abstractmethod
     def run(self, state: Any, items: Sequence[Item], /) -> Sequence[Value]:
@@ -263,5 +263,5 @@ class _OfTexts(_Runner[str, Value]):
 
 @functools.lru_cache(16)  # more than a stage asks for: it goes through them in turn, in each partition
 def _loaded(model: AnyModel[Any, Any]) -> Any:
-    """What a model has loaded: once in a worker process, which does many partitions. The id tells other weights."""
+    """Returns a model, loaded once in a worker process, which does many partitions. The id tells other weights."""
     return model.load()

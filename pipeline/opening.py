@@ -1,4 +1,4 @@
-"""Which build a folder is: the states in which `wenlan-data build` may find one, and what each is opened as.
+"""States of a build's folder as `wenlan-data build` may find it, and what each is opened as.
 
     | the folder holds                                            | opened as                                    |
     |-------------------------------------------------------------|----------------------------------------------|
@@ -102,7 +102,7 @@ def _published(build: Build, known: Mapping[str, Any]) -> Build | None:
     was = replace(was, build_id=_build_id(build.spec, build.snapshot, was.generation))
     if known.get("build_id") != was.build_id or not identities.of(was.build_id):
         return None
-    # what others have published since is no reason to do it again, as long as nothing else has changed
+    # what others have published since is not a reason to do it again, as long as nothing else has changed
     same = identities.is_released(was) or set(identities.before(was)) <= set(was.identities)
     found = _Found(was, known, same)
     return next((opened for state in (_expired, _unchanged, _taken_down) if (opened := state(found))), None)
@@ -142,7 +142,7 @@ def _build_id(spec: BuildSpec, snapshot: str, generation: int) -> str:
 def _generation(
     dataset: str, store: Store, folder: Folder, known: Mapping[str, Any], begins: bool
 ) -> tuple[int, tuple[Earlier, ...]]:
-    """The generation of the build in a folder, and what it makes anew if it begins it. Raises StoreError."""
+    """The generation of the build in a folder, and the builds that it replaces if it begins it. Raises StoreError."""
     releases = store.releases(dataset)
     current = releases.latest().current
     begun = build_json.reads_of(known)["made_from"]

@@ -110,7 +110,7 @@ def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progre
         asked = time.monotonic()
         with progress.starting("Ray"):
             cluster.start()
-        started += time.monotonic() - asked  # it is no part of the pass
+        started += time.monotonic() - asked  # not part of the pass
     before = (directory.record(partition) for partition in partitions if partition in committed)
     with Watch(build, own.name, len(partitions), before, progress) as watch:
         for partition in cluster.each(build, own.name, own.run, own.resources(build.spec), missing):
@@ -126,7 +126,7 @@ def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progre
 
 
 def _stored_only(build: Build, own: Pass, missing: list[str]) -> list[str]:
-    """What is left to run when stored results are adopted: nothing. Raises StageError where there are none."""
+    """Partitions left to run when stored results are adopted: none. Raises StageError where a result is not stored."""
     assert own.stored is not None
     if absent := [partition for partition in missing if not own.stored(build, partition)]:
         why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"

@@ -158,7 +158,7 @@ class IndexFile(_Model):
 
 
 def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
-    """Read index.json. Raises IndexFault for a folder that is no index, is of another version, or is not finished.
+    """Read index.json. Raises IndexFault for a folder that is not an index, is of another version, or is not finished.
 
     unfinished: an index whose first `embed` has not ended is read too.
     """

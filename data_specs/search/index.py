@@ -188,8 +188,8 @@ class IndexWriter:
 def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = False) -> Removed:
     """Remove rows, and texts of rows, from an index, finished or not. dry_run: changes nothing, and counts.
 
-    Rows that were removed do not come back by an `embed` of the same input. Raises IndexFault for what is no index, and
-    for one that another process writes.
+    Rows that were removed do not come back by an `embed` of the same input. Raises IndexFault for what is not an index,
+    and for one that another process writes.
     """
     with exclusive(folder):
         index = read_index(folder, unfinished=True)
@@ -279,7 +279,7 @@ def _with_flags(rows: pa.Table, given: Mapping[Modality, Vectors | None], about:
 
 
 def _unit_rows(vector_ND: Vectors, present_N: Flags, name: str) -> npt.NDArray[np.float32]:
-    """The vectors as float32, zeros where there is none. Raises IndexFault for what is no unit vector."""
+    """The vectors as float32, zeros where one is missing. Raises IndexFault for what is not a unit vector."""
     whole = np.where(present_N[:, None], vector_ND.astype(np.float32), np.float32(0))
     length_N = np.linalg.norm(whole, axis=1)
     wrong = np.flatnonzero(present_N & ~(np.abs(length_N - 1) <= _LENGTH))  # NaN is wrong too

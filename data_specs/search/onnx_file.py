@@ -32,11 +32,11 @@ BESIDE = (".extra_file", ".data")
 
 _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 """A StringStringEntryProto (onnx.proto): field 1 `location`, then field 2, whose length is the byte that follows; of
-127 bytes at most, or what is read is none of the names that are let through."""
+127 bytes at most, or what is read is not one of the names that are let through."""
 
 
 class TowerFault(IndexFault):
-    """A file is no encoder that can be used. One line that names it."""
+    """A file is not an encoder that can be used. One line that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def width_of(encode: Callable[[], npt.NDArray[Any]], subject: str, what: str) ->
     """D, by the features of a first input, `what`. Raises TowerFault that names the file, where it has none."""
     try:
         features = encode()
-    except Exception as e:  # onnxruntime's own exceptions have no common base
+    except Exception as e:  # onnxruntime's own exceptions lack a common base
         raise TowerFault(f"{subject}: fails on {what} ({' '.join(str(e).split())[:200]})") from None
     if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
         raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")

@@ -3,7 +3,7 @@
 The image half of `wenlan-train export --to onnx` says in its metadata how pictures are prepared: its side S, by which
 mean and standard deviation, how many boxes. A picture is resized to S x S whatever its shape, as in training
 (training/data/transforms.py), and its boxes are the even grid and the whole picture, as `wenlan-train embed` has them
-where no detector is at hand.
+without a detector.
 
 Image towers of others take [B, 3, S, S] alone, and say nothing of themselves: `PictureTower.foreign` is told the rest.
 Chinese-CLIP's (cn_clip/deploy/pytorch_to_onnx.py) take `image`, bicubic, by the mean and deviation of CLIP.
@@ -93,7 +93,7 @@ class PictureTower:
     def foreign(
         path: Path, side: int, mean: Colour, std: Colour, resize: Resize, threads: int = 0, gpu: bool = False
     ) -> PictureTower:
-        """Open somebody else's image tower: one input [B, 3, S, S]. side: S, where the file leaves it free.
+        """Open an image tower from elsewhere: one input [B, 3, S, S]. side: S, where the file leaves it free.
 
         Raises TowerFault for a file that is none.
         """

@@ -73,7 +73,7 @@ def _range(path: str, offset: int, size: int) -> bytes:
         raise IndexFault(f"{path}: a picture of {size:,} bytes is none")
     if "://" in path and not object_store.is_object_store(path):
         raise IndexFault(f"{path}: pictures are read from disks and object stores, never from a web address")
-    if "://" not in path and not Path(path).is_file():  # a pipe or a device would have no end
+    if "://" not in path and not Path(path).is_file():  # a pipe or a device would never end
         raise IndexFault(f"{path}: is no file; the index says that a picture lies there")
     try:
         if object_store.is_object_store(path):

@@ -119,7 +119,7 @@ class TextQuery:
 
     @staticmethod
     def foreign(path: Path, vocabulary: Path, max_tokens: int, threads: int = 0, gpu: bool = False) -> TextQuery:
-        """Open somebody else's text tower: one input of token ids [B, L], maybe `attention_mask` and `token_type_ids`.
+        """Open a text tower from elsewhere: one input of token ids [B, L], maybe `attention_mask` and `token_type_ids`.
 
         vocabulary: a vocab.txt of BERT, or a tokenizer.json. Raises TowerFault for a file that is none.
         """

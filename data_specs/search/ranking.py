@@ -37,7 +37,7 @@ class ByVector:
         self._candidates, self._near = near, stack.products_of(near, query_D)
 
     def first(self, count: int) -> Rows:
-        """The first rows, best first: `count` of them, fewer only if there are no more."""
+        """The first rows, best first: `count` of them, fewer only if the rows end before."""
         near = self._best(*self._near, min(count, DEEP), self._candidates)
         if count <= len(near):
             return near

@@ -27,7 +27,7 @@ _WHERE = pa.struct([("path", pa.string()), ("offset", pa.int64()), ("size", pa.i
 
 ROWS = pa.schema(
     [
-        ("id", pa.string()),  # a sample's key, or whatever names an input that is no sample; unique in the index
+        ("id", pa.string()),  # a sample's key, or whatever names an input that is not a sample; unique in the index
         ("has_image", pa.bool_()),  # whether the row of img_emb is a vector; zeros if not
         ("has_text", pa.bool_()),  # the same for text_emb
         ("caption", pa.string()),  # the primary text, which text_emb is of
@@ -64,7 +64,7 @@ FACETS = ("source", "license", "split")
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a stored picture lies: `size` bytes of a file (path or URL) from `offset` on, and their sha256."""
+    """Location of a stored picture: `size` bytes of a file (path or URL) from `offset` on, and their sha256."""
 
     path: str
     offset: int

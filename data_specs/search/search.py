@@ -129,7 +129,7 @@ class SearchIndex:
 
     @staticmethod
     def open(folder: Path) -> SearchIndex:
-        """Map an index folder. Raises IndexFault for what is no index, or is damaged."""
+        """Map an index folder. Raises IndexFault for what is not an index, or is damaged."""
         return SearchIndex(folder)
 
     @property
@@ -156,7 +156,7 @@ class SearchIndex:
         return state.record(row) if 0 <= row < state.index.rows else None
 
     def counts(self) -> dict[Modality, int]:
-        """How many rows have an image, and how many a text."""
+        """Number of rows with an image, and number of rows with a text."""
         present = self._state.present
         both: tuple[Modality, ...] = ("image", "text")
         return {m: int(np.count_nonzero(present[m])) if m in present else 0 for m in both}
@@ -172,7 +172,7 @@ class SearchIndex:
         return None if number is None else state.record(number)
 
     def vector(self, id: str, modality: Modality) -> npt.NDArray[np.float32] | None:
-        """float32 [D] of a row; None where the row has no such vector. Raises IndexFault for an unknown id."""
+        """float32 [D] of a row; None where the row lacks such a vector. Raises IndexFault for an unknown id."""
         state = self._state
         number = state.must(id)
         if modality not in state.stacks or not state.present[modality][number]:
@@ -181,7 +181,7 @@ class SearchIndex:
         return vector_D
 
     def facets(self) -> dict[str, dict[str, int]]:
-        """How many rows each value of source, license and split has, most frequent first."""
+        """Number of rows by each value of source, license and split, most frequent first."""
         counts = {name: self._state.rows[name].value_counts().to_pylist() for name in FACETS}
         return {
             name: {one["values"]: one["counts"] for one in sorted(own, key=lambda one: -one["counts"])}
@@ -346,7 +346,7 @@ class _State:
         )
 
     def _group_sizes(self, leaders: set[str], target: Modality, allowed_N: Flags) -> dict[str, int]:
-        """How many allowed rows each group of near-copies has."""
+        """Number of allowed rows in each group of near-copies."""
         if not leaders:
             return {}
         column = self.rows[f"{target}_leader"]

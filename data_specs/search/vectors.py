@@ -126,7 +126,7 @@ def best(
 
 
 def _margin(query_D: Floats) -> float:
-    """How far a product of a query may be from the cosine."""
+    """Largest error of a product of a query against its cosine."""
     return 1.01 * float(np.linalg.norm(query_D - query_D.astype(np.float16).astype(np.float32))) + ROUNDING
 
 
@@ -147,7 +147,7 @@ def _threads() -> int:
 
 
 def cells(rows: int) -> int:
-    """How many cells: a power of two near sqrt(rows), and each trains on enough rows.
+    """Number of cells: a power of two near sqrt(rows), small enough that each cell trains on enough rows.
 
     Twice as many would take four times as long to train.
     """

@@ -183,7 +183,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process began (field 22 of /proc/PID/stat, proc(5)); "" if none of that id runs."""
+    """Start of a process (field 22 of /proc/PID/stat, proc(5)); "" if no process of that id runs."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

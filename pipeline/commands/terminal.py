@@ -103,7 +103,7 @@ class Bars:
             self._bars.stop()
 
     def update(self, figures: Figures) -> None:
-        """Shows how far a pass is, in the bar of its stage; nothing of a pass that has no partitions."""
+        """Shows how far a pass is, in the bar of its stage; nothing of a pass without partitions."""
         if not figures.partitions:
             return
         stage, _, step = figures.name.partition(".")

@@ -15,7 +15,7 @@ could be compared; that is logged.
 For the report, a kept pair's nearest leader is noted too if it lies no more than LOOK times as far as the limit.
 
 Limits: an exact search, whose cost grows with pairs times leaders: minutes for a million, and the holders share it.
-The task holds 32 bytes per leader. An image that the tower could not read has no row here: it is kept, and leads no
+The task holds 32 bytes per leader. An image that the tower could not read gets no row here: it is kept, and leads no
 other.
 """
 
@@ -164,7 +164,7 @@ def _ranked(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Ta
 
 
 def _column(build: Build, rows: pa.Table) -> npt.NDArray[np.int64]:
-    """What the spec ranks by, of each row; the higher the better, at least 0."""
+    """The value of each row by which the spec ranks, at least 0; higher is better."""
     assert build.spec.semantic_dedup is not None
     keep = build.spec.semantic_dedup.keep
     if keep == "longer_text":
@@ -313,7 +313,7 @@ class _Leaders:
         return kept, nearest
 
     def add(self, ids: Ids, codes: Codes) -> None:
-        """Enter leaders, dealt out over the holders."""
+        """Enter leaders, distributed over the holders."""
         first, self.count = self.count, self.count + len(ids)
         while self.count > len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])

@@ -110,7 +110,7 @@ def _id(kind: str, sha256: str, told: list[object]) -> str:
 
 @functools.lru_cache(4)
 def _check(towers: Towers) -> None:
-    """Raise SpecError for files that are no two towers of one model."""
+    """Raise SpecError for files that are not two towers of one model."""
     try:
         image, text = towers.open_image(), towers.open_text()
     except ContractError as e:

@@ -1,7 +1,7 @@
-"""What a judge is: it looks at the pairs that no judge before it has dropped, and says of each why it goes, or nothing.
+"""Judges: a judge looks at the pairs that no earlier judge has dropped, and gives each a verdict.
 
-A judge is asked in a pass of its own, `curate.NAME`, which writes what it says as a column file. What has to be known
-of all pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.
+A judge runs in a pass of its own, `curate.NAME`, which writes its verdicts as a column file. What must be known of all
+pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERDICT_SCHEMA = pa.schema(
         ("duplicate_of", pa.string()),  # candidate_id of the pair that it is a copy of
     ]
 )
-"""What a judge says of each pair of a partition; its own columns follow."""
+"""Verdicts on the pairs of a partition; the judge's own columns follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ KEEP = Verdict()
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge says of rows. columns: its own ones, row by row. counts: more for the record."""
+    """Verdicts of a judge on rows. columns: its own columns, row by row. counts: more for the record."""
 
     verdicts: Sequence[Verdict]
     columns: Mapping[str, pa.Array] = field(default_factory=dict)

@@ -12,9 +12,9 @@ workers, and a larger share keeps all that a smaller one kept. Without a filter 
 A takedown removes the features of the images that it names, as from every cache, and of all texts of candidates that
 go.
 
-Limits: the primary text alone is scored. A pair on whose image or text a tower fails has no score, and is dropped where
-there is a filter. A share is one of this build's own pairs (`pipeline.filters.pair_score`). Finding the end of a share
-holds the ids of the pairs that have exactly that score.
+Limits: the primary text alone is scored. A pair on whose image or text a tower fails gets no score, and is dropped
+where there is a filter. A share is one of this build's own pairs (`pipeline.filters.pair_score`). Finding the end of a
+share holds the ids of the pairs that have exactly that score.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ SCORE_COLUMN = pa.schema([PAIR_SCORE])
 def scored(
     images: Sequence[str], texts: Sequence[str], pictures: Mapping[str, Row], words: Mapping[str, Row]
 ) -> pa.Array:
-    """float32 cosines of pairs to four decimals, null where an image or a text has no features.
+    """float32 cosines of pairs to four decimals, null where an image or a text lacks features.
 
     images, texts: sha256 of each pair's. pictures, words: features by sha256.
     """
@@ -137,7 +137,7 @@ def token(build: Build) -> Any:
 
 
 def _cuts(build: Build) -> Any:
-    """Where the share of each source ends, for every filter; nothing for one that keeps all."""
+    """Returns the end of each source's share, for every filter; empty for a filter that keeps all."""
     filters, counts, cuts = pair_filters(build.spec), Counts(), Cuts()
     if any(f.top_share < 1 for f in filters):
         counts = pair_scores.summed(build)
@@ -200,7 +200,7 @@ def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
 
 
 def judge(pair_filter: PairFilter, cut: Cut | None, source: str, units: int, candidate_id: str) -> Drop | None:
-    """What a filter says of a pair: of its score, and whether it is among the share of its source."""
+    """Judges a pair by a filter: by its score, and by whether it is in the share of its source; None keeps it."""
     fault = pair_filter.judge(units / UNITS)
     if fault is None and cut is not None and not cut.keeps(units, candidate_id):
         share = f"the best {pair_filter.top_share:.4g} of {source} have at least {cut.score:.4f}"

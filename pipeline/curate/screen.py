@@ -58,7 +58,7 @@ def judge(filters: Sequence[tuple[PixelFilter, Mapping[str, float]]], sha256: st
 
 
 def _judge(pixel_filter: PixelFilter, score: float, sha256: str) -> Drop | None:
-    """What a filter says of a score; a fault of its own if it raises."""
+    """Returns a filter's fault for a score, or that the filter raised."""
     try:
         return pixel_filter.judge(score)
     except OURS:

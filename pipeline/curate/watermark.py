@@ -184,7 +184,7 @@ def judge(options: Watermark, group: Group, shown: float) -> Drop | None:
 def _correlations(
     build: Build, partition: str, rows: pa.Table, marks: Mapping[Group, Mark]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """How much of its group's mark each picture shows, by sha256; and why some could not be decoded."""
+    """Returns the correlation of each picture with its group's mark, by sha256; and why some could not be decoded."""
     wanted = {
         sha256: group
         for sha256, group in zip(rows["sha256"].to_pylist(), groups_of(rows), strict=True)

@@ -128,7 +128,7 @@ def _rows(store: Store, commit: str, kind: str) -> int:
 
 
 def kept_before(build: Build) -> int:
-    """About how many images earlier builds kept: the least power of four that is no less; 0 for none.
+    """Number of images that earlier builds kept, rounded up to a power of four; 0 for none.
 
     In steps, so that builds of one dataset have the same keys, and find what was made for one before them.
     """
@@ -266,7 +266,7 @@ def _flags(identities: Identities, known: Published, candidate: Digests) -> Byte
 
 
 def _count(writer: ArrayWriter, leaders: Digests, domains: npt.NDArray[np.uint64]) -> None:
-    """How many images each leader of a primary text has, by the first 64 bits of its id; and each domain."""
+    """Counts images by leader of a primary text (the first 64 bits of its id), and by domain."""
     order = np.lexsort(np.ascontiguousarray(leaders).view(np.uint64).reshape(-1, 4).T)
     ranked = leaders[order]
     new = np.concatenate([np.ones(min(1, len(ranked)), np.bool_), (ranked[1:] != ranked[:-1]).any(axis=1)])
@@ -309,12 +309,12 @@ class KeptSigned:
         self._known = self._identities.read(piece.commit)
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """As of `looks.Signed`."""
+        """See `looks.Signed`."""
         distinct, at = np.unique(images, return_inverse=True)
         return self._read(SIGNATURES, self._first + distinct, _WIDTH).reshape(-1, GRIDS, SIZE)[at, grids]
 
     def details(self, images: Ints) -> Details:
-        """As of `looks.Signed`."""
+        """See `looks.Signed`."""
         places, rows = Details(self._detailed, np.zeros((0, details.SIZE), np.uint8)).at(images)
         if not len(places):
             return NO_DETAILS

@@ -32,7 +32,7 @@ def ranges(size: int, at_most: int) -> list[str]:
 
 
 def ranges_of(partition: str) -> tuple[float, float]:
-    """Where a range begins and ends, as shares of all."""
+    """Begin and end of a range, as shares of all."""
     part = KeyRange.named(partition)
     return part.first / part.of, (part.last + 1) / part.of
 

@@ -3,13 +3,13 @@
 Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or looks like
 one (the first kept image that it looks like is its leader), or if enough pairs of its primary text's cluster or of its
 domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
-earlier one. Dropped pairs never lead, so there are no chains: with chains, over near-text edges, 35,000 unrelated
+earlier one. Dropped pairs never lead, so chains do not occur: with chains, over near-text edges, 35,000 unrelated
 captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
 
 What earlier builds kept comes before all. Increments over earlier builds have the result of one pass over everything,
 as long as the ranks put the earlier builds first.
 
-Images and texts that match nothing else are no nodes (`Nodes`), and pairs of nothing else are not given to the pass.
+Images and texts that match nothing else are not nodes (`Nodes`), and pairs of nothing else are not given to the pass.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Nodes:
         return nodes
 
     def lead(self, node: int, needed: Callable[[Ints], Flags]) -> None:
-        """From now on a node leads what it matches and has no leader. needed: which of some nodes may need one."""
+        """From now on a node leads what it matches and gets no leader. needed: which of some nodes may need one."""
         low, high = self._starts[node], self._starts[node + 1]
         if low < high:
             others = self._others[low:high]

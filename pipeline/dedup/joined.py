@@ -178,7 +178,7 @@ class Joined:
 
     @property
     def kept_earlier(self) -> int:
-        """How many images earlier builds kept."""
+        """Number of images that earlier builds kept."""
         return sum(len(piece) for piece in self._image_pieces if not piece.before)
 
     def kept(self) -> Kept:

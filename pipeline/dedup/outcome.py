@@ -68,7 +68,7 @@ class Outcome:
     splits: npt.NDArray[np.int8]
     """[N] number of the split of a kept pair."""
     text_leaders: Ints
-    """[T] node that leads each text, NONE for one that leads itself and has no node."""
+    """[T] node that leads each text, NONE for one that leads itself and is not a node."""
     left_out: Flags
     """[T] texts that their pair must not have."""
     began: Flags

@@ -276,7 +276,7 @@ def content(folder: str, name: str, most: int = MAX_FILE) -> bytes:
 
     The name is not part of a URL, in which `::` has a meaning. Raises StorageError for a store or a disk that fails,
     OSError for a file that is not there, and ValueError for one that may not be read, has more than `most` bytes, or
-    has no end: a pipe, a device.
+    never ends: a pipe, a device.
     """
     with told(folder):
         fs, root = fsspec.url_to_fs(folder)
@@ -308,7 +308,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-"""Errors that say that a disk has no such file; others are ambiguous."""
+"""Errors that say that a disk lacks the file; others are ambiguous."""
 
 
 def reason(e: BaseException) -> str:

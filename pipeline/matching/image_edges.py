@@ -324,7 +324,7 @@ class ImageJoin:
             self._pairs.add(key.family, one[~open_], one_part[~open_], other[~open_], other_part[~open_])
 
     def _place(self, images: Ints) -> Ints:
-        """Where images stand in the order in which crowds are compared."""
+        """Positions of images in the order in which crowds are compared."""
         return self._order[images].astype(np.int64) << 32 | images
 
     def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:

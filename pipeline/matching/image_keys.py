@@ -1,4 +1,4 @@
-"""Keys by which images that may look alike are found: exact values, which can be sorted and dealt out.
+"""Keys by which images that may look alike are found: exact values, which can be sorted and hash-partitioned.
 
 A hash is cut into pieces, `spare` more than the radius. Two hashes within the radius agree in at least `spare` pieces,
 so they share one of the keys that are made of `spare` pieces each, with no neighbours to be asked. More pieces make
@@ -66,7 +66,7 @@ class Key:
 
     @property
     def buckets(self) -> int:
-        """How many buckets its entries have."""
+        """Number of buckets of its entries."""
         return 1 << min(BUCKET_BITS, self.bits)
 
     def values(self, codes: Codes) -> Codes:

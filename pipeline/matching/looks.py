@@ -71,7 +71,7 @@ class Details:
         return places, rows[places]
 
     def take(self, images: Ints) -> Details:
-        """Those of images [K], which then are numbers 0 to K - 1."""
+        """Details of images [K], which then are numbers 0 to K - 1."""
         places, rows = self.at(images)
         if np.array_equal(places, self.of) and np.array_equal(rows, np.arange(len(self.of))):
             return self  # a memory map of a file stays one
@@ -97,7 +97,7 @@ class Details:
 
     @staticmethod
     def read(path: Path) -> Details:
-        """What was written to a file, mapped: only the numbers are read."""
+        """Maps what was written to a file: only the numbers are read."""
         if not path.stat().st_size:
             return NO_DETAILS
         return Details.of_rows(np.memmap(path, np.uint8, "r").reshape(-1, ROW))
@@ -169,7 +169,7 @@ def families(radius: int) -> tuple[Family, ...]:
 
 @dataclass(frozen=True)
 class Hashed:
-    """What candidates are found by: of images [N] the codes [N, parts] and tones [N, parts], coarse or fine ones."""
+    """Hashes that candidates are found by: codes [N, parts] and tones [N, parts] of images [N], coarse or fine."""
 
     images: Ints
     codes: Codes
@@ -177,7 +177,7 @@ class Hashed:
 
 
 def coarse_of(phash: Codes, signatures: Bytes) -> Hashed:
-    """Of all images, with hashes [N, parts] and signatures [N, ...]."""
+    """Coarse hashes of all images, from hashes [N, parts] and signatures [N, ...]."""
     found = np.zeros((len(phash), GRIDS), np.uint64)
     for start in range(0, len(phash), TONES_AT_ONCE):
         part = signatures[start : start + TONES_AT_ONCE]
@@ -186,7 +186,7 @@ def coarse_of(phash: Codes, signatures: Bytes) -> Hashed:
 
 
 def fine_of(own: Details) -> Hashed:
-    """Of the images that have details."""
+    """Fine hashes of the images that have details."""
     return Hashed(own.of, details.hashes_in(own.stored), details.tones_in(own.stored))
 
 
@@ -216,11 +216,11 @@ class Held:
         self._grids = signed.whole(images).reshape(len(images), GRIDS, SIZE)
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """As of `Signed`."""
+        """See `Signed`."""
         return self._grids[np.searchsorted(self._images, images), grids]
 
     def details(self, images: Ints) -> Details:
-        """As of `Signed`."""
+        """See `Signed`."""
         return self._signed.details(images)
 
 
@@ -231,15 +231,15 @@ class OfArrays:
         self._grids, self._details = signatures.reshape(len(signatures), GRIDS, SIZE), own
 
     def grids(self, images: Ints, grids: Ints) -> Bytes:
-        """As of `Signed`."""
+        """See `Signed`."""
         return self._grids[images, grids]
 
     def whole(self, images: Ints) -> Bytes:
-        """As of `Whole`."""
+        """See `Whole`."""
         return self._grids[images].reshape(len(images), GRIDS * SIZE)
 
     def details(self, images: Ints) -> Details:
-        """As of `Signed`."""
+        """See `Signed`."""
         return self._details.take(images)
 
 

@@ -1,7 +1,7 @@
-"""Which images show the same: features of an image tower within a cosine distance, decided by leaders in integers.
+"""Matches images that show the same: features of an image tower within a cosine distance, decided in integers.
 
 An image is a duplicate if and only if its features lie within the distance of those of an image that was kept before
-it; of several the nearest is its leader, of equally near ones the one that was kept first. There are no chains.
+it; of several the nearest is its leader, of equally near ones the one that was kept first. Chains do not occur.
 
 A sum of floats depends on the order of its terms, so on the number of threads, on the shape of a batch and on the
 processor. Unit rows are therefore rounded to whole multiples of 1 / UNIT. A product of two such rows is a sum of
@@ -84,7 +84,7 @@ class Nearest:
         return Nearest(np.full(count, FAR, np.int64), np.full(count, -1, np.int64))
 
     def or_nearer(self, other: Nearest) -> Nearest:
-        """Of both the nearer one; of equally near leaders the one with the smaller number."""
+        """Returns the nearer of both; of equally near leaders the one with the smaller number."""
         nearer = (other.millionths < self.millionths) | (
             (other.millionths == self.millionths) & (other.millionths < FAR) & (other.number < self.number)
         )

@@ -1,7 +1,7 @@
 """Pairs of texts that are the same, found by sorted band keys in tasks that know nothing of each other.
 
-Two texts are the same only if they share a band key (`sketches`), so entries are dealt out by band key, and what shares
-one is compared. Texts that are equal to the letter are one text here.
+Two texts are the same only if they share a band key (`sketches`), so entries are hash-partitioned by band key, and what
+shares one is compared. Texts that are equal to the letter are one text here.
 
 Captions from one template share a key by the ten thousand without being the same, and variants of one caption do so as
 the same. A key of more than LONG texts is a crowd (`crowds`): its texts are compared with a few of them, and what is

@@ -1,1 +1,1 @@
-"""What became of a build's candidates: funnel, gates, drift, diff, explain, and the report's page."""
+"""Reports on a build's candidates: funnel, gates, drift, diff, explain, and the report's page."""

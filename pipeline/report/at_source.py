@@ -61,7 +61,7 @@ def in_sources(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedown
 
 
 def _looks_forgotten(build: Build, data: bytes, takedowns: Takedowns) -> bool:
-    """Whether a picture that `measure` has not seen looks like one that was taken down; also if nobody can tell."""
+    """True if a picture that `measure` has not seen looks like one that was taken down; also if that cannot be told."""
     if not takedowns.looks:
         return False
     try:

@@ -58,12 +58,12 @@ class Before:
     parts: tuple[Part, ...]
 
     def staying(self, build: Build) -> list[Part]:
-        """Those that are in the release with the new build too: not those whose place it takes."""
+        """Builds that stay in the release with the new build: all but those whose place it takes."""
         return [part for part in self.parts if self.generation == build.generation and part.snapshot != build.snapshot]
 
     @property
     def missing(self) -> list[str]:
-        """Builds whose figures are not at hand."""
+        """Builds without figures here."""
         return [part.build_id for part in self.parts if part.report is None]
 
     def held(self, build: Build) -> int:

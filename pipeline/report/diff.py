@@ -22,7 +22,7 @@ NAMED = 1_000
 
 
 def diff(a: str, b: str) -> dict[str, Any]:
-    """The difference from dataset A to dataset B. Raises ContractError if one of them is no dataset."""
+    """The difference from dataset A to dataset B. Raises ContractError if one of them is not a dataset."""
     old, new = Dataset.open(a), Dataset.open(b)
     pairs = "samples AS a JOIN b.samples AS b USING (key)"
     texts = "list_transform({}.texts, lambda text: struct_pack(kind := text.kind, text := text.text))"
@@ -49,12 +49,12 @@ def diff(a: str, b: str) -> dict[str, Any]:
 
 
 def _named(tables: Tables, keys: str) -> dict[str, Any]:
-    """How many keys a query finds, and the first of them."""
+    """Number of keys that a query finds, and the first of them."""
     return tables.row(f"SELECT count(*) AS count, coalesce(min(key, {NAMED}), []) AS keys FROM ({keys})")
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What identifies a dataset."""
+    """Fields that identify a dataset."""
     return {
         "build_id": manifest.build_id,
         "revision": manifest.revision,
@@ -86,7 +86,7 @@ def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:
 
 
 def changes(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:
-    """Where two JSON values differ: path, before, now. Ignores `base` of a spec, the folder that it was in."""
+    """Differences of two JSON values: path, before, now. Ignores `base` of a spec, the folder that it was in."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             change

@@ -2,7 +2,7 @@
 
 The measure is the population stability index (PSI) over the report's fixed bins: the sum of (p - q) ln(p / q), where p
 and q are the shares of a bin now and before. A bin that is empty on one side counts as half a sample there. By the
-usual rule of thumb a PSI below STEADY is no change, and one above MOVED should be looked at. A sample of n has an
+usual rule of thumb a PSI below STEADY is not a change, and one above MOVED should be looked at. A sample of n has an
 expected PSI of about (bins - 1) / n, so with fewer than FEW samples it is noise, and no gate judges it.
 
 Two things are compared. `compare` sets what a build adds against its baseline: the newest build of an earlier snapshot
@@ -33,7 +33,7 @@ DOMAIN_SHARE = 0.001
 
 
 def psi(before: Sequence[int], now: Sequence[int]) -> float:
-    """Population stability index of two lists of counts over the same bins; 0 if one list has no counts.
+    """Population stability index of two lists of counts over the same bins; 0 if one list is without counts.
 
     Raises ValueError for lists of different lengths.
     """
@@ -47,7 +47,7 @@ def psi(before: Sequence[int], now: Sequence[int]) -> float:
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
-    """The share of each bin, an empty one taken for half a sample: ln(p / q) has no value at 0."""
+    """The share of each bin, an empty one taken for half a sample: ln(p / q) is not defined at 0."""
     filled = [max(n, 0.5) for n in counts]
     return [n / sum(filled) for n in filled]
 

@@ -1,7 +1,7 @@
 """Samples that earlier builds hold: what a known candidate, or a duplicate across builds, is a copy of.
 
-Which build it is, the identities that the new build was compared with say. The sample itself is read from that build's
-shards, as long as they are at hand.
+The identities that the new build was compared with name the earlier build. The sample itself is read from that build's
+shards, if they are accessible.
 
 Limits: a look-up reads one column of the identities of every build of the dataset, and of the shards of the builds
 found, piece by piece.
@@ -32,8 +32,8 @@ _COLUMNS = ["candidate_id", "source", "page_url", "image_url", "sha256", "texts"
 @dataclass(frozen=True)
 class Holder:
     """The build that holds a sample: its dataset, the sample's key, BUILD ("" if STORE does not know it), and the
-    newest release, if that has the build; 0 otherwise. dropped: why it stored none after all, where a stage after dedup
-    dropped it and the build is at hand: it goes on leading there, and is in no shard."""
+    newest release, if that has the build; 0 otherwise. dropped: why the build stored no such sample after all, where a
+    stage after dedup dropped it and the build is accessible: it goes on leading there, and is in no shard."""
 
     build_id: str
     dataset: str
@@ -45,7 +45,7 @@ class Holder:
 
 
 def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
-    """Which earlier builds hold these candidates, by candidate_id; without those that none holds."""
+    """Earlier builds that hold these candidates, by candidate_id; without candidates that no build holds."""
     found = dict[str, Holder]()
     wanted = pa.array([bytes.fromhex(name) for name in sorted(candidate_ids)], DIGEST)
     if not candidate_ids:
@@ -72,7 +72,7 @@ def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
 
 
 def with_drops(build: Build, held: Mapping[str, Holder]) -> dict[str, Holder]:
-    """The same, with `dropped` from the decisions of the builds that are at hand."""
+    """Returns `held` with `dropped` from the decisions of the builds that are accessible."""
     said, names = dict(held), list(build.stages)
     later = set(names[names.index("dedup") + 1 :])
     for out, build_id in sorted({(holder.out, holder.build_id) for holder in held.values() if holder.out}):
@@ -91,7 +91,7 @@ def with_drops(build: Build, held: Mapping[str, Holder]) -> dict[str, Holder]:
 
 
 def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """(row, stored JPEG) of the held samples whose build is at hand. Rows are as those of kept candidates in the
+    """(row, stored JPEG) of the held samples whose build is accessible. Rows are as those of kept candidates in the
     decisions, with `sha256`."""
     by_build: dict[tuple[str, str], list[str]] = {}
     for candidate_id, holder in held.items():

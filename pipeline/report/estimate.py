@@ -2,7 +2,7 @@
 
 Seconds, CPU and GPU seconds, bytes and pairs of that build are multiplied by the candidates of the new build over its
 own; the memory of a worker stays that of its largest partition. If STORE has no build of this name, the newest of any
-name is used; if it has none, there is no estimate. What politeness costs follows from the spec alone: a host gets one
+name is used; without one, nothing is estimated. What politeness costs follows from the spec alone: a host gets one
 request per `delay_s`, whatever the machine.
 
 Limits: most of what a build of a few hundred candidates costs is start-up, and stages that compare pairs with each

@@ -50,7 +50,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
 
     Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the candidate}, in the stages' order, None
     beyond the first TRACED rows, with what a score is among those of its source as `fits`; `leader`: the decision
-    about what it is a duplicate of, None if it is none or an earlier build's; and `held_by`: the earlier build that
+    about what it is a duplicate of, None if it is not one, or an earlier build's; and `held_by`: the earlier build that
     holds that one, with its dataset, the sample's key and the newest release if that has the build
     (`elsewhere.Holder`), None for no such build. Raises SpecError for a subject that is too short.
     """
@@ -99,7 +99,7 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
 
 
 def _noted(build: Build, key: str, candidate_id: str) -> dict[str, Any]:
-    """What judges noted of a pair, by the names of their columns; empty of a candidate that did not come to them."""
+    """Notes of the judges on a pair, by the names of their columns; empty for a candidate that no judge saw."""
     if "curate" not in build.fingerprints:
         return {}
     stage = build.stage(PAIRS)

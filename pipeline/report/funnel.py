@@ -24,7 +24,7 @@ from pipeline.store.stage import in_funnel
 Counts = dict[tuple[str, str, str], int]
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
-"""Reasons whose URLs and texts are shown to nobody."""
+"""Reasons whose URLs and texts are never shown."""
 
 EXPIRED = "gc has deleted what the stages before shard wrote: what they dropped is not in the funnel"
 
@@ -42,7 +42,7 @@ class StageFunnel:
 
     @property
     def new(self) -> int:
-        """What entered and was not known at this stage: that of which a share may be dropped."""
+        """Number that entered and was not known at this stage: a share of these may be dropped."""
         return self.seen - self.known
 
 
@@ -62,7 +62,7 @@ class Funnel:
 
     @property
     def known(self) -> int:
-        """What the dataset holds already."""
+        """Number that the dataset holds already."""
         return sum(n for (_, _, reason), n in self.counts.items() if reason == DropReason.KNOWN.value)
 
     @property
@@ -133,10 +133,10 @@ def kept_captures(build: Build) -> Counts:
 
 
 def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:
-    """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
+    """Differences between the decisions and a stage's own counts, one line each; empty for a sound build.
 
     Compares every stage from extract to shard with its records' seen, kept, dropped and known; with `captures` also
-    what crawl dropped. What a takedown removed from a build that then went on is in no decision, which is no fault.
+    what crawl dropped. What a takedown removed from a build that then went on is in no decision, which is not a fault.
     That the funnel of an expired build, on which a takedown reports again, lacks what was dropped is one.
     """
     stages = [name for name in in_funnel(build, "extract", "shard") if name in build.fingerprints]
@@ -160,7 +160,7 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
 class Reason:
     """A reason for which a stage dropped something: how often, and one example.
 
-    url, evidence: "" for reasons whose URLs are shown to nobody.
+    url, evidence: "" for reasons whose URLs are never shown.
     """
 
     stage: str

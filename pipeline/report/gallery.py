@@ -1,4 +1,4 @@
-"""What a notebook shows of a build or a dataset: counts, and thumbnails of some samples with their texts.
+"""A build or a dataset in a notebook: counts, and thumbnails of some samples with their texts.
 
 One piece of HTML that loads nothing: pictures are data: URIs, and everything that came from the web is escaped. It is
 bounded: SHOWN thumbnails of SIDE pixels, texts of TEXT characters.
@@ -49,7 +49,7 @@ def counts(frames: Frames) -> dict[str, int]:
 
 
 def title(frames: Frames) -> tuple[str, str]:
-    """What a dataset is, in a line of English and of Chinese."""
+    """Names a dataset, in a line of English and of Chinese."""
     manifest = frames.dataset.manifest if frames.dataset is not None else None
     if manifest is None:
         build = frames.builds[0].build_id

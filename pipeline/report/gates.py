@@ -7,7 +7,7 @@
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
-    approve                          manual approval (`approve: manual`); a refusal stands until somebody approves
+    approve                          manual approval (`approve: manual`); a refusal stands until a person approves
 
 A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
 changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
@@ -90,10 +90,10 @@ def judge(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gates say of a build that is to be published.
+    """Verdict of the gates on a build that is to be published.
 
     gates: all that were judged. accepted: names of gates that may fail this once. unjudged: gates of the spec that need
-    a report, where there is none. refusal: the word of a person that holds it back. waits: nobody has approved it yet.
+    a report, where the build is without one. refusal: a person's refusal, which holds it back. waits: not approved yet.
     """
 
     gates: tuple[Gate, ...]
@@ -161,7 +161,7 @@ def hold(
 
 
 def in_words(build: Build, own: Verdict, candidates: Funnel, captures: Funnel) -> Iterator[str]:
-    """What holds a build back, one line each; what was dropped, and what to do."""
+    """Reasons that hold a build back, one line each; what was dropped, and what to do."""
     place = shlex.quote(build.out)
     for gate in own.failed:
         yield from (f"gate {gate.name}: {fault}" for fault in gate.faults)
@@ -279,7 +279,7 @@ def _is_set(spec: BuildSpec, name: str) -> bool:
 
 
 def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
-    """What was kept, by the report."""
+    """Gates on what was kept, by the report."""
     options, kept = spec.publish, report["totals"]["kept"]
     compared = report.get("drift")
     if options.max_drift and compared and min(compared["samples"]) >= drift.FEW:

@@ -86,7 +86,7 @@ def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict
 
 
 def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The newest release of a dataset, if STORE is at hand: takedowns and rollbacks make releases too."""
+    """The newest release of a dataset, if STORE is accessible: takedowns and rollbacks make releases too."""
     build = reports[-1]["folder"]
     if not build.exists("build.json"):
         return None

@@ -27,7 +27,7 @@ from pipeline.report.measures import MEASURES, Measure, measured, number
 from pipeline.store.sql import Tables
 
 PASSED = (DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value)
-"""Reasons of `admit` that are no judgement of a text."""
+"""Reasons of `admit` that do not judge a text."""
 
 MOST_STEPS = 6
 """Other limits that are listed for each limit."""
@@ -98,7 +98,7 @@ class _Line:
 def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The charts of every measure that the filters of a spec limit, as report.json has them.
 
-    kept: histograms of the samples by name; a measure that is none of them is taken of the pairs that were packed.
+    kept: histograms of the samples by name; any other measure is taken of the pairs that were packed.
     """
     limits = [*limits_of_texts(spec), *((f.plugin_name(), limit) for f in image_filters(spec) for limit in f.limits())]
     named = [(m, name, limit) for m in MEASURES.values() for name, limit in limits if limit.measure == m.name]
@@ -124,8 +124,8 @@ def _measures(lines: Sequence[_Line]) -> list[Measure]:
 
 
 def _dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, Any]:
-    """What was dropped: `own NAME` and `other NAME` of a measure by bin; `dropped N`, `alone N`, `would N S` of a line
-    and its steps, and `just_dropped N`, the nearest texts.
+    """Counts drops: `own NAME` and `other NAME` of a measure by bin; `dropped N`, `alone N`, `would N S` of a
+    line and its steps, and `just_dropped N`, the nearest texts.
 
     Two filters may drop for one reason (too few pixels, too few bytes), so what was dropped for a limit alone has one
     reason, and is beyond no other limit of that reason.
@@ -153,7 +153,7 @@ def _dropped(tables: Tables, lines: Sequence[_Line], dropped: str) -> dict[str, 
 
 
 def _kept(tables: Tables, lines: Sequence[_Line], known: Container[str]) -> dict[str, Any]:
-    """What was packed: `kept NAME` of a measure by bin, unless it is known, and `just_kept N` of a line on texts."""
+    """Counts what was packed: `kept NAME` of a measure by bin, unless known, and `just_kept N` of a line on texts."""
     of_texts = [line for line in lines if line.measure.of == "text"]
     measures = {m.name: m for m in _measures(lines) if m.name not in known}
     columns = [f'histogram({m.bin}) AS "kept {m.name}"' for m in measures.values()]

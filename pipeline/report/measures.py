@@ -49,7 +49,7 @@ class Measure:
     """A number that every text, or every picture, has.
 
     sql: the number, from the column `text`, or from those of FEATURE_SCHEMA or of the samples. steps: limits that
-    somebody may want to try. whole: it is a whole number, so that `at most 50` ends before 51. of_words: it needs a
+    a user may want to try. whole: it is a whole number, so that `at most 50` ends before 51. of_words: it needs a
     dictionary, and is taken only where a filter limits it; `sql` then reads the column `words` (`measured`).
     """
 
@@ -75,7 +75,7 @@ class Measure:
         return bin_of(self.value, self.edges)
 
     def place(self, value: float) -> float:
-        """Where a value lies on the axis, in bins from the left."""
+        """Position of a value on the axis, in bins from the left."""
         at = max(0, int(np.searchsorted(self.edges, value, side="right")) - 1)
         if at + 1 == len(self.edges):
             return at + (0.9 if value > self.edges[at] else 0.0)  # the last bin is open
@@ -250,7 +250,7 @@ WORDS = Measure("words", "Words per primary text (jieba)", "主文本词数（�
 
 
 def regions_of(detector: str) -> Measure:
-    """How many regions a detector found in a sample."""
+    """Number of regions that a detector found in a sample."""
     titles = f"Regions per image, {detector}", f"每幅图像的区域数，{detector}"
     return Measure(f"regions/{detector}", *titles, _REGIONS, ranges(_REGIONS), "len(scores)")
 

@@ -104,7 +104,7 @@ def as_json(report: Values) -> str:
 
 
 def harmless(value: Any) -> Any:
-    """What a template prints of a value: text of the web without what would turn the order of the page's own text.
+    """A value as a template prints it: text of the web without what would turn the order of the page's own text.
 
     HTML of ours, which is Markup, stays as it is. The engine escapes what this returns.
     """

@@ -27,7 +27,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Material:
-    """What the sections of one report are made from. What several of them need is read once, when first asked for.
+    """Input of the sections of one report. What several of them need is read once, when first asked for.
 
     named: report.json of a build to compare with, if a person names one.
     """
@@ -63,7 +63,7 @@ class Material:
 
     @functools.cached_property
     def takedowns(self) -> Takedowns:
-        """What must not be shown. Makes the views of what may be (`unshown.make_refused`)."""
+        """Takedowns, none of which may be shown. Makes the views of what may be shown (`unshown.make_refused`)."""
         takedowns = self.build.store.takedowns()
         make_refused(self.tables, takedowns)
         return takedowns
@@ -80,7 +80,7 @@ class Material:
         return choice
 
     def showable(self, rows: Iterable[Values]) -> list[Values]:
-        """Those of some rows about candidates, of this build or of others, that may be shown."""
+        """Returns the rows about candidates, of this build or of others, that may be shown."""
         takedowns = self.takedowns  # which makes the table `refused`
         return showable(self.tables, takedowns, rows)
 

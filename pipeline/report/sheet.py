@@ -50,7 +50,7 @@ class Choice:
 
 
 class _Place(NamedTuple):
-    """Where a row of the decisions lies, and which candidate and image it is about."""
+    """Location of a row of the decisions, with the candidate and the image that it is about."""
 
     file: str
     row: int
@@ -66,7 +66,7 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
     tables.execute(
         "CREATE TEMP TABLE groups AS SELECT duplicate_of AS leader, count(*) AS duplicates FROM decisions "
         "WHERE subject = 'candidate' AND duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
-    )  # a known candidate that is itself the sample held, found again, is no copy
+    )  # a known candidate that is itself the sample held, found again, is not a copy
     size, seed = build.spec.report.pictures, build.spec.seed
     shown = f"{showable_rows(takedowns)} AND {may_show('fetch_id')}"
     smallest = f"min_by({_PLACE}, md5('{seed}' || id), {2 * size}) FILTER (shown)" if size else "[]"

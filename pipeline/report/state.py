@@ -1,4 +1,4 @@
-"""What became of a build: published, waiting for approval, refused by gates, nothing new, or ready to be published.
+"""State of a build: published, waiting for approval, refused by gates, nothing new, or ready to be published.
 
 The report says it first, in words, and report.json under `state`. It follows from what is on disk: the build's
 manifest, the gates in report.json, the spec. What does not follow, the moment of a verdict and the release in which
@@ -26,14 +26,14 @@ Verdict = Literal["published", "refused", "nothing_new", "waiting", "ready"]
 
 
 class State(BaseModel):
-    """What became of a build.
+    """State of a build.
 
     since: the moment from which the verdict has stood (RFC 3339, UTC); "" for `ready`. place: BUILD, for commands.
     release: the first release with the build. revision, content_digest: those of its manifest. removed: samples were
     taken out of it since. renewed: the release in which they are gone; 0 while they are being taken out. accepted:
     gates that did not hold when it was published, each with the reason given. failing: gates that do not hold now.
     approval: the spec requires that of a person. word: what a person said last (`pipeline.store.approval.Word`), empty
-    if nobody did. new: samples that it adds. held: those of the dataset without it, as
+    if nothing was said. new: samples that it adds. held: those of the dataset without it, as
     far as the report knew. total: samples of `release`, from which more may have been taken out.
     """
 
@@ -64,13 +64,13 @@ def manifest_of(build: Build) -> Manifest | None:
 
 
 def remembered(build: Build) -> State | None:
-    """What the report of a build said last; None if there is none."""
+    """State in the last report of a build; None before the first."""
     report = drift.read(build.out, build.build_id)
     return None if report is None else State.model_validate(report["state"])
 
 
 def of(build: Build, figures: Mapping[str, Any]) -> State:
-    """What became of a build by now. figures: `totals`, `gates` and `dataset` of its report."""
+    """Present state of a build. figures: `totals`, `gates` and `dataset` of its report."""
     manifest, before = manifest_of(build), remembered(build)
     failing = tuple(gate["name"] for gate in figures["gates"] if not gate["holds"])
     now = State(

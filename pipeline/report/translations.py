@@ -183,7 +183,7 @@ def zh(name: str, stages: Stages) -> str:
 
 
 def evidence_zh(evidence: str) -> str:
-    """Evidence in Chinese, phrase by phrase; what is no known phrase stays as it is."""
+    """Evidence in Chinese, phrase by phrase; what is not a known phrase stays as it is."""
     for phrase, words in _PHRASES:
         evidence = phrase.sub(words, evidence)
     return evidence.replace("; ", "；")

@@ -1,10 +1,8 @@
-"""What another spec would let in, and what it would leave out: a trial (`pipeline.opening.open_trial`) beside its
-build.
+"""Compares a trial of another spec (`pipeline.opening.open_trial`) with its build: what would come in, and what go out.
 
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
-the build that says why it was left out, and what went out has one of the trial. Candidates whose images nobody has
-fetched yet are counted apart: what becomes of them a trial cannot know.
-
+the build that says why it was left out, and what went out has one of the trial. Candidates whose images were never
+fetched are counted apart: a trial cannot know what becomes of them.
 The page is one file that loads nothing, like the report.
 
 Limits: pictures are a sample of SHOWN each, the same every time.

@@ -1,4 +1,4 @@
-"""What a report or a studio must not show.
+"""Content that a report or a studio must not show.
 
 Neither picture nor text nor URL of what was opted out, refused by robots.txt or by the address guard, or taken down. No
 picture that a judge dropped as not safe for work or could not judge. No faces, where the spec has them blurred.
@@ -42,7 +42,7 @@ Hide = Callable[[Pixels], Pixels]
 
 
 def faces_hider(spec: BuildSpec) -> Hide | None:
-    """What hides faces wherever a picture of this spec is shown, by the detector and the mosaic of its shards; None
+    """Returns what hides faces wherever a picture of this spec is shown, by the detector and mosaic of its shards; None
     where the spec keeps faces. Raises DetectorError.
     """
     detector = face_detector(spec)
@@ -74,12 +74,12 @@ def showable_rows(takedowns: Takedowns) -> str:
 
 
 def may_show(fetch_id: str) -> str:
-    """SQL of whether an image, or a page, was refused by nobody. fetch_id: SQL of its id."""
+    """SQL of whether an image, or a page, was never refused. fetch_id: SQL of its id."""
     return f"coalesce({head(fetch_id)}, 0) NOT IN (SELECT head FROM refused)"
 
 
 def showable(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of some rows about candidates, of this build or of others, that may be shown."""
+    """Returns the rows about candidates, of this build or of others, that may be shown."""
     named = [(row, {row["fetch_id"], sha256_hex(row["page_url"])}) for row in rows]
     sql = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE NOT {may_show('one')}"
     refused = set(tables.column(sql, [sorted(set[str]().union(*(ids for _, ids in named)))]))
@@ -99,7 +99,7 @@ def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:
 
 
 def unshown_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]:
-    """Those of the candidates whose picture is not shown, since a judge dropped it for one of UNSHOWN."""
+    """Returns the candidates whose picture is not shown, since a judge dropped it for one of UNSHOWN."""
     sql = (
         "SELECT id FROM decisions WHERE stage = 'curate' AND id IN (SELECT unnest(?::VARCHAR[])) "
         "AND list_has_any(reasons, ?::VARCHAR[])"
@@ -108,7 +108,7 @@ def unshown_candidates(tables: Tables, candidate_ids: Iterable[str]) -> set[str]
 
 
 def unshown_images(build: Build, sha256s: Iterable[str]) -> set[str]:
-    """Those of the images that the spec's filters would drop for one of UNSHOWN, as far as any build has scored them.
+    """Returns the images that the spec's filters would drop for one of UNSHOWN, as far as any build has scored them.
 
     The same bytes may also have come under another URL, of a candidate that was dropped before screen.
     """

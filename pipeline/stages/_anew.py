@@ -42,7 +42,7 @@ class SiteAnew:
         return list(self._candidates.values())
 
     def decisions(self) -> list[Decision]:
-        """Of what is a candidate in another crawl there is none."""
+        """Decisions, except on what is a candidate in another crawl."""
         return [decision for decision in self._decisions if decision.id not in self._candidates]
 
     def _add(self, record: Record) -> None:

@@ -3,7 +3,7 @@
 A trial takes all from the build that it is on. Otherwise images are read from their source where they lie in one, then
 from STORE/fetched, and in a build that begins a generation from the shards of the last one.
 
-Limits: bytes that are missing or changed where STORE says they lie are fetched anew.
+Limits: bytes that are missing or changed where STORE says they lie are fetched again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def at_hand(
     """(outcomes by fetch_id of images that need no request, how many STORE knew). The others are to be asked for.
 
     wanted: fetch_id, image_url and source of the partition's candidates. userinfos: as `userinfos_of` returns them. A
-    build that asks nobody gets an outcome for every image.
+    build that sends no requests gets an outcome for every image.
     """
     fetch_ids, addresses, sources = (wanted[name].to_pylist() for name in ("fetch_id", "image_url", "source"))
     urls = dict(zip(fetch_ids, addresses, strict=True))
@@ -199,7 +199,7 @@ def _from_shards(build: Build, urls: dict[str, str], spool: Spool) -> dict[str, 
 
 
 def _bytes_of(tar: str, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Bytes that lie in an earlier build's tar; what is missing or changed is left out, and so fetched anew."""
+    """Bytes that lie in an earlier build's tar; what is missing or changed is left out, and so fetched again."""
     folder, _, name = tar.rpartition("/")
     with suppress(OSError), Folder(folder).local(name) as path, path.open("rb") as f:
         for row in sorted(rows, key=lambda r: int(r["offset"])):

@@ -2,7 +2,7 @@
 
 A shard holds one sample at the least. Boundaries follow from the rows in their order, never from how many workers pack
 them. The limit counts fetched bytes, since these are known before a byte is moved: texts and headers come on top, and
-what is encoded anew has another size.
+what is re-encoded has another size.
 
 The plan is what the pass shard.plan reduces to: the driver makes it once, tasks read it (`read`).
 

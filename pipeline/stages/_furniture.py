@@ -1,4 +1,4 @@
-"""What stands on many pages of a site: furniture, covers in lists, endless pages, more images than a host may bring.
+"""Drops what stands on many pages of a site: furniture, covers in lists, endless pages, too many images of a host.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """

@@ -129,7 +129,7 @@ def extract_page(
 
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
-    """The Decision about a capture that is no page at all."""
+    """The Decision about a capture that is not a page at all."""
     try:  # of the pages of a WARC, which others wrote, every later stage asks for the host
         if not capture.url.isascii() or "[" in capture.url or "]" in capture.url:  # nothing else is refused
             urlsplit(capture.url)
@@ -150,7 +150,7 @@ def _parsed(
     max_images: int,
     wordings: dict[str, str] | None,
 ) -> Iterator[Candidate | Decision]:
-    """As `extract_page`, of what `decode` returned, by a walk over the DOM."""
+    """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
     if decoded is None:
         why = "neither UTF-8, gb18030, Big5 nor what it declares"
         yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
@@ -170,7 +170,7 @@ def _parsed(
 
 
 def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> list[Decision] | None:
-    """What becomes of a page that need not be parsed: nothing, or one Decision about the capture; None for others."""
+    """Decisions on a page that need not be parsed: none, or one about the capture; None for other pages."""
     html, encoded = decoded[0], capture.body if decoded[1] == "utf-8" else None
     bare = first_look.is_without_pictures(html)
     if (not bare and not first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
@@ -239,7 +239,7 @@ def _images(
                 places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts})
                 continue
             fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
-        # An image that is no candidate is identified by its place on the page: others may have the same address.
+        # An image that is not a candidate is identified by its place on the page: others may have the same address.
         origin = f"{capture.url}#image-{row}"
         own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
         if isinstance(fault, tuple):

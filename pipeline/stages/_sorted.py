@@ -43,7 +43,7 @@ SUFFIXES = {"parquet": "candidates.arrow", PROVENANCE: "provenance.arrow", SOURC
 """Files of extract that are read by ranges of order keys, and what they are called where they were gathered."""
 
 BATCH, MOST_BITS = 128, 12
-"""Rows of a batch on average, and bits at most by which batches are told apart: 4,096 of them."""
+"""Average rows of a batch, and most bits that number a batch: at most 4,096 batches."""
 
 KEY_BITS = 64
 

@@ -143,7 +143,7 @@ class HostTemplates:
     of: dict[Key, Templates]
 
     def cut(self, page_url: str, kind: TextKind, text: str) -> tuple[str, Template | None]:
-        """As `Templates.cut`, of a text on a page."""
+        """Cuts a text on a page, as `Templates.cut`."""
         if not self.of or (group := _GROUP.get(kind)) is None:
             return text, None
         own = self.of.get((urlsplit(page_url).netloc, group))

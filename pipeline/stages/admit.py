@@ -90,7 +90,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def ranges_for(candidates: int, most: int) -> int:
-    """How many ranges so many candidates are cut into: each of at most `most` on average, and up to ENOUGH of SMALL."""
+    """Number of ranges for so many candidates: each of at most `most` on average, and up to ENOUGH of SMALL."""
     return max(1, -(-candidates // most), min(ENOUGH, candidates // SMALL))
 
 
@@ -180,7 +180,7 @@ def admit(
 
 
 def _pages(candidates: Sequence[Candidate]) -> Counter[str]:
-    """By image URL the pages that show it; rows of tables are no pages."""
+    """By image URL the pages that show it; rows of tables are not pages."""
     shown = {(c.image_url, c.page_url) for c in candidates if c.origin == c.page_url}
     return Counter(image_url for image_url, _ in shown)
 
@@ -207,7 +207,7 @@ def _judged_by_source(
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> list[Candidate | Decision]:
-    """As `judge`, each candidate by the filters of its source."""
+    """Judges each candidate by the filters of its source, as `judge`."""
     places: dict[str, list[int]] = {}
     for at, candidate in enumerate(candidates):
         places.setdefault(candidate.source, []).append(at)
@@ -254,7 +254,7 @@ def _judge_chunk(
     rewritten: Counter[str],
     templates: HostTemplates,
 ) -> Iterator[Candidate | Decision]:
-    """As `judge`, of few candidates."""
+    """Judges a few candidates, as `judge`."""
     texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
     given = [text for own in texts_of if isinstance(own, _Cleaned) for text in own.texts]
     texts, faults = list[Text](), dict[int, list[Drop]]()  # faults by place among all texts: few have any
@@ -293,7 +293,7 @@ class _Cleaned:
 def _cleaned(
     candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
 ) -> _Cleaned | tuple[DropReason, str]:
-    """What `_clean` returns, or that its texts cannot be read."""
+    """Returns the result of `_clean`, or that its texts cannot be read."""
     try:
         return _clean(candidate, order, templates, rewritten)
     except OURS:
@@ -362,7 +362,7 @@ def _filter(
 
 
 def _of_each(f: TextFilter, do: Callable[[Text], T], texts: Sequence[Text]) -> Sequence[T | Drop]:
-    """What a method of a filter returns for each text; for one on which it fails, that fault of the text."""
+    """Results of a filter's method for each text; for a text on which it fails, that fault of the text."""
     try:
         return list(map(do, texts))
     except OURS:
@@ -392,7 +392,7 @@ def _judged(
     cut: Sequence[tuple[int, RemovedText]],
     order: TextOrder,
 ) -> Candidate | Decision:
-    """What becomes of a candidate whose texts have these faults.
+    """Judges a candidate whose texts have these faults.
 
     cut: texts that were nothing but a template, each with the number of the texts before it.
     """

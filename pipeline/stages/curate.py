@@ -5,8 +5,8 @@ before it have kept. What they say lies in column files beside the pairs. The la
 that goes, with what the judge said who dropped it, and which pairs stay: no row is written again.
 
 A leader that is dropped here takes its cluster with it: its copies were dropped in dedup, and none of them is called
-back. For the same reason a later build drops copies of it as duplicates. A spec that asks for no judge has no such
-stage, and what goes on is what dedup kept.
+back. For the same reason a later build drops copies of it as duplicates. A spec that asks for no judge is without
+this stage, and what goes on is what dedup kept.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Two kinds of detectors see no picture: those that need its shape only, and `give
 A box that covers the whole picture is left out, since training appends that one itself. An image that was measured but
 cannot be decoded at full size, or on which a detector fails, is kept without regions, with a warning, and counted as
 `undecodable`; many of them are a fault of ours (`publish.max_unreadable`). Where faces are blurred, such an image gets
-the box UNSEEN instead, by which `shard` knows that nobody has looked for its faces.
+the box UNSEEN instead, which tells `shard` that its faces were not looked for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def resources(spec: BuildSpec) -> dict[str, float]:
-    """What a worker takes: a CPU for each thread of the greediest detector, and the spec's share of a GPU."""
+    """Resources of a worker: a CPU for each thread of the greediest detector, and the spec's share of a GPU."""
     threads = max((getattr(detector, "threads", 1) for detector in detectors_of(spec)), default=1)
     return {"num_cpus": threads, **({"num_gpus": spec.regions.num_gpus} if spec.regions.num_gpus else {})}
 

@@ -4,10 +4,9 @@ A partition is one part of a source: a WARC file of pages, records of several, o
 `_page_candidates` reads one page: each image becomes a candidate or a Decision that says why it is none; a page that
 asks not to be used, that is not Chinese or cannot be read is a Decision about the capture.
 
-Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are no texts of
-an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter count
-for neither (`_furniture`).
-
+Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
+of an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter
+count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
 (`pipeline.confined`), is a Decision of the reason `unreadable`.
 
@@ -15,7 +14,7 @@ In a build that begins a generation a site has one partition, over all its store
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
-file of several that is no WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
+file of several that is not WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
 and `status` show it. Bodies above the spec's page size are not read.
 """
 
@@ -97,7 +96,7 @@ def begin(build: Build) -> None:
 
 
 def _listings(stage: StageDir) -> dict[str, Listing]:
-    """What was noted of each source when the stage began; empty if nothing was."""
+    """Listings of the sources as noted when the stage began; empty before that."""
     noted = stage.folder.find_json(LISTINGS, {})
     own = noted["listings"] if noted.get("fingerprint") == stage.fingerprint else {}
     return {name: (count, digest) for name, (count, digest) in own.items()}
@@ -195,10 +194,10 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
 
 
 def _lost(info: dict[str, Any]) -> dict[str, int]:
-    """What damage cost a WARC file, as counts; empty for a sound one.
+    """Losses by damage in a WARC file, as counts; empty for a sound one.
 
     lost_records: damaged ones, each of which may hide more. lost_bytes: what was passed over, as it lies in the file.
-    truncated, no_warc: 1 for a file that breaks off, or that is none.
+    truncated, no_warc: 1 for a file that breaks off, or that is not WARC.
     """
     damaged = info.get("damaged", {"places": 0, "bytes": 0})
     counts = {"lost_records": damaged["places"], "lost_bytes": damaged["bytes"]}
@@ -287,7 +286,7 @@ def _extract(
 
 
 def _entries(capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]) -> Entries:
-    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
+    """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
     try:
         return read_within_limits(capture, source, reader, wordings)
     except OURS:

@@ -67,7 +67,7 @@ def judge(features: Features, filters: list[ImageFilter]) -> list[Drop]:
 
 
 def _check(image_filter: ImageFilter, features: Features) -> Drop | None:
-    """What a filter says of an image; a fault of its own if it raises."""
+    """Returns a filter's fault for an image, or that the filter raised."""
     try:
         return image_filter.check(features)
     except OURS:

@@ -87,7 +87,7 @@ def _without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
 
 
 def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, Fault]) -> tuple[int, list[Decision]]:
-    """How many candidates have an image, and a Decision for each whose image has a fault."""
+    """Number of candidates with an image, and a Decision for each whose image has a fault."""
     admit = build.stage("admit")
     candidates = admit.table(admit.record(partition))
     # of the others fetch has written the Decision

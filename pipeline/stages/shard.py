@@ -75,7 +75,7 @@ COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "t
 
 
 def token(build: Build) -> Any:
-    """What shapes a shard beside its inputs."""
+    """Everything that shapes a shard beside its inputs."""
     options, faces = build.spec.shards, face_detector(build.spec)
     hidden = "" if faces is None else faces.detector_id
     return [SCHEMA_VERSION, options.jpeg_quality, options.max_side, options.reencode, hidden]
@@ -195,7 +195,7 @@ def _is_of(stage: StageDir, record: Record, rows: pa.Table) -> bool:
 
 
 def _reusable(build: Build) -> Callable[[Record], Set[str]]:
-    """Which files of another fingerprint's shard this build takes over: all but the regions, if it packs alike.
+    """Files of another fingerprint's shard that this build takes over: all but the regions, if it packs alike.
 
     None of a shard without a sample, which costs nothing to make again.
     """
@@ -305,7 +305,7 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
 
 
 def _offsets(lists: pa.ListArray) -> pa.Array:
-    """Where each list begins in `lists.flatten()`."""
+    """Begin of each list in `lists.flatten()`."""
     return pc.subtract(lists.offsets, lists.offsets[0])
 
 

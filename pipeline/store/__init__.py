@@ -1,1 +1,1 @@
-"""Where results lie: partitions and records, builds, and STORE."""
+"""Storage of results: partitions and records, builds, and STORE."""

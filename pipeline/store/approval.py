@@ -1,10 +1,10 @@
-"""What a person said of a build that `publish.approve: manual` holds back: approved, or refused, by whom and why.
+"""Approvals and refusals by persons of a build that `publish.approve: manual` holds back: by whom and why.
 
 Kept in build.json under `approvals`, oldest first; the last word counts. A word is about the shards as they were: once
-the build is made again by another spec, or from other input, it says nothing any more (`of`, the fingerprint of stage
+the build is made again by another spec, or from other input, it no longer counts (`of`, the fingerprint of stage
 `shard`). What a takedown removes changes nothing of it.
 
-Limits: a name is what somebody typed, not a proof of who it was. MOST words are kept.
+Limits: a name is as it was typed, not a proof of identity. MOST words are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Word:
 
 
 def last(build: Build) -> Word | None:
-    """The word that counts for a build as it is; None if nobody has said anything."""
+    """The word that counts for a build as it is; None if nothing has been said."""
     words = history(build)
     return words[-1] if words and words[-1].of == build.fingerprints.get("shard") else None
 
@@ -57,8 +57,8 @@ def history(build: Build) -> list[Word]:
 def say(build: Build, verdict: str, name: str, because: str) -> Word:
     """Note a word about a finished build.
 
-    Raises SpecError if it may not be said (the spec asks nobody, the shards are not finished, no name, no reason for a
-    refusal), and StoreError if another command is at work in the folder.
+    Raises SpecError if it may not be said (the spec does not ask for approval, the shards are not finished, no name, no
+    reason for a refusal), and StoreError if another command is at work in the folder.
     """
     name, because = " ".join(name.split()), " ".join(because.split())
     if verdict not in get_args(Verdict):

@@ -56,7 +56,7 @@ class Build:
     generation: int = 1
     """Of the dataset that it belongs to: which releases it continues."""
     made_from: tuple[Earlier, ...] = ()
-    """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
+    """For a build that begins a generation: the builds of the release that it remakes, oldest first."""
     tokens: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     """sha256 of each pass's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
     on: Build | None = None

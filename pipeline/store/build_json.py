@@ -42,7 +42,7 @@ from pipeline.urls import without_userinfo
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them.
+    """Summed cost of partitions, whenever they ran. seconds: summed over the workers that ran them.
     peak_bytes: the most memory of a worker."""
 
     seconds: float = 0.0
@@ -72,7 +72,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a pass or a stage did in this run, and what all its partitions counted (seen, kept, dropped and more) and
+    """Result of a pass or a stage in this run, with what all its partitions counted (seen, kept, dropped and more) and
     cost."""
 
     name: str
@@ -132,7 +132,7 @@ VERSION = 2
 
 
 def read(folder: Folder) -> dict[str, Any]:
-    """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is no object."""
+    """The content of build.json in a build's folder; empty without one. Raises StoreError if it is not an object."""
     known: Any = folder.find_json(NAME, {})
     if not isinstance(known, dict):
         raise StoreError(folder.at(NAME), NO_RECORD)
@@ -278,7 +278,7 @@ def note_counts(build: Build, name: str) -> None:
 def note_takedown(build: Build, names: Sequence[str], revision: str) -> None:
     """Note up to which takedowns all was removed from a build, and what it began with: as it is, it is still that.
 
-    names: of the identities that it reads, which a takedown may have written anew. revision: digest of the takedowns
+    names: of the identities that it reads, which a takedown may have rewritten. revision: digest of the takedowns
     that were carried out; STORE may have got more meanwhile.
     """
     known = read(build.folder)
@@ -291,7 +291,7 @@ def note_takedown(build: Build, names: Sequence[str], revision: str) -> None:
 
 
 def status(build: Build) -> dict[str, Any]:
-    """How far a build is: every stage with its state, what runs right now, and whether it is published.
+    """Status of a build: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "expired" (done, and deleted by `gc`), "running", "stopped" (partly done, and no process goes on)
     or "to do". `alive`: whether a process builds there; None where that cannot be known. `damaged`: what is wrong with
@@ -344,7 +344,7 @@ def _published(build: Build) -> tuple[bool, str]:
 
 
 def damaged(fault: ContractError, out: str) -> str:
-    """The line about the manifest of the build in a folder, which cannot be read: `publish` makes it anew."""
+    """The line about the manifest of the build in a folder, which cannot be read: `publish` makes it again."""
     return f"{fault}; if it is damaged, delete it and run wenlan-data publish {shlex.quote(out)}"
 
 
@@ -354,7 +354,7 @@ def now() -> str:
 
 
 def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
-    """How far the running pass is; of a build that was killed without what its last pulses said."""
+    """Figures of the running pass; for a build that was killed, without what its last pulses said."""
     records = directory.records()
     since = datetime.datetime.fromisoformat(running.since)
     seconds = max(0.0, (datetime.datetime.now(datetime.UTC) - since).total_seconds())  # the clock may be set
@@ -365,7 +365,7 @@ def _figures(build: Build, directory: StageDir, running: Running, alive: bool | 
 
 @contextlib.contextmanager
 def sole_owner(build: Build) -> Iterator[None]:
-    """Only one build at a time writes a folder. Raises StoreError if another does, or nobody can.
+    """Only one build at a time writes a folder. Raises StoreError if another one does, or the folder cannot be locked.
 
     At once on a disk; on an object store as soon as it is known that the other lives (`data_specs.storage.store_lock`).
     """

@@ -113,7 +113,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of the cache. Raises LockedError on an object store where somebody else holds it for long."""
+        """Hold the lock of the cache. Raises LockedError on an object store where another process holds it for long."""
         if not self.folder.is_local:
             with locked(self.folder.at("_lock"), ALONE_S):
                 yield

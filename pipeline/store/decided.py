@@ -1,8 +1,8 @@
-"""What the decisions of one partition come to: counted when they are written, and kept in the partition's record.
+"""Summary of the decisions of one partition: counted when they are written, and kept in the partition's record.
 
-Whoever shows a build first needs these few numbers (`pipeline.studio.catalog`), and the records are read anyway: so a
-build of ten million candidates opens without reading one of them. `of` names the file that was counted: where a
-takedown has put another in its place, the numbers are no more those of the partition.
+A page that shows a build needs these few numbers first (`pipeline.studio.catalog`), and the records are read anyway:
+so a build of ten million candidates opens without reading one of them. `of` names the file that was counted: where a
+takedown has put another in its place, the numbers are no longer those of the partition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.files.parquet import read_parquet
 
 
 class Fate(NamedTuple):
-    """What decisions are counted by."""
+    """Key by which decisions are counted."""
 
     subject: str
     source: str

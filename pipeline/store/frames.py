@@ -11,7 +11,7 @@ pyarrow, so that of a file on an object store only what is asked for is read.
     samples      shard        SHARD_SCHEMA       one row per sample, with PAIR_SCORE where a spec asked for scores
     regions/ID   shard        REGION_SCHEMA      boxes of a detector, row by row those of the samples
 
-A release has samples and regions of its own. The other tables are those of its builds, as far as they are at hand.
+A release has samples and regions of its own. The other tables are those of its builds, as far as they are accessible.
 
 Limits: `gc` deletes candidates and measures of old builds; `lacking` says of which.
 """
@@ -194,8 +194,8 @@ def _format() -> pyarrow.dataset.ParquetFileFormat:
 class Frames:
     """The tables of a build or of a dataset.
 
-    place: what was opened, for messages. builds: those at hand, oldest first. shards: the files of each shard and the
-    folder they lie in, in the order of the dataset. absent: why a build of a release is not at hand, by its id.
+    place: what was opened, for messages. builds: those accessible, oldest first. shards: the files of each shard and
+    the folder they lie in, in the order of the dataset. absent: why a build of a release is not accessible, by its id.
     """
 
     place: str
@@ -222,7 +222,7 @@ class Frames:
     def open(place: str, stages: Stages) -> Frames:
         """The tables of a build's folder, of its manifest, of a release or of a copy of one; `stages` as builds have.
 
-        Raises ContractError or StoreError for what is none of them.
+        Raises ContractError or StoreError for anything else.
         """
         folder = Folder(place)
         if not folder.url.endswith(".json") and folder.exists(build_json.NAME):
@@ -262,7 +262,7 @@ class Frames:
 
     @functools.cached_property
     def takedowns(self) -> Takedowns:
-        """What must not be shown or handed on: all takedowns of the STORE that the dataset belongs to."""
+        """All takedowns of the STORE that the dataset belongs to: what they name must not be shown or passed on."""
         place = self.builds[0].store.url if self.builds else self.dataset.store if self.dataset is not None else ""
         return Store(place).takedowns() if place else NO_TAKEDOWNS
 
@@ -277,11 +277,11 @@ class Frames:
 
     @functools.cached_property
     def _samples(self) -> pa.Schema:
-        """Columns of samples; of builds that are not at hand the first shard tells whether they were scored."""
+        """Columns of samples; of builds that are not accessible the first shard tells whether they were scored."""
         scored = any(build.spec.pair_score is not None for build in self.builds)
         if not self.builds and self.shards:
             folder, shard = self.shards[0]
-            # whoever reads the rows says what is wrong with a file
+            # the reader of the rows says what is wrong with a file
             with contextlib.suppress(StoreError, pa.ArrowException), folder.opened(shard.parquet.path) as file:
                 scored = PAIR_SCORE.name in pq.read_schema(file).names
         return SHARD_SCHEMA.append(PAIR_SCORE) if scored else SHARD_SCHEMA
@@ -296,7 +296,7 @@ class Frames:
         """The files of a table, in its order. split: of samples and regions, those of one split only."""
         schema = self.schema(table)
         if table == SAMPLES or table.startswith(REGIONS):
-            named = table != SAMPLES and bool(self.shards)  # a build that keeps nothing has no regions of anyone
+            named = table != SAMPLES and bool(self.shards)  # a build that keeps nothing is without regions
             detector = self.detector(table.removeprefix(REGIONS)) if named else ""
             for folder, shard in self.of_split(split):
                 file: FileDigest | None = shard.regions.get(detector) if detector else shard.parquet

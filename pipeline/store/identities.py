@@ -206,7 +206,7 @@ class Identities:
             return path
 
     def details_before(self, known: Published, image: int) -> int:
-        """How many images before this one have details: few rows of a large file are read for it."""
+        """Number of images before this one that have details: few rows of a large file are read for it."""
         size = known.files[DETAILS].bytes // ROW
 
         def number(row: int) -> int:
@@ -396,7 +396,7 @@ class Identities:
         self._folder.write(name, known.model_dump_json(indent=1).encode() + b"\n")
 
     def _remove(self, name: str) -> None:
-        """Take away a commit: its record first, so that nobody begins to read it, then what follows from it."""
+        """Delete a commit: its record first, so that new readers do not open it, then what follows from it."""
         known = self.read(name)
         self._folder.delete(name)
         self._delete_dealt(name.removesuffix(".json"))
@@ -439,7 +439,7 @@ def _record(build: Build) -> Record:
 
 
 def _sources(build: Build) -> dict[str, tuple[StageDir, Record, str]]:
-    """Where each file of a build's commit lies: stage, record and suffix."""
+    """Source of each file of a build's commit: stage, record and suffix."""
     stage, record = build.stage(IDENTITY_STAGE), _record(build)
     sources = {part: (stage, record, part) for part in PARTS}
     semantic = _semantic(build)

@@ -98,7 +98,7 @@ def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) ->
 
 
 class _Place(NamedTuple):
-    """Where an image lies in a tar."""
+    """Location of an image in a tar."""
 
     fetch_id: str
     sha256: str

@@ -39,7 +39,7 @@ Counts = dict[str, Counter[int]]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a share of a source ends: the last pair that it keeps. Of equal scores the smaller id comes first."""
+    """End of a share of a source: the last pair that it keeps. Of equal scores the smaller id comes first."""
 
     units: int
     candidate_id: str
@@ -107,7 +107,7 @@ def read(build: Build) -> Cuts:
 
 
 def in_words(counts: Counts, source: str, score: float | None) -> str:
-    """What a score is among those of its source, for people."""
+    """Describes, for people, a score among those of its source."""
     if score is None:
         return UNSCORED
     own, units = counts.get(source, Counter()), round(score * UNITS)

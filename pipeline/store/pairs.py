@@ -75,7 +75,7 @@ def pairs_before(build: Build, partition: str, judge: str, columns: list[str] | 
 
 
 def count_before(build: Build, judge: str) -> int:
-    """How many pairs of a build reach a judge."""
+    """Number of pairs of a build that reach a judge."""
     names = asked(build, judge)
     counts = (record.counts["kept"] for record in build.stage(pass_name(names[-1]) if names else PAIRS).records())
     return sum(counts)

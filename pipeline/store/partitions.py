@@ -135,7 +135,7 @@ class Attempt:
     """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
 
     Use as a context manager. `final` is a fixed name instead of an attempt-unique one: only for files that
-    are the same whoever writes them.
+    do not depend on the writer.
     """
 
     def __init__(self, folder: Folder, stage: str, partition: str, fingerprint: str) -> None:
@@ -225,7 +225,7 @@ SMALL = 1 << 20
 
 @dataclass
 class _Memory:
-    """What `remembering` keeps: records by the URL of their folder and by partition, and small files of an object store
+    """Memory of `remembering`: records by the URL of their folder and by partition, and small files of an object store
     by theirs."""
 
     room: int  # for bytes
@@ -240,7 +240,7 @@ _remembered: ContextVar[_Memory | None] = ContextVar("remembered", default=None)
 def remembering() -> Iterator[None]:
     """Within this block the records of a stage are read once, however often they are asked for.
 
-    For readers of stages that nobody writes meanwhile, such as the report, whose sections ask for the same records, and
+    For readers of stages that are not being written, such as the report, whose sections ask for the same records, and
     for the same rows: in an object store each of them is a request.
     """
     token = _remembered.set(_Memory(REMEMBERED_BYTES))
@@ -474,7 +474,7 @@ class StageDir:
     def committable(self) -> list[str]:
         """Names of all files in the folder that a record may name, named or not.
 
-        Other names that begin with an underscore belong to the stage's own state and are none of them.
+        Other names that begin with an underscore belong to the stage's own state and are not among them.
         """
         there = self.folder.names()
         names = [name for name in there if not name.startswith("_")]

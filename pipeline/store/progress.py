@@ -29,7 +29,7 @@ NEAR_S, FAR_S = 1.0, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How far a pass is.
+    """Progress figures of a pass.
 
     unit: what it counts, e.g. rows, pages, images. share: of the pass that is done, 0 to 1; None where that is unknown.
     done: rows of committed and running partitions; total: rows in all, once every partition runs or is committed.
@@ -68,7 +68,7 @@ class Figures:
 
 
 class Progress(Protocol):
-    """What is told how far a build is. Called from several threads."""
+    """Receives the progress of a build. Called from several threads."""
 
     def update(self, figures: Figures) -> None:
         """Take the newest figures of the running stage."""
@@ -78,7 +78,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Tells nobody."""
+    """Reports nothing."""
 
     def update(self, figures: Figures) -> None:
         """Nothing."""
@@ -143,14 +143,14 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What this run of a stage has done: partitions committed, and the seconds since it began."""
+    """Work of this run of a stage: partitions committed, and the seconds since it began."""
 
     partitions: int
     seconds: float
 
 
 def counts_of(records: Iterable[Record]) -> Counter[str]:
-    """What partitions counted together, by the name of the count."""
+    """Sums the counts of partitions, by the name of the count."""
     counts = Counter[str]()
     for record in records:
         counts.update(record.counts)

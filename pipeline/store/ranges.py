@@ -26,7 +26,7 @@ class KeyRange:
 
     @staticmethod
     def parse(partition: str) -> KeyRange | None:
-        """The range that a partition is named by; None for a partition that is no range."""
+        """The range that a partition is named by; None for a partition that is not a range."""
         match = _NAME.fullmatch(partition)
         if match is None:
             return None

@@ -1,8 +1,8 @@
 """STORE/datasets/NAME: the releases of one dataset (`data_specs.release`), as files.
 
 `pipeline.publish.dataset` decides what a release consists of; this module numbers them, writes them, and makes one
-visible. Readers need no lock; whoever writes holds STORE's. On an object store `latest.json` is written besides on the
-condition that it is as it was read: who has lost that lock overwrites nobody's release.
+visible. Readers need no lock; a writer holds STORE's. On an object store `latest.json` is written besides on the
+condition that it is as it was read: a writer that has lost the lock does not overwrite another one's release.
 
 What it reads is STORE's own and leads wherever builds of STORE lie; others follow a release to few places alone
 (`data_specs.shard.misleads`).
@@ -32,7 +32,7 @@ class Releases:
         return self.folder.url.rpartition("/")[2]
 
     def latest(self) -> Latest:
-        """What is the newest release now; of a dataset that has none, a Latest without one. Raises ContractError."""
+        """The newest release now; for a dataset without releases, a Latest without one. Raises ContractError."""
         return self._parsed(self.folder.find(LATEST))
 
     def numbers(self) -> list[int]:
@@ -107,7 +107,7 @@ class Releases:
         self._change(lambda _: Latest(dataset=self.dataset, current=release))
 
     def withdraw(self, why: str) -> None:
-        """Let nobody read the dataset by its name, since its shards are being rewritten; `make_newest` ends it."""
+        """Withdraw the dataset from readers by name, since its shards are being rewritten; `make_newest` ends it."""
         if self.latest().current is not None:
             self._change(lambda latest: latest.model_copy(update={"withdrawn": why}))
 
@@ -117,7 +117,7 @@ class Releases:
         return parse_latest(data, self.folder.at(LATEST), own=True).settled(read_url)
 
     def _change(self, change: Callable[[Latest], Latest]) -> None:
-        """Write latest.json anew, from what it says now. Raises StoreError if somebody else writes it meanwhile."""
+        """Rewrite latest.json, from what it says now. Raises StoreError if another process writes it meanwhile."""
         data, version = self.folder.read_version(LATEST) or (None, None)
         text = json.dumps(change(self._parsed(data)).model_dump(mode="json"), indent=1, ensure_ascii=False)
         self.folder.replace(LATEST, text.encode() + b"\n", version)

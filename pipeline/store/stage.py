@@ -145,7 +145,7 @@ class Pass:
         return self.name.partition(".")[0]
 
     def file(self, suffix: str) -> PassFile | None:
-        """What a committed file is, by its suffix; None for decisions and for files that are not declared."""
+        """Declaration of a committed file, by its suffix; None for decisions and for files that are not declared."""
         if suffix == DECISIONS:
             return None
         return next((file for file in self.files if fnmatch.fnmatchcase(suffix, file.suffix)), None)

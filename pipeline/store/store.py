@@ -76,7 +76,7 @@ class Store:
     def register(self, build: Build, revision: int) -> None:
         """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.
 
-        A build that was published in another folder before is known in both: nobody says that the other one is gone.
+        A build that was published in another folder before is known in both: the other one may still be there.
         """
         name, where = f"{build.build_id}.json", {"out": build.out, "revision": revision}
         entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot, **where}
@@ -155,7 +155,7 @@ class Store:
             yield
 
     def must_exist(self) -> None:
-        """Raise StoreError if there is no store: whoever looks after one must not make one at a mistyped address."""
+        """Raise StoreError if there is no store: upkeep must not make one at a mistyped address."""
         if not self.version():
             raise StoreError(self.url, "is no STORE (no store.json); check the address: a build makes its STORE")
 

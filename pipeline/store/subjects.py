@@ -1,4 +1,4 @@
-"""What a person names: a URL, a file, a key, an id or the sha256 of a picture, as builds know it.
+"""Understands what a person names: a URL, a file, a key, an id or the sha256 of a picture, as builds know it.
 
 `explain` and `forget` ask here, so that both understand the same names:
 
@@ -40,7 +40,7 @@ _DIGITS = re.compile(rf"([0-9a-f]{{{PREFIX},64}})(?:\.(?:jpg|txt|json))?", re.I)
 
 @dataclass(frozen=True)
 class Subject:
-    """What a person named, as rows are found by.
+    """The subject that a person named, as rows are found by.
 
     urls: of an image or a page. fetch_ids: of images, beside those of `urls`. images: sha256 of bytes as fetched.
     prefix: the beginning of an id, "" if none was named. tried: what it was taken for, in words.
@@ -72,7 +72,7 @@ class Subject:
 
 
 def subject_of(named: str, builds: Sequence[Build]) -> Subject:
-    """What `named` means in these builds. Raises SpecError for what is no name of anything, or of several things."""
+    """The subject that `named` means in these builds. Raises SpecError if it names nothing, or several things."""
     named = named.strip()
     if "://" in named and not named.startswith("file://"):
         return _with_fetched(Subject("a URL", _spellings(named)), builds)
@@ -141,7 +141,7 @@ def _tables(build: Build) -> list[TableSource]:
 
 
 def _known(addresses: Iterable[str], builds: Sequence[Build]) -> set[str]:
-    """Those of the addresses at which a build has found a picture."""
+    """Returns the addresses at which a build has found a picture."""
     by_id = {sha256_hex(address): address for address in addresses}
     wanted, known = pa.array(sorted(by_id), pa.string()), set[str]()
     if not by_id:

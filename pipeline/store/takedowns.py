@@ -40,7 +40,7 @@ UNFINISHED = "_forget.json"
 
 @dataclass(frozen=True)
 class Look:
-    """What a forgotten picture looked like. `distance` bits of 64, `threshold` between two signatures, 0 to 1."""
+    """Look of a forgotten picture. `distance` bits of 64, `threshold` between two signatures, 0 to 1."""
 
     phash: tuple[int, ...]
     signature: bytes
@@ -132,7 +132,7 @@ class Takedowns:
         return row["sha256"] in self.hashes or bool(self.why(row["image_url"], row["page_url"]))
 
     def images(self, sha256: Iterable[str]) -> set[str]:
-        """Those of the images, by sha256 of their bytes, that are taken down."""
+        """Returns the images, by sha256 of their bytes, that are taken down."""
         return set(self.hashes.intersection(sha256))
 
     def alike(self, rows: pa.Table, features: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What one build holds of what is taken down: its candidates, images, captures and samples."""
+"""Finds what one build holds of what is taken down: its candidates, images, captures and samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.takedown.request import fetched_images, text_array
 
 @dataclass
 class Affected:
-    """What a build loses. `hashes`: ids, URLs, pages, images and scored texts that are removed."""
+    """Content that a build loses. `hashes`: ids, URLs, pages, images and scored texts that are removed."""
 
     build: Build
     hashes: set[str] = field(default_factory=set)
@@ -29,7 +29,7 @@ class Affected:
     samples: list[dict[str, str]] = field(default_factory=list)
 
     def value(self) -> dict[str, Any]:
-        """As JSON values, for the answer of `forget`."""
+        """Returns JSON values for the answer of `forget`."""
         return {
             "build_id": self.build.build_id,
             "out": self.build.out,
@@ -42,7 +42,7 @@ class Affected:
 
 
 def affected(build: Build, takedowns: Takedowns) -> Affected:
-    """What a build holds of what is taken down."""
+    """Finds what a build holds of what is taken down."""
     ids, pages = _candidates(build, takedowns)
     captures = set[str]()
     for rows in build.tables("crawl", "parquet", ["url"]):

@@ -103,7 +103,7 @@ def _images_moved(store: Store, stage: StageDir, before: Record, after: Record) 
 
 
 def _identities(rewrite: Rewrite) -> None:
-    """What a build hands to STORE without the images that are removed. Its texts stay: hashes of what was compared."""
+    """Rewrites what a build hands to STORE, without the removed images. Its texts stay: hashes of what was compared."""
     stage, record = rewrite.stage, rewrite.record
     images = stage.table(record, "images.parquet")
     mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)

@@ -21,7 +21,7 @@ from it; a picture that another page shows too stays.
 
 Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
-Texts that a sample of an expired build took over from a copy stay: nobody knows any more from which.
+Texts that a sample of an expired build took over from a copy stay: from which is no longer known.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
         return answer
     now = _state(build)
     marker = build.folder.find_json(UNFINISHED, now)
-    if marker.get("of", now["of"]) != now["of"]:  # it was built anew since, and nobody has published that
+    if marker.get("of", now["of"]) != now["of"]:  # it was built again since, and that is not published
         marker = now
     noted = set(marker.get("hashes", ()))
     build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
@@ -260,7 +260,7 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
 
 
 def _report_again(build: Build) -> None:
-    """Make a report anew that shows what was taken down; where that cannot be done, delete it.
+    """Make a report again that shows what was taken down; where that cannot be done, delete it.
 
     It reads models and word lists that the spec names, which may be gone by now: a takedown must not wait for them.
     """
@@ -288,7 +288,7 @@ def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
 
 
 def _state(build: Build) -> dict[str, Any]:
-    """What a build was before anything was taken out of it. of: the fingerprint of its shards."""
+    """State of a build before anything was taken out of it. of: the fingerprint of its shards."""
     state = {"published": False, "accepted": {}, "reported": False, "of": build.fingerprints.get("shard", "")}
     if (manifest := manifest_in(build.shards)) is not None:
         state |= {"published": True, "accepted": manifest.accepted}
@@ -312,7 +312,7 @@ def _move_staged(build: Build) -> None:
 
 
 def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
-    """Step 6, for builds whose folders are not at hand: those that were done have identities of their own files."""
+    """Step 6, for builds whose folders are not accessible: the others have identities of their own files by now."""
     named = pa.array([bytes.fromhex(name) for name in sorted(takedowns.hashes)], pa.binary(32))
     candidates = pa.array([bytes.fromhex(name) for name in sorted(hashes)], pa.binary(32))
 

@@ -115,7 +115,7 @@ def collect(
 
 
 def _newest(own: list[Build], keep: int) -> list[Build]:
-    """Of the builds of a dataset, oldest first, the `keep` newest; all for 0. A build may lie in several folders."""
+    """The `keep` newest of a dataset's builds, given oldest first; all for 0. A build may lie in several folders."""
     newest = list(dict.fromkeys(build.build_id for build in own))[-keep:]
     return [build for build in own if build.build_id in newest]
 
@@ -133,7 +133,7 @@ class _Expired:
 
     @staticmethod
     def note(store: Store, names: set[str], dry_run: bool) -> _Expired:
-        """Those that are noted, and these, which are noted before anything of their builds goes."""
+        """Returns the noted caches with `names`, which are noted before anything of their builds is deleted."""
         listed = store.folder.find_json(EXPIRED, [])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             todo = "delete it, and run the same command again: these features stay then"
@@ -152,7 +152,7 @@ class _Expired:
 
 
 def _clean(store: Store, build: Build, stay: list[Build], unneeded: bool, deletions: Deletions) -> str:
-    """Expire a build that is none of those that stay, or delete its leftovers; nothing while a command runs in it.
+    """Expire a build that does not stay, or delete the leftovers of one that does; nothing while a command runs in it.
 
     unneeded: whether its shards go too. Returns why nothing was done, "" if it was.
     """
@@ -179,7 +179,7 @@ def _models(build: Build) -> set[str]:
 def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set[str] | None:
     """Delete all but the newest releases of a dataset; returns the ids of the builds that these need.
 
-    None for a dataset that has no release, of whose builds nothing is known to be needed or not.
+    None for a dataset without a release: which of its builds are needed is not known.
     """
     numbers = releases.numbers()
     if not numbers:
@@ -274,7 +274,7 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
 
 
 def _is_abandoned(folder: Folder, name: str) -> bool:
-    """Whether a file or folder of STORE is half-written, and nobody has written to it for ABANDONED_S seconds."""
+    """True if a file or folder of STORE is half-written, and has not been written to for ABANDONED_S seconds."""
     if not name.startswith(".tmp-") or not folder.is_local:  # what goes to a URL is unfinished elsewhere
         return False
     with contextlib.suppress(FileNotFoundError):  # finished, or taken back, meanwhile

@@ -72,7 +72,7 @@ def features_of(indexes: Sequence[Path], images: set[str]) -> dict[str, dict[str
 
 
 def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) -> dict[str, Any]:
-    """Remove from an index what is taken down; returns counts. Raises ContractError for what is no index."""
+    """Remove from an index what is taken down; returns counts. Raises ContractError for what is not an index."""
     unseen: list[str] = []
 
     def gone(table: pa.Table) -> npt.NDArray[np.bool_]:
@@ -165,7 +165,7 @@ def _texts_that_stay(table: pa.Table) -> dict[int, list[int]]:
 
 
 def _texts_now(tar: str, keys: set[str]) -> dict[str, set[str]]:
-    """Texts of samples as their shard has them now, by key; empty where there is no such shard any more."""
+    """Texts of samples as their shard has them now, by key; empty where the shard no longer exists."""
     folder, _, name = tar.removesuffix(".tar").rpartition("/")
     try:
         with Folder(folder).opened(f"{name}.parquet") as file:

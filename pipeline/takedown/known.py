@@ -48,7 +48,7 @@ def opened(store: Store, entries: Iterable[Mapping[str, Any]], stages: Stages) -
 def damaged_releases(store: Store) -> dict[str, str]:
     """A line for each dataset whose newest release cannot be read, by its name: what changes no reader may see.
 
-    Builds of such a dataset are left out of what is done: nobody could be kept from reading their shards meanwhile.
+    Builds of such a dataset are left out of what is done: readers could not be kept from their shards meanwhile.
     """
     faults = dict[str, str]()
     for releases in store.datasets():
@@ -68,7 +68,7 @@ def release_left_out(releases: Releases, fault: Exception) -> str:
 def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
     """Builds of the newest releases that STORE does not know, of a publish that was killed; and a line for each one
     that cannot be read, and for each dataset whose release cannot be read. Those whose folders are not there are named
-    where the release is made anew.
+    where the release is made again.
     """
     damaged = damaged_releases(store)
     sound = [releases for releases in store.datasets() if releases.dataset not in damaged]

@@ -38,7 +38,7 @@ from pipeline.urls import canonical_url, split_userinfo
 
 @dataclass(frozen=True)
 class Request:
-    """What to take down. `distance`: bits of 64 by which another picture may differ; `exact`: no copies."""
+    """Request for a takedown. `distance`: bits of 64 by which another picture may differ; `exact`: no copies."""
 
     urls: Sequence[str] = ()
     items: Sequence[str] = ()

@@ -31,7 +31,7 @@ from pipeline.store.takedowns import Takedowns
 
 
 class Removal:
-    """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
+    """Removals of a takedown: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
 
     def __init__(self, hashes: set[str], takedowns: Takedowns) -> None:
         self.hashes, self._takedowns = hashes, takedowns
@@ -40,7 +40,7 @@ class Removal:
         self._keys = pa.array(sorted({name[:KEY_LENGTH] for name in hashes}), pa.string())
 
     def mask(self, table: pa.Table) -> pa.Array:
-        """Which rows are removed; none of a table without a column to recognise them by."""
+        """Mask of the rows that are removed; all False for a table without a column to recognise them by."""
         name = next((name for name in ID_COLUMNS if name in table.column_names), "")
         if not name:
             return pa.array(np.zeros(table.num_rows, np.bool_))
@@ -56,7 +56,7 @@ class Removal:
         return sha256_hex(url) in self.hashes or self._takedowns.host(url)
 
     def without(self, table: pa.Table) -> pa.Table | None:
-        """The table without the removed rows; None if it has none of them."""
+        """The table without the removed rows; None if it lacks them."""
         mask = self.mask(table)
         return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else None
 

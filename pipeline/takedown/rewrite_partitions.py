@@ -104,7 +104,7 @@ def _delete_derived(own: Pass, rewrite: Rewrite, held: _Held) -> bool:
 
 
 class _Held:
-    """What the files of a build hold of what is removed."""
+    """Removed content in the files of a build."""
 
     def __init__(self, build: Build, removal: Removal) -> None:
         self.build, self._removal = build, removal

@@ -1,7 +1,7 @@
 """Shards without what is taken down: staged beside the dataset first, then moved into place together.
 
 Samples that stay are copied member by member as they are, so that only what is removed changes a tar; a sample that
-loses borrowed texts is encoded anew. Shards keep their names, hence the move, which the caller makes while there is no
+loses borrowed texts is re-encoded. Shards keep their names, hence the move, which the caller makes while there is no
 manifest. Killed while it moves, `staged` still names the shards that wait, and `move_staged` goes on.
 
 Limits: one process, a shard on the local disk.
@@ -30,7 +30,7 @@ STAGED = "_forget"
 
 
 def stage_shards(build: Build, removal: Removal) -> list[str]:
-    """Write the shards that hold something that is removed anew, beside the dataset; returns their names."""
+    """Rewrite the shards that hold something that is removed, beside the dataset; returns their names."""
     borrowed = borrowed_texts(build, removal)
     stage, names = build.stage("shard"), []
     for record in build.packed():
@@ -72,7 +72,7 @@ def _stage_shard(
 
 
 def _not_taken_over(record: Record) -> Record:
-    """The same, of a shard that a spec with other detectors packs anew.
+    """The same, of a shard that a spec with other detectors packs again.
 
     Behind a sample that is removed all rows move up, so that the shard of this name begins and ends elsewhere.
     """
@@ -126,7 +126,7 @@ def staged(build: Build) -> list[str]:
 
 
 def sweep_scratch(build: Build) -> None:
-    """Delete what killed attempts left beside shards and report: it may hold what is taken down, and nobody reads it.
+    """Delete what killed attempts left beside shards and report: it may hold what is taken down, and is never read.
 
     In the folders of other stages `StageDir.sweep` does that.
     """

@@ -1,9 +1,9 @@
-"""What a dataset holds of pages and pictures that are gone at their source, or whose owners have opted out since.
+"""Takes out what a dataset holds of pages and pictures that are gone at their source, or whose owners opted out since.
 
 A build's crawl and fetch meet pages and pictures that earlier builds of the dataset have samples of. Opt-outs are
 always honoured, at whichever address the same bytes are; an answer of 404 or 410 counts where the source says
 `vanished: drop`, and for that address alone. Their samples are taken out of the earlier builds as a takedown does it,
-so that the next release is without them. Unlike a takedown it is no ban: what a later crawl meets again, without the
+so that the next release is without them. Unlike a takedown it is not a ban: what a later crawl meets again, without the
 opt-out, is a candidate like any other.
 
 Limits: what a build did not ask for is not known to be gone. What robots.txt forbids now is not asked for, and stays.
@@ -46,7 +46,7 @@ class Lost:
 
 
 def lost_in(build: Build) -> Lost:
-    """What a build's crawl, extract and fetch say is lost, as far as the spec lets it count."""
+    """Losses that a build's crawl, extract and fetch report, as far as the spec lets them count."""
     drops = {source.name for source in build.spec.sources if source.vanished == "drop"}
     opted_out, vanished = set[str](), set[str]()
     for row in _refusals(build):

@@ -38,7 +38,7 @@ Booking = tuple[str, float, int]
 
 
 class HostSchedule:
-    """When each host is free. One call at a time; `clock` is for tests."""
+    """Schedule of hosts: when each is free. One call at a time; `clock` is for tests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -72,7 +72,7 @@ class _Reading:
         self.records = 0
 
     def captures(self) -> Iterator[Capture | Decision]:
-        """As `read_captures`."""
+        """See `read_captures`."""
         if not self._members.is_gzip or not _can_be_read_again(self._file):
             yield from self._by_members(None)
             return

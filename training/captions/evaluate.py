@@ -168,7 +168,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
 
 
 def _line(protocol: Mapping[str, Any]) -> str:
-    """How captions were judged, in one line."""
+    """Describes in one line how captions were judged."""
     by = "; ".join(f"{name}: {package}" for name, package in protocol["implementations"].items())
     return (
         "{data}, {split}: {images:,} images, {references:,} references; tokens: {segmenter}; beam search of {beams}; "

@@ -154,7 +154,7 @@ def is_as_indexed(shard: Shard, size: int) -> bool:
 
 
 def locate(base: str, manifest: str, file: FileDigest) -> str:
-    """Where a file of a manifest lies, below the folder `base`. Raises ContractError for a path that leaves it."""
+    """Location of a manifest's file, below the folder `base`. Raises ContractError for a path that leaves it."""
     parts = file.path.split("/")
     # "::" chains file systems for fsspec
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:

@@ -1,4 +1,4 @@
-"""Where vocabularies come from: the built-in ones, files, folders of transformers, checkpoints.
+"""Sources of vocabularies: the built-in ones, files, folders of transformers, checkpoints.
 
 `gb2312` serves small text towers that start from nothing; a released text tower needs the vocabulary it was trained
 with, and `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which

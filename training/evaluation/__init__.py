@@ -1,1 +1,1 @@
-"""How good a checkpoint is: retrieval, labelled pictures, regions, public benchmarks, and the page that shows it."""
+"""Quality of a checkpoint: retrieval, labelled pictures, regions, public benchmarks, and the page that shows it."""

@@ -57,7 +57,7 @@ class Clusters:
         return len(self.text_ids_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """As in `Hits`."""
+        """See `Hits`."""
         size = len(self.image_ids_N)
         pairs = [np.zeros(0, np.int64)]
         for by_id in self._sorted:
@@ -67,7 +67,7 @@ class Clusters:
         return found // size, found % size
 
     def unit(self) -> Ids:
-        """As in `Hits`: a text belongs to the image of its own pair."""
+        """See `Hits`: a text belongs to the image of its own pair."""
         return np.arange(self.texts)
 
     @functools.cached_property
@@ -88,13 +88,13 @@ class Captions:
     text_P: Ids
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """As in `Hits`."""
+        """See `Hits`."""
         image_P, text_P = self._by_image
         low, high = np.searchsorted(image_P, [start, stop])
         return image_P[low:high], text_P[low:high]
 
     def unit(self) -> Ids:
-        """As in `Hits`: a text belongs to the first of its images."""
+        """See `Hits`: a text belongs to the first of its images."""
         first = np.full(self.texts, self.images)
         np.minimum.at(first, self.text_P, self.image_P)
         return first
@@ -128,7 +128,7 @@ class Peers:
         return len(self.group_N)
 
     def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """As in `Hits`."""
+        """See `Hits`."""
         row_P, other_P = _same(*self._groups, start, stop)
         hit_P = self.copy_N[row_P] != self.copy_N[other_P]
         return row_P[hit_P], other_P[hit_P]
@@ -145,7 +145,7 @@ class Peers:
         return len(ids) - (np.searchsorted(copies, ids, "right") - np.searchsorted(copies, ids, "left"))
 
     def unit(self) -> Ids:
-        """As in `Hits`."""
+        """See `Hits`."""
         return self.unit_N
 
     @functools.cached_property

@@ -113,7 +113,7 @@ def _corners(bbox: Any) -> Box:
 
 
 def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Where the images of these names lie: by their path below the file's folder or the one above, or by name alone."""
+    """Paths of the images of these names: by their path below the file's folder or the one above, or by name alone."""
     roots = (file.parent, file.parent.parent)
     direct = {name: next((root / name for root in roots if (root / name).is_file()), None) for name in names}
     if None in direct.values():

@@ -316,7 +316,7 @@ def _all_finite(features: Features) -> bool:
 
 
 def _count_true(mask: Tensor, axis: int) -> Ids:
-    """How many are true along an axis."""
+    """Number of true values along an axis."""
     if mask.device.type == "cpu":  # NumPy's takes a tenth of the time of torch's, a third of all otherwise
         counts: Ids = np.asarray(np.count_nonzero(mask.numpy(), axis=axis))
         return counts

@@ -153,7 +153,7 @@ def _task(config: Config, data: Sequence[str], out: Path, init: Path | None, cac
 
 
 def _scaling(config: Config, workers: tuple[int, int]) -> Any:
-    """How many workers, and whether each takes a GPU: where there are any, in the cluster and not only here."""
+    """Number of workers, and whether each takes a GPU: where there are any, in the cluster and not only here."""
     import ray
     import torch
     from ray.train import ScalingConfig

@@ -76,7 +76,7 @@ class Embedded:
 
     @property
     def unreadable(self) -> int:
-        """How many rows were left out."""
+        """Number of rows that were left out."""
         return int(np.count_nonzero(~self.read))
 
 

@@ -415,7 +415,7 @@ def _each_line(file: Path) -> Iterator[bytes]:
 
 
 def _line_starts(file: Path) -> npt.NDArray[np.int64]:
-    """Where each line begins, and where the last one ends. Raises InputError for a file without a line, OSError."""
+    """Begin of each line, and the end of the last one. Raises InputError for a file without a line, OSError."""
     starts, at = [0], 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines):

@@ -134,7 +134,7 @@ def _histogram(
     filters: Sequence[PairFilter],
     cuts: Cuts,
 ) -> Values:
-    """As the macro `histogram` takes it: kept, and dropped (`own`), by bin; the filters' limits as lines."""
+    """Arguments of the macro `histogram`: kept, and dropped (`own`), by bin; the filters' limits as lines."""
     kept, all_ = (np.zeros(len(edges), np.int64) for _ in range(2))
     for counts, into in ((after, kept), (before, all_)):
         for units, pairs in counts.items():

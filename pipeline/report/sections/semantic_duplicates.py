@@ -4,7 +4,7 @@ The pairs that are nearest to one another, those that were only just dropped, an
 another distance would change. The histogram counts the duplicates by their distance, and the kept pairs that lie just
 beyond it. Empty for a spec without `semantic_dedup`.
 
-Limits: a leader that an earlier build kept is shown if that build is at hand. Thumbnails stop at a budget of bytes.
+Limits: a leader that an earlier build kept is shown if that build is accessible. Thumbnails stop at a budget of bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def duplicates(material: Material) -> Values | None:
 
 
 def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: float, distance: float) -> Values:
-    """As the macro `histogram` takes it: kept, and dropped (`own`), by distance from the nearest leader."""
+    """Arguments of the macro `histogram`: kept, and dropped (`own`), by distance from the nearest leader."""
     bins = [
         {"label": f"{at * step / MILLION:.3g}", "count": beyond.get(at, 0), "own": dropped.get(at, 0), "other": 0}
         for at in range(BINS)

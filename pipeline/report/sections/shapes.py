@@ -47,14 +47,14 @@ def figures(material: Material, inputs: Values) -> Values:
 
 
 def named(tables: Tables, names: str, most: int) -> list[Values]:
-    """How often each name occurs among the rows of a query, the most frequent first."""
+    """Number of occurrences of each name among the rows of a query, the most frequent first."""
     return tables.rows(
         f"SELECT name, count(*) AS count FROM ({names}) GROUP BY 1 ORDER BY count DESC, name LIMIT {most}"
     )
 
 
 def kinds(tables: Tables) -> list[Values]:
-    """How many texts are of each kind, how many of them come first in their sample, and how many of these because texts
+    """Number of texts of each kind, how many of them come first in their sample, and how many of these because texts
     that would have come before were removed.
     """
     return tables.rows(

@@ -61,7 +61,7 @@ def pages(build: Build, captures: Funnel) -> dict[str, int]:
 
 
 def lost(build: Build) -> Values:
-    """What damage cost the WARC files: totals, and the files, SHOWN_FILES at most."""
+    """Losses by damage in the WARC files: totals, and the files, SHOWN_FILES at most."""
     hit = [record for record in build.records("extract") if any(record.counts.get(name) for name in LOSSES)]
     files = [
         {

@@ -6,7 +6,7 @@ from pipeline.report import state
 from pipeline.report.section import Material, Section, Values
 
 START, END = "<!--state-->", "<!--/state-->"
-"""Between these the page is written anew when the state changes. Nothing that came from the web can hold them: it is
+"""Between these the page is rewritten when the state changes. Nothing that came from the web can hold them: it is
 escaped."""
 
 

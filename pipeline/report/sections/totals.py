@@ -20,7 +20,7 @@ def figures(material: Material, inputs: Values) -> Values:
 
 
 def held_apart(material: Material) -> Values:
-    """What it costs that texts straddle no splits (`shards.apart: texts`); empty where they may.
+    """Cost of the rule that texts straddle no splits (`shards.apart: texts`); empty where they may.
 
     moved: pairs by their split's name without it and with it. texts: left out of pairs. dropped: pairs.
     """
