@@ -6,7 +6,7 @@ provider packages for Ray are discontinued. The API consists of five plain HTTP 
 Submitting is idempotent. The caller derives a job's submission id from the purpose of the job (`submission_id`), and
 the cluster refuses an id that exists, so two concurrent callers start one job.
 
-Limits: every call returns the whole log of a job (the API has no range; following it needs a web socket). A cluster
+Limits: every call returns the whole log of a job (the API lacks ranges; following it needs a web socket). A cluster
 whose head was restarted without a persistent store has lost its jobs: `status` then raises JobUnknown.
 
 Source: ray/dashboard/modules/job (JobSubmitRequest, JobDetails), and Ray's "Token authentication" page.
@@ -204,8 +204,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def find_token(environment: Mapping[str, str]) -> str:
     """The cluster's token by Ray's own rules: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
-    Empty if RAY_AUTH_MODE is `disabled`, or if there is no token and no mode is set. Raises RayJobsRefused if the named
-    file cannot be read, or if RAY_AUTH_MODE is `token` and there is no token.
+    Empty if RAY_AUTH_MODE is `disabled`, or if neither a token nor a mode is set. Raises RayJobsRefused if the named
+    file cannot be read, or if RAY_AUTH_MODE is `token` without a token.
     """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":

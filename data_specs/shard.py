@@ -388,7 +388,7 @@ _SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
 def encode_sample(sample: Sample, image: bytes | memoryview) -> list[tuple[str, bytes | memoryview]]:
     """Members of one sample in the order of the tar: [(name, data)] for KEY.jpg, KEY.txt, KEY.json.
 
-    `image` are JPEG bytes. Raises ContractError if the sample has no text or the image is not a JPEG.
+    `image` are JPEG bytes. Raises ContractError if the sample lacks a text or the image is not a JPEG.
     """
     if not sample.texts:
         raise ContractError(f"{sample.key}: a sample needs at least one text")

@@ -6,7 +6,7 @@ A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order, a
 into partitions; each runs as one Ray task, which commits its own record (`pipeline.store.partitions`). A pass's
 fingerprint is made of its version, its token (its part of the spec and what it reads outside the build) and the
 fingerprints of the passes that it reads: same fingerprint, same result, so a finished pass is skipped and a killed one
-goes on with the partitions that have no record. Ray starts only if there is something to run.
+goes on with the partitions without a record. Ray starts only if there is something to run.
 
 Which build a folder is: `pipeline.opening`. The driver holds partition names and counts, nothing that grows with the
 rows of a dataset.
@@ -92,7 +92,7 @@ def _wanted(build: Build, stages: Sequence[str]) -> set[str]:
 
 
 def _run_pass(build: Build, own: Pass, cluster: Cluster | Here, progress: Progress, crawls: bool) -> PassResult:
-    """Runs the partitions of a pass that have no record, reduces them, and notes that all are committed."""
+    """Runs the partitions of a pass that lack a record, reduces them, and notes that all are committed."""
     directory, started = build.stage(own.name), time.monotonic()
     if directory.finished():
         return PassResult.of(own, build, directory.records())

@@ -58,7 +58,7 @@ ParameterGroup = Literal["image_backbone", "text_backbone", "new"]
 
 @dataclass(frozen=True)
 class Features:
-    """Outputs of the towers: unit features and keys [B, D], the same tensors where there are no key towers."""
+    """Outputs of the towers: unit features and keys [B, D], the same tensors without key towers."""
 
     image_BD: Tensor
     text_BD: Tensor

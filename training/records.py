@@ -1,7 +1,7 @@
 """Batch: the record that travels from the loader to the model.
 
 Why one flat frozen record: the loader fills it in a worker process, the loop moves it to the device, and each tower
-takes what it needs; there is no dict whose keys must be guessed.
+takes what it needs; no dict whose keys must be guessed.
 
 Limits: all samples of a batch have the same input size H x W and are padded to the same numbers of boxes and tokens.
 """

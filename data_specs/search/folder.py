@@ -1,7 +1,7 @@
 """An index folder: immutable files, and one `index.json`, written last, that names them.
 
     index.json                              IndexFile: what the index is of, its parts, its searches
-    img_emb/img_emb_0000.npy                float16 [n, D] unit rows, zeros where a row has no image
+    img_emb/img_emb_0000.npy                float16 [n, D] unit rows, zeros for a row without an image
     text_emb/text_emb_0000.npy              the same for texts
     metadata/metadata_0000.parquet          ROWS: row i belongs to row i of both
     rows/rows_0000.arrow                    the same rows with their words, memory-mapped by searches

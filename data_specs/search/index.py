@@ -163,7 +163,7 @@ class IndexWriter:
         """Make all parts searchable in one step; returns how many rows left.
 
         wanted: stamps of what the input holds now; other rows leave the index. None: all stay. approximate: whether the
-        index gets an approximate search; None: if it is large, or has one. Raises IndexFault where there is no row, or
+        index gets an approximate search; None: if it is large, or has one. Raises IndexFault if it would be empty, or
         an id is there twice.
         """
 

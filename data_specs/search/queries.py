@@ -84,8 +84,8 @@ class TextQuery:
     def open(folder: Path, threads: int = 0, gpu: bool = False) -> TextQuery:
         """Open the text tower of an index, by the index's folder, or an ONNX file by its own path.
 
-        threads: of the CPU, 0 for as many as onnxruntime takes. Raises IndexFault where there is none, or it is no text
-        tower of wenlan.
+        threads: of the CPU, 0 for as many as onnxruntime takes. Raises IndexFault where there is none, or it is not a
+        text tower of wenlan.
         """
         path = folder if folder.suffix == ".onnx" else folder / TEXT
         if not path.is_file():

@@ -57,7 +57,7 @@ class ByVector:
 def fused(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
     """Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009) of the DEEP best of two rankings.
 
-    (1 - weight) / (60 + rank by vector) + weight / (60 + rank by words): a cosine and a BM25 have no common scale.
+    (1 - weight) / (60 + rank by vector) + weight / (60 + rank by words): a cosine and a BM25 lack a common scale.
     """
     rows = np.union1d(by_vector[:DEEP], by_words[:DEEP])
     points = np.zeros(len(rows), np.float64)

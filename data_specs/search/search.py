@@ -59,7 +59,7 @@ class Query:
     rows in their order.
 
     of: what the vector is of, where that is known. The background is that of images with texts, so hits of the same
-    kind have no score then. exact: True: every row is looked at; False: the approximate search wherever there is one;
+    kind get no score then. exact: True: every row is looked at; False: the approximate search wherever there is one;
     None: as the module says.
     copies: show near-copies too. weight: of the words against the vector where both are given, 0 to 1.
     """

@@ -14,7 +14,7 @@ photos of dishes, 99.6% of the 246 others were found with it, and none without i
 (tests/benchmarks/bench_watermark.py); with a sample of 20, all with it, the highest of 60 without it came to 0.25.
 
 Limits: a mark is estimated within a build, from what dedup and `screen` kept there: a host of which a week brings fewer
-than `min_pictures` of a size has no mark that week, so increments need not be what one build would be. There are about
+than `min_pictures` of a size gets no mark that week, so increments need not be what one build would be. There are about
 as many partitions of hosts as the root of the pairs, and each reads the columns of all pairs. In memory are the counts
 of a partition's groups, the ids of its samples, and the pictures of one sample. A takedown of a domain removes its
 marks; one of a picture leaves the median of the others with it, which shows none of them. A picture that cannot be

@@ -228,7 +228,7 @@ def _write_images(
     )
     fine = [fine_of(NO_DETAILS)]
     before = identities.details_before(known, piece.first)
-    if known.features == feature_id():  # other images are matched by bytes only: they have no entry
+    if known.features == feature_id():  # other images are matched by bytes only, without an entry
         coarse.codes[:] = hashes_of(table)
         for at in range(0, len(piece), AT_ONCE):
             last = min(len(piece), at + AT_ONCE)

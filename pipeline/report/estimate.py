@@ -1,7 +1,7 @@
 """Estimates what a build yields and costs, from the newest published build of its dataset: `wenlan-data plan`.
 
 Seconds, CPU and GPU seconds, bytes and pairs of that build are multiplied by the candidates of the new build over its
-own; the memory of a worker stays that of its largest partition. If STORE has no build of this name, the newest of any
+own; the memory of a worker stays that of its largest partition. If STORE lacks a build of this name, the newest of any
 name is used; without one, nothing is estimated. What politeness costs follows from the spec alone: a host gets one
 request per `delay_s`, whatever the machine.
 

@@ -4,7 +4,7 @@ A candidate's fate is its row in the union of decisions (every failing reason, e
 What the stages saw is looked up in the one partition that holds its order key, so the cost of a trace is that of one
 partition, whatever the size of the build.
 
-Limits: decisions have no index, so finding the rows reads each of their columns that is asked for, file by file. The
+Limits: decisions are not indexed, so finding the rows reads each of their columns that is asked for, file by file. The
 first TRACED rows are traced; a page may hold hundreds of images.
 """
 

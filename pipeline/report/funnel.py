@@ -119,7 +119,7 @@ def count(build: Build, tables: Tables) -> tuple[Funnel, Funnel]:
 
 
 def kept_captures(build: Build) -> Counts:
-    """Pages that no stage dropped, which have no Decision: by source, as the last stage that read them counts them."""
+    """Pages that no stage dropped, without a Decision: by source, as the last stage that read them counts them."""
     counts = Counter[tuple[str, str, str]]()
     for record in build.records("extract"):
         if "pages" in record.counts:

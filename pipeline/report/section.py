@@ -119,7 +119,7 @@ class Section:
     html: Jinja fragment. It sees every key of report.json by its name, the macros of templates/macros.html and the
     filters of `pipeline.report.page.environment`. White space of the page is that of the fragment: a long line is cut
     inside of `{{ }}`, or where `-` or `{#--#}` takes the cut out again. A fragment that renders to white space only is
-    no part of the page and has no link.
+    left out of the page and of its navigation.
     figures(material, inputs): its keys of report.json, which no other section has. Its second argument holds the keys
     of the sections named next, and no others.
     inputs: names of sections whose figures it computes from, wherever they are on the page.

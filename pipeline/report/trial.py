@@ -3,6 +3,7 @@
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
 the build that says why it was left out, and what went out has one of the trial. Candidates whose images were never
 fetched are counted apart: a trial cannot know what becomes of them.
+
 The page is one file that loads nothing, like the report.
 
 Limits: pictures are a sample of SHOWN each, the same every time.

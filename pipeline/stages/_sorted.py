@@ -59,7 +59,7 @@ def write(path: Path, tables: Sequence[pa.Table]) -> int:
     bits = min(MOST_BITS, max(1, len(keys) // BATCH).bit_length() - 1)
     numbers = (keys[order] >> np.uint64(1) >> np.uint64(KEY_BITS - 1 - bits)).astype(np.int64)  # 64 would be no shift
     borders = np.searchsorted(numbers, np.arange((1 << bits) + 1)).tolist()
-    batches = table.take(pa.array(order)).combine_chunks().to_batches()  # one, or none if there are no rows
+    batches = table.take(pa.array(order)).combine_chunks().to_batches()  # one, or none without rows
     with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
         for start, end in itertools.pairwise(borders) if batches else ():
             file.write_batch(batches[0].slice(start, end - start))

@@ -3,7 +3,7 @@
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
 texts are normalised, templates of their host are cut off (`_templates`), text filters rewrite them, and those that one
 rejects are removed; a candidate is dropped that was taken down (`forgotten`), that stands on so many pages of the whole
-crawl that it is furniture, that is there twice, that has no text left, or that is one too many for its image URL.
+crawl that it is furniture, that is there twice, that is left without a text, or that is one too many for its image URL.
 
 What remains has its primary text first, by the spec's `text_kinds`. A text that was removed is a fact: the candidate's
 row has it with the reason (`records.REMOVED`), and `text_rank` counts those that would have come before the primary

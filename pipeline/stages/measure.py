@@ -34,7 +34,7 @@ from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
 
 Fault = tuple[DropReason, str]
-"""Why an image has no features, and the evidence."""
+"""Why an image is without features, and the evidence."""
 
 
 def token(build: Build) -> Any:

@@ -314,7 +314,7 @@ def _write_regions(build: Build, detector_id: str, rows: pa.Table, path: Path) -
 
 
 def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
-    """REGION_SCHEMA of one shard, in its order, from detect's files. Raises StageError where a sample has no entry."""
+    """REGION_SCHEMA of one shard, in its order, from detect's files. Raises StageError if a sample lacks an entry."""
     stage, wanted = build.stage("detect"), rows["sha256"].combine_chunks()
     keys, names = rows["order_key"], ["sha256", "boxes", "scores", "labels"]
     here = pc.field("sha256").isin(wanted)

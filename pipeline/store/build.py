@@ -118,7 +118,7 @@ class Build:
         return None
 
     def records(self, name: str) -> list[Record]:
-        """The records of a pass, or of a stage's last one; none where it has no such pass."""
+        """The records of a pass, or of a stage's last one; empty where it lacks such a pass."""
         return self.stage(name).records() if name in self.fingerprints else []
 
     def counted(self, name: str, what: str) -> int:

@@ -50,7 +50,7 @@ class Similar:
                 "by_text": about.images and self._encoder is not None}  # fmt: skip
 
     def like(self, key: str, limit: int = NEIGHBOURS) -> list[dict[str, Any]]:
-        """Neighbours of a sample's picture, or of its text where there are no pictures, best first, without itself.
+        """Neighbours of a sample's picture, or of its text without pictures, best first, without itself.
 
         Raises SpecError for a sample that is not in the index.
         """

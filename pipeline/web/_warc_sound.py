@@ -73,7 +73,7 @@ class SoundRun:
                 return
 
     def _capture(self, record: WarcRecord) -> Capture | Decision | None:
-        """The capture of a record; None if it is no page. Raises _NotPlain, and what fastwarc raises for damages."""
+        """The capture of a record; None if it is not a page. Raises _NotPlain, and what fastwarc raises for damages."""
         headers: dict[str, str] = {}
         for name, value in record.headers.to_tuples():
             name = name.lower()

@@ -3,7 +3,7 @@
     this process                                  child process
     list of addresses of a gateway on loopback -> img2dataset.download(...), with its processes and threads
     the gateway: one request, by ImageFetcher  <- GET http://127.0.0.1:PORT/TOKEN/NUMBER
-    bytes, or why there are none               <- its tars and tables, in a temporary folder
+    bytes, or why they are missing             <- its tars and tables, in a temporary folder
 
 img2dataset runs as its users run it: its public `download`, in a process of its own for each partition. What it asks
 for are addresses of a gateway on loopback, one for each image, and the gateway asks for the image by

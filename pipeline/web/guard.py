@@ -2,7 +2,7 @@
 
 Where the guard sits, and why there: an audit hook on `socket.connect`. It sees the address that is really connected
 to, after DNS and after every redirect, whichever library connects (aiohttp today), so
-there is no gap between check and use. It acts only inside a scope that the client enters (`guarded`),
+no gap is left between check and use. It acts only inside a scope that the client enters (`guarded`),
 by a context variable: Ray, object stores and databases of the same process are untouched.
 
 What passes is an IP literal of a globally routable unicast address. On top of what `ipaddress` calls not global we

@@ -25,7 +25,7 @@ _NO_PAGE = re.compile(
     r"|otf|pdf|png|pptx?|ps|rar|rss|svg|swf|tar|tgz|tiff?|ttf|txt|wav|web[mp]|wm[av]|woff2?|xlsx?|xml|zip)$",
     re.IGNORECASE,
 )
-"""Paths of what is no page; links to it are not followed."""
+"""Paths of what is not a page; links to it are not followed."""
 
 _NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
 

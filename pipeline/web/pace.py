@@ -85,7 +85,7 @@ class RateLimiter:
         self._wanted: dict[str, Booking] = {}
         self._booked: dict[str, Booking] = {}  # of the call that is under way; a host that pauses meanwhile leaves it
         self._call: asyncio.Future[None] | None = None
-        self._turn = asyncio.Lock()  # of calls to the schedule, which is no object for two threads
+        self._turn = asyncio.Lock()  # of calls to the schedule, which is not safe for two threads
 
     async def next_slot(self, host: str, delay_s: float) -> float:
         """Take the host's next slot; returns the seconds to sleep until it comes."""

@@ -208,7 +208,7 @@ def media_type(content_type: str) -> str:
 
 
 def is_html(content_type: str, body: bytes = b"") -> bool:
-    """Whether a response is a page: by its Content-Type; by how its body begins where it has none (RFC 9110, 8.3)."""
+    """True if a response is a page: by its Content-Type; without one by how its body begins (RFC 9110, 8.3)."""
     declared = media_type(content_type)
     if declared:
         return declared in HTML_TYPES
@@ -423,7 +423,7 @@ class Tdm:
 
 
 def tdm_of(status: int, body: bytes) -> Tdm:
-    """Rules from a response for tdmrep.json; what is no such file reserves nothing.
+    """Rules from a response for tdmrep.json; anything else reserves nothing.
 
     Patterns are those of robots.txt (`PathPattern`). Never raises: see `Tdm.unreadable`. Source: TDM Reservation
     Protocol (W3C Community Group report), section 6.

@@ -47,7 +47,7 @@ def read(body: bytes, cap: int, site: Site) -> tuple[list[str], list[str]]:
 
 
 def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
-    """(pages, further sitemaps) that a file lists, as written; both empty for what is no sitemap."""
+    """(pages, further sitemaps) that a file lists, as written; both empty for what is not a sitemap."""
     if body.startswith(GZIP):
         try:
             body = unpacked(body, "gzip", cap)

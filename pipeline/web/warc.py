@@ -120,7 +120,7 @@ class _Reading:
         return members.behind if new and run is not None else None
 
     def _passes(self, fault: str) -> bool:
-        """Go on behind a damage; False if there is nothing behind it. Raises SourceError for what is no WARC file."""
+        """Go on behind a damage; False if nothing is behind it. Raises SourceError for what is not a WARC file."""
         passed = self._members.recover()
         if not passed and not self.records:
             raise SourceError(self._url, f"is not a WARC file ({fault})") from None
@@ -179,7 +179,7 @@ def _too_large(url: str, max_body: int) -> Decision:
 
 
 def capture_of(member: bytes, max_body: int) -> Capture | None:
-    """The page in one record of a WARC file; None if the bytes are no such record or the page is too large."""
+    """The page in one record of a WARC file; None if the bytes are not such a record or the page is too large."""
     members = Members(io.BytesIO(member))
     try:
         while members.next():
@@ -220,7 +220,7 @@ def _read_to_end(record: Any) -> None:
 
 
 def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
-    """The capture of one record, read to its end; None if it is no page; a Decision if that cannot be read."""
+    """The capture of one record, read to its end; None if it is not a page; a Decision if that cannot be read."""
     url = ""
     try:
         url = _url_of(record)
@@ -241,7 +241,7 @@ def _url_of(record: Any) -> str:
 
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
-    """The capture of one response record; None for what is no page of the web (dns:, whois:)."""
+    """The capture of one response record; None for what is not a page of the web (dns:, whois:)."""
     url = _url_of(record)
     if not url.startswith(("http://", "https://")):
         return None
@@ -265,7 +265,7 @@ def _body(record: Any, size: int) -> bytes:
     encoding = (record.http_headers.get_header("Content-Encoding") or "").strip().lower()
     if encoding != "br":
         return _read(record.content_stream(), size)
-    record.http_headers.remove_header("Content-Encoding")  # warcio's own Brotli reader has no bound and raises
+    record.http_headers.remove_header("Content-Encoding")  # warcio's own Brotli reader is unbounded and raises
     stream = record.content_stream()
     record.http_headers.add_header("Content-Encoding", encoding)
     try:

@@ -10,7 +10,7 @@ Regions of all images have most of their direction in common, and no layer behin
 training: so each of their W numbers has the mean and deviation that it has in the training images taken out.
 
 Beam search keeps the `beams` most probable beginnings of every image; one that has ended stays a beam while the others
-go on, and the best ends by probability per character ** `length_power`. So it has no rule for stopping early.
+go on, and the best ends by probability per character ** `length_power`. So it needs no rule for stopping early.
 
 Limits: the beginnings are computed again at every character (no cache of keys and values): captions are short.
 """

@@ -4,7 +4,7 @@ The baseline is what the two towers do without a decoder: the training caption w
 image's feature. It writes people's sentences, so a captioner that cannot beat it has learnt nothing beyond them.
 
 Figures are given over all images, and, for CIDEr and ROUGE-L, over those none of whose references stands among the
-training captions word for word (`unseen`): there the baseline can have no exact hit. Intervals are of 95%, images
+training captions word for word (`unseen`): there the baseline cannot have an exact hit. Intervals are of 95%, images
 resampled; that of the difference resamples pairs.
 
 Limits: of more than GALLERY training captions so many are drawn for the baseline. One caption an image is judged, its

@@ -70,7 +70,7 @@ def tokens_of(text: str, tokens: Tokens) -> list[str]:
 
 
 def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> Figures:
-    """Figures of N captions against the references of each, one or more. Without METEOR where there is no Java."""
+    """Figures of N captions against the references of each, one or more. METEOR is left out without Java."""
     from pycocoevalcap.bleu.bleu import Bleu
 
     given, wanted = _apart(captions, references, tokens)

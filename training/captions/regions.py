@@ -85,7 +85,7 @@ def open_captioned(
     detector: str = "",
     leave: LeaveSignal = lambda: Leave.NO,
 ) -> Captioned | None:
-    """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it has no sample.
+    """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it lacks samples.
 
     leave: asked after each image whose features are made whether to end (`Leave.STOP`). Raises ConfigError (an image
     tower without regions), InputError (no readable image, a damaged cache), ContractError (data), RunError (asked to
@@ -185,7 +185,7 @@ def _seen(loaded: Loaded, loader: Loader) -> Iterator[tuple[int, npt.NDArray[np.
 def see(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
     """Region features [B, R, W] and unit image features [B, D] of a batch, float32 on the CPU.
 
-    Raises ConfigError where the image tower has no regions.
+    Raises ConfigError where the image tower lacks regions.
     """
     import torch
 

@@ -51,7 +51,7 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class CaptionerResult:
-    """Outcome of a training. dev_cider: on the dev split, highest of all; None where there is no dev split."""
+    """Outcome of a training. dev_cider: on the dev split, highest of all; None without a dev split."""
 
     out: str
     checkpoint: str

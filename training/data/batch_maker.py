@@ -98,7 +98,7 @@ class BatchMaker:
     """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
 
     slots: Slots | None = None
-    """Shared memory in which batches are handed over; None where there is no worker process."""
+    """Shared memory in which batches are handed over; None without a worker process."""
 
     def __init__(
         self,

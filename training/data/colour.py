@@ -92,7 +92,7 @@ def _hue(planes: _Planes, turn: float) -> _Planes:
     lowest = np.minimum(np.minimum(red, green), blue)
     highest = np.maximum(np.maximum(red, green), blue)
     chroma = highest - lowest
-    per_sixth = 1 / np.maximum(chroma, np.float32(1e-6))  # where there is no chroma any hue will do
+    per_sixth = 1 / np.maximum(chroma, np.float32(1e-6))  # without chroma any hue will do
     hue = (red - green) * per_sixth + 4
     np.copyto(hue, (blue - red) * per_sixth + 2, where=highest == green)
     np.copyto(hue, (green - blue) * per_sixth, where=highest == red)

@@ -124,7 +124,7 @@ class Dataset:
         mixed = any(o.weight for o in opened)
         parts = [o for o in opened if (any(shard.rows for shard in o.shards) if mixed else o.shards)]
         self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in parts)
-        """Samples of each shard of each argument; of a mixture without those that have no sample."""
+        """Samples of each shard of each argument; of a mixture without those that are empty."""
         self.weights = tuple(o.weight or 1.0 for o in parts) if mixed else ()
         """Weights by which the parts are mixed; empty where they follow one after the other."""
         self._copies = copies
@@ -210,7 +210,7 @@ class Dataset:
             self._copies.ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
 
     def check_not_empty(self) -> None:
-        """Raise ContractError, with what to do, if the split has no sample."""
+        """Raise ContractError, with what to do, if the split is empty."""
         if len(self):
             return
         counts = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
@@ -314,7 +314,7 @@ def open_dataset(
     weights (1 where there is none), each in epochs of its own.
 
     `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
-    `plain_tars=False` leaves plain tars out: they have no split, so they must not serve as a dev split.
+    `plain_tars=False` leaves plain tars out: they lack splits, so they must not serve as a dev split.
 
     Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match (in a
     dataset of more than AT_START shards when such a shard is first read). One line that names the file. A split without
@@ -411,7 +411,7 @@ def _manifest(name: str) -> tuple[str, Manifest]:
 
 
 def _not_there(name: str, refusals: Sequence[str]) -> str:
-    """Why there is no manifest at a place, and what to do. refusals: what its server said, unless there is none."""
+    """Why a place lacks a manifest, and what to do. refusals: what its server said, if it has one."""
     if refusals:
         return f"cannot be read ({refusals[0]}); check the address, and that it may be read from this machine"
     if "://" in name:

@@ -165,7 +165,7 @@ def locate(base: str, manifest: str, file: FileDigest) -> str:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether a text of JSON has no half of a surrogate pair in it."""
+    """True if a text of JSON is free of halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

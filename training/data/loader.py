@@ -144,7 +144,7 @@ class Loader:
     def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:
         """This rank's micro-batches of the global batches that begin at `position`, at + B, ... and before `stop`.
 
-        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches per step.
+        Any position, negative ones included; without `stop` it never ends. Yields share.accumulate batches per step.
         Raises RunError past the limit of corrupt samples, ContractError on a broken shard.
         """
 
@@ -163,7 +163,7 @@ class Loader:
         return self._load((start, min(start + size, total)) for start in starts)
 
     def spread(self, samples: int) -> Iterator[Batch]:
-        """Yields about `samples` samples (all, if there are no more), in batches evenly spread over the order."""
+        """Yields about `samples` samples (all, if there are fewer), in batches evenly spread over the order."""
         size, total = self.share.micro, len(self._order)
         count = -(-samples // size)
         if count * size >= total:

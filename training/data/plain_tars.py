@@ -188,7 +188,7 @@ def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     What else a hostile tar makes tarfile raise passes: OverflowError, RecursionError and errors of a decompressor.
     """
     for member in archive:
-        if member.size < 0:  # the next header would lie before this one, and the tar have no end
+        if member.size < 0:  # the next header would lie before this one, and the tar never end
             raise tarfile.ReadError(f"{member.name} has a size below 0")
         if member.isreg() and not member.issparse():
             yield member

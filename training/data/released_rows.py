@@ -6,7 +6,7 @@ Boxes are pixels of the image, best first. Text kinds go by the release's names 
 `sur_text` and `surText` are `surrounding`); `easy` (the first 128 characters of the surrounding text) and `first` (its
 first sentence, without the closing 。) are taken from the row, or made where it has the surrounding text only.
 
-A line that is no such row is a value, `Broken`, and not an error: the others are still of use.
+A line that is not such a row is a value, `Broken`, and not an error: the others are still of use.
 
 Limits: the file is read line by line, never whole.
 """
@@ -120,7 +120,7 @@ def json_lines(file: Path, what: str = "not JSON") -> Iterator[tuple[str, Any]]:
 
 
 def is_text(value: str) -> bool:
-    """Whether a text of JSON has no half of a surrogate pair in it: no file's name, digest or tokenizer takes one."""
+    """True if a text of JSON is free of halves of surrogate pairs: no file's name, digest or tokenizer takes one."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Encoders, one file each: file name = `image.encoder` or `text.encoder` in the config.
 
 `image.encoder="cnn_regions"` is training/encoders/cnn_regions.py, which defines `build(config, load_weights) -> Tower`.
-There is no registry: a new encoder is a new file. A file `_*.py` is a helper and no encoder.
+A new encoder is a new file, without a registry. A file `_*.py` is a helper, not an encoder.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Trunk(nn.Module):
 
 
 def build(config: Config, load_weights: bool) -> Tower:
-    """The text tower that `config.text` describes. Raises ConfigError: it has no weights to load."""
+    """The text tower that `config.text` describes. Raises ConfigError: it lacks weights to load."""
     if load_weights and config.text.weights:
         raise ConfigError("text.weights", "char_text starts from random weights; leave it empty")
     if config.text.position_embedding:

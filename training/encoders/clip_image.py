@@ -6,7 +6,7 @@
 
 What the regions add begins at zero, so that a tower that was initialised from a checkpoint gives that checkpoint's
 features at its first step, whatever the boxes, and learns what its regions are good for. With `data.max_boxes=0` there
-are none of these layers: the tower stays what transformers calls by its name, and can be exported as such.
+are not among these layers: the tower stays what transformers calls by its name, and can be exported as such.
 
 Sources: CLIP (arXiv 2103.00020), Chinese-CLIP (arXiv 2211.01335), SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv
 2502.14786); the addition is ours.

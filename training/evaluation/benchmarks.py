@@ -12,7 +12,7 @@
     rows:FILE            rows of BriVL's release (training/data/released_rows.py) with their boxes; primary texts
 
 DIR is what the archive unpacks to, or a folder above it: files are found by name. Where a benchmark has the words of
-its captions apart (AIC-ICC, Flickr30k-CN with `word:tag`), they are joined: a Chinese text has no spaces.
+its captions apart (AIC-ICC, Flickr30k-CN with `word:tag`), they are joined: Chinese is written without spaces.
 
 Sources of the formats: the publishers' repositories and archives (github.com/AIChallenger, tianchi.aliyun.com/muge,
 OFA-Sys/Chinese-CLIP README "Dataset preparation", li-xirong/coco-cn, li-xirong/flickr8kcn, google/crossmodal-3600).
@@ -62,7 +62,7 @@ class Picture:
         if isinstance(self.content, bytes):
             return self.content
         if self.content.exists() and not self.content.is_file():
-            raise ContractError(f"{self.content}: no regular file")  # a pipe, say: reading it would have no end
+            raise ContractError(f"{self.content}: no regular file")  # a pipe, say: reading it would never end
         try:
             return self.content.read_bytes()
         except ValueError:  # a NUL in it, as a stranger's row may have

@@ -42,7 +42,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Write the background of a checkpoint's query towers into it, in place of an earlier one; what was counted.
 
-    Raises InputError where the gallery has no two samples that do not belong together, CheckpointError, ContractError.
+    Raises InputError where the gallery lacks two samples that do not belong together, CheckpointError, ContractError.
     """
     loaded = load(path, device)
     batches = loaded.split_loader(packed(data, "train", cache), "train", cache, detector).spread(images)

@@ -50,7 +50,7 @@ def read_templates(file: Path) -> tuple[str, ...]:
 
 
 def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """The same templates. Raises InputError where one has no place for the name, or there is none."""
+    """The same templates. Raises InputError where one lacks a place for the name, or none is given."""
     for template in templates:
         if "{}" not in template and "{c}" not in template:
             raise InputError(where, f"template {template!r} has no {{}} for the name of the class")

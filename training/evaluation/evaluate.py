@@ -2,7 +2,7 @@
 
 A dataset's splits hold image clusters apart, not texts, unless its spec says so (`shards.apart`): a held-out pair may
 have a caption that stands in the train split too. So figures are given of seen and unseen queries apart
-(training/evaluation/results.py). Plain tars have no train split: there, and of a benchmark, this is unknown.
+(training/evaluation/results.py). Plain tars lack a train split: there, and of a benchmark, this is unknown.
 
 Limits: what a checkpoint saw before, in the weights of its backbones or in an earlier dataset, is not known here. The
 leaders of every train shard are read, which takes as long as opening the dataset for a training does.
@@ -55,7 +55,7 @@ def stands_in_train(
         return None
     train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
     if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
-        return None  # plain tars have no splits
+        return None  # plain tars lack splits
     if len(train.shard_sizes) > MANY_SHARDS:
         LOG.info("looking up the queries' leaders in %s train shards", f"{len(train.shard_sizes):,}")
     return _in_train(train.leaders(), image_ids_N, text_ids_N)

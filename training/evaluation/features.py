@@ -49,7 +49,7 @@ class Embeddings:
 
 
 def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
-    """`embed_batches` of every rank, in rank order. Raises InputError where there is no sample."""
+    """`embed_batches` of every rank, in rank order. Raises InputError without samples."""
     from training.method import distributed
 
     parts = distributed.gather_objects([embed_batches(model, batches, device, precision)])

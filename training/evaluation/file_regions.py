@@ -79,7 +79,7 @@ class RegionTable:
         return hashlib.sha256(content).hexdigest() in self.row_of
 
     def of(self, content: bytes, name: str) -> tuple[Box, ...]:
-        """Boxes of an image by the bytes of its file. Raises InputError naming it where there are none of it."""
+        """Boxes of an image by the bytes of its file. Raises InputError naming an image without boxes."""
         digest = hashlib.sha256(content).hexdigest()
         row = self.row_of.get(digest)
         if row is None:

@@ -79,7 +79,7 @@ class Clusters:
 class Captions:
     """Texts that describe images: pairs [P] of the number of an image and of a text, in any order.
 
-    A text may describe several images, and an image may have no text: then it is a candidate, but no query.
+    A text may describe several images. An image without a text is a candidate, but not a query.
     """
 
     images: int

@@ -60,7 +60,7 @@ def packed(data: Sequence[str], split: str, cache: Path | None) -> list[str]:
 
 
 def _packed(name: str, split: str, folder: Path) -> Path:
-    """The tar of a split, made if it is not there; a set too small to have a dev image has no dev tar."""
+    """The tar of a split, made if it is not there; a set too small for a dev image gets no dev tar."""
     part = "train" if split == "dev" else split
     benchmark = open_benchmark(name, part)
     stem = f"{name.partition(':')[0]}-{_digest(name, benchmark)}"

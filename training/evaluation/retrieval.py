@@ -54,7 +54,7 @@ _GATHERED = 4 << 20
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of the best hit of every query (1 is the first, 0: it has no hit), and how many hits each has.
+    """Rank of the best hit of every query (1 is the first, 0: without a hit), and how many hits each has.
 
     image_N, text_M: of images that ask for texts and of texts that ask for images. unit_M: as in `Hits`.
     """
@@ -131,7 +131,7 @@ def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device
         np.maximum.at(best_M, text_P, similar_P)
         hits_N[start:stop] = np.bincount(image_P - start, minlength=stop - start)
         hits_M += np.bincount(text_P, minlength=hits.texts)
-    # Without a hit there is no rank: nothing is as similar as 2.
+    # Without a hit, the rank is 0: nothing is as similar as 2.
     best_N[hits_N == 0], best_M[hits_M == 0] = 2, 2
     counter = _Counter(image_ND, text_MD, best_N, best_M, device)
     uncounted = hits.uncounted if isinstance(hits, Peers) else hits.of
@@ -146,7 +146,7 @@ def figures(
 ) -> Retrieval:
     """Both directions over all queries, or over those of a mask [N] of images and one [M] of texts.
 
-    The candidates are all of them in any case. Raises InputError where a direction has no query.
+    The candidates are all of them in any case. Raises InputError where a direction lacks queries.
     """
     asks_N = (ranks.image_hits_N > 0) & (True if images is None else images)
     asks_M = (ranks.text_hits_M > 0) & (True if texts is None else texts)
@@ -211,7 +211,7 @@ def _intervals(ranks: Ranks, asks_N: Mask, asks_M: Mask) -> tuple[dict[int, Boun
         drawn_U = np.bincount(generator.integers(0, len(sums_UC), len(sums_UC)), minlength=len(sums_UC))
         resampled[i] = drawn_U @ sums_UC
     images, texts = resampled[:, 0:1], resampled[:, 1:2]
-    # A resample of very few images may have no query of one direction: it says nothing, and is left out.
+    # A resample of very few images may lack queries of one direction: it says nothing, and is left out.
     counts = (images[:, 0] > 0) & (texts[:, 0] > 0)
     recalls_RK = resampled[counts, 2::2] / images[counts], resampled[counts, 3::2] / texts[counts]
     i2t, t2i = ({k: percentiles(of_k) for k, of_k in zip(KS, recalls.T, strict=True)} for recalls in recalls_RK)

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _LINE_EVERY = 5.0
-"""Seconds between plain lines where there is no terminal."""
+"""Seconds between plain lines without a terminal."""
 
 _PACKAGES = ("wenlan", "torch", "torchvision", "timm", "transformers", "safetensors", "numpy", "pyarrow", "ray")
 

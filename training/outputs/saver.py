@@ -93,7 +93,7 @@ class Saver:
 def fetch(run: Path, mirror: str, name: str = "") -> None:
     """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there; or the one of a name.
 
-    Nothing is done where the mirror has no such checkpoint. Raises RunError.
+    Nothing is done where the mirror lacks such a checkpoint. Raises RunError.
     """
     fs, root = _filesystem(mirror)
     with told(mirror):

@@ -29,7 +29,7 @@ _LAYER = re.compile(r"layer\.(\d+)\.(.+)")
 
 
 def query_tensors(saved: Mapping[str, Tensor], before: Config, model: BriVL, now: Config) -> dict[str, Tensor]:
-    """The saved query towers under the names that `model` has for them; what it has no place for keeps its name."""
+    """The saved query towers under the names that `model` has for them; other tensors keep their names."""
     names = {_place(name, now): name for name in model.state_dict() if "_query." in name}
     return {names.get(_place(name, before), name): tensor for name, tensor in saved.items()}
 

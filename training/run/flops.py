@@ -10,7 +10,7 @@ grows as a polynomial of degree two with the number of tokens or boxes (attentio
 
 Limits: only products (matrix products, convolutions, attention) are counted; similarities with the queue, under 1% of
 a step, are not. Peaks are those of data sheets, without sparsity; for a device that is not in the table, a CPU above
-all, there is no MFU, only the operations per second that were reached.
+all, only the operations per second that were reached are given, without MFU.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def terminated() -> Iterator[LeaveSignal]:
 def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
     """Be the only run that writes into `out`. A killed run loses its lock at once; one that is ending is waited for.
 
-    Raises RunError after `wait` seconds. Where the file system has no locks there is none, and that is logged.
+    Raises RunError after `wait` seconds. A file system without locks goes unlocked, which is logged.
     """
     deadline = time.monotonic() + wait
     with ExitStack() as lock:

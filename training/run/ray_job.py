@@ -169,7 +169,7 @@ def _scaling(config: Config, workers: tuple[int, int]) -> Any:
 
 
 def _final_errors(out: Path) -> list[Any]:
-    """Callbacks by which an error that was noted in `out` ends the run; none where this Ray has no such interface.
+    """Callbacks by which an error that was noted in `out` ends the run; empty where this Ray lacks the interface.
 
     Without them Ray starts all workers again, each with seconds of imports, before they find the note.
     """

@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 class Setup:
     """A run that is ready for its first step, or for the next one.
 
-    `dev`: the dev split, None where no recall is asked for or there is no such split. `total_steps` counts from the
+    `dev`: the dev split, None where no recall is asked for or the data lacks one. `total_steps` counts from the
     run's beginning, `state.step` of them are done.
     """
 
@@ -102,7 +102,7 @@ def set_up(
     loader = _loader(config, dataset, tokenizer, share, device, train=True)
     dev = None
     if config.run.evaluates:
-        # The train split's detector; a plain tar has no dev split and must not serve as one, a packed set's own does.
+        # The train split's detector; a plain tar lacks a dev split and must not serve as one, a packed set's own does.
         held_out = packed(data, "dev", cache)
         dev_split = open_dataset(held_out, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb)
         if len(dev_split):
@@ -115,7 +115,7 @@ def set_up(
 
 
 def _go_without(dev_split: Dataset) -> None:
-    """Say that there is no dev split where there cannot be one; where a manifest promises one, it is a fault.
+    """Log that the dev split is missing where there cannot be one; where a manifest promises one, it is a fault.
 
     Raises ContractError: recalls were asked for, and a run of days would end without one.
     """

@@ -5,7 +5,7 @@
     GET /, /page/NAME    the page, from files beside this module; a fixed list made at the start
     GET /openapi.json
 
-Limits: the page and the API are one origin; there is no CORS header.
+Limits: the page and the API are one origin, without CORS headers.
 """
 
 from __future__ import annotations

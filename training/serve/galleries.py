@@ -140,7 +140,7 @@ class Galleries:
     async def add(self, name: str, uploads: Sequence[Upload]) -> tuple[Gallery, list[dict[str, str]]]:
         """Embed files into an own collection, which is made if it is not there; it, and what was refused of them.
 
-        Raises Refused: a name that is none or given, too much, nothing in it that could be read.
+        Raises Refused: an invalid name or one in use, too much, nothing readable.
         """
         async with self._writing:
             before = await self._service.searched(lambda: self._room(name))
@@ -225,7 +225,7 @@ class Galleries:
         embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]],
         before: Gallery | None,
     ) -> Gallery:
-        """Write the part, in a thread, and open the collection anew."""
+        """Write the part, in a thread, and reopen the collection."""
         place, width = folder / "pictures", self._service.width
         place.mkdir(exist_ok=True)
         rows, size = [], 0

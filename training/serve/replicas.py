@@ -2,7 +2,7 @@
 
 The server stays one process: it takes requests, checks, decodes and gathers batches as without replicas, and sends each
 batch to the next free replica. Ray Serve places the replicas, finds those that died or hang, and starts others in their
-place. A batch of a replica that was lost is sent once more, since towers have no state; one that is not answered in
+place. A batch of a replica that was lost is sent once more, since towers are stateless; one that is not answered in
 time is refused. Several such servers behind a load balancer may use one cluster, each with its replicas.
 
 Ray Serve's own HTTP proxy is off: what is asked of every request (data_specs/web/http_app.py) stays in one place.

@@ -123,7 +123,7 @@ class SearchAnswer(BaseModel):
 class CollectionAnswer(BaseModel):
     """A collection. calibrated: whether its hits have scores. own: whether it may be deleted.
 
-    problem: why it cannot be searched now, of a damaged one; it has no rows then.
+    problem: why a damaged collection cannot be searched now; its rows are 0 then.
     """
 
     name: str
@@ -150,7 +150,7 @@ class AddedAnswer(CollectionAnswer):
 
 
 class DeletedAnswer(BaseModel):
-    """A collection that is no more."""
+    """A collection that no longer exists."""
 
     deleted: str
 

@@ -94,7 +94,7 @@ _SHAPES: dict[tuple[str, int], tuple[int, ...]] = {}
 
 
 def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:
-    """Shape of `forward_features` of one image; nothing is computed. Raises ConfigError if there is no map in it."""
+    """Shape of `forward_features` of one image; nothing is computed. Raises ConfigError without a map in it."""
     if (name, image_size) in _SHAPES:
         return _SHAPES[name, image_size]
     training = model.training

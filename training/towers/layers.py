@@ -142,7 +142,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which autocast is off; also on devices that have no autocast, such as meta."""
+    """A context in which autocast is off; also on devices that lack autocast, such as meta."""
     available = torch.amp.is_autocast_available(device.type)
     # Switching off what is off already would be a graph within the graph that an export traces: a fifth of its time.
     if not available or not torch.is_autocast_enabled(device.type):

@@ -35,7 +35,7 @@ class Tower(nn.Module):
         self.trunk = trunk
 
     def freeze(self) -> None:
-        """Train nothing of this tower from now on: the trunk too has no gradient and stays in eval mode."""
+        """Train nothing of this tower from now on: the trunk too gets no gradient and stays in eval mode."""
         self.frozen = True
         self.trunk.requires_grad_(False).eval()
 

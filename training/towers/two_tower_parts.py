@@ -97,7 +97,7 @@ def text_stages(config: Config) -> tuple[list[tuple[str, nn.Module]], TextPool]:
 
 def _model(described: Any, key: str) -> Any:
     """A model of transformers without weights, its inner transformer where it has one (transformers 4)."""
-    # Beside its config: transformers' table of models has none of the text towers.
+    # Beside its config: transformers' table of models lacks the text towers.
     kind = type(described)
     module = importlib.import_module(kind.__module__.replace(".configuration_", ".modeling_"))
     model_class: Any = getattr(module, kind.__name__.removesuffix("Config") + "Model")

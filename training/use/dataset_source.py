@@ -58,7 +58,7 @@ class DatasetSource(Source):
     """Samples of some splits of `--data`.
 
     detector: whose regions are joined where every manifest has them, by id, "" for the first that is named; else
-    pictures have no boxes here.
+    pictures come without boxes here.
     """
 
     has_images, has_texts = True, True

@@ -82,7 +82,7 @@ def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | N
 
 
 def _maker(name: str, id: str, regions: str) -> BoxMaker:
-    """Raises ConfigError where the extra is missing, or there is no such detector."""
+    """Raises ConfigError where the extra is missing, or the detector is unknown."""
     try:
         from data_specs.errors import WenlanError
         from pipeline.store.boxes import open_maker

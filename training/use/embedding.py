@@ -4,7 +4,7 @@
                   -> towers, in float32 -> one Embedded per run, in the order of the runs        here
 
 Rows that cannot be read are named in the log (the first MOST_NAMED), counted, and left out: they stop nothing. A batch
-holds as many pictures as PIXELS allows for their size; one that a GPU has no memory for is halved until it fits. Of
+holds as many pictures as PIXELS allows for their size; one too large for a GPU's memory is halved until it fits. Of
 texts alone those of like length go together, and their order is restored. At most a few batches per worker process, and
 the features of one run, are in memory.
 
@@ -48,7 +48,7 @@ PIXELS = {"cpu": 32 * 224 * 224, "cuda": 256 * 224 * 224}
 """Pixels of the pictures of a batch, by the kind of device."""
 
 TOKENS = {"cpu": 4_096, "cuda": 65_536}
-"""Tokens of the texts of a batch, padding included, where there are no pictures."""
+"""Tokens of the texts of a batch, padding included, without pictures."""
 
 MOST = 1_024
 """Rows of a batch."""
@@ -319,7 +319,7 @@ class _Embedder:
             LOG.warning("others that are left out are counted, and not named")
 
     def _features(self, batch: Batch, modality: Modality) -> Tensor:
-        """Features [B, D] of a batch, float32; of its halves where the device has no memory for all at once."""
+        """Features [B, D] of a batch, float32; of its halves where the device lacks memory for all at once."""
         import torch
 
         try:

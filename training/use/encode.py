@@ -90,7 +90,7 @@ class Encoder:
         """Cosines [N, M] of every picture with every text.
 
         calibrated: scores instead, the share of unrelated training pairs that are less alike (training/outputs/
-        background.py). Raises InputError where the checkpoint has none to compare with.
+        background.py). Raises InputError where the checkpoint lacks a background.
         """
         background = self.loaded.background() if calibrated else None
         if calibrated and background is None:

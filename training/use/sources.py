@@ -356,7 +356,7 @@ def _pictures(place: str) -> Iterator[str]:
 
 
 def _picture(file: str, boxes: Any) -> Entry:
-    """A picture file as an entry. A stranger's row may name a pipe or a device, and reading it would have no end."""
+    """A picture file as an entry. A stranger's row may name a pipe or a device, and reading it would never end."""
     try:
         if not stat.S_ISREG(Path(file).stat().st_mode):
             return Entry(file, problem="no regular file")
@@ -387,7 +387,7 @@ def whole_paths(files: Iterable[str]) -> Iterator[str]:
 def _real(folder: str) -> str:
     try:
         return os.path.realpath(folder)
-    except ValueError:  # a zero byte in it: whoever reads the file says so
+    except ValueError:  # a zero byte in it: the reader of the file says so
         return folder
 
 

@@ -192,7 +192,7 @@ def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
 
 
 def _unfilled() -> AbstractContextManager[Any]:
-    """Modules that are made in it have no random weights: half the time that a tower of paper size takes to load.
+    """A context in which modules get no random weights: half the time that a tower of paper size takes to load.
 
     What a module sets to a number it sets all the same; nothing else is in it that the checkpoint does not hold.
     """

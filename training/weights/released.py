@@ -101,7 +101,7 @@ def import_brivl(
 def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict that belongs under `learnable`, of an imported checkpoint or of one trained by us.
 
-    Raises CheckpointError when its towers have no place in the released format.
+    Raises CheckpointError when its towers do not fit the released format.
     """
     import torch
 

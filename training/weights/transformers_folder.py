@@ -45,7 +45,7 @@ _BILINEAR = 2  # of PIL's resampling filters
 def export_transformers(path: Path, out: Path) -> dict[str, Any]:
     """Write the query towers of a checkpoint as a folder; what it is, as JSON values.
 
-    Raises ConfigError where the folder is there already or transformers has no class for the towers, and RunError for
+    Raises ConfigError where the folder is there already or transformers lacks a class for the towers, and RunError for
     a folder without a name (`.`).
     """
     check_name(out)
@@ -77,7 +77,7 @@ def export_transformers(path: Path, out: Path) -> dict[str, Any]:
 
 
 def _check_class(config: Config, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError for towers or a tokenizer that transformers has no class for."""
+    """Raise ConfigError for towers or a tokenizer that transformers lacks a class for."""
     image, text = config.image, config.text
     problem = ""
     if (image.encoder, text.encoder, image.backbone) != ("clip_image", "clip_text", f"transformers/{text.backbone}"):

@@ -229,7 +229,7 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
 
 
 def theirs_of(ours: Mapping[str, Tensor], names: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
-    """The inverse: our tensors by the names of a model of theirs. Raises CheckpointError for what has no place."""
+    """The inverse: our tensors by the names of a model of theirs. Raises CheckpointError for what does not fit."""
     places = _places(ours)
     wanted = {name: _our_name(name) for name in names}
     lacking = [name for name, place in wanted.items() if place is not None and place not in places]

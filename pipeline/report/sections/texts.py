@@ -2,7 +2,7 @@
 
 A primary text is a fallback if texts that would have come before it were removed (`text_rank` of the shards). Texts
 that `admit` removed are counted by kind and reason, with examples as the text filters have rewritten them; of those
-that stood on many pages, which `extract` removed, there are no examples, since nothing was masked in them yet.
+that stood on many pages, which `extract` removed, examples are not shown, since nothing was masked in them yet.
 """
 
 from __future__ import annotations

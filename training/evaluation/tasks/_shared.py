@@ -118,7 +118,7 @@ def class_examples(
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
     """The best classes of an item as answers of an example, and the right one where it is not among them.
 
-    A class that is never said (a score of -inf) is not an answer; if it is the right one, it has no score.
+    A class that is never said (a score of -inf) is not an answer; if it is the right one, it gets no score.
     """
     own = int(found.label_N[item])
     best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]

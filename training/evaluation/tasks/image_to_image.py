@@ -4,7 +4,7 @@
                         of a dataset those of one image leader, elsewhere equal bytes
     a dataset           without `--labels`: a hit is another image whose primary text has the same leader
 
-Who has no hit is a candidate, but asks nothing. Intervals resample images.
+An image without a hit is a candidate, but not a query. Intervals resample images.
 """
 
 from __future__ import annotations

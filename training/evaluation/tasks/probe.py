@@ -2,7 +2,7 @@
 
     linear    logistic regression on the unit features (scikit-learn, L-BFGS), as CLIP is probed (arXiv 2103.00020,
               A.3): the inverse regularisation C is the best of GRID on dev, then train and dev are trained on together
-    knn       the k nearest training images by cosine vote, one vote each; classes with as many votes are told apart
+    knn       the k nearest training images by cosine vote, one vote each; a tie is broken
               by the mean cosine of their voters
 
 Training images are those of split train, dev those of split dev. Without a dev split a fifth of train is dev, and

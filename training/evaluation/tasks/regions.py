@@ -53,7 +53,7 @@ HIT = "a hit is the box's class"
 class Regions:
     """N boxes of images: their two features [N, D], labels, images, and boxes in shares of the image's sides.
 
-    alone_ND: None where the encoder has no regions. images: ids of the pictures, by the number in image_N.
+    alone_ND: None where the encoder lacks regions. images: ids of the pictures, by the number in image_N.
     """
 
     alone_ND: Features | None
