@@ -159,7 +159,7 @@ class _Model(BaseModel):
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a path that a manifest names leads out of the folder that it is relative to: nothing is written there."""
+    """True if a path that a manifest names leads out of the folder that it is relative to: nothing is written there."""
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 

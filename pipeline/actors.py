@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def on_cluster() -> bool:
-    """Whether this process belongs to a Ray cluster."""
+    """True if this process belongs to a Ray cluster."""
     return _ray() is not None
 
 
@@ -83,7 +83,7 @@ class Actors(Generic[T]):
 
     @property
     def remote(self) -> bool:
-        """Whether the members live in other processes."""
+        """True if the members live in other processes."""
         return self._ray is not None
 
     def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -186,7 +186,7 @@ class _Head:
 
     @property
     def answers(self) -> bool:
-        """Whether the head answered at the last check."""
+        """True if the head answered at the last check."""
         return self._silent == math.inf
 
     def error(self) -> StageError:
@@ -342,7 +342,7 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 
 def _lost_an_actor(ray: Any, ref: Any) -> bool:
-    """Whether a task that has ended failed since an actor on another node died: Ray repeats no such task."""
+    """True if a task that has ended failed since an actor on another node died: Ray repeats no such task."""
     try:
         ray.get(ref)
     except ray.exceptions.RayTaskError as e:

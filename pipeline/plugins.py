@@ -37,7 +37,7 @@ class Plugin(BaseModel):
     """Section of a spec without which it has nothing to judge."""
 
     PER_SOURCE: ClassVar[bool] = False
-    """Whether a source may state options of its own for it (`sources[i].filters`)."""
+    """True if a source may state options of its own for it (`sources[i].filters`)."""
 
     @classmethod
     def plugin_name(cls) -> str:

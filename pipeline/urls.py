@@ -202,7 +202,7 @@ def without_session(url: str) -> str:
 
 
 def is_endless(url: str) -> bool:
-    """Whether a page's path looks as if it grew for ever: many parts, or the same part again and again."""
+    """True if a page's path looks as if it grew for ever: many parts, or the same part again and again."""
     parts = [part for part in urlsplit(url).path.split("/") if part]
     return len(parts) > MAX_PARTS or any(parts.count(part) > MAX_SAME_PARTS for part in parts if not part.isdigit())
 

@@ -337,7 +337,7 @@ class RunConfig:
 
     @property
     def evaluates(self) -> bool:
-        """Whether recalls on the dev split are asked for."""
+        """True if recalls on the dev split are asked for."""
         return bool(self.eval_every or self.eval_epochs)
 
 
@@ -421,7 +421,7 @@ _NOT = {
 
 
 def _of_tuple(fault: ErrorDetails) -> bool:
-    """Whether a tuple, and not one of its numbers, is at fault; pydantic places a missing number at its index."""
+    """True if a tuple, and not one of its numbers, is at fault; pydantic places a missing number at its index."""
     kind, last = fault["type"], fault["loc"][-1] if fault["loc"] else ""
     return kind in ("tuple_type", "too_long", "too_short") or (kind == "missing" and isinstance(last, int))
 

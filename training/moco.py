@@ -87,9 +87,9 @@ class BriVL(nn.Module):
         super().__init__()
         self.moco = config.moco
         self.has_keys = self.moco.objective in ("moco", "albef")
-        """Whether there are key towers and queues; else the other query tower's features are the keys."""
+        """True if there are key towers and queues; else the other query tower's features are the keys."""
         self.in_batch = self.moco.objective != "moco" or self.moco.in_batch_keys
-        """Whether samples of a batch are each other's candidates: the loss is then not a sum over micro-batches."""
+        """True if samples of a batch are each other's candidates: the loss is then not a sum over micro-batches."""
         self.image_query = build_tower("image", config, load_weights=load_weights)
         self.text_query = build_tower("text", config, load_weights=load_weights)
         if self.has_keys:

@@ -45,7 +45,7 @@ def known_keys(*sections: str) -> list[str]:
 
 
 def fine_tunes(recipe: str) -> bool:
-    """Whether a recipe makes its config of that of the checkpoint that the run begins from."""
+    """True if a recipe makes its config of that of the checkpoint that the run begins from."""
     function = known_recipes().get(recipe)
     return function is not None and bool(inspect.signature(function).parameters)
 

@@ -15,7 +15,7 @@ from data_specs.command.printable import printable_json
 
 
 def wants_json(words: Sequence[str]) -> bool:
-    """Whether --json, or a beginning of it that argparse takes for it, is among arguments, also of a wrong command."""
+    """True if --json, or a beginning of it that argparse takes for it, is among arguments, also of a wrong command."""
     return any(len(word) > 2 and "--json".startswith(word) for word in words)
 
 

@@ -46,7 +46,7 @@ def extras() -> dict[str, frozenset[str]]:
 
 
 def is_installed(extra: str) -> bool:
-    """Whether every package of an extra can be found; none is imported."""
+    """True if every package of an extra can be found; none is imported."""
     return all(importlib.util.find_spec(package) is not None for package in extras().get(extra, ()))
 
 

@@ -21,7 +21,7 @@ _START_OF_SCAN, _END, _BASELINE = 0xDA, 0xD9, (0xC0, 0xC1)
 
 
 def has_too_many_scans(data: Bytes) -> bool:
-    """Whether a file is a JPEG with more than MAX_SCANS scans that may cost nothing but time.
+    """True if a file is a JPEG with more than MAX_SCANS scans that may cost nothing but time.
 
     Walks the markers (ITU-T T.81, B.1) up to the end of the first picture: thumbnails in EXIF, and what phones append
     to a picture, are not its scans. Baseline pictures, which are most, end the walk at their frame header: their scans

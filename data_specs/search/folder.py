@@ -183,7 +183,7 @@ def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds an index that can be searched, or one that cannot be read."""
+    """True if a folder holds an index that can be searched, or one that cannot be read."""
     try:
         return (folder / INDEX).is_file() and read_index(folder, unfinished=True).words is not None
     except IndexFault:

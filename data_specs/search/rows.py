@@ -120,7 +120,7 @@ class Filters:
     leader: str = ""
 
     def of_rows(self) -> bool:
-        """Whether any of them looks at the rows, as `min_score` does not."""
+        """True if any of them looks at the rows, as `min_score` does not."""
         return self != Filters(min_score=self.min_score)
 
     def mask(self, rows: pa.Table, target: Literal["image", "text"]) -> Flags:

@@ -77,7 +77,7 @@ class Query:
 
     @property
     def is_scored(self) -> bool:
-        """Whether a cosine of it has a place in the background of an index."""
+        """True if a cosine of it has a place in the background of an index."""
         return self.vector_D is not None and self.of != self.target
 
 

@@ -99,7 +99,7 @@ def prepare(scheme: str) -> None:
 
 
 def is_object_store(url: str) -> bool:
-    """Whether a path or URL, also a chained one (`simplecache::s3://...`), is on an object store."""
+    """True if a path or URL, also a chained one (`simplecache::s3://...`), is on an object store."""
     scheme, separator, _ = url.partition("://")
     return bool(separator) and scheme.rpartition("::")[2].lower() in OBJECT_STORES
 
@@ -310,7 +310,7 @@ _conditional: dict[tuple[str, str], bool] = {}
 
 
 def is_conditional(url: str) -> bool:
-    """Whether the bucket of a URL refuses what a condition forbids.
+    """True if the bucket of a URL refuses what a condition forbids.
 
     Tried out once in a process, with a file beside `url` that is deleted again; a store that does not is logged.
     """
@@ -356,7 +356,7 @@ def _put(url: str, data: bytes, condition: dict[str, str]) -> str:
 
 
 def _is_refusal(e: BaseException) -> bool:
-    """Whether a condition did not hold; also of a file to be replaced that is not there."""
+    """True if a condition did not hold; also of a file to be replaced that is not there."""
     return isinstance(e, (FileExistsError, FileNotFoundError)) or _code(e) in ("PreconditionFailed", "412")
 
 

@@ -143,7 +143,7 @@ def _acquired(url: str, wait_s: float) -> _Held:
 
 
 def is_held(url: str) -> bool | None:
-    """Whether a process that lives holds a lock; None where that cannot be known, since it is of another machine."""
+    """True if a process that lives holds a lock; None where that cannot be known, since it is of another machine."""
     if not url.startswith(("s3://", "s3a://")):
         return None
     there = read(url)
@@ -193,13 +193,13 @@ def _start_of(pid: int) -> str:
 
 
 def _runs_here(holder: str) -> bool:
-    """Whether a holder is a process of this machine that runs."""
+    """True if a holder is a process of this machine that runs."""
     machine, pid, start = _parts(holder)
     return machine == _machine() and bool(start) and _start_of(pid) == start
 
 
 def _ended(holder: str) -> bool:
-    """Whether a holder was a process of this machine that has ended."""
+    """True if a holder was a process of this machine that has ended."""
     machine, pid, start = _parts(holder)
     return machine == _machine() and bool(start) and _start_of(pid) != start
 

@@ -72,7 +72,7 @@ def new_token() -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that listens on `host` is reached from this machine alone."""
+    """True if a server that listens on `host` is reached from this machine alone."""
     return host in ("localhost", "::1", "[::1]") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 

@@ -154,5 +154,5 @@ def _kind_named(name: str) -> TextKind | None:
 
 
 def _words(column: _Column) -> bool:
-    """Whether a column holds words and not numbers or ids."""
+    """True if a column holds words and not numbers or ids."""
     return column.share(re.compile(r"[^\W\d_]{2,}\W+[^\W\d_]{2,}")) >= SOME

@@ -182,7 +182,7 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
 
 
 def _has_usual_names(rows: list[dict[str, Any]]) -> bool:
-    """Whether a table of captions has the columns that a folder looks for without being told."""
+    """True if a table of captions has the columns that a folder looks for without being told."""
     return bool(rows) and "file" in rows[0] and bool(set(rows[0]) & set(TEXT_KINDS))
 
 

@@ -91,7 +91,7 @@ def _lines(options: Sequence[Option], values: Mapping[str, Any], indent: str) ->
 
 
 def _is_empty(option: Option) -> bool:
-    """Whether nothing of a mapping is set by default."""
+    """True if nothing of a mapping is set by default."""
     return all(inner.default is None for inner in option.options)
 
 

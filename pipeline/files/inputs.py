@@ -108,7 +108,7 @@ def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
 
 
 def has_globs(paths: Iterable[str]) -> bool:
-    """Whether one of them is a glob, which may match other files tomorrow; any other path names what it names."""
+    """True if one of them is a glob, which may match other files tomorrow; any other path names what it names."""
     return any(_is_glob(path) for path in paths)
 
 
@@ -117,7 +117,7 @@ def _is_glob(written: str) -> bool:
 
 
 def _is_there(fs: Any, path: str) -> bool:
-    """Whether a file system has a file of this name; none of a store that denies access to a name that it lacks.
+    """True if a file system has a file of this name; False for a store that denies access to a name that it lacks.
 
     S3 does so for keys that may list some prefixes only: a glob below those works.
     """

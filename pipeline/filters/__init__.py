@@ -184,7 +184,7 @@ def as_shown(text: Text, filters: Sequence[TextFilter]) -> Text | None:
 
 
 def is_collection(source: SourceRef) -> bool:
-    """Whether people put the source together: files of a folder or of tars, or a library. Thresholds that are meant for
+    """True if people put the source together: files of a folder or of tars, or a library. Thresholds that are meant for
     what a crawler finds on the web do not apply there by default.
     """
     return source.source_kind == "library" or source.kind in ("folder", "webdataset")
@@ -196,7 +196,7 @@ def image_filters(spec: BuildSpec) -> list[ImageFilter]:
 
 
 def names_filter(spec: BuildSpec, face: type[Plugin]) -> bool:
-    """Whether a spec names a filter of a kind; reads none of its files."""
+    """True if a spec names a filter of a kind; reads none of its files."""
     return any(issubclass(find("filters", ref.name), face) for ref in spec.filters)
 
 

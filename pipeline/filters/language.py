@@ -44,7 +44,7 @@ class Language(TextFilter):
         return Drop(DropReason.NOT_CHINESE, f"Japanese to the model, which is {score:.0%} sure")
 
     def is_doubtful(self, text: str) -> bool:
-        """Whether the script of a text does not prove it Chinese, and the text is long enough for a model."""
+        """True if the script of a text does not prove it Chinese, and the text is long enough for a model."""
         if len(text) < self.min_han or _has_codes(text, "gb2312") or _SMALL_WORDS.search(text):
             return False
         han = "".join(HAN.findall(text))

@@ -128,7 +128,7 @@ class _Searcher:
 
 
 def _is_word_there(letters: str, word: str, text: str, plain: str, at: list[int]) -> bool:
-    """Whether the letters of a text at the positions `at` are the word, and not parts of others.
+    """True if the letters of a text at the positions `at` are the word, and not parts of others.
 
     letters: the word's bare form; plain: the text's even form.
     """

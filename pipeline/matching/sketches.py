@@ -131,7 +131,7 @@ def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
 
 
 def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
-    """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
+    """True where text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
     equal = possible(a, rows, b, at, threshold)
     to_verify = np.flatnonzero(equal)
     for start in range(0, len(to_verify), PAIRS):
@@ -142,7 +142,7 @@ def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Fl
 
 
 def possible(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
-    """Whether text rows[i] of `a` may be the same as text at[i] of `b`, by a bound that needs no shingles.
+    """True where text rows[i] of `a` may be the same as text at[i] of `b`, by a bound that needs no shingles.
 
     Each shingle that only one of them has changes at most one bit of the parity, so they differ in at least as many
     shingles as in bits: with d shingles of one text only, the Jaccard similarity of sizes m and n is

@@ -146,7 +146,7 @@ def is_light(html: str) -> bool:
 
 
 def is_tiny(html: str) -> bool:
-    """Whether a page is so small that reading it cannot hold up an event loop: a few hundredths of a second."""
+    """True if a page is so small that reading it cannot hold up an event loop: a few hundredths of a second."""
     small = len(html) <= TINY_CHARACTERS and html.count("<") <= SMALL_TAGS // 2
     return small and len(_FORMATTING.findall(html)) <= TINY_FORMATTING
 
@@ -157,7 +157,7 @@ def _tags(html: str) -> int:
 
 
 def _nests_beyond(html: str, depth: int) -> bool:
-    """Whether more than `depth` elements are open at once. An end tag ends the last open element of its name, and all
+    """True if more than `depth` elements are open at once. An end tag ends the last open element of its name, and all
     that is open within it; without one it is passed over."""
     open_elements: list[str] = []
     count: dict[str, int] = {}  # of each name among them
@@ -191,7 +191,7 @@ def _most_attributes(html: str) -> int:
 
 
 def _has_long_part(html: str) -> bool:
-    """Whether more than LONG_TAG characters lie between two `>`; looks at one in thousands of them."""
+    """True if more than LONG_TAG characters lie between two `>`; looks at one in thousands of them."""
     at = 0
     while len(html) - at > LONG_TAG:
         if (end := html.rfind(">", at, at + LONG_TAG + 1)) < 0:
@@ -201,7 +201,7 @@ def _has_long_part(html: str) -> bool:
 
 
 def _may_have_long_tag(html: str) -> bool:
-    """Whether the attributes of a tag, without values that hold `>`, may have more than eight times LONG_TAG
+    """True if the attributes of a tag, without values that hold `>`, may have more than eight times LONG_TAG
     characters."""
     if not _has_long_part(html):
         return len(_QUOTED_END.findall(html)) > 7

@@ -39,10 +39,10 @@ def is_without_han(html: str, encoded: bytes | None = None) -> bool:
 
 
 def is_without_pictures(html: str) -> bool:
-    """Whether nothing on a page can be a picture: no element, no og:image, no JSON-LD."""
+    """True if nothing on a page can be a picture: no element, no og:image, no JSON-LD."""
     return not _IMAGE.search(html) and not any(sign in html for sign in _PICTURES)
 
 
 def may_opt_out(html: str) -> bool:
-    """Whether a meta tag may say that the page is not to be used."""
+    """True if a meta tag may say that the page is not to be used."""
     return _OPT_OUT.search(html) is not None

@@ -106,6 +106,6 @@ def headline_of(headlines: list[str], meta: Meta, linked: str) -> str:
 
 
 def _names(name: str, headline: str) -> bool:
-    """Whether what the head says of a page is a headline of it, perhaps with more around it."""
+    """True if what the head says of a page is a headline of it, perhaps with more around it."""
     whole, part = (_NO_LETTER.sub("", text).lower() for text in (name, headline))
     return part == whole != "" or (len(part) >= MIN_NAMED and part in whole)

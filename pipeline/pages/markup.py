@@ -107,7 +107,7 @@ def _without_raw(html: str) -> str:
 
 
 def _is_within_tag(html: str, at: int, start: int) -> bool:
-    """Whether the `<` there is one in the name of a tag or an attribute: `<a <!--b-->` has an attribute `<!--b--`.
+    """True if the `<` there is one in the name of a tag or an attribute: `<a <!--b-->` has an attribute `<!--b--`.
 
     start: a place before it that is in no tag.
     """

@@ -358,7 +358,7 @@ class Walk:
         return opened
 
     def _is_furniture(self, at: int, name: str) -> bool:
-        """Whether an element whose class or id says so is furniture. Not if it holds the article:
+        """True if an element whose class or id says so is furniture. Not if it holds the article:
         `<div class="page has-sidebar">` is the whole page.
         """
         if self._furniture or self._looks >= MAX_LOOKS:

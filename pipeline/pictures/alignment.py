@@ -1,4 +1,4 @@
-"""Whether two pictures without texture are one: their maps (`pictures.details`) are laid over each other and compared.
+"""Decides whether two pictures without texture are one, by aligning and comparing their maps (`pictures.details`).
 
 Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
 hashes say that they lie, coarse cells first. A part of one that the other lacks is not a difference. Then the mean
@@ -292,7 +292,7 @@ def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
 
 
 def _is_stamped(far: Flags, very: Flags, apart: Floats) -> bool:
-    """Whether the cells [SIDE, SIDE] that are far apart are a stamp's and no others; apart: in grey levels."""
+    """True if the cells [SIDE, SIDE] that are far apart are a stamp's and no others; apart: in grey levels."""
     rows = np.flatnonzero(np.count_nonzero(far, axis=1) > 2)
     if not len(rows):
         return False

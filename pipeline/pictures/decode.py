@@ -391,7 +391,7 @@ def _frames(image: Any, name: str) -> int:
 
 
 def _has_many_frames(data: Bytes) -> bool:
-    """Whether a GIF has more than MAX_FRAMES pictures.
+    """True if a GIF has more than MAX_FRAMES pictures.
 
     After a header of 13 bytes and a palette come blocks (GIF89a, appendix B): `,` begins a picture of 9 bytes, palette,
     code size, `!` an extension of a label; both end in sub-blocks of a length and so many bytes, the last of length 0.
@@ -420,7 +420,7 @@ def _has_many_frames(data: Bytes) -> bool:
 
 
 def _has_many_directories(data: Bytes) -> bool:
-    """Whether a TIFF has more than MAX_FRAMES directories: each ends with the offset of the next one, 0 after the last.
+    """True if a TIFF has more than MAX_FRAMES directories: each ends with the offset of the next one, 0 after the last.
 
     In a plain TIFF (version 42) offsets have 4 bytes, counts 2, entries 12; in a BigTIFF (43) they have 8, 8 and 20.
     """

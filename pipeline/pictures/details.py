@@ -139,7 +139,7 @@ def maps_in(stored: Stored) -> Maps:
 
 
 def may_have_map(pixels: Pixels, square: Pixels) -> bool:
-    """Whether a picture [H, W, 3], and as a square [THUMB, THUMB, channels], may be plain; spares photographs a map."""
+    """True if a picture [H, W, 3], and as a square [THUMB, THUMB, channels], may be plain; spares photographs a map."""
     height, width = pixels.shape[:2]
     if max(height, width) > THIN * min(height, width):
         return False

@@ -82,7 +82,7 @@ def as_stored(
 
 
 def is_plain_jpeg(data: Bytes) -> bool:
-    """Whether bytes are a JPEG that can be stored as it is, by its markers alone; where False, Pillow must decide.
+    """True if bytes are a JPEG that can be stored as it is, by its markers alone; where False, Pillow must decide.
 
     Such a JPEG has three components, and no segment that could turn the picture or make it another format (EXIF, XMP,
     Adobe, MPF ...).
@@ -107,7 +107,7 @@ _PLAIN = frozenset([0xE0, 0xDB, 0xC4, 0xDD, 0xFE])
 
 
 def holds_more(jpeg: Bytes) -> bool:
-    """Whether a JPEG has room for anything but its pixels: a segment of an application other than a bare JFIF header, a
+    """True if a JPEG has room for anything but its pixels: a segment of an application other than a bare JFIF header, a
     comment, or bytes after its end (ITU-T T.81, B.1).
     """
     at = 2

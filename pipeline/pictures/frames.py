@@ -104,7 +104,7 @@ def content_of(pixels: Pixels) -> Pixels | None:
 
 
 def _has_one_level(pixels: Pixels) -> bool:
-    """Whether the corners are alike, as frames and margins have them: this spares most pictures all else."""
+    """True if the corners are alike, as frames and margins have them: this spares most pictures all else."""
     corners = [int(pixels[y, x, 1]) for y in (0, -1) for x in (0, -1)]
     return max(corners) - min(corners) <= ONE_LEVEL
 

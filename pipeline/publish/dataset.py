@@ -127,7 +127,7 @@ def _settle(releases: Releases, release: Manifest) -> None:
 
 
 def _is_whole(build: ReleasedBuild) -> bool:
-    """Whether a build is in its place, and no takedown is at work in it."""
+    """True if a build is in its place, and no takedown is at work in it."""
     return _is_there(build) and not Folder(build.out).exists(UNFINISHED)
 
 
@@ -182,7 +182,7 @@ def leave_out(store: Store, build_id: str) -> None:
 
 
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
-    """Whether a newest release lists a build in another folder of shards: it was published there since."""
+    """True if a newest release lists a build in another folder of shards: it was published there since."""
     newest = filter(None, (releases.newest() for releases in store.datasets()))
     own = [own for release in newest for own in release.builds if own.build_id == build_id]
     return any(place_of(one.folder) != place_of(folder) for one in own)

@@ -246,7 +246,7 @@ def _detectors(build: Build, shards: Sequence[ShardFiles]) -> tuple[str, ...]:
 
 
 def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
-    """Whether two manifests are equal, apart from revision and time.
+    """True if two manifests are equal, apart from revision and time.
 
     The accepted gates are compared only if some are accepted now: the gates are part of the spec's digest, so a build
     that was accepted once, and is unchanged, needs no second approval.

@@ -70,7 +70,7 @@ def withdraw(build: Build) -> None:
 
 
 def _is_packed(known: dict[str, Any]) -> bool:
-    """Whether a build has shards."""
+    """True if a build has shards."""
     return "shard" in known.get("stages", {})
 
 

@@ -198,7 +198,7 @@ def tar_faults(path: Path, name: str, rows: list[Row], faces: Faces) -> Iterator
 
 
 def _place_fault(member: tarfile.TarInfo, number: int, row: Row, suffix: str) -> str:
-    """Whether a member has the name, offset and size that the index states; "" if it has."""
+    """Difference of a member's name, offset or size from the index; "" if none."""
     if not member.isreg() or member.issparse():  # a sparse one of 2 kB may unpack to gigabytes
         return f"{member.name} is not a plain file"
     if member.name != f"{row['key']}.{suffix}":
@@ -210,7 +210,7 @@ def _place_fault(member: tarfile.TarInfo, number: int, row: Row, suffix: str) ->
 
 
 def _member_fault(suffix: str, data: bytes, row: Row) -> str:
-    """Whether a member's content is what the index says of it; "" if it is."""
+    """Difference of a member's content from the index; "" if none."""
     if suffix == "txt":
         return "" if data == row["texts"][0]["text"].encode() else "is not the first text of the index"
     if suffix == "jpg":
@@ -227,7 +227,7 @@ def _member_fault(suffix: str, data: bytes, row: Row) -> str:
 
 
 def _image_fault(data: bytes, row: Row) -> str:
-    """Whether an image decodes and is what the index says of it; "" if so.
+    """Fault of an image that does not decode or differs from the index; "" if none.
 
     It is decoded whatever its size, since the spec let in what the index states. An image that was fetched in another
     format than JPEG cannot have kept its bytes. A JPEG may have, but grey, CMYK and rotated ones were re-encoded, so
@@ -250,7 +250,7 @@ def _image_fault(data: bytes, row: Row) -> str:
 
 
 def _face_fault(data: bytes, row: Row, boxes_N4: npt.NDArray[np.float32]) -> str:
-    """Whether an image, which decodes, shows a face in one of the boxes, or could hold one beside its pixels."""
+    """Fault of an image, which decodes, that shows a face in a box or could hold one beside its pixels; "" if none."""
     from pipeline.pictures import decode as pictures
     from pipeline.pictures.encode import holds_more
     from pipeline.pictures.faces import unblurred

@@ -200,7 +200,7 @@ def _index(dataset: Dataset, shard: ShardFiles, path: Path) -> tuple[list[dict[s
 
 
 def _digest_fault(path: Path, file: FileDigest) -> str:
-    """Whether a file, or its copy here, is the one that the manifest names; "" if it is. Raises OSError."""
+    """Difference of a file, or of its copy here, from the manifest; "" if none. Raises OSError."""
     if not path.exists():
         return f"{file.path}: is missing"
     if not path.is_file():

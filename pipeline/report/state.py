@@ -99,7 +99,7 @@ def held(figures: Mapping[str, Any]) -> int:
 
 
 def lists(release: ReleaseName | Manifest, build: Build) -> bool:
-    """Whether a build is in a release."""
+    """True if a build is in a release."""
     return any(own.build_id == build.build_id for own in release.builds)
 
 

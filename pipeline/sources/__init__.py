@@ -165,7 +165,7 @@ MAX_UNDECODED = 10
 
 
 class Decoding:
-    """Whether the rows of a text file are of its encoding. The file is opened with `errors="surrogateescape"`.
+    """Checks that the rows of a text file are of its encoding. The file is opened with `errors="surrogateescape"`.
 
     A row that is not is a fault of its own. A file of which no row is (rows of plain ASCII count for nothing) has
     another encoding than it was said to have, and that is a fault of the spec.

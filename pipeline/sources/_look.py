@@ -79,7 +79,7 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """Whether the time is up."""
+        """True if the time is up."""
         return time.monotonic() - self._began >= self.seconds
 
 

@@ -109,7 +109,7 @@ def _is_utf8(text: bytes, whole: bool = True) -> bool:
 
 
 def _mostly_utf8(head: bytes) -> bool:
-    """Whether bytes are rows of UTF-8 with broken ones among them.
+    """True if bytes are rows of UTF-8 with broken ones among them.
 
     Of rows beyond ASCII in another encoding at most one in seven is valid UTF-8, and hardly one of several characters.
     """
@@ -294,7 +294,7 @@ class _Feed(Iterator[str]):
 
 
 def _is_quoted(lines: Sequence[str | LongLine], separator: str) -> bool:
-    """Whether lines are one row whose quotes stand where RFC 4180 has them."""
+    """True if lines are one row whose quotes stand where RFC 4180 has them."""
     try:
         return len(list(csv.reader(map(str, lines), delimiter=separator, strict=True))) == 1
     except csv.Error:

@@ -226,7 +226,7 @@ class CommonCrawl(RangeSource):
 
 
 def _is_below(name: str) -> bool:
-    """Whether a name of a file can only be one below `prefix`; `::` chains file systems of fsspec."""
+    """True if a name of a file can only be one below `prefix`; `::` chains file systems of fsspec."""
     steps = re.split(r"[/\\]", unquote(name))
     return bool(name) and not name.startswith("/") and ".." not in steps and not re.search(r"://|::|[\0-\x1f]", name)
 
@@ -306,7 +306,7 @@ def _groups(
 
 
 def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:
-    """Whether a row group may hold a page, by its columns' statistics. Languages are lists: only a column that begins
+    """True if a row group may hold a page, by its columns' statistics. Languages are lists: only a column that begins
     with the wanted one, or of one value, tells."""
     status = _bounds(columns.get(_STATUS), int)
     mime, language = (_bounds(columns.get(name), str) for name in (_MIME, _LANGUAGES))
@@ -333,5 +333,5 @@ def _bounds(statistics: Any, kind: type) -> tuple[Any, Any] | None:
 
 
 def _is_null(statistics: Any) -> bool:
-    """Whether a column of a row group says that it holds no value."""
+    """True if a column of a row group says that it holds no value."""
     return statistics is not None and statistics.has_null_count and not statistics.num_values

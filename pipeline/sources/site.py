@@ -111,7 +111,7 @@ class Site(PageSource):
         return tuple((re.compile(pattern), not pattern.isascii()) for pattern in self.exclude)
 
     def holds(self, url: str) -> bool:
-        """Whether a page belongs to the site. `url` must be canonical."""
+        """True if a page belongs to the site. `url` must be canonical."""
         starts, hosts = self._scope
         if url in starts:
             return True

@@ -379,7 +379,7 @@ class UrlTable(FileSource):
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether pyarrow raised it about a file's bytes; what a disk or a server raises has a number or another class."""
+    """True if pyarrow raised it about a file's bytes; what a disk or a server raises has a number or another class."""
     import pyarrow as pa
 
     if isinstance(error, pa.lib.ArrowNotImplementedError):  # of this pyarrow, about every group

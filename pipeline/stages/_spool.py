@@ -105,7 +105,7 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
 
 
 def _looks_like_an_image(data: bytes) -> bool:
-    """Whether bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
+    """True if bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
     from pipeline.pictures.decode import format_in_box
 
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"

@@ -175,7 +175,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def is_stored(build: Build, partition: str) -> bool:
-    """Whether a site was crawled for this snapshot under another fingerprint; its captures are then adopted."""
+    """True if a site was crawled for this snapshot under another fingerprint; its captures are then adopted."""
     return build.stage("crawl").adopt(partition, input=_digest(build, partition)) is not None
 
 

@@ -36,7 +36,7 @@ def token(build: Build) -> Any:
 
 
 def when(spec: BuildSpec) -> bool:
-    """Whether a spec asks for a judge, or for scores."""
+    """True if a spec asks for a judge, or for scores."""
     return spec.pair_score is not None or any(judge.when(spec) for judge in JUDGES)
 
 

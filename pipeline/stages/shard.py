@@ -189,7 +189,7 @@ def _packed_before(build: Build, partition: str, rows: pa.Table) -> Record | Non
 
 
 def _is_of(stage: StageDir, record: Record, rows: pa.Table) -> bool:
-    """Whether a shard was packed of these rows."""
+    """True if a shard was packed of these rows."""
     seen = stage.table(record, DECISIONS, ["id"])["id"]
     return set(seen.to_pylist()) == set(rows["candidate_id"].to_pylist())
 

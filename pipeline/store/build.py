@@ -65,7 +65,7 @@ class Build:
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
     def is_token(self, name: str, token: Any) -> bool:
-        """Whether a pass's fingerprint was made of this token; True where the token is unknown."""
+        """True if a pass's fingerprint was made of this token; True where the token is unknown."""
         return self.tokens.get(name) in (None, sha256_of(token))
 
     @property
@@ -107,7 +107,7 @@ class Build:
 
     @property
     def asks(self) -> bool:
-        """Whether it may send requests to sites. A trial, or what begins a generation, works from what is stored."""
+        """True if it may send requests to sites. A trial, or what begins a generation, works from what is stored."""
         return not self.made_from and self.on is None
 
     @property
@@ -166,7 +166,7 @@ class Build:
 
     @property
     def expired(self) -> bool:
-        """Whether its shards are there, and all that the stages before them wrote was deleted (`gc --keep`)."""
+        """True if its shards are there, and all that the stages before them wrote was deleted (`gc --keep`)."""
         done = "shard" in self.fingerprints and self.stage("shard").finished()
         return done and not any(
             self.history(name) for name, own in self.passes.items() if self.stages[own.stage].expires

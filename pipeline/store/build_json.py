@@ -332,7 +332,7 @@ def status(build: Build) -> dict[str, Any]:
 
 
 def _published(build: Build) -> tuple[bool, str]:
-    """Whether there is a manifest that can be read; what is wrong with one that cannot, and what to do about it."""
+    """(True if a manifest can be read, what is wrong with one that cannot, and what to do about it)."""
     path, data = build.shards.at(MANIFEST), build.shards.find(MANIFEST)
     if data is None:
         return False, ""
@@ -389,7 +389,7 @@ def sole_owner(build: Build) -> Iterator[None]:
 
 
 def _is_owned(build: Build) -> bool | None:
-    """Whether a process builds in the folder right now; None where that cannot be known."""
+    """True if a process builds in the folder right now; None where that cannot be known."""
     if not build.folder.is_local:
         return is_held(build.folder.at("_lock"))
     path = Path(build.folder.at("_lock"))

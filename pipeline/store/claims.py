@@ -68,7 +68,7 @@ def _claimed(place: Path) -> set[str]:
 
 
 def _is_locked(f: BinaryIO) -> bool:
-    """Whether a process, this one included, holds the exclusive lock of a claim."""
+    """True if a process, this one included, holds the exclusive lock of a claim."""
     try:
         fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -124,7 +124,7 @@ class Part:
             raise StoreError(self.url, f"cannot be read ({_first_line(e)})") from None
 
     def _has(self, schema: pa.Schema, names: Sequence[str]) -> bool:
-        """Whether a file has these columns, of these types."""
+        """True if a file has these columns, of these types."""
         return all(name in schema.names and schema.field(name).type == self.schema.field(name).type for name in names)
 
     def _in_order(self, batches: Iterable[pa.RecordBatch], names: Sequence[str]) -> Iterator[pa.RecordBatch]:

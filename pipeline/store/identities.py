@@ -281,7 +281,7 @@ class Identities:
                 raise StoreError(build.build_id, f"{names} {what}; {todo}")
 
     def is_released(self, build: Build) -> bool:
-        """Whether later builds read what a build has committed: the newest release lists it.
+        """True if later builds read what a build has committed: the newest release lists it.
 
         True too for a build of another generation than the newest release, to which it cannot come back by itself.
         """

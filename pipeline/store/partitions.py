@@ -401,7 +401,7 @@ class StageDir:
         return [other for other in self.of_all_fingerprints() if other.mark != self.mark]
 
     def has_files(self, record: Record, suffixes: Iterable[str]) -> bool:
-        """Whether a record names files of these suffixes, and they are there."""
+        """True if a record names files of these suffixes, and they are there."""
         return all(suffix in record.files and self.folder.exists(record.files[suffix].name) for suffix in suffixes)
 
     def reduced(self) -> Any:
@@ -421,7 +421,7 @@ class StageDir:
         self.folder.write(f"{REDUCED}/{self.mark}.json", canonical_json(value))
 
     def finished(self) -> bool:
-        """Whether every partition of this fingerprint is committed."""
+        """True if every partition of this fingerprint is committed."""
         return self.finished_at() == self.fingerprint
 
     def finished_at(self) -> str:

@@ -60,6 +60,6 @@ class KeyRange:
         return [KeyRange(number, number, self.of) for number in range(self.first, self.last + 1)]
 
     def meets(self, first: str, last: str) -> bool:
-        """Whether an order key of `first` .. `last`, both inclusive, may lie in it."""
+        """True if an order key of `first` .. `last`, both inclusive, may lie in it."""
         low, high = self.bounds
         return low <= last and first < high

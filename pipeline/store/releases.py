@@ -61,7 +61,7 @@ class Releases:
         return max((self.folder.read_json(file_name(number))["generation"] for number in self.numbers()), default=0)
 
     def lists(self, build_id: str) -> bool:
-        """Whether the newest release has a build."""
+        """True if the newest release has a build."""
         current = self.latest().current
         return current is not None and any(own.build_id == build_id for own in current.builds)
 

@@ -243,7 +243,7 @@ class _Sources:
         return self.files(found, schema)
 
     def has(self, name: str) -> bool:
-        """Whether a pass has committed anything."""
+        """True if a pass has committed anything."""
         return name in self.build.fingerprints and bool(self.build.stage(name).partitions())
 
     def pairs(self, *names: str) -> str:

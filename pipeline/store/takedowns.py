@@ -94,7 +94,7 @@ class Takedowns:
         return "its domain was taken down" if self.host(image_url) or self.host(page_url) else ""
 
     def names(self, row: dict[str, Any]) -> bool:
-        """Whether a row of the decisions (fetch_id, url, page_url) is about something that is taken down."""
+        """True if a row of the decisions (fetch_id, url, page_url) is about something that is taken down."""
         return row["fetch_id"] in self.hashes or bool(self.why(row["url"], row["page_url"]))
 
     def named(self, rows: pa.Table) -> pa.ChunkedArray:
@@ -109,7 +109,7 @@ class Takedowns:
         return found
 
     def host(self, url: str) -> bool:
-        """Whether the host of a URL, or a domain above it, is taken down."""
+        """True if the host of a URL, or a domain above it, is taken down."""
         if not url or not self.hashes:
             return False
         start = "/".join(url.split("/", 3)[:3])
@@ -128,7 +128,7 @@ class Takedowns:
         return [row["key"] for row in rows.to_pylist() if self.holds(row)] if self.hashes else []
 
     def holds(self, row: dict[str, Any]) -> bool:
-        """Whether a sample (a row with COLUMNS) is taken down."""
+        """True if a sample (a row with COLUMNS) is taken down."""
         return row["sha256"] in self.hashes or bool(self.why(row["image_url"], row["page_url"]))
 
     def images(self, sha256: Iterable[str]) -> set[str]:

@@ -157,7 +157,7 @@ class Pictures:
         return found
 
     def may_have(self, row: Row) -> bool:
-        """Whether it is worth asking for a picture: without looking, so that a listing asks for none in vain."""
+        """True if it is worth asking for a picture: without looking, so that a listing asks for none in vain."""
         if row["subject"] != "candidate" or withheld(row, self._takedowns):
             return False
         return row["stage"] not in _BEFORE_BYTES or row["source"] in self._in_sources
@@ -239,5 +239,5 @@ class Pictures:
 
 
 def _has_pictures(source: TableSource) -> bool:
-    """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
+    """True if pictures of a source may lie in it: not of a table that has addresses alone."""
     return bool(source.root()) or type(source).plugin_name() == "webdataset"

@@ -180,7 +180,7 @@ def _look_up(
 
 
 def _has_sound_manifest(build: Build, faults: list[str]) -> bool:
-    """Whether the manifest of a build can be read, if it has one; else there is a fault more."""
+    """True if the manifest of a build can be read, if it has one; else there is a fault more."""
     try:
         manifest_in(build.shards)
     except ContractError as e:
@@ -274,7 +274,7 @@ def _report_again(build: Build) -> None:
 
 
 def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
-    """Whether a build's report shows what another build lost: a leader of duplicates, or a host of the dataset."""
+    """True if a build's report shows what another build lost: a leader of duplicates, or a host of the dataset."""
     report = drift.read(build.out)
     if report is None or "report" not in build.fingerprints or not build.stage("report").finished():
         return False

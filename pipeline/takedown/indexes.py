@@ -45,7 +45,7 @@ _BATCH = 10_000
 
 
 def is_index(place: str) -> bool:
-    """Whether a folder is a search index, finished or not."""
+    """True if a folder is a search index, finished or not."""
     return "://" not in place and (Path(place) / INDEX).is_file()
 
 

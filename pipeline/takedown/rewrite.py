@@ -52,7 +52,7 @@ class Removal:
         return mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
 
     def page(self, url: str) -> bool:
-        """Whether a page is removed, by its URL or its domain."""
+        """True if a page is removed, by its URL or its domain."""
         return sha256_hex(url) in self.hashes or self._takedowns.host(url)
 
     def without(self, table: pa.Table) -> pa.Table | None:

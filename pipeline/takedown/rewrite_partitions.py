@@ -130,14 +130,14 @@ class _Held:
         return False
 
     def something(self, own: Pass, stage: StageDir, record: Record, files: Mapping[str, PassFile | None]) -> bool:
-        """Whether some files of a partition held something of what is removed: by their ids, or by what the pass has
+        """True if some files of a partition held something of what is removed: by their ids, or by what the pass has
         read."""
         if any(file is not None and file.id_column for file in files.values()):
             return self._named(stage, record, files)
         return any(map(self._found_in, own.reads))
 
     def _found_in(self, name: str) -> bool:
-        """Whether a pass holds, at any fingerprint, something of what is removed."""
+        """True if a pass holds, at any fingerprint, something of what is removed."""
         own = self.passes[name]
         if name not in self._found:
             self._found[name] = any(

@@ -125,7 +125,7 @@ def _readable(body: bytes, name: str) -> str | None:
 
 
 def _is_mojibake(text: str, body: bytes, declared: str) -> bool:
-    """Whether a page that declares a Korean charset is a gb18030 one: its reading in gb18030 is everyday Chinese, and
+    """True if a page that declares a Korean charset is a gb18030 one: its reading in gb18030 is everyday Chinese, and
     its reading in Korean is not Korean.
 
     All bytes of common Chinese text are characters in EUC-KR: rows 0xB0 to 0xC8 hangul, 0xCA to 0xFD hanja. Korean is

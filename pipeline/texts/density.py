@@ -135,7 +135,7 @@ class _Entries(dict[str, "_Entry | None"]):
         return entry
 
     def lists(self, word: str) -> bool:
-        """Whether the dictionary has a word."""
+        """True if the dictionary has a word."""
         return word in self._listed
 
     def _entry(self, word: str) -> _Entry:

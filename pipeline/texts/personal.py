@@ -102,7 +102,7 @@ class Span:
 
 @lru_cache(maxsize=REMEMBERED)  # two filters ask, one of them twice
 def may_hold(text: str) -> bool:
-    """Whether a text may hold any kind at all. False for most captions, by a single search."""
+    """True if a text may hold any kind at all. False for most captions, by a single search."""
     plain = even(text)
     return _CLUE.search(plain) is not None and _MAY_HOLD.search(plain) is not None
 
@@ -122,7 +122,7 @@ def mask(text: str, kind: Kind) -> str:
 
 
 def is_id_card(number: str) -> bool:
-    """Whether 18 characters are an ID card's number: a province, a date of birth, and the check digit (GB 11643)."""
+    """True if 18 characters are an ID card's number: a province, a date of birth, and the check digit (GB 11643)."""
     if not re.fullmatch(rf"(?:{_PROVINCES})[0-9]{{15}}[0-9xX]", number):
         return False
     try:
@@ -134,7 +134,7 @@ def is_id_card(number: str) -> bool:
 
 
 def is_bank_card(number: str) -> bool:
-    """Whether 16 to 19 digits are a bank card's number: first digits of UnionPay, Visa and so on, and Luhn's sum."""
+    """True if 16 to 19 digits are a bank card's number: first digits of UnionPay, Visa and so on, and Luhn's sum."""
     if not re.fullmatch("(?:62|60|9558)[0-9]{14,17}|(?:4[0-9]|5[1-5]|35|2[2-7])[0-9]{14}", number):
         return False
     # Luhn: from the right, every second digit doubled; then the sum of all digits is a multiple of ten

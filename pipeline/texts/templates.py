@@ -128,7 +128,7 @@ def _in_common(one: str, other: str) -> int:
 
 
 def _is_template(side: str, text: str, count: int, of: int, rate: float) -> bool:
-    """Whether so many texts of a sample of `of` texts make what they share a template."""
+    """True if so many texts of a sample of `of` texts make what they share a template."""
     letters = len(_LETTER.findall(text))
     edge = text[-1] if side == "begins" else text[0]
     separated = _SEPARATOR.match(edge) and not _BETWEEN_WORDS.search(text)
@@ -138,7 +138,7 @@ def _is_template(side: str, text: str, count: int, of: int, rate: float) -> bool
 
 
 def _goes_on_differently(shapes: Sequence[str], length: int, first: int, end: int) -> bool:
-    """Whether no single character follows in more than half of the texts."""
+    """True if no single character follows in more than half of the texts."""
     after = [shape[length : length + 1] for shape in shapes[first:end]]
     return max(after.count(c) for c in set(after)) * 2 <= len(after)
 

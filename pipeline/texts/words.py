@@ -68,7 +68,7 @@ def count_words(text: str) -> int:
 
 
 def has_words(text: str, at_least: int) -> bool:
-    """Whether `count_words(text) >= at_least`, mostly without segmenting the text where that is no more than two."""
+    """True if `count_words(text) >= at_least`, mostly without segmenting the text where that is no more than two."""
     if len(text) < at_least:
         return False
     return (at_least <= 2 and _one_or_two(text) >= at_least) or count_words(text) >= at_least

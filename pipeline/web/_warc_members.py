@@ -137,7 +137,7 @@ class Members:
 
 
 def _begins_record(packed: bytes) -> bool:
-    """Whether packed bytes are the beginning of a gzip member that holds a record."""
+    """True if packed bytes are the beginning of a gzip member that holds a record."""
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, 32).startswith(_FORMATS)
     except zlib.error:

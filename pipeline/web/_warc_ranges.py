@@ -81,7 +81,7 @@ def _from_server(fs: Any, path: str, offset: int, length: int) -> bytes:
 
 
 def _is_permanent(e: Exception) -> bool:
-    """Whether the same request would fail again: what is missing, forbidden, or no answer to it."""
+    """True if the same request would fail again: what is missing, forbidden, or no answer to it."""
     is_refusal = 400 <= _status(e) < 500 and _status(e) not in _ASK_AGAIN
     return is_refusal or isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError, ValueError))
 

@@ -119,7 +119,7 @@ class RequestFailed(Exception):
 
     @property
     def host_is_down(self) -> bool:
-        """Whether the host may be down: it did not answer, or says that it does not serve."""
+        """True if the host may be down: it did not answer, or says that it does not serve."""
         return self.reason in (DropReason.TIMEOUT, DropReason.CONNECTION) or policy.is_outage(self.status)
 
 

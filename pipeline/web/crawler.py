@@ -121,7 +121,7 @@ class Crawler:
             self._in_flight[asyncio.create_task(self._take(page, visitors))] = page
 
     def _limit_reached(self, host: str) -> bool:
-        """Whether a limit is reached: the site's, or the host's own."""
+        """True if a limit is reached: the site's, or the host's own."""
         site, kept = self._site, self._frontier.kept_of(host)
         in_flight = sum(page.host == host for page in self._in_flight.values())
         hours = (time.monotonic() - self._began.get(host, time.monotonic())) / 3600

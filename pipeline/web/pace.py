@@ -71,7 +71,7 @@ class _Lease:
     used: int = 0
 
     def over(self, now: float) -> bool:
-        """Whether all slots are used, or the booked time (at most LEASE_S) has been over for LEASE_S."""
+        """True if all slots are used, or the booked time (at most LEASE_S) has been over for LEASE_S."""
         return self.used == self.slots or now > self.start + min(self.slots * self.delay_s, LEASE_S) + LEASE_S
 
 

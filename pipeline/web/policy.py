@@ -83,14 +83,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Whether a failed request may be repeated. `wait_s` is what its host asked for by Retry-After, 0 for nothing."""
+    """Rule for repeating a failed request. `wait_s` is what its host asked for by Retry-After, 0 for nothing."""
 
     transient: bool
     wait_s: float = 0.0
 
     @property
     def soon(self) -> bool:
-        """Whether repeating it may help within this build."""
+        """True if repeating it may help within this build."""
         return self.transient and self.wait_s <= MAX_DELAY_S
 
     @property
@@ -124,7 +124,7 @@ class Policy:
         return max(rules.robots.delay_s, self.egress.delay_s)
 
     def too_many_redirects(self, redirects: int) -> bool:
-        """Whether so many redirects in a row are more than are followed."""
+        """True if so many redirects in a row are more than are followed."""
         return redirects > self.egress.max_redirects
 
 
@@ -143,7 +143,7 @@ def user_agent(spec: BuildSpec) -> str:
 
 
 def is_redirect(status: int, location: str | None) -> bool:
-    """Whether a response leads elsewhere; a 304 or a 3xx without a Location does not."""
+    """True if a response leads elsewhere; a 304 or a 3xx without a Location does not."""
     return 300 <= status < 400 and status != 304 and bool(location)
 
 
@@ -157,17 +157,17 @@ def address_in(location: bytes) -> str:
 
 
 def is_transient(status: int) -> bool:
-    """Whether a status may be another one on the next try: 408, 425, 429 and every 5xx."""
+    """True if a status may be another one on the next try: 408, 425, 429 and every 5xx."""
     return status >= 500 or status in _TRANSIENT
 
 
 def is_outage(status: int) -> bool:
-    """Whether a status says that the host as a whole does not serve just now, rather than that a page is broken."""
+    """True if a status says that the host as a whole does not serve just now, rather than that a page is broken."""
     return status in _OUTAGE
 
 
 def retry_of(transient: bool, retry_after: str | None, date: str | None = None) -> Retry:
-    """Whether and when a failed request may be repeated, by the headers Retry-After and Date of the response."""
+    """Decides if and when a failed request may be repeated, by the headers Retry-After and Date of the response."""
     return Retry(transient, retry_after_seconds(retry_after, date) or 0.0)
 
 
@@ -260,13 +260,13 @@ def opt_outs(headers: Headers, metas: Iterable[str] = (), reserved_by_meta: bool
 
 
 def follows_links(headers: Headers, metas: Iterable[str] = ()) -> bool:
-    """Whether the links of a page may be followed: no nofollow and no none among its directives."""
+    """True if the links of a page may be followed: no nofollow and no none among its directives."""
     values = (*_values(headers, "x-robots-tag"), *metas)
     return not any(_directives(value) & {"nofollow", "none"} for value in values)
 
 
 def reserves(value: str | None) -> bool:
-    """Whether the value of a `tdm-reservation` header or meta tag reserves text and data mining."""
+    """True if the value of a `tdm-reservation` header or meta tag reserves text and data mining."""
     return (value or "").strip() == "1"
 
 
@@ -309,7 +309,7 @@ class Robots:
     sitemaps: tuple[str, ...] = ()
 
     def allows(self, url: str) -> bool:
-        """Whether a URL may be taken; False for all if robots.txt is unreachable or unreadable."""
+        """True if a URL may be taken; False for all if robots.txt is unreachable or unreadable."""
         if self.unreachable or self.unreadable or self.delay_s > MAX_DELAY_S:
             return False
         return self.rules is None or bool(self.rules.can_fetch(url, AGENT))
@@ -385,7 +385,7 @@ class PathPattern:
         return cls(tuple(re.sub(r"\*+", "*", pattern.removesuffix("$")).split("*")), pattern.endswith("$"))
 
     def matches(self, path: str) -> bool:
-        """Whether a path begins like this; with `whole`, whether all of it is like this."""
+        """True if a path begins like this; with `whole`, if all of it is like this."""
         first, *inner = self.parts
         if not inner:
             return path == first if self.whole else path.startswith(first)
@@ -414,7 +414,7 @@ class Tdm:
     unreadable: str = ""
 
     def reserves(self, url: str) -> bool:
-        """Whether the file reserves a URL."""
+        """True if the file reserves a URL."""
         if not self.rules:
             return False
         parts = urlsplit(url)
@@ -457,5 +457,5 @@ class HostRules:
     asked_at: float = 0.0
 
     def expired(self, now: float) -> bool:
-        """Whether they must be asked for again."""
+        """True if they must be asked for again."""
         return now - self.asked_at > ROBOTS_TTL_S

@@ -64,7 +64,7 @@ class Readers:
 
 
 def _is_tiny(capture: Capture) -> bool:
-    """Whether a page is tiny in the charset in which it will be read."""
+    """True if a page is tiny in the charset in which it will be read."""
     if len(capture.body) > TINY_CHARACTERS:
         return False
     decoded = decode(capture.body, capture.content_type)

@@ -136,7 +136,7 @@ class _Reading:
 
 
 def _can_be_read_again(file: BinaryIO) -> bool:
-    """Whether reading can go back. A stream of a web server without ranges says that it can, and fails to."""
+    """True if reading can go back. A stream of a web server without ranges says that it can, and fails to."""
     try:
         if file.seekable():
             file.seek(0)

@@ -136,5 +136,5 @@ def _has_java() -> bool:
 
 
 def _counts(character: str) -> bool:
-    """Whether a character is a letter, a digit or a sign such as ℃: no mark and no space."""
+    """True if a character is a letter, a digit or a sign such as ℃: no mark and no space."""
     return unicodedata.category(character)[0] in "LNMS"

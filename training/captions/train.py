@@ -232,12 +232,12 @@ class _Training:
         return True
 
     def patience_ended(self) -> bool:
-        """Whether so many CIDErs in a row were no higher one."""
+        """True if so many CIDErs in a row were not above the best."""
         patience, state = self.config.patience, self.state
         return bool(patience) and 0 <= state.best_step <= state.step - patience * self.eval_steps
 
     def is_due(self) -> bool:
-        """Whether a checkpoint is to be written after this step."""
+        """True if a checkpoint is to be written after this step."""
         every, done = self.config.checkpoint_every, self.state.step
         return done == self.steps or self.patience_ended() or (every > 0 and done % every == 0)
 

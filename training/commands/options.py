@@ -85,5 +85,5 @@ def beams(arguments: argparse.Namespace) -> int | None:
 
 
 def first_rank() -> bool:
-    """Whether this process prints and logs: the only one, or torchrun's first."""
+    """True if this process prints and logs: the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"

@@ -154,7 +154,7 @@ class Dataset:
 
     @property
     def has_regions(self) -> bool:
-        """Whether boxes were joined from files; if not, they are the grid."""
+        """True if boxes were joined from files; if not, they are the grid."""
         return any(shard.regions is not None for shard in self._shards)
 
     def row(self, number: int) -> Row:

@@ -147,7 +147,7 @@ def _identity(tar: str) -> tuple[str, int]:
 
 
 def is_as_indexed(shard: Shard, size: int) -> bool:
-    """Whether a local tar, of `size` bytes now, is the one that its index was made of; a plain one by its time too."""
+    """True if a local tar, of `size` bytes now, is the one that its index was made of; a plain one by its time too."""
     return size == shard.size and not (
         shard.index.name.startswith(_OF_A_TAR) and _identity(shard.tar)[0] != shard.index.name
     )

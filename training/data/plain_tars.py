@@ -117,7 +117,7 @@ def _check_no_glob(argument: str) -> None:
 
 
 def _is_glob(name: str) -> bool:
-    """Whether a name has a glob's marks, and is not the name of a file that has them."""
+    """True if a name has a glob's marks, and is not the name of a file that has them."""
     if name.startswith(("http://", "https://")) or not any(mark in name for mark in "*?["):
         return False  # a ? is part of a URL there, and servers list nothing
     fs, path = _opened(name)

@@ -84,7 +84,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 
 def _keeps_case(folder: Path) -> bool:
-    """Whether a folder's tokenizer_config.json says that texts are not made lower case."""
+    """True if a folder's tokenizer_config.json says that texts are not made lower case."""
     try:
         return json.loads((folder / "tokenizer_config.json").read_bytes())["do_lower_case"] is False
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -93,7 +93,7 @@ class Benchmark:
 
 
 def is_benchmark(data: str) -> bool:
-    """Whether an argument of `--data` names a benchmark: KIND:PATH with a known kind."""
+    """True if an argument of `--data` names a benchmark: KIND:PATH with a known kind."""
     return data.partition(":")[0] in _READERS and ":" in data
 
 

@@ -48,7 +48,7 @@ class RegionTable:
     table: pa.Table
     row_of: dict[str, int]
     raw: bool
-    """Whether they are a detector's own, as STORE caches them."""
+    """True if they are a detector's own, as STORE caches them."""
     digest: str
     """Changes with the bytes of the files."""
 
@@ -75,7 +75,7 @@ class RegionTable:
         return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
 
     def has(self, content: bytes) -> bool:
-        """Whether there are boxes of an image, none included, by the bytes of its file."""
+        """True if there are boxes of an image, none included, by the bytes of its file."""
         return hashlib.sha256(content).hexdigest() in self.row_of
 
     def of(self, content: bytes, name: str) -> tuple[Box, ...]:

@@ -95,7 +95,7 @@ class Source:
 
     @property
     def is_dataset(self) -> bool:
-        """Whether the data are manifests, and no KIND:PATH."""
+        """True if the data are manifests, and no KIND:PATH."""
         return not any(name.partition(":")[0] in KINDS for name in self.data)
 
 

@@ -19,7 +19,7 @@ Object = TypeVar("Object")
 
 
 def active() -> bool:
-    """Whether this process belongs to a process group."""
+    """True if this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -116,7 +116,7 @@ class Checkpoint:
         return self.sealed.files["towers.safetensors"]
 
     def has(self, file: str) -> bool:
-        """Whether it has a file: an imported one lacks queues and optimiser."""
+        """True if it has a file: an imported one lacks queues and optimiser."""
         return file in self.sealed.files
 
     def background(self) -> Background | None:

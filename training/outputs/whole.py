@@ -135,7 +135,7 @@ def writing_to(out: Path) -> Iterator[None]:
 
 
 def _belongs(path: Path, out: Path) -> bool:
-    """Whether a path is `out` or a folder that it lies in, or lies in it or in its temporary file or folder."""
+    """True if a path is `out` or a folder that it lies in, or lies in it or in its temporary file or folder."""
     if path == out or path in out.parents or out in path.parents:
         return True
     return path.is_relative_to(out.parent) and path.relative_to(out.parent).parts[0].startswith(f".{out.name}.")
@@ -234,14 +234,14 @@ class Sealed:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no number of a floating-point tensor is NaN or infinite."""
+    """True if no number of a floating-point tensor is NaN or infinite."""
     # A sum of which one number is not finite is not either; one that is too large is found by looking again.
     summed = tensor.dtype.itemsize > 1  # torch does not add up float8
     return (summed and bool(tensor.sum().isfinite())) or bool(tensor.isfinite().all())
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file; no also for a name that no file can have."""
+    """True if there is such a file; False also for a name that no file can have."""
     try:
         return path.is_file()
     except OSError:  # a name of thousands of characters, as a damaged index may hold

@@ -37,7 +37,7 @@ _LOOKS_S = 0.5
 
 
 def under_torchrun() -> bool:
-    """Whether an agent of torchrun started this process."""
+    """True if an agent of torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 

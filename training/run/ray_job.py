@@ -384,7 +384,7 @@ class _Embedding:
 
 
 def _anyone(yes: bool, device: str) -> bool:
-    """Whether it is so on any rank."""
+    """True if it is so on any rank."""
     import torch
 
     from training.method import distributed

@@ -39,7 +39,7 @@ class Step:
 
     @property
     def skipped(self) -> bool:
-        """Whether nothing was moved."""
+        """True if nothing was moved."""
         return self.norm is None
 
 

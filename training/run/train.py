@@ -176,7 +176,7 @@ class _Run:
         return self._result(time.monotonic() - started)
 
     def _due(self, every: int, leave: Leave) -> bool:
-        """Whether what is done every so many steps (0: at the end only) is to be done after this one."""
+        """True if what is done every so many steps (0: at the end only) is to be done after this one."""
         last = self.state.step == self.setup.total_steps or leave is Leave.STOP
         return last or (every > 0 and self.state.step % every == 0)
 

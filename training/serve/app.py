@@ -160,7 +160,7 @@ def _add_errors(app: FastAPI) -> None:
 def _add_state(app: FastAPI, service: Service, health: HealthCheck) -> None:
     @app.get("/health", response_model=HealthAnswer, tags=["state"], responses={503: {"model": HealthAnswer}})
     async def state(response: Response) -> HealthAnswer:
-        """Whether both towers answer; 503 with the reason where they do not."""
+        """Health of both towers; 503 with the reason where one does not answer."""
         found = await health.check()
         response.status_code = 200 if found.ok else 503
         waiting = service.model.state().waiting

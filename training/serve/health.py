@@ -28,7 +28,7 @@ _APART = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether the server can do what it is for, and what stops it; seconds of the probe."""
+    """Health of the server: if it can do what it is for, and what stops it; seconds of the probe."""
 
     ok: bool
     reason: str

@@ -59,7 +59,7 @@ class Tower(nn.Module):
 
     @property
     def knows_regions(self) -> bool:
-        """Whether the trunk has `each_region`: an encoder without boxes has not."""
+        """True if the trunk has `each_region`: an encoder without boxes has not."""
         return hasattr(self.trunk, "each_region")
 
     def each_region(self, batch: Batch) -> Tensor:

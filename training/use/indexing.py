@@ -66,7 +66,7 @@ class Inputs:
     texts: str = ""
     cache: str = ""
     distinct: bool = True
-    """Whether a line of `texts` that stands there twice is embedded once, a picture file has one id whatever its name,
+    """True if a line of `texts` that stands there twice is embedded once, a picture file has one id whatever its name,
     and no two rows of `jsonl` have the same id: for an index."""
 
     def open(self, detector: str) -> Source:

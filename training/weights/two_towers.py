@@ -80,7 +80,7 @@ _RENAMED = (
 
 
 def is_two_towers(path: Path) -> bool:
-    """Whether a folder is one of transformers with two towers that are known here."""
+    """True if a folder is one of transformers with two towers that are known here."""
     try:
         described = json.loads((path / "config.json").read_bytes())
         return isinstance(described, dict) and described.get("model_type") in FAMILIES
