@@ -75,9 +75,14 @@ def quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
+def named(url: str) -> str:
+    """A file's name as DuckDB takes it: to itself, a path is a pattern. A URL is none (`recorded_files`)."""
+    return url if "://" in url else re.sub(r"[*?\[]", r"[\g<0>]", url)
+
+
 def parquet(urls: Sequence[str], by_name: bool = False) -> str:
     """SQL that reads these files as one table, with `file_row_number`. by_name: some may lack a column."""
-    names = ", ".join(f"'{quoted(url)}'" for url in urls)
+    names = ", ".join(f"'{quoted(named(url))}'" for url in urls)
     return f"read_parquet([{names}], file_row_number=true, union_by_name={str(by_name).lower()})"
 
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import duckdb
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,16 @@ def test_views_have_the_rows_and_columns_of_the_files(synthetic_build: Build, ru
         regions = [row for table in frames.tables(f"regions/{detector}") for row in table.to_pylist()]
         assert tables.rows("SELECT * EXCLUDE (detector) FROM regions") == regions
         assert tables.column("SELECT DISTINCT detector FROM regions") == [detector]
+
+
+@pytest.mark.parametrize("name", ["week*", "week[1]", "week?", "第一周"])
+def test_a_folder_is_read_by_its_name_though_that_is_a_pattern(name: str, tmp_path: Path) -> None:
+    for folder, rows in ((name, 1), ("week1", 2), ("weekly", 3)):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"x": range(rows)}), tmp_path / folder / "train-000000.parquet")
+    place = str(tmp_path / name / "train-000000.parquet")
+    found = duckdb.sql(f"SELECT filename, count(*) FROM {parquet([place])} GROUP BY 1").fetchall()
+    assert found == [(place, 1)]
 
 
 def test_what_a_build_does_not_have_is_empty(make_build: Callable[..., Build]) -> None:
