@@ -166,6 +166,13 @@ def test_what_working_passes_wrote_goes_with_a_publish_and_is_made_again_where_i
     kept = next((tmp_path / "a-store/identity").glob("*.images.parquet"))
     assert kept.samefile(next((tmp_path / "a/unique/_leaders").rglob("*images.parquet")))
     assert build("a")[1] == []
+    values = load(path).model_dump() | {"filters": [{"name": "text_length", "min_chars": 3}]}
+    other = opening.open_build(BuildSpec.model_validate(values), first.out, first.store.url, "s")
+    list(run.run(other, until="filter", here=True))
+    assert build("a")[1] == []
+    begun = opening.reopen(first.out)
+    assert begun.fingerprints == first.fingerprints, "of working passes, too, which had nothing to do"
+    assert {stage["state"] for stage in build_json.status(begun)["stages"].values()} == {"done"}
     again, ran = build("a", max_pairs_per_text=1)
     assert "dedup" in ran
     assert not {"extract", "fetch", "measure", "filter"} & set(ran)
