@@ -104,8 +104,13 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
 
 
 def test_a_takedown_reaches_a_build_that_was_expired(builds: list[Build], synthetic: Any) -> None:
-    """The files that it handed to STORE are gone; what STORE has of them is cleaned, and its shards are."""
+    """The files that it handed to STORE are gone; what STORE has of them is cleaned, and its shards are.
+
+    What its report says of its splits is gone, too.
+    """
     old = builds[0]
+    shards = old.spec.shards.model_copy(update={"apart": "texts"})
+    builds[0] = old = replace(old, spec=old.spec.model_copy(update={"shards": shards}))
     collect(builds, keep=1)
     item = next(item for item in synthetic.items() if item.stage == "shard")
     answer = forget(old.store, builds, Request(urls=[item.candidate.image_url]))
