@@ -166,7 +166,7 @@ class Data:
     def __repr__(self) -> str:
         from pipeline.report import gallery
 
-        return f"<wenlan.Data: {gallery.title(self._frames)}; {len(self):,} samples>"
+        return f"<wenlan.Data: {gallery.title(self._frames)[0]}; {len(self):,} samples>"
 
     def _repr_html_(self) -> str:
         from pipeline.report import gallery

@@ -247,7 +247,6 @@ TESTED_ELSEWHERE = {
     "pipeline/dedup/edges.py": "test_joined.py",
     "pipeline/dedup/outcome.py": "test_joined.py: what it writes is what the definition says",
     "pipeline/dedup/piece.py": "test_joined.py: what it writes is what copies and edges read",
-    "pipeline/dedup/runs.py": "test_ranked_runs.py, test_joined.py",
     "pipeline/dedup/signatures.py": "test_joined.py",
     "pipeline/matching/image_keys.py": "test_image_edges.py: keys of builds of any size miss nothing",
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",

@@ -20,8 +20,6 @@ Limits: a folder on a local disk, because it is memory-mapped.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -33,7 +31,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_specs.shard import ContractError, leaves_folder
-from data_specs.storage.whole_files import whole_file
+from data_specs.storage import whole_files
 
 INDEX_VERSION = 2
 """Raised when a file of the folder changes its meaning; a reader reads this version only."""
@@ -56,7 +54,7 @@ class _Model(BaseModel):
 
 
 class Towers(_Model):
-    """Which towers made the vectors: recipe, and sha256 of `towers.safetensors`. A query must come from the same."""
+    """Identity of the towers that made the vectors: recipe, and sha256 of `towers.safetensors`; also of a query's."""
 
     recipe: str
     sha256: str
@@ -82,7 +80,7 @@ class Background(_Model):
 
 
 class About(_Model):
-    """What an index is of.
+    """Description of an index.
 
     width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
     detector: whose regions the image tower saw. created_from: names of the input; may grow.
@@ -99,11 +97,11 @@ class About(_Model):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """Which vectors there are."""
+        """Kinds of vectors that its parts have."""
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
     def difference(self, other: About) -> str:
-        """What makes `other` another index, in words. A checkpoint may be calibrated later, and an input may grow."""
+        """Differences that make `other` another index, in words; neither its background nor a longer input does."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
         return ", ".join(
             f"its {name} is {_shown(own)}, not {_shown(given)}"
@@ -206,18 +204,17 @@ def write_index(folder: Path, index: IndexFile) -> None:
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Holds the lock of an index: no other process changes it. Raises IndexFault where another one holds it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as e:
-        raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not folder.is_dir():
+        raise IndexFault(f"{folder}: cannot be opened (no such folder)")
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(whole_files.exclusive(folder, wait=False))
+        except BlockingIOError:
+            todo = "run this one again when it has ended, or stop it: an embed goes on where it stopped"
+            raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None
+        except OSError as e:
+            raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
         yield
-    except BlockingIOError:
-        todo = "run this one again when it has ended, or stop it: an embed goes on where it stopped"
-        raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None
-    finally:
-        os.close(handle)
 
 
 def check_path(folder: Path) -> None:
@@ -262,7 +259,7 @@ def make(folder: Path, name: str, write: Callable[[Path], object]) -> File:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path that is renamed to `path` when the block ends, and deleted if it fails. Raises IndexFault."""
     try:
-        with whole_file(path) as temporary:
+        with whole_files.whole_file(path) as temporary:
             yield temporary
     except OSError as e:
         raise IndexFault(f"{path}: cannot be written ({e.strerror or e})") from e

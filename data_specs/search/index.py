@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ _LENGTH = 5e-3
 
 @dataclass(frozen=True)
 class Removed:
-    """What a takedown removed from an index, or would. swept: files left over from a killed command."""
+    """Counts of what a takedown removed from an index, or would. swept: files left over from a killed command."""
 
     rows: int
     texts: int
@@ -104,23 +104,21 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class IndexWriter:
-    """Writes an index part by part, and holds its lock until it is closed."""
+    """Writes an index part by part, in a folder that is `locked`."""
 
     def __init__(self, folder: Path, index: IndexFile) -> None:
-        self.folder, self.index, self._lock = folder, index, ExitStack()
+        self.folder, self.index = folder, index
 
     @staticmethod
-    def begin(folder: Path, about: About) -> IndexWriter:
-        """Start an index, go on with one whose writer was killed, or add to a finished one.
+    @contextmanager
+    def begin(folder: Path, about: About) -> Iterator[IndexWriter]:
+        """Start an index, go on with one whose writer was killed, or add to a finished one; locked within the block.
 
         A finished index can be searched as it was until `finish`. Raises IndexFault where another index lies there
         (another name, width, checkpoint, detector or other modalities), or another process writes it.
         """
-        with ExitStack() as lock:
-            lock.enter_context(locked(folder))
-            writer = IndexWriter.start(folder, about)
-            writer._lock = lock.pop_all()
-            return writer
+        with locked(folder):
+            yield IndexWriter.start(folder, about)
 
     @staticmethod
     def start(folder: Path, about: About) -> IndexWriter:
@@ -135,16 +133,6 @@ class IndexWriter:
         check_sizes(folder, index.files())
         sweep(folder, index)
         return IndexWriter(folder, index.model_copy(update={"about": about}))
-
-    def __enter__(self) -> IndexWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the lock back."""
-        self._lock.close()
 
     @property
     def next_part(self) -> int:
@@ -313,7 +301,7 @@ def _with_similarity(table: pa.Table, image_ND: Vectors, text_ND: Vectors) -> pa
 
 @dataclass(frozen=True)
 class _Loss:
-    """What one part loses. stamps: of the rows that go."""
+    """Rows and texts that one part loses. stamps: of the rows that go."""
 
     gone: Flags
     stay: dict[int, list[int]]

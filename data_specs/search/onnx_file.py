@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault
 
@@ -100,6 +104,17 @@ def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
     except Exception as e:  # onnxruntime raises types of its own, below Exception alone
         raise TowerFault(f"{file.path}: cannot be read ({(str(e).splitlines() or [''])[0][:200]})") from None
     return Opened(session, about, inputs)
+
+
+def width_of(encode: Callable[[], npt.NDArray[Any]], subject: str, what: str) -> int:
+    """D, by the features of a first input, `what`. Raises TowerFault that names the file, where it has none."""
+    try:
+        features = encode()
+    except Exception as e:  # onnxruntime's own exceptions have no common base
+        raise TowerFault(f"{subject}: fails on {what} ({' '.join(str(e).split())[:200]})") from None
+    if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
+        raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
+    return int(features.shape[1])
 
 
 def _shape(sizes: list[Any]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import Towers
-from data_specs.search.onnx_file import Opened, TowerFault, checked, opened
+from data_specs.search.onnx_file import Opened, TowerFault, checked, opened, width_of
 from data_specs.search.queries import Vectors, unit_rows
 
 Resize = Literal["bilinear", "bicubic"]
@@ -43,7 +43,7 @@ _FLOATS: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.f
 
 @dataclass(frozen=True, slots=True)
 class PictureInputs:
-    """How a tower takes pictures: as `name` [B, 3, S, S], resized and normalised.
+    """Input of an image tower: pictures as `name` [B, 3, S, S], resized and normalised.
 
     boxes: of a tower of ours, [R, 4] in pixels of S, the whole picture last; None for another. named: the inputs that
     the file has, of which a tower that does not look at boxes has one. at_once: B, where the file fixes it; 0 for any.
@@ -127,7 +127,7 @@ class PictureTower:
         return images
 
     def _features(self, images: npt.NDArray[np.float32]) -> Vectors:
-        """What the tower returns [n, D] for prepared pictures."""
+        """Raw features [n, D] of prepared pictures."""
         own, count = self._inputs, len(images)
         if own.at_once > count:
             images = np.concatenate([images, np.zeros((own.at_once - count, *images.shape[1:]), np.float32)])
@@ -142,13 +142,7 @@ class PictureTower:
     def _probed(self, subject: str) -> int:
         """D, by a first picture. Raises TowerFault that names the file, where the tower cannot encode it."""
         grey = np.full((self.side, self.side, 3), 128, np.uint8)
-        try:
-            features = self._features(self.prepared([grey]))
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise TowerFault(f"{subject}: fails on a picture ({' '.join(str(e).split())[:200]})") from None
-        if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
-            raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
-        return int(features.shape[1])
+        return width_of(lambda: self._features(self.prepared([grey])), subject, "a picture")
 
 
 def grid_boxes(side: int, most: int) -> npt.NDArray[np.float32]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault, Towers
-from data_specs.search.onnx_file import TowerFault, checked, opened
+from data_specs.search.onnx_file import TowerFault, checked, opened, width_of
 from data_specs.text.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
 
 TEXT = "queries/text.onnx"
@@ -46,7 +46,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:
-    """How a tower takes texts: token ids [B, L] as `ids`, of an integer type.
+    """Input of a text tower: token ids [B, L] as `ids`, of an integer type.
 
     counts, mask: names of the inputs for the number of tokens [B], and for a mask [B, L] of ones; "" if it has none.
     at_once: B, where the file fixes it; 0 for any. padding: the id after the last token.
@@ -150,13 +150,8 @@ class TextQuery:
 
     def probed(self, subject: str) -> int:
         """D, by a first text. Raises TowerFault that names the file, where the tower cannot encode it."""
-        try:
-            features = self._features([self._tokenizer.encode("一", self._max_tokens)])
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise TowerFault(f"{subject}: fails on a text ({' '.join(str(e).split())[:200]})") from None
-        if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
-            raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
-        return int(features.shape[1])
+        first = [self._tokenizer.encode("一", self._max_tokens)]
+        return width_of(lambda: self._features(first), subject, "a text")
 
     def encode(self, texts: list[str]) -> Vectors:
         """float32 [n, D] unit rows of texts, in their order. Raises ValueError for a row that is not finite."""
@@ -176,7 +171,7 @@ class TextQuery:
             yield from (rows[low : low + size] for low in range(0, len(rows), size))
 
     def _features(self, ids: list[list[int]]) -> Vectors:
-        """What the tower returns [n, D] for token ids of n texts, which have one length unless they are padded."""
+        """Raw features [n, D] of the token ids of n texts, which have one length unless they are padded."""
         own, count = self._inputs, len(ids)
         length = self._max_tokens if self._padded else max(map(len, ids))
         ids_BL = np.full((max(count, own.at_once), length), own.padding, own.kind)

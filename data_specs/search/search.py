@@ -147,7 +147,7 @@ class SearchIndex:
 
     @property
     def revision(self) -> int:
-        """How often what is searched has changed."""
+        """Number of changes of what is searched."""
         return self._state.index.revision
 
     def at(self, row: int) -> Row | None:

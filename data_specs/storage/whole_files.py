@@ -36,12 +36,15 @@ def whole_file(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(place: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block of `place`: a folder, or a file, which is made and stays."""
+def exclusive(place: Path, wait: bool = True) -> Iterator[None]:
+    """Waits until no other process is in such a block of `place`: a folder, or a file, which is made and stays.
+
+    Raises BlockingIOError where another one is and `wait` is not set.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

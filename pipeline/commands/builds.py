@@ -21,6 +21,7 @@ from pipeline.commands.terminal import Bars, Commands, add_spec, command, consol
 from pipeline.errors import ApprovalError, NothingNew, PipelineError
 
 if TYPE_CHECKING:
+    from data_specs.shard import Manifest
     from pipeline.store.build import Build
     from pipeline.store.build_json import StageResult
 
@@ -127,16 +128,13 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
-    lost = left_out(build)
-    return {
-        **lost,
-        "published": True,
-        "revision": manifest.revision,
-        "samples": manifest.samples,
-        "content_digest": manifest.content_digest,
-        "manifest": build.shards.at(MANIFEST),
-        **released(build),
-    }
+    return published(build, manifest)
+
+
+def published(build: Build, manifest: Manifest) -> dict[str, Any]:
+    """A build that was published just now, and what that took out of earlier ones, for --json; said to people too."""
+    facts = {"revision": manifest.revision, "samples": manifest.samples, "content_digest": manifest.content_digest}
+    return {"published": True, **facts, "manifest": build.shards.at(MANIFEST), **left_out(build), **released(build)}
 
 
 def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:

@@ -58,11 +58,9 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}
-    lost = builds.left_out(build)
-    path = build.shards.at(MANIFEST)
-    say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
-    answer = {"build_id": manifest.build_id, "published": True, "revision": manifest.revision}
-    return {**answer, **lost, "samples": manifest.samples, "manifest": path, **builds.released(build)}
+    samples = sum(manifest.samples.values())
+    say(f"published: {build.shards.at(MANIFEST)}, revision {manifest.revision}, {samples} samples")
+    return {"build_id": manifest.build_id, **builds.published(build, manifest)}
 
 
 def add_verify(commands: Commands) -> None:

@@ -20,15 +20,13 @@ from typing import Any
 from data_specs.build import NAME, BuildSpec, SpecError
 from data_specs.command import answers
 from data_specs.command.command_line import completed_by
+from pipeline.commands.options import NO_OPTIONS
 from pipeline.commands.terminal import Commands, command
 from pipeline.plugins import Family, find, names
 
 PATH = Path(__file__).parents[2] / "data_specs" / "schemas" / "build.schema.json"
 
 SUFFIX = ".schema.json"
-
-_RESERVED = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
-"""Fields of a plug-in's model that are not options: the pipeline sets them, or the reference in the spec has them."""
 
 
 def add_schema(commands: Commands) -> None:
@@ -90,7 +88,7 @@ def _plugin(
     """
     model = find(family, name).model_json_schema()
     definitions.update(model.pop("$defs", {}))
-    own = {k: v for k, v in model["properties"].items() if k not in _RESERVED[family]}
+    own = {k: v for k, v in model["properties"].items() if k not in (*NO_OPTIONS, *(optional or {}))}
     _one_or_many(own)
     key = "kind" if family == "sources" else "name"
     required = [key, *(shared or {}), *(k for k in model.get("required", []) if k in own)]

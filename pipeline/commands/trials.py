@@ -63,7 +63,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
         with trial.folder.emptied_on_failure():
             with Bars() as bars:
                 options = {"address": args.address, "workers": args.workers}
-                options["here"] = not any(options.values()) and _size(on) <= HERE
+                options["here"] = not any(options.values()) and on.counted("extract", "kept") <= HERE
                 for result in run.run(trial, until=opening.COMPARED, progress=bars, **options):
                     if not result.skipped:
                         bars.done(result)
@@ -73,11 +73,6 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     answer = {**figures, "page": Folder(place).at("index.html"), "seconds": round(time.monotonic() - started, 2)}
     _show(answer)
     return answer
-
-
-def _size(build: Build) -> int:
-    """Candidates of a build."""
-    return sum(record.counts["kept"] for record in build.stage("extract").records())
 
 
 def _compared(trial: Build) -> tuple[dict[str, Any], str]:

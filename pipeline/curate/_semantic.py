@@ -36,9 +36,9 @@ from pipeline import pulse
 from pipeline.actors import Actors
 from pipeline.curate._towers import models_of
 from pipeline.curate.judging import pair_partitions
-from pipeline.dedup.ranked_runs import Keys, kept_by, merged
-from pipeline.dedup.spill import Rows, Spill
+from pipeline.dedup.runs import kept_by
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, unhex
+from pipeline.files.parquet import Rows
 from pipeline.matching.semantic import Codes, Nearest, SemanticLeaders, codes_of, joined, millionths, resolved
 from pipeline.model_runner import model_values
 from pipeline.store.build import Build
@@ -46,6 +46,7 @@ from pipeline.store.identities import SEMANTIC, Identities, Published
 from pipeline.store.pair_scores import in_units
 from pipeline.store.pairs import SCORES, pairs_before, primary_texts, reads_before
 from pipeline.store.partitions import Attempt, Record
+from pipeline.store.sql import in_order
 from pipeline.store.stage import Pass, PassFile
 
 log = logging.getLogger("wenlan")
@@ -74,7 +75,7 @@ KEPT_SCHEMA = pa.schema(_KEPT)
 RANK = pa.binary(44)
 """Compares as bytes like the ranks of pairs: which build of the last generation kept it, the column, candidate_id."""
 
-VECTOR_SCHEMA = pa.schema([("rank", RANK), *_KEPT])
+VECTOR_SCHEMA = pa.schema([("rank", RANK), *_KEPT, ("partition", pa.string())])
 
 NEAR_SCHEMA = pa.schema(
     [
@@ -86,6 +87,8 @@ NEAR_SCHEMA = pa.schema(
     ]
 )
 """Verdicts of `nearest`."""
+
+_NEAR = pa.schema([*NEAR_SCHEMA, ("partition", pa.string())])
 
 CHUNK_BYTES = 1 << 30
 """Codes of one chunk of a column at most."""
@@ -127,7 +130,7 @@ def _vectors_token(build: Build) -> Any:
 
 
 def _vectors_of(build: Build, partition: str) -> None:
-    """The pairs in a fetch partition's range that have features, by rank."""
+    """The pairs in a fetch partition's range that have features, with their ranks."""
     assert build.spec.semantic_dedup is not None
     rows = pairs_before(build, partition, "semantic_dedup", COLUMNS)
     of_images, _ = models_of(build.spec)
@@ -138,24 +141,24 @@ def _vectors_of(build: Build, partition: str) -> None:
     features = [seen[sha256] for sha256 in rows["sha256"].to_pylist()]
     codes = codes_of(np.stack(features)) if features else np.zeros((0, 1), np.int16)
     with build.stage(VECTORS.name).attempt(partition) as attempt:
-        attempt.write_table("parquet", _by_rank(build, rows, codes), row_group_size=ROW_GROUP)
+        attempt.write_table("parquet", _ranked(build, partition, rows, codes), row_group_size=ROW_GROUP)
         attempt.commit({"pairs": pairs, "compared": rows.num_rows}, {"tower": of_images.id})
 
 
-def _by_rank(build: Build, rows: pa.Table, codes: Codes) -> pa.Table:
-    """VECTOR_SCHEMA rows, sorted by `rank`."""
-    candidate_id = unhex(rows["candidate_id"].to_pylist())
+def _ranked(build: Build, partition: str, rows: pa.Table, codes: Codes) -> pa.Table:
+    """VECTOR_SCHEMA rows."""
+    ids = {name: unhex(rows[name].to_pylist()) for name in ("candidate_id", "fetch_id", "sha256")}
     ranks = [
-        kept_by(build, candidate_id, SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),
+        kept_by(build, ids["candidate_id"], SEMANTIC).astype(">u4").view(np.uint8).reshape(-1, 4),
         (np.iinfo(np.int64).max - _column(build, rows)).astype(">u8").view(np.uint8).reshape(-1, 8),
-        candidate_id,
+        ids["candidate_id"],
     ]
     rank = np.ascontiguousarray(np.concatenate(ranks, axis=1))
-    order = np.argsort(rank.view(f"S{rank.shape[1]}").ravel(), kind="stable")
     columns = {
-        "rank": pa.array(rank[order].view(f"V{rank.shape[1]}").ravel().tolist(), RANK),
-        **{name: column_of(unhex(rows[name].to_pylist())[order]) for name in ("candidate_id", "fetch_id", "sha256")},
-        "codes": codes_column(codes[order]),  # sorted before: Arrow's `take` makes one array of it
+        "rank": pa.array(rank.view(f"V{rank.shape[1]}").ravel().tolist(), RANK),
+        **{name: column_of(own) for name, own in ids.items()},
+        "codes": codes_column(codes),
+        "partition": pa.repeat(partition, rows.num_rows),
     }
     return pa.table({name: columns[name] for name in VECTOR_SCHEMA.names}, schema=VECTOR_SCHEMA)
 
@@ -180,6 +183,7 @@ VECTORS = Pass(
     run=_vectors_of,
     token=_vectors_token,
     when=when,
+    version=2,
     files=(PassFile("parquet", VECTOR_SCHEMA),),
     unit="pairs",
     done=("pairs",),
@@ -243,29 +247,29 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
 
 def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders) -> int:
     """Decide all pairs in order; returns how many are duplicates."""
-    dropped, earlier = 0, leaders.count
+    dropped, earlier, vectors = 0, leaders.count, build.stage(VECTORS.name)
+    noted = attempt.folder("near") / "near.parquet"
     with contextlib.ExitStack() as stack:
-        near = Spill(attempt.folder("spill"), "near")
+        near = stack.enter_context(Rows(noted, _NEAR))
         kept_rows = stack.enter_context(Rows(attempt.path("kept.parquet"), KEPT_SCHEMA))
-        blocks = merged(build.stage(VECTORS.name), runs, BLOCK, _ranks)
-        for table, run_of_row in blocks:
+        paths = [stack.enter_context(vectors.file(record, "parquet")) for record in runs]
+        for table in in_order(paths, VECTOR_SCHEMA, ["rank"], BLOCK):
             ids = digests_of(table["candidate_id"])
             kept, nearest = leaders.decide(ids, codes_in(table["codes"]))
             kept_rows.add(table.take(pa.array(kept, pa.int64())).select(KEPT_SCHEMA.names))
             rows = np.flatnonzero(nearest.number >= 0)
-            near.add(run_of_row[rows], _near_rows(ids, rows, nearest, kept, leaders, earlier))
+            found = _near_rows(ids, rows, nearest, kept, leaders, earlier)
+            near.add(found.append_column("partition", table["partition"].take(pa.array(rows))))
             dropped += table.num_rows - len(kept)
             pulse.advance(table.num_rows)
-        for number, run in enumerate(runs):
-            verdicts = pa.concat_tables([NEAR_SCHEMA.empty_table(), *near.read(number)]).sort_by("candidate_id")
-            attempt.write_table(f"{run.partition}.verdicts", verdicts)
+    verdicts = {record.partition: [NEAR_SCHEMA.empty_table()] for record in runs}
+    for table in in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK):
+        for name in table["partition"].unique().to_pylist():
+            own = table.filter(pc.equal(table["partition"], name)).select(NEAR_SCHEMA.names)
+            verdicts[name].append(own)
+    for name, tables in verdicts.items():
+        attempt.write_table(f"{name}.verdicts", pa.concat_tables(tables))
     return dropped
-
-
-def _ranks(table: pa.Table) -> Keys:
-    """The column `rank`."""
-    ranks: Keys = np.frombuffer(b"".join(table["rank"].to_pylist()), f"V{RANK.byte_width}")
-    return ranks
 
 
 def _near_rows(

@@ -22,7 +22,7 @@ import contextlib
 from typing import Any
 
 from pipeline import pulse
-from pipeline.dedup import earlier, ranked_runs
+from pipeline.dedup import earlier
 from pipeline.dedup.greedy import LeaderPass
 from pipeline.dedup.joined import Joined
 from pipeline.dedup.outcome import MERGED_SCHEMA, VERDICT_SCHEMA, merged, spread_out, write
@@ -40,6 +40,9 @@ from pipeline.store.identities import (
 )
 from pipeline.store.stage import Pass, PassFile
 
+ALL = "all"
+"""The one partition, which goes over all runs in order."""
+
 
 def token(build: Build) -> Any:
     spec = build.spec
@@ -53,7 +56,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    return [ranked_runs.ALL]
+    return [ALL]
 
 
 def run_partition(build: Build, partition: str) -> None:

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.dedup.greedy import BIT, NONE, Flags, Ints, LeaderPass, Verdicts
 from pipeline.dedup.joined import Joined
-from pipeline.dedup.spill import Rows
 from pipeline.dedup.splits import TextSplits
 from pipeline.dedup.taken_texts import TakenTexts
 from pipeline.files.digests import DIGEST, Digests, column_of, digests_of
+from pipeline.files.parquet import Rows
 from pipeline.matching.sketches import distinct, spread
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import DropReason

@@ -1,4 +1,4 @@
-"""The runs of a build as `pipeline.dedup.signatures` writes them, opened together.
+"""Runs: neighbouring partitions of filter, ranked by `pipeline.dedup.signatures`; those of a build opened together.
 
 Images have numbers over all runs: those of a run follow those of the runs before it, and within a run the number grows
 with the rank. Distinct texts of runs have numbers of their own, likewise. What earlier builds kept has numbers too,
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dedup.earlier import STORED
 from pipeline.dedup.piece import sketches_in
@@ -25,10 +26,11 @@ from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.matching.image_keys import Ints, Key, plan
 from pipeline.matching.looks import NO_DETAILS, Hashed, fine_of
 from pipeline.matching.sketches import Sketches, distinct
-from pipeline.records import TEXTS_TYPE
+from pipeline.records import LOOKS, TEXTS_TYPE
 from pipeline.store.build import Build
-from pipeline.store.identities import DETAILS, SIGNATURES
+from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 from pipeline.store.partitions import Record
+from pipeline.store.ranges import KeyRange
 
 ROWS, ARRAYS = "rows.arrow", "arrays.bin"
 
@@ -42,11 +44,51 @@ ROW_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
         ("domain", pa.uint64()),  # of the page; 0 = none
-        ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `ranked_runs.kept_by`
+        ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `kept_by`
         ("texts", TEXTS_TYPE),
     ]
 )
 """A run's rows by rank."""
+
+
+def run_name(partitions: Sequence[str]) -> str:
+    """The name of the run of neighbouring partitions of filter."""
+    first, last = KeyRange.named(partitions[0]), KeyRange.named(partitions[-1])
+    return str(KeyRange(first.first, last.last, first.of, run=True))
+
+
+def partitions_of(run: str) -> list[str]:
+    """The partitions of filter that a run is made of."""
+    return [str(part) for part in KeyRange.named(run).parts()]
+
+
+def pairs_of(build: Build, run: str, columns: list[str]) -> pa.Table:
+    """The run's pairs by (order_key, candidate_id): columns of PAIR_SCHEMA, and LOOKS of their images."""
+    filtered, measured = build.stage("filter"), build.stage("measure")
+    own, looks = [name for name in columns if name not in LOOKS], [name for name in columns if name in LOOKS]
+    tables = []
+    for partition in partitions_of(run):
+        table = filtered.table(filtered.record(partition), columns=own)
+        images = measured.table(measured.record(partition), columns=["sha256", *looks])
+        row = pc.index_in(table["sha256"], images["sha256"].combine_chunks())
+        tables.append(pa.table({name: (images[name].take(row) if name in looks else table[name]) for name in columns}))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def kept_by(build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.int32]:
+    """[N] the number of the build in `made_from` that kept each of distinct candidates, 0 for the oldest one.
+
+    As many as there are builds for a candidate that none kept. part: the file of STORE's identities that lists what a
+    build kept; a build without it kept none.
+    """
+    identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
+    own = np.ascontiguousarray(candidate_id).view("V32").ravel()
+    for at, known in enumerate(map(identities.read, identities.made_from(build))):
+        for batch in identities.batches(known, part, ["candidate_id"]) if part in known.files else ():
+            kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
+            _, rows, _ = np.intersect1d(own, kept, return_indices=True)
+            number[rows] = np.minimum(number[rows], at)
+    return number
 
 
 def records_of(build: Build) -> list[Record]:

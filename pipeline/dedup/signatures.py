@@ -27,8 +27,7 @@ from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.piece import write_images, write_texts
-from pipeline.dedup.ranked_runs import kept_by, pairs_of, run_name
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, order_of, pixels_of
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, kept_by, order_of, pairs_of, pixels_of, run_name
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex

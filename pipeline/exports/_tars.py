@@ -16,19 +16,17 @@ Members = list[tuple[str, bytes]]
 
 
 def write_tars(
-    samples: Iterator[Stored], path: Callable[[int], Path], members: Callable[[Stored], Members]
-) -> tuple[int, int]:
-    """Write samples into tars at path(0), path(1) ..., none of them empty; returns (tars, samples)."""
-    count = 0
-    for number in itertools.count():
-        first = next(samples, None)
-        if first is None:
-            return number, count
-        with path(number).open("wb") as f:
+    samples: Iterator[Stored], folder: Path, name: str, members: Callable[[Stored], Members]
+) -> tuple[list[Path], int]:
+    """Write samples into tars, none of them empty; returns (tars, samples). name: of a tar, with its number for {}."""
+    tars, count = list[Path](), 0
+    for first in samples:
+        tars.append(folder / name.format(len(tars)))
+        with tars[-1].open("wb") as f:
             tar = TarWriter(f)
             for stored in itertools.chain([first], itertools.islice(samples, PER_TAR - 1)):
-                for name, data in members(stored):
-                    tar.add(name, data)
+                for member, data in members(stored):
+                    tar.add(member, data)
                 count += 1
             tar.close()
-    raise AssertionError
+    return tars, count

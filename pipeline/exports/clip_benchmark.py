@@ -12,7 +12,6 @@ Limits: CLIP_benchmark counts only an image's own captions as hits; another imag
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from data_specs.shard import Split
@@ -30,13 +29,9 @@ def write(source: Source, out: Path) -> dict[Split, int]:
     for split in source.splits:
         folder = out / NAMES.get(split, split)
         folder.mkdir()
-        tars, counts[split] = write_tars(source.of(split), functools.partial(_place, folder), _members)
-        (folder / "nshards.txt").write_text(str(tars))
+        tars, counts[split] = write_tars(source.of(split), folder, "{}.tar", _members)
+        (folder / "nshards.txt").write_text(str(len(tars)))
     return counts
-
-
-def _place(folder: Path, number: int) -> Path:
-    return folder / f"{number}.tar"
 
 
 def _members(stored: Stored) -> Members:

@@ -14,7 +14,6 @@ Limits: boxes and the other texts are not exported. Joins with other datasets ne
 
 from __future__ import annotations
 
-import functools
 import json
 import tarfile
 from pathlib import Path
@@ -36,8 +35,7 @@ DATASET = {
 def write(source: Source, out: Path) -> dict[Split, int]:
     counts, tars = {}, {}
     for split in source.splits:
-        number, counts[split] = write_tars(source.of(split), functools.partial(_place, out, split), _members)
-        tars[split] = [_place(out, split, i) for i in range(number)]
+        tars[split], counts[split] = write_tars(source.of(split), out, f"{split}-{{:05d}}.tar", _members)
     samples = {path.name: _index(path) for paths in tars.values() for path in paths}
     named = {split: [path.name for path in paths] for split, paths in tars.items() if paths}
     meta = out / ".nv-meta"
@@ -46,10 +44,6 @@ def write(source: Source, out: Path) -> dict[Split, int]:
     (meta / "dataset.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
     (meta / ".info.json").write_text(json.dumps({"shard_counts": samples}), encoding="utf-8")
     return counts
-
-
-def _place(folder: Path, split: str, number: int) -> Path:
-    return folder / f"{split}-{number:05d}.tar"
 
 
 def _members(stored: Stored) -> Members:

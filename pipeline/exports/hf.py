@@ -11,7 +11,6 @@ Limits: the card says what the manifest says; the dataset's own README.md says h
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -65,15 +64,10 @@ def write(source: Source, out: Path) -> dict[Split, int]:
     (out / "data").mkdir()
     counts = {}
     for split in source.splits:
-        place = functools.partial(_place, out / "data", split)
-        _, counts[split] = write_tars(source.of(split), place, _members)
+        _, counts[split] = write_tars(source.of(split), out / "data", f"{split}-{{:05d}}.tar", _members)
     about = card(source, counts, "data/{split}-*.tar", COLUMNS, dataset_info={"features": FEATURES})
     (out / "README.md").write_text(about, encoding="utf-8")
     return counts
-
-
-def _place(folder: Path, split: str, number: int) -> Path:
-    return folder / f"{split}-{number:05d}.tar"
 
 
 def _members(stored: Stored) -> Members:

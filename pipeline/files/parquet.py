@@ -40,6 +40,32 @@ def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = N
     return table if columns is None else table.select(columns)
 
 
+class Rows:
+    """A Parquet file written row group by row group."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns(schema))
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table.cast(self._schema))
+        if sum(t.num_rows for t in self._waiting) >= 10_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
+
+
 class _Pandas:
     """An import hook: pandas is not installed while it is `hidden`; pyarrow is told when it is imported after all."""
 

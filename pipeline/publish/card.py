@@ -30,18 +30,18 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 
 def release_files(spec: BuildSpec, manifest: Manifest) -> dict[str, bytes]:
     """Contents of the files beside a release, by name; `spec` is that of its newest build."""
-    contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
-    contents["README.md"] = _rendered("release.md", spec=spec, **_of_manifest(manifest)).encode()
-    contents["croissant.json"] = shown(_json(croissant(spec, manifest)).decode()).encode()
-    return contents
+    return _files(spec, manifest, _card("release.md", spec, manifest))
 
 
 def files(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel) -> dict[str, bytes]:
-    """Contents of all these files, by name."""
-    contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
-    contents["README.md"] = readme(build, manifest, candidates, captures).encode()
-    contents["croissant.json"] = shown(_json(croissant(build.spec, manifest)).decode()).encode()
-    return contents
+    """Contents of the files beside a build, by name."""
+    return _files(build.spec, manifest, readme(build, manifest, candidates, captures))
+
+
+def _files(spec: BuildSpec, manifest: Manifest, card: str) -> dict[str, bytes]:
+    lists = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
+    described = shown(_json(croissant(spec, manifest)).decode())
+    return {**lists, "README.md": card.encode(), "croissant.json": described.encode()}
 
 
 def wids(manifest: Manifest, split: Split) -> dict[str, Any]:
@@ -61,11 +61,12 @@ def wids(manifest: Manifest, split: Split) -> dict[str, Any]:
 
 
 def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel) -> str:
-    """The dataset card of a build, from the template card.md."""
+    """The dataset card of a build."""
     sources = [(ref, candidates.of_source(ref.name)) for ref in build.spec.sources]
-    return _rendered(
-        "card.md",
-        spec=build.spec,
+    return _card(
+        "build.md",
+        build.spec,
+        manifest,
         source_rows=[
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
@@ -74,36 +75,36 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
         candidates=candidates,
         captures=captures,
         expired=build.expired,
-        **_of_manifest(manifest),
     )
 
 
-def _of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """Returns the facts of a manifest that both cards state."""
-    shards = {split: manifest.of_split(split) for split in SPLITS}
+def _card(template: str, spec: BuildSpec, manifest: Manifest, **more: Any) -> str:
+    """A card from its template, which extends card.md."""
     samples = sum(manifest.samples.values())
-    return {
-        "manifest": manifest,
-        "version": importlib.metadata.version("wenlan"),
-        "splits": [split for split in SPLITS if manifest.samples[split]],
-        "size_category": _SIZES[min(max(len(str(samples)) - 3, 0), len(_SIZES) - 1)],
-        "split_rows": [
+    text = _templates().get_template(template)
+    card = text.render(
+        spec=spec,
+        manifest=manifest,
+        version=importlib.metadata.version("wenlan"),
+        splits=[split for split in SPLITS if manifest.samples[split]],
+        size_category=_SIZES[min(max(len(str(samples)) - 3, 0), len(_SIZES) - 1)],
+        split_rows=[
             {"split": s, "samples": manifest.samples[s], "shards": len(own), "bytes": sum(x.tar.bytes for x in own)}
-            for s, own in shards.items()
+            for s, own in ((split, manifest.of_split(split)) for split in SPLITS)
         ],
-    }
-
-
-def _rendered(template: str, **values: Any) -> str:
-    return shown(str(_template(template).render(**values)))  # options of filters may be URLs with passwords
+        **more,
+    )
+    return shown(str(card))  # options of filters may be URLs with passwords
 
 
 @functools.cache
-def _template(name: str) -> jinja2.Template:
+def _templates() -> jinja2.Environment:
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
 
 
 def _json(value: Any) -> bytes:

@@ -263,9 +263,7 @@ def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
 
 def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
     """The release after `before` with a build in it: the last, or in the place of one of the same snapshot."""
-    parts = _published_before(build) if before is None else _parts_of(before)
-    if before is not None and before.generation != build.generation:
-        parts = []
+    parts = _parts_of(before) if before is not None and before.generation == build.generation else []
     own = _part(build.shards, manifest, build.snapshot, build.out)
     left = _left(build.store, [part[0] for part in parts])
     parts = [part for part in parts if part[0].build_id in left]
@@ -284,17 +282,6 @@ def _parts_of(release: Manifest) -> list[_Part]:
     for shard in release.shards:
         shards[shard.build].append(shard)
     return [(build, shards[build.build_id]) for build in release.builds]
-
-
-def _published_before(build: Build) -> list[_Part]:
-    """Builds of the dataset that were published before there were releases, the last one of each snapshot."""
-    parts = {}
-    for known in build.store.registered():
-        if known["name"] == build.spec.name and (Folder(known["out"]) / "shards").exists(MANIFEST):
-            shards, manifest = _manifest_of(known["out"])
-            if manifest.build_id == known["build_id"]:
-                parts[known["snapshot"]] = _part(shards, manifest, known["snapshot"], known["out"])
-    return list(parts.values())
 
 
 def _manifest_of(out: str) -> tuple[Folder, Manifest]:

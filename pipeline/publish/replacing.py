@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 from data_specs.shard import MANIFEST, ContractError, Manifest
-from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import dataset, release
 from pipeline.store import build_json
@@ -27,7 +26,7 @@ def in_the_way(build: Build) -> list[str]:
 
     Raises StoreError for a folder whose build.json is damaged.
     """
-    known, place = _begun(build.folder), _published_in(build)
+    known, place = build_json.read(build.folder), _published_in(build)
     name = known.get("name", build.spec.name)
     if place is not None:
         manifest = _manifest(place)
@@ -54,7 +53,7 @@ def withdraw(build: Build) -> None:
     releases, of which the next leaves it out; its manifest goes last, so that after a kill --replace is asked for
     again. Raises StoreError if another command is at work.
     """
-    known, place = _begun(build.folder), _published_in(build)
+    known, place = build_json.read(build.folder), _published_in(build)
     with build_json.sole_owner(build):
         store = Store(known["store"]) if "store" in known else build.store
         manifest = _manifest(place) if place is not None else None
@@ -68,14 +67,6 @@ def withdraw(build: Build) -> None:
                     store.unregister(name, build.out)
         if place is not None:
             release.withdraw(place)
-
-
-def _begun(folder: Folder) -> dict[str, Any]:
-    """build.json of a folder; empty if it holds no build."""
-    known = folder.find_json("build.json", {})
-    if not isinstance(known, dict):
-        raise StoreError(folder.at("build.json"), "is not the record of a build")
-    return known
 
 
 def _is_packed(known: dict[str, Any]) -> bool:

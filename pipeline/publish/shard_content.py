@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.shard import (
@@ -114,60 +115,48 @@ def place_faults(shard: ShardFiles, rows: list[Row]) -> Iterator[str]:
 
 
 def region_faults(path: Path, name: str, rows: list[Row]) -> list[str]:
-    """Faults of a file of regions, whose rows must be those of the index, in the same order."""
-    table, faults = read_table(path, name, REGION_SCHEMA, len(rows))
-    if faults or _regions_are_sound(table, rows):
-        return faults
-    regions = table.to_pylist()
-    pairs = zip(rows, regions, strict=True)
-    return [f"{name}: {fault}" for row, entry in pairs if (fault := _region_fault(row, entry))]
+    """Faults of a file of regions, whose rows must be those of the index, in the same order: the first of each sample.
 
-
-def _regions_are_sound(table: pa.Table, rows: list[Row]) -> bool:
-    """Whether no sample has a fault that `_region_fault` would name; all samples at once, since most files are sound.
-
-    R is the number of boxes of all samples together; boxes are flattened, four numbers each.
+    All samples are looked at together, R boxes of those whose numbers fit.
     """
-    for name in ("key", "sha256"):
-        if table[name].to_pylist() != [row[name] for row in rows]:
-            return False
-    boxes, scores, labels = (table[name].combine_chunks() for name in ("boxes", "scores", "labels"))
-    if any(column.flatten().null_count for column in (boxes, scores, labels)):
-        return False
-    counts = scores.value_lengths().to_numpy(zero_copy_only=False)  # boxes of each sample [samples]
-    if not (boxes.value_lengths().to_numpy(zero_copy_only=False) == 4 * counts).all():
-        return False
-    if not (labels.value_lengths().to_numpy(zero_copy_only=False) == counts).all():
-        return False
-    x1, y1, x2, y2 = boxes.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).T
-    width, height = (np.repeat([row[side] for row in rows], counts) for side in ("width", "height"))
-    inside = (x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)
-    scores_R = scores.flatten().to_numpy(zero_copy_only=False)
-    # cumsum - counts is the position of each sample's first box: there a score may be higher than the one before it
-    first = np.repeat(np.cumsum(counts) - counts, counts) == np.arange(len(scores_R))
-    rising = np.diff(scores_R, prepend=np.float32(0)) > 0
-    return bool(inside.all() and np.isfinite(scores_R).all() and not (rising & ~first).any())
-
-
-def _region_fault(row: Row, entry: dict[str, Any]) -> str:
-    """The first fault of one sample's boxes; "" if there is none."""
-    key = row["key"]
-    if any(None in entry[name] for name in ("boxes", "scores", "labels")):
-        return f"{key}: a number of its regions is missing"
-    if entry["key"] != key or entry["sha256"] != row["sha256"]:
-        return f"{key}: its regions are those of {entry['key']}; the files are not in the same order"
-    scores, labels = np.array(entry["scores"], np.float32), np.array(entry["labels"], np.int32)
-    if len(entry["boxes"]) != 4 * len(scores) or len(labels) != len(scores):
-        return f"{key}: {len(entry['boxes'])} box numbers, {len(scores)} scores and {len(labels)} labels do not fit"
-    boxes_R4 = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+    table, faults = read_table(path, name, REGION_SCHEMA, len(rows))
+    if faults or not rows:
+        return faults
+    boxes, scores, labels = (table[column].combine_chunks() for column in ("boxes", "scores", "labels"))
+    counts, of_boxes, of_labels = (
+        column.value_lengths().to_numpy(zero_copy_only=False) for column in (scores, boxes, labels)
+    )
+    named = zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+    moved = np.array([own != (row["key"], row["sha256"]) for own, row in zip(named, rows, strict=True)])
+    lacking = np.zeros(len(rows), np.bool_)
+    for column in (boxes, scores, labels):
+        if column.flatten().null_count:
+            lacking[np.asarray(pc.list_parent_indices(column))[np.asarray(column.flatten().is_null())]] = True
+    unfit = (of_boxes != 4 * counts) | (of_labels != counts)
+    sound = ~(lacking | moved | unfit)
+    boxes_R4, scores_R = (np.asarray(column.filter(sound).flatten()) for column in (boxes, scores))
+    boxes_R4, sample_R = boxes_R4.reshape(-1, 4), np.repeat(np.flatnonzero(sound), counts[sound])
+    width_R, height_R = (np.array([row[side] for row in rows])[sample_R] for side in ("width", "height"))
     x1, y1, x2, y2 = boxes_R4.T
-    inside = (x1 >= 0) & (x1 < x2) & (x2 <= row["width"]) & (y1 >= 0) & (y1 < y2) & (y2 <= row["height"])
-    if not inside.all():
-        box = boxes_R4[int(np.argmin(inside))].tolist()
-        return f"{key}: box {box} does not lie in an image of {row['width']} x {row['height']}"
-    if not np.isfinite(scores).all() or (np.diff(scores) > 0).any():
-        return f"{key}: scores are not finite and descending"
-    return ""
+    outside = ~((x1 >= 0) & (x1 < x2) & (x2 <= width_R) & (y1 >= 0) & (y1 < y2) & (y2 <= height_R))
+    follows = np.diff(sample_R, prepend=-1) == 0  # the first score of a sample may be higher than the one before it
+    unsorted = ~np.isfinite(scores_R) | (follows & (np.diff(scores_R, prepend=np.float32(0)) > 0))
+    found = dict[int, str]()
+    for at in np.flatnonzero(~sound).tolist():
+        if lacking[at]:
+            found[at] = "a number of its regions is missing"
+        elif moved[at]:
+            found[at] = f"its regions are those of {table['key'][at]}; the files are not in the same order"
+        else:
+            numbers = f"{of_boxes[at]} box numbers, {counts[at]} scores and {of_labels[at]} labels"
+            found[at] = f"{numbers} do not fit"
+    for at in np.flatnonzero(outside).tolist():
+        row = rows[sample_R[at]]
+        where = f"does not lie in an image of {row['width']} x {row['height']}"
+        found.setdefault(int(sample_R[at]), f"box {boxes_R4[at].tolist()} {where}")
+    for at in np.flatnonzero(unsorted).tolist():
+        found.setdefault(int(sample_R[at]), "scores are not finite and descending")
+    return [f"{name}: {rows[at]['key']}: {fault}" for at, fault in sorted(found.items())]
 
 
 def faces_of(path: Path) -> Faces:

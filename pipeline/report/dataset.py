@@ -31,18 +31,17 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """A build of the release before: where it lies, and its samples, shards and bytes."""
+    """A build of the release before: where it lies, and its shards as the release lists them."""
 
     build_id: str
     snapshot: str
     out: str
-    totals: Values
+    shards: tuple[ShardFiles, ...]
 
     @functools.cached_property
     def report(self) -> Values | None:
         """Its report.json; None if that is gone or is of another build."""
-        report = drift.read(self.out) if self.out else None
-        return report if report is not None and report["build"]["id"] == self.build_id else None
+        return drift.read(self.out, self.build_id) if self.out else None
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Before:
 
     def held(self, build: Build) -> int:
         """Samples of those that stay."""
-        return sum(part.totals["all"] for part in self.staying(build))
+        return sum(shard.samples for part in self.staying(build) for shard in part.shards)
 
     def last(self, snapshot: str) -> Values | None:
         """The report of the newest build of an earlier snapshot; None if there is none."""
@@ -84,8 +83,8 @@ def number_before(build: Build) -> int:
         return 0
     if state.manifest_of(build) is None:
         return current.release
-    report = drift.read(build.out)
-    if report is not None and report["state"]["build_id"] == build.build_id:
+    report = drift.read(build.out, build.build_id)
+    if report is not None:
         return int((report["dataset"] or {}).get("release", 0))
     first = state.first_release(build)  # its report is gone, and with it what it remembered
     return first - 1 if first else current.release
@@ -103,7 +102,7 @@ def before(build: Build) -> Before | None:
     shards: dict[str, list[ShardFiles]] = {}
     for shard in manifest.shards:
         shards.setdefault(shard.build, []).append(shard)
-    parts = [Part(own.build_id, own.snapshot, own.out, totals(shards.get(own.build_id, ()))) for own in manifest.builds]
+    parts = (Part(own.build_id, own.snapshot, own.out, tuple(shards.get(own.build_id, ()))) for own in manifest.builds)
     return Before(number, manifest.created_at, manifest.generation, tuple(parts))
 
 
@@ -114,17 +113,6 @@ def totals(shards: Iterable[ShardFiles]) -> Values:
         samples[shard.split] += shard.samples
         count, size = count + 1, size + shard.tar.bytes
     return {"samples": samples, "all": sum(samples.values()), "shards": count, "bytes": size}
-
-
-def total_of(parts: Iterable[Values]) -> Values:
-    """The sum of what `totals` returned."""
-    whole: Values = {"samples": dict.fromkeys(SPLITS, 0), "all": 0, "shards": 0, "bytes": 0}
-    for part in parts:
-        for split, count in part["samples"].items():
-            whole["samples"][split] += count
-        for name in ("all", "shards", "bytes"):
-            whole[name] += part[name]
-    return whole
 
 
 def summed(reports: Sequence[Values], name: str) -> Values:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_specs.shard import Manifest
+from pipeline.report import drift
 from pipeline.store.dataset import Dataset
 from pipeline.store.frames import Frames
 from pipeline.store.sql import Tables
@@ -42,7 +43,7 @@ def diff(a: str, b: str) -> dict[str, Any]:
         "removed": removed,
         "changed": changed,
         "shards": _shards(old.manifest, new.manifest),
-        "reasons": moved(_reasons(old), _reasons(new)),
+        "reasons": drift.moved(_reasons(old), _reasons(new)),
         "spec": changes(_spec(old), _spec(new)),
     }
 
@@ -64,17 +65,8 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
 
 def _reasons(dataset: Dataset) -> dict[str, int]:
     """Number of candidates by reason to drop; "" for kept ones. Empty without a report."""
-    if dataset.build is None or not dataset.build.exists("report/report.json"):
-        return {}
-    report = dataset.build.read_json("report/report.json")
-    return reasons_of(report)
-
-
-def reasons_of(report: dict[str, Any]) -> dict[str, int]:
-    """Number of candidates by reason to drop, in a report.json; "" for kept ones, "known" for those held already."""
-    totals = report["totals"]
-    known = {"known": totals["known"]} if totals["known"] else {}
-    return {"": totals["kept"], **known, **{r["name"]: r["count"] for r in report["reasons"]}}
+    report = None if dataset.build is None else drift.read(dataset.build.url)
+    return {} if report is None else drift.reasons_of(report)
 
 
 def _spec(dataset: Dataset) -> Any:
@@ -91,24 +83,6 @@ def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:
         "removed": sorted(set(old) - set(new)),
         "changed": sorted(path for path in set(old) & set(new) if old[path] != new[path]),
     }
-
-
-def moved(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
-    """Counts and shares of each reason among all candidates in A and B, the largest change of share first.
-
-    a, b: candidates by reason, "" for kept ones, which are listed as "kept". Empty if either has none.
-    """
-    total_a, total_b = sum(a.values()), sum(b.values())
-    if not total_a or not total_b:
-        return []
-    rows = []
-    for name in a.keys() | b.keys():
-        before, now = a.get(name, 0), b.get(name, 0)
-        share_a, share_b = before / total_a, now / total_b
-        rows.append(
-            {"name": name or "kept", "before": before, "now": now, "share_before": share_a, "share_now": share_b}
-        )
-    return sorted(rows, key=lambda row: (-abs(row["share_now"] - row["share_before"]), row["name"]))
 
 
 def changes(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:

@@ -18,9 +18,8 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.report.diff import moved, reasons_of
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 """Version of the layout of report.json."""
 
 STEADY, MOVED = 0.1, 0.25
@@ -109,9 +108,35 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
     return [row for row in large if row["name"] not in names][:LISTED]
 
 
-def read(out: str) -> dict[str, Any] | None:
-    """report.json of the build in folder `out`; None if it has none, or one of another version.
+def reasons_of(report: dict[str, Any]) -> dict[str, int]:
+    """Number of candidates by reason to drop, in a report.json; "" for kept ones, "known" for those held already."""
+    totals = report["totals"]
+    known = {"known": totals["known"]} if totals["known"] else {}
+    return {"": totals["kept"], **known, **{r["name"]: r["count"] for r in report["reasons"]}}
 
+
+def moved(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
+    """Counts and shares of each reason among all candidates in A and B, the largest change of share first.
+
+    a, b: candidates by reason, "" for kept ones, which are listed as "kept". Empty if either has none.
+    """
+    total_a, total_b = sum(a.values()), sum(b.values())
+    if not total_a or not total_b:
+        return []
+    rows = []
+    for name in a.keys() | b.keys():
+        before, now = a.get(name, 0), b.get(name, 0)
+        share_a, share_b = before / total_a, now / total_b
+        rows.append(
+            {"name": name or "kept", "before": before, "now": now, "share_before": share_a, "share_now": share_b}
+        )
+    return sorted(rows, key=lambda row: (-abs(row["share_now"] - row["share_before"]), row["name"]))
+
+
+def read(out: str, build_id: str = "") -> dict[str, Any] | None:
+    """report.json of the build in folder `out`; None if it has none, one of another version, or of another build.
+
+    build_id: of the build that it must be of, if that matters.
     Raises StoreError, with what to do, for one that is damaged: later builds are compared with it.
     """
     folder = Folder(out)
@@ -120,4 +145,6 @@ def read(out: str) -> dict[str, Any] | None:
     except StoreError as e:
         todo = f"delete the folder {folder.at('report')} and run wenlan-data build again, which makes the report anew"
         raise StoreError(e.subject, f"{e.message}; {todo}") from None
-    return report if isinstance(report, dict) and report.get("report_version") == REPORT_VERSION else None
+    if not isinstance(report, dict) or report.get("report_version") != REPORT_VERSION:
+        return None
+    return report if build_id in ("", report["build"]["id"]) else None

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.partitions import REMOVED_LATER
-from pipeline.store.sql import Tables, counted, records_of
+from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 
 Counts = dict[tuple[str, str, str], int]
@@ -121,12 +121,12 @@ def count(build: Build, tables: Tables) -> tuple[Funnel, Funnel]:
 def kept_captures(build: Build) -> Counts:
     """Pages that no stage dropped, which have no Decision: by source, as the last stage that read them counts them."""
     counts = Counter[tuple[str, str, str]]()
-    for record in records_of(build, "extract"):
+    for record in build.records("extract"):
         if "pages" in record.counts:
             source = record.partition.rpartition("-")[0]
             counts[source, "extract", ""] += record.counts["pages"] - record.counts["pages_dropped"]
     read = {source for source, _, _ in counts}
-    for record in records_of(build, "crawl"):
+    for record in build.records("crawl"):
         if record.partition not in read:
             counts[record.partition, "crawl", ""] += record.counts["kept"]
     return {key: n for key, n in counts.items() if n}
@@ -145,12 +145,12 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
     ]
     rows += [] if captures is None else [(row, ("dropped",)) for row in captures.stages(["crawl"])]
     differences = [EXPIRED] if build.expired else []
-    removed = counted(build, "extract", REMOVED_LATER)
+    removed = build.counted("extract", REMOVED_LATER)
     for row, names in rows:
         for what in names:
-            if not any(what in record.counts for record in records_of(build, row.stage)):
+            if not any(what in record.counts for record in build.records(row.stage)):
                 continue
-            noted, decided = counted(build, row.stage, what), int(getattr(row, what))
+            noted, decided = build.counted(row.stage, what), int(getattr(row, what))
             if not noted - (removed if what in ("seen", "kept") else 0) <= decided <= noted:
                 differences.append(f"{row.stage}: its records count {noted:,} {what}, the decisions say {decided:,}")
     return differences

@@ -7,14 +7,13 @@ bounded: SHOWN thumbnails of SIDE pixels, texts of TEXT characters.
 from __future__ import annotations
 
 import base64
-import functools
 import io
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_specs.shard import SPLITS
 from pipeline.pictures.decode import MAX_PIXELS
-from pipeline.report.page import harmless
+from pipeline.report.page import environment
 from pipeline.report.pictures import thumbnail
 from pipeline.store.frames import Frames
 from pipeline.store.samples import Samples, Stored
@@ -49,14 +48,17 @@ def counts(frames: Frames) -> dict[str, int]:
     return {split: samples[split] for split in SPLITS}
 
 
-def title(frames: Frames) -> str:
-    """What a dataset is, in a line."""
+def title(frames: Frames) -> tuple[str, str]:
+    """What a dataset is, in a line of English and of Chinese."""
     manifest = frames.dataset.manifest if frames.dataset is not None else None
     if manifest is None:
-        return f"build {frames.builds[0].build_id}, not published"
+        build = frames.builds[0].build_id
+        return f"build {build}, not published", f"构建 {build}，未发布"
     if manifest.release:
-        return f"release {manifest.release} of dataset {manifest.dataset}, {len(manifest.builds)} builds"
-    return f"build {manifest.build_id}, revision {manifest.revision}"
+        number, name, builds = manifest.release, manifest.dataset, len(manifest.builds)
+        return f"release {number} of dataset {name}, {builds} builds", f"数据集 {name} 的版本 {number}，{builds} 个构建"
+    own, revision = manifest.build_id, manifest.revision
+    return f"build {own}, revision {revision}", f"构建 {own}，修订 {revision}"
 
 
 def html(frames: Frames) -> str:
@@ -66,25 +68,16 @@ def html(frames: Frames) -> str:
         made = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
         uri = "data:image/jpeg;base64," + base64.b64encode(made[0]).decode() if made is not None else ""
         cards.append({"key": stored.key, "uri": uri, "text": _cut(stored.text), "split": stored.row["split"]})
-    by_split = counts(frames)
-    facts = {"title": title(frames), "place": frames.place, "detectors": frames.detectors}
-    return str(_template().render(**facts, cards=cards, counts=by_split, total=sum(by_split.values())))
+    facts = {"title": title(frames)[0], "place": frames.place, "detectors": frames.detectors, "counts": counts(frames)}
+    return str(environment({}).from_string(_HTML).render(**facts, cards=cards))
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
 
 
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, finalize=harmless)
-    return environment.from_string(_HTML)
-
-
 _HTML = """<div class="wenlan"><p><b>{{ title }}</b><br><code>{{ place }}</code></p>
-<p>{{ "{:,}".format(total) }} samples: {% for split, n in counts.items() %}{{ split }} {{ "{:,}".format(n) }}
+<p>{{ counts.values() | sum | n }} samples: {% for split, n in counts.items() %}{{ split }} {{ n | n }}
 {{- ", " if not loop.last }}{% endfor %}; regions of {{ detectors | join(", ") or "no detector" }}</p>
 <div style="display:flex;flex-wrap:wrap;gap:8px">
 {% for card in cards %}<figure style="width:136px;margin:0;font-size:12px" title="{{ card.key }}">

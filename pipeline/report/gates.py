@@ -35,7 +35,6 @@ from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
 from pipeline.store import approval
 from pipeline.store.build import Build
-from pipeline.store.sql import counted
 from pipeline.store.stage import Stage, Stages
 
 FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
@@ -129,7 +128,7 @@ def verdict(
 ) -> Verdict:
     """The verdict on a build. approved: a person asked, which is what `approve: manual` waits for, as for a word in
     build.json that approves. A word that refuses holds it back all the same."""
-    report = _report(build)
+    report = drift.read(build.out, build.build_id)
     undetected = read_undetected(build)
     judged = judge(build.spec, build.stages, candidates, captures, report, build.held, undetected)
     asked = [] if report is not None else [name for name in FIGURE_GATES if _is_set(build.spec, name)]
@@ -214,7 +213,7 @@ def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
 
 def read_undetected(build: Build) -> tuple[int, int]:
     """(images on which a detector failed, images) of a build: they are kept, without regions."""
-    return counted(build, "detect", "undecodable"), counted(build, "detect", "images")
+    return build.counted("detect", "undecodable"), build.counted("detect", "images")
 
 
 def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int]) -> Iterator[Gate]:
@@ -277,12 +276,6 @@ def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]])
 def _is_set(spec: BuildSpec, name: str) -> bool:
     default = type(spec.publish).model_fields[name].default
     return bool(getattr(spec.publish, name) != default)
-
-
-def _report(build: Build) -> dict[str, Any] | None:
-    """The figures of the build's own report."""
-    report = drift.read(build.out)
-    return report if report is not None and report["build"]["id"] == build.build_id else None
 
 
 def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:

@@ -1,8 +1,7 @@
 """An index over the builds in a folder: one index.html with a table and trends per dataset, by snapshot.
 
-Where builds are in releases, it draws the dataset as it grew from release to release, and says of each build what
-became of it. It is made from each build's report/report.json; a folder without one is skipped. Like the report, it is a
-single file that loads nothing.
+It draws the dataset as it grew from release to release, and says of each build what became of it. It is made from each
+build's report/report.json; a folder without one is skipped. Like the report, it is a single file that loads nothing.
 """
 
 from __future__ import annotations
@@ -58,13 +57,12 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "id": report["build"]["id"],
                 "snapshot": report["build"]["snapshot"],
                 "place": report["place"],
-                "verdict": state["verdict"],
                 "state": state,
                 "candidates": report["totals"]["candidates"],
                 "kept": report["totals"]["kept"],
                 "known": report["totals"]["known"],
                 "dropped": report["totals"]["dropped"],
-                "total": _total(state),
+                "total": state["total"] if state["release"] else None,
                 "duplicates": report["duplicates"],
                 "bytes": sum(split["bytes"] for split in report["splits"]),
                 "cpu_seconds": sum(stage["cpu_seconds"] for stage in report["cost"]),
@@ -74,9 +72,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "worst": drifted[0] if drifted else None,
             }
         )
-    released = any(row["state"]["release"] for row in rows)
-    trends = _release_trends(rows) if released else _build_trends(rows)
-    return {"name": name, "rows": rows, "trends": trends, "released": released, "newest": _newest(name, reports)}
+    return {"name": name, "rows": rows, "trends": _trends(rows), "newest": _newest(name, reports)}
 
 
 def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -87,13 +83,6 @@ def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict
         compared = {"drift": drift.compare(report, previous)}
     distributions: list[dict[str, Any]] = compared["drift"]["distributions"] if compared else []
     return distributions
-
-
-def _total(state: dict[str, Any]) -> int | None:
-    """Samples of the release that a build made; None for a build that is in no release."""
-    if not state["release"]:
-        return None
-    return int(state["total"])
 
 
 def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -110,42 +99,28 @@ def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"release": current.release, "samples": sum(current.samples.values()), "builds": len(current.builds)}
 
 
-def _shares(rows: list[dict[str, Any]], part: str, whole: str) -> list[float]:
-    return [100 * row[part] / row[whole] if row[whole] else 0.0 for row in rows]
-
-
-def _common_trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of every dataset: drift, and cost over the builds that kept something."""
+def _trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trend lines of a dataset: its size over the builds that made a release, costs over those that kept something,
+    the rest over all builds."""
+    made, some = [row for row in rows if row["total"] is not None], [row for row in rows if row["kept"]]
     drifts = [row["worst"]["psi"] if row["worst"] else 0.0 for row in rows]
-    some = [row for row in rows if row["kept"]]
     costs = [1000 * row["cpu_seconds"] / row["kept"] for row in some]
+    size = [_trend(made, "samples in the release", "版本样本总数", [float(row["total"]) for row in made], "{:,.0f}")]
     return [
+        *(size if made else ()),
+        _trend(rows, "new samples per build", "每次新增样本", [float(row["kept"]) for row in rows], "{:,.0f}"),
+        _share(rows, "share of candidates kept", "保留比例", "kept"),
+        _share(rows, "share of candidates known", "已在数据集中的比例", "known"),
+        _share(rows, "share of duplicates", "重复比例", "duplicates"),
         _trend(rows, "largest drift", "最大漂移", drifts, "{:.3f}"),
         _trend(some, "CPU seconds per 1,000 kept", "每千个保留样本的 CPU 秒", costs, "{:.1f}"),
     ]
 
 
-def _build_trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trend lines of builds that know of no release, one value per build."""
-    return [
-        _trend(rows, "samples kept", "保留样本", [float(row["kept"]) for row in rows], "{:,.0f}"),
-        _trend(rows, "share of candidates kept", "保留比例", _shares(rows, "kept", "candidates"), "{:.1f}%"),
-        _trend(rows, "share of duplicates", "重复比例", _shares(rows, "duplicates", "candidates"), "{:.1f}%"),
-        *_common_trends(rows),
-    ]
-
-
-def _release_trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trend lines of a dataset with releases: its size over the builds that made one, the rest over all builds."""
-    made = [row for row in rows if row["total"] is not None]
-    return [
-        _trend(made, "samples in the release", "版本样本总数", [float(row["total"]) for row in made], "{:,.0f}"),
-        _trend(rows, "new samples per build", "每次新增样本", [float(row["kept"]) for row in rows], "{:,.0f}"),
-        _trend(
-            rows, "share of candidates known", "已在数据集中的比例", _shares(rows, "known", "candidates"), "{:.1f}%"
-        ),
-        *_common_trends(rows),
-    ]
+def _share(rows: list[dict[str, Any]], title: str, title_zh: str, part: str) -> dict[str, Any]:
+    """The trend of a part of all candidates."""
+    shares = [100 * row[part] / row["candidates"] if row["candidates"] else 0.0 for row in rows]
+    return _trend(rows, title, title_zh, shares, "{:.1f}%")
 
 
 def _trend(rows: list[dict[str, Any]], title: str, title_zh: str, values: list[float], form: str) -> dict[str, Any]:

@@ -71,10 +71,8 @@ class Measure:
 
     @property
     def bin(self) -> str:
-        """SQL of the bin over `measured`: the last one whose edge the value reaches, 0 below all; NULL for no value."""
-        edges = reversed([*enumerate(self.edges)][1:])
-        whens = " ".join(f"WHEN {self.value} >= {number(edge)} THEN {at}" for at, edge in edges)
-        return f"CASE WHEN {self.value} IS NULL THEN NULL {whens} ELSE 0 END"
+        """SQL of the bin over `measured`."""
+        return bin_of(self.value, self.edges)
 
     def place(self, value: float) -> float:
         """Where a value lies on the axis, in bins from the left."""
@@ -88,6 +86,12 @@ class Measure:
         bins = [{"label": label, "count": counts.get(at, 0)} for at, label in enumerate(self.labels)]
         names = {"name": self.name, "title": self.title, "title_zh": self.title_zh}
         return {**names, "total": sum(counts.values()), "bins": bins}
+
+
+def bin_of(value: str, edges: Sequence[float]) -> str:
+    """SQL of the bin of a value: the last one whose edge it reaches, 0 below all; NULL for no value."""
+    whens = " ".join(f"WHEN {value} >= {number(edge)} THEN {at}" for at, edge in reversed([*enumerate(edges)][1:]))
+    return f"CASE WHEN {value} IS NULL THEN NULL {whens} ELSE 0 END"
 
 
 def number(value: float) -> str:

@@ -30,6 +30,7 @@ from pipeline.report.sections import state as state_section
 from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, remembering
+from pipeline.store.progress import size_of
 from pipeline.store.sql import Tables
 from pipeline.store.stage import Stages
 from pipeline.urls import place, shown
@@ -46,17 +47,15 @@ def make(build: Build, baseline: Values | None = None) -> Values:
         return merged([head, compute(SECTIONS, Material(build, tables, baseline))])
 
 
-def rows(report: Values) -> Iterator[Values]:
-    """The rows of all candidates that a report shows, of earlier builds too; some more than once."""
-    yield from report["sheet"]
-    for cluster in report["clusters"]:
-        yield from cluster["members"]
-    for section, groups in (("pair_scores", "groups"), ("watermark", "nearest")):
-        for group in (report.get(section) or {}).get(groups, ()):
-            yield from group["rows"]
-    for group in (report.get("semantic_duplicates") or {}).get("groups", ()):
-        for pair in group["pairs"]:
-            yield from (row for row in (pair["leader"], pair["other"]) if row is not None)
+def rows(report: Any) -> Iterator[Values]:
+    """The rows of all candidates that a report shows, in whichever section, of earlier builds too; some twice."""
+    if isinstance(report, list):
+        for inner in report:
+            yield from rows(inner)
+    elif isinstance(report, dict) and "fetch_id" in report:
+        yield report
+    elif isinstance(report, dict):
+        yield from rows(list(report.values()))
 
 
 def render(report: Values, stages: Stages) -> str:
@@ -72,8 +71,8 @@ def tell(build: Build) -> None:
     Replaces the part of the page between two marks and the key `state` of report.json, the page first: if this is
     killed in between, the next call finds the old key and does both again. Does nothing for a build without a report.
     """
-    report = drift.read(build.out)
-    if report is None or report["build"]["id"] != build.build_id or "report" not in build.fingerprints:
+    report = drift.read(build.out, build.build_id)
+    if report is None or "report" not in build.fingerprints:
         return
     stage, now = build.stage("report"), state.of(build, report).model_dump(mode="json")
     if report["state"] == now or not stage.partitions():
@@ -147,7 +146,7 @@ def _environment(names: tuple[tuple[str, str], ...]) -> Any:
     templates.filters |= {
         "n": lambda value: f"{value:,}",
         "share": _share,
-        "size": _size,
+        "size": lambda count: size_of(count).replace(" ", "\N{NO-BREAK SPACE}"),
         "moment": _moment,
         "code": lambda name: Markup("<code>{}</code>").format(name),
         "en": en,
@@ -169,16 +168,6 @@ def _share(part: int, whole: int) -> str:
     if 0 < part < whole:
         return f"{min(max(100 * part / whole, 0.1), 99.9):.1f}%"
     return "100%" if part else "0%"
-
-
-def _size(count: int) -> str:
-    """A size in bytes as `3.4 MB`, with a no-break space."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1_000:
-            break
-        value, unit = value / 1_000, larger
-    return f"{value:.0f}\N{NO-BREAK SPACE}{unit}" if unit == "B" else f"{value:.1f}\N{NO-BREAK SPACE}{unit}"
 
 
 def _moment(time: str) -> str:

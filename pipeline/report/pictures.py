@@ -17,7 +17,7 @@ import base64
 import itertools
 import logging
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import KEY_LENGTH
@@ -28,7 +28,7 @@ from pipeline.pictures.encode import stored_sides
 from pipeline.report.at_source import in_sources
 from pipeline.report.unshown import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
-from pipeline.store.images import read_images
+from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -65,16 +65,13 @@ def add_pictures(
     unshown = unshown_candidates(tables, (row[name] for row in rows for name in ("id", "duplicate_of")))
     own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
     asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
+    held = (FetchedImage(name, sha256, foreign[name]) for name, sha256 in sha256_of.items())
+    fetched = read_images(build, sorted(asked), sparse=True)
+    for image in itertools.chain(fetched, in_sources(build, own, takedowns), held):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
         if made := thumbnail(image.data, *sizes, image.sha256, hide):
             thumbnails[image.fetch_id] = (image.sha256, *made)
-    for candidate_id, data in foreign.items():
-        if unshown_images(build, [sha256_of[candidate_id]]):
-            continue
-        if made := thumbnail(data, *sizes, sha256_of[candidate_id], hide):
-            thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
         if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
@@ -123,8 +120,10 @@ def add_boxes(build: Build, tables: Tables, rows: Iterable[dict[str, Any]]) -> N
             dropped.setdefault(row["sha256"], []).append(row)
     if kept:
         _add_stored_boxes(build, tables, kept)
-    if dropped:
-        _add_detected_boxes(build, dropped)
+    images = {sha256: same[0] for sha256, same in dropped.items()}
+    for sha256, boxes in boxes_of_images(build, images, detects=True).items():
+        for row in dropped[sha256]:
+            row["boxes"] = boxes
 
 
 def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
@@ -132,43 +131,41 @@ def _add_stored_boxes(build: Build, tables: Tables, rows_of_key: dict[str, list[
     sql = "SELECT detector, key, boxes, scores FROM regions WHERE key IN (SELECT unnest(?::VARCHAR[]))"
     order = detector_ids(build.spec).index
     for found in sorted(tables.rows(sql, [sorted(rows_of_key)]), key=lambda own: order(own["detector"])):
-        numbers = [round(x, 1) for x in found["boxes"]]
-        boxes = [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(found["scores"])]
         for row in rows_of_key[found["key"]]:
-            row["boxes"][found["detector"]] = boxes
+            row["boxes"][found["detector"]] = as_shown(found["boxes"], found["scores"])
     for row in (row for rows in rows_of_key.values() for row in rows):
         sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
         row["width"], row["height"] = map(int, sides)
 
 
-def _add_detected_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
-    """Boxes of dropped samples, by sha256: from STORE's cache, and for images that it lacks from the first detector
-    and from those that need no decoding.
+def boxes_of_images(
+    build: Build, images: Mapping[str, Mapping[str, Any]], detects: bool = False
+) -> dict[str, dict[str, list[list[float]]]]:
+    """Boxes of dropped images, by sha256 and detector: from STORE's cache, and of detectors that need no pixels.
 
-    STORE is only read: what is detected here was dropped, so only the next report would look it up.
+    images: by sha256, with width, height and fetch_id. detects: run the spec's first detector on those that are not in
+    the cache. STORE is only read: only the next report would look it up. Raises DetectorError.
     """
-    for number, detector in enumerate(detectors_of(build.spec)):
-        name = detector.detector_id
-        cached = build.store.regions(name).get(rows_of_image)
-        detected = {} if cached is None else boxes_of(cached)
-        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in detected}
-        if missing and (number == 0 or not detector.NEEDS_PIXELS):
-            detected.update(_detect(build, detector, missing))
-        for sha256, raw in detected.items():
-            for row in rows_of_image[sha256]:
-                boxes = cleaned(raw, row["width"], row["height"], most_boxes(detector, build.spec))
-                row["boxes"][name] = _plain(boxes)
+    shown: dict[str, dict[str, list[list[float]]]] = {sha256: {} for sha256 in images}
+    for number, detector in enumerate(detectors_of(build.spec) if images else ()):
+        cached = build.store.regions(detector.detector_id).get(images)
+        raw = {} if cached is None else boxes_of(cached)
+        if detects and number == 0 and detector.NEEDS_PIXELS:
+            raw |= _detect(build, detector, [own["fetch_id"] for sha256, own in images.items() if sha256 not in raw])
+        for sha256, image in images.items():
+            sides = image["width"], image["height"]
+            if sha256 not in raw and not detector.NEEDS_PIXELS:
+                raw |= {sha256: look(detector, None, [blank(*sides)])[0]}
+            if sha256 in raw:
+                boxes, scores, _ = cleaned(raw[sha256], *sides, most_boxes(detector, build.spec))
+                shown[sha256][detector.detector_id] = as_shown(boxes.ravel().tolist(), scores.tolist())
+    return shown
 
 
-def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
-    """Run a detector on the images of `rows`; returns raw boxes by sha256. Holds one picture in memory at a time.
-
-    Raises DetectorError.
-    """
-    if not detector.NEEDS_PIXELS:
-        return {s: look(detector, None, [blank(row["width"], row["height"])])[0] for s, row in rows.items()}
-    state, detected = detector.load(), dict[str, Boxes]()
-    for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
+def _detect(build: Build, detector: Detector, fetch_ids: list[str]) -> dict[str, Boxes]:
+    """Raw boxes by sha256. Holds one picture in memory at a time."""
+    state, detected = detector.load() if fetch_ids else None, dict[str, Boxes]()
+    for image in read_images(build, fetch_ids, sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
             detected[image.sha256] = look(detector, state, [picture])[0]
@@ -181,8 +178,7 @@ def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -
     return detected
 
 
-def _plain(regions: Boxes) -> list[list[float]]:
-    """Boxes and scores as JSON values [[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows."""
-    boxes, scores, _ = regions
-    rows = zip(boxes.tolist(), scores.tolist(), strict=True)
-    return [[*(round(x, 1) for x in box), round(score, 3)] for box, score in rows]
+def as_shown(boxes: Sequence[float], scores: Sequence[float]) -> list[list[float]]:
+    """[[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows. boxes: four numbers each, flattened."""
+    numbers = [round(x, 1) for x in boxes]
+    return [[*numbers[4 * at : 4 * at + 4], round(score, 3)] for at, score in enumerate(scores)]

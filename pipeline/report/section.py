@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import pulse
 from pipeline.report import dataset, pictures, sheet
 from pipeline.report.funnel import Funnel, count
-from pipeline.report.unshown import make_refused, may_show
+from pipeline.report.unshown import make_refused, showable
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns
@@ -80,11 +80,22 @@ class Material:
         return choice
 
     def showable(self, rows: Iterable[Values]) -> list[Values]:
-        """Those rows of a table of pairs that may be shown."""
-        rows, takedowns = list(rows), self.takedowns
-        wanted = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE {may_show('one')}"
-        allowed = set(self.tables.column(wanted, [[row["fetch_id"] for row in rows]]))
-        return [row for row in rows if row["fetch_id"] in allowed and not takedowns.names(row)]
+        """Those of some rows about candidates, of this build or of others, that may be shown."""
+        takedowns = self.takedowns  # which makes the table `refused`
+        return showable(self.tables, takedowns, rows)
+
+    def judged(self, view: str, where: str, order: str, most: int, *columns: str) -> list[Values]:
+        """The first pairs of a view of judged pairs that may be shown, as report.json has them, with more columns.
+
+        Of equal ones those with the smallest ids.
+        """
+        rows = self.tables.rows(
+            "SELECT candidate_id AS id, fetch_id, source, page_url, image_url AS url, substr(text, 1, 200) AS text, "
+            f"'curate' AS stage, '' AS duplicate_of, kept, {', '.join(columns)} FROM {view} WHERE {where} "
+            f"ORDER BY {order}, candidate_id LIMIT {most}"
+        )
+        rounded = ({n: round(v, 4) if isinstance(v, float) else v for n, v in row.items()} for row in rows)
+        return self.showable(rounded)
 
     def add_pictures(
         self, rows: Iterable[Values], budget: int, side: int, foreign: dict[str, bytes] | None = None

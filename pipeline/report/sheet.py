@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.records import DropReason, sha256_hex
+from pipeline.records import DropReason
 from pipeline.report import elsewhere
-from pipeline.report.unshown import may_show, showable_rows
+from pipeline.report.unshown import may_show, showable, showable_rows
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, quoted
 from pipeline.store.takedowns import Takedowns
@@ -67,42 +67,33 @@ def choose(build: Build, tables: Tables, takedowns: Takedowns) -> Choice:
         "CREATE TEMP TABLE groups AS SELECT duplicate_of AS leader, count(*) AS duplicates FROM decisions "
         "WHERE subject = 'candidate' AND duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
     )  # a known candidate that is itself the sample held, found again, is no copy
-    size, showable = build.spec.report.pictures, showable_rows(takedowns)
-    smallest = f"min_by({_PLACE}, md5('{build.spec.seed}' || id), {2 * size}) FILTER ({showable})" if size else "[]"
+    size, seed = build.spec.report.pictures, build.spec.seed
+    shown = f"{showable_rows(takedowns)} AND {may_show('fetch_id')}"
+    smallest = f"min_by({_PLACE}, md5('{seed}' || id), {2 * size}) FILTER (shown)" if size else "[]"
     fates = tables.rows(
-        f"SELECT reason, count(*) AS count, count(*) FILTER ({showable}) AS showable, "
+        f"SELECT reason, count(*) FILTER (NOT {showable_rows(takedowns)}) AS hidden, "
         f"count(*) FILTER (duplicate_of <> '') AS copies, {smallest} AS places "
-        "FROM placed WHERE subject = 'candidate' GROUP BY 1"
+        f"FROM (SELECT *, {shown} AS shown FROM placed WHERE subject = 'candidate') GROUP BY 1"
     )
-    groups = _largest(build, tables, showable)
     piles = {fate["reason"]: [_Place(**place) for place in fate["places"] or ()] for fate in fates}
-    asked = [*(one for pile in piles.values() for one in pile), *(one for *_, places in groups for one in places)]
-    refused = _refused(tables, (one.fetch_id for one in asked))
-    piles = {reason: [one for one in pile if one.fetch_id not in refused] for reason, pile in piles.items()}
     sheet = _sheet(piles, size)
-    shown = [
+    groups = [
         (leader, duplicates, members[:MEMBERS])
-        for leader, duplicates, places in groups
-        if (members := _first_of_each("id", (one for one in places if one.fetch_id not in refused)))
+        for leader, duplicates, places in _largest(build, tables, shown)
+        if (members := _first_of_each("id", places))
     ][:CLUSTERS]
-    rows = _rows(tables, [*sheet, *(one for *_, members in shown for one in members)])
+    rows = _rows(tables, [*sheet, *(one for *_, members in groups for one in members)])
     choice = Choice(
         [rows[place] for place in sheet],
         [  # a row that is on the sheet as well is shown twice
             {"leader": leader, "size": duplicates + 1, "members": [dict(rows[one]) for one in members], "held_by": ""}
-            for leader, duplicates, members in shown
+            for leader, duplicates, members in groups
         ],
-        sum(fate["count"] - fate["showable"] for fate in fates),
+        sum(fate["hidden"] for fate in fates),
         sum(fate["copies"] for fate in fates if fate["reason"] != DropReason.KNOWN.value),
     )
     _add_leaders_elsewhere(build, tables, choice, takedowns)
     return choice
-
-
-def _refused(tables: Tables, fetch_ids: Iterable[str]) -> set[str]:
-    """Those of some images, and of ids of pages, that somebody refused."""
-    sql = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE NOT {may_show('one')}"
-    return set(tables.column(sql, [sorted(set(fetch_ids))]))
 
 
 def _rows(tables: Tables, places: Iterable[_Place]) -> dict[_Place, Row]:
@@ -140,7 +131,7 @@ def _first_of_each(name: str, places: Iterable[_Place]) -> list[_Place]:
     return list(first.values())
 
 
-def _largest(build: Build, tables: Tables, showable: str) -> list[tuple[str, int, list[_Place]]]:
+def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, list[_Place]]]:
     """(leader, duplicates, places) of the largest groups, that of the leader first, then those of some duplicates.
 
     More leaders are looked for than are shown, since whole groups may be hidden, and more rows for the same reason.
@@ -151,13 +142,13 @@ def _largest(build: Build, tables: Tables, showable: str) -> list[tuple[str, int
     leaders = ", ".join(f"'{quoted(leader)}'" for leader in largest) or "NULL"
     copies = tables.pairs(
         f"SELECT duplicate_of, min_by({_PLACE}, id || reason, {3 * MEMBERS}) FROM placed "
-        f"WHERE duplicate_of IN ({leaders}) AND duplicate_of <> id AND {showable} GROUP BY 1"
+        f"WHERE duplicate_of IN ({leaders}) AND duplicate_of <> id AND {shown} GROUP BY 1"
     )
     # the same candidate may have come a second time and been dropped; one of its rows says it was kept
     first = f"(NOT kept)::INTEGER * 1000 + list_position({list(build.stages)}, stage)"
     led = tables.pairs(
         f"SELECT id, min_by({_PLACE}, {first}) FROM placed WHERE subject = 'candidate' AND id IN ({leaders}) "
-        f"AND {showable} GROUP BY 1"
+        f"AND {shown} GROUP BY 1"
     )
     return [
         (
@@ -177,15 +168,9 @@ def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedow
         if cluster["leader"] in held:
             cluster["held_by"] = held[cluster["leader"]].build_id
     found = {row["id"]: (row, data) for row, data in elsewhere.samples(held)}
-    refused = _refused(
-        tables, (one for row, _ in found.values() for one in (row["fetch_id"], sha256_hex(row["page_url"])))
-    )
+    leaders = {row["id"]: row for row in showable(tables, takedowns, (row for row, _ in found.values()))}
     for cluster in choice.clusters:
-        here = any(row["id"] == cluster["leader"] for row in cluster["members"])
-        row, data = found.get(cluster["leader"], ({}, b""))
-        if here or not row or {row["fetch_id"], sha256_hex(row["page_url"])} & refused:
-            continue
-        if takedowns.names(row) or row["sha256"] in takedowns.hashes:
-            continue
-        cluster["members"] = [row, *cluster["members"]][:MEMBERS]
-        choice.elsewhere[row["id"]] = data
+        leader = leaders.get(cluster["leader"])
+        if leader is not None and all(row["id"] != leader["id"] for row in cluster["members"]):
+            cluster["members"] = [leader, *cluster["members"]][:MEMBERS]
+            choice.elsewhere[leader["id"]] = found[leader["id"]][1]

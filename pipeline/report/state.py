@@ -65,10 +65,8 @@ def manifest_of(build: Build) -> Manifest | None:
 
 def remembered(build: Build) -> State | None:
     """What the report of a build said last; None if there is none."""
-    report = drift.read(build.out)
-    if report is None or report["state"]["build_id"] != build.build_id:
-        return None
-    return State.model_validate(report["state"])
+    report = drift.read(build.out, build.build_id)
+    return None if report is None else State.model_validate(report["state"])
 
 
 def of(build: Build, figures: Mapping[str, Any]) -> State:

@@ -23,7 +23,7 @@ from pipeline.report.section import Values
 from pipeline.report.unshown import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.pairs import SELECTION
-from pipeline.store.sql import Tables, records_of
+from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 from pipeline.urls import shown
 
@@ -61,9 +61,9 @@ def compare(build: Build, trial: Build) -> Values:
         "spec": changes(build.spec.model_dump(mode="json"), trial.spec.model_dump(mode="json")),
         "kept": kept,
         "stages": _stages(build, trial),
-        "came_in": {name: came_in[name] for name in ("count", "reasons", "rows")},
-        "went_out": {name: went_out[name] for name in ("count", "reasons", "rows")},
-        "not_stored": {name: missing[name] for name in ("count", "images", "rows")},
+        "came_in": came_in,
+        "went_out": went_out,
+        "not_stored": missing,
     }
 
 
@@ -117,7 +117,7 @@ def _stages(build: Build, trial: Build) -> list[Values]:
         row: Values = {"stage": name, "ran": ran}
         for when, one in (("before", build), ("after", trial)):
             counts = Counter[str]()
-            for record in records_of(one, name):
+            for record in one.records(name):
                 counts.update({fate: record.counts.get(fate, 0) for fate in FATES})
             if not counts:  # a stage that the spec does not ask for, or without partitions, lets everything pass
                 counts.update(seen=kept[when], kept=kept[when])

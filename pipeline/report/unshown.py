@@ -17,7 +17,7 @@ from pipeline.detectors._boxes import look
 from pipeline.filters import pixel_filters
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import mosaic
-from pipeline.records import SCORE_SCHEMA, DropReason
+from pipeline.records import SCORE_SCHEMA, DropReason, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, head
 from pipeline.store.takedowns import Takedowns
@@ -70,12 +70,24 @@ _NEVER = f"reason IN ({', '.join(repr(reason) for reason in sorted(HIDDEN))})"
 
 def showable_rows(takedowns: Takedowns) -> str:
     """SQL of which decisions on candidates may be shown, but for images refused elsewhere (`may_show`)."""
-    return f"NOT {_NEVER}{' AND NOT taken_down(fetch_id, url, page_url)' if takedowns.hashes else ''}"
+    return f"(NOT {_NEVER}{' AND NOT taken_down(fetch_id, url, page_url)' if takedowns.hashes else ''})"
 
 
 def may_show(fetch_id: str) -> str:
-    """SQL of whether an image was refused by nobody. fetch_id: SQL of its id."""
+    """SQL of whether an image, or a page, was refused by nobody. fetch_id: SQL of its id."""
     return f"coalesce({head(fetch_id)}, 0) NOT IN (SELECT head FROM refused)"
+
+
+def showable(tables: Tables, takedowns: Takedowns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of some rows about candidates, of this build or of others, that may be shown."""
+    named = [(row, {row["fetch_id"], sha256_hex(row["page_url"])}) for row in rows]
+    sql = f"SELECT one FROM (SELECT unnest(?::VARCHAR[]) AS one) WHERE NOT {may_show('one')}"
+    refused = set(tables.column(sql, [sorted(set[str]().union(*(ids for _, ids in named)))]))
+    return [
+        row
+        for row, ids in named
+        if not (ids & refused or takedowns.names(row) or row.get("sha256", "") in takedowns.hashes)
+    ]
 
 
 def _taken_down(takedowns: Takedowns) -> Callable[[Any, Any, Any], pa.Array]:

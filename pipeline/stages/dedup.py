@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline import pulse
-from pipeline.dedup import copies, edges, leaders, ranked_runs, signatures
+from pipeline.dedup import copies, edges, leaders, signatures
 from pipeline.dedup.greedy import REASONS
+from pipeline.dedup.runs import partitions_of
 from pipeline.files.digests import Digests, column_of, digests_of, hexed, unhex
 from pipeline.records import (
     DEDUP_SCHEMA,
@@ -82,9 +83,9 @@ def run_partition(build: Build, partition: str) -> None:
 def _of_partition(build: Build, partition: str, ids: pa.Array) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(verdicts of pairs with these ids, in their order; texts taken over, with the rows of leaders; placeholders)."""
     stage = build.stage("dedup.leaders")
-    record = stage.record(ranked_runs.ALL)
+    record = stage.record(leaders.ALL)
     runs = (suffix.removesuffix(".verdicts") for suffix in record.files if suffix.endswith(".verdicts"))
-    run = next(run for run in runs if partition in ranked_runs.partitions_of(run))
+    run = next(run for run in runs if partition in partitions_of(run))
     verdicts, merged = (stage.table(record, f"{run}.{of}").combine_chunks() for of in ("verdicts", "merged"))
     at = pc.index_in(ids, value_set=verdicts["candidate_id"])
     row = pc.index_in(merged["leader"], value_set=ids)

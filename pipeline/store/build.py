@@ -117,6 +117,14 @@ class Build:
             return self.on
         return None
 
+    def records(self, name: str) -> list[Record]:
+        """The records of a pass, or of a stage's last one; none where it has no such pass."""
+        return self.stage(name).records() if name in self.fingerprints else []
+
+    def counted(self, name: str, what: str) -> int:
+        """The sum of what the records of a pass count under a name."""
+        return sum(record.counts.get(what, 0) for record in self.records(name))
+
     def history(self, name: str) -> list[StageDir]:
         """Folder of a pass at each fingerprint that has committed something there, this build's or not."""
         return self.stage_at(name, "").of_all_fingerprints()
@@ -154,7 +162,7 @@ class Build:
 
     def packed(self) -> list[Record]:
         """Records of the shards that hold a sample: after a takedown a shard may have nothing but its decisions."""
-        return [record for record in self.stage("shard").records() if "tar" in record.files]
+        return [record for record in self.records("shard") if "tar" in record.files]
 
     @property
     def expired(self) -> bool:

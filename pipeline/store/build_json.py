@@ -71,8 +71,9 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class PassResult:
-    """What a pass did in this run, and what all its partitions counted (seen, kept, dropped and more) and cost."""
+class Result:
+    """What a pass or a stage did in this run, and what all its partitions counted (seen, kept, dropped and more) and
+    cost."""
 
     name: str
     skipped: bool
@@ -81,6 +82,10 @@ class PassResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
+
+
+class PassResult(Result):
+    """The result of a pass."""
 
     @staticmethod
     def of(own: Pass, build: Build, records: list[Record], ran: int = -1, seconds: float = 0.0) -> PassResult:
@@ -90,17 +95,8 @@ class PassResult:
         return PassResult(own.name, ran < 0, len(records), max(ran, 0), round(seconds, 2), counts, cost)
 
 
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """What a stage did in this run: its passes together, with the counts of the last one, which decides."""
-
-    name: str
-    skipped: bool
-    partitions: int
-    ran: int
-    seconds: float
-    funnel: dict[str, int]
-    cost: Cost
+class StageResult(Result):
+    """The result of a stage: its passes together, with the counts of the last one, which decides."""
 
     @staticmethod
     def of(name: str, passes: Sequence[PassResult]) -> StageResult:

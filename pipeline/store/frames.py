@@ -208,7 +208,7 @@ class Frames:
     @staticmethod
     def of(build: Build, packed: Iterable[Record] | None = None) -> Frames:
         """The tables of a build as its records have them, published or not. packed: records of some shards, not all."""
-        records = packed if packed is not None else build.packed() if "shard" in build.fingerprints else []
+        records = packed if packed is not None else build.packed()
         return Frames(build.out, (build,), tuple((build.shards, shard_files(record)) for record in records))
 
     @staticmethod
@@ -391,6 +391,12 @@ def decisions_of(build: Build, record: Record) -> Part | None:
     return Part(build.stage(record.stage).folder, ref.name, ref.bytes, build.build_id, DECISION_SCHEMA, record=record)
 
 
+def at_hand(parts: Iterable[Part]) -> list[Part]:
+    """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
+    asked for one by one."""
+    return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]
+
+
 def as_expression(filters: Filters) -> pyarrow.dataset.Expression | None:
     """Filters as one expression of pyarrow."""
     return pq.filters_to_expression(filters) if isinstance(filters, (list, tuple)) else filters
@@ -400,9 +406,9 @@ def _committed(build: Build, table: str) -> Iterator[tuple[Folder, Record, str]]
     """(folder, record, suffix) of a build's files of a table, in the order of its stages and their partitions."""
     names, suffix = ([OF_STAGE[table][0]], "parquet") if table in OF_STAGE else (list(build.fingerprints), DECISIONS)
     for name in names:
-        if name in build.fingerprints:
-            stage = build.stage(name)
-            yield from ((stage.folder, record, suffix) for record in stage.records() if suffix in record.files)
+        for record in build.records(name):
+            if suffix in record.files:
+                yield build.stage(name).folder, record, suffix
 
 
 def _outs(dataset: Dataset) -> list[tuple[str, str]]:

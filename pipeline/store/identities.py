@@ -154,7 +154,7 @@ class Identities:
             known = self.read(name)
             if known.dataset != dataset:
                 reads = across == "all" or known.dataset in across
-            elif current is None:  # published before there were releases
+            elif current is None:  # the first publish was killed before its release
                 reads = build.generation == 1
             else:
                 reads = current.generation == build.generation and known.build in released

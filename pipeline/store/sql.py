@@ -1,5 +1,6 @@
 """SQL over a build: DuckDB views of the Parquet files that its records name. Everything that counts rows asks here.
 
+    candidates     what the pages had: one row for each image URL, with its texts
     decisions      what became of each candidate, and of pages that were dropped
     placed         the same with `file` and `row`, by which a few of them are read without all others
     samples        one row per stored sample, with `position` in its shard
@@ -9,7 +10,7 @@
     measures       one row per image, a second time where two partitions fetched it
     pairs          what packing starts from, with the measures of the image
     scored         pairs with `units`, their score in ten-thousandths, and whether the filters of scores `kept` them
-    marked         pictures that were compared with the mark of their host
+    marked         pictures that were compared with the mark of their host, and whether they were `kept`
     near           pairs whose image lies near one that was kept before, with the verdict
     balanced       frequent entries of the word list in each pair that balance kept
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -37,10 +38,9 @@ from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
 from pipeline.store.build import REGIONS, Build
-from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.frames import SAMPLES, Frames, Part, at_hand
 from pipeline.store.pair_scores import UNITS
 from pipeline.store.pairs import PAIRS, SCORES, SELECTION
-from pipeline.store.partitions import Record
 from pipeline.store.recorded_files import RecordedFiles
 
 MEMORY = "450MB"
@@ -107,26 +107,31 @@ def _hosts(urls: pa.Array) -> pa.Array:
     return pa.array(map(one, urls.to_pylist()), pa.string())
 
 
-def records_of(build: Build, stage: str) -> list[Record]:
-    """The records of a stage; none where the build has no such stage."""
-    return build.stage(stage).records() if stage in build.fingerprints else []
+def in_order(paths: Sequence[Path], schema: pa.Schema, by: Sequence[str], block: int) -> Iterator[pa.Table]:
+    """Rows of local Parquet files of one schema, sorted by columns, about `block` at a time."""
+    import duckdb
 
-
-def counted(build: Build, stage: str, name: str) -> int:
-    """The sum of what the records of a stage count under a name."""
-    return sum(record.counts.get(name, 0) for record in records_of(build, stage))
+    if not paths:
+        return
+    columns, order = (", ".join(f'"{name}"' for name in names) for names in (schema.names, by))
+    rows = f"SELECT {columns} FROM {parquet([str(path) for path in paths])} ORDER BY {order}"
+    scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
+    with scratch as spill, duckdb.connect(config=settings(Path(spill))) as db:
+        for batch in db.sql(rows).to_arrow_reader(block):
+            yield pa.Table.from_batches([batch]).cast(schema)
 
 
 class Tables:
     """The views of a build or a dataset, and of others under their names: `Tables.of(build, trial=other)`.
 
     Use as a context manager, or close it. Raises StoreError that names the file for one that is missing or damaged.
+    only_present: read what there is, where `gc`, a takedown or a person has deleted files since.
     """
 
-    def __init__(self, frames: Frames, others: Mapping[str, Frames] | None = None) -> None:
+    def __init__(self, frames: Frames, others: Mapping[str, Frames] | None = None, only_present: bool = False) -> None:
         import duckdb
 
-        self._places = {"": frames, **(others or {})}
+        self._places, self._only_present = {"": frames, **(others or {})}, only_present
         self._scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
         self._duckdb = duckdb
         self._db = duckdb.connect(config=settings(Path(self._scratch.name)))
@@ -173,6 +178,14 @@ class Tables:
         """Make a view or a temporary table of the connection's own."""
         self._ask(sql, (), lambda result: None)
 
+    def interrupt(self) -> None:
+        """End the query that another thread has asked, which fails there."""
+        self._db.interrupt()
+
+    def open_files(self, parts: Iterable[Part]) -> None:
+        """Let queries read these files by their URLs."""
+        self._remote.add(parts)
+
     def put(self, name: str, table: pa.Table) -> None:
         """Let queries read an Arrow table under a name."""
         self._db.register(name, table)
@@ -184,16 +197,6 @@ class Tables:
         self._defined.add(name)
         create: Any = self._db.create_function  # its stubs know no function of Arrow arrays
         create(name, function, given, result, type="arrow", null_handling="special")
-
-    def records(self, stage: str) -> list[Record]:
-        """The records of a stage."""
-        [build] = self._places[""].builds
-        return records_of(build, stage)
-
-    def counted(self, stage: str, name: str) -> int:
-        """The sum of what the records of a stage count under a name."""
-        [build] = self._places[""].builds
-        return counted(build, stage, name)
 
     def _ask(self, sql: str, values: Sequence[Any], read: Callable[[Any], T]) -> T:
         named = set(_NAMED.findall(sql))
@@ -211,7 +214,7 @@ class Tables:
 
     def _make(self, place: str, view: str) -> None:
         frames = self._places[place]
-        sources = _Sources(self._db, frames, self._remote)
+        sources = _Sources(self._db, frames, self._remote, self._only_present)
         sql = VIEWS[view](sources)
         self._made[place, view] = sources.parts
         if place:
@@ -220,10 +223,11 @@ class Tables:
 
 
 class _Sources:
-    """The files of one build or dataset as SQL; remembers those that were asked for."""
+    """The files of a place as SQL; remembers those that were asked for. The views of passes are of one build."""
 
-    def __init__(self, db: Any, frames: Frames, remote: RecordedFiles) -> None:
-        self._db, self.frames, self._remote, self.parts = db, frames, remote, list[Part]()
+    def __init__(self, db: Any, frames: Frames, remote: RecordedFiles, only_present: bool) -> None:
+        self._db, self.frames, self._remote, self._only_present = db, frames, remote, only_present
+        self.parts = list[Part]()
 
     @property
     def build(self) -> Build:
@@ -237,11 +241,10 @@ class _Sources:
     def stage(self, name: str, suffixes: Iterable[str], schema: pa.Schema) -> str:
         """Files of a stage's partitions."""
         found = list[Part]()
-        if name in self.build.fingerprints:
-            stage = self.build.stage(name)
-            for record in stage.records():
-                refs = [record.files[suffix] for suffix in suffixes if suffix in record.files]
-                found += [Part(stage.folder, ref.name, ref.bytes, self.build.build_id, schema) for ref in refs]
+        for build in self.frames.builds:
+            for record in build.records(name):
+                refs, folder = [record.files[own] for own in suffixes if own in record.files], build.stage(name).folder
+                found += [Part(folder, ref.name, ref.bytes, build.build_id, schema) for ref in refs]
         return self.files(found, schema)
 
     def has(self, name: str) -> bool:
@@ -264,7 +267,7 @@ class _Sources:
 
     def files(self, parts: Iterable[Part], schema: pa.Schema, by_name: bool = False) -> str:
         """Files of one schema; an empty table where there is none."""
-        parts = list(parts)
+        parts = at_hand(parts) if self._only_present else list(parts)
         self.parts += parts
         self._remote.add(parts)
         urls = [part.url for part in parts]
@@ -321,10 +324,12 @@ def _marked(sources: _Sources) -> str:
     of_url = host("image_url")
     columns = (
         "candidate_id, fetch_id, source, page_url, image_url, texts[1].text AS text, sha256, "
-        f"CASE WHEN {of_url} <> '' THEN {of_url} ELSE source END AS host, width, height, correlation"
+        f"CASE WHEN {of_url} <> '' THEN {of_url} ELSE source END AS host, width, height, correlation, "
+        "len(reasons) = 0 AS kept"
     )
     if not sources.has("curate.watermark"):
-        return f"SELECT {columns} FROM {sources.files((), DEDUP_SCHEMA.append(pa.field('correlation', pa.float32())))}"
+        judged = [pa.field("correlation", pa.float32()), _JUDGED.field("reasons")]
+        return f"SELECT {columns} FROM {sources.files((), pa.schema([*DEDUP_SCHEMA, *judged]))}"
     return f"SELECT {columns} FROM {sources.pairs('curate.watermark')} WHERE correlation IS NOT NULL"
 
 
@@ -355,6 +360,7 @@ _JUDGED = pa.schema(
 
 
 VIEWS: dict[str, Callable[[_Sources], str]] = {
+    "candidates": lambda sources: f"SELECT {ALL} FROM {sources.table('candidates')}",
     "decisions": lambda sources: f"SELECT {ALL} FROM {sources.table('decisions')}",
     "placed": lambda sources: (
         f"SELECT {ALL}, filename AS file, file_row_number AS row FROM {sources.table('decisions')}"

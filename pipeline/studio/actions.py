@@ -201,11 +201,6 @@ def takedown(
     return [*words, "--exact"] if exact and what == "picture" else words
 
 
-def publishing(build: Build) -> list[str]:
-    """The words of `wenlan-data publish`."""
-    return ["publish", build.out]
-
-
 def say(build: Build, verdict: str, name: str, because: str) -> Values:
     """Note who approves or refuses a build, in build.json, and let its report say so. Raises SpecError, StoreError."""
     word = approval.say(build, verdict, name, because)

@@ -22,26 +22,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_specs.shard import ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
-from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.store.frames import SAMPLES, Frames, Part, at_hand
 from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
-from pipeline.studio.layouts import AS_DECISION, LISTED, NOTHING, SELECTED
+from pipeline.studio.similar import ID_OF_INDEX, Similar
 from pipeline.studio.words import HAN, contains, spelled, variants
-
-if TYPE_CHECKING:
-    from pipeline.studio.similar import Similar
 
 SEARCHES = 8
 """Searches whose results are kept: 8 bytes for each candidate found."""
@@ -53,6 +48,26 @@ PREPARED_COLUMNS = (
     ("kind", "VARCHAR"), ("split", "VARCHAR"), ("width", "INTEGER"), ("height", "INTEGER"), ("sharpness", "FLOAT"),
     ("entropy", "FLOAT"), ("blankness", "FLOAT"), ("cluster", "INTEGER"), ("new", "VARCHAR"),
 )  # fmt: skip
+
+
+SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kept", "reason", "reasons", "evidence",
+         "duplicate_of", "text")  # fmt: skip
+
+_TYPES = {"kept": "BOOLEAN", "reasons": "VARCHAR[]"}
+_NOTHING = (("pos", "UBIGINT"), ("number", "UBIGINT"), *((name, _TYPES.get(name, "VARCHAR")) for name in SHOWN))
+
+_FATE_OF_KEPT = (
+    "'shard' AS stage, true AS kept, '' AS reason, []::VARCHAR[] AS reasons, '' AS evidence, '' AS duplicate_of"
+)
+SELECTED = {
+    "decisions": ", ".join(SHOWN),
+    "samples": "'candidate' AS subject, candidate_id AS id, sha256(image_url) AS fetch_id, source, page_url, "
+    f"image_url AS url, {_FATE_OF_KEPT}, texts[1].text AS text",
+    "index": f"'candidate' AS subject, {ID_OF_INDEX} AS id, "
+    "sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
+    f"coalesce(url, '') AS url, {_FATE_OF_KEPT}, coalesce(caption, '') AS text, id AS row_id",
+}
+"""SQL of a row as the decision about it, by the file's layout."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +89,6 @@ class Counts:
     total: int
     matching: int
     facets: dict[str, list[tuple[str, int]]]
-
-
-def at_hand(parts: Iterable[Part]) -> list[Part]:
-    """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
-    asked for one by one."""
-    return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]
 
 
 def sources_of_place(frames: Frames) -> tuple[Source, ...]:
@@ -134,18 +143,15 @@ class Catalog:
         self._whole: dict[str, list[tuple[str, int]]] = {}
         self._lock = threading.Lock()
         self._searches: OrderedDict[str, str] = OrderedDict()
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._reading = threading.Lock()
+        self._sizes: dict[int, int] = {}
         self._fault = duckdb.Error
         self._db = duckdb.connect(config=settings(scratch))
+        self._db.execute("SET parquet_metadata_cache = true")  # a page of a listing opens a few files of many
         RecordedFiles(self._db).add(source.part for source in self.sources)
-        self._db.execute("CREATE TABLE sources (number UBIGINT, build VARCHAR)")
-        if self.sources:
-            numbered = [(number, source.part.build) for number, source in enumerate(self.sources)]
-            table = pa.table({"number": [n for n, _ in numbered], "build": [b for _, b in numbered]})
-            self._db.register("numbered", table)
-            self._db.execute("INSERT INTO sources SELECT number, build FROM numbered")
-            self._db.unregister("numbered")
+        numbered = {"number": range(len(self.sources)), "build": [source.part.build for source in self.sources]}
+        self.numbered = pa.table(numbered, schema=pa.schema([("number", pa.uint64()), ("build", pa.string())]))
+        self._db.register("numbered", self.numbered)
+        self._db.execute("CREATE TABLE sources AS SELECT * FROM numbered")
         self.decisions_sql = self._decisions()
         try:
             self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")
@@ -373,46 +379,23 @@ class Catalog:
         for number, numbers in by_file.items():
             if number >= len(self.sources):
                 continue
-            for at, row in self._take(number, sorted(set(numbers))):
-                found[(number << 32) | at] = {**row, "pos": (number << 32) | at}
+            source, among = self.sources[number], ", ".join(map(str, numbers))
+            of_file = f"FROM {parquet([source.part.url])} WHERE file_row_number IN ({among})"
+            for (row,) in self.query(
+                f"SELECT d FROM (SELECT file_row_number AS pos, {SELECTED[source.layout]} {of_file}) d"
+            ):
+                row |= {"pos": (number << 32) | row["pos"], "build": source.part.build}
+                found[row["pos"]] = row
         return [found[pos] for pos in positions if pos in found]
 
-    def _take(self, number: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows of one file, from the row groups that hold them."""
-        source, first = self.sources[number], 0
-        with self._reading:
-            file = self._file(number)
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                here = [n - first for n in numbers if first <= n < first + count]
-                if here:
-                    columns = LISTED[source.layout]
-                    table = file.read_row_group(group, columns=list(columns)).take(pa.array(here))
-                    for at, row in zip(here, table.to_pylist(), strict=True):
-                        yield first + at, {**AS_DECISION[source.layout](row), "build": source.part.build}
-                first += count
-
     def _rows_of(self, number: int) -> int:
-        record = self.sources[number].part.record
-        if record is not None and (known := record.fates) is not None:
-            return sum(count for _, count in known.rows)
-        with self._reading:
-            return int(self._file(number).metadata.num_rows)
-
-    def _file(self, number: int) -> pq.ParquetFile:
-        """An open file; a few stay open. Raises StoreError if it is gone."""
+        """Rows of a file."""
         part = self.sources[number].part
-        if part.url in self._files:
-            self._files.move_to_end(part.url)
-            return self._files[part.url]
-        try:
-            opened = pq.ParquetFile(fsspec.open(part.url, "rb").open())
-        except (OSError, pa.ArrowInvalid) as e:
-            raise StoreError(part.url, f"cannot be read ({type(e).__name__}); the build may have changed") from None
-        while len(self._files) >= 64:
-            self._files.popitem(last=False)[1].close()
-        self._files[part.url] = opened
-        return opened
+        if part.record is not None and (known := part.record.fates) is not None:
+            return sum(count for _, count in known.rows)
+        if number not in self._sizes:
+            self._sizes[number] = int(self.query(f"SELECT count(*) FROM {parquet([part.url])}")[0][0])
+        return self._sizes[number]
 
     def _decisions(self) -> str:
         """SQL of all decisions, with `pos` and `build`."""
@@ -425,7 +408,7 @@ class Catalog:
                 selects.append(f"SELECT {pos} AS pos, {number} AS number, {columns} FROM {parquet(urls)}")
             first += len(urls)
         if not selects:
-            nothing = [f"NULL::{kind} AS {name}" for name, kind in NOTHING]
+            nothing = [f"NULL::{kind} AS {name}" for name, kind in _NOTHING]
             selects.append(f"SELECT {', '.join(nothing)} WHERE false")
         return f"SELECT d.*, s.build FROM ({' UNION ALL BY NAME '.join(selects)}) d JOIN sources s USING (number)"
 

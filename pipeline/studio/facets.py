@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_specs.build import SpecError
-from pipeline.report.measures import MEASURES
+from pipeline.report.measures import MEASURES, bin_of
 from pipeline.report.translations import en, zh
 from pipeline.store.stage import Stages
 
@@ -66,10 +66,8 @@ class Facet:
     @property
     def expression(self) -> str:
         """SQL of the facet's value, as text."""
-        if not self.edges:
-            return f"coalesce({self.column}, '')"
-        whens = " ".join(f"WHEN {self.column} >= {edge} THEN '{i}'" for i, edge in reversed([*enumerate(self.edges)]))
-        return f"CASE WHEN {self.column} IS NULL THEN '' {whens} ELSE '0' END"
+        value = f"({bin_of(self.column, self.edges)})::VARCHAR" if self.edges else self.column
+        return f"coalesce({value}, '')"
 
     def words(self, value: str, stages: Stages) -> tuple[str, str]:
         """A value in English and Chinese."""

@@ -12,27 +12,27 @@ Limits: the decoder is not for threads, so one picture is decoded at a time; a p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from data_specs.errors import WenlanError
-from data_specs.shard import KEY_LENGTH, ShardFiles
-from pipeline.files.folder import Folder
+from data_specs.shard import KEY_LENGTH
+from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
-from pipeline.report.pictures import thumbnail
+from pipeline.report.pictures import as_shown, thumbnail
+from pipeline.report.translations import REASONS
 from pipeline.report.unshown import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images
+from pipeline.store.sql import parquet
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog, Source
 from pipeline.studio.similar import Similar
@@ -66,14 +66,8 @@ class Thumb:
     sha256: str
 
 
-WITHHELD = {
-    DropReason.FORGOTTEN.value: ("taken down", "已下架"),
-    DropReason.OPT_OUT.value: ("its owner opted out", "所有者已声明退出"),
-    DropReason.ROBOTS_DISALLOWED.value: ("robots.txt forbids it", "robots 禁止"),
-    DropReason.ROBOTS_UNREACHABLE.value: ("robots.txt could not be read", "robots 无法读取"),
-    DropReason.EGRESS_REFUSED.value: ("its address may not be reached", "地址被拒"),
-}
-assert set(WITHHELD) == HIDDEN
+WITHHELD = {reason: REASONS[reason] for reason in HIDDEN}
+"""Words, in English and Chinese, of what is never shown."""
 
 
 def withheld(row: Row, takedowns: Takedowns) -> tuple[str, str] | None:
@@ -90,9 +84,9 @@ class Pictures:
         """index: of a place that is a search index alone."""
         self._catalog, self._takedowns, self._index = catalog, takedowns, index
         self._decoding, self._lock = threading.Lock(), threading.Lock()
+        self._places_in = functools.lru_cache(6)(self._places)
         self._thumbs: OrderedDict[tuple[int, int, str], Thumb] = OrderedDict()
         self._bytes, self._hiders = 0, dict[str, Hide | None]()
-        self._rows_of = functools.lru_cache(6)(_rows_of)
 
     def thumb(self, row: Row, side: int) -> Thumb:
         """A thumbnail whose longer side is at most the smallest of SIDES that reaches `side`. Raises NoPicture."""
@@ -176,10 +170,6 @@ class Pictures:
             s.name for b in builds for s in sources_of(b.spec) if isinstance(s, TableSource) and _has_pictures(s)
         )
 
-    def place_of(self, row: Row) -> tuple[Folder, ShardFiles] | None:
-        """The shard of a sample."""
-        return self._source(row).shard if row["kept"] else None
-
     def _source(self, row: Row) -> Source:
         return self._catalog.source(row["pos"])
 
@@ -194,13 +184,32 @@ class Pictures:
         """Returns a sample's picture from its shard."""
         assert source.shard is not None
         folder, shard = source.shard
-        place = self._rows_of(folder.at(shard.parquet.path), shard.parquet.bytes).get(row["id"][:KEY_LENGTH])
-        if place is None:
-            return None
-        offset, size, sha256 = place
+        places = self._places_in(folder.at(shard.parquet.path), shard.parquet.bytes)
+        offset, size, sha256 = places.get(row["id"][:KEY_LENGTH], (-1, 0, ""))
         if not 0 <= offset <= offset + size <= shard.tar.bytes:
             return None
         return folder.read_range(shard.tar.path, offset, size), sha256
+
+    def _places(self, url: str, size: int) -> dict[str, tuple[int, int, str]]:
+        """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read."""
+        rows = self._catalog.query(f"SELECT key, image_offset, image_size, sha256 FROM {parquet([url])}")
+        return {key: (offset, size, sha256) for key, offset, size, sha256 in rows}
+
+    def stored_boxes(self, row: Row) -> dict[str, list[list[float]]] | None:
+        """Regions of a sample [[x1, y1, x2, y2, score], ...] by detector, as its shard holds them; None of no sample.
+
+        A detector whose file is missing has none.
+        """
+        shard = self._source(row).shard if row["kept"] else None
+        if shard is None:
+            return None
+        found: dict[str, list[list[float]]] = {name: [] for name in shard[1].regions}
+        for name, file in shard[1].regions.items():
+            with contextlib.suppress(StoreError):
+                sql = f"SELECT boxes, scores FROM {parquet([shard[0].at(file.path)])} WHERE key = ?"
+                for boxes, scores in self._catalog.query(sql, [row["id"][:KEY_LENGTH]]):
+                    found[name] = as_shown(boxes, scores)
+        return found
 
     def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
         """Returns the fetched picture of a dropped candidate, or its source's; of a search index, its picture."""
@@ -225,43 +234,10 @@ class Pictures:
     @functools.cached_property
     def _unsafe(self) -> frozenset[str]:
         """Candidates that a judge dropped for a reason that forbids to show them."""
-        found: set[str] = set()
-        for source in self._catalog.sources:
-            if source.stage == "curate":
-                for batch in source.part.batches(["id", "reasons"]):
-                    rows = zip(batch["id"].to_pylist(), batch["reasons"].to_pylist(), strict=True)
-                    found |= {name for name, reasons in rows if UNSHOWN & set(reasons)}
-        return frozenset(found)
+        sql = "SELECT id FROM decisions WHERE stage = 'curate' AND list_has_any(reasons, ?::VARCHAR[])"
+        return frozenset(name for (name,) in self._catalog.query(sql, [sorted(UNSHOWN)]))
 
 
 def _has_pictures(source: TableSource) -> bool:
     """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
     return bool(source.root()) or type(source).plugin_name() == "webdataset"
-
-
-def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:
-    """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read."""
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
-        table = pq.read_table(file, columns=["key", "image_offset", "image_size", "sha256"])
-    places = zip(*(table[name].to_pylist() for name in table.column_names[1:]), strict=True)
-    return dict(zip(table["key"].to_pylist(), places, strict=True))
-
-
-def boxes_in(shard: tuple[Folder, ShardFiles], detector: str, key: str) -> list[list[float]]:
-    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are missing."""
-    import fsspec
-
-    folder, files = shard
-    if detector not in files.regions:
-        return []
-    try:
-        with fsspec.open(folder.at(files.regions[detector].path), "rb") as file:
-            rows = pq.read_table(file, columns=["boxes", "scores"], filters=pc.field("key") == key).to_pylist()
-    except OSError:
-        return []
-    if not rows:
-        return []
-    flat, scores = rows[0]["boxes"], rows[0]["scores"]
-    return [[*(round(x, 1) for x in flat[4 * i : 4 * i + 4]), round(s, 3)] for i, s in enumerate(scores)]

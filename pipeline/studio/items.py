@@ -11,11 +11,10 @@ from typing import Any
 
 from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
 from pipeline.errors import DetectorError
 from pipeline.report import elsewhere
 from pipeline.report.explain import trace
+from pipeline.report.pictures import boxes_of_images
 from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
 from pipeline.store.stage import Stages
@@ -23,7 +22,7 @@ from pipeline.store.subjects import subject_of
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import KINDS
-from pipeline.studio.images import NoPicture, Pictures, Row, boxes_in, withheld
+from pipeline.studio.images import NoPicture, Pictures, Row, withheld
 from pipeline.urls import host_names, shown
 
 FOUND = 60
@@ -88,23 +87,14 @@ class Items:
 
     def _regions(self, row: Row, sha256: str, width: int, height: int) -> dict[str, list[list[float]]]:
         """Boxes by detector: of a sample its shard's; of others what STORE's cache has, or needs no pixels."""
-        shard = self._pictures.place_of(row)
-        if shard is not None:
-            return {name: boxes_in(shard, name, row["id"][:KEY_LENGTH]) for name in shard[1].regions}
+        stored = self._pictures.stored_boxes(row)
+        if stored is not None:
+            return stored
         build = self._catalog.source(row["pos"]).build
-        found: dict[str, list[list[float]]] = {}
-        for detector in detectors_of(build.spec) if build is not None and sha256 else ():
-            assert build is not None
-            cached = build.store.regions(detector.detector_id).get([sha256])
-            raw = None if cached is None else boxes_of(cached).get(sha256)
-            if raw is None and not detector.NEEDS_PIXELS:
-                with contextlib.suppress(DetectorError):
-                    raw = look(detector, None, [blank(width, height)])[0]
-            if raw is not None:
-                boxes, scores, _ = cleaned(raw, width, height, build.spec.regions.max_boxes)
-                rows = zip(boxes.tolist(), scores.tolist(), strict=True)
-                found[detector.detector_id] = [[*(round(x, 1) for x in box), round(s, 3)] for box, s in rows]
-        return found
+        if build is not None and sha256:
+            with contextlib.suppress(DetectorError):
+                return boxes_of_images(build, {sha256: {"width": width, "height": height}})[sha256]
+        return {}
 
     def _leader(self, row: Row) -> Values | None:
         """Returns the leader of a candidate: a row of this place, or a sample that an earlier build holds."""

@@ -7,6 +7,7 @@ what `gc` deleted of an old build, missing builds of a release, a takedown that 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -110,18 +111,13 @@ def about(place: Place) -> Values:
 
 def _title(place: Place) -> Values:
     """Returns the title, a line in each language."""
-    frames, manifest = place.frames, place.frames.dataset.manifest if place.frames.dataset is not None else None
     if place.kind == "folder":
-        return {"en": f"{len(frames.builds)} builds", "zh": f"{len(frames.builds)} 个构建"}
+        builds = len(place.frames.builds)
+        return {"en": f"{builds} builds", "zh": f"{builds} 个构建"}
     if place.kind == "index":
         return {"en": "search index", "zh": "搜索索引"}
-    if manifest is not None and manifest.release:
-        zh = f"数据集 {manifest.dataset} 的版本 {manifest.release}，{len(manifest.builds)} 个构建"
-    elif manifest is not None:
-        zh = f"构建 {manifest.build_id}，修订 {manifest.revision}"
-    else:
-        zh = f"构建 {frames.builds[0].build_id}，未发布"
-    return {"en": gallery.title(frames), "zh": zh}
+    en, zh = gallery.title(place.frames)
+    return {"en": en, "zh": zh}
 
 
 def _name(frames: Frames) -> str:
@@ -133,16 +129,15 @@ def _name(frames: Frames) -> str:
 
 def _build(build: Build, judged: bool) -> Values:
     """One build: whether it is published or waits, and (`judged`) what its gates say by its report."""
-    report, word = drift.read(build.out) if judged else None, approval.last(build)
-    figures = report if report is not None and report["build"]["id"] == build.build_id else None
+    figures, word = drift.read(build.out, build.build_id) if judged else None, approval.last(build)
     own: Values = {
         "id": build.build_id,
         "out": build.out,
         "snapshot": build.snapshot,
         "licence": build.spec.licence,
         "manual": build.spec.publish.approve == "manual",
-        "word": {} if word is None else {n: getattr(word, n) for n in ("verdict", "name", "because", "at")},
-        "history": [{n: getattr(w, n) for n in ("verdict", "name", "because", "at")} for w in approval.history(build)],
+        "word": {} if word is None else dataclasses.asdict(word),
+        "history": [dataclasses.asdict(own) for own in approval.history(build)],
         "verdict": "",
         "gates": [],
     }

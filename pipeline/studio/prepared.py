@@ -22,26 +22,22 @@ that can be written, or several builds are shown, the index lies in a temporary 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_specs.build import SpecError
 from pipeline.errors import ModelError, PipelineError
 from pipeline.filters import PixelFilter, pixel_filters
-from pipeline.records import FETCH_SCHEMA
 from pipeline.store.build import Build
-from pipeline.store.frames import SAMPLES, Frames, Part
-from pipeline.store.recorded_files import RecordedFiles
-from pipeline.store.sql import head, parquet, settings
-from pipeline.studio.catalog import Catalog, at_hand, code_column
+from pipeline.store.frames import Frames
+from pipeline.store.sql import Tables, head, parquet, quoted
+from pipeline.studio.catalog import Catalog, code_column
 from pipeline.studio.facets import score_column
-from pipeline.studio.layouts import ID_OF_INDEX
+from pipeline.studio.similar import ID_OF_INDEX
 
 VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""
@@ -64,11 +60,11 @@ def score_filters(frames: Frames) -> dict[str, tuple[PixelFilter, Build]]:
 class Preparation:
     """Makes the index of a catalog, or finds it. state: "preparing", "ready", or "failed" with `fault` in words."""
 
-    def __init__(self, catalog: Catalog, baseline: Build | None, folder: Path, scratch: Path) -> None:
-        self.catalog, self.baseline, self._folder, self._scratch = catalog, baseline, folder, scratch
+    def __init__(self, catalog: Catalog, baseline: Build | None, folder: Path) -> None:
+        self.catalog, self.baseline, self._folder = catalog, baseline, folder
         self.state, self.fault, self.share, self.seconds = "preparing", "", 0.0, 0.0
         self._stopped, self._after_s, self._woken = False, 0.0, threading.Event()
-        self._db: Any = None
+        self._tables: Tables | None = None
         self._thread = threading.Thread(target=self._run, name="studio-index", daemon=True)
 
     def start(self, after_s: float = 0.0) -> None:
@@ -88,7 +84,8 @@ class Preparation:
         self._stopped = True
         self._woken.set()
         with contextlib.suppress(Exception):
-            self._db.interrupt()
+            if self._tables is not None:
+                self._tables.interrupt()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -142,36 +139,39 @@ class Preparation:
                     left.unlink()
 
     def _make(self, path: Path) -> None:
-        import duckdb
-
-        frames = self.catalog.frames
-        with contextlib.closing(duckdb.connect(str(path), config=settings(self._scratch))) as db:
-            self._db = db
-            db.execute("SET preserve_insertion_order = false")
-            RecordedFiles(db).add(source.part for source in self.catalog.sources)
-            db.execute("CREATE TEMP TABLE sources (number UBIGINT, build VARCHAR)")
-            numbered = [(number, source.part.build) for number, source in enumerate(self.catalog.sources)]
-            if numbered:
-                db.executemany("INSERT INTO sources VALUES (?, ?)", numbered)
-            db.execute(f"CREATE TEMP VIEW decisions AS {self.catalog.decisions_sql}")
-            steps = list(self._steps(frames))
+        others = {} if self.baseline is None else {"earlier": Frames.of(self.baseline)}
+        with Tables(self.catalog.frames, others, only_present=True) as self._tables:
+            self._tables.execute("SET preserve_insertion_order = false")
+            self._tables.execute(f"ATTACH '{quoted(str(path))}' AS made")
+            self._tables.open_files(source.part for source in self.catalog.sources)
+            self._tables.put("sources", self.catalog.numbered)
+            self._tables.execute(f"CREATE TEMP VIEW listed AS {self.catalog.decisions_sql}")
+            steps = list(self._steps())
             for number, step in enumerate(steps):
                 if self._stopped:
                     return
-                db.execute(step())
+                self._tables.execute(step)
                 self.share = (number + 1) / (len(steps) + 1)
+            self._tables.execute("DETACH made")
 
-    def _steps(self, frames: Frames) -> Iterator[Callable[[], str]]:
-        yield lambda: _kinds(frames)
-        yield lambda: _stored(self.catalog)
-        yield lambda: _pictures(frames, self._scores)
-        yield lambda: _GROUPS
-        yield lambda: _baseline(self.baseline)
-        yield lambda: self._joined()
-        yield lambda: "CREATE TABLE codes (facet VARCHAR, value VARCHAR, code UINTEGER, count UBIGINT)"
+    def _steps(self) -> Iterator[str]:
+        yield (
+            f"CREATE TEMP TABLE kinds AS SELECT {head('candidate_id')} AS cid, any_value(texts[1].kind) AS kind "
+            "FROM candidates GROUP BY 1"
+        )
+        yield _stored(self.catalog)
+        yield _pictures(self._scores)
+        yield (
+            f"CREATE TEMP TABLE groups AS SELECT {head('duplicate_of')} AS leader, count(*) AS count FROM listed "
+            "WHERE duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
+        )
+        earlier = "FROM earlier.decisions" if self.baseline is not None else "FROM (SELECT '' AS id) WHERE false"
+        yield f"CREATE TEMP TABLE before AS SELECT DISTINCT {head('id')} AS cid {earlier}"
+        yield self._joined()
+        yield "CREATE TABLE made.codes (facet VARCHAR, value VARCHAR, code UINTEGER, count UBIGINT)"
         for name, facet in self.catalog.facets.items():
-            yield functools.partial(_values, name, facet.expression)
-        yield self._coded
+            yield from _values(name, facet.expression)
+        yield self._coded()
 
     def _joined(self) -> str:
         scores = "".join(f", p.{score_column(name)}" for name in self.catalog.scores)
@@ -184,10 +184,10 @@ class Preparation:
                 coalesce(s.height, p.height) AS height, p.sharpness, p.entropy, p.blankness,
                 CASE WHEN d.subject = 'candidate' THEN coalesce(g.count, 0) + 1 END::INTEGER AS cluster,
                 {new} AS new{scores}
-            FROM (SELECT {self.catalog.columns_sql}, {head("fetch_id")} AS fid FROM decisions) d
+            FROM (SELECT {self.catalog.columns_sql}, {head("fetch_id")} AS fid FROM listed) d
             LEFT JOIN kinds k USING (cid) LEFT JOIN stored s ON s.cid = d.cid AND d.kept
             LEFT JOIN pictures p USING (fid) LEFT JOIN groups g ON g.leader = d.leader
-            LEFT JOIN baseline b ON b.cid = d.cid"""
+            LEFT JOIN before b ON b.cid = d.cid"""
 
     def _coded(self) -> str:
         """The index itself: numbers only, in the order of the files."""
@@ -195,100 +195,44 @@ class Preparation:
             f"enum_code(({facet.expression})::values_{name}) AS {code_column(name)}"
             for name, facet in self.catalog.facets.items()
         )
-        return f"CREATE TABLE prepared AS SELECT pos, cid, leader, {_SORTED}, {codes} FROM joined ORDER BY pos"
+        return f"CREATE TABLE made.prepared AS SELECT pos, cid, leader, {_SORTED}, {codes} FROM joined ORDER BY pos"
 
 
 _SORTED = "width, height, cluster, sharpness"
 """Columns that a listing may be in the order of."""
 
 
-def _values(name: str, expression: str) -> str:
+def _values(name: str, expression: str) -> Iterator[str]:
     """Number the values of a facet, and count them."""
     kind = f"values_{name}"
-    return (
-        f"CREATE TEMP TYPE {kind} AS ENUM (SELECT DISTINCT {expression} AS value FROM joined ORDER BY value); "
-        f"INSERT INTO codes SELECT '{name}', value, enum_code(value::{kind}), count FROM "
+    yield f"CREATE TEMP TYPE {kind} AS ENUM (SELECT DISTINCT {expression} AS value FROM joined ORDER BY value)"
+    yield (
+        f"INSERT INTO made.codes SELECT '{name}', value, enum_code(value::{kind}), count FROM "
         f"(SELECT {expression} AS value, count(*) AS count FROM joined GROUP BY value)"
     )
 
 
-def _kinds(frames: Frames) -> str:
-    urls = [part.url for part in at_hand(frames.parts("candidates"))]
-    if not urls:
-        return "CREATE TEMP TABLE kinds (cid UBIGINT, kind VARCHAR)"
-    return (
-        f"CREATE TEMP TABLE kinds AS SELECT {head('candidate_id')} AS cid, any_value(texts[1].kind) AS kind "
-        f"FROM {parquet(urls)} GROUP BY 1"
-    )
-
-
 def _stored(catalog: Catalog) -> str:
-    """Samples: of the present shards, or rows of a search index."""
-    shards = [part.url for part in at_hand(catalog.frames.parts(SAMPLES))]
+    """Samples: of the present shards, and rows of a search index."""
+    sides = "nullif(width, 0) AS width, nullif(height, 0) AS height"
+    columns = f"texts[1].kind AS kind, nullif(split, '') AS split, {sides}"
     indexes = [source.part.url for source in catalog.sources if source.layout == "index"]
-    tables = [
-        f"SELECT {head(column)} AS cid, texts[1].kind AS kind, nullif(split, '') AS split, nullif(width, 0) AS width, "
-        f"nullif(height, 0) AS height FROM {parquet(urls)}"
-        for column, urls in (("candidate_id", shards), (f"({ID_OF_INDEX})", indexes))
-        if urls
-    ]
-    if not tables:
-        return "CREATE TEMP TABLE stored (cid UBIGINT, kind VARCHAR, split VARCHAR, width INTEGER, height INTEGER)"
-    columns = ", ".join(f"any_value({name}) AS {name}" for name in ("kind", "split", "width", "height"))
-    return f"CREATE TEMP TABLE stored AS SELECT cid, {columns} FROM ({' UNION ALL '.join(tables)}) GROUP BY cid"
+    rows = f"SELECT {head('candidate_id')} AS cid, {columns} FROM samples"
+    rows += f" UNION ALL SELECT {head(f'({ID_OF_INDEX})')}, {columns} FROM {parquet(indexes)}" if indexes else ""
+    values = ", ".join(f"any_value({name}) AS {name}" for name in ("kind", "split", "width", "height"))
+    return f"CREATE TEMP TABLE stored AS SELECT cid, {values} FROM ({rows}) GROUP BY cid"
 
 
-def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> str:
-    fetched = _fetched_files(frames)
-    measured = [part.url for part in at_hand(frames.parts("measures"))]
-    names = "".join(f", any_value({score_column(name)}) AS {score_column(name)}" for name in scores)
-    if not fetched or not measured:
-        absent = "".join(f", {score_column(name)} FLOAT" for name in scores)
-        return (
-            "CREATE TEMP TABLE pictures (fid UBIGINT, width INTEGER, height INTEGER, sharpness FLOAT, entropy FLOAT, "
-            f"blankness FLOAT{absent})"
-        )
-    joins, columns = "", ""
+def _pictures(scores: dict[str, tuple[PixelFilter, Build]]) -> str:
+    joins, names = "", ["width", "height", "sharpness", "entropy", "blankness", *map(score_column, scores)]
     for name, (own, build) in scores.items():
         cache = build.store.features(own.score_id)
         files = [cache.folder.at(commit) for commit in cache.commits()]
-        table = (
-            f"(SELECT {head('sha256')} AS sha, any_value(score) AS score FROM {parquet(files)} GROUP BY 1)"
-            if files
-            else "(SELECT NULL::UBIGINT AS sha, NULL::FLOAT AS score WHERE false)"
-        )
-        joins += f" LEFT JOIN {table} {score_column(name)}_of ON {score_column(name)}_of.sha = f.sha"
-        columns += f", {score_column(name)}_of.score AS {score_column(name)}"
-    shapes = "width, height, sharpness, entropy, blankness"
-    values = ", ".join(f"any_value({name}) AS {name}" for name in shapes.split(", "))
+        score = f"{head('sha256')} AS sha, any_value(score) AS {score_column(name)} FROM {parquet(files)} GROUP BY 1"
+        none = f"NULL::UBIGINT AS sha, NULL::FLOAT AS {score_column(name)} WHERE false"
+        joins += f" LEFT JOIN (SELECT {score if files else none}) {score_column(name)}_of USING (sha)"
     return (
-        f"CREATE TEMP TABLE pictures AS SELECT fid, {values}{names} FROM ("
-        f"SELECT f.fid, m.* EXCLUDE (sha){columns} FROM "
-        f"(SELECT {head('fetch_id')} AS fid, {head('sha256')} AS sha FROM {parquet(fetched)} WHERE ok) f "
-        f"JOIN (SELECT {head('sha256')} AS sha, {shapes} FROM {parquet(measured)}) m ON m.sha = f.sha{joins}"
-        f") GROUP BY fid"
+        f"CREATE TEMP TABLE pictures AS SELECT fid, {', '.join(f'any_value({name}) AS {name}' for name in names)} "
+        f"FROM (SELECT {head('fetch_id')} AS fid, {head('sha256')} AS sha FROM fetched WHERE ok) "
+        f"JOIN (SELECT *, {head('sha256')} AS sha FROM measures) USING (sha){joins} GROUP BY fid"
     )
-
-
-def _fetched_files(frames: Frames) -> list[str]:
-    """Files of FETCH_SCHEMA of the present builds."""
-    found: list[Part] = []
-    for build in frames.builds:
-        if "fetch" in build.fingerprints:
-            stage = build.stage("fetch")
-            refs = [record.files["parquet"] for record in stage.records() if "parquet" in record.files]
-            found += [Part(stage.folder, ref.name, ref.bytes, build.build_id, FETCH_SCHEMA) for ref in refs]
-    return [part.url for part in at_hand(found)]
-
-
-_GROUPS = (
-    f"CREATE TEMP TABLE groups AS SELECT {head('duplicate_of')} AS leader, count(*) AS count FROM decisions "
-    "WHERE duplicate_of <> '' AND duplicate_of <> id GROUP BY 1"
-)
-
-
-def _baseline(build: Build | None) -> str:
-    urls = [part.url for part in Frames.of(build).parts("decisions")] if build is not None else []
-    if not urls:
-        return "CREATE TEMP TABLE baseline (cid UBIGINT)"
-    return f"CREATE TEMP TABLE baseline AS SELECT DISTINCT {head('id')} AS cid FROM {parquet(urls)}"

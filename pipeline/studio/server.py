@@ -162,7 +162,7 @@ class Studio:
         here = self.opened_place
         sources = sources_of_index(alone) if alone is not None else None
         catalog = Catalog(here.frames, self._scratch, tuple(score_filters(here.frames)), sources)
-        preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index", self._scratch)
+        preparation = Preparation(catalog, here.baseline, self._home or self._scratch / "index")
         takedowns = here.frames.takedowns if alone is None else NO_TAKEDOWNS
         pictures = Pictures(catalog, takedowns, alone)
         return Opened(here, catalog, preparation, pictures, Items(catalog, pictures, takedowns, self._stages))
@@ -445,7 +445,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
 
     @api.post("/api/publish")
     def publish(asked: _Publish) -> Values:
-        return studio.jobs.start("publish", actions.publishing(_build(studio, asked.build))).value()
+        return studio.jobs.start("publish", ["publish", _build(studio, asked.build).out]).value()
 
     @api.get("/api/job")
     def job(number: int) -> Values:

@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
 from data_specs.build import SpecError
 from data_specs.search.folder import is_finished
 from data_specs.shard import KEY_LENGTH, ContractError
-from pipeline.studio.layouts import id_of_index
+from pipeline.records import sha256_hex
 
 NEIGHBOURS = 60
 TEXT = 500
 """Characters of a text that is searched for."""
+
+
+def id_of_index(row_id: str) -> str:
+    """The id of a row of a search index as rows here have it: a sample's key, or the sha256 of another name."""
+    return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)
+
+
+ID_OF_INDEX = "CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END"
+"""`id_of_index` in SQL."""
 
 
 class Similar:

@@ -56,9 +56,9 @@ def top_1(checkpoint: Path, data: str) -> float:
     truth = {caption.images[0]: classes.index(caption.text) for caption in test.captions}
     right = []
     for picture in test.pictures():
-        image, boxes = loaded.open_image(picture.read(), None)
+        opened = loaded.open_image(picture.read(), None)
         with torch.inference_mode():
-            feature_1D = loaded.model.encode_image(loaded.image_batch([image], [boxes]))
+            feature_1D = loaded.model.encode_image(loaded.opened_batch([opened]))
         right.append(int((feature_1D @ texts_CD.T).argmax()) == truth[picture.id])
     return float(np.mean(right))
 

@@ -72,23 +72,23 @@ def _unit(rows: Vectors) -> Vectors:
 def write(folder: Path, count: int, queries: int) -> float:
     """Write the index, and queries beside it; returns the CPU seconds of `finish`."""
     clusters = Clusters()
-    writer = IndexWriter.begin(folder / "index", About(name="bench", width=WIDTH, images=True, texts=False))
-    rng, inner = np.random.default_rng(1), []
-    for low in range(0, count, PART):
-        size = min(PART, count - low)
-        vectors, places = clusters.images(size)
-        inner.append(places[: 1 + queries * size // count])
-        source = [f"source-{n}" for n in rng.choice(50, size, p=_zipf(50))]
-        caption = [WORDS[a] + WORDS[b] for a, b in rng.integers(0, len(WORDS), (size, 2))]
-        leader = [f"{(low + n) // 3:x}" for n in range(size)]
-        columns = {"id": [f"{low + n}" for n in range(size)], "source": source, "caption": caption}
-        writer.add(pa.table({**columns, "image_leader": leader}), vectors, None)
-        print(f"{low + size:,} rows written", file=sys.stderr)
-    np.save(folder / "queries.npy", clusters.texts(np.concatenate(inner)[:queries]))
-    began = time.process_time()
-    writer.finish(approximate=True)
-    writer.close()
-    return time.process_time() - began
+    about = About(name="bench", width=WIDTH, images=True, texts=False)
+    with IndexWriter.begin(folder / "index", about) as writer:
+        rng, inner = np.random.default_rng(1), []
+        for low in range(0, count, PART):
+            size = min(PART, count - low)
+            vectors, places = clusters.images(size)
+            inner.append(places[: 1 + queries * size // count])
+            source = [f"source-{n}" for n in rng.choice(50, size, p=_zipf(50))]
+            caption = [WORDS[a] + WORDS[b] for a, b in rng.integers(0, len(WORDS), (size, 2))]
+            leader = [f"{(low + n) // 3:x}" for n in range(size)]
+            columns = {"id": [f"{low + n}" for n in range(size)], "source": source, "caption": caption}
+            writer.add(pa.table({**columns, "image_leader": leader}), vectors, None)
+            print(f"{low + size:,} rows written", file=sys.stderr)
+        np.save(folder / "queries.npy", clusters.texts(np.concatenate(inner)[:queries]))
+        began = time.process_time()
+        writer.finish(approximate=True)
+        return time.process_time() - began
 
 
 def _zipf(count: int) -> npt.NDArray[np.float64]:

@@ -252,7 +252,7 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
-    from training.evaluation.evaluate import evaluate_retrieval
+    from tests.training.conftest import retrieval_of
     from training.outputs import checkpoint
     from training.resolve import resolve
     from training.run.train import fit
@@ -261,5 +261,5 @@ def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp
     opened = checkpoint.open_checkpoint(Path(result.checkpoint))
     state = json.loads((opened.folder / "state.json").read_bytes())
     assert state["content_digests"] == [place.manifest.content_digest]
-    measured = evaluate_retrieval(opened.folder, [str(place.data)], "val", cache=tmp_path / "index")
+    measured = retrieval_of(opened.folder, str(place.data), cache=tmp_path / "index")
     assert measured["samples"] == place.manifest.samples["val"]

@@ -273,10 +273,29 @@ def moved_checkpoint(
     return save(folder, model, optimizer, config, load_tokenizer(tokenizer), state, 1)
 
 
+def retrieval_of(checkpoint: Path, *data: str, cache: Path | None = None, **more: Any) -> dict[str, Any]:
+    """Result of the task `retrieval` on a val split."""
+    from training.evaluation.labelled import Source
+    from training.evaluation.tasks import Request, task
+
+    return task("retrieval").run(Request(checkpoint, Source(data, cache=cache), "val", **more))
+
+
 @pytest.fixture(scope="session")
 def checkpoint_with_moved_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`moved_checkpoint`, once for all tests: they only read it."""
     return moved_checkpoint(tmp_path_factory.mktemp("moved"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """64 x 64 PNG files: no resize, no loss."""
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return paths
 
 
 @pytest.fixture

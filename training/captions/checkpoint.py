@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary
+from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary, beam_search
 from training.config import read_record
 from training.data.tokenizer import JSON_FILE
 from training.errors import CheckpointError, ConfigError, first_line
@@ -36,6 +36,7 @@ from training.outputs.whole import Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 ABOUT, CAPTIONS, WEIGHTS = "captioner.json", "captions.txt", "captioner.safetensors"
 _TRAINING, _STATE = "captioner_training.safetensors", "captioner_state.json"
@@ -76,6 +77,19 @@ class Captioner:
             raise ConfigError("min_count", f"no character stands {config.min_count} times in the training captions")
         decoder = Decoder(config, region_width, len(vocabulary))
         return Captioner(config, vocabulary, region_width, towers, data, distinct, decoder)
+
+    def best(self, regions_BRW: Tensor, present_BR: Tensor, beams: int | None = None) -> list[tuple[str, float]]:
+        """The best caption of each image, and its log-probability. beams: 1 for greedy search, None for its own."""
+        device, training = self.decoder.region_mean_W.device, self.decoder.training
+        found = beam_search(
+            self.decoder.eval(),
+            regions_BRW.to(device),
+            present_BR.to(device),
+            beams=beams or self.config.beams,
+            length_power=self.config.length_power,
+        )
+        self.decoder.train(training)
+        return [(self.vocabulary.decode(ids), score) for (ids, score), *_ in found]
 
 
 def write(

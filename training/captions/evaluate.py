@@ -13,10 +13,8 @@ best by beam search.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,16 @@ import numpy.typing as npt
 
 from data_specs.command.extras import require
 from training.captions import checkpoint
-from training.captions.decoder import beam_search, folded
+from training.captions.decoder import folded
 from training.captions.metrics import COCO, Figures, Tokens, figures, implementations
 from training.captions.regions import Captioned, open_captioned, see
 from training.captions.train import write_captions
 from training.data.order import fraction
-from training.data.transforms import UnreadableImage
 from training.errors import InputError
-from training.outputs.whole import INDEX
+from training.evaluation.classification import resampled
+from training.evaluation.results import checkpoint_digest
 from training.towers.layers import present
-from training.use.embed import text_features
+from training.use.embed import image_batch, text_features
 from training.weights.load import BATCH, Boxes, Loaded, load
 
 LOG = logging.getLogger(__name__)
@@ -46,37 +44,7 @@ GALLERY = 100_000
 SHOWN = 5
 """Images of which a result shows the captions."""
 
-RESAMPLED = 1_000
-
 _Numbers = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """How captions were judged. `checkpoint`: sha256 of its index, which names the sha256 of each of its files."""
-
-    data: str
-    split: str
-    images: int
-    references: int
-    tokens: Tokens
-    segmenter: str
-    beams: int
-    gallery: int
-    implementations: Mapping[str, str]
-    checkpoint: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, and all of them as one `line`."""
-        return {**{name: getattr(self, name) for name in self.__slots__}, "line": str(self)}
-
-    def __str__(self) -> str:
-        by = "; ".join(f"{name}: {package}" for name, package in self.implementations.items())
-        return (
-            f"{self.data}, {self.split}: {self.images:,} images, {self.references:,} references; tokens: "
-            f"{self.segmenter}; beam search of {self.beams}; nearest of {self.gallery:,} training captions; {by}; "
-            f"checkpoint {self.checkpoint[:12]}"
-        )
 
 
 def evaluate_captioning(
@@ -104,24 +72,23 @@ def evaluate_captioning(
     images = open_captioned(loaded, data, split, cache, detector)
     if images is None:
         raise InputError(" ".join(data), f"no sample in the {split} split")
-    captioner.decoder.to(loaded.device).eval()
-    width, power = beams or captioner.config.beams, captioner.config.length_power
-    written = write_captions(captioner, images, loaded.device, beams=width, length_power=power)
+    captioner.decoder.to(loaded.device)
+    written = write_captions(captioner, images, beams)
     gallery = _gallery(captioner.captions)
     nearest = nearest_captions(loaded, images, gallery)
     ours, theirs = (figures(captions, images.captions, tokens) for captions in (written, nearest))
-    protocol = Protocol(
-        data=" ".join(data),
-        split=split,
-        images=len(images),
-        references=sum(map(len, images.captions)),
-        tokens=tokens,
-        segmenter=f"jieba {version('jieba')}" if tokens == "jieba" else tokens,
-        beams=width,
-        gallery=len(gallery),
-        implementations=implementations(),
-        checkpoint=hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest(),
-    )
+    protocol = {
+        "data": " ".join(data),
+        "split": split,
+        "images": len(images),
+        "references": sum(map(len, images.captions)),
+        "tokens": tokens,
+        "segmenter": f"jieba {version('jieba')}" if tokens == "jieba" else tokens,
+        "beams": beams or captioner.config.beams,
+        "gallery": len(gallery),
+        "implementations": implementations(),
+        "checkpoint": checkpoint_digest(loaded),
+    }
     known = {folded(caption) for caption in captioner.captions}
     unseen_N = np.array([not any(folded(text) in known for text in texts) for texts in images.captions])
     return {
@@ -129,7 +96,7 @@ def evaluate_captioning(
         "split": split,
         "checkpoint": str(loaded.checkpoint.folder),
         "corrupt": images.corrupt,
-        "protocol": protocol.to_json(),
+        "protocol": {**protocol, "line": _line(protocol)},
         "captioner": _with_interval(ours),
         "nearest": _with_interval(theirs),
         "difference": _difference(ours, theirs, np.ones(len(images), bool)),
@@ -166,29 +133,18 @@ def caption_files(
     """
     loaded = load(path, device)
     captioner = checkpoint.read(loaded.checkpoint.folder)
-    captioner.decoder.to(loaded.device).eval()
+    captioner.decoder.to(loaded.device)
     written = []
     for start in range(0, len(files), BATCH):
-        some, opened = files[start : start + BATCH], []
-        for file, of_image in zip(some, boxes[start : start + BATCH], strict=True):
-            try:
-                opened.append(loaded.open_image(Path(file), of_image))
-            except UnreadableImage as e:
-                raise InputError(file, str(e)) from None
-        batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
+        some = files[start : start + BATCH]
+        batch = image_batch(loaded, [(file, Path(file)) for file in some], boxes[start : start + BATCH])
         regions_BRW, _ = see(loaded, batch)
         present_BR = present(batch.n_boxes_B, regions_BRW.shape[1])
-        found = beam_search(
-            captioner.decoder,
-            regions_BRW.half().float().to(loaded.device),  # as the cache holds those of training
-            present_BR.to(loaded.device),
-            beams=beams or captioner.config.beams,
-            length_power=captioner.config.length_power,
-        )
-        for file, ranked in zip(some, found, strict=True):
-            ids, score = ranked[0]
-            text = captioner.vocabulary.decode(ids)
-            written.append({"image": file, "caption": text, "log_probability": score})
+        found = captioner.best(regions_BRW.half().float(), present_BR, beams)  # as the cache holds those of training
+        written += [
+            {"image": file, "caption": caption, "log_probability": score}
+            for file, (caption, score) in zip(some, found, strict=True)
+        ]
     return written
 
 
@@ -209,6 +165,15 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"{one['captioner']} | nearest: {one['nearest']} | {one['references'][0]}" for one in result["shown"]]
     return lines
+
+
+def _line(protocol: Mapping[str, Any]) -> str:
+    """How captions were judged, in one line."""
+    by = "; ".join(f"{name}: {package}" for name, package in protocol["implementations"].items())
+    return (
+        "{data}, {split}: {images:,} images, {references:,} references; tokens: {segmenter}; beam search of {beams}; "
+        "nearest of {gallery:,} training captions; {by}; checkpoint {checkpoint:.12}"
+    ).format(by=by, **protocol)
 
 
 def _described(of_part: Mapping[str, Any]) -> str:
@@ -253,8 +218,5 @@ def _unseen(ours: Figures, theirs: Figures, unseen_N: npt.NDArray[np.bool_]) -> 
 
 
 def _interval(values_N: _Numbers) -> list[float]:
-    """The 95% interval of a mean, by 1,000 samples of as many images, one at a time: all would be 16 kB an image."""
-    generator, count = np.random.default_rng(0), len(values_N)
-    means = [values_N[generator.integers(0, count, count)].mean() for _ in range(RESAMPLED)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return [float(low), float(high)]
+    """The 95% interval of a mean over images."""
+    return list(resampled(values_N, np.arange(len(values_N))))

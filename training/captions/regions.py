@@ -131,7 +131,7 @@ def captions_of(row: Row) -> tuple[str, ...]:
 
 
 def _digest(loaded: Loaded, dataset: Dataset) -> str:
-    towers = loaded.checkpoint.sealed.files["towers.safetensors"]
+    towers = loaded.checkpoint.towers
     parts = [str(_VERSION), towers, dataset.split, dataset.detector, *dataset.content_digests, *dataset.region_digests]
     config = loaded.config
     parts += [str(part) for part in (config.data.image_size, config.data.max_boxes, config.compat)]

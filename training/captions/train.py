@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ import torch
 from data_specs.command.extras import require
 from training.captions import checkpoint
 from training.captions.checkpoint import Captioner, State
-from training.captions.decoder import CaptionerConfig, beam_search
+from training.captions.decoder import CaptionerConfig
 from training.captions.metrics import COCO, cider
 from training.captions.regions import Captioned, open_captioned
+from training.config import OptimConfig
 from training.data.index import weighted
 from training.data.order import fraction, seed_of
 from training.errors import ConfigError, RunError
@@ -37,6 +37,7 @@ from training.outputs.journal import Journal
 from training.outputs.whole import writing_to
 from training.run.footprint import used_memory
 from training.run.launch import Leave, owned, terminated
+from training.run.optimizer import schedule
 from training.weights.load import Loaded, load
 
 LOG = logging.getLogger(__name__)
@@ -114,23 +115,11 @@ def fit_captioner(
         return run.result(time.monotonic() - started)
 
 
-def write_captions(
-    captioner: Captioner, images: Captioned, device: torch.device, *, beams: int, length_power: float, batch: int = 32
-) -> list[str]:
+def write_captions(captioner: Captioner, images: Captioned, beams: int | None = None, batch: int = 32) -> list[str]:
     """The best caption of each image, in order."""
-    captions = []
-    for start in range(0, len(images), batch):
-        rows = range(start, min(start + batch, len(images)))
-        regions_BRW, present_BR = images.regions(rows)
-        found = beam_search(
-            captioner.decoder,
-            regions_BRW.to(device),
-            present_BR.to(device),
-            beams=beams,
-            length_power=length_power,
-        )
-        captions += [captioner.vocabulary.decode(of_image[0][0]) for of_image in found]
-    return captions
+    starts = range(0, len(images), batch)
+    parts = (images.regions(range(start, min(start + batch, len(images)))) for start in starts)
+    return [caption for part in parts for caption, _ in captioner.best(*part, beams)]
 
 
 class _Training:
@@ -142,7 +131,7 @@ class _Training:
         self.loaded, self.train, self.dev, self.out, self.config = loaded, train, dev, out, config
         self.device = loaded.device
         torch.manual_seed(config.seed)
-        towers = loaded.checkpoint.sealed.files["towers.safetensors"]
+        towers = loaded.checkpoint.towers
         captions = [caption for of_image in train.captions for caption in of_image]
         self.captioner = Captioner.begin(config, train.regions_NRW.shape[2], towers, train.digest, captions)
         regions_BRW, present_BR = train.regions(range(min(len(train), STANDARD)))
@@ -196,7 +185,7 @@ class _Training:
         rows, captions = self._batch(step)
         regions_BRW, present_BR = (tensor.to(self.device) for tensor in self.train.regions(rows))
         ids_BL = self.captioner.vocabulary.batch(captions, config.max_characters).to(self.device)
-        factor = self._rate(step)
+        factor = schedule(OptimConfig(warmup_share=config.warmup_share), step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * factor
         torch.manual_seed(seed_of("captioner", config.seed, step))
@@ -230,21 +219,12 @@ class _Training:
             captions.append(of_image[int(fraction("caption", self.config.seed, epoch, row) * len(of_image))])
         return rows, captions
 
-    def _rate(self, step: int) -> float:
-        warmup = math.floor(self.config.warmup_share * self.steps)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.steps - warmup, 1)))
-
     def evaluate(self, journal: Journal) -> bool:
         """CIDEr on the dev split, where it is due; whether it is the highest so far."""
         done = self.state.step
         if self.dev is None or (done % self.eval_steps and done != self.steps):
             return False
-        with _eval_mode(self.captioner):
-            beams, power = self.config.beams, self.config.length_power
-            captions = write_captions(self.captioner, self.dev, self.device, beams=beams, length_power=power)
-        value = cider(captions, self.dev.captions, "characters")
+        value = cider(write_captions(self.captioner, self.dev), self.dev.captions, "characters")
         journal.write(done, {"dev.cider": value})
         if self.state.best_step >= 0 and value <= self.state.best:
             return False
@@ -282,12 +262,3 @@ class _Training:
             stopped_early=self.patience_ended() and self.state.step < self.steps,
             seconds=seconds,
         )
-
-
-@contextmanager
-def _eval_mode(captioner: Captioner) -> Iterator[None]:
-    captioner.decoder.eval()
-    try:
-        yield
-    finally:
-        captioner.decoder.train()

@@ -100,7 +100,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.index is not None:
         return _into_index(arguments)
     of_benchmark = _of_benchmark(arguments)
-    if arguments.out.suffix == ".parquet" and not (of_benchmark or arguments.jsonl):
+    if arguments.jsonl or (arguments.out.suffix == ".parquet" and not of_benchmark):
         return _into_parquet(arguments)
     from training.data.index import split_of_dataset
     from training.use import embed
@@ -127,8 +127,6 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
             device=device,
             cache=arguments.cache,
         )
-    elif arguments.jsonl:
-        written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)
     else:
         written = embed.embed_files(
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
@@ -181,13 +179,13 @@ def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
     if arguments.split and not arguments.data:
         raise ConfigError("--split", "is of --data; give that")
     columns = arguments.index is None and arguments.out.suffix == ".parquet"
-    made = arguments.index is not None or (columns and not (of_benchmark or arguments.jsonl))
+    made = bool(arguments.index or arguments.jsonl) or (columns and not of_benchmark)
     for name, read in (("detector", made or (arguments.data and not of_benchmark)), ("region_cache", made)):
         if getattr(arguments, name) and not read:
             raise ConfigError(
                 f"--{name.replace('_', '-')}",
-                "boxes are made for --index, and for --images with --out FILE.parquet; elsewhere they are those that "
-                "come with the pictures, or the grid",
+                "boxes are made for --index, --jsonl, and --images with --out FILE.parquet; elsewhere they are those "
+                "that come with the pictures, or the grid",
             )
 
 

@@ -65,20 +65,13 @@ def add_search(commands: Any) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any]:
-    from data_specs.search.search import Filters, SearchIndex
+    from data_specs.search.search import Filters, Query, SearchIndex
     from training.use.query import Asked, search
 
     _check(arguments)
     index = SearchIndex.open(arguments.folder)
-    asked = Asked(
-        text=(arguments.text or "").strip(),
-        image=arguments.image,
-        id=arguments.id or "",
-        words=arguments.words,
-        alone=arguments.words_only,
-        checkpoint=arguments.checkpoint,
-        device=arguments.device,
-    )
+    text = (arguments.text or "").strip()
+    asked = Asked(text, arguments.image, arguments.id or "", arguments.checkpoint, arguments.device)
     filters = Filters(
         source=frozenset(arguments.source),
         license=frozenset(arguments.license),
@@ -87,16 +80,16 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         min_score=arguments.min_score,
         url=arguments.url,
     )
-    found = search(
-        index,
-        asked,
-        arguments.target,
-        filters,
+    query = Query(
+        words=text if arguments.words or arguments.words_only else "",
+        target=arguments.target or ("image" if index.about.images else "text"),
         limit=arguments.limit,
         offset=arguments.offset,
+        filters=filters,
+        exact=True if arguments.exact else None,
         copies=arguments.copies,
-        exact=arguments.exact,
     )
+    found = search(index, query, None if arguments.words_only else asked)
     if not arguments.json:
         _show(found)
     return found

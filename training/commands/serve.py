@@ -87,9 +87,10 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
-    from training.serve.regions import detector_of
     from training.serve.server import accept, listen, run
     from training.serve.service import Service
+    from training.serve.towers import boxes_by
+    from training.use.detector import InEachProcess, choose
 
     options = Options(
         batch=_positive("--batch", arguments.batch),
@@ -105,10 +106,11 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         given = open_given(arguments.index, checkpoint)
         answer_soon()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
-        detected, regions = detector_of(checkpoint.detector, arguments.detector)
+        detector, regions = choose(checkpoint.detector, arguments.detector, None)
+        boxes_of = None if detector is None else boxes_by(InEachProcess(detector))
         LOG.info("regions of pictures that come without: %s", regions)
         with _towers(checkpoint, arguments, options) as (towers, threads):
-            service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
+            service = Service(name, checkpoint, towers, options, threads, boxes_of)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
             accept(bound, options)  # who follows the address before the server answers waits
             LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)

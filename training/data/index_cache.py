@@ -22,6 +22,8 @@ import posixpath
 import re
 import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,13 +137,8 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
 def _identity(tar: str) -> tuple[str, int]:
     """Name of a plain tar's index, which changes when the tar does, and the tar's size in bytes."""
     fs, path = fsspec.core.url_to_fs(tar)
-    try:
-        with told(tar):
-            info = fs.info(path)
-    except StorageError as e:
-        raise ContractError(f"{tar}: {e.strerror}") from None
-    except OSError:
-        raise ContractError(f"{tar}: no such file") from None
+    with _asking(tar, "no such file"):
+        info = fs.info(path)
     if info.get("size") is None:
         raise ContractError(f"{tar}: its server does not tell how long it is; copy it to a disk or an object store")
     changed = next((str(info[name]) for name in _CHANGED if name in info), "")
@@ -196,16 +193,26 @@ def check_regular(name: str) -> None:
         raise ContractError(f"{name}: no regular file")
 
 
-def _check_size(name: str, expected: int) -> None:
-    check_regular(name)
-    fs, path = fsspec.core.url_to_fs(name)
+@contextmanager
+def _asking(name: str, missing: str) -> Iterator[None]:
+    """Turns errors of the file system that holds a file into a ContractError that names it: `missing` if it is gone."""
     try:
         with told(name):
-            size = fs.size(path)
+            yield
     except StorageError as e:
         raise ContractError(f"{name}: {e.strerror}") from None
     except OSError:
-        raise ContractError(f"{name}: missing, but the manifest names it") from None
+        raise ContractError(f"{name}: {missing}") from None
+
+
+_NAMED = "missing, but the manifest names it"
+
+
+def _check_size(name: str, expected: int) -> None:
+    check_regular(name)
+    fs, path = fsspec.core.url_to_fs(name)
+    with _asking(name, _NAMED):
+        size = fs.size(path)
     if size != expected:
         raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
 
@@ -218,13 +225,8 @@ def _check_count(name: str, table: Any, samples: int) -> None:
 def read_parquet(name: str, digest: str, schema: Any) -> Any:
     """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`. Raises ContractError."""
     check_regular(name)
-    try:
-        with told(name), fsspec.open(name, "rb") as file:
-            data = file.read()
-    except StorageError as e:
-        raise ContractError(f"{name}: {e.strerror}") from None
-    except OSError:
-        raise ContractError(f"{name}: missing, but the manifest names it") from None
+    with _asking(name, _NAMED), fsspec.open(name, "rb") as file:
+        data = file.read()
     if hashlib.sha256(data).hexdigest() != digest:
         raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
     try:

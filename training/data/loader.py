@@ -5,7 +5,7 @@ and rank r takes the r-th part of that slice, so that keys enter the queues in t
 function of (dataset, config, position) alone, whatever the number of ranks, worker processes or restarts
 (training/data/batch_maker.py makes them).
 
-A corrupt sample is named in one log line, and beyond `max_corrupt` of them the run stops and names the tars.
+A corrupt sample is named in one log line. Beyond 16 of them, or one in a thousand, the run stops and names the tars.
 
 Limits: every rank counts its own corrupt samples, from zero after a resume.
 """
@@ -111,7 +111,6 @@ class Loader:
         train: bool,
         as_released: bool = False,
         decode_on: torch.device | None = None,
-        max_corrupt: int | None = None,
         pin_memory: bool = False,
     ) -> None:
         dataset.check_not_empty()
@@ -125,7 +124,7 @@ class Loader:
         self._workers = config.num_workers
         self._nice = config.worker_nice
         self._pin = pin_memory
-        self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt
+        self._limit = max(16, len(dataset) // 1000)
         self._corrupt: set[tuple[str, str]] = set()  # tar and key
         if train and not dataset.has_regions:
             LOG.info("no detector's regions: boxes are a grid of the image and the whole image")

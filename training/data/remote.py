@@ -13,19 +13,19 @@ Limits: the bound is checked after a fetch, so fetches under way may pass it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 
 from data_specs.shard import ContractError
 from data_specs.storage.object_store import reason, told
+from data_specs.storage.whole_files import exclusive
 
 _BLOCK = 8 << 20
 _AHEAD = 2
@@ -76,7 +76,7 @@ class TarCache:
 
     def _fetch(self, url: str, size: int, path: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with exclusive(path.with_suffix(".lock")):
             if path.exists():
                 return
             temporary = path.with_suffix(".part")
@@ -91,7 +91,7 @@ class TarCache:
 
     def _shrink(self) -> None:
         for part in self._folder.glob("*.part"):
-            with suppress(BlockingIOError), _locked(part.with_suffix(".lock"), wait=False):
+            with suppress(BlockingIOError), exclusive(part.with_suffix(".lock"), wait=False):
                 part.unlink(missing_ok=True)  # left by a process that was killed
         copies = []
         for path in self._folder.glob("*.tar"):
@@ -122,14 +122,3 @@ def _copy(url: str, target: Path) -> int:
                 raise ContractError(f"{url}: cannot be fetched ({reason(e)})") from None
             time.sleep(2.0**attempt)
     raise AssertionError
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Raises BlockingIOError where another holds the lock and `wait` is not set."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)

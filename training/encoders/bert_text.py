@@ -97,17 +97,7 @@ class Trunk(nn.Module):
         super().__init__()
         text = config.text
         self.backbone = backbone
-        self.head = Head(
-            text.backbone_width,
-            text.heads,
-            text.ffn,
-            text.layers,
-            text.dropout,
-            text.hidden,
-            config.moco.feature_dim,
-            positions=config.data.max_tokens if text.position_embedding else 0,
-            recompute=config.run.recompute,
-        )
+        self.head = Head.of(config, text, config.data.max_tokens if text.position_embedding else 0)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         tokens_BLD = unit(self.backbone(x, batch))

@@ -36,16 +36,7 @@ class Trunk(nn.Module):
         nn.init.normal_(self.positions.weight, std=0.1)  # the characters count for more than their places
         self.norm = nn.LayerNorm(text.backbone_width)
         self.dropout = nn.Dropout(text.dropout)
-        self.head = Head(
-            text.backbone_width,
-            text.heads,
-            text.ffn,
-            text.layers,
-            text.dropout,
-            text.hidden,
-            config.moco.feature_dim,
-            recompute=config.run.recompute,
-        )
+        self.head = Head.of(config, config.text)
 
     def forward(self, token_ids_BL: Tensor, batch: Batch) -> Tensor:
         length = token_ids_BL.shape[1]

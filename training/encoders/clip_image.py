@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training.config import Config
 from training.errors import ConfigError
 from training.records import Batch
-from training.towers.layers import Head, full_precision, present, unit
+from training.towers.layers import Head, Pixels, full_precision, present, unit
 from training.towers.recompute import Recompute, run_block
 from training.towers.region_pooling import pool_regions
 from training.towers.tower import Tower
@@ -30,23 +30,15 @@ _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 """Mean and standard deviation of CLIP's pixels, where the config names none."""
 
 
-class Prefix(nn.Module):
+class Prefix(Pixels):
     """Normalisation and the frozen leading stages: images [B, 3, S, S] -> pixels or tokens."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, stages: dict[str, nn.Module], config: Config) -> None:
-        super().__init__()
-        mean, std = (config.image.mean, config.image.std) if any(config.image.std) else _CLIP
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        super().__init__(*((config.image.mean, config.image.std) if any(config.image.std) else _CLIP))
         self.backbone = nn.ModuleDict(stages)
 
     def forward(self, batch: Batch) -> Tensor:
-        x = batch.images_B3HW
-        if not x.is_floating_point():
-            x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
+        x = self.pixels(batch)
         for stage in self.backbone.values():
             x = stage(x)
         return x
@@ -60,16 +52,7 @@ class Regions(nn.Module):
         image = config.image
         self.extra, self.grid = extra, image.grid
         self.project = nn.Linear(channels, image.width)
-        self.head = Head(
-            image.width,
-            image.heads,
-            image.ffn,
-            image.layers,
-            image.dropout,
-            image.hidden,
-            config.moco.feature_dim,
-            recompute=config.run.recompute,
-        )
+        self.head = Head.of(config, config.image)
         nn.init.zeros_(self.head.fc2.weight)
         nn.init.zeros_(self.head.fc2.bias)
 

@@ -20,32 +20,23 @@ from training.config import Config, ImageTowerConfig
 from training.errors import ConfigError
 from training.records import Batch
 from training.towers.backbones import Backbone, load_backbone
-from training.towers.layers import Head, full_precision, present, unit
+from training.towers.layers import Head, Pixels, full_precision, present, unit
 from training.towers.recompute import run_stage
 from training.towers.region_pooling import pool_regions
 from training.towers.tower import Tower
 
 
-class Prefix(nn.Module):
+class Prefix(Pixels):
     """Normalisation and the frozen leading stages: images [B, 3, H, W] -> map."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, backbone: Backbone, frozen: int, image: ImageTowerConfig) -> None:
-        super().__init__()
-        mean, std = (image.mean, image.std) if any(image.std) else (backbone.mean, backbone.std)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        super().__init__(*((image.mean, image.std) if any(image.std) else (backbone.mean, backbone.std)))
         self.backbone = nn.ModuleDict(dict(backbone.stages[:frozen]))
         self.layout = torch.channels_last
         """Memory format of pixels and so of all maps: the fastest for convolutions, on CPUs and tensor cores alike."""
 
     def forward(self, batch: Batch) -> Tensor:
-        x = batch.images_B3HW
-        if not x.is_floating_point():
-            x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
-        x = x.contiguous(memory_format=self.layout)
+        x = self.pixels(batch).contiguous(memory_format=self.layout)
         for stage in self.backbone.values():
             x = stage(x)
         return x
@@ -71,17 +62,7 @@ class Trunk(nn.Module):
         self.boxes = nn.Linear(4, image.width, bias=False) if image.box_embedding else None
         if self.boxes is not None:
             nn.init.zeros_(self.boxes.weight)  # a model with it begins where the one without does
-        self.head = Head(
-            image.width,
-            image.heads,
-            image.ffn,
-            image.layers,
-            image.dropout,
-            image.hidden,
-            config.moco.feature_dim,
-            positions=config.data.max_boxes + 1 if image.position_embedding else 0,
-            recompute=config.run.recompute,
-        )
+        self.head = Head.of(config, config.image, config.data.max_boxes + 1 if image.position_embedding else 0)
 
     def train(self, mode: bool = True) -> Trunk:
         super().train(mode)

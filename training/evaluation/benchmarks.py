@@ -198,20 +198,12 @@ def _folder(place: Path, split: str) -> Benchmark:
 
 
 def _classes(place: Path, split: str) -> Benchmark:
-    names = {"val": ("val", "valid", "validation")}.get(split, (split,))
-    folders = {path.name for path in folders_in(place)}
-    of_splits = bool(folders) and folders <= {"train", "dev", "val", "valid", "validation", "test"}
-    name = next((n for n in names if n in folders), None) if of_splits else ""
-    if name is None:
-        raise ConfigError("--split", f"classes:{place} has no {split} split; it has {', '.join(sorted(folders))}")
-    root = place / name
+    root, splits = folder_of_split(f"classes:{place}", place, split)
     files = {path: one.name for one in folders_in(root) for path in images_below(one)}
     captions = [Caption(of_class, (_id_of(path),)) for path, of_class in files.items()]
     pictures = [Picture(_id_of(path), path) for path in files]
     hit = "a hit is the name of the image's class"
-    return Benchmark(
-        f"classes:{place.name}", split if of_splits else "all", tuple(captions), lambda: iter(pictures), hit
-    )
+    return Benchmark(f"classes:{place.name}", split if splits else "all", tuple(captions), lambda: iter(pictures), hit)
 
 
 def _rows(place: Path, split: str) -> Benchmark:
@@ -300,6 +292,28 @@ def _texts(value: Any) -> list[str]:
 def folders_in(place: Path) -> list[Path]:
     """Folders directly in a folder, in the order of their names; not hidden ones, such as .git."""
     return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "dev": ("dev",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of a split's folder."""
+
+
+def folder_of_split(data: str, place: Path, split: str) -> tuple[Path, dict[str, Path]]:
+    """The folder of a split's classes, and those of all splits; `place` and none where a folder in it is of a class.
+
+    Raises ConfigError where there are splits, and not this one.
+    """
+    found = {of: place / name for of, names in SPLIT_FOLDERS.items() for name in names if (place / name).is_dir()}
+    if set(folders_in(place)) - set(found.values()):
+        found = {}
+    if found and split not in found:
+        raise ConfigError("--split", f"{data} has no {split} split; it has {', '.join(found)}")
+    return found.get(split, place), found
 
 
 def images_below(place: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.shard import Split
 from data_specs.storage.whole_files import exclusive
 from training.errors import InputError
 from training.evaluation.features import embed_batches
@@ -37,7 +36,6 @@ def calibrate(
     data: Sequence[str],
     *,
     images: int = GALLERY,
-    split: Split = "train",
     detector: str = "",
     device: str = "auto",
     cache: Path | None = None,
@@ -47,7 +45,7 @@ def calibrate(
     Raises InputError where the gallery has no two samples that do not belong together, CheckpointError, ContractError.
     """
     loaded = load(path, device)
-    batches = loaded.split_loader(packed(data, split, cache), split, cache, detector).spread(images)
+    batches = loaded.split_loader(packed(data, "train", cache), "train", cache, detector).spread(images)
     features = embed_batches(loaded.model, batches, loaded.device, loaded.config.run.precision)
     some = min(images, len(features.image_ND))
     cosines_NN = features.image_ND[:some] @ features.text_ND[:some].T

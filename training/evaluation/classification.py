@@ -139,16 +139,17 @@ def resampled(values_Q: npt.NDArray[Any], units_Q: Ids) -> Bounds:
         drawn_U = np.bincount(generator.integers(0, len(sums_U2), len(sums_U2)), minlength=len(sums_U2))
         count, total = drawn_U @ sums_U2
         means[i] = total / count
-    return _percentiles(means)
+    return percentiles(means)
 
 
 def _mean_interval(right_C: npt.NDArray[Any], count_C: Ids) -> Bounds:
     """95% interval of the mean of the classes' shares: the hits of a resampled class are binomial."""
     drawn_RC = np.random.default_rng(0).binomial(count_C, right_C / count_C, (RESAMPLES, len(count_C)))
-    return _percentiles((drawn_RC / count_C).mean(1))
+    return percentiles((drawn_RC / count_C).mean(1))
 
 
-def _percentiles(values: npt.NDArray[np.float64]) -> Bounds:
+def percentiles(values: npt.NDArray[np.float64]) -> Bounds:
+    """The 95% interval of resampled values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 

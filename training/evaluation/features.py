@@ -111,8 +111,7 @@ def picture_features(
             else:
                 row_of[picture.id] = len(row_of)
         if opened:
-            batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
-            parts.append(encoded(loaded, "image", batch))
+            parts.append(encoded(loaded, "image", loaded.opened_batch(opened)))
         if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
             LOG.info("%s: %s images embedded", name, f"{len(row_of):,}")
     width = loaded.config.moco.feature_dim

@@ -33,18 +33,18 @@ from typing import Any
 from data_specs.shard import SPLITS
 from training.data.released_rows import json_lines
 from training.errors import ConfigError, InputError, first_line
-from training.evaluation.benchmarks import SUFFIXES, Picture, folders_in, images_below, is_benchmark
+from training.evaluation.benchmarks import (
+    SPLIT_FOLDERS,
+    SUFFIXES,
+    Picture,
+    folder_of_split,
+    folders_in,
+    images_below,
+    is_benchmark,
+)
 
 KINDS = ("classes", "wds")
 """Kinds of labelled images, as `--data KIND:PATH` spells them."""
-
-_FOLDERS = {
-    "train": ("train", "training"),
-    "dev": ("dev",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""Names of a split's folder."""
 
 _IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
 _MEMBER_BYTES = 1 << 30
@@ -215,10 +215,7 @@ def _list_in(place: Path) -> Path | None:
 
 
 def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Labelled:
-    folders = _split_folders(place)
-    if folders and split not in folders:
-        raise ConfigError("--split", f"{data} has no {split} split; it has {', '.join(folders)}")
-    root = folders.get(split, place)
+    root, folders = folder_of_split(data, place, split)
     keys = {path.name for base in folders.values() or [place] for path in folders_in(base)}
     listed = given or _list_in(place)
     classes = _named(data, keys, listed)
@@ -234,18 +231,13 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
     return Labelled(data, split if folders else "all", tuple(folders), classes, items)
 
 
-def _split_folders(place: Path) -> dict[str, Path]:
-    """The folders of splits; none where a folder is that of a class."""
-    found = {split: place / name for split, names in _FOLDERS.items() for name in names if (place / name).is_dir()}
-    others = set(folders_in(place)) - set(found.values())
-    return {} if others else found
-
-
 # --- tars
 
 
 def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled:
-    folders = {s: place / n for s, names in _FOLDERS.items() for n in names if (place / n / "nshards.txt").is_file()}
+    folders = {
+        s: place / n for s, names in SPLIT_FOLDERS.items() for n in names if (place / n / "nshards.txt").is_file()
+    }
     if split not in folders:
         known = ", ".join(folders) or "none"
         raise ConfigError("--split", f"{data} has no {split} split (a folder with nshards.txt); it has {known}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from data_specs.storage.whole_files import exclusive
 from training.errors import InputError, first_line
+from training.evaluation.results import parts as parts_of
 from training.evaluation.retrieval import KS
 from training.outputs.whole import whole_file
 
@@ -241,7 +242,7 @@ def chinese(text: str) -> str:
 
 def _section(number: int, result: Mapping[str, Any]) -> Values:
     """All that the template draws of one result."""
-    parts = _parts(result)
+    parts = [(name.partition(" ")[0], part) for name, part in parts_of(result)]
     main_name, main = parts[0]
     task = str(result["task"])
     charts = (_recall_charts if task in ("retrieval", "image-to-image", "text-to-text") else _class_charts)(task, parts)
@@ -273,18 +274,6 @@ def _headline(task: str) -> Words:
     names = {"retrieval": ("R@1 image → text", "R@1 图 → 文"), "regions": ("top-1, box alone", "top-1，单独的框")}
     names |= {"probe": ("top-1, linear probe", "top-1，线性探测"), "zero-shot": ("top-1", "top-1")}
     return names.get(task, ("R@1", "R@1"))
-
-
-def _parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Parts that have a query, the headline first."""
-    if result["in_train"] is None:
-        return [("all", result)]
-    order = ("unseen", "seen") if result["headline"] == "unseen" else ("seen",)
-    named = [(name, result[name]) for name in order]
-    parts = [*named, ("all", result)] if result["headline"] == "unseen" else [("all", result), *named]
-    return [
-        (name, part) for name, part in parts if next((part[n] for n in ("samples", "n", "queries") if n in part), 0)
-    ]
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[tuple[Words, Words]]:

@@ -16,6 +16,9 @@ from training.weights.load import Loaded
 
 Result = dict[str, Any]
 
+_COUNTS = ("samples", "n", "queries")
+"""Names of the number of queries in figures: those of retrieval, of a classification, of a search within one kind."""
+
 
 def head(
     task: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, towers: str, *, detector: str, corrupt: int
@@ -65,13 +68,10 @@ def shown_items(seen_N: Mask | None) -> Mask | None:
 
 
 def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name, figures) of all items, and of seen and unseen ones where they are known; the headline first."""
-    if result["in_train"] is None:
-        return [("all", result)]
-    seen = ("seen in train", result["seen"])
-    if result["headline"] == "unseen":
-        return [("unseen", result["unseen"]), seen, ("all", result)]
-    return [("all", result), seen]
+    """(name, figures) of the parts that have a query: unseen, seen and all, as far as known; the headline first."""
+    names = ["all", "seen in train"] if result["headline"] == "all" else ["unseen", "seen in train", "all"]
+    of_parts = {"all": result, "seen in train": result["seen"], "unseen": result["unseen"]}
+    return [(name, part) for name in names if (part := of_parts[name]) and any(part.get(n) for n in _COUNTS)]
 
 
 def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:

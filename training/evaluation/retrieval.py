@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.errors import InputError
+from training.evaluation.classification import RESAMPLES, Bounds, percentiles
 from training.evaluation.hits import Features, Hits, Ids, Mask, Peers
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KS = (1, 5, 10)
-
-RESAMPLES = 1_000
-"""Bootstrap resamples of an interval; it spans their 2.5th to 97.5th percentile."""
 
 ROUNDING = 2e-6
 """Bound on the rounding error of a float32 similarity of unit rows: measured below 5e-7 at 2,048 dimensions."""
@@ -189,9 +187,6 @@ def chance_recall(total: int | Ids, hits_N: Sequence[int] | Ids, k: int) -> floa
     return float(np.mean(1 - misses))
 
 
-Bounds = tuple[float, float]
-
-
 def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int | Ids, intervals: dict[int, Bounds] | None) -> Direction:
     return Direction(
         recall={k: float(np.mean(rank_Q <= k)) for k in KS},
@@ -219,13 +214,8 @@ def _intervals(ranks: Ranks, asks_N: Mask, asks_M: Mask) -> tuple[dict[int, Boun
     # A resample of very few images may have no query of one direction: it says nothing, and is left out.
     counts = (images[:, 0] > 0) & (texts[:, 0] > 0)
     recalls_RK = resampled[counts, 2::2] / images[counts], resampled[counts, 3::2] / texts[counts]
-    i2t, t2i = ({k: _bounds(of_k) for k, of_k in zip(KS, recalls.T, strict=True)} for recalls in recalls_RK)
-    return i2t, t2i, _bounds(np.concatenate(recalls_RK, axis=1).mean(axis=1))
-
-
-def _bounds(values: npt.NDArray[np.float64]) -> Bounds:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    i2t, t2i = ({k: percentiles(of_k) for k, of_k in zip(KS, recalls.T, strict=True)} for recalls in recalls_RK)
+    return i2t, t2i, percentiles(np.concatenate(recalls_RK, axis=1).mean(axis=1))
 
 
 class _Counter:

@@ -110,6 +110,11 @@ class Checkpoint:
         """Folder of the checkpoint."""
         return self.sealed.folder
 
+    @property
+    def towers(self) -> str:
+        """sha256 of the query towers: features of the same ones can be compared."""
+        return self.sealed.files["towers.safetensors"]
+
     def has(self, file: str) -> bool:
         """Whether it has a file: an imported one has no queues and no optimiser."""
         return file in self.sealed.files

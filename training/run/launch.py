@@ -12,20 +12,20 @@ is not missed: that rank waits for a process group that never forms.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from data_specs.storage.whole_files import exclusive
 from training.errors import RunError
 from training.method import distributed
 
@@ -138,13 +138,11 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
 
     Raises RunError after `wait` seconds. Where the file system has no locks there is none, and that is logged.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + wait
-    try:
+    with ExitStack() as lock:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.enter_context(exclusive(out / ".lock", wait=False))
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -154,5 +152,3 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
                 LOG.warning("%s: cannot be locked (%s); let no other run write into it", out, e.strerror)
                 break
         yield
-    finally:
-        os.close(handle)

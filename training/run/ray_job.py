@@ -44,6 +44,10 @@ _ROOM_S = 25
 the loss of a node it asks for as many as before; its default keeps a run still for a minute then."""
 
 
+_RESIZE_S = 60.0
+"""Seconds between looks at whether there is room for more workers."""
+
+
 def parse_workers(text: str) -> tuple[int, int]:
     """`4`, or `2:8` for as many between as there is room for. Raises ConfigError."""
     low, colon, high = text.partition(":")
@@ -65,12 +69,11 @@ def fit_on_ray(
     init: Path | None = None,
     cache: Path | None = None,
     max_failures: int = 10,
-    resize_every: float = 60.0,
 ) -> dict[str, Any]:
     """`training.run.train.fit` on Ray workers: `FitResult.to_json` of rank 0. Raises what `fit` raises.
 
     `workers`: the fewest and the most. `max_failures`: lost workers after which the run ends; nodes that a cloud
-    takes back are not counted. `resize_every`: seconds between looks at whether there is room for more.
+    takes back are not counted.
     """
     try:
         from ray.train import FailureConfig, RunConfig
@@ -86,7 +89,7 @@ def fit_on_ray(
         trainer = TorchTrainer(
             _work,
             train_loop_config=_task(config, data, out, init, cache),
-            scaling_config=_scaling(config, workers, resize_every),
+            scaling_config=_scaling(config, workers),
             run_config=RunConfig(
                 storage_path=config.run.mirror or str(out / "ray"),
                 name="ray" if config.run.mirror else "fit",
@@ -149,7 +152,7 @@ def _task(config: Config, data: Sequence[str], out: Path, init: Path | None, cac
     }
 
 
-def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> Any:
+def _scaling(config: Config, workers: tuple[int, int]) -> Any:
     """How many workers, and whether each takes a GPU: where there are any, in the cluster and not only here."""
     import ray
     import torch
@@ -161,7 +164,7 @@ def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> A
     if low == high:
         return ScalingConfig(num_workers=low, use_gpu=use_gpu)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
-    elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
+    elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": _RESIZE_S}
     return ScalingConfig(use_gpu=use_gpu, **elastic)
 
 
@@ -287,11 +290,14 @@ class Preemption:
 _CHUNKS = 4
 """Shares of the work that each worker gets one after the other: those that are done early take over from others."""
 
+_LOST = 10
+"""Lost actors after which an embedding ends."""
 
-def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run:
+
+def embed_on_ray(workers: int, address: str = "") -> Run:
     """Makes the parts of an index on so many actors: of the cluster at `address`, of RAY_ADDRESS, or embedded.
 
-    max_failures: lost actors after which it ends. Raises ConfigError where Ray is not installed.
+    Raises ConfigError where Ray is not installed.
     """
     try:
         import ray  # noqa: F401
@@ -305,7 +311,7 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
             return
         with cluster(cpus=workers):
             try:
-                yield from _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks)
+                yield from _Dispatch(workers, (job, str(folder), about, str(Path.cwd()))).run(tasks)
             except Exception as e:  # Ray wraps whatever an actor raised; only one of ours is turned back
                 raise cause(e) from e
 
@@ -315,11 +321,11 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
 class _Dispatch:
     """Gives parts to actors until all are made."""
 
-    def __init__(self, workers: int, arguments: tuple[Job, str, About, str], max_failures: int) -> None:
+    def __init__(self, workers: int, arguments: tuple[Job, str, About, str]) -> None:
         import ray
 
         job = arguments[0]
-        self._workers, self._arguments, self._failures = workers, arguments, max_failures
+        self._workers, self._arguments, self._failures = workers, arguments, _LOST
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
         use_gpu = gpus > 0 and job.device in ("auto", "cuda")

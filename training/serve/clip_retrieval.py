@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_specs.search.index import IndexFault
 from data_specs.search.search import Query, Row
 from training.serve.embeddings import json_of
 from training.serve.galleries import Galleries
@@ -105,14 +104,11 @@ def _read(model: type[Any], body: bytes) -> Any:
 
 
 async def _knn(service: Service, galleries: Galleries, asked: KnnRequest) -> list[dict[str, Any]]:
-    index = (await service.searched(lambda: galleries.get(asked.indice_name))).index
+    gallery = await service.searched(lambda: galleries.get(asked.indice_name))
     vector_D = await _vector(service, asked)
     count = asked.num_result_ids or asked.num_images
     query = Query(vector_D, target=asked.modality, limit=count, copies=not asked.deduplicate)
-    try:
-        results = await service.searched(lambda: index.search(query))
-    except IndexFault as e:
-        raise bad_request("query", str(e).removeprefix(f"{index.folder}: ")) from None
+    results = await service.searched(lambda: gallery.search(query))
     answer: list[dict[str, Any]] = []
     for number, hit in enumerate(results.hits):
         row = {"id": hit.row, "similarity": hit.cosine}

@@ -23,14 +23,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_specs.search.index import About, Background, IndexFault, IndexWriter, Towers
-from data_specs.search.search import SearchIndex
+from data_specs.search.index import IndexFault, IndexWriter
+from data_specs.search.search import Query, Results, SearchIndex
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
 from training.serve.options import MOST_PICTURES
 from training.serve.refusals import Refused, bad_request
 from training.serve.service import Service
 from training.serve.towers import Features
+from training.use.indexing import about_of
 
 LOG = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ class Gallery:
     index: SearchIndex
     own: bool
     bytes: int = 0
+
+    def search(self, query: Query) -> Results:
+        """A page of the ranking. Raises Refused for a query that does not fit the index."""
+        try:
+            return self.index.search(query)
+        except IndexFault as e:
+            raise bad_request("query", str(e).removeprefix(f"{self.index.folder}: ")) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,22 +261,6 @@ class Galleries:
         return replace(before, bytes=before.bytes + size)
 
 
-def about_of(checkpoint: Checkpoint, name: str) -> About:
-    """What an own collection's index says of itself."""
-    found = checkpoint.background()
-    return About(
-        name=name,
-        width=checkpoint.config.moco.feature_dim,
-        images=True,
-        texts=True,
-        checkpoint=Towers(recipe=checkpoint.config.recipe, sha256=checkpoint.sealed.files["towers.safetensors"]),
-        background=None
-        if found is None
-        else Background(cosines=tuple(found.cosines_Q.tolist()), shares=tuple(found.shares_Q.tolist())),
-        detector="grid",
-    )
-
-
 def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, SearchIndex]:
     """The indexes of `--index [NAME=]DIR`, by name. Raises ConfigError, IndexFault."""
     given: dict[str, SearchIndex] = {}
@@ -280,8 +272,7 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
         if not _NAME.fullmatch(name) or name in given:
             raise ConfigError("--index", f"{argument}: give it a name of its own, as NAME=DIR")
         of = index.about.checkpoint
-        towers = checkpoint.sealed.files["towers.safetensors"]
-        if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != towers):
+        if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != checkpoint.towers):
             raise ConfigError("--index", f"{argument}: was embedded by other towers; embed it again by this checkpoint")
         given[name] = index
     return given

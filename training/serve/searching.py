@@ -21,8 +21,7 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from fastapi import Query as Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.search.index import IndexFault
-from data_specs.search.search import Filters, Hit, Query, Row, SearchIndex
+from data_specs.search.search import Filters, Hit, Query, Row
 from training.serve.embeddings import json_of
 from training.serve.galleries import Galleries, Gallery, Upload
 from training.serve.inputs import picture_of
@@ -40,7 +39,7 @@ _CACHED = "private, max-age=300"
 
 
 class FiltersRequest(BaseModel):
-    """Which samples may be found; what is left out limits nothing."""
+    """Conditions on the samples that may be found; a field that is left out limits nothing."""
 
     model_config = ConfigDict(extra="forbid")
     source: _Names = []
@@ -229,23 +228,16 @@ async def _search(service: Service, galleries: Galleries, pictures: Pictures, re
         request.copies,
         of=kind,
     )
-    results = await service.searched(lambda: _found(gallery.index, query))
+    results = await service.searched(lambda: gallery.search(query))
     hits = [_hit(hit, request.target, gallery.name) for hit in results.hits]
     took_ms = (time.perf_counter() - began) * 1000
     return {"hits": hits, "took_ms": took_ms, "exact": results.exact, "more": results.more, "query": seen}
 
 
-def _found(index: SearchIndex, query: Query) -> Any:
-    try:
-        return index.search(query)
-    except IndexFault as e:
-        raise bad_request("query", str(e).removeprefix(f"{index.folder}: ")) from None
-
-
 async def _vector(
     service: Service, gallery: Gallery, pictures: Pictures, request: SearchRequest
 ) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
-    """What is searched by: a vector, of which modality, and the picture that it is of. Raises Refused."""
+    """Returns the query's vector, its modality, and the picture that it is of. Raises Refused."""
     given = [name for name in ("text", "image", "id") if getattr(request, name)]
     if len(given) > 1:
         raise bad_request("query", f"give one of text, image and id, not {' and '.join(given)}", given[1])

@@ -131,51 +131,48 @@ class Service:
             rows_ND = await self._computed("text", tokens)
         return Embedded(rows_ND, sum(map(len, tokens)))
 
-    async def pictures(
-        self, contents: Sequence[bytes], boxes: Sequence[Boxes | None] | None = None, param: str = "input"
-    ) -> Embedded:
-        """Features of pictures from the bytes of their files; boxes None: the grid. Raises Refused."""
+    async def pictures(self, contents: Sequence[bytes], param: str = "input") -> Embedded:
+        """Features of pictures from the bytes of their files. Raises Refused."""
         if len(contents) > MOST_PICTURES:
             raise too_many(len(contents), MOST_PICTURES, "pictures", param)
-        given = boxes or [None] * len(contents)
         with self.model.admit("image", len(contents)):
             opened = [
-                self._opened(lambda c=content, b=of: self.reader.picture(c, b), _place(param, number, len(contents)))  # type: ignore[misc]
-                for number, (content, of) in enumerate(zip(contents, given, strict=True))
+                self._opened(lambda c=content: self.reader.picture(c), _place(param, number, len(contents)))  # type: ignore[misc]
+                for number, content in enumerate(contents)
             ]
             rows_ND = await self._computed("image", await asyncio.gather(*opened))
         return Embedded(rows_ND, 0)
 
-    async def region(self, content: bytes, box: Sequence[float], param: str = "region") -> Features:
+    async def region(self, content: bytes, box: Sequence[float]) -> Features:
         """Feature [D] of one box of a picture. Raises Refused."""
         width, height = await self.sides(content)
         x1, y1, x2, y2 = box
         if not (0 <= x1 < x2 <= width + 0.5 and 0 <= y1 < y2 <= height + 0.5):
             text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is no box within the picture's {width} x {height} pixels"
-            raise bad_request("region", text, param)
+            raise bad_request("region", text, "region")
         with self.model.admit("image", 2):
-            opened = await self._opened(lambda: self.reader.region(content, box), param)
+            opened = await self._opened(lambda: self.reader.region(content, box), "region")
             rows_ND = await self._computed("image", opened)
         mean_D = rows_ND.mean(axis=0)
         feature_D: Features = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
         return feature_D
 
-    async def readable(self, content: bytes, param: str = "files") -> tuple[int, int]:
+    async def readable(self, content: bytes) -> tuple[int, int]:
         """(width, height) of a picture that can be decoded. Raises Refused."""
 
         def decoded() -> tuple[int, int]:
             image = decode(content, self.options.pixels)
             return int(image.shape[2]), int(image.shape[1])
 
-        return await self._opened(decoded, param)
+        return await self._opened(decoded, "files")
 
-    async def regions(self, content: bytes, param: str = "image") -> tuple[int, int, list[list[float]]]:
+    async def regions(self, content: bytes) -> tuple[int, int, list[list[float]]]:
         """Width, height, and the regions that the tower looks at. Raises Refused."""
-        return await self._opened(lambda: self.reader.boxes(content), param)
+        return await self._opened(lambda: self.reader.boxes(content), "image")
 
-    async def sides(self, content: bytes, param: str = "image") -> tuple[int, int]:
+    async def sides(self, content: bytes) -> tuple[int, int]:
         """(width, height) of a picture. Raises Refused."""
-        return await self._opened(lambda: sides(content, self.options.pixels), param)
+        return await self._opened(lambda: sides(content, self.options.pixels), "image")
 
     async def probe(self, picture: Picture, tokens: Tokens) -> tuple[Features, Features]:
         """Both towers' rows [D] of these inputs, computed before all that waits."""

@@ -32,9 +32,11 @@ import numpy.typing as npt
 from training.config import to_dict
 from training.data.index import default_cache
 from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
 from training.outputs.checkpoint import Checkpoint
-from training.weights.load import Boxes, Loaded, load, open_sized
+from training.serve.refusals import overloaded
+from training.use.detector import InEachProcess
+from training.weights.load import Boxes, Loaded, load, open_image
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -89,13 +91,14 @@ class Reader:
         self._boxes_of = boxes_of
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
-    def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
-        """A picture from its file's content, with boxes in its pixels or `boxes_of`'s. Raises UnreadableImage."""
-        if boxes is None and self._boxes_of is not None:
+    def picture(self, content: bytes) -> Picture:
+        """A picture from its file's content, with the boxes of `boxes_of`, or the grid. Raises UnreadableImage."""
+        boxes = None
+        if self._boxes_of is not None:
             sides(content, self._max_pixels)  # before anybody decodes it
             boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
-        opened = open_sized(config, content, boxes)
+        opened = open_image(config, content, boxes)
         return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
 
     def boxes(self, content: bytes) -> tuple[int, int, list[list[float]]]:
@@ -130,6 +133,24 @@ class Reader:
         """Ids of a text; what is longer than the towers read is cut."""
         with self._alone:
             return self._tokenizer.encode(text, self.config.data.max_tokens)
+
+
+def boxes_by(detector: InEachProcess) -> Callable[[bytes], Boxes]:
+    """Boxes of a picture by a detector, best first; none of what cannot be read. Any thread may ask; raises Refused.
+
+    The detector keeps the boxes of the last pictures: a page asks for a picture's results, then for those of its boxes.
+    """
+    lock = threading.Lock()
+
+    def boxes_of(content: bytes) -> Boxes:
+        with lock:
+            try:
+                [boxes] = detector.of([content])
+            except RunError as e:
+                raise overloaded("detector_down", str(e), 60) from None
+        return boxes
+
+    return boxes_of
 
 
 class TorchTowers:
@@ -229,7 +250,7 @@ def _exported(checkpoint: Checkpoint) -> dict[str, Path]:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(name) is None:
             raise ConfigError("--engine", f"onnx needs {name}: pip install 'wenlan[onnx]'")
-    towers = checkpoint.sealed.files["towers.safetensors"]
+    towers = checkpoint.towers
     described = json.dumps([_EXPORT_VERSION, towers, to_dict(checkpoint.config)], sort_keys=True)
     folder = default_cache().parent / "onnx"
     stem = folder / hashlib.sha256(described.encode()).hexdigest()[:32]

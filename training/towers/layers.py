@@ -9,13 +9,33 @@ Limits: post-norm, ReLU: what BriVL uses. Position embeddings are an option, off
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.config import Config, ImageTowerConfig, TextTowerConfig
+from training.records import Batch
 from training.towers.recompute import Recompute, run_block
+
+
+class Pixels(nn.Module):
+    """Base of an image tower's prefix: its pixels, normalised by mean and standard deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def pixels(self, batch: Batch) -> Tensor:
+        """[B, 3, H, W]; floats are taken as normalised already."""
+        x = batch.images_B3HW
+        return x if x.is_floating_point() else (x.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
 class SelfAttention(nn.Module):
@@ -89,6 +109,14 @@ class Head(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, feature_dim)
+
+    @staticmethod
+    def of(config: Config, part: ImageTowerConfig | TextTowerConfig, positions: int = 0) -> Head:
+        """The head of a tower that the config describes."""
+        width = part.width if isinstance(part, ImageTowerConfig) else part.backbone_width
+        feature_dim, recompute = config.moco.feature_dim, config.run.recompute
+        sizes = width, part.heads, part.ffn, part.layers, part.dropout, part.hidden, feature_dim
+        return Head(*sizes, positions=positions, recompute=recompute)
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Parts [B, L, width] and which of them exist [B, L] -> unit features [B, feature_dim], float32 or wider."""

@@ -105,7 +105,7 @@ def load_wenlan(
         )
         content = encoded.getvalue()
         opened = loaded.open_image(content, None if boxes_of is None else boxes_of(content))
-        return pack(*opened, loaded.config.data.max_boxes)
+        return pack(opened.image_3SS, opened.boxes_R4, loaded.config.data.max_boxes)
 
     return Model(loaded), transform, loaded.text_batch
 

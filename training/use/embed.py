@@ -1,11 +1,10 @@
-"""Embedding: features of a split, of files or of released rows, by a finished checkpoint.
+"""Embedding into tensors: features of a split, of a benchmark or of files, by a finished checkpoint.
 
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
-same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
+same feature by every way in. Files are written whole or not at all. Indexes and Parquet: training/use/indexing.py.
 
 Each file has the background of a calibrated checkpoint too, for searches in it: `background_cosines` and
-`background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py). A Parquet
-file has it as JSON in its metadata, under `wenlan.background`.
+`background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py).
 
 Limits: image files without regions get the grid; a tower trained on a detector's boxes sees other boxes there than it
 was trained on, and that is logged.
@@ -14,19 +13,14 @@ was trained on, and that is logged.
 from __future__ import annotations
 
 import logging
-import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from data_specs.shard import Split
 from training.data.index_cache import GRID
-from training.data.released_rows import Broken, ReleasedRow, read_rows
 from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
 from training.evaluation import evaluate
@@ -39,7 +33,6 @@ from training.weights.load import BATCH, Boxes, Loaded, load
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from training.outputs.background import Background
     from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
@@ -139,7 +132,7 @@ Image = tuple[str, Path | bytes]
 def image_features(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Tensor:
     """Features [N, D] of images with their boxes (None: the grid), in batches. Raises InputError naming one."""
     starts = range(0, len(images), BATCH)
-    batches = (_images_batch(images[i : i + BATCH], boxes[i : i + BATCH], loaded) for i in starts)
+    batches = (image_batch(loaded, images[i : i + BATCH], boxes[i : i + BATCH]) for i in starts)
     return _features(batches, loaded, "image")
 
 
@@ -148,91 +141,15 @@ def text_features(loaded: Loaded, texts: Sequence[str]) -> Tensor:
     return _features((loaded.text_batch(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)), loaded, "text")
 
 
-def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write a Parquet file with `id`, `image_features`, `text_features` of released rows, in their order.
-
-    Of a box list longer than `max_boxes` (36) the first are taken. A row whose image, boxes or text cannot be read is
-    named, counted and left out; the others are not touched by it. Raises InputError when no row can be read.
-    """
-    loaded = load(path, device)
-    counts = {"rows": 0, "broken": 0}
-    with whole_file(out) as temporary:
-        parts = _features_of_rows(read_rows(file), text_kind, loaded, counts)
-        _write_parquet(temporary, parts, loaded.background())
-        if not counts["rows"]:
-            raise InputError(str(file), f"no row of it could be embedded ({counts['broken']} broken)")
-    if counts["broken"]:
-        LOG.warning("%s: %d of %d rows left out", file, counts["broken"], sum(counts.values()))
-    return {"out": str(out), "width": loaded.config.moco.feature_dim, **counts}
-
-
-def _features_of_rows(
-    rows: Iterator[ReleasedRow | Broken], text_kind: str, loaded: Loaded, counts: dict[str, int]
-) -> Iterator[dict[str, Any]]:
-    """Columns of the Parquet file, one batch of rows at a time; adds to `counts`."""
-    while chunk := list(islice(rows, BATCH)):
-        readable: list[_Read] = []
-        for row in chunk:
-            read = _read(row, text_kind, loaded)
-            if isinstance(read, Broken):
-                counts["broken"] += 1
-                LOG.warning("row left out: %s: %s", read.where, read.problem)
-            else:
-                readable.append(read)
-        if not readable:
-            continue
-        counts["rows"] += len(readable)
-        images = loaded.image_batch([read.image for read in readable], [read.boxes_R4 for read in readable])
-        texts = loaded.text_batch([read.text for read in readable])
-        yield {
-            "id": [read.id for read in readable],
-            "image_features": list(_features([images], loaded, "image").numpy()),
-            "text_features": list(_features([texts], loaded, "text").numpy()),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A released row with its image decoded: uint8 [3, S, S] and boxes [R, 4] in its pixels, the whole image last."""
-
-    id: str
-    image: Tensor
-    boxes_R4: npt.NDArray[np.float32]
-    text: str
-
-
-def _read(row: ReleasedRow | Broken, text_kind: str, loaded: Loaded) -> _Read | Broken:
-    if isinstance(row, Broken):
-        return row
-    text = row.text(text_kind)
-    if text is None:
-        return Broken(row.where, f"{row.id}: no text of kind {text_kind}")
-    try:
-        if _is_pipe_or_device(row.image):  # a stranger's row may name one, and reading it would have no end
-            return Broken(row.where, f"{row.image}: no regular file")
-        image, boxes_R4 = loaded.open_image(row.image, row.boxes or None)  # without any, as a picture file
-    except UnreadableImage as e:
-        return Broken(row.where, f"{row.image}: {e}")
-    return _Read(row.id, image, boxes_R4, text)
-
-
-def _is_pipe_or_device(file: Path) -> bool:
-    try:
-        mode = file.stat().st_mode
-    except (OSError, ValueError):
-        return False  # opening it says what is wrong
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def _images_batch(images: Sequence[Image], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:
-    """Batch of images. Raises InputError naming one that cannot be read."""
+def image_batch(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Batch:
+    """Batch of images with their boxes (None: the grid). Raises InputError naming one that cannot be read."""
     opened = []
     for (name, file), of_image in zip(images, boxes, strict=True):
         try:
             opened.append(loaded.open_image(file, of_image))
         except UnreadableImage as e:
             raise InputError(name, str(e)) from None
-    return loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
+    return loaded.opened_batch(opened)
 
 
 def _lines(file: Path) -> list[str]:
@@ -270,17 +187,3 @@ def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, A
         write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "features": features, "tensors": sorted(tensors)}
-
-
-def _write_parquet(file: Path, parts: Iterator[dict[str, Any]], background: Background | None) -> None:
-    """Write the parts as row groups, one at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    features = pa.list_(pa.float32())
-    schema = pa.schema([("id", pa.string()), ("image_features", features), ("text_features", features)])
-    if background is not None:
-        schema = schema.with_metadata({"wenlan.background": background.to_json()})
-    with pq.ParquetWriter(file, schema) as writer:
-        for part in parts:
-            writer.write_table(pa.table(part, schema=schema))

@@ -162,7 +162,7 @@ class _Reader:
         if entry.problem or entry.content is None:
             return _Fact(entry.problem and f"{entry.name}: {entry.problem}"), None
         try:
-            opened = self._loaded.open_sized(entry.content, boxes)
+            opened = self._loaded.open_image(entry.content, boxes)
             sides = opened.width, opened.height
             if entry.sides not in (None, sides):
                 raise UnreadableImage(f"is {sides}, its row says {entry.sides}")
@@ -178,7 +178,7 @@ class _Reader:
         pictures = [one for one in opened if one is not None]
         if not pictures:
             return batch
-        of_images = self._loaded.image_batch([p.image_3SS for p in pictures], [p.boxes_R4 for p in pictures])
+        of_images = self._loaded.opened_batch(pictures)
         return replace(of_images, token_ids_BL=batch.token_ids_BL, n_tokens_B=batch.n_tokens_B)
 
 

@@ -81,7 +81,7 @@ def _about(opened: Checkpoint) -> dict[str, str]:
     return {
         "recipe": config.recipe,
         "config": json.dumps(to_dict(config), ensure_ascii=False),
-        "towers_sha256": opened.sealed.files["towers.safetensors"],
+        "towers_sha256": opened.towers,
         **{name: str(size) for name, size in sizes.items()},
         "detector": opened.detector,
         "tokenizer": config.data.tokenizer,

@@ -31,6 +31,7 @@ from training.data.index import default_cache
 from training.data.index_cache import GRID
 from training.data.released_rows import PRIMARY
 from training.errors import ConfigError, InputError
+from training.outputs.checkpoint import Checkpoint
 from training.outputs.progress import Progress
 from training.outputs.whole import whole_file
 from training.use.dataset_source import DatasetSource
@@ -65,15 +66,15 @@ class Inputs:
     texts: str = ""
     cache: str = ""
     distinct: bool = True
-    """Whether a line of `texts` that stands there twice is embedded once, and a picture file has one id however it is
-    named: for an index."""
+    """Whether a line of `texts` that stands there twice is embedded once, a picture file has one id whatever its name,
+    and no two rows of `jsonl` have the same id: for an index."""
 
     def open(self, detector: str) -> Source:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
         if self.data:
             return DatasetSource(self.data, self.splits, detector, Path(self.cache) if self.cache else None)
         if self.jsonl:
-            return RowSource(Path(self.jsonl), self.text_kind)
+            return RowSource(Path(self.jsonl), self.text_kind, self.distinct)
         sources: list[Source] = []
         if self.images:
             regions = Path(self.regions) if self.regions else None
@@ -138,7 +139,9 @@ def embed_index(
     """
     with locked(folder):
         loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
-        about = _about(loaded, source, job)
+        kinds = {"images": source.has_images, "texts": source.has_texts}
+        about = about_of(loaded.checkpoint, source.name, **kinds, detector=job.boxes)
+        about = about.model_copy(update={"created_from": source.origins})
         _check_same_input(folder, about)
         writer = IndexWriter.start(folder, about)
         tasks, wanted = plan(writer, source, rows or part_rows(len(source)))
@@ -268,18 +271,20 @@ def _opened(
     return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
 
 
-def _about(loaded: Loaded, source: Source, job: Job) -> About:
-    background = loaded.background()
+def about_of(
+    checkpoint: Checkpoint, name: str, *, images: bool = True, texts: bool = True, detector: str = GRID
+) -> About:
+    """The description of an index of a checkpoint's vectors."""
+    background = checkpoint.background()
     return About(
-        name=source.name,
-        width=int(loaded.config.moco.feature_dim),
-        images=source.has_images,
-        texts=source.has_texts,
-        checkpoint=Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.sealed.files["towers.safetensors"]),
+        name=name,
+        width=checkpoint.config.moco.feature_dim,
+        images=images,
+        texts=texts,
+        checkpoint=Towers(recipe=checkpoint.config.recipe, sha256=checkpoint.towers),
         background=background
         and Background(cosines=tuple(background.cosines_Q.tolist()), shares=tuple(background.shares_Q.tolist())),
-        detector=job.boxes,
-        created_from=source.origins,
+        detector=detector,
     )
 
 

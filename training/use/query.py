@@ -8,7 +8,7 @@ Towers other than those that made the index are refused: their cosines would mea
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +17,54 @@ import numpy.typing as npt
 
 from data_specs.search.folder import Modality, Towers
 from data_specs.search.queries import TextQuery
-from data_specs.search.search import Filters, Hit, Query, Results, SearchIndex
+from data_specs.search.search import Query, SearchIndex
 from training.errors import ConfigError, InputError
 
 LOG = logging.getLogger(__name__)
 
 
+_SHOWN = ("caption", "url", "page_url", "width", "height", "source", "license", "split")
+"""Columns of a row that a hit has."""
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What is searched by: one of text, image and id. words: by the words of the text too; alone: by nothing else."""
+    """Subject of a query's vector: one of text, image and id."""
 
     text: str = ""
     image: Path | None = None
     id: str = ""
-    words: bool = False
-    alone: bool = False
     checkpoint: Path | None = None
     device: str = "auto"
 
 
-def search(
-    index: SearchIndex,
-    asked: Asked,
-    target: Modality | None,
-    filters: Filters,
-    *,
-    limit: int = 20,
-    offset: int = 0,
-    copies: bool = False,
-    exact: bool = False,
-) -> dict[str, Any]:
-    """A page of hits as JSON values. target: None for images where the index has them.
+def search(index: SearchIndex, query: Query, asked: Asked | None) -> dict[str, Any]:
+    """A page of hits as JSON values. asked: gives the query its vector; None for words alone.
 
-    Raises ConfigError, InputError, CheckpointError for a query that cannot be made, IndexFault for one that does not
-    fit the index.
+    Raises ConfigError, InputError, CheckpointError for a vector that cannot be made, IndexFault for a query that does
+    not fit the index.
     """
-    searched: Modality = target or ("image" if index.about.images else "text")
-    vector_D, of = (None, None) if asked.alone else _vector(index, asked, searched)
-    found = index.search(
-        Query(
-            vector_D,
-            asked.text if asked.words or asked.alone else "",
-            target=searched,
-            limit=limit,
-            offset=offset,
-            filters=filters,
-            exact=True if exact else None,
-            copies=copies,
-            of=of,
-        )
-    )
-    return {"index": str(index.folder), "target": searched, **_values(found)}
-
-
-def _values(found: Results) -> dict[str, Any]:
+    if asked is not None:
+        vector_D, of = _vector(index, asked, query.target)
+        query = replace(query, vector_D=vector_D, of=of)
+    found = index.search(query)
     return {
-        "hits": [_value(hit) for hit in found.hits],
+        "index": str(index.folder),
+        "target": query.target,
+        "hits": [
+            {
+                "id": hit.id,
+                "cosine": hit.cosine,
+                "score": hit.score,
+                "words": hit.words_score,
+                "copies": hit.copies,
+                **{name: getattr(hit.record, name) for name in _SHOWN},
+            }
+            for hit in found.hits
+        ],
         "more": found.more,
         "exact": found.exact,
         "allowed": found.allowed,
-    }
-
-
-def _value(hit: Hit) -> dict[str, Any]:
-    row = hit.record
-    return {
-        "id": row.id,
-        "cosine": hit.cosine,
-        "score": hit.score,
-        "words": hit.words_score,
-        "copies": hit.copies,
-        "caption": row.caption,
-        "url": row.url,
-        "page_url": row.page_url,
-        "width": row.width,
-        "height": row.height,
-        "source": row.source,
-        "license": row.license,
-        "split": row.split,
     }
 
 
@@ -161,7 +131,7 @@ def _loaded(index: SearchIndex, asked: Asked) -> Any:
 
     assert asked.checkpoint is not None
     loaded = load(asked.checkpoint, asked.device)
-    own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.sealed.files["towers.safetensors"])
+    own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.towers)
     _check(index, own, str(asked.checkpoint))
     return loaded
 

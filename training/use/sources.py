@@ -91,7 +91,7 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        """What there is to embed of some rows, in their order. Raises ContractError for what ends the work."""
+        """Contents of some rows, in their order. Raises ContractError for what ends the work."""
 
     @abstractmethod
     def table(self, rows: Sequence[int]) -> pa.Table:
@@ -282,11 +282,11 @@ class TextSource(_Lines):
 
 
 class RowSource(_Lines):
-    """A file of released rows; of each the text of one kind."""
+    """A file of released rows; of each the text of one kind. distinct: an id that stands there before gets a number."""
 
     has_images = True
 
-    def __init__(self, file: Path, text_kind: str) -> None:
+    def __init__(self, file: Path, text_kind: str, distinct: bool = True) -> None:
         super().__init__(file)
         self._kind = text_kind
         lines = [number for number, line in enumerate(_each_line(file)) if line.strip()]
@@ -295,7 +295,7 @@ class RowSource(_Lines):
         hashes = np.fromiter(ids, np.uint64, len(self._rows))
         first = np.zeros(len(hashes), np.bool_)
         first[np.unique(hashes, return_index=True)[1]] = True
-        self._repeats = ~first
+        self._repeats = ~first & distinct
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         return [self._entry(self._parsed(line, row)) for row, line in zip(rows, self._read(rows), strict=True)]
@@ -328,12 +328,12 @@ class RowSource(_Lines):
     def _entry(self, row: ReleasedRow | Broken) -> Entry:
         if isinstance(row, Broken):
             return Entry(row.where, problem=row.problem)
-        text = row.text(self._kind)
+        name, text = f"{row.where}: {row.id}", row.text(self._kind)
         if text is None:
-            return Entry(row.where, problem=f"{row.id}: no text of kind {self._kind}")
+            return Entry(name, problem=f"no text of kind {self._kind}")
         opened = _picture(str(row.image), lambda content, name: None)
         boxes = row.boxes or None  # a row without boxes is as good as a picture file
-        return Entry(row.where, opened.content, boxes, text, problem=opened.problem and f"{row.id}: {opened.problem}")
+        return Entry(name, opened.content, boxes, text, problem=opened.problem)
 
 
 # --- files

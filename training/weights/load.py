@@ -110,21 +110,16 @@ class Loaded:
         share, compat = Share(BATCH), bool(config.compat)
         return Loader(dataset, config.data, self.checkpoint.tokenizer, share, seed=0, train=False, as_released=compat)
 
-    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
-        """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
+    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
+        """`open_image` by this checkpoint's config."""
+        return open_image(self.config, file, boxes)
 
-        `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
-        Raises UnreadableImage.
-        """
-        opened = self.open_sized(file, boxes)
-        return opened.image_3SS, opened.boxes_R4
-
-    def open_sized(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
-        """`open_image` with the sides of the picture as stored."""
-        return open_sized(self.config, file, boxes)
+    def opened_batch(self, opened: Sequence[Opened]) -> Batch:
+        """`image_batch` of opened pictures."""
+        return self.image_batch([one.image_3SS for one in opened], [one.boxes_R4 for one in opened])
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
-        """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""
+        """Batch of images with their boxes, and with empty texts: encode_image does not look at them."""
         import torch
 
         boxes_BR4 = np.zeros((len(boxes), max(map(len, boxes)), 4), dtype=np.float32)
@@ -153,8 +148,12 @@ class Loaded:
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
 
 
-def open_sized(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
-    """`Loaded.open_sized` of a checkpoint whose towers need not be loaded. Raises UnreadableImage."""
+def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
+    """An image file as the towers take it.
+
+    `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
+    Raises UnreadableImage.
+    """
     data, as_released = config.data, bool(config.compat)
     try:
         content = file if isinstance(file, bytes) else file.read_bytes()

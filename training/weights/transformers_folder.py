@@ -63,7 +63,7 @@ def export_transformers(path: Path, out: Path) -> dict[str, Any]:
             _write_processor(loaded, temporary, family)
             about = {
                 "recipe": loaded.config.recipe,
-                "towers_sha256": loaded.checkpoint.sealed.files["towers.safetensors"],
+                "towers_sha256": loaded.checkpoint.towers,
             }
             background = loaded.background()
             more = {} if background is None else {"background": json.loads(background.to_json())}

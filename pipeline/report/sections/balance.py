@@ -20,7 +20,7 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def balance(build: Build, tables: Tables) -> Values | None:
     """Entries matched, threshold, shares of the frequent ones, and a table of them; None where nothing was balanced."""
-    if build.spec.balance is None or not tables.records("curate.balance"):
+    if build.spec.balance is None or not build.records("curate.balance"):
         return None
     probabilities = concept_counts.read(build)
     before, after = concept_counts.summed(build), tables.pairs("SELECT entry, count(*) FROM balanced GROUP BY 1")
@@ -32,12 +32,12 @@ def balance(build: Build, tables: Tables) -> Values | None:
         "entries": len(names),
         "matched_entries": int((before > 0).sum()),
         "tail_entries": int((before > 0).sum()) - len(frequent),
-        "pairs": tables.counted("curate.concepts", "pairs"),
-        "matched": tables.counted("curate.concepts", "matched"),
-        "kept": tables.counted("curate.balance", "kept"),
+        "pairs": build.counted("curate.concepts", "pairs"),
+        "matched": build.counted("curate.concepts", "matched"),
+        "kept": build.counted("curate.balance", "kept"),
         "head_share": [
             _share(before[frequent].sum(), before.sum()),
-            _share(sum(after.values()), tables.counted("curate.balance", "matches")),
+            _share(sum(after.values()), build.counted("curate.balance", "matches")),
         ],
         "frequent": [
             {"entry": names[entry], "before": int(before[entry]), "after": after.get(entry, 0)}

@@ -8,7 +8,6 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
-from pipeline.store.sql import records_of
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -26,7 +25,7 @@ def stage_costs(build: Build) -> list[Values]:
     of_run = {own: noted for own, noted in of_run.items() if noted["fingerprint"] == build.fingerprints.get(own)}
     rows = []
     for name, stage in build.stages.items():
-        passes = {own.name: records_of(build, own.name) for own in stage.passes if own.name in build.fingerprints}
+        passes = {own.name: build.records(own.name) for own in stage.passes if own.name in build.fingerprints}
         if not passes.get(name):
             continue
         noted = {

@@ -141,7 +141,7 @@ def cluster_balance(build: Build, tables: Tables) -> Values | None:
 
     None for a build without features or with fewer than FEWEST images, or where faiss is not installed.
     """
-    scored = tables.records("curate.score") if build.spec.pair_score is not None else []
+    scored = build.records("curate.score") if build.spec.pair_score is not None else []
     if not scored or find_spec("faiss") is None:
         return None
     vectors_ND = features(build.store.features(scored[0].info["models"][0]), tables)

@@ -13,6 +13,7 @@ from pipeline.report import dataset, drift
 from pipeline.report.dataset import Before
 from pipeline.report.section import Material, Section, Values
 from pipeline.report.words import known_words, ranked
+from pipeline.store.build import shard_files
 from pipeline.store.sql import Tables, host
 from pipeline.store.takedowns import Takedowns
 
@@ -32,7 +33,7 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
     """The dataset before and after. inputs: figures of the sections totals, shapes and sources."""
     build = material.build
     staying = before.staying(build)
-    own = totals_of(inputs["splits"])
+    own = [shard_files(record) for record in build.packed()]
     now = {**inputs, "build": {"id": build.build_id, "snapshot": build.snapshot}}
     was = [part.report for part in before.parts if part.report is not None]
     base = [part.report for part in staying if part.report is not None]
@@ -49,9 +50,9 @@ def compared(material: Material, before: Before, inputs: Values) -> Values:
         "builds": [part.build_id for part in before.parts],
         "leaves_out": [part.build_id for part in before.parts if part not in staying],
         "missing": before.missing,
-        "before": dataset.total_of(part.totals for part in before.parts),
-        "own": own,
-        "after": dataset.total_of([*(part.totals for part in staying), own]),
+        "before": dataset.totals(shard for part in before.parts for shard in part.shards),
+        "own": dataset.totals(own),
+        "after": dataset.totals([*(shard for part in staying for shard in part.shards), *own]),
         "drift": drift.of_release(new, old),
         "hosts": {
             "new": new_of(_counts(inputs["image_domains"]), _counts(old["image_domains"]), takedowns),
@@ -69,13 +70,6 @@ def known_hosts(tables: Tables, listed: list[Values]) -> Counter[str]:
     known = f"SELECT {host('url')} AS name FROM decisions WHERE reason = '{DropReason.KNOWN.value}'"
     sql = f"SELECT name, count(*) FROM ({known}) WHERE name IN (SELECT unnest(?::VARCHAR[])) GROUP BY 1"
     return Counter(tables.pairs(sql, [[row["name"] for row in listed]]))
-
-
-def totals_of(splits: list[Values]) -> Values:
-    """The totals of a build, from the figures of the section totals."""
-    samples = {split["name"]: split["samples"] for split in splits}
-    sums = {name: sum(split[name] for split in splits) for name in ("shards", "bytes")}
-    return {"samples": samples, "all": sum(samples.values()), **sums}
 
 
 def _counts(rows: list[Values]) -> Counter[str]:

@@ -45,20 +45,19 @@ def figures(material: Material, inputs: Values) -> Values:
 def scores(material: Material) -> Values | None:
     """Counts, a histogram of each source, and groups of pairs with their pictures; None where nothing was scored."""
     build, tables = material.build, material.tables
-    records = tables.records("curate.score") if build.spec.pair_score is not None else []
+    records = build.records("curate.score") if build.spec.pair_score is not None else []
     if not records:
         return None
-    filters = pair_filters(build.spec) if tables.records("curate.pair_score") else []
+    filters = pair_filters(build.spec) if build.records("curate.pair_score") else []
     cuts = pair_scores.read(build) if filters else []
     before, after = Counts(), Counts()
     for row in tables.rows(
-        "SELECT source, units, count(*) AS pairs, count(*) FILTER (kept) AS kept FROM scored WHERE units IS NOT NULL "
-        "GROUP BY ALL ORDER BY ALL"
+        "SELECT source, units, count(*) AS pairs, count(*) FILTER (kept) AS kept FROM scored GROUP BY ALL ORDER BY ALL"
     ):
         before.setdefault(row["source"], Counter())[row["units"]] = row["pairs"]
         after.setdefault(row["source"], Counter())[row["units"]] = row["kept"]
     groups: list[Values] = [
-        {"name": name, "limit": limit, "rows": _pairs(material, where, order, count)}
+        {"name": name, "limit": limit, "rows": material.judged("scored", where, order, count, "score")}
         for name, limit, where, order, count in _groups(filters, cuts)
     ]
     material.add_pictures([row for group in groups for row in group["rows"]], PICTURES, SIDE)
@@ -69,7 +68,7 @@ def scores(material: Material) -> Values | None:
     edges = _edges(every)
     return {
         "models": records[0].info["models"],
-        "pairs": tables.counted("curate.score", "pairs"),
+        "pairs": build.counted("curate.score", "pairs"),
         "scored": every.total(),
         "kept": sum(own.total() for own in after.values()) if filters else None,
         "sources": [
@@ -111,16 +110,6 @@ def _groups(filters: Sequence[PairFilter], cuts: Cuts) -> Iterator[tuple[str, st
             # those with exactly the last score are on both sides: which of them are kept, their ids say
             for name, own, side in (("just_dropped", "NOT kept", "<="), ("just_kept", "kept", ">=")):
                 yield name, "top_share", f"{own} AND {passes} AND units {side} {end}", f"abs(units - {end})", NEAREST
-
-
-def _pairs(material: Material, where: str, order: str, count: int) -> list[Values]:
-    """Pairs as the page and report.json have them, but for pictures; of equal ones those with the smallest ids."""
-    rows = material.tables.rows(
-        "SELECT candidate_id AS id, fetch_id, source, page_url, image_url AS url, substr(text, 1, 200) AS text, kept, "
-        f"score FROM scored WHERE units IS NOT NULL AND {where} ORDER BY {order}, candidate_id LIMIT {count}"
-    )
-    same = {"stage": "curate", "duplicate_of": ""}
-    return material.showable({**row, **same, "score": round(row["score"], 4)} for row in rows)
 
 
 def _edges(counts: Counter[int]) -> list[int]:
@@ -230,14 +219,7 @@ HTML = """
   {% if loop.index0 < 2 %}<div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
   {%- else %}<details class="cluster would"><summary>{{ t(*words[group.name]) }}{% if group.limit %} <code>{{
     group.limit }}</code>{% endif %} <span class="muted small">{{ group.rows | length }}</span></summary>{% endif %}
-  <ul class="sheet">{% for row in group.rows %}
-    <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
-    {%- if row.kept %}<span class="ok">{{ "%.4f" | format(row.score) }}</span>{% else -%}
-    <span class="no">✗ {{ "%.4f" | format(row.score) }}</span>{% endif %}</p>
-    <p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.source }}</p>
-    <p class="small links">{{ studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
-      row.id[:8] }}</code></p></li>
-  {% endfor %}</ul>
+  {{ judged(group.rows, "score") }}
   {% if loop.index0 < 2 %}</div>{% else %}</details>{% endif %}
   {% endfor %}
 </section>

@@ -34,9 +34,9 @@ def duplicates(material: Material) -> Values | None:
     """Counts, a histogram of distances, and groups of pairs with their pictures; None where nothing was compared."""
     build, tables = material.build, material.tables
     own = build.spec.semantic_dedup
-    if own is None or not tables.records("curate.semantic_dedup"):
+    if own is None or not build.records("curate.semantic_dedup"):
         return None
-    [compared] = tables.records("curate.nearest")
+    [compared] = build.records("curate.nearest")
     limit = round(own.distance * MILLION)
     step = max(1.0, 1.5 * limit / BINS)
     bins = tables.rows(
@@ -53,7 +53,7 @@ def duplicates(material: Material) -> Values | None:
         "tower": compared.info["tower"],
         "distance": own.distance,
         "keep": own.keep,
-        **{name: tables.counted("curate.semantic_dedup", name) for name in ("seen", "kept", "dropped")},
+        **{name: build.counted("curate.semantic_dedup", name) for name in ("seen", "kept", "dropped")},
         "by_earlier": sum(row["by_earlier"] for row in bins),
         "earlier": compared.counts["earlier"],
         "histogram": _histogram(dropped, beyond, step, own.distance),
@@ -84,14 +84,13 @@ def _histogram(dropped: Mapping[int, int], beyond: Mapping[int, int], step: floa
 
 def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Values]:
     """The groups with their pairs as the page has them: the kept one, the other one, and their distance."""
-    build, takedowns = material.build, material.takedowns
+    build = material.build
     near = [row for rows in groups.values() for row in rows]
     row_of = _rows(material.tables, {row[name] for row in near for name in ("candidate_id", "leader")})
     held = elsewhere.holders(build, {row["leader"] for row in near if row["earlier"]})
     foreign = dict[str, bytes]()
     for row, data in elsewhere.samples(held):
-        if row["sha256"] not in takedowns.hashes:
-            row_of[row["id"]], foreign[row["id"]] = row, data
+        row_of[row["id"]], foreign[row["id"]] = row, data
     values = {row["id"]: _value(row) for row in material.showable(row_of.values())}
     material.add_pictures(values.values(), PICTURES, SIDE, foreign)
     return [
@@ -164,8 +163,7 @@ HTML = """
     <p class="text" lang="zh">{{ pair.leader.text if pair.leader else "–" }}</p>
     <p class="text" lang="zh">{{ pair.other.text or "–" }}</p>
     <p class="muted small">{{ pair.other.source }}</p>
-    <p class="small links">{{ studio("/#id=" ~ pair.other.id[:32], "studio") }} <code title="{{ pair.other.id }}">{{
-      pair.other.id[:8] }}</code></p></li>
+    {{ named(pair.other) }}</li>
   {% endfor %}</ul></div>
   {% endfor %}
 </section>

@@ -14,6 +14,7 @@ from pipeline.report import limits, words
 from pipeline.report.dataset import DOMAINS
 from pipeline.report.measures import SAMPLED, WORDS, histograms, regions_of
 from pipeline.report.section import Material, Section, Values
+from pipeline.store.build import Build
 from pipeline.store.sql import Tables, host
 
 
@@ -40,7 +41,7 @@ def figures(material: Material, inputs: Values) -> Values:
         "vocabulary": dict(words.ranked(in_texts, words.VOCABULARY)),
         "word_samples": len(lengths),
         "limits": limits.charts(material.build.spec, tables, drawn),
-        "cached_regions": cached_regions(tables, len(detectors)),
+        "cached_regions": cached_regions(material.build, len(detectors)),
         "before": before,
     }
 
@@ -53,10 +54,13 @@ def named(tables: Tables, names: str, most: int) -> list[Values]:
 
 
 def kinds(tables: Tables) -> list[Values]:
-    """How many texts are of each kind, and how many of them come first in their sample."""
+    """How many texts are of each kind, how many of them come first in their sample, and how many of these because texts
+    that would have come before were removed.
+    """
     return tables.rows(
-        "SELECT name, count(*) AS texts, count(*) FILTER (first) AS primary FROM ("
-        "SELECT unnest(texts).kind AS name, generate_subscripts(texts, 1) = 1 AS first FROM samples"
+        "SELECT name, count(*) AS texts, count(*) FILTER (first) AS primary, "
+        "count(*) FILTER (first AND text_rank > 0) AS fallbacks FROM ("
+        "SELECT unnest(texts).kind AS name, generate_subscripts(texts, 1) = 1 AS first, text_rank FROM samples"
         ") GROUP BY 1 ORDER BY texts DESC, name LIMIT 10"
     )
 
@@ -70,9 +74,9 @@ def regions(tables: Tables, detector: str) -> Values:
     )
 
 
-def cached_regions(tables: Tables, detectors: int) -> dict[str, int]:
+def cached_regions(build: Build, detectors: int) -> dict[str, int]:
     """Images whose regions came from STORE's cache, and all that needed some; both summed over the detectors."""
-    return {"cached": tables.counted("detect", "cached"), "asked": tables.counted("detect", "images") * detectors}
+    return {"cached": build.counted("detect", "cached"), "asked": build.counted("detect", "images") * detectors}
 
 
 def shares_before(histograms: list[Values], baseline: Values | None) -> dict[str, list[float]]:
@@ -115,12 +119,7 @@ HTML = """
     <div class="card"><h3>{{ t("Words", "高频词") }} <span class="muted small">{{
       t("samples segmented", "分词样本") }}: {{ word_samples | n }}</span></h3>
       {{ word_list(words) }}</div>
-    <div class="card"><h3>{{ t("Texts by kind", "按种类的文本") }}</h3>
-      <table><thead><tr>{{ th("kind", "种类") }}{{ th("texts", "文本", "num") -}}
-      {{ th("as primary", "作为主文本", "num") }}</tr></thead><tbody>
-      {%- for k in kinds %}<tr><th scope="row">{{ k.name }}</th>{{ td(k.texts | n) }}{{ td(k.primary | n) }}</tr>
-      {%- endfor %}</tbody></table>
-      <h3>{{ t("Formats as fetched", "原始格式") }}</h3>{{ bars(formats, "Formats as fetched") }}</div>
+    <div class="card"><h3>{{ t("Formats as fetched", "原始格式") }}</h3>{{ bars(formats, "Formats as fetched") }}</div>
     <div class="card"><h3>{{ t("Image hosts", "图像域名") }}</h3>{{ bars(image_domains[:15], "Image hosts") }}
       {% if page_domains %}<h3>{{ t("Page hosts", "页面域名") }}</h3>{{ bars(page_domains[:15], "Page hosts") }}
       {%- endif %}</div>

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pipeline.report.funnel import Funnel, examples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
-from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 
 LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
@@ -22,8 +21,8 @@ def figures(material: Material, inputs: Values) -> Values:
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
         "captures_shown": examples(material.build, SHOWN_PAGES, "capture") if material.captures.reasons() else [],
-        "pages": pages(material.tables, material.captures),
-        "lost": lost(material.tables),
+        "pages": pages(material.build, material.captures),
+        "lost": lost(material.build),
     }
 
 
@@ -51,19 +50,19 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
     return rows
 
 
-def pages(tables: Tables, captures: Funnel) -> dict[str, int]:
+def pages(build: Build, captures: Funnel) -> dict[str, int]:
     """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
 
     too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
     """
     [row] = captures.stages(["crawl"])
-    unseen = {what: tables.counted("crawl", what) for what in ("too_deep", "beyond")}
+    unseen = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}
     return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
 
 
-def lost(tables: Tables) -> Values:
+def lost(build: Build) -> Values:
     """What damage cost the WARC files: totals, and the files, SHOWN_FILES at most."""
-    hit = [record for record in tables.records("extract") if any(record.counts.get(name) for name in LOSSES)]
+    hit = [record for record in build.records("extract") if any(record.counts.get(name) for name in LOSSES)]
     files = [
         {
             "source": record.partition.rpartition("-")[0],

@@ -15,19 +15,13 @@ REASONS, TEMPLATES, EXAMPLES = 12, 20, 3
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    build, tables = material.build, material.tables
-    kinds = tables.rows(
-        "SELECT kind AS name, count(*) AS count, count(*) FILTER (text_rank > 0) AS fallbacks FROM samples GROUP BY 1 "
-        "ORDER BY count DESC, name"
-    )
+    build = material.build
     found = build.stage("admit.sort").find_reduced() or [] if "admit.sort" in build.fingerprints else []
     listed = sorted(found, key=lambda row: (-row["texts"], row["host"], row["side"], row["text"]))[:TEMPLATES]
     return {
         "texts": {
-            "samples": sum(kind["count"] for kind in kinds),
-            "fallbacks": sum(kind["fallbacks"] for kind in kinds),
-            "kinds": kinds,
-            "removed": removed(tables),
+            "fallbacks": sum(kind["fallbacks"] for kind in inputs["kinds"]),
+            "removed": removed(material.tables),
             "templates": len(found),
             "listed": listed,
         }
@@ -54,13 +48,13 @@ HTML = """
 <section id="texts">
   <h2>{{ t("Texts", "文本") }}</h2>
   <p>{{ t("Primary texts that stand in for better ones that were removed", "因更好的文本被去除而替补的主文本") }}: {{
-    texts.fallbacks | n }} / {{ texts.samples | n }} ({{ texts.fallbacks | share(texts.samples) }})</p>
-  {% if texts.kinds %}<div class="scroll" tabindex="0"><table>
-    <caption class="hide">Kinds of primary texts</caption>
-    <thead><tr>{{ th("primary text", "主文本") }}{{ th("samples", "样本", "num") -}}
+    texts.fallbacks | n }} / {{ totals.kept | n }} ({{ texts.fallbacks | share(totals.kept) }})</p>
+  {% if kinds %}<div class="scroll" tabindex="0"><table>
+    <caption class="hide">Texts by kind</caption>
+    <thead><tr>{{ th("kind", "种类") }}{{ th("texts", "文本", "num") }}{{ th("as primary", "作为主文本", "num") -}}
     <th scope="col" class="num">%</th>{{ th("fallbacks", "替补", "num") }}</tr></thead>
-    <tbody>{% for k in texts.kinds %}<tr><th scope="row">{{ k.name }}</th>{{ td(k.count | n) }}
-    {{- td(k.count | share(texts.samples)) }}{{ td(k.fallbacks | n) }}</tr>{% endfor %}</tbody>
+    <tbody>{% for k in kinds %}<tr><th scope="row">{{ k.name }}</th>{{ td(k.texts | n) }}{{ td(k.primary | n) }}
+    {{- td(k.primary | share(totals.kept)) }}{{ td(k.fallbacks | n) }}</tr>{% endfor %}</tbody>
   </table></div>{% endif %}
   {% if texts.removed %}<h3>{{ t("Removed texts", "去除的文本") }}</h3>
   <div class="scroll" tabindex="0"><table>
@@ -79,4 +73,4 @@ HTML = """
 </section>
 """
 
-SECTION = Section("texts", HTML, figures, title="Texts", title_zh="文本")
+SECTION = Section("texts", HTML, figures, inputs=("shapes",), title="Texts", title_zh="文本")

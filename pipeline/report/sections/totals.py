@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_specs.shard import SPLITS
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.sql import Tables
+from pipeline.store.build import Build
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -13,7 +13,7 @@ def figures(material: Material, inputs: Values) -> Values:
     apart = held_apart(material)
     return {
         "totals": totals,
-        "splits": splits(material.tables),
+        "splits": splits(material.build),
         "duplicates": material.shown.duplicates,
         **({"held_apart": apart} if apart else {}),
     }
@@ -24,7 +24,7 @@ def held_apart(material: Material) -> Values:
 
     moved: pairs by their split's name without it and with it. texts: left out of pairs. dropped: pairs.
     """
-    records = material.tables.records("dedup.leaders")
+    records = material.build.records("dedup.leaders")
     if material.build.spec.shards.apart != "texts" or not records:
         return {}
     [record] = records
@@ -33,9 +33,9 @@ def held_apart(material: Material) -> Values:
     return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}
 
 
-def splits(tables: Tables) -> list[Values]:
+def splits(build: Build) -> list[Values]:
     """Samples, shards and bytes of each split."""
-    records, rows = [record for record in tables.records("shard") if "tar" in record.files], []
+    records, rows = build.packed(), []
     for split in SPLITS:
         shards = [record for record in records if record.info["split"] == split]
         samples, size = sum(r.counts["kept"] for r in shards), sum(r.counts["bytes"] for r in shards)

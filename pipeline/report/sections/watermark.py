@@ -31,10 +31,14 @@ def figures(material: Material, inputs: Values) -> Values:
 def watermark(material: Material) -> Values | None:
     """Counts, marks with their pictures, and the pairs nearest to the limit; None where no mark was looked for."""
     build, tables = material.build, material.tables
-    if build.spec.watermark is None or not tables.records("curate.watermark"):
+    if build.spec.watermark is None or not build.records("curate.watermark"):
         return None
     limit = build.spec.watermark.max_correlation
-    nearest = {name: _nearest(material, limit, name == "just_kept") for name in ("just_dropped", "just_kept")}
+    order = f"abs(correlation - {number(limit)})"
+    nearest = {
+        name: material.judged("marked", where, order, NEAREST, "correlation", "host")
+        for name, where in (("just_dropped", "NOT kept"), ("just_kept", "kept"))
+    }
     material.add_pictures([row for rows in nearest.values() for row in rows], PICTURES, SIDE)
     largest = heapq.nsmallest(
         SHOWN, rows_with_mark(build), key=lambda row: (-row["pictures"], row["host"], row["width"], row["height"])
@@ -42,7 +46,7 @@ def watermark(material: Material) -> Values | None:
     counts = {
         (row["host"], row["width"], row["height"]): row
         for row in tables.rows(
-            f"SELECT host, width, height, count(*) AS compared, count(*) FILTER (NOT {_kept(limit)}) AS dropped "
+            "SELECT host, width, height, count(*) AS compared, count(*) FILTER (NOT kept) AS dropped "
             "FROM marked WHERE host IN (SELECT unnest(?::VARCHAR[])) GROUP BY ALL",
             [[row["host"] for row in largest]],
         )
@@ -50,9 +54,9 @@ def watermark(material: Material) -> Values | None:
     return {
         "limit": limit,
         "min_pictures": build.spec.watermark.min_pictures,
-        **{name: tables.counted("curate.marks", name) for name in ("groups", "marks", "templates")},
-        **{name: tables.counted("curate.watermark", name) for name in ("seen", "compared")},
-        "dropped": tables.column(f"SELECT count(*) FROM marked WHERE NOT {_kept(limit)}")[0],
+        **{name: build.counted("curate.marks", name) for name in ("groups", "marks", "templates")},
+        **{name: build.counted("curate.watermark", name) for name in ("seen", "compared")},
+        "dropped": tables.column("SELECT count(*) FROM marked WHERE NOT kept")[0],
         "shown": [
             {
                 **{name: row[name] for name in ("host", "width", "height", "pictures", "sampled")},
@@ -67,33 +71,6 @@ def watermark(material: Material) -> Values | None:
         ],
         "nearest": [{"name": name, "rows": rows} for name, rows in nearest.items()],
     }
-
-
-def _kept(limit: float) -> str:
-    """SQL of whether a picture's correlation is within the limit."""
-    return f"round(correlation::DOUBLE, 4) <= {number(limit)}"
-
-
-def _nearest(material: Material, limit: float, kept: bool) -> list[Values]:
-    """The pictures nearest to the limit on one side, as the page and report.json have them."""
-    rows = material.tables.rows(
-        f"SELECT * FROM marked WHERE ({_kept(limit)}) = ? "
-        f"ORDER BY abs(correlation - {number(limit)}), candidate_id LIMIT ?",
-        [kept, NEAREST],
-    )
-    shown = [
-        {
-            **{name: row[name] for name in ("fetch_id", "source", "page_url", "host", "text")},
-            "id": row["candidate_id"],
-            "url": row["image_url"],
-            "stage": "curate",
-            "duplicate_of": "",
-            "kept": kept,
-            "correlation": round(row["correlation"], 4),
-        }
-        for row in rows
-    ]
-    return material.showable(shown)
 
 
 def _png(row: Values) -> str:
@@ -134,14 +111,7 @@ HTML = """
   {% set words = {"just_dropped": ("Just dropped", "刚好丢弃"), "just_kept": ("Just kept", "刚好保留")} %}
   {% for group in watermark.nearest if group.rows %}
   <div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
-  <ul class="sheet">{% for row in group.rows %}
-    <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
-    {%- if row.kept %}<span class="ok">{{ "%.3f" | format(row.correlation) }}</span>{% else -%}
-    <span class="no">✗ {{ "%.3f" | format(row.correlation) }}</span>{% endif %}</p>
-    <p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.host }}</p>
-    <p class="small links">{{ studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
-      row.id[:8] }}</code></p></li>
-  {% endfor %}</ul></div>
+  {{ judged(group.rows, "correlation") }}</div>
   {% endfor %}
 </section>
 {% endif %}

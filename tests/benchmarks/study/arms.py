@@ -1,4 +1,4 @@
-"""What is compared: the arms of the study, each of which differs from its base in one factor.
+"""The arms of the study, each of which differs from its base in one factor.
 
 The base is the paper's method: MoCo with batch 16, a queue of 1,024 keys and momentum .99. The other base is in-batch
 CLIP on the same towers, which is what the paper compares itself with. All arms begin from the same weights, see the

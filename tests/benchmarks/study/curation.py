@@ -72,7 +72,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the heads see of a corpus: pictures [P, COMPONENTS] and texts [T, L], of which each emoji has some.
+    """Input of the heads: pictures [P, COMPONENTS] and texts [T, L], of which each emoji has some.
 
     A text is the ids of its characters, padded with 0. The name of emoji e is text first_E[e]; its name with one of its
     keywords is one of the texts after that, up to first_E[e + 1].

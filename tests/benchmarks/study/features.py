@@ -91,7 +91,7 @@ class StyleFeatures:
 
 
 def key_of(style: Style, tarballs: Mapping[str, Path], weights: Path) -> str:
-    """What a style's features depend on: packages (so their versions), weights, sizes, and this code's version."""
+    """Dependencies of a style's features: packages (so their versions), weights, sizes, and this code's version."""
     names = [tarballs[package].name for package in needed([style])]
     parts = [*names, weights_id(weights), str((VERSION, SIDE, GRID, SMALL))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -99,7 +99,7 @@ def key_of(style: Style, tarballs: Mapping[str, Path], weights: Path) -> str:
 
 @lru_cache(maxsize=4)
 def weights_id(weights: Path) -> str:
-    """What tells weights apart: the file's name where that holds the beginning of its sha256, as torchvision's do, else
+    """Identity of weights: the file's name where that holds the beginning of its sha256, as torchvision's do, else
     also the digest. Of a file that is not there, which a page does not need, the name."""
     try:
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()

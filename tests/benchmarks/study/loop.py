@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def key_of(study: Study) -> str:
-    """What a record depends on, beside the code of a VERSION."""
+    """Dependencies of a record, beside the code of a VERSION."""
     tarballs = tarballs_of(study.out)
     made_of = [features.key_of(style, tarballs, study.weights) for style in STYLES]
     return hashlib.sha256(json.dumps([curation.VERSION, made_of]).encode()).hexdigest()[:16]

@@ -271,7 +271,7 @@ def _run(f: Figures, trial: Any) -> tuple[Words, tuple[str, ...]]:
 
 
 def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, int]]) -> dict[str, str] | None:
-    """What a query costs with two towers and with the single one; None without both."""
+    """Cost of a query with two towers and with the single one; None without both."""
     if "moco" not in figures or "single-tower" not in figures:
         return None
     two, one = figures["moco"], figures["single-tower"]

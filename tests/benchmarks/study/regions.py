@@ -129,7 +129,7 @@ class Job:
         return self.folder / f"{self.source.name}.{self.sight}.seed{self.seed}.json"
 
     def key(self) -> list[object]:
-        """What the record depends on."""
+        """Dependencies of the record."""
         return [*_made_of(self.source.manifest, self.weights), self.samples]
 
     def record(self) -> Run | None:
@@ -153,7 +153,7 @@ def jobs_of(
 
 
 def sights(source: Source) -> list[Sight]:
-    """What may be seen of a dataset."""
+    """The part of a dataset that may be seen."""
     return [sight for sight in SIGHTS if sight != "things" or source.true_boxes is not None]
 
 
@@ -296,7 +296,7 @@ def with_boxes(batch: Batch, boxes: Sequence[Sequence[Sequence[float]]]) -> Batc
 
 
 def _made_of(manifest: Path, weights: Path) -> list[object]:
-    """What features of a dataset depend on, beside the boxes: this code's version, the pictures, the backbone."""
+    """Dependencies of the features of a dataset, beside the boxes: this code's version, the pictures, the backbone."""
     digest = json.loads(manifest.read_text(encoding="utf-8"))["content_digest"]
     return [VERSION, digest, weights_id(weights)]
 
@@ -333,7 +333,7 @@ class Part:
 
 
 def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | None:
-    """What the page shows of the second question; None where nothing of it has been begun."""
+    """Section of the page on the second question; None where nothing of it has been begun."""
     parts = [_part(source, [job for job in jobs if job.source.name == source.name]) for source in sources]
     if not parts:
         return None

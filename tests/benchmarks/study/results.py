@@ -1,4 +1,4 @@
-"""What the finished runs say: figures per arm at its chosen length, and which claims hold.
+"""Results of the finished runs: figures per arm at its chosen length, and which claims hold.
 
 The length is chosen for each arm on the dev style: of the points that lie within the budget the one with the highest
 mean over its seeds. The budget is N samples, or as many as cost what N samples of the base arm do; N is the arm's own,

@@ -150,7 +150,7 @@ class Study:
             return None
 
     def key(self, task: Task) -> str:
-        """What a record depends on, beside the code of a VERSION."""
+        """Dependencies of a record, beside the code of a VERSION."""
         tarballs = tarballs_of(self.out)
         made_of = [features.key_of(style, tarballs, self.weights) for style in self.plan.styles]
         parts = (VERSION, made_of, asdict(task))

@@ -1,4 +1,4 @@
-"""Which emoji are trained on, and which are reported as unseen names.
+"""Split of the emoji: those that are trained on, and those that are reported as unseen names.
 
 By family: an emoji with its skin tones, its forms as man, woman and person, and its hair styles is one family, and no
 family stands on both sides. The family's hash decides, so the split is the same whatever else is in the data.

@@ -55,7 +55,7 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a run has reached after `samples`: R@1 both ways by gallery, in [0, 1], and the seconds trained so far."""
+    """Progress of a run after `samples`: R@1 both ways by gallery, in [0, 1], and the seconds trained so far."""
 
     samples: int
     seconds: float

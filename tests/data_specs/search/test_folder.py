@@ -38,7 +38,7 @@ def test_a_score_is_that_of_the_checkpoint_s_background() -> None:
 def test_an_index_of_another_version_is_one_line(tmp_path: Path, version: int, line: str) -> None:
     path = make(tmp_path, named(3), random_units(3, 8)) / INDEX
     path.write_text(path.read_text().replace('"version": 2', f'"version": {version}'))
-    for use in (SearchIndex.open, lambda folder: IndexWriter.begin(folder, ABOUT)):
+    for use in (SearchIndex.open, lambda folder: IndexWriter.begin(folder, ABOUT).__enter__()):
         with pytest.raises(IndexFault, match=re.escape(f"{path}: {line}")):
             use(tmp_path)
 

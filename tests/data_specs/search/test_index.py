@@ -45,7 +45,8 @@ import os, signal, sys
 from pathlib import Path
 from data_specs.search import index
 from tests.indexed import random_units, table
-writer = index.IndexWriter.begin(Path(sys.argv[1]), index.About(name="test", width=8, images=True, texts=False))
+begun = index.IndexWriter.begin(Path(sys.argv[1]), index.About(name="test", width=8, images=True, texts=False))
+writer = begun.__enter__()
 vectors, rows = random_units(9, 8), [{"id": f"{n}", "caption": "猫"} for n in range(9)]
 writer.add(table(rows[:3]), vectors[:3], None)
 index.write_index = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the files of part 1 are written, not committed
@@ -121,7 +122,8 @@ def test_an_index_needs_what_its_extra_brings_and_no_more(tmp_path: Path, monkey
     assert set(NEEDED) <= extras()["search"]
     asked: list[str] = []
     monkeypatch.setattr("data_specs.search.index.require", asked.append)
-    IndexWriter.begin(tmp_path / "i", ABOUT).close()
+    with IndexWriter.begin(tmp_path / "i", ABOUT):
+        pass
     assert asked == list(NEEDED)
 
 
@@ -141,19 +143,21 @@ def test_another_index_is_refused(tmp_path: Path, changes: dict[str, object], sa
         writer.add(ids("x"), axes(0), None)
         if finished:
             writer.finish()
-    with pytest.raises(IndexFault, match=rf"holds another index \({said}\); give a new folder"):
-        IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
+    another = IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
+    with pytest.raises(IndexFault, match=rf"holds another index \({said}\); give a new folder"), another:
+        pass
 
 
 def test_a_folder_that_cannot_become_an_index_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
-    with pytest.raises(IndexFault, match="is not empty and holds no index"):
-        IndexWriter.begin(tmp_path / "mine", ABOUT)
-    with pytest.raises(IndexFault, match=r"letter\.txt: cannot be written"):
-        IndexWriter.begin(tmp_path / "mine" / "letter.txt", ABOUT)
-    with pytest.raises(IndexFault, match="an index is mapped from a local disk; give a path"):
-        IndexWriter.begin(Path("s3://bucket/index"), ABOUT)
+    for place, said in (
+        (tmp_path / "mine", "is not empty and holds no index"),
+        (tmp_path / "mine" / "letter.txt", r"letter\.txt: cannot be written"),
+        (Path("s3://bucket/index"), "an index is mapped from a local disk; give a path"),
+    ):
+        with pytest.raises(IndexFault, match=said), IndexWriter.begin(place, ABOUT):
+            pass
     with (
         pytest.raises(IndexFault, match="nothing was embedded"),
         IndexWriter.begin(tmp_path / "empty", ABOUT) as writer,

@@ -195,9 +195,6 @@ def test_which_of_those_that_are_alike_is_kept_is_the_specs_choice(
 ) -> None:
     build = alike.made(fetched_build, got, tmp_path, SHOWN, {"keep": keep}, parts=2)
     assert alike.kept(build) == {stays}
-    for record in build.stage("curate.vectors").records():
-        ranks = build.stage("curate.vectors").table(record)["rank"].to_pylist()
-        assert ranks == sorted(ranks)
 
 
 def test_an_image_that_the_tower_cannot_read_is_kept_and_leads_nobody(

@@ -133,18 +133,6 @@ def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -
 
 
 @pytest.mark.slow
-def test_builds_of_before_releases_are_in_the_first(week: Week, tmp_path: Path) -> None:
-    first = week("2026-11-01", 12)
-    release.publish(first)
-    shutil.rmtree(tmp_path / "store/datasets")  # as an older wenlan left it
-    second = week("2026-11-08", 14)
-    assert second.identities
-    release.publish(second)
-    newest = releases_of(second).read()
-    assert (newest.release, len(newest.builds), sum(newest.samples.values())) == (1, 2, 14)
-
-
-@pytest.mark.slow
 def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)

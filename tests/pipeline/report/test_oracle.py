@@ -261,7 +261,7 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
     ),
     "vocabulary": (lambda r: r["vocabulary"], vocabulary),
     "texts": (
-        lambda r: {k["name"]: (k["count"], k["fallbacks"]) for k in r["texts"]["kinds"]},
+        lambda r: {k["name"]: (k["primary"], k["fallbacks"]) for k in r["kinds"] if k["primary"]},
         lambda t: {
             kind: (len(own), (own.text_rank > 0).sum())
             for kind, own in t.samples.assign(kind=t.primary.kind).groupby("kind")

@@ -73,6 +73,9 @@ def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     assert items[4].candidate.image_url not in urls
     assert any(items[5].candidate.image_url == url for url in urls), "others are still shown"
     assert not (by == "domain" and any("img0.example" in url for url in urls))
+    never = sum(row["reason"] in HIDDEN for table in Frames.of(synthetic_build).tables("decisions")
+                for row in table.to_pylist() if row["subject"] == "candidate")  # fmt: skip
+    assert (made["not_shown"] > never) == (by != "image"), "what was taken down counts as not shown"
 
 
 def test_the_sheet_is_the_same_every_time_and_balanced(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:

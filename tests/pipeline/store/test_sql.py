@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.files.folder import Folder
 from pipeline.store import recorded_files
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, parquet, quoted, settings, threads
+from pipeline.store.sql import VIEWS, Tables, _hosts, head, host, in_order, parquet, quoted, settings, threads
 
 Run = Callable[..., list[str]]
 
@@ -63,7 +64,7 @@ def test_what_a_build_does_not_have_is_empty(make_build: Callable[..., Build]) -
     with Tables.of(build) as tables:
         for name in VIEWS:
             assert tables.rows(f"SELECT * FROM {name}") == [], name
-        assert (tables.records("shard"), tables.counted("crawl", "kept")) == ([], 0)
+        assert (build.records("shard"), build.counted("crawl", "kept")) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,17 @@ def test_the_database_loads_nothing_from_the_network_and_keeps_within_its_memory
         names = ("memory_limit", "autoinstall_known_extensions", "autoload_known_extensions")
         limit, *loads = (db.sql(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in names)
     assert (limit, loads) == ("429.1 MiB", [False, False])
+
+
+@pytest.mark.parametrize("counts", [(7_000, 1, 0, 900), (0, 0), ()])
+def test_rows_of_files_come_in_order_each_once(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    dice, schema = random.Random(2), pa.schema([("rank", pa.binary(5)), ("partition", pa.string())])
+    names, rows = dice.sample(range(1 << 30), sum(counts)), list[dict[str, Any]]()
+    for number, count in enumerate(counts):
+        own = [{"rank": names.pop().to_bytes(5), "partition": str(number)} for _ in range(count)]
+        pq.write_table(pa.Table.from_pylist(own, schema), tmp_path / f"{number}.parquet")
+        rows += own
+    blocks = list(in_order(sorted(tmp_path.iterdir()), schema, ["rank"], 2_048))
+    assert all(block.schema == schema for block in blocks)
+    assert all(block.num_rows == 2_048 for block in blocks[:-1])
+    assert [row for block in blocks for row in block.to_pylist()] == sorted(rows, key=lambda row: row["rank"])

@@ -23,7 +23,7 @@ from pipeline.studio.prepared import Preparation
 def catalog(built: Build, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Catalog]:
     catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
     if request.param == "prepared":
-        preparation = Preparation(catalog, None, tmp_path / "index", tmp_path)
+        preparation = Preparation(catalog, None, tmp_path / "index")
         preparation.start()
         preparation.wait()
         assert catalog.ready

@@ -99,7 +99,7 @@ def test_what_is_stopped_half_way_leaves_no_index(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
-    preparation = prepared.Preparation(catalog, None, tmp_path / "index", tmp_path)
+    preparation = prepared.Preparation(catalog, None, tmp_path / "index")
     monkeypatch.setattr(prepared, "_stored", lambda _: preparation.stop() or "SELECT 1")
     monkeypatch.setattr(preparation, "stop", lambda: setattr(preparation, "_stopped", True))
     preparation.start()

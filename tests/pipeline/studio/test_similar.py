@@ -7,17 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from data_specs.build import SpecError
 from data_specs.search.index import IndexWriter, remove
+from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.studio import server
 from pipeline.studio.facets import Filters
-from pipeline.studio.similar import Similar, index_beside
+from pipeline.studio.similar import ID_OF_INDEX, Similar, id_of_index, index_beside
 from tests.exported import Exported
 
 Make = Callable[..., Build]
@@ -132,3 +134,9 @@ def test_an_index_alone_is_opened_anew_after_a_takedown(
     shown = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 99))
     assert len(shown) == 29
     assert keys[11] not in {row["key"] for row in shown}
+
+
+@pytest.mark.parametrize("name", ["ab" * 32, "ab" * 16, "000000012", "AB" * 32, "一"])
+def test_an_id_of_an_index_is_the_same_in_sql(name: str) -> None:
+    assert duckdb.sql(f"SELECT {ID_OF_INDEX} FROM (SELECT ? AS id)", params=[name]).fetchall() == [(id_of_index(name),)]
+    assert id_of_index(name) in (name, sha256_hex(name))

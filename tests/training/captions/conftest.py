@@ -6,14 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from training.data.tokenizer import load_tokenizer
-from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
-from training.resolve import resolve
-from training.run.optimizer import build_optimizer
+from tests.training.conftest import moved_checkpoint
 
 COLOURS = {"红": (200, 20, 20), "绿": (20, 180, 20), "蓝": (20, 20, 200), "黄": (220, 220, 20)}
 
@@ -21,11 +16,7 @@ COLOURS = {"红": (200, 20, 20), "绿": (20, 180, 20), "蓝": (20, 20, 200), "�
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of recipe tiny with random weights."""
-    torch.manual_seed(0)
-    config = resolve("tiny")
-    model = BriVL(config)
-    folder, state = tmp_path_factory.mktemp("towers"), RunState(1, 8, 0, (), (), "grid")
-    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+    return moved_checkpoint(tmp_path_factory.mktemp("towers"), detector="grid")
 
 
 @pytest.fixture(scope="session")

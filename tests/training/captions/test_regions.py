@@ -39,7 +39,7 @@ def test_regions_are_what_the_mean_of_the_tower_is_of(loaded: Loaded, pictures: 
     assert len(found) == 8
     files = sorted((pictures / "test").glob("*.jpg"))
     images = [loaded.open_image(path, None) for path in files]
-    batch = loaded.image_batch([image for image, _ in images], [boxes for _, boxes in images])
+    batch = loaded.opened_batch(images)
     with torch.inference_mode():
         features = loaded.model.encode_image(batch)
     assert np.allclose(found.features_ND, features.numpy(), atol=1e-5)

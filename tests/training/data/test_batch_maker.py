@@ -6,28 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from training.config import DataConfig
+from tests.training.data.test_loader import CONFIG, loader
 from training.data.batch_maker import short_id
 from training.data.index import open_dataset
-from training.data.loader import Loader, Share
-from training.data.tokenizer import load_tokenizer
-from training.resolve import resolve
+from training.data.loader import Share
 
 MakeShards = Callable[..., Path]
-
-
-CONFIG = replace(resolve("tiny").data, window_shards=2)
-
-
-def loader(manifest: Path, share: Share, *, train: bool = True, config: DataConfig = CONFIG, **more: Any) -> Loader:
-    split = "train" if train else "val"
-    data = open_dataset([str(manifest)], split, detector=config.detector)  # type: ignore[arg-type]
-    return Loader(data, config, load_tokenizer("gb2312"), share, seed=3, train=train, **more)
 
 
 @pytest.mark.slow

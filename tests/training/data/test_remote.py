@@ -17,6 +17,7 @@ import fsspec
 import pytest
 
 from data_specs.shard import ContractError
+from data_specs.storage.whole_files import exclusive
 from training.data import remote
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
@@ -204,6 +205,6 @@ def test_what_a_killed_process_has_fetched_of_another_tar_is_removed_and_what_is
     left, fetched = folder / "left.part", folder / "fetched.part"
     for part in (left, fetched):
         part.write_bytes(bytes(1000))
-    with remote._locked(fetched.with_suffix(".lock")):
+    with exclusive(fetched.with_suffix(".lock")):
         os.close(TarCache(folder, 1 << 30).open(f"file://{tmp_path}/x.tar", 100))
     assert (left.exists(), fetched.exists()) == (False, True)

@@ -179,7 +179,7 @@ def test_the_caption_of_an_image_in_a_folder_per_class_is_the_class(names: dict[
     assert content(benchmark) == [(picture(i), [f"{COLOURS[i % 2]}色"]) for i in (100, 102, 101, 103)]
     assert benchmark.split == (split or "all")
     if split:
-        with pytest.raises(ConfigError, match=rf"has no dev split; it has {folder}$"):
+        with pytest.raises(ConfigError, match=rf"has no dev split; it has {split}$"):
             open_benchmark(f"classes:{tmp_path}", "dev")
     write(tmp_path / ".ipynb_checkpoints" / "100-checkpoint.jpg", picture(100))
     assert content(open_benchmark(f"classes:{tmp_path}", split or "train")) == content(benchmark)

@@ -19,12 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.synthetic import encode
+from tests.training.conftest import retrieval_of
 from training import cli
 from training.commands import fit
 from training.errors import CheckpointError, InputError
 from training.evaluation import calibrate as calibrate_module
 from training.evaluation.calibrate import calibrate
-from training.evaluation.evaluate import evaluate_retrieval, summary
+from training.evaluation.tasks.retrieval import summary
 from training.outputs.checkpoint import open_checkpoint
 from training.outputs.whole import add_tensors
 from training.use.embed import embed_data
@@ -124,7 +125,7 @@ def test_a_run_on_a_caption_set_is_calibrated_on_it(plain: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, manifest: Path, tmp_path: Path) -> None:
-    result = evaluate_retrieval(calibrated, [str(manifest)], "val", device="cpu")
+    result = retrieval_of(calibrated, str(manifest), device="cpu")
     embed_data(calibrated, [str(manifest)], "val", tmp_path / "val.safetensors", device="cpu")
     features = load_file(tmp_path / "val.safetensors")
     own = (features["image_features"] * features["text_features"]).sum(1).numpy()
@@ -134,10 +135,10 @@ def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, mani
     assert result["scores"]["background"]["images"] == TRAIN
     assert "of the background" in summary(result)[-1]
 
-    without = evaluate_retrieval(plain, [str(manifest)], "val", device="cpu")
+    without = retrieval_of(plain, str(manifest), device="cpu")
     assert without["scores"] is None
     assert summary(without)[-1].endswith(f"add it by wenlan-train calibrate {plain} --data TRAIN")
-    key = evaluate_retrieval(calibrated, [str(manifest)], "val", device="cpu", towers="key")
+    key = retrieval_of(calibrated, str(manifest), device="cpu", towers="key")
     assert (key["scores"], summary(key)[-1]) == (
         None,
         "scores: cosines alone; a background is that of the query towers",

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.training.conftest import moved_checkpoint
+from tests.training.conftest import moved_checkpoint, retrieval_of
 from training import cli
 from training.data.tokenizer import load_tokenizer
-from training.evaluation.evaluate import Measured, evaluate_retrieval, summary
 from training.evaluation.hits import Clusters
 from training.evaluation.labelled import Source
 from training.evaluation.retrieval import KS, rank
 from training.evaluation.tasks import Request, task
+from training.evaluation.tasks.retrieval import Measured, summary
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -32,11 +32,6 @@ from training.run.optimizer import build_optimizer
 from training.use.embed import embed_data
 
 MakeShards = Callable[..., Path]
-
-
-@pytest.fixture
-def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
-    return checkpoint_with_moved_keys
 
 
 def share(manifest: Path, texts: range, images: range) -> None:
@@ -76,7 +71,7 @@ def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
 ) -> None:
     manifest = make_shards(train=(12, 9), val=(20,))
     share(manifest, texts=range(5), images=range(3, 9))
-    result = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    result = retrieval_of(checkpoint, str(manifest))
     assert result["in_train"] == {"images": 6, "texts": 5, "either": 9}
     assert result["headline"] == "unseen"
     assert (result["samples"], result["seen"]["samples"], result["unseen"]["samples"]) == (20, 9, 11)
@@ -100,7 +95,7 @@ def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
 def test_where_all_queries_stand_in_train_they_are_the_headline(make_shards: MakeShards, checkpoint: Path) -> None:
     manifest = make_shards(train=(12,), val=(6,))
     share(manifest, texts=range(6), images=range(0))
-    result = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    result = retrieval_of(checkpoint, str(manifest))
     assert (result["headline"], result["unseen"]) == ("all", {"samples": 0})
     assert "no unseen query is left" in "\n".join(summary(result))
 
@@ -109,7 +104,7 @@ def test_without_a_train_split_it_is_unknown(make_shards: MakeShards, checkpoint
     manifest = make_shards(train=(), val=(6,))
     tar = str(manifest.parent / "val-000000.tar")
     for data in ([str(manifest)], [tar], [f"{tar}@2"]):
-        result = evaluate_retrieval(checkpoint, data, "val")
+        result = retrieval_of(checkpoint, *data)
         assert (result["in_train"], result["seen"], result["unseen"], result["headline"]) == (None, None, None, "all")
         assert "unknown" in summary(result)[1]
         assert result["samples"] == 6
@@ -117,7 +112,7 @@ def test_without_a_train_split_it_is_unknown(make_shards: MakeShards, checkpoint
 
 def test_the_protocol_names_data_candidates_and_checkpoint(make_shards: MakeShards, checkpoint: Path) -> None:
     manifest = make_shards(train=(12,), val=(6,))
-    protocol = evaluate_retrieval(checkpoint, [str(manifest)], "val")["protocol"]
+    protocol = retrieval_of(checkpoint, str(manifest))["protocol"]
     digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
     assert (protocol["checkpoint"], protocol["images"], protocol["texts"]) == (digest, 6, 6)
     assert protocol["line"] == (
@@ -132,8 +127,8 @@ def test_key_towers_are_those_that_the_run_averaged(
 ) -> None:
     """The same as a checkpoint whose query trunks are the key towers."""
     manifest = make_shards(train=(12,), val=(30,))
-    found = evaluate_retrieval(checkpoint, [str(manifest)], "val", towers="key")
-    query = evaluate_retrieval(checkpoint, [str(manifest)], "val")
+    found = retrieval_of(checkpoint, str(manifest), towers="key")
+    query = retrieval_of(checkpoint, str(manifest))
     config = resolve("tiny")
     model = BriVL(config)
     for file in ("towers", "key_towers"):
@@ -142,7 +137,7 @@ def test_key_towers_are_those_that_the_run_averaged(
     model.text_query.trunk.load_state_dict(model.text_key.state_dict())
     state, tokenizer = RunState(1, 8, 0, (), (), ""), load_tokenizer("gb2312")
     swapped = save(tmp_path / "run", model, build_optimizer(model, config.optim), config, tokenizer, state, 1)
-    other = evaluate_retrieval(swapped, [str(manifest)], "val")
+    other = retrieval_of(swapped, str(manifest))
     assert (found["i2t"], found["t2i"]) == (other["i2t"], other["t2i"])
     assert (found["i2t"], found["t2i"]) != (query["i2t"], query["t2i"])
     assert (found["protocol"]["towers"], query["protocol"]["towers"]) == ("key", "query")
@@ -181,7 +176,7 @@ def test_a_benchmark_is_evaluated_by_its_captions(
     assert line in printed.err
 
     paths[2].write_bytes(b"\x89PNG")  # left out with its two captions, and the others are as they were
-    result = evaluate_retrieval(checkpoint, [data], "val")
+    result = retrieval_of(checkpoint, data)
     assert (result["samples"], result["corrupt"], result["t2i"]["queries"]) == (5, 1, 10)
 
 
@@ -197,7 +192,7 @@ def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_pat
     similar = features["image_features"].double() @ features["text_features"].double().T
     own = torch.arange(12)[None] // 2 == torch.arange(6)[:, None]
     best = similar.masked_fill(~own, -9).amax(1, keepdim=True)
-    result = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'images'}"], "val")
+    result = retrieval_of(checkpoint, f"folder:{tmp_path / 'images'}")
     for direction, ranks in (
         ("i2t", 1 + ((similar >= best) & ~own).sum(1)),
         ("t2i", 1 + ((similar.T[own.T][:, None] <= similar.T) & ~own.T).sum(1)),
@@ -225,7 +220,7 @@ def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> N
     assert found == dict.fromkeys(found, "grid")
     row = {"image_id": str(paths[0]), "sentences": [["alt_text", "图"]], "bbox": [[1, 2, 30, 40]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    rows = evaluate_retrieval(checkpoint, [f"rows:{tmp_path / 'rows.jsonl'}"], "val")
+    rows = retrieval_of(checkpoint, f"rows:{tmp_path / 'rows.jsonl'}")
     assert rows["detector"] == "rows:rows.jsonl", "its own"
 
 

@@ -18,11 +18,6 @@ from training.weights.load import load
 MakeShards = Callable[..., Path]
 
 
-@pytest.fixture
-def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
-    return checkpoint_with_moved_keys
-
-
 @pytest.mark.parametrize("trains", [True, False])
 def test_without_a_batch_there_is_no_feature_and_the_model_stays_in_its_mode(checkpoint: Path, trains: bool) -> None:
     model = load(checkpoint, "cpu").model.train(trains)

@@ -131,7 +131,7 @@ def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Pa
     assert sorted(rows([tar], cache).values()) == [("狗",), ("狗",), ("猫",), ("猫",)]
     with tarfile.open(tar) as opened:
         assert {member.mtime for member in opened} == {0}
-    with pytest.raises(ConfigError, match=r"has no val split; it has test, train"):
+    with pytest.raises(ConfigError, match=r"has no val split; it has train, test"):
         packed(data, "val", cache)
 
 

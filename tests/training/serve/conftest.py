@@ -32,11 +32,12 @@ from data_specs.web.http_app import LOOPBACK
 from tests.places import ROOT
 from training.outputs.checkpoint import open_checkpoint
 from training.serve.app import application, protected
-from training.serve.galleries import Galleries, about_of
+from training.serve.galleries import Galleries
 from training.serve.options import Options
 from training.serve.server import listen, make_server
 from training.serve.service import Service
 from training.serve.towers import Features, TorchTowers, Towers
+from training.use.indexing import about_of
 from training.weights.load import load
 
 COLOURS = {"红": (200, 30, 30), "绿": (30, 170, 40), "蓝": (30, 60, 210), "黄": (230, 210, 40), "紫": (130, 40, 160)}

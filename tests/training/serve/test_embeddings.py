@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from typing import Any
 
 import httpx
@@ -66,33 +67,23 @@ def test_openais_client_raises_its_own_errors(server: Server) -> None:
     assert len(client.embeddings.create(model="tiny", input="红色", dimensions=32).data) == 1
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "http://169.254.169.254/latest/meta-data/",
-        "https://example.org/a.jpg",
-        "file:///etc/passwd",
-        "//example.org/a.jpg",
-        " HTTP://127.0.0.1/a.jpg",
-        "data:image/jpeg,notbase64",
-    ],
-)
-def test_a_url_of_a_picture_is_refused_and_never_fetched(server: Server, address: str) -> None:
-    """Whatever route takes pictures."""
-    search = {"collection": "pictures", "image": address}
-    assert error(server.post("/search", json=search)) == ("url_refused", "image")
-    assert error(server.post("/knn-service", json={"image": address}))[0] == "url_refused"
-    assert error(server.post("/knn-service", json={"image_url": address})) == ("url_refused", "image_url")
-
-
-def test_a_picture_behind_a_url_is_asked_for_by_nobody(server: Server) -> None:
-    """A server that listens hears nothing."""
-    import socket
-
+def test_a_url_of_a_picture_is_refused_and_never_fetched(server: Server) -> None:
+    """By every route that takes pictures; a server that listens hears nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.5)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.jpg"
-        assert error(server.post("/knn-service", json={"image_url": url}))[0] == "url_refused"
+        for address in (
+            f"http://127.0.0.1:{listening.getsockname()[1]}/a.jpg",
+            "http://169.254.169.254/latest/meta-data/",
+            "https://example.org/a.jpg",
+            "file:///etc/passwd",
+            "//example.org/a.jpg",
+            f" HTTP://127.0.0.1:{listening.getsockname()[1]}/a.jpg",
+            "data:image/jpeg,notbase64",
+        ):
+            search = {"collection": "pictures", "image": address}
+            assert error(server.post("/search", json=search)) == ("url_refused", "image")
+            assert error(server.post("/knn-service", json={"image": address}))[0] == "url_refused"
+            assert error(server.post("/knn-service", json={"image_url": address})) == ("url_refused", "image_url")
         with pytest.raises(TimeoutError):
             listening.accept()
 

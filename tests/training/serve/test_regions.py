@@ -10,22 +10,17 @@ import pytest
 from tests.drawn import picture
 from tests.training.serve.conftest import command
 from tests.training.serve.test_embeddings import data_uri
-from training.errors import ConfigError, RunError
+from training.errors import RunError
 from training.serve.refusals import Refused
-from training.serve.regions import Detected, detector_of
+from training.serve.towers import boxes_by
 from training.use.detector import InEachProcess, choose
-
-
-def test_a_checkpoint_of_the_grid_has_no_detector() -> None:
-    assert detector_of("", "") == (None, "grid")
-    with pytest.raises(ConfigError, match="nonesuch"):
-        detector_of("", "nonesuch")
 
 
 @pytest.mark.slow
 def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    detected, _ = detector_of("", "proposals")
-    assert isinstance(detected, Detected)
+    detector, _ = choose("", "proposals", None)
+    assert detector is not None
+    boxes_of = boxes_by(InEachProcess(detector))
 
     def fails(*_: object) -> None:
         raise RunError("detector proposals", "out of luck")
@@ -33,8 +28,8 @@ def test_a_detector_that_fails_refuses_the_picture_and_is_asked_again(monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(InEachProcess, "of", fails)
         with pytest.raises(Refused, match="detector proposals: out of luck"):
-            detected.of(picture(4))
-    assert len(detected.of(picture(4))) > 0
+            boxes_of(picture(4))
+    assert len(boxes_of(picture(4))) > 0
 
 
 @pytest.mark.slow

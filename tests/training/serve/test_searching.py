@@ -98,9 +98,9 @@ def test_a_box_is_searched_by_itself_alone_and_by_its_crop(server: Server, tiny:
 
     box = [10, 6, 40, 30]
     loaded, encoder = load(tiny, "cpu"), open_encoder(tiny, "cpu")
-    image, boxes = loaded.open_image(PICTURES[2], [box])
+    opened = loaded.open_image(PICTURES[2], [box])
     with torch.inference_mode():
-        alone = loaded.model.image_query.each_region(loaded.image_batch([image], [boxes]))[0, 0].numpy()
+        alone = loaded.model.image_query.each_region(loaded.opened_batch([opened]))[0, 0].numpy()
     pixels = decode(PICTURES[2])[:, 6:30, 10:40].permute(1, 2, 0).numpy()
     both = alone + encoder.encode_image(Image.fromarray(pixels))[0]
     wanted = encoder.encode_image(list(PICTURES)) @ (both / np.linalg.norm(both))

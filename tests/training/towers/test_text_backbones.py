@@ -10,37 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import Config
-from training.encoders import build_tower
+from tests.training.encoders.test_encoders import BERT, batch_of, build
 from training.errors import ConfigError
 from training.records import Batch
-from training.resolve import resolve
 from training.towers.tower import Tower
-
-BERT = (
-    "text.encoder=bert_text",
-    "text.backbone_layers=3",
-    "text.frozen_layers=2",
-    "text.backbone_heads=4",
-    "text.backbone_ffn=48",
-    "text.vocab_size=60",
-)
-
-
-def batch_of(images: Tensor, boxes: Tensor, n_boxes: list[int], tokens: list[list[int]]) -> Batch:
-    size, length = len(images), max(len(row) for row in tokens)
-    ids = torch.arange(size)
-    padded = torch.tensor([row + [0] * (length - len(row)) for row in tokens])
-    counts = torch.tensor([len(row) for row in tokens])
-    every = torch.ones(size, dtype=torch.bool)
-    return Batch(images, boxes, torch.tensor(n_boxes), padded, counts, ids, ids, ids, every)
-
-
-def build(modality: str, *overrides: str, load_weights: bool = True) -> tuple[Tower, Config]:
-    torch.manual_seed(0)
-    config = resolve("tiny", overrides)
-    tower = build_tower("image" if modality == "image" else "text", config, load_weights=load_weights)
-    return tower.double().eval(), config
 
 
 def small_model(model_type: str, folder: Path, **options: object) -> nn.Module:

@@ -22,18 +22,13 @@ from pipeline.pictures.decode import decode
 from pipeline.store.store import Store
 from tests.places import ROOT
 from tests.processes import Forks
+from tests.training.conftest import retrieval_of
 from training.errors import ConfigError
-from training.evaluation.evaluate import evaluate_retrieval
 from training.evaluation.file_regions import RegionTable
 from training.use.clip_benchmark import load_wenlan
 from training.use.encode import open_encoder
 
 IMAGES, EACH = 24, 2
-
-
-@pytest.fixture
-def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
-    return checkpoint_with_moved_keys
 
 
 def pixels(number: int) -> Image.Image:
@@ -107,7 +102,7 @@ def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
 def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, tmp_path: Path) -> None:
     write_both(tmp_path)
     theirs = measure(AS_A_MODULE, tmp_path, checkpoint, towers)
-    assert_same(theirs, evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers))  # type: ignore[arg-type]
+    assert_same(theirs, retrieval_of(checkpoint, f"folder:{tmp_path / 'files'}", towers=towers))
 
 
 @pytest.mark.drill(20)
@@ -125,7 +120,7 @@ def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
     store.regions(detector.detector_id).put(rows_of(raw))
     regions = tmp_path / "store" / "regions" / detector.detector_id
     script = "import wenlan; wenlan.clip_benchmark('proposals')"
-    ours = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", regions=regions)
+    ours = retrieval_of(checkpoint, f"folder:{tmp_path / 'files'}", regions=regions)
     assert_same(measure(script, tmp_path, checkpoint, "query"), ours)
 
     content, size = files[0].read_bytes(), (70, 50)

@@ -14,17 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
+from tests.training.conftest import moved_checkpoint
 from training import cli
-from training.data.tokenizer import load_tokenizer
 from training.errors import InputError
-from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
-from training.resolve import resolve
-from training.run.optimizer import build_optimizer
-from training.use.embed import embed_files, embed_rows
+from training.use.embed import embed_files
+from training.use.indexing import Inputs, embed_parquet
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,23 +34,7 @@ SENTENCES = [["alt_text", "红船"], ["sur_text", "山水相连。白云飞"]]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights, 4 boxes at most, 64 x 64 pixels, that was trained on a detector's boxes."""
-    torch.manual_seed(0)
-    config = resolve("tiny")
-    model = BriVL(config)
-    state = RunState(1, 8, 0, (), (), "onnx-x")
-    folder = tmp_path_factory.mktemp("run")
-    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """64 x 64 PNG files: no resize, no loss."""
-    generator = np.random.default_rng(0)
-    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    return paths
+    return moved_checkpoint(tmp_path_factory.mktemp("run"), detector="onnx-x")
 
 
 def row(image: str, boxes: Any = BOXES, sentences: Any = SENTENCES) -> str:
@@ -77,9 +57,9 @@ def test_rows_and_files_give_the_same_features(
     rows.write_text("\n".join(row(f"images/{p.name}") for p in pictures) + "\n", encoding="utf-8")
     out = tmp_path / "new" / "rows.parquet"
     code, stdout, _ = run("embed", checkpoint, "--jsonl", rows, "--text-kind", "sur_text", "--out", out, "--json")
-    assert (code, json.loads(stdout)["rows"], json.loads(stdout)["broken"]) == (0, 3, 0)
+    assert (code, json.loads(stdout)["rows"], json.loads(stdout)["unreadable"]) == (0, 3, 0)
     table = pq.read_table(out)
-    assert table.column_names == ["id", "image_features", "text_features"]
+    assert table.column_names[:4] == ["id", "image_features", "text_features", "caption"]
     assert table.schema.field("image_features").type == pa.list_(pa.float32())
     assert table["id"].to_pylist() == [f"images/{p.name}" for p in pictures]
     of_rows = np.array(table["image_features"].to_pylist(), dtype=np.float32)
@@ -118,15 +98,15 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
     alone, mixed = tmp_path / "good.jsonl", tmp_path / "mixed.jsonl"
     alone.write_text("\n".join(good), encoding="utf-8")
     mixed.write_text("\n\n".join([*bad[:5], good[0], *bad[5:], *good[1:]]), encoding="utf-8")
-    embed_rows(checkpoint, alone, "first", tmp_path / "good.parquet")
+    embed_parquet(checkpoint, Inputs(jsonl=str(alone), text_kind="first"), tmp_path / "good.parquet")
     code, stdout, stderr = run(
         "embed", checkpoint, "--jsonl", mixed, "--text-kind", "first", "--out", tmp_path / "mixed.parquet", "--json"
     )
     assert code == 0
-    assert json.loads(stdout)["broken"] == len(bad)
+    assert json.loads(stdout)["unreadable"] == len(bad)
     lines = stderr.splitlines()
-    assert len([line for line in lines if line.startswith(f"row left out: {mixed}:line ")]) == len(bad)
-    assert f"{mixed}: {len(bad)} of {len(bad) + 3} rows left out" in lines
+    assert len([line for line in lines if line.startswith(f"left out: {mixed}:line ")]) == len(bad)
+    assert f"{len(bad)} of {len(bad) + 3} rows could not be read and are left out" in lines
     for words in (
         "line 1: ",
         "cut.jpg: ",
@@ -137,7 +117,7 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
         "images/0.png: its boxes are not finite numbers",
         "images/0.png: its sentences are not pairs of kind and text",
         "images/0.png: no text of kind first",
-        "images: Is a directory",
+        "images: no regular file",
     ):
         assert words in stderr, words
     wanted, found = pq.read_table(tmp_path / "good.parquet"), pq.read_table(tmp_path / "mixed.parquet")
@@ -147,19 +127,14 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
 
 
 @pytest.mark.timeout(120)
-def test_a_row_that_names_a_pipe_or_a_device_is_broken(checkpoint: Path, tmp_path: Path) -> None:
+def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
+    """A row may name a pipe or a device, whose reading would have no end."""
     os.mkfifo(tmp_path / "pipe")
     rows = [json.dumps({"image_id": name, "sentences": [["alt_text", "图"]]}) for name in ("pipe", "/dev/zero")]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(2 broken\)"):
-        embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
-
-
-def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("x\n")
-    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
-        embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
-    assert [p.name for p in tmp_path.iterdir() if "cache" not in p.name] == ["rows.jsonl"]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "x"]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(3 are left out\)"):
+        embed_parquet(checkpoint, Inputs(jsonl=str(tmp_path / "rows.jsonl")), tmp_path / "out.parquet")
+    assert sorted(p.name for p in tmp_path.iterdir() if "cache" not in p.name) == ["pipe", "rows.jsonl"]
 
 
 def test_images_without_regions_are_embedded_without_a_warning(
@@ -177,9 +152,11 @@ def test_images_without_regions_are_embedded_without_a_warning(
         (("--texts", "t.txt", "--regions", "r.jsonl"), "--regions: are boxes of --images; give both"),
         (("--images", "a.jpg", "--text-kind", "first"), "--text-kind: says which text of a --jsonl row; give that"),
         (("--images", "a.jpg", "--split", "val"), "--split: is of --data; give that"),
-        (("--images", "a.jpg", "--detector", "proposals"), "--detector: boxes are made for --index, and for --images"),
-        (("--jsonl", "r.jsonl", "--detector", "proposals"), "--detector: boxes are made for --index"),
-        (("--jsonl", "r.jsonl", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
+        (
+            ("--images", "a.jpg", "--detector", "proposals"),
+            "--detector: boxes are made for --index, --jsonl, and --images",
+        ),
+        (("--images", "a.jpg", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
         (("--data", "muge:d", "--detector", "grid"), "--detector: boxes are made for --index"),
     ],
 )
@@ -194,7 +171,7 @@ def test_a_row_without_boxes_has_the_grid_as_a_picture_file_has(
 ) -> None:
     lines = [{"image_id": f"images/{p.name}", "sentences": SENTENCES} for p in pictures]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "rows.parquet")
+    embed_parquet(checkpoint, Inputs(jsonl=str(tmp_path / "rows.jsonl")), tmp_path / "rows.parquet")
     embed_files(checkpoint, [str(path) for path in pictures], None, None, tmp_path / "files")
     of_rows = np.array(pq.read_table(tmp_path / "rows.parquet")["image_features"].to_pylist())
     np.testing.assert_allclose(of_rows, load_file(tmp_path / "files")["image_features"].numpy(), atol=1e-6)

@@ -8,29 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from training.data.tokenizer import load_tokenizer
 from training.errors import InputError
-from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
-from training.resolve import resolve
-from training.run.optimizer import build_optimizer
 from training.use.embed import embed_files
 from training.use.encode import Encoder, open_encoder
 
 TEXTS = ["红船", "山水相连。白云飞", "一只小猫在睡觉"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = resolve("tiny")
-    model, folder = BriVL(config), tmp_path_factory.mktemp("run")
-    state = RunState(1, 8, 0, (), (), "grid")
-    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def index(checkpoint_with_moved_keys: Path, tmp_path_factory: pytest.TempPathFac
         width=loaded.config.moco.feature_dim,
         images=True,
         texts=True,
-        checkpoint=Towers(recipe="tiny", sha256=loaded.checkpoint.sealed.files["towers.safetensors"]),
+        checkpoint=Towers(recipe="tiny", sha256=loaded.checkpoint.towers),
         background=Background(cosines=(-1.0, 1.0), shares=(0.0, 1.0)),
     )
     rows = [

@@ -30,8 +30,8 @@ from training.moco import BriVL
 from training.outputs.checkpoint import open_checkpoint
 from training.records import Batch
 from training.resolve import resolve
-from training.use.embed import embed_rows
 from training.use.export import export
+from training.use.indexing import Inputs, embed_parquet
 from training.weights.load import load
 from training.weights.released import import_brivl, recognise, slots_of
 
@@ -180,7 +180,8 @@ def test_released_rows_are_read_as_the_release_reads_them(
     row = {"image_id": "a.png", "sentences": [["sur_text", "一丁。"]], "bbox": boxes}
     one = {**row, "bbox": boxes[:1]}
     (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(r) for r in (row, one)), encoding="utf-8")
-    embed_rows(tmp_path / "ck", tmp_path / "r.jsonl", "first", tmp_path / "f.parquet", device="cpu")
+    rows = Inputs(jsonl=str(tmp_path / "r.jsonl"), text_kind="first")
+    embed_parquet(tmp_path / "ck", rows, tmp_path / "f.parquet", device="cpu")
     table = pq.read_table(tmp_path / "f.parquet")
 
     mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -19,11 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from tests.training.conftest import moved_checkpoint
+from tests.training.conftest import moved_checkpoint, retrieval_of
 from training import cli
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError, RunError
-from training.evaluation.evaluate import evaluate_retrieval
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.resolve import resolve
@@ -166,7 +165,7 @@ def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
-    ours = evaluate_retrieval(tmp_path / "ck", [f"folder:{tmp_path / 'pairs'}"], "val", device="cpu")
+    ours = retrieval_of(tmp_path / "ck", f"folder:{tmp_path / 'pairs'}", device="cpu")
     for direction in ("i2t", "t2i"):
         assert theirs[direction] == pytest.approx([ours[direction][f"r{k}"] for k in (1, 5, 10)], abs=1 / 24 + 1e-5)
     assert 0 < ours["t2i"]["r10"] < 1

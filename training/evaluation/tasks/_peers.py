@@ -37,8 +37,7 @@ def figures_by_seen(ranks: Ranks, peers: Peers, seen_N: Mask | None) -> Result:
 
 def peer_lines(result: Mapping[str, Any]) -> list[str]:
     """The protocol and, per part, recalls and median rank."""
-    named = [(name, part) for name, part in parts(result) if part["queries"]]
-    return [*first_lines(result), *(f"{name}: {recalls(part, KS)}" for name, part in named)]
+    return [*first_lines(result), *(f"{name}: {recalls(part, KS)}" for name, part in parts(result))]
 
 
 def examples_of(

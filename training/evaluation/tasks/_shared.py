@@ -137,12 +137,11 @@ def class_lines(result: Mapping[str, Any]) -> list[str]:
     """The protocol and, per part, the figures of a classification."""
     lines = first_lines(result, "items")
     for name, of_part in parts(result):
-        if of_part["n"]:
-            tops = [
-                f"top-{k} {share(of_part[f'top{k}'], of_part[f'top{k}_interval'], of_part[f'chance_top{k}'])}"
-                for k in (1, 5)
-                if f"top{k}" in of_part
-            ]
-            mean = share(of_part["mean_per_class"], of_part["mean_per_class_interval"])
-            lines.append(f"{name}: {', '.join(tops)}, mean per class {mean}, {of_part['n']:,} items")
+        tops = [
+            f"top-{k} {share(of_part[f'top{k}'], of_part[f'top{k}_interval'], of_part[f'chance_top{k}'])}"
+            for k in (1, 5)
+            if f"top{k}" in of_part
+        ]
+        mean = share(of_part["mean_per_class"], of_part["mean_per_class_interval"])
+        lines.append(f"{name}: {', '.join(tops)}, mean per class {mean}, {of_part['n']:,} items")
     return lines

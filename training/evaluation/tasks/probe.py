@@ -213,9 +213,8 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
     lines = class_lines(result)
     for name, of_part in parts(result):
-        if of_part["n"]:
-            knn = of_part["knn"]
-            lines.append(f"{name}: nearest neighbours: top-1 {share(knn['top1'], knn['top1_interval'])}")
+        knn = of_part["knn"]
+        lines.append(f"{name}: nearest neighbours: top-1 {share(knn['top1'], knn['top1_interval'])}")
     return lines if result["converged"] else [*lines, f"the probe had not converged after {ITERATIONS} iterations"]
 
 

@@ -137,7 +137,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
     lines = class_lines(result)
     name, of_part = parts(result)[0]
-    if result["protocol"]["feature"] == "alone" and of_part["n"]:
+    if result["protocol"]["feature"] == "alone":
         crop = of_part["crop"]
         difference = share(of_part["alone_minus_crop"], of_part["alone_minus_crop_interval"])
         lines.append(f"{name}: crops instead (as a CLIP does): top-1 {share(crop['top1'], crop['top1_interval'])}")

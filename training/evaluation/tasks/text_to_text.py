@@ -18,8 +18,8 @@ from training.data.batch_maker import short_id
 from training.data.index import open_dataset, split_of_dataset
 from training.data.index_cache import GRID
 from training.errors import ConfigError
-from training.evaluation.benchmarks import is_benchmark, open_benchmark
-from training.evaluation.evaluate import stands_in_train
+from training.evaluation.benchmarks import Benchmark
+from training.evaluation.evaluate import named_benchmark, stands_in_train
 from training.evaluation.features import text_rows
 from training.evaluation.hits import Ids, Mask, Peers, first_of_group
 from training.evaluation.labelled import KINDS
@@ -50,12 +50,10 @@ def run(request: Request) -> Result:
 
     Raises CheckpointError, InputError, ContractError, ConfigError.
     """
-    [first, *others] = request.source.data
-    if first.partition(":")[0] in KINDS or request.source.labels is not None:
+    if request.source.data[0].partition(":")[0] in KINDS or request.source.labels is not None:
         raise ConfigError("--data", f"{NAME} takes a benchmark or a dataset, and no labels")
-    if is_benchmark(first) and others:
-        raise ConfigError("--data", f"{first} is a benchmark; it is evaluated alone, not beside other data")
-    found = _of_benchmark(first, request.split) if is_benchmark(first) else _of_dataset(request)
+    benchmark = named_benchmark(request.source.data, request.split)
+    found = _of_dataset(request) if benchmark is None else _of_benchmark(benchmark)
     loaded = load(request.checkpoint, request.device, request.towers)
     text_MD = text_rows(loaded, found.texts)
     peers = Peers(found.image_M, found.copy_M, first_of_group(found.image_M))
@@ -76,8 +74,7 @@ def run(request: Request) -> Result:
     return result
 
 
-def _of_benchmark(data: str, split: str) -> _Texts:
-    benchmark = open_benchmark(data, split)
+def _of_benchmark(benchmark: Benchmark) -> _Texts:
     captions = [caption for caption in benchmark.captions if caption.images]
     texts = tuple(caption.text for caption in captions)
     images = np.unique([caption.images[0] for caption in captions], return_inverse=True)[1]

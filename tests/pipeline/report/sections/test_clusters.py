@@ -55,7 +55,7 @@ def test_features_are_those_of_the_samples_and_the_report_has_them(
     build = fetched_build(images, parts=2, pair_score=towered.written(tmp_path / "towers"))
     run_stage(build, *STAGES, "shard")
     own = material(build)
-    cache = build.store.features(own.tables.records("curate.score")[0].info["models"][0])
+    cache = build.store.features(build.records("curate.score")[0].info["models"][0])
     rows_ND = data_profile.features(cache, own.tables)
     assert rows_ND.shape == (9, 3)
     np.testing.assert_allclose(np.linalg.norm(rows_ND, axis=1), 1, atol=1e-3)

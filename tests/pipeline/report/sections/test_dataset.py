@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.records import sha256_hex
-from pipeline.report.sections.dataset import LISTED, new_of, totals_of
+from pipeline.report.sections.dataset import LISTED, new_of
 from pipeline.store.takedowns import Takedowns
 
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
@@ -40,8 +40,3 @@ def test_hosts_are_listed_largest_first_without_those_that_were_taken_down() -> 
     assert [row["name"] for row in new_of(counted, others, takedowns)] == ["a.example"]
     assert new_of(counted, Counter(), Takedowns(), total=8_000) == [{"name": "b.example", "count": 9}]
     assert len(new_of(Counter({f"{n}.example": n + 1 for n in range(50)}), Counter(), Takedowns())) == LISTED
-
-
-def test_the_totals_of_a_build_are_those_of_its_splits() -> None:
-    splits = [{"name": name, "samples": n, "shards": 1, "bytes": 10 * n} for name, n in (("train", 4), ("val", 2))]
-    assert totals_of(splits) == {"samples": {"train": 4, "val": 2}, "all": 6, "shards": 2, "bytes": 60}

@@ -31,7 +31,7 @@ def test_a_box_alone_is_the_feature_of_an_image_with_that_box_only(checkpoint: P
     assert (len(regions.label_N), len(regions.images)) == (18, 6), "a crowd is no box"
     at = 0
     for item in boxed.items():
-        pixels, _ = loaded.open_image(item.picture.read(), None)
+        pixels = loaded.open_image(item.picture.read(), None).image_3SS
         for box in item.boxes:
             scale = np.array([64 / 120, 64 / 80] * 2, np.float32)
             only = loaded.image_batch([pixels], [np.array([box], np.float32) * scale])

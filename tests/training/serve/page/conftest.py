@@ -21,8 +21,8 @@ from tests.training.serve.page.visitor import Visitor
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.checkpoint import open_checkpoint
 from training.outputs.whole import add_tensors
-from training.serve.galleries import about_of
 from training.use.encode import open_encoder
+from training.use.indexing import about_of
 
 
 @dataclass(frozen=True)
