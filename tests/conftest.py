@@ -189,10 +189,21 @@ def filtered() -> ModuleType:
     return importlib.import_module("tests.filtered")
 
 
+@pytest.fixture(scope="session")
+def _weeks_once(tmp_path_factory: pytest.TempPathFactory, synthetic: ModuleType) -> Any:
+    folder = tmp_path_factory.mktemp("weeks") / "now"
+    return importlib.import_module("tests.weeks").Weeks(folder, synthetic.encode)
+
+
 @pytest.fixture
-def weeks(tmp_path: Path, synthetic: ModuleType) -> Any:
-    """tests/weeks.py's Weeks below the test's folder: builds of a dataset that grows."""
-    return importlib.import_module("tests.weeks").Weeks(tmp_path, synthetic.encode)
+def weeks(_weeks_once: Any) -> Any:
+    """tests/weeks.py's Weeks, builds of a dataset that grows, in a folder that each test finds empty."""
+    from pipeline.sources import folder as listings
+
+    shutil.rmtree(_weeks_once.folder, ignore_errors=True)
+    _weeks_once.folder.mkdir()
+    listings._list.cache_clear()
+    return _weeks_once
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def offenders(package: str, forbidden: tuple[str, ...], but: tuple[str, ...] = (
     ]
 
 
+@pytest.mark.slow
 def test_the_halves_import_each_other_in_one_place_and_the_leaf_imports_neither():
     assert offenders("pipeline", ("training",)) == []
     detector = "training/use/detector.py"  # boxes for pictures of strangers: the one arrow between the halves, lazy

@@ -36,6 +36,7 @@ def _fake_python(folder: Path, name: str, version: tuple[int, int]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_finder_skips_what_does_not_run_or_does_not_fit(tmp_path: Path) -> None:
     _fake_program(tmp_path, "python3", 'echo "pyenv: python3: command not found" >&2; exit 127\n')
     _fake_python(tmp_path, "python3.13", (3, 14))

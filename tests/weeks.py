@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,15 @@ WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒�
 
 @dataclass(frozen=True)
 class Weeks:
-    """Makes builds of the dataset `weekly` below a folder. encode(format, seed, size): a picture, distinct by seed."""
+    """Makes builds of the dataset `weekly` below a folder. encode(format, seed, size): a picture, distinct by seed.
+
+    made: first builds in this folder by what they were made from, each with a copy of the folder: one that is asked for
+    again is copied back.
+    """
 
     folder: Path
     encode: Callable[[str, int, tuple[int, int]], bytes]
+    made: dict[str, tuple[Build, Path]] = field(default_factory=dict)
 
     @property
     def store(self) -> str:
@@ -52,7 +59,16 @@ class Weeks:
 
     def build(self, snapshot: str, pictures: Sequence[int], **options: Any) -> Build:
         """The build of a week, run up to its report."""
-        return self.finish(self.open(snapshot, pictures, **options))
+        if any(self.folder.iterdir()):
+            return self.finish(self.open(snapshot, pictures, **options))
+        key = json.dumps([snapshot, [*pictures], options], sort_keys=True)
+        if key in self.made:
+            shutil.copytree(self.made[key][1], self.folder, dirs_exist_ok=True)
+        else:
+            build = self.finish(self.open(snapshot, pictures, **options))
+            self.made[key] = build, self.folder.with_name(f"{self.folder.name}-{len(self.made)}")
+            shutil.copytree(self.folder, self.made[key][1])
+        return replace(self.made[key][0])
 
     def build_again(self, snapshot: str, spec: BuildSpec) -> Build:
         """The build of a week by a spec whose pictures were changed since."""

@@ -78,8 +78,8 @@ class Build:
         return passes_of(self.stages, self.spec)
 
     def lasting(self) -> list[str]:
-        """Names of its passes whose files stay when it is published."""
-        return [name for name, own in self.passes.items() if not own.working]
+        """Names of its passes, of those that have begun, whose files stay when it is published."""
+        return [name for name, own in self.passes.items() if name in self.fingerprints and not own.working]
 
     def all_passes(self) -> Iterator[Pass]:
         """The passes of all stages, whether its spec asks for them or not: another spec in its folder may have."""

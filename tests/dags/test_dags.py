@@ -50,6 +50,21 @@ print(json.dumps({"errors": {k: v.splitlines()[-1] for k, v in bag.import_errors
 """
 
 
+EACH = """
+import contextlib, io, json, os, sys
+dags, (said, programs) = sys.argv[1], ([], json.loads(sys.argv.pop()))
+for code, environment in programs:
+    os.environ.update(environment)
+    for name in [name for name, own in sys.modules.items() if (getattr(own, "__file__", "") or "").startswith(dags)]:
+        del sys.modules[name]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {"__name__": "__main__"})
+    said.append(json.loads(printed.getvalue().splitlines()[-1]))
+print(json.dumps(said))
+"""
+"""Runs programs one after the other, each with the DAGs imported again: Airflow is imported once."""
+
+
 def _in_airflow(tmp_path: Path, code: str, *arguments: str, env: dict[str, str] | None = None) -> Any:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "WENLAN", "RAY_", "PYTHON"))}
     environment |= {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
@@ -77,8 +92,9 @@ def test_dag_files_import_the_standard_library_airflow_and_each_other_only() -> 
 
 
 @needs_airflow
-def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(tmp_path: Path) -> None:
-    found = _in_airflow(tmp_path, DESCRIBE, str(ROOT / "dags"))
+@pytest.mark.slow
+def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(said: list[Any]) -> None:
+    found = said[0]
     assert found["errors"] == {}
     assert found["ours"] == []
     if os.environ.get("WENLAN_NEW_GRAPHS"):
@@ -92,12 +108,15 @@ def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(tmp_path: 
                 assert name.replace(".wait", ".stop") in task["then"], "whoever waits, stops"
 
 
+VARIABLES = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REGION_DAYS", "TRAIN_WORKERS", "MARGIN",
+             "NEW_WEIGHT", "EVAL_GPUS", "SCHEDULE", "HOUSEKEEPING_SCHEDULE", "RUNTIME_ENV")  # fmt: skip
+
+
 @needs_airflow
-def test_a_variable_that_is_set_and_empty_is_as_good_as_none(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_variable_that_is_set_and_empty_is_as_good_as_none(said: list[Any]) -> None:
     """As templates of deployments leave what nobody has filled in: with one of them no DAG could be imported."""
-    names = ("POLL_S", "LONGEST_DAYS", "KEEP_BUILDS", "KEEP_RELEASES", "KEEP_REGION_DAYS", "TRAIN_WORKERS", "MARGIN")
-    names += ("NEW_WEIGHT", "EVAL_GPUS", "SCHEDULE", "HOUSEKEEPING_SCHEDULE", "RUNTIME_ENV")
-    found = _in_airflow(tmp_path, DESCRIBE, str(ROOT / "dags"), env={f"WENLAN_{name}": "" for name in names})
+    found = said[3]
     assert found["errors"] == {}
     assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
 
@@ -189,17 +208,31 @@ print(json.dumps(said))
 """
 
 
-@needs_airflow
-def test_what_the_dags_run(tmp_path: Path) -> None:
-    listed = tmp_path / "list"
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What DESCRIBE, PLAN, LOOP, and DESCRIBE with empty variables print."""
+    folder = tmp_path_factory.mktemp("airflow")
+    listed = folder / "list"
     listed.write_text("# asked for in May\nurl https://a.example/1.jpg?x=1&y=2\n\ndomain b.example\n", encoding="utf-8")
-    (tmp_path / "list.bad").write_text("url https://a.example/1.jpg\npage https://a.example/\n", encoding="utf-8")
+    (folder / "list.bad").write_text("url https://a.example/1.jpg\npage https://a.example/\n", encoding="utf-8")
     long = "".join(f"url https://a.example/pictures/{i:032d}.jpg\n" for i in range(2_000))
-    (tmp_path / "list.long").write_text(long, encoding="utf-8")
+    (folder / "list.long").write_text(long, encoding="utf-8")
     several = "".join(f"url https://a.example/{i}.jpg\n" for i in range(401))
-    (tmp_path / "list.several").write_text(several, encoding="utf-8")
-    said = _in_airflow(tmp_path, PLAN, str(ROOT / "dags"), str(listed))
+    (folder / "list.several").write_text(several, encoding="utf-8")
+    empty = {f"WENLAN_{name}": "" for name in VARIABLES}
+    programs = [(DESCRIBE, {}), (PLAN, {}), (LOOP, {}), (DESCRIBE, empty)]
+    answers: list[Any] = _in_airflow(folder, EACH, str(ROOT / "dags"), str(listed), json.dumps(programs))
+    return answers
 
+
+@needs_airflow
+@pytest.mark.slow
+def test_what_the_dags_run(said: list[Any], tmp_path: Path) -> None:
+    planned(said[1], tmp_path)
+
+
+def planned(said: dict[str, Any], tmp_path: Path) -> None:
+    """What PLAN prints."""
     out = "s3://b/news-2026-01-19"
     build = f"wenlan-data build s3://specs/news.yaml --out {out} --store s3://store --snapshot 2026-01-19 --json"
     assert said["build"]["publish"] == build
@@ -339,9 +372,10 @@ print(json.dumps([planned(), planned(scorer_recipe=""), planned(spec="/specs/bes
 
 
 @needs_airflow
-def test_the_loop_builds_trains_exports_scores_and_trains_again(tmp_path: Path) -> None:
-    said, same, one, nowhere = _in_airflow(tmp_path, LOOP, str(ROOT / "dags"))
-    assert list(said.values()) == [
+@pytest.mark.slow
+def test_the_loop_builds_trains_exports_scores_and_trains_again(said: list[Any]) -> None:
+    whole, same, one, nowhere = said[2]
+    assert list(whole.values()) == [
         "wenlan-data build /specs/best.yaml --out /b/best-2026-01-19 --store /store --snapshot 2026-01-19 --json",
         "wenlan-train fit --recipe tiny --data /b/best-2026-01-19/shards/manifest.json "
         "--out /runs/scorer-best-2026-01-19 --set run.epochs=1 --workers 2 --json",
@@ -350,7 +384,7 @@ def test_the_loop_builds_trains_exports_scores_and_trains_again(tmp_path: Path) 
         "wenlan-train fit --recipe demo --data /b/all-2026-01-19/shards/manifest.json --out /runs/demo-all-2026-01-19 "
         "--workers 2 --json",
     ]
-    for program, *words in map(shlex.split, said.values()):  # as the command lines of the cluster read them
+    for program, *words in map(shlex.split, whole.values()):  # as the command lines of the cluster read them
         assert (data_parser() if program == "wenlan-data" else train_parser()).parse_args(words).json is True
     assert same["scorer"].startswith("wenlan-train fit --recipe demo ")
     assert "strict_spec and spec are one file" in one

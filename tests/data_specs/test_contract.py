@@ -193,6 +193,7 @@ def answer(lists, cache):
 """
 
 
+@pytest.mark.slow
 def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Reader, tmp_path: Path) -> None:
     assert _as_truth(reader(WIDS)(place.lists, tmp_path / "cache")) == place.truth
 
@@ -209,6 +210,8 @@ def answer(*urls):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
     assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
 
@@ -226,6 +229,7 @@ def answer(files, cache):
 """
 
 
+@pytest.mark.slow
 def test_hugging_face_datasets_reads_every_sample(place: Place, reader: Reader, tmp_path: Path) -> None:
     files: dict[str, Any] = dict(place.urls)
     if place.card:
@@ -251,6 +255,7 @@ def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["release"], indirect=True)
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
     from tests.training.conftest import retrieval_of
     from training.outputs import checkpoint

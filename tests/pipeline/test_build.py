@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -31,7 +30,6 @@ from types import ModuleType
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from data_specs.shard import read_manifest
 from pipeline import cli, opening
@@ -374,24 +372,6 @@ def test_the_same_command_again_runs_nothing_and_changes_nothing(whole):
     assert len(web.requests) == asked
 
 
-def boxes(out: Path) -> dict[str, str]:
-    shards = read_manifest(out / "shards").shards
-    return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
-
-
-@pytest.mark.drill(45)
-def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path, build_here):
-    spec = fill(web, tmp_path)
-    with spec.open("a", encoding="utf-8") as file:
-        file.write("regions: {detectors: [{name: grid, n: 2}, {name: proposals}]}\n")
-    build(spec, tmp_path / "one", "--workers", "1")
-    build_here(spec, tmp_path / "two")  # on a Ray of two CPUs
-    assert len(tars(tmp_path / "one")) >= 3
-    assert tars(tmp_path / "one") == tars(tmp_path / "two")
-    assert len(boxes(tmp_path / "one")) == 2 * len(tars(tmp_path / "one"))
-    assert boxes(tmp_path / "one") == boxes(tmp_path / "two")
-
-
 def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(whole, tmp_path, build_here):
     web, spec, out = whole.web, whole.spec, tmp_path / "out"
     partitions = committed(whole.out, "images")
@@ -476,82 +456,3 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build
         [line] = [line for line in str(said["stderr"]).splitlines() if line.startswith("wenlan-data:")]
         assert "wenlan-data: fetch/00" in line
         assert "its worker died again and again" in line
-
-
-@pytest.mark.drill(40)
-def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path, build_here):
-    spec, out = fill(web, tmp_path, form="PNG", side=900), tmp_path / "out"
-    build_here(spec, tmp_path / "whole")
-    done = kill_between(spec, out, "shards", 1, len(committed(tmp_path / "whole", "shards")) - 1)
-    before = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
-    build_here(spec, out)
-    assert len(committed(out, "shards")) > len(done)
-    after = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
-    assert after == before
-    assert tars(out) == tars(tmp_path / "whole")
-
-
-@pytest.mark.drill(15)
-def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path, build_here):
-    spec = fill(web, tmp_path)
-    for status, said in ((404, "404"), (500, "500"), (0, "")):
-        web.pages["/index.html"] = (status, "text/html", b"")
-        stderr = str(build_here(spec, tmp_path / f"out{status}", code=1)["stderr"])
-        [line] = [line for line in stderr.splitlines() if line.startswith("wenlan-data:")]
-        assert f"http://{web.host}/index.html" in line
-        assert said in line
-
-
-def increments(web: Web, folder: Path) -> tuple[list[Path], Path]:
-    """Specs of three tables whose pictures come back smaller each time, and of one table with all of them."""
-    web.put("/robots.txt", b"", "text/plain")
-    dice, tables = random.Random(3), list[list[str]]()
-    for step in range(3):
-        rows = []
-        for i in range(14):
-            size = 320 - 60 * step - i
-            data = io.BytesIO()
-            Image.open(io.BytesIO(picture(dice.randrange(20), 320))).resize((size, size)).save(data, "JPEG", quality=90)
-            url = web.put(f"/i/{step}-{i}.jpg", data.getvalue())
-            rows.append(f"{url},{dice.choice(WORDS)}")
-        tables.append(rows)
-    specs = []
-    for name, rows in [*((f"t{step}", rows) for step, rows in enumerate(tables)), ("all", [*itertools.chain(*tables)])]:
-        (folder / f"{name}.csv").write_text("\n".join(["url,zh", *rows]) + "\n", encoding="utf-8")
-        specs.append(folder / f"{name}.yaml")
-        specs[-1].write_text(
-            f"""
-name: grown
-contact: http://{web.host}/about
-sources:
-  - {{kind: url_table, name: table, source_kind: image_search, path: {name}.csv,
-      columns: {{image_url: url, texts: {{alt: zh}}}}}}
-egress: {{allow: ["{web.host}"], delay_s: 0, timeout_s: 60}}
-filters: [{{name: text_length, min_chars: 2}}]
-dedup: {{max_pairs_per_text: 3, merge_texts: false}}
-shards: {{dev_share: 0.2, val_share: 0.2}}
-""",
-            encoding="utf-8",
-        )
-    return specs[:3], specs[3]
-
-
-@pytest.mark.drill(40)
-def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, build_here):
-    """Row ids of a table are its lines, so a sample is known by its image here, not by its key."""
-    specs, whole = increments(web, tmp_path)
-    seen: dict[str, list[str]] = {}
-    for out, spec in [*((f"2026-01-0{i + 1}", spec) for i, spec in enumerate(specs)), ("whole", whole)]:
-        store = "other" if out == "whole" else "store"
-        words = ["--store", str(tmp_path / store), "--snapshot", out, "--workers", "2"]
-        assert build_here(spec, tmp_path / out, *words)["published"]
-        assert verify(tmp_path / out / "shards") == []
-        tables = [pq.read_table(path) for path in sorted((tmp_path / out / "shards").glob("*-*.parquet"))]
-        seen[out] = [f"{r['split']} {r['image_url']}" for table in tables for r in table.to_pylist()]
-    whole_rows, rows = seen.pop("whole"), list(itertools.chain.from_iterable(seen.values()))
-    assert sorted(rows) == sorted(whole_rows)
-    assert 10 < len(rows) < 30
-    assert all(0 < len(one) < 14 for one in seen.values())
-    words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
-    again = build_here(specs[0], tmp_path / "2026-01-01", *words)
-    assert {stage["ran"] for stage in again["stages"]} == {0}, "published and unchanged, it stays"

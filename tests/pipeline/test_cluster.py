@@ -45,6 +45,7 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
     return path
 
 
+@pytest.mark.slow
 def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     build = opening.open_build(load(spec), str(tmp_path / "out"))
     with socket.socket() as silent:

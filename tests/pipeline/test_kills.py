@@ -38,6 +38,7 @@ from pipeline.publish.verify import verify
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
+from pipeline.store.takedowns import UNFINISHED
 from pipeline.takedown.forget import Request
 from tests.places import ROOT
 from tests.stages import run_stage
@@ -349,6 +350,7 @@ def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the
     assert dataset(build) == dataset(calm)
     assert known(build) == known(calm)
     assert verify(f"{build.out}/shards", store=build.store.url) == []
+    assert not build.folder.exists(UNFINISHED)
     released, undisturbed = newest(build), newest(calm)
     assert released is not None
     assert undisturbed is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-import pyarrow as pa
 import pytest
 
 from data_specs.shard import Text
@@ -48,37 +47,6 @@ def test_columns_are_the_fields_in_their_order() -> None:
     elsewhere = {"boxes", "provenance", "userinfo", "removed"}  # in tables of their own
     fields = [field.name for field in dataclasses.fields(Candidate) if field.name not in elsewhere]
     assert CANDIDATE_SCHEMA.names == ["order_key", "candidate_id", "fetch_id", *fields]
-
-
-def test_columns_have_the_types_of_files_that_are_out_there() -> None:
-    """Spelled out: a changed annotation would change every file, and old builds could not be read with new ones."""
-    kinds = {name: FEATURE_SCHEMA.field(name).type for name in FEATURE_SCHEMA.names}
-    assert kinds == {
-        "sha256": pa.string(),
-        "format": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "bytes": pa.int64(),
-        "frames": pa.int32(),
-        "alpha": pa.bool_(),
-        "orientation": pa.int32(),
-        "blankness": pa.float32(),
-        "phash": pa.list_(pa.uint64()),
-        "signature": pa.binary(),
-        "entropy": pa.float32(),
-        "sharpness": pa.float32(),
-        "details": pa.binary(),
-    }
-    strings = {"subject", "id", "fetch_id", "source", "page_url", "url", "stage", "reason", "evidence", "duplicate_of"}
-    assert {name for name in DECISION_SCHEMA.names if DECISION_SCHEMA.field(name).type == pa.string()} == {
-        *strings,
-        "text",
-    }
-    assert DECISION_SCHEMA.field("kept").type == pa.bool_()
-    assert DECISION_SCHEMA.field("reasons").type == pa.list_(pa.string())
-    text = pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())])
-    assert CANDIDATE_SCHEMA.field("texts").type == pa.list_(text)
-    assert CANDIDATE_SCHEMA.field("row").type == pa.int64()
 
 
 def test_candidates_come_back_from_their_rows_by_order_key() -> None:

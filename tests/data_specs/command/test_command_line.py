@@ -54,6 +54,7 @@ def test_the_help_of_every_command_ends_with_examples_that_parse(program, comman
         assert callable(parser.parse_args(words).run)
 
 
+@pytest.mark.slow
 def test_help_is_coloured_on_a_terminal_alone(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("NO_COLOR", "FORCE_COLOR"):
@@ -67,6 +68,7 @@ def test_help_is_coloured_on_a_terminal_alone(monkeypatch):
     assert "wenlan-data plan my-first.yaml" in forced.stdout.replace("\x1b[0m", "").replace("\x1b[39m", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", HALVES)
 def test_version_says_what_is_installed_and_imports_none_of_it(program, capsys):
     code = (
@@ -100,6 +102,7 @@ def completions(line: str, folder: Path) -> list[str]:
     return [word.rstrip() for word in answer.read_text(encoding="utf-8").split("\n")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [

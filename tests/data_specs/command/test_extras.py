@@ -12,6 +12,8 @@ import pytest
 from data_specs.command import extras
 from tests.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 BARE = """
 import importlib.metadata, importlib.machinery, json, re, sys
 from packaging.requirements import Requirement
@@ -98,51 +100,40 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
         ["wenlan-train", "export", folder, "--to", "onnx", "--out", "f"],
         ["wenlan-train", "import-brivl", "x.pth", "--out", folder],
     ]
-    for (program, command, *_), (code, out, err) in zip(commands, in_a_base_install(*commands), strict=True):
+    behind = [["wenlan-data", "verify", "s3://bucket/x"], ["wenlan-data", "init", "--from", "s3://bucket/x"]]
+    *answers, of_verify, of_init, of_json = in_a_base_install(*commands, *behind, [*commands[0], "--json"])
+    for (program, command, *_), (code, out, err) in zip(commands, answers, strict=True):
         extra = "pipeline" if program == "wenlan-data" else "training"
         assert (code, out) == (2, ""), (command, err)
         [line] = err.splitlines()
         assert line.startswith(f"{program} {command} needs the extra {extra} ("), line
         assert line.endswith(f": pip install 'wenlan[{extra}]'"), line
     assert [path.name for path in tmp_path.iterdir()] == ["a.warc"], "and nothing was written"
+    for command, (code, _, err) in (("verify", of_verify), ("init", of_init)):
+        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"
+        assert (code, err.splitlines()) == (2, [line])
+    code, out, err = of_json
+    answer = json.loads(out)
+    assert (answer["ok"], answer["code"], answer["error"], code) == (False, 2, err.strip(), 2)
 
 
-def test_what_needs_no_extra_works_in_a_base_install(tmp_path):
+def test_what_needs_no_extra_works_in_a_base_install(tmp_path, shards_of):
     commands = [["wenlan-data", "--help"], ["wenlan-train", "--help"], ["wenlan-data", "--version"]]
     commands += [["wenlan-train", "--version"], ["wenlan-data", "schema"], ["wenlan-data", "plugins", "--json"]]
     commands += [["wenlan-data", name, "--help"] for name in ("plan", "build", "init", "release")]
     commands += [["wenlan-train", name, "--help"] for name in ("fit", "embed")]
     commands += [["wenlan-data", "release", "list", "--store", str(tmp_path)]]
-    answers = in_a_base_install(*commands)
+    whole = ["wenlan-data", "verify", str(shards_of)]
+    *answers, (code, _, err), (full, _, line) = in_a_base_install(*commands, [*whole, "--quick"], whole)
     assert [code for code, _, _ in answers] == [0] * (len(commands) - 1) + [2]
     assert "there is no STORE" in answers[-1][2]
+    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest"), "sums need none, and pictures do"
+    assert (full, line.startswith("wenlan-data verify needs the extra pipeline (")) == (2, True)
     assert json.loads(answers[4][1])["title"] == "BuildSpec"
     plugins = {own["name"]: own for own in json.loads(answers[5][1])["plugins"]}
     assert plugins["image_nsfw"]["missing_extra"] == "models"
     assert plugins["torchvision"]["missing_extra"] == "training"
     assert plugins["text_length"]["missing_extra"] == ""
-
-
-def test_a_check_of_sums_works_and_a_check_of_pictures_names_the_extra(shards_of):
-    whole = ["wenlan-data", "verify", str(shards_of)]
-    (code, _, err), (full, _, line) = in_a_base_install([*whole, "--quick"], whole)
-    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest")
-    assert full == 2
-    assert line.startswith("wenlan-data verify needs the extra pipeline (")
-
-
-def test_a_storage_behind_fsspec_names_its_extra_too():
-    verify, init = ["wenlan-data", "verify", "s3://bucket/x"], ["wenlan-data", "init", "--from", "s3://bucket/x"]
-    for (_, command, *_), (code, _, err) in zip((verify, init), in_a_base_install(verify, init), strict=True):
-        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"
-        assert (code, err.splitlines()) == (2, [line])
-
-
-def test_json_has_the_line_too():
-    [(code, out, err)] = in_a_base_install(["wenlan-data", "plan", "data_specs/site_crawl.yaml", "--json"])
-    answer = json.loads(out)
-    assert (answer["ok"], answer["code"], answer["error"]) == (False, 2, err.strip())
-    assert code == 2
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_whoever_installs_a_folder_or_a_module_of_our_name_is_found(
     assert "harmless" not in (check_ownership() or "")
 
 
+@pytest.mark.slow
 def test_it_says_of_this_environment_what_importlib_says() -> None:
     """The oracle: all import names of this environment that a distribution of Python files provides."""
     everything = importlib.metadata.packages_distributions()

@@ -56,7 +56,7 @@ def answers(folder: Path, query: np.ndarray) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     gone=st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=3),
     parts=st.lists(st.integers(1, 5), max_size=3),

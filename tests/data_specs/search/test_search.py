@@ -228,6 +228,7 @@ def test_a_large_index_is_searched_approximately_unless_the_query_asks_otherwise
     assert {hit.record.source for hit in often.hits} == {"often"}
 
 
+@pytest.mark.slow
 def test_pages_of_an_approximate_answer_are_whole(tmp_path: Path) -> None:
     vectors = random_units(2_000, 16)
     index = SearchIndex.open(make(tmp_path / "i", named(2_000), vectors, approximate=True))

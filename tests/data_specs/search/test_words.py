@@ -106,6 +106,7 @@ def bm25(captions: list[str], asked: str) -> dict[int, float]:
 PIECES = ["猫", "小猫咪", "红烧肉", "的", "故宫", "雪景", "在", "cat", "D850", " ", "，", "中华人民共和国"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     captions=st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), min_size=1, max_size=12),

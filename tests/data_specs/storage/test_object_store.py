@@ -46,6 +46,7 @@ def once(operation: str, name: str) -> Callable[[str, str], bool]:
     return hits
 
 
+@pytest.mark.slow
 def test_one_of_many_creates_a_file(remote: Remote) -> None:
     with ThreadPoolExecutor(8) as pool:
         for name in range(10):
@@ -183,6 +184,7 @@ def test_a_store_that_ignores_conditions_is_found_out(tmp_path: Path, caplog: py
     assert "ignores conditional writes" in line
 
 
+@pytest.mark.drill(5)
 def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
     fs, body = fsspec.filesystem("s3"), os.urandom(1000)
     for kind in ("503", "reset"):
@@ -196,7 +198,7 @@ def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
 
 @pytest.mark.slow
 def test_an_outage_of_some_seconds_is_sat_out(remote: Remote) -> None:
-    until = time.monotonic() + 8
+    until = time.monotonic() + 4
     remote.proxy.fail("503", hits=lambda *_: time.monotonic() < until or len(remote.proxy.failed()) < 3)
     with told(f"{remote.url}/x"):
         fsspec.filesystem("s3").pipe_file(f"{remote.url}/after", b"1")
@@ -222,7 +224,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["gone", "wrong key", *(pytest.param(case, marks=pytest.mark.drill(2)) for case in ("busy", "no key"))]
+)
 def test_what_a_store_refuses_is_one_line_in_the_end(remote: Remote, case: str) -> None:
     changes, kind, begins, ends = CASES[case]
     if kind == "503":

@@ -56,6 +56,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @pytest.mark.parametrize("kind", ["chinese", "small"])
 @given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join), most=st.integers(3, 20))

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pipeline import cli, opening
-from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 
@@ -81,21 +80,6 @@ def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_build
     code, _, answer = forget("--missing-ok", url="http://a.test/2.jpg")
     assert (code, answer["ok"], answer["known"]) == (0, True, False)
     assert len(list(store.rglob("forgotten/*.json"))) == 2
-
-
-@pytest.mark.slow
-def test_a_takedown_that_matches_says_how_much_and_may_be_repeated(
-    shards_of: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, synthetic_build: Build
-) -> None:
-    monkeypatch.setattr(build_json, "reopen", lambda out, stages: synthetic_build)
-    (shards_of.parent / "build.json").write_text('{"version": 2, "stages": {}, "passes": {}}')
-    command = ["forget", "--store", synthetic_build.store.url, "--url", "https://img1.example/1", "--json"]
-    assert cli.main(command) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["matched"] >= 2, "a candidate and its image"
-    assert cli.main(command) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert (again["matched"], again["known"]) == (0, True)
 
 
 def test_a_build_is_not_published_into_a_store_that_is_gone(

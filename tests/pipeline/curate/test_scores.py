@@ -92,7 +92,7 @@ def test_a_second_build_computes_only_what_is_new_and_another_band_nothing(build
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_two_builds_at_once_compute_each_feature_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     builds = [build(name=name, stages=STAGES[:3]) for name in ("one", "two")]
     shown, lock, started = list[str](), threading.Lock(), threading.Barrier(2, timeout=120)

@@ -136,28 +136,6 @@ def test_an_earlier_build_without_features_leads_nobody_and_that_is_logged(
     assert "was not compared by features of this tower" in caplog.text
 
 
-@pytest.mark.slow
-def test_a_takedown_takes_the_features_out_of_store_and_of_the_build(
-    fetched_build: Any, got: Any, tmp_path: Path
-) -> None:
-    build = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色"), ("b", GREEN, 300, "绿色")])
-    publish(build)
-    identities = Identities(build.store)
-    known = identities.read(identities.of(build.build_id))
-    rows = [r for t in identities.batches(known, SEMANTIC) for r in t.to_pylist()]
-    assert len(rows) == 2
-    gone = bytes.fromhex(alike.ids(build)["a"])
-    renamed = identities.forget(lambda table: np.array([v == gone for v in table["candidate_id"].to_pylist()]))
-    assert len(renamed) == 1
-    known = identities.read(identities.of(build.build_id))
-    left = [r["candidate_id"] for t in identities.batches(known, SEMANTIC) for r in t.to_pylist()]
-    assert left == [r["candidate_id"] for r in rows if r["candidate_id"] != gone]
-    later = alike.made(
-        fetched_build, got, tmp_path, [("c", RED, 280, "红色"), ("d", GREEN, 280, "绿")], snapshot="2026-05-05"
-    )
-    assert alike.kept(later) == {"c"}
-
-
 def _commit(build: Any) -> dict[str, list[bytes]]:
     """Candidate ids in the files that a build has in STORE."""
     identities = Identities(build.store)

@@ -32,7 +32,7 @@ def build(fetched_build: Any, got: Any, tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [3])
 def test_one_of_what_shows_the_same_is_kept_and_the_others_name_it(build: Any, parts: int) -> None:
     made = build(parts=parts)
     assert alike.kept(made) == {"red-large", "green", "yellow"}
@@ -64,6 +64,7 @@ def test_the_funnel_adds_up_and_shards_hold_what_was_kept(build: Any) -> None:
     assert all(row["pair_score"] is not None for row in packed)
 
 
+@pytest.mark.slow
 def test_explain_tells_of_the_leader(build: Any) -> None:
     made = build()
     run_stage(made, "detect", "shard")

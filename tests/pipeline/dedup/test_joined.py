@@ -54,14 +54,22 @@ def cut_small(patch: pytest.MonkeyPatch, chance: random.Random) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
-@given(builds(), st.integers(0, 2**20))
-def test_builds_decide_what_the_definition_says(
-    tmp_path_factory: Any, filtered: Any, drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any]], seed: int
-) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(60, marks=pytest.mark.drill(120))])
+def test_builds_decide_what_the_definition_says(tmp_path_factory: Any, filtered: Any, examples: int) -> None:
     """Builds of two datasets that read each other; what STORE has cached of them may be lost at any time."""
+
+    @settings(max_examples=examples)
+    @given(builds(), st.integers(0, 2**20))
+    def check(drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any]], seed: int) -> None:
+        decide(tmp_path_factory.mktemp("builds"), filtered, drawn, seed)
+
+    check()
+
+
+def decide(folder: Path, filtered: Any, drawn: tuple[list[Pairs], dict[str, Any], dict[str, Any]], seed: int) -> None:
+    """Builds one after the other, each of which decides as the oracle does."""
     steps, rules, shards = drawn
-    folder, oracle, chance = tmp_path_factory.mktemp("builds"), Oracle(), random.Random(seed)
+    oracle, chance = Oracle(), random.Random(seed)
     for step, shown in enumerate(steps):
         pictures = [
             filtered.Shown(

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,28 +72,6 @@ def test_a_build_never_matches_itself_nor_what_it_replaces(fetched_build: Any, g
     changed = fetched_build(images, filters=[], shards={"jpeg_quality": 80})  # same dataset and snapshot
     assert changed.build_id != first.build_id
     assert len(run(changed)[0]) == 2
-
-
-def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got: Any, tmp_path: Path) -> None:
-    """Three increments of ever smaller images: the ranks of one build over all are the same, so must be the result."""
-    rng = np.random.default_rng(5)
-    parts = []
-    for step in range(3):
-        size = (320 - 60 * step, 240 - 45 * step)
-        parts.append(
-            [got(f"{step}-{i}", picture(int(rng.integers(12)), size), f"说明{rng.integers(5)}") for i in range(10)]
-        )
-    rules = {"max_pairs_per_text": 2, "merge_texts": False}
-    together, _, _ = run(
-        fetched_build([g for p in parts for g in p], store=str(tmp_path / "one"), filters=[], dedup=rules)
-    )
-    apart: dict[str, Any] = {}
-    for step, part in enumerate(parts):
-        build = fetched_build(part, snapshot=f"2026-0{step + 3}-01", filters=[], dedup=rules)
-        apart |= run(build)[0]
-        publish(build)
-    assert apart == together
-    assert 3 < len(apart) < 12
 
 
 def test_a_picture_under_many_different_texts_is_a_placeholder_and_all_its_copies_go(
@@ -167,7 +144,7 @@ def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(splits())
 def test_any_increments_give_what_one_build_would_have_given(
     tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int, int]
@@ -215,6 +192,7 @@ def test_a_week_without_pairs_compares_nothing(tmp_path: Path, filtered: Any) ->
     assert not list((tmp_path / "store").glob("dealt/*")), "nothing is made of what was kept"
 
 
+@pytest.mark.slow
 def test_a_crowd_of_copies_is_bounded_and_its_first_leads(tmp_path: Path, filtered: Any) -> None:
     """1,500 copies of one picture in runs of 400: the largest is kept, and each is compared with few."""
     shown = [filtered.Shown(f"p{i}", 7, (f"第{i}句话说的是别的",), 4_000 - i * 7 % 1_500) for i in range(1_500)]

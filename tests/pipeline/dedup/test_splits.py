@@ -222,7 +222,7 @@ def increments(draw: st.DrawFn) -> tuple[list[list[tuple[int, list[str]]]], dict
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(increments())
 def test_no_text_straddles_and_increments_place_pairs_as_one_build_would(
     tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int]

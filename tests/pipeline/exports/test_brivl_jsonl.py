@@ -62,6 +62,7 @@ def test_texts_have_the_names_of_the_release_and_its_cuts() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.floats(0, 50, width=32)] * 4), max_size=5))
 def test_boxes_are_whole_pixels_inside_the_picture(raw: list[tuple[float, ...]]) -> None:
     boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in raw]

@@ -11,7 +11,7 @@ import pytest
 from tests.processes import value_of
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_clip_benchmark_reads_images_with_their_captions(exported: Callable[..., Path], rows: dict[str, Any]) -> None:
     """Its own builder, called as its command line calls it. (Where it is not installed: webdataset, which it uses.)"""
     out = exported("clip-benchmark")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.files.digests import DIGEST, bytes_of, column_of, digests_of, hexed, rows_of, unhex
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(min_size=32, max_size=32), max_size=9), st.integers(0, 9), st.integers(0, 9))
 def test_digests_are_the_same_in_every_form(raw: list[bytes], start: int, cut: int) -> None:
     digests = unhex(value.hex() for value in raw)

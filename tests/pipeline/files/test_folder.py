@@ -36,6 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "it") if request.param == "disk" else f"memory://{tmp_path.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["disk", "memory"])
 @settings(max_examples=40)
 @given(steps=steps)

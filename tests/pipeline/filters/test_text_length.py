@@ -8,6 +8,7 @@ from pipeline.filters.text_length import TextLength
 from tests.judged import reason, source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text", "kind", "expected"),
     [

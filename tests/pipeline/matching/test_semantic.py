@@ -75,6 +75,7 @@ def passed(codes: Codes, cuts: list[int], holders: int, within: int, reach: int)
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

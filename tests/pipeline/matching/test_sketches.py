@@ -48,6 +48,7 @@ def test_the_bands_fit_the_threshold(threshold: float) -> None:
     assert (1 - threshold**rows) ** count <= 1e-3
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_texts_in_a_batch_do_not_touch_each_other(texts: list[str]) -> None:
     assert normals(texts) == [normal(text) for text in texts]
@@ -56,6 +57,7 @@ def test_texts_in_a_batch_do_not_touch_each_other(texts: list[str]) -> None:
         assert [own.tolist() for own in shingles(texts)] == alone
 
 
+@pytest.mark.slow
 @given(st.text("春夏秋冬天a1", max_size=30), st.text("春夏秋冬天a1", max_size=30))
 def test_similarity_is_symmetric_and_whole_for_a_text_itself(a: str, b: str) -> None:
     assert likeness(a, b) == likeness(b, a)

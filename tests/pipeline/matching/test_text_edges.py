@@ -77,6 +77,7 @@ def test_near_copies_of_longer_captions_share_a_leader() -> None:
     assert leaders_of([text, text.replace("推荐", "推存"), text + "哦", "今天天气很好我们去公园散步吧"]) == [0, 0, 0, 3]
 
 
+@pytest.mark.slow
 def test_bands_miss_next_to_nothing_as_datasketch_would_have_it() -> None:
     """Over real near-copies: what exact Jaccard calls the same, and what datasketch's LSH finds, we find."""
     from datasketch import MinHash, MinHashLSH
@@ -113,6 +114,7 @@ def test_a_name_in_letters_does_not_outweigh_what_differs_before_it() -> None:
     assert leaders_of([text, text.replace("大全", "大金")], 0.7) == [0, 0]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=6).filter(normal), max_size=8))
 def test_any_text_has_shingles_and_a_leader(texts: list[str]) -> None:
@@ -122,6 +124,7 @@ def test_any_text_has_shingles_and_a_leader(texts: list[str]) -> None:
     assert all(leaders[leader] == leader for leader in leaders)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.text("春夏秋1", min_size=1, max_size=14), max_size=14),
@@ -201,6 +204,7 @@ def test_joins_find_what_comparing_all_finds(seed: int, size: int, parts: int, l
     }
 
 
+@pytest.mark.slow
 def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(4)
     hot = varied("这家餐厅的红烧肉味道非常好值得推荐给大家来尝试一下", 6_000)

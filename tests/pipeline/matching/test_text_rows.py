@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ def values(rows: TextRows) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.slow
 @given(texts, st.integers(0, 12), st.integers(0, 12))
 def test_texts_come_back_from_any_slice_and_chunks_of_their_column(written: list[str], start: int, cut: int) -> None:
     """Arrow's slices keep the buffers of the whole: offsets count from its beginning."""

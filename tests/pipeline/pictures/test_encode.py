@@ -25,7 +25,6 @@ from pipeline.pictures.encode import as_stored, holds_more, scaled_boxes, stored
 from pipeline.publish import release, verify
 from pipeline.stages import shard
 from pipeline.store.build import Build
-from pipeline.takedown.forget import Request, forget
 from tests.drawn import encoded
 
 Run = Callable[[Build, str], None]
@@ -127,20 +126,6 @@ def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
         assert max(row["width"], row["height"]) <= SIDE
         for boxes in row["boxes"].values():
             assert all(box[2] <= row["width"] + 0.05 and box[3] <= row["height"] + 0.05 for box in boxes)
-
-
-@pytest.mark.drill(2)
-def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    build, items = synthetic.make(tmp_path, shards={"samples_per_shard": 8, "max_side": SIDE})
-    run_stage(build, "shard")
-    release.publish(build)
-    before = {name: members for name, (_, members, _) in samples(build).items()}
-    removed = next(item for item in items if item.stage == "shard").candidate
-    forget(build.store, [build], Request(urls=[removed.image_url]))
-    after = {name: members for name, (_, members, _) in samples(build).items()}
-    assert set(before) - set(after) == {removed.candidate_id}
-    assert all(before[name] == members for name, members in after.items())
-    assert verify.verify(Path(build.out) / "shards") == []
 
 
 @pytest.mark.slow

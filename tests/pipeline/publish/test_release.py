@@ -30,6 +30,7 @@ def _publish(build: Build, run_stage: Run, **options: Any) -> Any:
     return release.publish(build, **options)
 
 
+@pytest.mark.slow
 def test_publish_writes_a_dataset_and_its_identities(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,13 +61,6 @@ def _identities(build: Build) -> set[str]:
     }
 
 
-def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run) -> None:
-    first = _publish(synthetic_build, run_stage)
-    tree = {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()}
-    assert release.publish(synthetic_build) == first
-    assert {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()} == tree
-
-
 @contextlib.contextmanager
 def killed_at(file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block that ends where a file of this name would be written."""
@@ -83,6 +77,7 @@ def killed_at(file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["identities", "manifest.json"])
 def test_a_publish_killed_anywhere_is_finished_by_the_next(
     synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch, at: str
@@ -96,6 +91,7 @@ def test_a_publish_killed_anywhere_is_finished_by_the_next(
     assert len(Identities(synthetic_build.store).names()) == 1
 
 
+@pytest.mark.slow
 def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     synthetic_build: Build, run_stage: Run
 ) -> None:

@@ -45,7 +45,7 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
         release.publish(refused)
     weeks.build("2026-01-29", range(17), publish={"approve": "manual"})
     for number in (1, 8, 15, 22, 29):
-        shutil.copytree(tmp_path / f"2026-01-{number:02d}", folder / f"{number:02d}")
+        shutil.copytree(weeks.folder / f"2026-01-{number:02d}", folder / f"{number:02d}")
     page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
     rows = page.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:5]
     said = ("waiting for approval", "refused", "nothing new", "release</span> 2<", "release</span> 1<")
@@ -61,7 +61,7 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
     assert "samples in the release: 12, 15" in page
     release.publish(refused, accept=["min_samples"], because="a trial")
     shutil.rmtree(folder / "22")
-    shutil.copytree(tmp_path / "2026-01-22", folder / "22")
+    shutil.copytree(weeks.folder / "2026-01-22", folder / "22")
     page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
     assert "samples in the release: 12, 15, 16" in page
     assert "accepted:</span> min_samples" in page

@@ -86,8 +86,8 @@ def weekly(folder: Path, synthetic: Any) -> Build:
 @pytest.fixture(scope="module", params=["odd_texts", "by_hand", "weekly"])
 def told(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, synthetic: Any
-) -> tuple[Build, Values]:
-    """A build and its report."""
+) -> tuple[Tables, Values]:
+    """The tables of a build, and its report."""
     folder = tmp_path_factory.mktemp(request.param)
     makers: dict[str, Callable[[], Build]] = {
         "odd_texts": lambda: odd_texts(folder),
@@ -95,7 +95,7 @@ def told(
         "weekly": lambda: weekly(folder, synthetic),
     }
     build = makers[request.param]()
-    return build, page.make(build)
+    return Tables(build), page.make(build)
 
 
 class Tables:
@@ -281,16 +281,16 @@ ORACLES: dict[str, tuple[Callable[[Values], Any], Callable[[Tables], Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ORACLES)
-def test_the_report_counts_as_pandas_does(told: tuple[Build, Values], name: str) -> None:
-    build, report = told
+def test_the_report_counts_as_pandas_does(told: tuple[Tables, Values], name: str) -> None:
+    tables, report = told
     said, counted = ORACLES[name]
-    assert said(report) == counted(Tables(build))
+    assert said(report) == counted(tables)
 
 
-def test_a_sound_build_has_no_faults_and_rows_that_are_shown_are_its_decisions(told: tuple[Build, Values]) -> None:
-    build, report = told
+def test_a_sound_build_has_no_faults_and_rows_that_are_shown_are_its_decisions(told: tuple[Tables, Values]) -> None:
+    tables, report = told
     assert report["faults"] == []
-    decided = Tables(build).candidates.set_index(["id", "reason"])
+    decided = tables.candidates.set_index(["id", "reason"])
     for row in page.rows(report):
         if row["id"] in decided.index and "reason" in row:
             own = decided.loc[(row["id"], row["reason"])]

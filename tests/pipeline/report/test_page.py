@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.report import page
-from pipeline.stages import STAGES, report
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -89,22 +88,6 @@ def test_the_page_loads_nothing_and_is_well_formed(written: tuple[str, dict[str,
 
 
 @pytest.mark.slow
-def test_what_pages_say_cannot_become_markup(synthetic_build: Build, run_stage: Run) -> None:
-    run_stage(synthetic_build, "shard")
-    made = report.make(synthetic_build)
-    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
-    for row in made["sheet"]:
-        row |= {"text": evil, "evidence": evil, "url": "javascript:alert(1)", "page_url": f"https://x.example/{evil}"}
-    made["build"]["name"] = evil
-    made["words"] = [{"name": evil, "count": 1}]
-    page = _Page(report.render(made, STAGES))
-    assert (page.bad, page.open) == ([], [])
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert not any("onerror" in a for _, a in page.tags)
-    assert not any(a.get("href", "").startswith("javascript:") for _, a in page.tags)
-
-
-@pytest.mark.slow
 def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_stage: Run, monkeypatch: Any) -> None:
     monkeypatch.setattr(synthetic, "items", lambda: ())
     build, _ = synthetic.make(tmp_path)
@@ -114,13 +97,6 @@ def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_s
     page = _Page(html)
     assert (page.bad, page.open) == ([], [])
     assert json.loads((Path(build.out) / "report/report.json").read_bytes())["totals"]["kept"] == 0
-
-
-@pytest.mark.drill(2)
-def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_stage: Run) -> None:
-    run_stage(synthetic_build, "shard")
-    pages = [report.render(report.make(synthetic_build), STAGES) for _ in range(2)]
-    assert hashlib.sha256(pages[0].encode()).digest() == hashlib.sha256(pages[1].encode()).digest()
 
 
 EVIL = "<script>alert(1)</script>\"onerror='alert(2)' {{ 7 * 7 }} \u202egpj.exe\x1b]0;x\x07 -->]]></style>"
@@ -141,6 +117,7 @@ def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) 
         return EVIL if key in ("text", "evidence", "description", "licence", "contact", "host") else value
 
     poisoned = poison(made)
+    poisoned["build"]["name"], poisoned["words"] = EVIL, [{"name": EVIL, "count": 1}]
     html = page.render(poisoned, STAGES)
     parsed = _Page(html)
     assert parsed.bad == []

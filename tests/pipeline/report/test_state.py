@@ -45,9 +45,9 @@ def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
     assert (state["verdict"], state["release"], state["new"], state["held"]) == ("published", 1, 12, 0)
     assert state["since"] == manifest.created_at
     assert "Published as release" in shown(build)
-    tree = {p: p.read_bytes() for p in Path(build.out).rglob("*") if p.is_file()}
-    release.publish(build)
-    assert {p: p.read_bytes() for p in Path(build.out).rglob("*") if p.is_file()} == tree, "nothing more to say"
+    tree = {p: p.read_bytes() for p in weeks.folder.rglob("*") if p.is_file()}
+    assert release.publish(build) == manifest
+    assert {p: p.read_bytes() for p in weeks.folder.rglob("*") if p.is_file()} == tree, "nothing more to say"
     record = build.stage("report").record("all")
     for suffix, name in (("html", "index.html"), ("json", "report.json")):
         assert record.files[suffix].sha256 == sha256_of(Path(build.out) / "report" / name)

@@ -37,6 +37,7 @@ def plainly(sizes: list[int], most: int, limit: int) -> list[list[int]]:
     return shards
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(1, 50), max_size=12), max_size=6), st.integers(1, 9), st.sampled_from([0, 1, 40, 90])
 )

@@ -538,30 +538,3 @@ def test_nothing_that_a_host_names_leads_inside(serve, make_build):
     _, bodies, _ = run(make_build(web, sources=site(web.url())))
     assert web.url() in bodies
     assert inside.asked == []
-
-
-def test_a_host_that_sets_cookies_gets_none_back_and_endless_headers_end(serve, make_build):
-    sent = []
-
-    def sets(handler) -> None:
-        sent.append(handler.headers.get("Cookie"))
-        body = html("/two.html", "/headers.html")
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/html")
-        handler.send_header("Set-Cookie", "id=1; Path=/")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    def endless(handler) -> None:
-        handler.send_response(200)
-        while True:
-            handler.wfile.write(b"X-Header: " + b"x" * 4000 + b"\r\n")
-
-    web = serve({"/": sets, "/two.html": sets, "/headers.html": endless})
-    place = f"http://localhost:{web.port}"  # a name, since jars keep no cookies of numbers
-    egress = {"allow": [f"localhost:{web.port}"]}
-    _, bodies, reasons = run(make_build(web, sources=site(f"{place}/"), egress=egress))
-    assert set(bodies) == {f"{place}/", f"{place}/two.html"}
-    assert sent == [None, None]
-    assert reasons == {f"{place}/headers.html": "connection"}

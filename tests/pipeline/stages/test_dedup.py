@@ -79,6 +79,7 @@ def test_the_site_holds_one_picture_twice_and_no_other(fetched_build: Any, got: 
     assert len(kept) == 345
 
 
+@pytest.mark.slow
 def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_texts(
     tmp_path: Path, filtered: Any
 ) -> None:

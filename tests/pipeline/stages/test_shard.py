@@ -19,7 +19,6 @@ from PIL import Image
 from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files import tars
-from pipeline.files.folder import Folder
 from pipeline.pictures import decode as pictures
 from pipeline.pictures import encode
 from pipeline.publish import release, verify
@@ -72,16 +71,6 @@ def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any
             assert (image == item.data) == as_fetched
 
 
-@pytest.mark.slow
-def test_two_builds_in_other_folders_give_the_same_bytes(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    digests = []
-    for name in ("a", "b"):
-        build, _ = synthetic.make(tmp_path / name)
-        run_stage(build, "shard")
-        digests.append(_tars(build))
-    assert digests[0] == digests[1]
-
-
 def test_a_killed_stage_does_only_what_is_missing(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard.plan")
     for partition in shard.partitions(synthetic_build)[:2]:
@@ -112,18 +101,6 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
     assert not list(shards_of.rglob("*.parquet"))
     run_stage(build, "shard")
     assert {path.stem for path in shards_of.glob("*.tar")} == set(names)
-
-
-def test_the_manifest_goes_before_anything_else(
-    shards_of: Path, tmp_path: Path, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deleted: list[str] = []
-    build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 100})
-    run_stage(build, "shard.plan")
-    monkeypatch.setattr(Folder, "delete", lambda self, name: deleted.append(name))
-    shard.begin(build)
-    assert deleted[0] == "manifest.json"
-    assert "train-000000.tar" in deleted, "so it matters"
 
 
 @pytest.mark.slow
@@ -207,6 +184,7 @@ def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, sy
     assert [path.name for path in (shards / "_records").iterdir() if list(path.iterdir())] == ["5" * 16]
 
 
+@pytest.mark.slow
 def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path)
     run_stage(build, "shard")
@@ -217,6 +195,7 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
     assert tar.stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_a_shard_of_which_no_picture_can_be_stored_has_decisions_and_no_tar(
     synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,6 @@ from pipeline.stages import STAGES, _sorted
 from pipeline.store.build import Build
 from pipeline.store.stage import passes_of
 from pipeline.store.store import Store
-from pipeline.takedown.forget import Request, forget
-from tests.curated import table_of
 from tests.drawn import picture
 from tests.stages import run_stage
 
@@ -160,23 +158,3 @@ def tars(folder: Path, count: int) -> None:
                     info = tarfile.TarInfo(f"{at}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-
-
-@pytest.mark.slow
-def test_a_takedown_leaves_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sorted, "GROUP", 7)
-    tars(tmp_path, 6)
-    build = build_at(tmp_path, "*.tar")
-    run_stage(build, "crawl", "extract", "admit", "fetch")
-    fetched = {row["image_url"] for row in table_of(build, "fetch") if row["ok"]}
-    assert len(fetched) == 18
-    build.store.check()
-    assert forget(build.store, [build], Request(urls=["http://a1.test/2.png"], exact=True))["matched"] >= 1
-    assert len(build.stage("admit.sort").partitions()) == 2
-    assert not build.stage("admit.sort").finished()
-    assert len(run_stage(build, "admit.sort")) == 1, "the one that held it"
-    kept = {name: build.fingerprints[name] for name in ("crawl", "extract")}
-    later = replace(build, fingerprints={**{name: sha256_hex(f"later {name}") for name in build.passes}, **kept})
-    assert len(run_stage(later, "admit.sort")) == 3
-    run_stage(later, "admit", "fetch")
-    assert {row["image_url"] for row in table_of(later, "fetch")} == fetched - {"http://a1.test/2.png"}

@@ -50,7 +50,7 @@ def in_folder(path: Any) -> Cache:
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     commits=st.lists(st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1, max_size=4), max_size=12),
     fan_in=st.sampled_from([2, 3, 16]),
@@ -186,7 +186,7 @@ def _put(folder: str, writer: int) -> None:
         in_folder(folder).put(rows(f"{writer}-{i}", value=i))
 
 
-@pytest.mark.slow
+@pytest.mark.drill(5)
 def test_writers_at_once_lose_nothing_and_readers_never_fail(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_put, args=(str(tmp_path), writer)) for writer in range(3)]

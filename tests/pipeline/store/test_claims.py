@@ -12,7 +12,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from pipeline.detectors import Boxes, Picture
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
@@ -127,31 +126,16 @@ def _detected(log: str, pause_s: float, most: int = IMAGES) -> None:
     Onnx.detect = detect  # type: ignore[method-assign]
 
 
-def _scored(log: str, pause_s: float) -> None:
-    """The same for the model of image_nsfw: the score is the mean of red."""
-
-    def score(self: ImageNsfw, state: Any, pictures: Sequence[Picture]) -> list[float]:
-        with Path(log).open("a") as f:
-            for shown in pictures:
-                time.sleep(pause_s)
-                print(int(shown.astype(int).sum()), file=f, flush=True)
-        return [float(shown[..., 0].mean()) / 255 for shown in pictures]
-
-    ImageNsfw.load = lambda self: None  # type: ignore[method-assign]
-    ImageNsfw.score = score  # type: ignore[method-assign]
-    ImageNsfw.score_id = "image_nsfw-of-the-test"  # type: ignore[method-assign, assignment]
-
-
 def _build(build: Build, name: str, log: str, *more: float) -> None:
-    """Run the stage `detect` or `curate` of a build, four pictures at a time."""
-    {"detect": _detected, "curate": _scored}[name](log, *more)
+    """Run the stage `detect` of a build, four pictures at a time."""
+    _detected(log, *more)
     model_runner.BATCH = 4
     run_stage(build, name)
 
 
 @pytest.fixture
-def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[Build]]:
-    """builds(filters=...): two builds of other names over the same images and one STORE, done up to dedup."""
+def two_builds(fetched_build: Any, got: Any, tmp_path: Path) -> list[Build]:
+    """Two builds of other names over the same images and one STORE, done up to dedup."""
     images = []
     for i in range(IMAGES):
         out = io.BytesIO()
@@ -161,20 +145,12 @@ def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[B
     (tmp_path / "w.onnx").write_bytes(b"weights that nobody reads")
     detectors = [{"name": "onnx", "weights": str(tmp_path / "w.onnx")}]
 
-    def make(filters: Sequence[dict[str, Any]] = ()) -> list[Build]:
-        made = []
-        for name in ("one", "two"):
-            build = fetched_build(images, 3, name=name, filters=list(filters), regions={"detectors": detectors})
-            run_stage(build, "measure", "filter", "dedup")
-            made.append(build)
-        return made
-
-    return make
-
-
-@pytest.fixture
-def two_builds(builds: Callable[..., list[Build]]) -> list[Build]:
-    return builds()
+    made = []
+    for name in ("one", "two"):
+        build = fetched_build(images, 3, name=name, filters=[], regions={"detectors": detectors})
+        run_stage(build, "measure", "filter", "dedup")
+        made.append(build)
+    return made
 
 
 def _boxes(build: Build) -> dict[str, list[float]]:
@@ -204,26 +180,6 @@ def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp
     assert _boxes(two_builds[0]) == _boxes(two_builds[1])
     counted = [sum(r.counts["detected"] for r in build.stage("detect").records()) for build in two_builds]
     assert sum(counted) == IMAGES
-
-
-@pytest.mark.drill(6)
-def test_two_builds_at_once_screen_every_image_once(builds: Callable[..., list[Build]], tmp_path: Path) -> None:
-    both = builds([{"name": "image_nsfw", "max_score": 0.5}])
-    _at_once(both, "curate", tmp_path / "log")
-    records = [build.stage("curate.screen").records() for build in both]
-    assert sum(record.counts["scored"] for of_build in records for record in of_build) == IMAGES
-    dropped = [sum(record.counts["dropped"] for record in of_build) for of_build in records]
-    assert dropped[0] == dropped[1]
-    assert 0 < dropped[0] < IMAGES
-    cache = both[0].store.features("image_nsfw-of-the-test")
-    rows = cache.get({sha256 for build in both for sha256 in _measured(build)})
-    assert rows is not None
-    assert rows.num_rows == IMAGES
-
-
-def _measured(build: Build) -> set[str]:
-    stage = build.stage("measure")
-    return {sha256 for record in stage.records() for sha256 in stage.table(record)["sha256"].to_pylist()}
 
 
 @pytest.mark.drill(5)

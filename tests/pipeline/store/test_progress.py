@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def test_a_partition_of_unknown_size_has_no_share_and_no_end() -> None:
     assert (now.share, now.total, now.left_seconds, now.line()) == (None, None, None, "70 rows")
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, 500), st.one_of(st.none(), st.integers(0, 400)), st.floats(0, 9)), max_size=5),
     st.integers(0, 20),

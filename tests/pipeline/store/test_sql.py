@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,6 +112,13 @@ _URL = st.text(
 )
 
 
+@functools.cache
+def _knows_hosts() -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect()
+    db.create_function("host_of_any", _hosts, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special")
+    return db
+
+
 @pytest.mark.slow
 @given(st.lists(_URL | _URL.map("http://".__add__), min_size=1, max_size=20))
 def test_hosts_are_those_that_urllib_finds(urls: list[str]) -> None:
@@ -120,9 +128,7 @@ def test_hosts_are_those_that_urllib_finds(urls: list[str]) -> None:
         except ValueError:
             return ""
 
-    with duckdb.connect() as db:
-        db.create_function("host_of_any", _hosts, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special")
-        found = db.execute(f"SELECT {host('u')} FROM (SELECT unnest(?::VARCHAR[]) AS u)", [urls]).fetchall()
+    found = _knows_hosts().execute(f"SELECT {host('u')} FROM (SELECT unnest(?::VARCHAR[]) AS u)", [urls]).fetchall()
     assert [row[0] for row in found] == list(map(expected, urls))
 
 

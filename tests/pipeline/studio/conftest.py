@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipeline.stages import STAGES, report
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, PassResult
+from pipeline.store.store import Store
 from tests.places import ROOT
 from tests.stages import run_stage
 
@@ -44,26 +47,37 @@ def note_build() -> Callable[[Build], Build]:
     return noted
 
 
-@pytest.fixture(scope="module")
-def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """The synthetic build, with shards and a report; tests do not change it."""
-    build: Build = synthetic.make(tmp_path_factory.mktemp("built"))[0]
+def _made(synthetic: Any, folder: Path, **options: Any) -> Build:
+    build: Build = synthetic.make(folder, **options)[0]
     run_stage(build, "shard")
     build.store.check()
     report.write(build)
-    return noted(build)
+    return build
+
+
+@pytest.fixture(scope="session")
+def _once(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    return _made(synthetic, tmp_path_factory.mktemp("once"))
+
+
+def _copied(build: Build, folder: Path) -> Build:
+    out = Path(build.out)
+    shutil.copytree(out.parent, folder, dirs_exist_ok=True)
+    return replace(build, out=str(folder / out.name), store=Store(str(folder / "store")))
+
+
+@pytest.fixture(scope="session")
+def built(_once: Build, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The synthetic build, with shards and a report; tests do not change it."""
+    return noted(_copied(_once, tmp_path_factory.mktemp("built")))
 
 
 @pytest.fixture
-def own(synthetic: Any, tmp_path: Path) -> Callable[..., Build]:
+def own(_once: Build, synthetic: Any, tmp_path: Path) -> Callable[..., Build]:
     """own(**options): the same with options of the spec, for tests that change it."""
 
     def make(**options: Any) -> Build:
-        build: Build = synthetic.make(tmp_path, **options)[0]
-        run_stage(build, "shard")
-        build.store.check()
-        report.write(build)
-        return noted(build)
+        return noted(_made(synthetic, tmp_path, **options) if options else _copied(_once, tmp_path))
 
     return make
 

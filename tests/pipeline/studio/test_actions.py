@@ -5,17 +5,13 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_specs.build import SpecError
 from pipeline.errors import StoreError
-from pipeline.publish import release
 from pipeline.store.build import Build
-from pipeline.store.frames import Frames
 from pipeline.studio import actions
 from pipeline.studio.actions import Busy, Jobs, command_line, takedown
 from tests.processes import wait_until
@@ -85,24 +81,6 @@ def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None
     assert ended(jobs, second.number).code == 1
     assert "holds no build" in "".join(second.lines)
     assert jobs.running is None
-
-
-@pytest.mark.slow
-@pytest.mark.drill(6)
-def test_a_takedown_may_be_confirmed_though_another_build_cannot_be_read(own: Any, tmp_path: Path) -> None:
-    build = own()
-    release.publish(build)
-    build.store.register(replace(build, out=str(tmp_path / "deleted by hand")), 0)
-    key = Frames.of(build).frame("samples")["key"][0]
-    words = takedown(build.store.url, [build], [{**ROW, "id": key}], "picture", True)
-    jobs = Jobs()
-    dry = ended(jobs, jobs.start("preview", words, dry=True).number)
-    assert dry.code == 1
-    ran = ended(jobs, jobs.start("takedown", jobs.confirmed(dry.confirmation)).number)
-    assert ran.code == 1
-    assert len(ran.answer["faults"]) == 1
-    assert "deleted by hand" in ran.answer["faults"][0]
-    assert key not in list(Frames.of(build).frame("samples")["key"])
 
 
 def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

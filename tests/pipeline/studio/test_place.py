@@ -130,7 +130,7 @@ def test_a_known_picture_has_its_leader_beside_it_from_the_build_that_holds_it(w
 @pytest.mark.slow
 def test_a_folder_of_builds_is_one_place(weeks: Any, studio_of: StudioOf, tmp_path: Path) -> None:
     builds = [weeks.build(day, pictures) for day, pictures in (("2026-01-01", range(5)), ("2026-01-08", range(4)))]
-    studio = studio_of(str(tmp_path), folder=True)
+    studio = studio_of(str(weeks.folder), folder=True)
     counted = dict(studio.opened.catalog.counts(Filters()).facets["build"])
     assert counted == {builds[0].build_id: 5, builds[1].build_id: 4}
     assert len(studio.about()["builds"]) == 2

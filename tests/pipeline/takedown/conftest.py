@@ -18,7 +18,7 @@ from pipeline.store.build import Build
 from pipeline.store.store import Store
 from tests.weeks import Weeks
 
-NAMES = ("a", "b", "c", "d", "e")
+NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 TAKEN = "folder:///album/001.jpg"
 """A picture that each build has a sample of."""

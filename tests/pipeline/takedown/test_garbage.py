@@ -32,6 +32,8 @@ from pipeline.takedown import garbage
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
+pytestmark = pytest.mark.slow
+
 DEAD = ("00000-of-00002-dead.parquet", "_decisions/00000-of-00002-dead.decisions.parquet")
 """What a killed attempt leaves of a stage."""
 
@@ -148,7 +150,7 @@ def test_a_build_in_which_a_takedown_was_interrupted_keeps_what_that_needs_to_go
     assert collect(builds, keep=1)["bytes"] > 10_000
 
 
-@pytest.mark.parametrize("by", ["sha256", "like", "like, as STORE knows it", "key"])
+@pytest.mark.parametrize("by", ["like", "like, as STORE knows it", "key"])
 def test_a_takedown_finds_a_picture_that_only_an_expired_build_holds(
     builds: list[Build], synthetic: Any, tmp_path: Path, by: str
 ) -> None:
@@ -162,11 +164,8 @@ def test_a_takedown_finds_a_picture_that_only_an_expired_build_holds(
     collect(builds, keep=1)
     with Image.open(io.BytesIO(item.data)) as image:
         image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / "seen.jpg", quality=60)
-    request = {
-        "sha256": Request(sha256s=[item.sha256]),
-        "key": Request(items=[item.candidate.candidate_id[:32]]),
-    }.get(by, Request(pictures=[tmp_path / "seen.jpg"]))
-    answer = forget(old.store, [old], request)
+    key, like = Request(items=[item.candidate.candidate_id[:32]]), Request(pictures=[tmp_path / "seen.jpg"])
+    answer = forget(old.store, [old], key if by == "key" else like)
     assert [sample["key"] for sample in answer["builds"][0]["samples"]] == [item.candidate.candidate_id[:32]]
     assert verify(Path(old.out)) == []
     assert item.sha256 in old.store.takedowns().hashes
@@ -174,6 +173,7 @@ def test_a_takedown_finds_a_picture_that_only_an_expired_build_holds(
         assert item.data[:400] not in path.read_bytes()
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_of_an_expired_build_does_not_say_that_nothing_was_dropped(
     builds: list[Build], synthetic: Any
 ) -> None:
@@ -223,6 +223,7 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     assert json.loads((Path(first.out) / "report/report.json").read_bytes())["totals"]["kept"] == 5
 
 
+@pytest.mark.drill(2)
 def test_an_expired_build_that_a_takedown_has_not_reached_is_named_when_it_is_published_again(weeks: Any) -> None:
     """Nothing is there to do it again from, so it was left as it is: its command succeeded, and the picture stayed."""
     first = weeks.build("2026-01-01", range(6))
@@ -254,7 +255,7 @@ def test_half_written_files_of_a_day_ago_go_wherever_they_are_in_store(builds: l
     assert len(list(store.rglob(".tmp-young"))) == len(places), "somebody may be writing them"
 
 
-@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize("spelled", [True, pytest.param(False, marks=pytest.mark.drill(2))])
 def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
     builds: list[Build], synthetic: Any, tmp_path: Path, spelled: bool
 ) -> None:
@@ -321,6 +322,7 @@ def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_a
     assert store.fetched().get(["0" * 64]) is not None
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("linked", ["build", "images"])
 def test_images_of_a_build_that_cannot_be_read_are_not_forgotten_where_links_lead_to_them(
     published_builds: Any, tmp_path: Path, linked: str
@@ -444,6 +446,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     assert not older.store.folder.exists(garbage.EXPIRED)
 
 
+@pytest.mark.drill(2)
 @pytest.mark.parametrize("why", ["a command is at work in it", "a takedown was interrupted in it"])
 def test_features_of_a_build_that_is_left_to_the_next_gc_stay(builds: list[Build], why: str) -> None:
     """STORE noted them when another build of the same model expired."""

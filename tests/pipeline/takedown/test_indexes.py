@@ -5,10 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,8 @@ from pipeline.store.store import Store
 from tests.indexed import contents, make, of_shards, random_units
 from tests.lent import lend
 from tests.pipeline.takedown.test_forget import everything
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -49,15 +47,13 @@ def traces_in(folder: Path, row: Any, vector: Any) -> list[str]:
     return [name for name, data in contents(folder).items() for trace in wanted if trace in data]
 
 
-@pytest.mark.parametrize("by", ["url", "sha256", "domain", "like", "item"])
+@pytest.mark.parametrize("by", ["domain", "like", "item"])
 def test_what_is_taken_down_is_in_no_file_of_an_index(
     index: Path, synthetic: Any, synthetic_build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
     item = [i for i in synthetic.items() if i.stage == "shard"][20]
     key, store = item.candidate.candidate_id[:32], synthetic_build.store.url
     words = {
-        "url": ["--url", item.candidate.image_url],
-        "sha256": ["--sha256", item.sha256],
         "domain": ["--domain", item.candidate.image_url.split("/")[2]],
         "item": ["--item", key],
         "like": ["--like", tmp_path / "seen.jpg"],
@@ -179,32 +175,6 @@ def test_texts_of_a_copy_that_goes_leave_the_index_too(
     assert {t.text for t in row.texts} - {t.text for t in after.texts} == {text}
     assert not [name for name, data in contents(index).items() if text.encode() in data]
     assert text not in "".join(everything(index).values())
-
-
-def test_a_killed_command_is_finished_by_the_same_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store, index = tmp_path / "store", tmp_path / "index"
-    Store(str(store)).check()
-    rows = [{"id": f"{n}", "url": f"http://own.example/{n}.jpg", "caption": f"独特的第{n}张"} for n in range(9)]
-    make(index, rows, random_units(9, 8), parts=[3, 3])
-    code = """
-import os, signal, sys
-from data_specs.search import index
-write_index = index.write_index
-def killed(*given):
-    write_index(*given)
-    os.kill(os.getpid(), signal.SIGKILL)
-index.write_index = killed
-from pipeline import cli
-cli.main(sys.argv[1:])
-"""
-    words = ["forget", "--store", str(store), str(index), "--url", "http://own.example/4.jpg"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    killed = subprocess.run([sys.executable, "-c", code, *words], env=environment, check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert [name for name, data in contents(index).items() if "独特的第4张".encode() in data], "old files are left"
-    assert forget(capsys, *words[1:])[0] == 0
-    assert not [name for name, data in contents(index).items() if "独特的第4张".encode() in data]
-    assert SearchIndex.open(index).rows == 8
 
 
 def test_an_index_that_is_being_written_is_a_fault_and_hinders_no_other(

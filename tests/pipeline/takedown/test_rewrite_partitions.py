@@ -295,10 +295,10 @@ def specified(folder: Path, site: Any, host: Any) -> BuildSpec:
     return BuildSpec.model_validate(spec)
 
 
-def built(spec: BuildSpec, folder: Path, name: str) -> tuple[Build, dict[str, int]]:
+def built(spec: BuildSpec, folder: Path, name: str, until: str = "report") -> tuple[Build, dict[str, int]]:
     """`wenlan-data build` in this process; how many partitions of each stage it ran."""
     build = opening.open_build(spec, str(folder / name), str(folder / "store"), name)
-    return build, {result.name: result.ran for result in run.run(build, here=True) if result.ran}
+    return build, {result.name: result.ran for result in run.run(build, here=True, until=until) if result.ran}
 
 
 def committed(build: Build) -> dict[tuple[str, str], bytes]:
@@ -320,7 +320,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     show(site, 0, 12)
     spec = specified(tmp_path, site, host)
     other = {"dedup": {"image_distance": 3}, "watermark": {"min_pictures": 11}}
-    built(spec.model_validate({**spec.model_dump(), **other}), tmp_path, "2026-01-01")  # its partitions stay there
+    built(spec.model_validate({**spec.model_dump(), **other}), tmp_path, "2026-01-01", "shard")  # stays there
     first, _ = built(spec, tmp_path, "2026-01-01")
     release.publish(first)
     show(site, 12, 4)
@@ -377,6 +377,7 @@ def test_nothing_of_what_went_is_in_any_file_and_all_else_goes_on(
     assert set(ran) <= {"report"}, "nothing reads what was deleted"
     assert committed(again) == before, "no partition is made again"
     assert all(again.stage(name).finished() for name in again.lasting())
+    assert faults(again, read_funnels(again)[0]) == []
     run_stage(again, "admit.sort")
     assert {row["candidate_id"] for row in _sorted_rows(again)} == sorted_before - gone.ids
     release.publish(again)

@@ -22,6 +22,8 @@ from pipeline.takedown import vanished
 from tests.drawn import blobs, encoded
 from tests.stages import run_noted
 
+pytestmark = pytest.mark.slow
+
 PAGES = 6
 
 
@@ -77,6 +79,7 @@ def test_an_opt_out_that_appears_is_honoured_and_a_missing_page_is_kept(week: An
     assert vanished.leave_out(second)["samples"] == 0, "once"
 
 
+@pytest.mark.drill(2)
 def test_an_opt_out_of_a_picture_whose_address_a_decision_cuts_is_honoured(week: Any, site: Any) -> None:
     """A Decision names 2,000 characters of an address, which may have 2,048."""
     address = f"/{'1' * 2005}.jpg"
@@ -165,6 +168,7 @@ def test_a_copy_that_is_gone_takes_no_sample_whose_own_picture_is_there(week: An
         assert released(later) == left
 
 
+@pytest.mark.drill(2)
 def test_a_rollback_brings_back_nothing_that_was_left_out_meanwhile(week: Any, site: Any) -> None:
     whole = site.pages["/"]
     site.pages["/"] = whole.replace(b"<a href='/1.html'>", b"<a href='/0.html'>")
@@ -181,6 +185,7 @@ def test_a_rollback_brings_back_nothing_that_was_left_out_meanwhile(week: Any, s
     assert released(second) == PAGES - 1
 
 
+@pytest.mark.drill(2)
 def test_an_old_build_that_is_run_again_takes_nothing_from_later_ones(week: Any, site: Any) -> None:
     there = site.pages["/1.html"]
     site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
@@ -193,6 +198,7 @@ def test_an_old_build_that_is_run_again_takes_nothing_from_later_ones(week: Any,
     assert released(second) == PAGES
 
 
+@pytest.mark.drill(2)
 def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) -> None:
     release.publish(week("2026-11-01", vanished="drop"))
     site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
@@ -202,6 +208,7 @@ def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) ->
     assert vanished.leave_out(second)["samples"] == 1
 
 
+@pytest.mark.drill(2)
 def test_it_is_no_ban(week: Any, site: Any) -> None:
     first = week("2026-11-01")
     release.publish(first)

@@ -96,6 +96,7 @@ def test_bank_cards_by_luhn_s_own_table(body):
     assert [c for c in "0123456789" if is_bank_card(body + c)] == [str(-total % 10)]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(AROUND, MOBILES), min_size=1, max_size=4), AROUND)
 def test_no_mobile_number_is_left(parts, end):
     text = "".join(before + number for before, number in parts) + end

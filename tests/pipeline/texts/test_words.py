@@ -20,6 +20,7 @@ from pipeline.texts.words import count_words, has_words, weight, words_of
 WORDS = "清晨 的 第一缕 阳光 照 在 故宫 角楼 上 卡拉OK T恤 hello 3.14 年 、 ， 一 帆 风 顺 𠮷 a+b 侵华日军 南京"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["清晨的第一缕阳光", "故宫雪景", "卡拉OK厅里的T恤", "hello world", "！！！", "", "王小明在故宫前留影"]
 )

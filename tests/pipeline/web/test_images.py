@@ -12,13 +12,11 @@ import zlib
 import pytest
 
 from pipeline.records import DropReason
-from pipeline.stages import fetch
-from pipeline.store.takedowns import domain_hashes
 from pipeline.web import images
 from pipeline.web.client import RequestFailed
 from pipeline.web.images import Image, ImageFetcher
-from tests.crawled import redirecting, take_down
-from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, picture, run
+from tests.crawled import redirecting
+from tests.fetching import HEADERS, PARTITION, SITE, picture, run
 
 
 def png_bomb() -> bytes:
@@ -144,20 +142,6 @@ def test_a_transient_failure_is_retried_and_a_lasting_one_is_not(serve, make_bui
     assert web.asked.count("/gone.png") == 1
     assert web.asked.count("/busy.png") == 1, "a server that names a later time is not asked before"
     assert rows[web.url("/busy.png")]["retry_after"] > rows[web.url("/busy.png")]["fetched_at"]
-
-
-def test_a_domain_that_was_taken_down_is_not_asked_for_an_image_that_redirects_there(serve, make_build):
-    removed = serve({"/1.png": picture(1)})
-    web = serve({"/1.png": (302, {"Location": removed.url("/1.png")}, b""), "/2.png": picture(2)})
-    build = make_build(web, removed, sources=SITE)
-    take_down(build, *domain_hashes(removed.host))
-    urls = [web.url("/1.png"), web.url("/2.png")]
-    admit(build, [candidate(url) for url in urls])
-    fetch.run_partition(build, PARTITION)
-    table = build.stage("fetch").table(build.stage("fetch").record(PARTITION))
-    reasons = dict(zip(table["image_url"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    assert [reasons[url] for url in urls] == ["forgotten", ""]
-    assert (removed.asked, removed.asked_tdm) == ([], [])
 
 
 class Fetcher:

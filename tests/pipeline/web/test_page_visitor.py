@@ -15,7 +15,7 @@ from pipeline.stages import crawl
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import policy
-from tests.crawled import html, redirecting, run, site, take_down
+from tests.crawled import html, run, site, take_down
 
 
 def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
@@ -103,6 +103,7 @@ def test_a_page_that_comes_on_the_second_try_is_kept(serve, make_build):
     assert reasons == {}
 
 
+@pytest.mark.slow
 def test_retry_after_is_obeyed(serve, make_build):
     when: list[float] = []
 
@@ -231,15 +232,6 @@ def test_a_domain_that_was_taken_down_is_asked_for_nothing_any_more(serve, make_
     assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
 
 
-def test_a_page_that_was_taken_down_is_not_asked_for(serve, make_build):
-    web = serve()
-    web.pages = {"/": html("/a.html", "/b.html"), "/a.html": html(), "/b.html": html()}
-    build = make_build(web, sources=site(web.url()))
-    take_down(build, sha256_hex(web.url("/a.html")))
-    crawl.run_partition(build, "s")
-    assert sorted(web.asked) == ["/", "/b.html", "/robots.txt"]
-
-
 @pytest.mark.parametrize("charset", ["gb2312", "gb18030", "big5"])
 def test_a_sitemap_in_a_chinese_charset_is_read(serve, make_build, charset):
     web = serve()
@@ -269,10 +261,3 @@ def test_a_sitemap_behind_a_redirect_is_read_if_it_lies_at_the_site(serve, make_
     assert set(bodies) == {web.url("/"), web.url("/a.html")}
     assert (counts["in_sitemaps"], other.asked) == (1, [])
     assert web.asked.count("/round.xml") == 1
-
-
-@pytest.mark.parametrize(("charset", "path"), [("utf-8", "/%E6%B5%8B.html"), ("gb18030", "/%B2%E2.html")])
-def test_a_redirect_to_a_chinese_path_is_followed(serve, make_build, charset, path):
-    web = serve({"/": html("/1.html"), "/1.html": redirecting("/测.html".encode(charset)), path: html()})
-    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
-    assert (set(bodies), reasons) == ({web.url("/"), web.url(path)}, {})

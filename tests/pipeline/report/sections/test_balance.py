@@ -34,8 +34,3 @@ def test_it_says_what_was_frequent_and_what_is_left_of_it(
     assert (said["entries"], said["matched_entries"], said["tail_entries"], said["more"]) == (4, 3, 2, 0)
     assert (said["pairs"], said["matched"], said["kept"]) == (32, 31, len(kept))
     assert said["head_share"] == [pytest.approx(30 / 34, abs=1e-4), pytest.approx(palace / (palace + 4), abs=1e-4)]
-
-
-@pytest.mark.drill(2)
-def test_without_balance_there_is_no_section(synthetic_build: Build, material: Any) -> None:
-    assert balance(synthetic_build, material(synthetic_build).tables) is None

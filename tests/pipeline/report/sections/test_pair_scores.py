@@ -115,10 +115,6 @@ def test_what_was_taken_down_or_opted_out_is_not_shown(
     assert not {first["id"], second["id"]} & {row["id"] for rows in groups(again).values() for row in rows}
 
 
-def test_without_scores_there_is_no_section(synthetic_build: Build, material: Any) -> None:
-    assert scores(material(synthetic_build)) is None
-
-
 def test_bins_are_round_and_few_whatever_the_scores() -> None:
     for low, high in ((-10_000, 10_000), (2_310, 4_380), (500, 510), (0, 0)):
         edges = _edges(Counter({low: 5, (low + high) // 2: 5, high: 5}))

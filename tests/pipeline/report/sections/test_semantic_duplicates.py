@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline import opening
-from pipeline.publish import release
 from pipeline.records import Candidate, DropReason, drop
-from pipeline.report import sheet
 from pipeline.report.page import environment
 from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import _rows, duplicates
-from pipeline.stages import STAGES
 from pipeline.store.sql import Tables
-from pipeline.takedown.forget import Request, forget
-from tests import alike, towered
+from tests import alike
 from tests.deduped import publish
 from tests.fetched import begun
-from tests.stages import run_noted, run_stage
+from tests.stages import run_stage
 
 SHOWN = [(f"p{i}", (0.8, 0.1 + 0.04 * i, 0.1), 400 - 10 * i, f"第{i}图") for i in range(12)]
 
@@ -106,44 +99,3 @@ def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_
     said = duplicates(material(second))
     assert said is not None
     assert gone not in {pair["other"]["id"] for pairs in groups(said).values() for pair in pairs}
-
-
-def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, material: Any) -> None:
-    made = fetched_build([], filters=[])
-    assert semantic_duplicates.figures(material(made), {}) == {"semantic_duplicates": None}
-
-
-@pytest.mark.drill(2)
-def test_a_picture_of_an_earlier_build_leaves_the_report_with_its_takedown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where it stands in this section alone, since other groups of duplicates are larger."""
-    monkeypatch.setattr(sheet, "CLUSTERS", 0)
-    photos, towers = tmp_path / "photos", towered.written(tmp_path / "towers")
-    photos.mkdir()
-
-    def week(snapshot: str, name: str, red: float) -> Any:
-        (photos / f"{name}.jpg").write_bytes(towered.coloured(zlib.crc32(name.encode()), red, 0.1, 0.1))
-        (photos / f"{name}.txt").write_text(f"{name}红色的图", "utf-8")
-        source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
-        spec = {"name": "reds", "contact": "a@b.cn", "base": str(tmp_path), "sources": [source], "filters": []}
-        spec |= {"pair_score": towers, "semantic_dedup": {"distance": 0.01}, "publish": {"max_drop_share": 1}}
-        build = opening.open_build(
-            BuildSpec.model_validate(spec), str(tmp_path / snapshot), str(tmp_path / "store"), snapshot
-        )
-        run_noted(build, *STAGES)
-        return build
-
-    def shown(build: Any) -> str:
-        return "".join((Path(build.out) / "report" / name).read_text("utf-8") for name in ("index.html", "report.json"))
-
-    first = week("2026-01-01", "第一", 0.8)
-    release.publish(first)
-    for path in photos.iterdir():
-        path.unlink()
-    second = week("2026-01-08", "第二", 0.81)
-    assert shown(second).count("第一红色的图") > 1
-    assert "data:image/jpeg" not in (Path(second.out) / "report/report.json").read_text("utf-8")
-    forget(first.store, [first, second], Request(urls=["folder:///mine/%E7%AC%AC%E4%B8%80.jpg"], exact=True))
-    assert "第二红色的图" in shown(second)
-    assert "第一" not in shown(second)

@@ -44,7 +44,3 @@ def test_it_shows_the_mark_and_what_it_dropped(
     assert mark["mark"] in page
     assert page.count("data:image/jpeg") == NEAREST + PLAIN
     assert all(row["picture"].startswith("data:image/jpeg") for row in dropped["rows"] + kept["rows"])
-
-
-def test_without_it_there_is_no_section(synthetic_build: Build, material: Any) -> None:
-    assert watermark(material(synthetic_build)) is None
