@@ -168,7 +168,7 @@ def test_rows_of_files_come_in_order_each_once(tmp_path: Path, counts: tuple[int
         own = [{"rank": names.pop().to_bytes(5), "partition": str(number)} for _ in range(count)]
         pq.write_table(pa.Table.from_pylist(own, schema), tmp_path / f"{number}.parquet")
         rows += own
-    blocks = list(in_order(sorted(tmp_path.iterdir()), schema, ["rank"], 2_048))
+    blocks = list(in_order(sorted(tmp_path.iterdir()), schema, ["rank"], 2_048, tmp_path / "spill"))
     assert all(block.schema == schema for block in blocks)
     assert all(block.num_rows == 2_048 for block in blocks[:-1])
     assert [row for block in blocks for row in block.to_pylist()] == sorted(rows, key=lambda row: row["rank"])
