@@ -56,9 +56,12 @@ def run(
             wanted = _wanted(build, stages)
             for stage in stages:
                 results: list[PassResult] = []
-                for own in (own for own in build.stages[stage].passes if own.name in wanted):
-                    with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
-                        results.append(_run_pass(build, own, cluster, progress, crawls))
+                for own in (own for own in build.stages[stage].passes if own.name in build.passes):
+                    if own.name in wanted:
+                        with observe.about(stage=own.name), reading(own.name, build.reads(own.name)):
+                            results.append(_run_pass(build, own, cluster, progress, crawls))
+                    else:
+                        results.append(PassResult.of(own, build, []))
                     build_json.note(build, results[-1])
                 if results:
                     yield StageResult.of(stage, results)

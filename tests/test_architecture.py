@@ -253,7 +253,6 @@ TESTED_ELSEWHERE = {
     "pipeline/curate/judging.py": "the judges that it asks: curate/test_*.py",
     "pipeline/opening.py": "test_run.py, test_build.py: what the same command does in each state of a folder",
     "pipeline/store/pairs.py": "curate/test_*.py: what judges and later stages read by it",
-    "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
     "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
     "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
     "pipeline/takedown/contents.py": "test_rewrite_partitions.py: nothing of what went is in any file",

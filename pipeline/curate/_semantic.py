@@ -248,12 +248,13 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
 def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders) -> int:
     """Decide all pairs in order; returns how many are duplicates."""
     dropped, earlier, vectors = 0, leaders.count, build.stage(VECTORS.name)
-    noted = attempt.folder("near") / "near.parquet"
+    scratch = attempt.folder("scratch")
+    noted = scratch / "near.parquet"
     with contextlib.ExitStack() as stack:
         near = stack.enter_context(Rows(noted, _NEAR))
         kept_rows = stack.enter_context(Rows(attempt.path("kept.parquet"), KEPT_SCHEMA))
         paths = [stack.enter_context(vectors.file(record, "parquet")) for record in runs]
-        for table in in_order(paths, VECTOR_SCHEMA, ["rank"], BLOCK):
+        for table in in_order(paths, VECTOR_SCHEMA, ["rank"], BLOCK, scratch):
             ids = digests_of(table["candidate_id"])
             kept, nearest = leaders.decide(ids, codes_in(table["codes"]))
             kept_rows.add(table.take(pa.array(kept, pa.int64())).select(KEPT_SCHEMA.names))
@@ -263,7 +264,7 @@ def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders)
             dropped += table.num_rows - len(kept)
             pulse.advance(table.num_rows)
     verdicts = {record.partition: [NEAR_SCHEMA.empty_table()] for record in runs}
-    for table in in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK):
+    for table in in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK, scratch):
         for name in table["partition"].unique().to_pylist():
             own = table.filter(pc.equal(table["partition"], name)).select(NEAR_SCHEMA.names)
             verdicts[name].append(own)

@@ -96,7 +96,7 @@ def pieces_of(build: Build, kind: str) -> list[Piece]:
     identities, pieces, start = Identities(build.store), list[Piece](), 0
     commits = [(name, False) for name in build.identities]
     if kind == IMAGES:
-        commits += [(own.identities, True) for own in build.made_from]
+        commits += [(name, True) for name in identities.made_from(build)]
     for commit, before in commits:
         known = identities.read(commit)
         if kind == TEXTS and known.sketch != text_rows.sketch_id(build.spec.dedup.text_similarity):
@@ -133,7 +133,7 @@ def kept_before(build: Build) -> int:
     In steps, so that builds of one dataset have the same keys, and find what was made for one before them.
     """
     identities = Identities(build.store)
-    commits = [*build.identities, *(own.identities for own in build.made_from)]
+    commits = [*build.identities, *identities.made_from(build)]
     kept = sum(identities.read(commit).files[SIGNATURES].bytes for commit in commits) // _WIDTH
     return _stepped(kept)
 

@@ -83,8 +83,7 @@ def kept_by(build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.in
     """
     identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
     own = np.ascontiguousarray(candidate_id).view("V32").ravel()
-    for at, earlier in enumerate(build.made_from):
-        known = identities.read(identities.of(earlier.build_id) or earlier.identities)  # takedowns rename them
+    for at, known in enumerate(map(identities.read, identities.made_from(build))):
         for batch in identities.batches(known, part, ["candidate_id"]) if part in known.files else ():
             kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
             _, rows, _ = np.intersect1d(own, kept, return_indices=True)

@@ -195,6 +195,8 @@ class Folder:
             link = Path(self.scratch()) / f".tmp-{uuid.uuid4().hex}"
             try:
                 link.hardlink_to(local)
+                with link.open("rb") as f:
+                    os.fsync(f.fileno())
                 self.take(link, name)
                 return
             except OSError:  # another disk, or one without links

@@ -21,6 +21,7 @@ from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
 from pipeline.report.unshown import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.store.build import Build
+from pipeline.store.pairs import SELECTION
 from pipeline.store.sql import Tables
 from pipeline.store.stage import in_funnel
 from pipeline.urls import shown
@@ -109,15 +110,15 @@ def _group(tables: Tables, build: Build, where: str, same: bool) -> Values:
 
 def _stages(build: Build, trial: Build) -> list[Values]:
     rows, kept = [], {"before": 0, "after": 0}
-    last = list(trial.fingerprints)[-1]
-    shown = {*in_funnel(build, "extract", last), *in_funnel(trial, "extract", last)}
+    shown = {*in_funnel(build, "extract", SELECTION), *in_funnel(trial, "extract", SELECTION)}
     for name in (name for name in build.stages if name in shown):
-        row: Values = {"stage": name, "ran": trial.fingerprints[name] != build.fingerprints[name]}
+        ran = name in trial.fingerprints and trial.fingerprints[name] != build.fingerprints.get(name)
+        row: Values = {"stage": name, "ran": ran}
         for when, one in (("before", build), ("after", trial)):
             counts = Counter[str]()
-            for record in one.stage(name).records():
+            for record in one.records(name):
                 counts.update({fate: record.counts.get(fate, 0) for fate in FATES})
-            if not counts:  # a stage without partitions lets everything pass
+            if not counts:  # a stage that the spec does not ask for, or without partitions, lets everything pass
                 counts.update(seen=kept[when], kept=kept[when])
             kept[when] = counts["kept"]
             row[when] = {fate: counts[fate] for fate in FATES}

@@ -130,7 +130,7 @@ class Build:
         return self.stage_at(name, "").of_all_fingerprints()
 
     def delete_working(self) -> None:
-        """Deletes what working passes wrote, at every fingerprint."""
+        """Deletes the files of working passes, at every fingerprint. What they reduced to stays, for the report."""
         for own in (own for own in self.all_passes() if own.working):
             for directory in self.history(own.name):
                 directory.delete_records()

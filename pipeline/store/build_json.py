@@ -201,6 +201,8 @@ def note(build: Build, *results: PassResult, running: Running | None = None) -> 
     passes = {n: own for n, own in known.get("passes", {}).items() if own["fingerprint"] == build.fingerprints.get(n)}
     for result in results:
         before = passes.get(result.name, {}) if result.skipped else {}  # when it ran
+        if before and not result.partitions:
+            continue  # a working pass, whose records are deleted
         passes[result.name] = {
             "fingerprint": build.fingerprints[result.name],
             "partitions": result.partitions,

@@ -163,6 +163,13 @@ class Identities:
                 commits.append((known.snapshot, known.build, name))
         return tuple(name for _, _, name in sorted(commits))
 
+    def made_from(self, build: Build) -> list[str]:
+        """Commits of the builds that a generation is made from, under the names that takedowns have given them since.
+
+        The build keeps the names that it began with, of which its fingerprints are made.
+        """
+        return [self.of(own.build_id) or own.identities for own in build.made_from]
+
     def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Rows of one of PARTS, or of SEMANTIC where the build has it, in order.
 

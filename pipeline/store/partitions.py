@@ -450,10 +450,9 @@ class StageDir:
         self.delete_record(partition)
 
     def delete_records(self) -> None:
-        """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
+        """Make every partition of this fingerprint uncommitted; its files go with the next `sweep`."""
         if self.finished_at().startswith(self.mark):
             self.unfinish()
-        self.folder.delete(f"{REDUCED}/{self.mark}.json")
         self.folder.delete(self.records_name)
 
     @property

@@ -75,9 +75,14 @@ def quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
+def named(url: str) -> str:
+    """A file's name as DuckDB takes it: to itself, a path is a pattern. A URL is none (`recorded_files`)."""
+    return url if "://" in url else re.sub(r"[*?\[]", r"[\g<0>]", url)
+
+
 def parquet(urls: Sequence[str], by_name: bool = False) -> str:
     """SQL that reads these files as one table, with `file_row_number`. by_name: some may lack a column."""
-    names = ", ".join(f"'{quoted(url)}'" for url in urls)
+    names = ", ".join(f"'{quoted(named(url))}'" for url in urls)
     return f"read_parquet([{names}], file_row_number=true, union_by_name={str(by_name).lower()})"
 
 
@@ -102,17 +107,19 @@ def _hosts(urls: pa.Array) -> pa.Array:
     return pa.array(map(one, urls.to_pylist()), pa.string())
 
 
-def in_order(paths: Sequence[Path], schema: pa.Schema, by: Sequence[str], block: int) -> Iterator[pa.Table]:
-    """Rows of local Parquet files of one schema, sorted by columns, about `block` at a time."""
+def in_order(
+    paths: Sequence[Path], schema: pa.Schema, by: Sequence[str], block: int, spill: Path
+) -> Iterator[pa.Table]:
+    """Rows of local Parquet files of one schema, sorted by columns, about `block` at a time. spill: a folder for what
+    does not fit into memory."""
     import duckdb
 
     if not paths:
         return
     columns, order = (", ".join(f'"{name}"' for name in names) for names in (schema.names, by))
-    rows = f"SELECT {columns} FROM {parquet([str(path) for path in paths])} ORDER BY {order}"
-    scratch = tempfile.TemporaryDirectory(prefix="wenlan-sql-")
-    with scratch as spill, duckdb.connect(config=settings(Path(spill))) as db:
-        for batch in db.sql(rows).to_arrow_reader(block):
+    with duckdb.connect(config=settings(spill)) as db:
+        rows = db.sql(f"SELECT {columns} FROM {parquet([str(path) for path in paths])} ORDER BY {order}")
+        for batch in rows.to_arrow_reader(block):
             yield pa.Table.from_batches([batch]).cast(schema)
 
 

@@ -118,7 +118,7 @@ class Pass:
     files: what it commits for a partition, beside its decisions, and what a takedown does with each.
     unit, done: for people, what progress is counted in, and the counts of a record whose sum that is.
     working: its files serve other passes while these run, and nothing else: it runs where one of those is to run, and
-    publishing deletes its files.
+    publishing deletes its files. What it reduces to stays.
     stored(build, partition): for a pass that reads what changes outside: whether it has a result of the partition
     under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
     """

@@ -207,9 +207,10 @@ class Deletions:
 
 
 def size_of(url: str) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Bytes that are free without a file, or all files in a folder: those of a file with another name, such as the
+    identities that STORE shares with a build, stay."""
     fs, path = fsspec.url_to_fs(url)
-    return int(fs.du(path))
+    return sum(about["size"] for about in fs.find(path, detail=True).values() if about.get("nlink", 1) == 1)
 
 
 @contextlib.contextmanager

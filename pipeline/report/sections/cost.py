@@ -8,32 +8,39 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
-from pipeline.store.sql import Tables
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"cost": stage_costs(material.build, material.tables)}
+    return {"cost": stage_costs(material.build)}
 
 
-def stage_costs(build: Build, tables: Tables) -> list[Values]:
-    """The `Cost` of each stage from its records, with partitions, cached items, and wall and GPU seconds where known.
+def stage_costs(build: Build) -> list[Values]:
+    """The `Cost` of each stage, all its passes together, with partitions, cached items, and wall and GPU seconds where
+    known.
 
-    How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
+    From the records; of working passes, whose records are deleted, from build.json. How many GPUs a partition held, and
+    how long a pass took, is known only to the run, which noted it there.
     """
-    of_run = build_json.read(build.folder).get("stages", {})
+    of_run = build_json.read(build.folder).get("passes", {})
+    of_run = {own: noted for own, noted in of_run.items() if noted["fingerprint"] == build.fingerprints.get(own)}
     rows = []
-    for name in build.stages:
-        records = build.records(name)
-        if not records:
+    for name, stage in build.stages.items():
+        passes = {own.name: build.records(own.name) for own in stage.passes if own.name in build.fingerprints}
+        if not passes.get(name):
             continue
-        noted = of_run.get(name, {})
-        if noted.get("fingerprint") != build.fingerprints[name]:
-            noted = {}  # of another run, whose results are not these
-        total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}
-        total["gpu_seconds"] = noted.get("cost", {}).get("gpu_seconds")
-        cached = build.counted(name, "cached")
-        wall = noted.get("seconds")
-        rows.append({"stage": name, "partitions": len(records), **total, "wall_seconds": wall, "cached": cached})
+        noted = {
+            own: of_run[own] for own in passes if of_run.get(own, {}).get("fingerprint") == build.fingerprints[own]
+        }
+        deleted = [noted[own] for own, records in passes.items() if not records and own in noted]
+        records = [record for of_pass in passes.values() for record in of_pass]
+        cost = sum((Cost(**own["cost"]) for own in deleted), Cost.of(records, gpus=0))
+        total = {key: round(value, 2) for key, value in dataclasses.asdict(cost).items()}
+        known = name in noted
+        total["gpu_seconds"] = sum(own["cost"]["gpu_seconds"] for own in noted.values()) if known else None
+        wall = round(sum(own["seconds"] for own in noted.values()), 2) if known else None
+        partitions = len(records) + sum(own["partitions"] for own in deleted)
+        cached = sum(record.counts.get("cached", 0) for record in records)
+        rows.append({"stage": name, "partitions": partitions, **total, "wall_seconds": wall, "cached": cached})
     return rows
 
 

@@ -114,7 +114,7 @@ def _rows(tables: Tables, ids: set[str]) -> dict[str, Values]:
     """The decisions on candidates, by id: where one came twice, that which says what became of it first."""
     rows = tables.rows(
         "SELECT DISTINCT ON (id) * FROM decisions WHERE subject = 'candidate' AND id IN (SELECT unnest(?::VARCHAR[])) "
-        "ORDER BY id, kept DESC, stage = 'semantic_dedup' DESC",
+        "ORDER BY id, kept DESC, stage = 'curate' DESC",
         [sorted(ids)],
     )
     return {row["id"]: row for row in rows}

@@ -20,13 +20,14 @@ def figures(material: Material, inputs: Values) -> Values:
 
 
 def held_apart(material: Material) -> Values:
-    """Cost of the rule that texts straddle no splits (`shards.apart: texts`); empty where they may.
+    """Cost of texts that straddle no splits (`shards.apart: texts`); empty where they may, or gc has deleted it.
 
     moved: pairs by their split's name without it and with it. texts: left out of pairs. dropped: pairs.
     """
-    if material.build.spec.shards.apart != "texts":
+    records = material.build.records("dedup.leaders")
+    if material.build.spec.shards.apart != "texts" or not records:
         return {}
-    [record] = material.build.records("dedup.leaders")
+    [record] = records
     pairs = ((a, b, record.counts.get(f"moved_{a}_to_{b}", 0)) for a in SPLITS for b in SPLITS if a != b)
     moved = [{"from": a, "to": b, "pairs": count} for a, b, count in pairs if count]
     return {"moved": moved, "texts": record.counts["texts_left_out"], "dropped": record.counts["other_split"]}

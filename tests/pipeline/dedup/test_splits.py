@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,23 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
     assert [row["reasons"] for row in decided] == [["other_split"]]
     assert "stand in another split" in decided[0]["evidence"]
     assert counts(anew)["other_split"] == 1
+
+
+def test_a_generation_is_made_again_though_a_takedown_has_renamed_what_the_last_one_kept(
+    tmp_path: Path, filtered: Any
+) -> None:
+    each = one_of_each(filtered)
+    first = filtered.make(tmp_path, [each["train"], each["val"]], shards=SHARES)
+    publish_after(first)
+    anew = filtered.make(tmp_path, [each["val"]], snapshot="2026-02-02", shards={"dev_share": 0, "val_share": 0})
+    identities = Identities(anew.store)
+    before = identities.of(first.build_id)
+    gone = bytes.fromhex(each["train"].sha256)
+    identities.forget(lambda rows: np.array([own == gone for own in rows["sha256"].to_pylist()]))
+    assert identities.of(first.build_id) != before
+    made_from = (Earlier(first.build_id, first.snapshot, first.out, before),)
+    [row] = after(replace(anew, generation=2, identities=(), made_from=made_from)).values()
+    assert row["split"] == "val", "as in the last generation"
 
 
 @st.composite

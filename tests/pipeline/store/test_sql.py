@@ -50,6 +50,16 @@ def test_views_have_the_rows_and_columns_of_the_files(synthetic_build: Build, ru
         assert tables.column("SELECT DISTINCT detector FROM regions") == [detector]
 
 
+@pytest.mark.parametrize("name", ["week*", "week[1]", "week?", "第一周"])
+def test_a_folder_is_read_by_its_name_though_that_is_a_pattern(name: str, tmp_path: Path) -> None:
+    for folder, rows in ((name, 1), ("week1", 2), ("weekly", 3)):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table({"x": range(rows)}), tmp_path / folder / "train-000000.parquet")
+    place = str(tmp_path / name / "train-000000.parquet")
+    found = duckdb.sql(f"SELECT filename, count(*) FROM {parquet([place])} GROUP BY 1").fetchall()
+    assert found == [(place, 1)]
+
+
 def test_what_a_build_does_not_have_is_empty(make_build: Callable[..., Build]) -> None:
     build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}])
     with Tables.of(build) as tables:
@@ -158,7 +168,7 @@ def test_rows_of_files_come_in_order_each_once(tmp_path: Path, counts: tuple[int
         own = [{"rank": names.pop().to_bytes(5), "partition": str(number)} for _ in range(count)]
         pq.write_table(pa.Table.from_pylist(own, schema), tmp_path / f"{number}.parquet")
         rows += own
-    blocks = list(in_order(sorted(tmp_path.iterdir()), schema, ["rank"], 2_048))
+    blocks = list(in_order(sorted(tmp_path.iterdir()), schema, ["rank"], 2_048, tmp_path / "spill"))
     assert all(block.schema == schema for block in blocks)
     assert all(block.num_rows == 2_048 for block in blocks[:-1])
     assert [row for block in blocks for row in block.to_pylist()] == sorted(rows, key=lambda row: row["rank"])

@@ -77,6 +77,12 @@ def files(folder: str) -> set[str]:
     }
 
 
+def occupied(folder: Path) -> int:
+    """Bytes of all files but those of STORE/fetched, each once however many names it has."""
+    found = (path.stat() for path in folder.rglob("*") if path.is_file() and "fetched" not in path.parts)
+    return sum({one.st_ino: one.st_size for one in found}.values())
+
+
 def test_nothing_goes_where_there_is_no_garbage(builds: list[Build]) -> None:
     before = [files(build.out) for build in builds] + [files(builds[0].store.url)]
     assert collect(builds) == {"deleted": [], "bytes": 0, "left": [], "faults": []}
@@ -106,8 +112,13 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
 
 
 def test_a_takedown_reaches_a_build_that_was_expired(builds: list[Build], synthetic: Any) -> None:
-    """The files that it handed to STORE are gone; what STORE has of them is cleaned, and its shards are."""
+    """The files that it handed to STORE are gone; what STORE has of them is cleaned, and its shards are.
+
+    What its report says of its splits is gone, too.
+    """
     old = builds[0]
+    shards = old.spec.shards.model_copy(update={"apart": "texts"})
+    builds[0] = old = replace(old, spec=old.spec.model_copy(update={"shards": shards}))
     collect(builds, keep=1)
     item = next(item for item in synthetic.items() if item.stage == "shard")
     answer = forget(old.store, builds, Request(urls=[item.candidate.image_url]))
@@ -265,8 +276,9 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
         for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal", "views.json"):
             (Path(build.out) / "studio" / name).write_bytes(b"{}")
     whole = files(new.out)
+    before = occupied(tmp_path)
     collected = collect(builds, keep=1)
-    assert collected["bytes"] > 10_000
+    assert collected["bytes"] == before - occupied(tmp_path) > 10_000, "what STORE shares with it is not free"
     assert [path.name for path in (Path(old.out) / "studio").iterdir()] == ["views.json"]
     assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
         "build.json", "captures", "releases.json", "report", "shards", "studio"

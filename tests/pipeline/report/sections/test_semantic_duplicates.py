@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_specs.shard import Text
+from pipeline.records import Candidate, DropReason, drop
 from pipeline.report.page import environment
 from pipeline.report.sections import semantic_duplicates
-from pipeline.report.sections.semantic_duplicates import duplicates
+from pipeline.report.sections.semantic_duplicates import _rows, duplicates
+from pipeline.store.sql import Tables
 from tests import alike
 from tests.deduped import publish
+from tests.fetched import begun
 from tests.stages import run_stage
 
 SHOWN = [(f"p{i}", (0.8, 0.1 + 0.04 * i, 0.1), 400 - 10 * i, f"第{i}图") for i in range(12)]
@@ -29,6 +34,20 @@ def build(fetched_build: Any, got: Any, tmp_path: Path) -> Any:
 
 def groups(said: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {group["name"]: group["pairs"] for group in said["groups"]}
+
+
+def test_of_a_pair_that_came_twice_the_judges_decision_is_shown(tmp_path: Path) -> None:
+    build = begun(tmp_path)
+    build = replace(build, fingerprints={**build.fingerprints, "curate": "f" * 64})
+    came = Candidate("t", "library", "1", "http://a.cn/", "http://a.cn/1.jpg", (Text("alt", "一张图片"),))
+    reasons = {"admit": DropReason.SAME_CANDIDATE, "curate": DropReason.SEMANTIC_DUPLICATE}
+    for name, reason in reasons.items():
+        with build.stage(name).attempt("0") as attempt:
+            attempt.decide([drop(came, name, reason, "", duplicate_of="b" * 64 if name == "curate" else "")])
+            attempt.commit({})
+    with Tables.of(build) as tables:
+        [row] = _rows(tables, {came.candidate_id}).values()
+    assert (row["stage"], row["duplicate_of"]) == ("curate", "b" * 64)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,9 @@ from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, PassResult
 from pipeline.store.partitions import DECISIONS
+from tests.fetched import begun
 
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 Run = Callable[..., list[str]]
@@ -171,26 +173,41 @@ def test_the_whole_dataset_comes_first_and_few_samples_are_said_to_be_few(
     assert worst[0] < worst[1], "three of fifteen move the whole less than themselves"
 
 
-def test_what_a_run_noted_counts_only_for_the_results_that_it_made(
-    synthetic_build: Build, run_stage: Run, material: Any
-) -> None:
+def test_what_a_run_noted_counts_only_for_the_results_that_it_made(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
-    rows = {row["stage"]: row for row in stage_costs(synthetic_build, material(synthetic_build).tables)}
+    rows = {row["stage"]: row for row in stage_costs(synthetic_build)}
     assert rows["shard"]["partitions"] == len(synthetic_build.stage("shard").records())
     assert (rows["shard"]["wall_seconds"], rows["shard"]["gpu_seconds"]) == (None, None)
     assert "report" not in rows, "it has no record yet"
 
-    noted = {"seconds": 12.5, "cost": {"gpu_seconds": 3.0}}
-    stages = {
+    noted = {"seconds": 12.5, "partitions": 2, "cost": asdict(Cost(gpu_seconds=3.0))}
+    passes = {
         "shard": {**noted, "fingerprint": synthetic_build.fingerprints["shard"]},
         "filter": {**noted, "fingerprint": "of another run"},
     }
     (Path(synthetic_build.out) / "build.json").write_text(
-        json.dumps({"version": build_json.VERSION, "stages": stages, "passes": {}}), encoding="utf-8"
+        json.dumps({"version": build_json.VERSION, "stages": {}, "passes": passes}), encoding="utf-8"
     )
-    rows = {row["stage"]: row for row in stage_costs(synthetic_build, material(synthetic_build).tables)}
+    rows = {row["stage"]: row for row in stage_costs(synthetic_build)}
     assert (rows["shard"]["wall_seconds"], rows["shard"]["gpu_seconds"]) == (12.5, 3.0)
     assert (rows["filter"]["wall_seconds"], rows["filter"]["gpu_seconds"]) == (None, None)
+
+
+def test_a_stage_costs_what_its_passes_cost_also_when_their_records_are_deleted(tmp_path: Path) -> None:
+    build = begun(tmp_path)
+    build = replace(build, fingerprints=dict.fromkeys(build.passes, "f" * 64))
+    names = [own.name for own in build.stages["dedup"].passes]
+    for name in names:
+        with build.stage(name).attempt("0") as attempt:
+            attempt.path("bin").write_bytes(bytes(1_000))
+            attempt.commit({})
+        records = build.stage(name).records()
+        build_json.note(build, PassResult(name, False, 1, 1, 1.5, {}, Cost.of(records, gpus=0)))
+    [before] = stage_costs(build)
+    found = before["partitions"], before["bytes"], before["wall_seconds"]
+    assert found == (len(names), 1_000 * len(names), 1.5 * len(names))
+    build.delete_working()
+    assert stage_costs(build) == [before]
 
 
 @pytest.mark.slow
