@@ -49,10 +49,10 @@ RunPartition = Callable[[Build, str], None]
 """Does one partition of a stage and commits it: (build, partition)."""
 
 Resources = dict[str, float]
-"""What a task asks of the cluster, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
+"""Resources of a task, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
 
 TASK_RETRIES = 2
-"""How often the task of a worker that died is tried again."""
+"""Number of retries of a task whose worker died."""
 
 
 class Cluster:

@@ -126,7 +126,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
     """One call of `model_values` or `text_values`; both compute what is missing in the same way."""
 
     WHAT: ClassVar[str]
-    """What the values are of, for messages."""
+    """Subject of the values, for messages."""
 
     def __init__(self, store: Store, models: Sequence[AnyModel[Item, Value]], images: Collection[str]) -> None:
         self._models = {model.id: model for model in models}

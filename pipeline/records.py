@@ -373,7 +373,7 @@ SCORED_SCHEMA = pa.schema([*DEDUP_SCHEMA, PAIR_SCORE])
 """Pairs with their score, null for one that the towers could not read."""
 
 SCORE_SCHEMA = pa.schema([("sha256", pa.string()), ("score", pa.float32())])
-"""What STORE/features/<score-id> holds of a pixel filter: its model's score of each image."""
+"""Rows of a pixel filter's STORE/features/<score-id>: its model's score of each image."""
 
 BOX_SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"])
 """sha256, boxes (R x 4 flattened), scores, labels: raw in STORE/regions/<detector-id>, cleaned in detect's files."""

@@ -230,7 +230,7 @@ class DataConfig:
     worker_nice: Annotated[int, Range(0, 19)] = 19
     """Niceness added to a worker where the step runs on the CPU too. 0 where others fill the machine's cores."""
     decoder: Literal["cpu", "device"] = "cpu"
-    """Where JPEGs are decoded and resized: by the CPU, or by the GPU that trains (nvJPEG), with num_workers=0."""
+    """Device that decodes and resizes JPEGs: the CPU, or the GPU that trains (nvJPEG), with num_workers=0."""
     cache_gb: Amount = 100.0
     """Disk that copies of remote tars may take on a machine; 0 reads every image with a request of its own."""
     boilerplate_dropout: Fraction = 1.0
@@ -321,7 +321,7 @@ class RunConfig:
     (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    """Destination of metrics beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"

@@ -50,8 +50,8 @@ from training.towers.tower import Modality
 QUERY_PREFIXES = ("image_query.", "text_query.")
 KEY_PREFIXES = ("image_key.", "text_key.")
 QUEUE_PREFIXES = ("image_queue.", "text_queue.", "logits.")
-"""How names in `BriVL.state_dict()` begin: for checkpoints, which keep the three apart. A learned temperature is kept
-with the queues: towers alone begin with a fresh one."""
+"""Beginnings of names in `BriVL.state_dict()`: for checkpoints, which keep the three apart. A learned temperature is
+kept with the queues: towers alone begin with a fresh one."""
 
 ParameterGroup = Literal["image_backbone", "text_backbone", "new"]
 

@@ -22,7 +22,7 @@ from typing import Any
 LOG = logging.getLogger(__name__)
 
 START_TRIES = 3
-"""How often an embedded Ray is started before its user gives up."""
+"""Number of starts of an embedded Ray before its user gives up."""
 
 _SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _CONSTANTS, _NAME = "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"

@@ -68,7 +68,7 @@ NEEDED = ("rjieba", "numkong")
 
 _ROW_GROUP = 1_000
 _LENGTH = 5e-3
-"""How far the length of a vector may be from 1: float16 rounds each number by at most 5e-4 of itself."""
+"""Largest distance of a vector's length from 1: float16 rounds each number by at most 5e-4 of itself."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import numpy.typing as npt
 from data_specs.search.folder import IndexFault
 
 MOST_BYTES = 2 << 30
-"""Of a graph: protobuf allows no more."""
+"""Largest size of a graph: protobuf allows no more."""
 
 MOST_BESIDE = 16 << 30
-"""Of the weights beside it."""
+"""Largest size of the weights beside it."""
 
 BESIDE = (".extra_file", ".data")
 

@@ -35,7 +35,7 @@ Picture = npt.NDArray[np.uint8]
 """[H, W, 3] RGB."""
 
 MOST_SIDE, MOST_BOXES = 4_096, 10_000
-"""What a tower of ours may say of itself: its file comes from anybody, and a picture is made of that size."""
+"""Largest values that a file of our format may state: it can come from anybody, and a picture is made of that size."""
 
 _OURS = {"images", "boxes", "n_boxes"}
 _FLOATS: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

@@ -24,10 +24,10 @@ from data_specs.search.rows import Row
 from data_specs.storage import object_store
 
 MOST_BYTES = 256 << 20
-"""Of a picture: more is none."""
+"""Largest size of a picture."""
 
 _OUT_OF_RANGE = errno.EINVAL
-"""What s3fs makes of `InvalidRange`: a tar that has become shorter."""
+"""s3fs's error for `InvalidRange`: a tar that has become shorter."""
 
 _MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
 

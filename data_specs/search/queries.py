@@ -35,7 +35,7 @@ BATCH = 64
 """Texts that are encoded at once."""
 
 MOST_TOKENS = 1 << 16
-"""Of a text, as a tower of ours may say of itself: its file comes from anybody."""
+"""Largest number for a text that a file of our format may state: it can come from anybody."""
 
 MOST_VOCABULARY = 64 << 20
 """Bytes of a foreign vocabulary."""

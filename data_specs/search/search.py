@@ -50,7 +50,7 @@ MOST = 100_000
 """Largest limit + offset."""
 
 _TRIES = 5
-"""How often an index that is being rewritten is opened again."""
+"""Number of times that an index that is being rewritten is opened again."""
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def replace(url: str, data: bytes, version: str) -> str:
 
 
 _conditional: dict[tuple[str, str], bool] = {}
-"""Of (address of the store, bucket): what `is_conditional` found out."""
+"""Results of `is_conditional`, by (address of the store, bucket)."""
 
 
 def is_conditional(url: str) -> bool:

@@ -385,4 +385,4 @@ _READERS: dict[str, Callable[..., Source]] = {
     ".warc": _warc,
     ".paths": _warc_list,
 }
-"""What reads the files of a format, by suffix."""
+"""Readers of the formats, by suffix."""

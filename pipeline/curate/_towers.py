@@ -36,7 +36,7 @@ VERSION = 1
 """Raised when the same files and options give other features."""
 
 SPARE = 2
-"""How many times the tower's side a reduced picture has to have, so that the resize hides that it is reduced."""
+"""Least side of a reduced picture in multiples of the tower's side, so that the resize hides that it is reduced."""
 
 Row = npt.NDArray[np.float16]
 """[D], of length one."""

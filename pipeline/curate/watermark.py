@@ -58,7 +58,7 @@ from pipeline.store.stage import Pass, PassFile
 from pipeline.unreadable import OURS, evidence
 
 PAIRS = 10_000
-"""Of so many pairs, one partition of hosts; of a hundred times as many, ten."""
+"""Pairs for one partition of hosts; a hundred times as many make ten."""
 
 Samples = dict[Group, list[tuple[str, str]]]
 """(order key, fetch_id) of the pictures of a group that are looked at."""

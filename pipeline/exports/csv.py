@@ -25,7 +25,7 @@ from pipeline.store.samples import Stored
 COLUMNS = ("filepath", "title", "key", "texts", *COPIED, "boxes")
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""How formulas begin; full width too, which spreadsheets in Chinese and Japanese take for the same."""
+"""First characters of formulas; full width too, which spreadsheets in Chinese and Japanese take for the same."""
 
 
 def write(source: Source, out: Path) -> dict[Split, int]:

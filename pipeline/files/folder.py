@@ -32,7 +32,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk, or of a user's share of one, that is full."""
 
 MAKE_ROOM = "make room and run the same command again: what is committed stays"
-"""What to do about a full disk."""
+"""Advice for a full disk."""
 
 
 class Folder:

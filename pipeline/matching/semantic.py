@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 UNIT = 4_000
-"""Of a feature of 1. (UNIT + sqrt(D) / 2)^2 < 2^24 for every D up to WIDEST."""
+"""Integer of a feature of 1. (UNIT + sqrt(D) / 2)^2 < 2^24 for every D up to WIDEST."""
 
 WIDEST = 16_384
 
@@ -44,7 +44,7 @@ SHORT = 64
 """M: numbers of a turned row that are compared before the others."""
 
 SLACK = 2e-3
-"""Of a cosine, by which rounding may make a short comparison too small."""
+"""Most by which rounding may make the cosine of a short comparison too small."""
 
 DENSE = 0.02
 """Share of a short comparison's pairs from which on the long one is made for all."""

@@ -69,20 +69,20 @@ _FORMATTING = re.compile(_tags_named("", "b big code em font i nobr s small stri
 """Formatting elements with attributes. Of those without, a parser opens at most three of each name again."""
 
 _MAYBE_FORMATTING = re.compile(r"<[bBcCeEfFhHiInNsStTuU][a-zA-Z]{0,5}[\s/]")
-"""What those and `_ROOT` begin with, and others: found in a quarter of the time."""
+"""Beginnings of those and of `_ROOT`, and others: found in a quarter of the time."""
 
 _FORMATTING_ENDS = re.compile(
     _tags_named("/", "a b big code em font i nobr s small strike strong tt u", r"[\s/>]")
     + "|"
     + _tags_named("", "a nobr", r"[\s/>]")
 )
-"""What makes a parser look for an open formatting element, and move what is open within it (adoption agency)."""
+"""Tags that make a parser look for an open formatting element, and move what is open within it (adoption agency)."""
 
 _NAMES_WITHOUT = 39
 """Formatting elements without attributes, and links, that can be open at once for the parser to open again."""
 
 _QUOTED_END = re.compile(r"""=\s*(?:"[^">]*>|'[^'>]*>)""")
-"""What may be an attribute whose value holds the end of a tag. Every such attribute has a match of its own."""
+"""Candidates for an attribute whose value holds the end of a tag. Every such attribute has a match of its own."""
 
 _ROOT = re.compile(_tags_named("", "html body", r"[\s/]"))
 """A second `<body x>` adds its attributes to the first."""

@@ -185,7 +185,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
 
 
 _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_BLOCK, _OTHER = range(9)
-"""What a tag does. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
+"""Effects of tags. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
 end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. The rest is told by its `_Kind`."""
 
 _KINDS: dict[str, int] = {}

@@ -45,11 +45,11 @@ it is as long as a line of so many cells; and half lengths of its height that a 
 filled in another way is not a line of text."""
 
 STAMP_AREA, STAMP_FILLED, STAMP_STRENGTH, STAMP_OUTSIDE = 12, 35, 24, 3
-"""What is forgiven as a stamp: at most 12% of the cells, at least 35% of them different and by 24 grey levels
+"""Bounds of a forgiven stamp: at most 12% of the cells, at least 35% of them different and by 24 grey levels
 on average, with 3 different cells outside of it at most."""
 
 _MOVED, _FAR, _OVERLAP = 0.02, 0.06, 0.7
-"""How far scales and shifts of an alignment that counts may be off those that the hashes say (a small and a large
+"""Largest distance of an alignment's scales and shifts from those that the hashes say (a small and a large
 letter are two pictures), the same where maps part what grids merge, and the least share of one picture that the other
 must cover."""
 

@@ -43,7 +43,7 @@ MAX_PIXELS = 100_000_000
 """Default limit of `decode`, the same as fetch.max_pixels of a spec."""
 
 JPEG_MAX_SIDE = 65_500
-"""What libjpeg reads and writes (JPEG_MAX_DIMENSION), although the format has room for 65,535."""
+"""Largest side that libjpeg reads and writes (JPEG_MAX_DIMENSION), although the format has room for 65,535."""
 
 MAX_FRAMES = 20_000
 """Frames of a picture are counted up to so many."""

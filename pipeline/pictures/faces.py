@@ -32,7 +32,7 @@ Boxes = npt.NDArray[np.float32]
 CASCADE = "haarcascade_frontalface_alt2.xml"
 
 MARGIN = 0.25
-"""Of a face's sides, on each side: boxes go from brow to chin, and a mosaic hides hair and ears as well."""
+"""Margin on each side, as a share of it: boxes go from brow to chin, and a mosaic hides hair and ears as well."""
 SMALLEST, CELLS = 8, 4
 FLAT = 3.0
 """Standard deviation, in grey levels, of a block of a mosaic at most: what rounding leaves at quality 50."""

@@ -43,7 +43,7 @@ GRIDS = CONTENT + 1
 """Grids of a signature."""
 
 STRICTER = 2
-"""How many times as well brightness must agree where colours, or an edge, are left out of the comparison."""
+"""Factor by which brightness must agree better where colours, or an edge, are left out of the comparison."""
 
 EDGE = 2
 """Rows at the upper or lower edge that a text may cover."""

@@ -35,7 +35,7 @@ HIDDEN = frozenset(
 """Reasons whose candidates are never shown."""
 
 UNSHOWN = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
-"""What is dropped for these is not shown in a report."""
+"""Reasons whose drops are not shown in a report."""
 
 Hide = Callable[[Pixels], Pixels]
 """From a picture [H, W, 3] at its full size to the same with its faces made unrecognisable."""

@@ -220,7 +220,7 @@ class FileSource(TableSource):
         return self.files() if has_globs(self.path) else []
 
     ROWS: ClassVar[str] = "rows"
-    """What a file holds, for people."""
+    """Name of a file's entries, for people."""
 
     def look(self, budget: Budget) -> Look:
         """Its files with their rows, counted or estimated, and what a sample of the rows is worth."""

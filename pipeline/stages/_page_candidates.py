@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Entries = list[Candidate | Decision]
 Reading = tuple[Entries, str | None]
-"""What a page holds, and its `wording_of` if it has candidates."""
+"""Entries of a page, and its `wording_of` if it has candidates."""
 
 _EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
 

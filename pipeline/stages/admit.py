@@ -303,7 +303,7 @@ def _cleaned(
 
 
 _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avatar|qr[ _-]?code", re.I)
-"""What a template says of pictures that are furniture of a site, whatever stands between."""
+"""Words of templates around pictures that are furniture of a site, whatever stands between."""
 
 
 def _clean(

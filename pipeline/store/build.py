@@ -21,7 +21,7 @@ STUDIO = "studio"
 """Folder of a build in which the studio keeps what it has prepared, and saved views."""
 
 REGIONS = "regions/"
-"""What the suffixes of a shard's regions begin with, before the detector's id."""
+"""Beginning of the suffixes of a shard's regions, before the detector's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,19 @@ class Build:
     snapshot: str
     fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
-    """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
+    """Commits that it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
     forgotten: str = ""
     """Digest of the takedowns that it began with, where later ones were carried out in it since; else ""."""
     generation: int = 1
-    """Of the dataset that it belongs to: which releases it continues."""
+    """Generation of its dataset, whose releases it continues."""
     made_from: tuple[Earlier, ...] = ()
     """For a build that begins a generation: the builds of the release that it remakes, oldest first."""
     tokens: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     """sha256 of each pass's token, as its fingerprint was made of it; none in a trial and a build that is reopened."""
     on: Build | None = None
-    """Of a trial: the build whose finished stages and images it reads, and never writes to."""
+    """For a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
-    """What it consists of, in order (`pipeline.stages.STAGES`)."""
+    """Stages in order (`pipeline.stages.STAGES`)."""
 
     def is_token(self, name: str, token: Any) -> bool:
         """True if a pass's fingerprint was made of this token; True where the token is unknown."""

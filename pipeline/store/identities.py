@@ -87,7 +87,7 @@ IDENTITY_STAGE = "dedup.leaders"
 """The stage whose only partition holds what a build publishes here."""
 
 SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "curate.nearest"
-"""Of a build with semantic dedup one file more: what it kept, with features (Parquet); and the stage that wrote it."""
+"""One file more of a build with semantic dedup: what it kept, with features (Parquet); and the pass that wrote it."""
 
 IDENTITY_STAGES = (SEMANTIC_STAGE, IDENTITY_STAGE)
 """All stages whose files a build publishes here, last to first: a takedown rewrites them before it publishes again."""

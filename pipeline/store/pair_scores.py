@@ -23,7 +23,7 @@ from pipeline.store.build import Build
 from pipeline.store.pairs import PAIRS, SCORES, columns_of
 
 UNITS = 10_000
-"""Of a score of 1."""
+"""Units of a score of 1."""
 
 CUTS = "curate.cuts"
 """The pass that reduces counts to the cuts of each filter by source."""

@@ -81,7 +81,7 @@ DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
 
 _ANEW = "delete the stage's folder to make it again"
-"""What to do about a damaged file."""
+"""Advice for a damaged file."""
 
 _RECORDS, _FINISHED = "_records", "_stage.json"
 
@@ -214,7 +214,7 @@ class Attempt:
 
 
 REMEMBERED = 20_000
-"""How many records `remembering` keeps at most, of a few kB each; those of larger builds are read again each time."""
+"""Most records that `remembering` keeps, of a few kB each; those of larger builds are read again each time."""
 
 REMEMBERED_BYTES = 64 << 20
 """Bytes of small files of an object store that `remembering` keeps at most."""

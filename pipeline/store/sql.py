@@ -76,7 +76,7 @@ def quoted(text: str) -> str:
 
 
 def named(url: str) -> str:
-    """A file's name as DuckDB takes it: to itself, a path is a pattern. A URL is none (`recorded_files`)."""
+    """A file's name as DuckDB takes it: to itself, a path is a pattern. A URL is not (`recorded_files`)."""
     return url if "://" in url else re.sub(r"[*?\[]", r"[\g<0>]", url)
 
 

@@ -67,7 +67,7 @@ REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-"""Of the report, which is one file with its script inside: it cannot send a request, to the studio either."""
+"""Policy of the report, which is one file with its script inside: it cannot send a request, to the studio either."""
 
 
 class Changed(Exception):

@@ -26,7 +26,7 @@ from pipeline.files.inputs import faults, reason
 from pipeline.texts.forms import even
 
 MOST_BYTES = 200_000_000
-"""Of a word list: fifty times rime-essay's."""
+"""Largest size of a word list: fifty times rime-essay's."""
 
 
 @dataclass(frozen=True, slots=True)

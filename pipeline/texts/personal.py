@@ -55,10 +55,10 @@ _LOCAL = r"[2-9][0-9]{2,3}[\s\-]?[0-9]{4}"
 _ASKED = r"(?:电话|座机|热线|传真|tel|fax)[^0-9a-z\u4e00-\u9fff]{0,3}"
 _PLATE_OF = "[京津沪渝冀豫云辽黑湘皖鲁苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼]"
 _MAY_HOLD = re.compile(f"[0-9](?:[^0-9]{{0,3}}[0-9]){{6}}|@|[新{_PLATE_OF[1:-1]}][a-z]|{_SPOKEN}{{11}}")
-"""What every text with personal data holds: seven digits near each other, or the beginning of another kind."""
+"""Part of every text with personal data: seven digits near each other, or the beginning of another kind."""
 
 _CLUE = re.compile(f"[@a-z{_SPOKEN[1:-1]}]")
-"""What all that _MAY_HOLD matches begins with or has in its second place; a search for one of some characters takes a
+"""First or second character of all matches of _MAY_HOLD; a search for one of some characters takes a
 quarter of the time."""
 
 _PATTERNS: dict[Kind, tuple[str, ...]] = {

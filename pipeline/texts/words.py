@@ -23,11 +23,11 @@ _BLOCK = re.compile(r"[\u4e00-\u9fd5a-zA-Z0-9+#&._%\-]+")
 _NOT_IN_RUST = re.compile(
     r"[\u3400-\u4dff\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U000323af]|c#|c\+\+|at&t", re.IGNORECASE
 )
-"""Where rjieba cuts differently: Han characters that jieba does not know as such, and the dictionary's words with marks
-in them."""
+"""Text that rjieba cuts differently: Han characters that jieba does not know as such, and the dictionary's words with
+marks in them."""
 
 _LATIN_PIECE = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
-"""What jieba leaves together of a run of Latin letters, digits and marks (`re_skip` of jieba.finalseg)."""
+"""Parts that jieba leaves together of a run of Latin letters, digits and marks (`re_skip` of jieba.finalseg)."""
 
 LATIN = re.compile("[0-9A-Za-z\u00c0-\u024f]+")
 """A word in Latin letters, or a number."""

@@ -55,7 +55,7 @@ _TAR_VERSION = 2
 """Version of the indexes of plain tars: raised when a tar is read otherwise."""
 
 _OF_A_TAR = "tar-"
-"""How the name of a plain tar's index begins."""
+"""Beginning of the name of a plain tar's index."""
 
 _ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS])
 _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "boxes")])

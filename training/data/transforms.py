@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _SPARE = 2
-"""How many times the input's side a reduced picture has to have, so that the resize hides that it is reduced."""
+"""Least side of a reduced picture in multiples of the input's side, so that the resize hides that it is reduced."""
 
 
 FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")

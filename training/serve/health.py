@@ -23,7 +23,7 @@ from training.serve.towers import Features
 _FRESH_S = 1.0
 _TEXT = "山水"
 _APART = 1e-2
-"""How far the probe's features may be from those of the start: another engine's rounding is below a hundredth of it."""
+"""Tolerance of the probe's features to those of the start: another engine's rounding is below a hundredth of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ _CUTS: Mapping[str, Callable[[Any, tuple[int, ...]], tuple[Stages, str]]] = {
     "ConvNeXt": _cut_convnext,
     "VisionTransformer": _cut_vit,
 }
-"""How a family is cut, by the name of its class in timm."""
+"""Functions that cut a family, by the name of its class in timm."""
 
 
 def _mobilenet(weights: str) -> Backbone:

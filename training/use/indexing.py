@@ -91,11 +91,11 @@ class Job:
     checkpoint: str
     inputs: Inputs
     regions_of: str
-    """Whose regions of a dataset are used."""
+    """Detector whose regions of a dataset are used."""
     detector: Detector | None
     """Makes the boxes of pictures that come without; None for the grid."""
     boxes: str
-    """Whose boxes the pictures have."""
+    """Detector whose boxes the pictures have."""
     device: str
 
     def open(self) -> tuple[Loaded, Source]:

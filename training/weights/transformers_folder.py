@@ -37,7 +37,7 @@ _CLASSES = {
     "siglip": "Siglip",
     "siglip2": "Siglip2",
 }
-"""How the names of a family's classes begin in transformers."""
+"""Beginning of the names of a family's classes in transformers."""
 
 _BILINEAR = 2  # of PIL's resampling filters
 

@@ -20,7 +20,7 @@ SHOWN = 12
 """Pairs of each group."""
 
 BINS = 15
-"""Of the histogram, of which a third lies beyond the distance."""
+"""Bins of the histogram, a third of them beyond the distance."""
 
 PICTURES, SIDE = 450_000, 112
 """Bytes of all thumbnails of the section, and pixels of their longer side."""
