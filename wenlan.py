@@ -123,7 +123,7 @@ def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
         from pipeline.store.boxes import BoxMaker, open_maker
     from training.data.transforms import UnreadableImage
 
-    open_maker(name)  # a wrong name is told before the first picture
+    open_maker(name)  # a wrong name is reported before the first picture
 
     @functools.cache
     def maker(_process: int) -> BoxMaker:

@@ -4,7 +4,7 @@ It submits two Ray jobs. `build` runs every stage up to the quality report; its 
 same command without a stop: it finds the stages done and checks the gates. So a failed `publish` is a gate: nothing is
 published, and the task's button opens the report. A failed `build` is a fault. When all gates hold and nothing was kept
 that the dataset did not hold, no release is made: `announce` is skipped, the run is a success, and no event starts
-anything. Whoever wants to be told sets the gate `min_new` in the spec.
+anything. To be notified of that, set the gate `min_new` in the spec.
 
 A crawl cannot visit the past, so a missed interval is not made up for (catchup=False) but reported: the next run logs
 it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails if there are none.

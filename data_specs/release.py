@@ -99,7 +99,7 @@ class Latest(_Model):
 def parse_latest(data: bytes | str, name: str, own: bool = False) -> Latest:
     """Read a latest.json; `name` is its path or URL, for error messages. Raises ContractError.
 
-    own: no stranger wrote it, and it may lead anywhere.
+    own: it is trusted, and may lead anywhere.
     """
     try:
         raw = json.loads(data)

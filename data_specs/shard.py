@@ -171,7 +171,7 @@ _LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 
 
 def misleads(place: str, manifest: str) -> str:
-    """Why a place that a manifest or latest.json names is not gone to, "" if it is: strangers may have written it.
+    """Reason not to follow a place that an untrusted manifest or latest.json names, "" to follow it.
 
     Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
     relative place is one in the folder of a copy.
@@ -317,7 +317,7 @@ def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
-    """Read a manifest. `name` is its path or URL, for error messages. own: no stranger wrote it.
+    """Read a manifest. `name` is its path or URL, for error messages. own: it is trusted.
 
     Raises ContractError for invalid JSON, missing fields, a schema version above SCHEMA_VERSION, and builds at places
     that it must not lead to (`misleads`), unless it is our own.

@@ -1,6 +1,6 @@
 """A file of settings: YAML that is read within bounds, and faults of a model as one line each.
 
-It is a stranger's text, so it is limited in characters and in what its aliases stand for, and nothing in it
+It is untrusted text, so it is limited in characters and in what its aliases stand for, and nothing in it
 makes an object but numbers, texts, dates, lists and mappings.
 """
 
@@ -88,7 +88,7 @@ def _text_at(url: str) -> str:
 
 
 def _decoded(file: IO[bytes]) -> str:
-    """The text of a file, of one that is too large only so much that this can be told. Raises UnicodeDecodeError."""
+    """The text of a file, of one that is too large only enough to detect that. Raises UnicodeDecodeError."""
     data = file.read(4 * MAX_CHARACTERS + 1)
     if len(data) > 4 * MAX_CHARACTERS:  # more characters than allowed, whatever they are; the last may be cut
         return data.decode("utf-8", "replace")

@@ -165,7 +165,7 @@ def _end_at_once() -> None:
 
 
 class _Head:
-    """The head of a cluster, as this process sees it from time to time: whether anybody listens at its address."""
+    """The head of a cluster, as this process sees it from time to time: whether a server listens at its address."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")

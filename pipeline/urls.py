@@ -5,7 +5,7 @@ ours: default ports are cut; only http and https with a host and without credent
 no list of `key=value` keeps its spelling, because image servers of Qiniu and others read `?imageView2/2/w/600` and
 answer 400 to the `?imageView2%2F2%2Fw%2F600=` that sorting makes of it.
 
-Beside it: what an address tells without asking anybody (hosts and their parent domains, session ids, paths without end,
+Beside it: what an address tells without a request (hosts and their parent domains, session ids, paths without end,
 loopback `host:port` pairs of a spec).
 
 User names and passwords are cut from a URL wherever it is written (`without_userinfo`, `shown`). What is asked for

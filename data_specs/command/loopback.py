@@ -1,6 +1,6 @@
 """An embedded Ray: it listens to this machine alone, and starts what one machine needs.
 
-Whoever reaches its GCS, raylet or workers can run commands.
+A client that reaches its GCS, raylet or workers can run commands.
 
 `ray.init` lacks an option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
 network instead (`resolve_ip_for_localhost`), and its processes listen on every interface: seen with Ray 2.60, where a

@@ -1,4 +1,4 @@
-"""Text of strangers as it may be printed: no character of it commands a terminal, or turns the order of what follows.
+"""Untrusted text as it may be printed: no character of it commands a terminal, or turns the order of what follows.
 
 Page titles, URLs, names of tar members and messages of parsers hold whatever their author wanted. On a terminal an
 escape sequence renames the window, clears the screen or writes into a line above; a carriage return hides what stands

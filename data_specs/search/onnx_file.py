@@ -1,6 +1,6 @@
 """ONNX files of encoders: checked, identified and opened by onnxruntime, without torch.
 
-A file comes from anybody. It holds a graph and numbers, no code: nothing is unpickled, no library of custom operators
+A file is untrusted. It holds a graph and numbers, no code: nothing is unpickled, no library of custom operators
 is registered, so a file that names one is refused. Its size is bounded before it is read. Weights may lie in one file
 beside it, under the two names that exporters give it (`m.onnx.extra_file` of Chinese-CLIP, `m.onnx.data` of torch). A
 graph that points to any other file is refused, since its sha256 would not tell what it computes.

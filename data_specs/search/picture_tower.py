@@ -5,7 +5,7 @@ mean and standard deviation, how many boxes. A picture is resized to S x S whate
 (training/data/transforms.py), and its boxes are the even grid and the whole picture, as `wenlan-train embed` has them
 without a detector.
 
-Image towers of others take [B, 3, S, S] alone, and say nothing of themselves: `PictureTower.foreign` is told the rest.
+Image towers of others take [B, 3, S, S] alone, and say nothing of themselves: `PictureTower.foreign` takes the rest.
 Chinese-CLIP's (cn_clip/deploy/pytorch_to_onnx.py) take `image`, bicubic, by the mean and deviation of CLIP.
 
 Limits: a checkpoint that was trained with a detector sees other boxes here, for the same picture.
@@ -35,7 +35,7 @@ Picture = npt.NDArray[np.uint8]
 """[H, W, 3] RGB."""
 
 MOST_SIDE, MOST_BOXES = 4_096, 10_000
-"""Largest values that a file of our format may state: it can come from anybody, and a picture is made of that size."""
+"""Largest values that a file of our format may state: it is untrusted, and a picture is made of that size."""
 
 _OURS = {"images", "boxes", "n_boxes"}
 _FLOATS: dict[str, type[np.float32] | type[np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

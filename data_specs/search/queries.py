@@ -4,7 +4,7 @@
 use it: vocabulary, most tokens, the sha256 of the towers. Texts become ids by the tokenizer that training uses
 (`data_specs.text.tokenizer`), so a query here has the vector that `wenlan-train embed` gives the same text.
 
-Text towers of others say nothing of themselves: `TextQuery.foreign` is told the vocabulary and the number of tokens.
+Text towers of others say nothing of themselves: `TextQuery.foreign` takes the vocabulary and the number of tokens.
 Chinese-CLIP's (cn_clip/deploy/pytorch_to_onnx.py) take `text`, int64 [1, 52], padded with [PAD].
 
 Texts are encoded with others of the same number of tokens, so that no vector depends on what it was encoded with.
@@ -35,7 +35,7 @@ BATCH = 64
 """Texts that are encoded at once."""
 
 MOST_TOKENS = 1 << 16
-"""Largest number for a text that a file of our format may state: it can come from anybody."""
+"""Largest number for a text that a file of our format may state: it is untrusted."""
 
 MOST_VOCABULARY = 64 << 20
 """Bytes of a foreign vocabulary."""

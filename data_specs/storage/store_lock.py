@@ -39,7 +39,7 @@ LOG = logging.getLogger("wenlan.store_lock")
 
 
 class LockedError(StorageError):
-    """Somebody else holds a lock, and lives."""
+    """Another process holds a lock, and lives."""
 
 
 class LockLostError(StorageError):

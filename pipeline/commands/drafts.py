@@ -1,6 +1,6 @@
 """Chooses what a new spec sets, from what is in its sources: filters, and the options that differ from the defaults.
 
-Sources that are asked for over the web get the filters of web crawls. Somebody's own pictures get only those that keep
+Sources that are asked for over the web get the filters of web crawls. A user's own pictures get only those that keep
 what is there: lengths and sides reach as far as the texts and pictures that were looked at.
 """
 

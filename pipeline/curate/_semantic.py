@@ -57,7 +57,7 @@ BLOCK = 2_048
 """Pairs that are decided together."""
 
 LOOK = 1.5
-"""Times the distance up to which the report is told what lies near a pair that was kept."""
+"""Multiple of the distance up to which the report gets the nearest leader of a kept pair."""
 
 COLUMNS = ["candidate_id", "fetch_id", "sha256", "width", "height", "texts", PAIR_SCORE.name]
 

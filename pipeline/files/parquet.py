@@ -95,7 +95,7 @@ def arrow_without_pandas() -> None:
     """Keeps pyarrow from importing pandas in this process, unless other code has imported it.
 
     It tries once, at its first scalar, filter or group, in case it is handed a Series: half a second and 50 MB of
-    every command and worker, none of which has one. Whoever asks for a DataFrame, or imports pandas, makes it try
+    every command and worker, none of which has one. Code that asks for a DataFrame, or imports pandas, makes it try
     again. Called where a process of ours begins.
     """
     if "pandas" not in sys.modules:

@@ -42,7 +42,7 @@ Threshold = Annotated[
     Annotated[Number, Tag("<number>")] | Annotated[dict[TextKind, Number], Tag("<kinds>")],
     Discriminator(lambda value: "<kinds>" if isinstance(value, dict) else "<number>"),
 ]
-"""An option that is a number for every text, or numbers by kind. Without the tags a fault would be told for both."""
+"""An option that is a number for every text, or numbers by kind. Without the tags a fault would come twice."""
 
 
 @dataclass(frozen=True, slots=True)

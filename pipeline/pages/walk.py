@@ -27,7 +27,7 @@ MAX_FIGURES = 8
 """Depth of figures within figures; deeper ones count as part of the last."""
 
 MAX_LOOKS = 100
-"""Elements per page that are searched for an article; after that, furniture is told by class names alone."""
+"""Elements per page that are searched for an article; after that, furniture is recognised by class names alone."""
 
 MAX_HEADLINES = 50
 """Headlines of first order that are noted: a page made from Markdown has one per section."""
@@ -186,7 +186,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
 
 _INLINE_TAG, _BLOCK_TAG, _END, _IMAGE, _BREAK, _NOTHING, _QUIET_INLINE, _QUIET_BLOCK, _OTHER = range(9)
 """Effects of tags. Most begin an element that changes nothing but that it may be a block, or end one, show an image,
-end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. The rest is told by its `_Kind`."""
+end a block (`<br>`), or do nothing (a comment). Some matter outside furniture only. Its `_Kind` says the rest."""
 
 _KINDS: dict[str, int] = {}
 """Returns the effects of a tag with its attributes. Most tags of a page are found here."""

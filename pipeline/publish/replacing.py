@@ -2,7 +2,7 @@
 
 A folder is one build's: build.json, shards and report have fixed names in it. Another dataset, another snapshot or,
 once it is published, another spec takes their place, so the command line asks for --replace first. Going on with a
-build that is not published, under a changed spec, is the usual way to work and replaces nothing that anybody relies on.
+build that is not published, under a changed spec, is the usual way to work and replaces nothing that is relied on.
 
 Limits: captures and images of what is replaced stay in the folder until `gc`, since they cost requests to others.
 """

@@ -194,7 +194,7 @@ def examples(
 ) -> list[str]:
     """`most` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
 
-    Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
+    Of one stage and some sources only, if given. Opt-outs and takedowns are counted but not named.
     """
     where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_NAMED}"
     where += " AND (? = '' OR stage = ?) AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], source))"

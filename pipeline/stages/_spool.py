@@ -1,7 +1,7 @@
 """Spool file of fetched images until their tar is written; each image is judged as it arrives.
 
-Bytes arrive in any order and the tar has the order of the candidates. A type is told by the first bytes, never by name
-or header, and the pixel count is read from the picture's own header before anything decodes it.
+Bytes arrive in any order and the tar has the order of the candidates. A type is detected by the first bytes, never by
+name or header, and the pixel count is read from the picture's own header before anything decodes it.
 """
 
 from __future__ import annotations

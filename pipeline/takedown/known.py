@@ -1,6 +1,6 @@
 """The builds that STORE knows, opened. What cannot be read is named with what to do about it, and stops nothing.
 
-Whoever removes something from all builds does the others, fails in the end, and reaches that one when it is run again.
+A removal from all builds does the others, fails in the end, and reaches that one when it is run again.
 """
 
 from __future__ import annotations

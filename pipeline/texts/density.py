@@ -112,7 +112,7 @@ class _Entry:
 
 
 class _Entries(dict[str, "_Entry | None"]):
-    """Entry of each word that was met; None for what has neither letter nor digit."""
+    """Entry of each word that was looked up; None for what has neither letter nor digit."""
 
     MOST = 1 << 18
     """Words after which all are forgotten: texts hold any number of words in Latin letters, and numbers."""

@@ -1,7 +1,7 @@
 """Health: a real inference of both towers, through the threads that decode and those that compute.
 
 The features of a picture and of a text are compared with those of the start, so that "ok" says that decoding works, the
-model thread runs, and the numbers are still the same. Whoever asks often gets the answer of the last second: a probe
+model thread runs, and the numbers are still the same. Frequent requests get the answer of the last second: a probe
 must not be a way to keep the model busy.
 """
 

@@ -95,7 +95,7 @@ class Reader:
         """A picture from its file's content, with the boxes of `boxes_of`, or the grid. Raises UnreadableImage."""
         boxes = None
         if self._boxes_of is not None:
-            sides(content, self._max_pixels)  # before anybody decodes it
+            sides(content, self._max_pixels)  # before it is decoded
             boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
         opened = open_image(config, content, boxes)

@@ -59,7 +59,7 @@ MOST_NAMED = 50
 Features = npt.NDArray[np.float32]
 
 Done = Callable[[int], None]
-"""Is told of each batch how many rows are done with it."""
+"""Receives, after each batch, the number of rows done with it."""
 
 
 @dataclass(frozen=True, slots=True)

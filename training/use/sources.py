@@ -232,7 +232,7 @@ class _Lines(Source):
 
 
 class TextSource(_Lines):
-    """A file of texts, one per line. What follows a tab is told of a text, and not embedded.
+    """A file of texts, one per line. What follows a tab is a note on the text, and is not embedded.
 
     distinct: a line that stands there before is passed over, and ids are digests of the lines, so that they stay when
     others come in between; otherwise every line is a row, and ids are the lines' numbers.
