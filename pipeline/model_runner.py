@@ -263,5 +263,5 @@ class _OfTexts(_Runner[str, Value]):
 
 @functools.lru_cache(16)  # more than a stage asks for: it goes through them in turn, in each partition
 def _loaded(model: AnyModel[Any, Any]) -> Any:
-    """Returns a model, loaded once in a worker process, which does many partitions. The id tells other weights."""
+    """Returns a model's state, loaded once in a worker process for many partitions. The id tells other weights."""
     return model.load()

@@ -142,7 +142,7 @@ def _build_id(spec: BuildSpec, snapshot: str, generation: int) -> str:
 def _generation(
     dataset: str, store: Store, folder: Folder, known: Mapping[str, Any], begins: bool
 ) -> tuple[int, tuple[Earlier, ...]]:
-    """The generation of the build in a folder, and the builds that it replaces if it begins it. Raises StoreError."""
+    """The generation of the build in a folder, and the builds it makes again if it begins one. Raises StoreError."""
     releases = store.releases(dataset)
     current = releases.latest().current
     begun = build_json.reads_of(known)["made_from"]

@@ -140,7 +140,7 @@ class Galleries:
     async def add(self, name: str, uploads: Sequence[Upload]) -> tuple[Gallery, list[dict[str, str]]]:
         """Embed files into an own collection, which is made if it is not there; it, and what was refused of them.
 
-        Raises Refused: an invalid name or one in use, too much, nothing readable.
+        Raises Refused: an invalid name or one given at the start, too much, nothing readable.
         """
         async with self._writing:
             before = await self._service.searched(lambda: self._room(name))
