@@ -242,7 +242,7 @@ def _save(program: torch.onnx.ONNXProgram, out: Path) -> list[Path]:
 
 
 def _is_free(graph: Any, name: str, axes: int) -> bool:
-    """True if the leading axes of an input may have any size, if the graph has that input: a tower may not look at it."""
+    """True if the leading axes of an input may have any size, or if the graph lacks it: a tower may not look at it."""
     shapes = [given.shape for given in graph.inputs if given.name == name]
     return not any(isinstance(shape[axis], int) for shape in shapes for axis in range(axes))
 
