@@ -238,7 +238,7 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
             comparable.append(known)
             continue
         message = (
-            "semantic_dedup: %s was not compared by features of this tower: its images lead nobody here "
+            "semantic_dedup: %s was not compared by features of this tower: its images lead no others here "
             "(build --generation new compares all of them)"
         )
         log.warning(message, known.build)

@@ -153,7 +153,7 @@ class Part:
             if self.listed_by == "manifest":
                 todo = "wenlan-data verify names all that is damaged"
                 if size >= 0:
-                    todo = f"a takedown writes shards anew, for newer releases; if it was none, {todo}"
+                    todo = f"a takedown rewrites shards, for newer releases; without one, {todo}"
             raise StoreError(self.url, f"{fault}; {todo}")
 
     def _checked(self) -> pyarrow.dataset.ParquetFileFragment:

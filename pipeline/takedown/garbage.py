@@ -324,7 +324,7 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
     if rows:
         deletions.deleted.append(
             {
-                "what": f"{rows:,} entries of fetched images whose tar was deleted, or written anew by a takedown",
+                "what": f"{rows:,} entries of fetched images whose tar was deleted, or rewritten by a takedown",
                 "place": store.folder.at("fetched"),
                 "bytes": 0,
             }

@@ -160,7 +160,7 @@ def locate(base: str, manifest: str, file: FileDigest) -> str:
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:
         raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
     if not file.path or "\0" in file.path or not _is_utf8(file.path):
-        raise ContractError(f"{manifest}: path {file.path!r} is none of a file")
+        raise ContractError(f"{manifest}: path {file.path!r} is not that of a file")
     return posixpath.join(base, file.path)
 
 

@@ -248,7 +248,7 @@ class Model:
         encode = self._towers.encode_images if kind == "image" else self._towers.encode_texts
         rows_ND = encode(inputs)
         if rows_ND.shape[0] != len(items) or not np.isfinite(rows_ND).all():
-            raise ArithmeticError("features that are no finite numbers")
+            raise ArithmeticError("features that are not finite numbers")
         return rows_ND
 
     def _refuse_all(self, why: str, in_hand: Sequence[_Item]) -> None:

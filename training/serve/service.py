@@ -148,7 +148,7 @@ class Service:
         width, height = await self.sides(content)
         x1, y1, x2, y2 = box
         if not (0 <= x1 < x2 <= width + 0.5 and 0 <= y1 < y2 <= height + 0.5):
-            text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is no box within the picture's {width} x {height} pixels"
+            text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is not a box within the picture's {width} x {height} pixels"
             raise bad_request("region", text, "region")
         with self.model.admit("image", 2):
             opened = await self._opened(lambda: self.reader.region(content, box), "region")

@@ -146,7 +146,9 @@ class _Map(nn.Module):
         self.extra = int(getattr(model, "num_prefix_tokens", 0)) if len(shape) == 3 else 0
         self.side = round((shape[1] - self.extra) ** 0.5) if len(shape) == 3 else 0
         if self.side**2 + self.extra != shape[1] and self.side:
-            raise ConfigError("image.backbone", f"{shape[1]} tokens, {self.extra} of them for the class, are no square")
+            raise ConfigError(
+                "image.backbone", f"{shape[1]} tokens, {self.extra} of them for the class, are not square"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         inner: Any = getattr(self.inner, "forward_features", self.inner)

@@ -47,7 +47,7 @@ HTML = (
   <h2><span aria-hidden="true">✗</span> {{
     t("Publication refused by", "发布被拒绝，操作人：") }} {{ state.word.name }}</h2>
   <p>{{ state.word.at | moment }} · <q>{{ state.word.because }}</q>. {{
-    t("It is not published until somebody approves it:", "在有人批准之前不会发布：") }}
+    t("It is not published until a person approves it:", "在有人批准之前不会发布：") }}
   <code class="command">wenlan-data studio {{ state.place | quoted }}</code></p>
 {% elif state.verdict == "waiting" %}
   <h2><span aria-hidden="true">◔</span> {{ t("Waiting for approval since", "等待批准，自") }} {{
