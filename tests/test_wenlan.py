@@ -242,7 +242,7 @@ def test_a_file_that_is_not_whole_is_named(moved: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     data = wenlan.open(moved / "builds/1")
     for read in (data.samples, lambda: list(data.iter_batches("samples"))):
-        told = rf"{path.name}: has \d+ bytes, its manifest says \d+; a takedown writes .* verify"
+        told = rf"{path.name}: has \d+ bytes, its manifest says \d+; a takedown rewrites .* verify"
         with pytest.raises(StoreError, match=told):
             read()
 
