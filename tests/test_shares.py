@@ -18,6 +18,7 @@ def drill(*seconds: float) -> Any:
     return SimpleNamespace(nodeid=f"{seconds}", get_closest_marker=lambda name: mark)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(1, 900).map(drill), min_size=1, max_size=60), st.integers(1, 9))
 def test_each_drill_is_in_one_share_in_order_and_shares_are_about_equal(items: list[Any], count: int) -> None:
     parts = [shares.of(items, Share(number, count)) for number in range(count)]

@@ -138,6 +138,7 @@ def whole_builds(data: wenlan.Data) -> list[str]:
     return sorted(set(data.samples(["build"]).build))
 
 
+@pytest.mark.slow
 def test_batches_are_the_table_in_order(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly/latest.json")
     whole = data.samples(["key", "width"])
@@ -153,6 +154,7 @@ def test_batches_are_the_table_in_order(here: Path) -> None:
     assert regions.key.tolist() == whole.key.tolist()
 
 
+@pytest.mark.slow
 def test_duckdb_and_polars_query_a_table_without_a_copy(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly")
     table, wide = data.arrow("samples"), int((data.samples(["width"]).width > 200).sum())

@@ -330,6 +330,7 @@ def _check(manifest: Any) -> None:
         jsonschema.Draft202012Validator(schema).validate(manifest)
 
 
+@pytest.mark.slow
 def test_the_kustomization_holds_all_that_stays_between_jobs() -> None:
     base = _manifest(DEPLOY / "kustomization.yaml")
     held = {*base["resources"], *(name for made in base["configMapGenerator"] for name in made["files"])}
@@ -440,6 +441,7 @@ def test_the_network_policy_and_the_address_guard_agree_at_every_edge(address: A
         assert not _lets_out(address)
 
 
+@pytest.mark.slow
 @given(st.ip_addresses(v=4) | GIVEN_OUT)
 def test_the_network_policy_and_the_address_guard_agree(address: Any) -> None:
     assert _lets_out(address) == _guard_lets_out(address)

@@ -66,6 +66,7 @@ def test_a_job_that_ended_is_told_of_and_not_started_again(fake: Any, state: str
     assert (job.state, ours, fake.submissions) == (state, False, 1)
 
 
+@pytest.mark.slow
 def test_an_end_is_waited_for(fake: Any) -> None:
     jobs = RayJobs(fake.url)
     jobs.attach_or_submit("build-0", "true")
@@ -85,6 +86,7 @@ def test_an_answer_that_was_lost_is_no_second_job(fake: Any) -> None:
     assert (job.submission_id, ours, fake.submissions) == ("build-0", False, 1)
 
 
+@pytest.mark.slow
 def test_callers_at_the_same_moment_start_one_job(fake: Any) -> None:
     started: list[bool] = []
     barrier = threading.Barrier(8)
@@ -175,6 +177,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     assert find_token({**home, "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "x"}) == ""
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(), min_size=1, max_size=3), st.lists(st.text(), min_size=1, max_size=3))
 def test_names_are_fit_for_a_file_and_tell_their_parts_apart(one: list[str], two: list[str]) -> None:
     name = submission_id(*one)

@@ -65,6 +65,7 @@ def _sample(**changes: Any) -> Sample:
     return Sample(**{**values, **changes})
 
 
+@pytest.mark.slow
 @given(samples)
 def test_a_sample_comes_back_as_it_was(sample: Sample) -> None:
     members = dict(encode_sample(sample, JPEG))
@@ -84,6 +85,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values)
 def test_canonical_json_does_not_depend_on_the_order_of_keys(value: Any) -> None:
     def turned(v: Any) -> Any:

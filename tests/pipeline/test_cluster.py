@@ -238,6 +238,7 @@ def test_a_worker_may_open_as_many_files_as_a_large_build_has_runs(tmp_path, spe
     assert soft == (cluster.OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, cluster.OPEN_FILES))
 
 
+@pytest.mark.slow
 def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path, spec):
     def busy(build: Build, partition: str) -> None:
         until = time.process_time() + 0.3

@@ -164,6 +164,7 @@ def test_credentials_go_to_their_own_origin_only(serve: Any, make_build: Any) ->
     assert asked[-1] == ("/in.jpg", ""), "a redirect's own user info is not sent either"
 
 
+@pytest.mark.slow
 def test_a_failure_without_a_password_does_not_last(serve: Any, make_build: Any) -> None:
     asked: list[tuple[str, str]] = []
     web = serve({"/in.jpg": asks_for_it(picture(2), asked)})

@@ -75,6 +75,7 @@ def test_every_folder_and_module_has_a_floor() -> None:
     assert parts == {part for parts in FLOORS for part in parts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "training")))
 def test_nothing_imports_its_own_floor_or_a_higher_one(path: Path) -> None:
     module = module_of(path)
@@ -86,6 +87,7 @@ def test_nothing_imports_its_own_floor_or_a_higher_one(path: Path) -> None:
     assert {other for other in others if floor(other) >= floor(mine)} == set()
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others() -> None:
     known = {module_of(path) for path in FILES}
     edges = {module_of(path): {name for name in imports(path) if name in known} for path in FILES}

@@ -176,6 +176,7 @@ def test_fault_5_the_convolution_runs_once_a_region(make_model: MakeModel, make_
     assert released.get_total_flops() == 16 * projected * 2 * 3
 
 
+@pytest.mark.slow
 def test_fault_6_batch_norm_follows_the_average_and_stands_still_where_frozen(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
@@ -228,6 +229,7 @@ def test_fault_7_a_queue_need_not_be_a_multiple_of_the_batch() -> None:
         released[8 : 8 + 4] = torch.arange(8.0, 12.0)[:, None]
 
 
+@pytest.mark.slow
 def test_fault_8_what_never_entered_is_no_negative(make_model: MakeModel, make_batch: MakeBatch) -> None:
     """With empty queues there is nothing to tell a pair from: no loss and no gradient. Random vectors give both."""
     model = make_model()

@@ -53,6 +53,7 @@ def test_invalid_samples_count_neither_in_the_loss_nor_in_the_queue(
     assert all(p.grad is None or not p.grad.abs().any() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_frozen_layers_stand_still_and_key_towers_run_in_eval(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model("moco.momentum=0.5")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -74,6 +75,7 @@ def test_frozen_layers_stand_still_and_key_towers_run_in_eval(make_model: MakeMo
     assert model.image_query.trunk.training
 
 
+@pytest.mark.slow
 def test_the_frozen_prefix_is_shared_and_frozen_tensors_are_stored_once(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:

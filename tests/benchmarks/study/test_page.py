@@ -48,6 +48,7 @@ def text_of(path: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queue", "clip", "words", "badge"),
     [
@@ -65,6 +66,7 @@ def test_the_page_states_what_the_figures_imply(
     assert row.strip().startswith(badge)
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
     text = text_of(page_of([0.3111, 0.3222, 0.3333], [0.1444, 0.1553]))
     every = text.partition("Every run")[2]
@@ -81,6 +83,7 @@ def test_the_page_shows_a_figure_for_every_run(page_of: Any) -> None:
     assert "goes on with the others" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_finds_no_fault_no_request_and_nothing_wider_than_a_phone(

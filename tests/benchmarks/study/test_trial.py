@@ -51,6 +51,7 @@ def test_training_learns_and_shuffled_pairs_teach_nothing(corpus: Corpus) -> Non
     assert learnt.i2t["style"] > shuffled.i2t["style"] + 0.2
 
 
+@pytest.mark.slow
 def test_without_a_queue_the_only_negatives_are_the_batch(corpus: Corpus) -> None:
     """The loss of an arm with K = 0 is that of the batch's keys, worked out here by hand."""
     arm = _arm("moco-k0")

@@ -27,6 +27,7 @@ def test_a_repeated_scan_counts_each_time_and_comments_cannot_hide_it():
     Image.open(io.BytesIO(many[:first] + end + many[first:])).load()  # to libjpeg the comment is one, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 100}])
 @given(behind=st.binary(max_size=200))
 def test_what_lies_in_a_thumbnail_or_behind_the_picture_does_not_count(options, behind):

@@ -64,6 +64,7 @@ def top(stack: Stack, rows: Rows, query: np.ndarray, count: int) -> set[int]:
     return set(rows[np.lexsort((rows, -stack.cosines(rows, query)))][:count].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.3])
 def test_nearly_all_of_the_best_are_found(tmp_path: Path, clustered: Stack, share: float) -> None:
     every = np.arange(5_000)

@@ -74,6 +74,7 @@ def test_a_file_is_replaced_as_long_as_it_is_as_it_was_read(remote: Remote) -> N
     assert object_store.read(url) == (b"2", second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lost", "reset", "503", "500"])
 def test_a_conditional_write_whose_answer_is_lost_has_happened(remote: Remote, kind: s3_server.FaultKind) -> None:
     """The client asks again, and is refused because of its own file."""
@@ -267,6 +268,7 @@ def test_an_error_of_a_store_leaves_a_worker() -> None:
         ("", False),
     ],
 )
+@pytest.mark.slow
 def test_a_key_in_a_url_is_seen(text: str, holds: bool) -> None:
     said = credentials_in(text)
     assert bool(said) == holds

@@ -86,6 +86,7 @@ def test_processes_take_turns_whatever_the_store_does(url: str, remote: Remote) 
     assert remote.proxy.failed()
 
 
+@pytest.mark.slow
 def test_a_holder_that_is_killed_blocks_nobody_on_its_machine(url: str) -> None:
     process = start(url, "1", "kill")
     assert process.stdout is not None
@@ -103,6 +104,7 @@ def test_a_holder_that_is_killed_blocks_nobody_on_its_machine(url: str) -> None:
     assert is_held(f"{url}/_lock") is False
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_elsewhere_is_waited_for_as_long_as_its_lease(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_one_that_was_killed_elsewhere_is_waited_for_as_long_as_its_lease(
         assert store_lock.LEASE_S <= clock.passed < store_lock.LEASE_S + 3
 
 
+@pytest.mark.slow
 def test_one_that_lives_elsewhere_is_waited_for_and_then_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held, beats = object_store.create(f"{url}/_lock", elsewhere(url)), 0
 
@@ -171,6 +174,7 @@ def test_a_holder_that_lost_its_lock_changes_nothing_more(url: str, monkeypatch:
     folder.write("mine", b"2")  # without a lock there is none to lose
 
 
+@pytest.mark.slow
 def test_without_conditional_writes_nothing_is_held(tmp_path: object) -> None:
     with locked("memory://nowhere/_lock", 0.0), locked("memory://nowhere/_lock", 0.0):
         check_locks()

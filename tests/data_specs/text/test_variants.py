@@ -9,6 +9,7 @@ import pytest
 from data_specs.text.variants import made, variants
 
 
+@pytest.mark.slow
 def test_the_file_is_what_its_opencc_says() -> None:
     if importlib.metadata.version("opencc") != variants().opencc:
         pytest.skip(f"the file is of OpenCC {variants().opencc}, another one is installed")

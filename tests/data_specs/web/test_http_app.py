@@ -150,6 +150,7 @@ def test_a_body_that_is_too_large_is_refused_with_and_without_its_length(narrow)
     assert code(post(f"{narrow}/json", content=chunks, headers=content)) == (413, "body_too_large")
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_slowly_is_refused_in_time():
     with running(token=None, limits=Limits(body_bytes=1000, body_seconds=0.5)) as hasty:
         host, _, port = hasty.removeprefix("http://").partition(":")

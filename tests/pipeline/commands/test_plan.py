@@ -149,6 +149,7 @@ def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_path, capsys):
     class Guarded(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -17,6 +17,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["[]", '{"version": "a"}', "{}"])
 def test_a_store_json_that_is_none_is_one_line(record, capsys, tmp_path):
     (tmp_path / "store.json").write_text(record)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
     return every[every[:, 0] != every[:, 1]], Crowds.of(open_)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3), st.integers(0, 3))
 def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_domain: int) -> None:

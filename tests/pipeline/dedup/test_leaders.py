@@ -224,6 +224,7 @@ def test_of_a_crowd_whose_first_is_under_a_cap_the_next_one_leads(tmp_path: Path
     assert {dropped[f"p{i}"]["duplicate_of"] for i in range(3, 40)} == {kept["p2"]["candidate_id"]}
 
 
+@pytest.mark.slow
 def test_partitions_that_are_lost_are_made_again_alone_with_the_same_bytes(tmp_path: Path, filtered: Any) -> None:
     shown = [filtered.Shown(f"p{i}", i % 17, (f"说明{i % 7}",), 300 - i, "same" if i % 2 else "") for i in range(60)]
     build = filtered.make(tmp_path, shown, parts=4)
@@ -249,6 +250,7 @@ def _digests(build: Any, name: str) -> dict[tuple[str, str], str]:
     return {(record.partition, suffix): ref.sha256 for record in records for suffix, ref in record.files.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [PASSES, PASSES[:3], PASSES[:1]])
 def test_a_takedown_deletes_what_can_be_made_again(tmp_path: Path, filtered: Any, stages: tuple[str, ...]) -> None:
     shown = [filtered.Shown(f"p{i}", i % 9, (f"说明{i % 4}",), 300 - i) for i in range(20)]

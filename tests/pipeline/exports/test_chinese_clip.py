@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.processes import value_of
 
 
+@pytest.mark.slow
 def test_chinese_clip_reads_pairs(exported: Callable[..., Path], rows: dict[str, Any]) -> None:
     """As `cn_clip.preprocess.build_lmdb_dataset` and `cn_clip.training.data` read them, line by line."""
     script = """

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 
+@pytest.mark.slow
 def test_the_index_of_a_tar_is_where_its_samples_begin(
     exported: Callable[..., Path], rows: dict[str, dict[str, Any]]
 ) -> None:

@@ -15,6 +15,7 @@ from pipeline.files import tars
 from pipeline.files.tars import HashedFile, TarWriter
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 9_000), max_size=40), st.integers(1, 20_000))
 def test_what_is_written_is_there_in_order_with_its_digest(tmp_path: Path, sizes: list[int], batch: int) -> None:

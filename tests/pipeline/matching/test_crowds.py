@@ -13,6 +13,7 @@ from pipeline.matching import crowds
 from pipeline.matching.crowds import Crowds, Partners, represent
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(0, 30), st.sampled_from([1, 2, 5, 64]), st.sampled_from([0.0, 0.5]))
 def test_every_pair_is_compared_or_open_or_left_over(seed: int, size: int, at_once: int, least: float) -> None:
     rng = np.random.default_rng(seed)

@@ -290,6 +290,7 @@ def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest
     assert join.scanned < 0.8 * 800 * 800 * len(key.family.parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike_share", [1.0, 0.95])
 def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: float) -> None:
     """1,200 copies of six pictures that share hashes and tones, alone and among pictures that look like nothing."""
@@ -471,6 +472,7 @@ def test_one_shape_in_two_colours_is_two_pictures() -> None:
     assert _found(_jpeg(_flag("#107818")), leaders) == -1
 
 
+@pytest.mark.slow
 def test_a_grey_copy_goes_to_the_first_of_its_brightness_and_joins_no_two_colours() -> None:
     red, blue, light = _flag("#d02020"), _flag("#4a4aff"), _flag("#e8d010")  # red and blue are of one brightness
     leaders = _leaders(_jpeg(light), _jpeg(red), _jpeg(blue))

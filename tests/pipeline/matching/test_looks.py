@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,6 +34,7 @@ def measured(*images: Image.Image) -> tuple[np.ndarray, np.ndarray, Details]:
 ONE, OTHER = dialog("Radius", "Contrast", "Opacity", "Seed"), dialog("Radius", "Contrast", "Illumination", "Noise")
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20), st.floats(0, 1))
 def test_details_of_some_images_are_those_of_a_list_with_gaps(seed: int, size: int, share: float) -> None:
     """In memory, taken by any numbers, in a column with nulls and in a file."""

@@ -101,6 +101,7 @@ def test_blocks_and_holders_of_any_size_decide_as_the_definition_does(
         assert passed(codes, cuts, holders, within, reach) == by_definition(codes, within, reach)
 
 
+@pytest.mark.slow
 def test_products_of_codes_are_integers_in_whatever_order_they_are_added() -> None:
     rng = np.random.default_rng(3)
     vectors = rng.normal(size=(300, 2_560)).astype(np.float64)

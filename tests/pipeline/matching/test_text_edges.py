@@ -152,6 +152,7 @@ def varied(base: str, count: int) -> list[str]:
     return [base[:at] + random.choice(LETTERS) + base[at + 1 :] for at in spots]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
@@ -240,6 +241,7 @@ def test_captions_of_one_template_are_told_apart_and_crowds_lose_no_copy(monkeyp
     assert leaders_of(captions + copies, 0.7) == roomy
 
 
+@pytest.mark.slow
 def test_distinct_captions_stay_distinct() -> None:
     """50,000 words and phrases of one to some characters: the field's tools make one row of them."""
     import jieba

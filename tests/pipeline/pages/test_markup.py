@@ -72,6 +72,7 @@ def test_tags_come_with_the_text_behind_them() -> None:
     assert pieces("") == []
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(("alt", "class", "data-src", "Title")), st.text(max_size=20), max_size=4))
 def test_attributes_are_those_of_the_dom(attributes: dict[str, str]) -> None:
     written = "".join(

@@ -38,6 +38,7 @@ def test_mlcroissant_finds_no_fault_and_reads_the_records(shards_of: Path) -> No
     assert len(texts) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contact", "url"),
     [

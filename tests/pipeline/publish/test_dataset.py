@@ -394,6 +394,7 @@ def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_
     assert verify(releases_of(second).folder.url, store=first.store.url) == []
 
 
+@pytest.mark.slow
 def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> None:
     build = week("2026-11-01", 12)
     release.publish(build)

@@ -50,6 +50,7 @@ def everything(build: Build) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for place in places for p in place.rglob("*") if p.is_file() and p.name != "_lock"}
 
 
+@pytest.mark.slow
 def test_an_empty_folder_and_the_build_itself_are_not_in_the_way(published: Build, tmp_path: Path) -> None:
     assert replacing.in_the_way(replace(published, out=str(tmp_path / "new"))) == []
     assert replacing.in_the_way(published) == []

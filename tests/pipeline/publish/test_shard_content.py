@@ -41,6 +41,7 @@ def _short(rows: list[dict[str, Any]]) -> None:
     rows[0]["boxes"] = rows[0]["boxes"][:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [

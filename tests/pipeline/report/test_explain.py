@@ -60,6 +60,7 @@ def test_what_each_stage_saw_ends_where_the_candidate_was_dropped(
     assert any("boxes" in str(value) for value in saw["detect"].values())
 
 
+@pytest.mark.slow
 def test_a_duplicate_names_the_picture_that_was_kept(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     copy = next(item for item in synthetic.items() if item.reason == "near_image")

@@ -16,6 +16,7 @@ from pipeline.store.frames import Frames
 Run = Callable[[Build, str], None]
 
 
+@pytest.mark.slow
 def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     candidates, captures = read_funnels(synthetic_build)

@@ -81,6 +81,7 @@ def test_pages_are_judged_at_the_crawl() -> None:
     assert "950 of 1,000 pages of a" in gate.faults[0]
 
 
+@pytest.mark.slow
 @given(
     counts=st.dictionaries(
         st.tuples(st.sampled_from("ab"), st.sampled_from([*DropShares.model_fields][1:]), st.just("x")),

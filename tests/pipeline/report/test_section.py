@@ -40,6 +40,7 @@ def test_sections_that_need_each_other_are_refused(synthetic_build: Build, mater
         compute([section("a", "b"), section("b", "a")], material(synthetic_build))
 
 
+@pytest.mark.slow
 def test_what_several_sections_need_is_read_once(synthetic_build: Build, run_stage: Any, material: Any) -> None:
     run_stage(synthetic_build, "shard")
     own = material(synthetic_build)

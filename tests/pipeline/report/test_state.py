@@ -119,6 +119,7 @@ def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
     assert "Published" in shown(build)
 
 
+@pytest.mark.slow
 def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:
     run_stage(synthetic_build, "shard")
     page.tell(synthetic_build)

@@ -215,6 +215,7 @@ def test_the_report_shows_none(built: Build) -> None:
     assert (_faces(two), _faces(hide(two))) == (2, 0)
 
 
+@pytest.mark.slow
 def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: Build) -> None:
     paths = sorted((Path(built.out) / "shards/_decisions").glob("*.parquet"))
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]

@@ -148,6 +148,7 @@ def test_where_a_picture_came_from_is_what_its_json_says(tmp_path):
     assert read(WebDataset.model_validate(named))[1].image_url == stored("k2")
 
 
+@pytest.mark.slow
 def test_a_picture_with_a_url_is_read_from_its_tar_and_found_by_takedowns(tmp_path, serve, make_build, run_stage):
     web = serve()
     urls = [web.url(f"/{i}.jpg") for i in range(4)]

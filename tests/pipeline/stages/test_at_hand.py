@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.stages import _at_hand, fetch
 from tests.fetching import PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
+@pytest.mark.slow
 def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_build, monkeypatch):
     web = serve({"/robots.txt": (404, {}, b"")})
     url = web.url("/a.png")
@@ -38,6 +41,7 @@ def test_a_later_build_takes_from_the_store_and_asks_only_for_what_may_pass(serv
     assert (counts["cached"], counts["fetched"]) == (5, 1)
 
 
+@pytest.mark.slow
 def test_what_the_store_says_is_checked_and_fetched_anew_where_it_fails(serve, make_build):
     web = serve({f"/{i}.png": picture(i) for i in range(3)})
     urls = [web.url(path) for path in web.pages]

@@ -108,6 +108,7 @@ def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
     assert counts["beyond"] == 5 * 400 + 1 - counts["seen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "says"),
     [
@@ -194,6 +195,7 @@ def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_b
     assert web.asked.count("/") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pages", "ends_at"), [(1, 2), (3, 6), (8, 5), (8, 12)])
 def test_pages_that_were_lost_while_a_host_was_down_are_asked_for_once_it_is_up(
     serve, make_build, monkeypatch, pages, ends_at

@@ -72,6 +72,7 @@ def test_a_detector_of_the_wrong_shape_is_named(fetched_build: Any, got: Any, mo
         run(fetched_build([got("a", picture(0, (100, 90)))], filters=[]))
 
 
+@pytest.mark.slow
 @needs_corpus("models", "yolox_nano.onnx")
 def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     data = (CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()

@@ -244,6 +244,7 @@ def test_the_howtocook_site_gives_the_pairs_of_its_truth_file(form):
     assert not {page for page, _ in candidates} & noai
 
 
+@pytest.mark.slow
 def test_warcs_behind_urls_give_what_they_give_on_a_disk(tmp_path):
     """Both ways to name them, from a real web server, as Common Crawl's are read."""
     web = tmp_path / "web"
@@ -311,6 +312,7 @@ def test_a_page_that_is_not_read_is_a_decision_of_its_source(tmp_path):
 # traps, and how many images there may be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotates", [False, True], ids=["all", "some"])
 def test_the_pictures_of_a_site_are_no_furniture_because_a_trap_shows_them(tmp_path, rotates):
     days = range(20 * ARTICLES if rotates else 20)

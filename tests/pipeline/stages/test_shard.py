@@ -33,6 +33,7 @@ def _tars(build: Build) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
 
 
+@pytest.mark.slow
 def test_every_kept_sample_is_in_one_shard_in_order(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     folder = Path(synthetic_build.out) / "shards"
@@ -49,6 +50,7 @@ def test_every_kept_sample_is_in_one_shard_in_order(synthetic_build: Build, synt
     assert len(set(keys)) == synthetic.KEPT
 
 
+@pytest.mark.slow
 def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     images = {item.candidate.candidate_id: item for item in synthetic.items() if item.stage == "shard"}
@@ -117,6 +119,7 @@ def test_going_back_to_an_earlier_spec_trusts_no_old_record(
     assert _tars(again) == first
 
 
+@pytest.mark.slow
 def test_regions_are_in_the_order_of_the_shard(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     folder = Path(synthetic_build.out) / "shards"

@@ -55,12 +55,14 @@ def test_a_refusal_stops_every_publish_until_somebody_approves(waiting: Build) -
     assert [word.verdict for word in approval.history(waiting)] == ["refused", "approved"]
 
 
+@pytest.mark.slow
 def test_a_refusal_is_accepted_with_a_reason_that_the_manifest_keeps(waiting: Build) -> None:
     approval.say(waiting, "refused", "Li", "logos")
     manifest = release.publish(waiting, accept=["approve"], because="looked at by Wang", approved=True)
     assert manifest.accepted == {"approve": "looked at by Wang"}
 
 
+@pytest.mark.slow
 def test_the_command_shows_it_and_fails_with_its_reason(waiting: Build, capsys: pytest.CaptureFixture[str]) -> None:
     approval.say(waiting, "refused", "Li", "too many logos")
     assert cli.main(["publish", waiting.out]) == 1

@@ -121,6 +121,7 @@ def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, ca
         assert build_json.status(opening.reopen(build.out))["running"]["done"] == 5, "as of one that runs"
 
 
+@pytest.mark.slow
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
     monkeypatch.setattr(pulse, "PULSE_S", 0.1)
     monkeypatch.setattr(fetch, "FLUSH_S", 0.0)

@@ -149,6 +149,7 @@ def test_a_pruned_commit_is_forgotten(tmp_path: Path, kind: str) -> None:
     assert values(made.get(["a", "b"])) == {"b": 0}
 
 
+@pytest.mark.slow
 def test_two_that_remove_rows_at_once_bring_nothing_back(tmp_path: Path) -> None:
     """A takedown while `gc` runs: what one has read before the other wrote would come back with what it writes."""
     made = in_folder(tmp_path)

@@ -10,6 +10,7 @@ from data_specs.shard import ContractError, read_manifest
 from pipeline.store.dataset import Dataset
 
 
+@pytest.mark.slow
 def test_both_folders_open_the_same_dataset(shards_of: Path) -> None:
     by_shards, by_build = Dataset.open(shards_of), Dataset.open(shards_of.parent)
     assert by_shards.manifest == by_build.manifest == read_manifest(shards_of)

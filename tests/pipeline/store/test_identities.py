@@ -62,6 +62,7 @@ def make(tmp_path: Path, filtered: Any) -> Any:
     return build
 
 
+@pytest.mark.slow
 def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make: Any) -> None:
     later, earlier = make("2026-02", 1), make("2026-01", 2)
     names = [publish(later)]
@@ -112,6 +113,7 @@ def test_a_build_that_is_published_may_be_published_again_whatever_came_after(ma
     assert len(Identities(first.store).names()) == 2
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build = make("2026-01", 1)
 
@@ -128,6 +130,7 @@ def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeyp
     assert len(identities.names()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_copied(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     build = make("2026-01", 1)
 
@@ -155,6 +158,7 @@ def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp
         led(reader)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: Path) -> None:
     name = publish(make("2026-01", 1))
     path = tmp_path / f"store/identity/{name.removesuffix('.json')}.images.parquet"
@@ -215,6 +219,7 @@ def in_store(build: Build) -> set[str]:
     return {path.name for path in (Path(build.store.url) / "identity").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["json", PARTS[0], PARTS[-1]])
 def test_a_takedown_that_was_killed_leaves_no_file_once_it_was_done_again(
     make: Any, monkeypatch: pytest.MonkeyPatch, part: str
@@ -269,6 +274,7 @@ def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
     assert len(orders) == 2, "digests of these builds show both orders"
 
 
+@pytest.mark.slow
 def test_a_takedown_holds_the_details_of_some_images_at_a_time(tmp_path: Path) -> None:
     size = 25_000
     rows = np.memmap(tmp_path / "all", np.uint8, "w+", shape=(size, ROW))

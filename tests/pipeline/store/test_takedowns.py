@@ -109,6 +109,7 @@ def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_
     assert Takedowns().alike(rows, "f") == []
 
 
+@pytest.mark.slow
 def test_a_picture_without_texture_is_found_by_its_details_where_both_have_some() -> None:
     rng = np.random.default_rng(3)
     own = drawn_details(rng, 1, 1, 0, share=1.0).stored.tobytes()

@@ -50,6 +50,7 @@ def test_a_running_build_says_so_and_shows_what_was_decided(own: Callable[..., B
     assert "unfinished" in kinds(stopped)
 
 
+@pytest.mark.slow
 def test_a_build_that_stopped_after_a_stage_says_which_comes_next(weeks: Any, studio_of: StudioOf) -> None:
     from tests.stages import run_noted
 

@@ -29,6 +29,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, request_: Request, said
         forget(Store(str(tmp_path)), [], request_)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_named_takes_its_bytes_its_copies_and_their_looks(
     synthetic_build: Build, synthetic: Any
 ) -> None:

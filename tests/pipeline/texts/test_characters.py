@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ def test_texts_in_a_row_are_cut_as_they_were_joined(texts):
     assert cut(points, bounds) == texts
 
 
+@pytest.mark.slow
 @given(TEXTS)
 def test_counts_are_those_of_each_text_by_itself(texts):
     points, bounds = joined(texts)

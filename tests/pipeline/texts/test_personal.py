@@ -89,6 +89,7 @@ def test_id_cards_by_a_check_digit_computed_another_way(born, sequence):
     assert len(valid) == 1
 
 
+@pytest.mark.slow
 @given(st.from_regex("62[0-9]{13,16}", fullmatch=True))
 def test_bank_cards_by_luhn_s_own_table(body):
     doubled = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)

@@ -21,6 +21,7 @@ def test_unpacking_gives_back_what_was_packed(data, encoding):
     assert bodies.unpacked(packed, "deflate" if encoding == "raw" else encoding, 2000) == data
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked_and_damage_is_told():
     bomb = gzip.compress(b"\0" * 50_000_000)
     with pytest.raises(bodies.BodyTooLarge):

@@ -151,6 +151,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begins", SLOW.values(), ids=SLOW)
 @pytest.mark.parametrize("kind", [image_kind, page_kind])
 def test_time_is_capped_in_total_and_not_between_two_bytes(serve: Any, begins: bytes, kind: Any) -> None:
@@ -243,6 +244,7 @@ def test_a_host_that_sets_cookies_gets_none_back(serve: Any) -> None:
     (["/0", "/1", "/2", "/3"], b"", 0.2, 5 * 0.2),  # robots.txt, tdmrep.json and four images
     (["/0", "/1", "/2"], b"User-agent: *\nCrawl-delay: 0.4\n", 0.0, 2 * 0.4),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_host_is_not_asked_faster_than_spec_and_robots_txt_say(
     serve: Any, paths: list[str], robots: bytes, delay_s: float, seconds: float
 ) -> None:

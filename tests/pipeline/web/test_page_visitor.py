@@ -39,6 +39,7 @@ def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
     assert not {"/private/x.html", "/never.html"} & set(web.asked)
 
 
+@pytest.mark.slow
 def test_each_page_that_fails_is_told_with_its_reason(serve, make_build, monkeypatch):
     monkeypatch.setattr(policy, "BACKOFF_S", 0.02)  # else the one host rests for 20 s after all these failures
 

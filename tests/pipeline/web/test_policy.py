@@ -243,6 +243,7 @@ assert policy.robots_of(200, robots.encode()).allows(path)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["a", "b", "/", "*", "$"]), max_size=9), st.text("ab/", max_size=9))
 def test_patterns_mean_what_their_regular_expression_means(parts, rest):
     pattern, path = "/" + "".join(parts), "/" + rest

@@ -73,6 +73,7 @@ def every_caption(model: Decoder, regions_RW: torch.Tensor, present_R: torch.Ten
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length_power", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
@@ -103,6 +104,7 @@ def test_one_beam_is_greedy_search() -> None:
         assert ids == [number for number in greedy[1:] if number != END]
 
 
+@pytest.mark.slow
 @given(st.floats(-50, 50), st.floats(0.01, 50))
 @settings(max_examples=10, deadline=None)
 def test_where_regions_lie_and_how_far_apart_makes_no_difference(shift: float, scale: float) -> None:

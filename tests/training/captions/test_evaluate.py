@@ -49,6 +49,7 @@ def test_it_names_the_colours_that_it_has_learnt(captioner: Path, pictures: Path
     assert all(one["log_probability"] < 0 for one in written)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_its_captions_and_of_the_nearest_training_captions(
     captioner: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_figures_are_those_of_its_captions_and_of_the_nearest_training_captions(
     assert result["unseen"] is None
 
 
+@pytest.mark.slow
 def test_images_whose_references_are_no_training_captions_are_told_apart(
     captioner: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def words(tokens: Tokens) -> tuple[list[list[str]], list[list[list[str]]]]:
     return [tokens_of(c, tokens) for c in CAPTIONS], [[tokens_of(r, tokens) for r in texts] for texts in REFERENCES]
 
 
+@pytest.mark.slow
 def test_tokens_are_words_or_characters_without_marks() -> None:
     assert tokens_of("一只　小猫,在睡觉。OK！", "characters") == [*"一只小猫在睡觉ok"]
     assert tokens_of("一个红色的苹果。", "jieba") == ["一个", "红色", "的", "苹果"]

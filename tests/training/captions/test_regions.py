@@ -124,6 +124,7 @@ def test_tars_of_the_same_names_are_not_taken_for_one_another(
     assert one.digest != other.digest
 
 
+@pytest.mark.slow
 def test_two_that_want_the_same_features_at_once_compute_them_once(
     loaded: Loaded, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_signal_to_end_is_heard_while_the_features_are_made(
     fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_the_seed_decides(towers: Path, pictures: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=0.4, eval_epochs=0.0)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -98,6 +99,7 @@ def test_patience_ends_it_and_the_best_is_kept(towers: Path, pictures: Path, tmp
     assert fitted(towers, pictures, tmp_path / "run", config).steps == 9
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_it_is_one_of_its_towers_too(towers: Path, pictures: Path, tmp_path: Path) -> None:
     fitted(towers, pictures, tmp_path / "run", replace(SMALL, epochs=0.2, eval_epochs=0.0))
     image = sorted((pictures / "test").glob("*.jpg"))[0]
@@ -107,6 +109,7 @@ def test_a_checkpoint_of_it_is_one_of_its_towers_too(towers: Path, pictures: Pat
     assert ours.equal(theirs)
 
 
+@pytest.mark.slow
 def test_going_on_otherwise_is_refused(towers: Path, pictures: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=0.2, eval_epochs=0.0)
     fitted(towers, pictures, tmp_path / "run", config)

@@ -20,6 +20,7 @@ def test_every_epoch_holds_every_row_once(sizes: list[int], seed: int, window: i
     assert sorted(row for _, row in entries) == list(range(total))
 
 
+@pytest.mark.slow
 @given(sizes=SIZES, seed=st.integers(0, 99), window=st.integers(1, 12), positions=st.lists(st.integers(-50, 200)))
 def test_an_entry_does_not_depend_on_those_asked_before(
     sizes: list[int], seed: int, window: int, positions: list[int]

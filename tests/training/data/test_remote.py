@@ -52,6 +52,7 @@ def samples(data: str | list[str], cache: Path, cache_gb: float, workers: int = 
     return [int(i) for batch in loader.batches(0, 42) for i in batch.sample_ids_B]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_remote_shards_give_the_samples_of_local_ones_from_copies_within_the_bound(
     make_shards: MakeShards, tmp_path: Path, store: str, workers: int
@@ -84,6 +85,7 @@ def _open(cache: TarCache, url: str, size: int, found: Any) -> None:
         found.put(os.fstat(cache.open(url, size)).st_size)
 
 
+@pytest.mark.slow
 def test_processes_that_want_one_tar_at_once_fetch_it_once(tmp_path: Path) -> None:
     source = tmp_path / "source.tar"
     source.write_bytes(os.urandom(1 << 20))

@@ -87,6 +87,7 @@ class Niceness:
         return [os.getpriority(os.PRIO_PROCESS, 0)]
 
 
+@pytest.mark.slow
 def test_a_worker_gives_way_to_a_step_on_the_same_cores_as_far_as_told(make_shards: MakeShards) -> None:
     here = os.getpriority(os.PRIO_PROCESS, 0)
     config = replace(resolve("tiny").data, num_workers=1, worker_nice=3)

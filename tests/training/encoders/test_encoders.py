@@ -141,6 +141,7 @@ def test_char_text_has_positions_of_its_own() -> None:
 # --- the image tower: its prefix, its boxes, its pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "frozen"), [("test_resnet", 2), ("test_convnext", 1), ("test_vit", 3)])
 def test_frozen_stages_of_every_family_are_the_prefix_and_the_rest_trains(name: str, frozen: int) -> None:
     config = resolve("tiny", [f"image.backbone=timm/{name}", f"image.frozen_stages={frozen}"])
@@ -155,6 +156,7 @@ def test_frozen_stages_of_every_family_are_the_prefix_and_the_rest_trains(name: 
     assert all(p.grad is not None for p in trained)
 
 
+@pytest.mark.slow
 def test_a_backbone_frozen_whole_is_all_prefix() -> None:
     tower, _ = build("image", "image.backbone=timm/test_nfnet", "image.frozen_stages=1")
     assert not list(tower.trunk.get_submodule("backbone").parameters())
@@ -172,6 +174,7 @@ def test_uint8_is_normalised_as_torchvision_does() -> None:
     assert torch.allclose(tower(batch), tower(replace(batch, images_B3HW=floats)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_boxes_send_no_gradient_into_the_map() -> None:
     tower, _ = build("image")
     trunk, batch = tower.trunk, one_image(boxes=3)

@@ -88,6 +88,7 @@ def test_ties_count_against_us(seed: int, items: int, classes: int, values: int)
         assert figures(found, names(classes))["top1"] == 0
 
 
+@pytest.mark.slow
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 @settings(deadline=None, max_examples=50)
 def test_wilson_interval_equals_that_of_scipy(pair: tuple[int, int]) -> None:

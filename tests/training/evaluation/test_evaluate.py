@@ -66,6 +66,7 @@ def expected(features: dict[str, torch.Tensor], asks: np.ndarray) -> dict[str, l
     return found
 
 
+@pytest.mark.slow
 def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
     make_shards: MakeShards, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_where_all_queries_stand_in_train_they_are_the_headline(make_shards: Mak
     assert "no unseen query is left" in "\n".join(summary(result))
 
 
+@pytest.mark.slow
 def test_without_a_train_split_it_is_unknown(make_shards: MakeShards, checkpoint: Path) -> None:
     manifest = make_shards(train=(), val=(6,))
     tar = str(manifest.parent / "val-000000.tar")
@@ -159,6 +161,7 @@ def pictures(folder: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_evaluated_by_its_captions(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_benchmark_is_evaluated_by_its_captions(
     assert (result["samples"], result["corrupt"], result["t2i"]["queries"]) == (5, 1, 10)
 
 
+@pytest.mark.slow
 def test_a_benchmark_has_the_features_that_embed_gives(checkpoint: Path, tmp_path: Path) -> None:
     """By brute force over what `embed` makes of the same files and texts."""
     from training.use.embed import embed_files

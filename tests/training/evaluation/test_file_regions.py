@@ -23,6 +23,7 @@ from training.use.embed import embed_files
 BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
 
 
+@pytest.mark.slow
 def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
     rows = [
         {

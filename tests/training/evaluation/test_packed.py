@@ -135,6 +135,7 @@ def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Pa
         packed(data, "val", cache)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_between_the_two_tars_leaves_none_that_lacks_the_other(
     folder: Path, tmp_path: Path
 ) -> None:

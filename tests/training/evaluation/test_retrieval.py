@@ -71,6 +71,7 @@ def test_ranks_of_clusters_equal_brute_force_in_tiles_of_any_size(
     assert result.text_to_image.median_rank == float(np.median(ranks.text_M))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=40)
 def test_captions_may_describe_several_images_and_images_may_have_none(data: st.DataObject) -> None:
@@ -103,6 +104,7 @@ def thousand() -> tuple[Features, Features, Captions]:
     return unit(image), unit(text), captions(1000, 5)
 
 
+@pytest.mark.slow
 def test_a_thousand_images_and_five_thousand_captions_equal_brute_force(
     thousand: tuple[Features, Features, Captions],
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_thousand_images_and_five_thousand_captions_equal_brute_force(
     assert result.image_to_text.recall[1] > result.text_to_image.recall[1], "any of five captions is a hit"
 
 
+@pytest.mark.slow
 def test_recall_equals_that_of_torchmetrics(thousand: tuple[Features, Features, Captions]) -> None:
     torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed (extra: dev)")
     import torch
@@ -134,6 +137,7 @@ def test_recall_equals_that_of_torchmetrics(thousand: tuple[Features, Features, 
             assert direction.recall[k] == pytest.approx(value)
 
 
+@pytest.mark.slow
 @given(total=st.integers(1, 7), hits=st.lists(st.integers(1, 7), min_size=1, max_size=3), k=st.integers(1, 10))
 @settings(deadline=None)
 def test_chance_equals_the_count_over_all_rankings(total: int, hits: list[int], k: int) -> None:
@@ -194,6 +198,7 @@ def test_a_mask_restricts_the_queries_and_not_the_candidates(thousand: tuple[Fea
         assert together == pytest.approx(figures(ranks).image_to_text.recall[k])
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_independent_queries_would_and_widen_for_captions_of_one_image(
     thousand: tuple[Features, Features, Captions],
 ) -> None:
@@ -239,6 +244,7 @@ def peers(seed: int, count: int, groups: int, copies: int) -> tuple[Features, Pe
     return unit(rng.normal(size=(count, 4))), Peers(group, copy, np.arange(count))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 25), groups=st.integers(1, 12), copies=st.integers(1, 40))
 @settings(deadline=None, max_examples=40)
 def test_peers_ask_all_but_their_copies(seed: int, count: int, groups: int, copies: int) -> None:

@@ -25,6 +25,7 @@ def drawn(count: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.asarray(cosines, np.float32)
 
 
+@pytest.mark.slow
 @given(COSINES, st.lists(st.floats(-1, 1), min_size=2, max_size=50))
 def test_a_score_never_falls_and_lies_between_0_and_1(background: list[float], asked: list[float]) -> None:
     scores = Background.of(np.array(background, np.float32), 1, 1).score(np.sort(asked))
@@ -32,6 +33,7 @@ def test_a_score_never_falls_and_lies_between_0_and_1(background: list[float], a
     assert ((scores >= 0) & (scores <= 1)).all()
 
 
+@pytest.mark.slow
 @given(COSINES)
 def test_nothing_is_below_the_least_and_all_below_what_is_above_the_greatest(background: list[float]) -> None:
     cosines = np.array(background, np.float32)

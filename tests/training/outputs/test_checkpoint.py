@@ -268,6 +268,7 @@ def _foreign_type(folder: Path) -> None:
         (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
     ],
 )
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_whole_is_refused_in_one_sentence(
     saved: Saved, damage: Callable[[Path], None], sentence: str
 ) -> None:
@@ -323,6 +324,7 @@ def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, 
             open_checkpoint(saved[0]).load_training(*build(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
 def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: str) -> None:
     folder, model, *_ = saved
@@ -342,6 +344,7 @@ def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: s
         open_checkpoint(folder, TOWERS)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Saved) -> None:
     first, model, optimizer, config = saved
     run = first.parent.parent

@@ -45,6 +45,7 @@ def test_what_is_written_is_the_model_as_it_was_when_it_was_asked_for(tmp_path: 
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_named_beside_the_newest(tmp_path: Path) -> None:
     writing, model, optimizer = saver(tmp_path, "run.keep_last=1")
     with writing:
@@ -102,6 +103,7 @@ def test_what_a_killed_run_had_moved_aside_is_deleted_where_another_is_in_its_pl
     assert sorted(path.name for path in there.iterdir()) == [".step-00000008.before", "step-00000004"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
 def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, scheme: str) -> None:
     mirror = scheme or str(tmp_path / "mirror")

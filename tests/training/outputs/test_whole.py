@@ -53,6 +53,7 @@ def test_a_folder_appears_with_its_index_and_an_interrupted_one_leaves_the_earli
     assert Sealed.open(folder).text("c.txt") == "红船"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_replaced_is_lost_by_no_kill(tmp_path: Path) -> None:
     """Killed before each of the calls that change names, and tried again by a command that fails."""
     for calls in range(1, 20):

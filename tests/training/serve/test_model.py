@@ -53,6 +53,7 @@ async def ask(model: Model, numbers: Sequence[int]) -> list[float]:
     return [float(row[0]) for row in rows]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 1000), min_size=1, max_size=9), min_size=1, max_size=30), st.integers(1, 8))
 def test_every_request_gets_its_own_rows_in_their_order(requests: list[list[int]], batch: int) -> None:

@@ -359,6 +359,7 @@ def test_a_server_whose_index_is_of_other_towers_does_not_begin(
     assert list(open_given([f"名={index}"], open_checkpoint(checkpoint_with_moved_keys))) == ["名"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_damaged_index_is_named_in_the_list_and_hides_no_other(
     tiny: Path, index: Path, tmp_path: Path, damage: str
@@ -381,6 +382,7 @@ def test_a_damaged_index_is_named_in_the_list_and_hides_no_other(
         assert [one["problem"] for one in server.get("/collections").json()] == ["", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["index.json", "rows", "words"])
 def test_a_damaged_collection_of_ones_own_can_be_deleted_and_not_added_to(
     tiny: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -411,6 +413,7 @@ def test_words_find_the_texts_that_have_them_alone_and_beside_the_meaning(server
     assert all(hit["cosine"] is not None for hit in both)
 
 
+@pytest.mark.slow
 def test_what_a_takedown_removed_is_not_found_by_a_running_server(tiny: Path, index: Path, tmp_path: Path) -> None:
     from data_specs.search.index import remove
 

@@ -68,6 +68,7 @@ def answered(server: Server) -> socket.socket:
         connection.close()
 
 
+@pytest.mark.slow
 def test_headers_that_do_not_come_end_the_connection(hasty: Server) -> None:
     assert talk(hasty, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n") == b""
     with connect(hasty) as slow, contextlib.suppress(ConnectionError):  # it is closed as we send, or seen closed
@@ -148,6 +149,7 @@ def test_what_is_no_http_is_refused_in_the_one_form(narrow: Server) -> None:
         assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "no_http"
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_is_not_computed_for(tiny: Path) -> None:
     from tests.training.serve.test_health import Disturbed, disturbed
 
@@ -232,6 +234,7 @@ def _batches(server: Server) -> int:
     return batches(server.get("/metrics").text)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_minute")
 def test_one_client_may_ask_so_often(tiny: Path) -> None:
     with running(tiny, patient(per_minute=5)) as server:

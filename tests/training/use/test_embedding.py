@@ -52,6 +52,7 @@ def test_parts_come_in_order_with_their_rows_in_order(loaded: Loaded, tmp_path: 
     assert [part.text_ND for part in parts] == [None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_texts_alone_come_through_worker_processes_too(loaded: Loaded, tmp_path: Path, workers: int) -> None:
     lines = [chr(0x4E00 + number) * (1 + number % 5) for number in range(40)]
@@ -87,6 +88,7 @@ def test_texts_of_like_length_go_together_and_come_back_in_their_order(
     assert len(seen) > 4
 
 
+@pytest.mark.slow
 def test_a_batch_that_a_device_has_no_memory_for_is_halved_until_it_fits(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_batches_hold_as_many_pictures_as_fit_their_size(loaded: Loaded, tmp_pat
         assert embedding._rows_at_once(replace(loaded, checkpoint=sized), source) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_is_named_up_to_a_point_and_stops_nothing(
     loaded: Loaded, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, workers: int

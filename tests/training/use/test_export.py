@@ -203,6 +203,7 @@ def test_the_weights_of_a_large_tower_are_named_and_go_where_it_goes(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def search(capsys: pytest.CaptureFixture[str], index: Path, *words: object) -> t
     return code, answer
 
 
+@pytest.mark.slow
 def test_a_text_finds_itself_among_texts_and_has_scores_among_images(
     index: Path, checkpoint_with_moved_keys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

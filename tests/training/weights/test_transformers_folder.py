@@ -171,6 +171,7 @@ def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None
     assert 0 < ours["t2i"]["r10"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
@@ -210,6 +211,7 @@ def trained(their: Path, run: Path, objective: str, **logits: float) -> Path:
     return save(run, model, optimizer, config, tokenizer, state, 1)
 
 
+@pytest.mark.slow
 def test_the_temperature_and_bias_that_were_learned_come_along(tmp_path: Path) -> None:
     their = tmp_path / "their"
     two_tower_tests().make_folder("siglip", their)

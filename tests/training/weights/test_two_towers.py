@@ -168,6 +168,7 @@ def test_an_imported_folder_has_the_features_of_transformers(
     assert config.data.max_tokens == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_regions_add_nothing_at_the_first_step_and_learn(folder: tuple[str, Path, Any, Any], frozen: int) -> None:
     """And with leading layers frozen, which query and key tower share, the features are the same."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pipeline.records import sha256_hex
 from pipeline.report.sections.dataset import LISTED, new_of
 from pipeline.store.takedowns import Takedowns
@@ -13,6 +15,7 @@ from pipeline.store.takedowns import Takedowns
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 
 
+@pytest.mark.slow
 def test_before_and_after_stand_under_each_other(grown: Weeks, part: Callable[[str, str], str]) -> None:
     (first, _), (second, report) = grown
     assert part(first, "dataset") == ""

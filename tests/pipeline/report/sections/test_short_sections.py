@@ -33,6 +33,7 @@ Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 Run = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
     for (html, report), number in zip(grown, (1, 2), strict=True):
         main = html.partition("<main")[2]
@@ -173,6 +174,7 @@ def test_the_whole_dataset_comes_first_and_few_samples_are_said_to_be_few(
     assert worst[0] < worst[1], "three of fifteen move the whole less than themselves"
 
 
+@pytest.mark.slow
 def test_what_a_run_noted_counts_only_for_the_results_that_it_made(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     rows = {row["stage"]: row for row in stage_costs(synthetic_build)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pipeline.records import Capture
 from pipeline.report.sections.sources import figures
 from pipeline.web.frontier import record_of
@@ -13,6 +15,7 @@ from tests.stages import run_noted
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 
 
+@pytest.mark.slow
 def test_a_source_has_a_column_for_what_is_known(grown: Weeks, part: Callable[[str, str], str]) -> None:
     (first, _), (second, report) = grown
     [source] = report["sources"]

@@ -24,6 +24,7 @@ from training.weights.load import load
 Run = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_a_box_alone_is_the_feature_of_an_image_with_that_box_only(checkpoint: Path, scenes: Path) -> None:
     loaded = load(checkpoint, "cpu")
     boxed = open_boxed(Source((f"coco:{scenes}",)), "val", "", 0.5)
@@ -44,6 +45,7 @@ def test_a_box_alone_is_the_feature_of_an_image_with_that_box_only(checkpoint: P
     assert np.abs(rows[0] - rows[1]).max() > 1e-3, "boxes of one image differ"
 
 
+@pytest.mark.slow
 def test_a_crop_is_the_feature_of_the_cut_out_picture(checkpoint: Path, scenes: Path) -> None:
     loaded = load(checkpoint, "cpu")
     boxed = open_boxed(Source((f"coco:{scenes}",)), "val", "", 0.5)
@@ -57,6 +59,7 @@ def test_a_crop_is_the_feature_of_the_cut_out_picture(checkpoint: Path, scenes: 
         at += len(cut)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_features_and_the_difference_is_paired(
     run: Run, checkpoint: Path, scenes: Path
 ) -> None:
@@ -82,6 +85,7 @@ def test_figures_are_those_of_the_features_and_the_difference_is_paired(
         assert 0 <= y1 < y2 <= 1
 
 
+@pytest.mark.slow
 def test_json_lines_give_the_same_as_coco(run: Run, scenes: Path, tmp_path: Path) -> None:
     described = json.loads(scenes.read_bytes())
     names = {row["id"]: row["name"] for row in described["categories"]}
@@ -122,6 +126,7 @@ def test_boxes_and_labels_of_a_datasets_detector(run: Run, make_shards: Callable
         run("regions", manifest, classes=tmp_path / "names.txt", detector="grid")
 
 
+@pytest.mark.slow
 def test_regions_that_are_damaged_are_named(run: Run, make_shards: Callable[..., Path], tmp_path: Path) -> None:
     manifest = make_shards(train=(2,), val=(2,), detector="find")
     (tmp_path / "names.txt").write_text("背景\n山\n水\n", encoding="utf-8")

@@ -104,6 +104,7 @@ def test_clip_benchmark_measures_the_same(
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"])
 
 
+@pytest.mark.slow
 def test_labels_of_a_dataset_and_what_of_it_stands_in_train(
     run: Run, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_labels_of_a_dataset_and_what_of_it_stands_in_train(
     assert sum(right) == pytest.approx(result["top1"] * 8)
 
 
+@pytest.mark.slow
 def test_templates_of_a_file_change_the_digest(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("图里有{}\n{c}\n", encoding="utf-8")
     ours, theirs = (run("zero-shot", f"classes:{folder}", templates=t) for t in (None, tmp_path / "t.txt"))
@@ -217,6 +219,7 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "{folder}", "--task", "text-to-text", "--detector", "x"], 2, "--detector: chooses regions; --task"),
     ],
 )
+@pytest.mark.slow
 def test_bad_usage_is_one_line(
     arguments: list[str], code: int, message: str, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
