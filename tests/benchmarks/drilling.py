@@ -208,7 +208,7 @@ class Build:
         """The stage that build.json says is running."""
         with contextlib.suppress(OSError, ValueError):
             said = json.loads((Path(self.out) / "build.json").read_text(encoding="utf-8"))
-            return str((said.get("running") or {}).get("stage", ""))
+            return str((said.get("running") or {}).get("name", "")).partition(".")[0]
         return ""
 
     def judged(self, environment: Mapping[str, str] | None = None) -> dict[str, str]:
