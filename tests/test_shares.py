@@ -43,3 +43,12 @@ def test_what_would_end_too_late_is_skipped_and_named() -> None:
     first, *missed = budget.lines()
     assert first.startswith("drills: share 1 of 6, 0.0 of 1 minutes")
     assert missed == ["drills: not reached: (70,)"]
+
+
+def test_a_budget_is_a_plug_in_of_pytest() -> None:
+    plugins, budget = pytest.PytestPluginManager(), Budget(60, None)
+    plugins.register(budget)
+    calls = plugins.subset_hook_caller("pytest_runtest_setup", [])
+    assert [call.plugin for call in calls.get_hookimpls() if call.plugin is budget] == [budget]
+    without = plugins.subset_hook_caller("pytest_runtest_setup", [budget])
+    assert [call.plugin for call in without.get_hookimpls() if call.plugin is budget] == []
