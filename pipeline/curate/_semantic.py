@@ -22,7 +22,10 @@ other.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -263,14 +266,24 @@ def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders)
             near.add(found.append_column("partition", table["partition"].take(pa.array(rows))))
             dropped += table.num_rows - len(kept)
             pulse.advance(table.num_rows)
-    verdicts = {record.partition: [NEAR_SCHEMA.empty_table()] for record in runs}
-    for table in in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK, scratch):
-        for name in table["partition"].unique().to_pylist():
-            own = table.filter(pc.equal(table["partition"], name)).select(NEAR_SCHEMA.names)
-            verdicts[name].append(own)
-    for name, tables in verdicts.items():
-        attempt.write_table(f"{name}.verdicts", pa.concat_tables(tables))
+    empty = {record.partition for record in runs}
+    for name, verdicts in _by_partition(in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK, scratch)):
+        attempt.write_table(f"{name}.verdicts", verdicts)
+        empty.remove(name)
+    for name in empty:
+        attempt.write_table(f"{name}.verdicts", NEAR_SCHEMA.empty_table())
     return dropped
+
+
+def _by_partition(blocks: Iterator[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+    """Rows of _NEAR, sorted by `partition`, as one table of NEAR_SCHEMA for each partition that has some."""
+    pieces = (
+        (name, block.filter(pc.equal(block["partition"], name)).select(NEAR_SCHEMA.names))
+        for block in blocks
+        for name in block["partition"].unique().to_pylist()
+    )
+    for name, own in itertools.groupby(pieces, itemgetter(0)):
+        yield name, pa.concat_tables(table for _, table in own)
 
 
 def _near_rows(
