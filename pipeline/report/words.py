@@ -15,7 +15,7 @@ from pipeline.records import DropReason
 from pipeline.store.sql import Tables
 from pipeline.texts.words import stop_words, words_of
 
-WORD_SAMPLES = 50_000
+WORD_SAMPLES = 10_000
 """Most texts that are segmented into words."""
 
 VOCABULARY = 1_000

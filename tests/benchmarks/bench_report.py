@@ -82,8 +82,10 @@ def serve(folder: Path, count: int) -> int:
     import os
     import resource
 
+    from pipeline.files.parquet import arrow_without_pandas
     from pipeline.stages import report as page
 
+    arrow_without_pandas()  # as in every task of a build
     child = os.fork()
     if not child:
         build = made(folder, count, 0.4, 10_000, noise(40, 300, 80), shared=True)

@@ -1,11 +1,11 @@
 """Section `data_profile`: what kind of data it is, on one screen: what texts say, where pictures come from, and words
 that rose, fell, or stand in no dictionary.
 
-What texts say is counted in at most MEASURED primary texts, the first of each shard in keyed-hash order: characters,
-words, and the share of content words (`pipeline.texts.density`). Words are compared with the baseline's by the log-odds
-of the share of texts that hold them, divided by its standard error, with a prior that is the words of both together
-(Monroe, Colaresi and Quinn, "Fightin' Words", Political Analysis 16:4, 2008): a rare word needs more to be listed.
-Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside.
+What texts say is counted in at most WORD_SAMPLES primary texts, the first of each shard in keyed-hash order:
+characters, words, and the share of content words (`pipeline.texts.density`). Words are compared with the baseline's by
+the log-odds of the share of texts that hold them, divided by its standard error, with a prior that is the words of both
+together (Monroe, Colaresi and Quinn, "Fightin' Words", Political Analysis 16:4, 2008): a rare word needs more to be
+listed. Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside.
 
 How evenly pictures spread over what there is to see: DanQing (arXiv 2601.10305) puts its images into 10,000 clusters,
 10,000 images each, and reads the balance from their sizes. Here k-means (faiss, on the sphere) runs over the features
@@ -28,14 +28,11 @@ import numpy.typing as npt
 
 from data_specs.shard import PAIR_SCORE
 from pipeline.report.section import Material, Section, Values
-from pipeline.report.words import VOCABULARY, first_of_shards
+from pipeline.report.words import VOCABULARY, WORD_SAMPLES, first_of_shards
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.sql import Tables
 from pipeline.texts.density import density, outside_dictionary
-
-MEASURED = 10_000
-"""Most texts that are measured."""
 
 LISTED, HOSTS, LARGEST = 15, 10, 40
 """Words of a list; hosts that are listed; hosts whose share of all samples is said."""
@@ -79,7 +76,7 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def texts_of(tables: Tables, scored: bool) -> Values:
     """Deciles of characters, words, content share and score of primary texts, and how many of them have a noun."""
-    rows = first_of_shards(tables, MEASURED, "text", *([PAIR_SCORE.name] if scored else []))
+    rows = first_of_shards(tables, WORD_SAMPLES, "text", *([PAIR_SCORE.name] if scored else []))
     said = [density(row["text"]) for row in rows]
     scores = [score for row in rows if isinstance(score := row.get(PAIR_SCORE.name), float)]
     return {
