@@ -1,7 +1,8 @@
 """Flat files of named NumPy arrays, of which no more is read than is looked at.
 
 The file: array after array, each on a border of 64 bytes, then their names, types, shapes and offsets as JSON, then the
-length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL an array is one ranged read.
+length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL a file of up to WHOLE bytes is
+read at once, and of a larger one an array is one ranged read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 
 MAGIC = b"wenlan\x00\x01"
+
+WHOLE = 1 << 20
+"""Bytes of a file behind a URL that is read at once."""
 
 _ALIGNED = 64
 _TAIL = 8 + len(MAGIC)
@@ -55,7 +59,7 @@ class Arrays:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
-        self._map: mmap.mmap | None = None
+        self._map: mmap.mmap | bytes | None = None
         self._known: dict[str, npt.NDArray[Any]] = {}
 
     def __enter__(self) -> Arrays:
@@ -65,12 +69,16 @@ class Arrays:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as e:
                 raise self._not_whole() from e
-            size, read = len(self._map), self._map.__getitem__
-            self._arrays = self._listed(size, lambda start, stop: read(slice(start, stop)))
         else:
             with self._folder.opened(self._name) as remote:
                 size = remote.seek(0, 2)
-                self._arrays = self._listed(size, lambda start, stop: self._ranged(start, stop - start))
+                if size <= WHOLE:
+                    self._map = self._ranged(0, size)
+                else:
+                    self._arrays = self._listed(size, lambda start, stop: self._ranged(start, stop - start))
+        if self._map is not None:
+            read = self._map.__getitem__
+            self._arrays = self._listed(len(self._map), lambda start, stop: read(slice(start, stop)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -92,7 +100,7 @@ class Arrays:
     def give_back(self) -> None:
         """Let go of what was read: of a map its pages, which are read again where they are looked at again."""
         self._known = {}
-        if self._map is not None:
+        if isinstance(self._map, mmap.mmap):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def _ranged(self, offset: int, size: int) -> bytes:

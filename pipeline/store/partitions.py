@@ -7,9 +7,8 @@ was killed leaves only files that no record names, and two attempts at one parti
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
     FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names: the stage's rows, and archives
     FOLDER/<stage>/_<kind>/<partition>-<attempt>.<suffix>     its other tables, for example `_decisions/`
-    FOLDER/<stage>/_reduced/<fingerprint>.json                what the driver made of all partitions, where a pass
-    reduces FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are
-    committed
+    FOLDER/<stage>/_reduced/<fingerprint>.json                what the driver made of them, where a pass reduces
+    FOLDER/<stage>/_stage.json                                written when all of a fingerprint are committed
 
 The Parquet files at the top of a stage's folder have one schema: `FOLDER/<stage>/*.parquet` is a table. What pandas,
 pyarrow, Spark and Ray Data read of a folder leaves out names that begin with an underscore.

@@ -2,7 +2,7 @@
 
 DuckDB opens a file at each query, and a store would be asked for its size each time. Committed files never change under
 their names, so that the size of a record holds, and so does what was read of a footer. A small file is read whole by
-one request, of a larger one the ranges that a query needs.
+one request, once while KEPT has room, of a larger one the ranges that a query needs.
 
 Limits: reading alone.
 """
@@ -23,6 +23,10 @@ WHOLE = 1 << 20
 """Bytes of a file that is read whole, and bytes that are read ahead of a larger one."""
 
 
+KEPT = 64 << 20
+"""Bytes of small files that are kept for later queries."""
+
+
 class RecordedFiles:
     """The files that a DuckDB connection can open by URL, beside those that it can open already."""
 
@@ -41,13 +45,14 @@ class RecordedFiles:
 
 
 class _Recorded(AbstractFileSystem):  # type: ignore[misc]
-    """Files of one scheme. sizes: bytes by URL."""
+    """Files of one scheme. sizes: bytes by URL. small: content of small files, of which `room` bytes more fit."""
 
     cachable = False  # one per connection: fsspec would give the same to all
 
     def __init__(self, scheme: str) -> None:
         super().__init__()
         self.protocol, self.sizes = scheme, dict[str, int]()
+        self.small, self.room = dict[str, bytes](), KEPT
         self._below = fsspec.filesystem(scheme)
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
@@ -65,8 +70,14 @@ class _Recorded(AbstractFileSystem):  # type: ignore[misc]
         return [path]
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Bytes of a file, by one request."""
-        return bytes(self._below.cat_file(path, start=start, end=end))
+        """Bytes of a file, by one request at most."""
+        if path in self.small:
+            return self.small[path][start:end]
+        data = bytes(self._below.cat_file(path, start=start, end=end))
+        if start == 0 and len(data) == self.sizes[path] <= min(WHOLE, self.room):
+            self.small[path] = data
+            self.room -= len(data)
+        return data
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> _File:
         size = self.info(path)["size"]
