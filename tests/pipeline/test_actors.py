@@ -58,7 +58,7 @@ def test_without_a_cluster_a_shared_object_is_one_for_the_process() -> None:
     assert actors.shared(Own, "own").add(1) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.drill(8)
 def test_on_a_cluster_each_member_has_a_process_and_reads_the_same(ray: Any) -> None:
     assert actors.on_cluster()
     sums(expected_processes=2)

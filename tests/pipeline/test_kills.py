@@ -360,6 +360,7 @@ def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the
     assert not gone & known(build)
 
 
+@pytest.mark.drill(4)
 def test_packing_that_is_killed_leaves_no_half_dataset_of_either_spec(
     packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command
 ) -> None:

@@ -30,9 +30,9 @@ print(told, faults[-1])
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 @pytest.mark.parametrize(("setting", "told"), [({}, True), ({"MALLOC_ARENA_MAX": "8"}, False)])
+@pytest.mark.drill(5)
 def test_freed_memory_is_kept_unless_the_environment_says_what_to_do(setting: dict[str, str], told: bool) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | setting
     program = [sys.executable, "-c", FAULTS_OF_A_LARGE_BLOCK]

@@ -97,7 +97,7 @@ def test_a_temperature_is_chosen_by_short_runs_on_the_dev_style(make_study: Any)
     assert study.temperature(arm) == other
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_record_of_another_length_or_a_damaged_one_is_done_again(make_study: Any) -> None:
     study = make_study("clip", samples=64, seeds=(0,))
     (task,) = study.reported(study.plan.arms[0])

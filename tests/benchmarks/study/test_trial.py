@@ -14,7 +14,7 @@ def _arm(name):
     return chosen([name], full())[0]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_arms_of_a_seed_begin_with_the_same_weights():
     base = build_model(config_of(BASE, 0.07, 0, 90)).state_dict()
     for arm in ARMS:

@@ -197,7 +197,7 @@ def test_a_percent_of_faults_is_sat_out(remote: Remote) -> None:
     assert len(remote.proxy.failed()) > 2
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_an_outage_of_some_seconds_is_sat_out(remote: Remote) -> None:
     until = time.monotonic() + 4
     remote.proxy.fail("503", hits=lambda *_: time.monotonic() < until or len(remote.proxy.failed()) < 3)

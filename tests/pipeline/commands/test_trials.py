@@ -171,6 +171,7 @@ def test_an_unpublished_build_can_be_tried_and_an_unfinished_one_cannot(weeks: W
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@pytest.mark.drill(2)
 def test_the_page_loads_nothing_and_has_no_fault(weeks: Weeks, tmp_path: Path) -> None:
     sides = [{"name": "text_length", "min_chars": 2}, {"name": "image_sides", "min_side": 160}]
     path = Path(tried(weeks, filters=sides)["page"])

@@ -223,9 +223,9 @@ def increments(draw: st.DrawFn) -> tuple[list[list[tuple[int, list[str]]]], dict
     return builds, rules, draw(st.integers(1, 3))
 
 
-@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(increments())
+@pytest.mark.drill(6)
 def test_no_text_straddles_and_increments_place_pairs_as_one_build_would(
     tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int]
 ) -> None:

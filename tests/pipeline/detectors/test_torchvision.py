@@ -11,7 +11,7 @@ from pipeline.detectors.torchvision import TorchVision, _on_threads
 from pipeline.errors import DetectorError
 
 
-@pytest.mark.slow
+@pytest.mark.drill(14)
 def test_torchvision_takes_a_local_file_and_names_a_wrong_one(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file

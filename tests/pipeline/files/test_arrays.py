@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.files import arrays as arrays_module
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.folder import Folder
 
@@ -44,12 +45,23 @@ def test_what_was_written_is_read_with_its_type_and_shape(tmp_path: Path, url: s
 def test_no_more_is_read_of_a_url_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = Folder(f"memory:/{tmp_path}"), list[int]()
     write(folder)
+    monkeypatch.setattr(arrays_module, "WHOLE", 100)
     ranged = Folder.read_range
     monkeypatch.setattr(Folder, "read_range", lambda *of: asked.append(of[3]) or ranged(*of))
     with Arrays(folder, "some.bin") as arrays:
         before = sum(asked)
         assert arrays["digests"][2, 31] == arrays["digests"].max() == 95
         assert sum(asked) - before == 96
+
+
+def test_a_small_file_behind_a_url_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = Folder(f"memory:/{tmp_path}"), list[int]()
+    write(folder)
+    ranged = Folder.read_range
+    monkeypatch.setattr(Folder, "read_range", lambda *of: asked.append(of[3]) or ranged(*of))
+    with Arrays(folder, "some.bin") as arrays:
+        assert all(arrays[name].tolist() == array.tolist() for name, array in WRITTEN.items())
+    assert len(asked) == 1
 
 
 def test_a_map_may_be_given_back_and_looked_at_again(tmp_path: Path) -> None:
@@ -84,7 +96,10 @@ def test_a_file_whose_list_of_arrays_is_damaged_is_named(tmp_path: Path, place: 
         pass
 
 
-def test_an_array_that_has_become_shorter_behind_a_url_is_named(tmp_path: Path) -> None:
+def test_an_array_that_has_become_shorter_behind_a_url_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays_module, "WHOLE", 100)
     folder = Folder(f"memory:/{tmp_path}")
     write(folder)
     with Arrays(folder, "some.bin") as arrays:

@@ -236,11 +236,11 @@ def test_joins_find_what_comparing_all_finds(
     assert not (expected & ~edges & ~open_).any(), "what was not compared is open in a crowd"
 
 
-@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40), st.sampled_from([1, 10**9]), st.integers(0, 4)
 )
+@pytest.mark.drill(4)
 def test_images_find_the_first_kept_one(seed: int, size: int, cut: int, planned: int, flips: int) -> None:
     rng, cut = np.random.default_rng(seed), min(cut, size)
     phash, signature = drawn(rng, size, 4, flips, 3)
@@ -271,7 +271,7 @@ def differing(rng: np.random.Generator, size: int) -> Any:
     return signature.reshape(size, GRIDS * SIZE)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     grids = differing(rng, 800).reshape(800, GRIDS, SIZE)
@@ -400,7 +400,7 @@ def _copies(image: Image.Image) -> Iterator[tuple[str, bytes]]:
         yield f"a text at {place}", _jpeg(stamped)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
     scenes = [_drawn(seed) for seed in range(8)]
     originals = _leaders(*map(_jpeg, scenes))

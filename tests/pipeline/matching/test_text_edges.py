@@ -205,7 +205,7 @@ def test_joins_find_what_comparing_all_finds(seed: int, size: int, parts: int, l
     }
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(4)
     hot = varied("这家餐厅的红烧肉味道非常好值得推荐给大家来尝试一下", 6_000)
@@ -222,7 +222,7 @@ def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.Mon
     assert compared < 60 * len(hot)  # with each other they would be 18 million
 
 
-@pytest.mark.slow
+@pytest.mark.drill(7)
 def test_captions_of_one_template_are_told_apart_and_crowds_lose_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """They share keys by the hundred. With few bands, so that a crowd is often the only key that two texts share."""
     monkeypatch.setattr(sketches, "MISS", 0.3)

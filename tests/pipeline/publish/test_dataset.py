@@ -96,7 +96,7 @@ def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week, capsys:
     assert releases_of(build).numbers() == [1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_week_without_news_publishes_nothing_and_waits_for_nobody(week: Week) -> None:
     manual = {"publish": {"approve": "manual"}}
     release.publish(week("2026-11-01", 12, **manual), approved=True)
@@ -148,7 +148,7 @@ def test_a_release_is_verified_against_the_takedowns_of_the_store_it_lies_in(wee
     assert [fault.rpartition(": ")[2] for fault in verify(latest, quick=True)] == ["was taken down"]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)
@@ -234,7 +234,7 @@ def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Pa
         dataset.copy(build.store, "photos", str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_build_that_is_gone_is_named(week: Week) -> None:
     first = week("2026-11-01", 12)
     release.publish(first)

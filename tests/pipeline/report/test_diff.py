@@ -31,7 +31,7 @@ def test_diff_of_a_build_with_itself_is_empty_and_of_another_packing_says_so(two
         diff(two[0].out, two[0].store.url)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_diff_names_what_a_takedown_removed(two: list[Build], synthetic: Any) -> None:
     from pipeline.takedown.forget import Request, forget
 

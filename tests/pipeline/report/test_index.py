@@ -17,7 +17,7 @@ from pipeline.store.build import Build
 Run = Callable[[Build, str], None]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Build], tmp_path: Path) -> None:
     folder = tmp_path / "all"
     for build in two:

@@ -176,7 +176,7 @@ def test_a_record_that_a_build_passes_over_ends_no_look(tmp_path, odd, pages, da
     assert any("damaged" in warning for warning in look.warnings) is damage
 
 
-@pytest.mark.slow
+@pytest.mark.drill(6)
 def test_a_page_that_unpacks_to_gigabytes_is_not_held(tmp_path):
     bomb = page_record(gzip.compress(b"<img src=a.jpg>" * 10_000_000, 1), "gzip")
     (tmp_path / "1.warc.gz").write_bytes(bomb + bomb)

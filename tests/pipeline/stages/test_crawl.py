@@ -319,7 +319,7 @@ def test_a_last_crawl_whose_table_is_damaged_is_none(serve, make_build):
     assert (counts["kept"], counts["unchanged"]) == (1, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_pages_beyond_the_limits_are_written_without_an_object_for_each(make_build, monkeypatch, tmp_path):
     monkeypatch.setattr(crawl, "AT_ONCE", 500)
     build = make_build(sources=site("http://a.test/"))

@@ -118,7 +118,7 @@ fetch.run_partition(build, "00000-of-00001")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill(5)
 def test_a_killed_fetch_leaves_nothing_visible_and_runs_again(serve, make_build):
     web = serve({f"/{i}.png": picture(i) for i in range(40)})
     build = make_build(web, sources=SITE, egress={"delay_s": 0.06})

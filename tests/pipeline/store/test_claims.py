@@ -174,7 +174,7 @@ def _at_once(builds: list[Build], stage: str, log: Path) -> None:
     assert len(seen) == len(set(seen)) == IMAGES
 
 
-@pytest.mark.slow
+@pytest.mark.drill(5)
 def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp_path: Path) -> None:
     _at_once(two_builds, "detect", tmp_path / "log")
     assert _boxes(two_builds[0]) == _boxes(two_builds[1])

@@ -202,7 +202,7 @@ def _publish(build: Build) -> None:
         raise SystemExit(3) from None
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_of_many_publishers_at_once_one_wins_and_the_others_are_told(make: Any) -> None:
     """None of them has seen another: if two came through, both might keep one image."""
     builds = [make(f"2026-0{i}", i) for i in range(1, 5)]

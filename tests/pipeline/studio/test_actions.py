@@ -60,7 +60,7 @@ def test_the_line_that_is_shown_is_quoted_for_a_shell() -> None:
     assert shlex.split(command_line(words)) == ["wenlan-data", *words]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None:
     changed: list[int] = []
     looked = threading.Event()
@@ -94,7 +94,7 @@ def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.Monkey
         jobs.confirmed("y")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_place_that_cannot_be_opened_anew_keeps_no_other_command_waiting(built: Build) -> None:
     def done() -> None:
         raise StoreError("/builds/1", "is being rewritten")

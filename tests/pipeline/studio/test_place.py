@@ -115,7 +115,7 @@ def test_a_release_shows_the_builds_at_hand_and_the_samples_of_the_others(weeks:
     assert gone.opened.pictures.thumb(row, 320).width == 260
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_known_picture_has_its_leader_beside_it_from_the_build_that_holds_it(weeks: Any, studio_of: StudioOf) -> None:
     release.publish(weeks.build("2026-01-01", range(12)))
     second = weeks.build("2026-01-08", range(15))

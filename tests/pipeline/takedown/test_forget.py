@@ -115,6 +115,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(published: Build, synt
 
 
 @pytest.mark.parametrize("by", ["sha256", "like"])
+@pytest.mark.drill(4)
 def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
     published: Build, synthetic: Any, tmp_path: Path, by: str
 ) -> None:
@@ -207,6 +208,7 @@ def test_texts_that_were_lent_are_looked_for_among_the_copies_of_what_goes_alone
 
 
 @pytest.mark.parametrize("what", ["detector", "list", "model"])
+@pytest.mark.drill(3)
 def test_a_takedown_does_not_wait_for_files_of_the_spec_that_are_gone(
     published: Build, synthetic: Any, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
@@ -273,6 +275,7 @@ def test_what_a_killed_stage_left_before_its_first_record_goes_too(published: Bu
     assert not list(left.glob("*"))
 
 
+@pytest.mark.drill(7)
 def test_a_published_build_that_is_run_again_after_a_takedown_stays_as_the_takedown_left_it(weeks: Any) -> None:
     """It went on from `admit`, and its dataset was withdrawn until somebody published it again."""
     weekly = {"2026-01-01": range(6), "2026-01-08": range(9)}
@@ -330,6 +333,7 @@ def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_
     assert sum(release.publish(again).samples.values()) == 5
 
 
+@pytest.mark.drill(2)
 def test_a_takedown_that_goes_on_publishes_no_other_shards_than_it_withdrew(
     published: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +423,7 @@ def test_a_build_that_was_replaced_in_one_of_its_folders_is_no_fault_of_a_takedo
     assert sum(read_manifest(tmp_path / "first/shards").samples.values()) == 5
 
 
+@pytest.mark.drill(9)
 def test_builds_that_cannot_be_read_are_named_and_stop_no_takedown_and_no_gc_in_the_others(
     published_builds: Any, tmp_path: Path
 ) -> None:
@@ -492,6 +497,7 @@ def left(out: Path) -> int:
 
 
 @pytest.mark.parametrize("text", ["[]", '{"spec": {"later": 1}}'])
+@pytest.mark.drill(4)
 def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_no_traceback(
     weeks: Any, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
@@ -624,6 +630,7 @@ def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_t
         assert any(line.startswith(f"{out}: was left out, since it cannot be read (") for line in said)
 
 
+@pytest.mark.drill(2)
 def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_others(published_builds: Any) -> None:
     published = published_builds(2)
     builds, (first, second) = published.builds, published.outs

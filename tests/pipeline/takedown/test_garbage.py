@@ -191,6 +191,7 @@ def test_a_takedown_of_an_expired_build_does_not_say_that_nothing_was_dropped(
     assert "Of 54 candidates 29 were kept." in (Path(builds[1].out) / "shards/README.md").read_text("utf-8")
 
 
+@pytest.mark.drill(3)
 def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     weeks: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,6 +295,7 @@ def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(
     assert data[row["offset"] : row["offset"] + row["size"]] == item.data
 
 
+@pytest.mark.drill(6)
 def test_a_build_that_cannot_be_read_is_named_and_loses_nothing_and_the_others_are_done(
     published_builds: Any, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_what_was_killed_is_finished_by_the_same_build(week: Any, site: Any, mon
     assert verify(Path(first.out)) == []
 
 
+@pytest.mark.drill(2)
 def test_an_earlier_build_that_is_not_there_is_named_and_is_done_once_it_is_back(week: Any, site: Any) -> None:
     """Its disk was not mounted: it was passed over without a word, and its sample stayed in every later release."""
     first = week("2026-11-01")
@@ -147,6 +148,7 @@ def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(we
     assert released(second) == PAGES - 1
 
 
+@pytest.mark.drill(2)
 def test_a_copy_that_is_gone_takes_no_sample_whose_own_picture_is_there(week: Any, site: Any) -> None:
     """The bytes that it had took the sample along, at whichever address that had them."""
     addresses = {site.url("/1.jpg"), site.url("/copy.jpg")}

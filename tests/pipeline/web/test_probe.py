@@ -33,7 +33,7 @@ def site(*start: str, **options: Any) -> Site:
     return Site.model_validate({"name": "s", "source_kind": "news", "start": start, **options})
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_start_page_is_read_as_the_crawl_reads_it_after_its_redirects(serve):
     web = serve({"/": (302, {"Location": "/a.html"}, b""), "/a.html": PAGE})
     web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain"}, b"User-agent: *\nCrawl-delay: 3\n")

@@ -39,7 +39,7 @@ def _without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(4)
 def test_it_names_the_colours_that_it_has_learnt(captioner: Path, pictures: Path) -> None:
     files = [str(path) for path in sorted((pictures / "test").glob("*.jpg"))]
     written = caption_files(captioner, files, [None] * len(files), device="cpu")

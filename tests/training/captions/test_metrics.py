@@ -102,8 +102,8 @@ def test_cider_is_that_of_its_formula(tokens: Tokens) -> None:
     assert cider(CAPTIONS, REFERENCES, tokens) == found.cider == pytest.approx(found.cider_N.mean())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR's jar needs Java")
+@pytest.mark.drill(10)
 def test_meteor_is_that_of_nltk_with_its_weights() -> None:
     """Of one caption with one reference NLTK's formula is METEOR 1.5's: alpha .85, beta .2, gamma .6, exact matches.
 

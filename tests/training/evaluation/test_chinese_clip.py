@@ -60,7 +60,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_its_recalls_are_ours_to_the_last_digit(
     run: Callable[..., None],
     make_shards: MakeShards,

@@ -132,7 +132,7 @@ def test_a_length_that_the_schedule_does_not_allow_is_refused(
         fit(config(8, 16, *share), data, tmp_path / "share")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(2)
 def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(8, 16), data, tmp_path / "first")

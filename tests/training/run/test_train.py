@@ -155,7 +155,7 @@ def test_a_run_whose_every_gradient_is_not_finite_stops(
         fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_the_dev_split_is_measured_while_training_and_bf16_trains(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,), dev=(12,), detector="yolo"))]
     asked = config(4, 16, "run.eval_every=2", "run.precision=bf16", "data.max_boxes=2", "moco.objective=clip")

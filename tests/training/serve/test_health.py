@@ -80,7 +80,7 @@ def test_a_hundred_probes_at_once_are_one_inference(server: Server) -> None:
     assert batches(server.get("/metrics").text) <= before + 4 + 2 * seconds
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path) -> None:
     made: list[Disturbed] = []
     options = patient(health_s=0.5, request_s=2.0)

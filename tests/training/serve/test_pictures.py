@@ -92,7 +92,7 @@ def test_an_index_of_a_dataset_on_s3_is_that_of_the_disk_but_for_where_its_pictu
         assert there.picture(id) == here.picture(id)
 
 
-@pytest.mark.slow
+@pytest.mark.drill(3)
 def test_a_picture_costs_one_request_of_its_own_bytes(served: Server, remote: Remote, index: Path) -> None:
     id = ids(index)[0]
     remote.proxy.requests.clear()

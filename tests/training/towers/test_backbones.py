@@ -100,7 +100,6 @@ def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image
     assert found.shape[1] == smaller.channels, "the map's sides are of this size, not of the one before"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -112,6 +111,7 @@ def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image
         ("beit_base_patch16_224", 96),
     ],
 )
+@pytest.mark.drill(9)
 def test_any_vit_takes_another_size_and_has_its_own_mean_and_deviation(name: str, size: int) -> None:
     """Small ones of each kind of ViT: the tower's map is timm's, on pixels as timm normalises them."""
     import timm

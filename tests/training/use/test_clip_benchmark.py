@@ -97,8 +97,8 @@ def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
     assert 0 < ours["t2i"]["r10"] < 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("towers", ["query", "key"])
+@pytest.mark.drill(12)
 def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, tmp_path: Path) -> None:
     write_both(tmp_path)
     theirs = measure(AS_A_MODULE, tmp_path, checkpoint, towers)

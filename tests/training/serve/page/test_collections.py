@@ -20,6 +20,7 @@ from training.serve.towers import Features, Tokens, Towers
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.drill(4)
 def test_a_text_file_becomes_a_collection_and_a_picture_finds_its_verse(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "verses.txt").write_text("\n\n".join(VERSES), encoding="gb18030")
 

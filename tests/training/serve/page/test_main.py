@@ -23,6 +23,7 @@ def served(made: Made) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.drill(3)
 def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(drawn(9))
 

@@ -15,6 +15,7 @@ from tests.training.serve.page.visitor import Visit, Visitor
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.drill(3)
 def test_a_text_finds_pictures_with_closeness_in_words_and_the_cosine_on_demand(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page

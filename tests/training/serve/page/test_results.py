@@ -12,6 +12,7 @@ from tests.training.serve.page.visitor import Visit, Visitor
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.drill(2)
 def test_filters_with_counts_and_chips(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
