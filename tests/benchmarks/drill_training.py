@@ -364,7 +364,7 @@ import ray
 from ray.cluster_utils import Cluster
 from training.resolve import resolve
 from training.outputs.journal import read_metrics
-from training.run.ray_job import fit_on_ray
+from training.run import ray_job
 
 manifest, out, *config = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -385,7 +385,8 @@ def shrink_and_grow():
     print("added a node", file=sys.stderr, flush=True)
 
 threading.Thread(target=shrink_and_grow, daemon=True).start()
-result = fit_on_ray(resolve("tiny", config), [manifest], Path(out), (1, 2), max_failures=100, resize_every=2.0)
+ray_job._RESIZE_S = 2.0
+result = ray_job.fit_on_ray(resolve("tiny", config), [manifest], Path(out), (1, 2), max_failures=100)
 print(json.dumps(result))
 ray.shutdown()
 cluster.shutdown()
