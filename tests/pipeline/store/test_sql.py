@@ -98,13 +98,19 @@ def test_files_of_an_object_store_are_read_without_asking_for_their_size(
     below = type(fsspec.filesystem(bucket.partition("://")[0]))
     for name in ("info", "_info", "modified", "exists", "ls", "_ls"):
         monkeypatch.setattr(below, name, None, raising=False)
+    asked, fs = list[str](), fsspec.filesystem(bucket.partition("://")[0])
+    read = fs.cat_file
+    monkeypatch.setattr(fs, "cat_file", lambda path, **of: asked.append(path) or read(path, **of))
     for whole in (1 << 20, 100):  # in one piece, and by ranges
         monkeypatch.setattr(recorded_files, "WHOLE", whole)
         with contextlib.closing(duckdb.connect(config=settings(tmp_path))) as db:
             files = recorded_files.RecordedFiles(db)
             files.add([there, there])
             files.add([there])
-            assert db.sql(f"SELECT count(DISTINCT id) FROM {parquet([there.url])}").fetchall() == [(rows,)]
+            for _ in range(2):
+                assert db.sql(f"SELECT count(DISTINCT id) FROM {parquet([there.url])}").fetchall() == [(rows,)]
+        if whole > part.bytes:
+            assert len(asked) == 1, "a small file is read once for all queries"
 
 
 _URL = st.text(
