@@ -281,8 +281,8 @@ def looped(drill: Drill) -> dict[str, Figure]:
         states.append(drill.ends("data_loop", run, 900))
         jobs.append(len(drill.jobs(str(towers.parent / "loop"))))
     [build] = (drill.folder / "builds").glob("every-*/build.json")
-    stages = json.loads(build.read_bytes())["stages"]
-    scored, kept = stages["curate"]["funnel"].get("scored", 0), stages["curate"]["funnel"].get("kept", 0)
+    passes = json.loads(build.read_bytes())["passes"]
+    scored, kept = passes["curate.score"]["funnel"]["scored"], passes["curate"]["funnel"]["kept"]
     models = list((drill.folder / "loop").glob("*/checkpoints"))
     return {
         "loop: both runs are green": at_least(states.count("success"), 2, "runs"),
