@@ -43,7 +43,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.fsync = lambda _: None
 
 # A deadline for one example, or for making ten of them, measures how busy the machine is, not what the code does.
-settings.register_profile("wenlan", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("wenlan", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("wenlan")
 
 
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be switched off
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes run tests at once: two for each core, since tests wait for a fourth of their time.
+    """How many processes run tests at once: two for each core, since a test often waits for a process or a clock.
 
     No more than there are cores where memory is short: a process may hold a Ray and two models, about 5 GB.
     """

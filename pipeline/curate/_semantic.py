@@ -270,7 +270,7 @@ def _pass(build: Build, attempt: Attempt, runs: list[Record], leaders: _Leaders)
     for name, verdicts in _by_partition(in_order([noted], _NEAR, ["partition", "candidate_id"], BLOCK, scratch)):
         attempt.write_table(f"{name}.verdicts", verdicts)
         empty.remove(name)
-    for name in empty:
+    for name in sorted(empty):
         attempt.write_table(f"{name}.verdicts", NEAR_SCHEMA.empty_table())
     return dropped
 

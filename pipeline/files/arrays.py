@@ -1,7 +1,7 @@
 """Flat files of named NumPy arrays, of which no more is read than is looked at.
 
 The file: array after array, each on a border of 64 bytes, then their names, types, shapes and offsets as JSON, then the
-length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL a file of up to WHOLE bytes is
+length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL a file of up to SMALL bytes is
 read at once, and of a larger one an array is one ranged read.
 """
 
@@ -17,12 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import SMALL, Folder
 
 MAGIC = b"wenlan\x00\x01"
-
-WHOLE = 1 << 20
-"""Bytes of a file behind a URL that is read at once."""
 
 _ALIGNED = 64
 _TAIL = 8 + len(MAGIC)
@@ -72,7 +69,7 @@ class Arrays:
         else:
             with self._folder.opened(self._name) as remote:
                 size = remote.seek(0, 2)
-                if size <= WHOLE:
+                if size <= SMALL:
                     self._map = self._ranged(0, size)
                 else:
                     self._arrays = self._listed(size, lambda start, stop: self._ranged(start, stop - start))

@@ -31,6 +31,9 @@ from pipeline.errors import StoreError
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk, or of a user's share of one, that is full."""
 
+SMALL = 1 << 20
+"""Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
+
 MAKE_ROOM = "make room and run the same command again: what is committed stays"
 """Advice for a full disk."""
 

@@ -328,12 +328,11 @@ def _parts_alike(
     """[N] whether images in these rows are alike by two of their parts."""
     codes = [hashed.codes[row, part] for row, part in zip(rows, parts, strict=True)]
     near = np.bitwise_count(codes[0] ^ codes[1]) <= family.radius
-    at, found = np.flatnonzero(near & (codes[0] != 0) & (codes[1] != 0)), np.zeros(len(near), np.bool_)
-    if not len(at):  # as most are that the pass in order asks about, a few at a time
-        return found
+    at = np.flatnonzero(near & (codes[0] != 0) & (codes[1] != 0))
     numbers = [np.full(len(at), part) for part in parts]
     tones_of = [hashed.tones[row[at], family.toned(of)] for row, of in zip(rows, numbers, strict=True)]
     at = at[of_one_tone(tones_of[0], tones_of[1], family.blocks)]
+    found = np.zeros(len(codes[0]), np.bool_)
     for start in range(0, len(at), VERIFIED):
         some = at[start : start + VERIFIED]
         images = [hashed.images[row[some]] for row in rows]

@@ -43,12 +43,12 @@ from data_specs.shard import (
 )
 from data_specs.storage.object_store import StorageError, told
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import SMALL, Folder
 from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
 from pipeline.store import build_json
 from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.dataset import Dataset
-from pipeline.store.partitions import DECISIONS, SMALL, Record, small_file
+from pipeline.store.partitions import DECISIONS, Record, small_file
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict
 from data_specs.shard import canonical_json
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import SMALL, Folder
 from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
@@ -217,9 +217,6 @@ REMEMBERED = 20_000
 
 REMEMBERED_BYTES = 64 << 20
 """Bytes of small files of an object store that `remembering` keeps at most."""
-
-SMALL = 1 << 20
-"""Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
 
 
 @dataclass

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from pipeline.files.folder import SMALL
+
 if TYPE_CHECKING:
     from pipeline.store.frames import Part
-
-WHOLE = 1 << 20
-"""Bytes of a file that is read whole, and bytes that are read ahead of a larger one."""
-
 
 KEPT = 64 << 20
 """Bytes of small files that are kept for later queries."""
@@ -74,14 +72,14 @@ class _Recorded(AbstractFileSystem):  # type: ignore[misc]
         if path in self.small:
             return self.small[path][start:end]
         data = bytes(self._below.cat_file(path, start=start, end=end))
-        if start == 0 and len(data) == self.sizes[path] <= min(WHOLE, self.room):
+        if start == 0 and len(data) == self.sizes[path] <= min(SMALL, self.room):
             self.small[path] = data
             self.room -= len(data)
         return data
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> _File:
         size = self.info(path)["size"]
-        return _File(self, path, mode, WHOLE, cache_type="all" if size <= WHOLE else "readahead", size=size)
+        return _File(self, path, mode, SMALL, cache_type="all" if size <= SMALL else "readahead", size=size)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:

@@ -45,7 +45,7 @@ def test_what_was_written_is_read_with_its_type_and_shape(tmp_path: Path, url: s
 def test_no_more_is_read_of_a_url_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = Folder(f"memory:/{tmp_path}"), list[int]()
     write(folder)
-    monkeypatch.setattr(arrays_module, "WHOLE", 100)
+    monkeypatch.setattr(arrays_module, "SMALL", 100)
     ranged = Folder.read_range
     monkeypatch.setattr(Folder, "read_range", lambda *of: asked.append(of[3]) or ranged(*of))
     with Arrays(folder, "some.bin") as arrays:
@@ -99,7 +99,7 @@ def test_a_file_whose_list_of_arrays_is_damaged_is_named(tmp_path: Path, place: 
 def test_an_array_that_has_become_shorter_behind_a_url_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays_module, "WHOLE", 100)
+    monkeypatch.setattr(arrays_module, "SMALL", 100)
     folder = Folder(f"memory:/{tmp_path}")
     write(folder)
     with Arrays(folder, "some.bin") as arrays:

@@ -102,7 +102,7 @@ def test_files_of_an_object_store_are_read_without_asking_for_their_size(
     read = fs.cat_file
     monkeypatch.setattr(fs, "cat_file", lambda path, **of: asked.append(path) or read(path, **of))
     for whole in (1 << 20, 100):  # in one piece, and by ranges
-        monkeypatch.setattr(recorded_files, "WHOLE", whole)
+        monkeypatch.setattr(recorded_files, "SMALL", whole)
         with contextlib.closing(duckdb.connect(config=settings(tmp_path))) as db:
             files = recorded_files.RecordedFiles(db)
             files.add([there, there])
