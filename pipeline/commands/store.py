@@ -134,13 +134,13 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     from pipeline import opening
     from pipeline.files.folder import place_of
     from pipeline.stages import STAGES
-    from pipeline.takedown import known
+    from pipeline.takedown import known_builds
 
     named = [opening.reopen(place) for place in places]
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
-    found = [known.registered(store, STAGES), known.released(store, STAGES)]
+    found = [known_builds.registered(store, STAGES), known_builds.released(store, STAGES)]
     builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
     return list(builds.values()), [line for _, faults in found for line in faults]
 

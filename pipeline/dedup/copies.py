@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline import pulse
 from pipeline.dedup import earlier
+from pipeline.dedup.array_files import COPIES, KEPT_IMAGES, KEPT_TEXTS, ranges, ranges_of, write_found
 from pipeline.dedup.earlier import IMAGES, TEXTS, opened, pieces_of
-from pipeline.dedup.found import COPIES, KEPT_IMAGES, KEPT_TEXTS, ranges, ranges_of, write_found
 from pipeline.dedup.piece import VERSION, words_within
 from pipeline.dedup.runs import Runs, records_of
 from pipeline.features import feature_id

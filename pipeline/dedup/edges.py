@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import pulse
-from pipeline.dedup.earlier import IMAGES, TEXTS, KeptSigned, opened, pieces_of
-from pipeline.dedup.found import (
+from pipeline.dedup.array_files import (
     EDGES,
     KEPT_IMAGES,
     KEPT_TEXTS,
@@ -29,6 +28,7 @@ from pipeline.dedup.found import (
     ranges_of,
     write_found,
 )
+from pipeline.dedup.earlier import IMAGES, TEXTS, KeptSigned, opened, pieces_of
 from pipeline.dedup.piece import kept_images_in, kept_texts_in, loaded_in, text_entries_in
 from pipeline.dedup.runs import Runs, keys_of, records_of
 from pipeline.matching.crowds import Crowds

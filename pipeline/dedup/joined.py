@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.shard import SPLITS
+from pipeline.dedup.array_files import COPIES, EDGES, KEPT_IMAGES, KEPT_TEXTS, read_crowds, read_found
 from pipeline.dedup.earlier import (
     IMAGES,
     PLACEHOLDER,
@@ -25,7 +26,6 @@ from pipeline.dedup.earlier import (
     pairs_of_leaders,
     pieces_of,
 )
-from pipeline.dedup.found import COPIES, EDGES, KEPT_IMAGES, KEPT_TEXTS, read_crowds, read_found
 from pipeline.dedup.greedy import NONE, Flags, Ints, Kept, Nodes, Pairs, first_by
 from pipeline.dedup.runs import Runs, order_of
 from pipeline.files.digests import Digests

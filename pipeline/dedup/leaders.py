@@ -25,9 +25,9 @@ from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.greedy import LeaderPass
 from pipeline.dedup.joined import Joined
+from pipeline.dedup.merged_texts import MergedTexts
 from pipeline.dedup.outcome import MERGED_SCHEMA, VERDICT_SCHEMA, merged, spread_out, write
 from pipeline.dedup.splits import TextSplits
-from pipeline.dedup.taken_texts import TakenTexts
 from pipeline.features import feature_id
 from pipeline.matching import text_rows
 from pipeline.store.build import Build
@@ -68,7 +68,7 @@ def run_partition(build: Build, partition: str) -> None:
         pulse.expect(len(joined.order))
         began = {at + len(joined.texts): split for at, split in enumerate(joined.earlier_texts.splits) if split}
         text_splits = TextSplits(began) if build.spec.shards.apart == "texts" else None
-        deciding, taken = LeaderPass(rules, joined.images, joined.texts, joined.kept()), TakenTexts(rules)
+        deciding, taken = LeaderPass(rules, joined.images, joined.texts, joined.kept()), MergedTexts(rules)
         outcome = spread_out(build, joined, deciding.decide(joined.pairs()), text_splits)
         rows = merged(outcome, taken, deciding, text_splits)
         write(attempt, outcome, rows, sorted(taken.placeholders))

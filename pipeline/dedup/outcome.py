@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.dedup.greedy import BIT, NONE, Flags, Ints, LeaderPass, Verdicts
 from pipeline.dedup.joined import Joined
+from pipeline.dedup.merged_texts import MergedTexts
 from pipeline.dedup.splits import TextSplits
-from pipeline.dedup.taken_texts import TakenTexts
 from pipeline.files.digests import DIGEST, Digests, column_of, digests_of
 from pipeline.files.parquet import Rows
 from pipeline.matching.sketches import distinct, spread
@@ -152,7 +152,7 @@ def _place(build: Build, outcome: Outcome, kept: Ints, text_splits: TextSplits) 
 
 
 def merged(
-    outcome: Outcome, rules_taken: TakenTexts, deciding: LeaderPass, text_splits: TextSplits | None
+    outcome: Outcome, rules_taken: MergedTexts, deciding: LeaderPass, text_splits: TextSplits | None
 ) -> dict[int, pa.Table]:
     """MERGED_SCHEMA rows by run, of the texts of copies that leaders take over, in the order in which they are placed.
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH, PAIR_SCORE
 from pipeline.records import order_key
-from pipeline.report import elsewhere
+from pipeline.report import earlier_samples
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
@@ -52,7 +52,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     beyond the first TRACED rows, with what a score is among those of its source as `fits`; `leader`: the decision
     about what it is a duplicate of, None if it is not one, or an earlier build's; and `held_by`: the earlier build that
     holds that one, with its dataset, the sample's key and the newest release if that has the build
-    (`elsewhere.Holder`), None for no such build. Raises SpecError for a subject that is too short.
+    (`earlier_samples.Holder`), None for no such build. Raises SpecError for a subject that is too short.
     """
     where, values = subject_of(subject, [build]).where
     with Tables.of(build) as tables:
@@ -66,7 +66,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     scored = "curate.score" in build.fingerprints
     scores = pair_scores.summed(build) if scored else {}
     others = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept
-    held = elsewhere.with_drops(build, elsewhere.holders(build, others))
+    held = earlier_samples.with_drops(build, earlier_samples.holders(build, others))
     explained = []
     for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None

@@ -6,7 +6,7 @@ its boxes come from STORE's cache if any build has detected them. Otherwise the 
 does every detector that needs no pixels.
 
 Items that were dropped as not safe for work, and copies of them, are shown without their picture; so are, where the
-spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.unshown`).
+spec has a filter that looks at pixels, pictures of a source that no stage has looked at (`pipeline.report.withheld`).
 
 Limits: thumbnails stop at a budget of bytes.
 """
@@ -25,8 +25,8 @@ from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.report.at_source import in_sources
-from pipeline.report.unshown import Hide, faces_hider, unshown_candidates, unshown_images
+from pipeline.report.source_pictures import in_sources
+from pipeline.report.withheld import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.sql import Tables

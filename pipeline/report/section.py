@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import pulse
 from pipeline.report import dataset, pictures, sheet
 from pipeline.report.funnel import Funnel, count
-from pipeline.report.unshown import make_refused, showable
+from pipeline.report.withheld import make_refused, showable
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables
 from pipeline.store.takedowns import Takedowns

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.records import DropReason
-from pipeline.report import elsewhere
-from pipeline.report.unshown import may_show, showable, showable_rows
+from pipeline.report import earlier_samples
+from pipeline.report.withheld import may_show, showable, showable_rows
 from pipeline.store.build import Build
 from pipeline.store.sql import Tables, quoted
 from pipeline.store.takedowns import Takedowns
@@ -163,11 +163,11 @@ def _largest(build: Build, tables: Tables, shown: str) -> list[tuple[str, int, l
 def _add_leaders_elsewhere(build: Build, tables: Tables, choice: Choice, takedowns: Takedowns) -> None:
     """Name the build that holds the leader of a group, if it is an earlier one, and show what it holds."""
     own = {row["id"] for cluster in choice.clusters for row in cluster["members"] if row["kept"]}
-    held = elsewhere.holders(build, {cluster["leader"] for cluster in choice.clusters} - own)
+    held = earlier_samples.holders(build, {cluster["leader"] for cluster in choice.clusters} - own)
     for cluster in choice.clusters:
         if cluster["leader"] in held:
             cluster["held_by"] = held[cluster["leader"]].build_id
-    found = {row["id"]: (row, data) for row, data in elsewhere.samples(held)}
+    found = {row["id"]: (row, data) for row, data in earlier_samples.samples(held)}
     leaders = {row["id"]: row for row in showable(tables, takedowns, (row for row, _ in found.values()))}
     for cluster in choice.clusters:
         leader = leaders.get(cluster["leader"])

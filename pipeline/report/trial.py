@@ -19,7 +19,7 @@ from pipeline.report.diff import changes
 from pipeline.report.page import environment
 from pipeline.report.pictures import add_pictures
 from pipeline.report.section import Values
-from pipeline.report.unshown import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
+from pipeline.report.withheld import faces_hider, make_refused, showable_rows, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.pairs import SELECTION
 from pipeline.store.sql import Tables

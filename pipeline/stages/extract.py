@@ -10,7 +10,7 @@ count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
 (`pipeline.confined`), is a Decision of the reason `unreadable`.
 
-In a build that begins a generation a site has one partition, over all its stored crawls (`pipeline.stages._anew`).
+In a build that begins a generation a site has one partition, over all its stored crawls (`_stored_crawls`).
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
@@ -53,9 +53,9 @@ from pipeline.records import (
 )
 from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
-from pipeline.stages._anew import SiteAnew
 from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
+from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record, StageDir
 from pipeline.store.stage import Pass, PassFile, Stage
@@ -128,8 +128,8 @@ def run_partition(build: Build, partition: str) -> None:
     _check_listing(source, known)  # and once more behind it: the source lists its files itself, in between
     with build.stage("extract").attempt(partition) as attempt:
         if build.made_from and isinstance(source, Site):
-            anew = _all_crawls(build, source, tally, info)
-            candidates, decisions, first_snapshot = anew.candidates(), anew.decisions(), anew.first_snapshot
+            stored = _all_crawls(build, source, tally, info)
+            candidates, decisions, first_snapshot = stored.candidates(), stored.decisions(), stored.first_snapshot
         else:
             wordings: dict[str, str] = {}
             entries = _read(build, source, int(number), tally, info, wordings)
@@ -254,7 +254,7 @@ def _file_name(build: Build, source: Source, part: int) -> str:
     return _crawled(build.stage("crawl").record(source.name))[part][2].name
 
 
-def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> SiteAnew:
+def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> StoredCrawls:
     """A site in all the crawls that a new generation takes over."""
     limit, stage = build.spec.egress.max_page_bytes, build.stage("crawl")
 
@@ -266,7 +266,7 @@ def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, A
                 entries += _extract(captures, site, tally, wordings)
         return _sifted(entries, site, wordings, tally)
 
-    return SiteAnew(build, site, _taken_over(build, site), read, tally)
+    return StoredCrawls(build, site, _taken_over(build, site), read, tally)
 
 
 def _extract(

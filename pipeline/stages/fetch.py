@@ -1,6 +1,6 @@
 """fetch: candidates become image bytes. Writes one tar and one table of outcomes per partition.
 
-An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched at all (`_at_hand`):
+An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched (`_held_images`):
 bytes are copied from the tar that an earlier build left (and checked against their sha256), and a failure is remembered
 until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest is downloaded
 by the engine that the spec names, `pipeline.web.images` or img2dataset behind it (`pipeline.web.gateway`), with the
@@ -45,7 +45,7 @@ from pipeline.records import (
     drop,
 )
 from pipeline.stages import _sorted
-from pipeline.stages._at_hand import ELSEWHERE, at_hand, limits_digest, limits_of, userinfos_of
+from pipeline.stages._held_images import ELSEWHERE, held_images, limits_digest, limits_of, userinfos_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.stage import Pass, PassFile, Stage
@@ -83,12 +83,12 @@ def run_partition(build: Build, partition: str) -> None:
         spool = Spool(file, build.spec, takedowns)
         userinfos = userinfos_of(build, urls)
         pulse.expect(len(urls))
-        outcomes, reused = at_hand(build, partition, wanted, spool, userinfos)
+        outcomes, reused = held_images(build, partition, wanted, spool, userinfos)
         rules = _rules_of_hosts(build.out, stage.fingerprint)
         missing = {i: url for i, url in urls.items() if i not in outcomes}
-        failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
+        failed_held = sum(bool(outcome.reason) for outcome in outcomes.values())
         pulse.expect(len(urls), done=len(outcomes))
-        pulse.tell(kept=len(outcomes) - failed_at_hand, failed=failed_at_hand, bytes=0)
+        pulse.tell(kept=len(outcomes) - failed_held, failed=failed_held, bytes=0)
         sent = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         network = _Network(build.spec, missing, spool)
         if missing:

@@ -391,7 +391,7 @@ def decisions_of(build: Build, record: Record) -> Part | None:
     return Part(build.stage(record.stage).folder, ref.name, ref.bytes, build.build_id, DECISION_SCHEMA, record=record)
 
 
-def at_hand(parts: Iterable[Part]) -> list[Part]:
+def present(parts: Iterable[Part]) -> list[Part]:
     """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
     asked for one by one."""
     return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]

@@ -40,7 +40,7 @@ from pipeline.files.folder import SMALL, Folder
 from pipeline.files.parquet import read_parquet, write_parquet
 from pipeline.memory import begin_peak, peak_bytes
 from pipeline.records import USERINFO, Decision, decision_rows
-from pipeline.store.decided import Decided, decided
+from pipeline.store.decision_counts import Decided, decided
 
 
 class FileRef(BaseModel):

@@ -38,7 +38,7 @@ from data_specs.shard import PAIR_SCORE, REGION_SCHEMA
 from pipeline.errors import StoreError
 from pipeline.records import DEDUP_SCHEMA, FEATURE_SCHEMA, FETCH_SCHEMA, LOOKS, REMOVED, WITH_REMOVED_SCHEMA
 from pipeline.store.build import REGIONS, Build
-from pipeline.store.frames import SAMPLES, Frames, Part, at_hand
+from pipeline.store.frames import SAMPLES, Frames, Part, present
 from pipeline.store.pair_scores import UNITS
 from pipeline.store.pairs import PAIRS, SCORES, SELECTION
 from pipeline.store.recorded_files import RecordedFiles
@@ -269,7 +269,7 @@ class _Sources:
 
     def files(self, parts: Iterable[Part], schema: pa.Schema, by_name: bool = False) -> str:
         """Files of one schema; an empty table where there is none."""
-        parts = at_hand(parts) if self._only_present else list(parts)
+        parts = present(parts) if self._only_present else list(parts)
         self.parts += parts
         self._remote.add(parts)
         urls = [part.url for part in parts]

@@ -1,10 +1,13 @@
 """The catalog: every candidate of a place, counted, chosen, searched and listed without reading it into memory.
 
 What is shown first comes from the build's records alone, which say how many decisions of each kind there are
-(`pipeline.store.decided`), and from the row groups of the first page: ten million candidates open as a thousand do.
-Beyond that DuckDB queries the Parquet files that the records name, column by column. A candidate's place is a number,
-`pos`: the number of its file (what was kept first, then what each stage dropped, from the last stage to the first) and
-its row in that file. A page of a listing reads the row groups that hold its rows, and no others.
+(`pipeline.store.decision_counts`), and from the row groups of the first page: ten million candidates open as a
+thousand do.
+Beyond that DuckDB queries the Parquet files that the records name, column by column.
+
+A candidate's place is a number, `pos`: the number of its file (what was kept first, then what each stage dropped, from
+the last stage to the first) and its row in that file. A page of a listing reads the row groups that hold its rows, and
+no others.
 
 Columns that need a join are NULL until `pipeline.studio.prepared` has made its index; then that answers instead.
 
@@ -31,7 +34,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
-from pipeline.store.frames import SAMPLES, Frames, Part, at_hand
+from pipeline.store.frames import SAMPLES, Frames, Part, present
 from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
@@ -134,7 +137,7 @@ class Catalog:
 
         self.frames, self.scores = frames, tuple(scores)
         listed = sources_of_place(frames) if sources is None else sources
-        there = {part.url for part in at_hand(source.part for source in listed)}
+        there = {part.url for part in present(source.part for source in listed)}
         self.sources = tuple(source for source in listed if source.part.url in there)
         self.missing = [source.part.url for source in listed if source.part.url not in there]
         self.facets: dict[str, Facet] = facets(scores)
@@ -332,7 +335,7 @@ class Catalog:
             each.append(" OR ".join(way for way, _ in ways))
             values += [value for _, value in ways]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
-        texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
+        texts = [part.url for part in present(self.frames.parts("candidates"))]
         if texts:  # the decisions have the primary text only, and cut
             each = [" OR ".join(contains("x.text", v) for v in own) for own in terms]
             holds = " AND ".join(f"list_bool_or(list_transform(texts, lambda x: {one}))" for one in each)

@@ -2,7 +2,7 @@
 
     kept               the JPEG in its shard
     fetched, dropped   the bytes as fetched, in the images of the build
-    not fetched        from the source on this machine, if it lies in one (`pipeline.report.at_source`)
+    not fetched        from the source on this machine, if it lies in one (`pipeline.report.source_pictures`)
 
 Shown under the rules of the report: nothing whose owner opted out or that was taken down, and no picture that a filter
 judged unsafe or could not judge.
@@ -24,11 +24,11 @@ from data_specs.shard import KEY_LENGTH
 from pipeline.errors import StoreError
 from pipeline.filters import pixel_filters
 from pipeline.records import DropReason
-from pipeline.report import elsewhere
-from pipeline.report.at_source import in_sources
+from pipeline.report import earlier_samples
 from pipeline.report.pictures import as_shown, thumbnail
+from pipeline.report.source_pictures import in_sources
 from pipeline.report.translations import REASONS
-from pipeline.report.unshown import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
+from pipeline.report.withheld import HIDDEN, UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images
@@ -98,8 +98,8 @@ class Pictures:
 
         def read() -> tuple[bytes, str]:
             build = self._source(row).build
-            held = {} if build is None else elsewhere.holders(build, {candidate_id})
-            for own, data in elsewhere.samples(held):
+            held = {} if build is None else earlier_samples.holders(build, {candidate_id})
+            for own, data in earlier_samples.samples(held):
                 self._check_image(build, own["sha256"])
                 if self._takedowns.names(own):
                     raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])

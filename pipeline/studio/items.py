@@ -12,7 +12,7 @@ from typing import Any
 from data_specs.command.printable import printable
 from data_specs.shard import KEY_LENGTH
 from pipeline.errors import DetectorError
-from pipeline.report import elsewhere
+from pipeline.report import earlier_samples
 from pipeline.report.explain import trace
 from pipeline.report.pictures import boxes_of_images
 from pipeline.report.translations import en, evidence_zh, zh
@@ -107,11 +107,11 @@ class Items:
             if own and own[0]["kept"]:
                 return {**self.brief(own[0]), "held": None}
         build = self._catalog.source(row["pos"]).build
-        holder = None if build is None else elsewhere.holders(build, {leader}).get(leader)
+        holder = None if build is None else earlier_samples.holders(build, {leader}).get(leader)
         if holder is None:
             return {"id": leader, "held": None, "pos": place, "unknown": True}
         held = {"build": holder.build_id, "dataset": holder.dataset, "key": holder.key, "release": holder.release}
-        for sample, _ in elsewhere.samples({leader: holder}):
+        for sample, _ in earlier_samples.samples({leader: holder}):
             return {**self.brief({**sample, "build": holder.build_id, "pos": row["pos"]}), "pos": None, "held": held}
         return {"id": leader, "held": held, "pos": None, "unknown": True}
 

@@ -52,9 +52,9 @@ from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
 from pipeline.store.partitions import remembering
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
-from pipeline.takedown import indexes, known, rewrite_partitions, rewrite_shards
+from pipeline.takedown import indexes, known_builds, rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
-from pipeline.takedown.known import left_out
+from pipeline.takedown.known_builds import left_out
 from pipeline.takedown.request import Request, resolve
 from pipeline.takedown.rewrite import Removal
 
@@ -88,7 +88,7 @@ def forget(
     request.check()
     faults = [] if faults is None else faults
     with contextlib.ExitStack() as locks:
-        damaged = known.damaged_releases(store)
+        damaged = known_builds.damaged_releases(store)
         faults += [line for name, line in damaged.items() if name in {build.spec.name for build in builds}]
         builds = [build for build in builds if build.spec.name not in damaged]
         builds = [ready for build in builds if (ready := _prepared(build, locks, dry_run, faults)) is not None]

@@ -47,7 +47,7 @@ from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
-from pipeline.takedown import known
+from pipeline.takedown import known_builds
 
 EXPIRED = "expired.json"
 """In STORE: names of caches of features of builds that were expired."""
@@ -69,7 +69,7 @@ def collect(
     store.version()
     deletions, left = Deletions(dry_run), list[str]()
     builds, models, staying = dict[str, list[Build]](), dict[str, set[str]](), set[str]()
-    published, faults = known.registered(store, stages)
+    published, faults = known_builds.registered(store, stages)
     there = {place_of(build.out) for build in published}
     unread = {out for out in (entry["out"] for entry in store.registered()) if place_of(out) not in there}
     for build in published:
@@ -83,7 +83,7 @@ def collect(
             else:
                 builds.setdefault(build.spec.name, []).append(build)
         except StoreError as e:
-            faults.append(known.left_out(build.out, e))
+            faults.append(known_builds.left_out(build.out, e))
             unread.add(build.out)
     stay = {name: _newest(own, keep) for name, own in builds.items()}
     going = [build for name, own in builds.items() for build in own if build not in stay[name]]
@@ -94,13 +94,13 @@ def collect(
             try:
                 needed = _expire_releases(store.releases(name), keep_releases, deletions)
             except (StoreError, ContractError) as e:
-                faults.append(known.release_left_out(store.releases(name), e))
+                faults.append(known_builds.release_left_out(store.releases(name), e))
         for build in own:
             unneeded = needed is not None and build.build_id not in needed
             try:
                 busy = _clean(store, build, stay[name], unneeded, deletions)
             except StoreError as e:
-                faults.append(known.left_out(build.out, e))
+                faults.append(known_builds.left_out(build.out, e))
                 unread.add(build.out)
                 continue
             if busy:

@@ -24,7 +24,7 @@ from pipeline.files.folder import place_of
 from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.takedown import known
+from pipeline.takedown import known_builds
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
@@ -99,4 +99,4 @@ def _earlier(build: Build) -> tuple[list[Build], list[str]]:
     """
     own = [one for one in build.store.registered() if one["name"] == build.spec.name]
     others = [one for one in own if one["snapshot"] <= build.snapshot and place_of(one["out"]) != place_of(build.out)]
-    return known.opened(build.store, others, build.stages)
+    return known_builds.opened(build.store, others, build.stages)

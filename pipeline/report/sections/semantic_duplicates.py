@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.matching.semantic import MILLION
-from pipeline.report import elsewhere
+from pipeline.report import earlier_samples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.sql import Tables
 
@@ -87,9 +87,9 @@ def _shown(material: Material, groups: Mapping[str, list[Values]]) -> list[Value
     build = material.build
     near = [row for rows in groups.values() for row in rows]
     row_of = _rows(material.tables, {row[name] for row in near for name in ("candidate_id", "leader")})
-    held = elsewhere.holders(build, {row["leader"] for row in near if row["earlier"]})
+    held = earlier_samples.holders(build, {row["leader"] for row in near if row["earlier"]})
     foreign = dict[str, bytes]()
-    for row, data in elsewhere.samples(held):
+    for row, data in earlier_samples.samples(held):
         row_of[row["id"]], foreign[row["id"]] = row, data
     values = {row["id"]: _value(row) for row in material.showable(row_of.values())}
     material.add_pictures(values.values(), PICTURES, SIDE, foreign)

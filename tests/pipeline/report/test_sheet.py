@@ -15,7 +15,7 @@ import pytest
 from data_specs.build import Report
 from pipeline.records import DropReason, drop, sha256_hex
 from pipeline.report.sheet import MEMBERS
-from pipeline.report.unshown import HIDDEN
+from pipeline.report.withheld import HIDDEN
 from pipeline.stages import report
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames

@@ -32,7 +32,7 @@ from pipeline.store.partitions import StageDir
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.takedown import forget as forget_module
-from pipeline.takedown import garbage, known, rewrite_shards
+from pipeline.takedown import garbage, known_builds, rewrite_shards
 from pipeline.takedown.forget import Request, forget
 from pipeline.takedown.rewrite import Removal
 from pipeline.takedown.rewrite_partitions import borrowed_texts
@@ -607,9 +607,9 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     store = Store(f"{tmp_path}/link/{Path(published.store.url).name}")
     [entry] = store.registered()
     twice = [entry, {**entry, "out": f"{tmp_path}/link/{out.name}"}]
-    assert len(known.opened(store, twice, STAGES)[0]) == 1
+    assert len(known_builds.opened(store, twice, STAGES)[0]) == 1
     published.store.unregister(build.build_id, build.out)  # its publish was killed before STORE knew it
-    assert [one.out for one in known.released(store, STAGES)[0]] == [build.out]
+    assert [one.out for one in known_builds.released(store, STAGES)[0]] == [build.out]
 
 
 @pytest.mark.drill(2)

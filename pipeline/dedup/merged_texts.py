@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from data_specs.build import Dedup
 
 
-class TakenTexts:
+class MergedTexts:
     """Texts of duplicates that leaders take over, and leaders that are placeholders, by numbers of pairs and texts.
 
     Equal texts have one number.

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.files.folder import Folder
 from pipeline.records import DECISION_SCHEMA
-from pipeline.store.decided import Fate
+from pipeline.store.decision_counts import Fate
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 
 FATES = [("candidate", "s1", True, ""), ("candidate", "s2", False, "near_image"), ("capture", "s1", False, "opt_out")]

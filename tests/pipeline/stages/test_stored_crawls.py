@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_specs.shard import Text
 from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, Candidate, Decision, DropReason, drop
 from pipeline.sources.site import Site
-from pipeline.stages._anew import SiteAnew
+from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.stages.crawl import CRAWL_SCHEMA
 from pipeline.store.build import Build, Earlier
 from pipeline.store.partitions import Record
@@ -32,7 +32,7 @@ def crawl(build: Build, number: int, shown: Shown, opted_out: tuple[str, ...] = 
         return attempt.commit({"kept": len(shown)}, {"source": "site", "snapshot": f"s{number}", "crawl": number})
 
 
-def anew(build: Build, *crawls: tuple[Shown, tuple[str, ...]]) -> tuple[SiteAnew, Counter[str]]:
+def stored(build: Build, *crawls: tuple[Shown, tuple[str, ...]]) -> tuple[StoredCrawls, Counter[str]]:
     own = replace(build, made_from=(Earlier("t", "s", "out", "t.json"),))
     records = [crawl(own, number, *one) for number, one in enumerate(crawls)]
 
@@ -49,10 +49,10 @@ def anew(build: Build, *crawls: tuple[Shown, tuple[str, ...]]) -> tuple[SiteAnew
         return candidates, decisions
 
     tally = Counter[str]()
-    return SiteAnew(own, SITE, records, read, tally), tally
+    return StoredCrawls(own, SITE, records, read, tally), tally
 
 
-def texts(site: SiteAnew) -> dict[str, str]:
+def texts(site: StoredCrawls) -> dict[str, str]:
     return {c.image_url.rpartition("/")[2]: c.texts[0].text for c in site.candidates()}
 
 
@@ -63,7 +63,7 @@ def site_build(make_build: Callable[..., Build]) -> Build:
 def test_a_page_counts_with_its_newest_capture_and_older_ones_add_what_it_no_longer_shows(make_build: Any) -> None:
     page, vanished = "http://a.test/1", "http://a.test/2"
     first = {page: {"a": "旧的说明", "b": "已撤下的图", "c": "曾有说明"}, vanished: {"d": "消失的页"}}
-    site, tally = anew(site_build(make_build), (first, ()), ({page: {"a": "新的说明", "c": "", "e": ""}}, ()))
+    site, tally = stored(site_build(make_build), (first, ()), ({page: {"a": "新的说明", "c": "", "e": ""}}, ()))
     assert texts(site) == {"a": "新的说明", "b": "已撤下的图", "c": "曾有说明", "d": "消失的页"}
     assert {site.first_snapshot[c.candidate_id] for c in site.candidates()} == {"s0"}
     assert [decision.url for decision in site.decisions()] == ["http://a.test/e"], "c is a candidate of the older one"
@@ -73,7 +73,7 @@ def test_a_page_counts_with_its_newest_capture_and_older_ones_add_what_it_no_lon
 def test_who_opted_out_later_is_left_out_and_who_came_back_is_not(make_build: Any) -> None:
     shown = {"http://a.test/1": {"a": "一"}, "http://a.test/2": {"b": "二"}}
     back = {"http://a.test/2": {"b": "二又来"}}
-    site, tally = anew(site_build(make_build), (shown, ()), ({}, tuple(shown)), (back, ()))
+    site, tally = stored(site_build(make_build), (shown, ()), ({}, tuple(shown)), (back, ()))
     assert texts(site) == {"b": "二又来"}
     [decision] = site.decisions()
     assert (decision.url, decision.reason, decision.subject) == ("http://a.test/1", "opt_out", "capture")
@@ -82,6 +82,6 @@ def test_who_opted_out_later_is_left_out_and_who_came_back_is_not(make_build: An
 
 def test_pages_that_the_site_leaves_out_today_are_left_out(make_build: Any) -> None:
     shown = {"http://a.test/private/1": {"a": "一"}, "http://a.test/2": {"b": "二"}, "http://b.test/": {"c": "三"}}
-    site, tally = anew(site_build(make_build), (shown, ()))
+    site, tally = stored(site_build(make_build), (shown, ()))
     assert texts(site) == {"b": "二"}
     assert tally["pages"] == 1

@@ -44,7 +44,7 @@ def limits_digest(spec: BuildSpec) -> str:
     return hashlib.sha256(canonical_json(limits_of(spec))).hexdigest()[:16]
 
 
-def at_hand(
+def held_images(
     build: Build, partition: str, wanted: pa.Table, spool: Spool, userinfos: Mapping[str, str]
 ) -> tuple[dict[str, Outcome], int]:
     """(outcomes by fetch_id of images that need no request, how many STORE knew). The others are to be asked for.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.publish import release
-from pipeline.report import elsewhere
+from pipeline.report import earlier_samples
 from pipeline.report.explain import explain
 from pipeline.store.build import Build
 
@@ -84,9 +84,11 @@ def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Bui
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)
-    holder_of = elsewhere.holders(build, {row["duplicate_of"] for row in explain(build, "folder:///album/copy1.jpg")})
+    holder_of = earlier_samples.holders(
+        build, {row["duplicate_of"] for row in explain(build, "folder:///album/copy1.jpg")}
+    )
     assert [holder.build_id for holder in holder_of.values()] == [first.build_id]
-    assert list(elsewhere.samples(holder_of)) == []
+    assert list(earlier_samples.samples(holder_of)) == []
     shutil.rmtree(Path(build.out) / "report")
     run_stage(build, "report")
     html = (Path(build.out) / "report/index.html").read_text("utf-8")
@@ -97,7 +99,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}
-    images = {row["id"]: data for row, data in elsewhere.samples(elsewhere.holders(build, ids))}
+    images = {row["id"]: data for row, data in earlier_samples.samples(earlier_samples.holders(build, ids))}
     assert set(images) == ids
     assert all(data.startswith(b"\xff\xd8") for data in images.values())
-    assert elsewhere.holders(first, ids) == {}, "it was compared with no build"
+    assert earlier_samples.holders(first, ids) == {}, "it was compared with no build"

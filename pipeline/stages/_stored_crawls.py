@@ -22,7 +22,7 @@ ReadCrawl = Callable[[Record, Counter[str]], tuple[list[Candidate], list[Decisio
 """Reads one crawl: its candidates and decisions; counts pages."""
 
 
-class SiteAnew:
+class StoredCrawls:
     """Candidates and decisions of a site over several crawls, given oldest first."""
 
     def __init__(

@@ -29,7 +29,7 @@ from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.report.pictures import add_boxes
 from pipeline.report.trial import show_pictures
-from pipeline.report.unshown import faces_hider
+from pipeline.report.withheld import faces_hider
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
