@@ -17,8 +17,8 @@ import numpy as np
 from training.serve.refusals import Refused, bad_request
 from training.serve.towers import Features
 
-_ADDRESS = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*:|//)")
-"""A URL of any scheme, or one that takes the page's; base64 has no colon, and of a JPEG it begins with /9j/."""
+_ADDRESS = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*:|//[a-zA-Z0-9+/=]*[^a-zA-Z0-9+/=])")
+"""A URL of any scheme, or one that takes the page's: base64 has no colon, and no dot behind the two slashes of FF F."""
 
 _DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 URL_REFUSED = "a picture is sent as a data URI (data:image/jpeg;base64,...) or as base64; no URL is ever fetched"
