@@ -175,12 +175,13 @@ def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     from data_specs.build import BuildSpec
     from pipeline.stages import STAGES
     from pipeline.store.build import Build
+    from pipeline.store.stage import passes_of
     from pipeline.store.store import Store
 
     egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}
     fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
     spec = BuildSpec.model_validate({**fields, "fetch": {"retries": 0}})
-    marks = {name: name[:1] * 64 for name in ("crawl", "extract", "admit", "fetch")}
+    marks = dict.fromkeys(passes_of(STAGES, spec), "f" * 64)
     return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks, stages=STAGES)
 
 
