@@ -6,12 +6,13 @@ each other is not.
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 from unittest import mock
 
 from pipeline.pages import page
 from pipeline.pages.page import Page, parse
-from pipeline.pages.walk import MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
+from pipeline.pages.walk import MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
 
 
 class DomWalk(Walk):
@@ -19,27 +20,50 @@ class DomWalk(Walk):
 
     def run(self, body: Any) -> None:
         entered: list[_Opened] = []
+        held = 0
         node = body
+
+        def begin(tag: str) -> int:
+            self.tags.append(f'{tag} class="{escape(node.attributes.get("class") or "")}"')
+            return len(self.tags) - 1
+
+        def leave() -> None:
+            nonlocal held
+            opened = entered.pop()
+            self.tags.append(f"/{opened.kind.tag}")
+            if len(entered) < held:
+                held -= 1
+                self.ends[opened.at] = len(self.tags) - 1
+            self._leave(opened)
+
         while True:
             tag, inner = node.tag, None
             if tag == "-text":
                 text = node.text_content
-                if text and (self._block.parts or not text.isspace()):
+                link = node.parent.tag == "a" and node.prev is None and len(text or "") < 4
+                if link and text.strip() in MARKS:
+                    pass
+                elif text and (self._block.parts or not text.isspace()):
                     self._add(text)
             elif tag == "img":
-                self._place({k.lower(): v or "" for k, v in node.attributes.items()})
+                at = begin(tag)
+                if not self._filled:
+                    self._block.begins = at
+                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, list(entered))
+                held = len(entered)
             elif tag == "source":
                 if len(self._sources) < MAX_SOURCES:
                     self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
             elif tag is not None and tag[0] != "-" and not self._kind(node).silent:  # None: `<?php ... ?>` and its like
-                entered.append(self._enter(node, self._kind(node)))
+                self._node = node
+                entered.append(self._enter(begin(tag), self._kind(node)))
                 inner = node.first_child
                 if inner is None:
-                    self._leave(entered.pop())
+                    leave()
             if inner is None:
                 while entered and (inner := node.next) is None:  # up, to the first ancestor with a next sibling
                     node = node.parent
-                    self._leave(entered.pop())
+                    leave()
                 if not entered:
                     return
             node = inner
@@ -47,6 +71,8 @@ class DomWalk(Walk):
     def _add(self, text: str) -> None:
         block = self._block
         if not block.parts:
+            if not self._filled:
+                block.begins = len(self.tags) - 1
             self._filled, block.furniture, block.figures = True, self._furniture > 0, tuple(self._figures)
         block.parts.append(text)
         block.caption = block.caption or self._caption > 0
@@ -56,11 +82,11 @@ class DomWalk(Walk):
         style = " ".join(v for k in ("class", "id") if (v := node.attributes.get(k)))[:300]
         return _kind(node.tag, style, node.attributes.get("role") or "")
 
-    def _is_furniture(self, node: Any, tag: str) -> bool:
+    def _is_furniture(self, at: int, name: str) -> bool:
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
-        return node.css_first("article, main, h1") is None
+        return self._node.css_first("article, main, h1") is None
 
 
 def parse_by_nodes(html: str) -> Page:
