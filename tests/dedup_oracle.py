@@ -77,9 +77,11 @@ class Item:
         return normals([text["text"] for text in self.row["texts"]])[:most]
 
 
-def words(row: dict[str, Any]) -> tuple[bool, int, bool]:
+def words(row: dict[str, Any]) -> tuple[int, int, bool]:
     """How good the words of a pair are; the best come first."""
-    return row["texts"][0]["kind"] not in OWN_WORDS, min(row["text_rank"], 7), row["shown"] == "listed"
+    kind = row["texts"][0]["kind"]
+    own = 0 if kind in OWN_WORDS else {"surrounding": 1, "title": 2}.get(kind, 3)
+    return own, min(row["text_rank"], 7), row["shown"] == "listed"
 
 
 @dataclass

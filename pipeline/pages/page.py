@@ -34,6 +34,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, NamedTuple
 
 from data_specs.shard import Text, TextKind
@@ -58,8 +59,8 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
-MIN_SENTENCE, POINTER = 4, 12
-"""Han characters of a sentence beside an image that can stand before the title, and of 最终效果如下图所示 at most."""
+MIN_SENTENCE = 4
+"""Han characters of a sentence beside an image that can stand before the title, words without content aside."""
 
 MIN_HEADING, MIN_CARD, MAX_IN_SECTION = 3, 2, 3
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
@@ -86,12 +87,6 @@ _SECTION_NUMBER = re.compile(
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
-_MANY_HAN = re.compile(f"(?:[^{_HAN.pattern[1:-1]}]*{_HAN.pattern}){{{MIN_SENTENCE + POINTER}}}")
-_POINTER = re.compile(
-    r"(?:最终|最終|具体)?(?:效果|结果|結果|界面|截图)?"
-    r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
-)
-"""Texts that only point at a picture."""
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
@@ -180,7 +175,7 @@ class _Lookup:
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
-        self._sections = walk.sections
+        self._sections, self._headings = walk.sections, frozenset(walk.sections)
         scopes = Scopes(walk)
         self._scopes = [scopes.of(place) for place in walk.places]
         self._near = [self._own_text(place) for place in walk.places]
@@ -259,17 +254,14 @@ class _Lookup:
 
         The title of such a page says what all of them are about, and the sentence what this one shows: a step of a
         recipe, the line or the section's heading before a screenshot. "" if there is none, or one that says less than
-        MIN_SENTENCE characters beside 如下图所示, or that speaks of what is said elsewhere (这, 因此, 详见).
+        MIN_SENTENCE characters beside words without content (如下图所示), or that speaks of what is said elsewhere (这,
+        因此, 详见).
         """
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        if not _MANY_HAN.match(sentence):  # a longer one says enough beside any pointer
-            said = len(_HAN.findall(sentence))
-            if said >= MIN_SENTENCE:
-                said = len(_HAN.findall(_POINTER.sub("", sentence)))
-            if said < MIN_SENTENCE:
-                return ""
+        if not _says_something(sentence):
+            return ""
         if _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
@@ -319,7 +311,7 @@ class _Lookup:
             before = self._nearest(start, -1, scope, used)
         if not _LETTER.search(after):
             after = self._nearest(start, 1, scope, used)
-        near = [_whole_end(before), _whole_beginning(after, self._near[row])]
+        near = [_without_number(_whole_end(before)), _whole_beginning(after, self._near[row])]
         return near[::-1] if scope.listed else near
 
     def _nearest(self, start: int, step: int, scope: Scope, used: int) -> str:
@@ -328,8 +320,8 @@ class _Lookup:
         """
         for distance in range(1, MAX_DISTANCE):
             i = start + step * distance
-            if not scope.before <= i < scope.behind:
-                break
+            if not scope.before <= i < scope.behind or (step > 0 and i in self._headings and not scope.listed):
+                break  # a heading behind an image begins what is not about it
             block = self.blocks[i]
             if i == used or block.furniture or block.is_caption:
                 continue
@@ -342,6 +334,25 @@ class _Lookup:
 def _without_number(heading: str) -> str:
     """A heading without the number of its section: 4.2.3., 第 9 章."""
     return _SECTION_NUMBER.sub("", heading)
+
+
+def _says_something(sentence: str) -> bool:
+    """True if MIN_SENTENCE Han characters remain once words without content are taken out, the longest first."""
+    words, at, said = _empty_words(), 0, 0
+    while at < len(sentence):
+        length = next((n for n in (3, 2, 1) if sentence[at : at + n] in words), 0)
+        if not length:
+            said += _HAN.match(sentence, at) is not None
+            if said >= MIN_SENTENCE:
+                return True
+        at += length or 1
+    return False
+
+
+@functools.cache
+def _empty_words() -> frozenset[str]:
+    listed = resources.files("pipeline.pages").joinpath("empty_words.txt").read_text(encoding="utf-8")
+    return frozenset(word for line in listed.splitlines() if line[:1] != "#" for word in line.split())
 
 
 def _whole_end(text: str) -> str:
