@@ -19,7 +19,7 @@ class DomWalk(Walk):
     """A walk over the nodes of the body."""
 
     def run(self, body: Any) -> None:
-        entered: list[_Opened] = []
+        entered: list[tuple[int, _Opened]] = []
         held = 0
         node = body
 
@@ -29,11 +29,11 @@ class DomWalk(Walk):
 
         def leave() -> None:
             nonlocal held
-            opened = entered.pop()
+            at, opened = entered.pop()
             self.tags.append(f"/{opened.kind.tag}")
             if len(entered) < held:
                 held -= 1
-                self.ends[opened.at] = len(self.tags) - 1
+                self.ends[at] = len(self.tags) - 1
             self._leave(opened)
 
         while True:
@@ -49,14 +49,14 @@ class DomWalk(Walk):
                 at = begin(tag)
                 if not self._filled:
                     self._block.begins = at
-                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, list(entered))
+                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, [~at for at, _ in entered])
                 held = len(entered)
             elif tag == "source":
                 if len(self._sources) < MAX_SOURCES:
                     self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
             elif tag is not None and tag[0] != "-" and not self._kind(node).silent:  # None: `<?php ... ?>` and its like
                 self._node = node
-                entered.append(self._enter(begin(tag), self._kind(node)))
+                entered.append((at := begin(tag), self._enter(at, self._kind(node))))
                 inner = node.first_child
                 if inner is None:
                     leave()

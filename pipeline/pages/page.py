@@ -176,8 +176,8 @@ class _Lookup:
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
-        scopes = Scopes(walk)
-        self._scopes = [scopes.of(place) for place in walk.places]
+        scopes = Scopes(walk) if walk.places else None
+        self._scopes = [scopes.of(place) for place in walk.places] if scopes else []
         self._near = [self._own_text(place) for place in walk.places]
         self._beside = [self._sentence_beside(row) for row in range(len(walk.places))] if self._several else []
         self._count_of = Counter(self._beside)
@@ -340,12 +340,16 @@ def _says_something(sentence: str) -> bool:
     """True if MIN_SENTENCE Han characters remain once words without content are taken out, the longest first."""
     words, at, said = _empty_words(), 0, 0
     while at < len(sentence):
-        length = next((n for n in (3, 2, 1) if sentence[at : at + n] in words), 0)
-        if not length:
-            said += _HAN.match(sentence, at) is not None
-            if said >= MIN_SENTENCE:
-                return True
-        at += length or 1
+        if sentence[at : at + 3] in words:
+            at += 3
+        elif sentence[at : at + 2] in words:
+            at += 2
+        else:
+            if sentence[at] not in words and _HAN.match(sentence, at):
+                said += 1
+                if said >= MIN_SENTENCE:
+                    return True
+            at += 1
     return False
 
 

@@ -15,6 +15,7 @@ import bisect
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from pipeline.pages.markup import value_of
@@ -22,6 +23,7 @@ from pipeline.pages.walk import Block, Place, Walk
 
 _LETTER = re.compile(r"[^\W\d_]")
 _UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
+_FIRST = frozenset(name[:2] for name in _UNITS)
 _WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
 """Elements of running text: two of them with an image each are no cards."""
 
@@ -30,15 +32,11 @@ MAX_ARTICLES = 200
 
 
 class Scope(NamedTuple):
-    """Blocks [first, end) that may be about an image.
+    """Blocks [before, behind) that may be about an image.
 
-    before, behind: the blocks [before, behind) of them that can be reached from the image without leaving another
-    element of the page's. listed: whether it is one of several cards, or articles. heading: the block of the card's
-    heading, -1 for none.
+    listed: whether it is one of several cards, or articles. heading: the block of the card's heading, -1 for none.
     """
 
-    first: int
-    end: int
     before: int
     behind: int
     listed: bool
@@ -50,38 +48,49 @@ class Scopes:
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
-        self._begins = list(itertools.accumulate((block.begins for block in walk.blocks), max))  # the last may be empty
-        self._lettered = [i for i, block in enumerate(walk.blocks) if _has_letters(block)]
+        self._begins = [block.begins for block in walk.blocks]
+        self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
+        self._page = Scope(0, len(walk.blocks), False, -1)
+        self._units: dict[int, Scope] = {}  # by the tag of an element, what it and those around it are
+        self._holding: dict[int, bool] = {}
         self._cards = self._rows_of_cards()
-        self._borders = self._ends() if walk.places else []
-        self._articles = [tag for tag in walk.tags if tag[:7] == "article" and tag[7:8] in ("", " ")][:MAX_ARTICLES]
+        self._borders = self._ends()
+        self._articles: list[str] | None = None
 
     def of(self, place: Place) -> Scope:
         """The scope of an image."""
-        walk, tags = self._walk, self._walk.tags
+        found, passed = self._page, list[int]()
         for at in reversed(place.path):
-            name = _name(tags[at])
-            card = at in self._cards
-            if not card and name not in _UNITS:
-                continue
-            first, end = self._blocks(at)
-            if self._count(self._lettered, first, end) == 0:
-                continue
-            heading = next(iter(walk.sections[slice(*self._range(walk.sections, first, end))]), -1)
-            if name == "section" and not card and heading < 0:
-                continue
-            listed = card or (name == "article" and sum(_alike(tags[at], other) for other in self._articles) > 1)
-            return self._reached(place, first, end, listed, heading if listed else -1)
-        return self._reached(place, 0, len(walk.blocks), False, -1)
-
-    def _reached(self, place: Place, first: int, end: int, listed: bool, heading: int) -> Scope:
-        """Narrow the blocks that can be reached by the ends of elements before and after the image."""
-        borders = self._borders
+            if (known := self._units.get(at) or self._unit(at)) is not None:
+                found = known
+                break
+            passed.append(at)
+        for at in passed:  # images that stand together have most elements around them in common
+            self._units[at] = found
+        borders, block = self._borders, place.block
         at = bisect.bisect_left(borders, place.tag)
         low, high = borders[at - 1] if at else -1, borders[at] if at < len(borders) else len(self._walk.tags)
-        before = max(first, bisect.bisect_left(self._begins, low))
-        behind = min(end, bisect.bisect_left(self._begins, high))
-        return Scope(first, end, min(before, place.block), max(behind, place.block + 1), listed, heading)
+        before = max(found.before, bisect.bisect_left(self._begins, low))
+        behind = min(found.behind, bisect.bisect_left(self._begins, high))
+        if before == found.before and behind == found.behind:
+            return found
+        return Scope(min(before, block), max(behind, block + 1), found.listed, found.heading)
+
+    def _unit(self, at: int) -> Scope | None:
+        """The scope that the element is which a tag begins; None if it is none."""
+        walk, tag, card = self._walk, self._walk.tags[at], at in self._cards
+        if not card and (tag[:2] not in _FIRST or _name(tag) not in _UNITS):
+            return None
+        first, end = self._blocks(at)
+        if not self._holds_text(at, first, end):
+            return None
+        heading = next(iter(walk.sections[slice(*self._range(walk.sections, first, end))]), -1)
+        name = _name(tag)
+        if name == "section" and not card and heading < 0:
+            return None
+        listed = card or (name == "article" and self._is_one_of_several(tag))
+        unit = self._units[at] = Scope(first, end, listed, heading if listed else -1)
+        return unit
 
     def _rows_of_cards(self) -> set[int]:
         """Tags that begin an element with a like sibling beside it, each with an image."""
@@ -97,15 +106,32 @@ class Scopes:
 
     def _ends(self) -> list[int]:
         """Tags that end an element across which no text is taken, ascending."""
-        tags, found, opened = self._walk.tags, list[int](), list[int]()
+        tags, found, opened = self._walk.tags, _places("/article", self._walk.tags), list[int]()
         headings = [self._begins[block] for block in self._walk.sections if block < len(self._begins)]
-        for at, tag in enumerate(tags):
-            if tag == "/article" or (tag == "/section" and opened and self._count(headings, opened.pop(), at)):
-                found.append(at)
-            elif tag[:7] == "section" and tag[7:8] in ("", " "):
+        for at, tag in enumerate(tags) if "/section" in tags else ():
+            if tag == "/section":
+                first, end = self._range(headings, opened.pop() if opened else at, at)
+                if first < end:
+                    found.append(at)
+            elif tag == "section" or tag[:8] == "section ":
                 opened.append(at)
-        cards = (card for card in self._cards if self._count(self._lettered, *self._blocks(card)))
-        return sorted((*found, *(self._walk.ends.get(card, len(tags)) for card in cards)))
+        for card in self._cards:
+            if self._holds_text(card, *self._blocks(card)):
+                found.append(self._walk.ends.get(card, len(tags)))
+        return sorted(found)
+
+    def _is_one_of_several(self, article: str) -> bool:
+        """True for an article beside which there are others of its kind."""
+        if self._articles is None:
+            named = (tag for tag in self._walk.tags if tag[:7] == "article" and tag[7:8] in ("", " "))
+            self._articles = list(itertools.islice(named, MAX_ARTICLES))
+        return sum(_alike(article, other) for other in self._articles) > 1
+
+    def _holds_text(self, at: int, first: int, end: int) -> bool:
+        """True if the element that a tag begins, with blocks [first, end), has text that is no caption or furniture."""
+        if (known := self._holding.get(at)) is None:
+            known = self._holding[at] = any(map(_has_letters, self._walk.blocks[first:end]))
+        return known
 
     def _blocks(self, at: int) -> tuple[int, int]:
         """The blocks [first, end) within the element that a tag begins."""
@@ -115,13 +141,18 @@ class Scopes:
     def _range(values: Sequence[int], low: int, high: int) -> tuple[int, int]:
         return bisect.bisect_left(values, low), bisect.bisect_left(values, high)
 
-    def _count(self, values: Sequence[int], low: int, high: int) -> int:
-        first, end = self._range(values, low, high)
-        return end - first
-
 
 def _has_letters(block: Block) -> bool:
     return not block.furniture and not block.is_caption and any(map(_LETTER.search, block.parts))
+
+
+def _places(tag: str, tags: list[str]) -> list[int]:
+    """Where a tag stands among others."""
+    found, at = list[int](), -1
+    with suppress(ValueError):
+        while True:
+            found.append(at := tags.index(tag, at + 1))
+    return found
 
 
 def _name(tag: str) -> str:
@@ -129,7 +160,10 @@ def _name(tag: str) -> str:
 
 
 def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at, most = 0, min(len(one), len(other))
+    while at < most and one[at] == other[at]:
+        at += 1
+    return at
 
 
 def _alike(one: str, other: str) -> bool:

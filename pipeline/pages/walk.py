@@ -251,7 +251,6 @@ def _kind_of(tag: str) -> _Kind:
 class _Opened:
     """An element that the walk has entered, with what leaving it must undo."""
 
-    at: int
     kind: _Kind
     furniture: bool
     figure: bool
@@ -286,7 +285,9 @@ class Walk:
         pieces = enumerate(zip(map(_KINDS.get, self.tags), self.tags, texts, strict=True))
         block, parts, filled = self._block, self._block.parts, self._filled
         furniture = captions = 0
-        entered: list[int | _Opened] = []  # open elements; of most twice the number of the tag, and one for a block
+        # open elements: of most twice the number of the tag, and one for a block; of the others its complement
+        entered: list[int] = []
+        others: list[_Opened] = []
         held = 0  # how many of the open elements hold an image already
         for at, (does, tag, text) in pieces:
             if does is None:
@@ -294,14 +295,14 @@ class Walk:
             ends = False  # whether a block ends here
             if does == _END:
                 opened = entered.pop() if entered else 0
-                if len(entered) < held:
+                if held and len(entered) < held:
                     held -= 1
                     self.ends[_tag_of(opened)] = at
-                if isinstance(opened, int):
+                if opened >= 0:
                     ends = opened & 1 == 1
                 else:
                     self._filled = filled
-                    block = self._leave(opened)
+                    block = self._leave(others.pop())
                     parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
             elif does == _INLINE_TAG:
                 entered.append(at << 1)
@@ -327,7 +328,8 @@ class Walk:
                 if kind.void:
                     self._void(at, tag, kind)
                 else:
-                    entered.append(self._enter(at, kind))
+                    others.append(self._enter(at, kind))
+                    entered.append(~at)
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
                 parts = block.parts
             if ends and filled:
@@ -337,7 +339,7 @@ class Walk:
                     block, filled = self._break(), False
                     parts = block.parts
             if text:
-                if len(text) < 4 and tag[:2] in _LINK and text.strip() in MARKS:
+                if len(text) < 4 and text.strip() in MARKS and tag[:2] in _LINK:
                     continue
                 if "&" in text:
                     text = unescaped(text)
@@ -374,7 +376,7 @@ class Walk:
         """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
         furniture = kind.furniture or (kind.header and not self._article)
         furniture = furniture or (kind.suspect and self._is_furniture(at, kind.tag))
-        opened = _Opened(at, kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
+        opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._end_block()
         if kind.heading and not furniture and not self._furniture:
@@ -456,7 +458,7 @@ class Walk:
         self._filled = False
         return block
 
-    def _place(self, at: int, attributes: dict[str, str], entered: list[int | _Opened]) -> None:
+    def _place(self, at: int, attributes: dict[str, str], entered: list[int]) -> None:
         self._filled = True
         self.places.append(
             Place(
@@ -473,9 +475,9 @@ class Walk:
         )
 
 
-def _tag_of(opened: int | _Opened) -> int:
+def _tag_of(opened: int) -> int:
     """The number of the tag that begins an open element."""
-    return opened >> 1 if isinstance(opened, int) else opened.at
+    return opened >> 1 if opened >= 0 else ~opened
 
 
 def _ends_of(tags: list[str]) -> dict[int, int]:
