@@ -90,8 +90,13 @@ _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
+_POINTS_UP = re.compile(
+    r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
+)
+"""Sentences about the picture above them."""
 _REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
 _SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
+_FORMULA = re.compile(f"\\$([^\\s$\\\\{_HAN.pattern[1:-1]}]{{1,30}})\\$")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
@@ -179,7 +184,8 @@ class _Lookup:
         scopes = Scopes(walk) if walk.places else None
         self._scopes = [scopes.of(place) for place in walk.places] if scopes else []
         self._near = [self._own_text(place) for place in walk.places]
-        self._beside = [self._sentence_beside(row) for row in range(len(walk.places))] if self._several else []
+        rows = range(len(walk.places))
+        self._beside = [self._sentence_beside(row) or self._pointing_up(row) for row in rows] if self._several else []
         self._count_of = Counter(self._beside)
         self._card = [self._card_text(row) for row in range(len(walk.places))]
         self._cards_of = Counter(self._card)
@@ -262,7 +268,7 @@ class _Lookup:
             return ""
         if not _says_something(sentence):
             return ""
-        if _REFERS_BACK.match(sentence) or _REFERS.search(sentence):
+        if not _POINTS_UP.search(sentence) and (_REFERS_BACK.match(sentence) or _REFERS.search(sentence)):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 
@@ -302,7 +308,19 @@ class _Lookup:
                 return ""
             before = self.blocks[at].text()
         *_, last = ("", *_sentences(before[-MAX_SURROUNDING:]))
-        return last
+        points = _POINTS_UP.search(last)  # at another image, the one before
+        return "" if points or last == self.headline or not _says_something(last) else last
+
+    def _pointing_up(self, row: int) -> str:
+        """The first sentence behind an image if it speaks of the image above it; "" for any other one."""
+        place, scope = self.places[row], self._scopes[row]
+        if place.furniture or place.fallback or place.block + 1 in self._with_image:
+            return ""
+        after = self._near[row][1]
+        if not _LETTER.search(after):
+            after = self._nearest(place.block, 1, scope, -1)
+        sentence = next(_sentences(after[:MAX_SURROUNDING]), "")
+        return sentence if _POINTS_UP.search(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
@@ -394,11 +412,16 @@ def _is_caption_line(text: str) -> bool:
     return len(text) <= 100 and _CAPTION_LINE.match(text) is not None
 
 
+def _without_dollars(text: str) -> str:
+    """A text whose formulas of a few letters are written plainly: $N$ becomes N."""
+    return _FORMULA.sub(r"\1", text) if "$" in text else text
+
+
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
     """Texts without empty ones and repetitions: a text that comes twice has the kind of its first occurrence."""
     texts: dict[str, Text] = {}
     for kind, text in pairs:
-        if text and text not in texts:
+        if (text := _without_dollars(text)) and text not in texts:
             texts[text] = _text(kind, text[:MAX_TEXT])
     return tuple(texts.values())
 

@@ -166,6 +166,19 @@ def test_what_leads_to_a_picture_without_a_word_about_it_gives_way_to_the_headin
         assert first_kinds(html, 0)[0] == ("surrounding", "应用纹理")
 
 
+def test_a_sentence_that_points_up_is_about_the_picture_above_it() -> None:
+    html = "<h1>句法分析</h1><p><img src=a.jpg></p><p>如上图所示，箭头连着中心词。别的。</p><p><img src=b.jpg></p><p>完</p>"
+    assert [first_kinds(html, row)[0] for row in (0, 1)] == [
+        ("surrounding", "如上图所示，箭头连着中心词。"),
+        ("title", "句法分析"),
+    ]
+
+
+def test_a_formula_of_a_few_letters_is_written_plainly_and_prices_stay() -> None:
+    assert texts("<img src=a.jpg alt='边$(w_0,w_1)$的长度是$N$'>") == {"alt": ["边(w_0,w_1)的长度是N"]}
+    assert texts("<img src=a.jpg alt='$5 和 $6 的书'>") == {"alt": ["$5 和 $6 的书"]}
+
+
 def test_a_text_begins_with_a_sentence_also_where_it_is_cut_or_the_picture_stands_within_one() -> None:
     html = f"<h1>标题</h1><p>{'很长的句子没有意义。' * 30}最后一句话。</p><p><img src=a.jpg></p>"
     assert texts(html)["surrounding"][0].startswith("很长的句子没有意义。")
