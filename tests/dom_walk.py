@@ -12,15 +12,15 @@ from unittest import mock
 
 from pipeline.pages import page
 from pipeline.pages.page import Page, parse
-from pipeline.pages.walk import MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
+from pipeline.pages.walk import _BITS, _HOLDS, MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
 
 
 class DomWalk(Walk):
     """A walk over the nodes of the body."""
 
     def run(self, body: Any) -> None:
-        entered: list[tuple[int, _Opened]] = []
-        held = 0
+        entered: list[int] = []
+        others: list[_Opened] = []
         node = body
 
         def begin(tag: str) -> int:
@@ -28,20 +28,18 @@ class DomWalk(Walk):
             return len(self.tags) - 1
 
         def leave() -> None:
-            nonlocal held
-            at, opened = entered.pop()
+            at, opened = entered.pop(), others.pop()
             self.tags.append(f"/{opened.kind.tag}")
-            if len(entered) < held:
-                held -= 1
-                self.ends[at] = len(self.tags) - 1
+            if at & _HOLDS:
+                self.ends[at >> _BITS] = len(self.tags) - 1
             self._leave(opened)
 
         while True:
             tag, inner = node.tag, None
             if tag == "-text":
                 text = node.text_content
-                link = node.parent.tag == "a" and node.prev is None and len(text or "") < 4
-                if link and text.strip() in MARKS:
+                link = node.parent.tag == "a" and node.prev is None
+                if link and (text or "").rstrip() in MARKS:
                     pass
                 elif text and (self._block.parts or not text.isspace()):
                     self._add(text)
@@ -49,14 +47,14 @@ class DomWalk(Walk):
                 at = begin(tag)
                 if not self._filled:
                     self._block.begins = at
-                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, [~at for at, _ in entered])
-                held = len(entered)
+                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, entered)
             elif tag == "source":
                 if len(self._sources) < MAX_SOURCES:
                     self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
             elif tag is not None and tag[0] != "-" and not self._kind(node).silent:  # None: `<?php ... ?>` and its like
                 self._node = node
-                entered.append((at := begin(tag), self._enter(at, self._kind(node))))
+                entered.append((at := begin(tag)) << _BITS)
+                others.append(self._enter(at, self._kind(node)))
                 inner = node.first_child
                 if inner is None:
                     leave()

@@ -182,7 +182,8 @@ class _Lookup:
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         scopes = Scopes(walk) if walk.places else None
-        self._scopes = [scopes.of(place) for place in walk.places] if scopes else []
+        whole = Scope(0, len(walk.blocks), False, -1)
+        self._scopes = [whole if place.furniture or scopes is None else scopes.of(place) for place in walk.places]
         self._near = [self._own_text(place) for place in walk.places]
         rows = range(len(walk.places))
         self._beside = [self._sentence_beside(row) or self._pointing_up(row) for row in rows] if self._several else []
@@ -412,16 +413,13 @@ def _is_caption_line(text: str) -> bool:
     return len(text) <= 100 and _CAPTION_LINE.match(text) is not None
 
 
-def _without_dollars(text: str) -> str:
-    """A text whose formulas of a few letters are written plainly: $N$ becomes N."""
-    return _FORMULA.sub(r"\1", text) if "$" in text else text
-
-
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
     """Texts without empty ones and repetitions: a text that comes twice has the kind of its first occurrence."""
     texts: dict[str, Text] = {}
     for kind, text in pairs:
-        if (text := _without_dollars(text)) and text not in texts:
+        if "$" in text:
+            text = _FORMULA.sub(r"\1", text)  # $N$ is N
+        if text and text not in texts:
             texts[text] = _text(kind, text[:MAX_TEXT])
     return tuple(texts.values())
 

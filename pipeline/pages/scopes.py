@@ -15,11 +15,10 @@ import bisect
 import itertools
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from pipeline.pages.markup import value_of
-from pipeline.pages.walk import Block, Place, Walk
+from pipeline.pages.walk import Block, Place, Walk, places_of
 
 _LETTER = re.compile(r"[^\W\d_]")
 _UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
@@ -60,8 +59,12 @@ class Scopes:
     def of(self, place: Place) -> Scope:
         """The scope of an image."""
         found, passed = self._page, list[int]()
+        units, cards, tags = self._units, self._cards, self._walk.tags
         for at in reversed(place.path):
-            if (known := self._units.get(at) or self._unit(at)) is not None:
+            known = units.get(at)
+            if known is None and (at in cards or tags[at][:2] in _FIRST):
+                known = self._unit(at)
+            if known is not None:
                 found = known
                 break
             passed.append(at)
@@ -79,7 +82,7 @@ class Scopes:
     def _unit(self, at: int) -> Scope | None:
         """The scope that the element is which a tag begins; None if it is none."""
         walk, tag, card = self._walk, self._walk.tags[at], at in self._cards
-        if not card and (tag[:2] not in _FIRST or _name(tag) not in _UNITS):
+        if not card and _name(tag) not in _UNITS:
             return None
         first, end = self._blocks(at)
         if not self._holds_text(at, first, end):
@@ -106,7 +109,7 @@ class Scopes:
 
     def _ends(self) -> list[int]:
         """Tags that end an element across which no text is taken, ascending."""
-        tags, found, opened = self._walk.tags, _places("/article", self._walk.tags), list[int]()
+        tags, found, opened = self._walk.tags, places_of("/article", self._walk.tags), list[int]()
         headings = [self._begins[block] for block in self._walk.sections if block < len(self._begins)]
         for at, tag in enumerate(tags) if "/section" in tags else ():
             if tag == "/section":
@@ -144,15 +147,6 @@ class Scopes:
 
 def _has_letters(block: Block) -> bool:
     return not block.furniture and not block.is_caption and any(map(_LETTER.search, block.parts))
-
-
-def _places(tag: str, tags: list[str]) -> list[int]:
-    """Where a tag stands among others."""
-    found, at = list[int](), -1
-    with suppress(ValueError):
-        while True:
-            found.append(at := tags.index(tag, at + 1))
-    return found
 
 
 def _name(tag: str) -> str:

@@ -14,6 +14,7 @@ import bisect
 import functools
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ _BLOCKS = frozenset((
 _LINK = ("a", "a ")
 MARKS = frozenset(["¶", "§", "#", "⚓", "⚓︎", "🔗", "\uf0c1", "&para;", "&sect;"])
 """Texts of the links that generators of documentation put beside a heading."""
+_MARKED = frozenset(mark[0] for mark in MARKS)
 _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
@@ -80,7 +82,7 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
-_ARTICLES, _STARTS = ("article", "main", "h1"), ("ar", "ma", "h1")
+_ARTICLES = ("/article", "/main", "/h1")
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
@@ -247,6 +249,10 @@ def _kind_of(tag: str) -> _Kind:
     return (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, value_of(tag, "role")[:_LONG])
 
 
+_BITS, _BLOCKED, _HOLDS, _OTHERS, _RARE = 3, 1, 2, 4, 6
+"""Bits of an open element: a block; it holds an image; leaving it must undo something."""
+
+
 @dataclass(slots=True)
 class _Opened:
     """An element that the walk has entered, with what leaving it must undo."""
@@ -274,7 +280,7 @@ class Walk:
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
-        self._articles: list[int] | None = None  # tags that begin an element of _ARTICLES, once they are needed
+        self._articles: list[int] | None = None  # tags that end an article or headline, once they are needed
         self._looked = 0  # tags that were looked at for an article
         self._paired: dict[int, int] | None = None  # of all elements as `ends`, once it pays
 
@@ -285,42 +291,39 @@ class Walk:
         pieces = enumerate(zip(map(_KINDS.get, self.tags), self.tags, texts, strict=True))
         block, parts, filled = self._block, self._block.parts, self._filled
         furniture = captions = 0
-        # open elements: of most twice the number of the tag, and one for a block; of the others its complement
-        entered: list[int] = []
-        others: list[_Opened] = []
-        held = 0  # how many of the open elements hold an image already
+        entered: list[int] = []  # open elements: the number of the tag above three bits
+        others: list[_Opened] = []  # those with _OTHERS
         for at, (does, tag, text) in pieces:
             if does is None:
                 does = _does(tag)
-            ends = False  # whether a block ends here
+            ends = 0  # whether a block ends here
             if does == _END:
                 opened = entered.pop() if entered else 0
-                if held and len(entered) < held:
-                    held -= 1
-                    self.ends[_tag_of(opened)] = at
-                if opened >= 0:
-                    ends = opened & 1 == 1
-                else:
-                    self._filled = filled
-                    block = self._leave(others.pop())
-                    parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
+                ends = opened & _BLOCKED
+                if opened & _RARE:
+                    if opened & _HOLDS:
+                        self.ends[opened >> _BITS] = at
+                    if opened & _OTHERS:
+                        self._filled = filled
+                        block = self._leave(others.pop())
+                        parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
             elif does == _INLINE_TAG:
-                entered.append(at << 1)
+                entered.append(at << _BITS)
             elif does == _BLOCK_TAG:
-                entered.append(at << 1 | 1)
-                ends = True
+                entered.append(at << _BITS | _BLOCKED)
+                ends = 1
             elif does == _IMAGE:
                 if not filled:
                     block.begins = at
                 self._place(at, attributes_of(tag), entered)
-                filled, held = True, len(entered)
+                filled = True
             elif does == _BREAK:
-                ends = True
+                ends = 1
             elif does == _NOTHING:
                 pass
             elif furniture and does != _OTHER:
-                ends = does == _QUIET_BLOCK
-                entered.append(at << 1 | ends)
+                ends = int(does == _QUIET_BLOCK)
+                entered.append(at << _BITS | ends)
             elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
                 text = _text_behind(pieces, kind.tag)
             else:
@@ -329,7 +332,7 @@ class Walk:
                     self._void(at, tag, kind)
                 else:
                     others.append(self._enter(at, kind))
-                    entered.append(~at)
+                    entered.append(at << _BITS | _OTHERS)
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
                 parts = block.parts
             if ends and filled:
@@ -339,7 +342,7 @@ class Walk:
                     block, filled = self._break(), False
                     parts = block.parts
             if text:
-                if len(text) < 4 and text.strip() in MARKS and tag[:2] in _LINK:
+                if text[0] in _MARKED and text.rstrip() in MARKS and tag[:2] in _LINK:
                     continue
                 if "&" in text:
                     text = unescaped(text)
@@ -397,9 +400,7 @@ class Walk:
             return True
         self._looks += 1
         if self._articles is None:
-            self._articles = [
-                i for i, tag in enumerate(self.tags) if tag[:2] in _STARTS and tag.partition(" ")[0] in _ARTICLES
-            ]
+            self._articles = sorted(at for end in _ARTICLES for at in places_of(end, self.tags))
         next_one = bisect.bisect_right(self._articles, at)
         if next_one == len(self._articles):
             return True
@@ -470,14 +471,22 @@ class Walk:
                 sources=tuple(self._sources) if self._inside["picture"] else (),
                 fallback=self._inside["noscript"] > 0,
                 tag=at,
-                path=tuple(map(_tag_of, entered[:MAX_PATH])),
+                path=tuple([opened >> _BITS for opened in entered[:MAX_PATH]]),
             )
         )
+        for i in range(len(entered) - 1, -1, -1):
+            if entered[i] & _HOLDS:
+                break
+            entered[i] |= _HOLDS
 
 
-def _tag_of(opened: int) -> int:
-    """The number of the tag that begins an open element."""
-    return opened >> 1 if opened >= 0 else ~opened
+def places_of(tag: str, tags: list[str]) -> list[int]:
+    """Where a tag stands among others."""
+    found, at = list[int](), -1
+    with suppress(ValueError):
+        while True:
+            found.append(at := tags.index(tag, at + 1))
+    return found
 
 
 def _ends_of(tags: list[str]) -> dict[int, int]:
