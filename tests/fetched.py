@@ -28,7 +28,7 @@ class Got:
 
     url: str
     data: bytes
-    texts: tuple[str, ...] = ("一张图片",)
+    texts: tuple[str | Text, ...] = ("一张图片",)
     page: str = "http://site.test/a.html"
 
 
@@ -63,7 +63,8 @@ def make(folder: Path, images: Sequence[Got], parts: int = 1, **more: Any) -> Bu
 
 
 def _texts(got: Got) -> tuple[Text, ...]:
-    return tuple(Text("caption" if at == 0 else "alt", text) for at, text in enumerate(got.texts))
+    named = enumerate(got.texts)
+    return tuple(t if isinstance(t, Text) else Text("caption" if at == 0 else "alt", t) for at, t in named)
 
 
 def _commit(build: Build, partition: str, rows: pa.Table, images: Sequence[Got]) -> None:

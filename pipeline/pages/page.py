@@ -254,7 +254,7 @@ class _Lookup:
             *_, text = _sentences(before[-MAX_SURROUNDING:])
         else:
             text = next(_sentences(after[:MAX_SURROUNDING]), "")
-        return text if len(_HAN.findall(text)) >= MIN_CARD else ""
+        return text if _says_something(text, MIN_CARD) else ""
 
     def _sentence(self, row: int, used: int) -> str:
         """The sentence right beside an image, if the page has several images and no other one has this sentence.
@@ -355,8 +355,8 @@ def _without_number(heading: str) -> str:
     return _SECTION_NUMBER.sub("", heading)
 
 
-def _says_something(sentence: str) -> bool:
-    """True if MIN_SENTENCE Han characters remain once words without content are taken out, the longest first."""
+def _says_something(sentence: str, least: int = MIN_SENTENCE) -> bool:
+    """True if so many Han characters remain once words without content are taken out, the longest first."""
     words, at, said = _empty_words(), 0, 0
     while at < len(sentence):
         if sentence[at : at + 3] in words:
@@ -366,7 +366,7 @@ def _says_something(sentence: str) -> bool:
         else:
             if sentence[at] not in words and _HAN.match(sentence, at):
                 said += 1
-                if said >= MIN_SENTENCE:
+                if said >= least:
                     return True
             at += 1
     return False
