@@ -434,8 +434,11 @@ def _gave_way(candidate: Candidate, primary: Text, failed: Sequence[tuple[int, R
 
 
 def _says_something(text: RemovedText) -> bool:
-    """True for removed words that are a description all the same: in another language, for instance."""
-    return text.reason != DropReason.BOILERPLATE and len(_LETTERS.findall(text.text)) >= DESCRIBES
+    """True for removed words that are a description all the same: in another language, for instance. Not for a name
+    such as min_path_step8.
+    """
+    words = [word for word in text.text.split() if _LETTERS.search(word)]
+    return text.reason != DropReason.BOILERPLATE and len(words) > 1 and len(_LETTERS.findall(text.text)) >= DESCRIBES
 
 
 def _capped(

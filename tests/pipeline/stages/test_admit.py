@@ -118,8 +118,9 @@ def test_own_words_that_were_removed_do_not_give_way_to_a_text_of_a_page_with_se
     assert decision.reason == "low_han_share"
     assert decision.evidence.endswith("what is left is a title of a page with several images")
     assert admit([own], spec())[0], "the only picture of its page"
-    named = replace(own, texts=(Text("alt", "IMG_20210102_123456.jpg"), *own.texts[1:]), shown="among")
-    assert admit([named], spec())[0], "a file name was no description"
+    for name in ("IMG_20210102_123456.jpg", "min_path_sum_dp_step8"):
+        named = replace(own, texts=(Text("alt", name), *own.texts[1:]), shown="among")
+        assert admit([named], spec())[0], "a file name was no description"
     beside = replace(own, texts=(*own.texts, Text("surrounding", "选择文本工具后的窗口。")), shown="among")
     assert admit([beside], spec())[1], "a title comes before what stands around"
     near = (own.texts[0], Text("surrounding", "选择文本工具后的窗口。"), own.texts[1])
