@@ -152,7 +152,7 @@ def _parsed(
 ) -> Iterator[Candidate | Decision]:
     """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
     if decoded is None:
-        why = "neither UTF-8, gb18030, Big5 nor what it declares"
+        why = "neither East Asian text in a known charset nor what it declares"
         yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
         return
     page = parse(decoded[0], rule_of(capture.url))
