@@ -211,7 +211,7 @@ def got() -> Callable[..., Any]:
     """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""
     kind = importlib.import_module("tests.fetched").Got
 
-    def make(name: str, data: bytes, *texts: str, page: str = "http://site.test/a.html") -> Any:
+    def make(name: str, data: bytes, *texts: Any, page: str = "http://site.test/a.html") -> Any:
         return kind(f"http://img.test/{name}", data, texts or ("一张图片",), page)
 
     return make

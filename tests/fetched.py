@@ -24,11 +24,11 @@ FETCHED_AT = "2026-01-02T03:04:05Z"
 
 @dataclass(frozen=True)
 class Got:
-    """An image as the web gave it, and the texts that pages had for it."""
+    """An image as the web gave it, and the texts that pages had for it: a caption and alts, unless they say."""
 
     url: str
     data: bytes
-    texts: tuple[str, ...] = ("一张图片",)
+    texts: tuple[str | Text, ...] = ("一张图片",)
     page: str = "http://site.test/a.html"
 
 
@@ -63,7 +63,10 @@ def make(folder: Path, images: Sequence[Got], parts: int = 1, **more: Any) -> Bu
 
 
 def _texts(got: Got) -> tuple[Text, ...]:
-    return tuple(Text("caption" if at == 0 else "alt", text) for at, text in enumerate(got.texts))
+    return tuple(
+        text if isinstance(text, Text) else Text("caption" if at == 0 else "alt", text)
+        for at, text in enumerate(got.texts)
+    )
 
 
 def _commit(build: Build, partition: str, rows: pa.Table, images: Sequence[Got]) -> None:

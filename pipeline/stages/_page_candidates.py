@@ -149,7 +149,7 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
     if not policy.is_html(capture.content_type, capture.body):
         return drop_capture(capture.url, source, "extract", DropReason.NOT_HTML, capture.content_type[:80])
     if not capture.body or capture.body.isspace():
-        return drop_capture(capture.url, source, "extract", DropReason.NOT_HTML, "the body is empty")
+        return drop_capture(capture.url, source, "extract", DropReason.EMPTY_BODY, "0 bytes, or white space only")
     return None
 
 

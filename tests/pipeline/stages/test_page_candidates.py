@@ -86,8 +86,8 @@ def test_the_page_image_is_a_candidate_unless_the_page_shows_it():
     [
         (capture("<img src=a.jpg alt=云>", status=404), "http_status"),
         (capture("<img src=a.jpg alt=云>", kind="application/pdf"), "not_html"),
-        (capture("", kind="text/html"), "not_html"),
-        (capture(" \r\n"), "not_html"),
+        (capture("", kind="text/html"), "empty_body"),
+        (capture(" \r\n"), "empty_body"),
         (capture(bytes(range(128, 256)) * 20, kind="text/html"), "bad_charset"),
         (capture("<meta name=robots content='noai, noimageai'><img src=a.jpg alt=云>"), "opt_out"),
         (capture("<img src=a.jpg alt=云>", **{"X-Robots-Tag": "noai"}), "opt_out"),
