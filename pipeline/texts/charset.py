@@ -49,11 +49,11 @@ _EXPECTED = {"utf-8": 3.0, "gb18030": 3.0, "big5hkscs": 3.0}
 _DECLARED = 7.0
 """The same of the charset that a page declares."""
 
-CLEAR, LEAST, SPREAD = -9.0, -11.0, 4.0
+CLEAR, LEAST, SPREAD, LOWEST = -9.0, -11.0, 4.0, -12.4
 """Mean natural logarithm of a character's likelihood from which on the declared charset needs no comparison, and below
-which a text is in no language; less for few characters, by SPREAD over the root of their number. Of right readings of
-30 bytes 1 in 100 has less than -9.9, half of them more than -6.5; wrong ones have -10 to -14, Korean as gb18030 -9 once
-in a thousand."""
+which a text is in no language; less for few characters, by SPREAD over the root of their number, down to LOWEST: one of
+them at least is in a table. Of right readings of 30 bytes 1 in 100 has less than -9.9, half of them more than -6.5;
+wrong ones have -10 to -14, Korean as gb18030 -9 once in a thousand."""
 
 MAX_SAMPLE = 4000
 """Bytes beyond ASCII by which a page is judged."""
@@ -115,6 +115,8 @@ def codec_of(label: str) -> str | None:
 def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
     """The likeliest reading; if no language explains the page, the one in the charset that it declares."""
     sample = _sample(body)
+    if len(sample) == 1:  # a stray byte
+        return body.decode(declared or "utf-8", "replace"), declared or "utf-8"
     if declared in _COMPETITORS and _likelihood(sample, declared).mean >= CLEAR:
         text = _readable(body, declared)
         if text is not None:
@@ -124,7 +126,7 @@ def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
         name: own.total + _EXPECTED.get(name, 0.0) + _DECLARED * (name == declared) for name, own in readings.items()
     }
     for name in sorted(readings, key=lambda name: -scores[name]):
-        if readings[name].is_of_a_language and (text := _readable(body, name)) is not None:
+        if (name == declared or readings[name].is_of_a_language) and (text := _readable(body, name)) is not None:
             return text, name
     if declared is None:
         return None
@@ -178,7 +180,7 @@ class _Likelihood(NamedTuple):
 
     @property
     def is_of_a_language(self) -> bool:
-        return self.mean >= LEAST - SPREAD / math.sqrt(max(1, self.characters))
+        return self.mean >= max(LEAST - SPREAD / math.sqrt(max(1, self.characters)), LOWEST)
 
 
 def _likelihood(sample: bytes, charset: str) -> _Likelihood:
