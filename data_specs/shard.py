@@ -53,9 +53,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 TextKind = Literal["alt", "caption", "title", "surrounding", "abstract", "content", "tag"]
 TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
-SourceKind = Literal[
-    "news", "encyclopedia", "microblog", "wechat", "image_search", "library", "blog", "forum", "web"
-]
+SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library", "blog", "forum", "web"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
 """`library` is everything that is not on a web page: own photos, an archive, a catalogue, a dataset. `web` is pages of
 any kind, as of an open crawl.
