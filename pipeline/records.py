@@ -152,6 +152,10 @@ class RemovedText:
         return cls(text.kind, encodable(text.text[:200]), reason.value, encodable(evidence[:300]))
 
 
+Shown = Literal["alone", "among", "listed"]
+"""How a page shows an image: alone or with one other, among more of them, or listed in one of several cards."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table.
@@ -170,6 +174,7 @@ class Candidate:
     provenance: Annotated[Provenance | None, None] = None  # in PROVENANCE_SCHEMA only
     userinfo: Annotated[str, None] = field(default="", repr=False)  # `user:password` of its URL; in USERINFO only
     text_rank: int = 0
+    shown: Shown = "alone"
     removed: Annotated[tuple[RemovedText, ...], None] = ()  # in column REMOVED of the stage that removed them
 
     @property
@@ -321,6 +326,9 @@ CANDIDATE_SCHEMA = pa.schema(
         *_columns_of(Candidate),
     ]
 )
+
+OWN_WORDS = ("alt", "caption", "content")
+"""Kinds of texts that are about one picture; others are about a page."""
 
 REMOVED = "removed"
 """Column of the texts that a stage took off its candidates, in extract's and admit's files."""

@@ -19,7 +19,7 @@ from pipeline.matching import looks
 from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of, hashes_of, signatures_of
 from pipeline.matching.sketches import same, sketch
 from pipeline.pictures.signatures import of_one_tone
-from pipeline.records import split_of
+from pipeline.records import OWN_WORDS, split_of
 from pipeline.urls import domain_key
 
 Matrix = npt.NDArray[np.bool_]
@@ -77,6 +77,13 @@ class Item:
         return normals([text["text"] for text in self.row["texts"]])[:most]
 
 
+def words(row: dict[str, Any]) -> tuple[int, int, bool]:
+    """How good the words of a pair are; the best come first."""
+    kind = row["texts"][0]["kind"]
+    own = 0 if kind in OWN_WORDS else {"surrounding": 1, "title": 2}.get(kind, 3)
+    return own, min(row["text_rank"], 7), row["shown"] == "listed"
+
+
 @dataclass
 class Published:
     """What one build kept: pairs by rank, texts that lead with their splits, and which splits clusters have."""
@@ -96,7 +103,9 @@ class Oracle:
         """Pairs by the name of their picture. `publish` then makes them earlier ones."""
         rules, apart = spec.dedup, spec.shards.apart == "texts"
         items = [Item(row, spec.name) for row in rows]
-        items.sort(key=lambda item: (-item.row["width"] * item.row["height"], item.row["candidate_id"]))
+        items.sort(
+            key=lambda item: (words(item.row), -item.row["width"] * item.row["height"], item.row["candidate_id"])
+        )
         before = [(item, True) for of in self.published for item in of.kept]
         everything = [item for item, _ in before] + items
         looks_like, number = self._matrix(rules, everything), {id(item): at for at, item in enumerate(everything)}

@@ -6,40 +6,62 @@ each other is not.
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 from unittest import mock
 
 from pipeline.pages import page
 from pipeline.pages.page import Page, parse
-from pipeline.pages.walk import MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
+from pipeline.pages.walk import _BITS, _HOLDS, MARKS, MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
 
 
 class DomWalk(Walk):
     """A walk over the nodes of the body."""
 
     def run(self, body: Any) -> None:
-        entered: list[_Opened] = []
+        entered: list[int] = []
+        others: list[_Opened] = []
         node = body
+
+        def begin(tag: str) -> int:
+            self.tags.append(f'{tag} class="{escape(node.attributes.get("class") or "")}"')
+            return len(self.tags) - 1
+
+        def leave() -> None:
+            at, opened = entered.pop(), others.pop()
+            self.tags.append(f"/{opened.kind.tag}")
+            if at & _HOLDS:
+                self.ends[at >> _BITS] = len(self.tags) - 1
+            self._leave(opened)
+
         while True:
             tag, inner = node.tag, None
             if tag == "-text":
                 text = node.text_content
-                if text and (self._block.parts or not text.isspace()):
+                link = node.parent.tag == "a" and node.prev is None
+                if link and (text or "").rstrip() in MARKS:
+                    pass
+                elif text and (self._block.parts or not text.isspace()):
                     self._add(text)
             elif tag == "img":
-                self._place({k.lower(): v or "" for k, v in node.attributes.items()})
+                at = begin(tag)
+                if not self._filled:
+                    self._block.begins = at
+                self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, entered)
             elif tag == "source":
                 if len(self._sources) < MAX_SOURCES:
                     self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
             elif tag is not None and tag[0] != "-" and not self._kind(node).silent:  # None: `<?php ... ?>` and its like
-                entered.append(self._enter(node, self._kind(node)))
+                self._node = node
+                entered.append((at := begin(tag)) << _BITS)
+                others.append(self._enter(at, self._kind(node)))
                 inner = node.first_child
                 if inner is None:
-                    self._leave(entered.pop())
+                    leave()
             if inner is None:
                 while entered and (inner := node.next) is None:  # up, to the first ancestor with a next sibling
                     node = node.parent
-                    self._leave(entered.pop())
+                    leave()
                 if not entered:
                     return
             node = inner
@@ -47,6 +69,8 @@ class DomWalk(Walk):
     def _add(self, text: str) -> None:
         block = self._block
         if not block.parts:
+            if not self._filled:
+                block.begins = len(self.tags) - 1
             self._filled, block.furniture, block.figures = True, self._furniture > 0, tuple(self._figures)
         block.parts.append(text)
         block.caption = block.caption or self._caption > 0
@@ -56,11 +80,11 @@ class DomWalk(Walk):
         style = " ".join(v for k in ("class", "id") if (v := node.attributes.get(k)))[:300]
         return _kind(node.tag, style, node.attributes.get("role") or "")
 
-    def _is_furniture(self, node: Any, tag: str) -> bool:
+    def _is_furniture(self, at: int, name: str) -> bool:
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
-        return node.css_first("article, main, h1") is None
+        return self._node.css_first("article, main, h1") is None
 
 
 def parse_by_nodes(html: str) -> Page:

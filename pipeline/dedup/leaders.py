@@ -49,6 +49,7 @@ def token(build: Build) -> Any:
     return {
         "dedup": spec.dedup.model_dump(mode="json"),
         "apart": spec.shards.apart,
+        "text_kinds": list(spec.text_kinds),
         "features": feature_id(),
         "identities": build.identity_revision,
         "splits": [own.identities for own in build.made_from],
@@ -93,6 +94,7 @@ PASS = Pass(
     reads=("dedup.signatures", "dedup.copies", "dedup.edges"),
     run=run_partition,
     token=token,
+    version=2,
     files=(
         PassFile("*.verdicts", VERDICT_SCHEMA, kind="derived"),
         PassFile("*.merged", MERGED_SCHEMA, kind="derived"),

@@ -25,6 +25,7 @@ from pipeline.records import DropReason
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.partitions import Attempt
+from pipeline.texts.text_order import TextOrder
 
 VERDICT_SCHEMA = pa.schema(
     [
@@ -45,6 +46,7 @@ MERGED_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("original", pa.string()),
         ("text_leader", DIGEST),
+        ("rank", pa.int32()),  # by kind, as among the texts of its own pair
     ]
 )
 """Texts that leaders take over."""
@@ -72,6 +74,7 @@ class Outcome:
     left_out: Flags
     """[T] texts that their pair must not have."""
     began: Flags
+    text_order: TextOrder
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -115,6 +118,7 @@ def spread_out(build: Build, joined: Joined, verdicts: Verdicts, text_splits: Te
         np.full(len(joined.all_texts), NONE),
         np.zeros(len(joined.all_texts), np.bool_),
         np.zeros(len(joined.all_texts), np.bool_),
+        TextOrder.of(build.spec),
     )
     outcome.reasons[bound], outcome.earlier[bound] = verdicts.reasons, verdicts.earlier
     led = verdicts.leader != NONE
@@ -190,7 +194,8 @@ def _merged_rows(outcome: Outcome, leader: Ints, place: Ints, node: Ints) -> dic
     ids[own] = joined.runs.text_ids(joined.all_texts[place[own]])
     run = np.searchsorted(joined.runs.starts, leader, "right") - 1
     found = {}
-    texts, names = _texts_at(joined, place), _gathered(joined, leader, ["candidate_id"])["candidate_id"]
+    texts, ranks = _texts_at(joined, place, outcome.text_order)
+    names = _gathered(joined, leader, ["candidate_id"])["candidate_id"]
     for number in distinct(run).tolist():
         here = pa.array(np.flatnonzero(run == number))
         table = pa.table(
@@ -198,6 +203,7 @@ def _merged_rows(outcome: Outcome, leader: Ints, place: Ints, node: Ints) -> dic
                 "leader": names.take(here),
                 **{name: texts.field(name).take(here) for name in ("kind", "text", "original")},
                 "text_leader": column_of(ids).take(here),
+                "rank": pa.array(ranks).take(here),
             }
         )
         original = pc.fill_null(table["original"], "")
@@ -205,22 +211,24 @@ def _merged_rows(outcome: Outcome, leader: Ints, place: Ints, node: Ints) -> dic
     return found
 
 
-def _texts_at(joined: Joined, places: Ints) -> pa.StructArray:
-    """Texts by their places among the texts of all pairs."""
+def _texts_at(joined: Joined, places: Ints, text_order: TextOrder) -> tuple[pa.StructArray, Ints]:
+    """(texts by their places among the texts of all pairs, their ranks)."""
     ends = joined.text_starts[joined.runs.starts]  # where the texts of each run begin, and the end
-    order, parts = list[Ints](), list[pa.Array]()
+    order, parts, ranks = list[Ints](), list[pa.Array](), list[Ints]()
     for number, rows in enumerate(joined.rows):
         here = np.flatnonzero((places >= ends[number]) & (places < ends[number + 1]))
         if len(here):
-            flat = rows["texts"].combine_chunks().flatten()
+            lists = rows["texts"].combine_chunks()
+            flat, own = lists.flatten(), places[here] - ends[number]
+            counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
             order.append(here)
-            parts.append(flat.take(pa.array(places[here] - ends[number])))
+            parts.append(flat.take(pa.array(own)))
+            ranks.append(text_order.ranks(flat.field("kind"), np.repeat(np.cumsum(counts), counts))[own])
     if not parts:
-        return pa.array(
-            [], joined.rows[0]["texts"].type.value_type if joined.rows else MERGED_SCHEMA.field("text").type
-        )
-    joined_up = pa.concat_arrays(parts)
-    return joined_up.take(pa.array(np.argsort(np.concatenate(order))))
+        kind = joined.rows[0]["texts"].type.value_type if joined.rows else MERGED_SCHEMA.field("text").type
+        return pa.array([], kind), np.zeros(0, np.int64)
+    by_place = np.argsort(np.concatenate(order))
+    return pa.concat_arrays(parts).take(pa.array(by_place)), np.concatenate(ranks)[by_place]
 
 
 def write(attempt: Attempt, outcome: Outcome, merged_rows: dict[int, pa.Table], placeholders: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.matching.image_keys import Ints, Key, plan
 from pipeline.matching.looks import NO_DETAILS, Hashed, fine_of
 from pipeline.matching.sketches import Sketches, distinct
-from pipeline.records import LOOKS, TEXTS_TYPE
+from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.identities import DETAILS, SIGNATURES, Identities
 from pipeline.store.partitions import Record
@@ -44,11 +44,16 @@ ROW_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
         ("domain", pa.uint64()),  # of the page; 0 = none
+        ("words", pa.int32()),  # 0 for the best words; see `words_of`
         ("kept_by", pa.int32()),  # number of the earlier build that kept it, oldest first; see `kept_by`
         ("texts", TEXTS_TYPE),
     ]
 )
 """A run's rows by rank."""
+
+
+MOST_REMOVED = 7
+"""Removed texts that make a difference for the rank."""
 
 
 def run_name(partitions: Sequence[str]) -> str:
@@ -192,18 +197,34 @@ def pixels_of(rows: pa.Table) -> Ints:
     return pixels
 
 
+def words_of(pairs: pa.Table) -> Ints:
+    """[N] how good the words of pairs are, 0 for the best: those whose primary text is their own, an alt or caption,
+    come first, then those with a sentence beside them, a title, anything else; then those of which fewer better texts
+    were removed, and those that stand in no list.
+    """
+    kind = pc.struct_field(pc.list_element(pairs["texts"].combine_chunks(), 0), "kind")
+    order = pa.array([*OWN_WORDS, "surrounding", "title"])
+    at = pc.fill_null(pc.index_in(kind, value_set=order), len(order)).to_numpy(zero_copy_only=False).astype(np.int64)
+    shared = np.maximum(at - len(OWN_WORDS) + 1, 0)
+    removed = np.minimum(pairs["text_rank"].to_numpy().astype(np.int64), MOST_REMOVED)
+    listed = pc.equal(pairs["shown"], "listed").to_numpy(zero_copy_only=False)
+    words: Ints = (shared * (MOST_REMOVED + 1) + removed) * 2 + listed
+    return words
+
+
 def order_of(tables: Sequence[pa.Table]) -> Ints:
-    """The order by rank of all rows of some tables of ROW_SCHEMA: by kept_by, largest image first, candidate_id."""
-    kept_by, smaller, word = (
+    """The order by rank of all rows of some tables of ROW_SCHEMA: by kept_by, words, largest image, candidate_id."""
+    kept_by, words, smaller, word = (
         np.concatenate([np.zeros(0, kind), *parts])
         for kind, parts in (
             (np.int32, [table["kept_by"].to_numpy() for table in tables]),
+            (np.int32, [table["words"].to_numpy() for table in tables]),
             (np.int64, [-pixels_of(table) for table in tables]),
             (np.uint64, [_words(digests_of(table["candidate_id"]))[:, 0] for table in tables]),
         )
     )
-    order = np.lexsort((word, smaller, kept_by))
-    ranked = kept_by[order], smaller[order], word[order]
+    order = np.lexsort((word, smaller, words, kept_by))
+    ranked = kept_by[order], words[order], smaller[order], word[order]
     equal = np.all([of[1:] == of[:-1] for of in ranked], axis=0)
     tied = np.flatnonzero(np.append(equal, False) | np.insert(equal, 0, False))
     if len(tied):  # the first 64 bits of two ids agree

@@ -1,11 +1,12 @@
 """Pass dedup.signatures: what dedup compares, of each run of pairs, sorted by rank and by keys.
 
-Pairs rank by (larger image, candidate_id). In a build that begins a generation, what builds of the last one kept ranks
-before that, in the order of those builds: with the same spec the same pairs are kept again, as a pair that was dropped
-was dropped for one that ranks before it. Each partition is a run: neighbouring partitions of filter, up to RUN pairs.
-It holds the run's rows by rank, the signatures and details of its images, and what both images and texts are joined by
-(`pipeline.dedup.piece`), so that the one pass in order (`pipeline.dedup.leaders`) does nothing that can be done in
-parallel. Other partitions see to the pieces of what earlier builds kept (`pipeline.dedup.earlier`).
+Pairs rank by (better words, larger image, candidate_id; `runs.words_of`). In a build that begins a generation, what
+builds of the last one kept ranks before that, in the order of those builds: with the same spec the same pairs are kept
+again, as a pair that was dropped was dropped for one that ranks before it. Each partition is a run: neighbouring
+partitions of filter, up to RUN pairs. It holds the run's rows by rank, the signatures and details of its images, and
+what both images and texts are joined by (`pipeline.dedup.piece`), so that the one pass in order
+(`pipeline.dedup.leaders`) does nothing that can be done in parallel. Other partitions see to the pieces of what earlier
+builds kept (`pipeline.dedup.earlier`).
 
 Limits: a run is in memory. A new generation reads the ids of all that the last one kept once per run. On disk, at
 default settings, 3.5 KB per pair, of a pair with details 3 KB more, until the build is published.
@@ -27,7 +28,7 @@ from data_specs.text.folding import normals
 from pipeline import pulse
 from pipeline.dedup import earlier
 from pipeline.dedup.piece import write_images, write_texts
-from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, kept_by, order_of, pairs_of, pixels_of, run_name
+from pipeline.dedup.runs import ARRAYS, ROW_SCHEMA, ROWS, kept_by, order_of, pairs_of, pixels_of, run_name, words_of
 from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
@@ -52,7 +53,7 @@ SKETCHED_AT_ONCE = 10_000
 """Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
-_READ = [*_DIGESTS, "width", "height", *LOOKS, "texts", "page_url", "image_url"]
+_READ = [*_DIGESTS, "width", "height", *LOOKS, "texts", "text_rank", "shown", "page_url", "image_url"]
 
 
 def token(build: Build) -> Any:
@@ -115,6 +116,7 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         **{name: pairs[name] for name in ("width", "height", "phash", "texts")},
         **{name: _digest(pairs, name) for name in _DIGESTS},
         "position": pa.array(np.arange(pairs.num_rows), pa.int32()),
+        "words": pa.array(words_of(pairs), pa.int32()),
         "kept_by": pa.array(kept, pa.int32()),
         "domain": pa.array([domain_key(p or i) for p, i in zip(pages, images, strict=True)], pa.uint64()),
     }
@@ -132,14 +134,21 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         coarse = coarse_of(hashes_of(rows), signature)
         write_images(writer, digests_of(rows["sha256"]), coarse, fine_of(details), keys)
         pulse.advance(pairs.num_rows // 2)
-        pixels = np.minimum(pixels_of(rows), np.iinfo(np.uint32).max)
-        order = (np.iinfo(np.uint32).max - pixels).astype(np.uint32)
+        order = _about_the_rank(rows)
         writer.add("order", order)
         writer.add("split", splits_of(spec, rows["sha256"]))
         texts = _write_texts(writer, rows["texts"], order, spec.dedup.text_similarity)
         writer.finish()
     pulse.advance(pairs.num_rows - pairs.num_rows // 2)
     return {"texts": texts, "detailed": len(details)}
+
+
+def _about_the_rank(rows: pa.Table) -> npt.NDArray[np.uint32]:
+    """[N] numbers that ascend with the rank but for the candidate_id, and nearly so for images of nearly one size."""
+    most = np.iinfo(np.uint32).max
+    smaller = (most - np.minimum(pixels_of(rows), most)) >> 5
+    about: npt.NDArray[np.int64] = rows["words"].to_numpy().astype(np.int64) << 27 | smaller
+    return about.astype(np.uint32)
 
 
 def splits_of(spec: BuildSpec, sha256: pa.ChunkedArray) -> npt.NDArray[np.int8]:
@@ -172,6 +181,7 @@ PASS = Pass(
     reads=("measure", "filter"),
     run=run_partition,
     token=token,
+    version=2,
     files=(PassFile(ROWS), PassFile("*.bin")),
     working=True,
     unit="pairs",

@@ -6,8 +6,9 @@ com ...) tells which patterns to try, so a caption without any of them costs one
 
 A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 are kept; 加微信, 长按二维码 and
 特价9.9元包邮 are dropped. Words and phrases that sell are listed in `ads.txt` beside this file. Running text
-(surrounding, abstract, content) is judged by how much of it solicits, since an article with one telephone number at its
-end is an article: mask that with `personal_data`, which stands after this filter.
+(surrounding, abstract, content) loses the sentences that solicit at its beginning and end; what remains is judged by
+how much of it solicits, since an article with one telephone number in it is an article: mask that with `personal_data`,
+which stands after this filter.
 
 Thresholds: running_chars is ours.
 
@@ -19,6 +20,7 @@ so that a text costs time in proportion to its length.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any, ClassVar, Literal
@@ -59,6 +61,7 @@ _EVEN: dict[Kind, str] = {  # where marks tell what is meant
     "urls": rf"https?://[^\s\u4e00-\u9fff]*|(?<![a-z0-9])www\.[a-z0-9][a-z0-9.\-/]*|"
     rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+){{0,10}}[.。](?:{_TLD})(?![a-z0-9])",
 }
+_SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+\s*|[^。！？!?；;\n]+$")
 _PRICE = re.compile(
     r"(?:[¥$€]|rmb)\s*[0-9]|[0-9][0-9,.]{0,15}\s*(?:元(?![素旦朝年件代首宵月帅])|块钱|rmb|块(?=$|[^\u4e00-\u9fff]))"
 )
@@ -87,7 +90,19 @@ class Ads(TextFilter):
         100, ge=1, description="a surrounding, abstract or content goes if it solicits once in so many characters"
     )
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
+
+    def rewrite(self, text: Text) -> Text:
+        """Running text without the sentences that solicit at its beginning and at its end."""
+        if text.kind not in RUNNING_KINDS or not self._solicitations(text.text):
+            return text
+        sentences = _SENTENCE.findall(text.text)
+        solicits = [bool(self._solicitations(sentence)) for sentence in sentences]
+        if all(solicits):
+            return text
+        first, last = solicits.index(False), len(solicits) - solicits[::-1].index(False)
+        remaining = "".join(sentences[first:last]).strip()
+        return text if remaining == text.text else replace(text, text=remaining)
 
     def check(self, text: Text) -> Drop | None:
         solicitations = self._solicitations(text.text)

@@ -1,4 +1,4 @@
-"""Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs.
+"""Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs, LaTeX source.
 
 Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
@@ -37,6 +37,9 @@ _NAME_OR_NUMBER = re.compile(r"[idpsmwq微屏截图圖照未无下\d\s_\-.,()（
 _URL = re.compile(  # a host begins where its characters do: from each of its labels the search would be quadratic
     r"(?:https?://|www\.)\S+|(?<![a-z0-9.-])\.*(?:[a-z0-9-]+\.+)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I
 )
+_LATEX = re.compile(
+    r"\\(?:begin|end|frac|left|right|mathbb|mathcal|mathbf|mathrm|sqrt|sum|int|prod|text|partial)\b|\\[({\[]"
+)
 _LETTER, _TWO_LETTERS = re.compile(r"[^\W_]"), re.compile(r"[^\W_][\W_]*[^\W_]")
 _NO_WORD = re.compile(r"[\W_\d]+")
 
@@ -53,7 +56,7 @@ class Boilerplate(TextFilter):
         None, description="drop a text that is one word of the packaged list; by default not in a folder or library"
     )
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     def for_source(self, source: SourceRef) -> Boilerplate:
         return self.model_copy(update={"words": False}) if self.words is None and is_collection(source) else self
@@ -68,6 +71,8 @@ class Boilerplate(TextFilter):
             return Drop(DropReason.BOILERPLATE, "a number or an id")
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
+        if "\\" in whole and _LATEX.search(whole):
+            return Drop(DropReason.BOILERPLATE, "LaTeX source")
         plain = even(whole)
         if len(whole) <= LONGEST_WORD and self._drops_words:
             word = plain if plain.isalpha() else _NO_WORD.sub("", plain)

@@ -14,6 +14,7 @@ import bisect
 import functools
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,22 +36,33 @@ MAX_HEADLINES = 50
 MAX_SOURCES = 50
 """Copies that are read of a <picture>; later ones are passed over."""
 
+MAX_PATH = 64
+"""Elements around an image that are noted, from the outermost inwards."""
+
 SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
 """Attributes that hold a list of copies of an image."""
 
 _SILENT = frozenset((
-    "script", "style", "template", "svg", "math", "iframe", "object", "select", "textarea", "head"
+    "script", "style", "template", "svg", "math", "iframe", "object", "select", "textarea", "head", "audio", "video",
+    "canvas", "rt", "rp"
 ))  # fmt: skip
 _VOID = frozenset((
     "area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img", "input", "keygen", "link",
     "meta", "param", "source", "track", "wbr"
 ))  # fmt: skip
 """Elements that lexbor writes without an end tag."""
-_INLINE = frozenset((
-    "a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "ins",
-    "kbd", "label", "mark", "noscript", "picture", "q", "s", "samp", "small", "source", "span", "strike",
-    "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"
+_BLOCKS = frozenset((
+    "address", "article", "aside", "blockquote", "body", "br", "button", "caption", "center", "dd", "details", "dialog",
+    "dir", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6",
+    "header", "hgroup", "hr", "legend", "li", "listing", "main", "menu", "nav", "ol", "optgroup", "option", "p",
+    "plaintext", "pre", "search", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+    "xmp"
 ))  # fmt: skip
+"""Elements that end the text before them; any other one is within a line. Source: HTML Living Standard, 15.3."""
+_LINK = ("a", "a ")
+MARKS = frozenset(["¶", "§", "#", "⚓", "⚓︎", "🔗", "\uf0c1", "&para;", "&sect;"])
+"""Texts of the links that generators of documentation put beside a heading."""
+_MARKED = frozenset(mark[0] for mark in MARKS)
 _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
@@ -70,7 +82,7 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
-_ARTICLES, _STARTS = ("article", "main", "h1"), ("ar", "ma", "h1")
+_ARTICLES = ("/article", "/main", "/h1")
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
@@ -80,6 +92,7 @@ class Block:
     furniture = caption = False
     titles = False  # its class says title: it is a caption if it is in a figure
     figures: tuple[int, ...] = ()
+    begins = 0  # number of the tag before its first text or image
     _clean: str | None = None
 
     def __init__(self) -> None:  # of a page's objects most are blocks: those above are set where they differ
@@ -126,6 +139,8 @@ class Place(NamedTuple):
     attributes: dict[str, str]
     sources: tuple[str, ...]  # srcsets of the <picture> around it
     fallback: bool
+    tag: int  # its number among the tags
+    path: tuple[int, ...]  # tags that begin the elements around it, from the outermost inwards, MAX_PATH at most
 
 
 class _Kind(NamedTuple):
@@ -141,7 +156,7 @@ class _Kind(NamedTuple):
     titles: bool
     block: bool
     counted: str  # its tag, if it matters for the elements inside it
-    heading: bool  # of a section, h2 to h6
+    heading: bool  # of a section, h1 to h6
     silent: bool  # nothing of it is shown
     void: bool  # without content and end tag
     plain: bool  # none of the above but `block` and `void`
@@ -149,7 +164,7 @@ class _Kind(NamedTuple):
     counts: bool  # how many of its sort are open matters for the elements inside it
 
 
-_HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _COUNTED = frozenset(("h1", "picture", "noscript"))
 _ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
 
@@ -168,7 +183,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         figure=figure,
         caption=by_style or tag == "caption",  # a table's
         titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
-        block=tag not in _INLINE or by_style,
+        block=tag in _BLOCKS or by_style,
         counted=tag if tag in _COUNTED else "",
         heading=tag in _HEADINGS,
         silent=tag in _SILENT,
@@ -234,6 +249,10 @@ def _kind_of(tag: str) -> _Kind:
     return (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, value_of(tag, "role")[:_LONG])
 
 
+_BITS, _BLOCKED, _HOLDS, _OTHERS, _RARE = 3, 1, 2, 4, 6
+"""Bits of an open element: a block; it holds an image; leaving it must undo something."""
+
+
 @dataclass(slots=True)
 class _Opened:
     """An element that the walk has entered, with what leaving it must undo."""
@@ -244,14 +263,16 @@ class _Opened:
 
 
 class Walk:
-    """The walk over an element, the body: fills `blocks`, `places`, `headlines` and `sections`."""
+    """The walk over an element, the body: fills `blocks`, `places`, `headlines`, `sections`, `tags` and `ends`."""
 
     def __init__(self) -> None:
         self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
         self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
-        self.sections: list[int] = []  # blocks that are the heading of a section, h2 to h6
+        self.sections: list[int] = []  # blocks that are the heading of a section, h1 to h6
+        self.tags: list[str] = []
+        self.ends: dict[int, int] = {}  # by the tag that begins an element with an image, the one that ends it
         self._figures: list[int] = []
         self._count = 0
         self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
@@ -259,44 +280,50 @@ class Walk:
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
-        self._tags: list[str] = []
-        self._articles: list[int] | None = None  # tags that begin an element of _ARTICLES, once they are needed
+        self._articles: list[int] | None = None  # tags that end an article or headline, once they are needed
         self._looked = 0  # tags that were looked at for an article
-        self._ends: dict[int, int] | None = None  # by its first tag, that of an element's end, once it pays
+        self._paired: dict[int, int] | None = None  # of all elements as `ends`, once it pays
 
     def run(self, html: str) -> None:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
-        self._tags, texts = pieces_of(html)
+        self.tags, texts = pieces_of(html)
         # what is asked for at each tag is kept in names of its own
-        pieces = enumerate(zip(map(_KINDS.get, self._tags), self._tags, texts, strict=True))
+        pieces = enumerate(zip(map(_KINDS.get, self.tags), self.tags, texts, strict=True))
         block, parts, filled = self._block, self._block.parts, self._filled
         furniture = captions = 0
-        entered: list[bool | _Opened] = []  # open elements; of most only whether it is a block
+        entered: list[int] = []  # open elements: the number of the tag above three bits
+        others: list[_Opened] = []  # those with _OTHERS
         for at, (does, tag, text) in pieces:
             if does is None:
                 does = _does(tag)
-            ends = False  # whether a block ends here
+            ends = 0  # whether a block ends here
             if does == _END:
-                opened = entered.pop() if entered else False
-                if opened is True:
-                    ends = True
-                elif opened:
-                    self._filled = filled
-                    block = self._leave(opened)
-                    parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
+                opened = entered.pop() if entered else 0
+                ends = opened & _BLOCKED
+                if opened & _RARE:
+                    if opened & _HOLDS:
+                        self.ends[opened >> _BITS] = at
+                    if opened & _OTHERS:
+                        self._filled = filled
+                        block = self._leave(others.pop())
+                        parts, filled, furniture, captions = block.parts, self._filled, self._furniture, self._captions
             elif does == _INLINE_TAG:
-                entered.append(False)
+                entered.append(at << _BITS)
             elif does == _BLOCK_TAG:
-                entered.append(ends := True)
+                entered.append(at << _BITS | _BLOCKED)
+                ends = 1
             elif does == _IMAGE:
-                self._place(attributes_of(tag))
+                if not filled:
+                    block.begins = at
+                self._place(at, attributes_of(tag), entered)
                 filled = True
             elif does == _BREAK:
-                ends = True
+                ends = 1
             elif does == _NOTHING:
                 pass
             elif furniture and does != _OTHER:
-                entered.append(ends := does == _QUIET_BLOCK)
+                ends = int(does == _QUIET_BLOCK)
+                entered.append(at << _BITS | ends)
             elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
                 text = _text_behind(pieces, kind.tag)
             else:
@@ -304,13 +331,19 @@ class Walk:
                 if kind.void:
                     self._void(at, tag, kind)
                 else:
-                    entered.append(self._enter(at, kind))
+                    others.append(self._enter(at, kind))
+                    entered.append(at << _BITS | _OTHERS)
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
                 parts = block.parts
             if ends and filled:
-                block, filled = self._break(), False
-                parts = block.parts
+                if self._caption:  # a caption is one text, whatever stands in it
+                    parts.append(" ")
+                else:
+                    block, filled = self._break(), False
+                    parts = block.parts
             if text:
+                if text[0] in _MARKED and text.rstrip() in MARKS and tag[:2] in _LINK:
+                    continue
                 if "&" in text:
                     text = unescaped(text)
                 if parts:
@@ -319,6 +352,8 @@ class Walk:
                     continue
                 else:
                     parts.append(text)
+                    if not filled:
+                        block.begins = at
                     filled = True
                     if furniture:
                         block.furniture = True
@@ -346,7 +381,7 @@ class Walk:
         furniture = furniture or (kind.suspect and self._is_furniture(at, kind.tag))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
-            self._break()
+            self._end_block()
         if kind.heading and not furniture and not self._furniture:
             self.sections.append(len(self.blocks) - 1)
         self._count_in(opened, 1)
@@ -365,20 +400,18 @@ class Walk:
             return True
         self._looks += 1
         if self._articles is None:
-            self._articles = [
-                i for i, tag in enumerate(self._tags) if tag[:2] in _STARTS and tag.partition(" ")[0] in _ARTICLES
-            ]
+            self._articles = sorted(at for end in _ARTICLES for at in places_of(end, self.tags))
         next_one = bisect.bisect_right(self._articles, at)
         if next_one == len(self._articles):
             return True
         article = self._articles[next_one]
-        if self._looked > len(self._tags):  # a page whose elements are within one another
-            if self._ends is None:
-                self._ends = _ends_of(self._tags)
-            return self._ends.get(at, article) < article
+        if self._looked > len(self.tags):  # a page whose elements are within one another
+            if self._paired is None:
+                self._paired = _ends_of(self.tags)
+            return self._paired.get(at, article) < article
         depth, start, end = 1, f"{name} ", f"/{name}"
         for i in range(at + 1, article):
-            tag = self._tags[i]
+            tag = self.tags[i]
             if tag == end:
                 depth -= 1
                 if not depth:
@@ -394,9 +427,9 @@ class Walk:
         kind = opened.kind
         if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
             self.headlines += [headline] if (headline := clean(self._block.joined())[:MAX_NEAR]) else []
-        if kind.block and self._filled:
-            self._break()
         self._count_in(opened, -1)
+        if kind.block and self._filled:
+            self._end_block()
         if opened.figure:
             self._figures.pop()
         return self._block
@@ -412,6 +445,13 @@ class Walk:
             if kind.counted:
                 self._inside[kind.counted] += by
 
+    def _end_block(self) -> None:
+        """End the current block, but within a caption, which is one text."""
+        if self._caption:
+            self._block.parts.append(" ")
+        else:
+            self._break()
+
     def _break(self) -> Block:
         """End the current block and begin an empty one."""
         block = self._block = Block()
@@ -419,7 +459,7 @@ class Walk:
         self._filled = False
         return block
 
-    def _place(self, attributes: dict[str, str]) -> None:
+    def _place(self, at: int, attributes: dict[str, str], entered: list[int]) -> None:
         self._filled = True
         self.places.append(
             Place(
@@ -430,8 +470,23 @@ class Walk:
                 attributes=attributes,
                 sources=tuple(self._sources) if self._inside["picture"] else (),
                 fallback=self._inside["noscript"] > 0,
+                tag=at,
+                path=tuple([opened >> _BITS for opened in entered[:MAX_PATH]]),
             )
         )
+        for i in range(len(entered) - 1, -1, -1):
+            if entered[i] & _HOLDS:
+                break
+            entered[i] |= _HOLDS
+
+
+def places_of(tag: str, tags: list[str]) -> list[int]:
+    """Where a tag stands among others."""
+    found, at = list[int](), -1
+    with suppress(ValueError):
+        while True:
+            found.append(at := tags.index(tag, at + 1))
+    return found
 
 
 def _ends_of(tags: list[str]) -> dict[int, int]:

@@ -11,10 +11,13 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.records import Candidate, Decision, DropReason, RemovedText, drop, drop_capture
+from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
+
+REPEATED_ON_IMAGES = 10
+"""An alt or caption of so many different images of one host in a partition is furniture of the site."""
 
 SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
@@ -94,9 +97,11 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
 
 def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
     """Drop images that stand on very many pages (SPACER), and remove surrounding texts, abstracts and titles that
-    stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
+    stand on many pages of one host, and words of very many images; a candidate without any other text goes too
+    (NO_TEXT).
     """
     pages: dict[tuple[str, str], set[str]] = {}
+    images: dict[tuple[str, str], set[str]] = {}
     shown: dict[str, set[str]] = {}
     for candidate in candidates:
         host = urlsplit(candidate.page_url).netloc
@@ -104,7 +109,10 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         for text in candidate.texts:
             if text.kind in _FURNITURE_KINDS:
                 pages.setdefault((host, text.text), set()).add(candidate.page_url)
-    furniture = {key for key, urls in pages.items() if len(urls) >= REPEATED_ON_PAGES}
+            elif text.kind in OWN_WORDS:
+                images.setdefault((host, text.text), set()).add(candidate.image_url)
+    furniture = {key: f"stands on {len(urls)} pages" for key, urls in pages.items() if len(urls) >= REPEATED_ON_PAGES}
+    words = {key: f"stands with {len(urls)} images" for key, urls in images.items() if len(urls) >= REPEATED_ON_IMAGES}
     kept, dropped = [], []
     for candidate in candidates:
         count = len(shown[candidate.image_url])
@@ -114,9 +122,9 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         host = urlsplit(candidate.page_url).netloc
         texts, removed = list[Text](), list[RemovedText]()
         for text in candidate.texts:
-            if text.kind in _FURNITURE_KINDS and (host, text.text) in furniture:
-                shown_on = f"stands on {len(pages[host, text.text])} pages of {host}"
-                removed.append(RemovedText.of(text, DropReason.BOILERPLATE, shown_on))
+            of_kind = words if text.kind in OWN_WORDS else furniture
+            if why := of_kind.get((host, text.text)):
+                removed.append(RemovedText.of(text, DropReason.BOILERPLATE, f"{why} of {host}"))
             else:
                 texts.append(text)
         if texts:

@@ -25,7 +25,7 @@ from pipeline.confined import Confined
 from pipeline.pages import bounds, first_look
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
-from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture, sha256_hex
+from pipeline.records import Candidate, Capture, Decision, DropReason, Shown, drop, drop_capture, sha256_hex
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web import policy
@@ -232,6 +232,7 @@ class _Place:
     row: int
     userinfo: str
     texts: dict[str, Text]
+    listed: bool
 
 
 def _images(
@@ -247,7 +248,7 @@ def _images(
         fault = _fault(image, base)
         if isinstance(fault, str) and fault not in places:
             if len(places) < most:
-                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts})
+                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts}, image.listed)
                 continue
             fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         # An image that is not a candidate is identified by its place on the page: others may have the same address.
@@ -257,16 +258,16 @@ def _images(
             yield drop(own, "extract", *fault)
             continue
         place = places[fault]
+        place.listed = place.listed and image.listed
         place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
         if not image.fallback and image.row >= 0:
             again = replace(own, image_url=fault)
             leader = sha256_hex(source, capture.url, fault)  # its candidate_id
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
     for url, place in places.items():
-        texts = tuple(place.texts.values())
-        candidate = Candidate(
-            source, source_kind, capture.url, capture.url, url, texts, place.row, userinfo=place.userinfo
-        )
+        texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
+        shown: Shown = "listed" if place.listed else "among" if len(places) > 2 else "alone"
+        candidate = Candidate(*about, url, texts, place.row, userinfo=place.userinfo, shown=shown)
         yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
 
 

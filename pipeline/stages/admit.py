@@ -38,6 +38,7 @@ from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, as_shown, text_filters
 from pipeline.records import (
     FIRST_SNAPSHOT,
+    OWN_WORDS,
     WITH_REMOVED_SCHEMA,
     Candidate,
     Decision,
@@ -50,13 +51,13 @@ from pipeline.records import (
 from pipeline.stages import _sorted, _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
-from pipeline.stages._text_order import TextOrder
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.chunks import CHUNK, announce
 from pipeline.texts.cleaning import clean
+from pipeline.texts.text_order import TextOrder
 from pipeline.unreadable import OURS, evidence
 
 T = TypeVar("T")
@@ -302,6 +303,10 @@ def _cleaned(
         return DropReason.UNREADABLE, evidence(e, candidate.image_url)
 
 
+DESCRIBES = 12
+"""Letters from which on removed words of an image count as a description of it."""
+
+_LETTERS = re.compile(r"[^\W\d_]")
 _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avatar|qr[ _-]?code", re.I)
 """Words of templates around pictures that are furniture of a site, whatever stands between."""
 
@@ -404,18 +409,33 @@ def _judged(
         else:
             first = min(first, at)
             good.setdefault(text.text, text)
+    ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
+    if good and (gave_way := _gave_way(candidate, texts[first], failed)) is not None:
+        left = f"what is left is a {texts[first].kind} of a page with several images"
+        return drop(ordered, "admit", DropReason(gave_way.reason), f"{gave_way.evidence}; {left}")
     if good:
         better = sum(at < first for at, _ in failed) + sum(before <= first for before, _ in cut)
         better += sum(order.rank(text.kind) < order.rank(texts[first].kind) for text in candidate.removed)
         facts = tuple(text for _, text in sorted([*cut, *failed], key=lambda entry: entry[0]))
         return replace(candidate, texts=tuple(good.values()), text_rank=better, removed=facts)
-    ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
     all_faults = [fault for own in faults for fault in own]
     if not all_faults:
         why = [text.evidence for _, text in cut] or [text.evidence for text in candidate.removed]
         return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
+
+
+def _gave_way(candidate: Candidate, primary: Text, failed: Sequence[tuple[int, RemovedText]]) -> RemovedText | None:
+    """The words of its own that a candidate lost, if a text of a page with several images would stand for them."""
+    if primary.kind in OWN_WORDS or primary.kind == "surrounding" or candidate.shown == "alone":
+        return None
+    return next((text for _, text in failed if text.kind in OWN_WORDS and _says_something(text)), None)
+
+
+def _says_something(text: RemovedText) -> bool:
+    """True for removed words that are a description all the same: in another language, for instance."""
+    return text.reason != DropReason.BOILERPLATE and len(_LETTERS.findall(text.text)) >= DESCRIBES
 
 
 def _capped(
@@ -449,7 +469,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME),
             run=run_partition,
             token=token,
-            version=4,
+            version=5,
             files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
         ),
     ),

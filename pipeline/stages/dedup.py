@@ -41,13 +41,14 @@ from pipeline.records import (
 from pipeline.store.build import Build
 from pipeline.store.partitions import ROWS_DIGEST, rows_digest
 from pipeline.store.stage import Pass, PassFile, Stage
+from pipeline.texts.text_order import TextOrder
 from pipeline.urls import domain_of
 
 ROW_GROUP = 1_000
 
 
 def token(build: Build) -> Any:
-    return None  # the rules and the identities are in the token of `leaders`
+    return list(build.spec.text_kinds)  # the rules and the identities are in the token of `leaders`
 
 
 def partitions(build: Build) -> list[str]:
@@ -113,7 +114,7 @@ def _kept(
     rows = pairs.take(at)
     row_of = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
     row_of[positions] = np.arange(len(positions))
-    own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
+    own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts, TextOrder.of(build.spec))
     texts = own.then(_merged_texts(merged, row_of))
     columns = {
         **{name: rows[name] for name in PAIR_SCHEMA.names},
@@ -126,9 +127,10 @@ def _kept(
 
 @dataclass(frozen=True)
 class _Texts:
-    """Texts [T] of kept pairs [K], each with the row of its pair and the sha256 of its leader."""
+    """Texts [T] of kept pairs [K], each with the row of its pair, its rank by kind and the sha256 of its leader."""
 
     row: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
     kind: pa.Array
     text: pa.Array
     original: pa.Array
@@ -138,6 +140,7 @@ class _Texts:
         """Both, one after the other."""
         return _Texts(
             np.concatenate([self.row, other.row]),
+            np.concatenate([self.rank, other.rank]),
             pa.concat_arrays([self.kind, other.kind]),
             pa.concat_arrays([self.text, other.text]),
             pa.concat_arrays([self.original, other.original]),
@@ -147,10 +150,11 @@ class _Texts:
     def columns(self, rows: int) -> dict[str, pa.ListArray]:
         """The list columns `texts` and `text_leaders` [K] of DEDUP_SCHEMA.
 
-        The sort is stable: the texts of a pair stay in the order in which they stand here. List i is then
+        Texts are sorted by rank: those about one picture come before those of a page, whoever had them first. The sort
+        is stable: texts of one rank stay in the order in which they stand here. List i is then
         flat[offsets[i] : offsets[i + 1]], where offsets [K + 1] count the texts of all rows before row i.
         """
-        order = pa.array(np.argsort(self.row, kind="stable"))
+        order = pa.array(np.lexsort((self.rank, self.row)))
         counts = np.bincount(self.row, minlength=rows)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
         fields = [self.kind, self.text, self.original]
@@ -161,19 +165,22 @@ class _Texts:
         }
 
 
-def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Texts:
+def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int, order: TextOrder) -> _Texts:
     """The kept pairs' own texts, at most `max_texts` of each: those that have text leaders (lists of DIGEST)."""
     if not rows.num_rows:
         nothing = pa.array([], pa.string())
-        return _Texts(np.zeros(0, np.int64), nothing, nothing, nothing, np.zeros((0, 32), np.uint8))
+        return _Texts(
+            np.zeros(0, np.int64), np.zeros(0, np.int64), nothing, nothing, nothing, np.zeros((0, 32), np.uint8)
+        )
     lists = leaders.combine_chunks()
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
     flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
     row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
     allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
+    ranks = order.ranks(flat.field("kind"), np.repeat(np.cumsum(counts), counts))
     texts = flat.filter(pa.array(allowed))
     kind, text, original = (texts.field(name) for name in ("kind", "text", "original"))
-    return _Texts(row[allowed], kind, text, original, digests[allowed])
+    return _Texts(row[allowed], ranks[allowed], kind, text, original, digests[allowed])
 
 
 def _merged_texts(merged: pa.Table, row_of: npt.NDArray[np.int64]) -> _Texts:
@@ -182,7 +189,8 @@ def _merged_texts(merged: pa.Table, row_of: npt.NDArray[np.int64]) -> _Texts:
     taken = merged.filter(pa.array(row >= 0))
     names = "kind", "text", "original"
     kind, text, original = (taken[name].combine_chunks().cast(pa.string()) for name in names)
-    return _Texts(row[row >= 0], kind, text, original, digests_of(taken["text_leader"]))
+    rank = taken["rank"].to_numpy().astype(np.int64)
+    return _Texts(row[row >= 0], rank, kind, text, original, digests_of(taken["text_leader"]))
 
 
 def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.NDArray[np.uint8]) -> list[Decision]:
@@ -241,7 +249,7 @@ STAGE = Stage(
             reads=("filter", "dedup.leaders"),
             run=run_partition,
             token=token,
-            version=4,
+            version=5,
             files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
         ),
     ),

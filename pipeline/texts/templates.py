@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-LEAST = 20
+LEAST = 10
 """Texts of the sample that share a template at least."""
 
 SHARE = 1 / 3

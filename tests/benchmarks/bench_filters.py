@@ -33,9 +33,9 @@ from data_specs.shard import Text
 from pipeline.filters import TextFilter
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision
-from pipeline.stages._text_order import TextOrder
 from pipeline.stages.admit import judge
 from pipeline.texts.chunks import CHUNK, announce
+from pipeline.texts.text_order import TextOrder
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"

@@ -93,8 +93,8 @@ def row(data: bytes) -> None:
     from pipeline.records import Candidate, Decision, DropReason
     from pipeline.sources.folder import texts_of
     from pipeline.sources.microblog import Microblog
-    from pipeline.stages._text_order import TextOrder
     from pipeline.stages.admit import judge
+    from pipeline.texts.text_order import TextOrder
 
     posts, text = Microblog(name="s", source_kind="microblog", path=("x",)), data.decode("utf-8", "replace")
 

@@ -124,6 +124,73 @@ def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unles
     assert firsts[2:] == [("surrounding", "网络类的属性")] * 3 + [title] * 4
 
 
+INLINE = ("acronym", "abbr", "b", "kbd", "sup", "ruby", "mark", "font", "x-term", "time", "cite")
+
+
+@given(st.lists(st.tuples(st.sampled_from(INLINE), st.integers(0, 11), st.integers(0, 11)), max_size=4))
+def test_a_caption_is_one_text_whatever_element_stands_in_its_lines(elements: list[tuple[str, int, int]]) -> None:
+    caption = "当您在菜单里选择保存时出现的对话框"
+    cuts = sorted((min(a, b), max(a, b), name) for name, a, b in elements)
+    written, at = "", 0
+    for low, high, name in cuts:
+        if low >= at:
+            written += f"{caption[at:low]}<{name}>{caption[low:high]}</{name}>"
+            at = high
+    html = f"<figure><img src=a.jpg><figcaption>{written}{caption[at:]}</figcaption></figure>"
+    assert texts(html)["caption"] == [caption]
+
+
+def test_the_lines_and_paragraphs_of_a_caption_are_one_text_and_readings_of_characters_are_none() -> None:
+    html = "<figure><img src=a.jpg><figcaption><p>第一行</p><p>第二行<br>第三行</p></figcaption></figure>"
+    assert texts(html)["caption"] == ["第一行 第二行 第三行"]
+    assert texts("<figure><img src=a.jpg><figcaption><ruby>漢<rt>hàn</rt></ruby>字</figcaption></figure>")[
+        "caption"
+    ] == ["漢字"]
+
+
+def test_links_beside_headings_and_numbers_of_sections_are_no_words_of_theirs() -> None:
+    picture = "<p><img src=a.jpg></p>"
+    html = "<h1>第 9 章 文本管理<a class=headerlink href=#x>¶</a></h1>"
+    html += f"<h2>4.2.3. 测量工具<a href=#y>#</a></h2>{picture}<h2>编辑工具</h2>{picture}"
+    assert texts(html) == {"surrounding": ["测量工具"], "title": ["文本管理"]}
+
+
+def test_an_alt_that_repeats_the_headline_of_several_pictures_is_a_title() -> None:
+    html = "<h1>云南之旅</h1><img src=a.jpg alt=云南之旅><img src=b.jpg alt=洱海>"
+    assert texts(html) == {"title": ["云南之旅"]}
+
+
+def test_what_leads_to_a_picture_without_a_word_about_it_gives_way_to_the_heading() -> None:
+    for line in ("如果你跟着这个教程正确地做完了，你会看到下面的图像：", "复制如下代码：", "最后的结果如下图所示："):
+        html = f"<h1>图形编程</h1><h2>应用纹理</h2><p>{line}</p><img src=a.jpg><h2>变换</h2><p>说明</p><img src=b.jpg>"
+        assert first_kinds(html, 0)[0] == ("surrounding", "应用纹理")
+
+
+def test_a_sentence_that_points_up_is_about_the_picture_above_it() -> None:
+    html = "<h1>句法分析</h1><p><img src=a.jpg></p><p>如上图所示，箭头连着中心词。</p><p><img src=b.jpg></p>"
+    assert [first_kinds(html, row)[0] for row in (0, 1)] == [
+        ("surrounding", "如上图所示，箭头连着中心词。"),
+        ("title", "句法分析"),
+    ]
+
+
+def test_a_formula_of_a_few_letters_is_written_plainly_and_prices_stay() -> None:
+    assert texts("<img src=a.jpg alt='边$(w_0,w_1)$的长度是$N$'>") == {"alt": ["边(w_0,w_1)的长度是N"]}
+    assert texts("<img src=a.jpg alt='$5 和 $6 的书'>") == {"alt": ["$5 和 $6 的书"]}
+
+
+def test_a_text_begins_with_a_sentence_also_where_it_is_cut_or_the_picture_stands_within_one() -> None:
+    html = f"<h1>标题</h1><p>{'很长的句子没有意义。' * 30}最后一句话。</p><p><img src=a.jpg></p>"
+    assert texts(html)["surrounding"][0].startswith("很长的句子没有意义。")
+    html = "<h1>标题</h1><p>我们看到<img src=a.jpg>所示的结果。下一句话说别的。</p>"
+    assert texts(html)["surrounding"] == ["我们看到", "下一句话说别的。"]
+
+
+def test_a_loading_image_in_srcset_is_not_the_picture() -> None:
+    html = '<img src="/img/1.jpg" srcset="/img/loading.gif" lazyload><img src=/img/placeholder.png srcset=/img/2.jpg>'
+    assert [image.url for image in parse(html).images] == ["/img/1.jpg", "/img/2.jpg"]
+
+
 def test_equal_texts_are_kept_once_under_the_closest_kind():
     assert texts("<h1>故宫</h1><img src=a.jpg alt=故宫 title=故宫>") == {"alt": ["故宫"]}
 
@@ -173,9 +240,3 @@ def test_sentences_end_at_their_marks(text: str) -> None:
     """Oracle: a split at every place behind a mark, which looks behind itself at each character."""
     split = re.split(r"(?<=[。！？；])|(?<=[.!?;])\s", text)
     assert list(page._sentences(text)) == [sentence for part in split if (sentence := part.strip())]
-
-
-@given(st.text(st.sampled_from("雪夜如下图所示详见aé，"), max_size=30))
-def test_a_sentence_with_many_characters_is_known_without_counting_all(text: str) -> None:
-    many = len(page._HAN.findall(text)) >= page.MIN_SENTENCE + page.POINTER
-    assert (page._MANY_HAN.match(text) is not None) == many

@@ -109,6 +109,24 @@ def test_what_extract_removed_counts_where_it_would_have_come_first():
     assert kept.text_rank == 0
 
 
+def test_own_words_that_were_removed_do_not_give_way_to_a_text_of_a_page_with_several_images() -> None:
+    english = ("caption", "A screenshot of the text tool in English")
+    own = candidate(
+        "http://i.test/a.jpg", english, ("title", "文本管理的方法"), page="http://a.test/", origin="http://a.test/"
+    )
+    [decision] = admit([replace(own, shown="among")], spec())[1]
+    assert decision.reason == "low_han_share"
+    assert decision.evidence.endswith("what is left is a title of a page with several images")
+    assert admit([own], spec())[0], "the only picture of its page"
+    named = replace(own, texts=(Text("alt", "IMG_20210102_123456.jpg"), *own.texts[1:]), shown="among")
+    assert admit([named], spec())[0], "a file name was no description"
+    beside = replace(own, texts=(*own.texts, Text("surrounding", "选择文本工具后的窗口。")), shown="among")
+    assert admit([beside], spec())[1], "a title comes before what stands around"
+    near = (own.texts[0], Text("surrounding", "选择文本工具后的窗口。"), own.texts[1])
+    [kept] = admit([replace(own, texts=near, shown="among")], spec())[0]
+    assert (kept.texts[0].text, kept.text_rank) == ("选择文本工具后的窗口。", 1)
+
+
 def test_a_source_is_judged_by_its_own_options_and_a_library_by_no_threshold_of_the_web():
     sources = [
         {

@@ -24,6 +24,19 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     assert removed.evidence == f"stands on {len(pages)} pages of a.test"
 
 
+def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
+    def candidates(pictures: int) -> list[Candidate]:
+        html = "".join(f"<img src=/i/{i}.jpg alt=会有图的><p>第{i}张照片的说明</p>" for i in range(pictures))
+        return [c for c in extract_page(capture(html, url="http://a.test/"), "s", "news") if isinstance(c, Candidate)]
+
+    few, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES - 1))
+    assert {c.texts[0].text for c in few} == {"会有图的"}
+    many, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES))
+    assert all(text.text != "会有图的" for c in many for text in c.texts)
+    [removed] = many[0].removed
+    assert removed.evidence == f"stands with {_furniture.REPEATED_ON_IMAGES} images of a.test"
+
+
 def test_a_picture_of_a_list_is_known_by_its_own_page():
     """Two pages of a list of ten articles, each with its cover; the last two covers have no article here."""
 

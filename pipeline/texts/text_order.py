@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
 from pipeline.records import Candidate
@@ -26,6 +31,20 @@ class TextOrder:
 
     def rank(self, kind: TextKind) -> int:
         return self.kinds.index(kind) if kind in self.kinds else len(self.kinds)
+
+    def ranks(self, kinds: pa.Array, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """[T] ranks of texts in lists that are sorted, sentences just before titles; ends [T]: where the list of each
+        text ends.
+        """
+        found = pc.fill_null(pc.index_in(kinds, value_set=pa.array(self.kinds, pa.string())), len(self.kinds))
+        ranks: npt.NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        if self.sentences:
+            title, beside = (pc.equal(kinds, kind).to_numpy(zero_copy_only=False) for kind in ("title", "surrounding"))
+            titles = np.where(title, np.arange(len(kinds)), len(kinds))
+            next_title = np.minimum.accumulate(titles[::-1])[::-1]
+            ranks *= 2
+            ranks[beside & (next_title < ends)] = 2 * self.rank("title") - 1
+        return ranks
 
     def sorted(self, candidate: Candidate) -> list[Text]:
         """The texts of a candidate, the one that should be its primary text first."""

@@ -1,0 +1,170 @@
+"""The scope of each image of a page: the blocks of text that may be about it.
+
+A scope is the smallest element around an image that holds text of its own and is a unit of the page: an article, list
+entry, figure, table row or definition list, a section with a heading, or one of a row of like siblings that each hold
+an image (cards). Without such an element it is the whole page. No text is taken across the end of an article, of a
+section with a heading, or of a card that holds text.
+
+Limits: siblings are alike if they are of one element and share a class, or have none. Cards that are made of several
+siblings each (`<dt><dd><dt><dd>`) are not recognised.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipeline.pages.markup import value_of
+from pipeline.pages.walk import Block, Place, Walk, places_of
+
+_LETTER = re.compile(r"[^\W\d_]")
+_UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
+_FIRST = frozenset(name[:2] for name in _UNITS)
+_WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
+"""Elements of running text: two of them with an image each are no cards."""
+
+MAX_ARTICLES = 200
+"""Articles of a page that are compared with one that holds an image."""
+
+
+class Scope(NamedTuple):
+    """Blocks [before, behind) that may be about an image.
+
+    listed: whether it is one of several cards, or articles. heading: the block of the card's heading, -1 for none.
+    """
+
+    before: int
+    behind: int
+    listed: bool
+    heading: int
+
+
+class Scopes:
+    """Scopes of the images of a page, after the walk over it."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._begins = [block.begins for block in walk.blocks]
+        self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
+        self._page = Scope(0, len(walk.blocks), False, -1)
+        self._units: dict[int, Scope] = {}  # by the tag of an element, what it and those around it are
+        self._holding: dict[int, bool] = {}
+        self._cards = self._rows_of_cards()
+        self._borders = self._ends()
+        self._articles: list[str] | None = None
+
+    def of(self, place: Place) -> Scope:
+        """The scope of an image."""
+        found, passed = self._page, list[int]()
+        units, cards, tags = self._units, self._cards, self._walk.tags
+        for at in reversed(place.path):
+            known = units.get(at)
+            if known is None and (at in cards or tags[at][:2] in _FIRST):
+                known = self._unit(at)
+            if known is not None:
+                found = known
+                break
+            passed.append(at)
+        for at in passed:  # images that stand together have most elements around them in common
+            self._units[at] = found
+        borders, block = self._borders, place.block
+        at = bisect.bisect_left(borders, place.tag)
+        low, high = borders[at - 1] if at else -1, borders[at] if at < len(borders) else len(self._walk.tags)
+        before = max(found.before, bisect.bisect_left(self._begins, low))
+        behind = min(found.behind, bisect.bisect_left(self._begins, high))
+        if before == found.before and behind == found.behind:
+            return found
+        return Scope(min(before, block), max(behind, block + 1), found.listed, found.heading)
+
+    def _unit(self, at: int) -> Scope | None:
+        """The scope that the element is which a tag begins; None if it is none."""
+        walk, tag, card = self._walk, self._walk.tags[at], at in self._cards
+        if not card and _name(tag) not in _UNITS:
+            return None
+        first, end = self._blocks(at)
+        if not self._holds_text(at, first, end):
+            return None
+        heading = next(iter(walk.sections[slice(*self._range(walk.sections, first, end))]), -1)
+        name = _name(tag)
+        if name == "section" and not card and heading < 0:
+            return None
+        listed = card or (name == "article" and self._is_one_of_several(tag))
+        unit = self._units[at] = Scope(first, end, listed, heading if listed else -1)
+        return unit
+
+    def _rows_of_cards(self) -> set[int]:
+        """Tags that begin an element with a like sibling beside it, each with an image."""
+        tags, cards = self._walk.tags, set[int]()
+        shown = [place for place in self._walk.places if not place.furniture and not place.fallback]
+        for one, other in itertools.pairwise(shown):
+            depth = _in_common(one.path, other.path)
+            if depth < min(len(one.path), len(other.path)):
+                first, second = one.path[depth], other.path[depth]
+                if _name(tags[first]) not in _WITHIN_TEXT and _alike(tags[first], tags[second]):
+                    cards |= {first, second}
+        return cards
+
+    def _ends(self) -> list[int]:
+        """Tags that end an element across which no text is taken, ascending."""
+        tags, found, opened = self._walk.tags, places_of("/article", self._walk.tags), list[int]()
+        headings = [self._begins[block] for block in self._walk.sections if block < len(self._begins)]
+        for at, tag in enumerate(tags) if "/section" in tags else ():
+            if tag == "/section":
+                first, end = self._range(headings, opened.pop() if opened else at, at)
+                if first < end:
+                    found.append(at)
+            elif tag == "section" or tag[:8] == "section ":
+                opened.append(at)
+        for card in self._cards:
+            if self._holds_text(card, *self._blocks(card)):
+                found.append(self._walk.ends.get(card, len(tags)))
+        return sorted(found)
+
+    def _is_one_of_several(self, article: str) -> bool:
+        """True for an article beside which there are others of its kind."""
+        if self._articles is None:
+            named = (tag for tag in self._walk.tags if tag[:7] == "article" and tag[7:8] in ("", " "))
+            self._articles = list(itertools.islice(named, MAX_ARTICLES))
+        return sum(_alike(article, other) for other in self._articles) > 1
+
+    def _holds_text(self, at: int, first: int, end: int) -> bool:
+        """True if the element that a tag begins, with blocks [first, end), has text that is no caption or furniture."""
+        if (known := self._holding.get(at)) is None:
+            known = self._holding[at] = any(map(_has_letters, self._walk.blocks[first:end]))
+        return known
+
+    def _blocks(self, at: int) -> tuple[int, int]:
+        """The blocks [first, end) within the element that a tag begins."""
+        return self._range(self._begins, at, self._walk.ends.get(at, len(self._walk.tags)))
+
+    @staticmethod
+    def _range(values: Sequence[int], low: int, high: int) -> tuple[int, int]:
+        return bisect.bisect_left(values, low), bisect.bisect_left(values, high)
+
+
+def _has_letters(block: Block) -> bool:
+    return not block.furniture and not block.is_caption and any(map(_LETTER.search, block.parts))
+
+
+def _name(tag: str) -> str:
+    return tag.partition(" ")[0]
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    at, most = 0, min(len(one), len(other))
+    while at < most and one[at] == other[at]:
+        at += 1
+    return at
+
+
+def _alike(one: str, other: str) -> bool:
+    """True for tags of one name that share a class, or have none."""
+    if one == other:
+        return True
+    if _name(one) != _name(other):
+        return False
+    classes = [set((value_of(tag, "class") or "").split()) for tag in (one, other)]
+    return not (classes[0] or classes[1]) or not classes[0].isdisjoint(classes[1])

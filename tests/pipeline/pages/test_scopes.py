@@ -1,0 +1,79 @@
+"""scopes: the text of a picture comes from its own card, article or list entry, and from no other one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.pages.page import parse
+from tests.parsed import work
+
+CITIES = ("明洞街头的夜景", "清水寺的红叶", "九份山城的灯笼")
+CARDS = {
+    "articles": "<article><header><a><img src={0}.jpg></a></header>"
+    "<section><h2>{1}</h2><p>摘要{0}。</p></section></article>",
+    "divs": "<div class='post n{0}'><a><img src={0}.jpg></a><h3>{1}</h3><p>摘要{0}。</p></div>",
+    "entries": "<li><img src={0}.jpg><p>{1}</p></li>",
+    "rows": "<tr><td><img src={0}.jpg></td><td>{1}</td></tr>",
+    "links": "<a class=card href={0}><div><img src={0}.jpg></div><div>{1}</div></a>",
+    "text before": "<div><p>{1}</p><img src={0}.jpg></div>",
+    "figures": "<figure><img src={0}.jpg><p>{1}</p></figure>",
+    "lists": "<dl><dt><img src={0}.jpg></dt><dd>{1}</dd></dl>",
+}
+
+
+def firsts(html: str) -> list[tuple[str, str]]:
+    return [(image.texts[0].kind, image.texts[0].text) for image in parse(html).images]
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS.keys())
+def test_a_picture_has_the_text_of_its_own_card(card: str) -> None:
+    cards = "".join(card.format(number, city) for number, city in enumerate(CITIES))
+    cards = f"<table>{cards}</table>" if card.startswith("<tr") else f"<div>{cards}</div>"
+    html = f"<h1>我的博客</h1><p>欢迎来到我的博客。</p>{cards}<p>下一页的文章</p>"
+    assert firsts(html) == [("surrounding", city) for city in CITIES]
+    for image, city in zip(parse(html).images, CITIES, strict=True):
+        said = " ".join(text.text for text in image.texts)
+        assert not any(other in said for other in CITIES if other != city)
+        assert image.listed
+
+
+def test_a_card_with_several_pictures_and_one_without_any_are_cards_as_well() -> None:
+    posts = "".join(
+        f"<article class='post'><h2>{city}</h2><p>{'<img src=a.jpg>' * count}</p></article>"
+        for count, city in zip((1, 2, 0), CITIES, strict=True)
+    )
+    assert [text for _, text in firsts(f"<h1>我的博客</h1>{posts}")] == [CITIES[0], CITIES[1], CITIES[1]]
+
+
+def test_no_text_is_taken_across_the_end_of_an_article_or_a_section_with_a_heading() -> None:
+    html = "<h1>游记</h1>{}<p><img src=a.jpg></p><section><h2>后来</h2><p>我们回到了家里。</p></section>"
+    before = "<p>傍晚的海边非常安静。</p>"
+    assert "傍晚的海边非常安静。" in str(parse(html.format(before)).images[0].texts)
+    for element in ("<article>{}</article>", "<section><h2>第一天</h2>{}</section>"):
+        image = parse(html.format(element.format(before))).images[0]
+        assert "傍晚的海边非常安静。" not in {text.text for text in image.texts if text.kind == "surrounding"}
+    wechat = html.format(f"<section><section>{before}</section></section>")
+    assert "傍晚的海边非常安静。" in str(parse(wechat).images[0].texts), "a section without a heading is a paragraph"
+
+
+def test_pictures_in_running_text_are_no_cards() -> None:
+    html = "<h1>菜谱</h1>" + "".join(f"<p>{step}</p><p><img src={n}.jpg></p>" for n, step in enumerate(CITIES))
+    assert firsts(html) == [("surrounding", step) for step in CITIES]
+    assert not any(image.listed for image in parse(html).images)
+
+
+PARTS = ["<ul><li>", "<article>", "<div class=a>", "<img src=x.jpg>", "文字", "</div>"]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=40))
+def test_any_markup_has_a_scope_for_each_picture(parts: list[str]) -> None:
+    assert len(parse("".join(parts)).images) == parts.count("<img src=x.jpg>")
+
+
+def test_many_pictures_among_many_elements_cost_in_proportion() -> None:
+    def page(count: int) -> str:
+        return "<article><img src=a.jpg><h2>标题</h2></article><ul><li>文字</li></ul>" * count
+
+    assert work(page(400)) < 2.5 * work(page(200))
