@@ -53,11 +53,12 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 TextKind = Literal["alt", "caption", "title", "surrounding", "abstract", "content", "tag"]
 TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
-SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
+SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library", "blog", "forum", "web"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
-"""`library` is everything that is not on a web page: own photos, an archive, a catalogue, a dataset.
+"""`library` is everything that is not on a web page: own photos, an archive, a catalogue, a dataset. `web` is pages of
+any kind, as of an open crawl.
 
-Closed: readers refuse a kind that they do not know, so another one would need another SCHEMA_VERSION.
+Readers refuse a kind that they do not know. Another one is added at the end: training numbers them.
 """
 
 

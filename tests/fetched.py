@@ -24,7 +24,7 @@ FETCHED_AT = "2026-01-02T03:04:05Z"
 
 @dataclass(frozen=True)
 class Got:
-    """An image as the web gave it, and the texts that pages had for it."""
+    """An image as the web gave it, and the texts that pages had for it: a caption and alts, unless they say."""
 
     url: str
     data: bytes

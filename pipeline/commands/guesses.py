@@ -48,8 +48,11 @@ _COUNTING = ("url_table", "microblog")
 
 _KINDS: dict[SourceKind, str] = {
     "encyclopedia": "wiki|baike|encyclop|handbook",
+    "news": r"news|xinwen|\bdaily\b",
     "microblog": "weibo|microblog",
     "wechat": "weixin|wechat",
+    "blog": r"blog|\bhexo\b|\bhugo\b|wordpress",
+    "forum": r"forum|\bbbs\b|tieba|discuz|viewthread",
 }
 """Kinds of pages by the words of an address."""
 
@@ -71,15 +74,20 @@ class Source:
 
 
 def look(inputs: Sequence[str]) -> list[Source]:
-    """The sources that inputs are: files of one format in one folder are one, a folder may be several.
+    """The sources that inputs are: files of one format in one folder are one, as are pages of one host; a folder may be
+    several.
 
     Raises SpecError for an input that is of no known format, SourceError for one that cannot be read.
     """
     together: dict[tuple[str, str], list[str]] = {}
     for given in inputs:
         suffix = _suffix(given)
-        folder = given.rpartition("/")[0] if suffix in _READERS else given
-        together.setdefault((folder, suffix), []).append(_literal(given) if suffix in _READERS else given)
+        if suffix in _READERS:
+            together.setdefault((given.rpartition("/")[0], suffix), []).append(_literal(given))
+        elif given.startswith(_WEB):
+            together.setdefault((urlsplit(given).netloc.lower(), "page"), []).append(given)
+        else:
+            together.setdefault((given, suffix), []).append(given)
     sources = [source for (_, suffix), given in together.items() for source in _look(suffix, given)]
     names = Counter(source.name for source in sources)
     taken = {name for name, times in names.items() if times == 1}
@@ -113,7 +121,7 @@ def _look(suffix: str, paths: list[str]) -> list[Source]:
         return [_READERS[suffix](*paths)]
     given = paths[0]
     if given.startswith(_WEB):
-        return [_site(given)]
+        return [_site(list(dict.fromkeys(paths)))]
     if _is_folder(given):
         return _folder(given)
     known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, warc.paths.gz or https://"
@@ -214,33 +222,37 @@ def _warc_list(given: str) -> Source:
     expand((given,), _name(given))
     if "cc-index" in given.rpartition("/")[2]:
         why = ("Common Crawl's list of its index by which Chinese pages are read; limit takes the first file of 300",)
-        return Source("common_crawl", "common-crawl", "news", {"path_list": given, "limit": 1}, why, asks=True)
+        return Source("common_crawl", "common-crawl", "web", {"path_list": given, "limit": 1}, why, asks=True)
     why = ("a list of WARC files, as Common Crawl publishes for each crawl; limit takes the first 10 of them",)
-    return Source("warc", "common-crawl", "news", {"path_list": given, "limit": 10}, why, asks=True)
+    return Source("warc", "common-crawl", "web", {"path_list": given, "limit": 10}, why, asks=True)
 
 
 def _one_or_many(paths: tuple[str, ...]) -> str | list[str]:
     return paths[0] if len(paths) == 1 else list(paths)
 
 
-def _site(given: str) -> Source:
-    parts = urlsplit(given)
+def _site(pages: list[str]) -> Source:
+    """The site of one host, crawled from the pages that were given."""
+    given, parts = pages[0], urlsplit(pages[0])
     if not parts.hostname:
         raise SpecError([f"--from {given}: names no host"])
-    options: dict[str, Any] = {"start": [given]}
+    options: dict[str, Any] = {"start": pages}
     local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
     pace = "without a pause, since it is this machine" if local else "one request per second and host"
-    why = [f"a web site, crawled from this page, politely: robots.txt, {pace}"]
-    if parts.path.endswith("/") and parts.path != "/":
-        options["within"] = [parts.path]
-        why.append(f"pages below {parts.path} only, since the address ends there")
+    which = "this page" if len(pages) == 1 else f"these {len(pages)} pages"
+    why = [f"a web site, crawled from {which}, politely: robots.txt, {pace}"]
+    folders = list(dict.fromkeys(urlsplit(page).path for page in pages))
+    if all(folder.endswith("/") and folder != "/" for folder in folders):
+        options["within"] = folders
+        ends = "the address ends there" if len(pages) == 1 else "the addresses end there"
+        why.append(f"pages below {', '.join(folders[:3])}{' ...' * (len(folders) > 3)} only, since {ends}")
     allow = (f"{parts.hostname}:{parts.port or 80}",) if local else ()
     return Source("site", _name(given), _kind_of_pages(given), options, tuple(why), asks=True, allow=allow)
 
 
 def _kind_of_pages(address: str) -> SourceKind:
-    """The kind of pages by the words of their address; news without a known one."""
-    return next((kind for kind, words in _KINDS.items() if re.search(words, address, re.I)), "news")
+    """The kind of pages by the words of their address; `web` without a known one."""
+    return next((kind for kind, words in _KINDS.items() if re.search(words, address, re.I)), "web")
 
 
 def _table(*given: str) -> Source:

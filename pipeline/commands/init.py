@@ -42,7 +42,7 @@ def add_init(commands: Commands) -> None:
         default=[],
         metavar="INPUT",
         help="folders of pictures with captions, tables (.parquet .csv .tsv .jsonl) of image URLs or posts, tars "
-        "(webdataset), WARC files, web addresses of sites; asked for on a terminal",
+        "(webdataset), WARC files, web addresses of sites (pages of one host are one source); asked for on a terminal",
     )
     init.add_argument("--name", default="", help="of the dataset (default: after the first input)")
     init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to ask web sites")

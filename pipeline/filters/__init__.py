@@ -98,6 +98,10 @@ class TextFilter(Plugin):
 class ImageFilter(Plugin):
     """Judges an image by its features."""
 
+    def with_own_words(self) -> ImageFilter:
+        """The filter as it judges an image with an alt or a caption; itself, unless its defaults depend on them."""
+        return self
+
     def check(self, features: Features) -> Drop | None:
         """The reason to drop the image; None to keep it."""
         raise TypeError(f"{type(self).__name__} must check features")

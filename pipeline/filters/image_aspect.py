@@ -1,31 +1,48 @@
 """Drops banners and strips: pictures much longer than wide, or wider than long.
 
-The default is that of Wukong and DataComp: at most 3 to 1 either way.
+By default at most 3 to 1 either way, as Wukong and DataComp have it; 5 to 1 for a picture with words of its own, an alt
+or a caption: panoramas, screenshots of pages and diagrams have them more often than banners do.
 
-Thresholds: Wukong (aspect 1/3 to 3) and DataComp basic (at most 3).
+Thresholds: Wukong (aspect 1/3 to 3) and DataComp basic (at most 3); ours for a picture with an alt or a caption (5).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from pydantic import Field
 
 from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
+_MOST, _MOST_WITH_OWN_WORDS = 3.0, 5.0
+
 
 class ImageAspect(ImageFilter):
     """Longer side divided by shorter side."""
 
-    max_aspect: float = Field(3.0, ge=1, description="longer side divided by shorter side")
+    VERSION: ClassVar[int] = 2
+
+    max_aspect: float | None = Field(
+        None, ge=1, description="longer side divided by shorter side; by default 5 with an alt or a caption, else 3"
+    )
+
+    def with_own_words(self) -> ImageAspect:
+        return self if self.max_aspect is not None else ImageAspect(max_aspect=_MOST_WITH_OWN_WORDS)
 
     def limits(self) -> tuple[Limit, ...]:
-        return (Limit("max_aspect", "aspect", DropReason.IMAGE_ASPECT, most=self.max_aspect, mirrored=True),)
+        # a picture is measured, not its words: the limit that each dropped one is beyond
+        return (Limit("max_aspect", "aspect", DropReason.IMAGE_ASPECT, most=self._most, mirrored=True),)
 
     def check(self, features: Features) -> Drop | None:
         aspect = max(features.width, features.height) / min(features.width, features.height)
-        if aspect > self.max_aspect:
+        if aspect > self._most:
             return Drop(
                 DropReason.IMAGE_ASPECT,
-                f"{features.width} x {features.height} pixels: {aspect:.2f} to 1; at most {self.max_aspect:g}",
+                f"{features.width} x {features.height} pixels: {aspect:.2f} to 1; at most {self._most:g}",
             )
         return None
+
+    @property
+    def _most(self) -> float:
+        return _MOST if self.max_aspect is None else self.max_aspect

@@ -100,7 +100,7 @@ class FolderOfImages(TableSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -90,6 +90,8 @@ class UrlTable(FileSource):
             "examples": [{"path": "table.csv", "columns": {"image_url": "url", "texts": {"caption": "caption"}}}]
         }
     )
+
+    VERSION: ClassVar[int] = 2
 
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
     columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")

@@ -64,7 +64,7 @@ class WebDataset(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
     encoding: Encoding = Field(AUTO, description="of KEY.txt and KEY.json; auto: as their bytes tell")

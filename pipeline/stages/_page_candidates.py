@@ -43,11 +43,18 @@ _PIXELS = re.compile(r"\s*(\d+)\s*(?:px)?\s*$")
 MIN_SIDE = 48
 """An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
 
-_SPACER_NAME = re.compile(  # of a name with the slash before it: what begins with a set of characters is found fast
-    r"[-_./](?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
-    r"sprites?|avatar|favicon|emoji|emoticon|qr|qrcode|ewm|erweima|arrow|bullet|callouts?|dot|rss)(?:[-_.0-9]|$)",
-    re.I,
+_STRONG = r"spacer|1x1|placeholder|lazyload|logo|sprites?|avatar|favicon|emoji|emoticon|qr|qrcode|ewm|erweima"
+_WEAK = r"blank|pixel|loading|lazy|grey|gray|transparent|icons?|ico|arrow|bullet|callouts?|dot|rss"
+"""Words that are the subject of a picture as often: `gray-wolf`, `app-icon-design`, `page-loading-time`."""
+_SPACER_NAME, _STRONG_NAME = (  # of a name with the slash before it: what begins with a set of characters is found fast
+    re.compile(rf"[-_./](?:{words})(?:[-_.0-9]|$)", re.I) for words in (f"{_STRONG}|{_WEAK}", _STRONG)
 )
+_WEAK_STEM = re.compile(
+    rf"/[-_.@x\d]*(?:(?:{_WEAK}|left|right|up|down|prev|next|mini|small|big|large)[-_.@x\d]*)+(?:\.\w*)?$", re.I
+)
+SMALL_SIDE = 100
+"""An image with a weak word in its name whose own element says that it is smaller, in CSS pixels, is an icon."""
+
 _BUTTON_NAME = re.compile("/(?:btn|button)(?:[-_.0-9]|$)", re.I)  # a screenshot may show one: dialog_button_ok.png
 _SPACER_CLASS = re.compile(
     r"(?:^|[-_\s])(?:icons?|logo|avatar|emoji|emoticon|spacer|pixel|callout|qrcode|badge)(?:$|[-_\s])", re.I
@@ -57,7 +64,9 @@ _AVATARS = re.compile(r"/avatars?/|/uc_server/|//[^/]*gravatar\.com/", re.I)
 _TRACKERS = r"(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
 _TRACKER = re.compile(rf"(?:^|\.){_TRACKERS}(?:\.|$)|^(?:hm|eclick)\.baidu\.com$", re.I)
 _TRACKING_PATH = re.compile(
-    rf"[./](?:(?<=\.){_TRACKERS}(?:\.|$)|(?<=/)(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png))", re.I
+    rf"[./](?:(?<=\.){_TRACKERS}(?:\.|$)|(?<=/)(?:(?:pixel|beacon)\.(?:gif|php|png)|"
+    r"(?:track|stat|count(?:er)?)\.(?:gif|php)))",  # a track, statistics or a counter may be a picture's subject
+    re.I,
 )
 _HAN, _KANA, _HANGUL = (
     re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
@@ -139,6 +148,8 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
         return drop_capture(capture.url, source, "extract", DropReason.HTTP_STATUS, str(capture.status))
     if not policy.is_html(capture.content_type, capture.body):
         return drop_capture(capture.url, source, "extract", DropReason.NOT_HTML, capture.content_type[:80])
+    if not capture.body or capture.body.isspace():
+        return drop_capture(capture.url, source, "extract", DropReason.EMPTY_BODY, "0 bytes, or white space only")
     return None
 
 
@@ -152,7 +163,7 @@ def _parsed(
 ) -> Iterator[Candidate | Decision]:
     """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
     if decoded is None:
-        why = "neither UTF-8, gb18030, Big5 nor what it declares"
+        why = "neither East Asian text in a known charset nor what it declares"
         yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
         return
     page = parse(decoded[0], rule_of(capture.url))
@@ -284,10 +295,12 @@ def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
 def _spacer(image: PageImage, url: str) -> str:
     """Why an image with a canonical URL is an icon, a spacer or a tracker; "" if it is none."""
     attributes = image.attributes
+    is_small = False
     for name in ("width", "height"):
         number = _PIXELS.match(attributes[name]) if name in attributes else None
         if number and int(number.group(1)) < MIN_SIDE:
             return f"{name} {number.group(1)}"
+        is_small = is_small or (number is not None and int(number.group(1)) < SMALL_SIDE)
     _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL has no user info and no fragment
     path = "/" + "/".join(parts)
     if _is_tracker(host) or _TRACKING_PATH.search(path):
@@ -300,7 +313,10 @@ def _spacer(image: PageImage, url: str) -> str:
     ):
         return why
     name = path[path.rindex("/") :]
-    if match := _BUTTON_NAME.match(name) or _SPACER_NAME.search(name):
+    match = _SPACER_NAME.search(name)
+    if match and not is_small:
+        match = _STRONG_NAME.search(name) or (match if _WEAK_STEM.match(name) else None)
+    if match := match or _BUTTON_NAME.match(name):
         return f"name {match.group(0)[match.start() == 0 :]}"
     if match := _AVATARS.search(url):
         return f"name {match.group(0)}"

@@ -329,7 +329,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=4,
+            version=5,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),

@@ -1,22 +1,28 @@
 """Filter: the image filters of the spec judge the measured features, and candidates become pairs.
 
-Touches Parquet only. Each distinct image is judged once. Every filter is asked even when an earlier one has failed, so
+Touches Parquet only. Each distinct image is judged once, or twice: a filter may judge it otherwise for a candidate with
+words of its own (an alt or a caption). Every filter is asked even when an earlier one has failed, so
 that a Decision lists every failing reason (the first in the spec's order is the one it is counted under) and the report
 can say what loosening one filter would bring back.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pyarrow as pa
 
+from data_specs.shard import TextKind
 from pipeline import pulse
 from pipeline.filters import Drop, ImageFilter, image_filters
 from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
+
+OWN_KINDS: frozenset[TextKind] = frozenset({"alt", "caption"})
+"""Kinds of texts that are about the picture alone."""
 
 
 def token(build: Build) -> Any:
@@ -37,7 +43,11 @@ def run_partition(build: Build, partition: str) -> None:
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     images: dict[str, dict[str, Any]] = {row["fetch_id"]: row for row in fetched.to_pylist()}
     filters = image_filters(build.spec)
-    drops_of = {sha256: judge(features_of(row), filters) for sha256, row in features.items()}
+    by_words = {False: filters, True: [f.with_own_words() for f in filters]}
+
+    @functools.cache
+    def drops_of(sha256: str, has_own_words: bool) -> list[Drop]:
+        return judge(features_of(features[sha256]), by_words[has_own_words])
 
     pairs, decisions = list[dict[str, Any]](), list[Decision]()
     candidates = admit.table(admit.record(partition))
@@ -47,7 +57,7 @@ def run_partition(build: Build, partition: str) -> None:
         image = images.get(row["fetch_id"])
         if image is None or image["sha256"] not in features:
             continue  # fetch or measure has written its Decision
-        drops = drops_of[image["sha256"]]
+        drops = drops_of(image["sha256"], any(text.kind in OWN_KINDS for text in candidate.texts))
         if drops:
             reasons = tuple(dict.fromkeys(d.reason.value for d in drops))
             evidence = "; ".join(d.evidence for d in drops)

@@ -34,6 +34,16 @@ def test_several_inputs_and_a_spec_in_another_folder(photos, web, here, capsys):
     assert cli.main(["plan", "specs/all.yaml"]) == 0
 
 
+def test_pages_of_one_host_are_one_source(here, capsys):
+    pages = [f"https://blog.example.org/{n}.html" for n in range(26)]
+    others = ["https://bbs.example.org/a/", "https://bbs.example.org/b/", "https://example.org/"]
+    init(capsys, "--from", *pages, *others, pages[0], "--out", "all.yaml", *CONTACT)
+    sources = load("all.yaml").sources
+    assert [source.source_kind for source in sources] == ["blog", "forum", "web"]
+    assert [source.options["start"] for source in sources] == [pages, others[:2], others[2:]]
+    assert [source.options.get("within") for source in sources] == [None, ["/a/", "/b/"], None]
+
+
 def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
     Path("photos.yaml").write_text("mine")
     assert cli.main(["init", "--from", "photos"]) == 2

@@ -287,6 +287,11 @@ def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, mak
     web.asked.clear()
     _, bodies, _ = run(make_build(web, out="off", sources=site(web.url(), sitemaps=False)))
     assert web.asked == ["/robots.txt", "/"]
+    web.asked.clear()
+    web.pages["/robots.txt"] = b"User-agent: *\nAllow: /\n"
+    web.pages["/sitemap.xml"] = urlset(web.url("/a.html"))
+    run(make_build(web, out="unnamed", sources=site(web.url())))
+    assert web.asked == ["/robots.txt", "/"], "a sitemap that robots.txt does not name is not asked for"
 
 
 def test_the_pages_of_sitemaps_are_counted_once_however_often_a_crawl_is_killed(serve, make_build, monkeypatch):

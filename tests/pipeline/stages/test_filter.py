@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import SpecError
+from data_specs.shard import Text
 from pipeline.records import PAIR_SCHEMA
 from pipeline.stages import filter
 from tests.drawn import encoded
@@ -53,6 +54,22 @@ def test_every_failing_filter_is_a_reason(fetched_build: Any, got: Any) -> None:
     assert decided["plain"]["reasons"] == ["image_blank"]
     assert "broken" not in decided  # measure has said why
     assert (counts["seen"], counts["kept"], counts["dropped"]) == (3, 1, 2)
+
+
+def test_a_strip_with_words_of_its_own_may_be_longer(fetched_build: Any, got: Any) -> None:
+    images = [
+        got("described", busy((400, 90))),
+        got("long", busy((460, 90))),
+        got("titled", busy((400, 91)), Text("title", "雪后的故宫")),
+    ]
+    for number, options in enumerate(({}, {"max_aspect": 3.0})):
+        build = fetched_build(images, name=f"b{number}", filters=[{"name": "image_aspect", **options}])
+        pairs, decided, _ = run(build)
+        kept = [p["image_url"].rpartition("/")[2] for p in pairs]
+        assert kept == ([] if options else ["described"])
+        assert {row["reason"] for row in decided.values()} == {"image_aspect"}
+        assert ("at most 5" in decided["long"]["evidence"]) is not bool(options)
+        assert "at most 3" in decided["titled"]["evidence"]
 
 
 def test_pairs_are_sorted_and_carry_both_halves(fetched_build: Any, got: Any) -> None:

@@ -163,7 +163,7 @@ def _texts(value: Any) -> Any:
         ("candidate_id", "xyz", "row 2: candidate_id is no sha256 in hex"),
         ("candidate_id", None, "row 2: candidate_id is missing"),
         ("image_leader", "0" * 63 + "\n", "row 2: image_leader is no sha256 in hex"),
-        ("source_kind", "blog", "row 2: source_kind is none of news, "),
+        ("source_kind", "shop", "row 2: source_kind is none of news, "),
         ("texts", [], "row 2: texts is empty"),
         ("texts", None, "row 2: texts is missing"),
         ("texts", [None], "texts hold one that is missing"),
