@@ -2,7 +2,7 @@
 
 The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name, with its
 port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
-Pages are discovered by links and by the sitemaps that robots.txt names.
+Pages are discovered by links and by the sitemaps that robots.txt names, else by /sitemap.xml.
 
 Thresholds: the limits of a crawl are ours; robots.txt and `egress.delay_s` decide how fast it goes.
 
@@ -44,7 +44,9 @@ class Site(PageSource):
     max_pages_per_host: int = Field(0, ge=0, description="as max_pages, per host; 0: no limit per host")
     max_bytes_per_host: int = Field(0, ge=0, description="as max_bytes, per host; 0: no limit per host")
     max_hours_per_host: float = Field(0.0, ge=0, description="hours of one run, per host; 0: no limit per host")
-    sitemaps: bool = Field(True, description="take the pages that the sitemaps named in robots.txt list")
+    sitemaps: bool = Field(
+        True, description="take the pages of the sitemaps that robots.txt names, else of /sitemap.xml"
+    )
 
     @field_validator("start")
     @classmethod

@@ -152,9 +152,9 @@ class Visitor:
         return await self._readers.sitemap(response.body) if response.status == 200 else ([], [])
 
     async def sitemaps_of(self, url: str) -> list[str]:
-        """The sitemaps that the robots.txt of a URL's host names."""
+        """The sitemaps that the robots.txt of a URL's host names, else the one of the usual name."""
         try:
-            return list((await self._client.rules_of(url)).robots.sitemaps)
+            return list((await self._client.rules_of(url)).robots.sitemaps) or [urljoin(url, "/sitemap.xml")]
         except RequestFailed:
             return []
 

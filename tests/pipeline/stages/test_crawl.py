@@ -42,7 +42,7 @@ def test_pages_are_found_by_links_and_kept_as_they_came(serve, make_build):
     counts, bodies, reasons = run(build)
     assert bodies == {web.url(path): web.pages[path][2] if path == "/b.html" else web.pages[path] for path in web.pages}
     assert reasons == {}
-    assert sorted(web.asked) == ["/", "/a.html", "/b.html", "/deep/d.html", "/robots.txt"]
+    assert sorted(web.asked) == ["/", "/a.html", "/b.html", "/deep/d.html", "/robots.txt", "/sitemap.xml"]
     assert web.asked[0] == "/robots.txt"
     assert {agent.partition("/")[0] for agent in web.agents} == {"wenlan"}
     rows = {r["url"]: r for r in build.stage("crawl").table(build.stage("crawl").record("s")).to_pylist()}
@@ -291,7 +291,8 @@ def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, mak
     web.pages["/robots.txt"] = b"User-agent: *\nAllow: /\n"
     web.pages["/sitemap.xml"] = urlset(web.url("/a.html"))
     run(make_build(web, out="unnamed", sources=site(web.url())))
-    assert web.asked == ["/robots.txt", "/"], "a sitemap that robots.txt does not name is not asked for"
+    assert web.asked[:2] == ["/robots.txt", "/sitemap.xml"], "of the usual name, where robots.txt names none"
+    assert "/a.html" in web.asked
 
 
 def test_the_pages_of_sitemaps_are_counted_once_however_often_a_crawl_is_killed(serve, make_build, monkeypatch):
@@ -459,7 +460,7 @@ def test_a_site_is_not_crawled_again_because_another_part_of_the_spec_changed(se
     assert run(replace(build, fingerprints={"crawl": "d" * 64}))[1] == bodies
     assert web.asked == []
     crawl.run_partition(replace(build, fingerprints={"crawl": "e" * 64}, snapshot="2026-02-02"), "s")
-    assert web.asked == ["/robots.txt", "/"], "another snapshot is another crawl"
+    assert web.asked == ["/robots.txt", "/sitemap.xml", "/"], "another snapshot is another crawl"
 
 
 def test_headers_that_would_mislead_a_reader_of_the_warc_are_renamed(serve, make_build):
