@@ -63,7 +63,7 @@ def make(folder: Path, images: Sequence[Got], parts: int = 1, **more: Any) -> Bu
 
 
 def _texts(got: Got) -> tuple[Text, ...]:
-    return tuple(Text("caption" if at == 0 else "alt", text) for at, text in enumerate(got.texts))
+    return tuple(Text("title" if at == 0 else "surrounding", text) for at, text in enumerate(got.texts))
 
 
 def _commit(build: Build, partition: str, rows: pa.Table, images: Sequence[Got]) -> None:

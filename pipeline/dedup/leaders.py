@@ -93,6 +93,7 @@ PASS = Pass(
     reads=("dedup.signatures", "dedup.copies", "dedup.edges"),
     run=run_partition,
     token=token,
+    version=2,
     files=(
         PassFile("*.verdicts", VERDICT_SCHEMA, kind="derived"),
         PassFile("*.merged", MERGED_SCHEMA, kind="derived"),
