@@ -56,19 +56,22 @@ def equal_texts(texts: list[str], threshold: float) -> Matrix:
     return match | (np.array(texts, object)[:, None] == np.array(texts, object)[None, :])
 
 
-def are_two(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether pictures that look alike are two: they stand on one page, or have different words of their own.
+def bond(one: dict[str, Any], other: dict[str, Any]) -> int:
+    """0 for two pictures that look alike: they stand on one page, or have different words of their own.
 
-    Not if their files are variants of one, or their pixels are the same.
+    Not if their pixels are the same (4), or their files are variants of one (3). Else 2 if they share words, or 1.
     """
     stems = {file_stem(row["image_url"]) for row in (one, other)}
     pixels = {(row["pixels"], row["width"], row["height"]) for row in (one, other)}
-    if (len(stems) == 1 and "" not in stems) or (len(pixels) == 1 and one["pixels"]):
-        return False
+    if len(pixels) == 1 and one["pixels"]:
+        return 4
+    if len(stems) == 1 and "" not in stems:
+        return 3
     words = [_own_words(row["texts"]) for row in (one, other)]
-    return bool(one["page_url"] and one["page_url"] == other["page_url"]) or bool(
-        all(words) and not words[0] & words[1]
-    )
+    of_one_page = one["page_url"] and one["page_url"] == other["page_url"]
+    if of_one_page or (all(words) and not words[0] & words[1]):
+        return 0
+    return 2 if words[0] & words[1] else 1
 
 
 def _own_words(texts: list[dict[str, str]]) -> set[str]:
@@ -138,9 +141,10 @@ class Oracle:
         began: list[tuple[str, str]] = []
         for item in items:
             same_bytes = [k for k in kept if k.row["sha256"] == item.row["sha256"]]
-            near = [k for k in kept if looks_like[number[id(k)], number[id(item)]] and not are_two(k.row, item.row)]
+            near = [k for k in kept if looks_like[number[id(k)], number[id(item)]] and bond(k.row, item.row)]
             if same_bytes or near:
-                item.leader = (same_bytes or near)[0]
+                # of near ones the first with the strongest bond
+                item.leader = same_bytes[0] if same_bytes else max(near, key=lambda k, item=item: bond(k.row, item.row))
                 item.earlier = number[id(item.leader)] < len(before)
                 item.reasons.append("same_image" if same_bytes else "near_image")
                 if item.earlier and item.leader.placeholder:

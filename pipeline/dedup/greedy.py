@@ -1,8 +1,8 @@
 """The one pass of dedup that goes in order: which pairs are kept, from edges alone.
 
 Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or is a near
-copy of one (it looks like it, and their contexts have no veto, `pipeline.matching.contexts`; the first is its leader),
-or if enough pairs of its primary text's cluster or of its
+copy of one (it looks like it, and their contexts have no veto, `pipeline.matching.contexts`; the first of those with
+the strongest bond is its leader), or if enough pairs of its primary text's cluster or of its
 domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
 earlier one. Dropped pairs never lead, so chains do not occur: with chains, over near-text edges, 35,000 unrelated
 captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Dedup
-from pipeline.matching.contexts import Context, are_two
+from pipeline.matching.contexts import Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
 from pipeline.matching.sketches import begins, distinct, spread
 from pipeline.records import DropReason
@@ -133,13 +133,14 @@ class Pairs:
 class Kept:
     """Results of earlier builds: first leaders, and counts.
 
-    same [image nodes], near [M]: the first image with the same bytes, and the first that a pair's is a near copy of;
-    NONE for none. placeholders: numbers of images that are one. text_leaders [text nodes]: a node from the number of
-    nodes on. pairs [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
+    same [image nodes], near [M]: the first image with the same bytes, and the one that a pair's is a near copy of, with
+    its bond [M]; NONE for none. placeholders: numbers of images that are one. text_leaders [text nodes]: a node from
+    the number of nodes on. pairs [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
     """
 
     same: Ints
     near: Ints
+    bond: npt.NDArray[np.int8]
     placeholders: frozenset[int]
     text_leaders: Ints
     pairs: Ints
@@ -182,7 +183,7 @@ class LeaderPass:
             np.zeros(len(pairs.texts), np.bool_),
         )
         owner = np.full(len(self._images), NONE)  # the pair that was kept of each image
-        waiting = _Waiting(pairs, len(self._images))
+        waiting = _Waiting(pairs, len(self._images), self._kept.bond)
         owners, same, before = (_view(of) for of in (owner, self._kept.same, self._kept.near))
         near = _view(waiting.near)
         counted = np.concatenate([np.zeros(len(self._texts), np.int64), self._kept.pairs])
@@ -196,10 +197,10 @@ class LeaderPass:
                     why, earlier[row] = BIT[DropReason.SAME_IMAGE], same[image]
                 elif owners[image] != NONE:
                     why, leader[row] = BIT[DropReason.SAME_IMAGE], owners[image]
-                elif before[row] != NONE:
-                    why, earlier[row] = BIT[DropReason.NEAR_IMAGE], before[row]
                 elif near[row] != NONE:
                     why, leader[row] = BIT[DropReason.NEAR_IMAGE], near[row]
+                elif before[row] != NONE:
+                    why, earlier[row] = BIT[DropReason.NEAR_IMAGE], before[row]
                 if earlier[row] in self._kept.placeholders:
                     why |= BIT[DropReason.PLACEHOLDER]
             primary = self._leader(texts[0])
@@ -241,29 +242,36 @@ class LeaderPass:
 
 
 class _Waiting:
-    """Pairs by the nodes of their images, and of each the first kept one that it is a near copy of (`near`)."""
+    """Pairs by the nodes of their images, and of each the kept one that it is a near copy of (`near`), NONE for none.
 
-    def __init__(self, pairs: Pairs, nodes: int) -> None:
+    It is the first of those with which it has the strongest bond; NONE too if an earlier build has one as good.
+    """
+
+    def __init__(self, pairs: Pairs, nodes: int, before: npt.NDArray[np.int8]) -> None:
+        """before [M]: the bond of each with the image that an earlier build kept, TWO for none."""
         self._image, self._contexts = pairs.image, pairs.contexts
         self._rows: Ints = np.argsort(pairs.image, kind="stable")
         self._starts: Ints = np.searchsorted(pairs.image[self._rows], np.arange(nodes + 1))
         self.near: Ints = np.full(len(pairs), NONE)
+        self._bond = before.copy()
 
     def give(self, row: int, nodes: Ints) -> None:
         """A pair is kept, whose image looks like those of some nodes."""
         if len(nodes):
-            self.near[self._copies(row, nodes)] = row
+            copies, bond = self._copies(row, nodes)
+            self.near[copies], self._bond[copies] = row, bond
 
     def has_copies(self, row: int, nodes: Ints) -> Flags:
         """[N] whether a pair after this one may be a near copy of it, if their images look alike."""
-        return np.isin(nodes, self._image[self._copies(row, nodes)])
+        return np.isin(nodes, self._image[self._copies(row, nodes)[0]])
 
-    def _copies(self, row: int, nodes: Ints) -> Ints:
-        """The pairs of some nodes after a pair that are near copies of no other one and have no veto."""
+    def _copies(self, row: int, nodes: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
+        """(pairs of some nodes after a pair, whose bond with it is stronger than with others before; the bonds)."""
         rows = self._rows[spread(self._starts[nodes], self._starts[nodes + 1])]
-        rows = rows[(rows > row) & (self.near[rows] == NONE)]
-        copies: Ints = rows[~are_two(self._contexts[row], self._contexts[rows])]
-        return copies
+        rows = rows[rows > row]
+        bond = bonds(self._contexts[row], self._contexts[rows])
+        stronger = bond > self._bond[rows]
+        return rows[stronger], bond[stronger]
 
 
 def _view(values: Any) -> memoryview:

@@ -2,8 +2,9 @@
 
 Charts that differ in a curve, dialogs with another line and steps of an algorithm look more alike than many copies do,
 and no threshold parts them. Their pages do: two pictures of one page are shown there because they are two, and so are
-two with different words of their own, alt text or caption. So near copies are never merged (`are_two`) if they stand
-on one page, or have different words, unless their files are variants of one (`file_stem`) or their pixels are the same.
+two with different words of their own, alt text or caption. So near copies are never merged if they stand on
+one page, or have different words, unless their files are variants of one (`file_stem`) or their pixels are the same.
+One that may be a copy of several is one of that with which it has the strongest bond (`bonds`).
 
 A context is five 64-bit hashes, 0 for what a picture has not, so that what earlier builds kept carries no more.
 
@@ -32,6 +33,10 @@ PAGE, ALT, CAPTION, FILE, PIXELS = range(5)
 WIDTH = 5
 
 CONTEXT = pa.list_(pa.uint64(), WIDTH)
+
+TWO, LOOKS_BOND, WORDS_BOND, FILE_BOND, PIXELS_BOND = range(5)
+"""Bonds of pictures that look alike, ascending: they are two; they look alike and that is all; they share own words;
+their files are variants of one; their pixels are the same."""
 
 OWN = {"alt": ALT, "caption": CAPTION}
 """Kinds of texts that are a picture's own words; of several of a kind the first counts."""
@@ -85,15 +90,21 @@ def hashes_of(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.array([of[text] for text in texts], np.uint64)
 
 
-def are_two(one: Context, other: Context) -> npt.NDArray[np.bool_]:
-    """[N] whether pictures are two by their contexts, however alike they look. Both are [N, WIDTH], or one [WIDTH]."""
+def bonds(one: Context, other: Context) -> npt.NDArray[np.int8]:
+    """[N] the bonds of pictures that look alike, TWO to PIXELS_BOND.
+
+    Both are [N, WIDTH], or one [WIDTH].
+    """
     same = (one == other) & (one != 0)
-    words = (one[..., ALT] | one[..., CAPTION] != 0) & (other[..., ALT] | other[..., CAPTION] != 0)
-    crossed = (one[..., ALT] == other[..., CAPTION]) & (one[..., ALT] != 0)
-    crossed |= (one[..., CAPTION] == other[..., ALT]) & (one[..., CAPTION] != 0)
-    words &= ~(same[..., ALT] | same[..., CAPTION] | crossed)
-    two: npt.NDArray[np.bool_] = (same[..., PAGE] | words) & ~(same[..., FILE] | same[..., PIXELS])
-    return two
+    worded = (one[..., ALT] | one[..., CAPTION] != 0) & (other[..., ALT] | other[..., CAPTION] != 0)
+    shared = same[..., ALT] | same[..., CAPTION]
+    shared |= (one[..., ALT] == other[..., CAPTION]) & (one[..., ALT] != 0)
+    shared |= (one[..., CAPTION] == other[..., ALT]) & (one[..., CAPTION] != 0)
+    found = np.where(shared, WORDS_BOND, LOOKS_BOND).astype(np.int8)
+    found[same[..., PAGE] | (worded & ~shared)] = TWO
+    found[same[..., FILE]] = FILE_BOND
+    found[same[..., PIXELS]] = PIXELS_BOND
+    return found
 
 
 _IMAGE = r"\.(?:jpe?g|jfif|png|gif|a?webp|bmp|avif|heic|tiff?)"

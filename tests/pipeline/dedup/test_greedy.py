@@ -43,13 +43,17 @@ def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
     return every[every[:, 0] != every[:, 1]], Crowds.of(open_)
 
 
-def two(one: Any, other: Any) -> bool:
-    """The veto by its definition."""
+def bond(one: Any, other: Any) -> int:
+    """The bond of contexts by its definition, 0 for a veto."""
     (page, alt, caption, file, pixels), (page2, alt2, caption2, file2, pixels2) = one.tolist(), other.tolist()
-    if (file and file == file2) or (pixels and pixels == pixels2):
-        return False
+    if pixels and pixels == pixels2:
+        return 4
+    if file and file == file2:
+        return 3
     words = {alt, caption} - {0}, {alt2, caption2} - {0}
-    return bool((page and page == page2) or (words[0] and words[1] and not words[0] & words[1]))
+    if (page and page == page2) or (words[0] and words[1] and not words[0] & words[1]):
+        return 0
+    return 2 if words[0] & words[1] else 1
 
 
 @pytest.mark.slow
@@ -72,8 +76,15 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
         Nodes(np.zeros((0, 2), np.int64), *found(rng, of), every, lambda one, others, of=of: of[one, others])
         for of in (looks, means)
     ]
+    before_bond = np.where(near != NONE, rng.integers(1, 5, pairs), 0).astype(np.int8)
     before = Kept(
-        same, near, frozenset({3}), np.where(led != NONE, led + size, NONE), np.array([1, 0]), np.array([0, 1, 0])
+        same,
+        near,
+        before_bond,
+        frozenset({3}),
+        np.where(led != NONE, led + size, NONE),
+        np.array([1, 0]),
+        np.array([0, 1, 0]),
     )
     rules = Dedup(max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
     under = np.where(domain >= 0, domain, NONE) if of_domain else np.full(pairs, NONE)
@@ -90,13 +101,15 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
     for row in range(pairs):
         own, reasons, of, earlier = int(image[row]), 0, NONE, NONE
         copies = [other for other in kept if image[other] == own]
-        like = [other for other in kept if looks[image[other], own] and not two(contexts[other], contexts[row])]
+        like = [other for other in kept if looks[image[other], own] and bond(contexts[other], contexts[row])]
         if same[own] != NONE or copies:
             reasons = BIT[DropReason.SAME_IMAGE]
             earlier, of = (same[own], NONE) if same[own] != NONE else (NONE, copies[0])
         elif near[row] != NONE or like:
             reasons = BIT[DropReason.NEAR_IMAGE]
-            earlier, of = (near[row], NONE) if near[row] != NONE else (NONE, like[0])
+            best = max(like, key=lambda other, row=row: bond(contexts[other], contexts[row]), default=NONE)
+            own_bond = bond(contexts[best], contexts[row]) if like else 0
+            earlier, of = (near[row], NONE) if near[row] != NONE and own_bond <= before_bond[row] else (NONE, best)
         if earlier == 3:
             reasons |= BIT[DropReason.PLACEHOLDER]
         first = leader(int(texts[starts[row]]))

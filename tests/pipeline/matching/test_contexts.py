@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.features._rows import measure_image
-from pipeline.matching.contexts import CONTEXT, are_two, column_of, contexts_in, contexts_of, file_stem
+from pipeline.matching.contexts import CONTEXT, bonds, column_of, contexts_in, contexts_of, file_stem
 from tests.drawn import blobs
 
 A = "http://a.cn/x/"
@@ -62,30 +62,30 @@ def context(page: str = "", url: str = "", alt: str = "", caption: str = "", pix
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "two"),
+    ("one", "other", "bond"),
     [
-        ({}, {}, False),
-        ({"page": "p"}, {"page": "q"}, False),
-        ({"page": "p"}, {"page": "p"}, True),
-        ({"page": "p", "alt": "a"}, {"page": "p", "alt": "a"}, True),
-        ({"alt": "a"}, {"alt": "b"}, True),
-        ({"alt": "a"}, {"caption": "b"}, True),
-        ({"alt": "a"}, {"caption": "a"}, False),
-        ({"alt": "a", "caption": "b"}, {"caption": "a"}, False),
-        ({"alt": "a", "caption": "b"}, {"alt": "c", "caption": "b"}, False),
-        ({"alt": "a"}, {}, False),
-        ({"page": "p", "url": A + "pic.jpg"}, {"page": "p", "url": A + "pic-300x200.png"}, False),
-        ({"page": "p", "url": A + "1.jpg"}, {"page": "p", "url": A + "2.jpg"}, True),
-        ({"alt": "a", "pixels": 5}, {"alt": "b", "pixels": 5}, False),
-        ({"alt": "a", "pixels": 5}, {"alt": "b", "pixels": 6}, True),
+        ({}, {}, 1),
+        ({"page": "p"}, {"page": "q"}, 1),
+        ({"page": "p"}, {"page": "p"}, 0),
+        ({"page": "p", "alt": "a"}, {"page": "p", "alt": "a"}, 0),
+        ({"alt": "a"}, {"alt": "b"}, 0),
+        ({"alt": "a"}, {"caption": "b"}, 0),
+        ({"alt": "a"}, {"caption": "a"}, 2),
+        ({"alt": "a", "caption": "b"}, {"caption": "a"}, 2),
+        ({"alt": "a", "caption": "b"}, {"alt": "c", "caption": "b"}, 2),
+        ({"alt": "a"}, {}, 1),
+        ({"page": "p", "url": A + "pic.jpg"}, {"page": "p", "url": A + "pic-300x200.png"}, 3),
+        ({"page": "p", "url": A + "1.jpg"}, {"page": "p", "url": A + "2.jpg"}, 0),
+        ({"alt": "a", "pixels": 5}, {"alt": "b", "pixels": 5}, 4),
+        ({"alt": "a", "pixels": 5}, {"alt": "b", "pixels": 6}, 0),
     ],
 )
 def test_pictures_are_two_by_page_or_words_unless_file_or_pixels_are_one(
-    one: dict[str, Any], other: dict[str, Any], two: bool
+    one: dict[str, Any], other: dict[str, Any], bond: int
 ) -> None:
     first, second = context(**one), context(**other)
-    assert are_two(first, second).tolist() == are_two(second, first).tolist() == [two]
-    assert are_two(first[0], np.concatenate([second, first])).tolist() == [two, bool(are_two(first, first)[0])]
+    assert bonds(first, second).tolist() == bonds(second, first).tolist() == [bond]
+    assert bonds(first[0], np.concatenate([second, first])).tolist() == [bond, int(bonds(first, first)[0])]
     assert (contexts_in(_column(first)) == first).all()
 
 
