@@ -289,6 +289,7 @@ class Features:
     entropy: float = 0.0  # of the grey levels, bits, 0 to 8
     sharpness: float = 0.0  # variance of the Laplacian of the grey thumb
     details: Annotated[builtins.bytes | None, pa.binary()] = None  # map and hashes of a picture without texture
+    pixels: Annotated[int, pa.uint64()] = 0  # 64 bits of a digest of its thumbnails
 
 
 TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())]))
@@ -342,7 +343,7 @@ WITH_REMOVED_SCHEMA = pa.schema(
 
 FEATURE_SCHEMA = pa.schema(_columns_of(Features))
 
-LOOKS = ("phash", "signature", "details")
+LOOKS = ("phash", "signature", "details", "pixels")
 """Columns of FEATURE_SCHEMA by which images are compared. They stay in measure's file: no later table repeats them."""
 
 PAIR_SCHEMA = pa.schema(

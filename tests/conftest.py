@@ -208,11 +208,12 @@ def weeks(_weeks_once: Any) -> Any:
 
 @pytest.fixture
 def got() -> Callable[..., Any]:
-    """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""
+    """got(name, data, *texts, page=...): an image as the web gave it, on a page of its own, for `fetched_build`."""
     kind = importlib.import_module("tests.fetched").Got
 
-    def make(name: str, data: bytes, *texts: Any, page: str = "http://site.test/a.html") -> Any:
-        return kind(f"http://img.test/{name}", data, texts or ("一张图片",), page)
+    def make(name: str, data: bytes, *texts: Any, page: str = "") -> Any:
+        own = page or f"http://site.test/{name}/a.html"
+        return kind(f"http://img.test/{name}", data, texts or ("一张图片",), own)
 
     return make
 

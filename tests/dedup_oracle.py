@@ -16,6 +16,7 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from data_specs.text.folding import normals, text_id
 from pipeline.matching import looks
+from pipeline.matching.contexts import file_stem
 from pipeline.matching.looks import Details, OfArrays, coarse_of, families, fine_of, hashes_of, signatures_of
 from pipeline.matching.sketches import same, sketch
 from pipeline.pictures.signatures import of_one_tone
@@ -53,6 +54,29 @@ def equal_texts(texts: list[str], threshold: float) -> Matrix:
     shared = (own.keys[one] == own.keys[other]).any(axis=1)
     match: Matrix = (same(own, one, own, other, threshold) & shared).reshape(size, size)
     return match | (np.array(texts, object)[:, None] == np.array(texts, object)[None, :])
+
+
+def bond(one: dict[str, Any], other: dict[str, Any]) -> int:
+    """0 for two pictures that look alike: they stand on one page, or have different words of their own.
+
+    Not if their pixels are the same (4), or their files are variants of one (3). Else 2 if they share words, or 1.
+    """
+    stems = {file_stem(row["image_url"]) for row in (one, other)}
+    pixels = {(row["pixels"], row["width"], row["height"]) for row in (one, other)}
+    if len(pixels) == 1 and one["pixels"]:
+        return 4
+    if len(stems) == 1 and "" not in stems:
+        return 3
+    words = [_own_words(row["texts"]) for row in (one, other)]
+    of_one_page = one["page_url"] and one["page_url"] == other["page_url"]
+    if of_one_page or (all(words) and not words[0] & words[1]):
+        return 0
+    return 2 if words[0] & words[1] else 1
+
+
+def _own_words(texts: list[dict[str, str]]) -> set[str]:
+    first = {kind: [text["text"] for text in texts if text["kind"] == kind][:1] for kind in ("alt", "caption")}
+    return set(normals([text for of_kind in first.values() for text in of_kind])) - {""}
 
 
 @dataclass
@@ -126,9 +150,10 @@ class Oracle:
         began: list[tuple[str, str]] = []
         for item in items:
             same_bytes = [k for k in kept if k.row["sha256"] == item.row["sha256"]]
-            near = [k for k in kept if looks_like[number[id(k)], number[id(item)]]]
+            near = [k for k in kept if looks_like[number[id(k)], number[id(item)]] and bond(k.row, item.row)]
             if same_bytes or near:
-                item.leader = (same_bytes or near)[0]
+                # of near ones the first with the strongest bond
+                item.leader = same_bytes[0] if same_bytes else max(near, key=lambda k, item=item: bond(k.row, item.row))
                 item.earlier = number[id(item.leader)] < len(before)
                 item.reasons.append("same_image" if same_bytes else "near_image")
                 if item.earlier and item.leader.placeholder:

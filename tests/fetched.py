@@ -64,7 +64,7 @@ def make(folder: Path, images: Sequence[Got], parts: int = 1, **more: Any) -> Bu
 
 def _texts(got: Got) -> tuple[Text, ...]:
     named = enumerate(got.texts)
-    return tuple(t if isinstance(t, Text) else Text("caption" if at == 0 else "alt", t) for at, t in named)
+    return tuple(t if isinstance(t, Text) else Text("title" if at == 0 else "surrounding", t) for at, t in named)
 
 
 def _commit(build: Build, partition: str, rows: pa.Table, images: Sequence[Got]) -> None:

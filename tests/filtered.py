@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_specs.shard import Text
+from data_specs.shard import Text, TextKind
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA, LOOKS, PAIR_SCHEMA, Candidate, candidate_rows, order_range
@@ -32,13 +32,21 @@ class Shown:
     texts: tuple[str, ...] = ("一张图片",)
     side: int = 200
     data: str = ""
-    page: str = "http://site.test/a.html"
+    page: str = ""
+    """The page that it stands on; one of its own if empty."""
+    kind: TextKind = "content"
     fine: int = 0
     """Pictures with the same number here, other than 0, look the same by their details."""
+
+    pixels: int = 0
 
     @property
     def url(self) -> str:
         return f"http://img.test/{self.name}"
+
+    @property
+    def origin(self) -> str:
+        return self.page or f"http://site.test/{self.name}.html"
 
     @property
     def sha256(self) -> str:
@@ -70,7 +78,7 @@ def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
     by_url = {s.url: s for s in shown}
     assert len(by_url) == len(shown)
     candidates = [
-        Candidate("table", "library", s.page, s.page, s.url, tuple(Text("alt", text) for text in s.texts))
+        Candidate("table", "library", s.origin, s.origin, s.url, tuple(Text(s.kind, text) for text in s.texts))
         for s in shown
     ]
     rows = []
@@ -84,5 +92,5 @@ def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
         if own.fine:  # without texture, so that there are details
             looks["signature"] = bytes([128]) * GRIDS * SIZE
             looks["details"] = drawn_details(np.random.default_rng(own.fine), 1, 1, 0, 1.0).stored.tobytes()
-        rows.append({**row, **looks, "sha256": own.sha256, "width": own.side, "height": own.side})
+        rows.append({**row, **looks, "pixels": own.pixels, "sha256": own.sha256, "width": own.side, "height": own.side})
     return pa.Table.from_pylist(rows, schema=MEASURED_SCHEMA)

@@ -124,7 +124,7 @@ def three_weeks(web: Any, folder: Path) -> Weeks:
     own.show("/b.html", {"2": picture(2)})
     own.build("1", "--snapshot", "2026-01-01")
     own.hide("/b.html")
-    own.show("/c.html", {"3": picture(3), "0large": picture(0, 480)})
+    own.show("/c.html", {"3": picture(3), "0-large": picture(0, 480)})
     own.build("2", "--snapshot", "2026-01-08")
     own.show("/a.html", {"1": picture(1), "4": picture(4)}, "一行新的文字")
     own.show("/d.html", {"5": picture(5)})

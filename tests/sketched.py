@@ -41,11 +41,11 @@ def leaders_among(texts: TextRows, threshold: float) -> list[int]:
 
     nothing = np.zeros(0, np.int64)
     nodes = Nodes(nothing.reshape(0, 2), edges, crowds, nothing, alike)
-    leads, leaders = np.zeros(len(nodes), np.bool_), list(range(size))
+    led, leaders = np.zeros(len(nodes), np.bool_), list(range(size))
     for text, node in enumerate(nodes.of(np.arange(size)).tolist()):
-        if node != NONE and nodes.leader[node] != NONE:
-            leaders[text] = int(nodes.numbers[nodes.leader[node]])
-        elif node != NONE:
-            leads[node] = True
-            nodes.lead(node, lambda some: ~leads[some])
+        if node != NONE and not led[node]:
+            matching = nodes.matching(node, lambda some: ~led[some] & (some > node))  # noqa: B023
+            led[matching] = True
+            for other in nodes.numbers[matching].tolist():
+                leaders[other] = text
     return leaders

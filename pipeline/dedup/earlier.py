@@ -38,6 +38,7 @@ from pipeline.features import feature_id
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests, digests_of
 from pipeline.matching import text_rows
+from pipeline.matching.contexts import contexts_in
 from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of, hashes_of
 from pipeline.matching.sketches import spread
@@ -221,7 +222,7 @@ def _make(build: Build, piece: Piece, keys: Sequence[Key]) -> bool:
 def _write_images(
     writer: ArrayWriter, identities: Identities, known: Published, piece: Piece, keys: Sequence[Key]
 ) -> None:
-    columns = ["candidate_id", "sha256", "text_leader", "domain", "phash", "split"]
+    columns = ["candidate_id", "sha256", "text_leader", "domain", "phash", "split", "context"]
     table = identities.rows(known, "images.parquet", piece.first, piece.last, columns)
     coarse = Hashed(
         np.arange(len(piece)), np.zeros((len(piece), HASHES), np.uint64), np.zeros((len(piece), GRIDS), np.uint64)
@@ -239,7 +240,8 @@ def _write_images(
             rows = identities.raw(known, DETAILS, at, min(end, at + AT_ONCE), ROW)
             fine.append(fine_of(Details.of_rows(rows).moved(-piece.first)))
     fine_all = (np.concatenate([getattr(of, name) for of in fine]) for name in ("images", "codes", "tones"))
-    write_images(writer, digests_of(table["sha256"]), coarse, Hashed(*fine_all), keys)
+    contexts = contexts_in(table["context"])
+    write_images(writer, digests_of(table["sha256"]), contexts, (coarse, Hashed(*fine_all)), keys)
     writer.add("fine.first", np.array([before]))
     candidate = digests_of(table["candidate_id"])
     writer.add("candidate", candidate)

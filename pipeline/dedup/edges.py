@@ -177,6 +177,7 @@ PASS = Pass(
     reads=("dedup.signatures", "dedup.copies"),
     run=run_partition,
     token=token,
+    version=2,
     files=(PassFile("bin"),),
     working=True,
     unit="images",

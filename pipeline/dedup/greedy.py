@@ -1,7 +1,8 @@
 """The one pass of dedup that goes in order: which pairs are kept, from edges alone.
 
-Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or looks like
-one (the first kept image that it looks like is its leader), or if enough pairs of its primary text's cluster or of its
+Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or is a near
+copy of one (it looks like it, and their contexts have no veto, `pipeline.matching.contexts`; the first of those with
+the strongest bond is its leader), or if enough pairs of its primary text's cluster or of its
 domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
 earlier one. Dropped pairs never lead, so chains do not occur: with chains, over near-text edges, 35,000 unrelated
 captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
@@ -16,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Dedup
+from pipeline.matching.contexts import Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
-from pipeline.matching.sketches import begins, distinct
+from pipeline.matching.sketches import begins, distinct, spread
 from pipeline.records import DropReason
 
 Ints = npt.NDArray[np.int64]
@@ -52,10 +55,7 @@ Alike = Callable[[int, Ints], Flags]
 
 
 class Nodes:
-    """Images, or texts, of a build that match another one: nodes 0 to N - 1, in the order of their numbers.
-
-    leader: the node that leads each node so far, NONE for none; of texts, nodes from N on are earlier builds'.
-    """
+    """Images, or texts, of a build that match another one: nodes 0 to N - 1, in the order of their numbers."""
 
     def __init__(self, copies: Ints, edges: Ints, crowds: Crowds, more: Ints, alike: Alike) -> None:
         """copies [K, 2]: copy and first of its kind, which is compared for it. edges [K, 2]. more: further numbers."""
@@ -76,7 +76,6 @@ class Nodes:
         flags[crowds.numbers()] = True
         self._crowded = flags[self.numbers]
         self._alike = alike
-        self.leader: Ints = np.full(len(self.numbers), NONE)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -98,18 +97,17 @@ class Nodes:
         nodes[inside] = self._node[firsts[inside]]
         return nodes
 
-    def lead(self, node: int, needed: Callable[[Ints], Flags]) -> None:
-        """From now on a node leads what it matches and gets no leader. needed: which of some nodes may need one."""
-        low, high = self._starts[node], self._starts[node + 1]
-        if low < high:
-            others = self._others[low:high]
-            self.leader[others[self.leader[others] == NONE]] = node
+    def matching(self, node: int, needed: Callable[[Ints], Flags]) -> Ints:
+        """The nodes that a node matches. needed: which of some nodes are asked for; no other is compared."""
+        found = self._others[self._starts[node] : self._starts[node + 1]]
+        found = found[needed(found)] if len(found) else found
         if self._crowded[node]:
             number = int(self.numbers[node])
             partners = self._node[self._partners.of(number)]
-            partners = partners[(self.leader[partners] == NONE) & needed(partners)]
+            partners = partners[needed(partners)]
             if len(partners):
-                self.leader[partners[self._alike(number, self.numbers[partners])]] = node
+                found = np.concatenate([found, partners[self._alike(number, self.numbers[partners])]])
+        return found
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,8 @@ class Pairs:
     """The node of each text, NONE likewise."""
     domain: Ints
     """[M] a number of the domain, NONE for none."""
+    contexts: Context
+    """Contexts of the images [M, ...]."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -131,15 +131,16 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Kept:
-    """Results of earlier builds: first leaders of nodes, and counts.
+    """Results of earlier builds: first leaders, and counts.
 
-    same, near [image nodes]: the first image with the same bytes, and the first that looks alike; NONE for none.
-    placeholders: numbers of images that are one. text_leaders [text nodes]: a node from the number of nodes on. pairs
-    [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
+    same [image nodes], near [M]: the first image with the same bytes, and the one that a pair's is a near copy of, with
+    its bond [M]; NONE for none. placeholders: numbers of images that are one. text_leaders [text nodes]: a node from
+    the number of nodes on. pairs [earlier text leaders]: how many pairs each has; domains [domains]: likewise.
     """
 
     same: Ints
     near: Ints
+    bond: npt.NDArray[np.int8]
     placeholders: frozenset[int]
     text_leaders: Ints
     pairs: Ints
@@ -167,7 +168,8 @@ class LeaderPass:
 
     def __init__(self, rules: Dedup, images: Nodes, texts: Nodes, kept: Kept) -> None:
         self._rules, self._images, self._texts, self._kept = rules, images, texts, kept
-        texts.leader[:] = kept.text_leaders
+        self._leader_of: Ints = kept.text_leaders.copy()
+        """[text nodes] the node that leads each so far, NONE for none; from their number on nodes of earlier builds."""
         self.leads: Flags = np.zeros(len(texts), np.bool_)
 
     def decide(self, pairs: Pairs) -> Verdicts:
@@ -181,11 +183,9 @@ class LeaderPass:
             np.zeros(len(pairs.texts), np.bool_),
         )
         owner = np.full(len(self._images), NONE)  # the pair that was kept of each image
-        last = np.full(len(self._images), NONE)
-        shown = np.flatnonzero(pairs.image != NONE)
-        last[pairs.image[shown]] = shown  # ascending: the last assignment stays
-        owners, same, near = (_view(of) for of in (owner, self._kept.same, self._kept.near))
-        leaders = _view(self._images.leader)
+        waiting = _Waiting(pairs, len(self._images), self._kept.bond)
+        owners, same, before = (_view(of) for of in (owner, self._kept.same, self._kept.near))
+        near = _view(waiting.near)
         counted = np.concatenate([np.zeros(len(self._texts), np.int64), self._kept.pairs])
         pairs_of, domains = _view(counted), _view(self._kept.domains.copy())
         of_texts, began = _view(found.text_leaders), _view(found.began.view(np.uint8))
@@ -197,10 +197,10 @@ class LeaderPass:
                     why, earlier[row] = BIT[DropReason.SAME_IMAGE], same[image]
                 elif owners[image] != NONE:
                     why, leader[row] = BIT[DropReason.SAME_IMAGE], owners[image]
-                elif near[image] != NONE:
-                    why, earlier[row] = BIT[DropReason.NEAR_IMAGE], near[image]
-                elif leaders[image] != NONE:
-                    why, leader[row] = BIT[DropReason.NEAR_IMAGE], owners[leaders[image]]
+                elif near[row] != NONE:
+                    why, leader[row] = BIT[DropReason.NEAR_IMAGE], near[row]
+                elif before[row] != NONE:
+                    why, earlier[row] = BIT[DropReason.NEAR_IMAGE], before[row]
                 if earlier[row] in self._kept.placeholders:
                     why |= BIT[DropReason.PLACEHOLDER]
             primary = self._leader(texts[0])
@@ -213,7 +213,8 @@ class LeaderPass:
                 continue
             if image != NONE:
                 owners[image] = row
-                self._images.lead(image, lambda nodes, row=row: last[nodes] > row)  # type: ignore[misc]
+                needed = partial(waiting.has_copies, row)
+                waiting.give(row, self._images.matching(image, needed))
             if domain != NONE:
                 domains[domain] += 1
             for at, text in enumerate(texts, first):
@@ -229,14 +230,48 @@ class LeaderPass:
         if leader != NONE:
             return leader, False
         self.leads[text] = True
-        self._texts.lead(text, lambda nodes: ~self.leads[nodes])
+        needed = self._texts.matching(text, lambda nodes: (self._leader_of[nodes] == NONE) & ~self.leads[nodes])
+        self._leader_of[needed] = text
         return text, True
 
     def _leader(self, text: int) -> int:
         """The node that leads a text so far, itself included; NONE for none."""
         if text == NONE or self.leads[text]:
             return text
-        return int(self._texts.leader[text])
+        return int(self._leader_of[text])
+
+
+class _Waiting:
+    """Pairs by the nodes of their images, and of each the kept one that it is a near copy of (`near`), NONE for none.
+
+    It is the first of those with which it has the strongest bond; NONE too if an earlier build has one as good.
+    """
+
+    def __init__(self, pairs: Pairs, nodes: int, before: npt.NDArray[np.int8]) -> None:
+        """before [M]: the bond of each with the image that an earlier build kept, TWO for none."""
+        self._image, self._contexts = pairs.image, pairs.contexts
+        self._rows: Ints = np.argsort(pairs.image, kind="stable")
+        self._starts: Ints = np.searchsorted(pairs.image[self._rows], np.arange(nodes + 1))
+        self.near: Ints = np.full(len(pairs), NONE)
+        self._bond = before.copy()
+
+    def give(self, row: int, nodes: Ints) -> None:
+        """A pair is kept, whose image looks like those of some nodes."""
+        if len(nodes):
+            copies, bond = self._copies(row, nodes)
+            self.near[copies], self._bond[copies] = row, bond
+
+    def has_copies(self, row: int, nodes: Ints) -> Flags:
+        """[N] whether a pair after this one may be a near copy of it, if their images look alike."""
+        return np.isin(nodes, self._image[self._copies(row, nodes)[0]])
+
+    def _copies(self, row: int, nodes: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
+        """(pairs of some nodes after a pair, whose bond with it is stronger than with others before; the bonds)."""
+        rows = self._rows[spread(self._starts[nodes], self._starts[nodes + 1])]
+        rows = rows[rows > row]
+        bond = bonds(self._contexts[row], self._contexts[rows])
+        stronger = bond > self._bond[rows]
+        return rows[stronger], bond[stronger]
 
 
 def _view(values: Any) -> memoryview:

@@ -29,6 +29,7 @@ from pipeline.dedup.earlier import (
 from pipeline.dedup.greedy import NONE, Flags, Ints, Kept, Nodes, Pairs, first_by
 from pipeline.dedup.runs import Runs, order_of
 from pipeline.files.digests import Digests
+from pipeline.matching.contexts import TWO, WIDTH, bonds
 from pipeline.matching.looks import Held, pairs_alike
 from pipeline.matching.sketches import distinct, same, spread
 from pipeline.store.build import Build
@@ -88,13 +89,30 @@ class Joined:
     def _join_images(self) -> None:
         copies, edges = read_found(self._build, "dedup.copies", f"{COPIES}.{IMAGES}", 2), self._edges(IMAGES)
         equal, near = (read_found(self._build, stage, KEPT_IMAGES, 3) for stage in ("dedup.copies", "dedup.edges"))
-        kept = [of[of[:, 2] == 0, :2] for of in (equal, near)]
+        near, bond = self._near_copies(_of_copies(near, copies))
+        kept, before = ([of[of[:, 2] == at, :2] for of in (equal, near)] for at in (0, 1))
+        bonds_kept, bonds_before = (bond[near[:, 2] == at] for at in (0, 1))
         more = np.concatenate([of[:, 0] for of in kept])
         self.images = Nodes(copies, edges, read_crowds(self._build, IMAGES), more, self._alike)
-        self._first_kept = [first_by(self.images.of(of[:, 0]), of[:, 1], len(self.images)) for of in kept]
-        self._made_from = [of[of[:, 2] == 1, :2] for of in (equal, near)]
-        matched = distinct(np.concatenate([*(of[:, 1] for of in (*kept, *self._made_from))]))
+        self._same_kept = first_by(self.images.of(kept[0][:, 0]), kept[0][:, 1], len(self.images))
+        size = len(self.order)
+        self._near_kept, self._bond_kept = _strongest(kept[1], bonds_kept, size)
+        same_before = first_by(before[0][:, 0], before[0][:, 1], size)
+        near_before, _ = _strongest(before[1], bonds_before, size)
+        self._made_from: Ints = np.where(same_before != NONE, same_before, near_before)
+        matched = distinct(np.concatenate([*(of[:, 1] for of in (*kept, *before))]))
         self.earlier_images = self._read_images(matched)
+
+    def _near_copies(self, matches: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
+        """(those of matches [K, 3] (pair, earlier image, ...) whose contexts have no veto, their bonds)."""
+        numbers = distinct(matches[:, 1])
+        contexts = [np.zeros((0, WIDTH), np.uint64)]
+        for piece, own in _by_piece(self._image_pieces, numbers):
+            with opened(self._build, piece, self.runs.keys) as arrays:
+                contexts.append(arrays["contexts"][own])
+        theirs = np.concatenate(contexts)[np.searchsorted(numbers, matches[:, 1])]
+        bond = bonds(self.runs.contexts(matches[:, 0]), theirs)
+        return matches[bond != TWO], bond[bond != TWO]
 
     def _read_images(self, numbers: Ints) -> EarlierImages:
         parts = [(np.zeros((0, 32), np.uint8), np.zeros(0, np.uint8), np.zeros(0, np.int8), np.zeros(0, np.bool_))]
@@ -174,7 +192,8 @@ class Joined:
         low, counts = self.text_starts[self.bound], self.counted[self.bound]
         starts = np.concatenate([[0], np.cumsum(counts)])
         texts = self.text_nodes[spread(low, low + counts)]
-        return Pairs(self.image_nodes[self.bound], starts, texts, self.domains[1][self.bound])
+        contexts = self.runs.contexts(self.bound)
+        return Pairs(self.image_nodes[self.bound], starts, texts, self.domains[1][self.bound], contexts)
 
     @property
     def kept_earlier(self) -> int:
@@ -191,20 +210,14 @@ class Joined:
                     pairs += pairs_of_leaders(arrays, ids)
                     domains += pairs_of_domains(arrays, names)
         flagged = self.earlier_images.numbers[self.earlier_images.flags & PLACEHOLDER > 0]
-        same_bytes, near = self._first_kept
-        return Kept(same_bytes, near, frozenset(flagged.tolist()), self._text_leaders, pairs, domains)
+        near, bond = self._near_kept[self.bound], self._bond_kept[self.bound]
+        return Kept(self._same_kept, near, bond, frozenset(flagged.tolist()), self._text_leaders, pairs, domains)
 
     def inherited_splits(self, pairs: Ints) -> list[str]:
         """[P] the split of the first image, of the generation that is made again, that each pair shows; "" for none."""
-        splits = np.full(len(pairs), NONE)
-        for numbers, kept in ((of[:, 0], of[:, 1]) for of in reversed(self._made_from)):
-            images, group = np.unique(self.images.first_of(numbers), return_inverse=True)
-            if len(images):
-                first = self.images.first_of(pairs)
-                at = np.minimum(np.searchsorted(images, first), len(images) - 1)
-                found = np.flatnonzero(images[at] == first)
-                of_images = first_by(group, kept, len(images))[at[found]]
-                splits[found] = self.earlier_images.splits[self.earlier_images.at(of_images)]
+        splits, earlier = np.full(len(pairs), NONE), self._made_from[pairs]
+        found = np.flatnonzero(earlier != NONE)
+        splits[found] = self.earlier_images.splits[self.earlier_images.at(earlier[found])]
         return [SPLITS[number] if number >= 0 else "" for number in splits.tolist()]
 
     def _alike(self, image: int, others: Ints) -> Flags:
@@ -223,6 +236,24 @@ class Joined:
         alike = same(own, np.zeros_like(every), theirs, every, self._rules.text_similarity)
         bands: Flags = (self.runs.bands(others) == self.runs.bands(np.array([text]))).any(axis=1)
         return alike & bands
+
+
+def _strongest(matches: Ints, bond: npt.NDArray[np.int8], size: int) -> tuple[Ints, npt.NDArray[np.int8]]:
+    """(of each pair's matches [K, 2] the first with the strongest bond, NONE for none; that bond, TWO for none)."""
+    order = np.lexsort((matches[:, 1], -bond))
+    rank = first_by(matches[order, 0], np.arange(len(order)), size)
+    found, strongest, some = np.full(size, NONE), np.full(size, TWO, np.int8), rank != NONE
+    found[some], strongest[some] = matches[order[rank[some]], 1], bond[order[rank[some]]]
+    return found, strongest
+
+
+def _of_copies(matches: Ints, copies: Ints) -> Ints:
+    """Matches [K, 3] of images, and of all copies [C, 2] of each."""
+    by_first = copies[np.argsort(copies[:, 1], kind="stable")]
+    low, high = (np.searchsorted(by_first[:, 1], matches[:, 0], side) for side in ("left", "right"))
+    more = np.repeat(matches, high - low, axis=0)
+    more[:, 0] = by_first[spread(low, high), 0]
+    return np.concatenate([matches, more])
 
 
 def _by_piece(pieces: list[Piece], numbers: Ints) -> list[tuple[Piece, Ints]]:

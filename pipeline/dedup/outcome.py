@@ -19,6 +19,7 @@ from pipeline.dedup.merged_texts import MergedTexts
 from pipeline.dedup.splits import TextSplits
 from pipeline.files.digests import DIGEST, Digests, column_of, digests_of
 from pipeline.files.parquet import Rows
+from pipeline.matching.contexts import column_of as column_of_contexts
 from pipeline.matching.sketches import distinct, spread
 from pipeline.matching.text_rows import TextRows
 from pipeline.records import DropReason
@@ -292,6 +293,7 @@ def _image_rows(outcome: Outcome, pairs: Ints) -> pa.Table:
     added = {
         "text_leader": column_of(_ids_before_splits(outcome, outcome.joined.text_starts[pairs])),
         "split": pa.array(SPLITS, pa.string()).take(pa.array(outcome.splits[pairs])),
+        "context": column_of_contexts(outcome.joined.runs.contexts(pairs)),
     }
     own = _gathered(outcome.joined, pairs, [name for name in IMAGE_SCHEMA.names if name not in added])
     return pa.table({name: added[name] if name in added else own[name] for name in IMAGE_SCHEMA.names})

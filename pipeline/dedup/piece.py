@@ -3,6 +3,7 @@
 A piece is one file of arrays (`pipeline.files.arrays`), of which no more is read than is looked at:
 
     sha256, words                   of each image the digest of its bytes; first 64 bits of all, ascending, with owners
+    contexts                        what is known of each image beside its looks (`pipeline.matching.contexts`)
     codes, tones, fine.*            what candidates are found by (`looks.Hashed`): of every picture, and of details
     <key>.asking.*, <key>.others.*  entries of each key (`image_keys`), ascending
     text.*                          distinct texts: ids, words of ids with owners, sketches, and entries by band key
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from data_specs.shard import canonical_json
 from pipeline.files.arrays import Arrays, ArrayWriter
 from pipeline.files.digests import Digests
+from pipeline.matching.contexts import Context
 from pipeline.matching.image_edges import KeptImages, Loaded
 from pipeline.matching.image_keys import Entries, Key, entries_of
 from pipeline.matching.looks import Hashed, Signed
@@ -29,16 +31,20 @@ from pipeline.matching.sketches import Ints, Sketches
 from pipeline.matching.text_edges import BUCKETS, KeptTexts, TextEntries, words_of
 from pipeline.matching.text_rows import TextRows
 
-VERSION = 1
+VERSION = 2
 """Raised when a piece of the same name gets other arrays."""
 
 WORD_BITS = 64
 
 
-def write_images(writer: ArrayWriter, sha256: Digests, coarse: Hashed, fine: Hashed, keys: Sequence[Key]) -> None:
-    """Write images [N]; coarse hashes are of all of them, in order, fine ones of those with details."""
+def write_images(
+    writer: ArrayWriter, sha256: Digests, contexts: Context, hashed: tuple[Hashed, Hashed], keys: Sequence[Key]
+) -> None:
+    """Write images [N]. hashed: coarse ones of all of them, in order, and fine ones of those with details."""
+    coarse, fine = hashed
     _write_words(writer, "", sha256)
     writer.add("sha256", sha256)
+    writer.add("contexts", contexts)
     writer.add("codes", coarse.codes)
     writer.add("tones", coarse.tones)
     writer.add("fine.images", fine.images)

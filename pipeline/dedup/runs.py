@@ -23,6 +23,7 @@ from pipeline.dedup.piece import sketches_in
 from pipeline.dedup.stored_signatures import StoredSignatures
 from pipeline.files.arrays import Arrays
 from pipeline.files.digests import DIGEST, Digests, digests_of
+from pipeline.matching.contexts import WIDTH, Context
 from pipeline.matching.image_keys import Ints, Key, plan
 from pipeline.matching.looks import NO_DETAILS, Hashed, fine_of
 from pipeline.matching.sketches import Sketches, distinct
@@ -168,6 +169,13 @@ class Runs:
             fine.append(Hashed(detailed[rows] + start, arrays["fine.codes"][rows], arrays["fine.tones"][rows]))
         joined = (np.concatenate([getattr(of, name) for of in fine]) for name in ("images", "codes", "tones"))
         return Hashed(images, codes, tones), Hashed(*joined)
+
+    def contexts(self, images: Ints) -> Context:
+        """Contexts of images [N], whose numbers are in any order."""
+        if not len(images):
+            return np.zeros((0, WIDTH), np.uint64)
+        contexts: Context = _gathered(self.arrays, "contexts", self.starts, images)
+        return contexts
 
     def text_ids(self, texts: Ints) -> Digests:
         """[N, 32] ids of texts, whose numbers are in any order."""

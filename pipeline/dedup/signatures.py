@@ -33,6 +33,7 @@ from pipeline.features import feature_id
 from pipeline.files.arrays import ArrayWriter
 from pipeline.files.digests import column_of, digests_of, rows_of, unhex
 from pipeline.matching import text_rows
+from pipeline.matching.contexts import OWN, Context, contexts_of
 from pipeline.matching.image_keys import Key, plan
 from pipeline.matching.looks import Details, coarse_of, fine_of, hashes_of, signatures_of
 from pipeline.matching.text_rows import TextRows
@@ -132,12 +133,15 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
     with attempt.path(ARRAYS).open("wb") as out:
         writer = ArrayWriter(out)
         coarse = coarse_of(hashes_of(rows), signature)
-        write_images(writer, digests_of(rows["sha256"]), coarse, fine_of(details), keys)
+        lists = _texts_of(rows)
+        forms = normals(lists.flatten().field("text").to_pylist())
+        contexts = _contexts_of(pairs.take(by_rank), lists, forms)
+        write_images(writer, digests_of(rows["sha256"]), contexts, (coarse, fine_of(details)), keys)
         pulse.advance(pairs.num_rows // 2)
         order = _about_the_rank(rows)
         writer.add("order", order)
         writer.add("split", splits_of(spec, rows["sha256"]))
-        texts = _write_texts(writer, rows["texts"], order, spec.dedup.text_similarity)
+        texts = _write_texts(writer, lists, forms, order, spec.dedup.text_similarity)
         writer.finish()
     pulse.advance(pairs.num_rows - pairs.num_rows // 2)
     return {"texts": texts, "detailed": len(details)}
@@ -158,10 +162,29 @@ def splits_of(spec: BuildSpec, sha256: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     return np.array([SPLITS.index(split) for split in splits], np.int8)
 
 
-def _write_texts(writer: ArrayWriter, column: pa.ChunkedArray, order: npt.NDArray[np.uint32], threshold: float) -> int:
-    """Write the distinct texts of a run in the order of its rows, and which of them each pair has; returns how many."""
-    lists = column.combine_chunks() if column.num_chunks else pa.array([], column.type)
-    flat = normals(lists.flatten().field("text").to_pylist())
+def _texts_of(rows: pa.Table) -> pa.ListArray:
+    column = rows["texts"]
+    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+
+
+def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str]) -> Context:
+    """Contexts of pairs with these texts, whose normal forms lie end to end."""
+    own = pc.index_in(lists.flatten().field("kind"), pa.array(list(OWN))).fill_null(-1).to_numpy()
+    counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    owner, kinds, places = np.repeat(np.arange(len(lists)), counts), list(OWN), np.flatnonzero(own >= 0)
+    words = [(kinds[own[at]], owner[at], forms[at]) for at in places.tolist()]
+    sides = np.stack([pairs[name].to_numpy() for name in ("width", "height")], axis=1)
+    pixels = pc.fill_null(pairs["pixels"], 0).to_numpy()
+    return contexts_of(pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist(), words, pixels, sides)
+
+
+def _write_texts(
+    writer: ArrayWriter, lists: pa.ListArray, flat: Sequence[str], order: npt.NDArray[np.uint32], threshold: float
+) -> int:
+    """Write the distinct texts of a run in the order of its rows, and which of them each pair has; returns how many.
+
+    flat: the normal forms of all texts.
+    """
     number_of = {text: number for number, text in enumerate(dict.fromkeys(flat))}
     distinct, made = list(number_of), []
     for at in range(0, max(1, len(distinct)), SKETCHED_AT_ONCE):

@@ -426,11 +426,10 @@ class KeptJoin:
                 self._pairs.add(family, own.image[some], parts[0], found.image, parts[1])
 
     def matches(self) -> tuple[Ints, Ints]:
-        """(image [K], the first kept one that it looks like [K])."""
+        """(image [K], ascending; a kept one that it looks like [K], ascending for each image)."""
         self._pairs.flush()
-        packed = self._pairs.alike.all()
-        images, first = np.unique(packed >> np.uint64(32), return_index=True)
-        return images.astype(np.int64), (packed[first] & _LOW).astype(np.int64)
+        one, other = unpacked(self._pairs.alike.all()).T
+        return one, other
 
 
 def first_alike(
@@ -449,8 +448,8 @@ def first_alike(
         of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
         loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
         join.look(key, loaded, KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
-    images, first = join.matches()
-    found[images] = first
+    images, kept_ones = join.matches()
+    found[images[::-1]] = kept_ones[::-1]  # the last assignment stays: the first match
     return found
 
 

@@ -28,7 +28,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
 from pipeline.files.folder import Folder
 from pipeline.files.parquet import write_parquet
+from pipeline.matching.contexts import CONTEXT
 from pipeline.matching.looks import ROW, Details
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
@@ -59,6 +60,7 @@ IMAGE_SCHEMA = pa.schema(
         ("domain", pa.uint64()),  # 64 bits of a hash
         ("text_leader", DIGEST),  # of the primary text
         ("split", pa.string()),
+        ("context", CONTEXT),  # five 64-bit hashes
     ]
 )
 """Kept images by rank. What turned out a placeholder, or is dropped after dedup, is among them: it goes on leading."""
@@ -100,6 +102,7 @@ class Published(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
+    version: Literal[2]  # of the files; raised when their columns change
     build: str
     dataset: str
     snapshot: str
@@ -130,7 +133,7 @@ class Identities:
         try:
             return Published.model_validate_json(data)
         except ValueError:
-            raise StoreError(self._folder.at(name), "is not a record of identities") from None
+            raise StoreError(self._folder.at(name), "is not a record of identities of this version") from None
 
     def of(self, build_id: str) -> str:
         """The name of a build's commit; "" if it has not been published."""
@@ -323,6 +326,7 @@ class Identities:
                 files[part] = of_part.files[suffix].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
                 self._folder.share(path, files[part].name)
         known = Published(
+            version=2,
             build=build.build_id,
             dataset=build.spec.name,
             snapshot=build.snapshot,

@@ -106,7 +106,7 @@ def test_a_changed_filter_moves_no_split_although_another_copy_leads(weeks: Week
     answer = weeks.build("anew", "--generation", "new", filters=sides, seed=seed)
     [large] = weeks.samples().values()
     [small] = [row for row in before.values() if row["image_url"].endswith("/0.jpg")]
-    assert large["image_url"].endswith("/0large.jpg")
+    assert large["image_url"].endswith("/0-large.jpg")
     assert large["split"] == small["split"]
     assert (answer["diff"]["added"]["count"], answer["diff"]["removed"]["count"]) == (1, 6)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import Dedup
 from pipeline.dedup.greedy import BIT, NONE, Kept, LeaderPass, Nodes, Pairs, first_by
+from pipeline.matching.contexts import WIDTH
 from pipeline.matching.crowds import Crowds, represent
 from pipeline.records import DropReason
 
@@ -42,6 +43,19 @@ def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
     return every[every[:, 0] != every[:, 1]], Crowds.of(open_)
 
 
+def bond(one: Any, other: Any) -> int:
+    """The bond of contexts by its definition, 0 for a veto."""
+    (page, alt, caption, file, pixels), (page2, alt2, caption2, file2, pixels2) = one.tolist(), other.tolist()
+    if pixels and pixels == pixels2:
+        return 4
+    if file and file == file2:
+        return 3
+    words = {alt, caption} - {0}, {alt2, caption2} - {0}
+    if (page and page == page2) or (words[0] and words[1] and not words[0] & words[1]):
+        return 0
+    return 2 if words[0] & words[1] else 1
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3), st.integers(0, 3))
@@ -53,19 +67,28 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
     starts = np.concatenate([[0], np.cumsum(counts)])
     texts, domain = rng.integers(0, size, int(starts[-1])), rng.integers(-1, 3, pairs)
     # of what earlier builds kept: images that some have the bytes of or look like; texts that lead, by numbers from 100
-    same, near = (np.where(rng.random(size) < 0.1, rng.integers(0, 9, size), NONE) for _ in range(2))
+    same, near = (np.where(rng.random(of) < 0.1, rng.integers(0, 9, of), NONE) for of in (size, pairs))
+    # few pages, words, files and pixels, so that many pairs share them
+    contexts = rng.integers(0, 3, (pairs, WIDTH)).astype(np.uint64) * (rng.random((pairs, WIDTH)) < rng.random(WIDTH))
     led = np.where(rng.random(size) < 0.1, rng.integers(0, 2, size), NONE)
     every = np.arange(size)
     nodes = [
         Nodes(np.zeros((0, 2), np.int64), *found(rng, of), every, lambda one, others, of=of: of[one, others])
         for of in (looks, means)
     ]
+    before_bond = np.where(near != NONE, rng.integers(1, 5, pairs), 0).astype(np.int8)
     before = Kept(
-        same, near, frozenset({3}), np.where(led != NONE, led + size, NONE), np.array([1, 0]), np.array([0, 1, 0])
+        same,
+        near,
+        before_bond,
+        frozenset({3}),
+        np.where(led != NONE, led + size, NONE),
+        np.array([1, 0]),
+        np.array([0, 1, 0]),
     )
     rules = Dedup(max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
     under = np.where(domain >= 0, domain, NONE) if of_domain else np.full(pairs, NONE)
-    verdicts = LeaderPass(rules, *nodes, before).decide(Pairs(image, starts, texts, under))
+    verdicts = LeaderPass(rules, *nodes, before).decide(Pairs(image, starts, texts, under, contexts))
 
     kept, leading = list[int](), list[int]()
     by_text, by_domain = Counter({100: 1}), Counter({1: 1})
@@ -78,13 +101,15 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
     for row in range(pairs):
         own, reasons, of, earlier = int(image[row]), 0, NONE, NONE
         copies = [other for other in kept if image[other] == own]
-        like = [other for other in kept if looks[image[other], own]]
+        like = [other for other in kept if looks[image[other], own] and bond(contexts[other], contexts[row])]
         if same[own] != NONE or copies:
             reasons = BIT[DropReason.SAME_IMAGE]
             earlier, of = (same[own], NONE) if same[own] != NONE else (NONE, copies[0])
-        elif near[own] != NONE or like:
+        elif near[row] != NONE or like:
             reasons = BIT[DropReason.NEAR_IMAGE]
-            earlier, of = (near[own], NONE) if near[own] != NONE else (NONE, like[0])
+            best = max(like, key=lambda other, row=row: bond(contexts[other], contexts[row]), default=NONE)
+            own_bond = bond(contexts[best], contexts[row]) if like else 0
+            earlier, of = (near[row], NONE) if near[row] != NONE and own_bond <= before_bond[row] else (NONE, best)
         if earlier == 3:
             reasons |= BIT[DropReason.PLACEHOLDER]
         first = leader(int(texts[starts[row]]))

@@ -19,15 +19,22 @@ from tests.stages import run_stage
 CAPTION = "今天天气很好我们一家人去公园散步吧"
 WORDS = [CAPTION, CAPTION + "啦", CAPTION[:-1], "红烧肉", "红烧鱼", "故宫雪景", "第一次看见的说明", ""]
 
-Pairs = list[tuple[int, bool, int, list[str], int]]
+Pairs = list[tuple[int, bool, int, list[str], int, tuple[str, int, int, int]]]
 
 
 @st.composite
 def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]]:
-    """Builds of (picture, same bytes, site, texts, number of its details); rules of dedup, and of shards."""
+    """Builds of (picture, same bytes, site, texts, number of its details, context); rules of dedup, and of shards.
+
+    A context: kind of the texts, page, file that a picture is a variant of, pixels; 0 for its own one.
+    """
     own = st.one_of(st.just([WORDS[-2]]), st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
     fine = st.sampled_from([0, 0, 1, 2])
-    pair = st.tuples(st.integers(0, 6) | st.integers(7, 60), st.booleans(), st.integers(0, 2), own, fine)
+    context = st.tuples(
+        st.sampled_from(["title", "alt", "caption"]), *(st.sampled_from([0, 0, 0, 1, 2]) for _ in range(3))
+    )
+    picture = st.integers(0, 6) | st.integers(7, 60)
+    pair = st.tuples(picture, st.booleans(), st.integers(0, 2), own, fine, context)
     rules = {
         "max_pairs_per_text": draw(st.integers(1, 3)),
         "max_pairs_per_domain": draw(st.sampled_from([0, 3])),
@@ -73,15 +80,17 @@ def decide(folder: Path, filtered: Any, drawn: tuple[list[Pairs], dict[str, Any]
     for step, shown in enumerate(steps):
         pictures = [
             filtered.Shown(
-                f"{step}-{i}",
+                f"file{file}-{100 + step}x{100 + i}.jpg" if file else f"{step}-{i}",
                 picture,
                 tuple(f"{text}{i}" if text.startswith("第") else text for text in texts),  # some texts match nothing
                 900 - i // 2,
                 "b" if same else "",
-                f"http://s{site}.cn/",
+                f"http://s{site}.cn/{f'page{page}' if page else f'{step}-{i}'}",
+                kind,
                 (0, 0, 1, 2)[picture % 4] if same else fine,  # what has the same bytes looks the same
+                picture if same else pixels,
             )
-            for i, (picture, same, site, texts, fine) in enumerate(shown)
+            for i, (picture, same, site, texts, fine, (kind, page, file, pixels)) in enumerate(shown)
         ]
         dataset = chance.choice(["test", "test", "other"])
         own: dict[str, Any] = {"name": dataset, "dedup": {**rules, "across": "all"}, "shards": shards}

@@ -258,7 +258,7 @@ def test_a_build_that_is_published_again_after_a_kill_has_one_commit(
 
     orders = set[bool]()
     for at in range(8):
-        first = make("2026-01", at, store=str(tmp_path / str(at)))
+        first = make("2026-01", 20 + at, store=str(tmp_path / str(at)))
         before = publish(first)
         shown = [filtered.Shown("another", 100 + at)]
         made = filtered.make(tmp_path / f"again-{at}", shown, snapshot="2026-01")
