@@ -58,8 +58,8 @@ def test_every_failing_filter_is_a_reason(fetched_build: Any, got: Any) -> None:
 
 def test_a_strip_with_words_of_its_own_may_be_longer(fetched_build: Any, got: Any) -> None:
     images = [
-        got("described", busy((400, 90))),
-        got("long", busy((460, 90))),
+        got("described", busy((400, 90)), Text("alt", "长卷上的故宫")),
+        got("long", busy((460, 90)), Text("alt", "更长的画卷")),
         got("titled", busy((400, 91)), Text("title", "雪后的故宫")),
     ]
     for number, options in enumerate(({}, {"max_aspect": 3.0})):
