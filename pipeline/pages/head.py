@@ -31,7 +31,7 @@ class Meta:
     robots: tuple[str, ...]
     whole: str  # <title>
     title: str  # the same without the site's name
-    named: str  # og:title
+    named: str  # og:title, without the site's name where it repeats <title>
     site: str  # og:site_name
     abstract: str
     image: str
@@ -63,14 +63,15 @@ class Meta:
         base = next((node for node in elements["base"] if "href" in node.attributes), None)
         root, title = tree.root, next(iter(elements["title"]), None)
         name_of_page = clean(title.text()) if title is not None else ""
+        bare, named = _SITE_NAME.sub("", name_of_page) or name_of_page, clean(content_of.get("og:title", ""))
         marked = [node for node in elements["a"] if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
             robots=tuple(robots),
             whole=name_of_page,
-            title=_SITE_NAME.sub("", name_of_page) or name_of_page,
-            named=clean(content_of.get("og:title", "")),
+            title=bare,
+            named=bare if named == name_of_page else named,
             site=clean(content_of.get("og:site_name", "")),
             abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
             image=content_of.get("og:image", ""),
