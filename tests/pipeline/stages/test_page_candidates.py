@@ -73,6 +73,18 @@ def test_an_image_shown_twice_is_one_candidate_with_both_texts_and_one_decision(
     assert dropped[0].id != kept[0].candidate_id
 
 
+def test_a_candidate_knows_how_its_page_shows_it() -> None:
+    def shown(html: str) -> list[str]:
+        return [candidate.shown for candidate in run(f"<h1>游记</h1>{html}")[0]]
+
+    photo = "<p><img src={0}.jpg alt=照片{0}></p><p>说明{0}</p>"
+    card = "<article><h2>第{0}篇</h2><img src={0}.jpg></article>"
+    assert shown(photo.format(1) + photo.format(2)) == ["alone"] * 2
+    assert shown("".join(map(photo.format, range(3)))) == ["among"] * 3
+    assert shown("".join(map(card.format, range(3)))) == ["listed"] * 3
+    assert shown(card.format(1) + card.format(2) + photo.format(1)) == ["alone", "listed"], "not listed everywhere"
+
+
 def test_the_page_image_is_a_candidate_unless_the_page_shows_it():
     head = "<meta property=og:image content=http://a.test/x/a.jpg><title>故宫雪景</title>"
     assert [c.image_url for c in run(head)[0]] == ["http://a.test/x/a.jpg"]
