@@ -76,8 +76,11 @@ class Collapsed:
 
     def __init__(self, build: Build, kind: str, size: int) -> None:
         """size: of all images, or texts."""
-        self._out = np.zeros(size, np.bool_)
-        self._out[read_found(build, "dedup.copies", f"{COPIES}.{kind}", 2)[:, 0]] = True
+        self._out, self.copied = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+        copies = read_found(build, "dedup.copies", f"{COPIES}.{kind}", 2)
+        self._out[copies[:, 0]] = True
+        self.copied[copies[:, 1]] = True
+        """[N] which are the first of several."""
         kept = read_found(build, "dedup.copies", KEPT_IMAGES if kind == IMAGES else KEPT_TEXTS, 3)
         self._out[kept[kept[:, 2] == 0, 0]] = True
 

@@ -1,7 +1,8 @@
 """Pass dedup.edges: pairs of images that look alike and of texts that are the same, over all runs and earlier builds.
 
 A partition is a range of the entries of all keys (`pipeline.matching.image_keys`, band keys of texts), about ENTRIES
-of them over all runs, and reads no more. What shares a key is compared, and what is verified is an edge. What earlier
+of them over all runs, and reads no more. What shares a key is compared, unless contexts tell that it is two pictures
+(`pipeline.matching.contexts`), and what is verified is an edge. What earlier
 builds kept is looked up piece by piece and never compared with itself. Of copies to the letter (`copies`) the first
 stands for all.
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import pulse
 from pipeline.dedup.array_files import (
@@ -31,10 +33,11 @@ from pipeline.dedup.array_files import (
 from pipeline.dedup.earlier import IMAGES, TEXTS, KeptSigned, opened, pieces_of
 from pipeline.dedup.piece import kept_images_in, kept_texts_in, loaded_in, text_entries_in
 from pipeline.dedup.runs import Runs, keys_of, records_of
+from pipeline.matching.contexts import TWO, Context, bonds
 from pipeline.matching.crowds import Crowds
 from pipeline.matching.image_edges import ImageJoin, KeptJoin, Loaded
 from pipeline.matching.image_keys import Ints, Key
-from pipeline.matching.sketches import bands
+from pipeline.matching.sketches import bands, distinct
 from pipeline.matching.text_edges import BUCKETS, KeptTextJoin, TextJoin
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
@@ -120,7 +123,13 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
     signed, threshold = runs.signatures(), build.spec.dedup.image_signature
     rule = build.spec.dedup.image_distance, threshold
     collapsed = Collapsed(build, IMAGES, int(runs.starts[-1]))
-    join = ImageJoin(rule, signed, runs.hashed, runs.joined("order"))
+
+    def two(ones: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+        """Whether contexts tell images apart; of copies to the letter each has its own context, and none is asked."""
+        apart: npt.NDArray[np.bool_] = bonds(*_contexts(runs, ones, others)) == TWO
+        return apart & ~collapsed.copied[ones] & ~collapsed.copied[others]
+
+    join = ImageJoin(rule, signed, runs.hashed, runs.joined("order"), two)
     entries = list[tuple[int, Key, Loaded]]()
     for part in parts:
         key, loaded = runs.keys[part.key], list[Loaded]()
@@ -134,13 +143,25 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
     kept = [np.zeros((0, 3), np.int64)]
     for piece in pieces_of(build, IMAGES):
         with opened(build, piece, runs.keys) as arrays:
-            looking = KeptJoin(threshold, signed, theirs := KeptSigned(arrays, build, piece))
+
+            def two_kept(ones: Ints, others: Ints, kept: Context = arrays["contexts"]) -> npt.NDArray[np.bool_]:
+                apart: npt.NDArray[np.bool_] = bonds(runs.contexts(ones), kept[others]) == TWO
+                return apart & ~collapsed.copied[ones]
+
+            looking = KeptJoin(threshold, signed, theirs := KeptSigned(arrays, build, piece), two_kept)
             for number, key, own in entries:
                 looking.look(key, own, kept_images_in(arrays, number, key, theirs))
             one, other = looking.matches()
         kept.append(np.stack([one, other + piece.start, np.full(len(one), int(piece.before))], axis=1))
     edges, crowds = join.edges()
     return edges, np.concatenate(kept), crowds, join.compared
+
+
+def _contexts(runs: Runs, ones: Ints, others: Ints) -> tuple[Context, Context]:
+    """Contexts of pairs of images, each of which is read once."""
+    images = distinct(np.concatenate([ones, others]))
+    contexts = runs.contexts(images)
+    return contexts[np.searchsorted(images, ones)], contexts[np.searchsorted(images, others)]
 
 
 def _texts(build: Build, runs: Runs, parts: list[_Part]) -> _Found:

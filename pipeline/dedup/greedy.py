@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Dedup
-from pipeline.matching.contexts import Context, bonds
+from pipeline.matching.contexts import ALT, CAPTION, Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
 from pipeline.matching.sketches import begins, distinct, spread
 from pipeline.records import DropReason
@@ -104,7 +104,7 @@ class Nodes:
         if self._crowded[node]:
             number = int(self.numbers[node])
             partners = self._node[self._partners.of(number)]
-            partners = partners[needed(partners)]
+            partners = distinct(partners[needed(partners)])
             if len(partners):
                 found = np.concatenate([found, partners[self._alike(number, self.numbers[partners])]])
         return found
@@ -250,6 +250,12 @@ class _Waiting:
     def __init__(self, pairs: Pairs, nodes: int, before: npt.NDArray[np.int8]) -> None:
         """before [M]: the bond of each with the image that an earlier build kept, TWO for none."""
         self._image, self._contexts = pairs.image, pairs.contexts
+        worded = (pairs.contexts[:, ALT] | pairs.contexts[:, CAPTION]) != 0
+        shown = pairs.image != NONE
+        self._wordless, self._last = np.zeros(nodes, np.bool_), np.full(nodes, NONE)
+        self._wordless[pairs.image[shown & ~worded]] = True
+        self._last[pairs.image[shown]] = np.flatnonzero(shown)  # ascending: the last assignment stays
+        self._worded, self._hashes = worded, np.sort(pairs.contexts[shown, ALT:].ravel())
         self._rows: Ints = np.argsort(pairs.image, kind="stable")
         self._starts: Ints = np.searchsorted(pairs.image[self._rows], np.arange(nodes + 1))
         self.near: Ints = np.full(len(pairs), NONE)
@@ -263,7 +269,20 @@ class _Waiting:
 
     def has_copies(self, row: int, nodes: Ints) -> Flags:
         """[N] whether a pair after this one may be a near copy of it, if their images look alike."""
-        return np.isin(nodes, self._image[self._copies(row, nodes)[0]])
+        found = self._last[nodes] > row
+        if self._worded[row] and not self._shares(row):  # a copy is without words: of the others none is compared
+            found &= self._wordless[nodes]
+        some = np.flatnonzero(found)
+        if len(some):
+            copies, _ = self._copies(row, distinct(nodes[some]))
+            found[some] = np.isin(nodes[some], self._image[copies])
+        return found
+
+    def _shares(self, row: int) -> bool:
+        """Whether another pair shares words, file or pixels with this one."""
+        own = self._contexts[row, ALT:]
+        low, high = (np.searchsorted(self._hashes, own, side) for side in ("left", "right"))
+        return bool(((high - low > 1) & (own != 0)).any())
 
     def _copies(self, row: int, nodes: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
         """(pairs of some nodes after a pair, whose bond with it is stronger than with others before; the bonds)."""

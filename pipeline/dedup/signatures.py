@@ -54,6 +54,7 @@ SKETCHED_AT_ONCE = 10_000
 """Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
+_CONTEXT = ["page_url", "image_url", "width", "height", "pixels"]
 _READ = [*_DIGESTS, "width", "height", *LOOKS, "texts", "text_rank", "shown", "page_url", "image_url"]
 
 
@@ -135,7 +136,7 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         coarse = coarse_of(hashes_of(rows), signature)
         lists = _texts_of(rows)
         forms = normals(lists.flatten().field("text").to_pylist())
-        contexts = _contexts_of(pairs.take(by_rank), lists, forms)
+        contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms)
         write_images(writer, digests_of(rows["sha256"]), contexts, (coarse, fine_of(details)), keys)
         pulse.advance(pairs.num_rows // 2)
         order = _about_the_rank(rows)

@@ -82,12 +82,11 @@ def column_of(contexts: Context) -> pa.Array:
 
 def hashes_of(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     """[N] the first 64 bits of a hash of each text, 0 of an empty one."""
-    distinct = dict.fromkeys(texts)
-    of = {
-        text: int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()) if text else 0
-        for text in distinct
-    }
-    return np.array([of[text] for text in texts], np.uint64)
+    empty = bytes(8)
+    digests = [
+        hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest() if text else empty for text in texts
+    ]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def bonds(one: Context, other: Context) -> npt.NDArray[np.int8]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.sketches import distinct, spread
+from pipeline.matching.sketches import spread
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -113,7 +113,10 @@ class Partners:
         self._ones, self._others = both[order, 0], both[order, 1]
 
     def of(self, member: int) -> Ints:
-        """Returns what it was not compared with: in a crowd all after a follower, and each follower before it."""
+        """Returns what it was not compared with: in a crowd all after a follower, and each follower before it.
+
+        One that is in several crowds with it is there as often.
+        """
         low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
         at = self._order[low:high]
         crowd, follows = self._crowd[at], self._crowds.follows[at]
@@ -122,5 +125,4 @@ class Partners:
         after = spread((at + 1)[follows], last[follows])
         begin, end = np.searchsorted(self._ones, member, "left"), np.searchsorted(self._ones, member, "right")
         of_crowds = self._crowds.members[np.concatenate([before, after])]
-        found: Ints = distinct(np.concatenate([of_crowds, self._others[begin:end]]))
-        return found
+        return np.concatenate([of_crowds, self._others[begin:end]])

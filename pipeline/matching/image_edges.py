@@ -132,6 +132,9 @@ class KeptImages:
     signed: Signed
 
 
+Two = Callable[[Ints, Ints], Flags]
+"""[N] whether images are known to be two pictures, so that it does not matter whether they look alike."""
+
 Candidates = tuple[Ints, Ints, Ints, Ints]
 """[N] each: one image, its part, another one, its part, whose hashes are near."""
 
@@ -247,11 +250,13 @@ class ImageJoin:
         signed: Whole,
         hashed: Callable[[Ints], tuple[Hashed, Hashed]],
         order: npt.NDArray[np.uint32],
+        two: Two | None = None,
     ) -> None:
         """hashed: coarse hashes of images, ascending, and fine ones of those with details. order: by image; a crowd is
-        compared in about this order, which should be that of ranks."""
+        compared in about this order, which should be that of ranks. two: those that it holds for are not compared,
+        unless they are in a crowd."""
         self._rule, self._signed, self._hashed, self._order = rule, signed, hashed, order
-        self._pairs = _Pairs(rule[1], signed, signed)
+        self._pairs, self._two = _Pairs(rule[1], signed, signed), two
         self._crowds: list[tuple[Ints, Flags]] = []
         self._led = np.full(len(order), _NOT_LED)  # by image the first place at which a crowd is led by one like it
         self._open = _PairSet()
@@ -318,6 +323,9 @@ class ImageJoin:
         for some, at in ranged_pairs(rows[filled], low[filled], high[filled]):
             self.scanned += len(some)
             one, one_part, other, other_part = _candidates(key, asking, some, entries, at)
+            if self._two is not None and len(one):
+                rest = np.flatnonzero(~self._two(one, other))
+                one, one_part, other, other_part = (of[rest] for of in (one, one_part, other, other_part))
             open_ = (self._led[one] < self._place(other)) | (self._led[other] < self._place(one))
             packed = distinct(one[open_].astype(np.uint64) << np.uint64(32) | other[open_].astype(np.uint64))
             self._open.add(packed[~self._open.has(packed)])
@@ -403,8 +411,9 @@ class ImageJoin:
 class KeptJoin:
     """Finds for images of the build those of a piece of earlier builds that they look like."""
 
-    def __init__(self, threshold: float, own: Signed, kept: Signed) -> None:
-        self._pairs = _Pairs(threshold, own, kept)
+    def __init__(self, threshold: float, own: Signed, kept: Signed, two: Two | None = None) -> None:
+        """two: images of the build and kept ones that it holds for are not compared."""
+        self._pairs, self._two = _Pairs(threshold, own, kept), two
 
     def look(self, key: Key, own: Loaded, kept: KeptImages) -> None:
         """Compare entries of the build with those of kept images, by one key."""
@@ -422,6 +431,9 @@ class KeptJoin:
                 some, found = some[near], found.take(near)
                 near = np.flatnonzero(of_one_tone(own.tones[some], found.tones, family.blocks))
                 some, found = some[near], found.take(near)
+                if self._two is not None and len(some):
+                    rest = np.flatnonzero(~self._two(own.image[some], found.image))
+                    some, found = some[rest], found.take(rest)
                 parts = family.numbers[own.place[some]], family.numbers[found.place]
                 self._pairs.add(family, own.image[some], parts[0], found.image, parts[1])
 
