@@ -182,6 +182,8 @@ def _make(folder: Path, looks: Path, size: int, first: int = 0, snapshot: str = 
                 "image_url": names,
                 "texts": [[{"kind": "caption", "text": text}] for text in texts[start : start + count]],
                 "row": np.arange(count) + number.start,
+                "text_rank": np.zeros(count, np.int64),
+                "shown": ["alone"] * count,
                 "sha256": digests,
                 "format": ["jpeg"] * count,
                 "width": np.full(count, 4_000) - np.arange(count) % 3_000,

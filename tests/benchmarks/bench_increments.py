@@ -62,6 +62,8 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
         "image_url": names,
         "texts": [[{"kind": "caption", "text": text}] for text in captions(rng, count)],
         "row": number,
+        "text_rank": np.zeros(count, np.int64),
+        "shown": ["alone"] * count,
         "sha256": [_hash(f"{k} {n if c else ''}") for k, n, c in zip(kind, number, changed, strict=True)],
         "format": ["jpeg"] * count,
         "width": sides,
