@@ -213,7 +213,6 @@ class LeaderPass:
                 continue
             if image != NONE:
                 owners[image] = row
-            if image != NONE and waiting.may_have_copies(row):
                 needed = partial(waiting.has_copies, row)
                 waiting.give(row, self._images.matching(image, needed))
             if domain != NONE:
@@ -255,7 +254,6 @@ class _Waiting:
         shown = pairs.image != NONE
         self._wordless, self._last = np.zeros(nodes, np.bool_), np.full(nodes, NONE)
         self._wordless[pairs.image[shown & ~worded]] = True
-        self._any_wordless = bool(self._wordless.any())
         self._last[pairs.image[shown]] = np.flatnonzero(shown)  # ascending: the last assignment stays
         self._worded, self._hashes = worded, np.sort(pairs.contexts[shown, ALT:].ravel())
         self._rows: Ints = np.argsort(pairs.image, kind="stable")
@@ -268,10 +266,6 @@ class _Waiting:
         if len(nodes):
             copies, bond = self._copies(row, nodes)
             self.near[copies], self._bond[copies] = row, bond
-
-    def may_have_copies(self, row: int) -> bool:
-        """Whether any pair may be a near copy of this one: beside own words only one that shares them, or has none."""
-        return not self._worded[row] or self._any_wordless or self._shares(row)
 
     def has_copies(self, row: int, nodes: Ints) -> Flags:
         """[N] whether a pair after this one may be a near copy of it, if their images look alike."""
