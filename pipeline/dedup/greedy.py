@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Dedup
-from pipeline.matching.contexts import ALT, CAPTION, Context, bonds
+from pipeline.matching.contexts import ALT, CAPTION, LOOKS_BOND, Context, bonds
 from pipeline.matching.crowds import Crowds, Partners
 from pipeline.matching.sketches import begins, distinct, spread
 from pipeline.records import DropReason
@@ -71,7 +71,7 @@ class Nodes:
         ends = distinct(np.concatenate([one << 32 | other, other << 32 | one]))
         self._starts: Ints = np.searchsorted(ends, np.arange(len(self.numbers) + 1) << 32)
         self._others: Ints = ends & 0xFFFFFFFF
-        self._partners = Partners(crowds)
+        self._partners, self._members = Partners(crowds), self._node[crowds.members]
         flags[:] = False
         flags[crowds.numbers()] = True
         self._crowded = flags[self.numbers]
@@ -97,13 +97,24 @@ class Nodes:
         nodes[inside] = self._node[firsts[inside]]
         return nodes
 
-    def matching(self, node: int, needed: Callable[[Ints], Flags]) -> Ints:
-        """The nodes that a node matches. needed: which of some nodes are asked for; no other is compared."""
+    def crowds_of(self, node: int) -> Ints:
+        """Numbers of the crowds that a node is in."""
+        return self._partners.crowds_of(int(self.numbers[node])) if self._crowded[node] else self.numbers[:0]
+
+    def in_crowds(self, some: Flags) -> Ints:
+        """[C] how many of some nodes [N] are in each crowd."""
+        crowd = self._partners.crowd
+        return np.bincount(crowd[some[self._members]], minlength=int(crowd.max(initial=NONE)) + 1)
+
+    def matching(self, node: int, needed: Callable[[Ints], Flags], crowded: bool = True) -> Ints:
+        """The nodes that a node matches. needed: which of some nodes are asked for; no other is compared. crowded:
+        whether those in its crowds are asked for.
+        """
         found = self._others[self._starts[node] : self._starts[node + 1]]
         found = found[needed(found)] if len(found) else found
         if self._crowded[node]:
             number = int(self.numbers[node])
-            partners = self._node[self._partners.of(number)]
+            partners = self._node[self._partners.of(number, crowded)]
             partners = distinct(partners[needed(partners)])
             if len(partners):
                 found = np.concatenate([found, partners[self._alike(number, self.numbers[partners])]])
@@ -183,7 +194,7 @@ class LeaderPass:
             np.zeros(len(pairs.texts), np.bool_),
         )
         owner = np.full(len(self._images), NONE)  # the pair that was kept of each image
-        waiting = _Waiting(pairs, len(self._images), self._kept.bond)
+        waiting = _Waiting(pairs, self._images, self._kept.bond)
         owners, same, before = (_view(of) for of in (owner, self._kept.same, self._kept.near))
         near = _view(waiting.near)
         counted = np.concatenate([np.zeros(len(self._texts), np.int64), self._kept.pairs])
@@ -193,6 +204,7 @@ class LeaderPass:
         for row, image, first, texts, domain in _rows(pairs):
             why = 0
             if image != NONE:
+                waiting.decided(row)
                 if same[image] != NONE:
                     why, earlier[row] = BIT[DropReason.SAME_IMAGE], same[image]
                 elif owners[image] != NONE:
@@ -213,8 +225,8 @@ class LeaderPass:
                 continue
             if image != NONE:
                 owners[image] = row
-                needed = partial(waiting.has_copies, row)
-                waiting.give(row, self._images.matching(image, needed))
+                needed, crowded = partial(waiting.has_copies, row), waiting.has_copies_in_crowds(row)
+                waiting.give(row, self._images.matching(image, needed, crowded))
             if domain != NONE:
                 domains[domain] += 1
             for at, text in enumerate(texts, first):
@@ -245,33 +257,66 @@ class _Waiting:
     """Pairs by the nodes of their images, and of each the kept one that it is a near copy of (`near`), NONE for none.
 
     It is the first of those with which it has the strongest bond; NONE too if an earlier build has one as good.
+
+    A pair with words of its own is a near copy of another one that shares words, file or pixels with it, or is without
+    words. So what is undecided is counted by each of these hashes, and pairs without words or leader are counted as
+    open, by node and by crowd: a crowd under many different captions is then not asked again for each of them.
     """
 
-    def __init__(self, pairs: Pairs, nodes: int, before: npt.NDArray[np.int8]) -> None:
+    def __init__(self, pairs: Pairs, images: Nodes, before: npt.NDArray[np.int8]) -> None:
         """before [M]: the bond of each with the image that an earlier build kept, TWO for none."""
-        self._image, self._contexts = pairs.image, pairs.contexts
-        worded = (pairs.contexts[:, ALT] | pairs.contexts[:, CAPTION]) != 0
+        self._image, self._contexts, self._images, nodes = pairs.image, pairs.contexts, images, len(images)
+        self._worded: Flags = (pairs.contexts[:, ALT] | pairs.contexts[:, CAPTION]) != 0
         shown = pairs.image != NONE
-        self._wordless, self._last = np.zeros(nodes, np.bool_), np.full(nodes, NONE)
-        self._wordless[pairs.image[shown & ~worded]] = True
+        self._last = np.full(nodes, NONE)
         self._last[pairs.image[shown]] = np.flatnonzero(shown)  # ascending: the last assignment stays
-        self._worded, self._hashes = worded, np.sort(pairs.contexts[shown, ALT:].ravel())
+        hashes, numbers = np.unique(pairs.contexts[:, ALT:], return_inverse=True)
+        self._each = pairs.contexts.shape[1] - ALT
+        undecided = np.bincount(numbers.reshape(-1, self._each)[shown].ravel(), minlength=len(hashes))
+        undecided[hashes == 0] = 0
+        self._hashes, self._undecided = _view(numbers.ravel()), _view(undecided)
         self._rows: Ints = np.argsort(pairs.image, kind="stable")
         self._starts: Ints = np.searchsorted(pairs.image[self._rows], np.arange(nodes + 1))
         self.near: Ints = np.full(len(pairs), NONE)
         self._bond = before.copy()
+        self._is_open: Flags = shown & ~self._worded & (before < LOOKS_BOND)
+        self._open: Ints = np.bincount(pairs.image[self._is_open], minlength=nodes)
+        self._open_in_crowds = images.in_crowds(self._open > 0)
+
+    def decided(self, row: int) -> None:
+        """It is the turn of a pair: it is a copy of no later one."""
+        for at in range(row * self._each, (row + 1) * self._each):
+            self._undecided[self._hashes[at]] -= 1
+        if self._is_open[row]:
+            self._close(np.array([row]))
 
     def give(self, row: int, nodes: Ints) -> None:
         """A pair is kept, whose image looks like those of some nodes."""
         if len(nodes):
             copies, bond = self._copies(row, nodes)
             self.near[copies], self._bond[copies] = row, bond
+            self._close(copies)
+
+    def _close(self, rows: Ints) -> None:
+        """Pairs are decided, or have a leader."""
+        closed = rows[self._is_open[rows]]
+        self._is_open[closed] = False
+        for node, times in zip(*np.unique(self._image[closed], return_counts=True), strict=True) if len(closed) else ():
+            self._open[node] -= times
+            if not self._open[node]:
+                np.subtract.at(self._open_in_crowds, self._images.crowds_of(int(node)), 1)
+
+    def has_copies_in_crowds(self, row: int) -> bool:
+        """Whether a pair after this one may be a near copy of it among those that its crowds did not compare."""
+        if not self._worded[row] or self._shares(row):
+            return True
+        return bool(self._open_in_crowds[self._images.crowds_of(int(self._image[row]))].any())
 
     def has_copies(self, row: int, nodes: Ints) -> Flags:
         """[N] whether a pair after this one may be a near copy of it, if their images look alike."""
         found = self._last[nodes] > row
-        if self._worded[row] and not self._shares(row):  # a copy is without words: of the others none is compared
-            found &= self._wordless[nodes]
+        if self._worded[row] and not self._shares(row):
+            found &= self._open[nodes] > 0
         some = np.flatnonzero(found)
         if len(some):
             copies, _ = self._copies(row, distinct(nodes[some]))
@@ -279,10 +324,9 @@ class _Waiting:
         return found
 
     def _shares(self, row: int) -> bool:
-        """Whether another pair shares words, file or pixels with this one."""
-        own = self._contexts[row, ALT:]
-        low, high = (np.searchsorted(self._hashes, own, side) for side in ("left", "right"))
-        return bool(((high - low > 1) & (own != 0)).any())
+        """Whether an undecided pair shares words, file or pixels with this one."""
+        own = range(row * self._each, (row + 1) * self._each)
+        return any(self._undecided[self._hashes[at]] > 0 for at in own)
 
     def _copies(self, row: int, nodes: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
         """(pairs of some nodes after a pair, whose bond with it is stronger than with others before; the bonds)."""

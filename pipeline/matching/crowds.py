@@ -104,7 +104,8 @@ class Partners:
     def __init__(self, crowds: Crowds) -> None:
         self._crowds = crowds
         sizes = np.diff(crowds.starts)
-        self._crowd = np.repeat(np.arange(len(sizes)), sizes)
+        self.crowd: Ints = np.repeat(np.arange(len(sizes)), sizes)
+        """[M] the number of the crowd of each member."""
         self._order = np.argsort(crowds.members, kind="stable")
         self._sorted = crowds.members[self._order]
         self._followers = np.flatnonzero(crowds.follows)
@@ -112,17 +113,26 @@ class Partners:
         order = np.argsort(both[:, 0], kind="stable")
         self._ones, self._others = both[order, 0], both[order, 1]
 
-    def of(self, member: int) -> Ints:
+    def crowds_of(self, member: int) -> Ints:
+        """Numbers of the crowds that it is in."""
+        crowds: Ints = self.crowd[self._places(member)]
+        return crowds
+
+    def of(self, member: int, crowded: bool = True) -> Ints:
         """Returns what it was not compared with: in a crowd all after a follower, and each follower before it.
 
-        One that is in several crowds with it is there as often.
+        One that is in several crowds with it is there as often. crowded: whether those in its crowds are asked for.
         """
-        low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
-        at = self._order[low:high]
-        crowd, follows = self._crowd[at], self._crowds.follows[at]
+        at = self._places(member) if crowded else self._order[:0]
+        crowd, follows = self.crowd[at], self._crowds.follows[at]
         first, last = self._crowds.starts[crowd], self._crowds.starts[crowd + 1]
         before = self._followers[spread(*(np.searchsorted(self._followers, of) for of in (first, at)))]
         after = spread((at + 1)[follows], last[follows])
         begin, end = np.searchsorted(self._ones, member, "left"), np.searchsorted(self._ones, member, "right")
         of_crowds = self._crowds.members[np.concatenate([before, after])]
         return np.concatenate([of_crowds, self._others[begin:end]])
+
+    def _places(self, member: int) -> Ints:
+        low, high = np.searchsorted(self._sorted, member, "left"), np.searchsorted(self._sorted, member, "right")
+        places: Ints = self._order[low:high]
+        return places

@@ -64,7 +64,7 @@ def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
         "row": number,
         "text_rank": np.zeros(count, np.int64),
         "shown": ["alone"] * count,
-        "pixels": number.astype(np.uint64) + np.uint64(1),
+        "pixels": [int(name[:16], 16) for name in fetch_ids],
         "sha256": [_hash(f"{k} {n if c else ''}") for k, n, c in zip(kind, number, changed, strict=True)],
         "format": ["jpeg"] * count,
         "width": sides,
