@@ -328,8 +328,8 @@ CANDIDATE_SCHEMA = pa.schema(
     ]
 )
 
-OWN_WORDS = ("alt", "caption", "content")
-"""Kinds of texts that are about one picture; others are about a page."""
+OWN_WORDS = ("alt", "caption")
+"""Kinds of texts that are about one picture alone; others are about its page, or its row of a table."""
 
 REMOVED = "removed"
 """Column of the texts that a stage took off its candidates, in extract's and admit's files."""

@@ -104,7 +104,7 @@ class Item:
 def words(row: dict[str, Any]) -> tuple[int, int, bool]:
     """How good the words of a pair are; the best come first."""
     kind = row["texts"][0]["kind"]
-    own = 0 if kind in OWN_WORDS else {"surrounding": 1, "title": 2}.get(kind, 3)
+    own = 0 if kind in (*OWN_WORDS, "content") else {"surrounding": 1, "title": 2}.get(kind, 3)
     return own, min(row["text_rank"], 7), row["shown"] == "listed"
 
 

@@ -206,14 +206,14 @@ def pixels_of(rows: pa.Table) -> Ints:
 
 
 def words_of(pairs: pa.Table) -> Ints:
-    """[N] how good the words of pairs are, 0 for the best: those whose primary text is their own, an alt or caption,
+    """[N] how good the words of pairs are, 0 for the best: those whose primary text is their own, an alt, caption or post,
     come first, then those with a sentence beside them, a title, anything else; then those of which fewer better texts
     were removed, and those that stand in no list.
     """
     kind = pc.struct_field(pc.list_element(pairs["texts"].combine_chunks(), 0), "kind")
-    order = pa.array([*OWN_WORDS, "surrounding", "title"])
+    order = pa.array([*OWN_WORDS, "content", "surrounding", "title"])
     at = pc.fill_null(pc.index_in(kind, value_set=order), len(order)).to_numpy(zero_copy_only=False).astype(np.int64)
-    shared = np.maximum(at - len(OWN_WORDS) + 1, 0)
+    shared = np.maximum(at - len(OWN_WORDS), 0)
     removed = np.minimum(pairs["text_rank"].to_numpy().astype(np.int64), MOST_REMOVED)
     listed = pc.equal(pairs["shown"], "listed").to_numpy(zero_copy_only=False)
     words: Ints = (shared * (MOST_REMOVED + 1) + removed) * 2 + listed

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
-from pipeline.pages.scopes import Scope, Scopes
+from pipeline.pages.scopes import Scope, scopes_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -181,14 +181,12 @@ class _Lookup:
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
-        scopes = Scopes(walk) if walk.places else None
-        whole = Scope(0, len(walk.blocks), False, -1)
-        self._scopes = [whole if place.furniture or scopes is None else scopes.of(place) for place in walk.places]
+        self._scopes = scopes_of(walk)
         self._near = [self._own_text(place) for place in walk.places]
         rows = range(len(walk.places))
-        self._beside = [self._sentence_beside(row) or self._pointing_up(row) for row in rows] if self._several else []
+        self._beside = [self._beside_of(row) for row in rows] if self._several else []
         self._count_of = Counter(self._beside)
-        self._card = [self._card_text(row) for row in range(len(walk.places))]
+        self._card = [self._card_text(row) for row in rows]
         self._cards_of = Counter(self._card)
         self._in_section = Counter(self._section(place) for place in walk.places) if self._several else Counter()
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
@@ -265,9 +263,7 @@ class _Lookup:
         因此, 详见).
         """
         sentence = self._beside[row] if self._several else ""
-        if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
-            return ""
-        if not _says_something(sentence):
+        if not sentence or self._count_of[sentence] > 1:
             return ""
         if not _POINTS_UP.search(sentence) and (_REFERS_BACK.match(sentence) or _REFERS.search(sentence)):
             return ""
@@ -291,9 +287,16 @@ class _Lookup:
         own = self.blocks[place.block]
         return ("", "") if own.furniture or own.is_caption else own.near(place.offset)
 
+    def _beside_of(self, row: int) -> str:
+        """The sentence beside an image that says something: before it, or behind it and about the image above."""
+        for find in (self._sentence_beside, self._pointing_up):
+            if (sentence := find(row)) and sentence != self.headline and _says_something(sentence):
+                return sentence
+        return ""
+
     def _sentence_beside(self, row: int) -> str:
         """The last sentence of the text before an image, within its block or in the block before; else the first after
-        it in its block; "" if another image or furniture stands between.
+        it in its block; "" if another image or furniture stands between, or if it is about the image above.
         """
         place, scope, (before, after) = self.places[row], self._scopes[row], self._near[row]
         own = self.blocks[place.block]
@@ -309,8 +312,7 @@ class _Lookup:
                 return ""
             before = self.blocks[at].text()
         *_, last = ("", *_sentences(before[-MAX_SURROUNDING:]))
-        points = _POINTS_UP.search(last)  # at another image, the one before
-        return "" if points or last == self.headline or not _says_something(last) else last
+        return "" if _POINTS_UP.search(last) else last
 
     def _pointing_up(self, row: int) -> str:
         """The first sentence behind an image if it speaks of the image above it; "" for any other one."""

@@ -42,14 +42,22 @@ class Scope(NamedTuple):
     heading: int
 
 
-class Scopes:
-    """Scopes of the images of a page, after the walk over it."""
+def scopes_of(walk: Walk) -> list[Scope]:
+    """The scope of each image of a page, after the walk over it; of those that are furniture the whole page."""
+    page = Scope(0, len(walk.blocks), False, -1)
+    if all(place.furniture for place in walk.places):
+        return [page] * len(walk.places)
+    scopes = _Scopes(walk, page)
+    return [page if place.furniture else scopes.of(place) for place in walk.places]
 
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
+
+class _Scopes:
+    """Finds scopes; what images have in common is found once."""
+
+    def __init__(self, walk: Walk, page: Scope) -> None:
+        self._walk, self._page = walk, page
         self._begins = [block.begins for block in walk.blocks]
         self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
-        self._page = Scope(0, len(walk.blocks), False, -1)
         self._units: dict[int, Scope] = {}  # by the tag of an element, what it and those around it are
         self._holding: dict[int, bool] = {}
         self._cards = self._rows_of_cards()

@@ -428,12 +428,12 @@ def _judged(
 
 def _gave_way(candidate: Candidate, primary: Text, failed: Sequence[tuple[int, RemovedText]]) -> RemovedText | None:
     """The words of its own that a candidate lost, if a text of a page with several images would stand for them."""
-    if primary.kind in OWN_WORDS or primary.kind == "surrounding" or candidate.shown == "alone":
+    if primary.kind in (*OWN_WORDS, "surrounding") or candidate.shown == "alone":
         return None
-    return next((text for _, text in failed if text.kind in OWN_WORDS and _says_something(text)), None)
+    return next((text for _, text in failed if text.kind in OWN_WORDS and _describes(text)), None)
 
 
-def _says_something(text: RemovedText) -> bool:
+def _describes(text: RemovedText) -> bool:
     """True for removed words that are a description all the same: in another language, for instance. Not for a name
     such as min_path_step8.
     """

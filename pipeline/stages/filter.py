@@ -13,16 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_specs.shard import TextKind
 from pipeline import pulse
 from pipeline.filters import Drop, ImageFilter, image_filters
-from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
+from pipeline.records import FEATURE_SCHEMA, OWN_WORDS, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.stage import Pass, PassFile, Stage
 from pipeline.unreadable import OURS, evidence
-
-OWN_KINDS: frozenset[TextKind] = frozenset({"alt", "caption"})
-"""Kinds of texts that are about the picture alone."""
 
 
 def token(build: Build) -> Any:
@@ -57,7 +53,7 @@ def run_partition(build: Build, partition: str) -> None:
         image = images.get(row["fetch_id"])
         if image is None or image["sha256"] not in features:
             continue  # fetch or measure has written its Decision
-        drops = drops_of(image["sha256"], any(text.kind in OWN_KINDS for text in candidate.texts))
+        drops = drops_of(image["sha256"], any(text.kind in OWN_WORDS for text in candidate.texts))
         if drops:
             reasons = tuple(dict.fromkeys(d.reason.value for d in drops))
             evidence = "; ".join(d.evidence for d in drops)

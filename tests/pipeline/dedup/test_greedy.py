@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data_specs.build import Dedup
 from pipeline.dedup.greedy import BIT, NONE, Kept, LeaderPass, Nodes, Pairs, first_by
-from pipeline.matching.contexts import WIDTH
-from pipeline.matching.crowds import Crowds, represent
+from pipeline.matching.contexts import ALT, WIDTH
+from pipeline.matching.crowds import Crowds, Partners, represent
 from pipeline.records import DropReason
 
 
@@ -56,6 +56,32 @@ def bond(one: Any, other: Any) -> int:
     return 2 if words[0] & words[1] else 1
 
 
+def test_a_crowd_under_different_words_is_not_asked_again_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of copies of one photograph some are without words: they go to the first, and then no pair asks for more."""
+    asked, of = [0], Partners.of
+
+    def counted(self: Partners, member: int, crowded: bool = True) -> Any:
+        partners = of(self, member, crowded)
+        asked[0] += len(partners)
+        return partners
+
+    monkeypatch.setattr(Partners, "of", counted)
+    size, words = 300, np.arange(1, 301)
+    contexts = np.zeros((size, WIDTH), np.uint64)
+    contexts[:, ALT] = np.where(words % 10, words, 0)
+    every, none = np.arange(size), np.full(size, NONE)
+    to_first = np.stack([np.zeros(size - 1, np.int64), every[1:]], axis=1)
+    crowd = Crowds.of([(every, every > 0)])
+    no_pairs = np.zeros((0, 2), np.int64)
+    images = Nodes(no_pairs, to_first, crowd, every, lambda one, others: np.ones(len(others), np.bool_))
+    no_texts = Nodes(no_pairs, no_pairs, Crowds.of([]), every, lambda *_: every < 0)
+    before = Kept(none, none, np.zeros(size, np.int8), frozenset(), none, every[:0], every[:0])
+    pairs = Pairs(every, np.arange(size + 1), none, none, contexts)
+    verdicts = LeaderPass(Dedup(), images, no_texts, before).decide(pairs)
+    assert (verdicts.reasons == 0).tolist() == (contexts[:, ALT] > 0).tolist()
+    assert asked[0] < 2 * size
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 3), st.integers(0, 3))
@@ -68,8 +94,10 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
     texts, domain = rng.integers(0, size, int(starts[-1])), rng.integers(-1, 3, pairs)
     # of what earlier builds kept: images that some have the bytes of or look like; texts that lead, by numbers from 100
     same, near = (np.where(rng.random(of) < 0.1, rng.integers(0, 9, of), NONE) for of in (size, pairs))
-    # few pages, words, files and pixels, so that many pairs share them
-    contexts = rng.integers(0, 3, (pairs, WIDTH)).astype(np.uint64) * (rng.random((pairs, WIDTH)) < rng.random(WIDTH))
+    # few pages, words, files and pixels, so that many pairs share them; or words of their own for most
+    few = bool(rng.random() < 0.5)
+    values = rng.integers(0, 3 if few else 1_000, (pairs, WIDTH)).astype(np.uint64)
+    contexts = values * (rng.random((pairs, WIDTH)) < (rng.random(WIDTH) if few else [0, 0.7, 0, 0.1, 0.1]))
     led = np.where(rng.random(size) < 0.1, rng.integers(0, 2, size), NONE)
     every = np.arange(size)
     nodes = [
