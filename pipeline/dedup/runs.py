@@ -206,7 +206,7 @@ def pixels_of(rows: pa.Table) -> Ints:
 
 
 def words_of(pairs: pa.Table) -> Ints:
-    """[N] how good the words of pairs are, 0 for the best: those whose primary text is their own, an alt, caption or post,
+    """[N] how good the words of pairs are, 0 for the best: those whose primary text is an alt, a caption or of a post
     come first, then those with a sentence beside them, a title, anything else; then those of which fewer better texts
     were removed, and those that stand in no list.
     """
