@@ -47,14 +47,14 @@ def test_copies_give_way_to_the_larger_image_and_leave_it_their_texts(fetched_bu
 def test_the_copy_with_words_of_its_own_leads_and_texts_of_copies_are_sorted_in(fetched_build: Any, got: Any) -> None:
     """The picture of a post, larger in the blog's list; and one that only another page describes."""
     images = [
-        got("post", picture(1, (160, 120)), Text("alt", "明洞街头的夜景"), Text("title", "首尔游记")),
+        got("post", picture(1, (160, 120)), Text("alt", "明洞街头的夜景"), Text("abstract", "首尔的三天")),
         got("list", picture(1, (320, 240)), Text("title", "我的博客")),
         got("step", picture(2), Text("title", "归档"), Text("abstract", "所有文章的列表")),
         got("page", picture(2, (160, 120)), Text("surrounding", "切好的土豆丝"), Text("title", "酸辣土豆丝")),
     ]
     kept, decided, _ = run(fetched_build(images, filters=[]))
     assert set(kept) == {"post", "page"}
-    assert texts(kept["post"]) == ["明洞街头的夜景", "首尔游记", "我的博客"]
+    assert texts(kept["post"]) == ["明洞街头的夜景", "我的博客", "首尔的三天"]
     assert texts(kept["page"]) == ["切好的土豆丝", "酸辣土豆丝", "归档", "所有文章的列表"]
     assert decided["list"]["duplicate_of"] == kept["post"]["candidate_id"]
 
