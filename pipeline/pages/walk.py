@@ -325,7 +325,7 @@ class Walk:
                 ends = int(does == _QUIET_BLOCK)
                 entered.append(at << _BITS | ends)
             elif (kind := _kind_of(tag) if len(tag) <= _LONG else _kind_of.__wrapped__(tag)).silent:
-                text = _text_behind(pieces, kind.tag)
+                text = self._pass_over(pieces, kind.tag)
             else:
                 self._filled = filled
                 if kind.void:
@@ -362,6 +362,19 @@ class Walk:
                 if captions:
                     block.caption, block.titles = block.caption or self._caption > 0, block.titles or self._titles > 0
         self._filled = filled
+
+    def _pass_over(self, pieces: Iterable[tuple[int, tuple[object, str, str]]], name: str) -> str:
+        """Take the rest of an element of which nothing is shown out of the page; the text behind it."""
+        depth, start, end = 1, f"{name} ", f"/{name}"
+        for at, (_, tag, text) in pieces:
+            if tag == end:
+                depth -= 1
+                if not depth:
+                    return text
+            elif tag == name or tag.startswith(start):
+                depth += 1
+            self.tags[at] = ""
+        return ""
 
     def _void(self, at: int, tag: str, kind: _Kind) -> None:
         """An element without content: a copy of an image, a line break with a class ..."""
@@ -500,16 +513,3 @@ def _ends_of(tags: list[str]) -> dict[int, int]:
         elif begun := opened.get(name[1:]):
             ends[begun.pop()] = at
     return ends
-
-
-def _text_behind(pieces: Iterable[tuple[int, tuple[object, str, str]]], name: str) -> str:
-    """Pass over the rest of an element of which nothing is shown; the text behind it."""
-    depth, start, end = 1, f"{name} ", f"/{name}"
-    for _, (_, tag, text) in pieces:
-        if tag == end:
-            depth -= 1
-            if not depth:
-                return text
-        elif tag == name or tag.startswith(start):
-            depth += 1
-    return ""

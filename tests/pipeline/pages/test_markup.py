@@ -44,6 +44,8 @@ _PAGES = st.lists(st.sampled_from(_PIECES), max_size=16).map(lambda pieces: "".j
 @example("<nav>图<noscript><img src=a.jpg></noscript><picture><source srcset='b.jpg'><img></picture>文<br>字</nav>")
 @example("<h1>图</h1><p>雪一<br>雪二<img src=a.jpg>雪三<hr class=caption>雪四<br class=figure>雪五</p>")
 @example("<nav class=share><div class=figure><p class=caption>图</p><img src=a.jpg></div><header>文</header></nav>")
+@example("<article><image src=q.png>图<svg><article>")
+@example("<article><img src=a.jpg>图<svg></article></svg>文<img src=b.jpg></article>")
 @example("<p>图<div title='x role=' role=navigation>文<img src=a.jpg></div>")
 def test_the_walk_over_what_is_written_finds_what_the_walk_over_nodes_finds(html: str) -> None:
     assert parse(html) == parse_by_nodes(html)
