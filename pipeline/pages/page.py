@@ -3,15 +3,16 @@
 The walk cuts the page into blocks of running text and notes for every image its position in its block, the figures
 around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
-    alt           the image's alt, then its title attribute
+    alt           the image's alt, its title attribute, and the name of its file where that is Chinese
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
                   og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it, within the article, list entry,
-                  card ... that the image belongs to (`pipeline.pages.scopes`); on a page with several images the
-                  sentence right beside an image, else its section's heading, comes before the title (`_Lookup`), and
-                  of a card its heading, else the text after the image or before it
+                  card ... that the image belongs to (`pipeline.pages.scopes`); on a page with several images what is
+                  said right beside an image, else its section's heading, comes before the title (`_Lookup`), as do
+                  words that lead to an image (这是, 如下图) on any page; of a card its heading, else the text after the
+                  image or before it
     abstract      og:description or meta description, else the first paragraph
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
@@ -30,23 +31,26 @@ from __future__ import annotations
 
 import bisect
 import functools
+import html as entities
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.scopes import Scope, scopes_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
-from pipeline.pages.walk import SRCSETS, Place, Walk
+from pipeline.pages.walk import MAX_NEAR, SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
 
-MAX_SURROUNDING = 200
-"""Characters kept of a surrounding text, the ones nearest to the image."""
+MAX_SURROUNDING = 150
+"""Characters kept of a surrounding text, the ones nearest to the image: those of a paragraph, since its last sentence
+alone often leaves out its subject, which Chinese names once."""
 
 MAX_TEXT = 1000
 """Characters kept of any other text."""
@@ -59,12 +63,15 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
-MIN_SENTENCE = 4
-"""Han characters of a sentence beside an image that can stand before the title, words without content aside."""
+MIN_BESIDE = 4
+"""Han characters of a text beside an image that can stand before the title, words without content aside."""
 
-MIN_HEADING, MIN_CARD, MAX_IN_SECTION = 3, 2, 3
+MIN_HEADING, MIN_CARD, MIN_OWN = 3, 2, 2
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
-sections), and images of the section, or of cards with this text."""
+sections), and of an alt or caption that is about its picture."""
+
+MAX_SHARING = 3
+"""Images that may share a text beside them, the heading of their section, or the text of their cards."""
 
 MAX_TAG = 20
 """Characters above which a keyword is a sentence and no tag."""
@@ -83,13 +90,15 @@ _PLACEHOLDER = re.compile(
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _SECTION_NUMBER = re.compile(
-    r"^(?:\d+(?:\.\d+)+[.、]?|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課])\s+(?=\S)"
+    r"^(?:(?:\d+(?:\.\d+)+[.、]?|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課])\s+|\d{1,3}\s*[.、．-]\s*)(?=[^\d\s])"
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
+_POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
+"""Sentences about the picture below them."""
 _POINTS_UP = re.compile(
     r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
 )
@@ -99,6 +108,9 @@ _SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _FORMULA = re.compile(f"\\$([^\\s$\\\\{_HAN.pattern[1:-1]}]{{1,30}})\\$")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
 _COPY = re.compile(r"[\s,]*(\S+)")
+_WORD = re.compile("[A-Za-z]+")
+_ENTITY = re.compile(r"&(?:#\d{2,7}|#x[\da-fA-F]{2,6}|[a-zA-Z]{2,8});")
+_AROUND_NAME = re.compile(r"^\d+px-|\.[A-Za-z]\w{1,4}$|[\W_]+")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
 
@@ -182,9 +194,12 @@ class _Lookup:
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes_of(walk)
-        self._near = [self._own_text(place) for place in walk.places]
+        self._near = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
-        self._beside = [self._beside_of(row) for row in rows] if self._several else []
+        self._led = list[str]()  # what leads to each image
+        for row in rows:
+            self._led.append(self._leading_to(row))
+        self._beside = [self._beside_of(row) for row in rows]
         self._count_of = Counter(self._beside)
         self._card = [self._card_text(row) for row in rows]
         self._cards_of = Counter(self._card)
@@ -206,15 +221,15 @@ class _Lookup:
         attributes = place.attributes
         captions, used = self._captions(row)
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
-        own = [clean(attributes.get(name, "")) for name in ("alt", "title")]
-        texts += [("alt", text) for text in own if text != self.headline or not self._several]
-        card = self._card[row] if self._cards_of[self._card[row]] <= MAX_IN_SECTION else ""
-        if beside := card or self._sentence(row, used) or self._heading(place):
-            texts.append(("surrounding", beside))
-        texts.append(("title", self.headline))
-        texts += [("surrounding", text) for text in self._surrounding(row, used)]
-        texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         url = image_url(attributes, place.sources)
+        own = [*(clean(attributes.get(name, "")) for name in ("alt", "title")), _name_of_file(url)]
+        texts += [("alt", text) for text in own if text != self.headline or not self._several]
+        card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
+        beside = card or self._said_beside(row, used) or self._heading(place)
+        if beside:
+            texts.append(("surrounding", beside))
+        texts += [("title", self.headline), *(("surrounding", text) for text in self._surrounding(row, used))]
+        texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
 
@@ -244,110 +259,130 @@ class _Lookup:
             return ""
         if scope.heading >= 0:
             return _without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
-        before, after = self._near[row]
-        if not _LETTER.search(before) and not _LETTER.search(after):
-            after = self._nearest(place.block, 1, scope, -1)
-            before = "" if after else self._nearest(place.block, -1, scope, -1)
-        if _LETTER.search(before):
-            *_, text = _sentences(before[-MAX_SURROUNDING:])
-        else:
-            text = next(_sentences(after[:MAX_SURROUNDING]), "")
-        return text if _says_something(text, MIN_CARD) else ""
+        (before, after), at = self._near[row], place.block
+        for text in (_whole_end(before), _whole_beginning(after)):
+            if says_something(text, MIN_CARD):
+                return text
+        behind = _whole_beginning(self._nearest(at, 1, scope, -1, MIN_CARD))
+        return behind or _whole_end(self._nearest(at, -1, scope, -1, MIN_CARD))
 
-    def _sentence(self, row: int, used: int) -> str:
-        """The sentence right beside an image, if the page has several images and no other one has this sentence.
+    def _said_beside(self, row: int, used: int) -> str:
+        """What is said right beside an image, if few other ones have it.
 
-        The title of such a page says what all of them are about, and the sentence what this one shows: a step of a
-        recipe, the line or the section's heading before a screenshot. "" if there is none, or one that says less than
-        MIN_SENTENCE characters beside words without content (如下图所示), or that speaks of what is said elsewhere (这,
-        因此, 详见).
+        The title of a page with several images says what all of them are about, and this what one of them shows: a
+        step of a recipe, the paragraph before a screenshot. Beside an image that is alone only words that lead to it
+        come before the title. "" if there is none, or if it speaks of what is said elsewhere (这, 因此, 详见).
         """
-        sentence = self._beside[row] if self._several else ""
-        if not sentence or self._count_of[sentence] > 1:
+        said = self._beside[row]
+        if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
             return ""
-        if not _POINTS_UP.search(sentence) and (_REFERS_BACK.match(sentence) or _REFERS.search(sentence)):
-            return ""
-        return sentence if used < 0 or sentence != self.blocks[used].text() else ""
+        first, *others = _sentences(said)
+        last = others[-1] if others else first
+        if _POINTS_DOWN.search(last):
+            return said
+        refers = _REFERS.search(last) or (not others and _REFERS_BACK.match(first))
+        return said if self._several and (_POINTS_UP.search(first) or not refers) else ""
 
     def _heading(self, place: Place) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""
         at = self._section(place) if self._several and not place.furniture else -1
-        if at < 0 or self._in_section[at] > MAX_IN_SECTION:
+        if at < 0 or self._in_section[at] > MAX_SHARING:
             return ""
         text = _without_number(self.blocks[at].text()[:MAX_SURROUNDING])
-        return text if len(_HAN.findall(text)) >= MIN_HEADING and text != self.headline else ""
+        return text if says_something(text, MIN_HEADING) and text != self.headline else ""
 
     def _section(self, place: Place) -> int:
         """The block that is the heading of an image's section; -1 without one before it."""
         at = bisect.bisect_left(self._sections, place.block) - 1
         return self._sections[at] if at >= 0 else -1
 
-    def _own_text(self, place: Place) -> tuple[str, str]:
-        """The text of an image's block before and after it, if that is running text."""
+    def _own_text(self, row: int) -> tuple[str, str]:
+        """The text of an image's block before and after it, as far as the next image, if that is running text."""
+        places, place = self.places, self.places[row]
         own = self.blocks[place.block]
-        return ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+        if own.furniture or own.is_caption:
+            return "", ""
+        since, until = 0, own.length
+        if row and places[row - 1].block == place.block:
+            since = places[row - 1].offset
+        if row + 1 < len(places) and places[row + 1].block == place.block:
+            until = places[row + 1].offset
+        return own.between(max(since, place.offset - MAX_NEAR), place.offset), own.between(
+            place.offset, min(until, place.offset + MAX_NEAR)
+        )
 
-    def _beside_of(self, row: int) -> str:
-        """The sentence beside an image that says something: before it, or behind it and about the image above."""
-        for find in (self._sentence_beside, self._pointing_up):
-            if (sentence := find(row)) and sentence != self.headline and _says_something(sentence):
-                return sentence
+    def _leading_to(self, row: int) -> str:
+        """The text that leads to an image: before it in its block, or the block before. Images that stand together have
+        it in common, and what is no Chinese, such as a command and its output, is passed over. "" if another text of
+        its own block, a caption or furniture stands closer.
+        """
+        place, (before, after) = self.places[row], self._near[row]
+        own = self.blocks[place.block]
+        if own.furniture or own.is_caption or place.furniture:
+            return ""
+        if _HAN.search(before) or _HAN.search(after):
+            return before if _HAN.search(before) else ""
+        last = self.places[row - 1].block if row else -1  # the block of the image before
+        if last == place.block:
+            return self._led[row - 1]
+        for at in range(place.block - 1, max(self._scopes[row].before, place.block - MAX_DISTANCE) - 1, -1):
+            block = self.blocks[at]
+            if at == last:
+                return "" if _HAN.search(self._near[row - 1][1]) else self._led[row - 1]
+            if block.length and (block.furniture or block.is_caption):
+                return ""
+            if _HAN.search(block.joined()):
+                return block.text()
         return ""
 
-    def _sentence_beside(self, row: int) -> str:
-        """The last sentence of the text before an image, within its block or in the block before; else the first after
-        it in its block; "" if another image or furniture stands between, or if it is about the image above.
+    def _beside_of(self, row: int) -> str:
+        """The text right beside an image that says something: what leads to it, else what stands behind it in its
+        block, else a sentence behind it that is about the image above.
         """
-        place, scope, (before, after) = self.places[row], self._scopes[row], self._near[row]
-        own = self.blocks[place.block]
-        if own.furniture or own.is_caption or place.furniture or place.fallback:
+        place, scope, after = self.places[row], self._scopes[row], self._near[row][1]
+        if place.furniture or place.fallback:
             return ""
-        if not _LETTER.search(before):
-            if _LETTER.search(after):
-                return next(_sentences(after[:MAX_SURROUNDING]), "")
-            at = place.block - 1
-            while at > scope.before and at not in self._with_image and not self.blocks[at].length:
-                at -= 1
-            if at < scope.before or at in self._with_image or self.blocks[at].furniture or self.blocks[at].is_caption:
-                return ""
-            before = self.blocks[at].text()
-        *_, last = ("", *_sentences(before[-MAX_SURROUNDING:]))
-        return "" if _POINTS_UP.search(last) else last
-
-    def _pointing_up(self, row: int) -> str:
-        """The first sentence behind an image if it speaks of the image above it; "" for any other one."""
-        place, scope = self.places[row], self._scopes[row]
-        if place.furniture or place.fallback or place.block + 1 in self._with_image:
+        led = _whole_end(self._led[row])
+        *_, last = ("", *_sentences(led))
+        if led and not _POINTS_UP.search(last):
+            said = led
+        elif not led and _HAN.search(after):
+            said = _whole_beginning(after)
+        else:
+            said = ""
+        if said != self.headline and says_something(said):
+            return said
+        if place.block + 1 in self._with_image:
             return ""
-        after = self._near[row][1]
-        if not _LETTER.search(after):
-            after = self._nearest(place.block, 1, scope, -1)
-        sentence = next(_sentences(after[:MAX_SURROUNDING]), "")
-        return sentence if _POINTS_UP.search(sentence) else ""
+        sentence = next(_sentences((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
+        return sentence if _POINTS_UP.search(sentence) and says_something(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
         start, scope, (before, after) = self.places[row].block, self._scopes[row], self._near[row]
-        if not _LETTER.search(before):
-            before = self._nearest(start, -1, scope, used)
-        if not _LETTER.search(after):
+        if _LETTER.search(before) and not _SENTENCE_END.match(before[-1]):  # the image stands within a sentence
+            mark = _SENTENCE_END.search(after)
+            after = after[mark.end() :] if mark else after
+        if not _HAN.search(before):
+            before = self._led[row] or self._nearest(start, -1, scope, used)
+        if not _HAN.search(after):
             after = self._nearest(start, 1, scope, used)
-        near = [_without_number(_whole_end(before)), _whole_beginning(after, self._near[row])]
+        near = [_whole_end(before), _whole_beginning(after)]
         return near[::-1] if scope.listed else near
 
-    def _nearest(self, start: int, step: int, scope: Scope, used: int) -> str:
-        """The first block of running text within a scope: no furniture, no caption, at least one letter; "" if none is
-        near.
+    def _nearest(self, start: int, step: int, scope: Scope, used: int, least: int = 1) -> str:
+        """The first block of running text within a scope: Chinese, no furniture, no caption, with so many characters
+        beside words without content; "" if none is near.
         """
         for distance in range(1, MAX_DISTANCE):
             i = start + step * distance
             if not scope.before <= i < scope.behind or (step > 0 and i in self._headings and not scope.listed):
                 break  # a heading behind an image begins what is not about it
             block = self.blocks[i]
-            if i == used or block.furniture or block.is_caption:
+            if i == used or block.furniture or block.is_caption or not _HAN.search(block.joined()):
                 continue
             text = block.text()
-            if _LETTER.search(text) and not _is_caption_line(text):
+            if not _is_caption_line(text) and (least == 1 or says_something(text[:MAX_NEAR], least)):
                 return text
         return ""
 
@@ -357,21 +392,23 @@ def _without_number(heading: str) -> str:
     return _SECTION_NUMBER.sub("", heading)
 
 
-def _says_something(sentence: str, least: int = MIN_SENTENCE) -> bool:
-    """True if so many Han characters remain once words without content are taken out, the longest first."""
-    words, at, said = _empty_words(), 0, 0
-    while at < len(sentence):
-        if sentence[at : at + 3] in words:
+def says_something(text: str, least: int = MIN_BESIDE) -> bool:
+    """True if so many Han characters remain once words without content are taken out, the longest first; a word in
+    Latin letters counts as two, beside a Han character.
+    """
+    words, at, said, han = _empty_words(), 0, 0, False
+    while at < len(text) and not (han and said >= least):
+        if text[at : at + 3] in words:
             at += 3
-        elif sentence[at : at + 2] in words:
+        elif text[at : at + 2] in words:
             at += 2
+        elif text[at] not in words and _HAN.match(text, at):
+            at, said, han = at + 1, said + 1, True
+        elif word := _WORD.match(text, at):
+            at, said = word.end(), said + 2
         else:
-            if sentence[at] not in words and _HAN.match(sentence, at):
-                said += 1
-                if said >= least:
-                    return True
             at += 1
-    return False
+    return han and said >= least
 
 
 @functools.cache
@@ -381,23 +418,21 @@ def _empty_words() -> frozenset[str]:
 
 
 def _whole_end(text: str) -> str:
-    """The last MAX_SURROUNDING characters of a text, from the beginning of a sentence or phrase on."""
+    """The end of a text, MAX_SURROUNDING characters at most, from a sentence or phrase on; without its number."""
     if len(text) <= MAX_SURROUNDING:
-        return text.strip()
+        return _without_number(text.strip())
     end = text[-MAX_SURROUNDING:]
     mark = _SENTENCE_END.search(end) or _PHRASE_END.search(end)
     return (end[mark.end() :] if mark and _LETTER.search(end, mark.end()) else end).strip()
 
 
-def _whole_beginning(text: str, near: tuple[str, str]) -> str:
-    """The first MAX_SURROUNDING characters of the text after an image; where the image stands within a sentence, from
-    the next one on.
-    """
-    before, after = near
-    if text == after and _LETTER.search(before) and not _SENTENCE_END.match(before[-1]):
-        mark = _SENTENCE_END.search(text)
-        text = text[mark.end() :] if mark else text
-    return text[:MAX_SURROUNDING].strip()
+def _whole_beginning(text: str) -> str:
+    """The beginning of a text, MAX_SURROUNDING characters at most, to the end of a sentence if there is one."""
+    if len(text) <= MAX_SURROUNDING:
+        return text.strip()
+    beginning = text[:MAX_SURROUNDING]
+    ends = [mark.end() for mark in _SENTENCE_END.finditer(beginning)]
+    return beginning[: ends[-1] if ends else None].strip()
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -421,6 +456,8 @@ def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
     for kind, text in pairs:
         if "$" in text:
             text = _FORMULA.sub(r"\1", text)  # $N$ is N
+        if "&" in text and _ENTITY.search(text):  # escaped twice, as feeds and templates do
+            text = clean(entities.unescape(text))
         if text and text not in texts:
             texts[text] = _text(kind, text[:MAX_TEXT])
     return tuple(texts.values())
@@ -429,6 +466,15 @@ def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
 @functools.lru_cache(maxsize=256)  # the images of a page share its title, tags and what stands between them
 def _text(kind: TextKind, text: str) -> Text:
     return Text(kind, text)
+
+
+def _name_of_file(url: str) -> str:
+    """The name of an image's file, without its suffix and numbers; "" where it is not Chinese."""
+    name = url.partition("?")[0].partition("#")[0].rpartition("/")[2]
+    if not ("%" in name or _HAN.search(name)):
+        return ""
+    words = clean(_AROUND_NAME.sub(" ", unquote(name[:1_000])).strip("0123456789 "))
+    return words if len(_HAN.findall(words)) >= MIN_OWN and "\ufffd" not in words else ""
 
 
 def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:

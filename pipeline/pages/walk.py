@@ -109,14 +109,12 @@ class Block:
             self._clean = clean(self.joined())
         return self._clean
 
-    def near(self, offset: int) -> tuple[str, str]:
-        """Up to MAX_NEAR characters of text before and after a position in the block, cleaned."""
+    def between(self, start: int, end: int) -> str:
+        """The text between two positions of the block, cleaned."""
+        if start >= end:
+            return ""
         joined = self.joined()
-        if not offset and len(joined) <= MAX_NEAR:  # most images stand before the text of their block, or behind it
-            return "", self.text()
-        if offset == len(joined) <= MAX_NEAR:
-            return self.text(), ""
-        return clean(joined[max(0, offset - MAX_NEAR) : offset]), clean(joined[offset : offset + MAX_NEAR])
+        return self.text() if not start and end == len(joined) else clean(joined[start:end])
 
     def joined(self) -> str:
         """The whole text as the page has it."""

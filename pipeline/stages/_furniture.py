@@ -14,7 +14,8 @@ from data_specs.shard import Text
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5
-"""A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
+"""A surrounding text, abstract or title on so many pages of one host in a partition, with other images on each, is
+furniture of the site. The title of an article in lists stands there with the article's image each time."""
 
 REPEATED_ON_IMAGES = 10
 """An alt or caption of so many different images of one host in a partition is furniture of the site."""
@@ -24,8 +25,6 @@ SHOWN_ON_PAGES = 20
 
 LIST_IMAGES, LIST_SHARE = 6, 0.8
 """A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
-
-_FURNITURE_KINDS = ("surrounding", "abstract", "title", "tag")
 
 
 def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> tuple[list[Candidate], list[Decision]]:
@@ -100,19 +99,21 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
     stand on many pages of one host, and words of very many images; a candidate without any other text goes too
     (NO_TEXT).
     """
-    pages: dict[tuple[str, str], set[str]] = {}
-    images: dict[tuple[str, str], set[str]] = {}
     shown: dict[str, set[str]] = {}
+    images: dict[tuple[str, str, bool], dict[str, str]] = {}  # by host and text: each image, and its first page with it
     for candidate in candidates:
-        host = urlsplit(candidate.page_url).netloc
-        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
+        page, host = candidate.page_url, urlsplit(candidate.page_url).netloc
+        shown.setdefault(candidate.image_url, set()).add(page)
         for text in candidate.texts:
-            if text.kind in _FURNITURE_KINDS:
-                pages.setdefault((host, text.text), set()).add(candidate.page_url)
-            elif text.kind in OWN_WORDS:
-                images.setdefault((host, text.text), set()).add(candidate.image_url)
-    furniture = {key: f"stands on {len(urls)} pages" for key, urls in pages.items() if len(urls) >= REPEATED_ON_PAGES}
-    words = {key: f"stands with {len(urls)} images" for key, urls in images.items() if len(urls) >= REPEATED_ON_IMAGES}
+            of_text = images.setdefault((host, text.text, text.kind in OWN_WORDS), {})
+            of_text[candidate.image_url] = min(page, of_text.get(candidate.image_url, page))
+    furniture: dict[tuple[str, str, bool], str] = {}
+    for key, of_text in images.items():
+        _, _, own = key
+        if own and len(of_text) >= REPEATED_ON_IMAGES:
+            furniture[key] = f"stands with {len(of_text)} images"
+        elif not own and (count := len(set(of_text.values()))) >= REPEATED_ON_PAGES:
+            furniture[key] = f"stands on {count} pages"
     kept, dropped = [], []
     for candidate in candidates:
         count = len(shown[candidate.image_url])
@@ -122,8 +123,7 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         host = urlsplit(candidate.page_url).netloc
         texts, removed = list[Text](), list[RemovedText]()
         for text in candidate.texts:
-            of_kind = words if text.kind in OWN_WORDS else furniture
-            if why := of_kind.get((host, text.text)):
+            if why := furniture.get((host, text.text, text.kind in OWN_WORDS)):
                 removed.append(RemovedText.of(text, DropReason.BOILERPLATE, f"{why} of {host}"))
             else:
                 texts.append(text)

@@ -81,11 +81,18 @@ def first_kinds(html: str, row: int) -> list[tuple[str, str]]:
     return [(t.kind, t.text) for t in parse(html).images[row].texts][:2]
 
 
-def test_the_sentence_beside_an_image_comes_before_a_title_that_several_images_share():
+def test_the_text_beside_an_image_comes_before_a_title_that_several_images_share():
     title = ("title", "酸辣土豆丝")
-    for row, sentence in enumerate(["泡在水里洗掉淀粉：", "热锅凉油，下花椒。", "出锅装盘即可。"]):
-        assert first_kinds(STEPS, row) == [("surrounding", sentence), title]
-    assert first_kinds("<h1>酸辣土豆丝</h1><p>把土豆切成细丝。</p><img src=a.jpg>", 0)[0] == title, "its only image"
+    beside = ["把土豆切成细丝。泡在水里洗掉淀粉：", "热锅凉油，下花椒。", "出锅装盘即可。再放香菜"]
+    for row, said in enumerate(beside):
+        assert first_kinds(STEPS, row) == [("surrounding", said), title]
+
+
+def test_beside_its_only_image_a_page_has_a_title_unless_what_is_said_there_leads_to_it() -> None:
+    for said in ("把土豆切成细丝。", "因此要先泡水，见第三节。"):
+        assert first_kinds(f"<h1>酸辣土豆丝</h1><p>{said}</p><img src=a.jpg>", 0)[0] == ("title", "酸辣土豆丝")
+    for said in ("这是切成细丝的土豆", "炒好的土豆丝冒着热气：", "下图是切成细丝的土豆。"):
+        assert first_kinds(f"<h1>酸辣土豆丝</h1><p>{said}</p><img src=a.jpg>", 0)[0] == ("surrounding", said)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +113,33 @@ def test_a_sentence_that_points_refers_or_is_not_right_beside_stays_behind_the_t
     assert first_kinds(html, len(parse(html).images) - 1)[0] == ("title", "酸辣土豆丝")
 
 
-def test_a_sentence_beside_two_images_is_the_text_of_neither():
-    step = "<p>把土豆切成细丝。</p><p><img src=a.jpg></p>"
-    html = f"<h1>酸辣土豆丝</h1>{step}<h2>又来</h2>{step}"
-    assert [first_kinds(html, row)[0][0] for row in (0, 1)] == ["title", "title"]
+@pytest.mark.parametrize("behind", ["", "</p><p>", "</p><pre>cut --fine</pre><p>", " "])
+def test_a_text_leads_to_few_images_that_stand_together(behind: str) -> None:
+    def first(count: int) -> list[tuple[str, str]]:
+        images = behind.join(f"<img src={row}.jpg>" for row in range(count))
+        html = f"<h1>酸辣土豆丝</h1><p>把土豆切成细丝。</p><p>{images}</p><p>再看别的。<img src=z.jpg>"
+        return [first_kinds(html, row)[0] for row in range(count)]
+
+    assert first(3) == [("surrounding", "把土豆切成细丝。")] * 3
+    assert first(4) == [("title", "酸辣土豆丝")] * 4
+    html = "<h1>酸辣土豆丝</h1><p>把土豆切成细丝。<img src=a.jpg>热锅凉油，下花椒。<img src=b.jpg>出锅装盘即可。</p>"
+    assert [first_kinds(html, row)[0][1] for row in (0, 1)] == ["把土豆切成细丝。", "热锅凉油，下花椒。"]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("/a/明洞街头的夜景-2.jpg?w=3", "明洞街头的夜景"),
+        ("%E6%98%8E%E6%B4%9E_%E5%A4%9C%E6%99%AF.png", "明洞 夜景"),
+        ("220px-明洞夜景.svg.png", "明洞夜景 svg"),
+        ("%C3%F7%B6%B4.jpg", ""),  # not UTF-8
+        ("dsc_0012.jpg", ""),
+        ("图.jpg", ""),
+    ],
+)
+def test_the_chinese_name_of_its_file_is_a_word_of_an_image_behind_its_alt(url: str, name: str) -> None:
+    assert texts(f"<img src='{url}'>").get("alt", [""]) == [name]
+    assert texts(f"<img src='{url}' alt=夜景>")["alt"] == ["夜景", name][: 1 + bool(name)]
 
 
 def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
@@ -153,6 +183,12 @@ def test_links_beside_headings_and_numbers_of_sections_are_no_words_of_theirs() 
     html = "<h1>第 9 章 文本管理<a class=headerlink href=#x>¶</a></h1>"
     html += f"<h2>4.2.3. 测量工具<a href=#y>#</a></h2>{picture}<h2>编辑工具</h2>{picture}"
     assert texts(html) == {"surrounding": ["测量工具"], "title": ["文本管理"]}
+    html = f"<h1>104- 文本管理</h1><h2>3、测量工具</h2>{picture}<h2>3.5 英寸</h2>{picture}"
+    assert texts(html) == {"surrounding": ["测量工具"], "title": ["文本管理"]}
+
+
+def test_what_is_escaped_twice_is_written_plainly() -> None:
+    assert texts("<img src=a.jpg alt='猫 &amp;amp; 狗 AT&amp;T'>") == {"alt": ["猫 & 狗 AT&T"]}
 
 
 def test_an_alt_that_repeats_the_headline_of_several_pictures_is_a_title() -> None:
@@ -181,7 +217,10 @@ def test_a_formula_of_a_few_letters_is_written_plainly_and_prices_stay() -> None
 
 def test_a_text_begins_with_a_sentence_also_where_it_is_cut_or_the_picture_stands_within_one() -> None:
     html = f"<h1>标题</h1><p>{'很长的句子没有意义。' * 30}最后一句话。</p><p><img src=a.jpg></p>"
-    assert texts(html)["surrounding"][0].startswith("很长的句子没有意义。")
+    html += f"<p>{'后面的句子也很长。' * 30}"
+    before, after = texts(html)["surrounding"]
+    assert before.startswith("很长的句子没有意义。")
+    assert after.endswith("后面的句子也很长。")
     html = "<h1>标题</h1><p>我们看到<img src=a.jpg>所示的结果。下一句话说别的。</p>"
     assert texts(html)["surrounding"] == ["我们看到", "下一句话说别的。"]
 

@@ -113,8 +113,8 @@ def test_what_texts_were_before_they_were_rewritten_is_in_the_shards(weeks: Any)
     place = Path(spec.sources[0].options["path"])
     (place / "001.txt").write_text("臺北故宮博物院", encoding="utf-8")
     with Image.open(place / "001.jpg") as image:
-        image.resize((130, 110)).save(place / "copy.jpg")
-    (place / "copy.txt").write_text("紅燒肉的做法", encoding="utf-8")
+        image.resize((130, 110)).save(place / "001-130x110.jpg")
+    (place / "001-130x110.txt").write_text("紅燒肉的做法", encoding="utf-8")
     build = weeks.build_again("1", spec)
     samples = list[list[tuple[str, str]]]()
     for tar in (Path(build.out) / "shards").glob("*.tar"):

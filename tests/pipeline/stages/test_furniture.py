@@ -24,6 +24,27 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     assert removed.evidence == f"stands on {len(pages)} pages of a.test"
 
 
+def test_the_words_of_an_article_are_none_of_its_site_in_however_many_lists_they_stand() -> None:
+    """The article at two addresses, and its cover with its title and its beginning in ten lists, each time with
+    others."""
+    words = ("明洞街头的夜景", "晚上的明洞灯火通明。")
+    html = f"<h1>{words[0]}</h1><p>{words[1]}</p><img src=/i/a.jpg><p>路边的小吃摊</p><img src=/i/b.jpg>"
+    pages = {f"http://a.test/p/{name}": html for name in ("", "index.html")}
+    for number in range(10):
+        own = f"<article><img src=/i/a.jpg><h2>{words[0]}</h2><p>{words[1]}</p></article>"
+        other = f"<article><img src=/i/{number}.jpg><h2>第{number}道家常菜</h2><p>做法在文章里</p></article>"
+        pages[f"http://a.test/tags/{number}/"] = f"<title>归档</title>{own}{other}"
+    candidates = [
+        candidate
+        for url, html in pages.items()
+        for candidate in extract_page(capture(html, url=url), "s", "news")
+        if isinstance(candidate, Candidate)
+    ]
+    kept, _ = _furniture.without_furniture(candidates)
+    assert {text.text for candidate in kept for text in candidate.removed} == {"归档"}
+    assert all(words[0] in [text.text for text in c.texts] for c in kept if c.image_url.endswith("a.jpg"))
+
+
 def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
     def candidates(pictures: int) -> list[Candidate]:
         html = "".join(f"<img src=/i/{i}.jpg alt=会有图的><p>第{i}张照片的说明</p>" for i in range(pictures))
