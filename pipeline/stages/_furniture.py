@@ -1,4 +1,5 @@
-"""Drops what stands on many pages of a site: furniture, covers in lists, endless pages, too many images of a host.
+"""Drops what says nothing of an image: furniture, covers in lists, endless pages, many images under one text, too many
+of a host.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """
@@ -11,6 +12,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
+from pipeline.pages.page import MAX_SHARING, says_something
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5
@@ -22,6 +24,9 @@ REPEATED_ON_IMAGES = 10
 
 SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
+
+MAX_BARE = 2
+"""Images of a page that stay without a text of their own: more of them under one title say nothing of each."""
 
 LIST_IMAGES, LIST_SHARE = 6, 0.8
 """A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
@@ -131,4 +136,24 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
             kept.append(replace(candidate, texts=tuple(texts), removed=tuple(removed)) if removed else candidate)
         else:
             dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
+    return kept, dropped
+
+
+def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop images of a page that have no text of their own, but for the first MAX_BARE (CAP_PER_TEXT): each of their
+    texts stands with more than MAX_SHARING images of the page, or says nothing.
+    """
+    sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
+    kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
+    for candidate in candidates:
+        page = candidate.page_url
+        if not any(
+            sharing[page, text.text] <= MAX_SHARING and says_something(text.text, 1) for text in candidate.texts
+        ):
+            bare[page] += 1
+            if bare[page] > MAX_BARE:
+                evidence = f"its page says of it only what {MAX_BARE} images before it have"
+                dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
+                continue
+        kept.append(candidate)
     return kept, dropped

@@ -5,7 +5,8 @@ A partition is one part of a source: a WARC file of pages, records of several, o
 asks not to be used, that is not Chinese or cannot be read is a Decision about the capture.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
-of an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter
+of an image and are taken off; an image that stands on very many is a logo; of images that have no text of their own the
+first of a page stay. Pages of an endless calendar or counter
 count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
 (`pipeline.confined`), is a Decision of the reason `unreadable`.
@@ -53,7 +54,7 @@ from pipeline.records import (
 )
 from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
-from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
+from pipeline.stages._furniture import capped, without_bare, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
@@ -170,10 +171,11 @@ def _sifted(
             decisions.append(entry)
     if isinstance(source, PageSource):
         candidates, traps = without_traps(candidates, wordings)
-        candidates, bare = without_furniture(candidates)
+        candidates, furniture = without_furniture(candidates)
         candidates, covers = without_list_covers(candidates)
+        candidates, bare = without_bare(candidates)
         candidates, beyond = capped(candidates, source.max_images_per_host)
-        decisions += traps + bare + covers + beyond
+        decisions += traps + furniture + covers + bare + beyond
         tally["pages_dropped"] += len(traps)
     return candidates, decisions
 
@@ -329,7 +331,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=5,
+            version=6,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
