@@ -56,7 +56,7 @@ class Boilerplate(TextFilter):
         None, description="drop a text that is one word of the packaged list; by default not in a folder or library"
     )
 
-    VERSION: ClassVar[int] = 5
+    VERSION: ClassVar[int] = 6
 
     def for_source(self, source: SourceRef) -> Boilerplate:
         return self.model_copy(update={"words": False}) if self.words is None and is_collection(source) else self

@@ -134,8 +134,8 @@ class _Scopes:
     def _is_one_of_several(self, article: str) -> bool:
         """True for an article beside which there are others of its kind."""
         if self._articles is None:
-            named = (tag for tag in self._walk.tags if tag[:7] == "article" and tag[7:8] in ("", " "))
-            self._articles = list(itertools.islice(named, MAX_ARTICLES))
+            begun = (self._walk.tags[at] for at in self._walk.articles)
+            self._articles = list(itertools.islice((tag for tag in begun if tag[:7] == "article"), MAX_ARTICLES))
         return sum(_alike(article, other) for other in self._articles) > 1
 
     def _holds_text(self, at: int, first: int, end: int) -> bool:

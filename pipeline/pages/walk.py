@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -82,7 +83,8 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
-_ARTICLES = ("/article", "/main", "/h1")
+_ARTICLES = frozenset(("article", "main", "h1"))
+_STARTS = frozenset(name[:2] for name in _ARTICLES)
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
@@ -278,7 +280,6 @@ class Walk:
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
-        self._articles: list[int] | None = None  # tags that end an article or headline, once they are needed
         self._looked = 0  # tags that were looked at for an article
         self._paired: dict[int, int] | None = None  # of all elements as `ends`, once it pays
 
@@ -286,12 +287,12 @@ class Walk:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
         self.tags, texts = pieces_of(html)
         # what is asked for at each tag is kept in names of its own
-        pieces = enumerate(zip(map(_KINDS.get, self.tags), self.tags, texts, strict=True))
+        pieces = zip(itertools.count(), map(_KINDS.get, self.tags), self.tags, texts, strict=False)
         block, parts, filled = self._block, self._block.parts, self._filled
         furniture = captions = 0
         entered: list[int] = []  # open elements: the number of the tag above three bits
         others: list[_Opened] = []  # those with _OTHERS
-        for at, (does, tag, text) in pieces:
+        for at, does, tag, text in pieces:
             if does is None:
                 does = _does(tag)
             ends = 0  # whether a block ends here
@@ -334,7 +335,7 @@ class Walk:
                 block, filled, furniture, captions = self._block, self._filled, self._furniture, self._captions
                 parts = block.parts
             if ends and filled:
-                if self._caption:  # a caption is one text, whatever stands in it
+                if captions and self._caption:  # a caption is one text, whatever stands in it
                     parts.append(" ")
                 else:
                     block, filled = self._break(), False
@@ -361,10 +362,10 @@ class Walk:
                     block.caption, block.titles = block.caption or self._caption > 0, block.titles or self._titles > 0
         self._filled = filled
 
-    def _pass_over(self, pieces: Iterable[tuple[int, tuple[object, str, str]]], name: str) -> str:
+    def _pass_over(self, pieces: Iterable[tuple[int, object, str, str]], name: str) -> str:
         """Take the rest of an element of which nothing is shown out of the page; the text behind it."""
         depth, start, end = 1, f"{name} ", f"/{name}"
-        for at, (_, tag, text) in pieces:
+        for at, _, tag, text in pieces:
             if tag == end:
                 depth -= 1
                 if not depth:
@@ -410,12 +411,10 @@ class Walk:
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
-        if self._articles is None:
-            self._articles = sorted(at for end in _ARTICLES for at in places_of(end, self.tags))
-        next_one = bisect.bisect_right(self._articles, at)
-        if next_one == len(self._articles):
+        next_one = bisect.bisect_right(self.articles, at)
+        if next_one == len(self.articles):
             return True
-        article = self._articles[next_one]
+        article = self.articles[next_one]
         if self._looked > len(self.tags):  # a page whose elements are within one another
             if self._paired is None:
                 self._paired = _ends_of(self.tags)
@@ -432,6 +431,11 @@ class Walk:
                 depth += 1
         self._looked += article - at
         return False
+
+    @functools.cached_property
+    def articles(self) -> list[int]:
+        """Tags that begin an article, a page's main part or a headline of first order."""
+        return [i for i, tag in enumerate(self.tags) if tag[:2] in _STARTS and tag.partition(" ")[0] in _ARTICLES]
 
     def _leave(self, opened: _Opened) -> Block:
         """Undo `_enter`; returns the block that text now belongs to."""
