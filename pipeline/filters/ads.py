@@ -13,8 +13,8 @@ which stands after this filter.
 Thresholds: running_chars is ours.
 
 Limits: a price needs a word that sells to be an offer, and such a word a price, unless it can mean nothing else
-(厂家直销). Addresses without a known top-level domain are not recognised. Repetitions in the patterns are bounded,
-so that a text costs time in proportion to its length.
+(厂家直销). Addresses without a known top-level domain are not recognised, nor those of a machine by its number.
+Repetitions in the patterns are bounded, so that a text costs time in proportion to its length.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _BARE: dict[Kind, str] = {  # in letters and digits alone
 _EVEN: dict[Kind, str] = {  # where marks tell what is meant
     "messengers": rf"(?:{_NAMES})(?:号码?|id|账号|公众号)?\s*[:=]\s*[a-z0-9][a-z0-9_\-]{{4,19}}"
     r"|公众号\s*:\s*\w{2,}",
-    "urls": rf"https?://[^\s\u4e00-\u9fff]*|(?<![a-z0-9])www\.[a-z0-9][a-z0-9.\-/]*|"
+    "urls": rf"https?://(?!localhost|[\d.]+[:/])[^\s\u4e00-\u9fff]*|(?<![a-z0-9])www\.[a-z0-9][a-z0-9.\-/]*|"
     rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+){{0,10}}[.。](?:{_TLD})(?![a-z0-9])",
 }
 _SENTENCE = re.compile(r"[^。！？!?；;\n]*[。！？!?；;\n]+\s*|[^。！？!?；;\n]+$")
@@ -90,7 +90,7 @@ class Ads(TextFilter):
         100, ge=1, description="a surrounding, abstract or content goes if it solicits once in so many characters"
     )
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     def rewrite(self, text: Text) -> Text:
         """Running text without the sentences that solicit at its beginning and at its end."""

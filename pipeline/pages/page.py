@@ -3,7 +3,8 @@
 The walk cuts the page into blocks of running text and notes for every image its position in its block, the figures
 around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
-    alt           the image's alt, its title attribute, and the name of its file where that is Chinese
+    alt           the image's alt, its title attribute, and the name of its file where that is Chinese; a name with a
+                  number, which others of a series have as well, comes as a title
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
@@ -90,7 +91,7 @@ _PLACEHOLDER = re.compile(
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _SECTION_NUMBER = re.compile(
-    r"^(?:(?:\d+(?:\.\d+)+[.、]?|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課])\s+|\d{1,3}\s*[.、．-]\s*)(?=[^\d\s])"
+    r"^(?:(?:\d+(?:\.\d+)+[.、]?|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課])\s+|\d{1,3}\s*[.、．-]\s*)(?=[^\d\s]\S{3})"
 )
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
@@ -222,13 +223,18 @@ class _Lookup:
         captions, used = self._captions(row)
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
-        own = [*(clean(attributes.get(name, "")) for name in ("alt", "title")), _name_of_file(url)]
+        name, numbered = _name_of_file(url)
+        own = [*(clean(attributes.get(name, "")) for name in ("alt", "title")), "" if numbered else name]
         texts += [("alt", text) for text in own if text != self.headline or not self._several]
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
         beside = card or self._said_beside(row, used) or self._heading(place)
         if beside:
             texts.append(("surrounding", beside))
-        texts += [("title", self.headline), *(("surrounding", text) for text in self._surrounding(row, used))]
+        texts += [
+            ("title", name),
+            ("title", self.headline),
+            *(("surrounding", text) for text in self._surrounding(row, used)),
+        ]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
@@ -276,12 +282,11 @@ class _Lookup:
         said = self._beside[row]
         if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
             return ""
-        first, *others = _sentences(said)
-        last = others[-1] if others else first
+        *_, last = _sentences(said)
         if _POINTS_DOWN.search(last):
             return said
-        refers = _REFERS.search(last) or (not others and _REFERS_BACK.match(first))
-        return said if self._several and (_POINTS_UP.search(first) or not refers) else ""
+        elsewhere = not _POINTS_UP.search(said) and (_REFERS_BACK.match(last) or _REFERS.search(last))
+        return said if self._several and not elsewhere else ""
 
     def _heading(self, place: Place) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""
@@ -289,7 +294,8 @@ class _Lookup:
         if at < 0 or self._in_section[at] > MAX_SHARING:
             return ""
         text = _without_number(self.blocks[at].text()[:MAX_SURROUNDING])
-        return text if says_something(text, MIN_HEADING) and text != self.headline else ""
+        says = len(_HAN.findall(text)) + 2 * len(_WORD.findall(text)) * (_HAN.search(text) is not None)
+        return text if says >= MIN_HEADING and text != self.headline else ""
 
     def _section(self, place: Place) -> int:
         """The block that is the heading of an image's section; -1 without one before it."""
@@ -468,13 +474,15 @@ def _text(kind: TextKind, text: str) -> Text:
     return Text(kind, text)
 
 
-def _name_of_file(url: str) -> str:
-    """The name of an image's file, without its suffix and numbers; "" where it is not Chinese."""
+def _name_of_file(url: str) -> tuple[str, bool]:
+    """The name of an image's file without its suffix and numbers, "" where it is not Chinese; and whether it has a
+    number, as those of a series have."""
     name = url.partition("?")[0].partition("#")[0].rpartition("/")[2]
     if not ("%" in name or _HAN.search(name)):
-        return ""
-    words = clean(_AROUND_NAME.sub(" ", unquote(name[:1_000])).strip("0123456789 "))
-    return words if len(_HAN.findall(words)) >= MIN_OWN and "\ufffd" not in words else ""
+        return "", False
+    words = clean(_AROUND_NAME.sub(" ", unquote(name[:1_000])))
+    bare = words.strip("0123456789 ")
+    return bare if len(_HAN.findall(bare)) >= MIN_OWN and "\ufffd" not in bare else "", bare != words
 
 
 def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:

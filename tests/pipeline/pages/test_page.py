@@ -129,7 +129,7 @@ def test_a_text_leads_to_few_images_that_stand_together(behind: str) -> None:
 @pytest.mark.parametrize(
     ("url", "name"),
     [
-        ("/a/明洞街头的夜景-2.jpg?w=3", "明洞街头的夜景"),
+        ("/a/明洞街头的夜景.jpg?w=3", "明洞街头的夜景"),
         ("%E6%98%8E%E6%B4%9E_%E5%A4%9C%E6%99%AF.png", "明洞 夜景"),
         ("220px-明洞夜景.svg.png", "明洞夜景 svg"),
         ("%C3%F7%B6%B4.jpg", ""),  # not UTF-8
@@ -140,6 +140,11 @@ def test_a_text_leads_to_few_images_that_stand_together(behind: str) -> None:
 def test_the_chinese_name_of_its_file_is_a_word_of_an_image_behind_its_alt(url: str, name: str) -> None:
     assert texts(f"<img src='{url}'>").get("alt", [""]) == [name]
     assert texts(f"<img src='{url}' alt=夜景>")["alt"] == ["夜景", name][: 1 + bool(name)]
+
+
+def test_the_name_of_a_file_in_a_series_is_a_title_behind_what_is_said_beside_the_image() -> None:
+    html = "<h1>安装手册</h1><p>选择安装的语言</p><img src=用户安装2.png><p>选择键盘的布局</p><img src=用户安装3.png>"
+    assert texts(html, 1) == {"surrounding": ["选择键盘的布局"], "title": ["用户安装", "安装手册"]}
 
 
 def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
@@ -183,8 +188,11 @@ def test_links_beside_headings_and_numbers_of_sections_are_no_words_of_theirs() 
     html = "<h1>第 9 章 文本管理<a class=headerlink href=#x>¶</a></h1>"
     html += f"<h2>4.2.3. 测量工具<a href=#y>#</a></h2>{picture}<h2>编辑工具</h2>{picture}"
     assert texts(html) == {"surrounding": ["测量工具"], "title": ["文本管理"]}
-    html = f"<h1>104- 文本管理</h1><h2>3、测量工具</h2>{picture}<h2>3.5 英寸</h2>{picture}"
-    assert texts(html) == {"surrounding": ["测量工具"], "title": ["文本管理"]}
+    html = f"<h1>104- 文本管理</h1><h2>3、测量工具</h2>{picture}<h2>3 天两夜</h2>{picture}"
+    assert [texts(html, row) for row in (0, 1)] == [
+        {"surrounding": [heading], "title": ["文本管理"]} for heading in ("测量工具", "3 天两夜")
+    ]
+    assert texts("<h1>004-数组</h1><img src=a.jpg>") == {"title": ["004-数组"]}, "too short without it"
 
 
 def test_what_is_escaped_twice_is_written_plainly() -> None:
