@@ -365,7 +365,7 @@ class BuildSpec(Spec):
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
         description="the primary text of a sample is that of the first kind in this list that it has; in the default "
-        "order, a sentence beside a picture that no other picture of its page shares comes before the title",
+        "order, a text right beside a picture that few others of its page share comes before the title",
     )
     sources: tuple[SourceRef, ...] = Field(min_length=1, description="where pages and candidates come from")
     egress: Egress = Egress()

@@ -19,7 +19,7 @@ class TextOrder:
     """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
 
     sentences: whether a surrounding text that `extract` has put before the page's title stays there. It does so with
-    the sentence beside a picture where the title is that of several pictures (`pipeline.pages.page`).
+    what is said beside a picture where the title is that of several (`pipeline.pages.page`).
     """
 
     kinds: tuple[str, ...] = ()
