@@ -20,6 +20,11 @@ def texts(html: str, row: int = 0) -> dict[str, list[str]]:
     return by_kind
 
 
+def first_of(html: str) -> list[tuple[str, str]]:
+    """The kind and the text that come first of each image of a page."""
+    return [(image.texts[0].kind, image.texts[0].text) for image in parse(html).images]
+
+
 def work(html: str) -> int:
     """What it costs to parse a page: lines of our code run, and characters of texts that are cleaned."""
     done = 0

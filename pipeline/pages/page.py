@@ -45,6 +45,7 @@ from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
 from pipeline.pages.scopes import Scope, scopes_of
+from pipeline.pages.sides import HAN, POINTS_DOWN, POINTS_UP, SENTENCE_END, texts_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import MAX_NEAR, SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -95,19 +96,11 @@ _SECTION_NUMBER = re.compile(
     r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
 )
 _LETTER = re.compile(r"[^\W\d_]")
-_HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
-_POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
-"""Sentences about the picture below them."""
-_POINTS_UP = re.compile(
-    r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
-)
-"""Sentences about the picture above them."""
 _REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
-_SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
-_FORMULA = re.compile(f"\\$([^\\s$\\\\{_HAN.pattern[1:-1]}]{{1,30}})\\$")
+_FORMULA = re.compile(f"\\$([^\\s$\\\\{HAN.pattern[1:-1]}]{{1,30}})\\$")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _WORD = re.compile("[A-Za-z]+")
@@ -198,6 +191,8 @@ class _Lookup:
         self._scopes = scopes_of(walk)
         self._near = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
+        own = [any(map(HAN.search, near)) for near in self._near]
+        self._text_of = texts_of(walk, self._scopes, own, headline)
         self._led = list[str]()  # what leads to each image
         for row in rows:
             self._led.append(self._leading_to(row))
@@ -284,9 +279,9 @@ class _Lookup:
         if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
             return ""
         *_, last = _sentences(said)
-        if _POINTS_DOWN.search(last):
+        if POINTS_DOWN.search(last):
             return said
-        elsewhere = not _POINTS_UP.search(said) and (_REFERS_BACK.match(last) or _REFERS.search(last))
+        elsewhere = not POINTS_UP.search(said) and (_REFERS_BACK.match(last) or _REFERS.search(last))
         return said if self._several and not elsewhere else ""
 
     def _heading(self, place: Place) -> str:
@@ -295,7 +290,7 @@ class _Lookup:
         if at < 0 or self._in_section[at] > MAX_SHARING:
             return ""
         text = _without_number(self.blocks[at].text()[:MAX_SURROUNDING])
-        says = len(_HAN.findall(text)) + 2 * len(_WORD.findall(text)) * (_HAN.search(text) is not None)
+        says = len(HAN.findall(text)) + 2 * len(_WORD.findall(text)) * (HAN.search(text) is not None)
         return text if says >= MIN_HEADING and text != self.headline else ""
 
     def _section(self, place: Place) -> int:
@@ -327,18 +322,18 @@ class _Lookup:
         own = self.blocks[place.block]
         if own.furniture or own.is_caption or place.furniture:
             return ""
-        if _HAN.search(before) or _HAN.search(after):
-            return before if _HAN.search(before) else ""
+        if HAN.search(before) or HAN.search(after):
+            return before if HAN.search(before) else ""
         last = self.places[row - 1].block if row else -1  # the block of the image before
         if last == place.block:
             return self._led[row - 1]
         for at in range(place.block - 1, max(self._scopes[row].before, place.block - MAX_DISTANCE) - 1, -1):
             block = self.blocks[at]
             if at == last:
-                return "" if _HAN.search(self._near[row - 1][1]) else self._led[row - 1]
+                return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
             if block.length and (block.furniture or block.is_caption):
                 return ""
-            if _HAN.search(block.joined()):
+            if HAN.search(block.joined()):
                 return block.text()
         return ""
 
@@ -349,11 +344,14 @@ class _Lookup:
         place, scope, after = self.places[row], self._scopes[row], self._near[row][1]
         if place.furniture or place.fallback:
             return ""
+        if row in self._text_of:
+            said = _whole_beginning(self.blocks[self._text_of[row]].text())
+            return said if len(HAN.findall(said)) >= MIN_CARD else ""
         led = _whole_end(self._led[row])
         *_, last = ("", *_sentences(led))
-        if led and not _POINTS_UP.search(last):
+        if led and not POINTS_UP.search(last):
             said = led
-        elif not led and _HAN.search(after):
+        elif not led and HAN.search(after):
             said = _whole_beginning(after)
         else:
             said = ""
@@ -362,17 +360,17 @@ class _Lookup:
         if place.block + 1 in self._with_image:
             return ""
         sentence = next(_sentences((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
-        return sentence if _POINTS_UP.search(sentence) and says_something(sentence) else ""
+        return sentence if POINTS_UP.search(sentence) and says_something(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
         start, scope, (before, after) = self.places[row].block, self._scopes[row], self._near[row]
-        if _LETTER.search(before) and not _SENTENCE_END.match(before[-1]):  # the image stands within a sentence
-            mark = _SENTENCE_END.search(after)
+        if _LETTER.search(before) and not SENTENCE_END.match(before[-1]):  # the image stands within a sentence
+            mark = SENTENCE_END.search(after)
             after = after[mark.end() :] if mark else after
-        if not _HAN.search(before):
+        if not HAN.search(before):
             before = self._led[row] or self._nearest(start, -1, scope, used)
-        if not _HAN.search(after):
+        if not HAN.search(after):
             after = self._nearest(start, 1, scope, used)
         near = [_whole_end(before), _whole_beginning(after)]
         return near[::-1] if scope.listed else near
@@ -386,7 +384,7 @@ class _Lookup:
             if not scope.before <= i < scope.behind or (step > 0 and i in self._headings and not scope.listed):
                 break  # a heading behind an image begins what is not about it
             block = self.blocks[i]
-            if i == used or block.furniture or block.is_caption or not _HAN.search(block.joined()):
+            if i == used or block.furniture or block.is_caption or not HAN.search(block.joined()):
                 continue
             text = block.text()
             if not _is_caption_line(text) and (least == 1 or says_something(text[:MAX_NEAR], least)):
@@ -409,7 +407,7 @@ def says_something(text: str, least: int = MIN_BESIDE) -> bool:
             at += 3
         elif text[at : at + 2] in words:
             at += 2
-        elif text[at] not in words and _HAN.match(text, at):
+        elif text[at] not in words and HAN.match(text, at):
             at, said, han = at + 1, said + 1, True
         elif word := _WORD.match(text, at):
             at, said = word.end(), said + 2
@@ -429,7 +427,7 @@ def _whole_end(text: str) -> str:
     if len(text) <= MAX_SURROUNDING:
         return _without_number(text.strip())
     end = text[-MAX_SURROUNDING:]
-    mark = _SENTENCE_END.search(end) or _PHRASE_END.search(end)
+    mark = SENTENCE_END.search(end) or _PHRASE_END.search(end)
     return (end[mark.end() :] if mark and _LETTER.search(end, mark.end()) else end).strip()
 
 
@@ -438,14 +436,14 @@ def _whole_beginning(text: str) -> str:
     if len(text) <= MAX_SURROUNDING:
         return text.strip()
     beginning = text[:MAX_SURROUNDING]
-    ends = [mark.end() for mark in _SENTENCE_END.finditer(beginning)]
+    ends = [mark.end() for mark in SENTENCE_END.finditer(beginning)]
     return beginning[: ends[-1] if ends else None].strip()
 
 
 def _sentences(text: str) -> Iterator[str]:
     """The sentences of a text with their marks."""
     at = 0
-    for mark in _SENTENCE_END.finditer(text):
+    for mark in SENTENCE_END.finditer(text):
         if sentence := text[at : mark.end()].strip():
             yield sentence
         at = mark.end()
@@ -479,11 +477,11 @@ def _name_of_file(url: str) -> tuple[str, bool]:
     """The name of an image's file without its suffix and numbers, "" where it is not Chinese; and whether it has a
     number, as those of a series have."""
     name = url.partition("?")[0].partition("#")[0].rpartition("/")[2]
-    if not ("%" in name or _HAN.search(name)):
+    if not ("%" in name or HAN.search(name)):
         return "", False
     words = clean(_AROUND_NAME.sub(" ", unquote(name[:1_000])))
     bare = words.strip("0123456789 ")
-    return bare if len(_HAN.findall(bare)) >= MIN_OWN and "\ufffd" not in bare else "", bare != words
+    return bare if len(HAN.findall(bare)) >= MIN_OWN and "\ufffd" not in bare else "", bare != words
 
 
 def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:

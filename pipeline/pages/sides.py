@@ -1,0 +1,169 @@
+"""The side of its images on which a page's texts stand.
+
+Pages show images and texts in turn, and no markup says whether a text is about the image above or the one below. What
+repeats does: between the images of a row stand texts of one shape (a paragraph; a heading and a paragraph), and such a
+text stands at one end of the row only: behind the last image where each text is about the image above it. Where both
+ends have one, words that point tell (如上图, 如下图), else whether the paragraph at one end is like those of the row
+and the other is not. In a table with images in one row of cells and as many texts in the next, a column is one pair.
+
+A row that says nothing has its texts before its images, as most pages do.
+
+Limits: rows are looked for where images have no text in their own block and are no cards (`pipeline.pages.scopes`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from pipeline.pages.scopes import Scope
+from pipeline.pages.walk import Place, Walk
+
+HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
+"""Sentences about the picture below them."""
+POINTS_UP = re.compile(
+    r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
+)
+"""Sentences about the picture above them."""
+
+LONGEST_SHAPE = 4
+"""Blocks between two images of a row at most."""
+
+LEAST_SPREAD = math.log(1.3)
+"""How far lengths of paragraphs are apart at least, as a logarithm, if they are taken to be alike."""
+
+SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
+
+Shape = tuple[str, ...]
+
+
+class _Group(NamedTuple):
+    """Images without a text between them, [first, end) of the rows; texts before and behind them as far as the next."""
+
+    first: int
+    end: int
+    before: list[int]
+    behind: list[int]
+
+
+def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> dict[int, int]:
+    """By the number of an image, the block that is about it, where the page's texts tell that it is not the one before.
+
+    own: whether an image's block has text of its own.
+    """
+    shown = [row for row, place in enumerate(walk.places) if not place.furniture and not place.fallback]
+    if len(shown) < 2:
+        return {}
+    return _Sides(walk, scopes, own, headline).found(shown)
+
+
+class _Sides:
+    def __init__(self, walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> None:
+        self._walk, self._scopes, self._own = walk, scopes, own
+        with_image = {place.block for place in walk.places}
+        headings = frozenset(walk.sections)
+        self._kinds: dict[int, str] = {}
+        for at, block in enumerate(walk.blocks):
+            if at not in with_image and not block.furniture and not block.is_caption and HAN.search(block.joined()):
+                kind = "paragraph" if at not in headings else "heading"
+                self._kinds[at] = "headline" if kind == "heading" and block.text() == headline else kind
+        self._texts = list(self._kinds)
+
+    def found(self, shown: list[int]) -> dict[int, int]:
+        """By image the block of its text, of those that are known."""
+        found: dict[int, int] = {}
+        for _, rows in itertools.groupby(shown, key=lambda row: (self._scopes[row], self._own[row])):
+            members = list(rows)
+            if self._own[members[0]] or self._scopes[members[0]].listed:
+                continue
+            groups = self._groups(members)
+            for group in groups:
+                found |= self._columns(group)
+            at = 0
+            while at < len(groups):
+                end = at + 1
+                while end < len(groups) and self._shape(groups[end].before) == self._shape(groups[at].behind):
+                    end += 1
+                if end - at > 1 and self._is_behind(groups[at:end]):
+                    for group in groups[at:end]:
+                        for row in range(group.first, group.end):
+                            found.setdefault(row, group.behind[0])
+                at = max(at + 1, end - 1) if end < len(groups) else end
+        return found
+
+    def _groups(self, rows: list[int]) -> list[_Group]:
+        """Images of one scope, in groups."""
+        places, scope = self._walk.places, self._scopes[rows[0]]
+        cut = [(rows[0], self._between(scope.before - 1, places[rows[0]].block))]
+        for row, following in itertools.pairwise(rows):
+            if gap := self._between(places[row].block, places[following].block):
+                cut.append((following, gap))
+        ends = [first for first, _ in cut[1:]] + [rows[-1] + 1]
+        gaps = [gap for _, gap in cut] + [self._between(places[rows[-1]].block, scope.behind)]
+        return [
+            _Group(first, end, gaps[i], gaps[i + 1]) for i, ((first, _), end) in enumerate(zip(cut, ends, strict=True))
+        ]
+
+    def _between(self, block: int, other: int) -> list[int]:
+        """Blocks of running text between two blocks."""
+        return self._texts[bisect.bisect_right(self._texts, block) : bisect.bisect_left(self._texts, other)]
+
+    def _shape(self, blocks: Sequence[int]) -> Shape:
+        return tuple(self._kinds[at] for at in blocks)
+
+    def _is_behind(self, row: list[_Group]) -> bool:
+        """True for a row of images each of which has its text behind it."""
+        gaps = [group.before for group in row[1:]]
+        shape = self._shape(gaps[0])
+        if len(shape) > LONGEST_SHAPE:
+            return False
+        lead, tail = row[0].before[-len(shape) :], row[-1].behind
+        text = [self._walk.blocks[at].text() for at in (*(gap[-1] for gap in gaps), *lead[-1:])]
+        if any(POINTS_DOWN.search(last[-80:]) for last in text):
+            return False
+        begins, ends = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape
+        if not begins:
+            return False
+        if any(POINTS_UP.search(self._walk.blocks[gap[0]].text()[:80]) for gap in (*gaps, tail)):
+            return True
+        if not ends:
+            return len(gaps) > 1 or len(tail) == len(shape)
+        if len(gaps) < 2 or shape != ("paragraph",):
+            return False
+        return self._is_like([gap[0] for gap in gaps], tail[0], lead[0])
+
+    def _is_like(self, blocks: list[int], one: int, other: int) -> bool:
+        """True if one paragraph is like some blocks, in its length or in having a full stop, and the other is not."""
+        texts = [self._walk.blocks[at].text() for at in (*blocks, one, other)]
+        *full, one_full, other_full = (SENTENCE_END.match(text[-1]) is not None for text in texts)
+        *own, one_log, other_log = (math.log(len(text)) for text in texts)
+        usual = median(own)
+        spread = max(LEAST_SPREAD, *(abs(log - usual) for log in own))
+        if abs(one_log - usual) <= 1.2 * spread and abs(other_log - usual) > 2 * spread:
+            return True
+        return len(set(full)) == 1 and one_full == full[0] != other_full
+
+    def _columns(self, group: _Group) -> dict[int, int]:
+        """The texts of a group whose images stand in the cells of a row of a table, with a row of as many texts."""
+        count = group.end - group.first
+        places = self._walk.places[group.first : group.end]
+        cells = [self._around(place, "td") for place in places]
+        table = self._around(places[0], "table")
+        if count < 2 or table < 0 or len(set(cells)) < count or any(place.furniture for place in places):
+            return {}
+        begins, end = self._walk.blocks, self._walk.ends.get(table, len(self._walk.tags))
+        behind = [at for at in group.behind[: count + 1] if begins[at].begins < end]
+        before = [at for at in group.before[-count - 1 :] if begins[at].begins > table]
+        texts = behind if len(behind) == count else before
+        return dict(zip(range(group.first, group.end), texts, strict=True)) if len(texts) == count else {}
+
+    def _around(self, place: Place, name: str) -> int:
+        """The tag that begins the innermost element of a name around an image, -1 for none."""
+        tags = self._walk.tags
+        return next((at for at in reversed(place.path) if tags[at].partition(" ")[0] == name), -1)

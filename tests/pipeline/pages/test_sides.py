@@ -1,0 +1,67 @@
+"""sides: which of the texts around it is an image's, by what repeats on its page."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parsed import first_of
+
+BIRDS = ("翠鸟在水边觅食", "白鹭在浅水里走", "戴胜在草地上找虫", "黑水鸡带着幼鸟")
+INTRO = "<p>这里介绍我们在湿地公园拍摄到的几种鸟，照片都是今年春天拍的。</p>"
+
+
+def beside(html: str) -> list[str]:
+    return [text for _, text in first_of(f"<h1>湿地鸟类</h1>{html}")]
+
+
+def page(form: str) -> str:
+    return "".join(form.format(row=row, bird=bird) for row, bird in enumerate(BIRDS))
+
+
+@pytest.mark.parametrize("intro", ["", INTRO])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<p><img src={row}.jpg></p><p>{bird}</p>",
+        "<img src={row}.jpg><br>{bird}<br>",
+        "<div class=b{row}><img src={row}.jpg><p>{bird}</p></div>",
+        "<div class=b{row}><div><img src={row}.jpg></div><div><h3>{bird}</h3><p>常见的水鸟，体型较小</p></div></div>",
+        "<dt><img src={row}.jpg></dt><dd>{bird}</dd>",
+        "<p><img src={row}.jpg></p><p>{bird}</p><p>拍摄于湿地公园第{row}号观鸟台附近</p>",
+    ],
+)
+def test_texts_stand_behind_their_images_if_one_stands_behind_the_last(form: str, intro: str) -> None:
+    assert beside(intro + page(form)) == list(BIRDS)
+
+
+@pytest.mark.parametrize("end", ["", INTRO])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<p>{bird}</p><p><img src={row}.jpg></p>",
+        "<h3>{bird}</h3><img src={row}.jpg>",
+        "{bird}<br><img src={row}.jpg><br>",
+    ],
+)
+def test_texts_stand_before_their_images_if_one_stands_before_the_first(form: str, end: str) -> None:
+    assert beside(page(form) + end) == list(BIRDS)
+
+
+def test_words_that_point_say_which_image_a_row_of_texts_is_about() -> None:
+    texts = [f"<p>{bird}，有些模糊。</p>" for bird in BIRDS]
+    images = [f"<p><img src={row}.jpg></p>" for row in range(3)]
+    between = [part for pair in zip(texts, images, strict=False) for part in pair]
+    assert beside("".join([*between, texts[3]]))[0].startswith(BIRDS[0])
+    assert beside("".join([*between, texts[3].replace("，", "，如上图，")]))[0].startswith(BIRDS[1])
+    assert beside("".join([texts[0].replace("。", "："), *between[1:], texts[3].replace("，", "，如上图，")]))[
+        0
+    ].startswith(BIRDS[0])
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_the_names_in_a_row_of_cells_are_those_of_the_images_in_the_row_beside_it(above: bool) -> None:
+    images = "".join(f"<td><img src={row}.jpg></td>" for row in range(len(BIRDS)))
+    names = "".join(f"<td>{bird}</td>" for bird in BIRDS)
+    rows = [f"<tr>{cells}</tr>" for cells in ((names, images) if above else (images, names))]
+    assert beside(f"{INTRO}<table>{''.join(rows)}</table>{INTRO}") == list(BIRDS)
+    assert beside(f"<table>{''.join(rows * 2)}</table>") == list(BIRDS) * 2
