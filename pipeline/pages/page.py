@@ -207,7 +207,7 @@ class _Lookup:
             for figure in place.figures if not place.fallback else ():
                 images = self._images_of.setdefault(figure, {})
                 images[row] = len(images)
-        for i, block in enumerate(walk.blocks):
+        for i, block in enumerate(walk.blocks) if self._images_of else ():
             if (block.caption or block.titles) and block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
