@@ -75,6 +75,9 @@ sections), and of an alt or caption that is about its picture."""
 MAX_SHARING = 3
 """Images that may share a text beside them, the heading of their section, or the text of their cards."""
 
+MAX_NAME = 12
+"""Characters of a text beside each image of a row, or in each of several cards, that is its caption: a name."""
+
 MAX_TAG = 20
 """Characters above which a keyword is a sentence and no tag."""
 
@@ -91,6 +94,7 @@ _PLACEHOLDER = re.compile(
 """Names of what a lazy page shows first, in `src` or, as a common theme has it, in `srcset`."""
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
+_NUMBERED = re.compile(r"[图圖]\s*\d+(?:[.\-–—]\d+)*(?:\s*[.．:：、]\s*|\s+)(?=\S)")
 _SECTION_NUMBER = re.compile(
     r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
     r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
@@ -225,7 +229,8 @@ class _Lookup:
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
         beside = card or self._said_beside(row, used) or self._heading(place)
         if beside:
-            texts.append(("surrounding", beside))
+            named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
+            texts.append(("caption" if named else "surrounding", beside))
         texts += [
             ("title", name),
             ("title", self.headline),
@@ -267,6 +272,14 @@ class _Lookup:
                 return text
         behind = _whole_beginning(self._nearest(at, 1, scope, -1, MIN_CARD))
         return behind or _whole_end(self._nearest(at, -1, scope, -1, MIN_CARD))
+
+    def _is_name_of(self, row: int, beside: str) -> bool:
+        """True for a text as short as a name, and no heading, of an image in a card or of one in a row of images."""
+        if len(beside) > MAX_NAME or SENTENCE_END.search(beside) or self._scopes[row].heading >= 0:
+            return False
+        if row not in self._text_of or beside != self._beside[row]:
+            return self._scopes[row].listed
+        return self._text_of[row].start not in self._headings
 
     def _said_beside(self, row: int, used: int) -> str:
         """What is said right beside an image, if few other ones have it.
@@ -344,9 +357,11 @@ class _Lookup:
         place, scope, after = self.places[row], self._scopes[row], self._near[row][1]
         if place.furniture or place.fallback:
             return ""
-        if row in self._text_of:
-            said = _whole_beginning(self.blocks[self._text_of[row]].text())
-            return said if len(HAN.findall(said)) >= MIN_CARD else ""
+        if (blocks := self._text_of.get(row)) is not None:
+            text = " ".join(filter(None, (self.blocks[at].text() for at in blocks)))
+            said = _whole_beginning(text) if blocks.start > place.block else _whole_end(text)
+            if says_something(said, MIN_CARD):
+                return said
         led = _whole_end(self._led[row])
         *_, last = ("", *_sentences(led))
         if led and not POINTS_UP.search(last):
@@ -452,7 +467,9 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _is_caption_line(text: str) -> bool:
-    return len(text) <= 100 and _CAPTION_LINE.match(text) is not None
+    if len(text) > 100:
+        return False
+    return _CAPTION_LINE.match(text) is not None or (_NUMBERED.match(text) is not None and text[-1] not in "。；：:")
 
 
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:

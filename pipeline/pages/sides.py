@@ -17,7 +17,7 @@ import bisect
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ POINTS_UP = re.compile(
 
 LONGEST_SHAPE = 4
 """Blocks between two images of a row at most."""
+
+MOST_TAGS = 1_000
+"""Tags of a row of a table that is looked at."""
 
 LEAST_SPREAD = math.log(1.3)
 """How far lengths of paragraphs are apart at least, as a logarithm, if they are taken to be alike."""
@@ -52,8 +55,8 @@ class _Group(NamedTuple):
     behind: list[int]
 
 
-def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> dict[int, int]:
-    """By the number of an image, the block that is about it, where the page's texts tell that it is not the one before.
+def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> dict[int, range]:
+    """By the number of an image, the blocks that are about it, where images and texts take turns.
 
     own: whether an image's block has text of its own.
     """
@@ -66,6 +69,8 @@ def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline:
 class _Sides:
     def __init__(self, walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline: str) -> None:
         self._walk, self._scopes, self._own = walk, scopes, own
+        self._begins = [block.begins for block in walk.blocks]
+        self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
         with_image = {place.block for place in walk.places}
         headings = frozenset(walk.sections)
         self._kinds: dict[int, str] = {}
@@ -75,9 +80,9 @@ class _Sides:
                 self._kinds[at] = "headline" if kind == "heading" and block.text() == headline else kind
         self._texts = list(self._kinds)
 
-    def found(self, shown: list[int]) -> dict[int, int]:
-        """By image the block of its text, of those that are known."""
-        found: dict[int, int] = {}
+    def found(self, shown: list[int]) -> dict[int, range]:
+        """By image the blocks of its text, of those that are known."""
+        found: dict[int, range] = {}
         for _, rows in itertools.groupby(shown, key=lambda row: (self._scopes[row], self._own[row])):
             members = list(rows)
             if self._own[members[0]] or self._scopes[members[0]].listed:
@@ -90,12 +95,20 @@ class _Sides:
                 end = at + 1
                 while end < len(groups) and self._shape(groups[end].before) == self._shape(groups[at].behind):
                     end += 1
-                if end - at > 1 and self._is_behind(groups[at:end]):
-                    for group in groups[at:end]:
-                        for row in range(group.first, group.end):
-                            found.setdefault(row, group.behind[0])
+                for row, text in self._turns(groups[at:end]):
+                    found.setdefault(row, range(text, text + 1))
                 at = max(at + 1, end - 1) if end < len(groups) else end
         return found
+
+    def _turns(self, groups: list[_Group]) -> Iterator[tuple[int, int]]:
+        """The images of a row, each with the block of its text."""
+        if len(groups) < 2 or len(groups[0].behind) > LONGEST_SHAPE:
+            return
+        behind = self._is_behind(groups)
+        for group in groups:
+            texts = group.behind[:1] if behind else group.before[-1:]
+            if texts and self._kinds[texts[0]] != "headline":
+                yield from ((row, texts[0]) for row in range(group.first, group.end))
 
     def _groups(self, rows: list[int]) -> list[_Group]:
         """Images of one scope, in groups."""
@@ -121,17 +134,15 @@ class _Sides:
         """True for a row of images each of which has its text behind it."""
         gaps = [group.before for group in row[1:]]
         shape = self._shape(gaps[0])
-        if len(shape) > LONGEST_SHAPE:
-            return False
         lead, tail = row[0].before[-len(shape) :], row[-1].behind
         text = [self._walk.blocks[at].text() for at in (*(gap[-1] for gap in gaps), *lead[-1:])]
         if any(POINTS_DOWN.search(last[-80:]) for last in text):
             return False
+        if any(POINTS_UP.search(self._walk.blocks[gap[0]].text()[:80]) for gap in (*gaps, tail) if gap):
+            return True
         begins, ends = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape
         if not begins:
             return False
-        if any(POINTS_UP.search(self._walk.blocks[gap[0]].text()[:80]) for gap in (*gaps, tail)):
-            return True
         if not ends:
             return len(gaps) > 1 or len(tail) == len(shape)
         if len(gaps) < 2 or shape != ("paragraph",):
@@ -149,21 +160,43 @@ class _Sides:
             return True
         return len(set(full)) == 1 and one_full == full[0] != other_full
 
-    def _columns(self, group: _Group) -> dict[int, int]:
+    def _columns(self, group: _Group) -> dict[int, range]:
         """The texts of a group whose images stand in the cells of a row of a table, with a row of as many texts."""
-        count = group.end - group.first
         places = self._walk.places[group.first : group.end]
-        cells = [self._around(place, "td") for place in places]
-        table = self._around(places[0], "table")
-        if count < 2 or table < 0 or len(set(cells)) < count or any(place.furniture for place in places):
+        rows, cells = ({self._around(place, name) for place in places} for name in ("tr", "td"))
+        if len(places) < 2 or len(rows) > 1 or len(cells) < len(places) or -1 in cells | rows:
             return {}
-        begins, end = self._walk.blocks, self._walk.ends.get(table, len(self._walk.tags))
-        behind = [at for at in group.behind[: count + 1] if begins[at].begins < end]
-        before = [at for at in group.before[-count - 1 :] if begins[at].begins > table]
-        texts = behind if len(behind) == count else before
-        return dict(zip(range(group.first, group.end), texts, strict=True)) if len(texts) == count else {}
+        [row] = rows
+        for start in (self._walk.ends.get(row, row) + 1, self._row_before(row)):
+            texts = self._cells(start)
+            if len(texts) == len(places):
+                return dict(zip(range(group.first, group.end), texts, strict=True))
+        return {}
+
+    def _cells(self, row: int) -> list[range]:
+        """The blocks of each cell of a row that has text; nothing where no row begins."""
+        tags = self._walk.tags
+        if not 0 <= row < len(tags) or _name(tags[row]) != "tr" or "/tr" not in tags[row : row + MOST_TAGS]:
+            return []
+        end = tags.index("/tr", row)
+        starts = [at for at in range(row, end) if _name(tags[at]) in ("td", "th")]
+        cells = [
+            range(bisect.bisect_left(self._begins, start), bisect.bisect_left(self._begins, following))
+            for start, following in itertools.pairwise([*starts, end])
+        ]
+        return [cell for cell in cells if any(block in self._kinds for block in cell)]
+
+    def _row_before(self, row: int) -> int:
+        """The tag that begins the row of a table before another one, -1 without one."""
+        tags = self._walk.tags
+        if row < 1 or tags[row - 1] != "/tr":
+            return -1
+        return next((at for at in range(row - 1, max(-1, row - MOST_TAGS), -1) if _name(tags[at]) == "tr"), -1)
 
     def _around(self, place: Place, name: str) -> int:
         """The tag that begins the innermost element of a name around an image, -1 for none."""
-        tags = self._walk.tags
-        return next((at for at in reversed(place.path) if tags[at].partition(" ")[0] == name), -1)
+        return next((at for at in reversed(place.path) if _name(self._walk.tags[at]) == name), -1)
+
+
+def _name(tag: str) -> str:
+    return tag.partition(" ")[0]
