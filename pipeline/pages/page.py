@@ -94,6 +94,7 @@ _PLACEHOLDER = re.compile(
 """Names of what a lazy page shows first, in `src` or, as a common theme has it, in `srcset`."""
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
+_MARKS = re.compile(r"^(?:[▲△↑▼\s]+|[图圖][注註]?[：:]\s*)")
 _NUMBERED = re.compile(r"[图圖]\s*\d+(?:[.\-–—]\d+)*(?:\s*[.．:：、]\s*|\s+)(?=\S)")
 _SECTION_NUMBER = re.compile(
     r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
@@ -152,9 +153,11 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
         walk.run(_written(body))
     headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
     headline = _without_number(headline)
-    abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
+    scopes = scopes_of(walk)
+    abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description)
+    abstract = abstract or _first_paragraph(walk, scopes)
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
-    lookup = _Lookup(walk, headline, abstract, tags)
+    lookup = _Lookup(walk, scopes, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
@@ -167,9 +170,12 @@ def _written(element: Any) -> str:
     return element.html or ""
 
 
-def _first_paragraph(walk: Walk) -> str:
-    """The first block of running text that is long enough, "" if there is none."""
-    for block in walk.blocks[:200]:
+def _first_paragraph(walk: Walk, scopes: list[Scope]) -> str:
+    """The first block of running text that is long enough and stands in no card, "" if there is none."""
+    cards = {(scope.before, scope.behind) for scope in scopes if scope.listed}
+    for at, block in enumerate(walk.blocks[:200]):
+        if any(before <= at < behind for before, behind in cards):
+            continue
         if not block.furniture and not block.is_caption and block.length >= MIN_ABSTRACT:
             text = block.text()
             if len(_LETTER.findall(text[:200])) >= MIN_ABSTRACT and text[:MAX_SURROUNDING] not in walk.headlines:
@@ -186,13 +192,13 @@ def _tags(keywords: Iterable[str]) -> tuple[str, ...]:
 class _Lookup:
     """Looks up the texts of images once the walk is over."""
 
-    def __init__(self, walk: Walk, headline: str, abstract: str, tags: tuple[str, ...]) -> None:
+    def __init__(self, walk: Walk, scopes: list[Scope], headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
-        self._scopes = scopes_of(walk)
+        self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
         own = [any(map(HAN.search, near)) for near in self._near]
@@ -249,10 +255,13 @@ class _Lookup:
                 return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
+        for i in self._text_of.get(row, range(0))[:1]:
+            if _is_caption_line(text := self.blocks[i].text()):
+                return [_MARKS.sub("", text)], i
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
             text = self.blocks[i].text()
             if text and ((self.blocks[i].caption and not self.blocks[i].figures) or _is_caption_line(text)):
-                return [text.lstrip("▲△↑▼ ")], i
+                return [_MARKS.sub("", text)], i
             if text or i in self._with_image:
                 break
         return [], -1

@@ -26,6 +26,9 @@ _FIRST = frozenset(name[:2] for name in _UNITS)
 _WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
 """Elements of running text: two of them with an image each are no cards."""
 
+MAX_IN_CARD = 3
+"""Images of a card; what holds more of them, such as a cell of a page that is laid out by a table, is a part of it."""
+
 MAX_ARTICLES = 200
 """Articles of a page that are compared with one that holds an image."""
 
@@ -58,6 +61,7 @@ class _Scopes:
         self._walk, self._page = walk, page
         self._begins = [block.begins for block in walk.blocks]
         self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
+        self._images = [place.tag for place in walk.places if not place.furniture and not place.fallback]
         self._units: dict[int, Scope] = {}  # by the tag of an element, what it and those around it are
         self._holding: dict[int, bool] = {}
         self._cards = self._rows_of_cards()
@@ -100,6 +104,7 @@ class _Scopes:
         if name == "section" and not card and heading < 0:
             return None
         listed = card or (name == "article" and self._is_one_of_several(tag))
+        listed = listed and len(self._images[slice(*self._range(self._images, at, walk.ends[at]))]) <= MAX_IN_CARD
         unit = self._units[at] = Scope(first, end, listed, heading if listed else -1)
         return unit
 

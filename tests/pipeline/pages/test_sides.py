@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parsed import first_of
+from tests.parsed import first_of, texts
 
 BIRDS = ("翠鸟在水边觅食", "白鹭在浅水里走", "戴胜在草地上找虫", "黑水鸡带着幼鸟")
 INTRO = "<p>这里介绍我们在湿地公园拍摄到的几种鸟，照片都是今年春天拍的。</p>"
@@ -65,3 +65,32 @@ def test_the_names_in_a_row_of_cells_are_those_of_the_images_in_the_row_beside_i
     rows = [f"<tr>{cells}</tr>" for cells in ((names, images) if above else (images, names))]
     assert beside(f"{INTRO}<table>{''.join(rows)}</table>{INTRO}") == list(BIRDS)
     assert beside(f"<table>{''.join(rows * 2)}</table>") == list(BIRDS) * 2
+
+
+def test_a_line_of_caption_counts_for_the_column_that_it_stands_in_and_for_the_image_right_before_it() -> None:
+    table = "<table><tr><td><img src=a.jpg><td><img src=b.jpg><tr><td>图：翠鸟<td>图：白鹭<br>拍摄于湿地</table>"
+    assert beside(table) == ["翠鸟", "白鹭"]
+    lines = "".join(
+        f"<p>第{row}天去看鸟。</p><p><img src={row}.jpg></p><p>▲ {bird}</p>" for row, bird in enumerate(BIRDS)
+    )
+    assert beside(lines) == list(BIRDS)
+    numbered = "".join(
+        f"<p><img src={row}.jpg></p><p>图 {row} {bird}</p><p>又看了一天。</p>" for row, bird in enumerate(BIRDS)
+    )
+    assert beside(numbered) == list(BIRDS)
+
+
+def test_a_page_that_is_laid_out_by_a_table_has_no_cards_but_in_its_cells() -> None:
+    menu = "<td><a>首页</a><br><img src=ad.gif alt=广告></td>"
+    rows = "".join(
+        f"<tr><td>{bird}</td></tr><tr><td><img src={row}.jpg></td></tr><tr><td>&nbsp;" for row, bird in enumerate(BIRDS)
+    )
+    assert beside(f"<table><tr>{menu}<td><table>{rows}</table></td></tr></table>")[1:] == list(BIRDS)
+
+
+def test_the_first_paragraph_of_a_card_is_no_abstract_of_its_page() -> None:
+    cards = "".join(
+        f"<li><img src={row}.jpg><b>{bird}</b><br>{bird}，常见于水边，体型较小，不太怕人。"
+        for row, bird in enumerate(BIRDS)
+    )
+    assert [texts(f"<h1>湿地鸟类</h1><ul>{cards}</ul>", row).get("abstract") for row in range(4)] == [None] * 4
