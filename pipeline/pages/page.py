@@ -267,20 +267,20 @@ class _Lookup:
         return [], -1
 
     def _card_text(self, row: int) -> str:
-        """The text that names an image's card: its heading, else the sentence beside the image: before it in its block,
-        after it in the card, or before it.
+        """The text that names an image's card: its heading, else words that lead to the image, else the text of its
+        block, else the first text behind it in the card, or the last before it, that says something.
         """
         scope, place = self._scopes[row], self.places[row]
         if not scope.listed or place.furniture:
             return ""
         if scope.heading >= 0:
             return _without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
-        (before, after), at = self._near[row], place.block
-        for text in (_whole_end(before), _whole_beginning(after)):
+        (before, after), led = self._near[row], _whole_end(self._led[row])
+        for text in (led if POINTS_DOWN.search(led[-80:]) else "", _whole_end(before), _whole_beginning(after)):
             if says_something(text, MIN_CARD):
                 return text
-        behind = _whole_beginning(self._nearest(at, 1, scope, -1, MIN_CARD))
-        return behind or _whole_end(self._nearest(at, -1, scope, -1, MIN_CARD))
+        behind = _whole_beginning(self._nearest(place.block, 1, scope, -1, MIN_CARD))
+        return behind or _whole_end(self._nearest(place.block, -1, scope, -1, MIN_CARD))
 
     def _is_name_of(self, row: int, beside: str) -> bool:
         """True for a text as short as a name, and no heading, of an image in a card or of one in a row of images."""

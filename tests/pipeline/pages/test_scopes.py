@@ -78,3 +78,19 @@ def test_many_pictures_among_many_elements_cost_in_proportion() -> None:
         return "<article><img src=a.jpg><h2>标题</h2></article><ul><li>文字</li></ul>" * count
 
     assert work(page(400)) < 2.5 * work(page(200))
+
+
+def test_words_that_lead_to_a_picture_come_before_what_stands_behind_it_in_its_card() -> None:
+    steps = "".join(
+        f"<li><p>第{n}步，打开{city}：</p><p><img src={n}.jpg></p><p>然后继续。</p>" for n, city in enumerate(CITIES)
+    )
+    assert [text for _, text in firsts(f"<h1>行程</h1><ol>{steps}</ol>")] == [
+        f"第{n}步，打开{city}：" for n, city in enumerate(CITIES)
+    ]
+
+
+def test_the_text_of_a_card_is_no_price() -> None:
+    cards = "".join(
+        f"<li><img src={n}.jpg><em>¥ {n}8.00</em><p>成交 30 笔</p><p>{city}</p>" for n, city in enumerate(CITIES)
+    )
+    assert [text for _, text in firsts(f"<h1>商品</h1><ul>{cards}</ul>")] == list(CITIES)
