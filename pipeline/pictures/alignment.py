@@ -117,11 +117,12 @@ def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
 
     A twentieth of the time of an alignment, which most candidates are spared by it.
     """
-    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2)
-    other = _halved(b.astype(np.float64))
-    one = _as_bright(one, other, inside, 1 / GREY)
-    low, high = _extremes(one)
-    beyond = np.maximum(low - other, other - high) * GREY > BEYOND
+    unit = _WEIGHT**2 / GREY  # a grey level: in whole numbers, as in `_agree_at`
+    starts = np.rint(starts * ROUNDED) / ROUNDED
+    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2, whole=True)
+    other = _halved(b.astype(np.float64)) * _WEIGHT**2
+    low, high = _extremes(_as_bright(one, other, inside, unit))
+    beyond = np.maximum(low - other, other - high) > BEYOND * unit
     possible: Flags = np.count_nonzero(beyond & inside, axis=(1, 2)) * 100 <= BEYOND_SHARE * (SIDE // 2) ** 2
     return possible
 

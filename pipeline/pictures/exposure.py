@@ -33,7 +33,7 @@ SATURATED, WHITE = 2, 252
 LEAST = 10
 """Cells that must take part."""
 
-ROUNDS = 2
+ROUNDS = 3
 """Fits, each over the cells that are near by the one before it."""
 
 Floats = npt.NDArray[np.float64]
@@ -47,11 +47,13 @@ def between(a: Floats, b: Floats, unit: float, inside: Flags) -> tuple[Floats, F
     """
     one, other, inside = (of.reshape(len(of), math.prod(of.shape[1:])) for of in (a, b, inside))
     low, high = SATURATED * unit, (WHITE - SATURATED) * unit
-    inside = inside & (np.minimum(one, other) > low) & (np.maximum(one, other) < high)
-    gain, added = np.ones(len(one)), np.zeros(len(one))
-    for _ in range(ROUNDS):
-        near = inside & (np.abs(other - one * gain[:, None] - added[:, None]) < NEARLY * unit)
+    line = one
+    whole = inside & (np.minimum(one, other) > low) & (np.maximum(one, other) < high)
+    for at in range(ROUNDS):
+        near = whole & (np.abs(other - line) < NEARLY * unit)
         gain, added = _line(one, other, near, unit)
+        line = one * gain[:, None] + added[:, None]
+        whole = inside & (line > low) & (line < high)
     return gain, added
 
 

@@ -91,14 +91,14 @@ def text(label: bool = False, middle: bool = False, anywhere: bool = False) -> C
 
 
 def seal(image: Image.Image, number: int) -> bytes:
-    """A red round seal of a quarter of the shorter side where chance puts it."""
+    """A red seal with white letters, of a quarter of the shorter side, where chance puts it."""
     image, chance = image.copy(), random.Random(number)
     side = round(0.25 * min(image.size))
     x, y = chance.randint(0, image.width - side), chance.randint(0, image.height - side)
-    draw, stroke = ImageDraw.Draw(image), max(1, side // 12)
-    draw.ellipse((x, y, x + side - 1, y + side - 1), fill="#f8e0e0", outline="#c01818", width=stroke)
-    font = ImageFont.load_default(0.3 * side)
-    draw.text((x + side / 2, y + side / 2), "COPY", font=font, fill="#c01818", anchor="mm")
+    draw, stroke = ImageDraw.Draw(image), max(1, side // 40)
+    draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#c01818")
+    middle, font = (x + side / 2, y + side / 2), ImageFont.load_default(0.45 * side)
+    draw.text(middle, "COPY", font=font, fill="white", anchor="mm", stroke_width=stroke, stroke_fill="white")
     return jpeg(image)
 
 
