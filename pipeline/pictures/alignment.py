@@ -3,8 +3,9 @@
 Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
 hashes say that they lie, coarse cells first. A part of one that the other lacks is not a difference. Then the mean
 difference of 3 x 3 cells, less a share of the contrast there (edges never fall onto the same cells), must be small
-everywhere but in MOST cells. A text or a logo stamped onto one of two copies is forgiven only as one dense block of
-strong difference outside of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
+everywhere but in MOST cells, once one has the exposure of the other (`pictures.exposure`). A text or a logo stamped
+onto one of two copies is forgiven only as one dense block of strong difference outside of which hardly a cell differs:
+of two dialogs or charts, the difference is spread or faint.
 
 The order of the two does not matter. The alignment is floating point, rounded to ROUNDED of a side; sums after it are
 of whole numbers, so that machines can differ only where an alignment lies within their rounding of such a step.

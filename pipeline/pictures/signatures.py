@@ -76,6 +76,8 @@ Differences are therefore kept in eighths of a level: int16 holds 8 * 255."""
 _ONE = 1 << 8
 """Weight of a cell, in whole numbers."""
 
+_IS_COLOUR = np.arange(SIZE) >= SIDE * SIDE
+
 Blocks = tuple[int, ...]
 
 ALL: Blocks = (0, 7, 3, 4, 1, 6, 2, 5)
@@ -119,8 +121,9 @@ def exposed(a: Grids, b: Grids) -> Grids:
     """Grids `a` [N, SIZE] as bright and as rich in contrast and colours as `b` [N, SIZE], as far as a copy may be."""
     one, other = (of[:, : SIDE * SIDE].astype(np.float64) for of in (a, b))
     gain, added = exposure.between(one, other, 1, np.ones(one.shape, np.bool_))
-    levels = np.concatenate([one * gain[:, None] + added[:, None], (a[:, SIDE * SIDE :] - 128.0) * gain[:, None] + 128], 1)
-    grids: Grids = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    level = a - np.where(_IS_COLOUR, 128.0, 0.0)  # 128 in JFIF is grey
+    level = level * gain[:, None] + np.where(_IS_COLOUR, 128, added[:, None])
+    grids: Grids = np.rint(np.clip(level, 0, 255)).astype(np.uint8)
     return grids
 
 
@@ -369,7 +372,7 @@ def _parts(thumb: int, side: int) -> Parts:
 
 
 def _blocks() -> npt.NDArray[np.float32]:
-    """[cells between the edges, 8]: sums over 2 x 4 blocks less means of halves, in 64ths, which floats hold exactly."""
+    """[cells between the edges, 8]: 2 x 4 blocks less means of their halves, in 64ths, which floats hold exactly."""
     rows, columns = np.divmod(np.arange((SIDE - 2 * EDGE) * SIDE), SIDE)
     half = rows // (SIDE // 2 - EDGE)
     own, beside = half * 4 + columns // (SIDE // 4), half[:, None] == np.arange(8) // 4

@@ -6,11 +6,11 @@ copied in seven ways (`copies.COPIES`; `MORE` are shown without a bar). Ours is 
 is found if its first match is the leader of its own original. Merges among originals are listed; ONE_PICTURE names
 those that were looked at.
 
-All at once, as the web has them: a set (`near_sets`) of originals of one kind, the copies of each (`copies.AT_ONCE`: the seven, a text where
-chance puts it, and six that reposts make besides) and the same pixels in a file of another format, ranked by size as dedup ranks them. The framed copy is
-the largest and leads, so the others are two changes away from what they are compared with. A copy is found if it gets
-the leader of its original. What was merged is drawn side by side in a PNG in the temporary folder. The quick form has
-the sets that need no download.
+All at once, as the web has them: a set (`near_sets`) of originals of one kind, their copies (`copies.AT_ONCE`: the
+seven, with a text where chance puts it, and what reposts do besides) and the same pixels in a file of another format,
+ranked by size as dedup ranks them. The framed copy is the largest and leads, so the others are two changes away from
+what they are compared with. A copy is found if it gets the leader of its original. What was merged is drawn side by
+side in a PNG in the temporary folder. The quick form has the sets that need no download.
 
 Originals without structure (white on white), which filters drop, are left out of both.
 
