@@ -121,7 +121,7 @@ def exposed(a: Grids, b: Grids) -> Grids:
     """Grids `a` [N, SIZE] as bright and as rich in contrast and colours as `b` [N, SIZE], as far as a copy may be."""
     one, other = (of[:, : SIDE * SIDE].astype(np.float64) for of in (a, b))
     gain, added = exposure.between(one, other, 1, np.ones(one.shape, np.bool_))
-    level: npt.NDArray[np.float64] = a - np.where(_IS_COLOUR, 128.0, 0.0)  # 128 in JFIF is grey
+    level = a.astype(np.float64) - np.where(_IS_COLOUR, 128.0, 0.0)  # 128 in JFIF is grey
     level = level * gain[:, None] + np.where(_IS_COLOUR, 128, added[:, None])
     grids: Grids = np.rint(np.clip(level, 0, 255)).astype(np.uint8)
     return grids
