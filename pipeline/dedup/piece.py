@@ -31,7 +31,7 @@ from pipeline.matching.sketches import Ints, Sketches
 from pipeline.matching.text_edges import BUCKETS, KeptTexts, TextEntries, words_of
 from pipeline.matching.text_rows import TextRows
 
-VERSION = 2
+VERSION = 3
 """Raised when a piece of the same name gets other arrays."""
 
 WORD_BITS = 64

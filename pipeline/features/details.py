@@ -17,6 +17,8 @@ from pipeline.pictures.thumbs import Views
 class Details(Feature):
     """`details.SIZE` bytes, null of a picture with texture."""
 
+    VERSION = 2
+
     def of(self, views: Views) -> list[bytes | None]:
         values: list[bytes | None] = [None] * len(views.thumbs)
         flat = list(views.flat)

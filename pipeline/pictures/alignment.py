@@ -3,8 +3,9 @@
 Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
 hashes say that they lie, coarse cells first. A part of one that the other lacks is not a difference. Then the mean
 difference of 3 x 3 cells, less a share of the contrast there (edges never fall onto the same cells), must be small
-everywhere but in MOST cells. A text or a logo stamped onto one of two copies is forgiven only as one dense block of
-strong difference outside of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
+everywhere but in MOST cells, once one has the exposure of the other (`pictures.exposure`). A text or a logo stamped
+onto one of two copies is forgiven only as one dense block of strong difference outside of which hardly a cell differs:
+of two dialogs or charts, the difference is spread or faint.
 
 The order of the two does not matter. The alignment is floating point, rounded to ROUNDED of a side; sums after it are
 of whole numbers, so that machines can differ only where an alignment lies within their rounding of such a step.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.pictures import signatures
+from pipeline.pictures import exposure, signatures
 from pipeline.pictures.details import GREY, SIDE, Maps
 
 BEYOND, BEYOND_SHARE = 20, 20
@@ -56,9 +57,6 @@ must cover."""
 ROUNDED = 1 << 12
 _WEIGHT = 1 << 6
 """An alignment is rounded to 1/4096 of a side, the weights of the cells between which a point lies to 1/64."""
-
-NEARLY, GAIN, ADDED = 40, (0.9, 1.1), 15
-"""A copy may have a tenth more or less contrast and 15 grey levels more or less, as cells less than 40 apart tell."""
 
 _APART, _REACH = 0.4, 0.75
 """Cells between the edges of two pictures from which one goes on beyond the other, and from an edge to the centre of a
@@ -120,10 +118,12 @@ def _may_be_alike(a: Maps, b: Maps, starts: Floats) -> Flags:
 
     A twentieth of the time of an alignment, which most candidates are spared by it.
     """
-    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2)
-    other = _halved(b.astype(np.float64))
-    low, high = _extremes(one)
-    beyond = np.maximum(low - other, other - high) * GREY > BEYOND
+    unit = _WEIGHT**2 / GREY  # a grey level: in whole numbers, as in `_agree_at`
+    starts = np.rint(starts * ROUNDED) / ROUNDED
+    one, inside = _warped(_halved(a.astype(np.float64)), starts, SIDE // 2, whole=True)
+    other = _halved(b.astype(np.float64)) * _WEIGHT**2
+    low, high = _extremes(_as_bright(one, other, inside, unit))
+    beyond = np.maximum(low - other, other - high) > BEYOND * unit
     possible: Flags = np.count_nonzero(beyond & inside, axis=(1, 2)) * 100 <= BEYOND_SHARE * (SIDE // 2) ** 2
     return possible
 
@@ -275,19 +275,9 @@ def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floa
 
 
 def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:
-    """Planes `a` as bright and as rich in contrast as `b`, within what a copy may be changed by.
-
-    A line through what is not far apart; its sums are of whole numbers.
-    """
-    near = inside & (np.abs(b - a) < NEARLY * unit)
-    count = np.maximum(1, np.count_nonzero(near, axis=(1, 2)))
-    sum_a, sum_b, sum_aa, sum_ab = ((near * of).sum(axis=(1, 2)) for of in (a, b, a * a, a * b))
-    spread = count * sum_aa - sum_a * sum_a
-    gain = np.where(spread > 0, (count * sum_ab - sum_a * sum_b) / np.maximum(1, spread), 1)
-    low, high = GAIN
-    gain = np.clip(gain, low, high)
-    added = np.clip((sum_b - gain * sum_a) / count, -ADDED * unit, ADDED * unit)
-    planes: Floats = a * gain[:, None, None] + added[:, None, None]
+    """Planes `a` as bright and as rich in contrast as `b`, within what a copy may be changed by; unit: a grey level."""
+    gain, added = exposure.between(a, b, unit, inside)
+    planes: Floats = np.clip(a * gain[:, None, None] + added[:, None, None], 0, exposure.WHITE * unit)
     return planes
 
 

@@ -8,11 +8,11 @@ which hardly moves a mean over everything, still tells them apart; and it forgiv
 - edges that moved a little within their cells: a difference counts only beyond a share of the contrast around it;
 - lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
 - a text along the upper or lower edge: the rest is compared alone, and must agree as much better;
-- a text anywhere across a picture with texture everywhere (`PLAIN`), as photographs have: the rows that differ most are
-  left out, and the rest must agree as much better. Of two charts, or windows of one program, such rows are all that
-  tells them apart.
+- in a picture with texture everywhere (`PLAIN`), as photographs have, another exposure (`pictures.exposure`), and a
+  text across it or a seal anywhere (`STAMPS`): the cells of the one that differ most are left out, and the rest must
+  agree as much better. Of two charts, or windows of one program, such places are all that tells them apart.
 
-A block that is much brighter in one picture than in the other, which no copy has, shows in eight bytes per grid, its
+A block that stands out from its half of the picture, and does not in the other one, shows in eight bytes per grid, its
 `tones`: comparing them first spares most of the full comparisons.
 
 Limits: blind to what is finer than a twelfth of a side, such as the words of a dialog; a text across the middle of a
@@ -22,12 +22,14 @@ drawing is a difference. Of a shape in two colours of one brightness, a grey cop
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.pictures import exposure
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.parts import BOXES, Parts, cells
 from pipeline.pictures.thumbs import COLOUR_THUMB, THUMB
@@ -48,8 +50,8 @@ STRICTER = 2
 EDGE = 2
 """Rows at the upper or lower edge that a text may cover."""
 
-BAND = 3
-"""Neighbouring rows that a text may cover in a picture with texture everywhere."""
+STAMPS = ((3, SIDE), (4, 4))
+"""Neighbouring rows and columns that a line of text, or a seal, may cover in a picture with texture everywhere."""
 
 PLAIN = 30
 """Neighbouring cells, of 264, that may have one level in a picture with texture everywhere; photographs have 18."""
@@ -64,7 +66,7 @@ COLOUR_OFF, COLOURED = 12, 1
 """A cell is of another colour if it is 12 of 128 beyond those around it; one of 36 may be."""
 
 TONE = 15
-"""Sixteenths of the sum over twelve cells, 20 grey levels: by so much the tone of a block may differ."""
+"""By so much, 20 grey levels, the tone of a block may differ."""
 
 _MOVED, _COLOUR_MOVED = 8, 4
 """A difference counts beyond an eighth, in colours beyond a quarter, of the contrast between neighbouring cells.
@@ -73,6 +75,8 @@ Differences are therefore kept in eighths of a level: int16 holds 8 * 255."""
 
 _ONE = 1 << 8
 """Weight of a cell, in whole numbers."""
+
+_IS_COLOUR = np.arange(SIZE) >= SIDE * SIDE
 
 Blocks = tuple[int, ...]
 
@@ -105,17 +109,40 @@ def distance(a: Grids, b: Grids, blocks: Blocks = ALL) -> npt.NDArray[np.float64
     It is 2 for grids whose tones differ too much in one of `blocks`. A half alone says little of drawings, it may be
     empty: where `blocks` are those of a half, they are taken to be STRICTER times as far apart.
     """
-    distances = _distance(_cells_apart(a, b), _textured(a, b), blocks)
+    textured = _textured(a, b)
+    distances = _distance(_cells_apart(a, b), textured, blocks)
+    rows = np.flatnonzero(textured)
+    for one, other in _as_exposed(a[rows], b[rows]):
+        distances[rows] = np.minimum(distances[rows], _distance(_cells_apart(one, other), textured[rows], blocks))
     return np.where(of_one_tone(tones(a), tones(b), blocks), distances, 2.0)
 
 
-def tones(grids: Grids) -> Tones:
-    """[...] eight bytes for each grid [..., SIZE]: the brightness of 2 x 4 blocks between the edges, 12/16 of it.
+def exposed(a: Grids, b: Grids) -> Grids:
+    """Grids `a` [N, SIZE] as bright and as rich in contrast and colours as `b` [N, SIZE], as far as a copy may be."""
+    one, other = (of[:, : SIDE * SIDE].astype(np.float64) for of in (a, b))
+    gain, added = exposure.between(one, other, 1, np.ones(one.shape, np.bool_))
+    level = a.astype(np.float64) - np.where(_IS_COLOUR, 128.0, 0.0)  # 128 in JFIF is grey
+    level = level * gain[:, None] + np.where(_IS_COLOUR, 128, added[:, None])
+    grids: Grids = np.rint(np.clip(level, 0, 255)).astype(np.uint8)
+    return grids
 
+
+def _as_exposed(a: Grids, b: Grids) -> Iterator[tuple[Grids, Grids]]:
+    """The first of both exposed as the second one is, then the other way round: levels that one lacks are lost."""
+    yield exposed(a, b), b
+    yield a, exposed(b, a)
+
+
+def tones(grids: Grids) -> Tones:
+    """[...] eight bytes for each grid [..., SIZE]: how bright 2 x 4 blocks between the edges are beside their half.
+
+    The upper blocks against the mean of the upper half, and the lower ones likewise: a copy that is brighter has the
+    same, and a text in one half leaves the other as it was. In 12/16 of a grey level, 128 for the mean.
     The eight bytes are one uint64, so that N tones are an array [N] and are compared a word at a time.
     """
     inner = grids[..., EDGE * SIDE : (SIDE - EDGE) * SIDE].astype(np.float32)  # rows of brightness between the edges
-    words: Tones = (inner @ _BLOCKS).astype(np.uint8).view(np.uint64)[..., 0]
+    beside = np.clip(inner @ _BLOCKS + 128, 0, 255)
+    words: Tones = beside.astype(np.uint8).view(np.uint64)[..., 0]
     return words
 
 
@@ -131,37 +158,50 @@ def of_one_tone(a: Tones, b: Tones, blocks: Blocks = ALL) -> npt.NDArray[np.bool
 def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False, blocks: Blocks = ALL) -> npt.NDArray[np.bool_]:
     """`distance(a, b, blocks) <= threshold`, in a fraction of the time where most pairs are far apart.
 
-    Grids are too far apart, whichever rows are left out, if LOOKED_AT of the other cells differ by more than the
+    Grids are too far apart, whichever cells are left out, if LOOKED_AT of the others differ by more than the
     threshold: in brightness, which is looked at first, or in all. So pairs are discarded in three steps, cheapest
     first: by their tones, by brightness, by colours. one_tone: all pairs are known as `of_one_tone`.
     """
     rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b), blocks))
-    apart = _bright_apart(a[rows], b[rows])  # [12, 12, rows]
-    possible = _may_be_within(apart, threshold, a[rows], b[rows])
-    rows, apart = rows[possible], apart[..., possible]
-    apart = _with_colours(apart, a[rows], b[rows])
-    possible = _may_be_within(apart, threshold, a[rows], b[rows])
-    rows, apart = rows[possible], apart[..., possible]
-    near = np.zeros(len(a), np.bool_)
-    near[rows] = _distance(apart, _textured(a[rows], b[rows]), blocks) <= threshold
+    near, textured = np.zeros(len(a), np.bool_), np.zeros(len(a), np.bool_)
+    textured[rows] = _textured(a[rows], b[rows])
+    near[rows] = _within(a[rows], b[rows], threshold, textured[rows], blocks)
+    for turned in (False, True):
+        rows = np.flatnonzero(textured & ~near)
+        one, other = (b[rows], a[rows]) if turned else (a[rows], b[rows])
+        near[rows] = _within(exposed(one, other), other, threshold, textured[rows], blocks)
     return near
 
 
-def _may_be_within(apart: Cells, threshold: float, a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
+def _within(
+    a: Grids, b: Grids, threshold: float, textured: npt.NDArray[np.bool_], blocks: Blocks
+) -> npt.NDArray[np.bool_]:
+    """`within` of grids as they are exposed, of one tone, some of them textured [N]."""
+    apart = _bright_apart(a, b)  # [12, 12, N]
+    rows = np.flatnonzero(_may_be_within(apart, threshold, textured))
+    apart = _with_colours(apart[..., rows], a[rows], b[rows])
+    possible = _may_be_within(apart, threshold, textured[rows])
+    rows, apart = rows[possible], apart[..., possible]
+    near = np.zeros(len(a), np.bool_)
+    near[rows] = _distance(apart, textured[rows], blocks) <= threshold
+    return near
+
+
+def _may_be_within(apart: Cells, threshold: float, textured: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """[N] whether differences [12, 12, N], which colours may still enlarge, can end within the threshold.
 
     Not if LOOKED_AT cells between the edges are above it, which every way of comparing but one includes: so is their
-    mean. Nor, where a band may be left out, if so many are above it whichever band that is.
+    mean. Nor, where a stamp may be left out, if so many are above it wherever that lies.
     """
     far = apart > math.floor(255 * _MOVED * threshold)
     in_row = far.view(np.uint8).sum(axis=1, dtype=np.uint8)  # [12, N]
     possible: npt.NDArray[np.bool_] = in_row[EDGE : SIDE - EDGE].sum(axis=0, dtype=np.uint8) < LOOKED_AT
-    others = np.flatnonzero(~possible)
+    others = np.flatnonzero(textured & ~possible)
     if len(others):
-        in_row = in_row[:, others]
-        outside = in_row.sum(axis=0, dtype=np.uint8) - _of_bands(in_row).max(axis=0)
-        others = others[outside < LOOKED_AT]
-        possible[others] = _textured(a[others], b[others])
+        is_far = far[..., others].view(np.uint8)
+        every = is_far.sum(axis=(0, 1), dtype=np.uint8)
+        for stamp in STAMPS:
+            possible[others] |= every - _covered(is_far, stamp).max(axis=0) < LOOKED_AT
     return possible
 
 
@@ -191,28 +231,39 @@ def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
 def _distance(apart: Cells, textured: npt.NDArray[np.bool_], blocks: Blocks) -> npt.NDArray[np.float64]:
     """[N] from differences [12, 12, N]: the mean of the largest, over all cells or, STRICTER, without an edge.
 
-    Of the `textured` [N] also, STRICTER, without the BAND that differs most.
+    Of the `textured` [N] also, STRICTER, without the one of STAMPS that differs most.
     """
     flat = apart.reshape(SIDE * SIDE, -1).T.copy()  # [N, 144]
     without_upper, without_lower = flat[:, EDGE * SIDE :], flat[:, : -EDGE * SIDE]
     most = np.minimum(_most(flat), STRICTER * np.minimum(_most(without_upper), _most(without_lower)))
     rows = np.flatnonzero(textured)
-    first = _of_bands(apart[..., rows].sum(axis=1, dtype=np.int32)).argmax(axis=0)  # row of the band that differs most
-    row = np.arange(SIDE)
-    in_band = (row >= first[:, None]) & (row < first[:, None] + BAND)  # [rows, 12]
-    without_band = np.where(np.repeat(in_band, SIDE, axis=1), 0, flat[rows])
-    most[rows] = np.minimum(most[rows], STRICTER * _most(without_band))
+    for stamp in STAMPS:
+        at = _covered(apart[..., rows].astype(np.int32), stamp).argmax(axis=0)  # the place that differs most
+        uncovered = np.where(_one_of(stamp)[at], 0, flat[rows])
+        most[rows] = np.minimum(most[rows], STRICTER * _most(uncovered))
     if blocks != ALL:
         most[~textured] *= STRICTER
     distances: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
     return distances
 
 
-def _of_bands(of_rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[10, N] sums over each BAND of rows, of values [12, N] of the rows."""
-    last = SIDE - BAND + 1
-    sums: npt.NDArray[Any] = of_rows[:last] + of_rows[1 : last + 1] + of_rows[2:]
-    return sums
+def _covered(cells: npt.NDArray[Any], stamp: tuple[int, int]) -> npt.NDArray[Any]:
+    """[places, N] sums of cells [12, 12, N] at each place where a stamp may lie."""
+    for size in stamp:  # down, then across: the axes change places
+        sums = np.cumsum(cells, axis=0, dtype=cells.dtype)
+        sums[size:] -= sums[:-size].copy()
+        cells = sums[size - 1 :].swapaxes(0, 1)
+    return cells.reshape(cells.shape[0] * cells.shape[1], cells.shape[2])
+
+
+@lru_cache(maxsize=8)
+def _one_of(stamp: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """[places, 144] the cells that a stamp covers at each place, in the order of `_covered`."""
+    rows, columns = stamp
+    places = np.zeros((SIDE - rows + 1, SIDE - columns + 1, SIDE, SIDE), np.bool_)
+    for row, column in np.ndindex(*places.shape[:2]):
+        places[row, column, row : row + rows, column : column + columns] = True
+    return places.reshape(-1, SIDE * SIDE)
 
 
 def _textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
@@ -321,11 +372,12 @@ def _parts(thumb: int, side: int) -> Parts:
 
 
 def _blocks() -> npt.NDArray[np.float32]:
-    """[cells between the edges, 8]: sums over 2 x 4 blocks, in sixteenths, which floats hold exactly."""
+    """[cells between the edges, 8]: 2 x 4 blocks less means of their halves, in 64ths, which floats hold exactly."""
     rows, columns = np.divmod(np.arange((SIDE - 2 * EDGE) * SIDE), SIDE)
-    block = rows // (SIDE // 2 - EDGE) * 4 + columns // (SIDE // 4)
-    weights: npt.NDArray[np.float32] = (block[:, None] == np.arange(8)).astype(np.float32) / 16
-    return weights
+    half = rows // (SIDE // 2 - EDGE)
+    own, beside = half * 4 + columns // (SIDE // 4), half[:, None] == np.arange(8) // 4
+    weights: npt.NDArray[np.float32] = (4 * (own[:, None] == np.arange(8)) - beside.astype(np.float32)) / 64
+    return weights.astype(np.float32)
 
 
 _BLOCKS = _blocks()

@@ -249,7 +249,7 @@ STAGE = Stage(
             reads=("filter", "dedup.leaders"),
             run=run_partition,
             token=token,
-            version=5,
+            version=6,
             files=(PassFile("parquet", DEDUP_SCHEMA, "candidate_id"),),
         ),
     ),

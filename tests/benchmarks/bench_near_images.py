@@ -6,11 +6,11 @@ copied in seven ways (`copies.COPIES`; `MORE` are shown without a bar). Ours is 
 is found if its first match is the leader of its own original. Merges among originals are listed; ONE_PICTURE names
 those that were looked at.
 
-All at once, as the web has them: a set (`near_sets`) of originals of one kind, the seven copies of each (a text where
-chance puts it) and the same pixels in a file of another format, ranked by size as dedup ranks them. The framed copy is
-the largest and leads, so the others are two changes away from what they are compared with. A copy is found if it gets
-the leader of its original. What was merged is drawn side by side in a PNG in the temporary folder. The quick form has
-the sets that need no download.
+All at once, as the web has them: a set (`near_sets`) of originals of one kind, their copies (`copies.AT_ONCE`: the
+seven, with a text where chance puts it, and what reposts do besides) and the same pixels in a file of another format,
+ranked by size as dedup ranks them. The framed copy is the largest and leads, so the others are two changes away from
+what they are compared with. A copy is found if it gets the leader of its original. What was merged is drawn side by
+side in a PNG in the temporary folder. The quick form has the sets that need no download.
 
 Originals without structure (white on white), which filters drop, are left out of both.
 
@@ -58,7 +58,7 @@ BARS = {"crop_one_corner": 0.90, "text": 0.80}
 """Recall of a copy among all copies at once, where it is not 0.95."""
 
 OVERALL, PHOTOGRAPHIC = 0.93, ("photos", "photographs")
-"""Recall of all seven copies in any set; sets whose recall is held to a bar for each copy."""
+"""Recall of all copies in any set; sets whose recall is held to a bar for each copy."""
 
 LONGEST = 1_000
 """Pixels of the longer side of an original; larger ones are made smaller first."""
@@ -135,11 +135,11 @@ def _looks(rows: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
     """What rows of features are compared by."""
     import pyarrow as pa
 
+    from pipeline.records import FEATURE_SCHEMA
     from pipeline.store.takedowns import LOOKED_AT, looks_of
 
-    columns = {name: [row[name] for row in rows] for name in LOOKED_AT[1:]}
-    types = {"phash": pa.list_(pa.uint64()), "signature": pa.binary(), "details": pa.binary()}
-    return looks_of(pa.table({name: pa.array(column, types[name]) for name, column in columns.items()}))
+    schema = pa.schema([FEATURE_SCHEMA.field(name) for name in LOOKED_AT[1:]])
+    return looks_of(pa.Table.from_pylist(rows, schema=schema))
 
 
 def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], list[tuple[str, str]], int]:

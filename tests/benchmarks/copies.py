@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Callable
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 TEXT = "www.example.cn"
 STAMPED = 0.045
@@ -90,6 +90,39 @@ def text(label: bool = False, middle: bool = False, anywhere: bool = False) -> C
     return stamped
 
 
+def seal(image: Image.Image, number: int) -> bytes:
+    """A red seal with white letters, of a quarter of the shorter side, where chance puts it."""
+    image, chance = image.copy(), random.Random(number)
+    side = round(0.25 * min(image.size))
+    x, y = chance.randint(0, image.width - side), chance.randint(0, image.height - side)
+    draw, stroke = ImageDraw.Draw(image), max(1, side // 40)
+    draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#c01818")
+    middle, font = (x + side / 2, y + side / 2), ImageFont.load_default(0.45 * side)
+    draw.text(middle, "COPY", font=font, fill="white", anchor="mm", stroke_width=stroke, stroke_fill="white")
+    return jpeg(image)
+
+
+def brightness(times: float) -> Callable[[Image.Image, int], bytes]:
+    """All colours so many times as bright; what is brighter than white is white."""
+    return lambda image, _: jpeg(ImageEnhance.Brightness(image).enhance(times))
+
+
+def contrast(image: Image.Image, _: int) -> bytes:
+    """A fifth more of it, about the mean of the picture."""
+    return jpeg(ImageEnhance.Contrast(image).enhance(1.2))
+
+
+def blur(image: Image.Image, _: int) -> bytes:
+    """As after a scaling to 400 pixels and back."""
+    return jpeg(image.filter(ImageFilter.GaussianBlur(max(image.size) / 400)))
+
+
+def webp(image: Image.Image, _: int) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=50)
+    return out.getvalue()
+
+
 COPIES: dict[str, Callable[[Image.Image, int], bytes]] = {
     "half": half,
     "quality_40": quality_40,
@@ -101,7 +134,15 @@ COPIES: dict[str, Callable[[Image.Image, int], bytes]] = {
 }
 """What the figures are about."""
 
-AT_ONCE: dict[str, Callable[[Image.Image, int], bytes]] = COPIES | {"text": text(anywhere=True)}
+AT_ONCE: dict[str, Callable[[Image.Image, int], bytes]] = COPIES | {
+    "text": text(anywhere=True),
+    "seal": seal,
+    "brighter": brightness(1.2),
+    "darker": brightness(0.8),
+    "contrast": contrast,
+    "blur": blur,
+    "webp": webp,
+}
 """Those that lie beside the original, and each other, in one build."""
 
 MORE: dict[str, Callable[[Image.Image, int], bytes]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.pictures import alignment
@@ -58,6 +60,27 @@ def test_dialogs_with_other_words_in_a_row_are_two_pictures(row: int) -> None:
 def test_charts_with_another_curve_are_two_pictures() -> None:
     assert not alike(dialog(*WORDS), dialog(*WORDS, seed=1))
     assert not alike(dialog(*WORDS), dialog(*WORDS, curve=15))
+
+
+@pytest.mark.slow
+@given(st.floats(0.82, 1.2), st.integers(-15, 15), st.sampled_from([(90, 4), (40, 2), (0, 1)]))
+def test_a_copy_of_another_exposure_is_one_picture_and_another_curve_is_not(
+    gain: float, added: int, faint: tuple[int, int]
+) -> None:
+    """Of faint windows and of those with white ground, which a brighter copy cuts off."""
+    least, share = faint
+
+    def toned(image: Image.Image) -> Image.Image:
+        return image.point(lambda level: least + level // share)
+
+    def exposed(image: Image.Image) -> Image.Image:
+        return toned(image).point(lambda level: max(0, min(255, round(level * gain + added))))
+
+    image = dialog(*WORDS)
+    assert alike(toned(image), exposed(image))
+    if share > 1:
+        return
+    assert not alike(image, exposed(dialog(*WORDS, seed=1)))
 
 
 def test_one_dense_block_is_a_stamp_and_two_of_them_are_not() -> None:

@@ -7,7 +7,19 @@ import pytest
 from PIL import Image
 
 from pipeline.pictures.parts import BOXES
-from pipeline.pictures.signatures import ALL, COLOUR_SIDE, LOWER, SIDE, SIZE, UPPER, distance, signatures_of, within
+from pipeline.pictures.signatures import (
+    ALL,
+    COLOUR_SIDE,
+    LOWER,
+    SIDE,
+    SIZE,
+    UPPER,
+    distance,
+    of_one_tone,
+    signatures_of,
+    tones,
+    within,
+)
 from tests.drawn import blobs, views
 
 
@@ -48,6 +60,30 @@ def test_a_text_anywhere_is_forgiven_to_a_picture_with_texture_and_to_no_drawing
         blocks = UPPER if row > 5 else LOWER  # the half without the text has found it
         assert (distance(one, other, blocks)[0] <= 0.01) == forgiven
         assert (within(one, other, 0.01, blocks=blocks)[0]) == forgiven
+
+
+def test_a_seal_anywhere_is_forgiven_to_a_picture_with_texture_and_to_no_drawing() -> None:
+    rng = np.random.default_rng(7)
+    textured = rng.integers(110, 146, SIZE, dtype=np.uint8)
+    drawing = textured.copy()
+    drawing[: SIDE * SIDE] = np.repeat(rng.integers(100, 156, SIDE, dtype=np.uint8), SIDE)
+    for grid, forgiven in ((textured, True), (drawing, False)):
+        for row, column in np.ndindex(SIDE - 3, SIDE - 3):
+            sealed = grid.copy()
+            sealed[: SIDE * SIDE].reshape(SIDE, SIDE)[row : row + 4, column : column + 4] = 250
+            one, other = grid[None], sealed[None]
+            assert (distance(one, other, ())[0] <= 0.01) == forgiven
+            assert within(one, other, 0.01, blocks=())[0] == forgiven
+
+
+def test_the_tone_of_a_half_is_the_same_however_bright_the_picture_and_whatever_the_other_half_holds() -> None:
+    rng = np.random.default_rng(8)
+    grids = rng.integers(60, 180, (20, SIZE), dtype=np.uint8)
+    brighter = grids + np.uint8(70)
+    assert np.array_equal(tones(grids), tones(brighter))
+    grids[:, SIDE * SIDE // 2 : SIDE * SIDE] = 0
+    assert of_one_tone(tones(grids), tones(brighter), UPPER).all()
+    assert not of_one_tone(tones(grids), tones(brighter), ALL).all()
 
 
 def test_what_covers_more_than_a_text_is_forgiven_nowhere() -> None:
