@@ -6,7 +6,8 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
     alt           the image's alt, its title attribute, and the name of its file where that is Chinese; a name with a
                   number, which others of a series have as well, comes as a title
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
-                  DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
+                  DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1, or
+                  that ends with its photographer (新华社记者张三 摄)
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
                   og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it, within the article, list entry,
@@ -94,6 +95,10 @@ _PLACEHOLDER = re.compile(
 """Names of what a lazy page shows first, in `src` or, as a common theme has it, in `srcset`."""
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
+_CREDITED = re.compile(
+    r"(?:(?<!拍)[摄攝]|[摄攝]影|供[图圖]|[资資]料(?:[图圖]|照片)|[图圖]片?[来來]?源[：:/].{1,20})[）)。]?$"
+)
+"""The end of a caption that names its photographer or where it is from, as those of the press do."""
 _MARKS = re.compile(r"^(?:[▲△↑▼\s]+|[图圖][注註]?[：:]\s*)")
 _NUMBERED = re.compile(r"[图圖]\s*\d+(?:[.\-–—]\d+)*(?:\s*[.．:：、]\s*|\s+)(?=\S)")
 _SECTION_NUMBER = re.compile(
@@ -478,7 +483,8 @@ def _sentences(text: str) -> Iterator[str]:
 def _is_caption_line(text: str) -> bool:
     if len(text) > 100:
         return False
-    return _CAPTION_LINE.match(text) is not None or (_NUMBERED.match(text) is not None and text[-1] not in "。；：:")
+    numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"
+    return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[-30:]) is not None
 
 
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:

@@ -50,6 +50,7 @@ def test_picture_sources_stand_in_where_img_has_no_address():
         "<div class=wp-caption><a href=x><img src=a.jpg></a><p class=wp-caption-text>故宫雪景</p></div>",
         "<p><img src=a.jpg></p><p class=pic-desc>故宫雪景</p>",
         "<p align=center><img src=a.jpg></p><p>▲ 故宫雪景</p>",
+        "<p align=center><img src=a.jpg></p><p>图 1-2 故宫雪景</p>",
         "<div class=image-package><img src=a.jpg><br><div class=image-caption>故宫雪景</div></div>",
         "<div class=pgc-img><img src=a.jpg><p class=pgc-img-caption>故宫雪景</p></div>",
     ],
@@ -59,6 +60,14 @@ def test_captions_are_found_and_their_numbers_taken_off(html):
     by_kind = texts(page)
     assert by_kind["caption"] == ["故宫雪景"]
     assert by_kind["surrounding"] == ["前面的一段话。", "后面的一段话。"]
+
+
+def test_a_line_below_an_image_that_names_its_photographer_is_its_caption() -> None:
+    html = "<h1>标题</h1><p>前面的一段话。</p><p><img src=a.jpg></p><p>{}</p><p>后面的一段话。</p>"
+    for line in ("雪后的故宫。新华社记者张三 摄", "故宫雪景（资料图）", "故宫雪景 图源：视觉中国"):
+        assert texts(html.format(line))["caption"] == [line]
+    for line in ("这张照片用手机拍摄", "图 2 显示的是故宫雪景。", "我们去看了摄影展"):
+        assert "caption" not in texts(html.format(line))
 
 
 def test_images_of_one_figure_take_their_captions_in_order():
