@@ -289,7 +289,9 @@ class _Lookup:
 
     def _is_name_of(self, row: int, beside: str) -> bool:
         """True for a text as short as a name, and no heading, of an image in a card or of one in a row of images."""
-        if len(beside) > MAX_NAME or SENTENCE_END.search(beside) or self._scopes[row].heading >= 0:
+        if len(beside) > MAX_NAME or SENTENCE_END.search(beside) or POINTS_DOWN.search(beside):
+            return False
+        if self._scopes[row].heading >= 0:
             return False
         if row not in self._text_of or beside != self._beside[row]:
             return self._scopes[row].listed
@@ -374,7 +376,7 @@ class _Lookup:
         if (blocks := self._text_of.get(row)) is not None:
             text = " ".join(filter(None, (self.blocks[at].text() for at in blocks)))
             said = _whole_beginning(text) if blocks.start > place.block else _whole_end(text)
-            if says_something(said, MIN_CARD):
+            if says_something(said, MIN_BESIDE if POINTS_DOWN.search(said) else MIN_CARD):
                 return said
         led = _whole_end(self._led[row])
         *_, last = ("", *_sentences(led))
@@ -484,7 +486,7 @@ def _is_caption_line(text: str) -> bool:
     if len(text) > 100:
         return False
     numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"
-    return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[-30:]) is not None
+    return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[4:][-30:]) is not None
 
 
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
