@@ -302,7 +302,8 @@ class _Lookup:
 
         The title of a page with several images says what all of them are about, and this what one of them shows: a
         step of a recipe, the paragraph before a screenshot. Beside an image that is alone only words that lead to it
-        come before the title. "" if there is none, or if it speaks of what is said elsewhere (这, 因此, 详见).
+        come before the title. "" if there is none, or if it only names another place (详见); its section's heading if
+        it speaks of what was said before (这, 因此), and there is one.
         """
         said = self._beside[row]
         if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
@@ -310,8 +311,10 @@ class _Lookup:
         *_, last = _sentences(said)
         if POINTS_DOWN.search(last):
             return said
-        elsewhere = not POINTS_UP.search(said) and (_REFERS_BACK.match(last) or _REFERS.search(last))
-        return said if self._several and not elsewhere else ""
+        if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
+            return ""
+        refers_back = _REFERS_BACK.match(last) is not None and not POINTS_UP.search(said)
+        return (self._heading(self.places[row]) if refers_back else "") or said
 
     def _heading(self, place: Place) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""

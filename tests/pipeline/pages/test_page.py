@@ -109,7 +109,6 @@ def test_beside_its_only_image_a_page_has_a_title_unless_what_is_said_there_lead
     [
         "如下图所示：",
         "最终效果如图",
-        "这样就切好了土豆丝。",
         "切法详见第三节。",
         "切丝",
         "Slice the potatoes.",
@@ -120,6 +119,12 @@ def test_beside_its_only_image_a_page_has_a_title_unless_what_is_said_there_lead
 def test_a_sentence_that_points_refers_or_is_not_right_beside_stays_behind_the_title(beside):
     html = f"{STEPS}<div>{beside}</div><p><img src=d.jpg></p>"
     assert first_kinds(html, len(parse(html).images) - 1)[0] == ("title", "酸辣土豆丝")
+
+
+def test_a_text_that_speaks_of_what_was_said_before_gives_way_to_a_heading_and_to_no_title() -> None:
+    step = "<p>这样就切好了土豆丝。</p><p><img src=a.jpg></p>"
+    html = f"<h1>酸辣土豆丝</h1>{step}<h2>切成细丝</h2><p>洗净。</p>{step.replace('土豆', '细')}"
+    assert [first_kinds(html, row)[0][1] for row in (0, 1)] == ["这样就切好了土豆丝。", "切成细丝"]
 
 
 @pytest.mark.parametrize("behind", ["", "</p><p>", "</p><pre>cut --fine</pre><p>", " "])
