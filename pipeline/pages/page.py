@@ -298,7 +298,7 @@ class _Lookup:
         return self._text_of[row].start not in self._headings
 
     def _said_beside(self, row: int, used: int) -> str:
-        """What is said right beside an image, if few other ones have it.
+        """The text right beside an image, if few other ones have it.
 
         The title of a page with several images says what all of them are about, and this what one of them shows: a
         step of a recipe, the paragraph before a screenshot. Beside an image that is alone only words that lead to it

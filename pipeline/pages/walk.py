@@ -496,7 +496,7 @@ class Walk:
 
 
 def places_of(tag: str, tags: list[str]) -> list[int]:
-    """Where a tag stands among others."""
+    """The positions of a tag among others."""
     found, at = list[int](), -1
     with suppress(ValueError):
         while True:
