@@ -206,8 +206,10 @@ class _Lookup:
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
-        own = [any(map(HAN.search, near)) for near in self._near]
-        self._text_of = texts_of(walk, self._scopes, own, headline)
+        self._text_of: dict[int, range] = {}
+        if self._several:
+            own = [any(map(HAN.search, near)) for near in self._near]
+            self._text_of = texts_of(walk, self._scopes, own, headline)
         self._led = list[str]()  # what leads to each image
         for row in rows:
             self._led.append(self._leading_to(row))

@@ -138,6 +138,8 @@ class _Scopes:
 
     def _is_one_of_several(self, article: str) -> bool:
         """True for an article beside which there are others of its kind."""
+        if self._walk.tags.count("/article") < 2:
+            return False
         if self._articles is None:
             begun = (self._walk.tags[at] for at in self._walk.articles)
             self._articles = list(itertools.islice((tag for tag in begun if tag[:7] == "article"), MAX_ARTICLES))

@@ -61,7 +61,7 @@ def texts_of(walk: Walk, scopes: Sequence[Scope], own: Sequence[bool], headline:
     own: whether an image's block has text of its own.
     """
     shown = [row for row, place in enumerate(walk.places) if not place.furniture and not place.fallback]
-    if len(shown) < 2:
+    if sum(not own[row] and not scopes[row].listed for row in shown) < 2:
         return {}
     return _Sides(walk, scopes, own, headline).found(shown)
 
