@@ -4,7 +4,7 @@ Every image has hashes of its parts and grids (`pictures.signatures`). One witho
 (`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that one with texture costs what it did.
 
 A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie
-well over each other and still differ in places overrule the grids. So two dialogs of one program that the grids do not
+well over each other and still differ in a place overrule the grids. So two dialogs of one program that the grids do not
 tell apart are two pictures. A match of fine hashes is verified by maps, and by colours, which maps know nothing of.
 """
 
@@ -345,7 +345,7 @@ def _parts_alike(
 def _by_maps(
     candidates: _Candidates, rows: Ints, by: tuple[Family, float], count: Callable[[_Candidates], Flags]
 ) -> tuple[Ints, Flags, Flags]:
-    """(those of `rows` that maps decide, whether they are of one picture, whether they are clearly of two).
+    """(those of `rows` that maps decide, whether they are of one picture, whether they are of two).
 
     Maps decide where both images have some, and where they `count`.
     """

@@ -3,9 +3,10 @@
 Maps are aligned by Lucas and Kanade's method (IJCAI 1981) with a shift and a scale along each axis, from where the two
 hashes say that they lie, coarse cells first. A part of one that the other lacks is not a difference. Then the mean
 difference of 3 x 3 cells, less a share of the contrast there (edges never fall onto the same cells), must be small
-everywhere but in MOST cells, once one has the exposure of the other (`pictures.exposure`). A text or a logo stamped
-onto one of two copies is forgiven only as one dense block of strong difference outside of which hardly a cell differs:
-of two dialogs or charts, the difference is spread or faint.
+everywhere but in MOST cells, once one has the exposure of the other (`pictures.exposure`). In one frame, as two
+screens of one program have, it must be smaller, and in every cell: a copy that was only saved again or scaled agrees
+there. A text or a logo stamped onto one of two copies is forgiven only as one dense block of strong difference outside
+of which hardly a cell differs: of two dialogs or charts, the difference is spread or faint.
 
 The order of the two does not matter. The alignment is floating point, rounded to ROUNDED of a side; sums after it are
 of whole numbers, so that machines can differ only where an alignment lies within their rounding of such a step.
@@ -18,27 +19,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.pictures import exposure, signatures
+from pipeline.pictures import exposure
 from pipeline.pictures.details import GREY, SIDE, Maps
 
 BEYOND, BEYOND_SHARE = 20, 20
 """Not alike if more than 20% of the cells are more than 20 grey levels beyond those around them in the other one."""
 
-MOST, VERY, CLEAR = 10, 15, 17
-"""Cells that may differ: less than a word of a dialog. None by 15 tenths of what counts as a difference; by 17 tenths,
-a picture is clearly another one."""
+MOST, VERY = 10, 15
+"""Cells that may differ: less than a word of a dialog. None by 15 tenths of what counts as a difference."""
 
 AS_FAR = 186
 """Grey levels of a difference at a threshold of 1: 13 at the default of 0.07."""
 
 SAME_FRAME, FRAMED = 0.6, 0.006
 """The share of a difference that counts where scales and shifts are off by less than 0.006: nothing was cut off or
-added then, and a cell of one picture is a cell of the other."""
-
-_EDGE = -(-signatures.EDGE * SIDE // signatures.SIDE)
+added then, and a cell of one picture is a cell of the other. No cell may differ."""
 
 LITTLE = 15
-"""Maps of which no more than 15% of the cells differ lie well over each other."""
+"""Maps of which no more than 15% of the cells differ lie well over each other: what differs was changed."""
 
 STAMP_LEAST, STAMP_WORD, STAMP_LINE, STAMP_WIDE = 8, 15, 10, 4
 """Thousandths of the cells that must differ for a stamp, and those below which a word of another dialog differs, unless
@@ -88,7 +86,7 @@ def starts_of(a: Floats, b: Floats) -> Floats:
 
 
 def judged(a: Maps, b: Maps, starts: Floats, threshold: float) -> tuple[Flags, Flags]:
-    """[N] whether maps [N, SIDE, SIDE] and [N, SIDE, SIDE] are of one picture, and whether they are clearly of two.
+    """[N] whether maps [N, SIDE, SIDE] and [N, SIDE, SIDE] are of one picture, and whether they are of two.
 
     Neither is known of maps that cannot be laid over each other. starts [N, 4]: as of `starts_of`.
     """
@@ -148,8 +146,8 @@ def _agree_at(a: Maps, b: Maps, aligned: Floats, starts: Floats, threshold: floa
     sane &= np.count_nonzero(inside, axis=(1, 2)) >= _OVERLAP * SIDE * SIDE
     inside &= _unmixed(aligned)
     stricter = np.where(np.abs(aligned - (1, 0, 1, 0)).max(axis=1) < FRAMED, SAME_FRAME, 1)
-    agree, clear = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
-    return sane & agree & (off < _MOVED), sane & clear & ~agree
+    agree, differ = _agree(moved, b.astype(np.float64) * _WEIGHT**2, inside, threshold, stricter)
+    return sane & agree & (off < _MOVED), sane & differ
 
 
 def _aligned(a: Maps, b: Maps, starts: Floats) -> Floats:
@@ -252,10 +250,11 @@ def _unmixed_along(scale: Floats, shift: Floats) -> Flags:
 
 
 def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floats) -> tuple[Flags, Flags]:
-    """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a stamp, and whether they clearly
-    differ in places, most of them being the same; both in levels times _WEIGHT^2.
+    """[N] whether aligned planes [N, SIDE, SIDE] agree `inside`, but for a stamp, and whether they differ in
+    places, most of them being the same; both in levels times _WEIGHT^2.
 
-    stricter [N]: shares of what counts as a difference by which planes without a stamp are judged.
+    stricter [N]: shares of what counts as a difference by which planes without a stamp are judged, below 1 of those
+    in one frame.
     """
     unit = _WEIGHT**2 / GREY  # a grey level
     a = _as_bright(a, b, inside, unit)
@@ -265,13 +264,12 @@ def _agree(a: Floats, b: Floats, inside: Flags, threshold: float, stricter: Floa
     off = (_EDGES * np.abs(_sums(apart)) - _sums(contrast)) / limit  # of 3 x 3 cells
     judged = off / stricter[:, None, None]
     far = judged > 1
-    agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < MOST) & ~(judged * 10 > VERY).any(axis=(1, 2))
+    most = np.where(stricter < 1, 1, MOST)
+    agree: Flags = (np.count_nonzero(far, axis=(1, 2)) < most) & ~(judged * 10 > VERY).any(axis=(1, 2))
     for row in np.flatnonzero(~agree):
         agree[row] = _is_stamped(off[row] > 1, off[row] * 10 > VERY, np.abs(apart[row]) / unit)
-    middle = judged[:, _EDGE : SIDE - _EDGE]  # a text along the upper or lower edge is forgiven, as by grids
-    little = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
-    clear: Flags = (middle * 10 > CLEAR).any(axis=(1, 2)) & little
-    return agree, clear
+    little: Flags = np.count_nonzero(far, axis=(1, 2)) * 100 <= LITTLE * SIDE * SIDE
+    return agree, ~agree & little
 
 
 def _as_bright(a: Floats, b: Floats, inside: Flags, unit: float) -> Floats:

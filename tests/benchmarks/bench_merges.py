@@ -117,6 +117,7 @@ def _row(page: str, url: str, words: str, data: bytes) -> dict[str, Any]:
         "texts": [{"kind": "caption", "text": words}, title] if words else [title],
         "row": 0,
         "text_rank": 0,
+        "shown": "alone",
         "fetched_at": "2026-01-01T00:00:00Z",
     }
 

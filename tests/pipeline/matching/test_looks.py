@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.features._rows import measure_image
 from pipeline.matching.image_edges import first_alike
@@ -21,7 +21,7 @@ from pipeline.store.takedowns import looks_of
 from tests.dedup_oracle import alike
 from tests.detailed import drawn_details
 from tests.drawn import encoded
-from tests.windows import bordered, cropped, dialog, stamped
+from tests.windows import WORDS, bordered, cropped, dialog, stamped
 
 THRESHOLD = 0.07
 
@@ -86,6 +86,34 @@ def test_windows_that_grids_do_not_tell_apart_are_two_pictures_by_their_maps() -
     assert [like[0, at] for at in (1, 2)] == [False, True]
     one = own.take(np.arange(1))  # only the grids of both are known where one has no details
     assert [alike(4, THRESHOLD, phash, signature, Details(one.of, one.stored))[0, at] for at in (1, 2)] == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "place",
+    [(330, 80, 390, 120), (30, 372, 90, 386), (30, 20, 90, 34)],
+    ids=["in the chart", "along the lower edge", "in the title"],
+)
+def test_screens_of_one_program_that_differ_in_a_place_are_two_pictures_and_files_of_one_screen_are_not(
+    place: tuple[int, int, int, int],
+) -> None:
+    """A difference that grids do not see, wherever it lies; a screen that was saved again or scaled is found."""
+    screen = dialog(*WORDS)
+    other = screen.copy()
+    level = other.getpixel(place[:2])
+    assert isinstance(level, tuple)
+    ImageDraw.Draw(other).rectangle(place, fill=tuple(one - 15 if one > 200 else one + 80 for one in level))
+    files = [
+        encoded(other, "PNG"),
+        encoded(screen, quality=40),
+        encoded(screen, "WEBP", quality=50),
+        encoded(screen.resize((250, 200), Image.Resampling.LANCZOS), quality=85),
+    ]
+    asked, own = (
+        looks_of(pa.Table.from_pylist([measure_image(data, 10**8) for data in of], schema=FEATURE_SCHEMA))
+        for of in (files, [encoded(screen, "PNG")])
+    )
+    assert first_alike(4, THRESHOLD, asked, own).tolist() == [-1, 0, 0, 0]
 
 
 def test_joins_find_copies_of_pictures_with_maps() -> None:
