@@ -36,24 +36,36 @@ import functools
 import html as entities
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
 from pipeline.pages.head import MAX_TAGS, Meta, elements_of, headline_of
+from pipeline.pages.lines import (
+    CAPTION_MARKS,
+    HAN,
+    MAX_SURROUNDING,
+    MIN_BESIDE,
+    POINTS_DOWN,
+    POINTS_UP,
+    SENTENCE_END,
+    beginning_of,
+    counted,
+    ending_of,
+    is_byline,
+    is_caption_line,
+    says_something,
+    sentences_of,
+    without_number,
+)
 from pipeline.pages.scopes import Scope, scopes_of
-from pipeline.pages.sides import HAN, POINTS_DOWN, POINTS_UP, SENTENCE_END, texts_of
+from pipeline.pages.sides import texts_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import MAX_NEAR, SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
-
-MAX_SURROUNDING = 150
-"""Characters kept of a surrounding text, the ones nearest to the image: those of a paragraph, since its last sentence
-alone often leaves out its subject, which Chinese names once."""
 
 MAX_TEXT = 1000
 """Characters kept of any other text."""
@@ -66,9 +78,6 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
-MIN_BESIDE = 4
-"""Han characters of a text beside an image that can stand before the title, words without content aside."""
-
 MIN_HEADING, MIN_CARD, MIN_OWN = 3, 2, 2
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
 sections), and of an alt or caption that is about its picture."""
@@ -78,6 +87,10 @@ MAX_SHARING = 3
 
 MAX_NAME = 12
 """Characters of a text beside each image of a row, or in each of several cards, that is its caption: a name."""
+
+MAX_HEADING = 4
+"""Characters of a heading, of a card or beside each image of a row, that is a caption, a name; a longer one may be the
+title of an article."""
 
 MAX_TAG = 20
 """Characters above which a keyword is a sentence and no tag."""
@@ -93,27 +106,15 @@ _PLACEHOLDER = re.compile(
     r"[-_./](?:loading|placeholder|lazy\w*|blank|spacer|1x1|transparent|pixel|gr[ae]y)[-_.\d]*\.\w{3,4}(?:$|\?)", re.I
 )
 """Names of what a lazy page shows first, in `src` or, as a common theme has it, in `srcset`."""
-_CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
-_CREDITED = re.compile(
-    r"(?:(?<!拍)[摄攝]|[摄攝]影|供[图圖]|[资資]料(?:[图圖]|照片)|[图圖]片?[来來]?源[：:/].{1,20})[）)。]?$"
-)
-"""The end of a caption that names its photographer or where it is from, as those of the press do."""
-_MARKS = re.compile(r"^(?:[▲△↑▼\s]+|[图圖][注註]?[：:]\s*)")
-_NUMBERED = re.compile(r"[图圖]\s*\d+(?:[.\-–—]\d+)*(?:\s*[.．:：、]\s*|\s+)(?=\S)")
-_SECTION_NUMBER = re.compile(
-    r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
-    r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
-)
 _LETTER = re.compile(r"[^\W\d_]")
 _REFERS_BACK = re.compile(
     r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如"
 )
 _REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
 _FORMULA = re.compile(f"\\$([^\\s$\\\\{HAN.pattern[1:-1]}]{{1,30}})\\$")
-_PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
+_NUMBERS = "0123456789 -_.#（）()"
 _COPY = re.compile(r"[\s,]*(\S+)")
-_WORD = re.compile("[A-Za-z]+")
 _ENTITY = re.compile(r"&(?:#\d{2,7}|#x[\da-fA-F]{2,6}|[a-zA-Z]{2,8});")
 _AROUND_NAME = re.compile(r"^\d+px-|\.[A-Za-z]\w{1,4}$|[\W_]+")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
@@ -157,7 +158,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     if body is not None:
         walk.run(_written(body))
     headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
-    headline = _without_number(headline)
+    headline = without_number(headline)
     scopes = scopes_of(walk)
     abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description)
     abstract = abstract or _first_paragraph(walk, scopes)
@@ -202,6 +203,8 @@ class _Lookup:
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
+        alts = (place.attributes.get("alt", "") for place in walk.places)
+        self._alts = Counter(clean(alt).rstrip(_NUMBERS) for alt in alts if alt[-1:].isdigit())
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
@@ -236,22 +239,27 @@ class _Lookup:
         captions, used = self._captions(row)
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
-        name, numbered = _name_of_file(url)
-        own = [*(clean(attributes.get(name, "")) for name in ("alt", "title")), "" if numbered else name]
-        texts += [("alt", text) for text in own if text != self.headline or not self._several]
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
         beside = card or self._said_beside(row, used) or self._heading(place)
+        name, numbered = _name_of_file(url)
+        own = [*(clean(attributes.get(key, "")) for key in ("alt", "title")), "" if numbered else name]
+        shared = [text for text in own if self._is_shared(text)]
+        texts += [("alt", text) for text in own if not beside or text not in shared]
         if beside:
             named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
             texts.append(("caption" if named else "surrounding", beside))
-        texts += [
-            ("title", name),
-            ("title", self.headline),
-            *(("surrounding", text) for text in self._surrounding(row, used)),
-        ]
+        texts += [("title", text) for text in (*shared, name, self.headline)]
+        texts += [("surrounding", text) for text in self._surrounding(row, used)]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
+
+    def _is_shared(self, text: str) -> bool:
+        """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3)."""
+        if not self._several:
+            return False
+        stem = text.rstrip(_NUMBERS)
+        return text == self.headline or (stem != text and self._alts[stem] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
         """Captions of an image; and, for one that stands in no figure, its block, else -1."""
@@ -262,13 +270,13 @@ class _Lookup:
                 return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
-        for i in self._text_of.get(row, range(0))[:1]:
-            if _is_caption_line(text := self.blocks[i].text()):
-                return [_MARKS.sub("", text)], i
+        known = self._text_of.get(row, range(0))
+        if known.start > place.block and is_caption_line(text := self.blocks[known.start].text()):
+            return [CAPTION_MARKS.sub("", text)], known.start
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
             text = self.blocks[i].text()
-            if text and ((self.blocks[i].caption and not self.blocks[i].figures) or _is_caption_line(text)):
-                return [_MARKS.sub("", text)], i
+            if text and ((self.blocks[i].caption and not self.blocks[i].figures) or is_caption_line(text)):
+                return [CAPTION_MARKS.sub("", text)], i
             if text or i in self._with_image:
                 break
         return [], -1
@@ -281,23 +289,22 @@ class _Lookup:
         if not scope.listed or place.furniture:
             return ""
         if scope.heading >= 0:
-            return _without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
-        (before, after), led = self._near[row], _whole_end(self._led[row])
-        for text in (led if POINTS_DOWN.search(led[-80:]) else "", _whole_end(before), _whole_beginning(after)):
+            return without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
+        (before, after), led = self._near[row], ending_of(self._led[row])
+        for text in (led if POINTS_DOWN.search(led[-80:]) else "", ending_of(before), beginning_of(after)):
             if says_something(text, MIN_CARD):
                 return text
-        behind = _whole_beginning(self._nearest(place.block, 1, scope, -1, MIN_CARD))
-        return behind or _whole_end(self._nearest(place.block, -1, scope, -1, MIN_CARD))
+        behind = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
+        return behind or ending_of(self._nearest(place.block, -1, scope, -1, MIN_CARD))
 
     def _is_name_of(self, row: int, beside: str) -> bool:
-        """True for a text as short as a name, and no heading, of an image in a card or of one in a row of images."""
+        """True for a text as short as a name of an image in a card, or of one in a row of images."""
         if len(beside) > MAX_NAME or SENTENCE_END.search(beside) or POINTS_DOWN.search(beside):
             return False
-        if self._scopes[row].heading >= 0:
-            return False
-        if row not in self._text_of or beside != self._beside[row]:
-            return self._scopes[row].listed
-        return self._text_of[row].start not in self._headings
+        in_row = row in self._text_of and beside == self._beside[row]
+        if self._scopes[row].heading >= 0 or (in_row and self._text_of[row].start in self._headings):
+            return len(beside) <= MAX_HEADING
+        return in_row or self._scopes[row].listed
 
     def _said_beside(self, row: int, used: int) -> str:
         """The text right beside an image, if few other ones have it.
@@ -310,7 +317,7 @@ class _Lookup:
         said = self._beside[row]
         if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
             return ""
-        *_, last = _sentences(said)
+        *_, last = sentences_of(said)
         if POINTS_DOWN.search(last):
             return said
         if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
@@ -323,9 +330,8 @@ class _Lookup:
         at = self._section(place) if self._several and not place.furniture else -1
         if at < 0 or self._in_section[at] > MAX_SHARING:
             return ""
-        text = _without_number(self.blocks[at].text()[:MAX_SURROUNDING])
-        says = len(HAN.findall(text)) + 2 * len(_WORD.findall(text)) * (HAN.search(text) is not None)
-        return text if says >= MIN_HEADING and text != self.headline else ""
+        text = without_number(self.blocks[at].text()[:MAX_SURROUNDING])
+        return text if counted(text) >= MIN_HEADING and text != self.headline else ""
 
     def _section(self, place: Place) -> int:
         """The block that is the heading of an image's section; -1 without one before it."""
@@ -367,7 +373,7 @@ class _Lookup:
                 return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
             if block.length and (block.furniture or block.is_caption):
                 return ""
-            if HAN.search(block.joined()):
+            if HAN.search(block.joined()) and not is_byline(block.text()):
                 return block.text()
         return ""
 
@@ -380,22 +386,22 @@ class _Lookup:
             return ""
         if (blocks := self._text_of.get(row)) is not None:
             text = " ".join(filter(None, (self.blocks[at].text() for at in blocks)))
-            said = _whole_beginning(text) if blocks.start > place.block else _whole_end(text)
+            said = beginning_of(text) if blocks.start > place.block else ending_of(text)
             if says_something(said, MIN_BESIDE if POINTS_DOWN.search(said) else MIN_CARD):
                 return said
-        led = _whole_end(self._led[row])
-        *_, last = ("", *_sentences(led))
+        led = ending_of(self._led[row])
+        *_, last = ("", *sentences_of(led))
         if led and not POINTS_UP.search(last):
             said = led
         elif not led and HAN.search(after):
-            said = _whole_beginning(after)
+            said = beginning_of(after)
         else:
             said = ""
         if said != self.headline and says_something(said):
             return said
         if place.block + 1 in self._with_image:
             return ""
-        sentence = next(_sentences((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
+        sentence = next(sentences_of((after or self._nearest(place.block, 1, scope, -1))[:MAX_SURROUNDING]), "")
         return sentence if POINTS_UP.search(sentence) and says_something(sentence) else ""
 
     def _surrounding(self, row: int, used: int) -> list[str]:
@@ -408,7 +414,7 @@ class _Lookup:
             before = self._led[row] or self._nearest(start, -1, scope, used)
         if not HAN.search(after):
             after = self._nearest(start, 1, scope, used)
-        near = [_whole_end(before), _whole_beginning(after)]
+        near = [ending_of(before), beginning_of(after)]
         return near[::-1] if scope.listed else near
 
     def _nearest(self, start: int, step: int, scope: Scope, used: int, least: int = 1) -> str:
@@ -423,75 +429,11 @@ class _Lookup:
             if i == used or block.furniture or block.is_caption or not HAN.search(block.joined()):
                 continue
             text = block.text()
-            if not _is_caption_line(text) and (least == 1 or says_something(text[:MAX_NEAR], least)):
+            if is_caption_line(text) or is_byline(text):
+                continue
+            if least == 1 or says_something(text[:MAX_NEAR], least):
                 return text
         return ""
-
-
-def _without_number(heading: str) -> str:
-    """A heading without the number of its section: 4.2.3., 第 9 章."""
-    return _SECTION_NUMBER.sub("", heading)
-
-
-def says_something(text: str, least: int = MIN_BESIDE) -> bool:
-    """True if so many Han characters remain once words without content are taken out, the longest first; a word in
-    Latin letters counts as two, beside a Han character.
-    """
-    words, at, said, han = _empty_words(), 0, 0, False
-    while at < len(text) and not (han and said >= least):
-        if text[at : at + 3] in words:
-            at += 3
-        elif text[at : at + 2] in words:
-            at += 2
-        elif text[at] not in words and HAN.match(text, at):
-            at, said, han = at + 1, said + 1, True
-        elif word := _WORD.match(text, at):
-            at, said = word.end(), said + 2
-        else:
-            at += 1
-    return han and said >= least
-
-
-@functools.cache
-def _empty_words() -> frozenset[str]:
-    listed = resources.files("pipeline.pages").joinpath("empty_words.txt").read_text(encoding="utf-8")
-    return frozenset(word for line in listed.splitlines() if line[:1] != "#" for word in line.split())
-
-
-def _whole_end(text: str) -> str:
-    """The end of a text, MAX_SURROUNDING characters at most, from a sentence or phrase on; without its number."""
-    if len(text) <= MAX_SURROUNDING:
-        return _without_number(text.strip())
-    end = text[-MAX_SURROUNDING:]
-    mark = SENTENCE_END.search(end) or _PHRASE_END.search(end)
-    return (end[mark.end() :] if mark and _LETTER.search(end, mark.end()) else end).strip()
-
-
-def _whole_beginning(text: str) -> str:
-    """The beginning of a text, MAX_SURROUNDING characters at most, to the end of a sentence if there is one."""
-    if len(text) <= MAX_SURROUNDING:
-        return text.strip()
-    beginning = text[:MAX_SURROUNDING]
-    ends = [mark.end() for mark in SENTENCE_END.finditer(beginning)]
-    return beginning[: ends[-1] if ends else None].strip()
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """The sentences of a text with their marks."""
-    at = 0
-    for mark in SENTENCE_END.finditer(text):
-        if sentence := text[at : mark.end()].strip():
-            yield sentence
-        at = mark.end()
-    if sentence := text[at:].strip():
-        yield sentence
-
-
-def _is_caption_line(text: str) -> bool:
-    if len(text) > 100:
-        return False
-    numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"
-    return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[4:][-30:]) is not None
 
 
 def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:

@@ -3,8 +3,9 @@
 Pages show images and texts in turn, and no markup says whether a text is about the image above or the one below. What
 repeats does: between the images of a row stand texts of one shape (a paragraph; a heading and a paragraph), and such a
 text stands at one end of the row only: behind the last image where each text is about the image above it. Where both
-ends have one, words that point tell (如上图, 如下图), else whether the paragraph at one end is like those of the row
-and the other is not. In a table with images in one row of cells and as many texts in the next, a column is one pair.
+ends have one, words that point (如上图, 如下图) and lines of caption tell, else whether the paragraph at one end is
+like those of the row and the other is not. In a table with images in one row of cells and as many texts in the next, a
+column is one pair.
 
 A row that says nothing has its texts before its images, as most pages do.
 
@@ -16,21 +17,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from pipeline.pages.lines import HAN, POINTS_DOWN, POINTS_UP, SENTENCE_END, is_byline, is_caption_line
 from pipeline.pages.scopes import Scope
 from pipeline.pages.walk import Place, Walk
-
-HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
-POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
-"""Sentences about the picture below them."""
-POINTS_UP = re.compile(
-    r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
-)
-"""Sentences about the picture above them."""
 
 LONGEST_SHAPE = 4
 """Blocks between two images of a row at most."""
@@ -40,8 +33,6 @@ MOST_TAGS = 1_000
 
 LEAST_SPREAD = math.log(1.3)
 """How far lengths of paragraphs are apart at least, as a logarithm, if they are taken to be alike."""
-
-SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 
 Shape = tuple[str, ...]
 
@@ -75,9 +66,11 @@ class _Sides:
         headings = frozenset(walk.sections)
         self._kinds: dict[int, str] = {}
         for at, block in enumerate(walk.blocks):
-            if at not in with_image and not block.furniture and not block.is_caption and HAN.search(block.joined()):
+            if at in with_image or block.furniture or block.is_caption or not HAN.search(block.joined()):
+                continue
+            if not is_byline(text := block.text()):
                 kind = "paragraph" if at not in headings else "heading"
-                self._kinds[at] = "headline" if kind == "heading" and block.text() == headline else kind
+                self._kinds[at] = "headline" if kind == "heading" and text == headline else kind
         self._texts = list(self._kinds)
 
     def found(self, shown: list[int]) -> dict[int, range]:
@@ -138,7 +131,8 @@ class _Sides:
         text = [self._walk.blocks[at].text() for at in (*(gap[-1] for gap in gaps), *lead[-1:])]
         if any(POINTS_DOWN.search(last[-80:]) for last in text):
             return False
-        if any(POINTS_UP.search(self._walk.blocks[gap[0]].text()[:80]) for gap in (*gaps, tail) if gap):
+        firsts = [self._walk.blocks[gap[0]].text() for gap in (*gaps, tail) if gap]
+        if any(POINTS_UP.search(text[:80]) or is_caption_line(text) for text in firsts):
             return True
         begins, ends = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape
         if not begins:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.pages.page import MAX_SHARING, says_something
+from pipeline.pages.lines import says_something
+from pipeline.pages.page import MAX_SHARING
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5

@@ -1,0 +1,129 @@
+"""What a line of a page tells by its form: a caption, who wrote the page and when, words that point at a picture.
+
+Limits: these are the forms of Chinese pages; a line in another language is text.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from importlib import resources
+
+MAX_SURROUNDING = 150
+"""Characters kept of a surrounding text, the ones nearest to the image: those of a paragraph, since its last sentence
+alone often leaves out its subject, which Chinese names once."""
+
+MAX_BYLINE = 60
+"""Characters of a line that says who wrote a page, and when."""
+
+MIN_BESIDE = 4
+"""Han characters of a text beside an image that can stand before the title, words without content aside."""
+
+HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+POINTS_DOWN = re.compile(r"[这這](?:就|也)?(?:是|[张張幅])|下[图圖]|[如见見][图圖]|如下|(?:下面|以下)的?是|[：:]$")
+"""Sentences about the picture below them."""
+POINTS_UP = re.compile(
+    r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
+)
+"""Sentences about the picture above them."""
+SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
+_PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
+_WORD = re.compile("[A-Za-z]+")
+_LETTER = re.compile(r"[^\W\d_]")
+_CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
+_CREDITED = re.compile(
+    r"(?:(?<!拍)[摄攝]|[摄攝]影|供[图圖]|[资資]料(?:[图圖]|照片)|[图圖]片?[来來]?源[：:/].{1,20})[）)。]?$"
+)
+"""The end of a caption that names its photographer or where it is from, as those of the press do."""
+CAPTION_MARKS = re.compile(r"^(?:[▲△↑▼\s]+|[图圖][注註]?[：:]\s*)")
+_NUMBERED = re.compile(r"[图圖]\s*\d+(?:[.\-–—]\d+)*(?:\s*[.．:：、]\s*|\s+)(?=\S)")
+_DATE = r"\d{4}\s*[-/.年]\s*\d{1,2}\s*[-/.月]\s*\d{1,2}日?"
+_BYLINE = re.compile(
+    r"(?:本文)?(?:[发發][布佈表]|更新|[创創]建|刊登)(?:[于於]|[时時][间間]|日期)|"
+    r"(?:作者|撰文|文字|[编編][辑輯]|[责責](?:任)?[编編][辑輯]?|[来來]源|出[处處]|[摄攝]影|"
+    r"[点點][击擊]|[浏瀏][览覽]|[阅閱][读讀])[数數量]?\s*[：:]|"
+    rf"文\s*[/／]|{_DATE}[\s\d:：]*(?:$|[来來]源|作者|[编編][辑輯]|字[号號]|[浏瀏][览覽]|[阅閱][读讀]|[评評][论論])"
+)
+"""The beginning of a line that says who wrote a page, and when."""
+_SECTION_NUMBER = re.compile(
+    r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
+    r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
+)
+
+
+def without_number(heading: str) -> str:
+    """A heading without the number of its section: 4.2.3., 第 9 章."""
+    return _SECTION_NUMBER.sub("", heading)
+
+
+def says_something(text: str, least: int = MIN_BESIDE) -> bool:
+    """True if so many Han characters remain once words without content are taken out, the longest first; a word in
+    Latin letters counts as two, beside a Han character.
+    """
+    words, at, said, han = _empty_words(), 0, 0, False
+    while at < len(text) and not (han and said >= least):
+        if text[at : at + 3] in words:
+            at += 3
+        elif text[at : at + 2] in words:
+            at += 2
+        elif text[at] not in words and HAN.match(text, at):
+            at, said, han = at + 1, said + 1, True
+        elif word := _WORD.match(text, at):
+            at, said = word.end(), said + 2
+        else:
+            at += 1
+    return han and said >= least
+
+
+def counted(text: str) -> int:
+    """Han characters of a text, and two for each word in Latin letters beside them."""
+    han = len(HAN.findall(text))
+    return han + 2 * len(_WORD.findall(text)) * (han > 0)
+
+
+@functools.cache
+def _empty_words() -> frozenset[str]:
+    listed = resources.files("pipeline.pages").joinpath("empty_words.txt").read_text(encoding="utf-8")
+    return frozenset(word for line in listed.splitlines() if line[:1] != "#" for word in line.split())
+
+
+def ending_of(text: str) -> str:
+    """The end of a text, MAX_SURROUNDING characters at most, from a sentence or phrase on; without its number."""
+    if len(text) <= MAX_SURROUNDING:
+        return without_number(text.strip())
+    end = text[-MAX_SURROUNDING:]
+    marks = (mark.search(end) for mark in (SENTENCE_END, _PHRASE_END))
+    return next((end[mark.end() :] for mark in marks if mark and _LETTER.search(end, mark.end())), end).strip()
+
+
+def beginning_of(text: str) -> str:
+    """The beginning of a text, MAX_SURROUNDING characters at most, to the end of a sentence if there is one."""
+    if len(text) <= MAX_SURROUNDING:
+        return text.strip()
+    beginning = text[:MAX_SURROUNDING]
+    ends = [mark.end() for mark in SENTENCE_END.finditer(beginning)]
+    return beginning[: ends[-1] if ends else None].strip()
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """The sentences of a text with their marks."""
+    at = 0
+    for mark in SENTENCE_END.finditer(text):
+        if sentence := text[at : mark.end()].strip():
+            yield sentence
+        at = mark.end()
+    if sentence := text[at:].strip():
+        yield sentence
+
+
+def is_caption_line(text: str) -> bool:
+    if len(text) > 100:
+        return False
+    numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"
+    return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[4:][-30:]) is not None
+
+
+def is_byline(text: str) -> bool:
+    """True for a line that says who wrote the page, and when: it is about no picture."""
+    return len(text) <= MAX_BYLINE and _BYLINE.match(text) is not None

@@ -1,0 +1,56 @@
+"""lines: what a line of a page tells by its form."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.pages import lines
+from pipeline.pages.lines import ending_of, is_byline, is_caption_line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "发布于2021年8月3日由admin",
+        "2019-06-12 10:23 来源：摄影 王大力 字号：大 中 小",
+        "2021年8月3日",
+        "撰文：阿远 摄影：阿远",
+        "责任编辑：张三",
+        "文/李四 图/王五",
+    ],
+)
+def test_a_line_about_who_wrote_a_page_is_about_no_picture(line: str) -> None:
+    assert is_byline(line)
+    assert not is_byline(f"故宫雪景，{line}")
+    assert not is_byline(line + "，" + "我们去看了故宫的雪。" * 10)
+
+
+@pytest.mark.parametrize("line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术"])
+def test_a_line_that_begins_like_one_may_be_about_a_picture(line: str) -> None:
+    assert not is_byline(line)
+
+
+def test_lines_of_caption_have_a_mark_a_number_or_a_photographer() -> None:
+    for line in ("▲ 故宫雪景", "图：红隼", "图 1-2 故宫雪景", "雪后的故宫。新华社记者张三 摄", "故宫雪景（资料图）"):
+        assert is_caption_line(line)
+    for line in ("故宫雪景", "图 2 显示的是故宫雪景。", "这张照片用手机拍摄", "图源：视觉中国"):
+        assert not is_caption_line(line)
+
+
+@given(st.text(st.sampled_from("雪夜。！？ ，aB"), max_size=400))
+def test_the_end_of_a_text_is_its_end(text: str) -> None:
+    end = ending_of(text)
+    assert text.strip().endswith(end)
+    assert len(end) <= lines.MAX_SURROUNDING
+    assert end or not text.strip()
+
+
+@given(st.text(st.sampled_from("雪夜。！？；.!?; \n\u3000a"), max_size=30))
+def test_sentences_end_at_their_marks(text: str) -> None:
+    """Oracle: a split at every place behind a mark, which looks behind itself at each character."""
+    split = re.split(r"(?<=[。！？；])|(?<=[.!?;])\s", text)
+    assert list(lines.sentences_of(text)) == [sentence for part in split if (sentence := part.strip())]
