@@ -141,16 +141,15 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 
 def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images of a page that have no text of their own, but for the first MAX_BARE (CAP_PER_TEXT): each of their
-    texts stands with more than MAX_SHARING images of the page, or says nothing.
+    """Drop images of a page that have no text of their own, but for the first MAX_BARE (CAP_PER_TEXT): neither an alt or
+    caption nor a text that stands with MAX_SHARING images of the page at most says something.
     """
     sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
     kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
     for candidate in candidates:
         page = candidate.page_url
-        if not any(
-            sharing[page, text.text] <= MAX_SHARING and says_something(text.text, 1) for text in candidate.texts
-        ):
+        own = (t for t in candidate.texts if t.kind in OWN_WORDS or sharing[page, t.text] <= MAX_SHARING)
+        if not any(says_something(text.text, 1) for text in own):
             bare[page] += 1
             if bare[page] > MAX_BARE:
                 evidence = f"its page says of it only what {MAX_BARE} images before it have"
