@@ -86,12 +86,19 @@ class _Sides:
             at = 0
             while at < len(groups):
                 end = at + 1
-                while end < len(groups) and self._shape(groups[end].before) == self._shape(groups[at].behind):
+                while end < len(groups) and self._goes_on(groups[at], groups[end]):
                     end += 1
                 for row, text in self._turns(groups[at:end]):
                     found.setdefault(row, range(text, text + 1))
                 at = max(at + 1, end - 1) if end < len(groups) else end
         return found
+
+    def _goes_on(self, first: _Group, other: _Group) -> bool:
+        """True if a group is in the row that another one begins: with a text of that shape before it, and in elements
+        like those around the first."""
+        paths = [self._walk.places[group.first].path for group in (first, other)]
+        names = [[_name(self._walk.tags[at]) for at in path] for path in paths]
+        return self._shape(other.before) == self._shape(first.behind) and names[0] == names[1]
 
     def _turns(self, groups: list[_Group]) -> Iterator[tuple[int, int]]:
         """The images of a row, each with the block of its text."""

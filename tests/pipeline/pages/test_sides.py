@@ -94,3 +94,9 @@ def test_the_first_paragraph_of_a_card_is_no_abstract_of_its_page() -> None:
         for row, bird in enumerate(BIRDS)
     )
     assert [texts(f"<h1>湿地鸟类</h1><ul>{cards}</ul>", row).get("abstract") for row in range(4)] == [None] * 4
+
+
+def test_an_image_elsewhere_on_the_page_is_none_of_a_row() -> None:
+    row = page("<p><img src={row}.jpg></p><p>{bird}</p>")
+    byline, share = "<div>2019-06-12 10:23 来源：本站</div>", "<div>分享到：微信</div><div><img src=ad.gif>扫一扫</div>"
+    assert beside(f"{byline}<div>{row}</div>{share}")[:4] == list(BIRDS)
