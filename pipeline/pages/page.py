@@ -248,7 +248,8 @@ class _Lookup:
         if beside:
             named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
             texts.append(("caption" if named else "surrounding", beside))
-        texts += [("title", text) for text in (*shared, name, self.headline)]
+        texts += [("alt", text) for text in shared if text != self.headline]
+        texts += [("title", name), ("title", self.headline)]
         texts += [("surrounding", text) for text in self._surrounding(row, used)]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed

@@ -472,7 +472,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME),
             run=run_partition,
             token=token,
-            version=5,
+            version=6,
             files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
         ),
     ),

@@ -18,8 +18,8 @@ from pipeline.records import Candidate
 class TextOrder:
     """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
 
-    sentences: whether a surrounding text that `extract` has put before the page's title stays there. It does so with
-    what is said beside a picture where the title is that of several (`pipeline.pages.page`).
+    sentences: whether what `extract` has put before the page's title stays there, in its order. It does so with what
+    is said beside a picture where the title is that of several, before an alt that others have (`pipeline.pages.page`).
     """
 
     kinds: tuple[str, ...] = ()
@@ -44,6 +44,8 @@ class TextOrder:
             next_title = np.minimum.accumulate(titles[::-1])[::-1]
             ranks *= 2
             ranks[beside & (next_title < ends)] = 2 * self.rank("title") - 1
+            of_list = ends * (2 * len(self.kinds) + 2)  # what stands behind another text of its list stays there
+            ranks = np.maximum.accumulate(ranks + of_list) - of_list
         return ranks
 
     def sorted(self, candidate: Candidate) -> list[Text]:
@@ -53,8 +55,9 @@ class TextOrder:
             return list(texts)
         titles = [at for at, text in enumerate(texts) if text.kind == "title"]
         by_title = titles[0] if self.sentences and titles and candidate.origin == candidate.page_url else 0
-        ranked = []
+        ranked, highest = [], 0
         for at, text in enumerate(texts):
-            kind: TextKind = "title" if at < by_title and text.kind == "surrounding" else text.kind
-            ranked.append((self.rank(kind), at, text))
+            rank = self.rank("title" if at < by_title and text.kind == "surrounding" else text.kind)
+            highest = max(highest, rank) if at < by_title else 0
+            ranked.append((max(rank, highest), at, text))
         return [text for _, _, text in sorted(ranked, key=lambda entry: entry[:2])]

@@ -222,7 +222,7 @@ def test_an_alt_that_others_have_as_well_is_a_title_where_something_is_said_besi
     )
     html = f"<h1>炖牛腩的做法</h1><ol>{steps}</ol>"
     assert [first_kinds(html, row)[:2] for row in range(3)] == [
-        [("caption", step), ("title", f"炖牛腩的做法 步骤{n}")] for n, step in enumerate(STEPS_OF)
+        [("caption", step), ("alt", f"炖牛腩的做法 步骤{n}")] for n, step in enumerate(STEPS_OF)
     ]
 
 
