@@ -1,4 +1,4 @@
-"""What a line of a page tells by its form: a caption, who wrote the page and when, words that point at a picture.
+"""Forms of lines on a page: captions, bylines, numbers of headings, words that point at a picture.
 
 Limits: these are the forms of Chinese pages; a line in another language is text.
 """
