@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,8 @@ def equal_texts(texts: list[str], threshold: float) -> Matrix:
 
 
 def bond(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """0 for two pictures that look alike: they stand on one page, or have different words of their own.
+    """0 for two pictures that look alike: they stand on one page, have different words of their own, or are without
+    texture and stand on one host without words in common.
 
     Not if their pixels are the same (4), or their files are variants of one (3). Else 2 if they share words, or 1.
     """
@@ -69,9 +71,22 @@ def bond(one: dict[str, Any], other: dict[str, Any]) -> int:
         return 3
     words = [_own_words(row["texts"]) for row in (one, other)]
     of_one_page = one["page_url"] and one["page_url"] == other["page_url"]
-    if of_one_page or (all(words) and not words[0] & words[1]):
+    plain = all(row["details"] is not None for row in (one, other))
+    hosts = {urlsplit(row["page_url"]).netloc for row in (one, other)}
+    of_one_host = plain and len(hosts) == 1 and "" not in hosts
+    if of_one_page or ((all(words) or of_one_host) and not words[0] & words[1]):
         return 0
     return 2 if words[0] & words[1] else 1
+
+
+def ranks_of(texts: list[dict[str, str]]) -> list[int]:
+    """By kind as a spec has them, a surrounding text just before the title behind it, and never less than before it."""
+    kinds, ranks = [text["kind"] for text in texts], list[int]()
+    order = BuildSpec.model_fields["text_kinds"].default
+    for at, kind in enumerate(kinds):
+        beside = kind == "surrounding" and "title" in kinds[at:]
+        ranks.append(max([2 * order.index("title") - 1 if beside else 2 * order.index(kind), *ranks[-1:]]))
+    return ranks
 
 
 def _own_words(texts: list[dict[str, str]]) -> set[str]:
@@ -210,8 +225,12 @@ class Oracle:
                     one.reasons.insert(0, "placeholder")
                 continue
             known, counted = set(item.normal(rules.max_texts)), len(item.normal(rules.max_texts))
+            rank_of = dict(zip([text["text"] for text in item.row["texts"]], ranks_of(item.row["texts"]), strict=True))
             for copy in copies[id(item)] if rules.merge_texts else ():
-                for text, normal in zip(copy.row["texts"], copy.normal(), strict=True):
+                for text, normal, rank in zip(
+                    copy.row["texts"], copy.normal(), ranks_of(copy.row["texts"]), strict=True
+                ):
+                    rank_of.setdefault(text["text"], rank)
                     if normal in known or counted >= rules.max_texts:
                         continue
                     known.add(normal)
@@ -222,6 +241,7 @@ class Oracle:
                         leader = normal
                     if spec.shards.apart != "texts" or cluster.get(leader) == item.split:
                         item.texts.append((text["text"], leader))
+            item.texts.sort(key=lambda text, rank_of=rank_of: rank_of[text[0]])
 
     def publish(self, dataset: str) -> None:
         """What was decided last comes before what is decided from now on."""

@@ -136,7 +136,7 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         coarse = coarse_of(hashes_of(rows), signature)
         lists = _texts_of(rows)
         forms = normals(lists.flatten().field("text").to_pylist())
-        contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms)
+        contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms, details.of)
         write_images(writer, digests_of(rows["sha256"]), contexts, (coarse, fine_of(details)), keys)
         pulse.advance(pairs.num_rows // 2)
         order = _about_the_rank(rows)
@@ -168,15 +168,15 @@ def _texts_of(rows: pa.Table) -> pa.ListArray:
     return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
-def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str]) -> Context:
-    """Contexts of pairs with these texts, whose normal forms lie end to end."""
+def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str], plain: npt.NDArray[np.int64]) -> Context:
+    """Contexts of pairs with these texts, whose normal forms lie end to end; plain: those of images with details."""
     own = pc.index_in(lists.flatten().field("kind"), pa.array(list(OWN))).fill_null(-1).to_numpy()
     counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     owner, kinds, places = np.repeat(np.arange(len(lists)), counts), list(OWN), np.flatnonzero(own >= 0)
     words = [(kinds[own[at]], owner[at], forms[at]) for at in places.tolist()]
     sides = np.stack([pairs[name].to_numpy() for name in ("width", "height")], axis=1)
     pixels = pc.fill_null(pairs["pixels"], 0).to_numpy()
-    return contexts_of(pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist(), words, pixels, sides)
+    return contexts_of(pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist(), words, pixels, sides, plain)
 
 
 def _write_texts(

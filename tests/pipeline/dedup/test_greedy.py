@@ -45,13 +45,17 @@ def found(rng: np.random.Generator, alike: Any) -> tuple[Any, Crowds]:
 
 def bond(one: Any, other: Any) -> int:
     """The bond of contexts by its definition, 0 for a veto."""
-    (page, alt, caption, file, pixels), (page2, alt2, caption2, file2, pixels2) = one.tolist(), other.tolist()
+    (page, host, alt, caption, file, pixels), (page2, host2, alt2, caption2, file2, pixels2) = (
+        one.tolist(),
+        other.tolist(),
+    )
     if pixels and pixels == pixels2:
         return 4
     if file and file == file2:
         return 3
     words = {alt, caption} - {0}, {alt2, caption2} - {0}
-    if (page and page == page2) or (words[0] and words[1] and not words[0] & words[1]):
+    strangers = (words[0] and words[1]) or (host and host == host2)
+    if (page and page == page2) or (strangers and not words[0] & words[1]):
         return 0
     return 2 if words[0] & words[1] else 1
 
@@ -97,7 +101,7 @@ def test_the_pass_agrees_with_its_definition(seed: int, size: int, cap: int, of_
     # few pages, words, files and pixels, so that many pairs share them; or words of their own for most
     few = bool(rng.random() < 0.5)
     values = rng.integers(0, 3 if few else 1_000, (pairs, WIDTH)).astype(np.uint64)
-    contexts = values * (rng.random((pairs, WIDTH)) < (rng.random(WIDTH) if few else [0, 0.7, 0, 0.1, 0.1]))
+    contexts = values * (rng.random((pairs, WIDTH)) < (rng.random(WIDTH) if few else [0, 0.1, 0.7, 0, 0.1, 0.1]))
     led = np.where(rng.random(size) < 0.1, rng.integers(0, 2, size), NONE)
     every = np.arange(size)
     nodes = [

@@ -56,14 +56,23 @@ def test_a_stem_takes_no_longer_than_its_url_is_long() -> None:
     assert time.process_time() - start < 1
 
 
-def context(page: str = "", url: str = "", alt: str = "", caption: str = "", pixels: int = 0) -> Any:
+def context(
+    page: str = "", url: str = "", alt: str = "", caption: str = "", pixels: int = 0, plain: bool = False
+) -> Any:
     words = [(kind, 0, text) for kind, text in (("alt", alt), ("caption", caption)) if text]
-    return contexts_of([page], [url], words, np.array([pixels], np.uint64), np.array([[40, 30]]))
+    sides, of_plain = np.array([[40, 30]]), np.flatnonzero([plain])
+    return contexts_of([page], [url], words, np.array([pixels], np.uint64), sides, of_plain)
 
 
 @pytest.mark.parametrize(
     ("one", "other", "bond"),
     [
+        ({"page": "http://a/p", "plain": True}, {"page": "http://a/q", "plain": True}, 0),
+        ({"page": "http://a/p", "plain": True}, {"page": "http://b/p", "plain": True}, 1),
+        ({"page": "http://a/p", "plain": True}, {"page": "http://a/q"}, 1),
+        ({"page": "http://a/p", "alt": "a", "plain": True}, {"page": "http://a/q", "alt": "a", "plain": True}, 2),
+        ({"page": "http://a/p", "pixels": 3, "plain": True}, {"page": "http://a/q", "pixels": 3, "plain": True}, 4),
+        ({"plain": True}, {"plain": True}, 1),
         ({}, {}, 1),
         ({"page": "p"}, {"page": "q"}, 1),
         ({"page": "p"}, {"page": "p"}, 0),
