@@ -118,6 +118,7 @@ def sentences_of(text: str) -> Iterator[str]:
 
 
 def is_caption_line(text: str) -> bool:
+    """True for a line with the mark of a caption, the number of a figure, or a photographer at its end."""
     if len(text) > 100:
         return False
     numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"

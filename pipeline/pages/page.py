@@ -4,7 +4,8 @@ The walk cuts the page into blocks of running text and notes for every image its
 around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
     alt           the image's alt, its title attribute, and the name of its file where that is Chinese; a name with a
-                  number, which others of a series have as well, comes as a title
+                  number, which others of a series have as well, comes as a title; an alt that only counts, or repeats
+                  the title of several images, stands behind what is said beside its image
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1, or
                   that ends with its photographer (新华社记者张三 摄)
@@ -80,7 +81,7 @@ MIN_ABSTRACT = 20
 
 MIN_HEADING, MIN_CARD, MIN_OWN = 3, 2, 2
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
-sections), and of an alt or caption that is about its picture."""
+sections), and of the name of a file."""
 
 MAX_SHARING = 3
 """Images that may share a text beside them, the heading of their section, or the text of their cards."""
@@ -113,7 +114,8 @@ _REFERS_BACK = re.compile(
 )
 _REFERS = re.compile(r"[详詳][情细細]?[见見]|[参參][见見考阅閱看]")
 _FORMULA = re.compile(f"\\$([^\\s$\\\\{HAN.pattern[1:-1]}]{{1,30}})\\$")
-_NUMBERS = "0123456789 -_.#（）()"
+_COUNTED = re.compile(r"[\s\-_.#（(]*\d+[）)]?$")
+"""The number at the end of an alt that counts pictures: 步骤 3, 预览图-2."""
 _COPY = re.compile(r"[\s,]*(\S+)")
 _ENTITY = re.compile(r"&(?:#\d{2,7}|#x[\da-fA-F]{2,6}|[a-zA-Z]{2,8});")
 _AROUND_NAME = re.compile(r"^\d+px-|\.[A-Za-z]\w{1,4}$|[\W_]+")
@@ -203,8 +205,8 @@ class _Lookup:
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
-        alts = (place.attributes.get("alt", "") for place in walk.places)
-        self._alts = Counter(clean(alt).rstrip(_NUMBERS) for alt in alts if alt[-1:].isdigit())
+        alts = (clean(place.attributes.get("alt", "")) for place in walk.places)
+        self._alts = Counter(alt[: number.start()] for alt in alts if (number := _COUNTED.search(alt)))
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
@@ -259,8 +261,8 @@ class _Lookup:
         """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3)."""
         if not self._several:
             return False
-        stem = text.rstrip(_NUMBERS)
-        return text == self.headline or (stem != text and self._alts[stem] > 1)
+        number = _COUNTED.search(text)
+        return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
         """Captions of an image; and, for one that stands in no figure, its block, else -1."""

@@ -38,10 +38,9 @@ Shape = tuple[str, ...]
 
 
 class _Group(NamedTuple):
-    """Images without a text between them, [first, end) of the rows; texts before and behind them as far as the next."""
+    """Images without a text between them, and the texts before and behind them, as far as the next image."""
 
-    first: int
-    end: int
+    rows: list[int]
     before: list[int]
     behind: list[int]
 
@@ -62,7 +61,8 @@ class _Sides:
         self._walk, self._scopes, self._own = walk, scopes, own
         self._begins = [block.begins for block in walk.blocks]
         self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
-        with_image = {place.block for place in walk.places}
+        self._blocks = [place.block for place in walk.places]
+        with_image = set(self._blocks)
         headings = frozenset(walk.sections)
         self._kinds: dict[int, str] = {}
         for at, block in enumerate(walk.blocks):
@@ -76,11 +76,13 @@ class _Sides:
     def found(self, shown: list[int]) -> dict[int, range]:
         """By image the blocks of its text, of those that are known."""
         found: dict[int, range] = {}
+        end_of = 0
         for _, rows in itertools.groupby(shown, key=lambda row: (self._scopes[row], self._own[row])):
             members = list(rows)
+            begun, end_of = end_of, end_of + len(members)
             if self._own[members[0]] or self._scopes[members[0]].listed:
                 continue
-            groups = self._groups(members)
+            groups = self._groups(members, shown[begun - 1 : begun], shown[end_of : end_of + 1])
             for group in groups:
                 found |= self._columns(group)
             at = 0
@@ -96,7 +98,7 @@ class _Sides:
     def _goes_on(self, first: _Group, other: _Group) -> bool:
         """True if a group is in the row that another one begins: with a text of that shape before it, and in elements
         like those around the first."""
-        paths = [self._walk.places[group.first].path for group in (first, other)]
+        paths = [self._walk.places[group.rows[0]].path for group in (first, other)]
         names = [[_name(self._walk.tags[at]) for at in path] for path in paths]
         return self._shape(other.before) == self._shape(first.behind) and names[0] == names[1]
 
@@ -108,20 +110,22 @@ class _Sides:
         for group in groups:
             texts = group.behind[:1] if behind else group.before[-1:]
             if texts and self._kinds[texts[0]] != "headline":
-                yield from ((row, texts[0]) for row in range(group.first, group.end))
+                yield from ((row, texts[0]) for row in group.rows)
 
-    def _groups(self, rows: list[int]) -> list[_Group]:
-        """Images of one scope, in groups."""
-        places, scope = self._walk.places, self._scopes[rows[0]]
-        cut = [(rows[0], self._between(scope.before - 1, places[rows[0]].block))]
-        for row, following in itertools.pairwise(rows):
-            if gap := self._between(places[row].block, places[following].block):
-                cut.append((following, gap))
-        ends = [first for first, _ in cut[1:]] + [rows[-1] + 1]
-        gaps = [gap for _, gap in cut] + [self._between(places[rows[-1]].block, scope.behind)]
-        return [
-            _Group(first, end, gaps[i], gaps[i + 1]) for i, ((first, _), end) in enumerate(zip(cut, ends, strict=True))
-        ]
+    def _groups(self, rows: list[int], last: list[int], following: list[int]) -> list[_Group]:
+        """Images of one scope, in groups. last, following: the image before them and the one behind, if any."""
+        blocks, scope = self._blocks, self._scopes[rows[0]]
+        low = max([scope.before - 1, *(blocks[row] for row in last)])
+        high = min([scope.behind, *(blocks[row] for row in following)])
+        gaps, groups = [self._between(low, blocks[rows[0]])], [[rows[0]]]
+        for one, other in itertools.pairwise(rows):
+            if gap := self._between(blocks[one], blocks[other]):
+                gaps.append(gap)
+                groups.append([other])
+            else:
+                groups[-1].append(other)
+        gaps.append(self._between(blocks[rows[-1]], high))
+        return [_Group(group, *around) for group, around in zip(groups, itertools.pairwise(gaps), strict=True)]
 
     def _between(self, block: int, other: int) -> list[int]:
         """Blocks of running text between two blocks."""
@@ -163,7 +167,7 @@ class _Sides:
 
     def _columns(self, group: _Group) -> dict[int, range]:
         """The texts of a group whose images stand in the cells of a row of a table, with a row of as many texts."""
-        places = self._walk.places[group.first : group.end]
+        places = [self._walk.places[row] for row in group.rows]
         rows, cells = ({self._around(place, name) for place in places} for name in ("tr", "td"))
         if len(places) < 2 or len(rows) > 1 or len(cells) < len(places) or -1 in cells | rows:
             return {}
@@ -171,7 +175,7 @@ class _Sides:
         for start in (self._walk.ends.get(row, row) + 1, self._row_before(row)):
             texts = self._cells(start)
             if len(texts) == len(places):
-                return dict(zip(range(group.first, group.end), texts, strict=True))
+                return dict(zip(group.rows, texts, strict=True))
         return {}
 
     def _cells(self, row: int) -> list[range]:

@@ -98,5 +98,25 @@ def test_the_first_paragraph_of_a_card_is_no_abstract_of_its_page() -> None:
 
 def test_an_image_elsewhere_on_the_page_is_none_of_a_row() -> None:
     row = page("<p><img src={row}.jpg></p><p>{bird}</p>")
-    byline, share = "<div>2019-06-12 10:23 来源：本站</div>", "<div>分享到：微信</div><div><img src=ad.gif>扫一扫</div>"
-    assert beside(f"{byline}<div>{row}</div>{share}")[:4] == list(BIRDS)
+    byline, share = (
+        "<div>2019-06-12 10:23 来源：本站</div>",
+        "<div class=c>分享到：微信</div><div class=b><img src=ad.gif></div>",
+    )
+    assert beside(f"{byline}<div class=a>{row}</div>{share}")[:4] == list(BIRDS)
+
+
+def test_what_stands_before_another_image_is_no_end_of_a_row() -> None:
+    before = "<p>从湿地公园出发</p><p><img src=map.jpg>旁边的一张地图。</p>"
+    assert beside(before + page("<p><img src={row}.jpg></p><p>{bird}</p>"))[1:] == list(BIRDS)
+
+
+def test_copies_for_readers_without_scripts_are_no_images_of_a_row_of_cells() -> None:
+    cells = "".join(f"<td><img data-src={n}.jpg><noscript><img src={n}.jpg></noscript>" for n in range(len(BIRDS)))
+    names = "".join(f"<td>{bird}" for bird in BIRDS)
+    assert beside(f"<table><tr>{cells}<tr>{names}</table>")[::2] == list(BIRDS)
+
+
+def test_who_wrote_a_page_leads_to_no_image() -> None:
+    texts = "<p>清晨的湿地公园。</p><p>鸟儿还没有醒。</p>"
+    html = f"<div>撰文：阿远 摄影：阿远</div><p><img src=a.jpg></p>{texts}<p><img src=b.jpg></p>"
+    assert beside(html) == ["湿地鸟类", "鸟儿还没有醒。"]
