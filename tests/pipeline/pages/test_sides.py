@@ -100,7 +100,7 @@ def test_an_image_elsewhere_on_the_page_is_none_of_a_row() -> None:
     row = page("<p><img src={row}.jpg></p><p>{bird}</p>")
     byline, share = (
         "<div>2019-06-12 10:23 来源：本站</div>",
-        "<div class=c>分享到：微信</div><div class=b><img src=ad.gif></div>",
+        "<div class=b><img src=ad.gif></div>",
     )
     assert beside(f"{byline}<div class=a>{row}</div>{share}")[:4] == list(BIRDS)
 
