@@ -133,7 +133,9 @@ class Identities:
         try:
             return Published.model_validate_json(data)
         except ValueError:
-            raise StoreError(self._folder.at(name), "is not a record of identities of this version") from None
+            raise StoreError(
+                self._folder.at(name), "is not a record of identities of this version; build with another --store"
+            ) from None
 
     def of(self, build_id: str) -> str:
         """The name of a build's commit; "" if it has not been published."""
