@@ -46,6 +46,8 @@ _BYLINE = re.compile(
     rf"文\s*[/／]|{_DATE}[\s\d:：]*(?:$|[来來]源|作者|[编編][辑輯]|字[号號]|[浏瀏][览覽]|[阅閱][读讀]|[评評][论論])"
 )
 """The beginning of a line that says who wrote a page, and when."""
+_DATED = re.compile(r"(?<![于於])20\d\d[-/.年]\d{1,2}[-/.月]\d{1,2}日?\s*\d{1,2}:\d\d(?::\d\d)?$")
+"""The end of one: 原创 张三 2021-08-01 08:00; a picture is taken at (摄于) a time."""
 _SECTION_NUMBER = re.compile(
     r"^(?:(?:\d+(?:\.\d+)+(?:[.、]\s*|\s+)|第\s*[\d零一二三四五六七八九十百]{1,5}\s*[章节節讲講课課]\s+)(?=[^\d\s])|"
     r"(?:\d{1,3}\s*[.、．-]|[一二三四五六七八九十]{1,3}、)\s*(?=[^\d\s]\S{3}))"
@@ -127,4 +129,4 @@ def is_caption_line(text: str) -> bool:
 
 def is_byline(text: str) -> bool:
     """True for a line that says who wrote the page, and when: it is about no picture."""
-    return len(text) <= MAX_BYLINE and _BYLINE.match(text) is not None
+    return len(text) <= MAX_BYLINE and (_BYLINE.match(text) or _DATED.search(text[-20:])) is not None

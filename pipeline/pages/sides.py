@@ -38,7 +38,8 @@ Shape = tuple[str, ...]
 
 
 class _Group(NamedTuple):
-    """Images without a text between them, and the texts before and behind them, as far as the next image."""
+    """Images without a text between them, and the texts before and behind them, as far as the next image; of those
+    before the first image and behind the last the nearest."""
 
     rows: list[int]
     before: list[int]
@@ -62,16 +63,8 @@ class _Sides:
         self._begins = [block.begins for block in walk.blocks]
         self._begins[-1] = self._begins[-1] or len(walk.tags)  # the last block may be empty
         self._blocks = [place.block for place in walk.places]
-        with_image = set(self._blocks)
-        headings = frozenset(walk.sections)
-        self._kinds: dict[int, str] = {}
-        for at, block in enumerate(walk.blocks):
-            if at in with_image or block.furniture or block.is_caption or not HAN.search(block.joined()):
-                continue
-            if not is_byline(text := block.text()):
-                kind = "paragraph" if at not in headings else "heading"
-                self._kinds[at] = "headline" if kind == "heading" and text == headline else kind
-        self._texts = list(self._kinds)
+        self._with_image, self._headings, self._headline = set(self._blocks), frozenset(walk.sections), headline
+        self._known: dict[int, str] = {}
 
     def found(self, shown: list[int]) -> dict[int, range]:
         """By image the blocks of its text, of those that are known."""
@@ -109,7 +102,7 @@ class _Sides:
         behind = self._is_behind(groups)
         for group in groups:
             texts = group.behind[:1] if behind else group.before[-1:]
-            if texts and self._kinds[texts[0]] != "headline":
+            if texts and self._kind(texts[0]) != "headline":
                 yield from ((row, texts[0]) for row in group.rows)
 
     def _groups(self, rows: list[int], last: list[int], following: list[int]) -> list[_Group]:
@@ -117,22 +110,29 @@ class _Sides:
         blocks, scope = self._blocks, self._scopes[rows[0]]
         low = max([scope.before - 1, *(blocks[row] for row in last)])
         high = min([scope.behind, *(blocks[row] for row in following)])
-        gaps, groups = [self._between(low, blocks[rows[0]])], [[rows[0]]]
+        lead = itertools.islice(filter(self._kind, range(blocks[rows[0]] - 1, low, -1)), LONGEST_SHAPE + 1)
+        gaps, groups = [list(lead)[::-1]], [[rows[0]]]
         for one, other in itertools.pairwise(rows):
-            if gap := self._between(blocks[one], blocks[other]):
+            if gap := list(filter(self._kind, range(blocks[one] + 1, blocks[other]))):
                 gaps.append(gap)
                 groups.append([other])
             else:
                 groups[-1].append(other)
-        gaps.append(self._between(blocks[rows[-1]], high))
+        gaps.append(list(itertools.islice(filter(self._kind, range(blocks[rows[-1]] + 1, high)), LONGEST_SHAPE + 1)))
         return [_Group(group, *around) for group, around in zip(groups, itertools.pairwise(gaps), strict=True)]
 
-    def _between(self, block: int, other: int) -> list[int]:
-        """Blocks of running text between two blocks."""
-        return self._texts[bisect.bisect_right(self._texts, block) : bisect.bisect_left(self._texts, other)]
+    def _kind(self, at: int) -> str:
+        """What a block is: "paragraph", "heading", "headline", or "" for one that is no running text."""
+        if (kind := self._known.get(at)) is None:
+            kind, block = "", self._walk.blocks[at]
+            other = at in self._with_image or block.furniture or block.is_caption or not HAN.search(block.joined())
+            if not other and not is_byline(text := block.text()):
+                kind = "paragraph" if at not in self._headings else "headline" if text == self._headline else "heading"
+            self._known[at] = kind
+        return kind
 
     def _shape(self, blocks: Sequence[int]) -> Shape:
-        return tuple(self._kinds[at] for at in blocks)
+        return tuple(map(self._kind, blocks))
 
     def _is_behind(self, row: list[_Group]) -> bool:
         """True for a row of images each of which has its text behind it."""
@@ -189,7 +189,7 @@ class _Sides:
             range(bisect.bisect_left(self._begins, start), bisect.bisect_left(self._begins, following))
             for start, following in itertools.pairwise([*starts, end])
         ]
-        return [cell for cell in cells if any(block in self._kinds for block in cell)]
+        return [cell for cell in cells if any(map(self._kind, cell))]
 
     def _row_before(self, row: int) -> int:
         """The tag that begins the row of a table before another one, -1 without one."""

@@ -84,7 +84,6 @@ _CAPTION = re.compile(
     re.I,
 )
 _ARTICLES = frozenset(("article", "main", "h1"))
-_STARTS = frozenset(name[:2] for name in _ARTICLES)
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
@@ -435,7 +434,8 @@ class Walk:
     @functools.cached_property
     def articles(self) -> list[int]:
         """Tags that begin an article, a page's main part or a headline of first order."""
-        return [i for i, tag in enumerate(self.tags) if tag[:2] in _STARTS and tag.partition(" ")[0] in _ARTICLES]
+        begin = {tag for tag in set(self.tags) if tag.partition(" ")[0] in _ARTICLES}
+        return [i for i, tag in enumerate(self.tags) if tag in begin] if begin else []
 
     def _leave(self, opened: _Opened) -> Block:
         """Undo `_enter`; returns the block that text now belongs to."""

@@ -29,7 +29,13 @@ def test_a_line_about_who_wrote_a_page_is_about_no_picture(line: str) -> None:
     assert not is_byline(line + "，" + "我们去看了故宫的雪。" * 10)
 
 
-@pytest.mark.parametrize("line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术"])
+def test_a_line_that_ends_with_the_minute_is_one() -> None:
+    assert is_byline("原创远方杂志2021-08-01 08:00")
+
+
+@pytest.mark.parametrize(
+    "line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术", "摄于2021-08-01 08:00"]
+)
 def test_a_line_that_begins_like_one_may_be_about_a_picture(line: str) -> None:
     assert not is_byline(line)
 
