@@ -31,7 +31,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz study study-full audit wheels deploy bench bench-venv dags-venv drill drills clean
+.PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -66,6 +66,9 @@ study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratc
 
 audit: $(STAMP) $(AUDIT)/.installed ## licences, bill of materials (CycloneDX), known vulnerabilities, into dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)
+
+wheel: $(STAMP) ## dist/wenlan-VERSION-py3-none-any.whl
+	@rm -rf build && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 wheels: ## build the wheel, and try it in a fresh environment of each Python (minutes, 2 GB each; EXTRAS=a,b)
 	@sh .ci/wheels $(EXTRAS)

@@ -145,7 +145,9 @@ def _packages_of(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as e:
-        raise ImportError(f"{e}; install what is missing with: pip install 'wenlan[{extra}]'") from e
+        from data_specs.command.extras import install
+
+        raise ImportError(f"{e}; install what is missing with: {install(extra)}") from e
 
 
 class Data:

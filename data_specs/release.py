@@ -106,8 +106,7 @@ def parse_latest(data: bytes | str, name: str, own: bool = False) -> Latest:
         version = raw["schema_version"]
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ContractError(
-                f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); "
-                "upgrade with: pip install -U wenlan"
+                f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); upgrade wenlan"
             )
         latest = Latest.model_validate(raw)
         if latest.pending is not None and not own and (why := misleads(latest.pending.commit, name)):

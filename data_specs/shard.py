@@ -339,8 +339,7 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
         raise ContractError(f"{name}: no schema_version; is this a wenlan manifest.json?")
     if version > SCHEMA_VERSION:
         raise ContractError(
-            f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); "
-            "upgrade with: pip install -U wenlan"
+            f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); upgrade wenlan"
         )
     try:
         manifest = Manifest.model_validate(raw)

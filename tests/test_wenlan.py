@@ -22,6 +22,7 @@ from PIL import Image
 
 import wenlan
 from data_specs.build import SpecError
+from data_specs.command.extras import install
 from data_specs.shard import ContractError
 from pipeline import cli, opening
 from pipeline.errors import StoreError
@@ -103,13 +104,14 @@ class Hidden:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Hidden)
 import wenlan
+from data_specs.command.extras import install
 wenlan.{1}
 """
     samples = f"open({str(place / 'builds/1')!r}).samples()"
     for package, call, extra in (("torch", "load('x')", "training"), ("pandas", samples, "pipeline")):
         words = [sys.executable, "-c", script.format(package, call)]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert f"install what is missing with: pip install 'wenlan[{extra}]'" in done.stderr.splitlines()[-1]
+        assert done.stderr.splitlines()[-1].endswith(f"install what is missing with: {install(extra)}")
 
 
 def test_tables_are_those_of_the_parquet_files(here: Path) -> None:

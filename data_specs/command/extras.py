@@ -11,7 +11,12 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import re
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from data_specs.command.ownership import DISTRIBUTION, PACKAGES
 
@@ -76,4 +81,25 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     if own != "pipeline":
         having = [extra for extra in having if extra != "pipeline"] or having  # the other half's, which is far larger
     extra = named if named in having else own if own in having or not having else having[0]
-    return f"{command} needs the extra {extra} ({package} is not installed): pip install '{DISTRIBUTION}[{extra}]'"
+    return f"{command} needs the extra {extra} ({package} is not installed): {install(extra)}"
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra from where wenlan itself came from: a checkout, a wheel, a repository.
+
+    From an index it is asked for by its name alone. Source: PEP 610, direct_url.json.
+    """
+    named, root = f"{DISTRIBUTION}[{extra}]", Path(__file__).parents[2]
+    installed = importlib.metadata.distributions(name=DISTRIBUTION)
+    written = (distribution.read_text("direct_url.json") for distribution in installed)
+    origin = json.loads(next(filter(None, written), "{}"))
+    if not origin and (root / "pyproject.toml").is_file():  # run from a checkout that is not installed
+        origin = {"url": root.as_uri(), "dir_info": {"editable": True}}
+    url, repository = origin.get("url", ""), origin.get("vcs_info")
+    if repository:
+        named += f" @ {repository['vcs']}+{url}@{repository['commit_id']}"
+    elif url.startswith("file:"):
+        named = f"{url2pathname(urlsplit(url).path)}[{extra}]"
+    elif url:
+        named += f" @ {url}"
+    return f"pip install {'-e ' * origin.get('dir_info', {}).get('editable', False)}{shlex.quote(named)}"

@@ -174,7 +174,7 @@ def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
         raise IndexFault(f"{path}: made by an earlier version of wenlan; delete it and run wenlan-train embed again")
     if index.version > INDEX_VERSION:
         newer = f"version {index.version} is newer than this wenlan reads ({INDEX_VERSION})"
-        raise IndexFault(f"{path}: {newer}; upgrade with: pip install -U wenlan")
+        raise IndexFault(f"{path}: {newer}; upgrade wenlan")
     if outside := sorted(file.path for file in index.files() if leaves_folder(file.path)):
         raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
     if index.words is None and not unfinished:

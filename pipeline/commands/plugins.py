@@ -14,6 +14,7 @@ import yaml
 
 from data_specs.build import BuildSpec, SpecError
 from data_specs.command.command_line import completed_by, plugin_files
+from data_specs.command.extras import install
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.plugins import Family
 
@@ -168,7 +169,7 @@ def _show_options(options: list[dict[str, Any]], indent: str) -> None:
 
 def _needs(own: dict[str, Any]) -> str:
     missing = own["missing_extra"]
-    return f"{own['needs']} Not installed: pip install 'wenlan[{missing}]'" if missing else own["needs"]
+    return f"{own['needs']} Not installed: {install(missing)}" if missing else own["needs"]
 
 
 def _heading(text: str) -> None:

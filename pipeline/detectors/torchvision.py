@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from data_specs.command.extras import install
 from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError
 
@@ -58,7 +59,7 @@ class TorchVision(Detector):
             import torch
             from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
         except ImportError:
-            hint = "is not installed; it comes with `pip install 'wenlan[training]'`"
+            hint = f"is not installed: {install('training')}"
             raise DetectorError("torchvision", hint) from None
         name = HUB if self.weights == "hub" else str(self._path)
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_specs.build import SpecError
+from data_specs.command.extras import install
 from data_specs.shard import Split
 from pipeline.exports import Format, Source
 from pipeline.exports._rows import batches, schema
@@ -26,9 +27,7 @@ def write(source: Source, out: Path) -> dict[Split, int]:
     try:
         import lance
     except ImportError:
-        raise SpecError(
-            ["--to lance: pylance is not installed; install it with: pip install 'wenlan[lance]'"]
-        ) from None
+        raise SpecError([f"--to lance: pylance is not installed: {install('lance')}"]) from None
     counts = {}
     for split in source.splits:
         rows = pa.RecordBatchReader.from_batches(SCHEMA, batches(source, split, SCHEMA))

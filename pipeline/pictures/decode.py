@@ -33,7 +33,7 @@ from data_specs.pictures.jpeg import MAX_SCANS, Bytes, has_too_many_scans
 FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "heif")
 """Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
 
-READERS = {"avif": "pip install -U 'pillow>=11.3'", "heif": "pip install 'wenlan[heif]'"}
+READERS = {"avif": "pip install -U 'pillow>=11.3'", "heif": "install wenlan's extra heif"}
 """Formats that not every installation reads, and the command that makes it read them."""
 
 _BRANDS = {"avif": {b"avif", b"avis"}, "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}}

@@ -14,6 +14,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from data_specs.command.extras import install
 from data_specs.storage.whole_files import sha256_of
 from pipeline.errors import ModelError
 
@@ -23,10 +24,10 @@ def find(package: str, pattern: str, distribution: str) -> Path:
     """The file of a package that matches the pattern; the last by name if several do. Raises ModelError."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(distribution, "is not installed; it comes with `pip install 'wenlan[models]'`")
+        raise ModelError(distribution, f"is not installed: {install('models')}")
     matching = sorted(path for place in spec.submodule_search_locations for path in Path(place).glob(pattern))
     if not matching:
-        raise ModelError(distribution, f"holds no {pattern}; it comes with `pip install 'wenlan[models]'`")
+        raise ModelError(distribution, f"holds no {pattern}: {install('models')}")
     return matching[-1]
 
 

@@ -169,7 +169,7 @@ class Sealed:
         if written != CHECKPOINT_VERSION:
             older = isinstance(written, int) and written < CHECKPOINT_VERSION
             problem = "is older than" if older else "is newer than"
-            advice = "train again, or import again" if older else "upgrade with: pip install -U wenlan"
+            advice = "train again, or import again" if older else "upgrade wenlan"
             raise CheckpointError(
                 name, f"checkpoint version {written} {problem} this wenlan reads ({CHECKPOINT_VERSION}); {advice}"
             )

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_specs.command.extras import install
 from data_specs.command.loopback import start_ray
 from data_specs.errors import WenlanError
 from data_specs.search.folder import About
@@ -79,7 +80,7 @@ def fit_on_ray(
         from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchTrainer
     except ImportError:
-        raise ConfigError("--workers", "needs Ray Train: pip install 'wenlan[ray]'") from None
+        raise ConfigError("--workers", f"needs Ray Train: {install('ray')}") from None
     _check_shares(config, workers)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +303,7 @@ def embed_on_ray(workers: int, address: str = "") -> Run:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ConfigError("--workers", "needs Ray: pip install 'wenlan[ray]'") from None
+        raise ConfigError("--workers", f"needs Ray: {install('ray')}") from None
     if address:
         os.environ["RAY_ADDRESS"] = address
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.command.extras import install
 from training.errors import ConfigError, RunError, first_line
 from training.run.ray_job import cluster
 from training.serve.towers import Engine, Features, Picture, Tokens
@@ -102,7 +103,7 @@ def replicas(checkpoint: Path, engine: Engine, device: str, count: int, seconds:
     try:
         from ray import serve
     except ImportError as e:
-        raise ConfigError("--replicas", f"needs Ray Serve ({first_line(e)}): pip install 'wenlan[ray,serve]'") from None
+        raise ConfigError("--replicas", f"needs Ray Serve ({first_line(e)}): {install('ray,serve')}") from None
     cores = os.cpu_count() or 1
     with cluster(cpus=max(count, cores)):
         name = f"wenlan-serve-{os.getpid()}"

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.command.extras import install
 from training.config import to_dict
 from training.data.index import default_cache
 from training.data.transforms import decode, grid_boxes, input_boxes, prepare, sides, square
@@ -240,7 +241,7 @@ def _fastest(device: str) -> Engine:
         return "torch"
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
-        LOG.info("the towers run on torch; pip install 'wenlan[onnx]' makes them faster on a CPU")
+        LOG.info("the towers run on torch; %s makes them faster on a CPU", install("onnx"))
         return "torch"
     return "onnx"
 
@@ -249,7 +250,7 @@ def _exported(checkpoint: Checkpoint) -> dict[str, Path]:
     """ONNX files of a checkpoint's towers in the cache, written if they are not there. Raises ConfigError, OSError."""
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(name) is None:
-            raise ConfigError("--engine", f"onnx needs {name}: pip install 'wenlan[onnx]'")
+            raise ConfigError("--engine", f"onnx needs {name}: {install('onnx')}")
     towers = checkpoint.towers
     described = json.dumps([_EXPORT_VERSION, towers, to_dict(checkpoint.config)], sort_keys=True)
     folder = default_cache().parent / "onnx"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_specs.build import SpecError
+from data_specs.command.extras import install
 from training.data.index_cache import GRID
 from training.errors import ConfigError, RunError, first_line
 from training.weights.load import Boxes
@@ -87,7 +88,7 @@ def _maker(name: str, id: str, regions: str) -> BoxMaker:
         from data_specs.errors import WenlanError
         from pipeline.store.boxes import open_maker
     except ImportError as e:
-        problem = f"{name} needs {e.name or first_line(e)}: pip install 'wenlan[pipeline]'"
+        problem = f"{name} needs {e.name or first_line(e)}: {install('pipeline')}"
         raise ConfigError("--detector", problem) from None
     try:
         return open_maker(name, id, regions)

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_specs.command.extras import install
 from training.config import Config, to_dict
 from training.data.tokenizer import JsonTokenizer, vocabulary_text
 from training.errors import ConfigError
@@ -115,7 +116,7 @@ def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
     """Write both query towers as ONNX files; all files that were written. Raises ConfigError for a missing package."""
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
-            raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
+            raise ConfigError("--to onnx", f"{package} is not installed: {install('onnx')}")
     about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
     made = _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from data_specs.command import extras
 from tests.places import ROOT
@@ -107,10 +109,10 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
         assert (code, out) == (2, ""), (command, err)
         [line] = err.splitlines()
         assert line.startswith(f"{program} {command} needs the extra {extra} ("), line
-        assert line.endswith(f": pip install 'wenlan[{extra}]'"), line
+        assert line.endswith(f": {extras.install(extra)}"), line
     assert [path.name for path in tmp_path.iterdir()] == ["a.warc"], "and nothing was written"
     for command, (code, _, err) in (("verify", of_verify), ("init", of_init)):
-        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"
+        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): {extras.install('s3')}"
         assert (code, err.splitlines()) == (2, [line])
     code, out, err = of_json
     answer = json.loads(out)
@@ -139,23 +141,57 @@ def test_what_needs_no_extra_works_in_a_base_install(tmp_path, shards_of):
 @pytest.mark.parametrize(
     ("missing", "line"),
     [
-        ("w3lib.url", "p needs the extra pipeline (w3lib is not installed): pip install 'wenlan[pipeline]'"),
-        ("cv2", "p needs the extra pipeline (cv2 is not installed): pip install 'wenlan[pipeline]'"),
-        ("torch", "p needs the extra training (torch is not installed): pip install 'wenlan[training]'"),
-        ("s3fs", "p needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"),
+        ("w3lib.url", "p needs the extra pipeline (w3lib is not installed): HOW[pipeline]"),
+        ("cv2", "p needs the extra pipeline (cv2 is not installed): HOW[pipeline]"),
+        ("torch", "p needs the extra training (torch is not installed): HOW[training]"),
+        ("s3fs", "p needs the extra s3 (s3fs is not installed): HOW[s3]"),
         ("nobodys", "p needs the package nobodys, which is not installed"),
         ("pipeline.no_such", None),
     ],
 )
-def test_the_extra_is_that_of_the_package(missing, line):
+def test_the_extra_is_that_of_the_package(missing, line, monkeypatch):
+    monkeypatch.setattr(extras, "install", lambda extra: f"HOW[{extra}]")
     assert extras.missing_line(ModuleNotFoundError("", name=missing), "p", "pipeline") == line
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ({"url": "file:///a%20b", "dir_info": {}}, "pip install '/a b[s3]'"),
+        ({"url": "file:///a", "dir_info": {"editable": True}}, "pip install -e '/a[s3]'"),
+        (
+            {"url": "file:///a/wenlan-1-py3-none-any.whl", "archive_info": {}},
+            "pip install '/a/wenlan-1-py3-none-any.whl[s3]'",
+        ),
+        ({"url": "https://a.test/w.whl", "archive_info": {}}, "pip install 'wenlan[s3] @ https://a.test/w.whl'"),
+        (
+            {"url": "https://a.test/w.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "pip install 'wenlan[s3] @ git+https://a.test/w.git@abc'",
+        ),
+    ],
+)
+def test_an_extra_comes_from_where_wenlan_came_from(origin, line, tmp_path, monkeypatch):
+    """Oracle of what is no file: packaging."""
+    written = tmp_path / "wenlan-1.dist-info"
+    written.mkdir()
+    (written / "METADATA").write_text("Metadata-Version: 2.1\nName: wenlan\nVersion: 1\n")
+    (written / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert extras.install("s3") == line
+    if " @ " in line:
+        [requirement] = shlex.split(line)[2:]
+        assert Requirement(requirement).extras == {"s3"}
+    (written / "direct_url.json").unlink()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "site-packages/data_specs/command/extras.py"))
+    assert extras.install("s3") == "pip install 'wenlan[s3]'", "from an index"
 
 
 def test_an_extra_that_is_called_like_the_command_comes_first(monkeypatch):
     own = {"captions": frozenset({"jieba"}), "pipeline": frozenset({"jieba"}), "search": frozenset({"jieba", "faiss"})}
     monkeypatch.setattr(extras, "extras", lambda: own)
     line = extras.missing_line(ModuleNotFoundError("", name="jieba"), "wenlan-train search", "training")
-    assert line == "wenlan-train search needs the extra search (jieba is not installed): pip install 'wenlan[search]'"
+    assert line == f"wenlan-train search needs the extra search (jieba is not installed): {extras.install('search')}"
     monkeypatch.setattr(extras, "extras", lambda: {name: own[name] for name in ("pipeline", "search")})
     line = extras.missing_line(ModuleNotFoundError("", name="jieba"), "wenlan-train embed", "training")
     assert line is not None

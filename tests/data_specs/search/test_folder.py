@@ -32,7 +32,7 @@ def test_a_score_is_that_of_the_checkpoint_s_background() -> None:
     ("version", "line"),
     [
         (1, "made by an earlier version of wenlan; delete it and run wenlan-train embed again"),
-        (3, "version 3 is newer than this wenlan reads (2); upgrade with: pip install -U wenlan"),
+        (3, "version 3 is newer than this wenlan reads (2); upgrade wenlan"),
     ],
 )
 def test_an_index_of_another_version_is_one_line(tmp_path: Path, version: int, line: str) -> None:

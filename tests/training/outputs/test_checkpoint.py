@@ -250,7 +250,7 @@ def _foreign_type(folder: Path) -> None:
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
         (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
         (_foreign_type, r"towers.safetensors: (not a safetensors file|does not fit)|does not fit"),
-        (_newer, r"checkpoint.json: checkpoint version 3 is newer .* pip install -U wenlan"),
+        (_newer, r"checkpoint.json: checkpoint version 3 is newer.*; upgrade wenlan"),
         (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
         (_cut, r"towers.safetensors: \d+ bytes, the checkpoint says \d+: truncated"),
         (_flip, r"towers.safetensors: its sha256 is not the one"),

@@ -208,5 +208,5 @@ def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "onnxscript" else object())
-    with pytest.raises(ConfigError, match=r"--to onnx: onnxscript is not installed; pip install 'wenlan\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"--to onnx: onnxscript is not installed: pip install .*\[onnx\]'"):
         export(saved[0], "onnx", tmp_path / "m.onnx")
