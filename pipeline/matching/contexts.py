@@ -119,7 +119,7 @@ _FILE = re.compile(rf"^(.*?)({_IMAGE})(?:[!@_~:$].*)?$")
 """A file's name, and what services that scale pictures write behind it: `a.jpg!small`, `a.png@320w.webp`."""
 
 _SIZE = r"\d{2,5}x\d{1,5}|0x\d{2,5}|\d{2,4}px|\d{2,4}w"
-_WORD = r"thumb(?:nail)?s?|scaled|small|medium|large|orig(?:inal)?"
+_WORD = r"thumb(?:nail)?s?|scaled|small|medium|large|orig(?:inal)?|sm|md|lg|xl|big|hd"
 _BEHIND = re.compile(rf"(?:[-_.@~!](?:{_SIZE}|{_WORD}|2x)|@[1-4](?:\.5)?x|_hu_?[0-9a-f]{{8,}}.*)$")
 _BEFORE = re.compile(rf"^(?:(?:{_WORD})[-_.]|\d{{2,4}}px-)")
 _FOLDER = re.compile(rf"^(?:{_SIZE}|{_WORD}|bmiddle|(?:mw|orj|thumb|wap|w|h|s)\d{{2,4}}|[a-z]{{1,2}}_[a-z0-9.:,_]*\d)$")
@@ -135,13 +135,16 @@ _MARKS = 4
 _LONG = 20
 """Characters of a name that no two files have by chance, wherever they lie."""
 
+_OF_HASH = re.compile(r"^(.*[0-9a-f]{16})[-_](?:\d{3,4}w?|[a-z]{1,3})$")
+"""A hash and a size: a name that is made of a file's content has another one for another file."""
+
 _HASH = re.compile(r"^(?=(?:\D*\d){4})(?=(?:[^a-z]*[a-z]){3})[0-9a-z]{12,}$")
 
 
 def file_stem(url: str) -> str:
     """The file that an image's URL is a variant of; "" for none.
 
-    Variants differ in a size (-800x600, @2x, _thumb, -scaled, !small, a query or a folder of a size) or in the
+    Variants differ in a size (-800x600, @2x, _thumb, -md, !small, HASH_720, a query or a folder of a size) or in the
     extension. Numbers are no variants: `1.png` and `2.png` are two files. A name that is long, or a hash, is one file
     wherever it lies.
     """
@@ -159,6 +162,8 @@ def file_stem(url: str) -> str:
         name, stem = stem, _BEFORE.sub("", _BEHIND.sub("", stem)) or stem
         if name == stem:
             break
+    if of_hash := _OF_HASH.match(stem):
+        stem = of_hash[1]
     asked = [part for part in query.split("&") if part and not _SCALED.match(part)] if query else []
     if not stem and not asked:
         return ""

@@ -18,7 +18,8 @@ MAX_TAGS = 10
 MIN_NAMED = 4
 """Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
 
-_SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
+_BEHIND_DASH = re.compile(r"\s+[-–—]+\s+[^-–—]{1,30}$")
+_SITE_NAME = re.compile(rf"\s*[_|｜]\s*[^_|｜]{{1,30}}$|{_BEHIND_DASH.pattern}")
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -63,7 +64,7 @@ class Meta:
         base = next((node for node in elements["base"] if "href" in node.attributes), None)
         root, title = tree.root, next(iter(elements["title"]), None)
         name_of_page = clean(title.text()) if title is not None else ""
-        bare, named = _SITE_NAME.sub("", name_of_page) or name_of_page, clean(content_of.get("og:title", ""))
+        bare, named = _without_site(name_of_page), clean(content_of.get("og:title", ""))
         marked = [node for node in elements["a"] if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
@@ -87,6 +88,13 @@ def elements_of(tree: Any) -> dict[str, list[Any]]:
     for node in tree.css("meta,base,title,script,a[rel]"):
         elements[node.tag].append(node)
     return elements
+
+
+def _without_site(title: str) -> str:
+    """A page's title without the site's name behind it; whole where what is behind | without spaces is longer."""
+    bare = _SITE_NAME.sub("", title) or title
+    whole = _BEHIND_DASH.sub("", title)
+    return whole if title[len(bare) : len(bare) + 1] in ("|", "｜") and 2 * len(bare) < len(whole) else bare
 
 
 def headline_of(headlines: list[str], meta: Meta, linked: str) -> str:

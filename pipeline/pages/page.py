@@ -262,7 +262,9 @@ class _Lookup:
         if not self._several:
             return False
         number = _COUNTED.search(text)
-        return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
+        if self.headline and self.headline in text and not HAN.search(text.replace(self.headline, "")):
+            return True
+        return number is not None and self._alts[text[: number.start()]] > 1
 
     def _captions(self, row: int) -> tuple[list[str], int]:
         """Captions of an image; and, for one that stands in no figure, its block, else -1."""
@@ -286,7 +288,8 @@ class _Lookup:
 
     def _card_text(self, row: int) -> str:
         """The text that names an image's card: its heading, else words that lead to the image, else the text of its
-        block, else the first text behind it in the card, or the last before it, that says something.
+        block, else the first text behind it in the card that says something, or the last before it: a post, where
+        what stands behind is no sentence.
         """
         scope, place = self._scopes[row], self.places[row]
         if not scope.listed or place.furniture:
@@ -295,10 +298,15 @@ class _Lookup:
             return without_number(self.blocks[scope.heading].text()[:MAX_SURROUNDING])
         (before, after), led = self._near[row], ending_of(self._led[row])
         for text in (led if POINTS_DOWN.search(led[-80:]) else "", ending_of(before), beginning_of(after)):
-            if says_something(text, MIN_CARD):
+            if says_something(text, MIN_CARD) and not is_byline(text):
                 return text
         behind = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
-        return behind or ending_of(self._nearest(place.block, -1, scope, -1, MIN_CARD))
+        ahead = ending_of(self._nearest(place.block, -1, scope, -1, MIN_CARD))
+        return (
+            behind
+            if not ahead or (behind and (SENTENCE_END.search(behind) or not SENTENCE_END.search(ahead)))
+            else ahead
+        )
 
     def _is_name_of(self, row: int, beside: str) -> bool:
         """True for a text as short as a name of an image in a card, or of one in a row of images."""
@@ -374,6 +382,8 @@ class _Lookup:
             block = self.blocks[at]
             if at == last:
                 return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
+            if at in self._headings and not HAN.search(block.joined()):
+                return ""
             if block.length and (block.furniture or block.is_caption):
                 return ""
             if HAN.search(block.joined()) and not is_byline(block.text()):
@@ -429,6 +439,8 @@ class _Lookup:
             if not scope.before <= i < scope.behind or (step > 0 and i in self._headings and not scope.listed):
                 break  # a heading behind an image begins what is not about it
             block = self.blocks[i]
+            if step < 0 and i in self._headings and not HAN.search(block.joined()):
+                break  # and one before it ends it, in another language too
             if i == used or block.furniture or block.is_caption or not HAN.search(block.joined()):
                 continue
             text = block.text()

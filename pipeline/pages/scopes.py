@@ -24,7 +24,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _UNITS = frozenset(("article", "li", "figure", "tr", "dl", "section"))
 _FIRST = frozenset(name[:2] for name in _UNITS)
 _WITHIN_TEXT = frozenset(("p", "b", "em", "font", "i", "span", "strong", "center", "picture", "noscript"))
-"""Elements of running text: two of them with an image each are no cards."""
+"""Elements of running text: two of them with an image each are no cards; nor are two sections of a document."""
 
 MAX_IN_CARD = 3
 """Images of a card; what holds more of them, such as a cell of a page that is laid out by a table, is a part of it."""
@@ -116,7 +116,7 @@ class _Scopes:
             depth = _in_common(one.path, other.path)
             if depth < min(len(one.path), len(other.path)):
                 first, second = one.path[depth], other.path[depth]
-                if _name(tags[first]) not in _WITHIN_TEXT and _alike(tags[first], tags[second]):
+                if not _is_running_text(tags[first]) and _alike(tags[first], tags[second]):
                     cards |= {first, second}
         return cards
 
@@ -166,6 +166,15 @@ def _has_letters(block: Block) -> bool:
 
 def _name(tag: str) -> str:
     return tag.partition(" ")[0]
+
+
+def _is_running_text(tag: str) -> bool:
+    """True for a part of a text: an element within a paragraph, or a section of a document, as Sphinx has them."""
+    name = _name(tag)
+    if name in _WITHIN_TEXT:
+        return True
+    classes = value_of(tag, "class") or ""
+    return (name == "section" and not classes) or "section" in classes.split()
 
 
 def _in_common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -125,8 +125,10 @@ class _Sides:
         """What a block is: "paragraph", "heading", "headline", or "" for one that is no running text."""
         if (kind := self._known.get(at)) is None:
             kind, block = "", self._walk.blocks[at]
-            other = at in self._with_image or block.furniture or block.is_caption or not HAN.search(block.joined())
-            if not other and not is_byline(text := block.text()):
+            other = at in self._with_image or block.furniture or block.is_caption
+            if other or not (at in self._headings or HAN.search(block.joined())):
+                pass
+            elif not is_byline(text := block.text()):
                 kind = "paragraph" if at not in self._headings else "headline" if text == self._headline else "heading"
             self._known[at] = kind
         return kind
@@ -149,7 +151,8 @@ class _Sides:
         if not begins:
             return False
         if not ends:
-            return len(gaps) > 1 or len(tail) == len(shape)
+            leads = shape[0] == "heading" and len(shape) > 1  # a section, of an article if more of it follows
+            return (len(gaps) > 1 and not leads) or len(tail) == len(shape)
         if len(gaps) < 2 or shape != ("paragraph",):
             return False
         return self._is_like([gap[0] for gap in gaps], tail[0], lead[0])

@@ -67,9 +67,9 @@ _MARKED = frozenset(mark[0] for mark in MARKS)
 _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
-    r"(?:^|[-_\s])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
+    r"(?:^|\s|(?<!\bwith)(?<!\bhas)(?<!\bno)(?<!quote)[-_])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
     r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
-    r"(?:$|[-_\s])|crumb|recommend|copyright",
+    r"(?:$|[-_\s])|crumb",
     re.I,
 )
 _FIGURE = re.compile(

@@ -241,7 +241,7 @@ def _images(
     """Candidates of a page in the order of its images, decisions first."""
     base = _base(capture.url, page.base)
     places: dict[str, _Place] = {}  # by canonical URL
-    for image in page.images:
+    for image in sorted(page.images, key=lambda image: image.fallback):  # a lazy image itself before its <noscript>
         bare, userinfo = split_userinfo(image.url) if "@" in image.url else (image.url, "")
         image = image._replace(url=bare) if userinfo else image
         row = image.row if image.row >= 0 else len(page.images)

@@ -102,7 +102,7 @@ class Published(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    version: Literal[3]  # of the files; raised when their columns change
+    version: Literal[4]  # of the files; raised when their columns change
     build: str
     dataset: str
     snapshot: str
@@ -328,7 +328,7 @@ class Identities:
                 files[part] = of_part.files[suffix].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
                 self._folder.share(path, files[part].name)
         known = Published(
-            version=3,
+            version=4,
             build=build.build_id,
             dataset=build.spec.name,
             snapshot=build.snapshot,

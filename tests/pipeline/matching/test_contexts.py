@@ -17,6 +17,8 @@ from tests.drawn import blobs
 A = "http://a.cn/x/"
 
 VARIANTS = [
+    ("http://a.cn/lofoten-md.jpeg", "http://a.cn/lofoten.jpeg"),
+    ("http://a.cn/0123456789abcdef_720w.jpg", "http://b.cn/x/0123456789abcdef_r.jpg"),
     (A + "pic.jpg", A + "pic-800x600.jpg", A + "pic@2x.png", A + "pic_thumb.jpg!small", A + "pic-scaled.webp"),
     (A + "pic.jpg?w=300&h=20", A + "pic.jpg@320w_200h_1c.webp", A + "thumb/pic.jpg", A + "pic.jpg_400x400.jpg"),
     (A + "pic.jpg?x-oss-process=image/resize,w_3", A + "300x200/pic.jpg", A + "%70ic.JPG", A + "thumb_pic.png"),
@@ -34,6 +36,7 @@ FILES = [
     (A + "pic.png", "http://a.cn/y/pic.png"),
     (A + "view?id=3&w=20", A + "view?id=4&w=20"),
     ("http://a.cn/v1.2/one-v1.2.png", "http://a.cn/v1.2/two-v1.2.png"),
+    ("http://a.cn/0123456789abcdef_1.jpg", "http://a.cn/0123456789abcdef_2.jpg"),
     ("http://a.cn/", ""),
 ]
 

@@ -15,6 +15,8 @@ def test_the_headline_is_the_title_else_what_the_head_says_without_the_name_of_t
     ]
     assert texts("<title>故宫雪景_新浪新闻</title><img src=a.jpg>")["title"] == ["故宫雪景"]
     assert texts("<meta property=og:title content=题><title>x</title><img src=a.jpg>")["title"] == ["题"]
+    series = "微生物学|质粒驱动的耐药性进化"
+    assert title(f"<title>{series}</title>") == series, "a journal or a series stands before, and no site behind"
     whole = "搭建管理系统 - 某人的博客"
     assert title(f"<meta property=og:title content='{whole}'><title>{whole}</title>") == "搭建管理系统"
 

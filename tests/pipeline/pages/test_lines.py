@@ -21,6 +21,8 @@ from pipeline.pages.lines import ending_of, is_byline, is_caption_line
         "撰文：阿远 摄影：阿远",
         "责任编辑：张三",
         "文/李四 图/王五",
+        "张三拍摄于2022年4月7日",
+        "地点：操场南侧",
     ],
 )
 def test_a_line_about_who_wrote_a_page_is_about_no_picture(line: str) -> None:
@@ -34,7 +36,7 @@ def test_a_line_that_ends_with_the_minute_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术", "摄于2021-08-01 08:00"]
+    "line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术", "红隼，拍摄于2022年"]
 )
 def test_a_line_that_begins_like_one_may_be_about_a_picture(line: str) -> None:
     assert not is_byline(line)

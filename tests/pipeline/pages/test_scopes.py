@@ -48,6 +48,21 @@ def test_a_card_with_several_pictures_and_one_without_any_are_cards_as_well() ->
     assert [text for _, text in firsts(f"<h1>我的博客</h1>{posts}")] == [CITIES[0], CITIES[1], CITIES[1]]
 
 
+def test_a_post_has_its_own_words_and_not_the_bar_below_its_picture() -> None:
+    post = "<div class=post><div class=text>{0}，我们看了很久。</div><div class=media><img src={1}.jpg></div>{2}</div>"
+    bar = "<div class=bar><span>转发 2</span></div><div>其他</div>"
+    feed = "".join(post.format(city, number, bar) for number, city in enumerate(CITIES))
+    assert [text for _, text in firsts(f"<h1>我的首页</h1>{feed}")] == [f"{city}，我们看了很久。" for city in CITIES]
+
+
+@pytest.mark.parametrize("section", ["<section id=s{0}>", "<div class=section id=s{0}>"])
+def test_sections_of_a_document_are_no_cards(section: str) -> None:
+    end = "</div>" if "div" in section else "</section>"
+    step = section + "<h3>步骤{0}</h3><p>{1}的灯光亮起以后按下快门。</p><p><img src={0}.jpg></p>" + end
+    html = "<h1>夜景的拍摄</h1>" + "".join(step.format(number, city) for number, city in enumerate(CITIES))
+    assert [text for _, text in firsts(html)] == [f"{city}的灯光亮起以后按下快门。" for city in CITIES]
+
+
 def test_no_text_is_taken_across_the_end_of_an_article_or_a_section_with_a_heading() -> None:
     html = "<h1>游记</h1>{}<p><img src=a.jpg></p><section><h2>后来</h2><p>我们回到了家里。</p></section>"
     before = "<p>傍晚的海边非常安静。</p>"

@@ -18,6 +18,19 @@ def page(form: str) -> str:
     return "".join(form.format(row=row, bird=bird) for row, bird in enumerate(BIRDS))
 
 
+def test_a_heading_in_another_language_ends_what_stands_before_it() -> None:
+    html = "<p>翠鸟站在水边的树枝上。</p><p><img src=1.jpg></p><h2>Results</h2><p><img src=2.jpg></p><p>黑水鸡</p>"
+    assert "翠鸟站在水边的树枝上。" not in beside(html)[1]
+    assert "翠鸟站在水边的树枝上。" in beside(html.replace("<h2>Results</h2>", "<p>Results</p>"))[1]
+
+
+def test_a_section_behind_the_last_image_of_an_article_is_about_no_image() -> None:
+    part = "<h3>{bird}</h3><p>我们在岸边等了一个早上，终于拍到了。</p><p><img src={row}.jpg></p>"
+    more = "<h2>讨论</h2><p>这些照片说明了什么？</p><p>还有很多问题没有回答。</p>"
+    said = beside("<p>序言</p><p>天气很好。</p><p><img src=9.jpg></p>" + page(part) + more)
+    assert said[1:] == list(BIRDS), "the heading of its own section, since four have that paragraph"
+
+
 @pytest.mark.parametrize("intro", ["", INTRO])
 @pytest.mark.parametrize(
     "form",

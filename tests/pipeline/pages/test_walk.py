@@ -34,6 +34,16 @@ def test_a_class_that_names_the_sidebar_of_the_whole_page_does_not_make_it_one()
     assert texts(html) == {"title": ["标题"], "surrounding": ["正文"]}
 
 
+@pytest.mark.parametrize(
+    "name", ["CopyrightRichText-richText", "with-side-bar main-content", "noresultRecommend img", "blockquote-footer"]
+)
+def test_a_name_that_only_contains_a_word_of_furniture_is_none(name):
+    """Names of the content of four large sites, and of a caption of Bootstrap."""
+    page = f"<p>正文</p><div class='{name}'><p>明洞街头</p><img src=a.jpg></div>"
+    assert not parse(page).images[0].furniture
+    assert parse(page.replace(name, "side-bar")).images[0].furniture
+
+
 def test_a_banner_and_a_button_are_not_furniture_for_their_names():
     images = parse("<div class=banner><img src=head.jpg alt=故宫雪景></div>").images
     assert not images[0].furniture

@@ -73,6 +73,12 @@ def test_an_image_shown_twice_is_one_candidate_with_both_texts_and_one_decision(
     assert dropped[0].id != kept[0].candidate_id
 
 
+def test_a_lazy_picture_has_the_texts_beside_it_and_not_those_of_its_noscript_first() -> None:
+    step = "<p>{1}的灯光亮起来了。</p><figure><noscript><img src=/{0}.jpg></noscript><img data-src=/{0}.jpg></figure>"
+    kept, _ = run("<h1>夜景</h1>" + "".join(map(step.format, range(3), ("明洞", "清水寺", "九份"))))
+    assert {c.texts[0].text for c in kept} == {"明洞的灯光亮起来了。", "清水寺的灯光亮起来了。", "九份的灯光亮起来了。"}
+
+
 def test_a_candidate_knows_how_its_page_shows_it() -> None:
     def shown(html: str) -> list[str]:
         return [candidate.shown for candidate in run(f"<h1>游记</h1>{html}")[0]]
