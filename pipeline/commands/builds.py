@@ -57,7 +57,9 @@ def add_build(commands: Commands) -> None:
     until = build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
     completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
-        "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
+        "--replace",
+        action="store_true",
+        help="replace the other dataset, snapshot or published spec that DIR holds, or the same --snapshot elsewhere",
     )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
@@ -155,7 +157,8 @@ def released(build: Build) -> dict[str, Any]:
     current = releases.latest().current
     assert current is not None  # the build was published
     path, samples = releases.folder.at(current.manifest), sum(current.samples.values())
-    say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {len(current.builds)} builds, {path}")
+    builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
+    say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
@@ -213,7 +216,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
-    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
+    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: day and time, UTC)")
     parser.add_argument(
         "--generation",
         choices=["new"],
@@ -237,11 +240,13 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
 
     build = opened(args)
     dataset.check_faces(build)  # a publish would refuse it too, hours later
-    blocking = replacing.in_the_way(build)
+    blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
+    if not args.replace and (blocking or displaced):
+        raise SpecError(blocking or displaced)
+    if displaced:
+        say(f"--replace: {displaced[0]}; its samples leave the dataset when this build is published")
     if not blocking:
         return build
-    if not args.replace:
-        raise SpecError(blocking)
     say(f"--replace: {blocking[0]}; it is withdrawn")
     replacing.withdraw(build)
     return opened(args)  # again, since what it is deduplicated against has changed

@@ -182,7 +182,7 @@ def _show_stages(build: Build) -> dict[str, Any]:
 def _in_the_way(build: Build) -> list[str]:
     from pipeline.publish import replacing
 
-    blocking = replacing.in_the_way(build)
+    blocking = replacing.in_the_way(build) or replacing.displaced(build)
     for line in blocking:
         say(f"a build would refuse: {line}")
     return blocking
