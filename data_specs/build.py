@@ -98,7 +98,8 @@ class SourceRef(Spec):
     )
     filters: dict[str, dict[str, Any]] = Field(
         {},
-        description="options of the build's text filters that differ for this source: {text_length: {min_chars: 1}}",
+        description="options of the build's filters of texts and images that differ for this source: "
+        "{text_length: {min_chars: 1}}",
     )
 
     @property

@@ -141,8 +141,8 @@ def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
             elif name in faulty:
                 continue
             elif not find("filters", name).PER_SOURCE:
-                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pictures"
-                problems.append(f"{where}: judges {judged}, not texts, and is the same for all sources")
+                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pixels"
+                problems.append(f"{where}: judges {judged} and is the same for all sources")
             else:
                 try:
                     configure("filters", name, {**of_build[name], **options}, Plugin, where, spec.base)

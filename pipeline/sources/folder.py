@@ -46,11 +46,10 @@ from pipeline.sources._text_files import (
     PACKED,
     Encoding,
     columns_of,
-    header_of,
+    head_of,
     no_column,
     opened,
     rows_of,
-    separator_of,
     text_of,
 )
 from pipeline.texts.cleaning import clean
@@ -292,10 +291,8 @@ class FolderOfImages(TableSource):
         if name.endswith((".jsonl", ".ndjson", ".json")):
             yield from (line for _, line in Lines(f).numbered())
             return
-        lines = Lines(f)
-        first = next(lines, "")
-        separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        header = header_of(first, lines, separator, self.columns.required())
+        usual = "\t" if name.endswith(".tsv") else ","
+        separator, header, lines = head_of(Lines(f), self.columns.required(), usual)
         self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
         image = header.index(self.columns.image)
 
