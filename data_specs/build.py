@@ -144,7 +144,12 @@ class Fetch(Spec):
         10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
     )
     threads: int = Field(16, gt=0, description="requests of one worker at the same time")
-    retries: int = Field(1, ge=0, description="further requests for an image after one that failed for the time being")
+    max_wait_s: float = Field(
+        60,
+        ge=0,
+        description="seconds for which a worker waits for a host that fails for the time being, at the end of a "
+        "partition and once in a build; 0: its images are left to the next build",
+    )
     max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")
 
 
