@@ -26,8 +26,8 @@ from pydantic import (
 
 from data_specs.shard import SourceKind, canonical_json
 from data_specs.spec_file import NAME as NAME
+from data_specs.spec_file import Lines, describe, one_line, read
 from data_specs.spec_file import SpecError as SpecError
-from data_specs.spec_file import describe, one_line, read
 
 
 class Spec(BaseModel):
@@ -467,7 +467,7 @@ def load(path: str | Path) -> BuildSpec:
     try:
         spec = BuildSpec.model_validate(raw)
     except ValidationError as e:
-        raise SpecError([f"{path}: {line}" for line in describe(e, BuildSpec)]) from None
+        raise SpecError(Lines(path).located(describe(e, BuildSpec))) from None
     try:
         _ = spec.digest  # every build needs it: what JSON cannot hold is a fault of the spec
     except (ArithmeticError, TypeError, ValueError, RecursionError) as e:

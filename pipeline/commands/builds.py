@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from data_specs.build import SpecError, load
+from data_specs.build import SpecError
 from data_specs.command.command_line import completed_by, plugin_files
 from data_specs.command.extras import require
 from data_specs.release import LATEST
@@ -228,8 +228,7 @@ def opened(args: argparse.Namespace) -> Build:
     """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
     from pipeline import opening, plugins
 
-    spec = load(args.spec)
-    plugins.check(spec, str(args.spec))
+    spec = plugins.load(args.spec)
     again = args.generation == "new"
     return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
 
@@ -239,6 +238,8 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
     from pipeline.publish import dataset, replacing
 
     build = opened(args)
+    if args.store and not build.store.version():
+        say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
     dataset.check_faces(build)  # a publish would refuse it too, hours later
     blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
     if not args.replace and (blocking or displaced):

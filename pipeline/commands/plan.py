@@ -11,7 +11,8 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import BuildSpec, SpecError, load
+from data_specs.build import BuildSpec, SpecError
+from data_specs.spec_file import Lines
 from pipeline.commands import generations
 from pipeline.commands.builds import add_build_arguments, opened
 from pipeline.commands.terminal import Commands, command, console, say, show, table_of
@@ -55,8 +56,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.estimate is not None and not 1 <= args.estimate <= MOST:
         raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
-    spec = load(args.spec)
-    plugins.check(spec, str(args.spec))
+    spec = plugins.load(args.spec)
     sources = sources_of(spec)
     looks = _looks(str(args.spec), sources)
     try:
@@ -72,8 +72,8 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         paces.append(_pace(build.spec, look, probes))
         tried += probes
         if look.start_urls and probes and all(probe.refused for probe in probes):
-            where = f"{args.spec}: sources[{number}].start: {probes[0].url}"
-            refused.append(f"{where}: {probes[0].said}; {probes[0].advice}")
+            start = f"sources[{number}].start: {probes[0].url}: {probes[0].said}; {probes[0].advice}"
+            refused += Lines(args.spec).located([start])
     answer: dict[str, Any] = {
         "build_id": build.build_id,
         "snapshot": build.snapshot,
@@ -96,12 +96,12 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
-    for source in sources:
+    for number, source in enumerate(sources):
         try:
             with console.status(f"looking at source {source.name}"):
                 looks.append(source.look(Budget()))
         except SourceError as e:
-            problems.append(f"{spec}: {e}")
+            problems.append(f"{Lines(spec).where(f'sources[{number}]')}: {e}")
     if problems:
         raise SpecError(problems)
     return looks

@@ -40,7 +40,7 @@ def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
 def test_a_spec_that_does_not_hold_is_bad_usage_and_nothing_runs(capsys, tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SPEC, "filters": [{"name": "text_length", "min_char": 2}]}))
     assert cli.main(["build", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
-    line = f"wenlan-data: {tmp_path}/s.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
+    line = f"wenlan-data: {tmp_path}/s.yaml:3: filters[0].min_char: unknown option; did you mean min_chars?"
     assert lines(capsys) == [line]
     assert not (tmp_path / "out").exists()
 
@@ -73,7 +73,8 @@ def test_a_folder_that_may_not_be_written_is_one_line(read_only, place, capsys):
         store = read_only if place == "store" else Path(name) / "store"
         code = cli.main(["build", f"{name}/s.yaml", "--out", str(out), "--store", str(store), "--until", "extract"])
     assert code == 1
-    [line] = lines(capsys)
+    new, line = lines(capsys)
+    assert new == f"STORE {store} is new: no build of it is known, nothing is stored there yet"
     assert line.startswith(f"wenlan-data: {read_only}")
     assert line.endswith("cannot be written (Permission denied)")
 
