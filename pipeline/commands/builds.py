@@ -15,7 +15,7 @@ from data_specs.build import SpecError
 from data_specs.command.command_line import completed_by, plugin_files
 from data_specs.command.extras import require
 from data_specs.release import LATEST
-from data_specs.shard import MANIFEST
+from data_specs.shard import FEWEST_MEASURED, MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, PipelineError
@@ -159,6 +159,10 @@ def released(build: Build) -> dict[str, Any]:
     path, samples = releases.folder.at(current.manifest), sum(current.samples.values())
     builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
     say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
+    for split in ("dev", "val"):
+        if 0 < (count := current.samples.get(split, 0)) < FEWEST_MEASURED:
+            least = f"a figure needs {FEWEST_MEASURED}; shards.{split}_share is best set before a dataset's first build"
+            say(f"warning: split {split} has {count} samples; {least}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
@@ -233,13 +237,18 @@ def opened(args: argparse.Namespace) -> Build:
     return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
 
 
+def say_if_new(args: argparse.Namespace, build: Build) -> None:
+    """Say that the STORE of an option is not there yet: its address may be mistyped."""
+    if args.store and not build.store.version():
+        say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
+
+
 def _opened_to_write(args: argparse.Namespace) -> Build:
     """Returns the opened build. Raises SpecError if it would replace results in its folder unasked."""
     from pipeline.publish import dataset, replacing
 
     build = opened(args)
-    if args.store and not build.store.version():
-        say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
+    say_if_new(args, build)
     dataset.check_faces(build)  # a publish would refuse it too, hours later
     blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
     if not args.replace and (blocking or displaced):

@@ -10,14 +10,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_specs.shard import FEWEST_MEASURED
 from training.evaluation.hits import Mask
 from training.outputs.whole import INDEX
 from training.weights.load import Loaded
 
 Result = dict[str, Any]
-
-FEW = 30
-"""Queries below which a figure is said with a warning."""
 
 _COUNTS = ("samples", "n", "queries")
 """Names of the number of queries in figures: those of retrieval, of a classification, of a search within one kind."""
@@ -78,14 +76,14 @@ def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:
-    """The protocol; that it is unknown which of `what` stand in train, where it is; a warning about FEW queries."""
+    """The protocol; that it is unknown which of `what` stand in train, where it is; a warning about too few queries."""
     lines = [str(result["protocol"]["line"])]
     if result["in_train"] is None:
         lines.append(f"whether {what} stand in a train split is unknown: there is none beside this data")
     for name, part in parts(result)[:1]:
         count = next(part[n] for n in _COUNTS if part.get(n))
-        if count < FEW:
-            lines.append(f"warning: the figure of {name} rests on {count} queries; below {FEW} it is mostly chance")
+        if count < FEWEST_MEASURED:
+            lines.append(f"warning: the figure of {name} rests on {count} queries; it needs {FEWEST_MEASURED}")
     return lines
 
 

@@ -66,7 +66,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert "at least 5 min to crawl" in shown
     assert "at most 600 pages\n" in shown, "of max_pages"
     assert "warning" not in shown
-    assert "has no published build; a first, small one will tell time, disk and pairs" in shown
+    assert "has no published build; a small one will tell time, disk and pairs" in shown
 
 
 def test_offline_asks_nobody(plan, serve, tmp_path):
@@ -75,6 +75,18 @@ def test_offline_asks_nobody(plan, serve, tmp_path):
     code, said, _ = plan(site(web.url()), TABLE, egress={"allow": [web.host]}, words=("--offline",))
     assert (code, [source["tried"] for source in said["sources"]]) == (0, [[], []])
     assert web.asked == []
+
+
+def test_thresholds_of_a_source_kind_and_a_new_store_are_said(plan, tmp_path):
+    (tmp_path / "t.csv").write_text("url,zh\nhttps://a.example/7.jpg,一张照片\n", "utf-8")
+    own = {**TABLE, "name": "own", "source_kind": "library", "filters": {"text_length": {"min_chars": 3}}}
+    code, said, shown = plan(TABLE, own, words=("--offline", "--store", str(tmp_path / "nosuch")))
+    assert code == 0
+    assert said["sources"][0]["thresholds"] == {}
+    assert said["sources"][1]["thresholds"]["image_sides"] == {"min_side": 1}
+    assert said["sources"][1]["thresholds"]["text_length"] == {"min_chars": 3, "max_chars": 1000}
+    assert "as source_kind library: text_length min_chars: 3, max_chars: 1000" in shown
+    assert f"STORE {tmp_path}/nosuch is new" in shown
 
 
 def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
