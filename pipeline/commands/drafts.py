@@ -7,6 +7,7 @@ hand keeps the same pictures. Only the lengths of a web source's texts are moved
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import DEFAULT_FILTERS, SourceRef
-from data_specs.shard import Text
+from data_specs.shard import FEWEST_MEASURED, Text
 from pipeline.commands.guesses import LOOKED_AT, Source
 from pipeline.commands.options import about
 from pipeline.filters import RUNNING_KINDS, TextFilter, is_collection
@@ -38,6 +39,9 @@ MIN_CHARS, MAX_CHARS, MAX_RUNNING = 5, 50, 1_000
 
 FEW = 0.05
 """Share of the texts of a web source that a threshold may drop before it is moved."""
+
+LEAST_APART, MOST_APART = 0.1, 0.2
+"""Shares of the splits dev and val of a small dataset."""
 
 _PATHS = ("path", "path_list", "images")
 """Options of sources that are paths relative to the spec."""
@@ -165,5 +169,9 @@ def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]
         known = sum(source.entries for source in sources)
         count = f"{known:,} pictures" if known else "pictures that are still to be counted"
         why = f"of {count}; of fewer than {LOOKED_AT:,} a share of 0.01 is too small a sample to measure by"
-        sections["shards"] = {"dev_share": (0.1, why), "val_share": (0.1, why)}
+        wanted = (
+            math.ceil(150 * FEWEST_MEASURED / known) / 100 if known else 0.0
+        )  # half more, since shares are of hashes
+        share = min(MOST_APART, max(LEAST_APART, wanted))
+        sections["shards"] = {"dev_share": (share, why), "val_share": (share, why)}
     return sections

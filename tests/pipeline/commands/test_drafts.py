@@ -21,17 +21,17 @@ def test_a_folder_of_pictures_keeps_all_that_is_there(photos, capsys):
     assert (source.kind, source.source_kind, source.options["path"]) == ("folder", "library", "photos")
     filters = {ref.name: ref.options for ref in spec.filters}
     assert filters == {ref.name: {} for ref in DEFAULT_FILTERS}, "as a spec that is written by hand has them"
-    assert (spec.shards.dev_share, spec.shards.val_share) == (0.1, 0.1)
+    assert (spec.shards.dev_share, spec.shards.val_share) == (0.2, 0.2)
     assert cli.main(["plan", "photos.yaml"]) == 0
     assert built(Path("photos.yaml")) == 6
 
 
 def test_shares_leave_something_to_measure_by_where_the_pictures_are_few_or_not_counted(here, capsys):
-    for name, count in (("t.csv", 40), ("big.csv", LOOKED_AT)):
+    for name, count in (("t.csv", 420), ("big.csv", LOOKED_AT)):
         lines = (f"https://a.example/{n}.jpg,{WORDS[0]}{n}" for n in range(count))
         (here / name).write_text("\n".join(["url,caption", *lines]), encoding="utf-8")
     (here / "warc.paths").write_text("a.warc.gz\n")
-    for given, share in (("t.csv", 0.1), ("https://a.example/", 0.1), ("big.csv", 0.01), ("warc.paths", 0.01)):
+    for given, share in (("t.csv", 0.11), ("https://a.example/", 0.1), ("big.csv", 0.01), ("warc.paths", 0.01)):
         init(capsys, "--from", given, "--out", "s.yaml", "--force", "--name", "t", *CONTACT)
         assert load("s.yaml").shards.val_share == share, given
 
