@@ -159,10 +159,10 @@ def released(build: Build) -> dict[str, Any]:
     path, samples = releases.folder.at(current.manifest), sum(current.samples.values())
     builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
     say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
-    for split in ("dev", "val"):
-        if 0 < (count := current.samples.get(split, 0)) < FEWEST_MEASURED:
-            least = f"a figure needs {FEWEST_MEASURED}; shards.{split}_share is best set before a dataset's first build"
-            say(f"warning: split {split} has {count} samples; {least}")
+    counts = {split: current.samples.get(split, 0) for split in ("dev", "val")}
+    if few := [f"{split} has {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
+        advice = "splits stay as they are, so shards.dev_share and val_share belong into a dataset's first build"
+        say(f"warning: {', '.join(few)} samples, and a figure needs {FEWEST_MEASURED}; {advice}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
