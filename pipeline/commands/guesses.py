@@ -277,6 +277,8 @@ def _table(*given: str) -> Source:
     if captions:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
+    if failed := sum(str(row.get("status", "")).startswith("failed_to_") for row in rows):  # as img2dataset writes
+        why.append(f"{failed:,} of these rows say that their picture could not be had; a build asks for it again")
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if is_brivl:
         options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}

@@ -72,6 +72,14 @@ def test_a_table_whose_only_text_is_a_remark_says_so(here, capsys):
     assert "column 备注 is no caption: 12 of 12 cells are 待核实；见附件; name the columns" in capsys.readouterr().err
 
 
+def test_rows_that_img2dataset_could_not_download_are_counted(here, capsys):
+    status = ["success", "failed_to_download", "failed_to_resize"]
+    lines = [f"https://a.example/{n}.jpg,{words},{status[n % 3]}" for n, words in enumerate(WORDS)]
+    (here / "t.csv").write_text("\n".join(["url,caption,status", *lines]), encoding="utf-8")
+    why = init(capsys, "--from", "t.csv", *CONTACT)["sources"][0]["why"]
+    assert "4 of these rows say that their picture could not be had; a build asks for it again" in why
+
+
 def test_a_workbook_is_to_be_saved_as_csv(photos, capsys):
     (photos / "captions.xlsx").write_bytes(b"PK")
     assert cli.main(["init", "--from", "photos/captions.xlsx"]) == 2
