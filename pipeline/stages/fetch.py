@@ -18,7 +18,8 @@ worker in this build.
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
 
-Limits: an image fetched once is not asked for again by later builds, however it changed; where a build's tar is
+Limits: a host that fails for the last of its images in a partition is waited for, though it may be the image alone. An
+image fetched once is not asked for again by later builds, however it changed; where a build's tar is
 deleted, its images are fetched again.
 """
 
@@ -191,14 +192,15 @@ class _Network:
     def _accept(self, url: str, image: Image | RequestFailed) -> None:
         """Take the outcome for a URL, or put the URL aside."""
         host, now = _host(url), time.monotonic()
-        if isinstance(image, RequestFailed) and self._may_pass(url, image):
-            self._aside[url] = image, now
-            return
-        if not isinstance(image, RequestFailed):
+        again = isinstance(image, RequestFailed) and self._may_pass(url, image)
+        if isinstance(image, Image) or (image.status and not image.host_is_down):
             self._answered[host] = now
             self._silent.discard(host)
-        self._aside.pop(url, None)
-        self._settle(url, image)
+        if again and isinstance(image, RequestFailed):
+            self._aside[url] = image, now
+        else:
+            self._aside.pop(url, None)
+            self._settle(url, image)
 
     def _may_pass(self, url: str, failed: RequestFailed) -> bool:
         """True for a failure after which the URL is asked for again: not if its host has answered since the last one,

@@ -103,20 +103,47 @@ def test_the_images_of_a_host_that_goes_away_for_a_while_come_at_the_end(serve, 
 def test_a_host_that_never_answers_is_waited_for_once_and_one_that_does_is_asked_once_more(
     serve, make_build, monkeypatch
 ):
-    dead, well = serve({f"/{n}.png": (503, {}, b"") for n in range(2)}), serve({"/bad.png": (503, {}, b"")})
-    well.pages |= {f"/{n}.png": picture(n) for n in range(9)}
-    build = make_build(dead, well, sources=SITE, fetch={"max_wait_s": 0.4, "threads": 1})
-    silent = fetch._silent_hosts(build.out, build.stage("fetch").fingerprint)
-    rows = run(build, dead.url("/0.png"), well.url("/bad.png"), *(well.url(f"/{n}.png") for n in range(9)))
-    assert {url for url, row in rows.items() if not row["ok"]} == {dead.url("/0.png"), well.url("/bad.png")}
+    dead, well = serve({"/0.png": (503, {}, b"")}), serve({"/bad.png": (503, {}, b""), "/1.png": picture(1)})
+    spec = make_build(dead, well, sources=SITE, fetch={"max_wait_s": 0.4, "threads": 1}).spec
+    silent = set[str]()
+
+    def reasons(*urls: str) -> list[str]:
+        spool = _spool.Spool(io.BytesIO(), spec)
+        network = fetch._Network(spec, {str(n): url for n, url in enumerate(urls)}, spool, silent)
+        network.run(lambda: ImageFetcher(spec))
+        return [network.outcomes[str(n)].reason for n in range(len(urls))]
+
+    assert reasons(dead.url("/0.png"), well.url("/bad.png"), well.url("/1.png")) == ["http_status", "http_status", ""]
     assert dead.asked.count("/0.png") >= 4, "until the time is over"
-    assert well.asked.count("/bad.png") <= 3, "its host answers"
+    assert well.asked.count("/bad.png") == 2, "its host has answered since"
     assert silent == {dead.host}
     slept = list[float]()
     monkeypatch.setattr(fetch.time, "sleep", slept.append)
-    network = fetch._Network(build.spec, {"f" * 64: dead.url("/1.png")}, _spool.Spool(io.BytesIO(), build.spec), silent)
-    network.run(lambda: ImageFetcher(build.spec))
-    assert (slept, dead.asked.count("/1.png")) == ([], 1)
+    dead.asked.clear()
+    assert reasons(dead.url("/0.png")) == ["http_status"]
+    assert (slept, dead.asked.count("/0.png")) == ([], 1)
+    dead.pages["/0.png"] = picture(2)
+    assert reasons(dead.url("/0.png")) == [""]
+    assert silent == set(), "it is back"
+
+
+def test_a_host_whose_robots_txt_cannot_be_had_is_asked_for_it_again(serve, make_build):
+    def robots(handler: Any) -> None:
+        handler.send_response(500 if handler.web.asked.count("/robots.txt") <= 4 else 404)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/1.png": picture(1), "/robots.txt": robots})
+    rows = run(make_build(web, sources=SITE, fetch={"max_wait_s": 1}), web.url("/1.png"))
+    assert rows[web.url("/1.png")]["ok"]
+
+
+def test_an_image_that_its_host_cannot_make_is_asked_for_twice(serve, make_build):
+    web = serve({"/500.png": (500, {}, b"")})
+    build = make_build(web, sources=SITE, fetch={"max_wait_s": 5})
+    assert run(build, web.url("/500.png"))[web.url("/500.png")]["reason"] == "http_status"
+    assert web.asked.count("/500.png") == 2, "the host is there"
+    assert build.stage("fetch").record(PARTITION).seconds < 3
 
 
 def test_a_partition_without_candidates_is_committed_too(make_build):
