@@ -241,7 +241,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
 
 
 def _as_mapping(value: Any, model: type[BaseModel]) -> str:
-    """What to write in place of a value that is not a mapping."""
+    """Advice for a value that is not a mapping, but has to be one."""
     required = [name for name, field in model.model_fields.items() if field.is_required()]
     if len(required) == 1 and isinstance(value, str):
         return f"write {{{required[0]}: {one_line(value)}}}"

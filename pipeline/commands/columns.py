@@ -5,7 +5,7 @@ its name and the endings of its paths tell whether it is the image's or the page
 a reader of the spec can judge it.
 
 Limits: of several columns of texts without a telling name all count as captions, unless most of their cells are empty.
-A column of FEW_CELLS and more in which one text stands in most of them is a remark, and none of the texts.
+A column of FEW_CELLS and more, most of which have the same text, is a remark and not a caption.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Guess:
     """The option `columns` of a `url_table`, and one line per column that says why.
 
     paths: a column of paths of pictures, which no `url_table` reads; "" if there is none. remarks: those lines of `why`
-    that say why a column of texts is no caption.
+    that say why a column of texts is not a caption.
     """
 
     columns: dict[str, Any]
@@ -84,7 +84,7 @@ class _Column:
 
     @property
     def remark(self) -> str:
-        """Why the column's texts are about no picture; "" for one whose texts may be."""
+        """Reason for which the column is not one of captions; "" if it may be one."""
         text, times = Counter(self.cells).most_common(1)[0]
         if len(self.cells) >= FEW_CELLS and 2 * times > len(self.cells):
             return f"{times:,} of {len(self.cells):,} cells are {text[:20]}"
@@ -149,7 +149,7 @@ def _image_likeness(column: _Column) -> float:
 
 
 def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]], list[str], list[str]]:
-    """(kind of text -> its column or columns, why others are no captions, why) of those columns that hold texts.
+    """(kind of text -> its column or columns, why others are not captions, why) of those columns that hold texts.
 
     Columns with Chinese characters; only if there is none, those whose names say that they are texts.
     """
@@ -157,7 +157,7 @@ def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]],
     chosen = han or [column for column in columns if _kind_named(column.name) and _words(column)]
     kinds: dict[TextKind, list[str]] = {}
     why: list[str] = []
-    remarks = [f"column {column.name} is no caption: {column.remark}" for column in chosen if column.remark]
+    remarks = [f"column {column.name} is not a caption: {column.remark}" for column in chosen if column.remark]
     chosen = [column for column in chosen if not column.remark]
     for column in chosen:
         kind = _kind_named(column.name)

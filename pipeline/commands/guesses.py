@@ -128,6 +128,9 @@ def _look(suffix: str, paths: list[str]) -> list[Source]:
         return _folder(given)
     if suffix in WORKBOOKS:
         raise SpecError([f"--from {given}: {SAVE_AS_CSV}"])
+    if suffix == ".txt":
+        wanted = "a table with a column of texts, or the folder of tars or files that img2dataset made of it"
+        raise SpecError([f"--from {given}: is a list of addresses without texts; give {wanted}"])
     known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, warc.paths.gz or https://"
     raise SpecError([f"--from {given}: no such folder, and the name is of no format that is known: {known}"])
 

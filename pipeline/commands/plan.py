@@ -196,7 +196,7 @@ def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace
 
 
 def _stages(build: Build, shown: bool) -> dict[str, Any]:
-    """What is done of each stage, and what is to run; shown to people if they ask for it."""
+    """State of each stage, as --json has it; printed if `shown`."""
     table = table_of("stages", "stage", "state", "partitions committed", "fingerprint")
     stages, expired = {}, build.expired
     for name, stage in build.stages.items():

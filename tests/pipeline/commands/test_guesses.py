@@ -69,7 +69,9 @@ def test_a_table_whose_only_text_is_a_remark_says_so(here, capsys):
     lines = [f"https://a.example/{n}.jpg,待核实；见附件" for n in range(12)]
     (here / "t.csv").write_text("\n".join(["url,备注", *lines]), encoding="utf-8")
     assert cli.main(["init", "--from", "t.csv", *CONTACT]) == 1
-    assert "column 备注 is no caption: 12 of 12 cells are 待核实；见附件; name the columns" in capsys.readouterr().err
+    assert (
+        "column 备注 is not a caption: 12 of 12 cells are 待核实；见附件; name the columns" in capsys.readouterr().err
+    )
 
 
 def test_rows_that_img2dataset_could_not_download_are_counted(here, capsys):

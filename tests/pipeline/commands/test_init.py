@@ -67,6 +67,11 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
         ([], 2, "init: --from INPUT is required"),
         (["--from", "nothing"], 2, "--from nothing: no such folder"),
         (["--from", "https://news.example.org/"], 2, "init: --contact is required"),
+        (
+            ["--from", "urls.txt"],
+            2,
+            "--from urls.txt: is a list of addresses without texts; give a table with a column",
+        ),
         (["--from", "none.csv"], 1, "none.csv: source none: there is no such file"),
         (["--from", "empty"], 1, "empty: holds no pictures"),
         (["--from", "words.csv"], 1, "words.csv: no column of web addresses among a, b; name the columns in a spec"),
