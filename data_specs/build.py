@@ -26,8 +26,8 @@ from pydantic import (
 
 from data_specs.shard import SourceKind, canonical_json
 from data_specs.spec_file import NAME as NAME
+from data_specs.spec_file import Lines, describe, one_line, read
 from data_specs.spec_file import SpecError as SpecError
-from data_specs.spec_file import describe, one_line, read
 
 
 class Spec(BaseModel):
@@ -98,7 +98,8 @@ class SourceRef(Spec):
     )
     filters: dict[str, dict[str, Any]] = Field(
         {},
-        description="options of the build's text filters that differ for this source: {text_length: {min_chars: 1}}",
+        description="options of the build's filters of texts and images that differ for this source: "
+        "{text_length: {min_chars: 1}}",
     )
 
     @property
@@ -143,7 +144,12 @@ class Fetch(Spec):
         10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
     )
     threads: int = Field(16, gt=0, description="requests of one worker at the same time")
-    retries: int = Field(1, ge=0, description="further requests for an image after one that failed for the time being")
+    max_wait_s: float = Field(
+        60,
+        ge=0,
+        description="seconds for which a worker waits for a host that fails for the time being, at the end of a "
+        "partition and once in a build; 0: its images are left to the next build",
+    )
     max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")
 
 
@@ -461,7 +467,7 @@ def load(path: str | Path) -> BuildSpec:
     try:
         spec = BuildSpec.model_validate(raw)
     except ValidationError as e:
-        raise SpecError([f"{path}: {line}" for line in describe(e, BuildSpec)]) from None
+        raise SpecError(Lines(path).located(describe(e, BuildSpec))) from None
     try:
         _ = spec.digest  # every build needs it: what JSON cannot hold is a fault of the spec
     except (ArithmeticError, TypeError, ValueError, RecursionError) as e:

@@ -38,6 +38,9 @@ from data_specs.storage.object_store import OBJECT_STORES
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""
 
+FEWEST_MEASURED = 30
+"""Samples of a split below which a figure measured by it is mostly chance."""
+
 MANIFEST = "manifest.json"
 """Name of the manifest in a dataset's folder; a folder without it is not a dataset."""
 

@@ -7,6 +7,7 @@ makes an object but numbers, texts, dates, lists and mappings.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +46,7 @@ def read(path: Path | str) -> Any:
     A key would go into build.json, and from there into whatever shows it.
     """
     try:
-        text = _text_at(path) if isinstance(path, str) else _text_in(path)
+        text = _text_of(path)
         if len(text) > MAX_CHARACTERS:
             raise SpecError(
                 [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name many inputs by a glob or a list"]
@@ -70,6 +71,49 @@ MAX_CHARACTERS = 400_000
 
 MAX_VALUES = 1_000_000
 """Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
+
+
+class Lines:
+    """Lines of a spec on which its options stand, for messages. Reads the file, which was read before."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+        try:
+            self._root = yaml.compose(_text_of(path if "://" in str(path) else Path(path)), Loader=_Loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, SpecError):
+            self._root = None
+
+    def where(self, option: str) -> str:
+        """Returns `demo.yaml:31` for `filters[0].min_char`, or for the innermost part that is written; else the path.
+
+        option: may have a message behind it, after a colon.
+        """
+        node, line = self._root, 0
+        for part in re.findall(r"[^.\[\]]+|\[[0-9]+\]", option.partition(": ")[0]):
+            found = _part_of(node, part)
+            if found is None:
+                break
+            mark, node = found
+            line = mark.start_mark.line + 1
+        return f"{self._path}:{line}" if line else str(self._path)
+
+    def located(self, problems: Sequence[str]) -> list[str]:
+        """Messages that begin with an option, each behind the file and line of the option."""
+        return [f"{self.where(problem)}: {problem}" for problem in problems]
+
+
+def _part_of(node: yaml.Node | None, part: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """(node with the place, value) of a key or an item `[2]`; None if it is not written."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == part), None)
+    if isinstance(node, yaml.SequenceNode) and part[0] == "[" and int(part[1:-1]) < len(node.value):
+        item = node.value[int(part[1:-1])]
+        return item, item
+    return None
+
+
+def _text_of(path: Path | str) -> str:
+    return _text_at(path) if isinstance(path, str) else _text_in(path)
 
 
 def _text_in(path: Path) -> str:
@@ -187,6 +231,8 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
             lines.append(f"{path}: unknown option{hint}")
         elif fault["type"] == "missing":
             lines.append(f"{path}: is required")
+        elif fault["type"] == "model_type":
+            lines.append(f"{path}: {_as_mapping(fault['input'], _model_at(model, fault['loc']))}")
         else:
             said = _SAID.get(fault["type"], "").format(**fault.get("ctx", {}))
             message = said or fault["msg"].removeprefix("Value error, ")
@@ -194,11 +240,24 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
     return lines
 
 
+def _as_mapping(value: Any, model: type[BaseModel]) -> str:
+    """Advice for a value that is not a mapping, but has to be one."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    if len(required) == 1 and isinstance(value, str):
+        return f"write {{{required[0]}: {one_line(value)}}}"
+    example = ", ".join(f"{name}: ..." for name in required or list(model.model_fields)[:1])
+    return f"is not a mapping; write {{{example}}}"
+
+
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Field names of the model at `loc` within `model`."""
+    return list(_model_at(model, loc).model_fields)
+
+
+def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
     for part in loc:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
             inner = [annotation, *getattr(annotation, "__args__", ())]
             model = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), model)
-    return list(model.model_fields)
+    return model

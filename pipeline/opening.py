@@ -42,7 +42,7 @@ def open_build(
 ) -> Build:
     """A build with its fingerprints computed. Touches nothing on disk.
 
-    snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
+    snapshot: the id of what is crawled; a build goes on with its own, a new one takes the day and time (UTC).
     stages: what it consists of.
     new_generation: make the whole dataset again, from what its newest release was made from. A build that has begun a
     generation goes on with it in any case, and any other build continues that of the newest release.
@@ -74,10 +74,12 @@ def reopen(out: str) -> Build:
 
 
 def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int) -> str:
-    """The id of what is crawled: the one named, the folder's own, or today. begins: generation that the build begins,
-    or 0. Raises SpecError for an id that file names cannot hold."""
+    """The id of what is crawled: the one named, the folder's own, or the time, which no other build of the day has.
+
+    begins: generation that the build begins, or 0. Raises SpecError for an id that file names cannot hold.
+    """
     own = known.get("snapshot") if known.get("name") == spec.name else ""
-    snapshot: str = named or own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    snapshot: str = named or own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
         raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     if begins and not snapshot.endswith(f"-g{begins}"):  # that of a build which crawls is never in its place

@@ -14,13 +14,16 @@ import importlib
 import inspect
 import pkgutil
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_specs.build import BuildSpec, SpecError
-from data_specs.spec_file import describe
+from data_specs import build
+from data_specs.build import BuildSpec, PluginRef, SourceRef, SpecError
+from data_specs.spec_file import Lines, describe, read
 from pipeline.urls import loopback_pairs
 
 Family = Literal["sources", "filters", "detectors", "features"]
@@ -97,36 +100,74 @@ def configure(family: Family, name: str, options: dict[str, Any], face: type[T],
     return instance
 
 
-def check(spec: BuildSpec, name: str = "") -> None:
+def load(path: str | Path) -> BuildSpec:
+    """Read and check a spec with its plug-ins. Raises a SpecError that names every faulty option with its line."""
+    try:
+        spec = build.load(path)
+    except SpecError as e:
+        raise SpecError([*e.problems, *_faults_beside(path)]) from None
+    check(spec, path)
+    return spec
+
+
+def _faults_beside(path: str | Path) -> list[str]:
+    """Faults of the plug-ins of a spec that has other faults."""
+    try:
+        values = read(str(path) if "://" in str(path) else Path(path))
+    except SpecError:
+        return []
+    base = "" if "://" in str(path) else str(Path(path).resolve().parent)
+    return Lines(path).located(_of_plugins({"base": base, **values})[0]) if isinstance(values, dict) else []
+
+
+def check(spec: BuildSpec, path: str | Path = "") -> None:
     """Check a spec beyond its schema: the options of every plug-in that it names, and the addresses it lets through.
 
-    Raises SpecError that lists all faults; `name` is the spec file.
+    Raises SpecError that lists all faults. path: of the spec file, if there is one.
     """
-    named: list[tuple[Family, str, dict[str, Any], str]] = []
-    for i, source in enumerate(spec.sources):
-        options = {"name": source.name, "source_kind": source.source_kind, **source.options}
-        named.append(("sources", source.kind, options, f"sources[{i}]"))
-    for i, ref in enumerate(spec.filters):
-        named.append(("filters", ref.name, ref.options, f"filters[{i}]"))
-    for i, ref in enumerate(spec.regions.detectors):
-        named.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
-    problems, faulty = list[str](), set[tuple[str, str]]()
-    for family, plugin, options, where in named:
-        try:
-            made = configure(family, plugin, options, Plugin, where, spec.base)
-        except SpecError as e:
-            problems += e.problems
-            faulty.add((family, plugin))
-        else:
-            if made.NEEDS_SECTION and getattr(spec, made.NEEDS_SECTION) is None:
-                problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
+    problems, faulty = _of_plugins(spec.model_dump())
     problems += _per_source(spec, {name for family, name in faulty if family == "filters"})
     try:
         loopback_pairs(spec.egress.allow)
     except SpecError as e:
         problems += e.problems
     if problems:
-        raise SpecError([f"{name}: {line}" if name else line for line in problems])
+        raise SpecError(Lines(path).located(problems) if path else problems)
+
+
+def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family, str]]]:
+    """(faults of the plug-ins that a spec names, which those are). values: of the spec, as they are written; what is
+    not a plug-in at all is a fault of its schema.
+    """
+    problems, faulty = list[str](), set[tuple[Family, str]]()
+    for family, plugin, options, where in _named(values):
+        try:
+            made = configure(family, plugin, options, Plugin, where, values["base"])
+        except SpecError as e:
+            problems += e.problems
+            faulty.add((family, plugin))
+        else:
+            if made.NEEDS_SECTION and values.get(made.NEEDS_SECTION) is None:
+                problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
+    return problems, faulty
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any], str]]:
+    """Family, name, options and place of each plug-in of a spec."""
+    regions = values.get("regions")
+    detectors = regions.get("detectors") if isinstance(regions, dict) else None
+    lists: tuple[tuple[Family, str, str, Any], ...] = (
+        ("sources", "sources", "kind", values.get("sources")),
+        ("filters", "filters", "name", values.get("filters")),
+        ("detectors", "regions.detectors", "name", detectors),
+    )
+    of_source: dict[str, Any] = {"name": "checked-elsewhere", "source_kind": "web"}
+    for family, place, key, entries in lists:
+        for i, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                schema = SourceRef.model_fields if family == "sources" else PluginRef.model_fields
+                options = {name: value for name, value in entry.items() if name not in schema}
+                yield family, entry[key], of_source | options if family == "sources" else options, f"{place}[{i}]"
 
 
 def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
@@ -141,8 +182,8 @@ def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
             elif name in faulty:
                 continue
             elif not find("filters", name).PER_SOURCE:
-                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pictures"
-                problems.append(f"{where}: judges {judged}, not texts, and is the same for all sources")
+                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pixels"
+                problems.append(f"{where}: judges {judged} and is the same for all sources")
             else:
                 try:
                     configure("filters", name, {**of_build[name], **options}, Plugin, where, spec.base)

@@ -71,7 +71,7 @@ class Weeks:
             "sources": [links],
             "egress": {"allow": [self.web.host], "delay_s": 0, "timeout_s": 60},
             "filters": [{"name": "text_length", "min_chars": 2}, {"name": "image_sides", "min_side": 64}],
-            "fetch": {"images_per_partition": 3, "threads": 2, "retries": 0},
+            "fetch": {"images_per_partition": 3, "threads": 2, "max_wait_s": 0},
             "shards": {"samples_per_shard": 4, "dev_share": 0.3, "val_share": 0.3},
         }
         path.write_text(json.dumps({**spec, **options}), encoding="utf-8")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from data_specs.build import SpecError, load
+from data_specs.build import SpecError
 from data_specs.command.command_line import completed_by, plugin_files
 from data_specs.command.extras import require
 from data_specs.release import LATEST
-from data_specs.shard import MANIFEST
+from data_specs.shard import FEWEST_MEASURED, MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, PipelineError
@@ -57,7 +57,9 @@ def add_build(commands: Commands) -> None:
     until = build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
     completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
-        "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
+        "--replace",
+        action="store_true",
+        help="replace the other dataset, snapshot or published spec that DIR holds, or the same --snapshot elsewhere",
     )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
@@ -155,7 +157,12 @@ def released(build: Build) -> dict[str, Any]:
     current = releases.latest().current
     assert current is not None  # the build was published
     path, samples = releases.folder.at(current.manifest), sum(current.samples.values())
-    say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {len(current.builds)} builds, {path}")
+    builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
+    say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
+    counts = {split: current.samples.get(split, 0) for split in ("dev", "val")}
+    if few := [f"{split} has {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
+        advice = "splits stay as they are, so shards.dev_share and val_share belong into a dataset's first build"
+        say(f"warning: {', '.join(few)} samples, and a figure needs {FEWEST_MEASURED}; {advice}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
@@ -213,7 +220,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
-    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
+    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: day and time, UTC)")
     parser.add_argument(
         "--generation",
         choices=["new"],
@@ -225,10 +232,15 @@ def opened(args: argparse.Namespace) -> Build:
     """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
     from pipeline import opening, plugins
 
-    spec = load(args.spec)
-    plugins.check(spec, str(args.spec))
+    spec = plugins.load(args.spec)
     again = args.generation == "new"
     return opening.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=again)
+
+
+def say_if_new(args: argparse.Namespace, build: Build) -> None:
+    """Say that the STORE of an option is not there yet: its address may be mistyped."""
+    if args.store and not build.store.version():
+        say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
@@ -236,12 +248,15 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
     from pipeline.publish import dataset, replacing
 
     build = opened(args)
+    say_if_new(args, build)
     dataset.check_faces(build)  # a publish would refuse it too, hours later
-    blocking = replacing.in_the_way(build)
+    blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
+    if not args.replace and (blocking or displaced):
+        raise SpecError(blocking or displaced)
+    if displaced:
+        say(f"--replace: {displaced[0]}; its samples leave the dataset when this build is published")
     if not blocking:
         return build
-    if not args.replace:
-        raise SpecError(blocking)
     say(f"--replace: {blocking[0]}; it is withdrawn")
     replacing.withdraw(build)
     return opened(args)  # again, since what it is deduplicated against has changed

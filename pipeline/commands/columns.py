@@ -4,13 +4,15 @@ A guess goes by content first and by name second: a column of web addresses is a
 its name and the endings of its paths tell whether it is the image's or the page's. Each guess says why, so that
 a reader of the spec can judge it.
 
-Limits: of several columns of texts without a telling name all count as captions.
+Limits: of several columns of texts without a telling name all count as captions, unless most of their cells are empty.
+A column of FEW_CELLS and more, most of which have the same text, is a remark and not a caption.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,9 @@ MOST = 0.8
 
 SOME = 0.3
 """Share of the filled cells that must hold Chinese characters in a column of texts."""
+
+FEW_CELLS = 10
+"""Filled cells below which a text may be that of most of them."""
 
 _CELL = 2_000
 """Characters of a cell that are looked at."""
@@ -49,12 +54,14 @@ _KINDS: tuple[tuple[TextKind, str], ...] = (
 class Guess:
     """The option `columns` of a `url_table`, and one line per column that says why.
 
-    paths: a column of paths of pictures, which no `url_table` reads; "" if there is none.
+    paths: a column of paths of pictures, which no `url_table` reads; "" if there is none. remarks: those lines of `why`
+    that say why a column of texts is not a caption.
     """
 
     columns: dict[str, Any]
     why: tuple[str, ...]
     paths: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def has_images(self) -> bool:
@@ -69,10 +76,21 @@ class Guess:
 class _Column:
     name: str
     cells: tuple[str, ...]  # those that are filled, as text
+    rows: int
 
     def share(self, pattern: re.Pattern[str]) -> float:
         """Share of the filled cells in which the pattern occurs."""
         return sum(1 for cell in self.cells if pattern.search(cell)) / max(len(self.cells), 1)
+
+    @property
+    def remark(self) -> str:
+        """Reason for which the column is not one of captions; "" if it may be one."""
+        text, times = Counter(self.cells).most_common(1)[0]
+        if len(self.cells) >= FEW_CELLS and 2 * times > len(self.cells):
+            return f"{times:,} of {len(self.cells):,} cells are {text[:20]}"
+        if 2 * len(self.cells) < self.rows and not _kind_named(self.name):
+            return f"{self.rows - len(self.cells):,} of {self.rows:,} cells are empty"
+        return ""
 
     @property
     def urls(self) -> float:
@@ -105,7 +123,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     if own is not None:
         chosen["id"] = own.name
         why.append(f"column {own.name} is the row's id: its name says so, and no value occurs twice")
-    texts, reasons = _texts([column for column in others if column is not own and column.files < MOST])
+    texts, remarks, reasons = _texts([column for column in others if column is not own and column.files < MOST])
     if texts:
         chosen["texts"] = texts
     used = {column.name for column in (image, page, own) if column is not None}
@@ -113,7 +131,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     left = [column.name for column in columns if column.name not in used]
     unused = [f"columns that are not used: {', '.join(left)}"] if left else []
     paths = next((column.name for column in others if column.files >= MOST), "")
-    return Guess(chosen, (*why, *reasons, *unused), paths)
+    return Guess(chosen, (*why, *reasons, *remarks, *unused), paths, tuple(remarks))
 
 
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:
@@ -122,7 +140,7 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:
         with contextlib.suppress(NoText, UnicodeDecodeError):  # it holds no text
             if text := cell_text(row.get(name)):
                 cells.append(text[:_CELL])
-    return _Column(name, tuple(cells))
+    return _Column(name, tuple(cells), len(rows))
 
 
 def _image_likeness(column: _Column) -> float:
@@ -130,15 +148,17 @@ def _image_likeness(column: _Column) -> float:
     return named + column.files
 
 
-def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]], list[str]]:
-    """(kind of text -> its column or columns, why) of those columns that hold texts.
+def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]], list[str], list[str]]:
+    """(kind of text -> its column or columns, why others are not captions, why) of those columns that hold texts.
 
     Columns with Chinese characters; only if there is none, those whose names say that they are texts.
     """
     han = [column for column in columns if column.share(HAN) >= SOME]
     chosen = han or [column for column in columns if _kind_named(column.name) and _words(column)]
     kinds: dict[TextKind, list[str]] = {}
-    why = []
+    why: list[str] = []
+    remarks = [f"column {column.name} is not a caption: {column.remark}" for column in chosen if column.remark]
+    chosen = [column for column in chosen if not column.remark]
     for column in chosen:
         kind = _kind_named(column.name)
         kinds.setdefault(kind or "caption", []).append(column.name)
@@ -146,7 +166,7 @@ def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]],
         said = "its name says so" if kind else "no name says otherwise"
         about = f"{column.share(HAN):.0%} with Chinese characters, median length {lengths[len(lengths) // 2]}"
         why.append(f"column {column.name} is of kind {kind or 'caption'} ({said}): {about}")
-    return {kind: names[0] if len(names) == 1 else names for kind, names in kinds.items()}, why
+    return {kind: names[0] if len(names) == 1 else names for kind, names in kinds.items()}, remarks, why
 
 
 def _kind_named(name: str) -> TextKind | None:

@@ -1,12 +1,13 @@
 """Chooses what a new spec sets, from what is in its sources: filters, and the options that differ from the defaults.
 
-Sources that are asked for over the web get the filters of web crawls. A user's own pictures get only those that keep
-what is there: lengths and sides reach as far as the texts and pictures that were looked at.
+Every spec gets the default filters, whose thresholds depend on the kind of its sources: a spec that a user writes by
+hand keeps the same pictures. Only the lengths of a web source's texts are moved, to those of the texts looked at.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,18 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_specs.build import DEFAULT_FILTERS
-from data_specs.shard import Text
+from data_specs.build import DEFAULT_FILTERS, SourceRef
+from data_specs.shard import FEWEST_MEASURED, Text
 from pipeline.commands.guesses import LOOKED_AT, Source
 from pipeline.commands.options import about
-from pipeline.filters import RUNNING_KINDS
+from pipeline.filters import RUNNING_KINDS, TextFilter, is_collection
 from pipeline.filters.han_share import HanShare
-from pipeline.filters.image_sides import ImageSides
 from pipeline.filters.text_length import TextLength
 from pipeline.plugins import find, names
-
-OWN_FILTERS = ("text_length", "han_share", "personal_data", "image_sides", "image_blank")
-"""Filters of a spec whose build sends no request."""
 
 WARC_FILTERS = ("language", "image_bytes")
 """Filters of pages of an open crawl besides the default ones, as in data_specs/common_crawl.yaml."""
@@ -43,8 +40,8 @@ MIN_CHARS, MAX_CHARS, MAX_RUNNING = 5, 50, 1_000
 FEW = 0.05
 """Share of the texts of a web source that a threshold may drop before it is moved."""
 
-SMALL = 2_000
-"""Samples below which a share of 0.01 would leave the splits dev and val without enough to measure by."""
+LEAST_APART, MOST_APART = 0.1, 0.2
+"""Shares of the splits dev and val of a small dataset."""
 
 _PATHS = ("path", "path_list", "images")
 """Options of sources that are paths relative to the spec."""
@@ -94,18 +91,13 @@ def _placed(options: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _filters(sources: Sequence[Source]) -> tuple[Filter, ...]:
-    asks = any(source.asks for source in sources)
-    wanted = [ref.name for ref in DEFAULT_FILTERS] if asks else list(OWN_FILTERS)
+    wanted = [ref.name for ref in DEFAULT_FILTERS]
     if any(source.kind in ("warc", "common_crawl") for source in sources):
         wanted += WARC_FILTERS
     chosen = {name: _plain(name) for name in wanted}
-    texts = [text for source in sources for text in source.texts]
-    sides = [both for source in sources for both in source.sides]
-    if texts:
-        chosen["text_length"] = _lengths(texts, FEW if asks else 0.0)
-        chosen["han_share"] = _han(texts, asks)
-    if sides or not asks:
-        chosen["image_sides"] = _sides(sides)
+    if any(source.texts for source in sources):
+        chosen["text_length"] = _lengths(sources)
+        chosen["han_share"] = _han(sources)
     known = [*_ORDER, *(name for name in names("filters") if name not in _ORDER)]
     return tuple(chosen[name] if name in chosen else _plain(name, used=False) for name in known)
 
@@ -117,21 +109,32 @@ def _plain(name: str, used: bool = True) -> Filter:
     return Filter(name, {}, told.summary + whence, used)
 
 
-def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
-    """text_length as it is where its defaults drop at most this share of the texts; else with bounds that do."""
+def _lengths(sources: Sequence[Source]) -> Filter:
+    """text_length as it is where its defaults drop at most FEW of the texts, and for collections; else with bounds that
+    do."""
+    texts = [text for source in sources for text in source.texts]
     every = sorted(map(_chars, texts))
     found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
-    dropped = sum(1 for text in texts if TextLength().check(text))
-    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_origin_of('text_length')}"
-    if dropped <= may_drop * len(every):
+    dropped = _dropped(TextLength(), sources)
+    why = f"{found}; the defaults drop {dropped:,} of them. Thresholds: {_origin_of('text_length')}"
+    if dropped <= FEW * len(every) or all(is_collection(_ref(source)) for source in sources):
         return Filter("text_length", {}, why)
     naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
     running = sorted(_chars(text) for text in texts if text.kind in RUNNING_KINDS)
-    options = {"min_chars": max(1, min(MIN_CHARS, every[int(may_drop * len(every))]))}
+    options = {"min_chars": max(1, min(MIN_CHARS, every[int(FEW * len(every))]))}
     for key, usual, lengths in (("max_chars", MAX_CHARS, naming), ("max_chars_running", MAX_RUNNING, running)):
         if lengths:
-            options[key] = max(usual, lengths[-1 - int(may_drop * len(lengths))])
+            options[key] = max(usual, lengths[-1 - int(FEW * len(lengths))])
     return Filter("text_length", options, why)
+
+
+def _dropped(own: TextFilter, sources: Sequence[Source]) -> int:
+    """Number of texts looked at that a filter drops, by its defaults for their sources."""
+    return sum(own.for_source(_ref(source)).check(text) is not None for source in sources for text in source.texts)
+
+
+def _ref(source: Source) -> SourceRef:
+    return SourceRef(kind=source.kind, name=source.name, source_kind=source.source_kind)
 
 
 def _origin_of(name: str) -> str:
@@ -143,25 +146,11 @@ def _chars(text: Text) -> int:
     return sum(map(len, text.text.split()))
 
 
-def _han(texts: Sequence[Text], asks: bool) -> Filter:
-    """han_share, unless many of the texts are not Chinese, as their owner knows."""
-    foreign = sum(1 for text in texts if HanShare().check(text))
-    why = f"drops texts that are not Chinese: {foreign:,} of {len(texts):,} that were looked at"
-    return Filter("han_share", {}, why, used=asks or foreign <= FEW * len(texts))
-
-
-def _sides(sides: Sequence[tuple[int, int]]) -> Filter:
-    """image_sides that keeps the smallest picture there is; Wukong's 200 pixels where all are larger."""
-    usual = ImageSides()
-    if not sides:
-        return Filter("image_sides", {"min_side": 1}, "no picture was looked at; Wukong's smallest side is 200")
-    small = sum(1 for both in sides if min(both) < usual.min_side)
-    options = {"min_side": min(usual.min_side, min(map(min, sides)))}
-    if max(map(max, sides)) > usual.max_side:
-        options["max_side"] = max(map(max, sides))
-    return Filter(
-        "image_sides", options, f"Wukong's 200 pixels would drop {small:,} of {len(sides):,} that were looked at"
-    )
+def _han(sources: Sequence[Source]) -> Filter:
+    """han_share, unless many texts of a user's own pictures are not Chinese, as their owner knows."""
+    foreign, count = _dropped(HanShare(), sources), sum(len(source.texts) for source in sources)
+    why = f"drops texts that are not Chinese: {foreign:,} of {count:,} that were looked at"
+    return Filter("han_share", {}, why, used=any(s.asks for s in sources) or foreign <= FEW * count)
 
 
 def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]]:
@@ -175,9 +164,14 @@ def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]
     if times > 10 and not any(source.asks for source in sources):
         why = f"one text stands with {times:,} pictures ({text[:20]}); Wukong's 10 would drop the others"
         sections["dedup"] = {"max_pairs_per_text": (1_000_000, why)}
-    pictures = sum(source.entries for source in sources)
-    whole = all(not source.asks and source.entries < LOOKED_AT for source in sources)
-    if whole and pictures < SMALL:
-        why = f"of {pictures:,} pictures, 0.01 would be too few to measure by"
-        sections["shards"] = {"dev_share": (0.1, why), "val_share": (0.1, why)}
+    small = all(source.entries < LOOKED_AT and "path_list" not in source.options for source in sources)
+    if small:
+        known = sum(source.entries for source in sources)
+        count = f"{known:,} pictures" if known else "pictures that are still to be counted"
+        why = f"of {count}; of fewer than {LOOKED_AT:,} a share of 0.01 is too small a sample to measure by"
+        wanted = (
+            math.ceil(150 * FEWEST_MEASURED / known) / 100 if known else 0.0
+        )  # half more, since shares are of hashes
+        share = min(MOST_APART, max(LEAST_APART, wanted))
+        sections["shards"] = {"dev_share": (share, why), "val_share": (share, why)}
     return sections

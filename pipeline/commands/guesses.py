@@ -30,14 +30,17 @@ from pipeline.files.inputs import Lines, expand, files_below, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
-from pipeline.sources._text_files import AUTO, PACKED, columns_of, opened, separator_of
+from pipeline.sources._text_files import AUTO, PACKED, head_of, opened
 from pipeline.sources.folder import SUFFIXES
 
-LOOKED_AT = 1_000
-"""Entries of a source that are looked at."""
+LOOKED_AT = 3_000
+"""Entries of a source that are looked at: of as many, a share of 0.01 is the 30 samples that a figure needs."""
 
 LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
+
+WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
+SAVE_AS_CSV = "is a workbook; save its sheet as CSV (UTF-8) and give that file"
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
@@ -68,7 +71,6 @@ class Source:
     why: tuple[str, ...]
     asks: bool = False  # whether a build sends requests for it
     texts: tuple[Text, ...] = ()
-    sides: tuple[tuple[int, int], ...] = ()  # width and height of pictures
     entries: int = 0  # that were looked at: LOOKED_AT or more of a source that has others
     allow: tuple[str, ...] = ()  # loopback hosts that were named as input
 
@@ -124,6 +126,11 @@ def _look(suffix: str, paths: list[str]) -> list[Source]:
         return [_site(list(dict.fromkeys(paths)))]
     if _is_folder(given):
         return _folder(given)
+    if suffix in WORKBOOKS:
+        raise SpecError([f"--from {given}: {SAVE_AS_CSV}"])
+    if suffix == ".txt":
+        wanted = "a table with a column of texts, or the folder of tars or files that img2dataset made of it"
+        raise SpecError([f"--from {given}: is a list of addresses without texts; give {wanted}"])
     known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, warc.paths.gz or https://"
     raise SpecError([f"--from {given}: no such folder, and the name is of no format that is known: {known}"])
 
@@ -147,13 +154,15 @@ def _folder(given: str) -> list[Source]:
     tables = [name for suffix in TABLES for name in by_suffix.get(suffix, [])]
     pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
     if pictures:
-        return [_pictures(given, len(pictures), tables)]
+        return [_pictures(given, len(pictures), tables, [name for name in files if _suffix(name) in WORKBOOKS])]
     present = next((own for own in ([".tar"], [".warc"], TABLES) if any(suffix in by_suffix for suffix in own)), ())
     sources = []
     for suffix in (suffix for suffix in present if suffix in by_suffix):
         endings = dict.fromkeys(name[name.lower().rindex(suffix) :] for name in by_suffix[suffix])  # .csv, .csv.gz
         globs = [f"{_literal(given).rstrip('/')}/{_glob(by_suffix[suffix], ending)}" for ending in endings]
         sources.append(_READERS[suffix](*globs))
+    if not sources and (workbooks := [name for name in files if _suffix(name) in WORKBOOKS]):
+        raise SourceError(f"{given.rstrip('/')}/{workbooks[0]}", SAVE_AS_CSV)
     if not sources:
         raise SourceError(given, f"holds no pictures ({', '.join(SUFFIXES)}), tars, WARC files or tables")
     return sources
@@ -167,8 +176,8 @@ def _glob(names: list[str], ending: str) -> str:
     return f"**/*{ending}" if any("/" in name for name in names) else f"*{ending}"
 
 
-def _pictures(given: str, count: int, tables: list[str]) -> Source:
-    """A folder of pictures, with texts beside them or in a table of captions."""
+def _pictures(given: str, count: int, tables: list[str], workbooks: list[str]) -> Source:
+    """A folder of pictures, with texts beside them or in a table of captions; workbooks are not read."""
     why = [f"{count:,} pictures"]
     options: dict[str, Any] = {"path": given}
     for name in tables:
@@ -183,6 +192,8 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
             why.append(f"captions are in {name}: column {image} names the picture, {said} the text")
             break
     source = _measured("folder", (given,), options, why, "library")
+    if not source.texts and workbooks:
+        raise SourceError(f"{given.rstrip('/')}/{workbooks[0]}", SAVE_AS_CSV)
     if not source.texts:
         wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
         raise SourceError(given, f"{count:,} pictures and no text: {wanted}")
@@ -269,6 +280,8 @@ def _table(*given: str) -> Source:
     if captions:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
+    if failed := sum(str(row.get("status", "")).startswith("failed_to_") for row in rows):  # as img2dataset writes
+        why.append(f"{failed:,} of these rows say that their picture could not be had; a build asks for it again")
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if is_brivl:
         options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}
@@ -281,11 +294,20 @@ def _table(*given: str) -> Source:
     if _suffix(first) == ".json":
         options["format"] = "jsonl"
     if not (guess.has_images and guess.has_texts):
-        lacks = "no column of texts" if guess.has_images else "no column of web addresses"
+        lacks = f"no column of {'texts' if guess.has_images else 'web addresses'} among {', '.join(map(str, rows[0]))}"
+        lacks = "; ".join([lacks, *([] if guess.has_texts else guess.remarks)])
         hint = "name the columns in a spec: wenlan-data plugins url_table"
-        raise SourceError(first, f"{lacks} among {', '.join(map(str, rows[0]))}; {hint}")
+        raise SourceError(first, f"{lacks}; {hint}")
     options["columns"] = guess.columns
-    return _measured("url_table", given, options, [*why, *guess.why], "image_search", asks=True)
+    source_kind: SourceKind = "image_search"
+    why += guess.why
+    hosts = {urlsplit(str(row.get(guess.columns["image_url"]) or "")).netloc for row in rows} - {""}
+    if len(hosts) == 1 and "page_url" not in guess.columns:
+        source_kind = "library"
+        why.append(
+            "source_kind library, of which small pictures and short texts are kept: one host has all, and no page"
+        )
+    return _measured("url_table", given, options, why, source_kind, asks=True)
 
 
 def _measured(
@@ -306,18 +328,17 @@ def _measured(
     entries = list(itertools.islice(parts, LOOKED_AT))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     texts = tuple(text for candidate in candidates for text in candidate.texts)
-    sides = () if asks else tuple(_sides(source, candidates))
+    shorter = [] if asks else sorted(map(min, _sides(source, candidates)))
     faults = [entry for entry in entries if not isinstance(entry, Candidate)]
     why = [*why, f"{len(candidates):,} of {len(entries):,} entries with a text"]
     if faults:
         why.append(encodable(f"{len(faults):,} without one, for example {faults[0].evidence or faults[0].url}"[:200]))
-    if sides:
-        shorter = sorted(map(min, sides))
+    if shorter:
         why.append(
             f"shorter sides from {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
         )
     looked_at = max(len(entries), LOOKED_AT) if others else len(entries)
-    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides, looked_at)
+    return Source(kind, name, source_kind, options, tuple(why), asks, texts, looked_at)
 
 
 def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[int, int]]:
@@ -348,9 +369,8 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         with opened(file, AUTO) as (f, _):
             lines = Lines(f)
             if suffix in (".csv", ".tsv"):
-                first = next(lines, "")
-                separator = separator_of(first, None, "\t" if suffix == ".tsv" else ",")
-                cells = csv.DictReader(lines, columns_of(first, separator), "", "", delimiter=separator)
+                separator, header, rows = head_of(lines, None, "\t" if suffix == ".tsv" else ",")
+                cells = csv.DictReader(rows, header, "", "", delimiter=separator)
                 yield from itertools.islice(cells, LOOKED_AT)
                 return
             values = (_json(line) for line in lines if line.strip())

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from rich.prompt import Prompt
 
-from data_specs.build import NAME, SpecError, load
+from data_specs.build import NAME, SpecError
 from data_specs.shard import SourceKind
 from pipeline.commands.terminal import Commands, command, console, say
 
@@ -124,7 +124,7 @@ def _write(out: Path, text: str) -> None:
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
-        plugins.check(load(part), str(out))
+        plugins.load(part)
         part.replace(out)
     except OSError as e:
         raise SpecError([f"{out}: cannot be written: {e.strerror}"]) from None

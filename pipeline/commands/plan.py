@@ -1,4 +1,4 @@
-"""`wenlan-data plan`: what a build would read, ask, run, yield and cost, before it does.
+"""`wenlan-data plan`: what a build would read, ask, run, yield and cost, before it does; the yield and the cost first.
 
 Every source looks at its own input (`Source.look`), start pages and a handful of images are tried as a build would
 (`pipeline.web.probe`), and the stages say what is done already. What must be mended first, such as a file that is not
@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import BuildSpec, SpecError, load
+from data_specs.build import BuildSpec, SourceRef, SpecError
+from data_specs.shard import FEWEST_MEASURED
+from data_specs.spec_file import Lines
 from pipeline.commands import generations
-from pipeline.commands.builds import add_build_arguments, opened
+from pipeline.commands.builds import add_build_arguments, opened, say_if_new
 from pipeline.commands.terminal import Commands, command, console, say, show, table_of
 from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
+    from pipeline.plugins import Plugin
     from pipeline.report.estimate import Pace
     from pipeline.sources import Source
     from pipeline.sources._look import Look
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 
 MOST = 10**15
 """Most candidates of an estimate."""
+
+MOST_APART = 0.25
+"""Largest share for a split that is advised: the rest is trained on."""
 
 
 def add_plan(commands: Commands) -> None:
@@ -40,6 +49,7 @@ def add_plan(commands: Commands) -> None:
         "wenlan-data plan my-first.yaml --store store --estimate 1000000",
     )
     add_build_arguments(plan, needs_out=False)
+    plan.add_argument("--stages", action="store_true", help="show every stage, and what is done of it already")
     plan.add_argument("--offline", action="store_true", help="send no request to a site")
     plan.add_argument(
         "--estimate",
@@ -55,8 +65,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.estimate is not None and not 1 <= args.estimate <= MOST:
         raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
-    spec = load(args.spec)
-    plugins.check(spec, str(args.spec))
+    spec = plugins.load(args.spec)
     sources = sources_of(spec)
     looks = _looks(str(args.spec), sources)
     try:
@@ -64,26 +73,25 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     except SourceError as e:  # it has gone since
         raise SpecError([f"{args.spec}: {e}"]) from None
     made_from = generations.show_made_from(build) if build.made_from else {}
-    found, paces, refused, tried = [], [], [], []
-    for number, (source, look) in enumerate(zip(sources, looks, strict=True)):
-        probes = [] if args.offline else _probes(build, source, look)
-        _show_source(source, look, probes)
-        found.append(_as_json(source, look, probes))
-        paces.append(_pace(build.spec, look, probes))
-        tried += probes
+    probes_of = [[] if args.offline else _probes(build, *own) for own in zip(sources, looks, strict=True)]
+    paces = [_pace(build, *own) for own in zip(sources, looks, probes_of, strict=True)]
+    answer: dict[str, Any] = {"build_id": build.build_id, "snapshot": build.snapshot, "generation": build.generation}
+    say(f"{build.build_id}:")
+    # of a site its limit is known, and not its size
+    at_most = any(look.start_urls and pace.pages == look.pages for look, pace in zip(looks, paces, strict=True))
+    answer |= _show_forecast(build, paces, "at most" if at_most else "about", args.estimate)
+    say_if_new(args, build)
+    answer["sources"], refused = [], []
+    for number, (source, look, probes) in enumerate(zip(sources, looks, probes_of, strict=True)):
+        thresholds = _thresholds(spec, spec.sources[number])
+        _show_source(source, look, thresholds, probes)
+        answer["sources"].append(_as_json(source, look, probes) | {"thresholds": thresholds})
         if look.start_urls and probes and all(probe.refused for probe in probes):
-            where = f"{args.spec}: sources[{number}].start: {probes[0].url}"
-            refused.append(f"{where}: {probes[0].said}; {probes[0].advice}")
-    answer: dict[str, Any] = {
-        "build_id": build.build_id,
-        "snapshot": build.snapshot,
-        "generation": build.generation,
-        "sources": found,
-        "stages": _show_stages(build),
-    }
+            start = f"sources[{number}].start: {probes[0].url}: {probes[0].said}; {probes[0].advice}"
+            refused += Lines(args.spec).located([start])
+    answer["stages"] = _stages(build, args.stages)
     answer["in_the_way"] = _in_the_way(build) if args.out else []
-    most = any(look.start_urls for look in looks)  # of a site its limit is known, and not its size
-    answer |= _show_forecast(build, paces, "at most" if most else "about", args.estimate)
+    tried = [probe for probes in probes_of for probe in probes]
     if tried and not any(probe.ok for probe in tried):
         say(f"warning: none of the {len(tried)} addresses that were tried could be had; the figures say what if")
     if refused:
@@ -96,12 +104,12 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
     from pipeline.sources._look import Budget
 
     looks, problems = [], []
-    for source in sources:
+    for number, source in enumerate(sources):
         try:
             with console.status(f"looking at source {source.name}"):
                 looks.append(source.look(Budget()))
         except SourceError as e:
-            problems.append(f"{spec}: {e}")
+            problems.append(f"{Lines(spec).where(f'sources[{number}]')}: {e}")
     if problems:
         raise SpecError(problems)
     return looks
@@ -121,7 +129,24 @@ def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
         return probe_images(build.spec, [url for url in look.image_urls if not takedowns.why(url, "")])
 
 
-def _show_source(source: Source, look: Look, probes: list[Probe]) -> None:
+def _thresholds(spec: BuildSpec, source: SourceRef) -> dict[str, dict[str, Any]]:
+    """Options of filters that judge a source otherwise than the spec's filters by themselves, by filter."""
+    from pipeline.filters import image_filters, text_filters
+
+    filters: list[tuple[Plugin, Plugin]] = [
+        *zip(text_filters(spec), text_filters(spec, source), strict=True),
+        *zip(image_filters(spec), image_filters(spec, source), strict=True),
+    ]
+    thresholds = {}
+    for plain, own in filters:
+        before, now = plain.model_dump(mode="json"), own.model_dump(mode="json")
+        if changed := {name: value for name, value in now.items() if value != before[name]}:
+            thresholds[own.plugin_name()] = changed
+    return thresholds
+
+
+def _show_source(source: Source, look: Look, thresholds: dict[str, dict[str, Any]], probes: list[Probe]) -> None:
+    from pipeline.commands.options import as_yaml
     from pipeline.store.progress import size_of
 
     table = table_of(f"source {source.name} ({source.plugin_name()})", "", "")
@@ -130,6 +155,9 @@ def _show_source(source: Source, look: Look, probes: list[Probe]) -> None:
     rows = [("holds", ", ".join(counts)), *look.facts]
     if look.candidates is not None:
         rows.append(("candidates", f"{look.candidates.exactness} {look.candidates.number:,}".strip()))
+    if thresholds:
+        own = (f"{name} {as_yaml(options).strip('{}')}" for name, options in thresholds.items())
+        rows.append(("thresholds", f"as source_kind {source.source_kind}: {'; '.join(own)}"))
     for probe in probes:
         fate = "tried" if probe.ok else "refused" if probe.refused else "failed"
         rows.append((fate, f"{probe.url}: {probe.said}{f'; {probe.advice}' if probe.advice else ''}"))
@@ -151,20 +179,25 @@ def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
     }
 
 
-def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
-    """Returns the pace of a source, at the spec's delay or that of its robots.txt."""
+def _pace(build: Build, source: Source, look: Look, probes: list[Probe]) -> Pace:
+    """Returns the pace of a source, at the spec's delay or that of its robots.txt; of a site that STORE knows by the
+    pages of its last crawl."""
     from pipeline.report.estimate import Pace
+    from pipeline.sources.site import Site
+    from pipeline.stages.crawl import pages_at_last
 
-    delay_s = max([spec.egress.delay_s, *(probe.delay_s for probe in probes)])
+    delay_s = max([build.spec.egress.delay_s, *(probe.delay_s for probe in probes)])
     hosts = next((count.number for count in look.counts if count.what == "hosts"), 1)
     candidates = None if look.candidates is None else look.candidates.number
     busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # hosts of images in WARCs are unknown
-    return Pace(candidates, look.pages, hosts, busiest, delay_s)
+    known = pages_at_last(build, source) if isinstance(source, Site) else None
+    pages = look.pages if known is None else min(look.pages, known)
+    return Pace(candidates, pages, hosts, busiest, delay_s, look.busiest)
 
 
-def _show_stages(build: Build) -> dict[str, Any]:
-    """Show what is done, and what is to run."""
-    table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
+def _stages(build: Build, shown: bool) -> dict[str, Any]:
+    """State of each stage, as --json has it; printed if `shown`."""
+    table = table_of("stages", "stage", "state", "partitions committed", "fingerprint")
     stages, expired = {}, build.expired
     for name, stage in build.stages.items():
         passes = [build.stage(name) for name in build.lasting() if build.passes[name].stage == stage.name]
@@ -175,42 +208,79 @@ def _show_stages(build: Build) -> dict[str, Any]:
         state = "done" if all(own.finished() for own in passes) else "partly done" if committed else todo
         stages[name] = {"state": state, "committed": committed, "fingerprint": passes[-1].fingerprint}
         table.add_row(name, state, str(committed), passes[-1].fingerprint[:12])
-    show(table)
+    if shown:
+        show(table)
     return stages
 
 
 def _in_the_way(build: Build) -> list[str]:
     from pipeline.publish import replacing
 
-    blocking = replacing.in_the_way(build)
+    blocking = replacing.in_the_way(build) or replacing.displaced(build)
     for line in blocking:
         say(f"a build would refuse: {line}")
     return blocking
 
 
 def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | None) -> dict[str, Any]:
-    """Show how many candidates a build would see, what politeness costs, and what a published build says of the rest.
+    """Show what a build would yield, write and take, and the slowest host.
 
     about: stands before the figures. asked: candidates of --estimate, of which each stage is shown.
     """
     from pipeline.report.estimate import Reference, forecast
-    from pipeline.store.progress import duration
+    from pipeline.store.progress import duration, size_of
 
     reference = Reference.newest(build.store, build.spec.name)
     expected = forecast(paces, reference)
-    counts = [f"{about} {expected[what]:,} {what}" for what in ("pages", "candidates") if expected[what] is not None]
-    say(", ".join(counts[not expected["pages"] :]))
+    candidates = asked or expected["candidates"]
+    estimate = reference.estimate(candidates) if reference and candidates is not None else None
+    pairs = estimate["pairs"] if estimate else None
+    pages = None if asked else expected["pages"] or None
+    counts = [(pairs, "pairs"), (candidates, "candidates"), (pages, "pages")]
+    say(f"  {about} {' of '.join(f'{count:,} {what}' for count, what in counts if count is not None)}")
     waits = {what: expected[f"{what}_seconds"] if build.asks else 0.0 for what in ("crawl", "fetch")}
     parts = [f"{duration(seconds)} to {what}" for what, seconds in waits.items() if seconds >= 1]
     if parts:
-        say(f"at least {' and '.join(parts)}: {_pauses(paces)}")
-    candidates = asked or expected["candidates"]
-    if reference is None:
-        say(f"no estimate: {build.store.url} has no published build; a first, small one will tell time, disk and pairs")
-    estimate = reference.estimate(candidates) if reference and candidates is not None else None
-    if estimate:
-        _show_estimate(estimate, about, by_stage=asked is not None)
-    return {"forecast": expected, "estimate": estimate}
+        host = f", the slowest host is {expected['slowest_host']}" if expected["slowest_host"] else ""
+        say(f"  at least {' and '.join(parts)}: {_pauses(paces)}{host}")
+    free = _free_bytes(build.out)
+    room = "" if free is None else f"{size_of(free)} are free"
+    if estimate is None or reference is None:
+        if room:
+            say(f"  {room}")
+        say(f"  no estimate: {build.store.url} has no published build; a small one will tell time, disk and pairs")
+    else:
+        _show_cost(estimate, room, by_stage=asked is not None)
+        if free is not None and estimate["total"]["bytes"] > free:
+            say("  warning: the disk is too small for it")
+        other = "" if reference.name == build.spec.name else f" of dataset {reference.name}"
+        say(
+            f"  scaled in step with the candidates from build {reference.build_id}{other}, which had "
+            f"{reference.candidates:,}: a small build says little of a large one"
+        )
+    if build.held:
+        say(f"  the dataset holds {build.held:,} samples already; of those pairs it takes what it does not hold")
+    _warn_of_splits(build, candidates if pairs is None else pairs)
+    return {"forecast": expected, "estimate": estimate, "free_bytes": free}
+
+
+def _free_bytes(out: str) -> int | None:
+    """Free bytes of the disk on which a build would write; None for an object store."""
+    if "://" in out:
+        return None
+    place = next(folder for folder in (Path(out), *Path(out).parents) if folder.exists())
+    return shutil.disk_usage(place).free
+
+
+def _warn_of_splits(build: Build, pairs: int | None) -> None:
+    """Say which splits would be too small to measure by, if as many pairs are all that the dataset gets."""
+    pairs, shards = (pairs or 0) + build.held, build.spec.shards
+    counts = {name: share * pairs for name, share in (("dev", shards.dev_share), ("val", shards.val_share)) if share}
+    few = [f"{name} gets about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
+    if few and pairs:
+        enough = math.ceil(100 * FEWEST_MEASURED / pairs) / 100
+        advice = f"a share of {enough:g} gives {FEWEST_MEASURED}" if enough <= MOST_APART else "the dataset is small"
+        say(f"  warning: split {', '.join(few)} samples, too few to measure by; {advice}")
 
 
 def _pauses(paces: list[Pace]) -> str:
@@ -220,22 +290,17 @@ def _pauses(paces: list[Pace]) -> str:
     return f"{seconds} s between requests to a host"
 
 
-def _show_estimate(estimate: dict[str, Any], about: str, by_stage: bool) -> None:
+def _show_cost(estimate: dict[str, Any], room: str, by_stage: bool) -> None:
     from pipeline.store.progress import duration, size_of
 
-    by, total = estimate["by"], estimate["total"]
+    total = estimate["total"]
+    written = f"{size_of(total['bytes'])} written" + (f", {room}" if room else "")
+    hours, memory = duration(total["cpu_seconds"]), size_of(total["peak_bytes"])
+    say(f"  {written}; {hours} of CPU time, {memory} of memory for a worker")
     if by_stage:
         title = f"{estimate['candidates']:,} candidates"
         table = table_of(title, "stage", "worker hours", "CPU hours", "GPU hours", "GB written", "GB memory")
         for name, cost in {**estimate["stages"], "all": total}.items():
-            hours = [f"{cost[key] / 3600:,.2f}" for key in ("seconds", "cpu_seconds", "gpu_seconds")]
-            table.add_row(name, *hours, *(f"{cost[key] / 1e9:,.2f}" for key in ("bytes", "peak_bytes")))
+            hours_of = [f"{cost[key] / 3600:,.2f}" for key in ("seconds", "cpu_seconds", "gpu_seconds")]
+            table.add_row(name, *hours_of, *(f"{cost[key] / 1e9:,.2f}" for key in ("bytes", "peak_bytes")))
         show(table)
-    say(
-        f"{about} {estimate['pairs']:,} pairs of {estimate['candidates']:,} candidates, {size_of(total['bytes'])} "
-        f"written, {duration(total['cpu_seconds'])} of CPU time, {size_of(total['peak_bytes'])} of memory for a worker"
-    )
-    say(
-        f"scaled in step with the candidates from build {by['build_id']}, which had {by['candidates']:,}: "
-        "a small build says little of a large one"
-    )

@@ -113,27 +113,15 @@ def _section_of(family: Family, name: str) -> dict[str, Any]:
 
 
 def _show_all(plugins: list[dict[str, Any]]) -> None:
-    """One paragraph per plug-in: what it does, its options with their defaults, what it needs."""
-    from pipeline.commands.options import as_yaml
-
+    """One line per plug-in: what it does, and the extra that is missing."""
     family = ""
     for own in plugins:
         if own["family"] != family:
             family = own["family"]
             _heading(family)
-        say(f"  {own['name']}: {own['summary']}")
-        options = [
-            f"{o['name']} (required)"
-            if o["required"]
-            else o["name"]
-            if o.get("options")
-            else f"{o['name']} {as_yaml(o['default'])}"
-            for o in own["options"]
-        ]
-        for label, line in (("options", ", ".join(options)), ("thresholds", own["thresholds"]), ("needs", _needs(own))):
-            if line:
-                say(f"      {label}: {line}")
-    say("one of them with types, descriptions and an example: wenlan-data plugins NAME")
+        missing = f" Not installed: extra {own['missing_extra']}." if own["missing_extra"] else ""
+        say(f"  {own['name']:16} {own['summary']}{missing}")
+    say("options, thresholds, limits and an example of one: wenlan-data plugins NAME")
 
 
 def _show_one(own: dict[str, Any]) -> None:

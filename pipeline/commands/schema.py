@@ -65,7 +65,7 @@ def schema() -> dict[str, Any]:
     definitions["Detector"] = {"oneOf": [_plugin(definitions, "detectors", n) for n in names("detectors")]}
     source = definitions["SourceRef"]["properties"]
     shared = {"name": {**source["name"], "pattern": NAME}, "source_kind": source["source_kind"]}
-    optional = {"max_drop": source["max_drop"]}
+    optional = {name: value for name, value in source.items() if name not in ("kind", *shared)}
     definitions["Source"] = {"oneOf": [_plugin(definitions, "sources", n, shared, optional) for n in names("sources")]}
     spec["properties"]["sources"]["items"] = {"$ref": "#/$defs/Source"}
     spec["properties"]["filters"]["items"] = {"$ref": "#/$defs/Filter"}

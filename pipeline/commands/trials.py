@@ -7,7 +7,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from data_specs.build import SpecError, load
+from data_specs.build import SpecError
 from pipeline.commands.builds import check_workers
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, say, show, table_of
 
@@ -52,8 +52,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.files.folder import Folder
 
     check_workers(args)
-    spec = load(args.spec)
-    plugins.check(spec, str(args.spec))
+    spec = plugins.load(args.spec)
     on = opening.reopen(args.on)
     if args.out and (Folder(args.out).names() or f"{Folder(args.out).url}/".startswith(f"{on.out}/")):
         raise SpecError([f"--out {args.out}: is not empty, or within the build; a trial needs a folder of its own"])

@@ -10,9 +10,9 @@ A text filter judges a text, rewrites it, or both, in the spec's order: each one
 have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
 search for what a later one masks stand before it. Every filter sees every text, even those that have failed already.
 
-A text filter may judge the sources of a build differently: by the options that a source states for it in the spec
-(`sources[i].filters`), and by its own defaults for a collection (`is_collection`), which was put together by people and
-not by a crawler.
+Text and image filters may judge the sources of a build differently: by the options that a source states for them in
+the spec (`sources[i].filters`), and by their own defaults for a collection (`is_collection`), which was put together by
+people and not by a crawler.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ class TextFilter(Plugin):
 
 class ImageFilter(Plugin):
     """Judges an image by its features."""
+
+    PER_SOURCE: ClassVar[bool] = True
+
+    def for_source(self, source: SourceRef) -> ImageFilter:
+        """The filter as it judges images of this source; itself, unless its defaults depend on the source."""
+        return self
 
     def with_own_words(self) -> ImageFilter:
         """The filter as it judges an image with an alt or a caption; itself, unless its defaults depend on them."""
@@ -194,9 +200,10 @@ def is_collection(source: SourceRef) -> bool:
     return source.source_kind == "library" or source.kind in ("folder", "webdataset")
 
 
-def image_filters(spec: BuildSpec) -> list[ImageFilter]:
-    """The spec's image filters, in its order."""
-    return [f for f in _filters(spec) if isinstance(f, ImageFilter)]
+def image_filters(spec: BuildSpec, source: SourceRef | None = None) -> list[ImageFilter]:
+    """The spec's image filters, in its order: as the spec names them, or as they judge images of a source."""
+    filters = [f for f in _filters(spec, source) if isinstance(f, ImageFilter)]
+    return filters if source is None else [f.for_source(source) for f in filters]
 
 
 def names_filter(spec: BuildSpec, face: type[Plugin]) -> bool:

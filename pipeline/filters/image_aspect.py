@@ -1,9 +1,11 @@
 """Drops banners and strips: pictures much longer than wide, or wider than long.
 
 By default at most 3 to 1 either way, as Wukong and DataComp have it; 5 to 1 for a picture with words of its own, an alt
-or a caption: panoramas, screenshots of pages and diagrams have them more often than banners do.
+or a caption: panoramas, screenshots of pages and diagrams have them more often than banners do. In a collection
+(`pipeline.filters.is_collection`) 20 to 1: people chose its pictures, scrolls among them, and beyond that it is a line.
 
-Thresholds: Wukong (aspect 1/3 to 3) and DataComp basic (at most 3); ours for a picture with an alt or a caption (5).
+Thresholds: Wukong (aspect 1/3 to 3) and DataComp basic (at most 3); ours for a picture with an alt or a caption (5) and
+in a collection (20).
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter, Limit
+from data_specs.build import SourceRef
+from pipeline.filters import Drop, ImageFilter, Limit, is_collection
 from pipeline.records import DropReason, Features
 
-_MOST, _MOST_WITH_OWN_WORDS = 3.0, 5.0
+_MOST, _MOST_WITH_OWN_WORDS, _MOST_OF_COLLECTIONS = 3.0, 5.0, 20.0
 
 
 class ImageAspect(ImageFilter):
@@ -24,8 +27,15 @@ class ImageAspect(ImageFilter):
     VERSION: ClassVar[int] = 2
 
     max_aspect: float | None = Field(
-        None, ge=1, description="longer side divided by shorter side; by default 5 with an alt or a caption, else 3"
+        None,
+        ge=1,
+        description="longer side divided by shorter side; by default 5 with an alt or a caption, else 3, "
+        "20 in a folder or library",
     )
+
+    def for_source(self, source: SourceRef) -> ImageAspect:
+        unstated = is_collection(source) and self.max_aspect is None
+        return ImageAspect(max_aspect=_MOST_OF_COLLECTIONS) if unstated else self
 
     def with_own_words(self) -> ImageAspect:
         return self if self.max_aspect is not None else ImageAspect(max_aspect=_MOST_WITH_OWN_WORDS)

@@ -4,6 +4,8 @@ A folder is one build's: build.json, shards and report have fixed names in it. A
 once it is published, another spec takes their place, so the command line asks for --replace first. Going on with a
 build that is not published, under a changed spec, is the usual way to work and replaces nothing that is relied on.
 
+A snapshot is in a dataset once, so a build of a snapshot that was published from another folder asks for --replace too.
+
 Limits: captures and images of what is replaced stay in the folder until `gc`, since they cost requests to others.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_specs.shard import MANIFEST, ContractError, Manifest
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, place_of
 from pipeline.publish import dataset, release
 from pipeline.store import build_json
 from pipeline.store.build import Build
@@ -44,6 +46,26 @@ def in_the_way(build: Build) -> list[str]:
         f"{lost} would be lost",
         "build into another folder (--out), or say --replace",
     ]
+
+
+def displaced(build: Build) -> list[str]:
+    """Returns lines about a build in another folder whose place in the dataset this build would take; empty if none.
+
+    A release has one build of a snapshot. A build that was moved to this folder is not another one.
+    """
+    newest = build.store.releases(build.spec.name).newest()
+    if newest is None or newest.generation != build.generation:
+        return []
+    here, known = place_of(build.out), build_json.read(build.folder).get("build_id")
+    for own in newest.builds:
+        if own.snapshot == build.snapshot and own.build_id != known and place_of(own.out) != here:
+            return [
+                f"release {newest.release} of {build.spec.name} has {sum(own.samples.values()):,} samples of "
+                f"snapshot {own.snapshot}, built in {own.out}",
+                f"{build.out}: a build of the same snapshot takes its place in the dataset",
+                "leave out --snapshot or name another one to add to the dataset, or say --replace",
+            ]
+    return []
 
 
 def withdraw(build: Build) -> None:

@@ -28,8 +28,9 @@ UNIT = "admit"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A published build to measure by. per_page: candidates of a page, 0 if it read no pages."""
+    """A published build to measure by. name: of its dataset. per_page: candidates of a page, 0 if it read no pages."""
 
+    name: str
     build_id: str
     snapshot: str
     candidates: int
@@ -48,7 +49,8 @@ class Reference:
                 extracted, pairs = funnels.get("extract", {}), funnels.get("shard", {}).get("kept", 0)
                 per_page = extracted["kept"] / extracted["pages"] if extracted.get("pages") else 0.0
                 costs = {stage: Cost(**noted["cost"]) for stage, noted in build["stages"].items()}
-                return Reference(build["build_id"], build["snapshot"], candidates, pairs, per_page, costs)
+                known = entry["name"], build["build_id"], build["snapshot"]
+                return Reference(*known, candidates, pairs, per_page, costs)
         return None
 
     def estimate(self, candidates: int) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Pace:
     """Requests that a source costs: `pages` to crawl and `candidates` to fetch, of `hosts` hosts.
 
     candidates: None if they are yet to be found on the pages. busiest_host: share of the images that one host has, 0
-    for images that lie in the source. delay_s: between two requests to a host.
+    for images that lie in the source. delay_s: between two requests to a host. host: the busiest one, "" if unknown.
     """
 
     candidates: int | None
@@ -85,6 +87,7 @@ class Pace:
     hosts: int
     busiest_host: float
     delay_s: float
+    host: str = ""
 
     def expected(self, reference: Reference | None) -> int | None:
         """Candidates, those on pages as in the reference; None if nothing tells."""
@@ -106,12 +109,15 @@ def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, 
     """Candidates and pages of all sources, and the least seconds for politeness.
 
     candidates: None if a source has only pages and there is no reference. Sites are crawled at the same time, and hosts
-    are asked for images at the same time.
+    are asked for images at the same time. slowest_host: one for which a build waits longest, "" if it waits for none
+    that is known.
     """
+    waits = [(own.crawl_seconds() + own.fetch_seconds(reference), own.host) for own in sources]
     expected = [source.expected(reference) for source in sources]
     return {
         "candidates": None if None in expected else sum(number or 0 for number in expected),
         "pages": sum(source.pages for source in sources if source.candidates is None),
         "crawl_seconds": max((source.crawl_seconds() for source in sources), default=0.0),
         "fetch_seconds": max((source.fetch_seconds(reference) for source in sources), default=0.0),
+        "slowest_host": max(waits)[1] if waits and max(waits)[0] else "",
     }

@@ -20,8 +20,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_specs.build import BuildSpec
-from pipeline.filters import Limit, image_filters, text_filters
+from data_specs.build import BuildSpec, SourceRef
+from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report.measures import MEASURES, Measure, measured, number
 from pipeline.store.sql import Tables
@@ -100,7 +100,7 @@ def charts(spec: BuildSpec, tables: Tables, kept: Mapping[str, dict[str, Any]]) 
 
     kept: histograms of the samples by name; any other measure is taken of the pairs that were packed.
     """
-    limits = [*limits_of_texts(spec), *((f.plugin_name(), limit) for f in image_filters(spec) for limit in f.limits())]
+    limits = limits_of(spec)
     named = [(m, name, limit) for m in MEASURES.values() for name, limit in limits if limit.measure == m.name]
     lines = [_Line(at, name, limit, m) for at, (m, name, limit) in enumerate(named)]
     if not lines:
@@ -193,16 +193,16 @@ def _different(texts: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(texts or ()))[:EXAMPLES]
 
 
-def limits_of_texts(spec: BuildSpec) -> list[tuple[str, Limit]]:
-    """(filter, limit) of the text filters; where sources have limits of their own the widest, which holds for all."""
-    of_sources = [
-        {
-            (i, f.plugin_name(), limit.option): limit
-            for i, f in enumerate(text_filters(spec, source))
-            for limit in f.limits()
-        }
-        for source in spec.sources
-    ]
+def limits_of(spec: BuildSpec) -> list[tuple[str, Limit]]:
+    """(filter, limit) of the text and image filters; where sources have limits of their own the widest, which holds for
+    all.
+    """
+
+    def of(source: SourceRef) -> dict[tuple[int, str, str], Limit]:
+        filters: list[TextFilter | ImageFilter] = [*text_filters(spec, source), *image_filters(spec, source)]
+        return {(i, f.plugin_name(), limit.option): limit for i, f in enumerate(filters) for limit in f.limits()}
+
+    of_sources = [of(source) for source in spec.sources]
     shared = [key for key in of_sources[0] if all(key in own for own in of_sources)]
     widest = []
     for key in shared:

@@ -55,6 +55,7 @@ class Look:
     facts: further lines, (name, value). warnings: effects of the build that are probably unwanted.
     start_urls: pages that a crawl starts from. image_urls: some images that are to be fetched, of different hosts.
     busiest_host: the largest share of the images that one host has, 0 to 1; 0 for images that lie in the source.
+    busiest: that host, "" where none is known.
     """
 
     counts: tuple[Count, ...] = ()
@@ -66,6 +67,7 @@ class Look:
     start_urls: tuple[str, ...] = ()
     image_urls: tuple[str, ...] = ()
     busiest_host: float = 0.0
+    busiest: str = ""
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Sample:
             "warnings": ("none of the rows looked at is a candidate; a build would drop them all",) if nothing else (),
             "image_urls": tuple(self._urls.values()),
             "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
+            "busiest": max(self._hosts, key=self._hosts.__getitem__, default=""),
         }
 
 

@@ -176,14 +176,41 @@ def columns_of(first_row: str, separator: str) -> list[str]:
         return []
 
 
-def header_of(first: str, lines: Iterable[str], separator: str, wanted: Collection[str]) -> list[str]:
-    """Names of the columns of a table, given its first line and the others, which a quoted name may go on in.
+TITLE_ROWS = 5
+"""Rows above the header of a table in which it is looked for: a title, a date, an empty row."""
 
-    Raises ValueError for a row that no quote ends.
+
+def head_of(
+    lines: Iterator[str], wanted: Collection[str] | None, usual: str = ","
+) -> tuple[str, list[str], Iterator[str]]:
+    """Returns (separator, names of the columns, the lines behind them) of a table.
+
+    The header is the first row unless only a later one has all wanted columns or, where no column is known (None), two
+    cells that are filled. Raises ValueError for a row that no quote ends.
     """
-    for cells in _readings(first, separator):
-        if set(wanted) <= set(cleaned(cells)):
-            return cleaned(cells)
+    first = next(lines, "")
+    separator = separator_of(first, wanted, usual)
+    header = _header_of(first, lines, separator, wanted)
+    above: list[str] = []
+    if not _is_header(header, wanted):
+        for line in itertools.islice(lines, TITLE_ROWS):
+            above.append(line)
+            other = separator_of(line, wanted, usual)
+            for cells in map(cleaned, _readings(line, other)):
+                if _is_header(cells, wanted):
+                    return other, cells, lines
+    return separator, header, itertools.chain(above, lines)
+
+
+def _is_header(cells: Collection[str], wanted: Collection[str] | None) -> bool:
+    return set(wanted) <= set(cells) if wanted is not None else sum(map(bool, cells)) > 1
+
+
+def _header_of(first: str, lines: Iterable[str], separator: str, wanted: Collection[str] | None) -> list[str]:
+    """Names of the columns in the first row, given its first line and the others, which a quoted name may go on in."""
+    for cells in map(cleaned, _readings(first, separator)):
+        if wanted is None or _is_header(cells, wanted):
+            return cells
     try:
         return cleaned(next(csv.reader(_Feed(itertools.chain([first], lines)), delimiter=separator), []))
     except csv.Error as e:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -46,11 +47,10 @@ from pipeline.sources._text_files import (
     PACKED,
     Encoding,
     columns_of,
-    header_of,
+    head_of,
     no_column,
     opened,
     rows_of,
-    separator_of,
     text_of,
 )
 from pipeline.texts.cleaning import clean
@@ -292,10 +292,8 @@ class FolderOfImages(TableSource):
         if name.endswith((".jsonl", ".ndjson", ".json")):
             yield from (line for _, line in Lines(f).numbered())
             return
-        lines = Lines(f)
-        first = next(lines, "")
-        separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        header = header_of(first, lines, separator, self.columns.required())
+        usual = "\t" if name.endswith(".tsv") else ","
+        separator, header, lines = head_of(Lines(f), self.columns.required(), usual)
         self._check_columns(header, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
         image = header.index(self.columns.image)
 
@@ -322,8 +320,12 @@ class FolderOfImages(TableSource):
         named = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in some)]
         advice = ""
         if named:
-            texts = [name for i, name in enumerate(header) if i != named[0] and name]
-            advice = f"; say columns: {{image: {header[named[0]]}, caption: {texts[0] if texts else 'COLUMN'}}}"
+            columns = {
+                name: [r[i] for r in some if len(r) > i] for i, name in enumerate(header) if i != named[0] and name
+            }
+            han = {name: sum(map(bool, map(_HAN.search, cells))) for name, cells in columns.items()}
+            caption = max(han, key=han.__getitem__) if any(han.values()) else "COLUMN"
+            advice = f"; say columns: {{image: {header[named[0]]}, caption: {caption}}}"
         raise ValueError(no_column(header, missing) + advice)
 
     def _captions_of(self, row: Any, encoding: str) -> Iterator[tuple[str, dict[TextKind, list[Any]]]]:
@@ -414,6 +416,9 @@ def texts_of(value: Any) -> list[Text]:
         for k, t in pairs
         if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]
+
+
+_HAN = re.compile("[\u4e00-\u9fff]")
 
 
 @lru_cache(maxsize=8)

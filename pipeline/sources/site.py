@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -132,7 +133,8 @@ class Site(PageSource):
         facts = (("at most", f"{self.max_pages:,} pages, {limits}"), ("hosts", ", ".join(hosts[:5])))
         outside = [host for host in self.hosts if "/" in host]
         warnings = tuple(f"hosts: {host!r} is a name with an optional port, no address" for host in outside)
-        return Look(counts, pages=self.max_pages, facts=facts, warnings=warnings, start_urls=tuple(starts))
+        look = Look(counts, pages=self.max_pages, facts=facts, warnings=warnings)
+        return replace(look, start_urls=tuple(starts), busiest=hosts[0])
 
     def token(self) -> Any:
         """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""

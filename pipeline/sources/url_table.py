@@ -45,11 +45,10 @@ from pipeline.sources._text_files import (
     Encoding,
     NoText,
     cell_text,
-    header_of,
+    head_of,
     no_column,
     opened,
     rows_of,
-    separator_of,
 )
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
@@ -218,10 +217,7 @@ class UrlTable(FileSource):
 
     def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
-        lines = Lines(f)
-        first = next(lines, "")
-        separator = separator_of(first, self._wanted(), "\t" if kind == "tsv" else ",")
-        header = header_of(first, lines, separator, self._wanted())
+        separator, header, lines = head_of(Lines(f), self._wanted(), "\t" if kind == "tsv" else ",")
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)

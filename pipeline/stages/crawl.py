@@ -241,6 +241,17 @@ def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
         frontier.know_earlier(str(last["warc"]), rows)
 
 
+def pages_at_last(build: Build, site: Site) -> int | None:
+    """Pages that the last crawl of a site kept; None for a site that STORE does not know, or whose table is gone."""
+    store, name = build.store.folder, _last_crawl(site)
+    if not store.exists(name):
+        return None
+    folder, _, table = str(store.read_json(name)["table"]).rpartition("/")
+    with contextlib.suppress(OSError, StoreError, pa.ArrowException), Folder(folder).local(table) as path:
+        return int(pq.read_metadata(path).num_rows)
+    return None
+
+
 def _remember(build: Build, site: Site, record: Record) -> None:
     """Note in STORE where the crawl lies, for the next one."""
     folder = build.stage("crawl").folder

@@ -11,10 +11,15 @@ own origin only, and written nowhere.
 A trial, or a build that begins a generation, sends no requests: what failed has failed, and what neither STORE/fetched
 nor the shards of the last generation hold is `not_stored`.
 
+An image whose failure may pass is put aside and asked for again when all others of its partition are there, until its
+host has answered or `fetch.max_wait_s` are over. A host that did not answer within them is not waited for again by this
+worker in this build.
+
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
 
-Limits: an image fetched once is not asked for again by later builds, however it changed; where a build's tar is
+Limits: a host that fails for the last of its images in a partition is waited for, though it may be the image alone. An
+image fetched once is not asked for again by later builds, however it changed; where a build's tar is
 deleted, its images are fetched again.
 """
 
@@ -23,9 +28,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import itertools
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,9 +97,9 @@ def run_partition(build: Build, partition: str) -> None:
         pulse.expect(len(urls), done=len(outcomes))
         pulse.tell(kept=len(outcomes) - failed_held, failed=failed_held, bytes=0)
         sent = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
-        network = _Network(build.spec, missing, spool)
+        network = _Network(build.spec, missing, spool, _silent_hosts(build.out, stage.fingerprint))
         if missing:
-            network.run(ImageFetcher(build.spec, sent, rules, takedowns))
+            network.run(lambda: ImageFetcher(build.spec, sent, rules, takedowns))
         outcomes |= network.outcomes
         rows = _write_tar(attempt.path("tar"), urls, outcomes, spool)
         attempt.write_table("parquet", rows)
@@ -128,6 +135,12 @@ def _rules_of_hosts(out: str, fingerprint: str) -> dict[str, HostRules]:
     return {}
 
 
+@functools.lru_cache(maxsize=1)
+def _silent_hosts(out: str, fingerprint: str) -> set[str]:
+    """Hosts for which this worker process has waited in vain, in one build."""
+    return set()
+
+
 def _return_large_blocks() -> None:
     """Return the memory of a large body to the system once it is freed: glibc by default keeps 64 MB per thread."""
     with suppress(OSError, AttributeError):  # another C library
@@ -135,17 +148,31 @@ def _return_large_blocks() -> None:
 
 
 class _Network:
-    """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
+    """Images on their way from the network into the spool.
 
-    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool) -> None:
-        self._spec, self._spool = spec, spool
+    urls: by fetch_id. silent: hosts that are not waited for; added to. outcomes: by fetch_id, as they are settled.
+    """
+
+    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, silent: set[str]) -> None:
+        self._spec, self._spool, self._silent = spec, spool, silent
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
+        self._aside: dict[str, tuple[RequestFailed, float]] = {}  # by URL: what may pass, and when it was noted
+        self._answered: dict[str, float] = {}  # by host: when it answered last
         self.outcomes: dict[str, Outcome] = {}
 
-    def run(self, fetcher: ImageFetcher) -> None:
-        """Fetch every image."""
-        asyncio.run(self._download(fetcher))
+    def run(self, fetcher: Callable[[], ImageFetcher]) -> None:
+        """Fetch every image. fetcher: makes the client of a round, which asks unreachable hosts for their rules."""
+        asyncio.run(self._download(fetcher()))
+        wait = self._spec.fetch.max_wait_s
+        pause, until = wait / 16, time.monotonic() + wait
+        while self._aside and time.monotonic() < until:
+            time.sleep(min(pause, max(0.0, until - time.monotonic())))
+            pause *= 2
+            asyncio.run(self._again(fetcher(), until))
+        for url, (last, _) in self._aside.items():
+            self._settle(url, last)
+        self._silent |= {_host(url) for url in self._aside}
         self._counters.flush()
 
     async def _download(self, fetcher: ImageFetcher) -> None:
@@ -156,15 +183,47 @@ class _Network:
             else:
                 await images.download(fetcher, urls, self._accept, fetch.threads)
 
+    async def _again(self, fetcher: ImageFetcher, until: float) -> None:
+        """Ask once more for the images that were put aside, as far as time allows."""
+        urls = itertools.takewhile(lambda _: time.monotonic() < until, list(self._aside))
+        async with fetcher:
+            await images.download(fetcher, urls, self._accept, self._spec.fetch.threads)
+
     def _accept(self, url: str, image: Image | RequestFailed) -> None:
-        """Take the outcome for a URL."""
+        """Take the outcome for a URL, or put the URL aside."""
+        host, now = _host(url), time.monotonic()
+        again = isinstance(image, RequestFailed) and self._may_pass(url, image)
+        if isinstance(image, Image) or (image.status and not image.host_is_down):
+            self._answered[host] = now
+            self._silent.discard(host)
+        if again and isinstance(image, RequestFailed):
+            self._aside[url] = image, now
+        else:
+            self._aside.pop(url, None)
+            self._settle(url, image)
+
+    def _may_pass(self, url: str, failed: RequestFailed) -> bool:
+        """True for a failure after which the URL is asked for again: not if its host has answered since the last one,
+        is silent, or names a later time."""
+        host, wait = _host(url), self._spec.fetch.max_wait_s
+        passes = failed.retry.transient or failed.reason is DropReason.ROBOTS_UNREACHABLE
+        if not passes or host in self._silent or failed.retry.wait_s > wait or not wait:
+            return False
+        return url not in self._aside or self._answered.get(host, 0.0) < self._aside[url][1]
+
+    def _settle(self, url: str, image: Image | RequestFailed) -> None:
+        """Keep the outcome for a URL."""
         if isinstance(image, Image):
             outcome = self._spool.add(image.body, image.fetched_at, image.etag)
         else:
             pulse.advance(failed=1)
             outcome = failure(image.reason, image.evidence, min(image.retry_after_s, LASTING_S))
         self.outcomes[self._fetch_ids[url]] = outcome
-        self._counters.add(urlsplit(url).netloc, outcome.reason or "kept", outcome.place[1])
+        self._counters.add(_host(url), outcome.reason or "kept", outcome.place[1])
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
 
 
 class _HostCounters:

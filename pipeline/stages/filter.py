@@ -1,7 +1,7 @@
 """Filter: the image filters of the spec judge the measured features, and candidates become pairs.
 
-Touches Parquet only. Each distinct image is judged once, or twice: a filter may judge it otherwise for a candidate with
-words of its own (an alt or a caption). Every filter is asked even when an earlier one has failed, so
+Touches Parquet only. Each distinct image is judged once by source, or twice: a filter may judge it otherwise for a
+candidate with words of its own (an alt or a caption). Every filter is asked even when an earlier one has failed, so
 that a Decision lists every failing reason (the first in the spec's order is the one it is counted under) and the report
 can say what loosening one filter would bring back.
 """
@@ -22,7 +22,7 @@ from pipeline.unreadable import OURS, evidence
 
 
 def token(build: Build) -> Any:
-    return [f.identity() for f in image_filters(build.spec)]
+    return {s.name: [f.identity() for f in image_filters(build.spec, s)] for s in build.spec.sources}
 
 
 def partitions(build: Build) -> list[str]:
@@ -38,12 +38,16 @@ def run_partition(build: Build, partition: str) -> None:
     columns = ["fetch_id", "sha256", "fetched_at"]
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     images: dict[str, dict[str, Any]] = {row["fetch_id"]: row for row in fetched.to_pylist()}
-    filters = image_filters(build.spec)
-    by_words = {False: filters, True: [f.with_own_words() for f in filters]}
+    sources = {source.name: source for source in build.spec.sources}
 
     @functools.cache
-    def drops_of(sha256: str, has_own_words: bool) -> list[Drop]:
-        return judge(features_of(features[sha256]), by_words[has_own_words])
+    def filters_of(source: str, has_own_words: bool) -> list[ImageFilter]:
+        filters = image_filters(build.spec, sources.get(source))
+        return [f.with_own_words() for f in filters] if has_own_words else filters
+
+    @functools.cache
+    def drops_of(sha256: str, source: str, has_own_words: bool) -> list[Drop]:
+        return judge(features_of(features[sha256]), filters_of(source, has_own_words))
 
     pairs, decisions = list[dict[str, Any]](), list[Decision]()
     candidates = admit.table(admit.record(partition))
@@ -53,7 +57,7 @@ def run_partition(build: Build, partition: str) -> None:
         image = images.get(row["fetch_id"])
         if image is None or image["sha256"] not in features:
             continue  # fetch or measure has written its Decision
-        drops = drops_of(image["sha256"], any(text.kind in OWN_WORDS for text in candidate.texts))
+        drops = drops_of(image["sha256"], candidate.source, any(text.kind in OWN_WORDS for text in candidate.texts))
         if drops:
             reasons = tuple(dict.fromkeys(d.reason.value for d in drops))
             evidence = "; ".join(d.evidence for d in drops)
@@ -100,7 +104,7 @@ STAGE = Stage(
             reads=("admit", "fetch", "measure"),
             run=run_partition,
             token=token,
-            version=2,
+            version=3,
             files=(PassFile("parquet", PAIR_SCHEMA, "candidate_id"),),
         ),
     ),

@@ -350,7 +350,7 @@ async def _note_new(session: Any, context: Any, event: Any) -> None:
 async def _sent(new: list[bool], request: Any, send: Any) -> Any:
     """Middleware: aiohttp sends a request a second time only where the first met a connection that had been idle.
 
-    By itself it does so for every host that hangs up: at once, beside its pace and the retries of a spec. new: has an
+    By itself it does so for every host that hangs up: at once, beside its pace and the retries of a stage. new: has an
     entry as soon as a connection was made for the request.
     """
     import aiohttp

@@ -77,7 +77,7 @@ def _options(folder: Path, images: int, fetch: Fetch) -> dict[str, Any]:
         "extract_exif": False,
         "compute_hash": None,
         "timeout": PATIENCE_S,
-        "retries": 0,  # of the gateway, which knows what may pass
+        "retries": 0,  # of the stage, which knows what may pass
         "max_shard_retry": 0,
         "disallowed_header_directives": [],  # the gateway has judged the headers
     }

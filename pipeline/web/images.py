@@ -1,8 +1,8 @@
-"""Fetches images, each after its redirects and retries, by the one client (`pipeline.web.client`).
+"""Fetches images, each after its redirects, by the one client (`pipeline.web.client`).
 
 Every hop of a redirect is a request of its own under the rules of its host. User name and password of an image's URL
-are sent to its own origin only. A failure that may pass is tried again at once, unless its host names a time: then the
-host is left alone by all workers, and the image waits for a later build.
+are sent to its own origin only. A failure that may pass is tried again by the stage, at the end of its partition; a
+host that names a time is left alone by all workers until then.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ImageFetcher:
     ) -> None:
         self._client = Client(spec, takedowns, rules)
         self._kind, self._policy = image_kind(spec.egress), policy.policy_of(spec)
-        self._max_redirects, self._tries = spec.egress.max_redirects, 1 + spec.fetch.retries
+        self._max_redirects = spec.egress.max_redirects
         self._userinfos = userinfos or {}
 
     async def __aenter__(self) -> ImageFetcher:
@@ -66,22 +66,16 @@ class ImageFetcher:
 
     async def fetch(self, url: str) -> Image | RequestFailed:
         """An image, or why it could not be fetched. Never raises for what a host does."""
-        failure: RequestFailed | None = None
-        for _ in range(self._tries):
-            try:
-                response = await self._followed(url)
-                etag, content_type = response.header("etag")[:200], response.header("content-type")
-                return Image(response.body, etag, rfc3339(), content_type)
-            except RequestFailed as e:
-                failure = e.with_traceback(None)  # whose frames would keep the body that was read
-            except OURS:
-                raise
-            except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
-                failure = RequestFailed(DropReason.UNREADABLE, evidence(e, url))
-            if not failure.retry.transient or failure.retry.wait_s:
-                break
-        assert failure is not None
-        return failure
+        try:
+            response = await self._followed(url)
+            etag, content_type = response.header("etag")[:200], response.header("content-type")
+            return Image(response.body, etag, rfc3339(), content_type)
+        except RequestFailed as e:
+            return e.with_traceback(None)  # whose frames would keep the body that was read
+        except OURS:
+            raise
+        except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
+            return RequestFailed(DropReason.UNREADABLE, evidence(e, url))
 
     async def _followed(self, url: str) -> Response:
         """Follow redirects to an image. Raises RequestFailed.

@@ -43,7 +43,7 @@ ROBOTS_TTL_S = 24 * 3600.0
 """RFC 9309 section 2.4: a robots.txt is not used for longer than a day."""
 
 TRIES = 2
-"""Requests for a page, or for a host's robots.txt, whose failure may pass. Images: `fetch.retries` of the spec."""
+"""Requests for a page, or for a host's robots.txt, whose failure may pass. Images: `fetch.max_wait_s` of the spec."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
 """Pause of a host after a failure that may pass, doubled with each further one in a row."""

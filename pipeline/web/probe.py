@@ -113,6 +113,6 @@ async def _image(fetcher: ImageFetcher, url: str) -> Probe:
 
 
 def _hurried(spec: BuildSpec) -> BuildSpec:
-    """The spec with a short time limit per request, and no second one."""
+    """The spec with a short time limit per request."""
     egress = spec.egress.model_copy(update={"timeout_s": min(spec.egress.timeout_s, SECONDS / 2)})
-    return spec.model_copy(update={"egress": egress, "fetch": spec.fetch.model_copy(update={"retries": 0})})
+    return spec.model_copy(update={"egress": egress})

@@ -137,7 +137,7 @@ def spec_of(port: int) -> dict[str, object]:
             {"kind": "url_table", "name": "table", "source_kind": "library", "path": "table.csv", "columns": columns}
         ],
         "egress": {"allow": [f"127.0.0.1:{port}"], "delay_s": 0.0002, "connections_per_host": THREADS},
-        "fetch": {"threads": THREADS, "retries": 0, "images_per_partition": 2_500},
+        "fetch": {"threads": THREADS, "max_wait_s": 0, "images_per_partition": 2_500},
         "filters": [{"name": n} for n in ("text_length", "repetition", "image_sides", "image_aspect")],
         "regions": {"detectors": []},
     }

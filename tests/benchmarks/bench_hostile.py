@@ -180,7 +180,7 @@ def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
 
     egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}
     fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
-    spec = BuildSpec.model_validate({**fields, "fetch": {"retries": 0}})
+    spec = BuildSpec.model_validate({**fields, "fetch": {"max_wait_s": 0}})
     marks = dict.fromkeys(passes_of(STAGES, spec), "f" * 64)
     return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks, stages=STAGES)
 

@@ -39,7 +39,7 @@ contact: mailto:drill@example.org
 sources:
   - {{kind: site, name: site, source_kind: news, start: ["http://127.0.0.1:{port}/"]}}
 egress: {{allow: ["127.0.0.1:{port}"], delay_s: 0, timeout_s: 5}}
-fetch: {{images_per_partition: 8, threads: 2, retries: 1}}
+fetch: {{images_per_partition: 8, threads: 2, max_wait_s: 0}}
 filters:
   - {{name: text_length, min_chars: 4}}
   - {{name: han_share}}

@@ -40,7 +40,7 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
             "contact": "https://example.org/bench",
             "sources": [TABLE],
             "egress": {"allow": job["allow"], **job.get("limits", {})},
-            "fetch": {"threads": job["threads"], "retries": 0, **job.get("fetch", {})},
+            "fetch": {"threads": job["threads"], "max_wait_s": 0, **job.get("fetch", {})},
         }
     )
     out = Path(job["out"]) / name

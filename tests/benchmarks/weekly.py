@@ -44,7 +44,7 @@ contact: mailto:drill@example.org
 sources:
   - {{kind: site, name: site, source_kind: news, start: ["http://{host}/"]}}
 egress: {{allow: ["{host}"], delay_s: 0, timeout_s: 20}}
-fetch: {{images_per_partition: 10, retries: 1}}
+fetch: {{images_per_partition: 10, max_wait_s: 0}}
 filters: [{{name: text_length, min_chars: 4}}, {{name: han_share}}, {{name: image_sides, min_side: {min_side}}}]
 regions: {{detectors: [{{name: grid, n: 2}}]}}
 shards: {{samples_per_shard: 12, dev_share: 0.2, val_share: 0.25}}

@@ -147,7 +147,7 @@ sources:
   - {{kind: url_table, name: table, source_kind: image_search, path: table.csv,
       columns: {{image_url: url, texts: {{alt: zh}}}}}}
 egress: {{allow: ["{web.host}"], delay_s: 0, timeout_s: 60}}
-fetch: {{images_per_partition: 6, threads: 2, retries: 0}}
+fetch: {{images_per_partition: 6, threads: 2, max_wait_s: 0}}
 filters:
   - {{name: text_length, min_chars: 2}}
   - {{name: han_share}}

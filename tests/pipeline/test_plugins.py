@@ -140,16 +140,16 @@ def test_a_plug_in_is_imported_without_heavy_packages():
 
 
 def test_what_a_source_states_for_a_filter_is_checked_with_what_the_build_states():
-    own = {"text_length": {"min_char": 3}, "image_sides": {"min_side": 3}, "ads": {}, "han_share": {"min_share": 0.1}}
+    own = {"text_length": {"min_char": 3}, "image_nsfw": {}, "ads": {}, "han_share": {"min_share": 0.1}}
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"], "filters": own}
-    filters = [{"name": "text_length"}, {"name": "image_sides"}, {"name": "han_share", "min_share": {"alx": 0.1}}]
+    filters = [{"name": "text_length"}, {"name": "image_nsfw"}, {"name": "han_share", "min_share": {"alx": 0.1}}]
     spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [site], "filters": filters})
     with pytest.raises(SpecError) as raised:
         check(spec)
     alx, typo, pictures, missing = raised.value.problems
     assert alx.startswith("filters[2].min_share.alx: input should be 'alt', 'caption'")
     assert typo == "sources[0].filters.text_length.min_char: unknown option; did you mean min_chars?"
-    assert pictures.startswith("sources[0].filters.image_sides: judges pictures, not texts")
+    assert pictures.startswith("sources[0].filters.image_nsfw: judges pixels")
     assert missing.startswith("sources[0].filters.ads: is not in the build's filters")
 
 

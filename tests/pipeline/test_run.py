@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,24 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
         list(run.run(opening.open_build(plan, out, snapshot="2020-02-02")))
     assert opening.open_build(plan, out).snapshot == "2020-02-02"
     assert {stage["state"] for stage in build_json.status(opening.reopen(out))["stages"].values()} == {"to do"}
+
+
+def test_builds_of_one_day_have_snapshots_of_their_own_and_a_folder_keeps_its(tmp_path, monkeypatch):
+    class Clock(datetime.datetime):
+        hour_now = 9
+
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return cls(2026, 12, 1, cls.hour_now, 30, tzinfo=tz)
+
+    monkeypatch.setattr(opening.datetime, "datetime", Clock)
+    plan = load(spec(tmp_path))
+    first = opening.open_build(plan, str(tmp_path / "1"), str(tmp_path / "store"))
+    build_json.note(first)
+    Clock.hour_now = 17
+    second = opening.open_build(plan, str(tmp_path / "2"), str(tmp_path / "store"))
+    assert (first.snapshot, second.snapshot) == ("2026-12-01-093000", "2026-12-01-173000")
+    assert opening.open_build(plan, first.out, first.store.url).build_id == first.build_id != second.build_id
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):

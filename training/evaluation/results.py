@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data_specs.shard import FEWEST_MEASURED
 from training.evaluation.hits import Mask
 from training.outputs.whole import INDEX
 from training.weights.load import Loaded
@@ -75,9 +76,15 @@ def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:
-    """The protocol, and that it is unknown which of `what` stand in train, where it is."""
-    unknown = [f"whether {what} stand in a train split is unknown: there is none beside this data"]
-    return [str(result["protocol"]["line"]), *(unknown if result["in_train"] is None else [])]
+    """The protocol; that it is unknown which of `what` stand in train, where it is; a warning about too few queries."""
+    lines = [str(result["protocol"]["line"])]
+    if result["in_train"] is None:
+        lines.append(f"whether {what} stand in a train split is unknown: there is none beside this data")
+    for name, part in parts(result)[:1]:
+        count = next(part[n] for n in _COUNTS if part.get(n))
+        if count < FEWEST_MEASURED:
+            lines.append(f"warning: the figure of {name} rests on {count} queries; it needs {FEWEST_MEASURED}")
+    return lines
 
 
 def share(value: float, interval: Sequence[float], chance: float | None = None) -> str:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline import cli
-from pipeline.commands.builds import _funnel
+from pipeline.commands.builds import _funnel, released
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.store.build_json import Cost, StageResult
@@ -40,7 +40,7 @@ def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
 def test_a_spec_that_does_not_hold_is_bad_usage_and_nothing_runs(capsys, tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SPEC, "filters": [{"name": "text_length", "min_char": 2}]}))
     assert cli.main(["build", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 2
-    line = f"wenlan-data: {tmp_path}/s.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
+    line = f"wenlan-data: {tmp_path}/s.yaml:3: filters[0].min_char: unknown option; did you mean min_chars?"
     assert lines(capsys) == [line]
     assert not (tmp_path / "out").exists()
 
@@ -73,7 +73,8 @@ def test_a_folder_that_may_not_be_written_is_one_line(read_only, place, capsys):
         store = read_only if place == "store" else Path(name) / "store"
         code = cli.main(["build", f"{name}/s.yaml", "--out", str(out), "--store", str(store), "--until", "extract"])
     assert code == 1
-    [line] = lines(capsys)
+    new, line = lines(capsys)
+    assert new == f"STORE {store} is new: no build of it is known, nothing is stored there yet"
     assert line.startswith(f"wenlan-data: {read_only}")
     assert line.endswith("cannot be written (Permission denied)")
 
@@ -110,6 +111,27 @@ def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys
     assert cli.main(["build", str(spec), "--out", str(tmp_path / "out"), option, value]) == 2
     assert lines(capsys) == [f"wenlan-data: {line}"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_release_of_one_build_is_said_and_its_snapshot_is_not_replaced_unasked(weeks, capsys, tmp_path):
+    build = weeks.build("2026-01-01", range(3), shards={"val_share": 0.4, "dev_share": 0.4})
+    release.publish(build)
+    released(build)
+    said, warning = lines(capsys)
+    assert said.startswith("release 1 of weekly: 3 samples of 1 build, ")
+    assert warning.endswith(
+        "splits stay as they are, so shards.dev_share and val_share belong into a dataset's first build"
+    )
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(build.spec.model_dump(mode="json")), encoding="utf-8")
+    words = [str(tmp_path / "s.yaml"), "--store", weeks.store, "--snapshot", "2026-01-01", "--out", str(tmp_path / "x")]
+    assert cli.main(["build", *words]) == 2
+    assert lines(capsys)[0].startswith(
+        "wenlan-data: release 1 of weekly has 3 samples of snapshot 2026-01-01, built in "
+    )
+    assert not (tmp_path / "x").exists()
+    assert cli.main(["plan", *words]) == 0
+    assert "a build would refuse: release 1 of weekly has 3 samples" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -42,6 +42,19 @@ def test_a_guess_names_columns_that_are_there_each_once(rows):
     assert set(named) <= {name for row in rows for name in row}
 
 
+def test_a_remark_in_most_cells_and_a_column_that_is_mostly_empty_are_no_captions():
+    rows = [{"图": f"https://a.cn/{n}.jpg", "名": f"第{n}座山", "备注": "待核实；见附件", "另": ""} for n in range(12)]
+    rows[3]["另"] = rows[4]["另"] = "另一段文字"
+    rows[5]["备注"] = "山顶的云"
+    guess = guess_columns(rows)
+    assert guess.columns["texts"] == {"caption": "名"}
+    assert "column 备注 is not a caption: 11 of 12 cells are 待核实；见附件" in guess.why
+    assert "column 另 is not a caption: 10 of 12 cells are empty" in guess.why
+    assert not guess_columns([{"图": row["图"], "说明": "待补充"} for row in rows]).has_texts
+    sparse = [{**row, "说明": row["另"]} for row in rows]
+    assert guess_columns(sparse).columns["texts"] == {"caption": ["名", "说明"]}, "its name says that it is one"
+
+
 def test_texts_that_are_not_chinese_are_taken_by_the_name_of_their_column():
     rows = [{"url": f"https://a.org/{n}.png", "TEXT": f"a photo of {n} dogs", "hash": f"{n:x}"} for n in range(3)]
     assert guess_columns(rows).columns == {"image_url": "url", "texts": {"caption": "TEXT"}}

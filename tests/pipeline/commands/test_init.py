@@ -30,7 +30,6 @@ def test_several_inputs_and_a_spec_in_another_folder(photos, web, here, capsys):
     assert spec.sources[0].options["path"] == "../photos"
     assert spec.sources[2].options["within"] == ["/zh/"]
     assert spec.licence == "CC0"
-    assert {ref.name: ref.options for ref in spec.filters}["image_sides"]["min_side"] == 90
     assert cli.main(["plan", "specs/all.yaml"]) == 0
 
 
@@ -68,6 +67,11 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
         ([], 2, "init: --from INPUT is required"),
         (["--from", "nothing"], 2, "--from nothing: no such folder"),
         (["--from", "https://news.example.org/"], 2, "init: --contact is required"),
+        (
+            ["--from", "urls.txt"],
+            2,
+            "--from urls.txt: is a list of addresses without texts; give a table with a column",
+        ),
         (["--from", "none.csv"], 1, "none.csv: source none: there is no such file"),
         (["--from", "empty"], 1, "empty: holds no pictures"),
         (["--from", "words.csv"], 1, "words.csv: no column of web addresses among a, b; name the columns in a spec"),
@@ -147,7 +151,7 @@ def test_the_name_of_a_column_adds_nothing_to_the_spec(column, here, capsys):
 def test_a_spec_that_a_build_would_not_take_is_called_by_its_own_name(here, capsys):
     assert cli.main(["init", "--from", "https://news.example.org/", "--contact", "x", "--out", "new.yaml"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("wenlan-data: new.yaml: contact: ")
+    assert said.startswith("wenlan-data: new.yaml:8: contact: ")
     assert list(here.iterdir()) == []
 
 

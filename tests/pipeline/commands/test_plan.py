@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_specs.build import load
 from pipeline import cli
 from tests.drawn import picture
 from tests.places import SPECS
@@ -64,7 +66,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert "at least 5 min to crawl" in shown
     assert "at most 600 pages\n" in shown, "of max_pages"
     assert "warning" not in shown
-    assert "has no published build; a first, small one will tell time, disk and pairs" in shown
+    assert "has no published build; a small one will tell time, disk and pairs" in shown
 
 
 def test_offline_asks_nobody(plan, serve, tmp_path):
@@ -75,14 +77,26 @@ def test_offline_asks_nobody(plan, serve, tmp_path):
     assert web.asked == []
 
 
+def test_thresholds_of_a_source_kind_and_a_new_store_are_said(plan, tmp_path):
+    (tmp_path / "t.csv").write_text("url,zh\nhttps://a.example/7.jpg,一张照片\n", "utf-8")
+    own = {**TABLE, "name": "own", "source_kind": "library", "filters": {"text_length": {"min_chars": 3}}}
+    code, said, shown = plan(TABLE, own, words=("--offline", "--store", str(tmp_path / "nosuch")))
+    assert code == 0
+    assert said["sources"][0]["thresholds"] == {}
+    assert said["sources"][1]["thresholds"]["image_sides"] == {"min_side": 1}
+    assert said["sources"][1]["thresholds"]["text_length"] == {"min_chars": 3, "max_chars": 1000}
+    assert "as source_kind library: text_length min_chars: 3, max_chars: 1000" in shown
+    assert f"STORE {tmp_path}/nosuch is new" in shown
+
+
 def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
     code, said, shown = plan(
         {**TABLE, "path": "no.csv"}, {"kind": "folder", "name": "f", "source_kind": "library", "path": "x"}
     )
     assert (code, said["code"]) == (2, 2)
     assert shown.splitlines() == [
-        f"wenlan-data: {tmp_path}/s.yaml: {tmp_path}/no.csv: source t: there is no such file",
-        f"wenlan-data: {tmp_path}/s.yaml: {tmp_path}/x: there is no such folder",
+        f"wenlan-data: {tmp_path}/s.yaml:4: {tmp_path}/no.csv: source t: there is no such file",
+        f"wenlan-data: {tmp_path}/s.yaml:12: {tmp_path}/x: there is no such folder",
     ]
 
 
@@ -111,7 +125,7 @@ def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_pa
     assert plan(site(web.url()), **spec)[0] == 0
     from pipeline import opening, run
 
-    build = opening.open_build(cli.builds.load(path), str(tmp_path / "out"))
+    build = opening.open_build(load(path), str(tmp_path / "out"))
     list(run.run(build, until="crawl", here=True))
     web.asked.clear()
     code, said, _ = plan(site(web.url()), **spec, words=("--out", str(tmp_path / "out"), "--snapshot", build.snapshot))
@@ -128,7 +142,8 @@ def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path
     code = cli.main(["plan", str(path), "--json", "--offline"])
     plan = json.loads(capsys.readouterr().out)
     if code == 2:
-        assert f"{path}: {path.parent.parent}" in plan["error"]  # its own folder, or the demo's corpus
+        own_or_the_demos = rf"{re.escape(str(path))}:[0-9]+: {re.escape(str(path.parent.parent))}"
+        assert re.match(own_or_the_demos, plan["error"])
     else:
         assert code == 0
         assert {stage["state"] for stage in plan["stages"].values()} == {"to run"}
@@ -142,11 +157,19 @@ def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
         "filters: [{name: text_length, min_char: 2}, {name: image_side}]\n"
     )
     assert cli.main(["plan", str(tmp_path / "s.yaml")]) == 2
-    assert [line.removeprefix(f"wenlan-data: {tmp_path}/s.yaml: ") for line in lines(capsys)] == [
-        "sources[0]: 'sight' is not one of the sources; did you mean site?",
-        "filters[0].min_char: unknown option; did you mean min_chars?",
-        "filters[1]: 'image_side' is not one of the filters; did you mean image_sides?",
+    said = [
+        "3: sources[0]: 'sight' is not one of the sources; did you mean site?",
+        "4: filters[0].min_char: unknown option; did you mean min_chars?",
+        "4: filters[1]: 'image_side' is not one of the filters; did you mean image_sides?",
     ]
+    assert [line.removeprefix(f"wenlan-data: {tmp_path}/s.yaml:") for line in lines(capsys)] == said
+    with (tmp_path / "s.yaml").open("a") as spec:
+        spec.write("colour: red\nregions: {detectors: [{name: gird}]}\n")
+    assert cli.main(["plan", str(tmp_path / "s.yaml")]) == 2
+    unknown, *others = [line.removeprefix(f"wenlan-data: {tmp_path}/s.yaml:") for line in lines(capsys)]
+    assert unknown.startswith("5: colour: unknown option")
+    gird = "6: regions.detectors[0]: 'gird' is not one of the detectors; did you mean grid?"
+    assert others == [*said, gird], "an unknown key hides no other fault"
 
 
 @pytest.mark.slow

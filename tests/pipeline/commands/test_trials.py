@@ -137,7 +137,7 @@ def test_the_same_spec_changes_nothing_and_runs_nothing(weeks: Weeks) -> None:
 
 
 def test_what_would_crawl_or_fetch_is_refused_in_one_line(weeks: Weeks) -> None:
-    said = tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "retries": 1})["said"]
+    said = tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "max_wait_s": 1})["said"]
     assert said.splitlines() == [said.strip()]
     assert "fetch: differs from that of growing-" in said
     assert "try cannot crawl or fetch" in said
@@ -150,7 +150,7 @@ def test_a_trial_that_fails_leaves_nothing_and_may_be_run_again(
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "retries": 1})
+    tried(weeks, code=2, fetch={"images_per_partition": 3, "threads": 2, "max_wait_s": 1})
     out = ("--out", str(weeks.folder / "trial"))
     sides = [{"name": "text_length", "min_chars": 12}, {"name": "image_sides", "min_side": 160}]
     with monkeypatch.context() as patch:

@@ -56,6 +56,20 @@ def test_an_empty_folder_and_the_build_itself_are_not_in_the_way(published: Buil
     assert replacing.in_the_way(published) == []
 
 
+def test_a_build_of_a_snapshot_published_from_another_folder_is_named_before_it_is_replaced(
+    published: Build, tmp_path: Path
+) -> None:
+    again = replace(of(published, seed=7), out=str(tmp_path / "again"))
+    held, lost, advice = replacing.displaced(again)
+    assert held == f"release 1 of synthetic has 30 samples of snapshot 2024-01-01, built in {published.out}"
+    assert "takes its place" in lost
+    assert "--replace" in advice
+    for other in (published, of(again, snapshot="2024-01-02"), replace(again, generation=2), of(again, name="other")):
+        assert replacing.displaced(other) == []
+    shutil.copytree(published.out, tmp_path / "moved")
+    assert replacing.displaced(replace(published, out=str(tmp_path / "moved"))) == [], "it is the same build"
+
+
 def test_another_spec_is_no_matter_until_the_build_is_published(begun: Build) -> None:
     changed = of(begun, seed=7)
     assert replacing.in_the_way(changed) == []

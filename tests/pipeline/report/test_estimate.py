@@ -7,10 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_specs.build import load
 from pipeline import cli
 from pipeline.report.estimate import Pace, Reference, forecast
+from pipeline.sources import sources_of
+from pipeline.stages import crawl
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
@@ -63,13 +68,14 @@ def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(pu
 def test_politeness_follows_from_the_spec_and_candidates_of_pages_from_the_reference(
     published: Callable[..., Build],
 ) -> None:
-    site, table = Pace(None, pages=600, hosts=2, busiest_host=1.0, delay_s=2.0), Pace(90, 0, 3, 0.5, 1.0)
+    site = Pace(None, pages=600, hosts=2, busiest_host=1.0, delay_s=2.0, host="s.test")
+    table = Pace(90, 0, 3, 0.5, 1.0, "t.test")
     assert forecast([site, table], None) == {
-        "candidates": None, "pages": 600, "crawl_seconds": 600.0, "fetch_seconds": 45.0,
+        "candidates": None, "pages": 600, "crawl_seconds": 600.0, "fetch_seconds": 45.0, "slowest_host": "s.test",
     }  # fmt: skip
     reference = Reference.newest(published("a", "2026-01-01", cpu=1.0).store, "a")
     assert forecast([site, table], reference) == {
-        "candidates": 3_090, "pages": 600, "crawl_seconds": 600.0, "fetch_seconds": 3_000.0,
+        "candidates": 3_090, "pages": 600, "crawl_seconds": 600.0, "fetch_seconds": 3_000.0, "slowest_host": "s.test",
     }  # fmt: skip
 
 
@@ -81,21 +87,52 @@ def test_plan_says_the_estimate_or_that_a_first_build_will_tell(
     command = ["plan", str(spec), "--store", str(tmp_path / "store"), "--offline", "--json"]
     assert cli.main([*command, "--estimate", "1000"]) == 0
     said = capsys.readouterr()
-    assert "at most 400 pages\n" in said.err
-    assert "has no published build; a first, small one will tell time, disk and pairs" in said.err
+    assert "at most 1,000 candidates\n" in said.err
+    assert "has no published build; a small one will tell time, disk and pairs" in said.err
     assert json.loads(said.out)["estimate"] is None
     published("a", "2026-01-01", cpu=3600.0)
     assert cli.main([*command, "--estimate", "5000"]) == 0
     said = capsys.readouterr()
     row = [line.split() for line in said.err.splitlines() if line.lstrip().startswith("admit ")][-1]
     assert row[1:] == ["10.00", "5.00", "0.00", "0.00", "0.70"]
-    assert "at most 400 pages, at most 2,000 candidates" in said.err
+    assert "at most 2,000 pairs of 5,000 candidates\n" in said.err
     assert "scaled in step with the candidates from build a-2026-01-01, which had 1,000" in said.err
     assert json.loads(said.out)["estimate"]["total"]["cpu_seconds"] == pytest.approx(5 * 3 * 3600)
     assert cli.main(command) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["estimate"]["candidates"] == 2_000
-    assert "at most 800 pairs of 2,000 candidates" in said.err
+    first, answer, *_ = said.err.splitlines()
+    assert first.startswith("a-")
+    assert answer == "  at most 800 pairs of 2,000 candidates of 400 pages"
+    assert "the slowest host is a.test" in said.err
+    assert "are free; 6.0 hours" in said.err
+    assert "fingerprint" not in said.err
+    assert json.loads(said.out)["free_bytes"] > 0
+    assert cli.main([*command, "--stages"]) == 0
+    assert "fingerprint" in capsys.readouterr().err
+    known = Path(crawl._last_crawl(sources_of(load(spec))[0]))
+    pq.write_table(pa.table({"url": ["a"] * 38}), tmp_path / "pages.parquet")
+    (tmp_path / "store" / known.parent).mkdir(exist_ok=True)
+    place = json.dumps({"table": str(tmp_path / "pages.parquet")})
+    (tmp_path / "store" / known).write_text(place, encoding="utf-8")
+    assert cli.main(command) == 0
+    answer = capsys.readouterr().err.splitlines()[1]
+    assert answer == "  about 76 pairs of 190 candidates of 38 pages", "as many as the last crawl found"
+
+
+def test_plan_warns_of_a_split_that_is_too_small_to_measure_by(
+    published: Callable[..., Build], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published("a", "2026-01-01", cpu=1.0)
+    spec = tmp_path / "s.yaml"
+    for share, warned in ((0.01, "split dev gets about 8, val gets about 8 samples"), (0.04, ""), (0, "")):
+        shards = json.dumps({"dev_share": share, "val_share": share})
+        sources = json.dumps([SITE | {"max_pages": 400}])
+        spec.write_text(f"name: a\ncontact: a@b.example\nsources: {sources}\nshards: {shards}\n")
+        assert cli.main(["plan", str(spec), "--store", str(tmp_path / "store"), "--offline"]) == 0
+        said = capsys.readouterr().err
+        assert ("too few to measure by; a share of 0.04 gives 30" in said) == bool(warned)
+        assert warned in said
 
 
 @pytest.mark.parametrize("number", ["0", "9" * 400])

@@ -184,7 +184,7 @@ def test_of_sources_with_limits_of_their_own_the_widest_are_drawn() -> None:
     strict = {**folder, "filters": {"text_length": {"min_chars": 6}}}
     for sources, least, most in (([site], 2, 50), ([site, folder], 1, 1000), ([site, strict], 2, 1000)):
         values = {"name": "n", "contact": "a@b.example", "sources": sources, "filters": [{"name": "text_length"}]}
-        drawn = {limit.option: limit for _, limit in limits.limits_of_texts(BuildSpec.model_validate(values))}
+        drawn = {limit.option: limit for _, limit in limits.limits_of(BuildSpec.model_validate(values))}
         assert (drawn["min_chars"].least, drawn["max_chars"].most) == (least, most)
 
 

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.sources._text_files import HEAD, MAX_ROW, Encoding, encoding_of, opened, rows_of, separator_of, text_of
+from pipeline.sources._text_files import (
+    HEAD,
+    MAX_ROW,
+    Encoding,
+    encoding_of,
+    head_of,
+    opened,
+    rows_of,
+    separator_of,
+    text_of,
+)
 
 CAPTIONS = [
     "雪后的黄山日出",
@@ -95,6 +105,20 @@ def test_a_compressed_table_is_told_by_what_is_in_it(tmp_path: Path) -> None:
 def test_the_separator_is_the_one_that_yields_the_columns(separator: str) -> None:
     assert separator_of(f"文件名{separator}描述{separator}作者\n", ["文件名", "描述"]) == separator
     assert separator_of(f"文件名{separator}描述{separator}作者\n", ["file"]) == separator
+
+
+@pytest.mark.parametrize("above", ["", "2026 年图片清单\n", "图片清单;;\n\n制表：王\n"])
+@pytest.mark.parametrize("wanted", [["url", "caption"], None])
+def test_the_header_may_stand_below_a_title(above: str, wanted: list[str] | None) -> None:
+    lines = iter(f"{above}url;caption;no\na;b;1\n".splitlines(keepends=True))
+    separator, header, rows = head_of(lines, wanted)
+    assert (separator, header, list(rows)) == (";", ["url", "caption", "no"], ["a;b;1\n"])
+
+
+def test_a_table_without_a_header_keeps_its_rows() -> None:
+    rows = [f"{n}\n" for n in range(9)]
+    assert head_of(iter(rows), ["url"])[1] == ["0"]
+    assert list(head_of(iter(rows), None)[2]) == rows[1:]
 
 
 def test_the_usual_separator_stays_where_it_yields_the_columns() -> None:

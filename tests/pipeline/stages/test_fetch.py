@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import socket
@@ -11,12 +12,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.records import candidate_rows
 from pipeline.stages import _spool, fetch
+from pipeline.web.images import ImageFetcher
 from tests.fetching import HEADERS, PARTITION, SITE, admit, candidate, outcome, picture, run
 
 
@@ -68,6 +71,79 @@ def test_a_picture_that_was_taken_down_is_neither_kept_nor_remembered(serve, mak
     tar = build.stage("fetch").folder.at(build.stage("fetch").record(PARTITION).files["tar"].name)
     remembered = {row["image_url"]: (row["tar"], row["etag"]) for row in known.to_pylist()}
     assert remembered == {web.url("/a.png"): (tar, '"1"'), web.url("/c.png"): ("", "")}
+
+
+def away(count: int, data: bytes) -> Any:
+    """A page that its server answers with 503 until it was asked `count` times for anything but robots.txt."""
+
+    def page(handler: Any) -> None:
+        asked = sum(path.endswith(".png") for path in handler.web.asked)
+        handler.send_response(503 if asked <= count else 200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return page
+
+
+@pytest.mark.parametrize("engine", [{}, {"threads": 1}])
+def test_the_images_of_a_host_that_goes_away_for_a_while_come_at_the_end(serve, make_build, engine):
+    web, other = serve({}), serve({"/9.png": picture(9)})
+    web.pages |= {f"/{n}.png": away(12, picture(n)) for n in range(6)}
+    urls = [*map(web.url, web.pages), other.url("/9.png")]
+    rows = run(make_build(web, other, sources=SITE, fetch={"max_wait_s": 1, **engine}), *urls)
+    assert {row["reason"] for row in rows.values()} == {""}
+    assert other.asked.count("/9.png") == 1
+    never = make_build(web, other, out="never", sources=SITE)
+    web.pages["/6.png"] = away(10**6, b"")
+    assert run(never, web.url("/6.png"))[web.url("/6.png")]["reason"] == "http_status"
+    assert web.asked.count("/6.png") == 1, "max_wait_s is 0"
+
+
+def test_a_host_that_never_answers_is_waited_for_once_and_one_that_does_is_asked_once_more(
+    serve, make_build, monkeypatch
+):
+    dead, well = serve({"/0.png": (503, {}, b"")}), serve({"/bad.png": (503, {}, b""), "/1.png": picture(1)})
+    spec = make_build(dead, well, sources=SITE, fetch={"max_wait_s": 0.4, "threads": 1}).spec
+    silent = set[str]()
+
+    def reasons(*urls: str) -> list[str]:
+        spool = _spool.Spool(io.BytesIO(), spec)
+        network = fetch._Network(spec, {str(n): url for n, url in enumerate(urls)}, spool, silent)
+        network.run(lambda: ImageFetcher(spec))
+        return [network.outcomes[str(n)].reason for n in range(len(urls))]
+
+    assert reasons(dead.url("/0.png"), well.url("/bad.png"), well.url("/1.png")) == ["http_status", "http_status", ""]
+    assert dead.asked.count("/0.png") >= 4, "until the time is over"
+    assert well.asked.count("/bad.png") == 2, "its host has answered since"
+    assert silent == {dead.host}
+    slept = list[float]()
+    monkeypatch.setattr(fetch.time, "sleep", slept.append)
+    dead.asked.clear()
+    assert reasons(dead.url("/0.png")) == ["http_status"]
+    assert (slept, dead.asked.count("/0.png")) == ([], 1)
+    dead.pages["/0.png"] = picture(2)
+    assert reasons(dead.url("/0.png")) == [""]
+    assert silent == set(), "it is back"
+
+
+def test_a_host_whose_robots_txt_cannot_be_had_is_asked_for_it_again(serve, make_build):
+    def robots(handler: Any) -> None:
+        handler.send_response(500 if handler.web.asked.count("/robots.txt") <= 4 else 404)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/1.png": picture(1), "/robots.txt": robots})
+    rows = run(make_build(web, sources=SITE, fetch={"max_wait_s": 1}), web.url("/1.png"))
+    assert rows[web.url("/1.png")]["ok"]
+
+
+def test_an_image_that_its_host_cannot_make_is_asked_for_twice(serve, make_build):
+    web = serve({"/500.png": (500, {}, b"")})
+    build = make_build(web, sources=SITE, fetch={"max_wait_s": 5})
+    assert run(build, web.url("/500.png"))[web.url("/500.png")]["reason"] == "http_status"
+    assert web.asked.count("/500.png") == 2, "the host is there"
+    assert build.stage("fetch").record(PARTITION).seconds < 3
 
 
 def test_a_partition_without_candidates_is_committed_too(make_build):

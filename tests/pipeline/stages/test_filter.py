@@ -14,6 +14,10 @@ from pipeline.stages import filter
 from tests.drawn import encoded
 from tests.stages import run_stage
 
+TABLE = {"kind": "url_table", "name": "table", "source_kind": "library", "path": "t.csv"}
+TABLE["columns"] = {"texts": {"caption": "text"}}
+CRAWLED = {**TABLE, "source_kind": "image_search"}
+
 
 def flat(colour: str, size: tuple[int, int]) -> bytes:
     return encoded(Image.new("RGB", size, colour), "PNG")
@@ -46,7 +50,7 @@ def test_every_failing_filter_is_a_reason(fetched_build: Any, got: Any) -> None:
         got("plain", flat("red", (90, 80))),
         got("broken", b"\x89PNG\r\n\x1a\n"),
     ]
-    pairs, decided, counts = run(fetched_build(images, parts=2, filters=filters))
+    pairs, decided, counts = run(fetched_build(images, parts=2, filters=filters, sources=[CRAWLED]))
     assert [p["image_url"].rpartition("/")[2] for p in pairs] == ["good"]
     assert decided["strip"]["reason"] == "image_too_small"
     assert decided["strip"]["reasons"] == ["image_too_small", "image_aspect", "image_blank"]
@@ -63,13 +67,27 @@ def test_a_strip_with_words_of_its_own_may_be_longer(fetched_build: Any, got: An
         got("titled", busy((400, 91)), Text("title", "雪后的故宫")),
     ]
     for number, options in enumerate(({}, {"max_aspect": 3.0})):
-        build = fetched_build(images, name=f"b{number}", filters=[{"name": "image_aspect", **options}])
-        pairs, decided, _ = run(build)
+        filters = [{"name": "image_aspect", **options}]
+        pairs, decided, _ = run(fetched_build(images, name=f"b{number}", filters=filters, sources=[CRAWLED]))
         kept = [p["image_url"].rpartition("/")[2] for p in pairs]
         assert kept == ([] if options else ["described"])
         assert {row["reason"] for row in decided.values()} == {"image_aspect"}
         assert ("at most 5" in decided["long"]["evidence"]) is not bool(options)
         assert "at most 3" in decided["titled"]["evidence"]
+
+
+@pytest.mark.parametrize("source", ["library", "image_search"])
+def test_small_and_long_pictures_of_a_collection_stay_unless_the_spec_states_a_limit(
+    source: str, fetched_build: Any, got: Any
+) -> None:
+    images = [got("small", busy((150, 80))), got("scroll", busy((1600, 240))), got("line", busy((2100, 100)))]
+    sources = [{**TABLE, "source_kind": source}]
+    for number, options in enumerate(({}, {"image_sides": {"min_side": 90}})):
+        filters = [{"name": "image_sides"}, {"name": "image_aspect"}]
+        own = [{**one, "filters": options} for one in sources]
+        pairs, _, _ = run(fetched_build(images, name=f"b{number}", filters=filters, sources=own))
+        kept = {p["image_url"].rpartition("/")[2] for p in pairs}
+        assert kept == (set() if source != "library" else {"scroll"} if options else {"small", "scroll"})
 
 
 def test_pairs_are_sorted_and_carry_both_halves(fetched_build: Any, got: Any) -> None:

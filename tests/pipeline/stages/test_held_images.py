@@ -26,7 +26,7 @@ def test_a_later_build_takes_from_the_store_and_asks_only_for_what_may_pass(serv
     pages = {f"/{i}.png": (200, {"ETag": f'"{i}"'}, picture(i)) for i in range(4)}
     web = serve({**pages, "/gone.png": (404, {}, b""), "/500.png": (500, {}, b"")})
     urls = [web.url(path) for path in web.pages]
-    first, second = (make_build(web, out=out, sources=SITE, fetch={"retries": 0}) for out in ("one", "two"))
+    first, second = (make_build(web, out=out, sources=SITE, fetch={"max_wait_s": 0}) for out in ("one", "two"))
     before = run(first, *urls)
     web.asked.clear()
     web.pages["/500.png"] = (200, {}, picture(50))

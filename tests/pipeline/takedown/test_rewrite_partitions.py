@@ -284,7 +284,7 @@ def specified(folder: Path, site: Any, host: Any) -> BuildSpec:
             {"name": "image_nsfw", "max_score": 0.99},
             {"name": "pair_score", "top_share": 0.95},
         ],
-        "fetch": {"images_per_partition": 9, "threads": 2, "retries": 0},
+        "fetch": {"images_per_partition": 9, "threads": 2, "max_wait_s": 0},
         "watermark": {"min_pictures": 10},
         "pair_score": towered.written(folder / "towers"),
         "semantic_dedup": {"distance": 0.00001},

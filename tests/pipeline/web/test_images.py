@@ -86,7 +86,7 @@ def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, m
     web.pages["/inside.png"] = (302, {"Location": inside.url("/x.png")}, b"")
     web.pages |= {path: (200, {**HEADERS, "ETag": '"v1"'}, data) for path, data in FINE.items()}
     limits = {"max_image_bytes": 300_000, "timeout_s": 3, "connections_per_host": 8}
-    build = make_build(web, broken, sources=SITE, egress=limits, fetch={"retries": 0, "engine": engine})
+    build = make_build(web, broken, sources=SITE, egress=limits, fetch={"max_wait_s": 0, "engine": engine})
     local = f"http://localhost:{inside.port}/x.png"
     rows = run(build, *map(web.url, [*HOSTILE, "/inside.png", *FINE]), broken.url("/x.png"), local)
     expected = {web.url(path): reason for path, (_, reason, _) in HOSTILE.items()}
@@ -136,7 +136,7 @@ def test_a_transient_failure_is_retried_and_a_lasting_one_is_not(serve, make_bui
         handler.wfile.write(data)
 
     web = serve({"/moody.png": moody, "/busy.png": (503, {"Retry-After": "3600"}, b"")})
-    build = make_build(web, sources=SITE, fetch={"retries": 2})
+    build = make_build(web, sources=SITE, fetch={"max_wait_s": 0.3})
     rows = run(build, *(web.url(path) for path in ("/moody.png", "/gone.png", "/busy.png")))
     assert rows[web.url("/moody.png")]["ok"]
     assert web.asked.count("/gone.png") == 1
