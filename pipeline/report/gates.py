@@ -31,7 +31,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
-from data_specs.shard import canonical_json
 from pipeline import observe
 from pipeline.advice import advice_for
 from pipeline.errors import ApprovalError, GateError
@@ -339,8 +338,8 @@ def _key_of(spec: BuildSpec, reason: str) -> str:
     """The filter of a spec that drops for a reason, with the option that decides; "" if it is no filter's."""
     filters: list[TextFilter | ImageFilter] = [*text_filters(spec), *image_filters(spec)]
     for own in filters:
-        option = next((limit.option for limit in own.limits() if limit.reason.value == reason), None)
-        if option is not None:
-            value = canonical_json(own.model_dump(mode="json")[option]).decode()
-            return f"filters: {{name: {own.plugin_name()}, {option}: {value}}} decides"
+        for limit in own.limits():
+            if limit.reason.value == reason:
+                value = limit.least if limit.least > -math.inf else limit.most
+                return f"filters: {{name: {own.plugin_name()}, {limit.option}: {value:g}}} decides"
     return ""
