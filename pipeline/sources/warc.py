@@ -1,4 +1,6 @@
-"""warc: web pages from existing WARC files, on a disk, in an object store or behind URLs, such as Common Crawl's.
+"""warc: web pages from existing WARC and WACZ files, on a disk, in an object store or behind URLs.
+
+Pictures that lie in the files as well, as in those of wget, Browsertrix or Heritrix, are read there and not asked for.
 
 There are two ways to name the files, which may be mixed: `path` (paths, URLs and globs) and `path_list`, a file with
 one path per line, plain or gzipped, as Common Crawl publishes for each of its crawls (`warc.paths.gz`); `prefix` is put
@@ -19,6 +21,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
+from pipeline.files import wacz
 from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version, writable
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
@@ -48,12 +51,13 @@ class Warc(PageSource):
     def warcs(self) -> list[str]:
         """Paths or URLs, each once: those of `path` sorted within each glob, then those of `path_list` as listed.
 
-        Raises SourceError that names the path which is missing, matches nothing or cannot be read.
+        A WACZ file stands for the addresses of the WARC files in it. Raises SourceError that names the path which is
+        missing, matches nothing or cannot be read.
         """
         files = self._given()
         if self.path_list:
             files += [self.prefix + line for line in listed(self.resolve(self.path_list), self.name)]
-        files = list(dict.fromkeys(files))
+        files = [address for file in dict.fromkeys(files) for address in wacz.warcs_in(file, self.name)]
         return files[: self.limit] if self.limit else files
 
     def listing(self) -> list[str]:
@@ -69,6 +73,16 @@ class Warc(PageSource):
             text = "\n".join(listed(self.resolve(self.path_list), self.name))
             lines = [hashlib.sha256(text.encode()).hexdigest()]
         return [version(file) for file in self._given()] + lines
+
+    def address_of(self, part: int, offset: int, length: int) -> str:
+        """The address (`stored_at`) of a record in one of its WARC files, or in the WACZ that holds that file."""
+        return f"warc:///{self.name}/{part}/{offset}+{length}"
+
+    def record_at(self, address: str) -> tuple[int, int, int]:
+        """(part, offset, length) of an address that `address_of` has made."""
+        part, _, place = address.removeprefix(f"warc:///{self.name}/").partition("/")
+        offset, _, length = place.partition("+")
+        return int(part), int(offset), int(length)
 
     def look(self, budget: Budget) -> Look:
         """Its files, with the HTML pages of a sample and the images on them."""

@@ -62,8 +62,8 @@ FLUSH_IMAGES, FLUSH_S = 100, 2.0
 
 
 def token(build: Build) -> Any:
-    """The options that decide which images are let in."""
-    return limits_of(build.spec)
+    """The options that decide which images are let in, and whether they may be asked for."""
+    return {**limits_of(build.spec), "network": build.spec.egress.network}
 
 
 def partitions(build: Build) -> list[str]:

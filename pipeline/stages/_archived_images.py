@@ -1,0 +1,229 @@
+"""Pictures that lie in WARC files: `extract` notes where, and `fetch` reads them in place of a request.
+
+`Archive` writes a row of ARCHIVED_SCHEMA for each capture of a picture, each redirect and each revisit of a WARC file.
+`admit.sort` gathers these rows as it does candidates, so that a partition of `fetch` finds its images by their URLs,
+whichever file or source of the build holds them. Of several captures of a URL the one nearest to the time of the page
+counts, and of a page without a time the latest. Redirects are followed within the archive, as the client follows them;
+a revisit leads to the capture whose body it had. Opt-outs in the headers of the archive, and takedowns, hold for each.
+
+Limits: a picture is read from its own record, so a file that was gzipped as a whole gives none. A robots.txt of the
+archive is not asked. A revisit that names no URL refers to its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.files.wacz import file_of
+from pipeline.records import (
+    ARCHIVED,
+    ARCHIVED_SCHEMA,
+    NO_PLACE,
+    PROVENANCE,
+    Capture,
+    DropReason,
+    order_key,
+    rfc3339,
+    sha256_hex,
+    utc,
+)
+from pipeline.sources import sources_of
+from pipeline.sources.warc import Warc
+from pipeline.stages import _sorted
+from pipeline.stages._spool import Outcome, Spool, failure, looks_like_an_image
+from pipeline.store.build import Build
+from pipeline.store.ranges import KeyRange
+from pipeline.store.takedowns import Takedowns
+from pipeline.urls import canonical_url
+from pipeline.web import policy
+from pipeline.web.warc import read_records
+
+log = logging.getLogger("wenlan")
+
+HEADERS = 1 << 20
+"""Bytes that the record of a picture may have beside it."""
+
+
+class Archive:
+    """What one WARC file of a source holds beside pages."""
+
+    def __init__(self, source: Warc, part: int, seed: int) -> None:
+        self._source, self._part, self._seed = source, part, seed
+        self._rows: list[dict[str, Any]] = []
+        self._unreachable = 0
+        self.counts = Counter[str]()
+
+    def takes(self, capture: Capture) -> bool:
+        """Notes a picture, a revisit or a redirect; True for the first two, which are no pages.
+
+        Counts `pictures` and `revisits`, and all rows as `archived`.
+        """
+        what = "revisits" if capture.refers_to is not None else "pictures" if is_picture(capture) else ""
+        if what == "pictures" and capture.place == NO_PLACE:
+            self._unreachable += 1
+            return False
+        try:
+            url, target = canonical_url(capture.url), _target(capture)
+        except ValueError:  # of a page a Decision says so
+            return what == "revisits"
+        if what or target:
+            self._add(capture, url, target)
+            self.counts.update([what, "archived"] if what else ["archived"])
+        return bool(what)
+
+    def table(self) -> pa.Table | None:
+        """Rows of ARCHIVED_SCHEMA; None if there are none."""
+        if self._unreachable:
+            said = (self._source.warcs()[self._part], self._unreachable)
+            log.warning("%s: was gzipped as a whole, so its %d pictures cannot be read; gunzip it", *said)
+        columns = ["order_key", "fetch_id", "captured_at", "stored_at", "target"]
+        rows = pa.Table.from_pylist(self._rows, schema=ARCHIVED_SCHEMA)
+        return rows.sort_by([(name, "ascending") for name in columns]) if self._rows else None
+
+    def _add(self, capture: Capture, url: str, target: str) -> None:
+        fetch_id = sha256_hex(url)
+        self._rows.append(
+            {
+                "order_key": order_key(fetch_id, self._seed),
+                "fetch_id": fetch_id,
+                "source": self._source.name,
+                "captured_at": utc(capture.fetched_at),
+                "digest": capture.digest,
+                "opt_out": str(policy.opt_outs(capture.headers)),
+                "stored_at": "" if target else self._source.address_of(self._part, *capture.place),
+                "target": sha256_hex(target) if target else "",
+                "target_at": utc(capture.refers_to[1]) if capture.refers_to else "",
+                "is_revisit": capture.refers_to is not None,
+            }
+        )
+
+
+def is_picture(capture: Capture) -> bool:
+    """True for a response with a picture, by its Content-Type or its first bytes."""
+    if capture.status != 200 or policy.is_html(capture.content_type, capture.body):
+        return False
+    return policy.media_type(capture.content_type).startswith("image/") or looks_like_an_image(capture.body)
+
+
+def _target(capture: Capture) -> str:
+    """URL that a revisit or a redirect leads to; "" for other captures. Raises ValueError."""
+    if capture.refers_to is not None:
+        return canonical_url(capture.refers_to[0])
+    location = next((value for name, value in capture.headers if name.lower() == "location"), "")
+    return canonical_url(location, capture.url) if location and 300 <= capture.status < 400 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A capture that is looked for: of a URL near a time, or the very one that a revisit refers to."""
+
+    fetch_id: str
+    time: str
+    digest: str = ""
+    exactly: bool = False
+
+    def among(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+        """The row of that capture; None if there is none. The same for any order of rows."""
+        if self.exactly:
+            rows = [row for row in rows if row["stored_at"] and self._is(row)]
+        place = _seconds(self.time) if self.time else float("inf")
+
+        def distance(row: dict[str, Any]) -> tuple[Any, ...]:
+            at = _seconds(row["captured_at"])
+            return abs(place - at) if self.time else -at, row["source"], row["stored_at"], row["target"]
+
+        return min(rows, key=distance, default=None)
+
+    def _is(self, row: dict[str, Any]) -> bool:
+        if self.digest and row["digest"]:
+            return bool(self.digest == row["digest"])
+        return bool(self.time == row["captured_at"])
+
+
+def _seconds(time: str) -> float:
+    return datetime.datetime.fromisoformat(time).timestamp() if time else 0.0
+
+
+def archived_images(build: Build, partition: str, fetch_ids: Iterable[str], spool: Spool) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images of a partition that WARC files of the build hold. Raises SourceError."""
+    times, takedowns = _page_times(build, partition), build.store.takedowns()
+    wanted = {fetch_id: _Wanted(fetch_id, times.get(fetch_id, "")) for fetch_id in fetch_ids}
+    outcomes, found = dict[str, Outcome](), dict[str, dict[str, Any]]()
+    for _ in range(build.spec.egress.max_redirects + 2):  # the last may be a revisit
+        following = dict[str, _Wanted]()
+        rows = _rows_of(build, {own.fetch_id for own in wanted.values()})
+        for fetch_id, own in wanted.items():
+            row = own.among(rows.get(own.fetch_id, ()))
+            if row is None:
+                continue
+            if row["opt_out"]:
+                outcomes[fetch_id] = failure(DropReason.OPT_OUT, f"in the archive: {row['opt_out']}")
+            elif row["stored_at"]:
+                found[fetch_id] = row
+            else:
+                digest = row["digest"] if row["is_revisit"] else ""
+                time = row["target_at"] or row["captured_at"]
+                following[fetch_id] = _Wanted(row["target"], time, digest, row["is_revisit"])
+        wanted = following
+        if not wanted:
+            break
+    return outcomes | dict(_read(build, found, takedowns, spool))
+
+
+def _page_times(build: Build, partition: str) -> dict[str, str]:
+    """The latest time of the archived pages that show an image, by fetch_id."""
+    times = dict[str, str]()
+    for rows in _sorted.rows_between(build, PROVENANCE, *KeyRange.named(partition).bounds, ["fetch_id", "captured_at"]):
+        for fetch_id, time in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            times[fetch_id] = max(time, times.get(fetch_id, ""))
+    return times
+
+
+def _rows_of(build: Build, fetch_ids: set[str]) -> Mapping[str, list[dict[str, Any]]]:
+    """Rows of ARCHIVED_SCHEMA of some URLs, by fetch_id."""
+    found = dict[str, list[dict[str, Any]]]()
+    keys = {order_key(fetch_id, build.spec.seed) for fetch_id in fetch_ids}
+    for table in _sorted.rows_with(build, ARCHIVED, keys):
+        for row in table.filter(pc.is_in(table["fetch_id"], pa.array(fetch_ids, pa.string()))).to_pylist():
+            found.setdefault(row["fetch_id"], []).append(row)
+    return found
+
+
+def _read(
+    build: Build, found: Mapping[str, dict[str, Any]], takedowns: Takedowns, spool: Spool
+) -> Iterator[tuple[str, Outcome]]:
+    """(fetch_id, outcome) of images whose records are found, in the order of files and offsets."""
+    most = build.spec.egress.max_image_bytes
+    places, large = dict[str, tuple[str, int, int]](), list[str]()
+    for source in _sources_of(build, found):
+        files = source.warcs()
+        for fetch_id, row in ((i, row) for i, row in found.items() if row["source"] == source.name):
+            part, offset, length = source.record_at(row["stored_at"])
+            if length > most + HEADERS:
+                large.append(fetch_id)
+            else:
+                places[fetch_id] = file_of(files[part]), offset, length
+    for fetch_id in large:
+        yield fetch_id, failure(DropReason.TOO_LARGE, f"more than {most} bytes in the archive")
+    for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
+        row = found[fetch_id]
+        if capture is None or sha256_hex(canonical_url(capture.url)) != row["fetch_id"]:
+            yield fetch_id, failure(DropReason.UNREADABLE, "its record is not in the archive any more")
+        elif why := takedowns.why(capture.url, ""):
+            yield fetch_id, failure(DropReason.FORGOTTEN, why)
+        else:
+            yield fetch_id, spool.add(capture.body, row["captured_at"] or rfc3339())
+
+
+def _sources_of(build: Build, found: Mapping[str, dict[str, Any]]) -> list[Warc]:
+    """The sources that hold these rows."""
+    names = {row["source"] for row in found.values()}
+    return [own for own in sources_of(build.spec) if isinstance(own, Warc) and own.name in names]
