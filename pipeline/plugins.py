@@ -120,6 +120,8 @@ def check(spec: BuildSpec, name: str = "") -> None:
         else:
             if made.NEEDS_SECTION and getattr(spec, made.NEEDS_SECTION) is None:
                 problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
+            if family == "sources" and plugin == "site" and spec.egress.network == "never":
+                problems.append(f"{where}: a site is crawled, which egress.network: never forbids; name a WARC of it")
     problems += _per_source(spec, {name for family, name in faulty if family == "filters"})
     try:
         loopback_pairs(spec.egress.allow)

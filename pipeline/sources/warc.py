@@ -17,7 +17,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
@@ -85,21 +84,25 @@ class Warc(PageSource):
         return int(part), int(offset), int(length)
 
     def look(self, budget: Budget) -> Look:
-        """Its files, with the HTML pages of a sample and the images on them."""
+        """Its files, with the HTML pages and pictures of a sample, and the images on the pages."""
         files = self.warcs()
-        given = self._given()
+        given, stored = self._given(), list(dict.fromkeys(map(wacz.file_of, files)))
         seen = self._seen(files[0], budget)
         pages, images = seen.pages, seen.images
-        size = size_of_files(files if not self.path_list else given or files[:1])
-        size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
-        total = total_of("HTML pages", [Reading(pages, seen.read, 0, seen.whole)], len(files), size)
+        size = size_of_files(stored if not self.path_list else given or stored[:1])
+        size = size if len(given) == len(stored) else size * len(stored) // max(1, len(given))
+        total, pictures = (
+            total_of(what, [Reading(number, seen.read, 0, seen.whole)], len(files), size)
+            for what, number in (("HTML pages", pages), ("pictures", seen.pictures))
+        )
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
         first = writable(files[0].rpartition("/")[2])
-        facts = (("looked at", f"{pages:,} pages of {first} with {images:,} <img> tags"),)
+        looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {seen.pictures:,} pictures"
+        facts = (("looked at", looked_at),)
         warnings = [] if pages else ["the records looked at hold no HTML page"]
         if seen.damage:
             warnings.append(f"{first} is damaged ({seen.damage}); a build reads what is sound")
-        counts = (Count("WARC files", len(files)), total)
+        counts = (Count("WARC files", len(files)), total, *([pictures] if seen.pictures else []))
         found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
         return Look(counts, **found, facts=facts, warnings=tuple(warnings))
 
@@ -109,14 +112,14 @@ class Warc(PageSource):
 
         seen, records = _Seen(), 0
         try:
-            with fsspec.open(file, "rb") as f:
+            with wacz.opened(file) as (f, _):
                 for record in ArchiveIterator(f):
                     records += 1
-                    headers = record.http_headers
-                    kind = str(headers.get_header("Content-Type", "")) if headers is not None else ""
-                    if record.rec_type == "response" and "html" in kind.lower():
+                    kind = _kind_of(record)
+                    if record.rec_type == "response" and "html" in kind:
                         seen.pages += 1
                         seen.images += _images_in(record)
+                    seen.pictures += kind.startswith("image/")
                     seen.read = f.tell()
                     if seen.read >= budget.bytes or seen.pages >= budget.rows or budget.spent:
                         return seen
@@ -136,13 +139,25 @@ class Warc(PageSource):
 
 @dataclass(slots=True)
 class _Seen:
-    """Result of a look at a file: HTML pages, their images, bytes, whether the file was read whole, its fault."""
+    """Result of a look at a file: HTML pages, images on them, pictures, bytes, whether it was read whole, its fault."""
 
     pages: int = 0
     images: int = 0
+    pictures: int = 0
     read: int = 0
     whole: bool = False
     damage: str = ""
+
+
+def _kind_of(record: Any) -> str:
+    """Content-Type of a response of status 200 or of a resource, in small letters; "" for another record."""
+    headers = record.http_headers
+    if record.rec_type == "resource":
+        return str(record.rec_headers.get_header("Content-Type", "")).lower()
+    if record.rec_type != "response" or headers is None:
+        return ""
+    kind = str(headers.get_header("Content-Type", "")).lower()
+    return kind if headers.get_statuscode() == "200" or "html" in kind else ""
 
 
 def _images_in(record: Any) -> int:

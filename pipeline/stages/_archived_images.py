@@ -41,7 +41,6 @@ from pipeline.stages import _sorted
 from pipeline.stages._spool import Outcome, Spool, failure, looks_like_an_image
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
-from pipeline.store.takedowns import Takedowns
 from pipeline.urls import canonical_url
 from pipeline.web import policy
 from pipeline.web.warc import read_records
@@ -154,7 +153,10 @@ def _seconds(time: str) -> float:
 
 def archived_images(build: Build, partition: str, fetch_ids: Iterable[str], spool: Spool) -> dict[str, Outcome]:
     """Outcomes by fetch_id of the images of a partition that WARC files of the build hold. Raises SourceError."""
-    times, takedowns = _page_times(build, partition), build.store.takedowns()
+    sources = {own.name: own for own in sources_of(build.spec) if isinstance(own, Warc)}
+    if not sources:
+        return {}
+    times = _page_times(build, partition)
     wanted = {fetch_id: _Wanted(fetch_id, times.get(fetch_id, "")) for fetch_id in fetch_ids}
     outcomes, found = dict[str, Outcome](), dict[str, dict[str, Any]]()
     for _ in range(build.spec.egress.max_redirects + 2):  # the last may be a revisit
@@ -175,7 +177,7 @@ def archived_images(build: Build, partition: str, fetch_ids: Iterable[str], spoo
         wanted = following
         if not wanted:
             break
-    return outcomes | dict(_read(build, found, takedowns, spool))
+    return outcomes | dict(_read(build, sources, found, spool))
 
 
 def _page_times(build: Build, partition: str) -> dict[str, str]:
@@ -198,21 +200,18 @@ def _rows_of(build: Build, fetch_ids: set[str]) -> Mapping[str, list[dict[str, A
 
 
 def _read(
-    build: Build, found: Mapping[str, dict[str, Any]], takedowns: Takedowns, spool: Spool
+    build: Build, sources: Mapping[str, Warc], found: Mapping[str, dict[str, Any]], spool: Spool
 ) -> Iterator[tuple[str, Outcome]]:
     """(fetch_id, outcome) of images whose records are found, in the order of files and offsets."""
-    most = build.spec.egress.max_image_bytes
-    places, large = dict[str, tuple[str, int, int]](), list[str]()
-    for source in _sources_of(build, found):
-        files = source.warcs()
-        for fetch_id, row in ((i, row) for i, row in found.items() if row["source"] == source.name):
-            part, offset, length = source.record_at(row["stored_at"])
-            if length > most + HEADERS:
-                large.append(fetch_id)
-            else:
-                places[fetch_id] = file_of(files[part]), offset, length
-    for fetch_id in large:
-        yield fetch_id, failure(DropReason.TOO_LARGE, f"more than {most} bytes in the archive")
+    most, takedowns = build.spec.egress.max_image_bytes, build.store.takedowns()
+    files = {name: sources[name].warcs() for name in {row["source"] for row in found.values()}}
+    places = dict[str, tuple[str, int, int]]()
+    for fetch_id, row in found.items():
+        part, offset, length = sources[row["source"]].record_at(row["stored_at"])
+        if length > most + HEADERS:
+            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive, {most} are allowed")
+        else:
+            places[fetch_id] = file_of(files[row["source"]][part]), offset, length
     for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
         row = found[fetch_id]
         if capture is None or sha256_hex(canonical_url(capture.url)) != row["fetch_id"]:
@@ -221,9 +220,3 @@ def _read(
             yield fetch_id, failure(DropReason.FORGOTTEN, why)
         else:
             yield fetch_id, spool.add(capture.body, row["captured_at"] or rfc3339())
-
-
-def _sources_of(build: Build, found: Mapping[str, dict[str, Any]]) -> list[Warc]:
-    """The sources that hold these rows."""
-    names = {row["source"] for row in found.values()}
-    return [own for own in sources_of(build.spec) if isinstance(own, Warc) and own.name in names]
