@@ -98,9 +98,10 @@ class _Directory:
         self.seek, self.tell, self.seekable, self._read = file.seek, file.tell, file.seekable, file.read
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_DIRECTORY:
+        data = bytes(self._read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1)))
+        if len(data) > MAX_DIRECTORY:
             raise ValueError(f"a directory of more than {MAX_DIRECTORY:,} bytes")
-        return bytes(self._read(size))
+        return data
 
 
 class _Window(io.RawIOBase):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from pipeline.records import (
     PROVENANCE,
     Capture,
     DropReason,
+    encodable,
     order_key,
     rfc3339,
     sha256_hex,
@@ -61,22 +62,25 @@ class Archive:
         self.counts = Counter[str]()
 
     def takes(self, capture: Capture) -> bool:
-        """Notes a picture, a revisit or a redirect; True for the first two, which are no pages.
+        """Notes a picture, a revisit or a redirect; True for the first two, which are not pages.
 
         Counts `pictures` and `revisits`, and all rows as `archived`.
         """
-        what = "revisits" if capture.refers_to is not None else "pictures" if is_picture(capture) else ""
-        if what == "pictures" and capture.place == NO_PLACE:
+        is_revisit = capture.refers_to is not None
+        own = not is_revisit and is_picture(capture)
+        if own and capture.place == NO_PLACE:
             self._unreachable += 1
+            return False
+        if not (own or is_revisit or 300 <= capture.status < 400):
             return False
         try:
             url, target = canonical_url(capture.url), _target(capture)
-        except ValueError:  # of a page a Decision says so
-            return what == "revisits"
-        if what or target:
+        except ValueError:  # of its own URL, or of the one that it leads to
+            url, target, own = "", "", False
+        if own or target:
             self._add(capture, url, target)
-            self.counts.update([what, "archived"] if what else ["archived"])
-        return bool(what)
+        self.counts.update(revisits=is_revisit, pictures=own, archived=own or bool(target))
+        return own or is_revisit
 
     def table(self) -> pa.Table | None:
         """Rows of ARCHIVED_SCHEMA; None if there are none."""
@@ -95,7 +99,7 @@ class Archive:
                 "fetch_id": fetch_id,
                 "source": self._source.name,
                 "captured_at": utc(capture.fetched_at),
-                "digest": capture.digest,
+                "digest": encodable(capture.digest[:200]),
                 "opt_out": str(policy.opt_outs(capture.headers)),
                 "stored_at": "" if target else self._source.address_of(self._part, *capture.place),
                 "target": sha256_hex(target) if target else "",
@@ -151,10 +155,10 @@ def _seconds(time: str) -> float:
     return datetime.datetime.fromisoformat(time).timestamp() if time else 0.0
 
 
-def archived_images(build: Build, partition: str, fetch_ids: Iterable[str], spool: Spool) -> dict[str, Outcome]:
+def archived_images(build: Build, partition: str, fetch_ids: Collection[str], spool: Spool) -> dict[str, Outcome]:
     """Outcomes by fetch_id of the images of a partition that WARC files of the build hold. Raises SourceError."""
     sources = {own.name: own for own in sources_of(build.spec) if isinstance(own, Warc)}
-    if not sources:
+    if not sources or not fetch_ids:
         return {}
     times = _page_times(build, partition)
     wanted = {fetch_id: _Wanted(fetch_id, times.get(fetch_id, "")) for fetch_id in fetch_ids}

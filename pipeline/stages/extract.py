@@ -301,12 +301,13 @@ def _extract(
     with page_reader() as reader:
         for capture in captures:
             pulse.advance()
-            if archive is not None and isinstance(capture, Capture) and archive.takes(capture):
+            entries: Entries | None = [capture] if isinstance(capture, Decision) else None
+            if isinstance(capture, Capture):
+                entries = _entries(capture, source, reader, wordings, archive)
+            if entries is None:
                 continue
             tally["pages"] += 1
-            for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings):
-                if archive is not None and isinstance(capture, Capture) and isinstance(entry, Candidate):
-                    entry = replace(entry, provenance=Provenance(captured_at=utc(capture.fetched_at)))
+            for entry in entries:
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
                         tally["pages_dropped"] += 1
@@ -315,10 +316,25 @@ def _extract(
                 yield entry
 
 
-def _entries(capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]) -> Entries:
-    """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
+def _entries(
+    capture: Capture,
+    source: PageSource,
+    reader: Confined[Reading],
+    wordings: dict[str, str],
+    archive: Archive | None,
+) -> Entries | None:
+    """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there.
+
+    None for a picture or a revisit, which `archive` has noted. Candidates of an archive have the time of their page.
+    """
     try:
-        return read_within_limits(capture, source, reader, wordings)
+        if archive is None:
+            return read_within_limits(capture, source, reader, wordings)
+        if archive.takes(capture):
+            return None
+        about = Provenance(captured_at=utc(capture.fetched_at))
+        entries = read_within_limits(capture, source, reader, wordings)
+        return [replace(own, provenance=about) if isinstance(own, Candidate) else own for own in entries]
     except OURS:
         raise
     except Exception as e:

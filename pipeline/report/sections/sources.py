@@ -53,8 +53,8 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
 def pages(build: Build, captures: Funnel) -> dict[str, int]:
     """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
 
-    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows. pictures, revisits:
-    records of WARC files that are not pages.
+    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows. pictures,
+    revisits: records of WARC files that are not pages.
     """
     [row] = captures.stages(["crawl"])
     unseen = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}

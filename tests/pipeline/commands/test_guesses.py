@@ -19,6 +19,7 @@ from pipeline import cli
 from pipeline.commands import guesses
 from pipeline.sources import sources_of
 from pipeline.sources._look import Budget
+from tests import archived
 from tests.drafted import CONTACT, WORDS, built, init, picture, rows
 
 
@@ -177,6 +178,32 @@ def test_a_warc_file(web, here, capsys):
     assert {"language", "ads", "image_bytes"} <= set(names)
     assert names.index("ads") < names.index("personal_data"), "what is masked cannot be searched for"
     assert built(Path("crawl.yaml"), web.host) == 6
+
+
+@pytest.mark.parametrize("name", ["crawl.warc.gz", "crawl.wacz"])
+def test_an_archive_with_its_pictures_needs_no_contact_and_asks_nobody(here, capsys, name):
+    records = archived.page("http://a.cn/", "1.jpg", "2.jpg") + archived.jpeg("http://a.cn/1.jpg", b"x")
+    if name.endswith(".wacz"):
+        archived.wacz(here / name, {"1.warc.gz": records})
+    else:
+        (here / name).write_bytes(records)
+    init(capsys, "--from", name)
+    spec = load("crawl.yaml")
+    assert (spec.sources[0].kind, spec.sources[0].options) == ("warc", {"path": name})
+    assert (spec.egress.network, spec.contact) == ("never", "not stated")
+    assert "ads" in [ref.name for ref in spec.filters], "pages of strangers, whether they are asked or not"
+    said = "1 WARC file with 1 HTML page and 1 picture, which are read there"
+    assert said in Path("crawl.yaml").read_text("utf-8")
+    init(capsys, "--from", name, "https://b.cn/", "--name", "both", *CONTACT)
+    assert load("both.yaml").egress.network == "allowed", "the site is crawled"
+
+
+def test_an_archive_of_pages_alone_has_its_pictures_fetched(here, capsys):
+    pages = b"".join(archived.page(f"http://a.cn/{number}", "1.jpg", "2.jpg") for number in range(60))
+    (here / "pages.warc.gz").write_bytes(pages + archived.jpeg("http://a.cn/1.jpg", b"x"))
+    init(capsys, "--from", "pages.warc.gz", *CONTACT)
+    assert load("pages.yaml").egress.network == "allowed"
+    assert "1 picture, which are read there; the others are fetched" in Path("pages.yaml").read_text("utf-8")
 
 
 @pytest.mark.slow

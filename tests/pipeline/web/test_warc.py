@@ -276,9 +276,10 @@ _WARC_HEADERS = st.sampled_from(
     [
         {}, {}, {}, {"WARC_Type": "request"}, {"WARC_Type": "metadata"}, {"WARC_Type": "Response"},
         {"WARC_Type": "revisit"}, {"WARC_Type": "revisit", "WARC_Refers_To_Date": "2026-01-01T00:00:00Z"},
+        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "<http://b.test/>"}, {"WARC_Payload_Digest": "sha1:X"},
         {"WARC_Type": "resource"}, {"WARC_Type": "resource", "Content_Type": "image/png"},
-        {"WARC_Type": "resource", "WARC_Target_URI": "urn:x:1"}, {"WARC_Payload_Digest": "sha1:X"},
-        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "<http://b.test/>"}, {"WARC_Target_URI": "<http://a.test/1>"}, {"WARC_Target_URI": "dns:a.test"},
+        {"WARC_Type": "resource", "WARC_Target_URI": "urn:x:1"}, {"WARC_Target_URI": "<http://a.test/1>"},
+        {"WARC_Target_URI": "dns:a.test"},
         {"WARC_Target_URI": "http://a.test/ b"}, {"WARC_Target_URI": ""}, {"WARC_Target_URI": "http://a.test/中"},
         {"WARC_Target_URI": "http://a.test/\r\n folded"}, {"Content_Length": "9"}, {"Content_Length": "9999"},
         {"Content_Length": "-1"}, {"Content_Length": "x"}, {"Content_Length": ""}, {"Content_Length": "0"},
