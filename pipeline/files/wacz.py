@@ -82,7 +82,7 @@ def _window(file: Any, name: str) -> tuple[int, int]:
     member = _members(file).get(name)
     if member is None:
         raise ValueError(f"holds no {name}")
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size != member.compress_size:
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise ValueError(f"{name} is compressed or encrypted in the zip; pack the WACZ again without (zip -0)")
     file.seek(member.header_offset)
     mark, name_length, extra_length = _HEADER.unpack(file.read(_HEADER.size))

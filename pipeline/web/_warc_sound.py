@@ -105,10 +105,7 @@ class SoundRun:
             raise _NotPlain
         head = _HEAD.match(block)
         if kind != "response" or head is None or _ENCODED.search(head.group()):
-            given = [(name, headers[name]) for name in _NEEDED if name in headers]
-            if not all(value.isascii() and value.isprintable() for _, value in given):
-                raise _NotPlain
-            warc = "".join(f"{name}: {value}\r\n" for name, value in given)
+            warc = "".join(f"{name}: {headers[name]}\r\n" for name in _NEEDED if name in headers)
             return self._by_warcio(f"WARC/1.0\r\n{warc}Content-Length: {length}\r\n\r\n".encode() + block)
         body = block[head.end() :]
         if len(body) > self._max_body or head.end() > _HEAD_BYTES:

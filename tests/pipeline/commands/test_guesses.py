@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,6 +179,28 @@ def test_a_warc_file(web, here, capsys):
     assert {"language", "ads", "image_bytes"} <= set(names)
     assert names.index("ads") < names.index("personal_data"), "what is masked cannot be searched for"
     assert built(Path("crawl.yaml"), web.host) == 6
+
+
+@pytest.mark.slow
+def test_a_site_that_was_archived_makes_the_pairs_that_the_site_itself_makes(web, here, capsys):
+    from warcio.capture_http import capture_http
+
+    with capture_http("saved.warc.gz"):
+        for path in web.pages:
+            urlopen(web.url(path)).read()
+    web.asked.clear()
+    init(capsys, "--from", "saved.warc.gz")
+    (here / "live").mkdir()
+    init(capsys, "--from", web.url("/"), "--name", "site", "--out", "live/site.yaml", *CONTACT)
+    assert built(Path("saved.yaml")) == 6
+    assert web.asked == []
+    assert built(Path("live/site.yaml"), web.host) == 6
+    columns = ["image_url", "page_url", "sha256", "texts", "split"]
+    saved, live = (
+        sorted(map(str, pa.concat_tables(pq.read_table(p, columns=columns) for p in shards).to_pylist()))
+        for shards in (here.glob("build/shards/*.parquet"), here.glob("live/build/shards/*.parquet"))
+    )
+    assert saved == live
 
 
 @pytest.mark.parametrize("name", ["crawl.warc.gz", "crawl.wacz"])

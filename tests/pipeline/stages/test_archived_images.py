@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.records import ARCHIVED, sha256_hex, utc
-from pipeline.stages import fetch
+from pipeline.stages import _archived_images, fetch
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import forget
@@ -105,7 +106,9 @@ def test_of_several_captures_the_nearest_to_the_page_counts_in_any_order_of_file
         one, two, three = (captures[number] for number in order)
         assert outcomes(archives(a=one, b=two + shown, c=three)) == {f"{SITE}/1.jpg": PICTURES[3]}
     undated = page(f"{SITE}/p", "/1.jpg", date="some day")
-    assert outcomes(archives(a=captures[2], b=captures[0] + undated, c=captures[1])) == {f"{SITE}/1.jpg": PICTURES[5]}
+    assert outcomes(archives(a=captures[0], b=captures[2] + undated, c=captures[1])) == {f"{SITE}/1.jpg": PICTURES[5]}
+    later = page(f"{SITE}/q", "/1.jpg", date="2026-01-06T00:00:00Z")
+    assert outcomes(archives(a=captures[0], b=captures[2] + later, c=shown)) == {f"{SITE}/1.jpg": PICTURES[5]}
 
 
 @pytest.mark.parametrize(
@@ -186,13 +189,21 @@ def test_a_picture_without_a_type_is_known_by_its_bytes_and_an_answer_that_is_no
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_picture_above_the_limit_is_too_large_and_costs_no_more(archives, packed, monkeypatch):
-    body = b"\xff\xd8\xff" + (b"\0" * 3_000_000 if packed else PICTURES[1] * 2_000)
+    body = b"\xff\xd8\xff" + (b"\0" * 3_000_000 if packed else random.Random(0).randbytes(2_000_000))
     headers = {"Content-Type": "image/jpeg"} | ({"Content-Encoding": "gzip"} if packed else {})
     large = record(f"{SITE}/1.jpg", gzip.compress(body) if packed else body, headers)
     egress = {"network": "never", "max_image_bytes": 10_000, "max_page_bytes": 5_000}
+    asked, read = list[int](), _archived_images.read_records
+
+    def noted(places: Any, most: int) -> Any:
+        asked.extend(length for _, (_, _, length) in places)
+        return read(places, most)
+
+    monkeypatch.setattr(_archived_images, "read_records", noted)
     build = archives(a=page(f"{SITE}/p", "/1.jpg") + large, spec={"egress": egress})
     assert outcomes(build) == {f"{SITE}/1.jpg": "too_large"}
     assert counts(build)["pages_dropped"] == 0
+    assert len(asked) == packed, "a record that is larger itself is not read"
 
 
 def test_a_file_that_breaks_off_in_a_picture_keeps_what_is_whole(archives):
@@ -215,7 +226,7 @@ def test_a_file_that_is_not_gzipped_has_places_too_and_one_gzipped_as_a_whole_sa
 
 
 def test_an_archive_that_changed_meanwhile_gives_no_other_picture(archives, tmp_path, monkeypatch):
-    records = [jpeg(f"{SITE}/{number}.jpg", PICTURES[number]) for number in (1, 2)]
+    records = [jpeg(f"{SITE}/{number}.jpg", PICTURES[1]) for number in (1, 2)]
     one, two, shown = map(gzip.decompress, (*records, page(f"{SITE}/p", "/1.jpg")))
     held = fetch.held_images
 
@@ -279,6 +290,13 @@ def test_a_takedown_reaches_pictures_of_an_archive(archives):
     stage = build.stage("extract")
     noted = pa.concat_tables([stage.table(part, ARCHIVED) for part in stage.records() if ARCHIVED in part.files])
     assert noted["fetch_id"].to_pylist() == [sha256_hex(f"{SITE}/2.jpg")]
+
+
+def test_whether_sites_may_be_asked_is_part_of_the_stage(make_build):
+    source = {"kind": "warc", "name": "w", "source_kind": "news", "path": "a.warc.gz"}
+    never, allowed = (make_build(sources=[source], egress=egress) for egress in (NEVER, {}))
+    assert (never.asks, allowed.asks) == (False, True)
+    assert fetch.token(never) != fetch.token(allowed)
 
 
 def test_times_are_read_as_far_as_they_are_times():

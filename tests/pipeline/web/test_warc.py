@@ -276,7 +276,10 @@ _WARC_HEADERS = st.sampled_from(
     [
         {}, {}, {}, {"WARC_Type": "request"}, {"WARC_Type": "metadata"}, {"WARC_Type": "Response"},
         {"WARC_Type": "revisit"}, {"WARC_Type": "revisit", "WARC_Refers_To_Date": "2026-01-01T00:00:00Z"},
-        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "<http://b.test/>"}, {"WARC_Payload_Digest": "sha1:X"},
+        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "<http://b.test/>"},
+        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "http://b.test/中é"},
+        {"WARC_Type": "revisit", "WARC_Refers_To_Target_URI": "http://b.test/\r\n folded"},
+        {"WARC_Payload_Digest": "sha1:X"},
         {"WARC_Type": "resource"}, {"WARC_Type": "resource", "Content_Type": "image/png"},
         {"WARC_Type": "resource", "WARC_Target_URI": "urn:x:1"}, {"WARC_Target_URI": "<http://a.test/1>"},
         {"WARC_Target_URI": "dns:a.test"},
@@ -312,6 +315,8 @@ _MEMBERS = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(_MEMBERS, min_size=1, max_size=7).map(b"".join))
 @example(gzip.compress(record(body=b"x" * 3_000)) * 2)
+@example(gzip.compress(record(WARC_Type="revisit", WARC_Refers_To_Target_URI="http://b.test/é\r\n \u0085中")) * 2)
+@example(gzip.compress(record(WARC_Type="revisit", WARC_Refers_To_Date="a\x0bb\x1cc")) * 2)
 @example(gzip.compress(record(http=f"X: {'a' * 70_000}\r\n")) * 2)
 @example(gzip.compress(record() + record("http://a.test/2")) + gzip.compress(record("http://a.test/3")))
 def test_fastwarc_changes_nothing_of_what_warcio_reads(data: bytes) -> None:
@@ -324,7 +329,18 @@ def test_fastwarc_changes_nothing_of_what_warcio_reads(data: bytes) -> None:
         assert without_place(capture_of(data[start : start + length], 2_000)) == without_place(own)
 
 
-def test_a_sound_file_is_read_by_fastwarc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("warc", "captures_of"),
+    [
+        ({}, 50),
+        ({"WARC_Target_URI": "<http://a.test/1>"}, 50),
+        ({"WARC_Type": "revisit"}, 50),
+        ({"WARC_Type": "resource", "WARC_Target_URI": "urn:pageinfo:1"}, 0),
+    ],
+)
+def test_a_sound_file_is_read_by_fastwarc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warc: dict[str, str], captures_of: int
+) -> None:
     runs: list[int] = []
     read_run = SoundRun.captures
 
@@ -333,9 +349,17 @@ def test_a_sound_file_is_read_by_fastwarc(tmp_path: Path, monkeypatch: pytest.Mo
         runs.append(run.records)
 
     monkeypatch.setattr(SoundRun, "captures", counted)
-    captures, info = read(tmp_path / "x.warc.gz", b"".join(pages(50)))
-    assert (len(captures), info) == (50, {})
+    captures, info = read(tmp_path / "x.warc.gz", gzip.compress(record(**warc)) * 50)
+    assert (len(captures), info) == (captures_of, {})
     assert runs == [49, 0], "the last record is the other reader's"
+
+
+def test_a_revisit_is_no_page_of_a_range(tmp_path: Path) -> None:
+    member = gzip.compress(record(WARC_Type="revisit"))
+    (tmp_path / "x.warc.gz").write_bytes(member)
+    [found] = read_ranges([PageRange("http://a.test/1", str(tmp_path / "x.warc.gz"), 0, len(member))], 1_000)
+    assert isinstance(found, Decision)
+    assert (found.reason, found.evidence) == ("unreadable", "x.warc.gz at 0: no response")
 
 
 @pytest.mark.slow
