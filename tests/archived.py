@@ -54,6 +54,11 @@ def moved(url: str, to: str, **headers: str) -> bytes:
 
 
 def wacz(path: Path, warcs: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> None:
+    """Writes a WACZ file."""
+    path.write_bytes(packed(warcs, packing))
+
+
+def packed(warcs: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
     """A WACZ file with WARC files by name, behind something else."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", packing) as archive:
@@ -61,4 +66,4 @@ def wacz(path: Path, warcs: dict[str, bytes], packing: int = zipfile.ZIP_STORED)
         for name, data in warcs.items():
             archive.writestr(f"archive/{name}", data)
         archive.writestr("indexes/index.cdx.gz", gzip.compress(b"cn,a)/ 2026 {}"))
-    path.write_bytes(out.getvalue())
+    return out.getvalue()

@@ -10,6 +10,7 @@ and page lists in the WACZ are not read: the records themselves say what they ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
 import zipfile
@@ -25,6 +26,9 @@ MAX_DIRECTORY = 8 << 20
 """Bytes of a zip's directory at most: about 100,000 names, where a WACZ has some dozen."""
 
 SUFFIX = ".wacz"
+_REFUSALS = (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError)
+"""Exceptions of `zipfile`, and ours, whose cause is the file."""
+
 _HEADER = struct.Struct("<4s22xHH")
 """Local header of a member of a zip: its mark, and the lengths of its name and of its extra field."""
 
@@ -35,18 +39,29 @@ def file_of(address: str) -> str:
     return address if at < 0 else address[: at + len(SUFFIX)]
 
 
-def warcs_in(file: str, source: str) -> list[str]:
-    """Addresses of the WARC files of a WACZ, by name; of any other file that file itself. Raises SourceError."""
-    if not file.lower().endswith(SUFFIX):
-        return [file]
+def warcs_in(file: str, source: str, mark: str = "") -> list[str]:
+    """Addresses of the WARC files of a WACZ, by name; of any other file that file itself. Raises SourceError.
+
+    mark: changes with the file, whose directory is read once for each.
+    """
+    return [f"{file}#{name}" for name in _names(file, source, mark)] if is_wacz(file) else [file]
+
+
+def is_wacz(file: str) -> bool:
+    return file.lower().endswith(SUFFIX)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(file: str, source: str, mark: str) -> tuple[str, ...]:
+    """Names of the WARC files of a WACZ."""
     try:
         with fsspec.open(file, "rb") as f:
-            names = sorted(name for name in _members(f) if _is_warc(name))
-    except faults(zipfile.BadZipFile, ValueError, NotImplementedError) as e:
+            names = tuple(sorted(name for name in _members(f) if _is_warc(name)))
+    except faults(*_REFUSALS) as e:
         raise SourceError(file, f"source {source}: is not a readable WACZ file ({reason(e)})") from None
     if not names:
         raise SourceError(file, f"source {source}: holds no WARC file below archive/")
-    return [f"{file}#{name}" for name in names]
+    return names
 
 
 @contextlib.contextmanager
@@ -62,7 +77,7 @@ def opened(address: str) -> Iterator[tuple[BinaryIO, int]]:
             return
         try:
             start, size = _window(f, address[len(file) + 1 :])
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as e:
+        except _REFUSALS as e:
             raise SourceError(address, f"is not a readable WACZ file ({reason(e)})") from None
         yield cast(BinaryIO, _Window(f, start, size)), start
 
@@ -72,13 +87,13 @@ def _is_warc(name: str) -> bool:
 
 
 def _members(file: Any) -> dict[str, zipfile.ZipInfo]:
-    """Members of a zip by name. Raises BadZipFile, ValueError, NotImplementedError."""
+    """Members of a zip by name. Raises _REFUSALS."""
     with zipfile.ZipFile(_Directory(file)) as archive:
         return {member.filename: member for member in archive.infolist()}
 
 
 def _window(file: Any, name: str) -> tuple[int, int]:
-    """Position and size of a member of a zip. Raises as `_members`, and ValueError for one that is not stored as is."""
+    """Position and size of a member of a zip. Raises _REFUSALS, also for one that is not stored as is."""
     member = _members(file).get(name)
     if member is None:
         raise ValueError(f"holds no {name}")

@@ -13,6 +13,7 @@ one by one; a plain http URL cannot be listed, so globs need a disk, s3, gs or t
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +54,12 @@ class Warc(PageSource):
         A WACZ file stands for the addresses of the WARC files in it. Raises SourceError that names the path which is
         missing, matches nothing or cannot be read.
         """
-        files = self._given()
+        files = {file: json.dumps(version(file)) if wacz.is_wacz(file) else "" for file in self._given()}
         if self.path_list:
-            files += [self.prefix + line for line in listed(self.resolve(self.path_list), self.name)]
-        files = [address for file in dict.fromkeys(files) for address in wacz.warcs_in(file, self.name)]
-        return files[: self.limit] if self.limit else files
+            lines = (self.prefix + line for line in listed(self.resolve(self.path_list), self.name))
+            files = {**files, **{line: "" for line in lines if line not in files}}
+        warcs = [address for file, mark in files.items() for address in wacz.warcs_in(file, self.name, mark)]
+        return warcs[: self.limit] if self.limit else warcs
 
     def listing(self) -> list[str]:
         return self.warcs() if self.path_list or has_globs(self.path) else []

@@ -7,7 +7,7 @@ counts, and of a page without a time the latest. Redirects are followed within t
 a revisit leads to the capture whose body it had. Opt-outs in the headers of the archive, and takedowns, hold for each.
 
 Limits: a picture is read from its own record, so a file that was gzipped as a whole gives none. A robots.txt of the
-archive is not asked. A revisit that names no URL refers to its own.
+archive is not asked. A revisit that names no URL refers to its own. URLs are compared as they are: http is not https.
 """
 
 from __future__ import annotations

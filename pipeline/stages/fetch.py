@@ -5,11 +5,11 @@ bytes are copied from the tar that an earlier build left (and checked against th
 until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest is downloaded
 by the engine that the spec names, `pipeline.web.images` or img2dataset behind it (`pipeline.web.gateway`), with the
 same rules and outcomes. Bytes are kept as they came, never re-encoded. Images that lie in a source itself (a folder, a
-webdataset) are read from there and not put into STORE/fetched. User name and password of an image's URL are sent to its
-own origin only, and written nowhere.
+webdataset, an archive) are read from there and not put into STORE/fetched. User name and password of an image's URL are
+sent to its own origin only, and written nowhere.
 
-A trial, or a build that begins a generation, sends no requests: what failed has failed, and what neither STORE/fetched
-nor the shards of the last generation hold is `not_stored`.
+A trial, a build that begins a generation, or one with `egress: {network: never}`, sends no requests: what failed has
+failed, and what neither a source, STORE/fetched nor the shards of the last generation hold is `not_stored`.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
