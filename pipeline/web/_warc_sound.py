@@ -1,8 +1,8 @@
 """A run of sound records of a gzipped WARC file, read by fastwarc.
 
 Taken from it is only what can be nothing else: a record with a gzip member of its own, behind which the next one was
-found. Responses with encodings, or with headers beyond printable ASCII, revisits and resources are handed to warcio one
-by one; whatever else is odd (a header twice, a body above the limit) ends the run as a damage does.
+found. Resources, and captures with encodings or with headers beyond printable ASCII, are handed to warcio one by one;
+whatever else is odd (a header twice, a body above the limit) ends the run as a damage does.
 
 A record is held back until the next one was seen to begin, because only then its member is known to be whole (its
 checksum stands at its end). The last record of a file is therefore never part of a run.
@@ -103,17 +103,22 @@ class SoundRun:
         block = record.reader.read(length)
         if len(block) != length:
             raise _NotPlain
-        head = _HEAD.match(block)
-        if kind != "response" or head is None or _ENCODED.search(head.group()):
+        head, refers_to = _HEAD.match(block), None
+        if kind == "revisit":
+            where = without_userinfo(_bare(headers.get("warc-refers-to-target-uri", "") or url))
+            refers_to = where, headers.get("warc-refers-to-date", "")
+        is_encoded = head is not None and kind == "response" and _ENCODED.search(head.group())
+        is_odd = refers_to is not None and not (_URI.fullmatch(refers_to[0]) and _DATE.fullmatch(refers_to[1]))
+        if kind == "resource" or head is None or is_encoded or is_odd:
             warc = "".join(f"{name}: {headers[name]}\r\n" for name in _NEEDED if name in headers)
             return self._by_warcio(f"WARC/1.0\r\n{warc}Content-Length: {length}\r\n\r\n".encode() + block)
-        body = block[head.end() :]
+        body = block[head.end() :] if refers_to is None else b""
         if len(body) > self._max_body or head.end() > _HEAD_BYTES:
             raise _NotPlain
         pairs = tuple((name, value.strip(" \t")) for name, value in _LINE.findall(head.group(2).decode("ascii")))
         said = next((value for name, value in pairs if name.lower() == "content-type"), "")
-        digest = headers.get("warc-payload-digest", "")
-        return Capture(without_userinfo(url), int(head.group(1)), date, said, body, pairs, digest=digest)
+        status, digest = int(head.group(1)), headers.get("warc-payload-digest", "")
+        return Capture(without_userinfo(url), status, date, said, body, pairs, digest=digest, refers_to=refers_to)
 
 
 def _bare(url: str) -> str:
