@@ -156,6 +156,9 @@ class Admit(Spec):
     max_candidates_per_image: int = Field(
         8, gt=0, description="candidates kept per image URL: texts from different pages"
     )
+    max_text_rank: int | None = Field(
+        None, ge=0, description="better texts that may have been removed before the one that is left; 0: none"
+    )
 
 
 class Dedup(Spec):
@@ -348,6 +351,9 @@ class Publish(Spec):
         description="population stability index against the last published build of the dataset; 0 = no limit",
     )
     max_domain_share: float = Field(1.0, gt=0, le=1, description="share of the samples whose images come from one host")
+    max_fallback_share: float = Field(
+        1.0, ge=0, le=1, description="share of the samples whose primary text took the place of a removed one"
+    )
     min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
     judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
 

@@ -48,6 +48,7 @@ class DropReason(enum.StrEnum):
     SPACER = "spacer"  # icon, spacer, tracking pixel
     NO_TEXT = "no_text"
     REPEATED_ON_PAGE = "repeated_on_page"
+    FALLBACK_TEXT = "fallback_text"  # better texts were removed than `admit.max_text_rank` allows
     LIST_COVER = "list_cover"  # stands in a list of articles; the article has it too
     CAP_PER_PAGE = "cap_per_page"  # of images
     CAP_PER_HOST = "cap_per_host"  # of images on the pages of a host

@@ -117,7 +117,7 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
-    ("memory", "pulse"),
+    ("advice", "memory", "pulse"),
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),

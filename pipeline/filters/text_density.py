@@ -36,7 +36,7 @@ class TextDensity(TextFilter):
     min_entropy: float = Field(0.0, ge=0, description="smallest entropy of the words, in nats; 0: not looked at")
     max_unknown: int = Field(5, ge=0, description="most characters outside GBK")
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def limits(self) -> tuple[Limit, ...]:
         limits = (

@@ -173,36 +173,34 @@ class Reason:
 _NAMED = f"NOT list_has_any(list_append(reasons, reason), {sorted(UNNAMED)})"
 
 
-def top_reasons(build: Build, stage: str, most: int = 3) -> list[Reason]:
-    """The most frequent reasons for which a stage dropped something, each with its first example."""
+def top_reasons(build: Build, stage: str = "", most: int = 3, sources: Sequence[str] = ()) -> list[Reason]:
+    """The most frequent reasons for which something was dropped, each with its first example; of a stage and of some
+    sources, if given."""
+    where = "(? = '' OR stage = ?) AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], source))"
+    asked = [stage, stage, list(sources), list(sources)]
     largest = (
-        "SELECT reason, count(*) AS count FROM decisions "
-        f"WHERE stage = ? AND reason NOT IN ('', '{DropReason.KNOWN.value}') "
-        "GROUP BY 1 ORDER BY count DESC, reason LIMIT ?"
+        f"SELECT any_value(stage) AS stage, reason, count(*) AS count FROM decisions WHERE {where} "
+        f"AND reason NOT IN ('', '{DropReason.KNOWN.value}') GROUP BY reason ORDER BY count DESC, reason LIMIT ?"
     )
-    first = f"SELECT url, evidence FROM decisions WHERE stage = ? AND reason = ? AND {_NAMED} LIMIT 1"
+    first = f"SELECT url, evidence FROM decisions WHERE {where} AND reason = ? AND {_NAMED} LIMIT 1"
     with Tables.of(build) as tables:
         found = []
-        for row in tables.rows(largest, [stage, most]):
-            shown = tables.rows(first, [stage, row["reason"]]) or [{"url": "", "evidence": ""}]
-            found.append(Reason(stage, **row, **shown[0]))
+        for row in tables.rows(largest, [*asked, most]):
+            shown = tables.rows(first, [*asked, row["reason"]]) or [{"url": "", "evidence": ""}]
+            found.append(Reason(**row, **shown[0]))
     return found
 
 
-def examples(
-    build: Build, most: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
-) -> list[str]:
+def examples(build: Build, most: int, subject: str = "candidate") -> list[str]:
     """`most` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
 
-    Of one stage and some sources only, if given. Opt-outs and takedowns are counted but not named.
+    Opt-outs and takedowns are counted but not named.
     """
     where = f"subject = ? AND NOT kept AND reason <> '{DropReason.KNOWN.value}' AND {_NAMED}"
-    where += " AND (? = '' OR stage = ?) AND (len(?::VARCHAR[]) = 0 OR list_contains(?::VARCHAR[], source))"
-    asked = [subject, stage, stage, list(sources), list(sources)]
     one = f"SELECT stage, reason, url, text, evidence FROM decisions WHERE {where} AND reason = ? LIMIT ?"
     with Tables.of(build) as tables:
-        reasons = tables.column(f"SELECT DISTINCT reason FROM decisions WHERE {where} ORDER BY 1", asked)
-        piles = [[_line(row) for row in tables.rows(one, [*asked, reason, most])] for reason in reasons]
+        reasons = tables.column(f"SELECT DISTINCT reason FROM decisions WHERE {where} ORDER BY 1", [subject])
+        piles = [[_line(row) for row in tables.rows(one, [subject, reason, most])] for reason in reasons]
     return [pile[at] for at in range(most) for pile in piles if at < len(pile)][:most]
 
 

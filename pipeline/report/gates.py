@@ -6,13 +6,15 @@
                                      Of all sources together: images on which a detector failed
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
-    max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
+    max_domain_share, max_fallback_share, min_regions
+                                     of what was kept: not all from one host; texts that took no better one's place;
+                                     boxes on the pictures
     approve                          manual approval (`approve: manual`); a refusal stands until a person approves
 
 A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
 changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
-share for each source, with defaults, and a stage above it fails the build with the numbers, the reasons and ten of what
-was dropped, before anything is published.
+share for each source, with defaults, and a stage above it fails the build with the numbers, the reasons with an example
+of each, and the keys of the spec that decide, before anything is published.
 
 What the dataset holds already (`known`) counts as dropped nowhere; the stage that recognised it is judged by the rest.
 
@@ -22,39 +24,46 @@ stage is not judged there, since a share of ten says little; `min_samples` is fo
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
+from data_specs.shard import canonical_json
 from pipeline import observe
+from pipeline.advice import advice_for
 from pipeline.errors import ApprovalError, GateError
+from pipeline.filters import ImageFilter, TextFilter, image_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report import drift
-from pipeline.report.funnel import Funnel, StageFunnel, examples
+from pipeline.report.funnel import Funnel, StageFunnel, top_reasons
 from pipeline.store import approval
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, Stages
 
-FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
+FIGURE_GATES = ("max_drift", "max_domain_share", "max_fallback_share", "min_regions")
 """Gates that need the report's figures."""
 
-SHOWN_REASONS = 10
-SHOWN_EXAMPLES = 10
+SHOWN_REASONS = 3
+"""Reasons of a stage that are shown, each with an example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate: the figure and the limit, as text, and one line per fault. `found`: the figure. `wanted`: the limit."""
+    """One gate. found: the figure. wanted: the limit. says: both in a sentence, of the source that stands worst.
+
+    faults: such a sentence for each that does not hold. shares: of a stage's gate, what it dropped by source at fault.
+    """
 
     name: str
     found: str
     wanted: str
+    says: str
     faults: tuple[str, ...] = ()
     stage: str = ""
-    sources: tuple[str, ...] = ()  # at fault, of a stage's gate
-    subject: str = "candidate"
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -156,15 +165,21 @@ def hold(
         observe.count("wenlan_gates", gate=gate, fate=fate)
     if not own.holds:
         waits_only = own.waits and not (own.failed or own.unjudged)
-        lines = in_words(build, own, candidates, captures)
+        lines = in_words(build, own)
         raise (ApprovalError if waits_only else GateError)(build.build_id, "\n".join(lines))
 
 
-def in_words(build: Build, own: Verdict, candidates: Funnel, captures: Funnel) -> Iterator[str]:
-    """Reasons that hold a build back, one line each; what was dropped, and what to do."""
+def in_words(build: Build, own: Verdict) -> Iterator[str]:
+    """Reasons that hold a build back, one line each; what a stage dropped, and what to do."""
     place = shlex.quote(build.out)
     for gate in own.failed:
         yield from (f"gate {gate.name}: {fault}" for fault in gate.faults)
+        if gate.stage:
+            yield from _dropped(build, gate.stage, list(gate.shares))
+            percent = math.ceil(100 * max(gate.shares.values()))
+            yield f"  to expect as much: publish: {{max_drop: {{{gate.stage}: {percent / 100:g}}}}}"
+    if own.failed and not any(gate.stage for gate in own.failed):
+        yield from _dropped(build)
     for name in own.unjudged:
         yield f"gate {name}: there is no report of this build to judge by; build it first"
     if own.refusal is not None:
@@ -172,13 +187,11 @@ def in_words(build: Build, own: Verdict, candidates: Funnel, captures: Funnel) -
         yield f"gate approve: {own.refusal.line()}; {hint}"
     if own.waits:
         yield f"gate approve: the spec requires manual approval (publish.approve: manual): wenlan-data publish {place}"
-    for gate in own.failed:
-        yield from _dropped(build, gate, captures if gate.subject == "capture" else candidates)
     if own.failed:
         named = [*(gate.name for gate in own.failed), *(["approve"] if own.refusal else [])]
         names = " ".join(f"--accept {name}" for name in named)
-        yield "to mend it: change the spec and build again; another --out asks again for what was not fetched"
-        yield f"to publish all the same: wenlan-data publish {place} {names} --because TEXT"
+        yield "to mend it: change the spec and run the same command again"
+        yield f"to publish this build all the same: wenlan-data publish {place} {names} --because TEXT"
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
@@ -196,19 +209,21 @@ def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
     options = spec.publish
     kept, samples, share = candidates.kept, candidates.kept + held, candidates.drop_share
     more = f" beside {held:,} of earlier builds" if held else ""
-    few = f"{kept:,} samples were kept{more}, the spec requires {options.min_samples:,}"
-    holds = samples >= options.min_samples
-    yield Gate("min_samples", f"{samples:,}", f"≥ {options.min_samples:,}", () if holds else (few,))
+    says = f"{kept:,} samples were kept{more}, the spec requires {options.min_samples:,}"
+    yield _gate("min_samples", f"{samples:,}", f"≥ {options.min_samples:,}", samples >= options.min_samples, says)
     if options.min_new:
-        few = f"{kept:,} new samples were kept, the spec requires {options.min_new:,}"
-        holds = kept >= options.min_new
-        yield Gate("min_new", f"{kept:,}", f"≥ {options.min_new:,}", () if holds else (few,))
-    many = (
+        says = f"{kept:,} new samples were kept, the spec requires {options.min_new:,}"
+        yield _gate("min_new", f"{kept:,}", f"≥ {options.min_new:,}", kept >= options.min_new, says)
+    says = (
         f"{candidates.dropped:,} of {candidates.total:,} candidates were dropped ({share:.1%}), "
         f"the spec allows {options.max_drop_share:.1%}"
     )
-    holds = share <= options.max_drop_share
-    yield Gate("max_drop_share", f"{share:.1%}", f"≤ {options.max_drop_share:.1%}", () if holds else (many,))
+    limit = f"≤ {options.max_drop_share:.1%}"
+    yield _gate("max_drop_share", f"{share:.1%}", limit, share <= options.max_drop_share, says)
+
+
+def _gate(name: str, found: str, wanted: str, holds: bool, says: str) -> Gate:
+    return Gate(name, found, wanted, says, () if holds else (says,))
 
 
 def read_undetected(build: Build) -> tuple[int, int]:
@@ -232,16 +247,13 @@ def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetecte
     if not judged:
         return
     nouns = {"capture": "pages", "candidate": "candidates", "image": "images, to a detector,"}
-    worst = max(judged)
-    over = [entry for entry in judged if entry[0] > limit]
-    faults = tuple(
-        f"{count:,} of {seen:,} {nouns[subject]} of {name} are unreadable "
-        f"({share:.1%}), the spec allows {limit:.1%}; the log has a traceback of each kind"
-        for share, count, seen, name, subject in over
-    )
-    sources = tuple(dict.fromkeys(name for *_, name, _ in over))
-    subject = "capture" if worst[4] == "capture" else "candidate"
-    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", faults, "", sources, subject)
+    says = {
+        entry: f"{entry[1]:,} of {entry[2]:,} {nouns[entry[4]]} of {entry[3]} are unreadable ({entry[0]:.1%}), "
+        f"the spec allows {limit:.1%}; the log has a traceback of each kind"
+        for entry in judged
+    }
+    worst, faults = max(judged), tuple(says[entry] for entry in judged if entry[0] > limit)
+    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", says[worst], faults)
 
 
 def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
@@ -260,17 +272,17 @@ def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Fu
 
 def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]]) -> Gate:
     """The gate of one stage, from (dropped share, limit, source, its row of the funnel) of each source."""
-    worst = max(judged, key=lambda item: item[0] - item[1])
-    over = [item for item in judged if item[0] > item[1]]
     what = "pages" if stage.subject == "capture" else "candidates"
-    faults = tuple(
-        f"{stage.name} dropped {row.dropped:,} of {row.new:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
-        "at most"
-        for share, limit, name, row in over
-    )
-    sources = tuple(name for _, _, name, _ in over)
-    shown = f"{worst[2]} {worst[0]:.1%}"
-    return Gate(f"max_drop.{stage.name}", shown, f"≤ {worst[1]:.1%}", faults, stage.name, sources, stage.subject)
+    says = {
+        name: f"{stage.name} dropped {row.dropped:,} of {row.new:,} {what} of {name} ({share:.1%}), "
+        f"{limit:.1%} is expected at most"
+        for share, limit, name, row in judged
+    }
+    share, limit, worst, _ = max(judged, key=lambda item: item[0] - item[1])
+    over = {name: share for share, limit, name, _ in judged if share > limit}
+    faults = tuple(says[name] for name in over)
+    shown = f"{worst} {share:.1%}"
+    return Gate(f"max_drop.{stage.name}", shown, f"≤ {limit:.1%}", says[worst], faults, stage.name, over)
 
 
 def _is_set(spec: BuildSpec, name: str) -> bool:
@@ -291,34 +303,44 @@ def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
             if row["psi"] > options.max_drift
         )
         worst = f"{rows[0]['name']} {rows[0]['psi']:.2f}" if rows else "–"
-        yield Gate("max_drift", worst, f"≤ {options.max_drift:g}", faults)
+        says = f"moved most since {compared['baseline']}: {worst}, the spec allows {options.max_drift:g}"
+        yield Gate("max_drift", worst, f"≤ {options.max_drift:g}", says, faults)
     if _is_set(spec, "max_domain_share") and kept and report["image_domains"]:
         largest = report["image_domains"][0]
         share, limit = largest["count"] / kept, options.max_domain_share
-        fault = f"{share:.1%} of the samples come from {largest['name']}, the spec allows {limit:.1%}"
-        yield Gate(
-            "max_domain_share", f"{largest['name']} {share:.1%}", f"≤ {limit:.1%}", (fault,) if share > limit else ()
-        )
+        says = f"{share:.1%} of the samples come from {largest['name']}, the spec allows {limit:.1%}"
+        found = f"{largest['name']} {share:.1%}"
+        yield _gate("max_domain_share", found, f"≤ {limit:.1%}", share <= limit, says)
+    if _is_set(spec, "max_fallback_share") and kept:
+        share, limit = sum(kind["fallbacks"] for kind in report["kinds"]) / kept, options.max_fallback_share
+        says = f"the primary texts of {share:.1%} of the samples are fallbacks, the spec allows {limit:.1%}"
+        yield _gate("max_fallback_share", f"{share:.1%}", f"≤ {limit:.1%}", share <= limit, says)
     if options.min_regions and report["regions"]:
         first = report["regions"][0]
-        fault = (
+        says = (
             f"{first['detector']} detected {first['mean']:.1f} regions per image, "
             f"the spec requires {options.min_regions:g}"
         )
-        few = first["mean"] < options.min_regions
-        yield Gate("min_regions", f"{first['mean']:.1f}", f"≥ {options.min_regions:g}", (fault,) if few else ())
+        found, holds = f"{first['mean']:.1f}", first["mean"] >= options.min_regions
+        yield _gate("min_regions", found, f"≥ {options.min_regions:g}", holds, says)
 
 
-def _dropped(build: Build, gate: Gate, funnel: Funnel) -> Iterator[str]:
-    """The top reasons and ten examples of what a gate is about."""
-    where = f" of {', '.join(gate.sources)} at {gate.stage}" if gate.stage else ""
-    counts = {
-        key: n
-        for key, n in funnel.counts.items()
-        if not gate.stage or (key[1] == gate.stage and key[0] in gate.sources)
-    }
-    yield f"top reasons{where}:"
-    yield from [f"  {n:,} x {reason}" for reason, n in Funnel(counts).reasons()[:SHOWN_REASONS]] or ["  none"]
-    yield f"examples{where}:"
-    shown = examples(build, SHOWN_EXAMPLES, subject=gate.subject, stage=gate.stage, sources=gate.sources)
-    yield from [f"  {line}" for line in shown] or ["  none"]
+def _dropped(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iterator[str]:
+    """The most frequent reasons of a stage and some sources, or of all: an example of each, and the key of the spec
+    that decides."""
+    for own in top_reasons(build, stage, SHOWN_REASONS, sources):
+        example = f", for example {own.url[:120]}: {own.evidence[:120]}" if own.url else ""
+        yield f"  {own.count:,} x {own.reason}{example}"
+        if advice := _key_of(build.spec, own.reason) or advice_for(DropReason(own.reason), own.evidence):
+            yield f"    {advice}"
+
+
+def _key_of(spec: BuildSpec, reason: str) -> str:
+    """The filter of a spec that drops for a reason, with the option that decides; "" if it is no filter's."""
+    filters: list[TextFilter | ImageFilter] = [*text_filters(spec), *image_filters(spec)]
+    for own in filters:
+        option = next((limit.option for limit in own.limits() if limit.reason.value == reason), None)
+        if option is not None:
+            value = canonical_json(own.model_dump(mode="json")[option]).decode()
+            return f"filters: {{name: {own.plugin_name()}, {option}: {value}}} decides"
+    return ""

@@ -124,6 +124,7 @@ class Section:
     of the sections named next, and no others.
     inputs: names of sections whose figures it computes from, wherever they are on the page.
     title, title_zh: its link in the page's navigation, English and Chinese; "" for a section that has none.
+    folded: whether the page shows its title alone until someone opens it.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Section:
     inputs: tuple[str, ...] = ()
     title: str = ""
     title_zh: str = ""
+    folded: bool = False
 
 
 def compute(sections: Iterable[Section], material: Material) -> Values:

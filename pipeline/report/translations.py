@@ -35,6 +35,7 @@ REASONS = {
     "spacer": ("icon or spacer", "图标或占位图"),
     "no_text": ("no text", "没有文本"),
     "repeated_on_page": ("repeated on its page", "页面内重复"),
+    "fallback_text": ("fallback text", "替补文本"),
     "list_cover": ("cover in a list", "列表封面"),
     "forgotten": ("taken down", "已下架"),
     "same_candidate": ("same candidate again", "同一候选"),
@@ -91,11 +92,48 @@ REASONS = {
 }
 """English and Chinese words of each reason."""
 
-_N = r"([\d.,]+%?)"
+KINDS = {
+    "caption": ("caption", "图注"),
+    "alt": ("alt text", "替代文字"),
+    "surrounding": ("text beside it", "邻近正文"),
+    "title": ("page title", "网页标题"),
+    "abstract": ("page summary", "网页摘要"),
+    "content": ("page text", "网页正文"),
+    "tag": ("keyword", "标签"),
+}
+"""English and Chinese words of each kind of text."""
+
+_N = r"([\d.,]*\d%?)"
+_THINGS = {"pages": "页面", "candidates": "候选", "images, to a detector,": "图像（检测器）"}
+
+
+def _unreadable(found: re.Match[str]) -> str:
+    count, total, things, source, share = found.groups()
+    return f"{source} 的 {total} 个{_THINGS[things]}中 {count} 个无法解析（{share}）"
+
+
 _START = r"(?<![\w.])"
 _PHRASES = [
     (re.compile(rf"{'' if phrase[0] == ',' else _START}{phrase}(?!\w)"), words)
     for phrase, words in (
+        (rf"{_N} samples were kept beside {_N} of earlier builds", r"保留 \1 个样本，早先构建另有 \2 个"),
+        (rf"{_N} (new )?samples were kept", lambda m: f"保留 {m[1]} 个{'新' if m[2] else ''}样本"),
+        (rf"{_N} of {_N} candidates were dropped \({_N}\)", r"\2 个候选中丢弃 \1 个（\3）"),
+        (rf"(\w+) dropped {_N} of {_N} pages of (\S+) \({_N}\)", r"\1 阶段丢弃来源 \4 的 \3 个页面中的 \2 个（\5）"),
+        (
+            rf"(\w+) dropped {_N} of {_N} candidates of (\S+) \({_N}\)",
+            r"\1 阶段丢弃来源 \4 的 \3 个候选中的 \2 个（\5）",
+        ),
+        (rf"{_N} of {_N} (pages|candidates|images, to a detector,) of (.+?) are unreadable \({_N}\)", _unreadable),
+        (r"the log has a traceback of each kind", r"日志中每类错误有一份回溯"),
+        (rf"the primary texts of {_N} of the samples are fallbacks", r"\1 的样本主文本为替补"),
+        (rf"{_N} of the samples come from (\S+?)(?=,)", r"\1 的样本来自 \2"),
+        (rf"(\S+) detected {_N} regions per image", r"\1 平均每幅图像检测到 \2 个区域"),
+        (rf"(\S+) has moved by {_N} since (\S+?)(?=,)", r"\1 自 \3 以来变化 \2"),
+        (rf"moved most since (\S+): (\S+) {_N}(?=,)", r"自 \1 以来变化最大：\2 \3"),
+        (rf",? ?the spec requires {_N}", r"；规格要求 \1"),
+        (rf",? ?the spec allows {_N}", r"；规格允许 \1"),
+        (rf",? ?{_N} is expected at most", r"；预期最多 \1"),
         (rf"the best {_N} of (\S+) have at least (-?[\d.]+)", r"\2 最好的 \1 不低于 \3"),
         (r"correlation (-?[\d.]+) with the mark of (\S+) at (\d+) x (\d+)", r"与 \2（\3 × \4）水印的相关度 \1"),
         (r"(\d+) x (\d+) pixels", r"\1 × \2 像素"),
@@ -173,13 +211,13 @@ _PHRASES = [
 
 
 def en(name: str) -> str:
-    """The English words of a reason; the name itself for a stage, and for an unknown reason."""
-    return REASONS[name][0] if name in REASONS else name
+    """The English words of a reason or a kind of text; the name itself for a stage, and for an unknown reason."""
+    return (REASONS.get(name) or KINDS.get(name) or (name,))[0]
 
 
 def zh(name: str, stages: Stages) -> str:
-    """The Chinese name of a stage or a reason; the name itself where there is none."""
-    return stages[name].zh if name in stages else REASONS[name][1] if name in REASONS else name
+    """The Chinese name of a stage, a reason or a kind of text; the name itself where there is none."""
+    return stages[name].zh if name in stages else (REASONS.get(name) or KINDS.get(name) or (name,))[-1]
 
 
 def evidence_zh(evidence: str) -> str:

@@ -151,7 +151,7 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
-    pages, filters_of = _pages(candidates), _filters_by_source(spec)
+    pages, filters_of, most_removed = _pages(candidates), _filters_by_source(spec), spec.admit.max_text_rank
     for candidate in sorted(candidates, key=_tie):
         if why := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
@@ -168,6 +168,9 @@ def admit(
             decisions.append(drop(once_more, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
         elif isinstance(judged, Decision):
             decisions.append(judged)
+        elif most_removed is not None and judged.text_rank > most_removed:
+            why = f"its text is a fallback; better ones removed: {judged.text_rank}; at most {most_removed}"
+            decisions.append(drop(judged, "admit", DropReason.FALLBACK_TEXT, why))
         else:
             by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
     kept: list[Candidate] = []

@@ -144,7 +144,7 @@ def _build(build: Build, judged: bool) -> Values:
     if figures is not None:
         with contextlib.suppress(WenlanError, ContractError, KeyError):
             own["verdict"] = state.of(build, figures).verdict
-            own["gates"] = [{n: gate[n] for n in ("name", "found", "wanted", "holds")} for gate in figures["gates"]]
+            own["gates"] = [{n: gate[n] for n in ("name", "says", "holds")} for gate in figures["gates"]]
     elif state.manifest_of(build) is not None:
         own["verdict"] = "published"
     return own

@@ -5,10 +5,11 @@ corpus that the dictionary was counted on (60 million words). They are cut by rj
 words in a tenth of the time (tests compare both, and the tags with jieba.posseg). Texts are read in their even form
 (`pipeline.texts.forms`), so that Traditional words are known as well.
 
-A word of two or more Latin letters lacks an entry and counts as a noun, since it mostly names something (iPhone).
+A word of two or more Latin letters lacks an entry and counts as a noun, since it mostly names something (iPhone), and
+so does a Han character that the dictionary lacks: the rest of a name (红隼, 大鵟).
 
-Limits: a tag is that of the word alone: 做法 is a verb to the dictionary, wherever it stands. A word that it lacks
-is cut into characters, each with its own tag.
+Limits: a tag is that of the word alone: 做法 is a verb to the dictionary, wherever it stands, and so is 警察. A word
+that it lacks is cut into characters, each with its own tag.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from pipeline.texts.words import LATIN, stop_words
 CONTENT = ("n", "v", "a", "i", "l", "j", "z", "t", "s")
 """First letters of tags of content words: nouns, verbs, adjectives, idioms and set phrases, abbreviations, states,
 times, places."""
+
+NAMING = ("n", "vn", "an", "g", "zg", "j", "i", "l", "t", "s", "b")
+"""First letters of tags of nouns, and of words that stand as nouns in captions: verbs and adjectives used so, roots of
+words, abbreviations, set phrases, times, places, and what only qualifies one. 塔, 隼, 十字路口 and 薰衣草 are none of
+the dictionary's n."""
 
 FUNCTION = ("u", "p", "c", "r", "y", "e", "o", "k", "h")
 """First letters of tags of words that only hold others together: particles, prepositions, conjunctions, pronouns."""
@@ -143,8 +149,9 @@ class _Entries(dict[str, "_Entry | None"]):
         times, tag = self._listed.get(word, f"1 {'nz' if name else 'x'}").split()
         p = max(int(times), 1) / self._total
         stop = word in stop_words() or tag.startswith(FUNCTION)
-        content = tag.startswith(CONTENT) and not stop
-        return _Entry(content and tag.startswith("n"), content, stop, -math.log(p), -p * math.log(p))
+        noun = not stop and (tag.startswith(NAMING) or (tag == "x" and not word.isascii() and word.isalpha()))
+        content = not stop and (noun or tag.startswith(CONTENT))
+        return _Entry(noun, content, stop, -math.log(p), -p * math.log(p))
 
 
 @functools.cache

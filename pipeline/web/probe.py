@@ -10,13 +10,12 @@ Limits: what is not answered within SECONDS is left; a page or image is received
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
+from pipeline.advice import advice_for
 from pipeline.pictures.decode import PictureError, header
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
@@ -86,7 +85,7 @@ async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
     if visit.outcome == "moved":
         return Probe(url, False, f"{by}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
     reason = visit.reason or DropReason.ROBOTS_UNREACHABLE
-    advice, refused = advice_for(reason, visit.evidence, target), reason is DropReason.EGRESS_REFUSED
+    advice, refused = advice_for(reason, visit.evidence), reason is DropReason.EGRESS_REFUSED
     return Probe(url, False, f"{by}{reason.value}: {visit.evidence}", advice, refused, delay_s)
 
 
@@ -103,7 +102,7 @@ async def _images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
 async def _image(fetcher: ImageFetcher, url: str) -> Probe:
     image = await fetcher.fetch(url)
     if isinstance(image, RequestFailed):
-        advice = advice_for(image.reason, image.evidence, url)
+        advice = advice_for(image.reason, image.evidence)
         return Probe(url, False, str(image), advice, image.reason is DropReason.EGRESS_REFUSED)
     said = f"{len(image.body):,} bytes, {image.content_type[:60] or 'no content type'}"
     try:
@@ -117,37 +116,3 @@ def _hurried(spec: BuildSpec) -> BuildSpec:
     """The spec with a short time limit per request, and no second one."""
     egress = spec.egress.model_copy(update={"timeout_s": min(spec.egress.timeout_s, SECONDS / 2)})
     return spec.model_copy(update={"egress": egress, "fetch": spec.fetch.model_copy(update={"retries": 0})})
-
-
-_REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
-
-_ADVICE = {
-    DropReason.ROBOTS_DISALLOWED: "start from a page that robots.txt allows (egress.obey_robots is for your own sites)",
-    DropReason.ROBOTS_UNREACHABLE: "its robots.txt must answer, be it with 404; is the address right?",
-    DropReason.NOT_HTML: "`start` names pages; images and files are found on them",
-    DropReason.TOO_LARGE: "egress.max_page_bytes, egress.max_image_bytes",
-    DropReason.OPT_OUT: "its owner forbids this use",
-    DropReason.FORGOTTEN: "STORE holds a takedown of it",
-    DropReason.TIMEOUT: "egress.timeout_s",
-}
-
-
-def advice_for(reason: DropReason, evidence: str, url: str) -> str:
-    """Advice: the key of the spec to change so that an address may be taken, or what else is wrong with it."""
-    if reason is DropReason.EGRESS_REFUSED:
-        named = _REFUSED.search(evidence)
-        if named is not None and _is_loopback(named[1]):
-            host = f"[{named[1]}]" if ":" in named[1] else named[1]
-            return f"to allow it, set egress.allow: ['{host}:{named[2]}']"
-        return "builds ask public addresses only, and loopback ones that egress.allow names"
-    if reason is DropReason.HTTP_STATUS and evidence.endswith("outside the site"):
-        target = urlsplit(evidence.partition(" to ")[2].removesuffix(", outside the site")).netloc
-        return f"start from there, or set hosts: [{target}]"
-    return _ADVICE.get(reason, "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -74,4 +74,4 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("balance", HTML, figures, title="Balance", title_zh="均衡")
+SECTION = Section("balance", HTML, figures, title="Balance", title_zh="均衡", folded=True)

@@ -71,4 +71,4 @@ HTML = """
 </section>
 """
 
-SECTION = Section("cost", HTML, figures, title="Cost", title_zh="成本")
+SECTION = Section("cost", HTML, figures, title="Cost", title_zh="成本", folded=True)

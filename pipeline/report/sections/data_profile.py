@@ -225,4 +225,6 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("data_profile", HTML, figures, inputs=("totals", "shapes"), title="Profile", title_zh="概况")
+SECTION = Section(
+    "data_profile", HTML, figures, inputs=("totals", "shapes"), title="Profile", title_zh="概况", folded=True
+)

@@ -123,4 +123,4 @@ HTML = """
 </section>
 """
 
-SECTION = Section("duplicates", HTML, figures, title="Duplicates", title_zh="重复")
+SECTION = Section("duplicates", HTML, figures, title="Duplicates", title_zh="重复", folded=True)

@@ -34,7 +34,7 @@ HTML = """
   {#--#} <span><i class="d0"></i><i class="d1"></i><i class="d2"></i> {{
     t("dropped, by reason", "丢弃，按原因") }}</span></p>
   <ol class="funnel">
-  {% for row in funnel %}
+  {% for row in funnel if row.seen %}
     <li>
       <span class="stage">{{ word(row.stage) }}</span>
       <span class="flow" role="img" aria-label="{{ row.stage }}: {{ row.seen }} entered, {{ row.kept }} kept, {{

@@ -1,9 +1,10 @@
-"""Section `gates`: the gates of the spec with their figures, the same that `publish` asks (`pipeline.report.gates`)."""
+"""Section `gates`: the gates of the spec in sentences, the same that `publish` asks (`pipeline.report.gates`)."""
 
 from __future__ import annotations
 
 from pipeline.report import gates
 from pipeline.report.section import Material, Section, Values
+from pipeline.report.translations import evidence_zh
 
 
 def figures(material: Material, inputs: Values) -> Values:
@@ -16,15 +17,19 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def row_of(gate: gates.Gate) -> Values:
     figure = {"name": gate.name, "found": gate.found, "wanted": gate.wanted}
-    return {**figure, "holds": gate.holds, "faults": list(gate.faults)}
+    says = {"en": gate.says, "zh": evidence_zh(gate.says)}
+    return {**figure, "holds": gate.holds, "says": says, "faults": list(gate.faults)}
 
 
 HTML = """\
-<p class="gates">{{ t("Gates:", "发布门槛：") }}
-{% for g in gates %}<span class="gate {{ "holds" if g.holds else "fails" }}">
-{%- set mark = "✓" if g.holds else "✗" -%}
-<span aria-hidden="true">{{ mark }}</span> <code>{{ g.name }}</code> {{ g.found }} ({{ g.wanted }}) {{
-  t("passes", "通过") if g.holds else t("fails", "未通过") }}</span> {% endfor %}</p>
+{% set failing = gates | rejectattr("holds") | list %}
+<details class="gates"{{ " open" if failing }}><summary>{% if failing %}<span class="fails"
+  aria-hidden="true">✗</span> {{ t("Gates that fail:", "未通过的门槛：") }} {{ failing | length }} / {{
+  gates | length }}{% else %}<span class="holds" aria-hidden="true">✓</span> {{
+  t("All gates hold:", "门槛全部通过：") }} {{ gates | length }}{% endif %}</summary>
+<ul>{% for g in gates %}<li class="{{ "holds" if g.holds else "fails" }}"><span aria-hidden="true">{{
+  "✓" if g.holds else "✗" }}</span> {{ said(g.says.en) }} <code class="muted">{{ g.name }}</code></li>{% endfor %}</ul>
+</details>
 """
 
 SECTION = Section("gates", HTML, figures, inputs=("totals", "shapes", "drift"))

@@ -226,4 +226,4 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("pair_scores", HTML, figures, title="Scores", title_zh="得分")
+SECTION = Section("pair_scores", HTML, figures, title="Scores", title_zh="得分", folded=True)

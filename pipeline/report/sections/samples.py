@@ -75,7 +75,7 @@ HTML = """
           <dt>ID</dt><dd><code>{{ row.id[:32] }}</code></dd>
         </dl>
       </details>
-      <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} {{
+      <p class="small links">{{ link(row.page_url, t("page", "网页")) }} {{ link(row.url, t("image", "图像")) }} {{
         studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
         row.id[:8] }}</code></p>
     </li>

@@ -170,4 +170,4 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("semantic_duplicates", HTML, figures, title="Same content", title_zh="内容重复")
+SECTION = Section("semantic_duplicates", HTML, figures, title="Same content", title_zh="内容重复", folded=True)

@@ -127,4 +127,4 @@ HTML = """
 </section>
 """
 
-SECTION = Section("shapes", HTML, figures, title="Distributions", title_zh="分布")
+SECTION = Section("shapes", HTML, figures, title="Distributions", title_zh="分布", folded=True)

@@ -37,8 +37,8 @@ HTML = (
     t("has", "") }}{% endif %}.</p>{% endif %}
 {% elif state.verdict == "refused" %}
   <h2><span aria-hidden="true">✗</span> {{ t("Refused by", "未通过门槛：") }} {{ failing }}</h2>
-  <ul>{% for g in gates if not g.holds %}{% for fault in g.faults or [g.found ~ " (" ~ g.wanted ~ ")"] -%}
-  <li><code>{{ g.name }}</code> {{ fault }}</li>{% endfor %}{% endfor %}</ul>
+  <ul>{% for g in gates if not g.holds %}{% for fault in g.faults -%}
+  <li>{{ said(fault) }} <code class="muted">{{ g.name }}</code></li>{% endfor %}{% endfor %}</ul>
   <p>{{ state.since | moment }} · {{
     t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
   <code class="command">wenlan-data publish {{ state.place | quoted }}{% for g in state.failing %} --accept {{

@@ -53,7 +53,7 @@ HTML = """
     <caption class="hide">Texts by kind</caption>
     <thead><tr>{{ th("kind", "种类") }}{{ th("texts", "文本", "num") }}{{ th("as primary", "作为主文本", "num") -}}
     <th scope="col" class="num">%</th>{{ th("fallbacks", "替补", "num") }}</tr></thead>
-    <tbody>{% for k in kinds %}<tr><th scope="row">{{ k.name }}</th>{{ td(k.texts | n) }}{{ td(k.primary | n) }}
+    <tbody>{% for k in kinds %}<tr><th scope="row">{{ word(k.name) }}</th>{{ td(k.texts | n) }}{{ td(k.primary | n) }}
     {{- td(k.primary | share(totals.kept)) }}{{ td(k.fallbacks | n) }}</tr>{% endfor %}</tbody>
   </table></div>{% endif %}
   {% if texts.removed %}<h3>{{ t("Removed texts", "去除的文本") }}</h3>
@@ -61,7 +61,7 @@ HTML = """
     <caption class="hide">Texts that were removed from candidates that stayed</caption>
     <thead><tr>{{ th("stage", "阶段") }}{{ th("kind", "类型") }}{{ th("reason", "原因") -}}
     {{- th("texts", "文本", "num") }}{{ th("examples", "例") }}</tr></thead>
-    <tbody>{% for r in texts.removed %}<tr><td>{{ word(r.stage) }}</td><td>{{ r.kind }}</td>
+    <tbody>{% for r in texts.removed %}<tr><td>{{ word(r.stage) }}</td><td>{{ word(r.kind) }}</td>
     <td>{{ word(r.reason) }}</td>{{ td(r.count | n) }}<td class="small">{% for e in r.examples %}{{ e.text }} ({{
       e.evidence }}){{ "; " if not loop.last }}{% endfor %}</td></tr>{% endfor %}</tbody>
   </table></div>{% endif %}
@@ -73,4 +73,4 @@ HTML = """
 </section>
 """
 
-SECTION = Section("texts", HTML, figures, inputs=("shapes",), title="Texts", title_zh="文本")
+SECTION = Section("texts", HTML, figures, inputs=("shapes",), title="Texts", title_zh="文本", folded=True)

@@ -117,4 +117,4 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("watermark", HTML, figures, title="Watermarks", title_zh="水印")
+SECTION = Section("watermark", HTML, figures, title="Watermarks", title_zh="水印", folded=True)

@@ -95,6 +95,12 @@
   $("by-detector")?.addEventListener("input", (event) => {
     for (const svg of document.querySelectorAll(".boxes")) svg.toggleAttribute("hidden", svg.dataset.detector !== event.target.value);
   });
+  const open = () => { // a link to what is folded opens it
+    const part = document.querySelector(location.hash || null)?.closest("details.part");
+    if (part && !part.open) { part.open = true; document.querySelector(location.hash).scrollIntoView(); }
+  };
+  addEventListener("hashchange", open);
+  if (location.hash) open();
   $("language").addEventListener("click", () => translate(language === "en" ? "zh" : "en", true));
   $("theme").addEventListener("click", () => {
     const now = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");

@@ -159,7 +159,7 @@ function of(build, done) {
     h("h3", {}, build.id, h("span", { class: `chip v-${word.verdict === "refused" ? "refused" : build.verdict}` }, t(`v_${build.verdict}`))),
     word.verdict ? h("p", { class: `note ${word.verdict === "approved" ? "good" : "bad"}` }, named(word)) : null,
     build.gates.length ? [h("h4", {}, t("gates")), h("ul", { class: "gates" }, build.gates.map((gate) => h("li", { class: gate.holds ? "holds" : "fails" },
-      h("span", { "aria-hidden": "true" }, gate.holds ? "✓" : "✗"), h("code", {}, gate.name), h("span", {}, gate.found), h("span", { class: "muted" }, gate.wanted))))] : null,
+      h("span", { "aria-hidden": "true" }, gate.holds ? "✓" : "✗"), h("span", {}, say(gate.says)), h("code", { class: "muted" }, gate.name))))] : null,
     build.manual && build.verdict !== "published" && build.verdict !== "" ? h("form", { class: "stack", on: { submit: talk } },
       h("label", {}, t("your_name"), h("input", { name: "name", required: true, maxlength: "200", autocomplete: "name" })),
       h("label", {}, t("because"), h("textarea", { name: "because", required: true, maxlength: "500", rows: "2" })),

@@ -150,9 +150,9 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
     with pytest.raises(GateError, match=line) as caught:
         release.publish(build)
     lines = str(caught.value).splitlines()
-    assert "  4 x text_too_short" in lines
-    examples = lines[lines.index("examples:") + 1 : -2]
-    assert len(examples) == 10
+    examples = [line for line in lines if ", for example http" in line]
+    assert examples[0].startswith("  4 x ")
+    assert len(examples) == 3
     assert any("https://img" in example for example in examples)
     assert not (Path(build.out) / "shards/manifest.json").exists()
     assert _identities(build) == set()

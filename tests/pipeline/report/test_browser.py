@@ -105,6 +105,10 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
     async def visit(page: Any) -> None:
         shown = "[...document.querySelectorAll('#sheet li')].filter(n => n.offsetParent !== null).length"
         everything = await page.run(shown)
+        folded = "document.querySelector('#shapes').checkVisibility()"
+        assert await page.run(folded) is False
+        await page.run("document.querySelector('nav a[href=\"#shapes\"]').click()")
+        await page.becomes(folded, True)
         await page.run(f"document.querySelector('figure[data-measure=characters] g[data-bin=\"{bar}\"]').focus()")
         for key, code in (("Enter", 13), ("Enter", 13)):
             for kind in ("rawKeyDown", "char", "keyUp"):

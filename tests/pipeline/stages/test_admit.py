@@ -271,6 +271,14 @@ def test_the_cap_per_image_url_prefers_texts_that_are_not_there_yet():
     assert [d.reason for d in decisions] == ["cap_per_image_url"] * 4
 
 
+def test_a_candidate_that_lost_better_texts_goes_where_the_spec_says_so():
+    fallback = candidate("http://i.test/b.jpg", ("alt", "short"), ("surrounding", "北京城门漫步"))
+    for most, reasons in ((None, []), (1, []), (0, ["fallback_text"])):
+        kept, decisions = admit([candidate(), fallback], spec(admit={"max_text_rank": most}))
+        assert [d.reason for d in decisions] == reasons
+        assert len(kept) + len(decisions) == 2
+
+
 CANDIDATES = st.lists(
     st.builds(
         candidate,

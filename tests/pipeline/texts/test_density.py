@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.density import CONTENT, FUNCTION, cut, density, outside_dictionary, unknown
+from pipeline.texts.density import CONTENT, FUNCTION, NAMING, cut, density, outside_dictionary, unknown
 from pipeline.texts.forms import even
 from pipeline.texts.words import stop_words
 
@@ -52,10 +52,11 @@ def test_counts_are_those_of_jiebas_parts_of_speech(text):
     if [pair.word for pair in tagged] != [word for word in cut(text) if any(map(str.isalnum, word))]:
         return  # posseg parts what it does not know at other places: 8.5 and a_b
     of_han = [pair for pair in tagged if not pair.word.isascii() and pair.flag not in ("x", "m", "eng")]
+    named = sum(pair.flag.startswith(NAMING) and pair.word not in stop_words() for pair in of_han)
     listed = Counter(pair.flag[0] for pair in of_han if pair.word not in stop_words())
     latin = sum(pair.word.isascii() and len(pair.word) > 1 and not pair.word.isdigit() for pair in tagged)
     assert own.words == len(tagged)
-    assert listed["n"] <= own.nouns <= listed["n"] + latin + len(tagged) - len(of_han)
+    assert named <= own.nouns <= named + latin + len(tagged) - len(of_han)
     assert sum(listed[tag] for tag in CONTENT) <= own.content <= own.words
     assert own.stop >= sum(listed[tag] for tag in FUNCTION)
 
@@ -67,6 +68,8 @@ def test_counts_are_those_of_jiebas_parts_of_speech(text):
         ("點擊查看", 2, 0, 2, 0),
         ("我们的", 2, 0, 0, 2),
         ("iPhone 手机壳", 3, 3, 3, 0),
+        ("薰衣草", 1, 1, 1, 0),
+        ("大鵟", 2, 1, 2, 0),
         ("，！ 😀", 0, 0, 0, 0),
         ("", 0, 0, 0, 0),
     ],

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from data_specs.build import BuildSpec
+from pipeline.advice import advice_for
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.web import probe
-from pipeline.web.probe import advice_for, probe_images, probe_pages
+from pipeline.web.probe import probe_images, probe_pages
 from tests.drawn import picture
 
 PAGE = "<html><body><p>正文</p><a href='/b.html'>b</a><img src=/1.jpg><img src=/2.jpg></body></html>".encode()
@@ -109,7 +110,7 @@ def test_images_say_what_came(serve):
 
 
 def test_a_private_address_cannot_be_allowed():
-    assert "loopback" in advice_for(DropReason.EGRESS_REFUSED, "10.0.0.1 port 80 is not a public address", "http://x/")
-    assert advice_for(DropReason.EGRESS_REFUSED, "::1 port 80 is not a public address", "") == (
+    assert "loopback" in advice_for(DropReason.EGRESS_REFUSED, "10.0.0.1 port 80 is not a public address")
+    assert advice_for(DropReason.EGRESS_REFUSED, "::1 port 80 is not a public address") == (
         "to allow it, set egress.allow: ['[::1]:80']"
     )

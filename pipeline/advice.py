@@ -1,0 +1,42 @@
+"""What to change in a spec, by the reason for which an address was refused: `plan` and the gates of a build say it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+from pipeline.records import DropReason
+
+_REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
+
+_ADVICE = {
+    DropReason.ROBOTS_DISALLOWED: "start from a page that robots.txt allows (egress.obey_robots is for your own sites)",
+    DropReason.ROBOTS_UNREACHABLE: "its robots.txt must answer, be it with 404; is the address right?",
+    DropReason.NOT_HTML: "`start` names pages; images and files are found on them",
+    DropReason.TOO_LARGE: "egress.max_page_bytes, egress.max_image_bytes",
+    DropReason.OPT_OUT: "its owner forbids this use",
+    DropReason.FORGOTTEN: "STORE holds a takedown of it",
+    DropReason.TIMEOUT: "egress.timeout_s",
+}
+
+
+def advice_for(reason: DropReason, evidence: str) -> str:
+    """The key of the spec to change so that an address may be taken, or what else is wrong with it; "" for others."""
+    if reason is DropReason.EGRESS_REFUSED:
+        named = _REFUSED.search(evidence)
+        if named is not None and _is_loopback(named[1]):
+            host = f"[{named[1]}]" if ":" in named[1] else named[1]
+            return f"to allow it, set egress.allow: ['{host}:{named[2]}']"
+        return "builds ask public addresses only, and loopback ones that egress.allow names"
+    if reason is DropReason.HTTP_STATUS and evidence.endswith("outside the site"):
+        target = urlsplit(evidence.partition(" to ")[2].removesuffix(", outside the site")).netloc
+        return f"start from there, or set hosts: [{target}]"
+    return _ADVICE.get(reason, "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
