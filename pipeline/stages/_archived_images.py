@@ -1,6 +1,6 @@
-"""Pictures that lie in WARC files: `extract` notes where, and `fetch` reads them in place of a request.
+"""Pictures in WARC files: `extract` notes their places, and `fetch` reads them there in place of a request.
 
-`Archive` writes a row of ARCHIVED_SCHEMA for each capture of a picture, each redirect and each revisit of a WARC file.
+`Archive` makes a row of ARCHIVED_SCHEMA for each capture of a picture, each redirect and each revisit of a WARC file.
 `admit.sort` gathers these rows as it does candidates, so that a partition of `fetch` finds its images by their URLs,
 whichever file or source of the build holds them. Of several captures of a URL the one nearest to the time of the page
 counts, and of a page without a time the latest. Redirects are followed within the archive, as the client follows them;
@@ -48,12 +48,12 @@ from pipeline.web.warc import read_records
 
 log = logging.getLogger("wenlan")
 
-HEADERS = 1 << 20
-"""Bytes that the record of a picture may have beside it."""
+MAX_HEADERS = 1 << 20
+"""Bytes of a picture's record beside the picture, at most."""
 
 
 class Archive:
-    """What one WARC file of a source holds beside pages."""
+    """Table of what one WARC file of a source holds beside pages, filled while the file is read."""
 
     def __init__(self, source: Warc, part: int, seed: int) -> None:
         self._source, self._part, self._seed = source, part, seed
@@ -61,7 +61,7 @@ class Archive:
         self._unreachable = 0
         self.counts = Counter[str]()
 
-    def takes(self, capture: Capture) -> bool:
+    def note(self, capture: Capture) -> bool:
         """Notes a picture, a revisit or a redirect; True for the first two, which are not pages.
 
         Counts `pictures` and `revisits`, and all rows as `archived`.
@@ -126,7 +126,7 @@ def _target(capture: Capture) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A capture that is looked for: of a URL near a time, or the very one that a revisit refers to."""
+    """A capture to be found: of a URL near a time, or `exactly` the one that a revisit refers to."""
 
     fetch_id: str
     time: str
@@ -134,7 +134,7 @@ class _Wanted:
     exactly: bool = False
 
     def among(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-        """The row of that capture; None if there is none. The same for any order of rows."""
+        """The row of that capture, whatever the order of rows; None if there is none."""
         if self.exactly:
             rows = [row for row in rows if row["stored_at"] and self._is(row)]
         place = _seconds(self.time) if self.time else float("inf")
@@ -212,15 +212,29 @@ def _read(
     places = dict[str, tuple[str, int, int]]()
     for fetch_id, row in found.items():
         part, offset, length = sources[row["source"]].record_at(row["stored_at"])
-        if length > most + HEADERS:
+        if part >= len(files[row["source"]]):
+            yield fetch_id, _gone()
+        elif length > most + MAX_HEADERS:
             yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive, {most} are allowed")
         else:
             places[fetch_id] = file_of(files[row["source"]][part]), offset, length
     for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
         row = found[fetch_id]
-        if capture is None or sha256_hex(canonical_url(capture.url)) != row["fetch_id"]:
-            yield fetch_id, failure(DropReason.UNREADABLE, "its record is not in the archive any more")
+        if capture is None or _id_of(capture) != row["fetch_id"]:
+            yield fetch_id, _gone()
         elif why := takedowns.why(capture.url, ""):
             yield fetch_id, failure(DropReason.FORGOTTEN, why)
         else:
             yield fetch_id, spool.add(capture.body, row["captured_at"] or rfc3339())
+
+
+def _gone() -> Outcome:
+    return failure(DropReason.UNREADABLE, "its record is not in the archive any more")
+
+
+def _id_of(capture: Capture) -> str:
+    """The fetch_id of a capture; "" for a URL that is none."""
+    try:
+        return sha256_hex(canonical_url(capture.url))
+    except ValueError:
+        return ""

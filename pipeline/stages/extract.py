@@ -301,13 +301,9 @@ def _extract(
     with page_reader() as reader:
         for capture in captures:
             pulse.advance()
-            entries: Entries | None = [capture] if isinstance(capture, Decision) else None
-            if isinstance(capture, Capture):
-                entries = _entries(capture, source, reader, wordings, archive)
-            if entries is None:
-                continue
-            tally["pages"] += 1
-            for entry in entries:
+            found = [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings, archive)
+            tally["pages"] += found is not None
+            for entry in found or ():
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
                         tally["pages_dropped"] += 1
@@ -330,7 +326,7 @@ def _entries(
     try:
         if archive is None:
             return read_within_limits(capture, source, reader, wordings)
-        if archive.takes(capture):
+        if archive.note(capture):
             return None
         about = Provenance(captured_at=utc(capture.fetched_at))
         entries = read_within_limits(capture, source, reader, wordings)

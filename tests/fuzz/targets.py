@@ -162,7 +162,7 @@ def warc(data: bytes) -> None:
         for address in warcs_in(str(path), "w", hashlib.sha256(data).hexdigest()):
             for capture in read_captures(address, 10_000_000, {}):
                 if isinstance(capture, Capture):
-                    archive.takes(capture)
+                    archive.note(capture)
         archive.table()
 
 

@@ -119,11 +119,13 @@ def test_of_several_captures_the_nearest_to_the_page_counts_in_any_order_of_file
     ],
     ids=["digest", "date"],
 )
-@pytest.mark.parametrize("url", [f"{SITE}/1.jpg", f"{SITE}/old.jpg"])
-def test_a_revisit_leads_to_the_very_capture_that_has_its_body(archives, known, said, url):
+@pytest.mark.parametrize("named", ["", f"{SITE}/1.jpg", f"{SITE}/old.jpg"])
+def test_a_revisit_leads_to_the_very_capture_that_has_its_body(archives, known, said, named):
+    url = named or f"{SITE}/1.jpg"  # wget names no URL
+    said = {**said, "WARC_Refers_To_Target_URI": f"<{url}>"} if named else said
     old = jpeg(url, PICTURES[1], date="2026-01-01T00:00:00Z", **known)
     other = jpeg(url, PICTURES[2], date="2026-01-04T00:00:00Z", WARC_Payload_Digest="sha1:OTHER")
-    again = revisit(f"{SITE}/1.jpg", date="2026-01-05T00:00:00Z", WARC_Refers_To_Target_URI=f"<{url}>", **said)
+    again = revisit(f"{SITE}/1.jpg", date="2026-01-05T00:00:00Z", **said)
     build = archives(a=old + other, b=page(f"{SITE}/p", "/1.jpg", date="2026-01-05T00:00:00Z") + again)
     assert outcomes(build) == {f"{SITE}/1.jpg": PICTURES[1]}
     assert counts(build)["revisits"] == 1
@@ -225,13 +227,16 @@ def test_a_file_that_is_not_gzipped_has_places_too_and_one_gzipped_as_a_whole_sa
     assert counts(build) == {"pages": 3, "pages_dropped": 2, "pictures": 0, "revisits": 0, "archived": 0}
 
 
-def test_an_archive_that_changed_meanwhile_gives_no_other_picture(archives, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_archive_that_changed_meanwhile_gives_no_other_picture(archives, tmp_path, monkeypatch, gone):
     records = [jpeg(f"{SITE}/{number}.jpg", PICTURES[1]) for number in (1, 2)]
     one, two, shown = map(gzip.decompress, (*records, page(f"{SITE}/p", "/1.jpg")))
     held = fetch.held_images
 
     def changed(*given: Any) -> Any:
         (tmp_path / "a.warc.gz").write_bytes(two + one + shown)
+        if gone:
+            monkeypatch.setattr(_archived_images.Warc, "warcs", lambda self: [])
         return held(*given)
 
     monkeypatch.setattr(fetch, "held_images", changed)
