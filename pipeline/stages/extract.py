@@ -231,7 +231,7 @@ def _read(
     tally: Counter[str],
     info: dict[str, Any],
     wordings: dict[str, str],
-    archive: Archive | None,
+    archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way.
 
