@@ -114,6 +114,9 @@ class Egress(Spec):
     allow: tuple[str, ...] = Field(
         (), description="host:port of a loopback address that may be requested; all others are refused"
     )
+    network: Literal["allowed", "never"] = Field(
+        "allowed", description="never: no request to a site; pictures come from WARC files, sources and STORE alone"
+    )
     max_page_bytes: int = Field(5_000_000, gt=0, description="bytes of a page; larger ones are not taken")
     max_image_bytes: int = Field(20_000_000, gt=0, description="bytes of an image; larger ones are not taken")
     max_redirects: int = Field(5, ge=0, description="redirects of one request that are followed")

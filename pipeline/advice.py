@@ -18,6 +18,7 @@ _ADVICE = {
     DropReason.OPT_OUT: "its owner forbids this use",
     DropReason.FORGOTTEN: "STORE holds a takedown of it",
     DropReason.TIMEOUT: "egress.timeout_s",
+    DropReason.NOT_STORED: "egress.network: allowed asks sites for what lies in no archive",
 }
 
 

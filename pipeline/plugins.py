@@ -149,7 +149,14 @@ def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family,
         else:
             if made.NEEDS_SECTION and values.get(made.NEEDS_SECTION) is None:
                 problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
+            if family == "sources" and plugin == "site" and _network(values) == "never":
+                problems.append(f"{where}: a site is crawled, which egress.network: never forbids; name a WARC of it")
     return problems, faulty
+
+
+def _network(values: Mapping[str, Any]) -> Any:
+    egress = values.get("egress")
+    return egress.get("network") if isinstance(egress, dict) else None
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[tuple[Family, str, dict[str, Any], str]]:

@@ -114,9 +114,16 @@ class DropReason(enum.StrEnum):
     NO_CONCEPT = "no_concept"
 
 
+NO_PLACE = (-1, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One fetched page as it lies in a WARC."""
+    """One response as it lies in a WARC: mostly a page.
+
+    place: offset and length of its record in the file; NO_PLACE for one that cannot be read alone. digest: of its body,
+    as the WARC states it. refers_to: of a revisit, which has no body, URL and time of the capture that has it.
+    """
 
     url: str
     status: int
@@ -124,19 +131,23 @@ class Capture:
     content_type: str
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    place: tuple[int, int] = NO_PLACE
+    digest: str = ""
+    refers_to: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Origin of a picture that lies in a table source itself.
+    """Origin of a picture that lies in a table source itself, or that a page of an archive shows.
 
     stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
-    at its URL. licence: as stated there.
+    at its URL. licence: as stated there. captured_at: time of the archive's page, "" for others.
     """
 
     stored_at: str = ""
     sha256: str = ""
     licence: str = ""
+    captured_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +423,24 @@ PROVENANCE_SCHEMA = pa.schema(
 )
 """Sorted by (order_key, candidate_id)."""
 
+ARCHIVED = "archived.parquet"
+"""Suffix of extract's file of the pictures that a WARC file holds, where it does: ARCHIVED_SCHEMA."""
+
+ARCHIVED_SCHEMA = pa.schema(
+    [
+        ("order_key", pa.string()),
+        ("fetch_id", pa.string()),
+        ("source", pa.string()),
+        ("captured_at", pa.string()),  # RFC 3339, UTC; "" where the WARC does not say
+        ("digest", pa.string()),  # as the WARC states it, "" if it does not
+        ("opt_out", pa.string()),  # opt-outs of its headers, "" for none
+        ("stored_at", pa.string()),  # its record (`Warc.address_of_record`); "" for what leads to another capture
+        ("target", pa.string()),  # fetch_id of the capture that a redirect or a revisit leads to; "" for a picture
+        ("target_at", pa.string()),  # of a revisit, time of that capture as it states it
+        ("is_revisit", pa.bool_()),
+    ]
+)
+"""One row per capture of a picture, redirect and revisit, sorted. It names no URL: rows are found by fetch_id."""
 
 USERINFO = "userinfo.parquet"
 """Suffix of extract's file of the user names and passwords of image URLs, where there are any: USERINFO_SCHEMA.
@@ -438,6 +467,16 @@ def rfc3339(later_s: float = 0.0) -> str:
     if later_s:
         when += datetime.timedelta(seconds=later_s)
     return when.isoformat(timespec="seconds")[:19] + "Z"
+
+
+def utc(time: str) -> str:
+    """A time of a WARC record as `rfc3339` writes it, without fractions; "" for what is not a time."""
+    try:
+        when = datetime.datetime.fromisoformat(time)
+        when = when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+        return when.astimezone(datetime.UTC).isoformat(timespec="seconds")[:19] + "Z"
+    except (ValueError, OverflowError):
+        return ""
 
 
 def order_key(fetch_id: str, seed: int) -> str:

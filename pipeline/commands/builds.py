@@ -90,6 +90,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
     for result in results:
         _say_lost(result.name, result.funnel)
+        if pictures := result.funnel.get("pictures"):
+            say(f"{result.name}: {pictures:,} pictures lie in the WARC files themselves")
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}

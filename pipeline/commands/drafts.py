@@ -159,6 +159,10 @@ def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]
     if allow := [host for source in sources for host in source.allow]:
         why = "loopback addresses are refused unless the spec names them"
         sections["egress"] = {"allow": (allow, why), "delay_s": (0, "no pause: it is this machine")}
+    if any(source.archived for source in sources) and all(source.archived or not source.asks for source in sources):
+        sections["egress"] = {
+            "network": ("never", "the pictures lie in the archive; allowed: those missing are asked for")
+        }
     counted = Counter(text.text for source in sources for text in source.texts)
     text, times = max(counted.items(), key=lambda pair: pair[1], default=("", 0))
     if times > 10 and not any(source.asks for source in sources):

@@ -30,11 +30,16 @@ from pipeline.files.inputs import Lines, expand, files_below, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
+from pipeline.sources._look import Budget
 from pipeline.sources._text_files import AUTO, PACKED, head_of, opened
 from pipeline.sources.folder import SUFFIXES
+from pipeline.sources.warc import Warc
 
 LOOKED_AT = 3_000
 """Entries of a source that are looked at: of as many, a share of 0.01 is the 30 samples that a figure needs."""
+
+FEW_PICTURES = 0.01
+"""Share of the images on the pages of WARC files from which on the files are taken to hold the pictures."""
 
 LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
@@ -43,7 +48,7 @@ WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
 SAVE_AS_CSV = "is a workbook; save its sheet as CSV (UTF-8) and give that file"
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
+_FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|wacz|paths)$", re.I)
 _WEB = ("http://", "https://")
 
 _COUNTING = ("url_table", "microblog")
@@ -69,10 +74,11 @@ class Source:
     source_kind: SourceKind
     options: dict[str, Any]
     why: tuple[str, ...]
-    asks: bool = False  # whether a build sends requests for it
+    asks: bool = False  # whether a build sends requests for it, unless the spec forbids them
     texts: tuple[Text, ...] = ()
     entries: int = 0  # that were looked at: LOOKED_AT or more of a source that has others
     allow: tuple[str, ...] = ()  # loopback hosts that were named as input
+    archived: bool = False  # whether the pictures on its pages lie in it
 
 
 def look(inputs: Sequence[str]) -> list[Source]:
@@ -131,7 +137,7 @@ def _look(suffix: str, paths: list[str]) -> list[Source]:
     if suffix == ".txt":
         wanted = "a table with a column of texts, or the folder of tars or files that img2dataset made of it"
         raise SpecError([f"--from {given}: is a list of addresses without texts; give {wanted}"])
-    known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, warc.paths.gz or https://"
+    known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, .wacz, warc.paths.gz or https://"
     raise SpecError([f"--from {given}: no such folder, and the name is of no format that is known: {known}"])
 
 
@@ -155,7 +161,9 @@ def _folder(given: str) -> list[Source]:
     pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
     if pictures:
         return [_pictures(given, len(pictures), tables, [name for name in files if _suffix(name) in WORKBOOKS])]
-    present = next((own for own in ([".tar"], [".warc"], TABLES) if any(suffix in by_suffix for suffix in own)), ())
+    present = next(
+        (own for own in ([".tar"], [".warc", ".wacz"], TABLES) if any(suffix in by_suffix for suffix in own)), ()
+    )
     sources = []
     for suffix in (suffix for suffix in present if suffix in by_suffix):
         endings = dict.fromkeys(name[name.lower().rindex(suffix) :] for name in by_suffix[suffix])  # .csv, .csv.gz
@@ -223,10 +231,16 @@ def _webdataset(*given: str) -> Source:
 
 
 def _warc(*given: str) -> Source:
-    """WARC files of pages. Their pages are not read here: only the stage extract tells what is on them."""
-    files = len(expand(given, _name(*given)))
-    why = (f"{files:,} WARC file{'s' * (files > 1)}; the pictures on the pages are fetched from the web",)
-    return Source("warc", _name(*given), _kind_of_pages(given[0]), {"path": _one_or_many(given)}, why, asks=True)
+    """WARC files of pages, of which a sample is counted: only the stage extract tells what is on them."""
+    name, kind, options = _name(*given), _kind_of_pages(given[0]), {"path": _one_or_many(given)}
+    look = configure("sources", "warc", {"name": name, "source_kind": kind, **options}, Warc).look(Budget())
+    files, pages, *pictures = look.counts
+    archived = bool(pictures) and pictures[0].number >= FEW_PICTURES * (look.candidates or pages).number
+    why = f"{files} with {pages}; the pictures on the pages are fetched from the web"
+    if pictures:
+        others = "" if archived else "; the others are fetched from the web"
+        why = f"{files} with {pages} and {pictures[0]}, which are read there{others}"
+    return Source("warc", name, kind, options, (why,), asks=True, archived=archived)
 
 
 def _warc_list(given: str) -> Source:
@@ -415,6 +429,7 @@ _READERS: dict[str, Callable[..., Source]] = {
     **dict.fromkeys((*TABLES, ".json"), _table),
     ".tar": _webdataset,
     ".warc": _warc,
+    ".wacz": _warc,
     ".paths": _warc_list,
 }
 """Readers of the formats, by suffix."""

@@ -42,7 +42,8 @@ def add_init(commands: Commands) -> None:
         default=[],
         metavar="INPUT",
         help="folders of pictures with captions, tables (.parquet .csv .tsv .jsonl) of image URLs or posts, tars "
-        "(webdataset), WARC files, web addresses of sites (pages of one host are one source); asked for on a terminal",
+        "(webdataset), WARC and WACZ files, web addresses of sites (pages of one host are one source); asked for on a "
+        "terminal",
     )
     init.add_argument("--name", default="", help="of the dataset (default: after the first input)")
     init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to ask web sites")
@@ -77,7 +78,7 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out or f"{name}.yaml")
     if out.exists() and not args.force:
         raise SpecError([f"{out}: is there already; --force replaces it, --out FILE writes another"])
-    web = any(source.asks for source in sources)
+    web = any(source.asks and not source.archived for source in sources)
     contact = args.contact or (_asked("Contact for site owners (URL or e-mail address)") if asking and web else "")
     if not contact and web:
         raise SpecError(

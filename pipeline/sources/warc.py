@@ -1,4 +1,6 @@
-"""warc: web pages from existing WARC files, on a disk, in an object store or behind URLs, such as Common Crawl's.
+"""warc: web pages from existing WARC and WACZ files, on a disk, in an object store or behind URLs.
+
+Pictures that lie in the files as well, as in those of wget, Browsertrix or Heritrix, are read there and not asked for.
 
 There are two ways to name the files, which may be mixed: `path` (paths, URLs and globs) and `path_list`, a file with
 one path per line, plain or gzipped, as Common Crawl publishes for each of its crawls (`warc.paths.gz`); `prefix` is put
@@ -11,14 +13,15 @@ one by one; a plain http URL cannot be listed, so globs need a disk, s3, gs or t
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
+from pipeline.files import wacz
 from pipeline.files.inputs import expand, has_globs, listed, no_damage, reason, version, writable
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
@@ -48,13 +51,15 @@ class Warc(PageSource):
     def warcs(self) -> list[str]:
         """Paths or URLs, each once: those of `path` sorted within each glob, then those of `path_list` as listed.
 
-        Raises SourceError that names the path which is missing, matches nothing or cannot be read.
+        A WACZ file stands for the addresses of the WARC files in it. Raises SourceError that names the path which is
+        missing, matches nothing or cannot be read.
         """
-        files = self._given()
+        files = {file: json.dumps(version(file)) if wacz.is_wacz(file) else "" for file in self._given()}
         if self.path_list:
-            files += [self.prefix + line for line in listed(self.resolve(self.path_list), self.name)]
-        files = list(dict.fromkeys(files))
-        return files[: self.limit] if self.limit else files
+            lines = (self.prefix + line for line in listed(self.resolve(self.path_list), self.name))
+            files = {**files, **{line: "" for line in lines if line not in files}}
+        warcs = [address for file, mark in files.items() for address in wacz.warcs_in(file, self.name, mark)]
+        return warcs[: self.limit] if self.limit else warcs
 
     def listing(self) -> list[str]:
         return self.warcs() if self.path_list or has_globs(self.path) else []
@@ -70,22 +75,36 @@ class Warc(PageSource):
             lines = [hashlib.sha256(text.encode()).hexdigest()]
         return [version(file) for file in self._given()] + lines
 
+    def address_of(self, part: int, offset: int, length: int) -> str:
+        """The address (`stored_at`) of a record in one of its WARC files, or in the WACZ that holds that file."""
+        return f"warc:///{self.name}/{part}/{offset}+{length}"
+
+    def record_at(self, address: str) -> tuple[int, int, int]:
+        """(part, offset, length) of an address that `address_of` has made."""
+        part, _, place = address.removeprefix(f"warc:///{self.name}/").partition("/")
+        offset, _, length = place.partition("+")
+        return int(part), int(offset), int(length)
+
     def look(self, budget: Budget) -> Look:
-        """Its files, with the HTML pages of a sample and the images on them."""
+        """Its files, with the HTML pages and pictures of a sample, and the images on the pages."""
         files = self.warcs()
-        given = self._given()
+        given, stored = self._given(), list(dict.fromkeys(map(wacz.file_of, files)))
         seen = self._seen(files[0], budget)
         pages, images = seen.pages, seen.images
-        size = size_of_files(files if not self.path_list else given or files[:1])
-        size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
-        total = total_of("HTML pages", [Reading(pages, seen.read, 0, seen.whole)], len(files), size)
+        size = size_of_files(stored if not self.path_list else given or stored[:1])
+        size = size if len(given) == len(stored) else size * len(stored) // max(1, len(given))
+        total, pictures = (
+            total_of(what, [Reading(number, seen.read, 0, seen.whole)], len(files), size)
+            for what, number in (("HTML pages", pages), ("pictures", seen.pictures))
+        )
         candidates = Count("candidates", total.number * images // max(1, pages), "about")
         first = writable(files[0].rpartition("/")[2])
-        facts = (("looked at", f"{pages:,} pages of {first} with {images:,} <img> tags"),)
+        looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {seen.pictures:,} pictures"
+        facts = (("looked at", looked_at),)
         warnings = [] if pages else ["the records looked at hold no HTML page"]
         if seen.damage:
             warnings.append(f"{first} is damaged ({seen.damage}); a build reads what is sound")
-        counts = (Count("WARC files", len(files)), total)
+        counts = (Count("WARC files", len(files)), total, *([pictures] if seen.pictures else []))
         found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
         return Look(counts, **found, facts=facts, warnings=tuple(warnings))
 
@@ -95,14 +114,14 @@ class Warc(PageSource):
 
         seen, records = _Seen(), 0
         try:
-            with fsspec.open(file, "rb") as f:
+            with wacz.opened(file) as (f, _):
                 for record in ArchiveIterator(f):
                     records += 1
-                    headers = record.http_headers
-                    kind = str(headers.get_header("Content-Type", "")) if headers is not None else ""
-                    if record.rec_type == "response" and "html" in kind.lower():
+                    kind = _kind_of(record)
+                    if record.rec_type == "response" and "html" in kind:
                         seen.pages += 1
                         seen.images += _images_in(record)
+                    seen.pictures += kind.startswith("image/")
                     seen.read = f.tell()
                     if seen.read >= budget.bytes or seen.pages >= budget.rows or budget.spent:
                         return seen
@@ -122,13 +141,25 @@ class Warc(PageSource):
 
 @dataclass(slots=True)
 class _Seen:
-    """Result of a look at a file: HTML pages, their images, bytes, whether the file was read whole, its fault."""
+    """Result of a look at a file: HTML pages, images on them, pictures, bytes, whether it was read whole, its fault."""
 
     pages: int = 0
     images: int = 0
+    pictures: int = 0
     read: int = 0
     whole: bool = False
     damage: str = ""
+
+
+def _kind_of(record: Any) -> str:
+    """Content-Type of a response of status 200 or of a resource, in small letters; "" for another record."""
+    headers = record.http_headers
+    if record.rec_type == "resource":
+        return str(record.rec_headers.get_header("Content-Type", "")).lower()
+    if record.rec_type != "response" or headers is None:
+        return ""
+    kind = str(headers.get_header("Content-Type", "")).lower()
+    return kind if headers.get_statuscode() == "200" or "html" in kind else ""
 
 
 def _images_in(record: Any) -> int:

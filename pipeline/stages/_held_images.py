@@ -1,7 +1,8 @@
 """Images that need no request: what a source, an earlier build or STORE has of a partition of `fetch` already.
 
 A trial takes all from the build that it is on. Otherwise images are read from their source where they lie in one, then
-from STORE/fetched, and in a build that begins a generation from the shards of the last one.
+from WARC files (`_archived_images`), then from STORE/fetched, and in a build that begins a generation from the shards
+of the last one.
 
 Limits: bytes that are missing or changed where STORE says they lie are fetched again.
 """
@@ -23,6 +24,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import PROVENANCE, USERINFO, DropReason, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages import _sorted
+from pipeline.stages._archived_images import archived_images
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
@@ -57,12 +59,14 @@ def held_images(
     outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
     rest = [pair for pair in zip(fetch_ids, sources, strict=True) if pair[0] not in outcomes]
     outcomes |= _from_sources(build.spec, urls, dict(rest), _places(build, partition, rest), spool)
+    outcomes |= archived_images(build, partition, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
     reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
     outcomes |= reused
     if build.made_from:
         outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
     if not build.asks:
-        missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
+        said = "neither an archive nor STORE has its bytes, and this build sends no request"
+        missing = failure(DropReason.NOT_STORED, said)
         outcomes = {**dict.fromkeys(urls, missing), **outcomes}
     return outcomes, len(reused)
 

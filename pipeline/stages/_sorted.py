@@ -16,15 +16,16 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import pulse
-from pipeline.records import PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
+from pipeline.records import ARCHIVED, PROVENANCE, SOURCE_BOXES, USERINFO, WITH_REMOVED_SCHEMA
 from pipeline.stages import _templates
 from pipeline.stages._templates import NAME_SCHEMA, NAMES
 from pipeline.store.build import Build
@@ -34,12 +35,17 @@ from pipeline.store.stage import Pass, PassFile
 NAME = _templates.OF
 
 GROUP = 200_000
-"""Candidates of a group, where single parts do not have more."""
+"""Candidates and archived pictures of a group, where single parts do not have more."""
 
 NAMES_AT_ONCE = 1_000
 """Names of a row group: of a large build the first ones alone are read."""
 
-SUFFIXES = {"parquet": "candidates.arrow", PROVENANCE: "provenance.arrow", SOURCE_BOXES: "boxes.arrow"}
+SUFFIXES = {
+    "parquet": "candidates.arrow",
+    PROVENANCE: "provenance.arrow",
+    SOURCE_BOXES: "boxes.arrow",
+    ARCHIVED: "archived.arrow",
+}
 """Files of extract that are read by ranges of order keys, and what they are called where they were gathered."""
 
 BATCH, MOST_BITS = 128, 12
@@ -84,7 +90,8 @@ def token(build: Build) -> Any:
 
 def partitions(build: Build) -> list[str]:
     """Groups of neighbouring parts, by the numbers of the first and the last one."""
-    sizes = [record.counts["kept"] for record in build.stage("extract").records()]
+    extracted = build.stage("extract").records()
+    sizes = [record.counts["kept"] + record.counts.get("archived", 0) for record in extracted]
     groups, first, rows = list[str](), 0, 0
     for part, size in enumerate(sizes):
         if part > first and rows + size > GROUP:
@@ -133,21 +140,32 @@ def rows_between(
     Those of equal keys come in the order of the parts. columns: those that are returned, all by default.
     """
     stage = build.stage(NAME)
+    least, most = (1 << KEY_BITS if key == "g" else int(key, 16) for key in (low, high))
     for record in stage.records():
         if SUFFIXES[suffix] in record.files:
-            rows = _batches(stage, record, SUFFIXES[suffix], low, high)
+            own = SUFFIXES[suffix]
+            rows = _batches(stage, record, own, lambda shift: range(least >> shift, (most - 1 >> shift) + 1))
             keys = rows["order_key"].to_pylist()
             start, end = bisect.bisect_left(keys, low), bisect.bisect_left(keys, high)
             yield (rows if columns is None else rows.select(list(columns))).slice(start, end - start)
 
 
-def _batches(stage: StageDir, record: Record, suffix: str, low: str, high: str) -> pa.Table:
-    """The batches of a gathered file that may hold keys in [low, high), in which some key may lie."""
+def rows_with(build: Build, suffix: str, keys: Collection[str]) -> Iterator[pa.Table]:
+    """Rows of extract's files of a kind (SUFFIXES) with one of these order_keys, some at a time."""
+    stage, wanted = build.stage(NAME), pa.array(sorted(keys), pa.string())
+    numbers = [int(key, 16) for key in keys]
+    for record in stage.records() if keys else ():
+        if SUFFIXES[suffix] in record.files:
+            rows = _batches(stage, record, SUFFIXES[suffix], lambda shift: sorted({n >> shift for n in numbers}))
+            yield rows.filter(pc.is_in(rows["order_key"], wanted))
+
+
+def _batches(stage: StageDir, record: Record, suffix: str, numbers: Callable[[int], Iterable[int]]) -> pa.Table:
+    """Batches of a gathered file. numbers(shift): those of keys as numbers that are shifted right by so many bits."""
     with _opened(stage, record, suffix) as source, pa.ipc.open_file(source) as file:
-        first, end = (1 << KEY_BITS if key == "g" else int(key, 16) for key in (low, high))
         shift = KEY_BITS - max(0, file.num_record_batches.bit_length() - 1)
-        numbers = range(first >> shift, (end - 1 >> shift) + 1) if file.num_record_batches else ()
-        return pa.Table.from_batches([file.get_batch(number) for number in numbers], schema=file.schema)
+        wanted = numbers(shift) if file.num_record_batches else ()
+        return pa.Table.from_batches([file.get_batch(number) for number in wanted], schema=file.schema)
 
 
 @contextlib.contextmanager
@@ -174,11 +192,11 @@ PASS = Pass(
     reads=("extract",),
     run=run_partition,
     token=token,
-    version=3,
+    version=4,
     reduce=_templates.rows,
     files=(
         PassFile(SUFFIXES["parquet"], WITH_REMOVED_SCHEMA, kind="derived"),
-        *(PassFile(SUFFIXES[name]) for name in (PROVENANCE, SOURCE_BOXES)),
+        *(PassFile(SUFFIXES[name]) for name in (PROVENANCE, SOURCE_BOXES, ARCHIVED)),
         PassFile(NAMES, NAME_SCHEMA, kind="derived"),
         PassFile(REDUCED, kind="rows"),
     ),

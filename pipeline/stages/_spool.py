@@ -95,7 +95,7 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
             return DropReason.TOO_MANY_PIXELS, e.message
         if e.unreadable_here:
             return DropReason.UNREADABLE_FORMAT, e.message
-        if not _looks_like_an_image(data):
+        if not looks_like_an_image(data):
             start = " ".join(data[:60].decode("utf-8", "replace").split())
             return DropReason.NOT_AN_IMAGE, f"begins with {start!r}"
         return None  # a damaged picture: `measure` says so
@@ -104,7 +104,7 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
     return None
 
 
-def _looks_like_an_image(data: bytes) -> bool:
+def looks_like_an_image(data: bytes) -> bool:
     """True if bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
     from pipeline.pictures.decode import format_in_box
 

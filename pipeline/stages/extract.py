@@ -2,7 +2,8 @@
 
 A partition is one part of a source: a WARC file of pages, records of several, or a range of a table's rows.
 `_page_candidates` reads one page: each image becomes a candidate or a Decision that says why it is none; a page that
-asks not to be used, that is not Chinese or cannot be read is a Decision about the capture.
+asks not to be used, that is not Chinese or cannot be read is a Decision about the capture. Pictures in a WARC file are
+noted for `fetch` (`_archived_images`) and counted, as are revisits.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
 of an image and are taken off; an image that stands on very many is a logo; of images that have no text of their own the
@@ -34,6 +35,8 @@ from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
 from pipeline.files.inputs import writable
 from pipeline.records import (
+    ARCHIVED,
+    ARCHIVED_SCHEMA,
     FIRST_SNAPSHOT,
     PROVENANCE,
     PROVENANCE_SCHEMA,
@@ -46,14 +49,18 @@ from pipeline.records import (
     Capture,
     Decision,
     DropReason,
+    Provenance,
     candidate_rows,
     drop_capture,
     order_key,
     provenance_rows,
     sha256_hex,
+    utc,
 )
 from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
+from pipeline.sources.warc import Warc
+from pipeline.stages._archived_images import Archive
 from pipeline.stages._furniture import capped, without_bare, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.stages._stored_crawls import StoredCrawls
@@ -125,6 +132,7 @@ def run_partition(build: Build, partition: str) -> None:
     tally = Counter(seen=0, kept=0, dropped=0, pages=0, pages_dropped=0)
     info: dict[str, Any] = {}
     first_snapshot: dict[str, str] = {}
+    archive = Archive(source, int(number), build.spec.seed) if isinstance(source, Warc) else None
     known = _listings(build.stage("extract"))
     _check_listing(source, known)  # and once more behind it: the source lists its files itself, in between
     with build.stage("extract").attempt(partition) as attempt:
@@ -133,12 +141,13 @@ def run_partition(build: Build, partition: str) -> None:
             candidates, decisions, first_snapshot = stored.candidates(), stored.decisions(), stored.first_snapshot
         else:
             wordings: dict[str, str] = {}
-            entries = _read(build, source, int(number), tally, info, wordings)
+            entries = _read(build, source, int(number), tally, info, wordings, archive)
             candidates, decisions = _sifted(entries, source, wordings, tally)
         _check_listing(source, known)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         tally.update(_lost(info))
+        tally.update(archive.counts if archive is not None else {})
         if info:
             info["file"] = _file_name(build, source, int(number))
         rows = candidate_rows(candidates, build.spec.seed)
@@ -150,6 +159,8 @@ def run_partition(build: Build, partition: str) -> None:
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         if any(candidate.provenance for candidate in candidates):
             attempt.write_table(PROVENANCE, provenance_rows(candidates, build.spec.seed), row_group_size=1_000)
+        if archive is not None and (archived := archive.table()) is not None:
+            attempt.write_table(ARCHIVED, archived)
         if any(candidate.userinfo for candidate in candidates):
             attempt.write_table(USERINFO, _userinfos(candidates))
         attempt.decide(decisions)
@@ -214,9 +225,18 @@ def _userinfos(candidates: list[Candidate]) -> pa.Table:
 
 
 def _read(
-    build: Build, source: Source, part: int, tally: Counter[str], info: dict[str, Any], wordings: dict[str, str]
+    build: Build,
+    source: Source,
+    part: int,
+    tally: Counter[str],
+    info: dict[str, Any],
+    wordings: dict[str, str],
+    archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
-    """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way."""
+    """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way.
+
+    archive: notes the pictures of a WARC file.
+    """
     if isinstance(source, TableSource):
         for entry in source.read(part):
             pulse.advance()
@@ -231,7 +251,7 @@ def _read(
     if given:
         captures = read_captures(given[part], limit, info)
         try:
-            yield from _extract(captures, source, tally, wordings)
+            yield from _extract(captures, source, tally, wordings, archive)
         except SourceError as e:
             if len(given) == 1 or e.subject != given[part] or not e.message.startswith("is not a WARC file"):
                 raise
@@ -272,13 +292,18 @@ def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, A
 
 
 def _extract(
-    captures: Iterable[Capture | Decision], source: PageSource, tally: Counter[str], wordings: dict[str, str]
+    captures: Iterable[Capture | Decision],
+    source: PageSource,
+    tally: Counter[str],
+    wordings: dict[str, str],
+    archive: Archive | None = None,
 ) -> Iterator[Candidate | Decision]:
     with page_reader() as reader:
         for capture in captures:
-            tally["pages"] += 1
             pulse.advance()
-            for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings):
+            found = [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings, archive)
+            tally["pages"] += found is not None
+            for entry in found or ():
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
                         tally["pages_dropped"] += 1
@@ -287,10 +312,25 @@ def _extract(
                 yield entry
 
 
-def _entries(capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]) -> Entries:
-    """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
+def _entries(
+    capture: Capture,
+    source: PageSource,
+    reader: Confined[Reading],
+    wordings: dict[str, str],
+    archive: Archive | None,
+) -> Entries | None:
+    """Entries of a page; one Decision about the capture if a parser fails on it, whatever it holds up to there.
+
+    None for a picture or a revisit, which `archive` has noted. Candidates of an archive have the time of their page.
+    """
     try:
-        return read_within_limits(capture, source, reader, wordings)
+        if archive is None:
+            return read_within_limits(capture, source, reader, wordings)
+        if archive.note(capture):
+            return None
+        about = Provenance(captured_at=utc(capture.fetched_at))
+        entries = read_within_limits(capture, source, reader, wordings)
+        return [replace(own, provenance=about) if isinstance(own, Candidate) else own for own in entries]
     except OURS:
         raise
     except Exception as e:
@@ -337,6 +377,7 @@ STAGE = Stage(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
                 PassFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
                 PassFile(PROVENANCE, PROVENANCE_SCHEMA),
+                PassFile(ARCHIVED, ARCHIVED_SCHEMA),
                 PassFile(USERINFO, USERINFO_SCHEMA),
             ),
         ),

@@ -5,11 +5,11 @@ bytes are copied from the tar that an earlier build left (and checked against th
 until its time: one that may pass is tried again by the next build, a lasting one after a month. The rest is downloaded
 by the engine that the spec names, `pipeline.web.images` or img2dataset behind it (`pipeline.web.gateway`), with the
 same rules and outcomes. Bytes are kept as they came, never re-encoded. Images that lie in a source itself (a folder, a
-webdataset) are read from there and not put into STORE/fetched. User name and password of an image's URL are sent to its
-own origin only, and written nowhere.
+webdataset, an archive) are read from there and not put into STORE/fetched. User name and password of an image's URL are
+sent to its own origin only, and written nowhere.
 
-A trial, or a build that begins a generation, sends no requests: what failed has failed, and what neither STORE/fetched
-nor the shards of the last generation hold is `not_stored`.
+A trial, a build that begins a generation, or one with `egress: {network: never}`, sends no requests: what failed has
+failed, and what neither a source, STORE/fetched nor the shards of the last generation hold is `not_stored`.
 
 An image whose failure may pass is put aside and asked for again when all others of its partition are there, until its
 host has answered or `fetch.max_wait_s` are over. A host that did not answer within them is not waited for again by this
@@ -69,8 +69,8 @@ FLUSH_IMAGES, FLUSH_S = 100, 2.0
 
 
 def token(build: Build) -> Any:
-    """The options that decide which images are let in."""
-    return limits_of(build.spec)
+    """The options that decide which images are let in, and whether they may be asked for."""
+    return {**limits_of(build.spec), "network": build.spec.egress.network}
 
 
 def partitions(build: Build) -> list[str]:

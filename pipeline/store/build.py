@@ -108,7 +108,7 @@ class Build:
     @property
     def asks(self) -> bool:
         """True if it may send requests to sites. A trial, or what begins a generation, works from what is stored."""
-        return not self.made_from and self.on is None
+        return not self.made_from and self.on is None and self.spec.egress.network == "allowed"
 
     @property
     def elsewhere(self) -> Build | None:

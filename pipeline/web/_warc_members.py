@@ -38,6 +38,8 @@ class Members:
         self._is_first = True
         self.headers_left = MAX_HEADERS
         """Bytes that `readline` may still return: a header line without an end would be held whole."""
+        self.record_at = 0
+        """Position of the last record that began, among all unpacked bytes: in the file, if that is not gzipped."""
 
     def next(self) -> bool:
         """Go to the next member; False at the end of the file."""
@@ -57,6 +59,11 @@ class Members:
         self._file.seek(start)
         self._machine, self._packed, self._position, self._start = None, b"", start, start
         self._packed = self._more()
+
+    @property
+    def start(self) -> int:
+        """Position in the file of this member."""
+        return self._start
 
     @property
     def behind(self) -> int:
@@ -160,6 +167,7 @@ def records(members: Members) -> Iterator[Any]:
             line = members.readline()
         if not line:
             return
+        members.record_at = members.tell() - len(line)
         try:
             record = loader.parse_record_stream(members, line, known_format)
         except AttributeError:  # warcio takes it for granted

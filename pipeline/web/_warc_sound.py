@@ -1,7 +1,7 @@
 """A run of sound records of a gzipped WARC file, read by fastwarc.
 
 Taken from it is only what can be nothing else: a record with a gzip member of its own, behind which the next one was
-found. Of the responses those with encodings, or with headers beyond printable ASCII, are handed to warcio one by one;
+found. Resources, and captures with encodings or with headers beyond printable ASCII, are handed to warcio one by one;
 whatever else is odd (a header twice, a body above the limit) ends the run as a damage does.
 
 A record is held back until the next one was seen to begin, because only then its member is known to be whole (its
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.records import Capture, Decision
@@ -28,7 +29,14 @@ _LINE = re.compile(r"([^:\r\n]+):([^\r\n]*)\r\n")
 _URI = re.compile("https?://[!-;=?-~]+")
 _DATE = re.compile("[0-9TZ:.+-]{0,40}")
 _ENCODED = re.compile(rb"(?i)(?:content|transfer)-encoding")
-_NEEDED = frozenset(("warc-type", "warc-target-uri", "warc-date", "content-length"))
+_NEEDED = (
+    *("warc-type", "warc-target-uri", "warc-date", "warc-payload-digest"),
+    *("warc-refers-to-target-uri", "warc-refers-to-date", "content-type"),
+)
+"""Headers of a record that a capture is made of, beside its length."""
+
+CAPTURES = ("response", "revisit", "resource")
+"""Types of records that are captures."""
 
 
 class _NotPlain(Exception):
@@ -38,7 +46,7 @@ class _NotPlain(Exception):
 class SoundRun:
     """Records from the member that begins at `start` on.
 
-    by_warcio: reads one record, not gzipped, that is a response with encodings or odd headers.
+    by_warcio: reads one record, not gzipped, that is a capture but not a plain response.
     After `captures`: `records` is how many there were, and the next reader begins at the member at `start`, of which it
     knows the first `known` records already.
     """
@@ -50,7 +58,7 @@ class SoundRun:
         self.start, self.known, self.records = start, 0, 0
 
     def captures(self) -> Iterator[Capture | Decision | None]:
-        """The capture of each record, None for one that is not a page."""
+        """The capture of each record, with its place; None for one that is not a capture."""
         from fastwarc.warc import ArchiveIterator
 
         self._file.seek(self.start)
@@ -66,38 +74,53 @@ class SoundRun:
             if held is not None:
                 self.records += 1
                 self.start, self.known = held[0], 1
-                yield held[1]
+                own = held[1]
+                place = held[0], record.stream_pos - held[0]
+                yield replace(own, place=place) if isinstance(own, Capture) else own
             try:
                 held = record.stream_pos, self._capture(record)
             except Exception:
                 return
 
     def _capture(self, record: WarcRecord) -> Capture | Decision | None:
-        """The capture of a record; None if it is not a page. Raises _NotPlain, and what fastwarc raises for damages."""
+        """The capture of a record; None if it is not one. Raises _NotPlain, and what fastwarc raises for damages."""
         headers: dict[str, str] = {}
         for name, value in record.headers.to_tuples():
             name = name.lower()
-            if name in _NEEDED and name in headers:
+            if name in headers and (name in _NEEDED or name == "content-length"):
                 raise _NotPlain
             headers[name] = value
         length = record.content_length
         if headers.get("content-length") != str(length):
             raise _NotPlain
-        if headers.get("warc-type") != "response":
+        if (kind := headers.get("warc-type")) not in CAPTURES:
             return None
-        url, date = headers.get("warc-target-uri", ""), headers.get("warc-date", "")
-        if not (_URI.fullmatch(url) and _DATE.fullmatch(date) and 0 < length <= self._max_body + _HEAD_BYTES):
+        url, date = _bare(headers.get("warc-target-uri", "")), headers.get("warc-date", "")
+        if kind == "resource" and not url.lower().startswith(("http://", "https://")):
+            return None
+        if not (_URI.fullmatch(url) and _DATE.fullmatch(date) and 0 <= length <= self._max_body + _HEAD_BYTES):
             raise _NotPlain
         block = record.reader.read(length)
         if len(block) != length:
             raise _NotPlain
-        head = _HEAD.match(block)
-        if head is None or _ENCODED.search(head.group()):
-            warc = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Date: {date}\r\n"
-            return self._by_warcio(f"{warc}Content-Length: {length}\r\n\r\n".encode() + block)
-        body = block[head.end() :]
+        head, refers_to = _HEAD.match(block), None
+        if kind == "revisit":
+            where = without_userinfo(_bare(headers.get("warc-refers-to-target-uri", "") or url))
+            refers_to = where, headers.get("warc-refers-to-date", "")
+        is_encoded = head is not None and kind == "response" and _ENCODED.search(head.group())
+        is_odd = refers_to is not None and not (_URI.fullmatch(refers_to[0]) and _DATE.fullmatch(refers_to[1]))
+        if kind == "resource" or head is None or is_encoded or is_odd:
+            warc = "".join(f"{name}: {headers[name]}\r\n" for name in _NEEDED if name in headers)
+            return self._by_warcio(f"WARC/1.0\r\n{warc}Content-Length: {length}\r\n\r\n".encode() + block)
+        body = block[head.end() :] if refers_to is None else b""
         if len(body) > self._max_body or head.end() > _HEAD_BYTES:
             raise _NotPlain
         pairs = tuple((name, value.strip(" \t")) for name, value in _LINE.findall(head.group(2).decode("ascii")))
-        kind = next((value for name, value in pairs if name.lower() == "content-type"), "")
-        return Capture(without_userinfo(url), int(head.group(1)), date, kind, body, pairs)
+        said = next((value for name, value in pairs if name.lower() == "content-type"), "")
+        status, digest = int(head.group(1)), headers.get("warc-payload-digest", "")
+        return Capture(without_userinfo(url), status, date, said, body, pairs, digest=digest, refers_to=refers_to)
+
+
+def _bare(url: str) -> str:
+    """A URL without the angle brackets of early versions of the standard, and of wget."""
+    return url[1:-1] if url.startswith("<") and url.endswith(">") else url

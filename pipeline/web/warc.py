@@ -1,15 +1,19 @@
 """Reads captures from WARC files, bounded in memory (ISO 28500; readers of records: fastwarc and warcio).
 
-Only `response` records are pages. A body is read up to a limit, after chunked, gzip, deflate and Brotli encodings are
-undone, so that a small record that unpacks to gigabytes costs no more than the limit. Headers are bounded too.
+Captures are `response` records, `resource` records of a web address, which count as a response of status 200, and
+`revisit` records, which have no body and name the capture that has it. A body is read up to a limit, after chunked,
+gzip, deflate and Brotli encodings are undone, so that a small record that unpacks to gigabytes costs no more than the
+limit. Headers are bounded too.
 
 A sound gzipped file is read by fastwarc (`_warc_sound`), which takes a third of the time. A member that fastwarc
 refuses, and a record that is not plain (encodings, odd headers, a body above the limit), are read by warcio
 (`_warc_members`): a record that cannot be read costs its member, and reading goes on at the next member that begins a
 record.
 
-Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; `revisit` records carry no body and
-are left out; a file that is not gzipped, or that cannot be read from any position, ends at its first damage.
+Each capture has the place of its record, by which `capture_of` reads it again.
+
+Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; a file that is not gzipped, or that
+cannot be read from any position, ends at its first damage; records of a file that was gzipped as a whole have no place.
 """
 
 from __future__ import annotations
@@ -18,38 +22,45 @@ import io
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import SourceError
+from pipeline.files import wacz
 from pipeline.files.inputs import faults, no_damage, reason
-from pipeline.records import Capture, Decision, DropReason, drop_capture
+from pipeline.records import NO_PLACE, Capture, Decision, DropReason, drop_capture
 from pipeline.sources import PageRange
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
+from pipeline.web import policy
 from pipeline.web._warc_members import BLOCK, Members, records
 from pipeline.web._warc_ranges import in_order
-from pipeline.web._warc_sound import SoundRun
+from pipeline.web._warc_sound import CAPTURES, SoundRun
 
 log = logging.getLogger("wenlan")
+
+T = TypeVar("T")
 
 
 def read_captures(
     url: str, max_body: int, info: dict[str, Any], must_hold: bool = True
 ) -> Iterator[Capture | Decision]:
-    """The captures of one WARC file in its order; for a body above `max_body` bytes a Decision (without a source).
+    """The captures of one WARC file in its order; for a page above `max_body` bytes a Decision (without a source).
+
+    url: a path or URL, or an address within a WACZ file (`pipeline.files.wacz`). Of what is not a page, a body is cut
+    behind `max_body` bytes; the place of a capture is that in `wacz.file_of(url)`.
 
     A record on which a parser fails is a Decision with its URL. Where no record can be read, `info["damaged"]` counts
     the places and the bytes that were passed over. What comes before the end of a truncated file is read, and
     `info["truncated"]` then says where it ends.
     Raises SourceError for a file that is missing, no WARC at all, or (with `must_hold`) without a single record.
     """
-    import fsspec
-
     try:
-        with fsspec.open(url, "rb") as f:
+        with wacz.opened(url) as (f, start):
             reading = _Reading(url, f, max_body, info)
-            yield from reading.captures()
+            for capture in reading.captures():
+                yield _moved(capture, start) if start and isinstance(capture, Capture) else capture
     except faults() as e:
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if damaged := info.get("damaged"):
@@ -57,6 +68,12 @@ def read_captures(
         log.warning("%s: %d damaged places, %d bytes passed over, %d records read (first fault: %s)", *said)
     if not reading.records and must_hold:
         raise SourceError(url, "is not a WARC file (it holds no record)")
+
+
+def _moved(capture: Capture, by: int) -> Capture:
+    """The capture with its place in the file that holds the WARC file."""
+    offset, length = capture.place
+    return replace(capture, place=(offset + by, length)) if capture.place != NO_PLACE else capture
 
 
 class _Reading:
@@ -99,22 +116,36 @@ class _Reading:
         """
         members, known = self._members, run.known if run is not None else 0
         new = 0
+        alone: Capture | None = None  # the first of its member: what has a place is a member with one record
         while (run is None or not new) and members.next():
             try:
-                for record in records(members):
+                for number, record in enumerate(records(members)):
+                    if alone is not None:
+                        yield alone
+                        alone = None
                     if known:
                         known -= 1
                         _read_to_end(record)
                         continue
                     capture = _read_record(record, self._max_body)
-                    if capture is not None:
+                    if isinstance(capture, Capture) and members.is_gzip and not number:
+                        alone = capture
+                    elif isinstance(capture, Capture) and not members.is_gzip:
+                        yield replace(capture, place=(members.record_at, members.tell() - members.record_at))
+                    elif capture is not None:
                         yield capture
                     if isinstance(capture, Decision):
                         _read_to_end(record)  # raises where not a parser but the record is at fault
                     self.records, new = self.records + 1, new + 1
+                if alone is not None:
+                    yield replace(alone, place=(members.start, members.behind - members.start))
+                    alone = None
             except no_damage(*OURS):
                 raise
             except Exception as e:
+                if alone is not None:  # whole by itself; its member is not
+                    yield alone
+                    alone = None
                 if not self._passes(reason(e)):
                     return None
         return members.behind if new and run is not None else None
@@ -158,6 +189,12 @@ def read_ranges(ranges: Iterable[PageRange | Decision], max_body: int) -> Iterat
         yield found if isinstance(found, Decision) else _capture_at(found, member, max_body)
 
 
+def read_records(places: Iterable[tuple[T, tuple[str, int, int]]], max_body: int) -> Iterator[tuple[T, Capture | None]]:
+    """Each thing with the capture at its place (file, offset, length), as `capture_of` reads it. Raises SourceError."""
+    for thing, member in in_order(places):
+        yield thing, capture_of(member, max_body)
+
+
 def _capture_at(place: PageRange, member: bytes, max_body: int) -> Capture | Decision:
     """The capture in the bytes of a range; a Decision if there is none."""
     where = f"{place.file.rpartition('/')[2]} at {place.offset}"
@@ -165,7 +202,8 @@ def _capture_at(place: PageRange, member: bytes, max_body: int) -> Capture | Dec
         members = Members(io.BytesIO(member))
         while members.next():
             for record in records(members):
-                if (capture := _read_record(record, max_body)) is not None:
+                capture = _read_record(record, max_body)
+                if isinstance(capture, Decision) or (capture is not None and capture.refers_to is None):
                     _check_end(members)
                     return capture
     except Exception as e:
@@ -179,12 +217,12 @@ def _too_large(url: str, max_body: int) -> Decision:
 
 
 def capture_of(member: bytes, max_body: int) -> Capture | None:
-    """The page in one record of a WARC file; None if the bytes are not such a record or the page is too large."""
+    """The response in one record of a WARC file; None if the bytes are not such a record or a page is too large."""
     members = Members(io.BytesIO(member))
     try:
         while members.next():
             for record in records(members):
-                if _is_page(record):
+                if _is_capture(record):
                     capture = _capture(record, max_body)
                     if not isinstance(capture, Capture):
                         return None
@@ -206,8 +244,9 @@ def _check_end(members: Members) -> None:
             raise ValueError("a gzip member with more than its record")
 
 
-def _is_page(record: Any) -> bool:
-    return record.rec_type == "response" and record.http_headers is not None
+def _is_capture(record: Any) -> bool:
+    has_headers = record.http_headers is not None
+    return record.rec_type in CAPTURES and (record.rec_type != "response" or has_headers)
 
 
 def _read_to_end(record: Any) -> None:
@@ -220,11 +259,11 @@ def _read_to_end(record: Any) -> None:
 
 
 def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
-    """The capture of one record, read to its end; None if it is not a page; a Decision if that cannot be read."""
+    """The capture of one record, read to its end; None if it is not one; a Decision if that cannot be read."""
     url = ""
     try:
         url = _url_of(record)
-        capture = _capture(record, max_body) if _is_page(record) else None
+        capture = _capture(record, max_body) if _is_capture(record) else None
         _read_to_end(record)
         return capture
     except no_damage(*OURS):
@@ -241,28 +280,40 @@ def _url_of(record: Any) -> str:
 
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
-    """The capture of one response record; None for what is not a page of the web (dns:, whois:)."""
-    url = _url_of(record)
+    """The capture of one record; None for what is not of the web (dns:, whois:, urn:)."""
+    url, given = _url_of(record), record.rec_headers.get_header
     if not url.startswith(("http://", "https://")):
         return None
-    body = _body(record, max_body + 1)
-    if len(body) > max_body:
-        return _too_large(url, max_body)
-    headers = tuple((str(name), str(value)) for name, value in record.http_headers.headers)
-    status = record.http_headers.get_statuscode()
-    return Capture(
-        url=url,
-        status=int(status) if re.fullmatch(r"[0-9]{1,4}", status) else 0,
-        fetched_at=record.rec_headers.get_header("WARC-Date") or "",
-        content_type=record.http_headers.get_header("Content-Type") or "",
-        body=body,
-        headers=headers,
-    )
+    status, kind, headers = _head(record)
+    refers_to, body = None, b""
+    if record.rec_type == "revisit":
+        where = without_userinfo((given("WARC-Refers-To-Target-URI") or url).strip("<> "))
+        refers_to = where, given("WARC-Refers-To-Date") or ""
+    else:
+        body = _body(record, max_body + 1)
+        if len(body) > max_body and policy.is_html(kind, body):
+            return _too_large(url, max_body)
+    date, digest = given("WARC-Date") or "", given("WARC-Payload-Digest") or ""
+    return Capture(url, status, date, kind, body, headers, digest=digest, refers_to=refers_to)
+
+
+def _head(record: Any) -> tuple[int, str, tuple[tuple[str, str], ...]]:
+    """(status, Content-Type, headers) of a capture; a resource is a response of status 200 without headers."""
+    if record.rec_type == "resource":
+        return 200, record.rec_headers.get_header("Content-Type") or "", ()
+    http = record.http_headers
+    if http is None:  # of a revisit
+        return 0, "", ()
+    headers = tuple((str(name), str(value)) for name, value in http.headers)
+    status = http.get_statuscode()
+    number = int(status) if re.fullmatch(r"[0-9]{1,4}", status) else 0
+    return number, http.get_header("Content-Type") or "", headers
 
 
 def _body(record: Any, size: int) -> bytes:
     """Up to `size` bytes of the body of a response, without its transfer and content encodings."""
-    encoding = (record.http_headers.get_header("Content-Encoding") or "").strip().lower()
+    http = record.http_headers  # of a resource there are none
+    encoding = ((http.get_header("Content-Encoding") if http is not None else "") or "").strip().lower()
     if encoding != "br":
         return _read(record.content_stream(), size)
     record.http_headers.remove_header("Content-Encoding")  # warcio's own Brotli reader is unbounded and raises

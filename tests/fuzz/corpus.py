@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_specs.shard import SHARD_SCHEMA
+from tests import archived
 from tests.drawn import HEIC
 from tests.places import SPECS
 
@@ -112,6 +113,9 @@ SITEMAP += b"http://site.test/a</loc></url><sitemap><loc>/b</loc></sitemap></url
 ROBOTS = b"/a/b?c\nUser-agent: *\nDisallow: /*a*b$\nAllow: /a\nCrawl-delay: 1\nRequest-rate: 1/5s\nSitemap: /s.xml\n"
 TDM = b'/a/b?c\n[{"location": "/*a*b$", "tdm-reservation": 1}, {"location": "/", "tdm-reservation": 0}]'
 
+ARCHIVE = archived.jpeg("http://a.cn/1.jpg", b"\xff\xd8\xff") + archived.moved("http://a.cn/2", "/1.jpg")
+ARCHIVE += archived.revisit("http://a.cn/1.jpg", WARC_Refers_To_Target_URI="http://a.cn/2")
+
 DEEP = {"[": b"[" * 100_000, "{": b'{"a":' * 100_000, "digits": b'{"schema_version": ' + b"9" * 5000 + b"}"}
 
 
@@ -139,7 +143,10 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "sitemap": (SITEMAP, gzip.compress(SITEMAP)),
         "robots": (ROBOTS,),
         "tdmrep": (TDM,),
-        "warc": (WARC, gzip.compress(WARC), b"".join(gzip.compress(_record("response", http(PAGE))) for _ in range(3))),
+        "warc": (
+            *(WARC, gzip.compress(WARC), b"".join(gzip.compress(_record("response", http(PAGE))) for _ in range(3))),
+            *(ARCHIVE, archived.packed({"a.warc.gz": ARCHIVE, "b.warc": gzip.decompress(ARCHIVE)})),
+        ),
         "spec": tuple(path.read_bytes() for path in SPECS),
         "manifest": (_manifest(),),
         "shards": (sample, _parquet()),

@@ -148,16 +148,22 @@ def tdmrep(data: bytes) -> None:
 
 def warc(data: bytes) -> None:
     from pipeline.errors import SourceError
+    from pipeline.files.wacz import warcs_in
+    from pipeline.records import Capture
+    from pipeline.sources.warc import Warc
+    from pipeline.stages._archived_images import Archive
     from pipeline.web.warc import capture_of, read_captures
 
     capture_of(data, 10_000_000)
-    path = _scratch("x.warc.gz" if data[:2] == b"\x1f\x8b" else "x.warc")
+    path = _scratch({b"\x1f\x8b": "x.warc.gz", b"PK": "x.wacz"}.get(data[:2], "x.warc"))
     path.write_bytes(data)
-    try:
-        for _ in read_captures(str(path), 10_000_000, {}):
-            pass
-    except SourceError:
-        pass
+    archive = Archive(Warc(name="w", source_kind="news", path=(str(path),)), 0, 0)
+    with suppress(SourceError):
+        for address in warcs_in(str(path), "w", hashlib.sha256(data).hexdigest()):
+            for capture in read_captures(address, 10_000_000, {}):
+                if isinstance(capture, Capture):
+                    archive.note(capture)
+        archive.table()
 
 
 def spec(data: bytes) -> None:

@@ -153,6 +153,15 @@ def test_what_a_source_states_for_a_filter_is_checked_with_what_the_build_states
     assert missing.startswith("sources[0].filters.ads: is not in the build's filters")
 
 
+def test_a_spec_without_requests_crawls_no_site():
+    site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"]}
+    archive = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w.warc.gz"}
+    values = {"name": "t", "contact": "a@b.cn", "egress": {"network": "never"}}
+    check(BuildSpec.model_validate({**values, "sources": [archive]}))
+    with pytest.raises(SpecError, match=r"^sources\[1\]: a site is crawled, which egress\.network: never forbids"):
+        check(BuildSpec.model_validate({**values, "sources": [archive, site]}))
+
+
 def test_what_a_spec_opens_beyond_loopback_is_told_with_its_file_before_anything_runs():
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"]}
     values = {"name": "t", "contact": "mailto:x@example.org", "sources": [site]}

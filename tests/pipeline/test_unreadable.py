@@ -389,7 +389,7 @@ def test_a_tar_member_costs_its_sample_and_a_broken_tar_what_comes_after(tmp_pat
 
 # extract: WARC records
 
-RECORD_PARSERS = [(warcs, "_capture"), (warcs, "_is_page"), (warcs, "_body"), (warcs, "_read_to_end")]
+RECORD_PARSERS = [(warcs, "_capture"), (warcs, "_is_capture"), (warcs, "_body"), (warcs, "_read_to_end")]
 
 
 @pytest.mark.parametrize(

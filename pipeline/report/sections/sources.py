@@ -53,11 +53,13 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
 def pages(build: Build, captures: Funnel) -> dict[str, int]:
     """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
 
-    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
+    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows. pictures,
+    revisits: records of WARC files that are not pages.
     """
     [row] = captures.stages(["crawl"])
     unseen = {what: build.counted("crawl", what) for what in ("too_deep", "beyond")}
-    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
+    archived = {what: build.counted("extract", what) for what in ("pictures", "revisits")}
+    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen, **archived}
 
 
 def lost(build: Build) -> Values:
@@ -104,6 +106,9 @@ HTML = """
     pages.too_deep | n }}{% endif %}
   {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
     pages.beyond | n }}{% endif %}</p>{% endif %}
+  {% if pages.pictures or pages.revisits %}<p>{{ t("Pictures in WARC files", "WARC 文件中的图片") }}: {{
+    pages.pictures | n }} · {{ t("records that repeat an earlier one", "重复先前记录的记录") }}: {{
+    pages.revisits | n }}</p>{% endif %}
   {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
     {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
   {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from pipeline import cli
 from pipeline.commands import guesses
 from pipeline.sources import sources_of
 from pipeline.sources._look import Budget
+from tests import archived
 from tests.drafted import CONTACT, WORDS, built, init, picture, rows
 
 
@@ -211,6 +213,59 @@ def test_a_warc_file(web, here, capsys):
     assert {"language", "ads", "image_bytes"} <= set(names)
     assert names.index("ads") < names.index("personal_data"), "what is masked cannot be searched for"
     assert built(Path("crawl.yaml"), web.host) == 6
+
+
+@pytest.mark.slow
+def test_a_site_that_was_archived_makes_the_pairs_that_the_site_itself_makes(web, here, capsys):
+    del web.pages["/"]  # of two equal pages the source's name decides which is kept
+    with (here / "saved.warc.gz").open("wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for url in map(web.url, web.pages):
+            with urlopen(url) as answer:
+                headers = StatusAndHeaders("200 OK", answer.getheaders(), protocol="HTTP/1.1")
+                body = io.BytesIO(answer.read())
+            record = writer.create_warc_record(url, "response", payload=body, http_headers=headers)
+            writer.write_record(record)
+            record.raw_stream.close()
+    web.asked.clear()
+    init(capsys, "--from", "saved.warc.gz")
+    (here / "live").mkdir()
+    init(capsys, "--from", web.url("/p/0.html"), "--name", "site", "--out", "live/site.yaml", *CONTACT)
+    assert built(Path("saved.yaml")) == 6
+    assert web.asked == []
+    assert built(Path("live/site.yaml"), web.host) == 6
+    columns = ["image_url", "page_url", "sha256", "texts", "split"]
+    saved, live = (
+        sorted(map(str, pa.concat_tables(pq.read_table(p, columns=columns) for p in shards).to_pylist()))
+        for shards in (here.glob("build/shards/*.parquet"), here.glob("live/build/shards/*.parquet"))
+    )
+    assert saved == live
+
+
+@pytest.mark.parametrize("name", ["crawl.warc.gz", "crawl.wacz"])
+def test_an_archive_with_its_pictures_needs_no_contact_and_asks_nobody(here, capsys, name):
+    records = archived.page("http://a.cn/", "1.jpg", "2.jpg") + archived.jpeg("http://a.cn/1.jpg", b"x")
+    if name.endswith(".wacz"):
+        archived.wacz(here / name, {"1.warc.gz": records})
+    else:
+        (here / name).write_bytes(records)
+    init(capsys, "--from", name)
+    spec = load("crawl.yaml")
+    assert (spec.sources[0].kind, spec.sources[0].options) == ("warc", {"path": name})
+    assert (spec.egress.network, spec.contact) == ("never", "not stated")
+    assert "ads" in [ref.name for ref in spec.filters], "pages of strangers, whether they are asked or not"
+    said = "1 WARC file with 1 HTML page and 1 picture, which are read there"
+    assert said in Path("crawl.yaml").read_text("utf-8")
+    init(capsys, "--from", name, "https://b.cn/", "--name", "both", *CONTACT)
+    assert load("both.yaml").egress.network == "allowed", "the site is crawled"
+
+
+def test_an_archive_of_pages_alone_has_its_pictures_fetched(here, capsys):
+    pages = b"".join(archived.page(f"http://a.cn/{number}", "1.jpg", "2.jpg") for number in range(60))
+    (here / "pages.warc.gz").write_bytes(pages + archived.jpeg("http://a.cn/1.jpg", b"x"))
+    init(capsys, "--from", "pages.warc.gz", *CONTACT)
+    assert load("pages.yaml").egress.network == "allowed"
+    assert "1 picture, which are read there; the others are fetched" in Path("pages.yaml").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from pipeline.records import Candidate, Capture
 from pipeline.sources import Source, TableSource, sources_of
 from pipeline.sources._look import Budget, Count, Reading, lines_of, spread, total_of
 from pipeline.web.frontier import record_of
+from tests import archived
 from tests.candidates import put
 
 
@@ -145,6 +146,25 @@ def test_pages_of_warc_files_are_sampled(tmp_path):
     (tmp_path / "1.warc.gz").write_bytes(gzip.compress(b"no records"))
     with pytest.raises(SourceError, match="is not a WARC file"):
         source("warc", tmp_path, path="1.warc.gz").look(Budget())
+
+
+def test_pictures_in_warc_and_wacz_files_are_counted(tmp_path):
+    records = archived.page("http://a.cn/", "1.jpg", "2.jpg") + archived.jpeg("http://a.cn/1.jpg", b"x")
+    records += archived.record("http://a.cn/2.jpg", b"", archived.JPEG, kind="resource")
+    records += archived.record("http://a.cn/3.jpg", b"", archived.JPEG, status="404 Not Found")
+    records += archived.revisit("http://a.cn/1.jpg")
+    (tmp_path / "1.warc.gz").write_bytes(records)
+    archived.wacz(tmp_path / "1.wacz", {"1.warc.gz": records})
+    counts = (Count("WARC files", 1), Count("HTML pages", 1), Count("pictures", 2))
+    plain, packed = (
+        source("warc", tmp_path, path=f"1.{kind}").look(Budget(seconds=30)) for kind in ("warc.gz", "wacz")
+    )
+    assert plain.counts == packed.counts == counts
+    assert packed.bytes == (tmp_path / "1.wacz").stat().st_size
+    archived.wacz(tmp_path / "2.wacz", {"1.warc.gz": records, "2.warc.gz": records})
+    two = source("warc", tmp_path, path="2.wacz").look(Budget(seconds=30))
+    assert two.bytes == (tmp_path / "2.wacz").stat().st_size
+    assert two.counts[0] == Count("WARC files", 2)
 
 
 def page_record(body: bytes, encoding: str = "") -> bytes:

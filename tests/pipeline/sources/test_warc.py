@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import SourceError
 from pipeline.sources.warc import Warc
+from tests import archived
 
 
 def warc(base: Path, **options: object) -> Warc:
@@ -24,6 +25,16 @@ def test_paths_and_globs_relative_to_the_spec_each_once(tmp_path):
     assert [Path(f).name for f in paths] == ["a.warc.gz", "b.warc.gz", "c.txt"]
     assert warc(tmp_path, path="a.warc.gz").warcs() == [str(tmp_path / "a.warc.gz")]
     assert len(warc(tmp_path, path="*.warc.gz", limit=1).warcs()) == 1
+
+
+def test_a_wacz_stands_for_its_warc_files_whose_records_have_addresses(tmp_path):
+    archived.wacz(tmp_path / "x.wacz", {"b.warc.gz": b"", "a.warc.gz": b""})
+    (tmp_path / "y.warc.gz").write_bytes(b"x")
+    source = warc(tmp_path, path=["*.wacz", "y.warc.gz"])
+    names = ["x.wacz#archive/a.warc.gz", "x.wacz#archive/b.warc.gz", "y.warc.gz"]
+    assert source.warcs() == source.listing() == [str(tmp_path / name) for name in names]
+    assert len(source.token()) == 2
+    assert source.record_at(source.address_of(2, 10, 5)) == (2, 10, 5)
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -35,8 +35,11 @@ def build_at(folder: Path, path: str = "x.tar") -> Build:
     return Build(spec, str(folder / "out"), Store(str(folder / "store")), "t", "2026-01-01", marks, stages=STAGES)
 
 
-def extracted(build: Build, parts: Sequence[Keys], suffix: str = "parquet") -> None:
-    """Rows (order_key, id) of each part, as extract commits them; ids are numbered over all parts."""
+def extracted(build: Build, parts: Sequence[Keys], suffix: str = "parquet", archived: int = 0) -> None:
+    """Rows (order_key, id) of each part, as extract commits them; ids are numbered over all parts.
+
+    archived: pictures that each part counts.
+    """
     number = 0
     for part, keys in enumerate(parts):
         with build.stage("extract").attempt(f"s-{part:05d}") as attempt:
@@ -44,7 +47,7 @@ def extracted(build: Build, parts: Sequence[Keys], suffix: str = "parquet") -> N
             number += len(rows)
             schema = pa.schema([("order_key", pa.string()), ("id", pa.int64())])
             attempt.write_table(suffix, pa.Table.from_pylist(rows, schema))
-            attempt.commit({"kept": len(rows)})
+            attempt.commit({"kept": len(rows), "archived": archived})
     build.stage("extract").finish(build.stage("extract").partitions(), 1)
 
 
@@ -93,6 +96,12 @@ def test_every_range_is_read_as_from_the_parts(tmp_path_factory, parts, cuts, gr
     for number in range(cuts):
         low, high = order_range(number, cuts)
         assert by_key(build, suffix, low, high) == expected(parts, low, high)
+    wanted = {f"{key:016x}" for keys in parts for key in keys[::2]} | {"0" * 15 + "1"}
+    found = defaultdict(list)
+    for row in (row for rows in _sorted.rows_with(build, suffix, wanted) for row in rows.to_pylist()):
+        found[row["order_key"]].append(row["id"])
+    every = expected(parts, *order_range(0, 1))
+    assert found == {key: ids for key, ids in every.items() if key in wanted}
 
 
 def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +110,14 @@ def test_a_group_has_as_many_rows_as_may_be_held_or_one_part(tmp_path: Path, mon
     extracted(build, [range(5), range(5), range(5), range(12), range(1)])
     run_stage(build, "admit.sort")
     assert [record.counts["rows"] for record in build.stage("admit.sort").records()] == [10, 5, 12, 1]
+
+
+def test_archived_pictures_count_as_rows_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sorted, "GROUP", 10)
+    build = build_at(tmp_path)
+    extracted(build, [range(1)] * 3, archived=6)
+    run_stage(build, "admit.sort")
+    assert [record.counts["rows"] for record in build.stage("admit.sort").records()] == [1, 1, 1]
 
 
 @pytest.mark.drill(2)
