@@ -104,7 +104,7 @@ def demo() -> Config:
         moco=MocoConfig(queue_size=512, feature_dim=256),
         data=DataConfig(image_size=192, max_boxes=9, max_tokens=24, color_jitter_p=0.0, grayscale_p=0.0),
         optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_samples=1000),
-        run=RunConfig(batch_size=32, epochs=12, checkpoint_every=200, eval_every=100),
+        run=RunConfig(batch_size=32, epochs=12, eval_every=100),
     )
 
 
@@ -210,7 +210,9 @@ def finetune_captions(begin: Config) -> Config:
             warmup_share=0.05,
             schedule="cosine",
         ),
-        run=replace(begin.run, epochs=10, checkpoint_every=0, eval_every=0, eval_epochs=0.5, patience=5, mirror=""),
+        run=replace(
+            begin.run, epochs=10, checkpoint_every="5min", eval_every=0, eval_epochs=0.5, patience=5, mirror=""
+        ),
     )
 
 

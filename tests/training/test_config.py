@@ -73,6 +73,16 @@ def test_every_number_has_a_range_that_its_error_names(key: str, place: int, kin
         section[name] = before
 
 
+@pytest.mark.parametrize("wrong", ["-1", "5 min", "often", "1.5", "true"])
+def test_checkpoints_are_steps_or_minutes_apart(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--set run.checkpoint_every: .* is not a number of steps, nor minutes"):
+        resolve("tiny", [f"run.checkpoint_every={wrong}"])
+    run = resolve("tiny", ["run.checkpoint_every=2.5min"]).run
+    assert (run.checkpoint_steps, run.checkpoint_minutes) == (0, 2.5)
+    run = resolve("tiny", ["run.checkpoint_every=40"]).run
+    assert (run.checkpoint_steps, run.checkpoint_minutes) == (40, 0)
+
+
 def test_a_copy_with_changes_is_checked_too() -> None:
     config = resolve("tiny")
     with pytest.raises(ValidationError, match="0 is out of range; it lies between 1 and inf"):
