@@ -77,7 +77,8 @@ def tiny() -> Config:
 def starter() -> Config:
     """Hundreds to tens of thousands of own pairs, on two CPU cores: a frozen CNN of ImageNet under layers of our own.
 
-    The text tower begins at random weights, character by character. All ours.
+    The text tower begins at random weights, character by character. After twelve epochs small sets are learnt by heart
+    and recall on the dev split no longer rises. All ours.
     """
     return Config(
         recipe="starter",
@@ -106,8 +107,8 @@ def starter() -> Config:
         ),
         moco=MocoConfig(queue_size=512, feature_dim=256),
         data=DataConfig(image_size=192, max_boxes=9, max_tokens=24, color_jitter_p=0.0, grayscale_p=0.0),
-        optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_samples=1000),
-        run=RunConfig(batch_size=32, epochs=12, eval_every=100),
+        optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_share=0.125),
+        run=RunConfig(batch_size=32, epochs=12, eval_epochs=2),
     )
 
 

@@ -172,7 +172,7 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            problem = "received a signal to end; saved, the same command continues from here"
+            problem = f"received a signal to end; saved, the same command with --out {self.out} continues from here"
             stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 

@@ -128,7 +128,7 @@ def chosen(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
 
 
 def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Config:
-    """The arm as a training configuration: the starter recipe at the study's sizes, on MobileNetV2. Raises ConfigError."""
+    """The arm as a training configuration: `starter` at the study's sizes, on MobileNetV2. Raises ConfigError."""
     recipe = starter()
     image = replace(recipe.image, backbone="torchvision/mobilenet_v2", weights="", frozen_stages=19)
     image = replace(image, grid=1, width=WIDTH, ffn=INNER, hidden=INNER)
