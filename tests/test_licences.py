@@ -77,6 +77,7 @@ def test_what_counts_as_a_strong_copyleft(licence: str, refused: bool) -> None:
         ({"License-Expression": "MIT", "License": "old"}, "MIT"),
         ({"Classifier": "License :: OSI Approved :: BSD License", "License": "see file"}, "BSD License"),
         ({"Classifier": "License :: OSI Approved", "License": "Apache 2.0\nlong text"}, "Apache 2.0"),
+        ({"License": "UNKNOWN"}, ""),
         ({}, ""),
     ],
 )

@@ -141,6 +141,18 @@ def whole_builds(data: wenlan.Data) -> list[str]:
 
 
 @pytest.mark.slow
+def test_samples_have_their_primary_text(here: Path) -> None:
+    data = wenlan.open("builds/1")
+    whole = data.samples()
+    assert whole.text.tolist() == [texts[0]["text"] for texts in whole.texts]
+    asked = ["text", "key"]
+    pd.testing.assert_frame_equal(data.samples(asked), whole[asked])
+    pd.testing.assert_frame_equal(pd.concat(data.iter_batches("samples", asked), ignore_index=True), whole[asked])
+    assert "text" not in data.samples(["texts"])
+    with pytest.raises(StoreError, match="no column 'text'"):
+        data.candidates(["text"])
+
+
 def test_batches_are_the_table_in_order(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly/latest.json")
     whole = data.samples(["key", "width"])

@@ -89,7 +89,7 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     command = arguments.command
     if command == "embed" and arguments.index is not None:
         return "interrupted; the same command goes on"
-    if not command.startswith("fit") or getattr(arguments, "dry_run", False):
+    if not command.startswith("fit") or getattr(arguments, "dry_run", False) or arguments.out is None:
         return "interrupted"
     if any(Path(arguments.out).glob("checkpoints/step-*")):
         return "interrupted; the same command goes on from the last checkpoint"
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="wenlan-train",
         description="Pre-train BriVL on a wenlan dataset, and use it.",
         examples=[
-            "wenlan-train fit --recipe demo --data builds/1 --out runs/1",
+            "wenlan-train fit --data builds/1 --out runs/1",
             "wenlan-train eval runs/1 --data builds/1 --task retrieval",
         ],
     )

@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -67,6 +68,20 @@ Beta = Annotated[float, Range(0, 0.999999)]
 Seed = Annotated[int, Range(-(2**63), 2**64 - 1)]
 """Range of torch.manual_seed."""
 
+
+def _interval(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and _MINUTES.fullmatch(value):
+        return value
+    raise PydanticCustomError("interval", "a number of steps, nor minutes such as 5min")
+
+
+_MINUTES = re.compile(r"(\d+(?:\.\d+)?)min")
+
+Interval = Annotated[int | str, BeforeValidator(_interval)]
+"""Distance of two checkpoints: steps, or minutes such as `5min`."""
+
 Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
 """A value of `text.backbone_options`."""
 
@@ -100,8 +115,9 @@ class ImageTowerConfig:
     std: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
     """Standard deviation by which pixels are divided; zeros: mean and deviation are the backbone's own."""
     weights: str = ""
-    """Weights of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or
-    a folder with model.safetensors or pytorch_model.bin."""
+    """Weights of the backbone: empty for random, `hub` to let timm download them, `package` for those that come with
+    the extra `training` (of timm/tf_efficientnet_lite0), a file (.pth, .bin, .safetensors), or a folder with
+    model.safetensors or pytorch_model.bin."""
     frozen_stages: Count = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
     frozen: bool = False
@@ -296,8 +312,8 @@ class RunConfig:
     convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least."""
     compile: bool = False
     """torch.compile each tower. The first steps take minutes; pays on a GPU."""
-    checkpoint_every: Count = 1000
-    """Steps; 0 for the last one only."""
+    checkpoint_every: Interval = "5min"
+    """Minutes (`5min`), and then also at the end of every epoch; or steps (`1000`), 0 for the last one only."""
     keep_last: Positive = 2
     keep_best: bool = True
     """Also keep the checkpoint with the highest mean recall on the dev split, as checkpoints/best."""
@@ -334,6 +350,17 @@ class RunConfig:
             raise ConfigError("run.compile", problem)
         if self.patience and not self.evaluates:
             raise ConfigError("run.patience", "counts recalls on the dev split; set run.eval_every")
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between two checkpoints; 0 where they are not counted."""
+        return self.checkpoint_every if isinstance(self.checkpoint_every, int) else 0
+
+    @property
+    def checkpoint_minutes(self) -> float:
+        """Minutes between two checkpoints; 0 where steps are counted."""
+        found = _MINUTES.fullmatch(str(self.checkpoint_every))
+        return float(found[1]) if found else 0.0
 
     @property
     def evaluates(self) -> bool:

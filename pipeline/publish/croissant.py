@@ -26,6 +26,7 @@ _COLUMNS = {
     "width": ("sc:Integer", "Width of the stored JPEG in pixels."),
     "height": ("sc:Integer", "Height of the stored JPEG in pixels."),
     "split": ("sc:Text", "train, dev or val."),
+    "text_rank": ("sc:Integer", "Better texts that were removed; 0: the primary text is the best that was found."),
     "image_offset": ("sc:Integer", "Offset of the JPEG in the tar of the same name, in bytes."),
     "image_size": ("sc:Integer", "Size of the JPEG in bytes."),
 }

@@ -148,7 +148,7 @@ def measure(name: str, out: Path, epochs: float, cache: Path) -> dict[str, dict[
     """Results of `eval --task captioning` on a set's val split, by kind of token."""
     data, run = [str(dataset(name, out))], out / "run"
     settings = ["data.num_workers=0", "run.tracker=none", "run.device=cpu", f"run.epochs={max(1, round(0.3 * epochs))}"]
-    fit(resolve("demo", settings, None), data, run, cache=cache)
+    fit(resolve("starter", settings, None), data, run, cache=cache)
     config = replace(CONFIG, epochs=epochs, eval_epochs=epochs / 4, max_characters=LONGEST[name])
     trained = fit_captioner(run, data, out / "captioner", config, device="cpu", cache=cache)
     kinds: Sequence[Tokens] = ("characters", "jieba")

@@ -56,7 +56,7 @@ def checkpoint(folder: Path) -> Path:
     from training.run.optimizer import build_optimizer
 
     torch.manual_seed(0)
-    config = resolve("demo", ["image.weights="])
+    config = resolve("starter", ["image.weights="])
     model = BriVL(config)
     state, optimizer = RunState(1, 8, 0, (), (), "grid"), build_optimizer(model, config.optim)
     return save(folder / "run", model, optimizer, config, load_tokenizer(config.data.tokenizer), state, 1)

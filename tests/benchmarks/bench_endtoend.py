@@ -31,7 +31,7 @@ def main() -> int:
         folder = Path(name)
         make_shards(folder, 1024 if short else 4096)
         figures = {}
-        for recipe, settings in (("tiny", []), ("demo", ["image.weights="])):
+        for recipe, settings in (("tiny", []), ("starter", ["image.weights="])):
             figures[f"of_resident_{recipe}"] = compare(folder, recipe, settings, 3 if short else ROUNDS)
     return report(figures)
 

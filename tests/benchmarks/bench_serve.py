@@ -3,7 +3,7 @@
 The towers alone compute ready inputs in batches of 16, in this process, by the same engine. The server is a process of
 its own, and gets JPEGs of 640 x 480 pixels and Chinese sentences, one in each request, over connections that stay open.
 Both take turns, on the same cores: what the server and the clients cost is the difference. The towers are those of the
-paper (brivl_b5_base, random weights, since features of any weights cost the same), in --quick those of recipe demo.
+paper (brivl_b5_base, random weights, since features of any weights cost the same), in --quick those of recipe starter.
 
 The hostile part sends 10,000 malformed requests (hostile_clients.py; 300 in --quick) to a server of a tiny model.
 Memory is the process's resident set after a fifth of them, and at the end.
@@ -242,7 +242,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
         folder = Path(name)
         if arguments.only in (None, "towers"):
-            recipe, counts = ("demo", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
+            recipe, counts = ("starter", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
             figures |= beside_the_towers(checkpoint_of(recipe, folder / "towers"), *counts)
         if arguments.only in (None, "hostile"):
             figures |= hostile(folder / "hostile", 300 if small else 10_000)

@@ -131,7 +131,7 @@ run = types.SimpleNamespace(
 before = types.SimpleNamespace(data_interval_end=day(5))
 class Inlets(dict):
     def __missing__(self, key): return []
-context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "demo",
+context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "starter",
                       "generation": "",
                       "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01,
                       "keep_builds": 8, "keep_releases": 26, "keep_region_days": 30, "new_weight": 1, "set": "",
@@ -179,8 +179,8 @@ said["judged_unseen"] = pretrain.judge.function(split(.4, .2), split(.9, .2))
 def fault(f):
     try: f()
     except Exception as e: return f"{type(e).__name__}: {e}"
-before_it, own = published("a", "/runs/demo-news-000002"), published("b", "/runs/demo-news-000003")
-later = published("c", "/runs/demo-news-000004")
+before_it, own = published("a", "/runs/starter-news-000002"), published("b", "/runs/starter-news-000003")
+later = published("c", "/runs/starter-news-000004")
 said["releases"] = {
     "anew": planned({"init": "", "set": "run.epochs=2"}), "first": planned(), "warm": planned({}, release, [before_it]),
     "by_hand_after": planned({}, release, [before_it, by_hand]),
@@ -246,9 +246,9 @@ def planned(said: dict[str, Any], tmp_path: Path) -> None:
     assert said["generation"] == f"{build} --generation new --until report"
 
     new = "/b/new/shards/manifest.json"
-    fit = f"wenlan-train fit --recipe demo --data {new} --out /runs/demo-new --workers 2 --json"
-    assert said["fit"] == {"fit": fit, "manifest": new, "run": "/runs/demo-new", "init": ""}
-    assert "--out /runs/demo-given " in said["by_hand"]
+    fit = f"wenlan-train fit --recipe starter --data {new} --out /runs/starter-new --workers 2 --json"
+    assert said["fit"] == {"fit": fit, "manifest": new, "run": "/runs/starter-new", "init": ""}
+    assert "--out /runs/starter-given " in said["by_hand"]
     evaluation = "wenlan-train eval /runs/c --data /m.json --task retrieval --json"
     assert said["evaluation"] == evaluation
     assert said["last"] == said["last_but_by_hand"] == evaluation.replace("/runs/c", "/runs/l")
@@ -294,8 +294,8 @@ def one_fails_and_the_others_run(command: str, folder: Path) -> None:
 def of_releases(said: dict[str, dict[str, str]]) -> None:
     """What `pretrain` runs on a release: where it begins, by which rule for the learning rate, on which data."""
     release, build = "/s/datasets/news/000003.json", "/b/new/shards/manifest.json"
-    out, end = "/runs/demo-news-000003", "--workers 2 --json"
-    begin = f"wenlan-train fit --recipe demo --data {release} --out {out}"
+    out, end = "/runs/starter-news-000003", "--workers 2 --json"
+    begin = f"wenlan-train fit --recipe starter --data {release} --out {out}"
     warm = f"{begin} --init /runs/a --set optim.lr_factor=0.5 --set optim.warmup_share=0.02 {end}"
     assert said["anew"] == {"fit": f"{begin} --set run.epochs=2 {end}", "manifest": release, "run": out, "init": ""}
     assert said["first"]["fit"] == said["first_again"]["fit"] == f"{begin} {end}", "anew where none was published"
@@ -307,7 +307,7 @@ def of_releases(said: dict[str, dict[str, str]]) -> None:
     assert mixed in said["weighted"]["fit"]
     assert said["weighted"]["manifest"] == release, "what is evaluated on is the release alone"
     assert f"--data {release} --out {out}-new3 " in said["all_new"]["fit"]
-    assert f"--data /s/datasets/news/000002.json --out /runs/demo-news-000002 {end}" in said["by_hand"]["fit"]
+    assert f"--data /s/datasets/news/000002.json --out /runs/starter-news-000002 {end}" in said["by_hand"]["fit"]
 
 
 RUN = """
@@ -360,7 +360,7 @@ sys.path.append(sys.argv[1])
 import data_loop, ray_tasks
 day = datetime.datetime(2026, 1, 19, 3, tzinfo=datetime.timezone.utc)
 params = {"strict_spec": "/specs/best.yaml", "spec": "/specs/all.yaml", "store": "/store", "out_root": "/b/",
-          "run_root": "/runs/", "towers": "/towers/best", "recipe": "demo", "scorer_recipe": "tiny",
+          "run_root": "/runs/", "towers": "/towers/best", "recipe": "starter", "scorer_recipe": "tiny",
           "scorer_set": "run.epochs=1", "set": "", "workers": 2}
 def planned(**changed):
     context = {"params": params | changed, "dag_run": types.SimpleNamespace(logical_date=day, run_after=day)}
@@ -381,11 +381,11 @@ def test_the_loop_builds_trains_exports_scores_and_trains_again(said: list[Any])
         "--out /runs/scorer-best-2026-01-19 --set run.epochs=1 --workers 2 --json",
         "wenlan-train export /runs/scorer-best-2026-01-19 --to onnx --out /towers/best --json",
         "wenlan-data build /specs/all.yaml --out /b/all-2026-01-19 --store /store --snapshot 2026-01-19 --json",
-        "wenlan-train fit --recipe demo --data /b/all-2026-01-19/shards/manifest.json --out /runs/demo-all-2026-01-19 "
-        "--workers 2 --json",
+        "wenlan-train fit --recipe starter --data /b/all-2026-01-19/shards/manifest.json "
+        "--out /runs/starter-all-2026-01-19 --workers 2 --json",
     ]
     for program, *words in map(shlex.split, whole.values()):  # as the command lines of the cluster read them
         assert (data_parser() if program == "wenlan-data" else train_parser()).parse_args(words).json is True
-    assert same["scorer"].startswith("wenlan-train fit --recipe demo ")
+    assert same["scorer"].startswith("wenlan-train fit --recipe starter ")
     assert "strict_spec and spec are one file" in one
     assert "parameter towers is empty" in nowhere

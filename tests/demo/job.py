@@ -148,7 +148,7 @@ def _seeds(n: int) -> None:
 
 def _train(out: Path, extra: list[str]) -> tuple[Step, Step]:
     """Train and evaluate into `out`, or read from `out/demo.json` what the same commands on this dataset did before."""
-    fit = ["wenlan-train", "fit", "--recipe", "demo", "--data", str(MANIFEST), "--out", str(out), *extra]
+    fit = ["wenlan-train", "fit", "--data", str(MANIFEST), "--out", str(out), *extra]
     evaluate = ["wenlan-train", "eval", str(out), "--data", str(MANIFEST), "--task", "retrieval"]
     done_file = out / "demo.json"
     key = {"content_digest": _read_json(MANIFEST).get("content_digest"), "commands": [fit, evaluate]}

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import cli
+from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
 
@@ -176,6 +177,30 @@ def test_an_interrupted_command_says_what_is_left_of_it(
     assert said in err
 
 
+@pytest.mark.slow
+def test_a_run_without_a_name_gets_a_new_folder(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ("fit", "--recipe", "tiny", "--set", "run.epochs=0.5", "--json", "--data")
+    manifest = str(make_shards(train=(16,)))
+    for out in ("runs/tiny-1", "runs/tiny-2"):
+        code, stdout, stderr = run(capsys, *fit, manifest)
+        assert (code, json.loads(stdout)["out"]) == (0, out), stderr
+        assert f"the same command with --out {out}" in stderr
+    assert run(capsys, *fit, str(tmp_path / "nothing"))[0] == 1
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny-1", "tiny-2"], "nothing was begun"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, stderr = run(capsys, *fit, manifest)
+    assert (code, "--out: name the folder of the run" in stderr) == (2, True)
+
+
+def test_own_pairs_are_what_the_default_recipe_is_for() -> None:
+    arguments = cli._parser().parse_args(["fit", "--data", "builds/1"])
+    config = resolve(arguments.recipe)
+    assert (config.recipe, config.image.weights) == ("starter", "package")
+
+
 def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["praise"]) == 2
     printed = capsys.readouterr()
@@ -187,7 +212,7 @@ def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[
     ("words", "code", "error"),
     [
         (["praise", "--json"], 2, "invalid choice: 'praise'"),
-        (["fit", "--json"], 2, "the following arguments are required: --recipe"),
+        (["fit", "--json"], 2, "the following arguments are required: --data"),
         (["fit", "--recipe", "tinny", "--data", "x", "--out", "y", "--json"], 2, "recipe tinny: unknown"),
         (["eval", "missing", "--data", "x", "--task", "retrieval", "--json"], 1, "missing"),
     ],

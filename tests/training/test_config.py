@@ -38,8 +38,10 @@ def test_from_dict_names_file_and_key() -> None:
 
 
 def numeric_fields() -> Iterator[tuple[str, int, type]]:
-    """Key, place in a tuple and type of every number of a config."""
+    """Key, place in a tuple and type of every number of a config, but for one that may be minutes too."""
     for key, value in flat("", to_dict(resolve("tiny"))).items():
+        if key == "run.checkpoint_every":
+            continue
         for place, number in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(number, (int, float)) and not isinstance(number, bool):
                 yield key, place, type(number)
@@ -71,6 +73,16 @@ def test_every_number_has_a_range_that_its_error_names(key: str, place: int, kin
         with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
             from_dict(values)
         section[name] = before
+
+
+@pytest.mark.parametrize("wrong", ["-1", "5 min", "often", "1.5", "true"])
+def test_checkpoints_are_steps_or_minutes_apart(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--set run.checkpoint_every: .* is not a number of steps, nor minutes"):
+        resolve("tiny", [f"run.checkpoint_every={wrong}"])
+    run = resolve("tiny", ["run.checkpoint_every=2.5min"]).run
+    assert (run.checkpoint_steps, run.checkpoint_minutes) == (0, 2.5)
+    run = resolve("tiny", ["run.checkpoint_every=40"]).run
+    assert (run.checkpoint_steps, run.checkpoint_minutes) == (40, 0)
 
 
 def test_a_copy_with_changes_is_checked_too() -> None:

@@ -77,8 +77,8 @@ def test_a_wrong_override_is_one_line(override: str, line: str) -> None:
 
 def test_a_gpu_does_not_decode_in_forked_workers() -> None:
     with pytest.raises(ConfigError, match=r"^data.decoder: 'device' wants data.num_workers=0"):
-        resolve("demo", ["data.decoder=device", "data.num_workers=2"])
-    assert resolve("demo", ["data.decoder=device", "data.num_workers=0"]).data.decoder == "device"
+        resolve("starter", ["data.decoder=device", "data.num_workers=2"])
+    assert resolve("starter", ["data.decoder=device", "data.num_workers=0"]).data.decoder == "device"
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
@@ -127,7 +127,7 @@ def test_a_recipe_that_fine_tunes_wants_a_checkpoint() -> None:
     assert FINE_TUNING == ["finetune_captions", "finetune_classes"]
     with pytest.raises(ConfigError, match=r"^recipe finetune_classes: fine-tunes a checkpoint; name it by --init$"):
         resolve("finetune_classes")
-    assert resolve("tiny", (), resolve("demo")) == resolve("tiny"), "others do not look at it"
+    assert resolve("tiny", (), resolve("starter")) == resolve("tiny"), "others do not look at it"
 
 
 def test_a_record_of_plain_fields_takes_overrides_too() -> None:

@@ -110,7 +110,7 @@ def fit_captioner(
                     run.save(best=better)
                 journal.advance(run.state.step)
                 if asked is Leave.STOP and run.state.step < run.steps:
-                    problem = "received a signal to end; saved, the same command continues from here"
+                    problem = f"received a signal to end; saved, the same command with --out {out} continues from here"
                     raise RunError(f"step {run.state.step}", problem)
         return run.result(time.monotonic() - started)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,13 @@ from data_specs.command.command_line import completed_by
 from data_specs.errors import WenlanError
 from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config
+from training.errors import ConfigError
 from training.evaluation.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
+
+DEFAULT = "starter"
+"""Recipe of a run that names none."""
 
 
 def add_fit(commands: Any) -> None:
@@ -23,16 +32,23 @@ def add_fit(commands: Any) -> None:
         help=what,
         description=what,
         examples=[
-            "wenlan-train fit --recipe demo --data builds/1/shards/manifest.json --out runs/1",
+            "wenlan-train fit --data builds/1",
             "wenlan-train fit --recipe brivl_b5_base --data s3://bucket/a@3 /mnt/b --out runs/2 --set optim.lr=1e-4",
             "wenlan-train fit --recipe brivl_b5_base --data builds/1 --out runs/3 --dry-run",
             "wenlan-train fit --recipe finetune_captions --init runs/2 --data aic-icc:DIR --out runs/4",
         ],
     )
-    recipe = fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
+    recipe = fit.add_argument(
+        "--recipe", default=DEFAULT, help=f"a function of training/recipes.py (default {DEFAULT}: own pairs, on a CPU)"
+    )
     completed_by(recipe, recipes)
     add_data(fit, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
-    fit.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the run")
+    fit.add_argument(
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="folder of the run (default: a new one, runs/RECIPE-NUMBER; name it to go on with what is in it)",
+    )
     fit.add_argument(
         "--init",
         type=path,
@@ -81,6 +97,41 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         for line in planned.pop("lines"):
             LOG.info("%s", line)
         return planned
+    with _folder(arguments):
+        return _train(config, arguments)
+
+
+@contextlib.contextmanager
+def _folder(arguments: argparse.Namespace) -> Iterator[None]:
+    """Name a new folder where `--out` names none; one in which nothing was begun does not stay.
+
+    Raises ConfigError under torchrun, whose processes would each take one.
+    """
+    if arguments.out is not None:
+        yield
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError("--out", "name the folder of the run, in which all processes meet")
+    out = arguments.out = _new_folder(arguments.recipe)
+    LOG.info("%s: the folder of this run; to go on with it later: the same command with --out %s", out, out)
+    try:
+        yield
+    finally:
+        if not (out / "config.json").exists():
+            shutil.rmtree(out)
+
+
+def _new_folder(recipe: str) -> Path:
+    """The first of runs/RECIPE-1, runs/RECIPE-2 ... that is not there, made."""
+    for number in itertools.count(1):
+        folder = Path("runs", f"{recipe}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
+def _train(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.workers is not None:
         from training.run.ray_job import fit_on_ray, parse_workers
 

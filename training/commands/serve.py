@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +35,18 @@ def add_serve(commands: Any) -> None:
         "/knn-service, and the page at /. Ends on SIGTERM after what is in flight. Pictures come as bytes or data "
         "URIs; no URL is ever fetched. Needs the extra serve.",
         examples=[
-            "wenlan-train serve runs/1",
+            "wenlan-train serve runs/1 --data builds/1",
             "wenlan-train serve runs/1 --index photos=indexes/photos --port 8080 --token-file token.txt",
         ],
     )
     serve.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    serve.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="manifests or tars, to be searched: what the run's index of them lacks is embedded first",
+    )
     serve.add_argument(
         "--index",
         action="append",
@@ -103,9 +112,10 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     with listen(arguments.host, arguments.port) as bound:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
-        given = open_given(arguments.index, checkpoint)
+        of_data = [_embedded(checkpoint, arguments)] if arguments.data else []
+        given = open_given([*of_data, *arguments.index], checkpoint)
         answer_soon()  # of what lies on an object store, from here on pictures alone
-        name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
+        name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose(checkpoint.detector, arguments.detector, None)
         boxes_of = None if detector is None else boxes_by(InEachProcess(detector))
         LOG.info("regions of pictures that come without: %s", regions)
@@ -116,6 +126,25 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
             LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
             run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}
+
+
+def _embedded(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
+    """`--index` argument for the index of `--data` in the run's folder, which it brings up to date.
+
+    Each input has a folder of its own, and so has each state of the towers: vectors of two cannot be compared.
+    """
+    from data_specs.search.folder import read_index
+    from training.use.indexing import Inputs, embed_index
+
+    data = [name if "://" in name else str(Path(name).resolve()) for name in arguments.data]
+    digest = hashlib.sha256("\n".join([checkpoint.towers, arguments.detector, *data]).encode()).hexdigest()
+    folder = _run_of(arguments.checkpoint) / f"index-{digest[:8]}"
+    LOG.info("%s: the index of %s", folder, " ".join(arguments.data))
+    embed_index(
+        checkpoint.folder, Inputs(data=tuple(data)), folder, detector=arguments.detector, device=arguments.device
+    )
+    name = re.sub(r"[\s/\\?#%=]+", "-", read_index(folder).about.name)
+    return f"{name[:80]}={folder}"
 
 
 @contextlib.contextmanager
@@ -155,10 +184,10 @@ def _hosts(arguments: argparse.Namespace, token: str | None) -> tuple[str, ...]:
     return named or ("*",)
 
 
-def _name(checkpoint: Path) -> str:
-    """A run's name from its folder, also of one of its checkpoints."""
+def _run_of(checkpoint: Path) -> Path:
+    """A run's folder, also of one of its checkpoints."""
     folder = checkpoint.resolve()
-    return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def _positive(option: str, number: Any) -> Any:

@@ -429,7 +429,10 @@ def read_file(path: str) -> bytes:
 def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
     if detector != GRID and detector not in manifest.detectors:
         known = ", ".join(manifest.detectors) or "none"
-        raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}")
+        advice = (
+            "name one of them, or grid, which needs none: --detector of eval and embed, --set data.detector= of fit"
+        )
+        raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}; {advice}")
     base = posixpath.dirname(path)
     shards = [
         shard_of(manifest.folder_of(files, base), path, files, detector, cache) for files in manifest.of_split(split)

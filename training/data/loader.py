@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -79,9 +80,11 @@ class Share:
 def _begin(worker: int, *, nice: int) -> None:
     """First call in a new worker process: keep memory, as a step on the CPU does, and lower the worker's priority.
 
-    A step of several threads stands still while one of them waits for a core: a worker that takes one costs all.
+    A step of several threads stands still while one of them waits for a core: a worker that takes one costs all. A
+    terminal sends Ctrl-C to workers too: the process that reads their batches decides what it means.
     """
     keep_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.nice(nice)
 

@@ -113,6 +113,7 @@ class Journal:
         elif self._shown and (step == self._total or time.monotonic() - self._last_line > _LINE_EVERY):
             self._last_line = time.monotonic()
             LOG.info("step %d of %d, %s", step, self._total, self._shown)
+            self._shown = ""  # until there are other figures
 
     def draw(self) -> None:
         """Make curves.html of what is recorded."""

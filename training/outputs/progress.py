@@ -1,4 +1,4 @@
-"""Progress of work over many samples, on stderr: a bar on a terminal, elsewhere a line in the log every EVERY_S.
+"""Progress of work over many samples, on stderr: a bar on a terminal or in a notebook, elsewhere log lines.
 
 Both say how many are done, how many per second of late, and how long the rest takes at that rate.
 """
@@ -24,11 +24,10 @@ class Progress:
         from rich.progress import Progress as Bar
 
         self._what, console = what, Console(stderr=True)
+        drawn = console.is_terminal or console.is_jupyter
         columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")
         # disabled it draws nothing, and still counts
-        self._bar = Bar(
-            *columns, console=console, speed_estimate_period=60, disable=not (console.is_terminal and total)
-        )
+        self._bar = Bar(*columns, console=console, speed_estimate_period=60, disable=not (drawn and total))
         self._bar.add_task(what, total=total, said="")
         [self._task] = self._bar.tasks
         self._said = time.monotonic()

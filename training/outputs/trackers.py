@@ -2,7 +2,8 @@
 
 W&B and MLflow are not dependencies: they are installed by the user, and set up by their own environment variables
 (WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
-On Ray, `training.run.ray_job` exports metrics for Prometheus as well.
+On Ray, `training.run.ray_job` exports metrics for Prometheus as well. A tracker that cannot be reached, or lacks a
+login, is one line before the first step, and of `fit --dry-run` too, which begins no run there.
 
 Limits: metrics only; no files, no weights, no code leave the machine through here.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,10 +40,33 @@ def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> 
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
     kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
-    try:
+    with _reported(name):
         return kinds[name](out, step, config)
+
+
+def check_tracker(name: str) -> None:
+    """Raise ConfigError if the tracker that `run.tracker` names is not installed, not reached, or lacks a login."""
+    with _reported(name):
+        if name == "wandb":
+            import wandb
+
+            wandb.login()
+        elif name == "mlflow":
+            import mlflow
+
+            mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Errors of a tracker's package, whatever their class, as one ConfigError."""
+    try:
+        yield
     except ImportError:
         raise ConfigError("run.tracker", f"{name} is not installed: pip install {name}") from None
+    except Exception as e:
+        problem = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ConfigError("run.tracker", f"{name}: {problem}; or train without it: --set run.tracker=none") from None
 
 
 def _remembered(path: Path, fresh: str = "") -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from training.config import Config
 from training.device import device_of
 from training.outputs.journal import read_metrics
+from training.outputs.trackers import check_tracker
 from training.run.flops import Meter
 from training.run.footprint import footprint, machine_memory, used_memory
 
@@ -34,6 +35,7 @@ def dry_run(
     from training.run.train import fit
 
     device = device_of(config.run.device)
+    check_tracker(config.run.tracker)
     samples = len(open_dataset(packed(data, "train", cache), "train", detector=config.data.detector, cache=cache))
     steps = steps_of(config, samples)
     with tempfile.TemporaryDirectory(prefix="wenlan-dry-run-") as folder:

@@ -109,10 +109,12 @@ class Leave(IntEnum):
 
     NO = 0
     SAVE = 1
-    """This machine may go soon: save, and go on."""
+    """Save, and go on: this machine may go soon, or the last checkpoint is old."""
     STOP = 2
     """Save, and end."""
 
+
+_INTERRUPTED = b"\nCtrl-C: ends after this step, with a checkpoint; once more: ends at once\n"
 
 LeaveSignal = Callable[[], Leave]
 """Called by every rank after every step."""
@@ -120,16 +122,30 @@ LeaveSignal = Callable[[], Leave]
 
 @contextmanager
 def terminated() -> Iterator[LeaveSignal]:
-    """STOP once this process was sent SIGTERM, as schedulers do before they take a machine away."""
+    """STOP once this process was sent SIGTERM, as schedulers do before they take a machine away, or Ctrl-C's SIGINT.
+
+    A second SIGINT interrupts at once, as it would without this. One that is ignored (nohup, `&` in a script) stays so.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: Leave.NO  # a signal goes to the main thread, which is someone else's
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number: int, _frame: object) -> None:
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
+            os.write(2, _INTERRUPTED)  # a log's stream may be in the middle of a line of its own
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, receive)
     try:
         yield lambda: Leave.STOP if received else Leave.NO
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

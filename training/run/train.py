@@ -5,9 +5,9 @@ backward -> mean of the gradients over the ranks -> clip -> optimiser -> key tow
 (training/run/step.py). Random numbers of a step follow from (seed, step, rank), the data from (seed, position): a run
 that was killed and started again by the same command has the losses that it would have had.
 
-Between two steps the ranks agree on whether any of them was asked to leave: to save because a machine may go, or to
-save and end (SIGTERM). A run is the only one that writes into its folder, all its ranks begin from one checkpoint, and
-they are compared before what they have become is saved (training/run/agreement.py).
+Between two steps the ranks agree on whether any of them was asked to leave: to save because a machine may go or the
+last checkpoint is old, or to save and end (SIGTERM, Ctrl-C). A run is the only one that writes into its folder, all
+its ranks begin from one checkpoint, and they are compared before their state is saved (training/run/agreement.py).
 
 Limits: those of a step. Recall on the dev split is computed by all ranks while training stands still.
 """
@@ -96,8 +96,8 @@ def fit(
     """Train by `config` on the train split of `data` into the folder `out`; go on where `out` has a checkpoint.
 
     `init`: a checkpoint whose towers to begin from (a new run only). `leave_signal`: asked after every step, instead of
-    SIGTERM, whether to save and whether to end. `tracker`: receives the metrics beside the one that the config names.
-    `save=False` writes no checkpoint. Every rank calls it alike.
+    SIGTERM and Ctrl-C, whether to save and whether to end. `tracker`: receives the metrics beside the one that the
+    config names. `save=False` writes no checkpoint. Every rank calls it alike.
 
     Raises ConfigError (bad usage), ContractError (bad data), CheckpointError, RunError (the run failed). One line each.
     """
@@ -138,6 +138,7 @@ class _Run:
         self.health = Health(setup.model, setup.config, setup.samples)
         self.recall: Retrieval | None = None
         self.failures = 0
+        self.saved = time.monotonic()
 
     def go(self, leave_signal: LeaveSignal, *, save: bool) -> FitResult:
         """The loop: to the last step, until recall no longer rises, or until the run is asked to leave."""
@@ -153,13 +154,13 @@ class _Run:
                 loaded = [next(batches) for _ in range(self.config.run.accumulate)]
                 waited = time.monotonic() - begun
                 valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
-                valid, leave = self.agreement.before_step(self.state, valid, leave_signal())
+                valid, leave = self.agreement.before_step(self.state, valid, max(leave_signal(), self._old()))
                 step = self.stepper.step(loaded, self.state, valid)
                 self._count(step)
                 if self._due(self.config.run.log_every, leave):
                     journal.write(self.state.step, self._metrics(step, waited, time.monotonic() - begun))
                 better = self._evaluate(journal)
-                if leave or better or self._due(self.config.run.checkpoint_every, leave) or self._patience_ended():
+                if leave or better or self._checkpoint_due(leave) or self._patience_ended():
                     if save:
                         self.agreement.before_checkpoint(self.state)
                     self._save(saver, journal, best=better)
@@ -171,7 +172,7 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            problem = "received a signal to end; saved, the same command continues from here"
+            problem = f"received a signal to end; saved, the same command with --out {self.out} continues from here"
             stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 
@@ -179,6 +180,17 @@ class _Run:
         """True if what is done every so many steps (0: at the end only) is to be done after this one."""
         last = self.state.step == self.setup.total_steps or leave is Leave.STOP
         return last or (every > 0 and self.state.step % every == 0)
+
+    def _checkpoint_due(self, leave: Leave) -> bool:
+        """True if a checkpoint by steps is due, or by minutes the end of an epoch has come."""
+        run, position = self.config.run, self.state.position
+        before, now = (int(self.setup.loader.epochs(at)["epoch"]) for at in (position - run.batch_size, position))
+        return self._due(run.checkpoint_steps, leave) or (run.checkpoint_minutes > 0 and before < now)
+
+    def _old(self) -> Leave:
+        """SAVE if the last checkpoint is as old as one may be. Of several ranks the first clock decides for all."""
+        minutes = self.config.run.checkpoint_minutes
+        return Leave.SAVE if minutes and time.monotonic() - self.saved >= 60 * minutes else Leave.NO
 
     def _count(self, step: Step) -> None:
         """Move the run's state on by one step. Raises RunError after too many that were skipped in a row."""
@@ -211,6 +223,7 @@ class _Run:
     def _save(self, saver: Saver | None, journal: Journal, *, best: bool) -> None:
         if saver is not None:
             saver.save(self.model, self.setup.optimizer, self.state, best=best)
+        self.saved = time.monotonic()
         journal.draw()
 
     def _patience_ended(self) -> bool:

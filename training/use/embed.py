@@ -129,16 +129,18 @@ Image = tuple[str, Path | bytes]
 """An image by its name in messages, and where it lies or its content."""
 
 
-def image_features(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Tensor:
+def image_features(
+    loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None], batch: int = BATCH
+) -> Tensor:
     """Features [N, D] of images with their boxes (None: the grid), in batches. Raises InputError naming one."""
-    starts = range(0, len(images), BATCH)
-    batches = (image_batch(loaded, images[i : i + BATCH], boxes[i : i + BATCH]) for i in starts)
+    starts = range(0, len(images), batch)
+    batches = (image_batch(loaded, images[i : i + batch], boxes[i : i + batch]) for i in starts)
     return _features(batches, loaded, "image")
 
 
-def text_features(loaded: Loaded, texts: Sequence[str]) -> Tensor:
+def text_features(loaded: Loaded, texts: Sequence[str], batch: int = BATCH) -> Tensor:
     """Features [M, D] of texts, in batches."""
-    return _features((loaded.text_batch(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)), loaded, "text")
+    return _features((loaded.text_batch(texts[i : i + batch]) for i in range(0, len(texts), batch)), loaded, "text")
 
 
 def image_batch(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Batch:

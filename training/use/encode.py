@@ -2,14 +2,15 @@
 
 Features are those of `wenlan-train embed` to the last bit, since both go through `training.use.embed`.
 
-Limits: all features of a call are in memory. A picture that is already decoded is taken at its full size; a JPEG file
-may be decoded at a reduced one, and its features then differ a little.
+Limits: all features of a call are in memory, and the pictures of one batch. A picture that is already decoded is taken
+at its full size; a JPEG file may be decoded at a reduced one, and its features then differ a little.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ import numpy.typing as npt
 
 from training.data.transforms import UnreadableImage
 from training.errors import InputError
+from training.outputs.progress import Progress
 from training.use.embed import Image, image_features, text_features
-from training.weights.load import Boxes, Loaded, load
+from training.weights.load import BATCH, Boxes, Loaded, load
 
 if TYPE_CHECKING:
     import PIL.Image
+    from torch import Tensor
 
     Picture = str | Path | bytes | PIL.Image.Image
     """A picture: where it lies, the content of its file, or itself."""
@@ -34,9 +37,12 @@ _PNG_MODES = ("1", "I;16", "L", "LA", "P", "RGB", "RGBA")
 """Modes of PIL that a PNG keeps as they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Encoder:
     """A checkpoint's query towers, in eval mode on a device.
+
+    Both `encode` methods take many things in batches of `batch_size`, and draw a bar where `progress` is true. By the
+    default size features are those of `wenlan-train embed` to the last bit.
 
     boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid.
     """
@@ -44,13 +50,32 @@ class Encoder:
     loaded: Loaded
     boxes_of: Callable[[bytes], Boxes] | None = None
 
+    def __repr__(self) -> str:
+        checkpoint, config = self.loaded.checkpoint, self.loaded.config
+        image, text, data = config.image, config.text, config.data
+        boxes = f"{data.max_boxes} boxes of {checkpoint.detector} and the whole image"
+        return "\n".join(
+            [
+                f"<wenlan.Encoder: recipe {config.recipe}, {checkpoint.folder}",
+                f"  pictures: {image.backbone}, {data.image_size} x {data.image_size}, {boxes}",
+                f"  texts: {text.encoder}, at most {data.max_tokens} tokens",
+                f"  features: {self.width} numbers, of length 1",
+                f"  on {self.loaded.device}>",
+            ]
+        )
+
     @property
     def width(self) -> int:
         """D, the length of a feature."""
         return int(self.loaded.config.moco.feature_dim)
 
     def encode_image(
-        self, images: Picture | Sequence[Picture], boxes: Sequence[Boxes | None] | None = None
+        self,
+        images: Picture | Sequence[Picture],
+        boxes: Sequence[Boxes | None] | None = None,
+        *,
+        batch_size: int = BATCH,
+        progress: bool = False,
     ) -> Features:
         """Unit rows [N, D], float32, one per picture.
 
@@ -58,26 +83,28 @@ class Encoder:
         or the grid, which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming
         a picture that cannot be read.
         """
-        named = [_named(image, number) for number, image in enumerate(_listed(images))]
-        of_images: list[Boxes | None] = [None] * len(named) if boxes is None else list(boxes)
-        if len(of_images) != len(named):
-            raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(named)} images; give each its own")
-        if not named:
-            return np.zeros((0, self.width), np.float32)
-        if self.boxes_of is not None:
-            of_images = [
-                self._made(image) if given is None else given for image, given in zip(named, of_images, strict=True)
-            ]
-        features: Features = image_features(self.loaded, named, of_images).numpy()
-        return features
+        listed = _listed(images)
+        of_images: list[Boxes | None] = [None] * len(listed) if boxes is None else list(boxes)
+        if len(of_images) != len(listed):
+            raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(listed)} images; give each its own")
 
-    def encode_text(self, texts: str | Sequence[str]) -> Features:
+        def of_batch(batch: range) -> Tensor:
+            named = [_named(listed[number], number) for number in batch]
+            given = [of_images[number] for number in batch]
+            if self.boxes_of is not None:
+                given = [self._made(image) if own is None else own for image, own in zip(named, given, strict=True)]
+            return image_features(self.loaded, named, given, batch_size)
+
+        return self._by_batches(len(listed), of_batch, batch_size, "pictures" if progress else "")
+
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = BATCH, progress: bool = False) -> Features:
         """Unit rows [M, D], float32, one per text."""
         listed = [texts] if isinstance(texts, str) else list(texts)
-        if not listed:
-            return np.zeros((0, self.width), np.float32)
-        features: Features = text_features(self.loaded, listed).numpy()
-        return features
+
+        def of_batch(batch: range) -> Tensor:
+            return text_features(self.loaded, listed[batch.start : batch.stop], batch_size)
+
+        return self._by_batches(len(listed), of_batch, batch_size, "texts" if progress else "")
 
     def similarity(
         self,
@@ -98,6 +125,19 @@ class Encoder:
             raise InputError(str(folder), f"has no background; add it by wenlan-train calibrate {folder} --data TRAIN")
         cosines: Features = self.encode_image(images, boxes) @ self.encode_text(texts).T
         return cosines if background is None else background.score(cosines)
+
+    def _by_batches(self, total: int, of_batch: Callable[[range], Tensor], batch_size: int, shown: str) -> Features:
+        """Features of `total` things, batch by batch; `shown`: their plural on a bar, "" for no bar."""
+        if batch_size < 1:
+            raise InputError("batch_size", f"{batch_size} is out of range; it is 1 at least")
+        parts = [np.zeros((0, self.width), np.float32)]
+        with Progress(total, shown) if shown else nullcontext() as bar:
+            for start in range(0, total, batch_size):
+                batch = range(start, min(start + batch_size, total))
+                parts.append(of_batch(batch).numpy())
+                if bar is not None:
+                    bar.add(len(batch))
+        return np.concatenate(parts)
 
     def _made(self, image: Image) -> Boxes:
         """Boxes of a picture by `boxes_of`. Raises InputError naming it."""

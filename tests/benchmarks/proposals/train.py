@@ -2,7 +2,7 @@
 process that makes the composites.
 
 The same seed means the same pictures in the same order. Training starts from ImageNet weights of a MobileNetV2 (the
-demo's, `demo/weights`). It uses nothing on which the detector is judged: no photo of the benchmark, and no box of
+study's, `demo/weights`). It uses nothing on which the detector is judged: no photo of the benchmark, and no box of
 another detector. Where it is killed, the same command with the same `--checkpoint` goes on.
 """
 

@@ -17,7 +17,7 @@ from typing import Literal
 from tests.benchmarks.study.corpus import MAX_TOKENS, Input
 from tests.benchmarks.study.features import REGIONS, SIDE, SMALL
 from training.config import Config
-from training.recipes import demo
+from training.recipes import starter
 
 Objective = Literal["moco", "clip", "siglip", "albef", "matching"]
 """Those of training/moco.py, and the matching loss of a single tower (tests/benchmarks/study/single_tower.py)."""
@@ -128,9 +128,10 @@ def chosen(names: Sequence[str], arms: Sequence[Arm]) -> list[Arm]:
 
 
 def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Config:
-    """The arm as a training configuration: the demo recipe at the study's sizes. Raises ConfigError."""
-    recipe = demo()
-    image = replace(recipe.image, weights="", grid=1, width=WIDTH, ffn=INNER, hidden=INNER)
+    """The arm as a training configuration: `starter` at the study's sizes, on MobileNetV2. Raises ConfigError."""
+    recipe = starter()
+    image = replace(recipe.image, backbone="torchvision/mobilenet_v2", weights="", frozen_stages=19)
+    image = replace(image, grid=1, width=WIDTH, ffn=INNER, hidden=INNER)
     data = replace(recipe.data, image_size=SIDE, max_boxes=REGIONS - 1, max_tokens=MAX_TOKENS)
     if arm.see == "pixels":
         image = replace(image, backbone="timm/test_efficientnet", frozen_stages=0, freeze_head=False, grid=2)
@@ -149,9 +150,8 @@ def config_of(arm: Arm, temperature: float, seed: int, vocabulary: int) -> Confi
         temperature=temperature,
         feature_dim=WIDTH,
     )
-    optim = replace(
-        recipe.optim, lr=LEARNING_RATE, lr_batch=16, lr_scaling="sqrt", warmup_samples=WARMUP, schedule="constant"
-    )
+    optim = replace(recipe.optim, lr=LEARNING_RATE, lr_batch=16, lr_scaling="sqrt", schedule="constant")
+    optim = replace(optim, warmup_samples=WARMUP, warmup_share=0.0)
     run = replace(recipe.run, batch_size=arm.batch, recompute="nothing", device="cpu")
     named = replace(recipe, recipe="study", seed=seed)
     return replace(named, image=image, text=text, data=data, moco=moco, optim=optim, run=run)

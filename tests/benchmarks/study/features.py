@@ -1,6 +1,6 @@
 """Features of pictures from the shipped ImageNet backbone, computed once and mapped into memory by every run.
 
-The backbone is the demo's: a frozen MobileNetV2, all of it prefix. What is frozen need not run again in every step, so
+The backbone is a frozen MobileNetV2, all of it prefix. What is frozen need not run again in every step, so
 its map is pooled over the boxes once (`training.towers.region_pooling`, as the image tower does it), and a picture
 becomes R rows of 1,280 numbers in half precision. A run reads them as a map of one row and R columns whose boxes are
 its cells: pooling with one sample per box then returns each column as it is, and the image tower is used unchanged.
@@ -34,7 +34,7 @@ from training.towers.backbones import load_backbone
 from training.towers.region_pooling import pool_regions
 
 SIDE = 192
-"""Pixels of the backbone's square input: the demo recipe's."""
+"""Pixels of the backbone's square input: the starter recipe's."""
 
 GRID = 2
 """Cells per side of a picture; with the whole picture, which is the last region, these are its regions."""

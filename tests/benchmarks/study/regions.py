@@ -277,7 +277,7 @@ def _computed(source: Source, split: Split, detector: str, weights: Path, *, tru
             batch = with_boxes(batch, source.boxes_of(split, keys))
         done += len(batch)
         pictures = batch.images_B3HW.permute(0, 2, 3, 1).numpy()
-        assert pictures.shape[1] == SIDE, "the study's sizes are the demo recipe's"
+        assert pictures.shape[1] == SIDE, "the study's sizes are the starter recipe's"
         found = torch.from_numpy(backbone(pictures, batch.boxes_BR4))
         found[~present(batch.n_boxes_B, found.shape[1])] = 0  # a box that is missing reads a point
         regions.append(torch.nn.functional.pad(found, (0, 0, 0, BOXES + 1 - found.shape[1])))

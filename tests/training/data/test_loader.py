@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,6 +53,15 @@ def test_the_order_is_the_same_at_every_world_size_and_number_of_workers(
     found = [int(i) for of_ranks in slices for batch in of_ranks for i in batch.sample_ids_B]
     assert found == expected
     assert Counter(expected[:21]).most_common(1)[0][1] == 1
+
+
+def test_an_interrupt_is_left_to_the_process_that_reads(make_shards: MakeShards) -> None:
+    """A terminal sends Ctrl-C to worker processes too, and the checkpoint needs the batches that are under way."""
+    batches = loader(make_shards(), Share(6), config=replace(CONFIG, num_workers=1)).batches(0, 60)
+    count = len([next(batches)])
+    [worker] = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+    assert count + len(list(batches)) == 10
 
 
 def test_resume_gives_exactly_what_would_have_come(make_shards: MakeShards) -> None:

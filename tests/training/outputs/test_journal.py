@@ -47,6 +47,21 @@ def test_a_run_folder_says_what_ran_where_and_what_was_said(tmp_path: Path) -> N
     assert "tiny begins" in (tmp_path / "log.txt").read_text()
 
 
+def test_figures_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a second and a line every five: until the next figures there is nothing to say."""
+    monkeypatch.setattr("training.outputs.journal._LINE_EVERY", 0.0)
+    caplog.set_level(logging.INFO, "training")
+    with journal(tmp_path, 0) as book:
+        for step in range(1, 10):
+            if step in (2, 6):
+                book.write(step, METRICS | {"loss": 1.0 / step})
+            book.advance(step)
+    said = [record.getMessage() for record in caplog.records if " of 10, " in record.getMessage()]
+    assert [line.split(", ")[:2] for line in said] == [["step 2 of 10", "loss 0.5000"], ["step 6 of 10", "loss 0.1667"]]
+
+
 def test_an_error_is_in_the_log_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "training")  # as the commands set it
     with pytest.raises(RuntimeError, match="gone"), journal(tmp_path, 0):

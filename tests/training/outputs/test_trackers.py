@@ -1,4 +1,4 @@
-"""Trackers: a run of W&B or MLflow is known again after a kill."""
+"""Trackers: a run of W&B or MLflow is known again after a kill; what keeps one from receiving anything is one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from training.outputs.trackers import open_tracker
+from training.errors import ConfigError
+from training.outputs.trackers import check_tracker, open_tracker
 
 
 @pytest.mark.parametrize("left", [None, b""])
@@ -33,6 +34,29 @@ def test_a_run_that_was_killed_while_its_name_was_written_is_begun_with_one(
     assert len(set(begun)) == 1
     assert begun[0] == name.read_text()
     assert len(begun[0]) == 8
+
+
+@pytest.mark.parametrize("find", [lambda out: check_tracker("wandb"), lambda out: open_tracker("wandb", out, 0, {})])
+def test_a_tracker_without_a_login_is_one_line(
+    find: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise RuntimeError("No API key configured. Use `wandb login` to log in.\nmore")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refused, login=refused))
+    line = r"^run.tracker: wandb: No API key configured. Use `wandb login` to log in.; .* --set run.tracker=none$"
+    with pytest.raises(ConfigError, match=line):
+        find(tmp_path)
+
+
+def test_a_tracker_that_is_not_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def search_experiments(self, max_results: int) -> None:
+            raise ConnectionError("no route to 10.0.0.1")
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Away))
+    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow: no route to 10.0.0.1; "):
+        check_tracker("mlflow")
 
 
 def _killed_within(write: Callable[..., int]) -> Callable[..., int]:

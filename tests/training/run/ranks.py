@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -102,6 +102,14 @@ def a_moment(stepper: Stepper) -> None:
 
 def stopped_and_started(here: Path) -> list[str]:
     return [run(here / "run", stop=4), run(here / "run"), checkpoints(here / "run")]
+
+
+def one_old_clock(here: Path) -> list[str]:
+    """Checkpoints by minutes, of which only the first rank sees the end."""
+    others = patched(train._Run, "_old", lambda _: Leave.NO) if distributed.rank() else nullcontext()
+    with others:
+        outcome = run(here / "old", "run.checkpoint_every=0.00001min", "run.keep_last=9")
+    return [outcome, checkpoints(here / "old")]
 
 
 def came_apart(here: Path, change: Callable[[Stepper], None], *settings: str) -> list[str]:
@@ -200,6 +208,7 @@ def refused(here: Path) -> list[str]:
 
 SCENES: dict[str, Callable[[Path], list[str]]] = {
     "stopped": stopped_and_started,
+    "old": one_old_clock,
     "weight": lambda here: came_apart(here, a_weight),
     "key": lambda here: came_apart(here, a_key),
     "checkpoint": lambda here: came_apart(here, a_weight, "run.compare_every=0", "run.checkpoint_every=3"),

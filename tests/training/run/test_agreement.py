@@ -78,6 +78,13 @@ def test_ranks_go_on_from_one_checkpoint(outcomes: Runs, world: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(420)
+def test_a_checkpoint_that_is_due_by_the_clock_of_one_rank_is_due_for_all(outcomes: Runs) -> None:
+    outcome, checkpoints = said(outcomes, 2, "old")
+    assert (outcome, checkpoints) == ("0 -> 6", " ".join(f"step-0000000{step}" for step in range(1, 7)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("world", "scene", "step", "part"),
     [

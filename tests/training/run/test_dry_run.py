@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from training.config import Config
+from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.dry_run import dry_run
 
@@ -18,6 +20,12 @@ MakeShards = Callable[..., Path]
 
 def config(steps: int, samples: int, *more: str) -> Config:
     return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
+
+
+def test_a_dry_run_finds_a_tracker_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow is not installed"):
+        dry_run(config(1, 16, "run.tracker=mlflow"), [str(tmp_path)])
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
-"""One run writes into a folder at a time."""
+"""One run writes into a folder at a time; signals ask it to save and to end."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from training.errors import RunError
-from training.run.launch import owned
+from training.run.launch import Leave, owned, terminated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,3 +19,26 @@ def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
         pass
     with owned(tmp_path, wait=0):
         pass
+
+
+def test_a_second_interrupt_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with terminated() as leave:
+        assert leave() is Leave.NO
+        os.kill(os.getpid(), signal.SIGINT)
+        assert leave() is Leave.STOP
+        assert "once more: ends at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    """As in a script's background: who interrupts the script does not mean the run."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminated() as leave:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert leave() is Leave.NO
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,23 +184,49 @@ def test_recalls_on_a_dev_split_that_a_build_does_not_have_are_refused(make_shar
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_end_saves_and_the_same_command_goes_on(
+    number: signal.Signals, make_shards: MakeShards, tmp_path: Path
+) -> None:
     data = [str(make_shards(train=(20, 12)))]
     advance = Journal.advance
 
     def terminating(self: Journal, step: int) -> None:
         advance(self, step)
         if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "advance", terminating)
-        with pytest.raises(RunError, match=r"^step 4: received a signal to end; saved, the same command continues"):
+        with pytest.raises(
+            RunError, match=r"^step 4: received a signal to end; saved, the same command with --out .*run cont"
+        ):
             fit(config(8, 32), data, tmp_path / "run")
     result = fit(config(8, 32), data, tmp_path / "run")
     assert (result.resumed_from, result.steps) == (4, 8)
     fit(config(8, 32), data, tmp_path / "whole")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("every", "steps"), [("5min", [4, 8, 10]), ("0.00001min", [*range(1, 11)]), ("3", [3, 6, 9, 10]), ("0", [10])]
+)
+def test_checkpoints_come_by_minutes_and_epochs_or_by_steps(
+    every: str, steps: list[int], make_shards: MakeShards, tmp_path: Path
+) -> None:
+    """And a run that goes on from one at the end of an epoch has the losses of one that was not stopped."""
+    data = [str(make_shards(train=(20, 12)))]
+    asked = config(10, 32, f"run.checkpoint_every={every}", "run.keep_last=99")
+    fit(asked, data, tmp_path / "run")
+    folders = checkpoint.folders(tmp_path / "run")
+    assert sorted(map(checkpoint.step_of, folders)) == steps
+    whole = losses(tmp_path / "run")
+    for folder in folders:
+        if checkpoint.step_of(folder) > steps[0]:
+            shutil.rmtree(folder)
+    assert fit(asked, data, tmp_path / "run").resumed_from == steps[0]
+    assert losses(tmp_path / "run") == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.slow

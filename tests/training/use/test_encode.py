@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training.errors import InputError
+from training.outputs.progress import Progress
 from training.use.embed import embed_files
 from training.use.encode import Encoder, open_encoder
 
@@ -72,6 +73,34 @@ def test_a_picture_may_be_a_path_its_bytes_or_itself(encoder: Encoder, pictures:
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
     cmyk = Image.open(png).convert("CMYK")
     assert encoder.encode_image([cmyk]).shape == (1, encoder.width)
+
+
+def test_many_go_in_batches_under_a_bar(
+    encoder: Encoder, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, int]] = []
+
+    class Bar(Progress):
+        def add(self, count: int) -> None:
+            counted.append((self._what, count))
+            super().add(count)
+
+    monkeypatch.setattr("training.use.encode.Progress", Bar)
+    images = encoder.encode_image(pictures, batch_size=7, progress=True)
+    texts = encoder.encode_text(TEXTS, batch_size=2, progress=True)
+    assert counted == [("pictures", 7), ("pictures", 7), ("pictures", 6), ("texts", 2), ("texts", 1)]
+    assert np.allclose(images, encoder.encode_image(pictures), atol=1e-6)
+    assert np.allclose(texts, encoder.encode_text(TEXTS), atol=1e-6)
+    assert len(counted) == 5, "no bar where none is asked for"
+    with pytest.raises(InputError, match=r"^batch_size: 0 is out of range"):
+        encoder.encode_text(TEXTS, batch_size=0)
+
+
+def test_a_model_says_in_five_lines_what_it_is(encoder: Encoder) -> None:
+    first, *others = str(encoder).splitlines()
+    assert first.startswith("<wenlan.Encoder: recipe tiny, ")
+    assert len(others) == 4
+    assert "64 x 64, 4 boxes of " in others[0]
 
 
 def test_nothing_gives_no_rows(encoder: Encoder) -> None:
