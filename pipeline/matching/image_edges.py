@@ -4,9 +4,9 @@ What shares a key is compared by hash, by tones and by what the images look like
 alike depends on those two alone, and not on the keys or the task by which they meet.
 
 Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where more
-than DENSE entries answer an image, those are parted by the next block of the tones, and so on through all blocks that
-must agree. Where all tones agree and there are still so many, they are a crowd (`crowds`): most are copies of one
-picture, and are compared with a few of them.
+than DENSE images answer one, those are parted by the next block of the tones, and so on through all blocks that must
+agree. Where all tones agree and there are still so many, they may be a crowd (`crowds`), of copies of a few pictures,
+which are compared with a few of them. Dialogs of one program are not: what follows nothing is compared as elsewhere.
 
 Images of earlier builds (`KeptImages`) are looked up in their own sorted entries and never compared with each other, so
 that what is read grows with the build and hardly with what was kept. All that share a key are compared.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.crowds import Crowds, represent
+from pipeline.matching.crowds import FEW, Crowds, represent
 from pipeline.matching.image_keys import (
     CELL_BITS,
     PARTS_BITS,
@@ -58,7 +58,8 @@ Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 DENSE = 256
-"""Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
+"""Images, by the part that asks, of a range of entries that is compared at once; of a longer one those that agree in
+the next block of tones."""
 
 SCANNED = 1 << 18
 """Entries compared in one go: bounds memory at some tens of MB."""
@@ -282,7 +283,8 @@ class ImageJoin:
         last, when it is known who follows whom.
         """
         blocks, family, sparse = key.family.blocks, key.family, list[tuple[Loaded, Ints, Ints, Ints]]()
-        asking = entries.take(np.flatnonzero(entries.place == family.parts.index(family.asks)))
+        asks = family.parts.index(family.asks)
+        asking = entries.take(np.flatnonzero(entries.place == asks))
         groups, asked = (key.values(of.codes) & _LOW for of in (entries, asking))
         asked, rows = _sorted(asked)  # so that what follows goes through memory once
         asking, rows = asking.take(rows), np.arange(len(asking))
@@ -293,13 +295,14 @@ class ImageJoin:
                 rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
-                dense = high - low > DENSE
+                wholes = np.concatenate([[0], np.cumsum(entries.place == asks)])
+                dense = wholes[high] - wholes[low] > DENSE
                 sparse.append((entries, rows[~dense], low[~dense], high[~dense]))
                 if not dense.any():
                     break
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
                 if number == len(blocks) - 1:
-                    self._compare_crowds(asking.take(rows), entries, asked, low, high)
+                    sparse += self._compare_crowds(asking, rows, entries, asked, low, high)
                     break
                 inside = _inside(low, high, len(entries))
                 entries, groups = entries.take(inside), groups[inside]
@@ -335,17 +338,30 @@ class ImageJoin:
         """Positions of images in the order in which crowds are compared."""
         return self._order[images].astype(np.int64) << 32 | images
 
-    def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
-        """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one."""
-        order = np.argsort(asked, kind="stable")
+    def _compare_crowds(
+        self, asking: Loaded, rows: Ints, entries: Loaded, asked: Codes, low: Ints, high: Ints
+    ) -> list[tuple[Loaded, Ints, Ints, Ints]]:
+        """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one.
+
+        Returns what turns out to be no crowd: entries, and rows with their ranges in them.
+        """
+        order, left = np.argsort(asked, kind="stable"), list[tuple[Loaded, Ints, Ints, Ints]]()
         borders = np.append(np.flatnonzero(begins(asked[order])), len(order))
         for first, last in itertools.pairwise(borders.tolist()):
-            rows = order[first:last]
-            inside = slice(int(low[rows].min()), int(high[rows].max()))
-            self._compare_crowd(distinct(np.concatenate([asking.image[rows], entries.image[inside]])))
+            some = order[first:last]
+            start, images = int(low[some].min()), asking.image[rows[some]]
+            inside = entries.image[start : int(high[some].max())]
+            rest = self._compare_crowd(distinct(np.concatenate([images, inside])))
+            apart, some = np.isin(inside, rest), some[np.isin(images, rest)]
+            before = np.concatenate([[0], np.cumsum(apart)])
+            ranges = (before[of[some] - start] for of in (low, high))
+            left.append((entries.take(start + np.flatnonzero(apart)), rows[some], *ranges))
+        return left
 
-    def _compare_crowd(self, members: Ints) -> None:
+    def _compare_crowd(self, members: Ints) -> Ints:
         """Compare images, ascending, that may be too many for every two of them, by all of their parts.
+
+        Returns those that are no crowd, which were not compared with each other.
 
         One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
         one, so that it is compared with what comes before it alone.
@@ -372,7 +388,7 @@ class ImageJoin:
             turned = ~np.isin(one, ones)
             return np.where(turned, other, one), np.where(turned, one, other)
 
-        compared, follows, _ = represent(known, same)
+        compared, follows, rest = represent(known, same, FEW)
         if follows.any():
             self._crowds.append((members[compared], follows))
         follower = np.zeros(len(members), np.bool_)
@@ -380,6 +396,7 @@ class ImageJoin:
         for one, other in matched:
             leads = ~follower[one] & follower[other]
             np.minimum.at(self._led, members[other[leads]], place[one[leads]])
+        return np.sort(members[rest])
 
     def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
         """Returns a judge of pairs of images, by all of their parts, which reads signatures when it needs them."""

@@ -309,6 +309,22 @@ def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: flo
     assert not edges[lone].any()
 
 
+@pytest.mark.parametrize(("size", "most"), [(200, 0), (600, crowds.AT_ONCE * (crowds.AT_ONCE - 1) // 2)])
+def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_may_be_a_crowd(
+    size: int, most: int
+) -> None:
+    """They share all hashes and tones; what does not follow a few of them is no crowd, and is not compared."""
+    phash, signature = np.full((size, HASHES), 12345, np.uint64), differing(np.random.default_rng(7), size)
+    own, signed = coarse_of(phash, signature), OfArrays(signature, NO_DETAILS)
+    of, order = hashes_by({False: own, True: fine_of(NO_DETAILS)}), np.arange(size, dtype=np.uint32)
+    join = ImageJoin((4, THRESHOLD), signed, of, order, lambda ones, _: np.ones(len(ones), np.bool_))
+    key = plan(size, 4)[0]
+    assert len(key.family.parts) * 200 > image_edges.DENSE, "it is images that are counted, not their parts"
+    join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
+    assert join.compared <= most
+    assert not len(join.edges()[0])
+
+
 def test_keys_are_longer_the_more_images_there_are() -> None:
     bits = [min(key.bits for key in plan(size, 4) if len(key.family.parts) > 1) for size in (10**4, 10**7, 10**9)]
     assert bits == sorted(bits)
