@@ -58,7 +58,7 @@ Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 DENSE = 256
-"""Images, by the part that asks, of a range of entries that is compared at once; of a longer one those that agree in
+"""Entries of any one part in a range, that is, images, which are compared at once; of more of them those that agree in
 the next block of tones."""
 
 SCANNED = 1 << 18
@@ -283,8 +283,7 @@ class ImageJoin:
         last, when it is known who follows whom.
         """
         blocks, family, sparse = key.family.blocks, key.family, list[tuple[Loaded, Ints, Ints, Ints]]()
-        asks = family.parts.index(family.asks)
-        asking = entries.take(np.flatnonzero(entries.place == asks))
+        asking = entries.take(np.flatnonzero(entries.place == family.parts.index(family.asks)))
         groups, asked = (key.values(of.codes) & _LOW for of in (entries, asking))
         asked, rows = _sorted(asked)  # so that what follows goes through memory once
         asking, rows = asking.take(rows), np.arange(len(asking))
@@ -295,8 +294,7 @@ class ImageJoin:
                 rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
-                wholes = np.concatenate([[0], np.cumsum(entries.place == asks)])
-                dense = wholes[high] - wholes[low] > DENSE
+                dense = _dense(entries.place, low, high)
                 sparse.append((entries, rows[~dense], low[~dense], high[~dense]))
                 if not dense.any():
                     break
@@ -354,8 +352,8 @@ class ImageJoin:
             rest = self._compare_crowd(distinct(np.concatenate([images, inside])))
             apart, some = np.isin(inside, rest), some[np.isin(images, rest)]
             before = np.concatenate([[0], np.cumsum(apart)])
-            ranges = (before[of[some] - start] for of in (low, high))
-            left.append((entries.take(start + np.flatnonzero(apart)), rows[some], *ranges))
+            own = before[low[some] - start], before[high[some] - start]
+            left.append((entries.take(start + np.flatnonzero(apart)), rows[some], *own))
         return left
 
     def _compare_crowd(self, members: Ints) -> Ints:
@@ -543,6 +541,16 @@ def _sorted(keys: Codes) -> tuple[Codes, Ints]:
         return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
     order = np.argsort(keys)
     return keys[order], order
+def _dense(place: npt.NDArray[np.uint8], low: Ints, high: Ints) -> Flags:
+    """[N] which of the ranges low[i] to high[i] have more than DENSE entries of one part, by the parts of all entries."""
+    dense = np.zeros(len(low), np.bool_)
+    long = np.flatnonzero(high - low > DENSE)
+    for part in np.unique(place).tolist() if len(long) else ():
+        before = np.concatenate([[0], np.cumsum(place == part)])
+        dense[long] |= before[high[long]] - before[low[long]] > DENSE
+    return dense
+
+
 
 
 def _inside(low: Ints, high: Ints, size: int) -> Ints:

@@ -329,6 +329,12 @@ def test_keys_are_longer_the_more_images_there_are() -> None:
     bits = [min(key.bits for key in plan(size, 4) if len(key.family.parts) > 1) for size in (10**4, 10**7, 10**9)]
     assert bits == sorted(bits)
     assert bits[0] < bits[1] < bits[2]
+def test_a_range_is_dense_by_its_images_of_which_each_has_a_part_once() -> None:
+    of_one_part, of_eight = np.full(300, 3, np.uint8), np.tile(np.arange(8, dtype=np.uint8), 60)
+    place = np.concatenate([of_one_part, of_eight])
+    assert image_edges._dense(place, np.array([0, 300, 0]), np.array([300, 780, 256])).tolist() == [True, False, False]
+
+
     for size in (10**4, 10**7, 10**9):
         for key in plan(size, 4):
             assert size * len(key.family.parts) / 2 ** (0.8 * key.bits) <= SHARED
