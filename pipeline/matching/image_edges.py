@@ -257,7 +257,7 @@ class ImageJoin:
         compared in about this order, which should be that of ranks. two: those that it holds for are not compared,
         unless they are in a crowd."""
         self._rule, self._signed, self._hashed, self._order = rule, signed, hashed, order
-        self._pairs, self._two = _Pairs(rule[1], signed, signed), two
+        self._pairs, self._two = _Pairs(rule.threshold, signed, signed), two
         self._crowds: list[tuple[Ints, Flags]] = []
         self._led = np.full(len(order), _NOT_LED)  # by image the first place at which a crowd is led by one like it
         self._open = _PairSet()
@@ -459,9 +459,7 @@ class KeptJoin:
         return one, other
 
 
-def first_alike(
-    radius: int, threshold: float, asking: tuple[Codes, Bytes, Details], kept: tuple[Codes, Bytes, Details]
-) -> Ints:
+def first_alike(rule: Rule, asking: tuple[Codes, Bytes, Details], kept: tuple[Codes, Bytes, Details]) -> Ints:
     """[N] the first of some images that each image looks like, -1 for none; all in memory.
 
     Images are hashes [N, HASHES], signatures [N, ...] and details.
@@ -469,9 +467,9 @@ def first_alike(
     found = np.full(len(asking[0]), -1, np.int64)
     if not len(found) or not len(kept[0]):
         return found
-    join = KeptJoin(threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
-    own, theirs = ({True: fine_of(of[2]), False: coarse_of(*of[:2])} for of in (asking, kept))
-    for key in plan(len(asking[0]) + len(kept[0]), radius):
+    join = KeptJoin(rule.threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
+    own, theirs = ({True: fine_of(of[2], rule.turned), False: coarse_of(*of[:2], rule.turned)} for of in (asking, kept))
+    for key in plan(len(asking[0]) + len(kept[0]), rule.radius, rule.turned):
         of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
         loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
         join.look(key, loaded, KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
@@ -541,16 +539,16 @@ def _sorted(keys: Codes) -> tuple[Codes, Ints]:
         return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
     order = np.argsort(keys)
     return keys[order], order
+
+
 def _dense(place: npt.NDArray[np.uint8], low: Ints, high: Ints) -> Flags:
-    """[N] which of the ranges low[i] to high[i] have more than DENSE entries of one part, by the parts of all entries."""
+    """[N] which ranges low[i] to high[i] have more than DENSE entries of one part; place: the parts of all entries."""
     dense = np.zeros(len(low), np.bool_)
     long = np.flatnonzero(high - low > DENSE)
     for part in np.unique(place).tolist() if len(long) else ():
         before = np.concatenate([[0], np.cumsum(place == part)])
         dense[long] |= before[high[long]] - before[low[long]] > DENSE
     return dense
-
-
 
 
 def _inside(low: Ints, high: Ints, size: int) -> Ints:
