@@ -316,8 +316,7 @@ def alike(
     """
     family, threshold = by
     one, other = family.placed(one_parts), family.placed(other_parts)
-    turned = one[0] + other[0] > 0
-    if family.turned and not turned.all():  # both as they are: other families see to them
+    if family.turned and not (turned := one[0] + other[0] > 0).all():  # both as they are: other families see to them
         result = np.zeros(len(ones), np.bool_)
         result[turned] = alike(own, ones[turned], one_parts[turned], theirs, others[turned], other_parts[turned], by)
         return result

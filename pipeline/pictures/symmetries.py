@@ -36,12 +36,16 @@ Words = npt.NDArray[np.uint64]
 
 def grids_in(grids: Cells, forms: Ints) -> Cells:
     """Grids [..., signatures.SIZE] of pictures in forms [...]."""
+    if not forms.any():
+        return grids
     ordered: Cells = np.take_along_axis(grids, _GRID[forms], axis=-1)
     return ordered
 
 
 def maps_in(maps: Cells, forms: Ints) -> Cells:
     """Maps [N, details.SIDE, details.SIDE] of pictures in forms [N]."""
+    if not forms.any():
+        return maps
     ordered: Cells = np.take_along_axis(maps.reshape(len(maps), details.SIDE**2), _MAP[forms], axis=1)
     return ordered.reshape(maps.shape)
 
