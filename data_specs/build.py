@@ -179,6 +179,9 @@ class Dedup(Spec):
     image_signature: float = Field(
         0.07, ge=0, le=1, description="difference of brightness and colour that is allowed, 0 to 1"
     )
+    image_turned: bool = Field(
+        False, description="mirrored copies, and copies turned by 90, 180 or 270 degrees, count as the same image too"
+    )
     text_similarity: float = Field(
         0.7, gt=0, le=1, description="Jaccard similarity of character shingles; at 0.7 about one in ten may differ"
     )

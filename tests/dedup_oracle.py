@@ -27,11 +27,11 @@ from pipeline.urls import domain_key
 Matrix = npt.NDArray[np.bool_]
 
 
-def alike(radius: int, threshold: float, phash: Any, signature: Any, details: Details) -> Matrix:
-    """[N, N] which images look like which."""
+def alike(radius: int, threshold: float, phash: Any, signature: Any, details: Details, turned: bool = False) -> Matrix:
+    """[N, N] which images look like which; turned: as mirrored and turned copies, too."""
     signed, found = OfArrays(signature, details), np.zeros((len(phash), len(phash)), np.bool_)
-    hashed = {False: coarse_of(phash, signature), True: fine_of(details)}
-    for family in families(radius):
+    hashed = {False: coarse_of(phash, signature, turned), True: fine_of(details, turned)}
+    for family in families(radius, turned):
         own = hashed[family.fine]
         for part in family.parts:
             asks, codes = own.codes[:, family.asks], own.codes[:, part]
@@ -256,7 +256,7 @@ class Oracle:
         if not len(items):
             return np.zeros((0, 0), np.bool_)
         own = hashes_of(table), signatures_of(table["signature"]), Details.of_table(table)
-        return alike(rules.image_distance, rules.image_signature, *own)
+        return alike(rules.image_distance, rules.image_signature, *own, rules.image_turned)
 
 
 def _domain(item: Item) -> int:

@@ -43,7 +43,7 @@ from pipeline.matching.image_keys import Ints, Key
 from pipeline.matching.looks import NO_DETAILS, ROW, Details, Hashed, coarse_of, fine_of, hashes_of
 from pipeline.matching.sketches import spread
 from pipeline.matching.text_edges import words_of
-from pipeline.pictures import details
+from pipeline.pictures import details, symmetries
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.store.build import Build
@@ -224,21 +224,22 @@ def _write_images(
 ) -> None:
     columns = ["candidate_id", "sha256", "text_leader", "domain", "phash", "split", "context"]
     table = identities.rows(known, "images.parquet", piece.first, piece.last, columns)
-    coarse = Hashed(
-        np.arange(len(piece)), np.zeros((len(piece), HASHES), np.uint64), np.zeros((len(piece), GRIDS), np.uint64)
-    )
-    fine = [fine_of(NO_DETAILS)]
+    turned = any(key.family.turned for key in keys)
+    widths = (of + symmetries.HASHES * turned for of in (HASHES, GRIDS))
+    coarse = Hashed(np.arange(len(piece)), *(np.zeros((len(piece), width), np.uint64) for width in widths))
+    fine = [fine_of(NO_DETAILS, turned)]
     before = identities.details_before(known, piece.first)
     if known.features == feature_id():  # other images are matched by bytes only, without an entry
-        coarse.codes[:] = hashes_of(table)
+        phash = hashes_of(table)
         for at in range(0, len(piece), AT_ONCE):
             last = min(len(piece), at + AT_ONCE)
             part = identities.raw(known, SIGNATURES, piece.first + at, piece.first + last, _WIDTH)
-            coarse.tones[at:last] = coarse_of(coarse.codes[at:last], part).tones
+            own = coarse_of(phash[at:last], part, turned)
+            coarse.codes[at:last], coarse.tones[at:last] = own.codes, own.tones
         end = identities.details_before(known, piece.last)
         for at in range(before, end, AT_ONCE):
             rows = identities.raw(known, DETAILS, at, min(end, at + AT_ONCE), ROW)
-            fine.append(fine_of(Details.of_rows(rows).moved(-piece.first)))
+            fine.append(fine_of(Details.of_rows(rows).moved(-piece.first), turned))
     fine_all = (np.concatenate([getattr(of, name) for of in fine]) for name in ("images", "codes", "tones"))
     contexts = contexts_in(table["context"])
     write_images(writer, digests_of(table["sha256"]), contexts, (coarse, Hashed(*fine_all)), keys)

@@ -32,7 +32,7 @@ from pipeline.dedup.array_files import (
 )
 from pipeline.dedup.earlier import IMAGES, TEXTS, KeptSigned, opened, pieces_of
 from pipeline.dedup.piece import kept_images_in, kept_texts_in, loaded_in, text_entries_in
-from pipeline.dedup.runs import Runs, keys_of, records_of
+from pipeline.dedup.runs import Runs, keys_of, records_of, rule_of
 from pipeline.matching.contexts import TWO, Context, bonds
 from pipeline.matching.crowds import Crowds
 from pipeline.matching.image_edges import ImageJoin, KeptJoin, Loaded
@@ -120,8 +120,7 @@ _NOTHING: _Found = (np.zeros((0, 2), np.int64), np.zeros((0, 3), np.int64), Crow
 def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
     if not parts:
         return _NOTHING
-    signed, threshold = runs.signatures(), build.spec.dedup.image_signature
-    rule = build.spec.dedup.image_distance, threshold
+    signed, rule = runs.signatures(), rule_of(build.spec)
     collapsed = Collapsed(build, IMAGES, int(runs.starts[-1]))
 
     def two(ones: Ints, others: Ints) -> npt.NDArray[np.bool_]:
@@ -148,7 +147,7 @@ def _images(build: Build, runs: Runs, parts: list[_Part]) -> _Found:
                 apart: npt.NDArray[np.bool_] = bonds(runs.contexts(ones), kept[others]) == TWO
                 return apart & ~collapsed.copied[ones]
 
-            looking = KeptJoin(threshold, signed, theirs := KeptSigned(arrays, build, piece), two_kept)
+            looking = KeptJoin(rule.threshold, signed, theirs := KeptSigned(arrays, build, piece), two_kept)
             for number, key, own in entries:
                 looking.look(key, own, kept_images_in(arrays, number, key, theirs))
             one, other = looking.matches()
@@ -198,7 +197,7 @@ PASS = Pass(
     reads=("dedup.signatures", "dedup.copies"),
     run=run_partition,
     token=token,
-    version=3,
+    version=4,
     files=(PassFile("bin"),),
     working=True,
     unit="images",

@@ -27,7 +27,7 @@ from pipeline.dedup.earlier import (
     pieces_of,
 )
 from pipeline.dedup.greedy import NONE, Flags, Ints, Kept, Nodes, Pairs, first_by
-from pipeline.dedup.runs import Runs, order_of
+from pipeline.dedup.runs import Runs, order_of, rule_of
 from pipeline.files.digests import Digests
 from pipeline.matching.contexts import TWO, WIDTH, bonds
 from pipeline.matching.looks import Held, pairs_alike
@@ -221,12 +221,12 @@ class Joined:
         return [SPLITS[number] if number >= 0 else "" for number in splits.tolist()]
 
     def _alike(self, image: int, others: Ints) -> Flags:
-        rules, found = self._rules, [np.zeros(0, np.bool_)]
+        rule, found = rule_of(self._build.spec), [np.zeros(0, np.bool_)]
         for at in range(0, len(others), AT_ONCE):
             images = np.sort(np.append(others[at : at + AT_ONCE], image))
             rows = np.searchsorted(images, others[at : at + AT_ONCE])
             own = np.full(len(rows), np.searchsorted(images, image))
-            rule, held = (rules.image_distance, rules.image_signature), Held(self.signatures, images)
+            held = Held(self.signatures, images)
             found.append(pairs_alike(rule, held, *self.runs.hashed(images), own, rows))
         return np.concatenate(found)
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.build import BuildSpec
 from pipeline.dedup.earlier import STORED
 from pipeline.dedup.piece import sketches_in
 from pipeline.dedup.stored_signatures import StoredSignatures
@@ -25,7 +26,7 @@ from pipeline.files.arrays import Arrays
 from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.matching.contexts import WIDTH, Context
 from pipeline.matching.image_keys import Ints, Key, plan
-from pipeline.matching.looks import NO_DETAILS, Hashed, fine_of
+from pipeline.matching.looks import NO_DETAILS, Hashed, Rule, fine_of
 from pipeline.matching.sketches import Sketches, distinct
 from pipeline.records import LOOKS, OWN_WORDS, TEXTS_TYPE
 from pipeline.store.build import Build
@@ -104,7 +105,13 @@ def records_of(build: Build) -> list[Record]:
 
 def keys_of(build: Build, records: Sequence[Record]) -> tuple[Key, ...]:
     """The keys by which the runs were written."""
-    return plan(records[0].info["compared"], build.spec.dedup.image_distance) if records else ()
+    rule = rule_of(build.spec)
+    return plan(records[0].info["compared"], rule.radius, rule.turned) if records else ()
+
+
+def rule_of(spec: BuildSpec) -> Rule:
+    """By what images of a build look alike."""
+    return Rule(spec.dedup.image_distance, spec.dedup.image_signature, spec.dedup.image_turned)
 
 
 def starts_of(records: Sequence[Record], what: str = "pairs") -> Ints:
@@ -118,7 +125,7 @@ class Runs:
     def __init__(self, build: Build, files: ExitStack) -> None:
         self._stage, self._files = build.stage("dedup.signatures"), files
         self.records = records_of(build)
-        self.keys = keys_of(build, self.records)
+        self.keys, self._turned = keys_of(build, self.records), build.spec.dedup.image_turned
         self.starts, self.text_starts = starts_of(self.records), starts_of(self.records, "texts")
         self.arrays = [
             files.enter_context(Arrays(self._stage.folder, record.files[ARRAYS].name)) for record in self.records
@@ -162,7 +169,7 @@ class Runs:
     def hashed(self, images: Ints) -> tuple[Hashed, Hashed]:
         """(coarse hashes of images, ascending; fine ones of those with details)."""
         codes, tones = (_gathered(self.arrays, name, self.starts, images) for name in ("codes", "tones"))
-        borders, fine = np.searchsorted(images, self.starts), [fine_of(NO_DETAILS)]
+        borders, fine = np.searchsorted(images, self.starts), [fine_of(NO_DETAILS, self._turned)]
         for arrays, start, low, high in zip(self.arrays, self.starts.tolist(), borders[:-1], borders[1:], strict=False):
             detailed = arrays["fine.images"]
             rows = np.flatnonzero(np.isin(detailed, images[low:high] - start)) if low < high else np.zeros(0, np.int64)

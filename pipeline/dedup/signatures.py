@@ -63,6 +63,7 @@ def token(build: Build) -> Any:
     shards = build.spec.shards
     own = {"run": RUN, "sketch": text_rows.token(rules.text_similarity), "radius": rules.image_distance}
     own |= {
+        "turned": rules.image_turned,
         "identities": build.identity_revision,
         "seed": build.spec.seed,
         "shares": [shards.dev_share, shards.val_share],
@@ -94,7 +95,7 @@ def _runs_of(records: Sequence[Record], size: int) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """One run by rank; or a group of pieces, which are made unless they are there."""
     size = earlier.compared(build, sum(record.counts["kept"] for record in build.stage("filter").records()))
-    keys = plan(size, build.spec.dedup.image_distance)
+    keys = plan(size, build.spec.dedup.image_distance, build.spec.dedup.image_turned)
     with build.stage("dedup.signatures").attempt(partition) as attempt:
         if partition.startswith(earlier.STORED):
             made = earlier.make_group(build, partition, keys)
@@ -133,11 +134,12 @@ def _write(attempt: Attempt, pairs: pa.Table, kept: Any, keys: Sequence[Key], sp
         details.write(out)
     with attempt.path(ARRAYS).open("wb") as out:
         writer = ArrayWriter(out)
-        coarse = coarse_of(hashes_of(rows), signature)
+        turned = spec.dedup.image_turned
+        looks_of = coarse_of(hashes_of(rows), signature, turned), fine_of(details, turned)
         lists = _texts_of(rows)
         forms = normals(lists.flatten().field("text").to_pylist())
         contexts = _contexts_of(pairs.select(_CONTEXT).take(by_rank), lists, forms, details.of)
-        write_images(writer, digests_of(rows["sha256"]), contexts, (coarse, fine_of(details)), keys)
+        write_images(writer, digests_of(rows["sha256"]), contexts, looks_of, keys)
         pulse.advance(pairs.num_rows // 2)
         order = _about_the_rank(rows)
         writer.add("order", order)

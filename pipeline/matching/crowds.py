@@ -23,8 +23,11 @@ from pipeline.matching.sketches import spread
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Items of a crowd that are compared among themselves before their representatives are compared with the rest."""
+
+FEW = 1 / 16
+"""Share of them that must follow another one. Of a crowd of K pictures, equally often, it is AT_ONCE / 2K."""
 
 Same = Callable[[Ints, Ints], tuple[Ints, Ints]]
 """(one, other) of the pairs of items `ones` x `others` that are the same; of all of them, where both are equal."""
@@ -34,9 +37,9 @@ def represent(known: Flags, same: Same, least: float = 0.0) -> tuple[Ints, Flags
     """(items 0 to N - 1 as they were compared, which of these follow another one, those that were left).
 
     known [N]: followers of something before them, in this crowd or in another one, which are compared with
-    representatives before them alone. An item that follows comes before all that it was not compared with. Of those
-    that were left, which come last, no two were compared. least: stop where representatives of AT_ONCE items have fewer
-    followers than this share of the rest.
+    representatives before them alone. An item that follows comes before all that it was not compared with. Items that
+    were left come last, and are to be compared with each other. least: stop where less than this share of AT_ONCE
+    items follows another one of them, so that what is no crowd costs no comparisons of all with some.
     """
     order, follows = [np.zeros(0, np.int64)], known.copy()
     rest, waiting = np.flatnonzero(~known), np.flatnonzero(known)
@@ -49,12 +52,13 @@ def represent(known: Flags, same: Same, least: float = 0.0) -> tuple[Ints, Flags
         alike[np.maximum(one, other), np.minimum(one, other)] = True
         for row, earlier in enumerate(alike):
             follows[some[row]] = (earlier & ~follows[some]).any()
+        if np.count_nonzero(follows[some]) < least * len(some):
+            order[-1], rest = some[follows[some]], np.concatenate([some[~follows[some]], rest])
+            break
         _, caught = same(some[~follows[some]], np.concatenate([rest, waiting]))
         follows[caught] = True
         order.append(rest[follows[rest]])
-        size_before, rest = len(rest), rest[~follows[rest]]
-        if size_before - len(rest) < least * size_before:
-            break
+        rest = rest[~follows[rest]]
     joined = np.concatenate([*order, waiting, rest])
     return joined, follows[joined], rest
 

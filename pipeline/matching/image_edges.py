@@ -4,9 +4,9 @@ What shares a key is compared by hash, by tones and by what the images look like
 alike depends on those two alone, and not on the keys or the task by which they meet.
 
 Many pictures look less like each other than their hashes and first tones do, drawings on white above all. So where more
-than DENSE entries answer an image, those are parted by the next block of the tones, and so on through all blocks that
-must agree. Where all tones agree and there are still so many, they are a crowd (`crowds`): most are copies of one
-picture, and are compared with a few of them.
+than DENSE images answer one, those are parted by the next block of the tones, and so on through all blocks that must
+agree. Where all tones agree and there are still so many, they may be a crowd (`crowds`), of copies of a few pictures,
+which are compared with a few of them. Dialogs of one program are not: what follows nothing is compared as elsewhere.
 
 Images of earlier builds (`KeptImages`) are looked up in their own sorted entries and never compared with each other, so
 that what is read grows with the build and hardly with what was kept. All that share a key are compared.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.crowds import Crowds, represent
+from pipeline.matching.crowds import FEW, Crowds, represent
 from pipeline.matching.image_keys import (
     CELL_BITS,
     PARTS_BITS,
@@ -58,7 +58,8 @@ Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 DENSE = 256
-"""Entries of a range that are compared at once; of a longer one those that agree in the next block of tones."""
+"""Entries of any one part in a range, that is, images, which are compared at once; of more of them those that agree in
+the next block of tones."""
 
 SCANNED = 1 << 18
 """Entries compared in one go: bounds memory at some tens of MB."""
@@ -256,7 +257,7 @@ class ImageJoin:
         compared in about this order, which should be that of ranks. two: those that it holds for are not compared,
         unless they are in a crowd."""
         self._rule, self._signed, self._hashed, self._order = rule, signed, hashed, order
-        self._pairs, self._two = _Pairs(rule[1], signed, signed), two
+        self._pairs, self._two = _Pairs(rule.threshold, signed, signed), two
         self._crowds: list[tuple[Ints, Flags]] = []
         self._led = np.full(len(order), _NOT_LED)  # by image the first place at which a crowd is led by one like it
         self._open = _PairSet()
@@ -293,13 +294,13 @@ class ImageJoin:
                 rows, asked, tone = rows[by_tone], asked[by_tone], tone[by_tone]
                 order, low, high = _ranges(groups, tones, asked, tone)
                 entries, groups = entries.take(order), groups[order]
-                dense = high - low > DENSE
+                dense = _dense(entries.place, low, high)
                 sparse.append((entries, rows[~dense], low[~dense], high[~dense]))
                 if not dense.any():
                     break
                 rows, low, high, asked = rows[dense], low[dense], high[dense], asked[dense]
                 if number == len(blocks) - 1:
-                    self._compare_crowds(asking.take(rows), entries, asked, low, high)
+                    sparse += self._compare_crowds(asking, rows, entries, asked, low, high)
                     break
                 inside = _inside(low, high, len(entries))
                 entries, groups = entries.take(inside), groups[inside]
@@ -335,17 +336,30 @@ class ImageJoin:
         """Positions of images in the order in which crowds are compared."""
         return self._order[images].astype(np.int64) << 32 | images
 
-    def _compare_crowds(self, asking: Loaded, entries: Loaded, asked: Codes, low: Ints, high: Ints) -> None:
-        """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one."""
-        order = np.argsort(asked, kind="stable")
+    def _compare_crowds(
+        self, asking: Loaded, rows: Ints, entries: Loaded, asked: Codes, low: Ints, high: Ints
+    ) -> list[tuple[Loaded, Ints, Ints, Ints]]:
+        """The same for ranges in which tones tell nothing more; entries with equal `asked` have their range in one.
+
+        Returns what turns out to be no crowd: entries, and rows with their ranges in them.
+        """
+        order, left = np.argsort(asked, kind="stable"), list[tuple[Loaded, Ints, Ints, Ints]]()
         borders = np.append(np.flatnonzero(begins(asked[order])), len(order))
         for first, last in itertools.pairwise(borders.tolist()):
-            rows = order[first:last]
-            inside = slice(int(low[rows].min()), int(high[rows].max()))
-            self._compare_crowd(distinct(np.concatenate([asking.image[rows], entries.image[inside]])))
+            some = order[first:last]
+            start, images = int(low[some].min()), asking.image[rows[some]]
+            inside = entries.image[start : int(high[some].max())]
+            rest = self._compare_crowd(distinct(np.concatenate([images, inside])))
+            apart, some = np.isin(inside, rest), some[np.isin(images, rest)]
+            before = np.concatenate([[0], np.cumsum(apart)])
+            own = before[low[some] - start], before[high[some] - start]
+            left.append((entries.take(start + np.flatnonzero(apart)), rows[some], *own))
+        return left
 
-    def _compare_crowd(self, members: Ints) -> None:
+    def _compare_crowd(self, members: Ints) -> Ints:
         """Compare images, ascending, that may be too many for every two of them, by all of their parts.
+
+        Returns those that are no crowd, which were not compared with each other.
 
         One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
         one, so that it is compared with what comes before it alone.
@@ -372,7 +386,7 @@ class ImageJoin:
             turned = ~np.isin(one, ones)
             return np.where(turned, other, one), np.where(turned, one, other)
 
-        compared, follows, _ = represent(known, same)
+        compared, follows, rest = represent(known, same, FEW)
         if follows.any():
             self._crowds.append((members[compared], follows))
         follower = np.zeros(len(members), np.bool_)
@@ -380,6 +394,7 @@ class ImageJoin:
         for one, other in matched:
             leads = ~follower[one] & follower[other]
             np.minimum.at(self._led, members[other[leads]], place[one[leads]])
+        return np.sort(members[rest])
 
     def _judge(self, images: Ints) -> Callable[[Ints, Ints], Flags]:
         """Returns a judge of pairs of images, by all of their parts, which reads signatures when it needs them."""
@@ -444,9 +459,7 @@ class KeptJoin:
         return one, other
 
 
-def first_alike(
-    radius: int, threshold: float, asking: tuple[Codes, Bytes, Details], kept: tuple[Codes, Bytes, Details]
-) -> Ints:
+def first_alike(rule: Rule, asking: tuple[Codes, Bytes, Details], kept: tuple[Codes, Bytes, Details]) -> Ints:
     """[N] the first of some images that each image looks like, -1 for none; all in memory.
 
     Images are hashes [N, HASHES], signatures [N, ...] and details.
@@ -454,9 +467,9 @@ def first_alike(
     found = np.full(len(asking[0]), -1, np.int64)
     if not len(found) or not len(kept[0]):
         return found
-    join = KeptJoin(threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
-    own, theirs = ({True: fine_of(of[2]), False: coarse_of(*of[:2])} for of in (asking, kept))
-    for key in plan(len(asking[0]) + len(kept[0]), radius):
+    join = KeptJoin(rule.threshold, OfArrays(*asking[1:]), signed := OfArrays(*kept[1:]))
+    own, theirs = ({True: fine_of(of[2], rule.turned), False: coarse_of(*of[:2], rule.turned)} for of in (asking, kept))
+    for key in plan(len(asking[0]) + len(kept[0]), rule.radius, rule.turned):
         of_own, of_theirs = own[key.family.fine], theirs[key.family.fine]
         loaded = Loaded.joined([Loaded.of(key, entries, of_own) for entries in entries_of(key, of_own)])
         join.look(key, loaded, KeptImages(*entries_of(key, of_theirs), of_theirs, signed))
@@ -526,6 +539,16 @@ def _sorted(keys: Codes) -> tuple[Codes, Ints]:
         return packed >> np.uint64(bits), (packed & np.uint64((1 << bits) - 1)).astype(np.int64)
     order = np.argsort(keys)
     return keys[order], order
+
+
+def _dense(place: npt.NDArray[np.uint8], low: Ints, high: Ints) -> Flags:
+    """[N] which ranges low[i] to high[i] have more than DENSE entries of one part; place: the parts of all entries."""
+    dense = np.zeros(len(low), np.bool_)
+    long = np.flatnonzero(high - low > DENSE)
+    for part in np.unique(place).tolist() if len(long) else ():
+        before = np.concatenate([[0], np.cumsum(place == part)])
+        dense[long] |= before[high[long]] - before[low[long]] > DENSE
+    return dense
 
 
 def _inside(low: Ints, high: Ints, size: int) -> Ints:

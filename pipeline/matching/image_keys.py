@@ -105,10 +105,10 @@ class Key:
 
 
 @lru_cache(maxsize=64)
-def plan(images: int, radius: int) -> tuple[Key, ...]:
-    """The keys by which so many images are compared: coarse ones, then fine ones."""
+def plan(images: int, radius: int, turned: bool = False) -> tuple[Key, ...]:
+    """The keys by which so many images are compared, family by family; turned: also as mirrored and turned copies."""
     keys: list[Key] = []
-    for family in families(radius):
+    for family in families(radius, turned):
         entries, spare = max(1, images * len(family.parts)), 1
         while (
             entries > SHARED << int(EVEN * spare * (64 // (family.radius + spare)))

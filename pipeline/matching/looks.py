@@ -6,6 +6,9 @@ Every image has hashes of its parts and grids (`pictures.signatures`). One witho
 A match of coarse hashes is verified by grids; where both images have details and one of them is plain, maps that lie
 well over each other and still differ in a place overrule the grids. So two dialogs of one program that the grids do not
 tell apart are two pictures. A match of fine hashes is verified by maps, and by colours, which maps know nothing of.
+
+Where mirrored and turned copies are looked for (`Rule.turned`), the whole in each form (`pictures.symmetries`) is a
+part like others, coarse and fine. It is compared with the whole as it is, or cropped, and verified in that form.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.files.digests import bytes_of
-from pipeline.pictures import alignment, details
+from pipeline.pictures import alignment, details, symmetries
 from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.signatures import (
     ALL,
@@ -130,7 +133,7 @@ NO_DETAILS = Details(np.zeros(0, np.int64), np.zeros((0, details.SIZE), np.uint8
 class Family:
     """Hashes that are compared with each other: those of `parts`, each with that of part `asks`, within `radius`.
 
-    fine: parts are those of `details.PARTS`, else those of every picture.
+    fine: parts are those of `details.PARTS`, else those of every picture; behind either come those of `symmetries`.
     """
 
     parts: tuple[int, ...]
@@ -148,23 +151,43 @@ class Family:
         """`parts` as an array."""
         return np.array(self.parts, np.int64)
 
+    @property
+    def upright(self) -> int:
+        """Number of parts before those of `symmetries`."""
+        return len(details.PARTS) if self.fine else HASHES
+
+    @property
+    def turned(self) -> bool:
+        """Whether parts are those of `symmetries`."""
+        return self.asks >= self.upright
+
     def toned(self, parts: Ints) -> Ints:
-        """By which tones, and grids, parts [N] are compared: halves of every picture by those of the whole."""
-        return np.zeros_like(parts) if not self.fine and self.asks in _HALVES else parts
+        """By which tones parts [N] are compared: halves of every picture by those of the whole."""
+        if not self.fine and self.asks in _HALVES:
+            return np.zeros_like(parts)
+        return parts - HASHES + GRIDS if self.turned and not self.fine else parts
+
+    def placed(self, parts: Ints) -> tuple[Ints, Ints]:
+        """(forms [N], parts as they lie in these) of parts [N]."""
+        return symmetries.placed(parts - self.upright) if self.turned else (np.zeros_like(parts), parts)
 
 
-def families(radius: int) -> tuple[Family, ...]:
+def families(radius: int, turned: bool = False) -> tuple[Family, ...]:
     """The whole with every part, and each other hash with the same: halves of every picture within half the radius.
 
     Of fine hashes, which maps verify, the whole is compared within a bit more than the radius: thin lines make them
-    tremble.
+    tremble. turned: the upright parts are also compared with the whole in all other forms.
     """
     coarse = (Family((part,), part, radius if part == CONTENT else radius // 2) for part in (CONTENT, *_HALVES))
     fine = (
         Family(parts, parts[0], radius if number else radius + 1, fine=True)
         for number, parts in enumerate(details.FAMILIES)
     )
-    return (Family(tuple(range(GRIDS)), 0, radius), *coarse, *fine)
+    every = [Family(tuple(range(GRIDS)), 0, radius), *coarse, *fine]
+    for first, own, is_fine in ((HASHES, radius, False), (len(details.PARTS), radius + 1, True)) if turned else ():
+        forms = range(first + symmetries.UPRIGHT, first + symmetries.HASHES)
+        every += (Family((asks, *forms), asks, own, is_fine) for asks in range(first, forms.start))
+    return tuple(every)
 
 
 @dataclass(frozen=True)
@@ -176,18 +199,26 @@ class Hashed:
     tones: Codes
 
 
-def coarse_of(phash: Codes, signatures: Bytes) -> Hashed:
-    """Coarse hashes of all images, from hashes [N, parts] and signatures [N, ...]."""
-    found = np.zeros((len(phash), GRIDS), np.uint64)
+def coarse_of(phash: Codes, signatures: Bytes, turned: bool = False) -> Hashed:
+    """Coarse hashes of all images, from hashes [N, parts] and signatures [N, ...]; turned: also of their forms."""
+    grids, found = signatures.reshape(len(phash), GRIDS, SIZE), np.zeros((len(phash), GRIDS), np.uint64)
     for start in range(0, len(phash), TONES_AT_ONCE):
-        part = signatures[start : start + TONES_AT_ONCE]
-        found[start : start + len(part)] = tones(part.reshape(len(part), GRIDS, SIZE))
-    return Hashed(np.arange(len(phash)), phash, found)
+        part = grids[start : start + TONES_AT_ONCE]
+        found[start : start + len(part)] = tones(part)
+    return Hashed(np.arange(len(phash)), *_with_forms(phash, found, symmetries.of_grids(grids) if turned else ()))
 
 
-def fine_of(own: Details) -> Hashed:
-    """Fine hashes of the images that have details."""
-    return Hashed(own.of, details.hashes_in(own.stored), details.tones_in(own.stored))
+def fine_of(own: Details, turned: bool = False) -> Hashed:
+    """Fine hashes of the images that have details; turned: also of their forms."""
+    of_forms = symmetries.of_maps(details.maps_in(own.stored)) if turned else ()
+    return Hashed(own.of, *_with_forms(details.hashes_in(own.stored), details.tones_in(own.stored), of_forms))
+
+
+def _with_forms(codes: Codes, tones: Codes, of_forms: tuple[Codes, Codes] | tuple[()]) -> tuple[Codes, Codes]:
+    """Hashes and tones of parts, and behind them those of `symmetries`."""
+    if not of_forms:
+        return codes, tones
+    return np.concatenate([codes, of_forms[0]], axis=1), np.concatenate([tones, of_forms[1]], axis=1)
 
 
 class Signed(Protocol):
@@ -245,25 +276,29 @@ class OfArrays:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs of images [N]: number ones[i] of `own` and others[i] of `theirs`, whose parts of these numbers are near."""
+    """Pairs of images [N]: number ones[i] of `own` and others[i] of `theirs`, in forms one_forms[i] and other_forms[i],
+    whose parts of these numbers are near."""
 
     own: Signed
     ones: Ints
+    one_forms: Ints
     one_parts: Ints
     theirs: Signed
     others: Ints
+    other_forms: Ints
     other_parts: Ints
 
     def __len__(self) -> int:
         return len(self.ones)
 
     def take(self, rows: Ints) -> _Candidates:
-        own = self.own, self.ones[rows], self.one_parts[rows]
-        return _Candidates(*own, self.theirs, self.others[rows], self.other_parts[rows])
+        own = self.own, self.ones[rows], self.one_forms[rows], self.one_parts[rows]
+        return _Candidates(*own, self.theirs, self.others[rows], self.other_forms[rows], self.other_parts[rows])
 
     def grids(self, of_ones: Ints, of_others: Ints) -> tuple[Bytes, Bytes]:
         """[N, SIZE] twice: grids of these numbers."""
-        return self.own.grids(self.ones, of_ones), self.theirs.grids(self.others, of_others)
+        one, other = self.own.grids(self.ones, of_ones), self.theirs.grids(self.others, of_others)
+        return symmetries.grids_in(one, self.one_forms), symmetries.grids_in(other, self.other_forms)
 
     def wholes(self) -> tuple[Bytes, Bytes]:
         """[N, SIZE] twice: grids of the whole."""
@@ -280,22 +315,31 @@ def alike(
     by: the family of the parts, and the threshold.
     """
     family, threshold = by
-    candidates = _Candidates(own, ones, one_parts, theirs, others, other_parts)
+    one, other = family.placed(one_parts), family.placed(other_parts)
+    if family.turned and not (turned := one[0] + other[0] > 0).all():  # both as they are: other families see to them
+        result = np.zeros(len(ones), np.bool_)
+        result[turned] = alike(own, ones[turned], one_parts[turned], theirs, others[turned], other_parts[turned], by)
+        return result
+    candidates = _Candidates(own, ones, *one, theirs, others, *other)
     if family.fine:  # by maps alone, where colours agree
         result = np.zeros(len(candidates), np.bool_)
         rows, same, _ = _by_maps(candidates, np.arange(len(candidates)), by, _of_one_colour)
         result[rows] = same
         return result
-    grids = candidates.grids(family.toned(one_parts), family.toned(other_parts))
-    result = within(*grids, threshold, one_tone=True, blocks=family.blocks)
+    parts = (one[1], other[1]) if family.turned else (family.toned(one_parts), family.toned(other_parts))
+    result = within(*candidates.grids(*parts), threshold, one_tone=True, blocks=family.blocks)
     # what grids merge, maps may part
-    rows, _, other = _by_maps(candidates, np.flatnonzero(result), by, _one_is_plain)
-    result[rows] = ~other
+    rows, _, two = _by_maps(candidates, np.flatnonzero(result), by, _one_is_plain)
+    result[rows] = ~two
     return result
 
 
-Rule = tuple[int, float]
-"""The radius within which hashes are near, and the threshold."""
+class Rule(NamedTuple):
+    """The radius within which hashes are near, the threshold, and whether mirrored and turned copies are looked for."""
+
+    radius: int
+    threshold: float
+    turned: bool = False
 
 
 def pairs_alike(rule: Rule, signed: Signed, coarse: Hashed, fine: Hashed, ones: Ints, others: Ints) -> Flags:
@@ -303,9 +347,8 @@ def pairs_alike(rule: Rule, signed: Signed, coarse: Hashed, fine: Hashed, ones: 
 
     fine: of those of these images that have details. The images of both ascend.
     """
-    radius, threshold = rule
     found = np.zeros(len(ones), np.bool_)
-    for family in families(radius):
+    for family in families(rule.radius, rule.turned):
         rows, places = (ones, others), np.arange(len(ones))
         hashed = fine if family.fine else coarse
         if family.fine:
@@ -317,7 +360,7 @@ def pairs_alike(rule: Rule, signed: Signed, coarse: Hashed, fine: Hashed, ones: 
             for parts in dict.fromkeys(((family.asks, part), (part, family.asks))):
                 places = places[~found[places]]
                 found[places] = _parts_alike(
-                    family, threshold, signed, hashed, (rows[0][places], rows[1][places]), parts
+                    family, rule.threshold, signed, hashed, (rows[0][places], rows[1][places]), parts
                 )
     return found
 
@@ -363,7 +406,10 @@ def _by_maps(
     if not len(places):
         return none
     starts = alignment.starts_of(*(_boxes(family, of[places]) for of in (asked.one_parts, asked.other_parts)))
-    one, other = (details.maps_in(of.take(places).stored) for of in (mine, others))
+    one, other = (
+        symmetries.maps_in(details.maps_in(of.take(places).stored), forms[places])
+        for of, forms in ((mine, asked.one_forms), (others, asked.other_forms))
+    )
     return rows[places], *alignment.judged(one, other, starts, threshold)
 
 

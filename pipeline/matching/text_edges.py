@@ -23,15 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files.digests import Digests
-from pipeline.matching.crowds import Crowds, represent
+from pipeline.matching.crowds import FEW, Crowds, represent
 from pipeline.matching.image_edges import among, ranged_pairs, unpacked
 from pipeline.matching.sketches import Hashes, Ints, Sketches, Words, begins, distinct, mixed, places, same, spread
 
 LONG = 64
 """Texts of a key of which every two are compared."""
-
-FEW = 0.125
-"""Share of a crowd that must follow its first texts, or else its rarest shingles are looked at."""
 
 VERIFIED = 1 << 15
 """Pairs verified at once: their sketches take some MB."""

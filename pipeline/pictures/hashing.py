@@ -11,8 +11,8 @@ Several hashes, because a single one finds about half of the pictures that lost 
 stamped onto them; against parts of the original, a radius of 4 bits finds nearly all. Computed in whole numbers:
 every machine computes the same bits. A picture without structure has hash 0.
 
-Limits: not made for mirrored or turned pictures, crops beyond about 5% at a side, or several of these at once, but for
-a frame (`frames`), which comes off first. A text across the middle touches both halves.
+Limits: not made for mirrored or turned pictures (`symmetries`), crops beyond about 5% at a side, or several of these at
+once, but for a frame (`frames`), which comes off first. A text across the middle touches both halves.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
 def levels_by(parts: Parts, planes: Pixels) -> npt.NDArray[np.float64]:
     """[N, parts, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
     samples = parts.of(planes)
-    levels: npt.NDArray[np.float64] = samples.reshape(*samples.shape[:2], -1)[..., _PICKED]
+    levels: npt.NDArray[np.float64] = samples.reshape(*samples.shape[:2], _FREQUENCIES**2)[..., _PICKED]
     levels *= _WEIGHTS
     np.rint(levels, out=levels)
     return levels

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json
 from pipeline.matching.image_edges import first_alike
-from pipeline.matching.looks import Bytes, Codes, Details, hashes_of, signatures_of
+from pipeline.matching.looks import Bytes, Codes, Details, Rule, hashes_of, signatures_of
 from pipeline.records import LOOKS, sha256_hex
 from pipeline.urls import host_names
 
@@ -147,7 +147,7 @@ class Takedowns:
         looks = looks_of(rows)
         alike = np.zeros(rows.num_rows, np.bool_)
         for group in self._groups_of(features):
-            alike |= first_alike(group.distance, group.threshold, looks, group.looks) >= 0
+            alike |= first_alike(Rule(group.distance, group.threshold), looks, group.looks) >= 0
         names: list[str] = rows["sha256"].filter(pa.array(alike)).to_pylist()
         return names
 

@@ -10,7 +10,8 @@ All at once, as the web has them: a set (`near_sets`) of originals of one kind, 
 seven, with a text where chance puts it, and what reposts do besides) and the same pixels in a file of another format,
 ranked by size as dedup ranks them. The framed copy is the largest and leads, so the others are two changes away from
 what they are compared with. A copy is found if it gets the leader of its original. What was merged is drawn side by
-side in a PNG in the temporary folder. The quick form has the sets that need no download.
+side in a PNG in the temporary folder. The quick form has the sets that need no download. Likewise with
+`dedup.image_turned`: originals, framed copies, and mirrored and turned ones (`copies.TURNED`).
 
 Originals without structure (white on white), which filters drop, are left out of both.
 
@@ -57,8 +58,8 @@ ONE_PICTURE = (
 BARS = {"crop_one_corner": 0.90, "text": 0.80}
 """Recall of a copy among all copies at once, where it is not 0.95."""
 
-OVERALL, PHOTOGRAPHIC = 0.93, ("photos", "photographs")
-"""Recall of all copies in any set; sets whose recall is held to a bar for each copy."""
+OVERALL, TURNED_OVERALL, PHOTOGRAPHIC = 0.93, 0.9, ("photos", "photographs")
+"""Recall of all copies, and of mirrored and turned ones, in any set; sets with a bar for each copy."""
 
 LONGEST = 1_000
 """Pixels of the longer side of an original; larger ones are made smaller first."""
@@ -173,7 +174,7 @@ def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float]
 
 def at_once(small: bool) -> dict[str, Any]:
     """Figures of the sets in which all copies lie side by side."""
-    from copies import AT_ONCE
+    from copies import AT_ONCE, TURNED
     from harness import Figure, at_least
     from near_sets import SETS, originals
 
@@ -184,7 +185,7 @@ def at_once(small: bool) -> dict[str, Any]:
             made = list(pool.map(_all_copies, enumerate(files), chunksize=4))
         rows = [one for one in made if one is not None and one[""]["phash"][0]]
         names = [files[number].stem for number, one in enumerate(made) if one is not None and one[""]["phash"][0]]
-        recall, merges = clusters(rows, names)
+        recall, merges = clusters([_only(one, "", "same_pixels", *AT_ONCE) for one in rows], names)
         overall = sum(recall[kind] for kind in AT_ONCE) / len(AT_ONCE)
         _say(f"{name}: {len(rows)} originals, " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
         others = sorted(pair for pair in merges if not any({*pair} <= one for one in ONE_PICTURE))
@@ -197,12 +198,22 @@ def at_once(small: bool) -> dict[str, Any]:
         if name in PHOTOGRAPHIC:
             bars = {kind: BARS.get(kind, 0.95) for kind in AT_ONCE}
             figures |= {f"{name}_{kind}": at_least(recall[kind], bar, "share") for kind, bar in bars.items()}
+        recall, merges = clusters([_only(one, "", "border", *TURNED) for one in rows], names, turned=True)
+        _say(f"{name}, with image_turned: " + ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items()))
+        others = sorted(pair for pair in merges if not any({*pair} <= one for one in ONE_PICTURE))
+        overall = sum(recall[kind] for kind in TURNED) / len(TURNED)
+        figures[f"{name}_turned_recall"] = at_least(overall, TURNED_OVERALL, "share")
+        figures[f"{name}_turned_different_merged"] = Figure(len(others), "pairs", 0, not others)
     return figures
+
+
+def _only(rows: dict[str, dict[str, Any]], *kinds: str) -> dict[str, dict[str, Any]]:
+    return {kind: rows[kind] for kind in kinds}
 
 
 def _all_copies(task: tuple[int, Path]) -> dict[str, dict[str, Any]] | None:
     """Rows of features of an original, under "", and of its copies; None of a file that is no picture."""
-    from copies import AT_ONCE
+    from copies import AT_ONCE, TURNED
     from PIL import Image
 
     from pipeline.features._rows import measure_image
@@ -219,7 +230,7 @@ def _all_copies(task: tuple[int, Path]) -> dict[str, dict[str, Any]] | None:
         data = _saved(image, "JPEG", quality=92) if file.suffix == ".jpg" else _saved(image, "PNG")
         image = Image.fromarray(decode(data, 10**9).pixels)
     made = {"": data, "same_pixels": _saved(image, "WEBP", lossless=True)}
-    made |= {name: copy(image, number) for name, copy in AT_ONCE.items()}
+    made |= {name: copy(image, number) for name, copy in (AT_ONCE | TURNED).items()}
     return {
         name: measure_image(content, 10**9) | {"id": hashlib.sha256(content).digest()} for name, content in made.items()
     }
@@ -231,7 +242,9 @@ def _saved(image: Any, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], set[tuple[str, str]]]:
+def clusters(
+    rows: list[dict[str, Any]], names: list[str], turned: bool = False
+) -> tuple[dict[str, float], set[tuple[str, str]]]:
     """Recall by kind of copy, and pairs of originals of which anything was merged, of all rows by rank."""
     from leading_images import Leaders
 
@@ -239,7 +252,7 @@ def clusters(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, fl
         ((number, kind, row) for number, one in enumerate(rows) for kind, row in one.items()),
         key=lambda of: (-of[2]["width"] * of[2]["height"], of[2]["id"]),
     )
-    leaders = Leaders()
+    leaders = Leaders(turned)
     original_of, leader_of = list[int](), dict[tuple[int, str], int]()
     for number, kind, row in ranked:
         phash, signature, details = _looks([row])

@@ -145,6 +145,14 @@ AT_ONCE: dict[str, Callable[[Image.Image, int], bytes]] = COPIES | {
 }
 """Those that lie beside the original, and each other, in one build."""
 
+TURNED: dict[str, Callable[[Image.Image, int], bytes]] = {
+    "mirrored": lambda image, _: jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+    "turned_90": lambda image, _: jpeg(image.transpose(Image.Transpose.ROTATE_90)),
+    "turned_180": lambda image, _: jpeg(image.transpose(Image.Transpose.ROTATE_180)),
+    "turned_270": lambda image, _: jpeg(image.transpose(Image.Transpose.ROTATE_270)),
+}
+"""Those that are found with `dedup.image_turned`."""
+
 MORE: dict[str, Callable[[Image.Image, int], bytes]] = {
     "crop 1% each side": each_side(0.01),
     "crop 3% each side": each_side(0.03),

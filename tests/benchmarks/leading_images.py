@@ -10,8 +10,9 @@ import numpy as np
 class Leaders:
     """Looks of images in the order in which they were added."""
 
-    def __init__(self) -> None:
-        self._looks: list[tuple[Any, Any, Any]] = []
+    def __init__(self, turned: bool = False) -> None:
+        """turned: as `dedup.image_turned`."""
+        self._turned, self._looks = turned, list[tuple[Any, Any, Any]]()
 
     def add(self, phash: Any, signature: Any, details: Any) -> None:
         """Add one image."""
@@ -21,7 +22,7 @@ class Leaders:
         """[N] the number of the first leader that each image looks like, -1 for none."""
         from data_specs.build import Dedup
         from pipeline.matching.image_edges import first_alike
-        from pipeline.matching.looks import Details
+        from pipeline.matching.looks import Details, Rule
 
         if not self._looks:
             return np.full(len(phash), -1)
@@ -30,4 +31,5 @@ class Leaders:
         all_details = Details(*(np.concatenate([getattr(own, name) for own in moved]) for name in ("of", "stored")))
         rules = Dedup()
         asked = (phash, signature, details)
-        return first_alike(rules.image_distance, rules.image_signature, asked, (kept[0], kept[1], all_details))
+        rule = Rule(rules.image_distance, rules.image_signature, self._turned)
+        return first_alike(rule, asked, (kept[0], kept[1], all_details))

@@ -42,6 +42,7 @@ def builds(draw: st.DrawFn) -> tuple[list[Pairs], dict[str, Any], dict[str, Any]
         "max_texts": draw(st.sampled_from([1, 2, 32])),
         "merge_texts": draw(st.booleans()),
         "image_distance": draw(st.sampled_from([0, 4, 10])),
+        "image_turned": draw(st.booleans()),
     }
     shards = {"apart": draw(st.sampled_from(["images", "texts"])), "dev_share": 0.3, "val_share": 0.3}
     steps = draw(st.lists(st.lists(pair, max_size=16), min_size=1, max_size=3))

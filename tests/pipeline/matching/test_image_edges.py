@@ -19,7 +19,7 @@ from pipeline.features._rows import measure_image
 from pipeline.matching import crowds, image_edges
 from pipeline.matching.image_edges import ImageJoin, KeptImages, KeptJoin, Loaded, first_alike
 from pipeline.matching.image_keys import SHARED, Key, entries_of, plan
-from pipeline.matching.looks import NO_DETAILS, Details, Family, Hashed, OfArrays, coarse_of, families, fine_of
+from pipeline.matching.looks import NO_DETAILS, Details, Family, Hashed, OfArrays, Rule, coarse_of, families, fine_of
 from pipeline.pictures import alignment, details
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import CONTENT, HASHES
@@ -39,8 +39,9 @@ from pipeline.records import FEATURE_SCHEMA
 from pipeline.store.takedowns import looks_of
 from tests.dedup_oracle import alike
 from tests.detailed import drawn_details
-from tests.drawn import encoded
+from tests.drawn import blobs, encoded
 from tests.places import CORPUS, ROOT
+from tests.windows import WORDS, bordered, dialog
 
 PHOTOS = CORPUS / "howtocook-site" / "images"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
@@ -89,7 +90,9 @@ def test_images_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarr
         return bool(looks_like[i * size + j])
 
     cut = min(cut, size)
-    first = first_alike(6, 0.06, (phash[cut:], signature[cut:], NO_DETAILS), (phash[:cut], signature[:cut], NO_DETAILS))
+    first = first_alike(
+        Rule(6, 0.06), (phash[cut:], signature[cut:], NO_DETAILS), (phash[:cut], signature[:cut], NO_DETAILS)
+    )
     assert first.tolist() == [next((j for j in range(cut) if is_alike(i, j)), -1) for i in range(cut, size)]
 
 
@@ -142,7 +145,9 @@ def test_images_with_details_agree_with_comparing_one_by_one(seed: int, size: in
 
     cut = min(cut, size)
     before, after = (own.take(np.arange(size)[some]) for some in (slice(cut), slice(cut, None)))
-    first = first_alike(4, THRESHOLD, (phash[cut:], signature[cut:], after), (phash[:cut], signature[:cut], before))
+    first = first_alike(
+        Rule(4, THRESHOLD), (phash[cut:], signature[cut:], after), (phash[:cut], signature[:cut], before)
+    )
     expected = [[is_alike(i, j) for j in range(size)] for i in range(size)]
     assert first.tolist() == [next((j for j in range(cut) if expected[i][j]), -1) for i in range(cut, size)]
     assert alike(4, THRESHOLD, phash, signature, own).tolist() == expected
@@ -173,11 +178,11 @@ def hashes_by(hashed: dict[bool, Hashed]) -> Any:
 
 
 def joined(
-    phash: Any, signature: Any, radius: int, keys: tuple[Key, ...], cuts: int, details: Details = NO_DETAILS
+    phash: Any, signature: Any, rule: Rule, keys: tuple[Key, ...], cuts: int, details: Details = NO_DETAILS
 ) -> tuple[Any, Any, int]:
     """(pairs that are edges [N, N], pairs that are open in crowds [N, N], comparisons) over all parts of all keys."""
     size, signed = len(phash), OfArrays(signature, details)
-    hashed = {False: coarse_of(phash, signature), True: fine_of(details)}
+    hashed = {False: coarse_of(phash, signature, rule.turned), True: fine_of(details, rule.turned)}
     edges, open_, compared = np.zeros((size, size), bool), np.zeros((size, size), bool), 0
     for key in keys:
         own = hashed[key.family.fine]
@@ -185,7 +190,7 @@ def joined(
         for part in range(cuts):
             first, last = key.buckets * part // cuts, key.buckets * (part + 1) // cuts
             loaded = [Loaded.of(key, of.within(key, first, last), own) for of in entries]
-            join = ImageJoin((radius, THRESHOLD), signed, hashes_by(hashed), np.arange(size, dtype=np.uint32))
+            join = ImageJoin(rule, signed, hashes_by(hashed), np.arange(size, dtype=np.uint32))
             join.among(key, Loaded.joined(loaded))
             found, of_crowds = join.edges()
             edges[found[:, 0], found[:, 1]] = edges[found[:, 1], found[:, 0]] = True
@@ -209,6 +214,7 @@ def joined(
     st.integers(1, 2),
     st.sampled_from([0, 2, 256]),
     st.sampled_from([1, 3, 64]),
+    st.booleans(),
 )
 def test_joins_find_what_comparing_all_finds(
     seed: int,
@@ -221,17 +227,19 @@ def test_joins_find_what_comparing_all_finds(
     cuts: int,
     dense: int,
     at_once: int,
+    turned: bool,
 ) -> None:
     """By the keys of builds of any size, at any radius, in any parts, in crowds and outside of them."""
     rng = np.random.default_rng(seed)
     phash, signature = drawn(rng, size, kinds, flips, levels)
     details = drawn_details(rng, size, kinds, 1, share=rng.choice([0, 0, 0, 0.3]))  # maps take milliseconds
-    expected = alike(radius, THRESHOLD, phash, signature, details)
+    expected = alike(radius, THRESHOLD, phash, signature, details, turned)
     np.fill_diagonal(expected, val=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_edges, "DENSE", dense)
         patch.setattr(crowds, "AT_ONCE", at_once)
-        edges, open_, _ = joined(phash, signature, radius, plan(planned, radius), cuts, details)
+        keys, rule = plan(planned, radius, turned), Rule(radius, THRESHOLD, turned)
+        edges, open_, _ = joined(phash, signature, rule, keys, cuts, details)
     assert not (edges & ~expected).any()
     assert not (expected & ~edges & ~open_).any(), "what was not compared is open in a crowd"
 
@@ -283,7 +291,7 @@ def test_dense_ranges_are_parted_by_every_block_of_the_tones(monkeypatch: pytest
     own = coarse_of(np.full((800, HASHES), 12345, np.uint64), grids.reshape(800, -1))
     monkeypatch.setattr(image_edges, "DENSE", 20)
     signed, of = OfArrays(grids.reshape(800, -1), NO_DETAILS), hashes_by({False: own, True: fine_of(NO_DETAILS)})
-    join = ImageJoin((4, THRESHOLD), signed, of, np.zeros(800, np.uint32))
+    join = ImageJoin(Rule(4, THRESHOLD), signed, of, np.zeros(800, np.uint32))
     join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
     assert not len(join.edges()[0])
     # a block of 16 levels of which three agree; in a crowd each two are looked at both ways
@@ -300,13 +308,57 @@ def test_a_crowd_costs_a_few_comparisons_for_each_of_its_images(alike_share: flo
     lone = rng.random(size) > alike_share
     signature[lone] = differing(rng, int(lone.sum()))
     key = plan(size, 4)[0]
-    edges, open_, compared = joined(phash, signature, 4, (key,), 1)
+    edges, open_, compared = joined(phash, signature, Rule(4, THRESHOLD), (key,), 1)
     assert compared <= (kinds + crowds.AT_ONCE + int(lone.sum())) * size, "each with one of a kind, and the others"
     one = np.flatnonzero(~lone)
     same = (one % kinds)[:, None] == (one % kinds)[None, :]
     np.fill_diagonal(same, val=False)
     assert (edges[np.ix_(one, one)] | open_[np.ix_(one, one)])[same].all()
     assert not edges[lone].any()
+
+
+@pytest.mark.parametrize(("size", "most"), [(200, 0), (600, crowds.AT_ONCE * (crowds.AT_ONCE - 1) // 2)])
+def test_pictures_that_contexts_tell_apart_cost_no_comparison_but_a_few_of_what_may_be_a_crowd(
+    size: int, most: int
+) -> None:
+    """They share all hashes and tones; what does not follow a few of them is no crowd, and is not compared."""
+    phash, signature = np.full((size, HASHES), 12345, np.uint64), differing(np.random.default_rng(7), size)
+    own, signed = coarse_of(phash, signature), OfArrays(signature, NO_DETAILS)
+    of, order = hashes_by({False: own, True: fine_of(NO_DETAILS)}), np.arange(size, dtype=np.uint32)
+    join = ImageJoin(Rule(4, THRESHOLD), signed, of, order, lambda ones, _: np.ones(len(ones), np.bool_))
+    key = plan(size, 4)[0]
+    assert len(key.family.parts) * 200 > image_edges.DENSE, "it is images that are counted, not their parts"
+    join.among(key, Loaded.joined([Loaded.of(key, entries, own) for entries in entries_of(key, own)]))
+    assert join.compared <= most
+    assert not len(join.edges()[0])
+
+
+def test_mirrored_and_turned_copies_are_alike_where_they_are_looked_for() -> None:
+    """Of photographs and of screens, in every form, beside a larger copy in a frame; as comparing all finds them."""
+    own = [Image.fromarray(blobs(1)), Image.fromarray(blobs(2)), dialog(*WORDS[:4]), dialog(*WORDS[3:], curve=90)]
+    forms = [None, *Image.Transpose]
+    copies = [[bordered(image), *(image if form is None else image.transpose(form) for form in forms)] for image in own]
+    phash, signature, details = _look(*(_jpeg(copy) for of in copies for copy in of))
+    size = len(own) * (len(forms) + 1)
+    of = np.repeat(np.arange(len(own)), len(forms) + 1)
+    for turned in (False, True):
+        rule = Rule(RULES.image_distance, THRESHOLD, turned)
+        edges, _, _ = joined(phash, signature, rule, plan(size, rule.radius, turned), 1, details)
+        expected = alike(*rule[:2], phash, signature, details, turned)
+        np.fill_diagonal(expected, val=False)
+        assert edges.tolist() == expected.tolist()
+        assert not edges[of[:, None] != of[None, :]].any()
+        first, found = np.arange(0, size, len(forms) + 1), edges.reshape(size, len(own), -1)
+        assert found[first, np.arange(len(own))].sum(axis=1).tolist() == [len(forms) if turned else 1] * len(own)
+        asked = phash[first], signature[first], details.take(first)
+        lead = first_alike(rule, (phash, signature, details), asked)
+        assert (lead == of).tolist() == [turned or place < 2 for _ in own for place in range(len(forms) + 1)]
+
+
+def test_a_range_is_dense_by_its_images_of_which_each_has_a_part_once() -> None:
+    of_one_part, of_eight = np.full(300, 3, np.uint8), np.tile(np.arange(8, dtype=np.uint8), 60)
+    place = np.concatenate([of_one_part, of_eight])
+    assert image_edges._dense(place, np.array([0, 300, 0]), np.array([300, 780, 256])).tolist() == [True, False, False]
 
 
 def test_keys_are_longer_the_more_images_there_are() -> None:
@@ -368,7 +420,7 @@ def _leaders(*files: bytes) -> Looks:
 
 
 def _found(data: bytes, leaders: Looks) -> int:
-    return int(first_alike(RULES.image_distance, RULES.image_signature, _look(data), leaders)[0])
+    return int(first_alike(Rule(RULES.image_distance, RULES.image_signature), _look(data), leaders)[0])
 
 
 def _drawn(seed: int) -> Image.Image:

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from pipeline.features._rows import measure_image
 from pipeline.matching.image_edges import first_alike
-from pipeline.matching.looks import Details, families, fine_of
+from pipeline.matching.looks import Details, OfArrays, Rule, families, fine_of
+from pipeline.matching.looks import alike as looks_alike
 from pipeline.pictures import details
 from pipeline.pictures.hashing import HASHES
 from pipeline.records import FEATURE_SCHEMA
@@ -113,14 +114,14 @@ def test_screens_of_one_program_that_differ_in_a_place_are_two_pictures_and_file
         looks_of(pa.Table.from_pylist([measure_image(data, 10**8) for data in of], schema=FEATURE_SCHEMA))
         for of in (files, [encoded(screen, "PNG")])
     )
-    assert first_alike(4, THRESHOLD, asked, own).tolist() == [-1, 0, 0, 0]
+    assert first_alike(Rule(4, THRESHOLD), asked, own).tolist() == [-1, 0, 0, 0]
 
 
 def test_joins_find_copies_of_pictures_with_maps() -> None:
     once = stamped(ONE, (30, 300), size=30)
     images = [bordered(ONE), ONE, cropped(ONE), ONE.crop((0, 0, 480, 384)), once, OTHER]
     phash, signature, own = measured(*images)
-    first = first_alike(4, THRESHOLD, (phash, signature, own), (phash[:1], signature[:1], own.take(np.arange(1))))
+    first = first_alike(Rule(4, THRESHOLD), (phash, signature, own), (phash[:1], signature[:1], own.take(np.arange(1))))
     assert first.tolist() == [0, 0, 0, 0, 0, -1]
 
 
@@ -130,3 +131,13 @@ def test_families_hold_every_hash_and_ask_by_the_first() -> None:
         assert {part for family in of for part in family.parts} == set(range(count))
         assert all(family.asks == family.parts[0] for family in of)
         assert [family.radius for family in of] == ([5, 4, 4, 4, 4] if fine else [4, 4, 2, 2])
+
+
+def test_parts_that_are_both_upright_are_compared_by_other_families_alone() -> None:
+    _, signature, own = measured(ONE, ONE)
+    signed, zero, one = OfArrays(signature, own), np.array([0]), np.array([1])
+    for family in families(4, turned=True):
+        asks = np.array([family.asks])
+        same = looks_alike(signed, zero, asks, signed, one, asks, (family, THRESHOLD))
+        assert same.tolist() == [not family.turned], family
+    assert families(4, turned=True)[: len(families(4))] == families(4)

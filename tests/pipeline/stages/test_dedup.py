@@ -12,8 +12,9 @@ from PIL import Image
 
 from data_specs.shard import SPLITS, Text
 from data_specs.text.folding import normal
+from pipeline.dedup import signatures
 from tests.deduped import after, publish, run, texts
-from tests.drawn import picture
+from tests.drawn import blobs, encoded, picture
 from tests.places import CORPUS, needs_corpus
 
 PHOTOS = CORPUS / "howtocook-site" / "images"
@@ -57,6 +58,21 @@ def test_the_copy_with_words_of_its_own_leads_and_texts_of_copies_are_sorted_in(
     assert texts(kept["post"]) == ["明洞街头的夜景", "我的博客", "首尔的三天"]
     assert texts(kept["page"]) == ["切好的土豆丝", "酸辣土豆丝", "归档", "所有文章的列表"]
     assert decided["list"]["duplicate_of"] == kept["post"]["candidate_id"]
+
+
+def test_a_mirrored_copy_is_one_where_the_spec_says_so(fetched_build: Any, got: Any) -> None:
+    photo = Image.fromarray(blobs(4))
+    images = [
+        got("as-it-is", encoded(photo), "一张图"),
+        got("mirrored", encoded(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), "另一张图"),
+    ]
+    plain = fetched_build(images, filters=[])
+    turned = fetched_build(images, name="turned", filters=[], dedup={"image_turned": True})
+    assert signatures.token(plain) != signatures.token(turned)
+    assert set(run(plain)[0]) == {"as-it-is", "mirrored"}
+    kept, decided, _ = run(turned)
+    assert len(kept) == 1
+    assert [row["reason"] for row in decided.values()] == ["near_image"]
 
 
 def test_texts_are_not_merged_when_the_spec_says_so(fetched_build: Any, got: Any) -> None:
