@@ -66,6 +66,6 @@ def test_the_sides_of_a_picture_are_those_of_its_header_and_bounded() -> None:
 
 def test_an_engine_that_is_not_installed_is_named(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"wenlan\[onnx\]"):
+    with pytest.raises(ConfigError, match=r"pip install .*\[onnx\]"):
         open_towers(checkpoint, "onnx", "cpu")
     assert isinstance(open_towers(checkpoint, "auto", "cpu"), towers.TorchTowers)
