@@ -56,7 +56,7 @@ PARAMS = {
     "recipe": param("recipe", "a recipe of wenlan-train"),
     "run_root": param("run_root", "folder of the runs"),
     "init": param(
-        "init", f"where to begin: empty for anew, {LAST!r} for the checkpoint published last, or one by name"
+        "init", f"where to begin: empty for random weights, {LAST!r} for the checkpoint published last, or one by name"
     ),
     "set": param("set", "values of the recipe to change, KEY=VALUE, separated by spaces"),
     "warm_set": Param(
@@ -107,7 +107,7 @@ def plan() -> dict[str, Any]:
     if init == LAST:
         init = _published_before(out, context["inlet_events"][CHECKPOINT])
         settings += params["warm_set"].split() if init else []
-        log.info("begins %s", f"from {init}" if init else "anew: no checkpoint was published before")
+        log.info("begins %s", f"from {init}" if init else "from random weights: no checkpoint was published before")
     fit = ["wenlan-train", "fit", "--recipe", params["recipe"], "--data", *data, "--out", out]
     fit += ["--init", init] if init else []
     fit += [word for value in settings for word in ("--set", value)]

@@ -1,4 +1,4 @@
-"""What to change in a spec, by the reason for which an address was refused: `plan` and the gates of a build say it."""
+"""Advice: the key of a spec to change, by the reason for which an address was refused. `plan` and gates print it."""
 
 from __future__ import annotations
 

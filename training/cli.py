@@ -93,7 +93,7 @@ def _interrupted(arguments: argparse.Namespace) -> str:
         return "interrupted"
     if any(Path(arguments.out).glob("checkpoints/step-*")):
         return "interrupted; the same command goes on from the last checkpoint"
-    return "interrupted before the first checkpoint (run.checkpoint_every); the same command begins anew"
+    return "interrupted before the first checkpoint (run.checkpoint_every); the same command starts again"
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -122,7 +122,7 @@ class _Sides:
         return [_Group(group, *around) for group, around in zip(groups, itertools.pairwise(gaps), strict=True)]
 
     def _kind(self, at: int) -> str:
-        """What a block is: "paragraph", "heading", "headline", or "" for one that is no running text."""
+        """The kind of a block: "paragraph", "heading", "headline", or "" for one that is no running text."""
         if (kind := self._known.get(at)) is None:
             kind, block = "", self._walk.blocks[at]
             other = at in self._with_image or block.furniture or block.is_caption

@@ -170,7 +170,7 @@ _PHRASES = [
         (rf"text covers {_N}", r"文字占 \1"),
         (rf"QR codes cover {_N}", r"二维码占 \1"),
         (r"(\d+) faces", r"\1 张人脸"),
-        (r"nobody could look for faces in it", r"未能检测人脸"),
+        (r"no detector could look for faces in it", r"未能检测人脸"),
         (rf"colourfulness {_N}", r"色彩丰富度 \1"),
         (rf"detail of {_N} of its side", r"细节相当于其边长的 \1"),
         (r"(\d+) candidates for one image URL", r"同一图址有 \1 个候选"),

@@ -227,7 +227,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
         pulse.advance()
         if faces is not None and faces[number] is None:
-            faults[number] = f"nobody could look for faces in it: {row['image_url']}"
+            faults[number] = f"no detector could look for faces in it: {row['image_url']}"
             continue
         try:
             hidden = None if faces is None else faces[number]

@@ -295,13 +295,13 @@ def _tidy_store(store: Store, deletions: Deletions, unread: tuple[str, ...] = ()
     dealt, strays = store.folder / DEALT, Identities(store).strays()
     for stem in dealt.names():
         if stem in strays:
-            deletions.delete("dealt out of a commit that was replaced", dealt, stem)
+            deletions.delete("pieces of a commit that was replaced", dealt, stem)
             continue
         for name in (dealt / stem).names():
             if _is_abandoned(dealt / stem, name):
                 deletions.delete("left over", dealt / stem, name)
             elif not name.startswith(".") and not earlier.is_of_now(name):
-                deletions.delete("dealt out for another version", dealt / stem, name)
+                deletions.delete("pieces for another version", dealt / stem, name)
     features = store.folder / "features"
     for name in features.names():
         if name.startswith("features-") and name != feature_id():

@@ -160,7 +160,7 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal)
                 counts.append(len(regions_RW))
                 features.append(feature_D)
                 if leave() is Leave.STOP:
-                    problem = f"received a signal to end at image {number + 1:,}; the same command makes them anew"
+                    problem = f"received a signal to end at image {number + 1:,}; the same command makes them again"
                     raise RunError(f"region features of {dataset.name}", problem)
         if not rows:
             raise InputError(dataset.name, f"no image of it can be read ({loader.corrupt} tried)")

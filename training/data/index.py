@@ -264,7 +264,7 @@ class Dataset:
             raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
         if not is_as_indexed(shard, os.fstat(handle).st_size):
             os.close(handle)
-            raise ContractError(f"{tar}: was changed or replaced after it was indexed; the same command reads it anew")
+            raise ContractError(f"{tar}: was changed or replaced after it was indexed; the same command reads it again")
         return handle
 
     def _table(self, path: Path) -> Any:

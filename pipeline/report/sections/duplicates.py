@@ -95,7 +95,7 @@ HTML = """
   <div class="cluster"><h3>{{ c.size | n }} {{ t("images that are the same, leader", "幅相同图像，首项") }} <code>{{
     c.leader[:12] }}</code>{% if c.held_by %} <span class="known">{{ t("kept by build", "由此构建保留：") }} <code>{{
     c.held_by }}</code>{% if c.leader not in c.members | map(attribute="id") | list %}{{
-    t(", which is not at hand", "（该构建不在此处）") }}{% endif %}</span>{% endif %}</h3>
+    t(", which is not here", "（该构建不在此处）") }}{% endif %}</span>{% endif %}</h3>
     <ul class="sheet">{% for row in c.members %}
       <li class="sample {{ fate_class(row) }}">{{ picture(row) }}<p class="fate">
       {%- if row.id == c.leader %}<span class="ok">{{ t("leader", "首项") }}</span>

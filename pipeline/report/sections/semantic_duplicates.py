@@ -156,7 +156,7 @@ HTML = """
   <ul class="sheet pairs">{% for pair in group.pairs %}
     <li class="sample {{ "is-dropped" if group.name != "just_kept" else "is-kept" }}"><div class="two">
       <div>{% if pair.leader %}{{ picture(pair.leader) }}{% else %}<p class="muted small">{{
-        t("kept by an earlier build that is not at hand", "由此前构建保留（不在此处）") }}</p>{% endif %}</div>
+        t("kept by an earlier build that is not here", "由此前构建保留（不在此处）") }}</p>{% endif %}</div>
       <div>{{ picture(pair.other) }}</div></div>
     <p class="fate"><span class="{{ "no" if group.name != "just_kept" else "ok" }}">{{
       "✗ " if group.name != "just_kept" }}{{ "%.4f" | format(pair.apart) }}</span></p>

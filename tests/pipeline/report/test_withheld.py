@@ -294,7 +294,7 @@ def test_a_picture_at_which_nobody_could_look_is_not_stored(
         if not row["kept"]
     ]
     assert [(row["reason"], row["text"]) for row in dropped] == [("unreadable", "第1幅")]
-    assert "nobody could look for faces" in dropped[0]["evidence"]
+    assert "no detector could look for faces" in dropped[0]["evidence"]
     assert len(_stored(build)) == WITH + WITHOUT - 1
 
 
