@@ -150,8 +150,8 @@ class _Texts:
     def columns(self, rows: int) -> dict[str, pa.ListArray]:
         """The list columns `texts` and `text_leaders` [K] of DEDUP_SCHEMA.
 
-        Texts are sorted by rank: those about one picture come before those of a page, whichever picture had them first. The sort
-        is stable: texts of one rank stay in the order in which they stand here. List i is then
+        Texts are sorted by rank: those about one picture come before those of a page, whichever picture had them
+        first. The sort is stable: texts of one rank stay in the order in which they stand here. List i is then
         flat[offsets[i] : offsets[i + 1]], where offsets [K + 1] count the texts of all rows before row i.
         """
         order = pa.array(np.lexsort((self.rank, self.row)))
