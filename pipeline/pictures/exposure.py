@@ -25,17 +25,15 @@ GAIN = (0.8, 1.25)
 ADDED = 45
 """Grey levels that a copy may have more or less beside that."""
 
-NEARLY = 40
-"""Grey levels from which two cells are too far apart to take part."""
+NEARLY = (56, 40, 40)
+"""Grey levels from which two cells are too far apart to take part, fit by fit, each over the cells that are near, and
+not cut off, by the one before it. White that became a fifth darker is 51 levels off at first."""
 
 SATURATED, WHITE = 2, 252
 """Within 2 grey levels of black or white a level may have been cut off; maps (`details`) hold no more than 252."""
 
 LEAST = 10
 """Cells that must take part."""
-
-ROUNDS = 3
-"""Fits, each over the cells that are near, and not cut off, by the one before it."""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -49,8 +47,8 @@ def between(a: Floats, b: Floats, unit: float, inside: Flags) -> tuple[Floats, F
     flat = len(a), math.prod(a.shape[1:])
     one, other, inside = a.reshape(flat), b.reshape(flat), inside.reshape(flat)
     fitted, whole = one, inside & _is_whole(one, unit) & _is_whole(other, unit)
-    for _ in range(ROUNDS):
-        gain, added = _line(one, other, whole & (np.abs(other - fitted) < NEARLY * unit), unit)
+    for near in NEARLY:
+        gain, added = _line(one, other, whole & (np.abs(other - fitted) < near * unit), unit)
         fitted = one * gain[:, None] + added[:, None]
         whole = inside & _is_whole(fitted, unit)
     return gain, added

@@ -54,6 +54,12 @@ def test_a_stamp_does_not_pull_the_line(seed: int, row: int, column: int, level:
     assert line(plane, copy) == pytest.approx((0.9, 0), abs=1e-6)
 
 
+def test_a_page_of_thin_lines_that_became_a_fifth_darker_is_its_original() -> None:
+    page = np.full((1, *CELLS), 252.0)
+    page[0, 3:9:2] = np.arange(226, 250, 2)
+    assert line(page, page * 0.8) == pytest.approx((0.8, 0), abs=1e-6)
+
+
 @given(seeds)
 def test_what_is_cut_off_to_white_does_not_pull_the_line(seed: int) -> None:
     plane = drawn(seed, 100, 256)
