@@ -257,7 +257,8 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
     kept = sum(count["kept"] for count in (record.counts for record in build.stage("shard").records()))
     assert (judged["min_samples"].found, candidates.kept) == (f"{kept}", kept)
     assert judged["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
-    assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, "too_deep": 0, "beyond": 0}
+    none = dict.fromkeys(("too_deep", "beyond", "pictures", "revisits"), 0)
+    assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, **none}
     assert faults(build, candidates, captures) == []
 
 

@@ -214,7 +214,7 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     report = (Path(first.out) / "report/report.json").read_bytes()
     assert cli.main(["report", first.out, "--baseline", str(Path(first.out).with_name("2026-01-08"))]) == 1
     assert (Path(first.out) / "report/report.json").read_bytes() == report
-    for stages in (build_json.status(opening.reopen(first.out))["stages"], plan._show_stages(again)):
+    for stages in (build_json.status(opening.reopen(first.out))["stages"], plan._stages(again, False)):
         assert [stages[name]["state"] for name in ("crawl", "extract", "dedup", "shard")] == [
             "done", "expired", "expired", "done"
         ]  # fmt: skip
