@@ -13,8 +13,8 @@ Needs: the section `pair_score` of the spec, with the towers; for a vocabulary o
 models.
 
 Thresholds: none by default. DanQing's band is 0.231 to 0.438, by Chinese-CLIP's ViT-L/14; a cosine means nothing
-without its model. A score is a rank and no verdict: of 840 pairs of 17 sites read by eye, 72% right, towers trained on
-the other half of those sites' 1,900 pairs (recipe demo) have 64, 70, 67, 73 and 86% right by fifths of the score from
+without its model. A score is a rank and no verdict: of 840 pairs of 17 sites read by eye, 72% right, small towers that
+were trained on the other half of those sites' 1,900 pairs have 64, 70, 67, 73 and 86% right by fifths of the score from
 below. The kinds and words of texts alone, fitted to such a reading, say as little: 68, 63, 54, 76 and 98%, of sites
 that it was not fitted to.
 
