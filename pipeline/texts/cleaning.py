@@ -19,7 +19,7 @@ MAX_MARKS = 30
 """Combining marks in a row that stay of a text: what Unicode's Stream-Safe Text Format allows (UAX #15, D4). The most
 that a language uses is below ten; the demo's pages have two."""
 
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 """Zero-width characters, marks of writing direction, the byte order mark, controls that are not white space, and lone
 surrogates, which JSON may hold and UTF-8 cannot."""
 

@@ -19,6 +19,7 @@ from pipeline.texts.cleaning import clean
         (" 红烧\u200b肉 \n 和\u3000米饭\t", "红烧肉 和 米饭"),
         ("cafe\u0301", "caf\u00e9"),
         ("\ufeff标题\x00", "标题"),
+        ("\u2067标题\u2069", "标题"),
         ("\u200b \u2028", ""),
         ("（全角）ＡＢＣ", "（全角）ＡＢＣ"),  # width is not ours to change
     ],
