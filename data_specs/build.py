@@ -382,8 +382,9 @@ class BuildSpec(Spec):
     seed: int = Field(0, description="of the order of samples, and of the splits")
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
-        description="the primary text of a sample is that of the first kind in this list that it has; in the default "
-        "order, a text right beside a picture that few others of its page share comes before the title",
+        description="the primary text of a sample is that of the first kind in this list that it has, and texts of "
+        "other kinds are left out; in the default order a text right beside a picture that few others of its page "
+        "share comes before the title",
     )
     sources: tuple[SourceRef, ...] = Field(min_length=1, description="where pages and candidates come from")
     egress: Egress = Egress()

@@ -323,6 +323,10 @@ def _clean(
     cleaned_texts: dict[str, Text] = {}
     removed: list[tuple[int, RemovedText]] = []
     for text in order.sorted(candidate):
+        if text.kind in order.left_out:  # no better one than what stays; no filter has masked it: its words go unsaid
+            facts = RemovedText(text.kind, "", DropReason.NO_TEXT.value, "not in text_kinds")
+            removed.append((len(candidate.texts), facts))
+            continue
         cleaned = clean(text.text)
         remaining, template = templates.cut(candidate.page_url, text.kind, cleaned)
         if template is not None:
@@ -475,7 +479,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME),
             run=run_partition,
             token=token,
-            version=6,
+            version=7,
             files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
         ),
     ),

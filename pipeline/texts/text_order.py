@@ -18,16 +18,20 @@ from pipeline.records import Candidate
 class TextOrder:
     """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
 
-    sentences: whether what `extract` has put before the page's title stays there, in its order. It does so with what
-    is said beside a picture where the title is that of several, before an alt that others have (`pipeline.pages.page`).
+    left_out: kinds that the spec does not list; a candidate loses its texts of them. sentences: whether what `extract`
+    has put before the page's title stays there, in its order. It does so with what is said beside a picture where the
+    title is that of several, before an alt that others have (`pipeline.pages.page`).
     """
 
     kinds: tuple[str, ...] = ()
     sentences: bool = False
+    left_out: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, spec: BuildSpec) -> TextOrder:
-        return cls(spec.text_kinds, spec.text_kinds == BuildSpec.model_fields["text_kinds"].default)
+        usual, listed = BuildSpec.model_fields["text_kinds"].default, spec.text_kinds
+        in_order = listed == tuple(kind for kind in usual if kind in listed)
+        return cls(usual if in_order else listed, in_order, frozenset(usual) - frozenset(listed))
 
     def rank(self, kind: TextKind) -> int:
         return self.kinds.index(kind) if kind in self.kinds else len(self.kinds)

@@ -55,7 +55,7 @@ def test_the_primary_text_is_the_first_of_the_spec_s_kinds():
     [kept], _ = admit([one], spec())
     assert [t.kind for t in kept.texts] == ["caption", "alt", "surrounding"]
     [kept], _ = admit([one], spec(text_kinds=["surrounding", "alt"]))
-    assert [t.kind for t in kept.texts] == ["surrounding", "alt", "caption"]
+    assert [t.kind for t in kept.texts] == ["surrounding", "alt"], "a kind that is not listed is left out"
 
 
 def test_a_candidate_without_texts_is_dropped_and_an_earlier_rank_is_counted_anew():
@@ -165,8 +165,8 @@ def test_a_sentence_that_extract_put_before_the_title_stays_there_in_the_default
     one = candidate("http://i.test/a", *texts, origin=page, page=page)
     [kept], _ = admit([one], spec())
     assert [t.kind for t in kept.texts] == ["alt", "surrounding", "title"]
-    [kept], _ = admit([one], spec(text_kinds=["title", "surrounding"]))
-    assert [t.kind for t in kept.texts] == ["title", "surrounding", "alt"]
+    [kept], _ = admit([one], spec(text_kinds=["title", "alt", "surrounding"]))
+    assert [t.kind for t in kept.texts] == ["title", "alt", "surrounding"]
     [kept], _ = admit([replace(one, origin="1")], spec())
     assert [t.kind for t in kept.texts] == ["alt", "title", "surrounding"], (
         "the order of a table's columns says nothing"
@@ -269,6 +269,20 @@ def test_the_cap_per_image_url_prefers_texts_that_are_not_there_yet():
     kept, decisions = admit(many + other, spec(admit={"max_candidates_per_image": 2}))
     assert sorted(c.texts[0].text for c in kept) == ["另外一个说明文字", "故宫雪景图片"]
     assert [d.reason for d in decisions] == ["cap_per_image_url"] * 4
+
+
+def test_kinds_that_a_spec_does_not_list_are_left_out_and_the_others_keep_their_order():
+    beside = candidate("http://i.test/b.jpg", ("surrounding", "北京城门漫步"), ("alt", "步骤三的图"), ("title", "城门"))
+    beside = replace(beside, origin="http://p.test/", page_url="http://p.test/")
+    bare = candidate("http://i.test/c.jpg", ("title", "北京的城门"))
+    own = ["caption", "alt", "surrounding"]
+    [kept], [gone] = admit([beside, bare], spec(text_kinds=own))
+    assert [t.kind for t in kept.texts] == ["surrounding", "alt"]
+    assert (kept.text_rank, [t.kind for t in kept.removed]) == (0, ["title"])
+    assert (gone.reason, gone.evidence) == ("no_text", "not in text_kinds")
+    assert admit([replace(beside, texts=beside.texts[::-1])], spec(text_kinds=own))[0][0].text_rank == 0
+    both, _ = admit([beside, bare], spec())
+    assert sorted([t.kind for t in one.texts] for one in both) == [["surrounding", "alt", "title"], ["title"]]
 
 
 def test_a_candidate_that_lost_better_texts_goes_where_the_spec_says_so():
