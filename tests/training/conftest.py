@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -330,3 +331,11 @@ def stopped_after() -> Callable[[int], AbstractContextManager[None]]:
                 yield
 
     return stopped
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal: where the tests run in the background of a script, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -272,7 +272,9 @@ def test_the_cap_per_image_url_prefers_texts_that_are_not_there_yet():
 
 
 def test_kinds_that_a_spec_does_not_list_are_left_out_and_the_others_keep_their_order():
-    beside = candidate("http://i.test/b.jpg", ("surrounding", "北京城门漫步"), ("alt", "步骤三的图"), ("title", "北京的城门楼"))
+    beside = candidate(
+        "http://i.test/b.jpg", ("surrounding", "北京城门漫步"), ("alt", "步骤三的图"), ("title", "北京的城门楼")
+    )
     beside = replace(beside, origin="http://p.test/", page_url="http://p.test/")
     bare = candidate("http://i.test/c.jpg", ("title", "北京的城门"))
     own = ["caption", "alt", "surrounding"]

@@ -85,8 +85,9 @@ def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
             assert part[direction]["queries"] == asks.sum()
             assert part[direction]["chance_r10"] == pytest.approx(0.5), "all 20 candidates, whoever asks"
     lines = summary(result)
-    assert "9 of 20 pairs stand in train (image leader of 6, text leader of 5)" in lines[1]
-    assert [line.partition(":")[0] for line in lines[2:-1]] == [
+    assert "9 of 20 pairs stand in train (image leader of 6, text leader of 5)" in lines[2]
+    assert lines[1] == "warning: the figure of unseen rests on 11 queries; it needs 30"
+    assert [line.partition(":")[0] for line in lines[3:-1]] == [
         f"{part}{direction}"
         for part in ("unseen", "seen in train", "all")
         for direction in (", image -> text", ", text -> image", "")

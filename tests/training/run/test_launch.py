@@ -21,6 +21,7 @@ def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with terminated() as leave:

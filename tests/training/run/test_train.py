@@ -184,6 +184,7 @@ def test_recalls_on_a_dev_split_that_a_build_does_not_have_are_refused(make_shar
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_end_saves_and_the_same_command_goes_on(
     number: signal.Signals, make_shards: MakeShards, tmp_path: Path
