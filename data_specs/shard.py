@@ -106,15 +106,6 @@ class Sample:
         return self.candidate_id[:KEY_LENGTH]
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """One box of interest: x1 y1 x2 y2 in pixels of the stored image, 0 <= x1 < x2 <= width, and likewise for y."""
-
-    box: tuple[float, float, float, float]
-    score: float
-    label: int
-
-
 _TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("text_leader", pa.string())]))
 
 SHARD_SCHEMA = pa.schema(

@@ -383,14 +383,6 @@ class Frames:
         return frame
 
 
-def decisions_of(build: Build, record: Record) -> Part | None:
-    """The decisions of one partition; None where it decided nothing."""
-    if DECISIONS not in record.files:
-        return None
-    ref = record.files[DECISIONS]
-    return Part(build.stage(record.stage).folder, ref.name, ref.bytes, build.build_id, DECISION_SCHEMA, record=record)
-
-
 def present(parts: Iterable[Part]) -> list[Part]:
     """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
     asked for one by one."""
