@@ -202,7 +202,7 @@ class _Lookup:
 
     def __init__(self, walk: Walk, scopes: list[Scope], headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
-        self.tags = tags
+        self.tags, self._walk = tags, walk
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
         alts = (clean(place.attributes.get("alt", "")) for place in walk.places)
@@ -382,7 +382,7 @@ class _Lookup:
             block = self.blocks[at]
             if at == last:
                 return "" if HAN.search(self._near[row - 1][1]) else self._led[row - 1]
-            if at in self._headings and not HAN.search(block.joined()):
+            if self._walk.is_foreign_heading(at):
                 return ""
             if block.length and (block.furniture or block.is_caption):
                 return ""
@@ -392,7 +392,7 @@ class _Lookup:
 
     def _beside_of(self, row: int) -> str:
         """The text right beside an image that says something: what leads to it, else what stands behind it in its
-        block, else a sentence behind it that is about the image above.
+        block, or behind one that begins a section, else a sentence behind it that is about the image above.
         """
         place, scope, after = self.places[row], self._scopes[row], self._near[row][1]
         if place.furniture or place.fallback:
@@ -408,6 +408,8 @@ class _Lookup:
             said = led
         elif not led and HAN.search(after):
             said = beginning_of(after)
+        elif not led and place.block and self._walk.is_foreign_heading(place.block - 1):
+            said = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
         else:
             said = ""
         if said != self.headline and says_something(said):
@@ -439,7 +441,7 @@ class _Lookup:
             if not scope.before <= i < scope.behind or (step > 0 and i in self._headings and not scope.listed):
                 break  # a heading behind an image begins what is not about it
             block = self.blocks[i]
-            if step < 0 and i in self._headings and not HAN.search(block.joined()):
+            if step < 0 and self._walk.is_foreign_heading(i):
                 break  # and one before it ends it, in another language too
             if i == used or block.furniture or block.is_caption or not HAN.search(block.joined()):
                 continue

@@ -126,9 +126,9 @@ class _Sides:
         if (kind := self._known.get(at)) is None:
             kind, block = "", self._walk.blocks[at]
             other = at in self._with_image or block.furniture or block.is_caption
-            if other or not (at in self._headings or HAN.search(block.joined())):
-                pass
-            elif not is_byline(text := block.text()):
+            if not other and self._walk.is_foreign_heading(at):
+                kind = "heading"
+            elif not other and HAN.search(block.joined()) and not is_byline(text := block.text()):
                 kind = "paragraph" if at not in self._headings else "headline" if text == self._headline else "heading"
             self._known[at] = kind
         return kind

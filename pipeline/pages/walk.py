@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.pages.lines import HAN
 from pipeline.pages.markup import attributes_of, pieces_of, unescaped, value_of
 from pipeline.texts.cleaning import clean
 
@@ -68,7 +69,7 @@ _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
     r"(?:^|\s|(?<!\bwith)(?<!\bhas)(?<!\bno)(?<!quote)[-_])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
-    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
+    r"share|sharing|related|recommend|reward|donate|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
     r"(?:$|[-_\s])|crumb",
     re.I,
 )
@@ -83,6 +84,7 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
+_BOLD = frozenset(("b", "strong"))
 _ARTICLES = frozenset(("article", "main", "h1"))
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
@@ -381,6 +383,17 @@ class Walk:
                 self._sources += [v for k in SRCSETS if (v := value_of(tag, k)) and "avif" not in v]
         else:
             self._leave(self._enter(at, kind))
+
+    def is_foreign_heading(self, at: int) -> bool:
+        """True for a block that is a heading, or begins in bold, without Chinese: what stands before it is about
+        something else, as it is not before a command or a formula."""
+        block = self.blocks[at]
+        if not block.parts or HAN.search(block.joined()):
+            return False
+        if block.begins < len(self.tags) and self.tags[block.begins].partition(" ")[0] in _BOLD:
+            return True
+        row = bisect.bisect_left(self.sections, at)
+        return row < len(self.sections) and self.sections[row] == at
 
     def text(self) -> str:
         """All running text of the page, cleaned."""

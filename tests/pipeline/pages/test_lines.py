@@ -22,6 +22,7 @@ from pipeline.pages.lines import ending_of, is_byline, is_caption_line
         "责任编辑：张三",
         "文/李四 图/王五",
         "张三拍摄于2022年4月7日",
+        "2017-12-31 22:18:57 | 随记生活",
         "地点：操场南侧",
     ],
 )

@@ -21,6 +21,8 @@ def page(form: str) -> str:
 def test_a_heading_in_another_language_ends_what_stands_before_it() -> None:
     html = "<p>翠鸟站在水边的树枝上。</p><p><img src=1.jpg></p><h2>Results</h2><p><img src=2.jpg></p><p>黑水鸡</p>"
     assert "翠鸟站在水边的树枝上。" not in beside(html)[1]
+    bold = html.replace("<h2>Results</h2>", "<p><b>Kyoto</b></p>").replace("<p>黑水鸡</p>", "<p>黑水鸡带着幼鸟。</p>")
+    assert beside(bold)[1] == "黑水鸡带着幼鸟。", "the first text of its section"
     assert "翠鸟站在水边的树枝上。" in beside(html.replace("<h2>Results</h2>", "<p>Results</p>"))[1]
 
 
