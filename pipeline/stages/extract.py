@@ -371,7 +371,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=7,
+            version=8,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
