@@ -44,6 +44,12 @@ def test_a_name_that_only_contains_a_word_of_furniture_is_none(name):
     assert parse(page.replace(name, "side-bar")).images[0].furniture
 
 
+@pytest.mark.parametrize("name", ["tabbed-labels", "reward-box"])
+def test_labels_of_tabs_and_boxes_for_rewards_are_furniture(name):
+    page = f"<h1>图片工具</h1><div class={name}><label>重塑前</label><img src=b.jpg></div><p>正文</p><img src=a.jpg>"
+    assert [image.furniture for image in parse(page).images] == [True, False]
+
+
 def test_a_banner_and_a_button_are_not_furniture_for_their_names():
     images = parse("<div class=banner><img src=head.jpg alt=故宫雪景></div>").images
     assert not images[0].furniture
