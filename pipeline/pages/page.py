@@ -262,9 +262,7 @@ class _Lookup:
         if not self._several:
             return False
         number = _COUNTED.search(text)
-        if self.headline and self.headline in text and not HAN.search(text.replace(self.headline, "")):
-            return True
-        return number is not None and self._alts[text[: number.start()]] > 1
+        return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
         """Captions of an image; and, for one that stands in no figure, its block, else -1."""
@@ -302,11 +300,8 @@ class _Lookup:
                 return text
         behind = beginning_of(self._nearest(place.block, 1, scope, -1, MIN_CARD))
         ahead = ending_of(self._nearest(place.block, -1, scope, -1, MIN_CARD))
-        return (
-            behind
-            if not ahead or (behind and (SENTENCE_END.search(behind) or not SENTENCE_END.search(ahead)))
-            else ahead
-        )
+        is_post = SENTENCE_END.search(ahead) and not SENTENCE_END.search(behind)
+        return ahead if is_post or not behind else behind
 
     def _is_name_of(self, row: int, beside: str) -> bool:
         """True for a text as short as a name of an image in a card, or of one in a row of images."""

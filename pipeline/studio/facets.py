@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from data_specs.build import SpecError
 from pipeline.report.measures import MEASURES, bin_of
-from pipeline.report.translations import en, zh
+from pipeline.report.translations import KINDS, en, zh
 from pipeline.store.stage import Stages
 
 MOST_VALUES = 200
@@ -20,15 +20,6 @@ MOST_VALUES = 200
 WORDS_LENGTH = 2_000
 """Characters of a search: the address of a page may be one."""
 
-KINDS = {
-    "alt": ("alt text", "替代文字"),
-    "caption": ("caption", "图注"),
-    "title": ("title", "标题"),
-    "surrounding": ("surrounding text", "上下文"),
-    "abstract": ("abstract", "摘要"),
-    "content": ("content", "正文"),
-    "tag": ("tag", "标签"),
-}
 _FIXED = {
     "kept": ("kept", "保留"),
     "dropped": ("dropped", "丢弃"),
