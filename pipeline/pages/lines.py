@@ -17,6 +17,9 @@ alone often leaves out its subject, which Chinese names once."""
 MAX_BYLINE = 60
 """Characters of a line that says who wrote a page, and when."""
 
+MAX_LINE = 40
+"""Characters of a line below an image that can be its caption without a mark of one."""
+
 MIN_BESIDE = 4
 """Han characters of a text beside an image that can stand before the title, words without content aside."""
 
@@ -127,6 +130,11 @@ def is_caption_line(text: str) -> bool:
         return False
     numbered = _NUMBERED.match(text) is not None and text[-1] not in "。；：:"
     return numbered or _CAPTION_LINE.match(text) is not None or _CREDITED.search(text[4:][-30:]) is not None
+
+
+def is_line(text: str) -> bool:
+    """True for a short text that neither ends in a full stop nor leads to what stands below it."""
+    return 0 < len(text) <= MAX_LINE and not SENTENCE_END.match(text[-1]) and not POINTS_DOWN.search(text)
 
 
 def is_byline(text: str) -> bool:

@@ -7,8 +7,8 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
                   number, which others of a series have as well, comes as a title; an alt that only counts, or repeats
                   the title of several images, stands behind what is said beside its image
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
-                  DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1, or
-                  that ends with its photographer (新华社记者张三 摄)
+                  DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1,
+                  that ends with its photographer (新华社记者张三 摄), or that is centred right behind the image
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
                   og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it, within the article, list entry,
@@ -58,6 +58,7 @@ from pipeline.pages.lines import (
     ending_of,
     is_byline,
     is_caption_line,
+    is_line,
     says_something,
     sentences_of,
     without_number,
@@ -83,8 +84,9 @@ MIN_HEADING, MIN_CARD, MIN_OWN = 3, 2, 2
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
 sections), and of the name of a file."""
 
-MAX_SHARING = 3
-"""Images that may share a text beside them, the heading of their section, or the text of their cards."""
+MAX_SHARING, MAX_GROUP = 3, 20
+"""Images that may share a text beside them, the heading of their section, or the text of their cards; and that may
+share the first two where there is nothing closer: they say more than the page's title."""
 
 MAX_NAME = 12
 """Characters of a text beside each image of a row, or in each of several cards, that is its caption: a name."""
@@ -242,7 +244,8 @@ class _Lookup:
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
-        beside = card or self._said_beside(row, used) or self._heading(place)
+        beside = card or self._said_beside(row, used, MAX_SHARING) or self._heading(place, MAX_SHARING)
+        beside = beside or self._said_beside(row, used, MAX_GROUP) or self._heading(place, MAX_GROUP)
         name, numbered = _name_of_file(url)
         own = [*(clean(attributes.get(key, "")) for key in ("alt", "title")), "" if numbered else name]
         shared = [text for text in own if self._is_shared(text)]
@@ -258,7 +261,10 @@ class _Lookup:
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
 
     def _is_shared(self, text: str) -> bool:
-        """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3)."""
+        """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3), or
+        words without content (效果图)."""
+        if HAN.search(text) and not says_something(text, 1):
+            return True
         if not self._several:
             return False
         number = _COUNTED.search(text)
@@ -278,11 +284,20 @@ class _Lookup:
             return [CAPTION_MARKS.sub("", text)], known.start
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
             text = self.blocks[i].text()
-            if text and ((self.blocks[i].caption and not self.blocks[i].figures) or is_caption_line(text)):
+            is_line = is_caption_line(text) or self._is_centred_line(place, i)
+            if text and (is_line or (self.blocks[i].caption and not self.blocks[i].figures)):
                 return [CAPTION_MARKS.sub("", text)], i
             if text or i in self._with_image:
                 break
         return [], -1
+
+    def _is_centred_line(self, place: Place, at: int) -> bool:
+        """True for a short line that is centred, as its image may be, in an article that is not."""
+        if at in self._headings or not is_line(self.blocks[at].text()) or not self._walk.is_centred(place, at):
+            return False
+        texts = (block for block in range(at + 1, min(at + MAX_DISTANCE, len(self.blocks))) if self.blocks[block].parts)
+        following = next(texts, None)
+        return following is None or not self._walk.is_centred(place, following)
 
     def _card_text(self, row: int) -> str:
         """The text that names an image's card: its heading, else words that lead to the image, else the text of its
@@ -312,8 +327,8 @@ class _Lookup:
             return len(beside) <= MAX_HEADING
         return in_row or self._scopes[row].listed
 
-    def _said_beside(self, row: int, used: int) -> str:
-        """The text right beside an image, if few other ones have it.
+    def _said_beside(self, row: int, used: int, most: int) -> str:
+        """The text right beside an image, if `most` images have it.
 
         The title of a page with several images says what all of them are about, and this what one of them shows: a
         step of a recipe, the paragraph before a screenshot. Beside an image that is alone only words that lead to it
@@ -321,7 +336,7 @@ class _Lookup:
         it speaks of what was said before (这, 因此), and there is one.
         """
         said = self._beside[row]
-        if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
+        if not said or self._count_of[said] > most or (used >= 0 and said == self.blocks[used].text()):
             return ""
         *_, last = sentences_of(said)
         if POINTS_DOWN.search(last):
@@ -329,12 +344,12 @@ class _Lookup:
         if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
             return ""
         refers_back = _REFERS_BACK.match(last) is not None and not POINTS_UP.search(said)
-        return (self._heading(self.places[row]) if refers_back else "") or said
+        return (self._heading(self.places[row], most) if refers_back else "") or said
 
-    def _heading(self, place: Place) -> str:
-        """The heading of an image's section, on a page with several images of which few are in this section."""
+    def _heading(self, place: Place, most: int) -> str:
+        """The heading of an image's section, on a page with several images of which `most` are in this section."""
         at = self._section(place) if self._several and not place.furniture else -1
-        if at < 0 or self._in_section[at] > MAX_SHARING:
+        if at < 0 or self._in_section[at] > most:
             return ""
         text = without_number(self.blocks[at].text()[:MAX_SURROUNDING])
         return text if counted(text) >= MIN_HEADING and text != self.headline else ""

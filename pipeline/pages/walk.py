@@ -86,6 +86,7 @@ _CAPTION = re.compile(
     re.I,
 )
 _BOLD = frozenset(("b", "strong"))
+_CENTRED = re.compile(r'^center\b|align\W{1,4}center|class="[^"]*center')
 _ARTICLES = frozenset(("article", "main", "h1"))
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
@@ -395,6 +396,16 @@ class Walk:
             return True
         row = bisect.bisect_left(self.sections, at)
         return row < len(self.sections) and self.sections[row] == at
+
+    def is_centred(self, place: Place, at: int) -> bool:
+        """True if an element around a block behind an image is centred by its tag, attributes or class."""
+        around = [self.tags[tag] for tag in place.path]
+        for tag in self.tags[place.tag + 1 : min(self.blocks[at].begins + 1, place.tag + MAX_LOOKS)]:
+            if tag[:1] == "/":
+                del around[-1:]
+            elif tag and tag.partition(" ")[0] not in _VOID:
+                around.append(tag)
+        return any(map(_CENTRED.search, around))
 
     def text(self) -> str:
         """All running text of the page, cleaned."""

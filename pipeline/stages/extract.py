@@ -371,7 +371,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=8,
+            version=9,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),

@@ -128,14 +128,15 @@ def test_a_text_that_speaks_of_what_was_said_before_gives_way_to_a_heading_and_t
 
 
 @pytest.mark.parametrize("behind", ["", "</p><p>", "</p><pre>cut --fine</pre><p>", " "])
-def test_a_text_leads_to_few_images_that_stand_together(behind: str) -> None:
-    def first(count: int) -> list[tuple[str, str]]:
+def test_a_text_leads_to_images_that_stand_together_and_to_many_in_place_of_a_title_only(behind: str) -> None:
+    def first(count: int, heading: str = "") -> list[tuple[str, str]]:
         images = behind.join(f"<img src={row}.jpg>" for row in range(count))
-        html = f"<h1>酸辣土豆丝</h1><p>把土豆切成细丝。</p><p>{images}</p><p>再看别的。<img src=z.jpg>"
+        html = f"<h1>酸辣土豆丝</h1>{heading}<p>把土豆切成细丝。</p><p>{images}</p><p>再看别的。<img src=z.jpg>"
         return [first_kinds(html, row)[0] for row in range(count)]
 
-    assert first(3) == [("surrounding", "把土豆切成细丝。")] * 3
-    assert first(4) == [("title", "酸辣土豆丝")] * 4
+    assert first(3) == first(3, "<h2>切成细丝</h2>") == [("surrounding", "把土豆切成细丝。")] * 3
+    assert first(20) == [("surrounding", "把土豆切成细丝。")] * 20
+    assert first(21) == [("title", "酸辣土豆丝")] * 21
     html = "<h1>酸辣土豆丝</h1><p>把土豆切成细丝。<img src=a.jpg>热锅凉油，下花椒。<img src=b.jpg>出锅装盘即可。</p>"
     assert [first_kinds(html, row)[0][1] for row in (0, 1)] == ["把土豆切成细丝。", "热锅凉油，下花椒。"]
 
@@ -161,16 +162,33 @@ def test_the_name_of_a_file_in_a_series_is_a_title_behind_what_is_said_beside_th
     assert texts(html, 1) == {"caption": ["选择键盘的布局"], "title": ["用户安装", "安装手册"]}
 
 
-def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
+def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_very_many():
     picture = "<p><img src=a.jpg></p><pre>English code.</pre>"
     html = "<h1>编辑器手册</h1>" + "".join(f"<h2>{name}</h2>{picture}" for name in ("测量工具", "简介"))
     html += (
-        f"<h2 class=title>网络类的属性</h2><p>Before.</p>{picture * 3}<h3>批量编辑文本</h3><p>Before.</p>{picture * 4}"
+        f"<h2 class=title>网络类的属性</h2><p>Before.</p>{picture * 3}<h3>批量编辑文本</h3><p>Before.</p>{picture * 21}"
     )
-    firsts = [first_kinds(html, row)[0] for row in range(9)]
+    firsts = [first_kinds(html, row)[0] for row in range(26)]
     title = ("title", "编辑器手册")
     assert firsts[:2] == [("caption", "测量工具"), ("caption", "简介")], "of a row each has its heading"
-    assert firsts[2:] == [("surrounding", "网络类的属性")] * 3 + [title] * 4
+    assert firsts[2:] == [("surrounding", "网络类的属性")] * 3 + [title] * 21
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<center><img src=a.jpg></center><center><b>{}</b></center>",
+        "<p align=center><img src=a.jpg><br>{}</p>",
+        "<p style='text-align: center'><img src=a.jpg></p><p style='text-align:center'>{}</p>",
+    ],
+)
+def test_a_centred_line_behind_an_image_is_its_caption_unless_all_is_centred(form: str) -> None:
+    html = f"<h1>湿地鸟类</h1><p>我们等了很久。</p>{form.format('翠鸟捕鱼')}"
+    after = "<p>后来它飞走了。</p>"
+    assert first_kinds(html, 0)[0] == first_kinds(html + after, 0)[0] == ("caption", "翠鸟捕鱼")
+    title = ("title", "湿地鸟类")
+    assert first_kinds(f"<center>{html}{after}</center>", 0)[0] == title
+    assert first_kinds(html.replace("捕鱼", "捕鱼的时候要这样：") + after, 0)[0] == title, "leads to what follows"
 
 
 INLINE = ("acronym", "abbr", "b", "kbd", "sup", "ruby", "mark", "font", "x-term", "time", "cite")
@@ -224,6 +242,8 @@ def test_an_alt_that_others_have_as_well_is_a_title_where_something_is_said_besi
     assert [first_kinds(html, row)[:2] for row in range(3)] == [
         [("caption", step), ("alt", f"炖牛腩的做法 步骤{n}")] for n, step in enumerate(STEPS_OF)
     ]
+    html = "<h1>炖牛腩</h1><p>牛腩切成大块。</p><img src=a.jpg alt=完成><p>冷水下锅焯水。</p><img src=b.jpg alt=焯水>"
+    assert [first_kinds(html, row)[0] for row in (0, 1)] == [("surrounding", "牛腩切成大块。"), ("alt", "焯水")]
 
 
 def test_what_leads_to_a_picture_without_a_word_about_it_gives_way_to_the_heading() -> None:

@@ -33,6 +33,14 @@ def test_a_section_behind_the_last_image_of_an_article_is_about_no_image() -> No
     assert said[1:] == list(BIRDS), "the heading of its own section, since four have that paragraph"
 
 
+def test_short_lines_below_images_are_captions_on_a_page_of_paragraphs_and_not_among_verses() -> None:
+    lead = "<p>到了第{row}个观鸟台，我们又等了很久，天快黑的时候它才来。</p>"
+    shown = "<p><img src={row}.jpg></p><p>{bird}</p>"
+    assert first_of("<h1>湿地鸟类</h1>" + page(lead + shown)) == [("caption", bird) for bird in BIRDS]
+    assert beside(page(lead + shown + "<p>拍完以后，我们往下一个地方走。</p>")) == list(BIRDS)
+    assert beside(page("<p>海上明月共潮生</p><p>{row}波随千里万里</p>" + shown)) != list(BIRDS), "verses"
+
+
 @pytest.mark.parametrize("intro", ["", INTRO])
 @pytest.mark.parametrize(
     "form",
