@@ -133,8 +133,8 @@ def is_caption_line(text: str) -> bool:
 
 
 def is_line(text: str) -> bool:
-    """True for a short text that neither ends in a full stop nor leads to what stands below it."""
-    return 0 < len(text) <= MAX_LINE and not SENTENCE_END.match(text[-1]) and not POINTS_DOWN.search(text)
+    """True for a short text without a full stop that does not lead to what stands below it."""
+    return 0 < len(text) <= MAX_LINE and not SENTENCE_END.search(text) and not POINTS_DOWN.search(text)
 
 
 def is_byline(text: str) -> bool:

@@ -8,7 +8,8 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
                   the title of several images, stands behind what is said beside its image
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1,
-                  that ends with its photographer (新华社记者张三 摄), or that is centred right behind the image
+                  that ends with its photographer (新华社记者张三 摄), or that is centred right behind the image; a
+                  line behind the image in its own block
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
                   og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it, within the article, list entry,
@@ -271,7 +272,7 @@ class _Lookup:
         return text == self.headline or (number is not None and self._alts[text[: number.start()]] > 1)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
-        """Captions of an image; and, for one that stands in no figure, its block, else -1."""
+        """Captions of an image; and the block of one that stands in no figure, else -1."""
         place = self.places[row]
         for figure in reversed(place.figures):
             blocks, images = self._captions_of.get(figure, []), self._images_of.get(figure, {})
@@ -279,13 +280,16 @@ class _Lookup:
                 return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
+        before, after = self._near[row]
+        if not HAN.search(before) and HAN.search(after) and (is_line(after) or is_caption_line(after)):
+            return [CAPTION_MARKS.sub("", after)], place.block
         known = self._text_of.get(row, range(0))
         if known.start > place.block and is_caption_line(text := self.blocks[known.start].text()):
             return [CAPTION_MARKS.sub("", text)], known.start
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
             text = self.blocks[i].text()
-            is_line = is_caption_line(text) or self._is_centred_line(place, i)
-            if text and (is_line or (self.blocks[i].caption and not self.blocks[i].figures)):
+            marked = is_caption_line(text) or self._is_centred_line(place, i)
+            if text and (marked or (self.blocks[i].caption and not self.blocks[i].figures)):
                 return [CAPTION_MARKS.sub("", text)], i
             if text or i in self._with_image:
                 break
@@ -437,7 +441,9 @@ class _Lookup:
             after = after[mark.end() :] if mark else after
         if not HAN.search(before):
             before = self._led[row] or self._nearest(start, -1, scope, used)
-        if not HAN.search(after):
+        if used == start:
+            after = ""
+        elif not HAN.search(after):
             after = self._nearest(start, 1, scope, used)
         near = [ending_of(before), beginning_of(after)]
         return near[::-1] if scope.listed else near

@@ -315,6 +315,8 @@ class Walk:
                 entered.append(at << _BITS | _BLOCKED)
                 ends = 1
             elif does == _IMAGE:
+                if captions and not parts:
+                    captions = self._without_captions(others)
                 if not filled:
                     block.begins = at
                 self._place(at, attributes_of(tag), entered)
@@ -418,7 +420,7 @@ class Walk:
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._end_block()
-        if kind.heading and not furniture and not self._furniture:
+        if kind.heading and not (furniture or self._furniture or self._caption):
             self.sections.append(len(self.blocks) - 1)
         self._count_in(opened, 1)
         if opened.figure:
@@ -484,6 +486,17 @@ class Walk:
             self._captions = self._caption + self._titles
             if kind.counted:
                 self._inside[kind.counted] += by
+
+    def _without_captions(self, others: list[_Opened]) -> int:
+        """Takes the open elements for what holds images, whatever their class says; returns how many captions remain:
+        none. `caption-position-bottom` is a class of a whole gallery.
+        """
+        for opened in others:
+            self._caption -= opened.kind.caption
+            self._titles -= opened.kind.titles
+            opened.kind = opened.kind._replace(caption=False, titles=False)
+        self._captions = self._caption + self._titles
+        return self._captions
 
     def _end_block(self) -> None:
         """End the current block, but within a caption, which is one text."""

@@ -191,6 +191,13 @@ def test_a_centred_line_behind_an_image_is_its_caption_unless_all_is_centred(for
     assert first_kinds(html.replace("捕鱼", "捕鱼的时候要这样：") + after, 0)[0] == title, "leads to what follows"
 
 
+def test_a_line_behind_an_image_in_its_own_block_is_its_caption_and_a_sentence_is_not() -> None:
+    html = "<h1>湿地鸟类</h1><p>我们等了很久。</p><p>{}<img src=a.jpg>{}<br>图片来自网络</p>"
+    assert texts(html.format("", "图 1-1 翠鸟捕鱼"))["caption"] == ["翠鸟捕鱼"]
+    assert "图 1-1 翠鸟捕鱼" not in texts(html.format("", "图 1-1 翠鸟捕鱼"))["surrounding"]
+    assert "caption" not in texts(html.format("", "翠鸟捕鱼以后飞走了。")) | texts(html.format("看", "翠鸟捕鱼"))
+
+
 INLINE = ("acronym", "abbr", "b", "kbd", "sup", "ruby", "mark", "font", "x-term", "time", "cite")
 
 

@@ -34,6 +34,18 @@ def test_a_class_that_names_the_sidebar_of_the_whole_page_does_not_make_it_one()
     assert texts(html) == {"title": ["标题"], "surrounding": ["正文"]}
 
 
+def test_what_holds_pictures_is_not_a_caption_for_its_class_and_a_captions_heading_begins_no_section() -> None:
+    figure = "<figure><img src={}.jpg><figcaption><h4>{}</h4></figcaption></figure>"
+    shown = "".join(figure.format(row, bird) for row, bird in enumerate(("翠鸟捕鱼", "白鹭涉水")))
+    html = f"<h1>湿地</h1><p>清晨出发。</p><div class='gallery caption-position-bottom'>{shown}</div>"
+    assert [[(t.kind, t.text) for t in image.texts[:2]] for image in parse(html).images] == [
+        [("caption", "翠鸟捕鱼"), ("surrounding", "清晨出发。")],
+        [("caption", "白鹭涉水"), ("title", "湿地")],
+    ]
+    icon = "<figure><img src=a.jpg></figure><p class=img-caption>湖边的柳树<img src=icon.gif></p>"
+    assert texts(icon, 0)["caption"] == ["湖边的柳树"]
+
+
 @pytest.mark.parametrize(
     "name", ["CopyrightRichText-richText", "with-side-bar main-content", "noresultRecommend img", "blockquote-footer"]
 )
