@@ -24,7 +24,8 @@ class DomWalk(Walk):
         node = body
 
         def begin(tag: str) -> int:
-            self.tags.append(f'{tag} class="{escape(node.attributes.get("class") or "")}"')
+            names = (name for name in ("class", "align", "style") if name in node.attributes)
+            self.tags.append(" ".join([tag, *(f'{name}="{escape(node.attributes[name] or "")}"' for name in names)]))
             return len(self.tags) - 1
 
         def leave() -> None:
@@ -45,6 +46,8 @@ class DomWalk(Walk):
                     self._add(text)
             elif tag == "img":
                 at = begin(tag)
+                if not self._block.parts:
+                    self._without_captions(others)
                 if not self._filled:
                     self._block.begins = at
                 self._place(at, {k.lower(): v or "" for k, v in node.attributes.items()}, entered)
