@@ -43,8 +43,8 @@ Shape = tuple[str, ...]
 
 
 class _Group(NamedTuple):
-    """Images without a text between them, and the texts before and behind them, as far as the next image; of those
-    before the first image and behind the last the nearest."""
+    """Images without a text between them, and the first texts before and behind them, as far as the next image; before
+    the first image the nearest."""
 
     rows: list[int]
     before: list[int]
@@ -130,16 +130,19 @@ class _Sides:
         blocks, scope = self._blocks, self._scopes[rows[0]]
         low = max([scope.before - 1, *(blocks[row] for row in last)])
         high = min([scope.behind, *(blocks[row] for row in following)])
-        lead = itertools.islice(filter(self._kind, range(blocks[rows[0]] - 1, low, -1)), LONGEST_SHAPE + 1)
-        gaps, groups = [list(lead)[::-1]], [[rows[0]]]
+        gaps, groups = [self._texts(range(blocks[rows[0]] - 1, low, -1))[::-1]], [[rows[0]]]
         for one, other in itertools.pairwise(rows):
-            if gap := list(filter(self._kind, range(blocks[one] + 1, blocks[other]))):
+            if gap := self._texts(range(blocks[one] + 1, blocks[other])):
                 gaps.append(gap)
                 groups.append([other])
             else:
                 groups[-1].append(other)
-        gaps.append(list(itertools.islice(filter(self._kind, range(blocks[rows[-1]] + 1, high)), LONGEST_SHAPE + 1)))
+        gaps.append(self._texts(range(blocks[rows[-1]] + 1, high)))
         return [_Group(group, *around) for group, around in zip(groups, itertools.pairwise(gaps), strict=True)]
+
+    def _texts(self, blocks: range) -> list[int]:
+        """The first texts of some blocks: a shape's and one more, since what is longer is no row."""
+        return list(itertools.islice(filter(self._kind, blocks), LONGEST_SHAPE + 1))
 
     def _kind(self, at: int) -> str:
         """The kind of a block: "paragraph", "heading", "headline", or "" for one that is no running text."""
