@@ -18,7 +18,7 @@ MAX_TAGS = 10
 MIN_NAMED = 4
 """Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
 
-_BEHIND_DASH = re.compile(r"\s+[-–—]+\s+[^-–—]{1,30}$")
+_BEHIND_DASH = re.compile(r"\s+[-–—·]+\s+[^-–—·]{1,30}$")
 _SITE_NAME = re.compile(rf"\s*[_|｜]\s*[^_|｜]{{1,30}}$|{_BEHIND_DASH.pattern}")
 _NO_LETTER = re.compile(r"[\W_]+")
 

@@ -13,7 +13,8 @@ def test_the_headline_is_the_title_else_what_the_head_says_without_the_name_of_t
     assert texts("<title>网站</title><header><h1>网站名</h1></header><h1>正文标题</h1><img src=a.jpg>")["title"] == [
         "正文标题"
     ]
-    assert texts("<title>故宫雪景_新浪新闻</title><img src=a.jpg>")["title"] == ["故宫雪景"]
+    for behind in ("_新浪新闻", " · 某人的博客"):
+        assert texts(f"<title>故宫雪景{behind}</title><img src=a.jpg>")["title"] == ["故宫雪景"]
     assert texts("<meta property=og:title content=题><title>x</title><img src=a.jpg>")["title"] == ["题"]
     series = "微生物学|质粒驱动的耐药性进化"
     assert title(f"<title>{series}</title>") == series, "a journal or a series stands before, and no site behind"
