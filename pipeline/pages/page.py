@@ -14,9 +14,9 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
                   og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it, within the article, list entry,
                   card ... that the image belongs to (`pipeline.pages.scopes`); on a page with several images what is
-                  said right beside an image, else its section's heading, comes before the title (`_Lookup`), as do
-                  words that lead to an image (这是, 如下图) on any page; of a card its heading, else the text after the
-                  image or before it
+                  said right beside an image, else its section's heading, comes before the title (`_Lookup`), and on
+                  one with many any text near it, as do words that lead to an image (这是, 如下图) on any page; of a
+                  card its heading, else the text after the image or before it
     abstract      og:description or meta description, else the first paragraph
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
@@ -85,9 +85,9 @@ MIN_HEADING, MIN_CARD, MIN_OWN = 3, 2, 2
 """Han characters of a section's heading, and of a card's text, that can stand before the title (简介 is one of many
 sections), and of the name of a file."""
 
-MAX_SHARING, MAX_GROUP = 3, 20
-"""Images that may share a text beside them, the heading of their section, or the text of their cards; and that may
-share the first two where there is nothing closer: they say more than the page's title."""
+MAX_SHARING = 3
+"""Images that may share a text beside them, the heading of their section, or the text of their cards, and of a page
+whose title is a text of theirs before others."""
 
 MAX_NAME = 12
 """Characters of a text beside each image of a row, or in each of several cards, that is its caption: a name."""
@@ -207,7 +207,8 @@ class _Lookup:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags, self._walk = tags, walk
         self._with_image = {place.block for place in walk.places}
-        self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
+        shown = sum(not place.furniture and not place.fallback for place in walk.places)
+        self._several, self._many = shown > 1, shown > MAX_SHARING
         alts = (clean(place.attributes.get("alt", "")) for place in walk.places)
         self._alts = Counter(alt[: number.start()] for alt in alts if (number := _COUNTED.search(alt)))
         self._sections, self._headings = walk.sections, frozenset(walk.sections)
@@ -245,8 +246,7 @@ class _Lookup:
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
-        beside = card or self._said_beside(row, used, MAX_SHARING) or self._heading(place, MAX_SHARING)
-        beside = beside or self._said_beside(row, used, MAX_GROUP) or self._heading(place, MAX_GROUP)
+        beside = card or self._said_beside(row, used) or self._heading(place)
         name, numbered = _name_of_file(url)
         own = [*(clean(attributes.get(key, "")) for key in ("alt", "title")), "" if numbered else name]
         shared = [text for text in own if self._is_shared(text)]
@@ -255,8 +255,12 @@ class _Lookup:
             named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
             texts.append(("caption" if named else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
-        texts += [("title", name), ("title", self.headline)]
-        texts += [("surrounding", text) for text in self._surrounding(row, used)]
+        texts.append(("title", name))
+        around = self._surrounding(row, used)
+        if self._many:  # below the headline, that is what stands near
+            near = (text for text in around if says_something(text) and not _REFERS.search(text))
+            texts += [("title" if text == self.headline else "surrounding", text) for text in near]
+        texts += [("title", self.headline), *(("surrounding", text) for text in around)]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
@@ -331,8 +335,8 @@ class _Lookup:
             return len(beside) <= MAX_HEADING
         return in_row or self._scopes[row].listed
 
-    def _said_beside(self, row: int, used: int, most: int) -> str:
-        """The text right beside an image, if `most` images have it.
+    def _said_beside(self, row: int, used: int) -> str:
+        """The text right beside an image, if few other ones have it.
 
         The title of a page with several images says what all of them are about, and this what one of them shows: a
         step of a recipe, the paragraph before a screenshot. Beside an image that is alone only words that lead to it
@@ -340,7 +344,7 @@ class _Lookup:
         it speaks of what was said before (这, 因此), and there is one.
         """
         said = self._beside[row]
-        if not said or self._count_of[said] > most or (used >= 0 and said == self.blocks[used].text()):
+        if not said or self._count_of[said] > MAX_SHARING or (used >= 0 and said == self.blocks[used].text()):
             return ""
         *_, last = sentences_of(said)
         if POINTS_DOWN.search(last):
@@ -348,12 +352,12 @@ class _Lookup:
         if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
             return ""
         refers_back = _REFERS_BACK.match(last) is not None and not POINTS_UP.search(said)
-        return (self._heading(self.places[row], most) if refers_back else "") or said
+        return (self._heading(self.places[row]) if refers_back else "") or said
 
-    def _heading(self, place: Place, most: int) -> str:
-        """The heading of an image's section, on a page with several images of which `most` are in this section."""
+    def _heading(self, place: Place) -> str:
+        """The heading of an image's section, on a page with several images of which few are in this section."""
         at = self._section(place) if self._several and not place.furniture else -1
-        if at < 0 or self._in_section[at] > most:
+        if at < 0 or self._in_section[at] > MAX_SHARING:
             return ""
         text = without_number(self.blocks[at].text()[:MAX_SURROUNDING])
         return text if counted(text) >= MIN_HEADING and text != self.headline else ""

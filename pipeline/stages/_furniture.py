@@ -27,7 +27,7 @@ SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
 
 MAX_BARE = 2
-"""Images of a page that stay without a text of their own: more of them under one title say nothing of each."""
+"""Images of a page that stay without a text of their own: one paragraph says little of each of many."""
 
 LIST_IMAGES, LIST_SHARE = 6, 0.8
 """A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
@@ -141,19 +141,28 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 
 def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images of a page that have no text of their own, but for the first MAX_BARE (CAP_PER_TEXT): neither an alt
-    or caption nor a text that stands with MAX_SHARING images of the page at most says something.
+    """Drop images of a page that have no text of their own: neither an alt or caption nor a text that stands with
+    MAX_SHARING images of the page at most says something.
+
+    A text around more images stays with the first MAX_BARE of them (CAP_PER_TEXT). What is about a page with more
+    images, such as its title, says nothing of one of them (NO_TEXT).
     """
     sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
     kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
     for candidate in candidates:
         page = candidate.page_url
-        own = (t for t in candidate.texts if t.kind in OWN_WORDS or sharing[page, t.text] <= MAX_SHARING)
-        if not any(says_something(text.text, 1) for text in own):
-            bare[page] += 1
-            if bare[page] > MAX_BARE:
-                evidence = f"its page says of it only what {MAX_BARE} images before it have"
-                dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
-                continue
-        kept.append(candidate)
+        said = [text for text in candidate.texts if says_something(text.text, 1)]
+        if any(text.kind in OWN_WORDS or sharing[page, text.text] <= MAX_SHARING for text in said):
+            kept.append(candidate)
+            continue
+        around = any(text.kind == "surrounding" for text in said)
+        bare[page] += around
+        if around and bare[page] <= MAX_BARE:
+            kept.append(candidate)
+        elif around:
+            evidence = f"its page says of it only what {MAX_BARE} images before it have"
+            dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
+        else:
+            evidence = "only texts about its page, which has many images"
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, evidence))
     return kept, dropped
