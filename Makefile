@@ -33,7 +33,7 @@ AUDIT   := .audit
 
 .PHONY: help setup demo test check fast lint fuzz study study-full audit wheel wheels deploy bench bench-venv dags-venv drill drills clean
 
-help: ## list what can be made
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## make .venv with every dependency
@@ -42,58 +42,58 @@ demo: $(STAMP) ## fetch the corpus, build the dataset, train, evaluate (README s
 	@$(BIN)/python -m tests.demo corpus
 	@$(BIN)/python -m tests.demo run
 
-test: $(STAMP) ## the tests: each kind of story once
+test: $(STAMP) ## run the tests, without the long drills
 	@$(PYTEST) -m "not drill" --durations 40 --durations-min 1
 
-check: lint fast ## what a change must pass before review: ruff, mypy, the fast tests
+check: lint fast ## run what a change must pass before review: ruff, mypy, the fast tests
 
-lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
+lint: $(STAMP) ## run ruff check, ruff format --check, mypy strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fast: $(STAMP) ## the tests that take no half second
+fast: $(STAMP) ## run the tests that take less than half a second
 	@$(PYTEST) -m "not slow and not drill"
 
-fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
+fuzz: $(STAMP) ## fuzz every parser of untrusted input for ten minutes; MINUTES=n changes that
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
 
-study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour; QUICK=1 for five minutes; goes on where it ended
+study: $(STAMP) $(WEIGHTS) ## compare the queue with in-batch CLIP, at most an hour (QUICK=1: five minutes); resumes when repeated
 	@$(BIN)/python -m tests.benchmarks.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
 
-study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; goes on where it ended)
+study-full: $(STAMP) $(WEIGHTS) ## run the study's whole grid, and a CNN from scratch (days; resumes when repeated)
 	@$(BIN)/python -m tests.benchmarks.study run --plan full
 
-audit: $(STAMP) $(AUDIT)/.installed ## licences, bill of materials (CycloneDX), known vulnerabilities, into dist/
+audit: $(STAMP) $(AUDIT)/.installed ## write licences, bill of materials (CycloneDX) and known vulnerabilities into dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)
 
-wheel: $(STAMP) ## dist/wenlan-VERSION-py3-none-any.whl
+wheel: $(STAMP) ## build dist/wenlan-VERSION-py3-none-any.whl
 	@rm -rf build && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-wheels: ## build the wheel, and try it in a fresh environment of each Python (minutes, 2 GB each; EXTRAS=a,b)
+wheels: ## build the wheel and try it in a fresh environment for each Python (minutes, 2 GB each; EXTRAS=a,b)
 	@sh .ci/wheels $(EXTRAS)
 
-deploy: ## write dags/deploy/prometheusrule.yaml anew from alerts.yaml
+deploy: ## regenerate dags/deploy/prometheusrule.yaml from alerts.yaml
 	@f=dags/deploy/prometheusrule.yaml && { sed '/^spec:/q' $$f; \
 	    sed -n '/^groups:/,$$p' dags/deploy/alerts.yaml | sed 's/^\(.\)/  \1/'; } > $$f.new && mv $$f.new $$f
 
-bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
+bench: $(STAMP) ## run every benchmark (QUICK=1: the short form); run `make bench-venv` first for the peers
 	@failed=; for bench in tests/benchmarks/bench_*.py; do \
 	    [ -e "$$bench" ] || { echo "no benchmarks in tests/benchmarks" >&2; exit 1; }; \
 	    echo "== $$bench" >&2; $(BIN)/python "$$bench" $(if $(QUICK),--quick) || failed="$$failed $$bench"; \
-	done; [ -z "$$failed" ] || { echo "did not hold:$$failed" >&2; exit 1; }
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
-bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench` (minutes, about 2 GB)
+bench-venv: $(BENCH)/.installed ## install the peers' environment for `make bench` (minutes, about 2 GB)
 
-dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests (about 300 MB)
+dags-venv: $(DAGS)/.installed ## install Airflow's environment for dags/ and its tests (about 300 MB)
 
-drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (twenty minutes)
+drill: $(STAMP) $(DAGS)/.installed ## run scheduled builds on a real Airflow and Ray cluster, with kills (twenty minutes)
 	@$(BIN)/python tests/benchmarks/drill_schedule.py
 
-drills: $(STAMP) ## the long stories, kills and faults, one after the other (over an hour); SHARE=2/5, MINUTES=20, ONLY='disk or s3'
+drills: $(STAMP) ## run the long tests with kills and faults, one by one (over an hour); SHARE=2/5, MINUTES=20, ONLY='disk or s3'
 	@$(BIN)/python -m pytest -p no:xdist -m drill $(if $(SHARE),--share $(SHARE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
 
-clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
+clean: ## remove the environments, the demo's output, the downloaded corpus and every cache
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -101,10 +101,10 @@ clean: ## remove the environments, the demo's output and every cache; the downlo
 # no wheel for a Python of today: hence --no-deps, and a folder of its own.
 $(STAMP): pyproject.toml .ci/setup
 	@sh .ci/setup venv $(VENV)
-	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 4 GB; once)" >&2
+	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 4 GB, only once)" >&2
 	@$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/cn-clip 'cn-clip>=1.6,<2' \
-	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that runs them skips" >&2
+	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that needs them is skipped" >&2
 	@touch $@
 
 # ImageNet weights of a MobileNetV2, for the study and the training of `proposals`. Their package pins ancient versions,

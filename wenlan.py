@@ -274,7 +274,9 @@ class Data:
         lacking = self._check("decisions")
         builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
         if not builds:
-            raise StoreError(self._frames.place, "has no funnel yet: what is kept counts once stage shard has finished")
+            raise StoreError(
+                self._frames.place, "the funnel is not complete yet: it is counted once stage shard has finished"
+            )
         rows = []
         for build in builds:
             candidates, _ = read_funnels(build)
@@ -380,7 +382,7 @@ class Data:
             from training.resolve import resolve
 
         if batch_size < 1:
-            raise ConfigError("torch", f"batch_size: {batch_size} is out of range; it is 1 at least")
+            raise ConfigError("torch", f"batch_size: {batch_size} is out of range; it must be at least 1")
         for _ in self._frames.of_split(split):  # names the splits that there are, where this is none
             break
         if self._frames.dataset is None:
@@ -413,7 +415,7 @@ class Data:
             return lacking
         first = next(f"{build}: {why}" for build, why in lacking.items())
         if len(lacking) >= max(1, len(self._builds)):
-            raise StoreError(self._frames.place, f"has no {table} ({first})")
+            raise StoreError(self._frames.place, f"does not contain {table} ({first})")
         which = f"of {len(lacking)} of {len(self._builds)} builds are left out"
         warnings.warn(f"{self._frames.place}: {table} {which} ({first})", stacklevel=4)
         return lacking

@@ -33,13 +33,13 @@ log = logging.getLogger("airflow.task")
 
 PARAMS = {
     "spec": param("spec", "spec file, on the cluster"),
-    "store": param("store", "STORE: what all builds share"),
+    "store": param("store", "STORE, the folder that all builds share"),
     "out_root": param("out_root", "folder of the builds"),
     "generation": Param(
         "",
         type="string",
         enum=["", "new"],
-        description="new: make the whole dataset again from stored captures and images, as its next generation",
+        description="new: rebuild the whole dataset from stored captures and images, as its next generation",
     ),
     "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,
@@ -98,7 +98,7 @@ def missed(context: Any) -> dict[str, str] | None:
     if before is None or before.data_interval_end is None or before.data_interval_end >= dag_run.data_interval_start:
         return None
     span = {"from": before.data_interval_end.isoformat(), "to": dag_run.data_interval_start.isoformat()}
-    log.warning("missed: no build ran for %s to %s, and none can be made up for", span["from"], span["to"])
+    log.warning("missed: no build ran for %s to %s, and this cannot be caught up", span["from"], span["to"])
     return span
 
 
@@ -109,7 +109,7 @@ def announce(planned: dict[str, Any], result: dict[str, Any]) -> None:
         raise AirflowFailException("the job succeeded, but printed no result of wenlan-data build; see publish.wait")
     if result.get("nothing_new"):
         raise AirflowSkipException(
-            "nothing new: the dataset holds all that was kept already, so there is nothing more to train on"
+            "nothing new: the dataset already contains everything that was kept, so there is nothing new to train on"
         )
     if not result["published"]:
         raise AirflowSkipException(

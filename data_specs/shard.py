@@ -176,9 +176,9 @@ def misleads(place: str, manifest: str) -> str:
         if not own and not _LED_TO.issuperset(part.partition("://")[0].lower() for part in place.split("::")):
             stores = ", ".join(f"{scheme}://" for scheme in sorted(_STORES))
             where = f"disks, object stores ({stores}) and the server that it comes from"
-            return f"names {place!r}: a release leads to {where}, and nowhere else"
+            return f"names {place!r}: a release may only refer to {where}"
     elif not place.startswith("/") and ".." in place.split("/"):
-        return f"names {place!r}, out of its folder"
+        return f"names {place!r}, which is outside its folder"
     return ""
 
 
@@ -330,7 +330,7 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
         raise ContractError(f"{name}: not a JSON manifest ({e})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
-        raise ContractError(f"{name}: no schema_version; is this a wenlan manifest.json?")
+        raise ContractError(f"{name}: schema_version is missing; is this a wenlan manifest.json?")
     if version > SCHEMA_VERSION:
         raise ContractError(
             f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); upgrade wenlan"

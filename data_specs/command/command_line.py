@@ -80,7 +80,7 @@ def _suggestion(message: str) -> str:
 class VersionAction(argparse.Action):
     """--version: prints the versions of wenlan, Python, and Ray and torch where they are installed."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "show the versions and exit") -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "show versions and exit") -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:

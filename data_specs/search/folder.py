@@ -171,12 +171,12 @@ def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
         problem = " ".join(str(e).split())[:200]
         raise IndexFault(f"{path}: is not the index.json of a search index ({problem})") from None
     if index.version < INDEX_VERSION:
-        raise IndexFault(f"{path}: made by an earlier version of wenlan; delete it and run wenlan-train embed again")
+        raise IndexFault(f"{path}: version {index.version} is older than this wenlan reads; delete it and embed again")
     if index.version > INDEX_VERSION:
         newer = f"version {index.version} is newer than this wenlan reads ({INDEX_VERSION})"
         raise IndexFault(f"{path}: {newer}; upgrade wenlan")
     if outside := sorted(file.path for file in index.files() if leaves_folder(file.path)):
-        raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
+        raise IndexFault(f"{path}: names a file outside its folder: {outside[0]}")
     if index.words is None and not unfinished:
         raise IndexFault(f"{folder}: the index is not finished; run the command that writes it again")
     return index
@@ -210,7 +210,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             lock.enter_context(whole_files.exclusive(folder, wait=False))
         except BlockingIOError:
-            todo = "run this one again when it has ended, or stop it: an embed goes on where it stopped"
+            todo = "wait until it has ended, or stop it (a stopped embed can be resumed), and run this again"
             raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None
         except OSError as e:
             raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
@@ -220,7 +220,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 def check_path(folder: Path) -> None:
     """Raise IndexFault for a URL."""
     if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
-        raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
+        raise IndexFault(f"{folder}: an index must be on a local disk; give a path")
 
 
 def check_sizes(folder: Path, files: list[File]) -> None:

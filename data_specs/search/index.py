@@ -125,11 +125,11 @@ class IndexWriter:
         """`begin`, for a caller that has the folder `locked`."""
         if not (folder / INDEX).exists():
             if any(file for file in folder.iterdir() if not file.name.startswith(".tmp-")):
-                raise IndexFault(f"{folder}: is not empty and holds no index; give a new folder")
+                raise IndexFault(f"{folder}: is not empty and does not contain an index; give a new folder")
             write_index(folder, IndexFile(about=about))
         index = read_index(folder, unfinished=True)
         if differs := index.about.difference(about):
-            raise IndexFault(f"{folder}: holds another index ({differs}); give a new folder")
+            raise IndexFault(f"{folder}: contains another index ({differs}); give a new folder")
         check_sizes(folder, index.files())
         sweep(folder, index)
         return IndexWriter(folder, index.model_copy(update={"about": about}))
@@ -173,7 +173,7 @@ class IndexWriter:
 
         parts, losses = _rewritten(self.folder, self.index, self._parts, gone, None, False)
         if not parts and self.index.words is None:
-            raise IndexFault(f"{self.folder}: nothing was embedded: the index would have no row")
+            raise IndexFault(f"{self.folder}: nothing was embedded: the index would be empty")
         if wanted is not None:
             left = np.array(self.index.left_out, np.uint64)
             kept = tuple(left[np.isin(left, wanted)].tolist())
@@ -270,7 +270,7 @@ def _with_flags(rows: pa.Table, given: Mapping[Modality, Vectors | None], about:
     for modality, vector_ND in given.items():
         wanted = modality in about.modalities
         if (vector_ND is not None) != wanted:
-            raise IndexFault(f"{name}: {modality} vectors are {'missing' if wanted else 'none of this index'}")
+            raise IndexFault(f"{name}: {modality} vectors are {'missing' if wanted else 'not expected'}")
         if vector_ND is not None and vector_ND.shape != (rows.num_rows, about.width):
             raise IndexFault(f"{name}: {modality} vectors {list(vector_ND.shape)}, not {[rows.num_rows, about.width]}")
         if f"has_{modality}" not in rows.column_names:
@@ -357,7 +357,7 @@ def _with_searches(folder: Path, index: IndexFile, parts: tuple[Part, ...], appr
     if pc.count_distinct(table["id"]).as_py() != table.num_rows:
         counts = table["id"].value_counts()
         twice = next(one["values"] for one in counts.to_pylist() if one["counts"] > 1)
-        raise IndexFault(f"{folder}: id {twice} is there twice")
+        raise IndexFault(f"{folder}: id {twice} occurs twice")
     revision = index.revision + 1
     text = (word for part in tables for word in part["words"].to_pylist())
     files: dict[Modality, File] = {}

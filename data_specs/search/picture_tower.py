@@ -77,7 +77,7 @@ class PictureTower:
         model = opened(checked(path), threads, gpu)
         about, names = model.about, frozenset(model.inputs)
         if "images" not in names or not names <= _OURS or "pixel_mean" not in about:
-            raise TowerFault(f"{path}: is no image tower of wenlan-train export --to onnx")
+            raise TowerFault(f"{path}: is not an image tower made by wenlan-train export --to onnx")
         try:
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
             side, most = int(about["image_size"]), int(about["max_boxes"])

@@ -89,14 +89,14 @@ class TextQuery:
         """
         path = folder if folder.suffix == ".onnx" else folder / TEXT
         if not path.is_file():
-            todo = "name the checkpoint (--checkpoint), or embed again with --onnx, which writes it"
+            todo = "give the checkpoint with --checkpoint, or embed again with --onnx to write it"
             if path == folder:
                 todo = "wenlan-train export CHECKPOINT --to onnx writes it"
             raise IndexFault(f"{path}: is missing; {todo}")
         model = opened(checked(path), threads, gpu)
         about = model.about
         if set(model.inputs) != {"input_ids", "n_tokens"} or "vocabulary" not in about:
-            raise IndexFault(f"{path}: is no text tower of wenlan-train export --to onnx")
+            raise IndexFault(f"{path}: is not a text tower made by wenlan-train export --to onnx")
         try:
             tokenizer = _tokenizer(about, str(path))
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
@@ -131,7 +131,7 @@ class TextQuery:
             taken = ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in model.inputs.items())
             raise TowerFault(f"{path}: takes {taken[:200]}; a text tower takes token ids [B, L]")
         if "token_type_ids" in model.inputs:
-            raise TowerFault(f"{path}: takes token_type_ids; export it without, since texts stand alone")
+            raise TowerFault(f"{path}: takes token_type_ids; export it without them, since texts come one at a time")
         if shape[1] not in (0, max_tokens):
             raise TowerFault(f"{path}: takes {shape[1]} tokens, pair_score.max_tokens is {max_tokens}")
         tokens = list(tokenizer.vocabulary)

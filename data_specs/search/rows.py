@@ -166,7 +166,11 @@ def complete(rows: pa.Table, name: str) -> pa.Table:
     """The rows with every column of ROWS, in its order, and their `stamp`. Raises ContractError that names the part."""
     unknown = sorted(set(rows.column_names) - {*ROWS.names, "stamp"})
     if unknown or "id" not in rows.column_names:
-        raise ContractError(f"{name}: rows of an index have an id and know no {', '.join(unknown) or 'others'}")
+        raise ContractError(
+            f"{name}: unknown columns: {', '.join(unknown)}"
+            if unknown
+            else f"{name}: rows of an index need the column id"
+        )
     count, columns = rows.num_rows, []
     for field in ROWS:
         given = field.name in rows.column_names
@@ -174,7 +178,7 @@ def complete(rows: pa.Table, name: str) -> pa.Table:
         columns.append(column if field.name in ("where", "similarity") else _filled(column, field))
     table = pa.Table.from_arrays(columns, schema=ROWS)
     if pc.any(pc.equal(table["id"], "")).as_py() or pc.count_distinct(table["id"]).as_py() != count:
-        raise ContractError(f"{name}: every row of an index needs an id of its own")
+        raise ContractError(f"{name}: every row of an index needs a unique id")
     return table.append_column("stamp", rows["stamp"]) if "stamp" in rows.column_names else table
 
 

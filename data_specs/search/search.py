@@ -266,23 +266,24 @@ class _State:
     def _check(self, query: Query) -> None:
         about = self.index.about
         if query.target not in about.modalities:
-            raise IndexFault(f"{self.folder}: has no {query.target}s to search")
+            raise IndexFault(f"{self.folder}: does not contain {query.target}s")
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
-            raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
+            problem = f"limit must be at least 1, offset at least 0, and their sum at most {MOST:,}"
+            raise IndexFault(f"limit {query.limit}, offset {query.offset}: {problem}")
         if query.filters.min_score is not None and (about.background is None or not query.is_scored):
-            what = f"{self.folder}: its vectors have"
+            what = f"{self.folder}: its vectors do"
             if not query.is_scored:
-                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} has"
-            raise IndexFault(f"{what} no scores to filter by (min_score)")
+                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} does"
+            raise IndexFault(f"{what} not have scores, which min_score needs")
         if not 0 <= query.weight <= 1:
-            raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
+            raise IndexFault(f"weight {query.weight}: the weight of the words must be between 0 and 1")
 
     def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
         """A query of length 1. Raises IndexFault."""
         whole, width = np.asarray(vector_D, np.float64), self.index.about.width
         length = float(np.linalg.norm(whole)) if whole.shape == (width,) else 0.0
         if not length > 0 or not np.isfinite(length):
-            raise IndexFault(f"a query of this index is a vector of {width} finite numbers, not all 0")
+            raise IndexFault(f"a query must be a vector of {width} finite numbers, not all 0")
         unit: Floats = (whole / length).astype(np.float32)
         return unit
 
@@ -369,7 +370,7 @@ class _State:
         """The same. Raises IndexFault if there is none."""
         number = self.number(id)
         if number is None:
-            raise IndexFault(f"{self.folder}: has no row {id}")
+            raise IndexFault(f"{self.folder}: row {id} does not exist")
         return number
 
 
@@ -384,7 +385,7 @@ def _opened(folder: Path) -> _State:
             if newest.revision == index.revision:
                 raise (e if isinstance(e, IndexFault) else damaged(folder, e)) from None
             index = newest
-    raise IndexFault(f"{folder}: is being rewritten all the time; try again later")
+    raise IndexFault(f"{folder}: keeps being rewritten; try again later")
 
 
 def _mapped(folder: Path, index: IndexFile) -> _State:
@@ -393,7 +394,7 @@ def _mapped(folder: Path, index: IndexFile) -> _State:
     tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
     counts = [part.rows for part in index.parts]
     if [table.num_rows for table in tables] != counts or sum(counts) != index.rows:
-        raise ValueError("its parts have other numbers of rows than index.json says")
+        raise ValueError("the row counts of its parts differ from index.json")
     rows = pa.concat_tables([MAPPED.empty_table(), *tables])
     stacks: dict[Modality, Stack] = {}
     for modality in index.about.modalities:

@@ -115,7 +115,7 @@ def credentials_in(text: str) -> str:
     scheme = (found[1] or found[2]).lower()
     variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme.startswith("s3") else "the store's variables"
     return (
-        f"a URL {scheme}://... holds credentials; take them out, and set {variables}, or a profile, in the environment"
+        f"a URL {scheme}://... contains credentials; remove them, and set {variables} or a profile in the environment"
     )
 
 
@@ -144,11 +144,11 @@ def reason(e: BaseException) -> str:
     if "Credentials" in kind or "TokenRetrieval" in kind:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
     if isinstance(e, PermissionError):
-        return f"access denied ({said}); check the keys in the environment, and what they may do in this bucket"
+        return f"access denied ({said}); check the keys in the environment and their permissions"
     if kind in ("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError"):
-        return f"the store does not answer ({said}); check AWS_ENDPOINT_URL and the network, then run the same again"
+        return f"the store does not answer ({said}); check AWS_ENDPOINT_URL and the network, then run it again"
     if getattr(e, "errno", None) in (errno.EBUSY, errno.EREMOTEIO) or _code(e) in ("SlowDown", "InternalError"):
-        return f"the store kept failing ({said}); run the same again when it is well"
+        return f"the store kept failing ({said}); run the same command again later"
     return said
 
 
@@ -320,14 +320,14 @@ def is_conditional(url: str) -> bool:
         why = _unconditional(f"{url}-probe-{uuid.uuid4().hex}")
         _conditional[about] = not why
         if why:
-            LOG.warning("%s: %s, so nothing is locked there; run one build and one publisher at a time", root, why)
+            LOG.warning("%s: %s, so locks do not work there; run one build and one publisher at a time", root, why)
     return _conditional[about]
 
 
 def _unconditional(probe: str) -> str:
     """Why the store of a URL cannot write on a condition; "" if it can."""
     if not _is_s3(probe):
-        return "knows no conditional writes"
+        return "does not support conditional writes"
     with told(probe):
         fs, bucket, key = _s3(probe)
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"1")

@@ -116,7 +116,7 @@ class JsonTokenizer:
             raise VocabularyError(subject, f"not a tokenizer.json ({problem})") from None
         ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if (last := max(ids.values(), default=0)) > MOST_IDS:  # before it is written out, which would end the process
-            raise VocabularyError(subject, f"has a token of the id {last:,}; no vocabulary has more than {MOST_IDS:,}")
+            raise VocabularyError(subject, f"has a token with id {last:,}; ids must be below {MOST_IDS:,}")
         backend.no_padding()
         backend.no_truncation()
         self.content = str(backend.to_str())

@@ -74,7 +74,7 @@ class Captioner:
         distinct = tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions))
         vocabulary = Vocabulary.of(captions, config.min_count)
         if not vocabulary.characters:
-            raise ConfigError("min_count", f"no character stands {config.min_count} times in the training captions")
+            raise ConfigError("min_count", f"no character occurs {config.min_count} times in the training captions")
         decoder = Decoder(config, region_width, len(vocabulary))
         return Captioner(config, vocabulary, region_width, towers, data, distinct, decoder)
 
@@ -136,7 +136,7 @@ def read(folder: Path) -> Captioner:
     """The captioner in a checkpoint's folder. Raises CheckpointError where there is none, or it is damaged."""
     sealed = Sealed.open(folder, (ABOUT, CAPTIONS, WEIGHTS))
     if ABOUT not in sealed.files:
-        raise CheckpointError(str(folder), "holds no captioner; train one by wenlan-train fit-captioner")
+        raise CheckpointError(str(folder), "contains no captioner; train one with wenlan-train fit-captioner")
     about, name = sealed.object(ABOUT), str(folder / ABOUT)
     captions = tuple(sealed.text(CAPTIONS).split("\n")[:-1])
     try:
@@ -145,7 +145,7 @@ def read(folder: Path) -> Captioner:
         width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
         decoder = _filled(config, width, len(vocabulary), sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise CheckpointError(name, f"is none of a captioner ({first_line(e)})") from None
+        raise CheckpointError(name, f"not a valid captioner.json ({first_line(e)})") from None
     return Captioner(config, vocabulary, width, towers, data, captions, decoder)
 
 
@@ -181,7 +181,7 @@ def _filled(
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += [key for key, tensor in own.items() if key in tensors and tensors[key].shape != tensor.shape]
     if wrong:
-        raise CheckpointError(name, f"does not fit its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise CheckpointError(name, f"does not match its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
     decoder = Decoder(config, width, vocabulary)
     decoder.load_state_dict(dict(tensors))
     return decoder

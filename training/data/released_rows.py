@@ -97,9 +97,9 @@ def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     except (ValueError, RecursionError) as e:
         return Broken(where, f"not JSON ({first_line(e)})")
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
-        return Broken(where, "no image_id in it")
+        return Broken(where, "image_id is missing")
     if not is_text(value["image_id"]):
-        return Broken(where, "half of a surrogate pair stands in its image_id")
+        return Broken(where, "its image_id contains an unpaired surrogate")
     try:
         boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
@@ -132,7 +132,7 @@ def _texts(value: Any) -> dict[str, str]:
     if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
         raise ValueError("its sentences are not pairs of kind and text")
     if not all(is_text(part) for pair in value for part in pair):
-        raise ValueError("half of a surrogate pair stands in its sentences")
+        raise ValueError("its sentences contain an unpaired surrogate")
     texts: dict[str, str] = {}
     for kind, text in value:
         texts.setdefault(_OURS.get(kind, kind), text)

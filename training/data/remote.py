@@ -116,7 +116,7 @@ def _copy(url: str, target: Path) -> int:
                     got += file.write(block)
                 return got
         except FileNotFoundError:
-            raise ContractError(f"{url}: missing, but the manifest names it") from None
+            raise ContractError(f"{url}: missing, but listed in the manifest") from None
         except Exception as e:  # what a store's client raises is its own
             if attempt == 2:
                 raise ContractError(f"{url}: cannot be fetched ({reason(e)})") from None

@@ -78,7 +78,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     except (OSError, UnicodeDecodeError):
         raise InputError(
             str(path),
-            "no readable vocabulary; tokenizer is gb2312, bert_chinese, vocab.txt, tokenizer.json, or a folder of one",
+            "not a readable vocabulary; give gb2312, bert_chinese, a vocab.txt, a tokenizer.json, or the folder of one",
         ) from None
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
 
@@ -110,7 +110,7 @@ def _of_transformers(name: str) -> Tokenizer:
     if set(SPECIAL) <= ids.keys() and any(token.startswith("##") for token in ids) and in_a_row and not cased:
         return from_vocabulary(sorted(ids, key=lambda token: ids[token]), name)
     if backend is None:
-        raise InputError(name, "its tokenizer has no tokenizer.json; save it by transformers' fast tokenizer first")
+        raise InputError(name, "tokenizer.json is missing; save it with transformers' fast tokenizer first")
     return json_tokenizer(backend.to_str(), name)
 
 

@@ -70,7 +70,7 @@ def _readable() -> Iterator[None]:
 
 def _check_sides(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed (data.max_pixels)")
+        raise UnreadableImage(f"{width} x {height} pixels, more than the {max_pixels:,} allowed (data.max_pixels)")
 
 
 def _jpeg_sides(data: bytes) -> tuple[int, int]:
@@ -102,9 +102,9 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=(*FORMATS, "JPEG")) as image:
             width, height = int(image.width), int(image.height)
     except Exception:  # Pillow raises many types on damage
-        raise UnreadableImage(f"no picture: it begins with the bytes {data[:4].hex()}") from None
+        raise UnreadableImage(f"not a picture: it begins with the bytes {data[:4].hex()}") from None
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed")
+        raise UnreadableImage(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
     return width, height
 
 
@@ -164,7 +164,7 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
                 file.load()
                 pixels = _on_white(_in_8_bits(file))
         except UnidentifiedImageError:  # its own words are the address of our buffer
-            raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
+            raise UnreadableImage(f"not an image: it begins with the bytes {data[:4].hex()}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -22,10 +22,10 @@ def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> To
     name = config.image.encoder if modality == "image" else config.text.encoder
     known = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     if name not in known:
-        raise ConfigError(f"{modality}.encoder", f"no encoder {name!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{modality}.encoder", f"unknown encoder {name!r}; available: {', '.join(known)}")
     tower: Tower = importlib.import_module(f"{__name__}.{name}").build(config, load_weights)
     if tower.modality != modality:
-        raise ConfigError(f"{modality}.encoder", f"{name} encodes {tower.modality}")
+        raise ConfigError(f"{modality}.encoder", f"{name} is an encoder of {tower.modality}s")
     if config.image.frozen if modality == "image" else config.text.frozen:
         tower.freeze()
     return tower

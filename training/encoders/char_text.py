@@ -51,5 +51,5 @@ def build(config: Config, load_weights: bool) -> Tower:
     if load_weights and config.text.weights:
         raise ConfigError("text.weights", "char_text starts from random weights; leave it empty")
     if config.text.position_embedding:
-        raise ConfigError("text.position_embedding", "char_text has positions of its own")
+        raise ConfigError("text.position_embedding", "char_text already has position embeddings")
     return Tower("text", Prefix(), Trunk(config))

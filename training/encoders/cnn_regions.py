@@ -117,7 +117,7 @@ def build(config: Config, load_weights: bool) -> Tower:
     if image.frozen_stages > len(names):
         raise ConfigError(
             "image.frozen_stages",
-            f"{image.backbone} has {len(names)} ({', '.join(names)}), not {image.frozen_stages}",
+            f"{image.frozen_stages} exceeds the {len(names)} stages of {image.backbone} ({', '.join(names)})",
         )
     frozen = image.frozen_stages
     trained = [f"backbone.{name}" for name in names[frozen:]]

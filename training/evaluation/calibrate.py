@@ -53,7 +53,7 @@ def calibrate(
     unrelated_NN = np.ones_like(cosines_NN, dtype=np.bool_)
     unrelated_NN[hits] = False
     if not unrelated_NN.any():
-        raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so no score can be measured")
+        raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so scores cannot be calibrated")
     background = Background.of(cosines_NN[unrelated_NN], some, some)
     folder = loaded.checkpoint.folder
     with exclusive(folder):

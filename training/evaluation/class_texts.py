@@ -53,9 +53,9 @@ def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:
     """The same templates. Raises InputError where one lacks a place for the name, or none is given."""
     for template in templates:
         if "{}" not in template and "{c}" not in template:
-            raise InputError(where, f"template {template!r} has no {{}} for the name of the class")
+            raise InputError(where, f"template {template!r} lacks {{}} for the name of the class")
     if not templates:
-        raise InputError(where, "no template in it")
+        raise InputError(where, "contains no template")
     return tuple(templates)
 
 

@@ -133,7 +133,7 @@ def _images(
     wanted = {image for caption in benchmark.captions for image in caption.images}
     lacking = sorted(wanted - row_of.keys() - corrupt)
     if lacking:
-        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
+        raise InputError(benchmark.name, f"has captions for {len(lacking)} images that are missing: {lacking[0]}")
     if not len(image_ND):
-        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
+        raise InputError(benchmark.name, f"none of its images can be read ({len(corrupt)} tried)")
     return image_ND, row_of, corrupt

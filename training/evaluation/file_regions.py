@@ -60,7 +60,9 @@ class RegionTable:
 
         files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
         if not files:
-            raise InputError(str(place), "holds no regions (.parquet); name a dataset's regions/DETECTOR or STORE's")
+            raise InputError(
+                str(place), "contains no regions (.parquet); give the regions/DETECTOR of a dataset or of STORE"
+            )
         try:
             tables, digests = list[pa.Table](), list[bytes]()
             for file in files:
@@ -83,7 +85,7 @@ class RegionTable:
         digest = hashlib.sha256(content).hexdigest()
         row = self.row_of.get(digest)
         if row is None:
-            raise InputError(str(self.place), f"has no boxes of {name} (sha256 {digest})")
+            raise InputError(str(self.place), f"lacks boxes of {name} (sha256 {digest})")
         flat, scores = self.table["boxes"][row].as_py(), self.table["scores"][row].as_py()
         try:
             if self.raw:
@@ -113,7 +115,7 @@ def _cleaned(
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    what, boxes = "no list of boxes [[x1, y1, x2, y2], ...]", list[tuple[Box, ...]]()
+    what, boxes = "not a list of boxes [[x1, y1, x2, y2], ...]", list[tuple[Box, ...]]()
     for where, value in json_lines(file, what):
         try:
             boxes.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))

@@ -79,11 +79,13 @@ def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:
     """The protocol; that it is unknown which of `what` stand in train, where it is; a warning about too few queries."""
     lines = [str(result["protocol"]["line"])]
     if result["in_train"] is None:
-        lines.append(f"whether {what} stand in a train split is unknown: there is none beside this data")
+        lines.append(f"whether {what} occur in a train split is unknown: this data comes without one")
     for name, part in parts(result)[:1]:
         count = next(part[n] for n in _COUNTS if part.get(n))
         if count < FEWEST_MEASURED:
-            lines.append(f"warning: the figure of {name} rests on {count} queries; it needs {FEWEST_MEASURED}")
+            lines.append(
+                f"warning: the {name} figure is based on {count} queries; at least {FEWEST_MEASURED} are needed"
+            )
     return lines
 
 

@@ -88,9 +88,9 @@ class Background:
             sound = cosines.shape == shares.shape and cosines.ndim == 1 and len(cosines) > 0
             sound = sound and bool((np.diff(cosines) > 0).all() and (np.diff(shares) >= 0).all())
         except (KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(subject, f"no background of cosines ({type(e).__name__}: {e})") from None
+            raise CheckpointError(subject, f"not a background of cosines ({type(e).__name__}: {e})") from None
         if not sound:
-            raise CheckpointError(subject, "no background of cosines: they do not ascend")
+            raise CheckpointError(subject, "not a background of cosines: they do not ascend")
         return Background(cosines, shares.astype(np.float64), images, texts, pairs)
 
     def to_json(self) -> str:

@@ -156,7 +156,7 @@ class Checkpoint:
             self._fill(model, renamed, KEY_PREFIXES, set(model.shared_tensors()))
         if queues:
             if not self.has(QUEUES_FILE) or not keys:
-                raise CheckpointError(str(self.folder), "has no queues to begin with; leave out moco.init_queues")
+                raise CheckpointError(str(self.folder), "contains no queues; leave out moco.init_queues")
             self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
             steps = self.state().step
             for queue in (model.image_queue, model.text_queue):
@@ -193,7 +193,7 @@ class Checkpoint:
             return TypeAdapter(RunState).validate_python(given)
         except ValidationError as e:
             wrong = ".".join(str(part) for part in e.errors()[0]["loc"][:1])
-            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is no value of it") from None
+            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is not a valid value") from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
@@ -219,7 +219,7 @@ class Checkpoint:
         wrong += [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
         if wrong:
             raise CheckpointError(
-                str(self.folder), f"does not fit this model: {len(wrong)} tensors differ, first {wrong[0]}"
+                str(self.folder), f"does not match this model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
         model.load_state_dict(tensors, strict=False)
 
@@ -263,7 +263,7 @@ def fill_moments(
         state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
         shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
         if state and {m: t.shape for m, t in state.items()} != shapes:
-            raise CheckpointError(subject, f"{name} has another shape")
+            raise CheckpointError(subject, f"{name} has a different shape")
         if state:
             optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
 
@@ -344,7 +344,7 @@ def save_imported(
     An earlier checkpoint there is replaced. Raises CheckpointError when the folder holds anything else.
     """
     if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise CheckpointError(str(folder), "there already, and no imported checkpoint; choose another --out")
+        raise CheckpointError(str(folder), "already exists and is not an imported checkpoint; choose another --out")
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
     with whole_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
@@ -391,8 +391,8 @@ def naming_older(path: Path) -> Iterator[None]:
         whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
         if whole is None:
             raise
-        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and fit goes on"
-        raise CheckpointError(e.subject, f"{e.problem}; {whole} is whole: {advice}") from None
+        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and run fit again"
+        raise CheckpointError(e.subject, f"{e.problem}; {whole} is intact: {advice}") from None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -414,8 +414,8 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
         foreign = (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
-        advice = f"; of transformers? wenlan-train import-transformers {path} --out DIR" if foreign else ""
-        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it{advice}")
+        advice = f"; for a transformers folder run wenlan-train import-transformers {path} --out DIR" if foreign else ""
+        raise CheckpointError(str(path), f"not a wenlan checkpoint: it contains no {INDEX}{advice}")
     sealed = Sealed.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:

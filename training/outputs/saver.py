@@ -161,7 +161,9 @@ def owned_mirror(mirror: str) -> Iterator[None]:
             try:
                 held.enter_context(locked(posixpath.join(mirror, "_lock"), 0.0))
             except LockedError as e:
-                raise RunError(mirror, f"another run copies to it, its lock {e.strerror}; choose another") from None
+                raise RunError(
+                    mirror, f"another run is writing to it (its lock {e.strerror}); choose another"
+                ) from None
         yield
 
 
@@ -181,7 +183,7 @@ def here(url: str) -> Iterator[Path]:
             fetch(run, mirror, name)
         found = run / "checkpoints" / name if is_one else checkpoint.latest(run)
         if found is None or not found.is_dir():
-            raise RunError(url, f"holds no checkpoint (no {INDEX}, and no folder step-N with one)")
+            raise RunError(url, f"contains no checkpoint (no {INDEX}, and no folder step-N with one)")
         yield found
 
 

@@ -101,7 +101,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             newest = checkpoint.latest(out)
             for folder in checkpoint.without_index(out):
                 if newest is None or checkpoint.step_of(folder) > checkpoint.step_of(newest):
-                    LOG.warning("%s: has no %s, so it is no checkpoint; passed over", folder, INDEX)
+                    LOG.warning("%s: skipped, because %s is missing: it is not a whole checkpoint", folder, INDEX)
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
@@ -110,7 +110,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             together(lambda: _fetch_missing(out, mirror, name))
         folder = together(lambda: _same(start, out))
         if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
-            LOG.info("all ranks go on from %s", start)
+            LOG.info("all ranks resume from %s", start)
         yield folder
 
 
@@ -211,17 +211,17 @@ def _same(start: Start | None, out: Path) -> Path | None:
     if start is None:
         if newest is not None:
             raise RunError(
-                str(newest), "is here, but rank 0 sees no checkpoint; let --out lie on one disk for all ranks"
+                str(newest), "exists here, but rank 0 finds no checkpoint; put --out on a disk that all ranks share"
             )
         return None
     folder = out / "checkpoints" / Path(start.path).name
     if not (folder / INDEX).is_file():
-        advice = "let --out lie on one disk for all ranks, or set run.mirror"
-        raise RunError(str(folder), f"missing, but rank 0 goes on from {start}; {advice}")
+        advice = "put --out on a disk that all ranks share, or set run.mirror"
+        raise RunError(str(folder), f"missing, but rank 0 resumes from {start}; {advice}")
     if Start.of(folder).sha256 != start.sha256:
-        raise RunError(str(folder), f"its sha256 is {Start.of(folder).sha256[:12]}, but rank 0 goes on from {start}")
+        raise RunError(str(folder), f"its sha256 is {Start.of(folder).sha256[:12]}, but rank 0 resumes from {start}")
     if newest is not None and checkpoint.step_of(newest) > start.step:
-        raise RunError(str(newest), f"is newer than what rank 0 goes on from, {start}; start again where it lies")
+        raise RunError(str(newest), f"is newer than {start}, from which rank 0 resumes; start the run on this machine")
     return folder
 
 
@@ -268,9 +268,9 @@ def _compare(seen: Sequence[Mapping[str, Any]], step: int) -> None:
     differences += [f"{len(names) - 4} more"] if len(names) > 4 else []
     more = f", and so do {len(odd) - 1} other ranks" if len(odd) > 1 else ""
     problem = (
-        f"rank {rank} on {hosts[rank]} differs from rank {usual_rank} in {', '.join(differences)}{more}; nothing of it "
-        "was saved, the same command goes on from the last checkpoint. If it comes again: do all ranks run the same "
-        "code, on machines of one kind?"
+        f"rank {rank} on {hosts[rank]} differs from rank {usual_rank} in {', '.join(differences)}{more}; this step "
+        "was not saved. Run the same command to resume from the last checkpoint; if it happens again, check that all "
+        "ranks run the same code on the same kind of machine"
     )
     stop(RunError(f"step {step}", problem))
 
@@ -280,4 +280,4 @@ def stop(error: Error) -> NoReturn:
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)
-    raise FirstRankError("rank 0", f"ended the run: {error}")
+    raise FirstRankError("rank 0", f"stopped the run: {error}")

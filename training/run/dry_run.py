@@ -85,7 +85,7 @@ def _lines(config: Config, result: Mapping[str, Any]) -> list[str]:
     batch, rate, waiting = config.run.batch_size, result["samples_per_second"], result["waiting_for_data"]
     return [
         "parameters: {trained:,} trained, {frozen:,} frozen, {averaged:,} in key towers".format(**parameters),
-        f"work: {flops / 1e9:.2f} GFLOP a sample, {flops * batch / 1e12:.3f} TFLOP a step",
+        f"work: {flops / 1e9:.2f} GFLOP per sample, {flops * batch / 1e12:.3f} TFLOP per step",
         f"memory: {memory['floor_bytes'] / 2**30:.2f} GiB of weights, gradients, moments and queues; "
         f"{memory['peak_bytes'] / 2**30:.2f} GiB at the peak of {STEPS} steps on {result['device']}",
         f"data: {result['samples']:,} samples, {config.run.epochs:g} epochs, {result['steps']:,} steps of {batch}",

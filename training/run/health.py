@@ -137,12 +137,13 @@ class Health:
             if self._alike[name] < _LASTING:
                 continue
             advice = (
-                f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all features "
-                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up ({self._warmup} "
-                f"samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum ({config.moco.momentum:g})"
+                f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all "
+                f"samples have nearly the same features. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up "
+                f"({self._warmup} samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum "
+                f"({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
-                stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))
+                stop(RunError(f"step {step}", f"{advice}; set run.stop_on_collapse=false to continue regardless"))
             LOG.warning("step %d: %s", step, advice)
             self._alike[name] = 0
 

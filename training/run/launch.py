@@ -53,7 +53,7 @@ def ending_with_parent(watch: bool = True) -> Iterator[None]:
     def look() -> None:
         while not done.wait(_LOOKS_S):
             if os.getppid() != parent:
-                words = "rank %s: the process that started it (%d) is gone; it ends, and saves nothing"
+                words = "rank %s: its parent process (%d) has ended; exiting without saving"
                 # In a thread of its own: who was to read the log may be gone too, and a full pipe is waited for.
                 teller = threading.Thread(target=LOG.error, args=(words, distributed.rank(), parent), daemon=True)
                 teller.start()
@@ -162,9 +162,9 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunError(str(out), "another run writes into it; choose another --out") from None
+                    raise RunError(str(out), "another run is writing to it; choose another --out") from None
                 time.sleep(0.2)
             except OSError as e:
-                LOG.warning("%s: cannot be locked (%s); let no other run write into it", out, e.strerror)
+                LOG.warning("%s: cannot be locked (%s); make sure that no other run writes to it", out, e.strerror)
                 break
         yield

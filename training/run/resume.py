@@ -56,7 +56,7 @@ def obeying(config: Config, start: Path | None) -> Config:
         return config
     compat = checkpoint.open_checkpoint(start).config.compat
     if compat != config.compat:
-        LOG.info("%s: compat is %r, and this run keeps to it", start, compat)
+        LOG.info("%s: compat is %r, and this run keeps it", start, compat)
     return replace(config, compat=compat)
 
 
@@ -71,8 +71,8 @@ def check_same(saved: Config, asked: Config, folder: Path) -> None:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
         advice = "use the same recipe or another --out"
         if keys == ["run.epochs"]:
-            advice = "its cosine was laid out for that length; only optim.schedule=wsd and constant can be made longer"
-        raise ConfigError(str(folder), f"the run began otherwise ({changes}); {advice}")
+            advice = "its cosine ends at that length; only optim.schedule=wsd and constant can be made longer"
+        raise ConfigError(str(folder), f"the run was started with other settings ({changes}); {advice}")
 
 
 def check_length(saved: Config, asked: Config, state: RunState, samples: int) -> None:
@@ -86,13 +86,13 @@ def check_length(saved: Config, asked: Config, state: RunState, samples: int) ->
         return
     before, after = (math.ceil(epochs * samples) for epochs in (was, now))
     if after < state.position:
-        raise ConfigError("run.epochs", f"{now:g} is below the {state.position / samples:.2f} that the run has done")
+        raise ConfigError("run.epochs", f"{now:g} is below the {state.position / samples:.2f} epochs already done")
     warmups = warmup_samples(asked.optim, before), warmup_samples(asked.optim, after)
     if warmups[0] != warmups[1] and max(warmups) > state.position:
         raise ConfigError(
             "run.epochs",
-            f"was {was:g}, is {now:g}: the warm-up is a share of the run (optim.warmup_share), would be {warmups[1]} "
-            f"samples and was {warmups[0]}, and the run is at {state.position}; make it longer once it is over",
+            f"was {was:g}, is {now:g}: that changes the warm-up (optim.warmup_share) from {warmups[0]} to {warmups[1]} "
+            f"samples, and the run is at {state.position}; change run.epochs after the warm-up",
         )
     if distributed.rank():
         return
@@ -100,8 +100,8 @@ def check_length(saved: Config, asked: Config, state: RunState, samples: int) ->
     rates = [schedule(asked.optim, state.position, length) for length in (before, after)]
     if rates[0] < rates[1]:
         LOG.warning(
-            "step %d: the learning rate had begun to fall (to %.0f%% of its height) and rises again to %.0f%%: a "
-            "checkpoint from before its fall would go on without a break",
+            "step %d: the learning rate had fallen to %.0f%% of its peak and rises again to %.0f%%; resume from a "
+            "checkpoint before the fall to avoid this",
             *(state.step, 100 * rates[0], 100 * rates[1]),
         )
 

@@ -172,7 +172,7 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            problem = f"received a signal to end; saved, the same command with --out {self.out} continues from here"
+            problem = f"stopped by a signal; saved, run the same command with --out {self.out} to resume"
             stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 
@@ -274,7 +274,7 @@ class _Run:
         )
 
     def _opening(self) -> str:
-        begin = f"goes on from step {self.first}" if self.first else "begins"
+        begin = f"resumes from step {self.first}" if self.first else "begins"
         trained = sum(p.numel() for p in self.stepper.parameters)
         return (
             f"{self.config.recipe} {begin}: {len(self.setup.dataset)} samples, {self.setup.total_steps} steps of "

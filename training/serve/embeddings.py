@@ -130,7 +130,7 @@ def _card(service: Service) -> ModelCard:
 
 def _check_model(service: Service, name: str) -> None:
     if name != service.name:
-        text = f"there is no model {name[:100]!r} here; the one that answers is {service.name!r}"
+        text = f"unknown model {name[:100]!r}; this server serves {service.name!r}"
         raise Refused(404, "model_not_found", text, param="model")
 
 
@@ -143,7 +143,7 @@ async def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
         _check_model(service, request.model)
     if request.dimensions not in (None, service.width):
         text = (
-            f"the features have {service.width} numbers and were not trained to be cut; "
+            f"the features have {service.width} numbers and cannot be shortened; "
             f"leave dimensions out, or give {service.width}"
         )
         raise bad_request("dimensions", text, "dimensions")
@@ -160,12 +160,12 @@ def _texts(request: EmbeddingsRequest) -> list[str]:
     """Texts of a request. Raises Refused."""
     listed = [request.input] if isinstance(request.input, str) else request.input
     if not listed:
-        raise bad_request("empty", "no input", "input")
+        raise bad_request("empty", "input is empty", "input")
     texts: list[str] = []
     for number, one in enumerate(listed):
         if not isinstance(one, str):
             param = f"input[{number}]" if len(listed) > 1 else "input"
-            raise bad_request("token_ids", "ids are those of another tokenizer; send texts", param)
+            raise bad_request("token_ids", "token ids are not supported; send texts", param)
         texts.append(one)
     return texts
 

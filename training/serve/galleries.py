@@ -112,8 +112,12 @@ class Galleries:
     def _named(self, name: str | None) -> Gallery:
         gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
         if gallery is None:
-            known = ", ".join(self._all) or "none is there"
-            text = f"there is no collection {str(name)[:80]!r} here ({known})" if name is not None else "no collection"
+            known = ", ".join(self._all) or "none exists"
+            text = (
+                f"unknown collection {str(name)[:80]!r} ({known})"
+                if name is not None
+                else "this server does not have a collection"
+            )
             raise Refused(404, "no_collection", text, param="collection")
         return gallery
 
@@ -133,7 +137,9 @@ class Galleries:
         async with self._writing:
             gallery = self._named(name)
             if not gallery.own:
-                raise Refused(403, "given", f"{name} was given at the start and is not deleted from here", param="name")
+                raise Refused(
+                    403, "given", f"{name} is a collection of the server and cannot be deleted here", param="name"
+                )
             del self._all[name]
             await asyncio.to_thread(shutil.rmtree, gallery.index.folder.parent, True)
 
@@ -153,8 +159,8 @@ class Galleries:
             if not embedded:
                 if before is not None and known:
                     return before, refused
-                why = refused[0]["message"] if refused else "no file in it"
-                raise bad_request("nothing", f"nothing of it could be embedded: {why}", "files")
+                why = refused[0]["message"] if refused else "contains no file"
+                raise bad_request("nothing", f"none of the files could be embedded: {why}", "files")
             return await self._written(name, embedded, before), refused
 
     async def _written(
@@ -178,22 +184,24 @@ class Galleries:
     def _room(self, name: str) -> Gallery | None:
         """The own collection of this name that is added to; None for a new one. Raises Refused."""
         if not _NAME.fullmatch(name):
-            raise bad_request("name", "a name has 1 to 80 characters, none of / \\ ? # % among them", "name")
+            raise bad_request("name", "a name has 1 to 80 characters and none of / \\ ? # %", "name")
         there = self._all.get(name)
         if there is not None and not there.own:
-            raise Refused(409, "name_taken", f"{name} is a given collection; choose another name", param="name")
+            raise Refused(409, "name_taken", f"{name} is a collection of the server; choose another name", param="name")
         own = sum(gallery.own for gallery in self._all.values())
         if there is None and own >= OWN_COLLECTIONS:
-            raise Refused(413, "too_many", f"{own} own collections are loaded; delete one first", param="name")
+            raise Refused(413, "too_many", f"{own} uploaded collections exist already; delete one first", param="name")
         return there and self.get(name)
 
     def _check_room(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
         rows = len(entries) + (before.index.rows if before else 0)
         if rows > OWN_ROWS:
-            raise Refused(413, "too_many", f"{rows:,} rows; an own collection has at most {OWN_ROWS:,}", param="files")
+            raise Refused(
+                413, "too_many", f"{rows:,} rows; an uploaded collection has at most {OWN_ROWS:,}", param="files"
+            )
         size = sum(gallery.bytes for gallery in self._all.values()) + sum(len(entry.picture) for entry in entries)
         if size > OWN_BYTES:
-            raise Refused(413, "too_large", f"own collections hold at most {OWN_BYTES >> 20} MB", param="files")
+            raise Refused(413, "too_large", f"uploaded collections hold at most {OWN_BYTES >> 20} MB", param="files")
 
     async def _embedded(
         self, entries: Sequence[_Entry]
@@ -270,10 +278,12 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
         index = SearchIndex.open(Path(place if named else argument))
         name = name if named else index.about.name
         if not _NAME.fullmatch(name) or name in given:
-            raise ConfigError("--index", f"{argument}: give it a name of its own, as NAME=DIR")
+            raise ConfigError("--index", f"{argument}: give it a unique name: NAME=DIR")
         of = index.about.checkpoint
         if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != checkpoint.towers):
-            raise ConfigError("--index", f"{argument}: was embedded by other towers; embed it again by this checkpoint")
+            raise ConfigError(
+                "--index", f"{argument}: was embedded by other towers; embed it again with this checkpoint"
+            )
         given[name] = index
     return given
 

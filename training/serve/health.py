@@ -66,13 +66,13 @@ class HealthCheck:
         """The problem; "" if there is none."""
         service, limit = self._service, self._service.options.health_s
         if not (state := service.model.state()).alive:
-            return f"the model thread has ended ({state.why or 'it never began'}); start the server again"
+            return f"the model thread has stopped ({state.why or 'it never started'}); restart the server"
         try:
             rows = await asyncio.wait_for(self._rows(), limit)
         except TimeoutError:
             state = service.model.state()
-            batch = f"the model thread has been at a batch of {state.size} for {state.busy_s:.0f} s"
-            return f"no answer of the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"
+            batch = f"the model thread has been computing a batch of {state.size} for {state.busy_s:.0f} s"
+            return f"no answer from the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"
         except Refused as e:
             return e.message
         except Exception as e:  # whatever it is, the server cannot do what it is for
@@ -80,7 +80,7 @@ class HealthCheck:
         if self._first is None:
             self._first = rows
         if any(np.abs(now - then).max() > _APART for now, then in zip(rows, self._first, strict=True)):
-            return "the towers answer otherwise than at the start; start the server again"
+            return "the towers return other features than at the start; restart the server"
         return ""
 
     async def _rows(self) -> tuple[Features, Features]:

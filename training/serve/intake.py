@@ -117,7 +117,7 @@ class Intake:
 
 
 async def _no_room(send: Send) -> None:
-    body = json.dumps(error_body(503, "too many uploads at once; ask again later", code="no_room")).encode()
+    body = json.dumps(error_body(503, "too many uploads at once; try again later", code="no_room")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"retry-after", b"2"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})

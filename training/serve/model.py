@@ -129,14 +129,14 @@ class Model:
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
-                raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
+                raise overloaded("model_down", f"the model thread has stopped ({self._ended})", 30)
             behind = line.admitted + count
             seconds = -(-behind // self._options.batch) * line.batch_s
             if line.admitted and behind > line.most:
-                text = f"{line.admitted} inputs are waiting already; ask again later"
+                text = f"{line.admitted} inputs are waiting already; try again later"
                 raise overloaded("queue_full", text, min(max(seconds, 1), 60))
             if seconds > self._options.request_s and line.admitted:
-                text = f"an answer would take about {seconds:.0f} s, for {line.admitted} inputs before it"
+                text = f"an answer would take about {seconds:.0f} s, with {line.admitted} inputs before it"
                 raise overloaded("too_busy", text, min(seconds, 60))
             line.admitted = behind
         return Ticket(line, count, self._lock)
@@ -150,7 +150,7 @@ class Model:
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
-                raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
+                raise overloaded("model_down", f"the model thread has stopped ({self._ended})", 30)
             if first:
                 line.pass_over()  # earlier probes of a thread that hangs
                 line.waiting.extendleft(reversed(items))
@@ -179,7 +179,7 @@ class Model:
                 self._compute(number, *batch)
         except BaseException as e:  # whatever ends the thread, its callers and /health must learn of it
             why = f"{type(e).__name__}: {e}"
-            LOG.exception("the model thread has ended")
+            LOG.exception("the model thread has stopped")
         finally:
             self._refuse_all(why, batch[1] if batch else [])
 
@@ -258,7 +258,7 @@ class Model:
             items = [*in_hand, *(item for line in self._lines.values() for item in line.waiting)]
             for line in self._lines.values():
                 line.waiting.clear()
-        _deliver(items, [overloaded("model_down", f"the model thread has ended ({why})", 30)] * len(items))
+        _deliver(items, [overloaded("model_down", f"the model thread has stopped ({why})", 30)] * len(items))
 
 
 def _deliver(items: Sequence[_Item], answers: Sequence[Features | Exception]) -> None:

@@ -242,7 +242,7 @@ async def _vector(
     if len(given) > 1:
         raise bad_request("query", f"give one of text, image and id, not {' and '.join(given)}", given[1])
     if request.region is not None and not request.image and not request.id:
-        raise bad_request("region", "a region is of `image`, or of the sample `id`", "region")
+        raise bad_request("region", "a region needs `image` or `id`", "region")
     if request.image:
         content = picture_of(request.image, "image")
         return *await _of_picture(service, content, request.region), await _seen(service, content)

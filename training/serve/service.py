@@ -54,7 +54,7 @@ class _Bounded:
     def place(self) -> Iterator[ThreadPoolExecutor]:
         """The threads, for one piece of work. Raises Refused where too much waits."""
         if self._waiting >= self._most:
-            text = f"{self._waiting} {self._kind} requests are waiting already; ask again later"
+            text = f"{self._waiting} {self._kind} requests are waiting already; try again later"
             raise overloaded("queue_full", text, 2)
         self._waiting += 1
         try:
@@ -123,9 +123,11 @@ class Service:
             raise too_many(len(texts), self.options.texts, "texts", param)
         for number, text in enumerate(texts):
             if not text.strip():
-                raise bad_request("empty", "an empty text", _place(param, number, len(texts)))
+                raise bad_request("empty", "the text is empty", _place(param, number, len(texts)))
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise bad_request("unicode", "half of a surrogate pair in a text", _place(param, number, len(texts)))
+                raise bad_request(
+                    "unicode", "the text contains an unpaired surrogate", _place(param, number, len(texts))
+                )
         with self.model.admit("text", len(texts)):
             tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
             rows_ND = await self._computed("text", tokens)
@@ -206,7 +208,7 @@ class Service:
             raise
         if not done:
             waiting.cancel()
-            text = f"no answer within {self.options.request_s:g} s; the server has too much to do"
+            text = f"no answer within {self.options.request_s:g} s; the server is overloaded"
             raise overloaded("timeout", text, 5)
         return waiting.result()
 

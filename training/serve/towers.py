@@ -241,7 +241,7 @@ def _fastest(device: str) -> Engine:
         return "torch"
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
-        LOG.info("the towers run on torch; %s makes them faster on a CPU", install("onnx"))
+        LOG.info("the towers run on torch; they are faster on a CPU with %s", install("onnx"))
         return "torch"
     return "onnx"
 

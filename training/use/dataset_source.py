@@ -86,7 +86,7 @@ class DatasetSource(Source):
         self._firsts = np.array([shard.first for shard in self._shards], np.int64)
         self._table: tuple[int, pa.Table] | None = None
         if not len(self):
-            raise ContractError(f"{self.name}: no sample in {', '.join(splits)}; there is nothing to embed")
+            raise ContractError(f"{self.name}: no samples in {', '.join(splits)}; there is nothing to embed")
         self._check_ids()
 
     def _laid_out(self) -> list[_Shard]:

@@ -116,7 +116,7 @@ def embed_files(
     boxes = [None] * len(images) if regions is None else read_regions(regions, images)
     loaded = load(path, device)
     if images and regions is None and loaded.checkpoint.detector != GRID:
-        LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
+        LOG.info("no --regions: boxes are the grid, not a detector's as in training")
     tensors = {}
     if images:
         tensors["image_features"] = image_features(loaded, [(file, Path(file)) for file in images], boxes)
@@ -163,7 +163,7 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as e:
         raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
     if lines == [""]:
-        raise InputError(str(file), "no line in it")
+        raise InputError(str(file), "contains no lines")
     return [line.removesuffix("\r") for line in lines]
 
 

@@ -316,7 +316,7 @@ class _Embedder:
         if self._named <= MOST_NAMED:
             LOG.warning("left out: %s", problem)
         if self._named == MOST_NAMED:
-            LOG.warning("others that are left out are counted, and not named")
+            LOG.warning("further rows that are left out are counted, but not listed")
 
     def _features(self, batch: Batch, modality: Modality) -> Tensor:
         """Features [B, D] of a batch, float32; of its halves where the device lacks memory for all at once."""

@@ -147,7 +147,9 @@ def embed_index(
         tasks, wanted = plan(writer, source, rows or part_rows(len(source)))
         total = sum(len(task.rows) for task in tasks)
         if total < len(source):
-            LOG.info("%s rows of %s are there, %s are to be embedded", f"{len(source) - total:,}", folder, f"{total:,}")
+            LOG.info(
+                "%s rows of %s are in the index, %s will be embedded", f"{len(source) - total:,}", folder, f"{total:,}"
+            )
         unreadable = 0
         with Progress(total, "pictures" if source.has_images else "texts") as progress:
             if run is not None:
@@ -167,7 +169,7 @@ def embed_index(
     if unreadable:
         LOG.warning("%s of %s rows could not be read and are left out", f"{unreadable:,}", f"{total:,}")
     if removed:
-        LOG.info("%s rows are no longer in the input, and have left the index", f"{removed:,}")
+        LOG.info("%s rows are no longer in the input and were removed from the index", f"{removed:,}")
     return {
         "out": str(folder),
         "rows": writer.index.rows,
@@ -240,7 +242,7 @@ def embed_parquet(
         parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
         rows, unreadable = _write_parquet(temporary, parts, source, loaded)
         if not rows:
-            raise InputError(source.name, f"no row of it could be embedded ({unreadable:,} are left out)")
+            raise InputError(source.name, f"none of its rows could be embedded ({unreadable:,} are left out)")
     if unreadable:
         LOG.warning("%s of %s rows could not be read and are left out", f"{unreadable:,}", f"{len(source):,}")
     width = int(loaded.config.moco.feature_dim)
@@ -258,7 +260,7 @@ def _opened(
     if isinstance(source, DatasetSource) and source.detector:
         boxes = source.detector
         if given and given != trained:
-            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", given, trained)
+            LOG.warning("regions come from %r; the checkpoint was trained with those of %r", given, trained)
     elif source.has_images:
         cache = regions_cache or (Path(inputs.cache) if inputs.cache else default_cache().parent) / "regions"
         detector, said = choose(trained, given, cache)
@@ -266,7 +268,7 @@ def _opened(
         LOG.info("boxes of pictures that come without: %s", said)
     for texts in source.sources if isinstance(source, MixedSource) else (source,):
         if isinstance(texts, TextSource) and texts.repeated:
-            said = "%s lines of %s stand there before, and are embedded once"
+            said = "%s lines of %s repeat earlier ones and are embedded once"
             LOG.info(said, f"{texts.repeated:,}", texts.name)
     return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
 

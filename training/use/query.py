@@ -83,7 +83,7 @@ def _of_row(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[
     for modality in (target, other):
         if (vector_D := index.vector(id, modality)) is not None:
             return vector_D, modality
-    raise InputError(id, "the row has no vector to search by")
+    raise InputError(id, "the row lacks a vector to search by")
 
 
 def _of_text(index: SearchIndex, asked: Asked) -> npt.NDArray[np.float32]:

@@ -258,7 +258,7 @@ class TextSource(_Lines):
         for row, line in zip(rows, self._read(rows), strict=True):
             name = f"{self._file}:line {self.number(row)}"
             text, _ = _cut(line)
-            problem = "not UTF-8" if text is None else "" if text.strip() else "an empty line"
+            problem = "not UTF-8" if text is None else "" if text.strip() else "empty line"
             entries.append(Entry(name, text=None if problem else text, problem=problem))
         return entries
 
@@ -352,14 +352,14 @@ def _pictures(place: str) -> Iterator[str]:
                 any_found = True
                 yield f"{folder.rstrip('/')}/{name}"
     if not any_found:
-        raise InputError(place, f"holds no picture ({', '.join(PICTURES)})")
+        raise InputError(place, f"contains no pictures ({', '.join(PICTURES)})")
 
 
 def _picture(file: str, boxes: Any) -> Entry:
     """A picture file as an entry. A stranger's row may name a pipe or a device, and reading it would never end."""
     try:
         if not stat.S_ISREG(Path(file).stat().st_mode):
-            return Entry(file, problem="no regular file")
+            return Entry(file, problem="not a regular file")
         content = Path(file).read_bytes()
         return Entry(file, content, boxes(content, file))
     except (OSError, ValueError) as e:
@@ -424,7 +424,7 @@ def _line_starts(file: Path) -> npt.NDArray[np.int64]:
             at += len(line)
             starts.append(at)
     if len(starts) == 1:
-        raise InputError(str(file), "no line in it")
+        raise InputError(str(file), "contains no lines")
     return np.array(starts, np.int64)
 
 

@@ -99,7 +99,7 @@ class Loaded:
         """
         trained = self.checkpoint.detector
         if detector and detector != trained:
-            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
+            LOG.warning("regions come from %r; the checkpoint was trained with those of %r", detector, trained)
         dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
         return self.loader(dataset)
@@ -215,10 +215,12 @@ def _take_keys(checkpoint: Checkpoint, model: BriVL) -> None:
     keys = checkpoint.tensors(KEY_FILE) if checkpoint.has(KEY_FILE) else {}
     if not keys:
         objective = checkpoint.config.moco.objective
-        raise ConfigError("--towers", f"{checkpoint.folder} has no key towers (objective {objective}); use query")
+        raise ConfigError(
+            "--towers", f"{checkpoint.folder} does not have key towers (objective {objective}); use query"
+        )
     renamed = {name.replace("_key.", "_query.trunk.", 1): tensor for name, tensor in keys.items()}
     own = model.state_dict()
     wrong = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
     if wrong:
-        raise CheckpointError(str(checkpoint.folder), f"its key towers do not fit its query towers, first {wrong[0]}")
+        raise CheckpointError(str(checkpoint.folder), f"its key towers do not match its query towers, first {wrong[0]}")
     model.load_state_dict(renamed, strict=False)

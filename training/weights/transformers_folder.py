@@ -50,7 +50,7 @@ def export_transformers(path: Path, out: Path) -> dict[str, Any]:
     """
     check_name(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("--out", f"{out} is there already; name a folder that is not")
+        raise ConfigError("--out", f"{out} already exists; name a new folder")
     loaded = load(path, "cpu")
     _check_class(loaded.config, loaded.checkpoint.tokenizer)
     family = loaded.config.text.backbone
@@ -89,8 +89,8 @@ def _check_class(config: Config, tokenizer: Tokenizer) -> None:
     elif getattr(family_config(config).vision_config, "image_size", None) not in (None, config.data.image_size):
         problem = f"positions of a picture of {config.data.image_size} pixels"  # they would have to be resampled
     if problem:
-        advice = "it takes CLIP's, Chinese-CLIP's and SigLIP's towers without regions; use --to onnx or safetensors"
-        raise ConfigError("--to transformers", f"transformers has no class for {problem}: {advice}")
+        advice = "it supports towers of CLIP, Chinese-CLIP and SigLIP without regions; use --to onnx or safetensors"
+        raise ConfigError("--to transformers", f"transformers does not have a class for {problem}; {advice}")
 
 
 def _write_model(loaded: Loaded, folder: Path) -> int:

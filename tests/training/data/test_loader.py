@@ -87,7 +87,7 @@ def test_evaluation_sees_every_sample_once_over_the_ranks_unchanged(make_shards:
 
 
 def test_a_batch_that_cannot_be_shared_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be shared by 3 ranks x 1"):
+    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be divided among 3 ranks x 1"):
         Share(8, 0, 3)
 
 

@@ -184,8 +184,8 @@ def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--data", "x", "--to", "chinese-clip"], "--to: chinese-clip wants a benchmark, --data KIND:PATH"),
-        (["--data", "x", "--split", "test"], "--split: a dataset has no test split"),
+        (["--data", "x", "--to", "chinese-clip"], "--to: chinese-clip needs a benchmark, --data KIND:PATH"),
+        (["--data", "x", "--split", "test"], "--split: test: datasets have only the splits"),
         (["--data", "x", "--regions", "y"], "--regions: are boxes of --images"),
     ],
 )

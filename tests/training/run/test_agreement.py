@@ -31,7 +31,7 @@ Outcomes = dict[str, list[str]]
 CPU = torch.device("cpu")
 FOUR = pytest.param(4, marks=pytest.mark.drill(20))
 """Ranks; two are the ones of each `make test`."""
-QUIET = "FirstRankError: rank 0: ended the run: "
+QUIET = "FirstRankError: rank 0: stopped the run:  "
 
 
 class Runs(dict[int, list[Outcomes]]):
@@ -101,7 +101,7 @@ def test_ranks_that_have_come_apart_stop_and_save_nothing(
     outcomes: Runs, world: int, scene: str, step: int, part: str
 ) -> None:
     line, *checkpoints = said(outcomes, world, scene)
-    pattern = rf"RunError: step {step}: rank {world - 1} on \S+ differs from rank 0 in {part}; nothing of it was saved"
+    pattern = rf"RunError: step {step}: rank {world - 1} on \S+ differs from rank 0 in {part}; this step was not saved"
     assert re.match(pattern, line), line
     assert checkpoints in ([], [""])
 
@@ -112,7 +112,7 @@ def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: Runs) -> N
     assert said(outcomes, 2, "lock") == ["6 -> 6"]
     [line] = said(outcomes, 2, "taken")
     assert line.startswith("RunError: ")
-    assert line.endswith("/2/taken: another run writes into it; choose another --out")
+    assert line.endswith("/2/taken: another run is writing to it; choose another --out")
 
 
 @pytest.mark.slow
@@ -122,10 +122,11 @@ def test_a_rank_on_another_disk_stops_all_or_fetches_the_same_from_the_mirror(ou
     of_first = [outcomes[world][0]["disks"][i] for i in range(4)]
     lacks, newer, another, mirrored = of_first
     assert "rank 1 on " in lacks
-    assert "disk-1/checkpoints/step-00000004: missing, but rank 0 goes on from " in lacks
+    assert "disk-1/checkpoints/step-00000004: missing, but rank 0 resumes from " in lacks
     assert "disk-0/checkpoints/step-00000004 (step 4, sha256 " in lacks
     assert "run.mirror" in lacks
-    assert "step-00000006: is newer than what rank 0 goes on from" in newer
+    assert "step-00000006: is newer than " in newer
+    assert ", from which rank 0 resumes; start the run on this machine" in newer
     assert "step-00000004: its sha256 is " in another
     assert mirrored == "4 -> 6"
 

@@ -398,7 +398,7 @@ def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_i
 
     def disturbed(job: Any, folder: Path, about: Any, tasks: Any) -> Iterator[Made]:
         yield from made_parts(*job.open(), folder, about, tasks, None, lambda rows: None)
-        with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; run this one again"):
+        with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; wait until"):
             forget()
         raise KeyboardInterrupt
 
@@ -445,15 +445,15 @@ def test_a_tar_that_is_cut_ends_the_work_and_names_it(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "texts into two files, or --index"),
-        (["--texts", "t"], "give --out FILE for the features as a file, or --index DIR"),
+        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "write two files, or use --index"),
+        (["--texts", "t"], "give --out FILE to write features to a file, or --index DIR"),
         (["--texts", "t", "--index", "i", "--out", "o"], "give --out FILE"),
-        (["--texts", "t", "--out", "o", "--onnx"], "--onnx: goes with --index"),
-        (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: goes with --index"),
-        (["--texts", "t", "--index", "i", "--address", "auto"], "--address: is the cluster of --workers"),
-        (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is below 1"),
-        (["--data", "muge:d", "--index", "i"], "--index: takes --data of manifests or tars"),
-        (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: is mapped from a local disk"),
+        (["--texts", "t", "--out", "o", "--onnx"], "--onnx: needs --index"),
+        (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: needs --index"),
+        (["--texts", "t", "--index", "i", "--address", "auto"], "--address: needs --workers"),
+        (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is out of range"),
+        (["--data", "muge:d", "--index", "i"], "--index: does not take a benchmark"),
+        (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: must be on a local disk"),
     ],
 )
 def test_options_that_do_not_go_together_are_bad_usage(words: list[str], line: str, run: Run) -> None:

@@ -50,7 +50,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
         for item in labelled.items():
             picture = item.picture
             if picture.id in found:
-                raise InputError(labelled.name, f"{picture.id} stands in it twice")
+                raise InputError(labelled.name, f"{picture.id} occurs twice")
             try:
                 picture = Picture(picture.id, picture.read(), picture.boxes)
             except (ContractError, OSError):
@@ -65,7 +65,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
 
     features_ND, row_of, corrupt = picture_features(loaded, pictures(), labelled.name)
     if not row_of:
-        raise InputError(labelled.name, f"no image of it can be read ({len(corrupt)} tried)")
+        raise InputError(labelled.name, f"none of its images can be read ({len(corrupt)} tried)")
     items, copies = zip(*(found[name] for name in row_of), strict=True)
     label_N = np.array([item.label for item in items], np.int64)
     return Embedded(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))

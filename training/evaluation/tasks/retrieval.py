@@ -62,11 +62,11 @@ def run(request: Request) -> Result:
     """
     source = request.source
     if source.labels is not None or source.classes is not None:
-        raise ConfigError("--labels", "retrieval has no classes; leave out --labels and --classes")
+        raise ConfigError("--labels", "retrieval does not use classes; leave out --labels and --classes")
     benchmark = named_benchmark(source.data, request.split)
     split = split_of_dataset(request.split) if benchmark is None else None
     if request.regions is not None and benchmark is None:
-        raise ConfigError("--regions", "are boxes of a benchmark's images; a dataset has its own, see --detector")
+        raise ConfigError("--regions", "is for the images of a benchmark; a dataset has its own boxes, see --detector")
     loaded = load(request.checkpoint, request.device, request.towers)
     if split is None:
         assert benchmark is not None
@@ -152,11 +152,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     if result["in_train"] is not None:
         counts = result["in_train"]
         lines.append(
-            f"{counts['either']} of {result['protocol']['images']} pairs stand in train "
+            f"{counts['either']} of {result['protocol']['images']} pairs also occur in train "
             f"(image leader of {counts['images']}, text leader of {counts['texts']})"
         )
         if result["headline"] == "all":
-            lines.append("no unseen query is left: the figures are those of all queries")
+            lines.append("no unseen query is left: the figures cover all queries")
     for name, part in parts(result):
         lines += [f"{name}, {words}: {recalls(part[d], KS)}" for d, words in DIRECTIONS]
         mean = share(part["mean_recall"], part["mean_recall_interval"])
@@ -173,9 +173,11 @@ def _described_scores(result: Mapping[str, Any]) -> str:
             f"{scores['above_0.99']:.1%} are above 99% of it"
         )
     if result["protocol"]["towers"] == "key":
-        return "scores: cosines alone; a background is that of the query towers"
+        return "scores: cosines only; a background belongs to the query towers"
     how = f"wenlan-train calibrate {result['checkpoint']} --data TRAIN"
-    return f"scores: cosines alone, as this checkpoint has no background to measure them against; add it by {how}"
+    return (
+        f"scores: cosines only, because this checkpoint lacks a background to measure them against; add one with {how}"
+    )
 
 
 DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))

@@ -177,10 +177,10 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (
             ["--data", "classes:{folder}", "--task", "zero-shot", "--split", "dev"],
             2,
-            "has no dev split; it has train, val",
+            "does not have a dev split; it has train, val",
         ),
         (["--data", "classes:{folder}/none", "--task", "zero-shot"], 1, "no such folder"),
-        (["--data", "classes:{folder}", "--labels", "x", "--task", "zero-shot"], 2, "are for a dataset"),
+        (["--data", "classes:{folder}", "--labels", "x", "--task", "zero-shot"], 2, "is for datasets"),
         (["--data", "{folder}/manifest.json", "--task", "zero-shot"], 2, "--labels: name a file with key and label"),
         (["--data", "classes:{folder}", "--task", "zeroshot"], 2, "zero-shot"),
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
@@ -207,7 +207,7 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"], 2, "--towers: a captioner reads"),
         (["--data", "classes:{folder}", "--task", "text-to-text"], 2, "takes a benchmark or a dataset"),
         (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
-        (["--data", "classes:{folder}", "--task", "regions"], 2, "has no labelled boxes"),
+        (["--data", "classes:{folder}", "--task", "regions"], 2, "does not have labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
         (
             ["--data", "folder:{folder}", "--task", "retrieval", "--detector", "x"],
@@ -216,7 +216,11 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         ),
         (["--data", "classes:{folder}", "--task", "probe", "--detector", "x"], 2, "--detector: chooses regions of"),
         (["--data", "coco:{folder}/x", "--task", "regions", "--detector", "x"], 2, "--detector: chooses regions of"),
-        (["--data", "{folder}", "--task", "text-to-text", "--detector", "x"], 2, "--detector: chooses regions; --task"),
+        (
+            ["--data", "{folder}", "--task", "text-to-text", "--detector", "x"],
+            2,
+            "--detector: chooses regions, but --task",
+        ),
     ],
 )
 @pytest.mark.slow
@@ -240,7 +244,7 @@ def test_a_report_that_cannot_be_added_to_is_refused_before_anything_is_measured
     (tmp_path / "eval.json").write_text('{"mine": 1}')
     words = ["eval", str(checkpoint), "--data", f"classes:{folder}", "--task", "zero-shot", "--report", str(tmp_path)]
     assert cli.main(words) == 1
-    assert "eval.json: no eval.json of wenlan" in capsys.readouterr().err
+    assert "eval.json: not an eval.json of wenlan" in capsys.readouterr().err
 
 
 @pytest.mark.slow
