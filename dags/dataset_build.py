@@ -7,7 +7,7 @@ that the dataset did not hold, no release is made: `announce` is skipped, the ru
 anything. To be notified of that, set the gate `min_new` in the spec.
 
 A crawl cannot visit the past, so a missed interval is not made up for (catchup=False) but reported: the next run logs
-it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails if there are none.
+it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails without them.
 Two scheduled builds never write at the same time (max_active_runs=1). The snapshot is the day on which the data
 interval ends, or for a manual run its logical date. So there is at most one build per day: a second run on the same day
 continues that build, and does nothing if it is done.

@@ -5,10 +5,10 @@ so training and both evaluations see the same samples. In a manual run the param
 (STORE/datasets/NAME/000003.json) or a build's. The run's folder is named after recipe, dataset and release: a second
 run on the same release continues from its last checkpoint, a new release is a new folder.
 
-`init` says where a run begins:
+`init` chooses the start of a run:
 
 - empty: from the recipe's weights, with the recipe's learning rate;
-- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, before the first;
+- `last`: from the checkpoint published last (a warm start); before the first it acts as empty, and the log says so;
 - otherwise: from the checkpoint of that name, with the recipe's learning rate.
 
 The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the
@@ -116,7 +116,7 @@ def plan() -> dict[str, Any]:
 
 
 def _newest_release(context: Any) -> dict[str, Any]:
-    """The extra of the newest asset event of this run. Fails if there is none, or too little to train on and judge."""
+    """The extra of the newest asset event of this run. Fails if it is missing, or too small to train on and judge."""
     events = [event for events in context["triggering_asset_events"].values() for event in events]
     if not events:
         raise AirflowFailException("no dataset: a manual run needs the parameter manifest")
@@ -162,7 +162,7 @@ def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
 
 
 def _published_before(out: str, events: Any) -> str:
-    """The checkpoint that was published last before the first of the run in folder `out`; "" if there is none.
+    """The checkpoint that was published last before the first of the run in folder `out`, or "".
 
     A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.
     """
@@ -189,7 +189,7 @@ def evaluation(manifest: str, fitted: dict[str, Any]) -> str:
 
 @task(inlets=[CHECKPOINT])
 def evaluation_of_last(manifest: str, fitted: dict[str, Any]) -> str:
-    """The command that evaluates the checkpoint published last; skipped if there is none, or if it is the new one."""
+    """The command that evaluates the checkpoint published last; skipped if it does not exist or is the new one."""
     published = _published(get_current_context()["inlet_events"][CHECKPOINT])
     last = published[-1]["checkpoint"] if published else ""
     if last in ("", fitted.get("checkpoint")):

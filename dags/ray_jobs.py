@@ -221,7 +221,7 @@ def find_token(environment: Mapping[str, str]) -> str:
             raise RayJobsRefused(f"RAY_AUTH_TOKEN_PATH={named}: {e.strerror}") from None
         token = ""
     if not token and (named or mode == "token"):
-        raise RayJobsRefused(f"{path}: not a Ray token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+        raise RayJobsRefused(f"{path}: the Ray token is missing; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
     return token
 
 
@@ -232,7 +232,7 @@ def submission_id(*parts: str) -> str:
 
 
 def last_object(logs: str) -> dict[str, Any] | None:
-    """The last line of a log that is a JSON object, as commands print it with --json; None if there is none."""
+    """The last line of a log that is a JSON object, as commands print it with --json, or None."""
     for line in reversed(logs.splitlines()):
         if line.startswith("{"):
             try:

@@ -31,7 +31,7 @@ from data_specs.spec_file import SpecError as SpecError
 
 
 class Spec(BaseModel):
-    """Base of all parts of a spec: frozen, and an unknown key is an error."""
+    """Base of all parts of a spec: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -170,7 +170,7 @@ class Admit(Spec):
 
 
 class Dedup(Spec):
-    """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
+    """Rules by which two images or texts count as the same, and limits on pairs that share a text, image or domain."""
 
     across: Literal["all"] | tuple[str, ...] = Field(
         (),

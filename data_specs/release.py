@@ -82,7 +82,7 @@ class Latest(_Model):
     withdrawn: str = ""
 
     def settled(self, read: Read) -> Latest:
-        """The same without `pending`: it has become the current release, or it never will."""
+        """The same without `pending`, which has become the current release or never will."""
         if self.pending is None:
             return self
         current = self.pending.release if self._is_committed(self.pending, read) else self.current

@@ -154,7 +154,7 @@ class _Model(BaseModel):
 
 
 def leaves_folder(path: str) -> bool:
-    """True if a path that a manifest names leads out of the folder that it is relative to: nothing is written there."""
+    """True if a path in a manifest leads out of the folder that it is relative to."""
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 
@@ -166,7 +166,7 @@ _LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 
 
 def misleads(place: str, manifest: str) -> str:
-    """Reason not to follow a place that an untrusted manifest or latest.json names, "" to follow it.
+    """Reason not to open a place that an untrusted manifest or latest.json names; "" if it is safe.
 
     Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
     relative place is one in the folder of a copy.
@@ -359,7 +359,7 @@ def read_manifest(path: Path) -> Manifest:
         return parse_manifest(path.read_bytes(), str(path))
     except OSError as e:
         raise ContractError(
-            f"{path}: cannot be read ({e.strerror}); a build without a manifest is not a dataset"
+            f"{path}: cannot be read ({e.strerror}); a build has a manifest once it is published"
         ) from e
 
 

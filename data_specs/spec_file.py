@@ -1,4 +1,4 @@
-"""A file of settings: YAML that is read within bounds, and faults of a model as one line each.
+"""Settings files: bounded reading of YAML, and one line per validation error.
 
 It is untrusted text, so it is limited in characters and in what its aliases stand for, and nothing in it
 makes an object but numbers, texts, dates, lists and mappings.
@@ -42,7 +42,7 @@ class SpecError(WenlanError, ValueError):
 
 
 def read(path: Path | str) -> Any:
-    """The value that a YAML file, at a path or a URL, holds. Raises SpecError, also if there is a key of a store in it.
+    """The value of a YAML file at a path or URL. Raises SpecError, also if the file contains a store's credentials.
 
     A key would go into build.json, and from there into whatever shows it.
     """
@@ -75,7 +75,7 @@ MAX_VALUES = 1_000_000
 
 
 class Lines:
-    """Lines of a spec on which its options stand, for messages. Reads the file, which was read before."""
+    """Line numbers of a spec's options, for messages. Reads the file again."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path

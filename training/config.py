@@ -36,7 +36,7 @@ DERIVED_KINDS = ("easy", "first")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Annotation of a number: it lies between `low` and `high`, both included. The error names both ends."""
+    """Annotation of a number from `low` to `high`, both included; the error names both."""
 
     low: float
     high: float = math.inf
@@ -92,7 +92,7 @@ _PrimaryOrKinds = Annotated[
     Annotated[Literal["primary"], Tag("<word>")] | Annotated[TextKinds, Tag("<kinds>")],
     Discriminator(lambda value: "<kinds>" if isinstance(value, Mapping) else "<word>"),
 ]
-"""A wrong value is judged as what it was meant to be. pydantic puts the tag into the place of an error."""
+"""A wrong value is reported for the type that it was meant to have. pydantic puts the tag into an error's place."""
 
 Record = TypeVar("Record")
 
@@ -221,7 +221,7 @@ class MocoConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """The part of the dataset that is read, and how it is turned into tensors."""
+    """Selection of the dataset's content, and its conversion into tensors."""
 
     image_size: Annotated[int, Range(32)] = 380
     max_boxes: Count = 36
@@ -364,7 +364,7 @@ class RunConfig:
 
     @property
     def evaluates(self) -> bool:
-        """True if recalls on the dev split are asked for."""
+        """True if recalls on the dev split are enabled."""
         return bool(self.eval_every or self.eval_epochs)
 
 
@@ -412,7 +412,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str = ": ") -> Config:
-    """The inverse of `to_dict`; a key that is not there takes its default.
+    """The inverse of `to_dict`; a missing key takes its default.
 
     Errors name `name` (a file), `separator` and the key. Raises ConfigError on an unknown key, on a missing one without
     a default, on a value of the wrong type or range, and on values that do not go together.
@@ -421,7 +421,7 @@ def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str
 
 
 def read_record(adapter: TypeAdapter[Record], values: Mapping[str, Any], name: str, *, separator: str = ": ") -> Record:
-    """The record of these values, strictly read, with the errors of `from_dict`."""
+    """Reads a record strictly from values, with the errors of `from_dict`."""
     try:
         return adapter.validate_json(json.dumps(values))
     except ValidationError as e:
@@ -482,7 +482,7 @@ def _worded(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
 
 
 def fields_of(place: Iterable[str]) -> dict[str, Any]:
-    """Type by name of the fields of `Config` (no place) or of one of its sections."""
+    """Types of the fields of `Config`, or of the section at `place`, by name."""
     section: Any = Config
     for part in place:
         section = section.__pydantic_fields__[part].annotation

@@ -45,13 +45,13 @@ def known_keys(*sections: str) -> list[str]:
 
 
 def fine_tunes(recipe: str) -> bool:
-    """True if a recipe makes its config of that of the checkpoint that the run begins from."""
+    """True if a recipe derives its config from the checkpoint that the run starts from."""
     function = known_recipes().get(recipe)
     return function is not None and bool(inspect.signature(function).parameters)
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), begin: Config | None = None) -> Config:
-    """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
+    """The config of a recipe with overrides such as `moco.queue_size=512`; the last one on a key counts.
 
     begin: the config of the checkpoint that the run begins from; a recipe that fine-tunes needs it, others do not look.
 

@@ -61,7 +61,7 @@ class Towers(_Model):
 
 
 class Background(_Model):
-    """Cosines of pairs that do not belong together: `shares[i]` of them lie below `cosines[i]`, which ascend."""
+    """Cosines of unrelated pairs: `shares[i]` of them lie below `cosines[i]`, which ascend."""
 
     cosines: tuple[float, ...]
     shares: tuple[float, ...]
@@ -101,7 +101,7 @@ class About(_Model):
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
     def difference(self, other: About) -> str:
-        """Differences that make `other` another index, in words; neither its background nor a longer input does."""
+        """Differences that make `other` another index, in words; a new background or a longer input does not."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
         return ", ".join(
             f"its {name} is {_shown(own)}, not {_shown(given)}"
@@ -158,7 +158,7 @@ class IndexFile(_Model):
 
 
 def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
-    """Read index.json. Raises IndexFault for a folder that is not an index, is of another version, or is not finished.
+    """Read index.json. Raises IndexFault unless the folder is a finished index of this version.
 
     unfinished: an index whose first `embed` has not ended is read too.
     """
@@ -203,7 +203,7 @@ def write_index(folder: Path, index: IndexFile) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of an index: no other process changes it. Raises IndexFault where another one holds it."""
+    """Holds the lock of an index: no other process changes it. Raises IndexFault if another process holds it."""
     if not folder.is_dir():
         raise IndexFault(f"{folder}: cannot be opened (no such folder)")
     with contextlib.ExitStack() as lock:

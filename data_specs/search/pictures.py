@@ -1,4 +1,4 @@
-"""Pictures of an index: read from where they lie, and checked.
+"""Pictures of an index: read from their storage and checked.
 
 An index holds no picture, only where each lies: a range of a shard's tar, or a file. A takedown rewrites tars, and what
 stays in them moves: then the sample is looked up by its key in the Parquet beside the tar. Bytes that are not those
@@ -33,7 +33,7 @@ _MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gi
 
 
 class StoreFault(IndexFault):
-    """An object store does not give a picture. denied: it refuses; otherwise it may give it later."""
+    """An object store did not deliver a picture. denied: access was denied; otherwise a retry may succeed."""
 
     def __init__(self, message: str, denied: bool = False) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Rows of a search index: one per sample, with all that is known of it beside its vectors.
+"""Rows of a search index: one per sample, with all its fields except the vectors.
 
 A part keeps its rows twice: as Parquet, which clip-retrieval, DuckDB and everything else reads, and as an uncompressed
 Arrow file that is memory-mapped, so that a filter over a million rows reads only the columns it needs and a hit is read
@@ -98,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Rows that a search may find; what is empty or None limits nothing.
+    """Conditions on the rows to find; an empty or None field does not limit anything.
 
     source, license, split: any of these values. min_side, ..., max_height: pixels of the stored image. url: a part of
     the image's or the page's URL, without regard to case. min_similarity: cosine of the image with its own text.
@@ -120,11 +120,11 @@ class Filters:
     leader: str = ""
 
     def of_rows(self) -> bool:
-        """True if any of them looks at the rows, as `min_score` does not."""
+        """True if a condition other than `min_score` is set."""
         return self != Filters(min_score=self.min_score)
 
     def mask(self, rows: pa.Table, target: Literal["image", "text"]) -> Flags:
-        """[N] which rows pass; `target`: what is searched."""
+        """[N] mask of the rows that pass; `target`: the searched modality."""
         passed = np.ones(rows.num_rows, np.bool_)
         for name in FACETS:
             if values := getattr(self, name):

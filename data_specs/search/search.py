@@ -77,13 +77,13 @@ class Query:
 
     @property
     def is_scored(self) -> bool:
-        """True if a cosine of it has a place in the background of an index."""
+        """True if its cosines can be compared with the background of an index."""
         return self.vector_D is not None and self.of != self.target
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One row of an answer. row: its number in the index of this revision. cosine: None where only words were asked.
+    """One row of an answer. row: its number in the index of this revision. cosine: None for a search by words only.
 
     score: of the cosine, by the background. words_score: BM25, None where none of the words is in it. copies: other
     rows with the same leader that pass the filters.
@@ -107,7 +107,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Results:
-    """A page of an answer. exact: whether every allowed row was looked at. more: whether another page follows.
+    """A page of an answer. exact: whether every allowed row was compared. more: whether another page follows.
 
     allowed: how many rows have what is asked for and pass the filters, `min_score` aside.
     """
@@ -119,7 +119,7 @@ class Results:
 
 
 class SearchIndex:
-    """An open index. Any thread may search; `reload_if_changed` swaps what all later calls see."""
+    """An open index. Any thread may search; `reload_if_changed` updates it for all later calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,11 +147,11 @@ class SearchIndex:
 
     @property
     def revision(self) -> int:
-        """Number of changes of what is searched."""
+        """Number of times that the searched rows have changed."""
         return self._state.index.revision
 
     def at(self, row: int) -> Row | None:
-        """The row of a number (`Hit.row`); None if there is none."""
+        """The row of a number (`Hit.row`), or None."""
         state = self._state
         return state.record(row) if 0 <= row < state.index.rows else None
 
@@ -166,7 +166,7 @@ class SearchIndex:
         return self._state.search(query)
 
     def row(self, id: str) -> Row | None:
-        """The row of an id; None if there is none."""
+        """The row of an id, or None."""
         state = self._state
         number = state.number(id)
         return None if number is None else state.record(number)
@@ -359,7 +359,7 @@ class _State:
         return rows_of.record(self.rows, row)
 
     def number(self, id: str) -> int | None:
-        """Number of the row of an id; None if there is none."""
+        """Number of the row of an id, or None."""
         try:
             row = pc.index(self.rows["id"], pa.scalar(id, pa.string())).as_py()
         except UnicodeEncodeError:  # half of a surrogate pair: no id has one
@@ -367,7 +367,7 @@ class _State:
         return None if row < 0 else int(row)
 
     def must(self, id: str) -> int:
-        """The same. Raises IndexFault if there is none."""
+        """The same. Raises IndexFault for an unknown id."""
         number = self.number(id)
         if number is None:
             raise IndexFault(f"{self.folder}: row {id} does not exist")

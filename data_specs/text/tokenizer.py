@@ -1,4 +1,4 @@
-"""Text to token ids, the same in training and in whatever searches by text without torch.
+"""Text to token ids, the same in training and in searches without torch.
 
 A character vocabulary, a BERT vocabulary (WordPiece), or any tokenizer of transformers by its tokenizer.json, run by
 PyPI's `tokenizers`, which transformers itself does. `training.data.tokenizer` says where vocabularies come from.
@@ -50,7 +50,7 @@ class VocabularyError(ContractError):
 
 
 class Tokenizer(Protocol):
-    """Interface of a tokenizer, as the loader needs it."""
+    """Interface of a tokenizer for the loader."""
 
     @property
     def vocabulary(self) -> Sequence[str]:

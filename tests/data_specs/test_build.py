@@ -154,7 +154,7 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
         (yaml.safe_dump(GOOD) + "seed: 0x" + "f" * 6000, "s.yaml: a value cannot be written as JSON: "),
         (
             yaml.safe_dump(GOOD) + "filters: [&f {name: x, self: *f}]",
-            "s.yaml:8: is not YAML: an alias of what it is ",
+            "s.yaml:8: is not YAML: an alias refers to a value ",
         ),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,

@@ -69,7 +69,7 @@ def test_fit_eval_and_embed(
     both = ("--images", str(tmp_path / "a.jpg"), "--texts", str(tmp_path / "texts.txt"))
     code, stdout, stderr = run(capsys, "embed", str(out), *both, "--out", str(tmp_path / "both.safetensors"), "--json")
     assert json.loads(stdout)["features"] == {"image_features": 1, "text_features": 2}
-    assert "1 image features and 2 text features of width 32 in " in stderr
+    assert "1 image features, 2 text features of width 32 in " in stderr
 
 
 @pytest.mark.drill(2)

@@ -1,4 +1,4 @@
-"""Captions on pictures that were held out: those of a captioner beside those of a retrieval baseline.
+"""Evaluation of captions on held-out pictures: a captioner beside a retrieval baseline.
 
 The baseline is what the two towers do without a decoder: the training caption whose text feature is nearest to the
 image's feature. It writes people's sentences, so a captioner that cannot beat it has learnt nothing beyond them.

@@ -1,4 +1,4 @@
-"""Region features of a split, computed once: what a captioner sees of every image, and the captions of each.
+"""Region features of a split, computed once: the input of a captioner, with the captions of each image.
 
 The towers stay as they are, so their output is the same in every epoch. It is written into an array of float16 in the
 cache, CACHE/captions/..., named by checkpoint, dataset and detector, and mapped. In memory are the captions and, while
@@ -125,7 +125,7 @@ def open_captioned(
 
 
 def captions_of(row: Row) -> tuple[str, ...]:
-    """The texts of a sample that are captions by their kind; its primary text where none is."""
+    """The texts of kind `caption` of a sample, or its primary text if it lacks them."""
     captions = tuple(text.text for text in row.texts if text.kind == "caption")
     return captions or (row.texts[0].text,)
 

@@ -1,4 +1,4 @@
-"""Training of a captioner on the region features of a checkpoint: read `fit_captioner`.
+"""Training of a captioner on the region features of a checkpoint; start at `fit_captioner`.
 
     features of train and dev, once (training/captions/regions.py) -> steps: a batch of images in an order that follows
     from (seed, epoch), of each one of its captions, cross entropy, AdamW with warm-up and cosine
@@ -80,7 +80,7 @@ def fit_captioner(
     device: str = "auto",
     cache: Path | None = None,
 ) -> CaptionerResult:
-    """Train a captioner on the train split of `data` and the towers of a checkpoint; go on where `out` has one.
+    """Train a captioner on the train split of `data` and the towers of a checkpoint; resumes a training in `out`.
 
     Raises ConfigError (bad usage), CheckpointError, ContractError (bad data), InputError, RunError. One line each.
     """

@@ -35,7 +35,7 @@ def add_fit_captioner(commands: Any) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example layers=4; may be repeated"
     )
     add_detector(command)
-    command.add_argument("--device", default="auto")
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(command)
     command.set_defaults(run=_fit_captioner)
 
@@ -76,7 +76,7 @@ def add_caption(commands: Any) -> None:
     command.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     add_regions(command)
     add_beams(command)
-    command.add_argument("--device", default="auto")
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_json(command)
     command.set_defaults(run=_caption)
 

@@ -76,7 +76,7 @@ def add_embed(commands: Any) -> None:
     )
     add_detector(
         embed,
-        "; with --index and .parquet it also makes boxes for pictures that come without: a detector's name, or a spec "
+        "; with --index and .parquet it also makes boxes for pictures without any: a detector's name, or a spec "
         "(.yaml) that names it",
     )
     embed.add_argument("--out", type=path, metavar="FILE", help="file or folder for the features")
@@ -93,7 +93,7 @@ def add_embed(commands: Any) -> None:
         metavar="DIR",
         help="folder for the boxes that the detector makes, for example STORE/regions (default: in the cache)",
     )
-    embed.add_argument("--device", default="auto")
+    embed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(embed)
     embed.set_defaults(run=_embed)
 
@@ -135,7 +135,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
         )
     each = written.get("features", {"features": written["rows"]})
-    counts = " and ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
+    counts = ", ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
     LOG.info("%s of width %d in %s", counts, written["width"], out)
     return written
 

@@ -46,7 +46,7 @@ def add_eval(commands: Any) -> None:
         "--task", required=True, choices=(*TASKS, CAPTIONING), help="captioning needs a checkpoint of fit-captioner"
     )
     evaluate.add_argument(
-        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test exists for benchmarks only"
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; datasets do not have test"
     )
     _add_classes(evaluate)
     evaluate.add_argument(
@@ -72,7 +72,7 @@ def add_eval(commands: Any) -> None:
         help="captioning: tokens that the figures count (default jieba)",
     )
     add_beams(evaluate)
-    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
 
@@ -170,7 +170,7 @@ def add_calibrate(commands: Any) -> None:
         "calibrate",
         help=what,
         description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. The score "
-        "of a cosine is the share of them below it; eval, embed, export and wenlan.load(...).similarity use it.",
+        "of a cosine is the share of them below it, as used by eval, embed, export and wenlan.load(...).similarity.",
         examples=[
             "wenlan-train calibrate runs/1 --data builds/1",
             "wenlan-train calibrate runs/1/checkpoints/best --data builds/1 --images 4000",
@@ -182,7 +182,7 @@ def add_calibrate(commands: Any) -> None:
         "--images", type=int, default=1000, metavar="N", help="images of the train split (default 1000)"
     )
     add_detector(calibrate)
-    calibrate.add_argument("--device", default="auto")
+    calibrate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(calibrate)
     calibrate.set_defaults(run=_calibrate)
 

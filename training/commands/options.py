@@ -13,7 +13,7 @@ LOG = logging.getLogger("training")
 
 
 def path(text: str) -> Path | str:
-    """An argument that is a path; a URL stays as it is for `_brought_here`, since a Path would make another of it."""
+    """Type of a path argument. A URL stays a string for `_brought_here`, since Path would change it."""
     return text if "://" in text else Path(text)
 
 

@@ -52,16 +52,16 @@ def add_search(commands: Any) -> None:
         ("--split", "only this split; may be repeated"),
     ):
         search.add_argument(name, action="append", default=[], metavar="X", help=help)
-    search.add_argument("--min-side", type=int, metavar="N", help="least shorter side, in pixels")
+    search.add_argument("--min-side", type=int, metavar="N", help="smallest shorter side, in pixels")
     search.add_argument(
-        "--min-score", type=float, metavar="S", help="least score, 0 to 1; for images by text or texts by image"
+        "--min-score", type=float, metavar="S", help="lowest score, 0 to 1; for images by text or texts by image"
     )
     search.add_argument("--url", default="", metavar="PART", help="only rows whose image or page URL contains this")
     search.add_argument("--limit", type=int, default=20, metavar="N", help="number of hits (default 20)")
     search.add_argument("--offset", type=int, default=0, metavar="N", help="number of hits to skip")
     search.add_argument("--copies", action="store_true", help="show near-copies as well")
-    search.add_argument("--exact", action="store_true", help="compare every row, in a large index too")
-    search.add_argument("--device", default="auto")
+    search.add_argument("--exact", action="store_true", help="compare every row, even in a large index")
+    search.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_json(search)
     search.set_defaults(run=_search)
 

@@ -62,13 +62,13 @@ def add_serve(commands: Any) -> None:
         metavar="FILE",
         help=f"file with the token that every request must send as Bearer token (default: the variable {_TOKEN})",
     )
-    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another accepted Host header")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="also accept this Host header")
     serve.add_argument("--insecure", action="store_true", help="allow access from a network without a token")
     serve.add_argument(
         "--model-name", default="", metavar="NAME", help="name in /v1/models (default: the run's folder)"
     )
     serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="runtime of the towers")
-    serve.add_argument("--device", default="auto", help="device of the engine torch")
+    serve.add_argument("--device", default="auto", help="device of the engine torch: auto (default), cpu or cuda")
     serve.add_argument(
         "--detector",
         default="",
@@ -122,7 +122,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose(checkpoint.detector, arguments.detector, None)
         boxes_of = None if detector is None else boxes_by(InEachProcess(detector))
-        LOG.info("boxes of pictures that come without: %s", regions)
+        LOG.info("boxes for pictures without any: %s", regions)
         with _towers(checkpoint, arguments, options) as (towers, threads):
             service = Service(name, checkpoint, towers, options, threads, boxes_of)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)

@@ -10,7 +10,7 @@ the last of them, and so does a plain tar. So `RELEASE@9 BUILD@1` mixes what the
 release held before.
 
 Limits: sizes of tars are checked, their sha256 is not (`wenlan-data verify` does that): at the start, or in a dataset
-of more than `AT_START` shards when one is first read. A plain tar has no split: it is all train, or all of what is
+of more than `AT_START` shards when one is first read. A plain tar lacks splits: it is all train, or all of what is
 evaluated.
 """
 
@@ -204,13 +204,13 @@ class Dataset:
         return data
 
     def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
-        """Begin to fetch the remote tars of these shards in the background, those of `here` first."""
+        """Start fetching the remote tars of these shards in the background, those of `here` first."""
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
             self._copies.ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
 
     def check_not_empty(self) -> None:
-        """Raise ContractError, with what to do, if the split is empty."""
+        """Raise ContractError, with advice, if the split is empty."""
         if len(self):
             return
         counts = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
@@ -279,7 +279,7 @@ class Dataset:
         return table
 
     def close(self) -> None:
-        """Close the open tars; the dataset may still be used, it opens them again."""
+        """Close the open tars; the dataset reopens them when needed."""
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -288,7 +288,7 @@ _ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
 def split_of_dataset(split: str) -> Split:
-    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    """Checks that a dataset can have a split of this name. Raises ConfigError for one that only benchmarks have."""
     for name in SPLITS:
         if name == split:
             return name
@@ -313,9 +313,9 @@ def open_dataset(
     """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`, `x-*.tar`, a folder) as one dataset.
 
     `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
-    weights (1 where there is none), each in epochs of its own.
+    weights (1 by default), each in epochs of its own.
 
-    `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
+    `detector`: whose regions to join; "" takes the first that a manifest names, or else the grid.
     `plain_tars=False` leaves plain tars out: they lack splits, so they must not serve as a dev split.
 
     Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match (in a
@@ -418,7 +418,7 @@ def _not_there(name: str, refusals: Sequence[str]) -> str:
         return f"cannot be read ({refusals[0]}); check the address and its permissions"
     if "://" in name:
         return "manifest.json, latest.json and shards/manifest.json are missing; give the address of a published build"
-    return "cannot be read; a build without a manifest is not a dataset"
+    return "no manifest.json there; give one, or its folder: a build has it once it is published"
 
 
 def read_file(path: str) -> bytes:

@@ -85,7 +85,7 @@ class Shard:
     of: _Made | None = None
 
     def ready(self) -> Shard:
-        """The shard with its index in the cache: made if it is not there, compared with the manifest in any case.
+        """The shard with its index in the cache: made if missing, always compared with the manifest.
 
         Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
         """
@@ -105,9 +105,9 @@ class Shard:
 
 
 def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
-    """A shard that `manifest` names below the folder `base`. No file of it is looked at before `Shard.ready`.
+    """A shard that `manifest` names below the folder `base`. Its files are not read before `Shard.ready`.
 
-    Raises ContractError for names and digests that are none, and for a shard without boxes of the detector.
+    Raises ContractError for invalid names and digests, and for a shard without boxes of the detector.
     """
     tar, parquet = locate(base, manifest, files.tar), locate(base, manifest, files.parquet)
     index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
@@ -124,7 +124,7 @@ def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: 
 def index_plain_tar(tar: str, cache: Path) -> Shard:
     """Index of a plain tar: made by one pass over it, cached by path, size and time of change.
 
-    Raises ContractError when there is no such tar, or no pair in it.
+    Raises ContractError if the tar is missing or contains no pair.
     """
     check_regular(tar)
     name, size = _identity(tar)
@@ -181,7 +181,7 @@ def _sha256(manifest: str, file: FileDigest) -> str:
 
 
 def check_regular(name: str) -> None:
-    """Raise ContractError for a local pipe, device or folder in the place of a file: a pipe is waited for for ever."""
+    """Raise ContractError for a local pipe, device or folder in the place of a file: reading a pipe would hang."""
     fs, path = fsspec.core.url_to_fs(name)
     if "file" not in fs.protocol:
         return

@@ -1,4 +1,4 @@
-"""Batches of a dataset for one process, in an order that can be taken up anywhere.
+"""Batches of a dataset for one process, in an order that can be resumed anywhere.
 
 A step's global batch is entries position .. position + B - 1 of `Order`; micro-step m is its m-th contiguous slice,
 and rank r takes the r-th part of that slice, so that keys enter the queues in the order of the stream. A batch is a
@@ -141,7 +141,7 @@ class Loader:
 
     @property
     def corrupt(self) -> int:
-        """Corrupt samples met so far by this process."""
+        """Number of corrupt samples that this process has found."""
         return len(self._corrupt)
 
     def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:

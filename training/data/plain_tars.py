@@ -65,7 +65,7 @@ class _Member:
 
 
 def plain_tars_of(argument: str) -> list[str] | None:
-    """The plain tars that an argument of --data names, or None where it names a manifest.
+    """The plain tars of a --data argument, or None if it is a manifest.
 
     A tar; a brace pattern as webdataset writes it, `x-{000..002}.tar`; a glob, `x-*.tar`, in the order of the names; or
     a folder with tars and no manifest. Raises ContractError: no tar matches, a compressed one, a build's unpublished.
@@ -183,7 +183,7 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
 
 
 def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar in their order, to its very end. Raises tarfile.ReadError where it is cut or damaged.
+    """The plain files of a tar in order. Raises tarfile.ReadError if it is truncated or damaged.
 
     What else a hostile tar makes tarfile raise passes: OverflowError, RecursionError and errors of a decompressor.
     """

@@ -61,7 +61,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, or a
     hub name. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
 
-    Raises InputError when there is no such vocabulary.
+    Raises InputError if it cannot be found.
     """
     if name == "gb2312":
         return CharTokenizer(gb2312_vocabulary())
@@ -95,7 +95,7 @@ def _of_transformers(name: str) -> Tokenizer:
     """The tokenizer of a local folder or of the hub: a BERT's by its vocabulary, any other as transformers runs it.
 
     As transformers runs it also a BERT's whose ids are not in a row, or that keeps upper case and has tokens of it:
-    bert-base-chinese keeps it and has none, so that lower case reads more.
+    bert-base-chinese keeps it without such tokens, so that lower case reads more.
     """
     from transformers import AutoTokenizer
 
@@ -115,7 +115,7 @@ def _of_transformers(name: str) -> Tokenizer:
 
 
 def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
-    """Tokenizer of a saved vocabulary: of characters if it begins as ours do, else WordPiece. Raises InputError."""
+    """Tokenizer of a saved vocabulary: characters if it begins like ours, else WordPiece. Raises InputError."""
     try:
         return of_vocabulary.from_vocabulary(tokens, subject)
     except VocabularyError as e:

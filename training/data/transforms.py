@@ -1,4 +1,4 @@
-"""Decoding and resizing: from an image file's bytes to the tower's square uint8 input, and its boxes with it.
+"""Decoding and resizing: from an image file's bytes to the tower's square uint8 input and its boxes.
 
 The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
 and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
@@ -54,7 +54,7 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 
 
 class UnreadableImage(ValueError):
-    """The bytes are not a complete image. The message says why, the caller says whose they are."""
+    """The bytes are not a complete image. The message says why; the caller names the file."""
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def prepare() -> None:
-    """Import what `decode` and `square` need, so that forked workers need not, each for seconds."""
+    """Import what `decode` and `square` need, which takes seconds, so that forked workers need not."""
     import simplejpeg  # noqa: F401
     import torchvision.io
     import torchvision.transforms.v2.functional  # noqa: F401

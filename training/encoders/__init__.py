@@ -15,7 +15,7 @@ from training.towers.tower import Modality, Tower
 
 
 def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> Tower:
-    """The tower that the config names. `load_weights=False` leaves it random, because a checkpoint follows.
+    """The tower that the config names. `load_weights=False` leaves it random, for a checkpoint to fill.
 
     Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
     """

@@ -2,7 +2,7 @@
 
     token ids -> embedding + position -> LayerNorm -> encoder layers -> masked mean -> Linear-ReLU-Linear -> L2
 
-It has no backbone and no prefix: everything is new and trained. Token ids must be below `text.vocab_size`, which may be
+Without a backbone and prefix: everything is new and trained. Token ids must be below `text.vocab_size`, which may be
 larger than the vocabulary.
 """
 

@@ -4,7 +4,7 @@
            -> masked mean -> Linear-ReLU-Linear -> L2
 
 The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
-sixteenth of the work. Embeddings of a region's box or place are options; BriVL has none. The map may be that of any
+sixteenth of the work. Embeddings of a region's box or place are options that BriVL lacks. The map may be that of any
 backbone which training/towers/backbones.py knows, a ViT's included.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the

@@ -1,4 +1,4 @@
-"""Public retrieval benchmarks, read as their publishers pack them: images, captions, and which belong together.
+"""Public retrieval benchmarks, read as their publishers pack them: images, captions and their pairs.
 
     aic-icc:DIR          AI Challenger 2017 captions: caption_{train,validation}_annotations_*.json beside the images
     muge:DIR             MUGE / ECommerce-IC retrieval: MR_{train,valid}_imgs.tsv and MR_*_queries.jsonl
@@ -71,7 +71,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text and the ids of the images that it describes; of none it is a candidate, and no query."""
+    """A text and the ids of the images that it describes; without any it is a candidate but not a query."""
 
     text: str
     images: tuple[str, ...]
@@ -250,7 +250,7 @@ def _named(split: str, names: Mapping[str, str], kind: str) -> str:
 
 
 def _find(place: Path, pattern: str) -> Path:
-    """The file of this name below a folder. Raises InputError where there is none, or several."""
+    """The file of this name below a folder. Raises InputError unless there is exactly one."""
     found = _below(place, pattern)
     if not found:
         raise InputError(str(place), f"contains no {pattern}")

@@ -40,7 +40,7 @@ def calibrate(
     device: str = "auto",
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the background of a checkpoint's query towers into it, in place of an earlier one; what was counted.
+    """Write the background of a checkpoint's query towers into it, replacing any; returns the counts.
 
     Raises InputError where the gallery lacks two samples that do not belong together, CheckpointError, ContractError.
     """

@@ -1,4 +1,4 @@
-"""Features that a checkpoint's towers compute of samples, pictures and texts, for what is measured of them.
+"""Features of samples, pictures and texts by a checkpoint's towers, for evaluation.
 
 `embed` takes batches of a dataset on all ranks, `picture_features` and `text_rows` other inputs. Rows are of unit
 length, in the run's precision.

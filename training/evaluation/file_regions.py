@@ -1,4 +1,4 @@
-"""Boxes of images that lie in no dataset.
+"""Boxes of images that do not belong to a dataset.
 
     boxes.jsonl      one JSON line per image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
     boxes.parquet    boxes by the sha256 of an image's bytes: a regions file of the shard contract
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    """Boxes of each image. Raises InputError naming the line or image that has none, OSError."""
+    """Boxes of each image. Raises InputError naming the line or image without boxes, OSError."""
     if file.suffix == ".parquet" or file.is_dir():
         table = RegionTable.open(file)
         return [table.of(Path(image).read_bytes(), image) for image in images]
@@ -54,7 +54,7 @@ class RegionTable:
 
     @staticmethod
     def open(place: Path) -> RegionTable:
-        """Read regions. Raises InputError for what are none."""
+        """Read regions. Raises InputError for anything else."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -77,7 +77,7 @@ class RegionTable:
         return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
 
     def has(self, content: bytes) -> bool:
-        """True if there are boxes of an image, none included, by the bytes of its file."""
+        """True if the boxes of an image, even an empty list, are known by the bytes of its file."""
         return hashlib.sha256(content).hexdigest() in self.row_of
 
     def of(self, content: bytes, name: str) -> tuple[Box, ...]:

@@ -1,4 +1,4 @@
-"""Labelled images: what classification, probes and search by image are measured on.
+"""Labelled images for classification, probes and search by image.
 
     classes:DIR     a folder per class, named as the class: DIR/CLASS/*.jpg, or DIR/{train,dev,val,test}/CLASS/*.jpg
     wds:DIR         tars with a .cls per image as clip_benchmark writes them: DIR/{train,test}/N.tar with nshards.txt,
@@ -95,12 +95,12 @@ class Source:
 
     @property
     def is_dataset(self) -> bool:
-        """True if the data are manifests, and no KIND:PATH."""
+        """True if the data are manifests, not KIND:PATH."""
         return not any(name.partition(":")[0] in KINDS for name in self.data)
 
 
 def open_labelled(source: Source, split: str, detector: str) -> Labelled:
-    """The split of what `--data` names. detector: whose boxes a dataset's images get.
+    """Opens a split of `--data`. detector: whose boxes a dataset's images get.
 
     Raises ConfigError for a split that is not there and options that do not go together, InputError for files that are
     missing or not in their form, ContractError (dataset).
@@ -323,7 +323,9 @@ def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
     from training.data.index import open_dataset, split_of_dataset  # Arrow and more
 
     if source.labels is None:
-        raise ConfigError("--labels", "name a file with key and label of the samples (.jsonl, .csv or .parquet)")
+        raise ConfigError(
+            "--labels", "a dataset needs a file with key and label of its samples (.jsonl, .csv or .parquet)"
+        )
     known = split_of_dataset(split)
     of_key = read_labels(source.labels)
     classes = _named(str(source.labels), set(of_key.values()), source.classes)

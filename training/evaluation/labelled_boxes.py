@@ -1,4 +1,4 @@
-"""Labelled boxes: what region classification is measured on.
+"""Labelled boxes for region classification.
 
     coco:FILE       COCO's JSON: images with file_name, annotations with bbox [x, y, width, height], categories; the
                     images lie below the file's folder, or below the folder above it

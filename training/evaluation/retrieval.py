@@ -12,9 +12,9 @@ no matrix of all is ever in memory. Comparisons that rounding could turn are rep
 the features alone, not from the size of a block or the number of threads. Ties count against us: a model that maps
 every sample to one feature ranks last, not first.
 
-Limits: exhaustive comparison; all features in memory. The interval of a recall of 0 or 1 has no width: resampling shows
-nothing that is in no sample. Where more than TIES of a block's similarities are within rounding of a query's best hit,
-they count as ties without being computed again.
+Limits: exhaustive comparison; all features in memory. The interval of a recall of 0 or 1 is empty:
+resampling shows only what the samples contain. Where more than TIES of a block's similarities are within rounding of a
+query's best hit, they count as ties without being computed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calibration of cosines: their place among the cosines of pairs that do not belong together.
+"""Calibration of cosines: their rank among the cosines of unrelated pairs.
 
 A cosine of 0.3 is much for one model and little for another. A checkpoint's background is the distribution of the
 cosines of a gallery of training images with the texts of other images of it, and the score of a cosine is the share of
@@ -40,7 +40,7 @@ _STEPS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """Quantiles of the cosines of pairs that do not belong together.
+    """Quantiles of the cosines of unrelated pairs.
 
     cosines_Q: ascending, no two alike. shares_Q: of the background below each. images, texts, pairs: what was counted.
     """

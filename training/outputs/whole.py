@@ -119,7 +119,7 @@ def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Turn an error of writing into a RunError that names `out`: the operating system's own often names no file."""
+    """Turn an error of writing into a RunError that names `out`: the operating system's error often lacks the file."""
     try:
         yield
     except OSError as e:

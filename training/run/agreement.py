@@ -1,4 +1,4 @@
-"""Agreement of the ranks: they begin from one checkpoint, stay equal, and stop together where they are not.
+"""Agreement of the ranks: they start from one checkpoint, are compared, and stop together if they differ.
 
     begun        the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
     together     what one rank cannot do stops all of them, with one line
@@ -66,7 +66,7 @@ Error = WenlanError | OSError
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The checkpoint that a run goes on from: its path on the first rank, its step, the sha256 of its index."""
+    """The checkpoint that a run resumes from: its path on the first rank, its step, the sha256 of its index."""
 
     path: str
     step: int
@@ -83,7 +83,7 @@ class Start:
 
 @contextmanager
 def begun(out: Path, mirror: str) -> Iterator[Path | None]:
-    """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all go on from, or None.
+    """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all resume from, or None.
 
     The first rank chooses once it holds the lock, so that no run writes a newer one meanwhile. A rank that sees another
     disk fetches the same checkpoint from the mirror, where there is one.
@@ -115,7 +115,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
 
 
 def together(call: Callable[[], Result]) -> Result:
-    """The result of `call` on this rank, once it has returned on all. What it raises on one rank ends all of them.
+    """The result of `call` on this rank, once it has returned on all. An error on one rank stops all of them.
 
     The first rank raises the error, with the rank that it comes from unless all failed; the others raise
     FirstRankError. That holds for our own errors and the operating system's; others are raised as they are.
@@ -139,7 +139,7 @@ class Agreement:
         self._alone = distributed.world_size() == 1
 
     def before_first_step(self, start: Path | None) -> None:
-        """Compare all that a step follows from: config, data, checkpoint, state. Raises RunError on every rank."""
+        """Compare the inputs of a step: config, data, checkpoint, state. Raises RunError on every rank."""
         if self._alone:
             return
         setup, state = self._setup, self._setup.state
@@ -151,7 +151,7 @@ class Agreement:
         _compare(distributed.gather_objects(seen), state.step)
 
     def before_step(self, state: RunState, valid: int, leave: Leave) -> tuple[int, Leave]:
-        """The sum of `valid` over the ranks, and the most pressing of what they are asked to do.
+        """The sum of `valid` over the ranks, and the most urgent of their requests.
 
         The same exchange compares step and position, and weights and queues where that is due. Raises RunError on
         every rank.
@@ -167,7 +167,7 @@ class Agreement:
         return sum(row[0] for row in of_ranks), Leave(max(row[1] for row in of_ranks))
 
     def before_checkpoint(self, state: RunState) -> None:
-        """Compare what is about to be saved. Raises RunError on every rank, and then it must not be."""
+        """Compare the state before it is saved. Raises RunError on every rank if it differs."""
         if not self._alone:
             self._look(distributed.gather(self._numbers(state, _PARTS)[None]).tolist(), state)
 
@@ -276,7 +276,7 @@ def _compare(seen: Sequence[Mapping[str, Any]], step: int) -> None:
 
 
 def stop(error: Error) -> NoReturn:
-    """End all ranks with an error that all of them have come to: the first one with it, the others without a word."""
+    """Stop all ranks with an error that all of them know: only the first one prints it."""
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)

@@ -28,7 +28,7 @@ STEPS, _COUNTED = 5, 3
 def dry_run(
     config: Config, data: Sequence[str], *, init: Path | None = None, cache: Path | None = None
 ) -> dict[str, Any]:
-    """Parameters, operations, memory and time of a run, and `lines` that say them. Raises what `fit` raises."""
+    """Parameters, operations, memory and time of a run, and `lines` that describe them. Raises what `fit` raises."""
     from training.data.index import open_dataset
     from training.evaluation.packed import packed
     from training.run.setup import steps_of

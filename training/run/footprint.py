@@ -1,4 +1,4 @@
-"""Parameters and memory of a run, counted before it begins; one that cannot fit is refused in one sentence.
+"""Parameters and memory of a run, counted before it starts; a run that cannot fit is refused.
 
 Counted is what must be there whatever the batch: weights, key weights, gradients, Adam's two moments, both queues, and
 one more copy of what a checkpoint holds where it is written in the background (host memory). Beside that, the pixels of

@@ -50,7 +50,7 @@ _RESIZE_S = 60.0
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`4`, or `2:8` for as many between as there is room for. Raises ConfigError."""
+    """(LO, HI) from `4`, or from `2:8` for as many workers as there is room for. Raises ConfigError."""
     low, colon, high = text.partition(":")
     try:
         fewest, most = int(low), int(high if colon else low)
@@ -120,7 +120,7 @@ def _check_shares(config: Config, workers: tuple[int, int]) -> None:
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here.
+    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; left again if it was joined here.
 
     Raises RunError where none starts.
     """

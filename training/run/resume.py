@@ -1,4 +1,4 @@
-"""Resume: which keys of its config a continued run must keep, and which it may change.
+"""Resume: the config keys that a resumed run must keep, and those that it may change.
 
 Limits: a key that is in neither list must stay the same; a new key of the config that may change belongs into one.
 """
@@ -51,7 +51,7 @@ _CHANGED_ALOUD = {"moco.queue_size", "run.batch_size"}
 
 
 def obeying(config: Config, start: Path | None) -> Config:
-    """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
+    """The config with `compat` of the checkpoint that the run starts from, which its weights depend on."""
     if start is None or is_two_towers(start):
         return config
     compat = checkpoint.open_checkpoint(start).config.compat
@@ -61,7 +61,7 @@ def obeying(config: Config, start: Path | None) -> Config:
 
 
 def check_same(saved: Config, asked: Config, folder: Path) -> None:
-    """Raise ConfigError naming the keys in which a continued run differs from the saved one and must not."""
+    """Raise ConfigError naming the keys that a resumed run must not change but does."""
     before, now = flat("", to_dict(saved)), flat("", to_dict(asked))
     may = _FREE_TO_CHANGE | _CHANGED_ALOUD
     if asked.optim.schedule in ("constant", "wsd"):
@@ -76,7 +76,7 @@ def check_same(saved: Config, asked: Config, folder: Path) -> None:
 
 
 def check_length(saved: Config, asked: Config, state: RunState, samples: int) -> None:
-    """Raise ConfigError if the run cannot be made as long, or as short, as it is asked to be from here on.
+    """Raise ConfigError if the run cannot be lengthened or shortened as requested.
 
     `samples` of one epoch. What has been trained must be what a run of the new length would have trained by now: its
     warm-up (a share of the run) the same. A rate that has begun to fall already rises again, and that is logged.
@@ -107,7 +107,7 @@ def check_length(saved: Config, asked: Config, state: RunState, samples: int) ->
 
 
 def log_changes(state: RunState, batch_size: int, world_size: int) -> None:
-    """Log one line for each change from here on: of the batch, of the number of processes."""
+    """Log one line for each changed value: batch size, number of processes."""
     for name, was, now in (("batch", state.batch_size, batch_size), ("processes", state.world_size, world_size)):
         if was and was != now:
             LOG.warning("step %d: %s: was %d, is %d now", state.step, name, was, now)

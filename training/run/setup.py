@@ -1,4 +1,4 @@
-"""Set-up of a run: data, model and optimiser, and where it stands. Whatever may be refused is refused here.
+"""Set-up of a run: data, model and optimiser, and its progress. Every check that can refuse a run is made here.
 
 A run goes on from the newest checkpoint of its own folder, or begins from the towers of another checkpoint, or from the
 recipe's weights. Before the data is opened its memory is added up; before a checkpoint is taken over its config and its

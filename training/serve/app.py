@@ -1,4 +1,4 @@
-"""The application: its routes, its one form of errors, and what is asked of every request (data_specs/web/http_app.py).
+"""The application: its routes, its error format, and the checks of every request (data_specs/web/http_app.py).
 
     GET /health          a real inference of both towers; 503 with the reason where it fails
     GET /metrics         Prometheus

@@ -32,7 +32,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingsRequest(BaseModel):
-    """OpenAI's request. Fields that are not known are ignored, as OpenAI does."""
+    """OpenAI's request. Unknown fields are ignored, as by OpenAI."""
 
     model_config = ConfigDict(extra="ignore")
     input: str | list[str] | list[int] | list[list[int]] = Field(description="texts")
@@ -85,7 +85,7 @@ class ModelList(BaseModel):
 
 
 def json_of(value: Any) -> Response:
-    """An answer of plain values; of thousands of numbers FastAPI's own way takes milliseconds."""
+    """A JSON answer of plain values, faster than FastAPI's own for thousands of numbers."""
     return Response(pydantic_core.to_json(value), media_type="application/json")
 
 
@@ -106,12 +106,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     async def embeddings(request: EmbeddingsRequest) -> Response:
-        """Features of texts, as OpenAI asks for them."""
+        """Features of texts, in OpenAI's format."""
         return await _embeddings(service, request)
 
     @router.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
-        """The model that answers here."""
+        """The model that this server serves."""
         return json_of(ModelList(data=[_card(service)]).model_dump())
 
     @router.get("/v1/models/{model}", response_model=ModelCard)

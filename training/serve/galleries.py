@@ -1,4 +1,4 @@
-"""Collections that can be searched: indexes that were given at the start, and those that clients load.
+"""Collections to search: indexes given at the start, and those that clients upload.
 
 A given index is looked at again before every search: after a takedown (`wenlan-data forget ... INDEX`) what was
 forgotten is not found, without a new start. A client's own collection is an index in a temporary folder of this
@@ -48,7 +48,7 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f/\\?#%\s][^\x00-\x1f\x7f/\\?#%]{0,79}")
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """A collection. own: a client has loaded it, and may delete it. bytes: of its pictures, where it is own."""
+    """A collection. own: uploaded by a client, who may delete it. bytes: of its pictures, if it is own."""
 
     name: str
     index: SearchIndex
@@ -101,7 +101,7 @@ class Galleries:
         return list(self._all)
 
     def get(self, name: str | None) -> Gallery:
-        """The collection of a name (None: the first), as it lies on the disk now. Raises Refused (404)."""
+        """The collection of a name (None: the first), in its present state on disk. Raises Refused (404)."""
         gallery = self._named(name)
         try:
             gallery.index.reload_if_changed()
@@ -122,7 +122,7 @@ class Galleries:
         return gallery
 
     def every(self) -> list[tuple[Gallery, str]]:
-        """All, as they lie on the disk now, each with what is wrong with it: "" for a sound one."""
+        """All collections in their present state on disk, each with its problem, "" for a sound one."""
         found = []
         for gallery in list(self._all.values()):
             try:
@@ -144,7 +144,7 @@ class Galleries:
             await asyncio.to_thread(shutil.rmtree, gallery.index.folder.parent, True)
 
     async def add(self, name: str, uploads: Sequence[Upload]) -> tuple[Gallery, list[dict[str, str]]]:
-        """Embed files into an own collection, which is made if it is not there; it, and what was refused of them.
+        """Embed files into an own collection, created if missing; returns it and the refused files.
 
         Raises Refused: an invalid name or one given at the start, too much, nothing readable.
         """

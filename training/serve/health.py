@@ -28,7 +28,7 @@ _APART = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health of the server: if it can do what it is for, and what stops it; seconds of the probe."""
+    """Health of the server: whether it works, the problem if not, and the seconds of the probe."""
 
     ok: bool
     reason: str
@@ -36,7 +36,7 @@ class Health:
 
 
 class HealthCheck:
-    """Asks the towers; one probe at a time, requests meanwhile get its answer."""
+    """Probes the towers, one probe at a time; concurrent requests share its answer."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._picture = service, _picture()
@@ -45,7 +45,7 @@ class HealthCheck:
         self._running: asyncio.Task[Health] | None = None
 
     async def check(self) -> Health:
-        """The state of the last second, or that of a new probe."""
+        """The health as of the last second, or by a new probe."""
         if self._last is not None and time.monotonic() - self._last[0] < _FRESH_S:
             return self._last[1]
         if self._running is None:
@@ -63,7 +63,7 @@ class HealthCheck:
             self._running = None
 
     async def _reason(self) -> str:
-        """The problem; "" if there is none."""
+        """The problem, or ""."""
         service, limit = self._service, self._service.options.health_s
         if not (state := service.model.state()).alive:
             return f"the model thread has stopped ({state.why or 'it never started'}); restart the server"

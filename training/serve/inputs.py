@@ -1,4 +1,4 @@
-"""Pictures and vectors as they stand in a request: data URIs, base64. A picture's URL is refused, and never fetched.
+"""Pictures and vectors in a request: data URIs, base64. A picture's URL is refused and never fetched.
 
 A server that fetches a URL that a client names is used as a way inside: other servers for embeddings do it without a
 guard. A client has the picture, or can fetch it.

@@ -22,7 +22,7 @@ REFUSED = "wenlan.refused"
 
 
 class Counted:
-    """Counts every answer, outside of all that may give one."""
+    """Outermost middleware: counts every answer."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -57,7 +57,7 @@ class Intake:
 
     @property
     def held(self) -> int:
-        """Bytes of bodies in memory now, whole ones and those on their way."""
+        """Bytes of request bodies in memory now, complete or still arriving."""
         return self._most - self._room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

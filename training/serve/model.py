@@ -96,7 +96,7 @@ class Ticket:
 
 
 class Model:
-    """The threads that compute, and the lines before them. `submit` is called on an event loop."""
+    """The threads that compute, and their queues. `submit` is called on an event loop."""
 
     def __init__(self, towers: Towers, options: Options, metrics: Metrics, threads: int = 1) -> None:
         self._towers, self._options, self._metrics = towers, options, metrics
@@ -114,18 +114,18 @@ class Model:
         ]
 
     def start(self) -> None:
-        """Begin to compute."""
+        """Start computing."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End after the batch in hand; what waits is refused."""
+        """Stop after the current batch; waiting inputs are refused."""
         with self._lock:
             self._stop = True
             self._lock.notify_all()
 
     def admit(self, kind: Kind, count: int) -> Ticket:
-        """Room for `count` inputs. Raises Refused (503, Retry-After) where there is none, or it would take too long."""
+        """Room for `count` inputs. Raises Refused (503, Retry-After) if the line is full or would take too long."""
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
@@ -233,7 +233,7 @@ class Model:
             _deliver(items, answers)
 
     def _answers(self, kind: Kind, items: list[_Item]) -> Sequence[Features | Exception]:
-        """A row, or why there is none, for every item."""
+        """A row, or the reason why it is missing, for every item."""
         try:
             return list(self._encode(kind, items))
         except Exception as e:

@@ -1,4 +1,4 @@
-"""Stored pictures for those who look at a collection: as they are, or as a smaller JPEG.
+"""Stored pictures of a collection: unchanged, or as a smaller JPEG.
 
 A picture is read from where its index says that it lies, a disk or an object store, and checked against its sha256. An
 object store that is busy is 503, one that refuses is 502; the log has the URL and the reason, the client neither.
@@ -37,7 +37,7 @@ _BUSY = "the object store cannot deliver this picture now; try again later"
 
 
 def missing(id: str) -> Refused:
-    """404: no sample has this id."""
+    """The answer 404 for an unknown sample id."""
     return Refused(404, "no_sample", f"sample {id[:80]!r} is not in this collection", param="id")
 
 

@@ -42,11 +42,11 @@ class Replicas:
         self._handle, self._seconds = handle, seconds
 
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        """Unit rows [N, D]. Raises RunError where no replica answers."""
+        """Unit rows [N, D]. Raises RunError if no replica answers."""
         return self._answer("image", list(pictures))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        """Unit rows [N, D]. Raises RunError where no replica answers."""
+        """Unit rows [N, D]. Raises RunError if no replica answers."""
         return self._answer("text", list(texts))
 
     def _answer(self, kind: str, inputs: list[Any]) -> Features:
@@ -98,7 +98,7 @@ def _listen_on_loopback() -> None:
 
 @contextmanager
 def replicas(checkpoint: Path, engine: Engine, device: str, count: int, seconds: float) -> Iterator[Replicas]:
-    """The towers of `count` replicas, which end with the block. seconds: the longest that a batch may take.
+    """The towers of `count` replicas, which stop with the block. seconds: the longest that a batch may take.
 
     Raises ConfigError where Ray Serve is not installed, RunError where the replicas do not begin.
     """

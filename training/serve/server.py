@@ -1,4 +1,4 @@
-"""The process: uvicorn with bounds on connections, headers and slow readers, and an end that answers what waits.
+"""The server process: uvicorn with bounds on connections, headers and slow readers, and a graceful stop.
 
 uvicorn bounds neither the time of a request's headers nor that of a client that reads no answer; `_Protocol` does. On
 SIGTERM or SIGINT no connection is taken any more, requests in flight are answered within `drain_s`, and the process

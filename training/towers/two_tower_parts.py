@@ -42,7 +42,7 @@ Pool = Literal["class", "start", "end", "attention", "last"]
 
 
 def family_of(key: str, name: str) -> str:
-    """The model type that a backbone's name says. Raises ConfigError naming the key."""
+    """The model type in a backbone's name. Raises ConfigError naming the key."""
     family = name.removeprefix("transformers/")
     if family not in FAMILIES:
         raise ConfigError(key, f"{name!r} is not a two-tower family ({', '.join(FAMILIES)})")

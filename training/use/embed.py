@@ -72,7 +72,7 @@ def embed_benchmark(
     regions: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write the features of a benchmark, those that `eval` measures there: in the run's precision.
+    """Write the features of a benchmark in the run's precision, as `eval` measures them.
 
     to: "" for a .safetensors file with image_features [N, D], text_features [M, D] and hits [P, 2], pairs of an image's
     and a text's row; "chinese-clip" for a folder of the files that Chinese-CLIP's scripts read (use/chinese_clip.py).

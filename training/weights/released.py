@@ -53,7 +53,7 @@ _CLASSES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor of a released file. `ours`: its name in `BriVL.state_dict()`, or "" where it is only kept.
+    """One tensor of a released file. `ours`: its name in `BriVL.state_dict()`, or "" if it is only stored.
 
     `query`: for a kept tensor of a key tower, the query tower's, which it equals unless it is kept.
     """
@@ -71,7 +71,7 @@ Slots = dict[str, Slot]
 def import_brivl(
     file: Path, out: Path, *, config: Config | None = None, tokenizer: str = "bert_chinese"
 ) -> dict[str, Any]:
-    """Convert a BriVL-1.0 checkpoint into the folder `out`; what was read, as JSON values.
+    """Convert a BriVL-1.0 checkpoint into the folder `out`; returns a summary as JSON values.
 
     `config`: of the file's towers, where they are not a recipe's. Raises CheckpointError with one sentence on a file of
     another kind, with code, with numbers that are not finite, or that does not fit; keys are then listed before.
@@ -99,7 +99,7 @@ def import_brivl(
 
 
 def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dict that belongs under `learnable`, of an imported checkpoint or of one trained by us.
+    """The state dict for `learnable`, from an imported checkpoint or one trained here.
 
     Raises CheckpointError when its towers do not fit the released format.
     """
@@ -167,7 +167,7 @@ _IMAGE_PARTS = {"stem.0": "conv_stem", "stem.1": "bn1", "head.0": "conv_head", "
 
 
 def _released_name(name: str, config: Config, subject: str) -> str:
-    """Name in a released file of a tensor of our query towers. Raises CheckpointError when it has none."""
+    """Name in a released file of a tensor of our query towers. Raises CheckpointError if it lacks one."""
     tower, part, kind, rest = name.split(".", 3)
     theirs = "img" if tower == "image_query" else "text"
     head = f"{theirs}encoder.learnable."
@@ -259,7 +259,7 @@ def _load(file: Path) -> Any:
 
 
 def recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
-    """The config of the recipe whose shapes a file has, or of the nearest one, and what such a file must hold.
+    """The config of the recipe whose shapes a file has, or of the nearest one, and the tensors that such a file needs.
 
     Raises CheckpointError when none of the keys is known.
     """

@@ -9,9 +9,9 @@ with no code beside the weights. Use of a folder:
     text = F.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
     image = F.normalize(model.get_image_features(**images).pooler_output, dim=-1)
 
-Limits: towers with regions have no class there. The processor decodes large JPEGs at full size, `embed` at a part of
-it, less than one grey level away; alpha is dropped, not laid on white. Siglip2Model's own processor keeps a picture's
-aspect.
+Limits: transformers lacks a class for towers with regions. The processor decodes large JPEGs at full size, `embed` at
+a part of it, less than one grey level away; alpha is dropped, not laid on white. Siglip2Model's own processor keeps a
+picture's aspect.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BILINEAR = 2  # of PIL's resampling filters
 
 
 def export_transformers(path: Path, out: Path) -> dict[str, Any]:
-    """Write the query towers of a checkpoint as a folder; what it is, as JSON values.
+    """Write the query towers of a checkpoint as a folder; returns a summary as JSON values.
 
     Raises ConfigError where the folder is there already or transformers lacks a class for the towers, and RunError for
     a folder without a name (`.`).

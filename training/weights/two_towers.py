@@ -1,4 +1,4 @@
-"""Two-tower folders of transformers into our format and back: CLIP, Chinese-CLIP, SigLIP and SigLIP 2.
+"""Conversion of two-tower transformers folders into our format and back: CLIP, Chinese-CLIP, SigLIP and SigLIP 2.
 
 This module knows the names of their state dicts. A folder says by its config.json what its towers are, so it stands for
 overrides of a recipe: `fit --init FOLDER` takes them before those of `--set`, and `import-transformers` makes a
@@ -80,7 +80,7 @@ _RENAMED = (
 
 
 def is_two_towers(path: Path) -> bool:
-    """True if a folder is one of transformers with two towers that are known here."""
+    """True if a folder is a transformers folder of two supported towers."""
     try:
         described = json.loads((path / "config.json").read_bytes())
         return isinstance(described, dict) and described.get("model_type") in FAMILIES
@@ -147,7 +147,7 @@ def family_config(config: Config) -> Any:
 
 
 def fill(model: BriVL, folder: Path) -> None:
-    """Fill the query towers from a folder, and let the key towers begin as their copies. Raises InputError."""
+    """Fill the query towers from a folder, and make the key towers copies of them. Raises InputError."""
     import torch
 
     from training.method.key_towers import update_average
@@ -161,7 +161,7 @@ def fill(model: BriVL, folder: Path) -> None:
 
 
 def import_transformers(folder: Path, out: Path) -> dict[str, Any]:
-    """Make a checkpoint of a folder without training; what was read, as JSON values. Raises InputError, ConfigError."""
+    """Convert a folder into a checkpoint; returns a summary as JSON values. Raises InputError, ConfigError."""
     from training.moco import BriVL
 
     bias = _learned(folder, "logit_bias")
@@ -208,7 +208,7 @@ def _check_shards(folder: Path) -> None:
 
 
 def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
-    """Their tensors by our names; `ours` says which there are, and their shapes. Raises CheckpointError.
+    """Their tensors by our names; `ours` gives the expected names and shapes. Raises CheckpointError.
 
     What is ours alone (regions) is left out; so is their logit scale.
     """
@@ -229,7 +229,7 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
 
 
 def theirs_of(ours: Mapping[str, Tensor], names: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
-    """The inverse: our tensors by the names of a model of theirs. Raises CheckpointError for what does not fit."""
+    """The inverse: our tensors by transformers' names. Raises CheckpointError if they do not match the model."""
     places = _places(ours)
     wanted = {name: _our_name(name) for name in names}
     lacking = [name for name, place in wanted.items() if place is not None and place not in places]
@@ -304,7 +304,7 @@ def _padding(folder: Path) -> int:
 
 
 def _learned(folder: Path, name: str) -> float | None:
-    """A learned number of a folder of safetensors; None where it has none, or is in another form."""
+    """A learned number of a folder of safetensors; None if it is missing or in another form."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(folder.glob("*.safetensors")):

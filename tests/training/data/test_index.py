@@ -140,7 +140,7 @@ def test_an_empty_split_says_of_which_release_and_what_to_do(make_shards: MakeSh
     ],
 )
 def test_a_dataset_at_an_address_that_is_refused_says_why_and_what_to_do(tmp_path: Path, what: str, told: str) -> None:
-    """All of them were "cannot be read; a build without a manifest is not a dataset", and ftp ended in a traceback."""
+    """All of them were "cannot be read", and ftp ended in a traceback."""
     with contextlib.ExitStack() as held:
         if what.isdigit():
             server = held.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), _Refusing))

@@ -85,7 +85,7 @@ def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
             assert part[direction]["queries"] == asks.sum()
             assert part[direction]["chance_r10"] == pytest.approx(0.5), "all 20 candidates, whoever asks"
     lines = summary(result)
-    assert "9 of 20 pairs also occur in train (image leader of 6, text leader of 5)" in lines[2]
+    assert "9 of 20 pairs also occur in train (by image leader 6, by text leader 5)" in lines[2]
     assert lines[1] == "warning: the unseen figure is based on 11 queries; at least 30 are needed"
     assert [line.partition(":")[0] for line in lines[3:-1]] == [
         f"{part}{direction}"

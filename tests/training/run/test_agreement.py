@@ -138,7 +138,9 @@ def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
 ) -> None:
     of_one, of_all = said(outcomes, 2, "data")
     assert of_one.startswith("ContractError: rank 1 on ")
-    assert of_one.endswith(": nothing: cannot be read; a build without a manifest is not a dataset")
+    assert of_one.endswith(
+        ": nothing: no manifest.json there; give one, or its folder: a build has it once it is published"
+    )
     assert of_all.startswith("ConfigError: text.vocab_size: 100 is below")
 
 

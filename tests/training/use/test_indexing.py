@@ -205,7 +205,7 @@ def test_pictures_without_boxes_get_them_from_the_checkpoints_detector_once(
     options = ["--images", folder, "--region-cache", cache]
     code, written, said = run(checkpoint, *options, "--index", tmp_path / "a")
     assert (code, written["detector"]) == (0, detector)
-    assert f"boxes of pictures that come without: {detector}" in said
+    assert f"boxes for pictures without any: {detector}" in said
     commits = sorted((cache / detector).glob("*.parquet"))
     assert sum(pq.read_metadata(file).num_rows for file in commits) == 3
 

@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "ck").exists()
     assert not is_two_towers(tmp_path)
     assert cli.main(["import-transformers", str(tmp_path), "--out", str(tmp_path / "ck")]) == 2
-    assert "no folder of transformers with two towers" in capsys.readouterr().err
+    assert "not a transformers folder of two supported towers" in capsys.readouterr().err
 
 
 def damaged(place: Path, name: str, change: Callable[[Any], Any]) -> None:

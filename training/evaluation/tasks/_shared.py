@@ -77,7 +77,7 @@ def pictures_of(labelled: Labelled) -> Iterator[Picture]:
 
 
 def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
-    """Mask of items whose image leader or text leader stands in train; None where that is unknown."""
+    """Mask of items whose image leader or text leader occurs in train; None where that is unknown."""
     split = next((name for name in SPLITS if name == request.split), None)
     if split is None or not leaders or not leaders[0][0]:
         return None
@@ -95,7 +95,7 @@ def result_of(
 
 
 def seen_of(found: tuple[Mask, Mask] | None) -> Mask | None:
-    """Mask of items that stand in train, by either leader; None where that is unknown."""
+    """Mask of items that occur in train, by either leader; None where that is unknown."""
     return None if found is None else found[0] | found[1]
 
 

@@ -35,7 +35,7 @@ NAME = "image-to-image"
 def run(request: Request) -> Result:
     """`retrieval.Direction.to_json` over the images that have a hit, with protocol, seen and unseen, and examples.
 
-    Raises CheckpointError, InputError, ContractError, ConfigError (a benchmark, which has no classes).
+    Raises CheckpointError, InputError, ContractError, ConfigError (for a benchmark, which lacks classes).
     """
     if request.source.is_dataset and any(map(is_benchmark, request.source.data)):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Region classification: a box of an image against the names of classes, which a region tower can and a CLIP cannot.
+"""Region classification: a box of an image against the names of classes, which a region tower can do and a CLIP cannot.
 
 Two features of every box are scored against the same class vectors (training/evaluation/class_texts.py):
 

@@ -35,7 +35,7 @@ MOST_SCORED = 20_000
 
 @dataclass(frozen=True)
 class Measured:
-    """Features, hits and ranks of what was asked for.
+    """Features, hits and ranks of a measured split or benchmark.
 
     image_names, text_names: of the rows: ids of a benchmark's pictures and its captions, sample ids of a dataset.
     in_train: which pairs' image leader, and which text leader, stands in train; None where that is unknown.
@@ -55,7 +55,7 @@ def run(request: Request) -> Result:
 
     `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
     "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
-    (samples 0 alone where there are none). `in_train`: of how many images, of how many texts, and of how many pairs
+    (only samples = 0 where the part is empty). `in_train`: of how many images, of how many texts, and of how many pairs
     (either) the leader stands in train. `scores`: calibrated scores of matching pairs, None without a background.
 
     Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device, usage).
@@ -153,7 +153,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         counts = result["in_train"]
         lines.append(
             f"{counts['either']} of {result['protocol']['images']} pairs also occur in train "
-            f"(image leader of {counts['images']}, text leader of {counts['texts']})"
+            f"(by image leader {counts['images']}, by text leader {counts['texts']})"
         )
         if result["headline"] == "all":
             lines.append("no unseen query is left: the figures cover all queries")

@@ -181,7 +181,11 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         ),
         (["--data", "classes:{folder}/none", "--task", "zero-shot"], 1, "no such folder"),
         (["--data", "classes:{folder}", "--labels", "x", "--task", "zero-shot"], 2, "is for datasets"),
-        (["--data", "{folder}/manifest.json", "--task", "zero-shot"], 2, "--labels: name a file with key and label"),
+        (
+            ["--data", "{folder}/manifest.json", "--task", "zero-shot"],
+            2,
+            "--labels: a dataset needs a file with key and label",
+        ),
         (["--data", "classes:{folder}", "--task", "zeroshot"], 2, "zero-shot"),
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
         (["--data", "classes:{folder}", "--task", "probe", "--split", "train"], 2, "is trained on train"),

@@ -35,7 +35,7 @@ def test_filters_with_counts_and_chips(visit: Visit) -> None:
         await visitor.pick(0, "200")
         await visitor.said("side", "200")
         await visitor.settled()
-        await visitor.says(".empty", "The filters leave nothing over.")
+        await visitor.says(".empty", "The filters exclude every result.")
         await visitor.shows("#chosen li", "wiki", "Shorter side ≥ 200 px", "Clear all")
         await page.click("#chosen li:nth-child(2) button")
         await visitor.said("side", None)
