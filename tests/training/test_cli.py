@@ -192,7 +192,7 @@ def test_a_run_without_a_name_gets_a_new_folder(
     assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny-1", "tiny-2"], "nothing was begun"
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, stderr = run(capsys, *fit, manifest)
-    assert (code, "--out: name the folder of the run" in stderr) == (2, True)
+    assert (code, "--out: several processes need a shared folder; name it" in stderr) == (2, True)
 
 
 def test_own_pairs_are_what_the_default_recipe_is_for() -> None:

@@ -117,7 +117,7 @@ def _check_read(arguments: argparse.Namespace) -> None:
     for name, (what, tasks) in _READ_BY.items():
         if getattr(arguments, name) is not None and arguments.task not in tasks:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(option, f"{what}; used by {' and '.join(tasks)}, not by --task {arguments.task}")
+            raise ConfigError(option, f"{what}; used by {', '.join(tasks)}, not by --task {arguments.task}")
     kind = arguments.data[0].partition(":")[0]
     if arguments.detector and arguments.task == "text-to-text":
         raise ConfigError("--detector", f"chooses regions, but --task {arguments.task} does not read images")

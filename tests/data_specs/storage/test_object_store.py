@@ -215,7 +215,7 @@ CASES = {
         "the store does not answer (",
         "check AWS_ENDPOINT_URL and the network, then run it again",
     ),
-    "wrong key": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "access denied (", "in this bucket"),
+    "wrong key": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "access denied (", "and their permissions"),
     "no key": (
         {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": "/nonexistent"},
         None,

@@ -72,7 +72,7 @@ def test_a_signal_to_end_is_heard_while_the_features_are_made(
     monkeypatch.setattr("training.weights.load.BATCH", 8)
     monkeypatch.setattr(regions, "see", see)
     data = [f"folder:{pictures / 'train'}"]
-    with pytest.raises(RunError, match=r"received a signal to end.*run the same command to start over"):
+    with pytest.raises(RunError, match=r"stopped by a signal.*run the same command to start over"):
         fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")
     assert len(seen) == 2
     assert [file.suffix for file in (tmp_path / "cache" / "captions").iterdir()] == [".lock"]

@@ -137,7 +137,7 @@ def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, mani
 
     without = retrieval_of(plain, str(manifest), device="cpu")
     assert without["scores"] is None
-    assert summary(without)[-1].endswith(f"add it by wenlan-train calibrate {plain} --data TRAIN")
+    assert summary(without)[-1].endswith(f"add one with wenlan-train calibrate {plain} --data TRAIN")
     key = retrieval_of(calibrated, str(manifest), device="cpu", towers="key")
     assert (key["scores"], summary(key)[-1]) == (
         None,

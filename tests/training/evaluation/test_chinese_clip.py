@@ -186,7 +186,7 @@ def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(
     [
         (["--data", "x", "--to", "chinese-clip"], "--to: chinese-clip needs a benchmark, --data KIND:PATH"),
         (["--data", "x", "--split", "test"], "--split: test: datasets have only the splits"),
-        (["--data", "x", "--regions", "y"], "--regions: are boxes of --images"),
+        (["--data", "x", "--regions", "y"], "--regions: gives boxes of --images"),
     ],
 )
 def test_what_is_no_benchmark_is_bad_usage(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

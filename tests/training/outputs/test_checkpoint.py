@@ -361,7 +361,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
 
     advice = rf"{first} is intact: give that one to eval, embed or --init, or move {third.name} away and run fit again$"
     for path in (run, third):
-        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 is not .*; {advice}"):
+        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 differs .*; {advice}"):
             read(path)
     _flip(first)
     with pytest.raises(CheckpointError, match=r"damaged or replaced$"):

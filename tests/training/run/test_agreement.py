@@ -31,7 +31,7 @@ Outcomes = dict[str, list[str]]
 CPU = torch.device("cpu")
 FOUR = pytest.param(4, marks=pytest.mark.drill(20))
 """Ranks; two are the ones of each `make test`."""
-QUIET = "FirstRankError: rank 0: stopped the run:  "
+QUIET = "FirstRankError: rank 0: stopped the run: "
 
 
 class Runs(dict[int, list[Outcomes]]):
@@ -72,7 +72,7 @@ def said(outcomes: Runs, world: int, scene: str) -> list[str]:
 @pytest.mark.drill(18)
 def test_ranks_go_on_from_one_checkpoint(outcomes: Runs, world: int) -> None:
     stopped, again, checkpoints = said(outcomes, world, "stopped")
-    assert stopped.startswith("RunError: step 4: received a signal to end")
+    assert stopped.startswith("RunError: step 4: stopped by a signal")
     assert (again, checkpoints) == ("4 -> 6", "step-00000004 step-00000006")
 
 
@@ -151,7 +151,7 @@ def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> Non
     assert (code, code_of_other) == ("2", "1")
     lines = [line for line in said_by_first.splitlines() if line.startswith("wenlan-train: ")]
     assert len(lines) == 1
-    assert "step-00000006: the run began otherwise" in lines[0]
+    assert "step-00000006: the run was started with other settings" in lines[0]
     assert "wenlan-train: " not in said_by_other
 
 
@@ -205,7 +205,7 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
         child = int(parent.stdout.readline())
         assert parent.stderr.readline() == "ready\n"
         parent.send_signal(signal.SIGKILL)
-        assert "is gone; it ends, and saves nothing" in parent.stderr.read()
+        assert "has ended; exiting without saving" in parent.stderr.read()
     wait_until(lambda: not is_running(child), "the end of the rank")
 
 

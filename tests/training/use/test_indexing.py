@@ -142,7 +142,7 @@ def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_li
     words = (checkpoint, "--images", folder, "--texts", tmp_path / "t.txt", "--index", tmp_path / "i")
     code, written, said = run(*words, "--part-rows", 2)
     assert (code, written["rows"], written["parts"]) == (0, 8, 5)
-    assert "1 lines of t.txt stand there before" in said
+    assert "1 lines of t.txt repeat earlier ones" in said
     index, encoder = SearchIndex.open(tmp_path / "i"), open_encoder(checkpoint, "cpu")
     assert (index.about.images, index.about.texts, index.counts()) == (True, True, {"image": 5, "text": 3})
     name = str(folder / "0003.png")

@@ -147,7 +147,7 @@ def test_templates_of_a_file_change_the_digest(run: Run, folder: Path, tmp_path:
     assert ours["protocol"]["templates_sha256"] != theirs["protocol"]["templates_sha256"]
     assert theirs["protocol"]["templates_sha256"][:12] in theirs["protocol"]["line"]
     (tmp_path / "t.txt").write_text("没有位置\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"t\.txt: template '没有位置' has no \{\}"):
+    with pytest.raises(InputError, match=r"t\.txt: template '没有位置' lacks \{\}"):
         run("zero-shot", f"classes:{folder}", templates=tmp_path / "t.txt")
 
 
@@ -189,28 +189,48 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (["--data", "classes:{folder}", "--task", "zeroshot"], 2, "zero-shot"),
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
         (["--data", "classes:{folder}", "--task", "probe", "--split", "train"], 2, "is trained on train"),
-        (["--data", "folder:{folder}", "--task", "image-to-image"], 2, "has no classes"),
-        (["--data", "classes:{folder}", "--task", "probe", "--templates", "t"], 2, "--templates: are sentences for"),
-        (["--data", "classes:{folder}", "--task", "probe", "--regions", "r"], 2, "--regions: are boxes of a benchmark"),
-        (["--data", "classes:{folder}", "--task", "zero-shot", "--k", "20"], 2, "--k: counts neighbours; --task"),
-        (["--data", "classes:{folder}", "--task", "zero-shot", "--min-score", "0.5"], 2, "--min-score: chooses a"),
+        (["--data", "folder:{folder}", "--task", "image-to-image"], 2, "does not have classes"),
+        (["--data", "classes:{folder}", "--task", "probe", "--templates", "t"], 2, "--templates: sentences for"),
+        (["--data", "classes:{folder}", "--task", "probe", "--regions", "r"], 2, "--regions: boxes of a benchmark"),
+        (
+            ["--data", "classes:{folder}", "--task", "zero-shot", "--k", "20"],
+            2,
+            "--k: number of neighbours; used by probe, not by --task",
+        ),
+        (
+            ["--data", "classes:{folder}", "--task", "zero-shot", "--min-score", "0.5"],
+            2,
+            "--min-score: for boxes that a detector",
+        ),
         (
             ["--data", "coco:{folder}/x", "--task", "regions", "--min-score", "0.3"],
             2,
-            "--min-score: chooses a detector's",
+            "--min-score: for boxes that a detector",
         ),
-        (["--data", "folder:{folder}", "--task", "retrieval", "--tokens", "jieba"], 2, "--tokens: are of captions"),
-        (["--data", "folder:{folder}", "--task", "retrieval", "--beams", "3"], 2, "--beams: are of captions"),
+        (["--data", "folder:{folder}", "--task", "retrieval", "--tokens", "jieba"], 2, "--tokens: for captions"),
+        (["--data", "folder:{folder}", "--task", "retrieval", "--beams", "3"], 2, "--beams: for captions"),
         (
             ["--data", "folder:{folder}", "--task", "text-to-text", "--classes", "c"],
             2,
-            "--classes: are names of classes",
+            "--classes: names of classes",
         ),
-        (["--data", "folder:{folder}", "--task", "captioning", "--k", "3"], 2, "--k: counts neighbours; --task"),
-        (["--data", "folder:{folder}", "--task", "captioning", "--min-score", "0.3"], 2, "--min-score: chooses"),
-        (["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"], 2, "--towers: a captioner reads"),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--k", "3"],
+            2,
+            "--k: number of neighbours; used by probe, not by --task",
+        ),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--min-score", "0.3"],
+            2,
+            "--min-score: for boxes that a detector",
+        ),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"],
+            2,
+            "--towers: a captioner only has query towers",
+        ),
         (["--data", "classes:{folder}", "--task", "text-to-text"], 2, "takes a benchmark or a dataset"),
-        (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
+        (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "does not label images"),
         (["--data", "classes:{folder}", "--task", "regions"], 2, "does not have labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
         (

@@ -135,7 +135,7 @@ def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path
             await page.click(".empty button")
             (tmp_path / "verses.txt").write_text("\n".join(VERSES), encoding="utf-8")
             await page.choose("#own-text", tmp_path / "verses.txt")
-            await visitor.says(".news", "asks for a token")
+            await visitor.says(".news", "requires a token")
             await visitor.open(f"/?token={token}")
             await page.click(".empty button")
             await page.choose("#own-text", tmp_path / "verses.txt")

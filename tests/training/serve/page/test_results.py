@@ -84,7 +84,7 @@ def test_the_list_goes_on_to_its_end(visit: Visit) -> None:
         ids = await visitor.ids()
         assert sorted({*ids, 0, 2, 3}) == list(range(ROWS))
         assert len(ids) == len(set(ids)) == ROWS - 2
-        await page.wait("document.querySelector('.end')?.innerText === 'That was all.'")
+        await page.wait("document.querySelector('.end')?.innerText === 'End of results.'")
 
     visit(work)
 
