@@ -274,9 +274,7 @@ class Data:
         lacking = self._check("decisions")
         builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
         if not builds:
-            raise StoreError(
-                self._frames.place, "the funnel is not complete yet: it is counted once stage shard has finished"
-            )
+            raise StoreError(self._frames.place, "the funnel is not complete yet: stage shard has not finished")
         rows = []
         for build in builds:
             candidates, _ = read_funnels(build)

@@ -153,9 +153,7 @@ class Fetch(Spec):
         description="seconds for which a worker waits for a host that fails for the time being, at the end of a "
         "partition and once in a build; 0: its images are left to the next build",
     )
-    max_pixels: int = Field(
-        100_000_000, gt=0, description="most pixels of an image; checked in the header, before decoding"
-    )
+    max_pixels: int = Field(100_000_000, gt=0, description="most pixels; checked in the header, before decoding")
 
 
 class Admit(Spec):
@@ -251,9 +249,7 @@ class PairScore(Spec):
     )
     text: str = Field(min_length=1, description="text tower, an .onnx file of the same model")
     vocabulary: str = Field("", description="for towers that are not wenlan's: a BERT vocab.txt, or a tokenizer.json")
-    max_tokens: int = Field(
-        52, ge=3, le=4096, description="most tokens of a text, marks included; 52 as in Chinese-CLIP"
-    )
+    max_tokens: int = Field(52, ge=3, le=4096, description="most tokens of a text with its marks; 52 is Chinese-CLIP's")
     side: int = Field(224, ge=16, le=2048, description="side in pixels of the image tower's square input")
     resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="interpolation to that square")
     mean: tuple[float, float, float] = Field(
@@ -263,9 +259,7 @@ class PairScore(Spec):
         (0.26862954, 0.26130258, 0.27577711), description="deviation of R, G and B to divide by; default: CLIP's"
     )
     threads: int = Field(1, ge=1, description="threads of a session, and CPUs per worker")
-    num_gpus: float = Field(
-        0, ge=0, description="GPUs per worker, or a fraction of one; machines without GPUs use CPUs"
-    )
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
 
     @model_validator(mode="after")
     def _only_of_others(self) -> PairScore:
@@ -305,9 +299,7 @@ class Regions(Spec):
         (PluginRef(name="grid"),), description="detectors by name, with their options; `wenlan-data plugins` lists them"
     )
     max_boxes: int = Field(36, gt=0, description="most boxes per image, the best are kept")
-    num_gpus: float = Field(
-        0, ge=0, description="GPUs per worker, or a fraction of one; machines without GPUs use CPUs"
-    )
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
 
 
 class Shards(Spec):
@@ -320,9 +312,9 @@ class Shards(Spec):
         description="most bytes of images per tar, as fetched; whichever limit comes first ends a shard. 0 = no limit",
     )
     dev_share: float = Field(
-        0.01, ge=0, lt=0.5, description="share of the images in the split dev, for stopping and tuning"
+        0.01, ge=0, lt=0.5, description="share of images in the split dev, for stopping and tuning"
     )
-    val_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images in the split val, for reporting")
+    val_share: float = Field(0.01, ge=0, lt=0.5, description="share of images in the split val, for reporting")
     apart: Literal["images", "texts"] = Field(
         "images",
         description="what two splits never share: copies of an image; with texts also equal texts",
@@ -367,15 +359,11 @@ class Publish(Spec):
         ge=0,
         description="largest population stability index against the last published build; 0 = no limit",
     )
-    max_domain_share: float = Field(
-        1.0, gt=0, le=1, description="largest share of samples whose images come from one host"
-    )
+    max_domain_share: float = Field(1.0, gt=0, le=1, description="largest share of samples with images from one host")
     max_fallback_share: float = Field(
         1.0, ge=0, le=1, description="largest share of samples whose primary text replaced a removed one"
     )
-    min_regions: float = Field(
-        0.0, ge=0, description="smallest mean number of regions per image, of the first detector"
-    )
+    min_regions: float = Field(0.0, ge=0, description="least mean of regions per image, of the first detector")
     judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to count")
 
 

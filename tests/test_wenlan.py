@@ -207,7 +207,7 @@ def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
     data = wenlan.open(build.out)
     assert len(data.candidates(["candidate_id"])) == 3
     assert len(data.decisions(["id"])) == len(data) == 0
-    with pytest.raises(StoreError, match="the funnel is not complete yet"):
+    with pytest.raises(StoreError, match="the funnel is not complete yet: stage shard has not finished"):
         data.funnel()
     with pytest.raises(
         StoreError, match=r"does not contain measures \(weekly-2024-01-01-.*: it has not finished its stage measure"

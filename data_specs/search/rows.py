@@ -166,11 +166,8 @@ def complete(rows: pa.Table, name: str) -> pa.Table:
     """The rows with every column of ROWS, in its order, and their `stamp`. Raises ContractError that names the part."""
     unknown = sorted(set(rows.column_names) - {*ROWS.names, "stamp"})
     if unknown or "id" not in rows.column_names:
-        raise ContractError(
-            f"{name}: unknown columns: {', '.join(unknown)}"
-            if unknown
-            else f"{name}: rows of an index need the column id"
-        )
+        problem = f"unknown columns: {', '.join(unknown)}" if unknown else "rows of an index need the column id"
+        raise ContractError(f"{name}: {problem}")
     count, columns = rows.num_rows, []
     for field in ROWS:
         given = field.name in rows.column_names

@@ -51,10 +51,7 @@ def add_embed(commands: Any) -> None:
         "--texts", type=path, metavar="FILE", help="UTF-8 file, one text per line; --index shows what follows a tab"
     )
     embed.add_argument(
-        "--jsonl",
-        type=path,
-        metavar="FILE",
-        help="rows in BriVL's released format; image paths are relative to the file",
+        "--jsonl", type=path, metavar="FILE", help="rows in BriVL's released format; image paths relative to the file"
     )
     embed.add_argument(
         "--text-kind",
@@ -172,9 +169,7 @@ def _check(arguments: argparse.Namespace) -> None:
         problem = "a Parquet file holds either pictures or texts; write two files, or use --index"
         raise ConfigError("embed", problem)
     if arguments.index is not None and of_benchmark:
-        raise ConfigError(
-            "--index", "does not take a benchmark; give --data with manifests or tars, --images, --jsonl or --texts"
-        )
+        raise ConfigError("--index", "does not take a benchmark; --data must name manifests or tars")
 
 
 def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:

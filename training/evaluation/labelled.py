@@ -144,9 +144,7 @@ def check_names(where: str, classes: Sequence[ClassName]) -> tuple[ClassName, ..
         for name in one.names:
             other = names.setdefault(name, one.key)
             if other != one.key:
-                raise InputError(
-                    where, f"classes {other!r} and {one.key!r} are both called {name!r}; give them different names"
-                )
+                raise InputError(where, f"classes {other!r} and {one.key!r} share the name {name!r}; rename one")
     return tuple(classes)
 
 
@@ -242,9 +240,7 @@ def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled
     }
     if split not in folders:
         known = ", ".join(folders) or "none"
-        raise ConfigError(
-            "--split", f"{data} does not have a {split} split (a folder with nshards.txt); it has {known}"
-        )
+        raise ConfigError("--split", f"{data} lacks the split {split} (a folder with nshards.txt); it has {known}")
     listed = given or _list_in(place)
     classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
     tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
@@ -323,9 +319,7 @@ def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
     from training.data.index import open_dataset, split_of_dataset  # Arrow and more
 
     if source.labels is None:
-        raise ConfigError(
-            "--labels", "a dataset needs a file with key and label of its samples (.jsonl, .csv or .parquet)"
-        )
+        raise ConfigError("--labels", "a dataset needs a .jsonl, .csv or .parquet file with key and label of samples")
     known = split_of_dataset(split)
     of_key = read_labels(source.labels)
     classes = _named(str(source.labels), set(of_key.values()), source.classes)

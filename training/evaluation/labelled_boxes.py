@@ -66,9 +66,7 @@ def open_boxed(source: Source, split: str, detector: str, min_score: float) -> B
     """
     kind, colon, path = source.data[0].partition(":")
     if colon and (kind in IMAGES or is_benchmark(source.data[0])):
-        raise ConfigError(
-            "--data", f"{source.data[0]} does not have labelled boxes; give coco:FILE, boxes:FILE or a dataset"
-        )
+        raise ConfigError("--data", f"{source.data[0]} lacks labelled boxes; give coco:FILE, boxes:FILE or a dataset")
     if source.labels is not None:
         raise ConfigError("--labels", "is for images; labelled boxes bring their own labels")
     if kind not in KINDS:
@@ -95,15 +93,11 @@ def _of_coco(data: str, file: Path, given: Path | None) -> Boxed:
             if not row.get("iscrowd")
         ]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
-        raise InputError(
-            str(file), f"not COCO annotations: images, annotations, categories ({first_line(e)})"
-        ) from None
+        raise InputError(str(file), f"not COCO's images, annotations and categories ({first_line(e)})") from None
     found: dict[int, tuple[list[Box], list[str]]] = {image: ([], []) for image in files}
     for image, box, category in marks:
         if image not in files or category not in names:
-            raise InputError(
-                str(file), f"an annotation refers to image {image} and category {category}, which are not both listed"
-            )
+            raise InputError(str(file), f"an annotation has an unknown image or category: {image}, {category}")
         found[image][0].append(box)
         found[image][1].append(names[category])
     boxed = [(files[image], boxes, labels) for image, (boxes, labels) in found.items() if boxes]
@@ -128,9 +122,7 @@ def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
             direct = {name: place or by_name.get(posixpath.basename(name)) for name, place in direct.items()}
     lacking = [name for name, place in direct.items() if place is None]
     if lacking:
-        raise InputError(
-            str(file), f"{len(lacking)} images are missing from its folder and the parent folder, first {lacking[0]}"
-        )
+        raise InputError(str(file), f"{len(lacking)} images not found in its folder or the parent, first {lacking[0]}")
     return {name: place for name, place in direct.items() if place is not None}
 
 
@@ -162,9 +154,7 @@ def _of_rows(
     numbers = {one.key: number for number, one in enumerate(listed)}
     unknown = {label for _, _, labels in rows for label in labels} - numbers.keys()
     if unknown:
-        raise InputError(
-            str(given or data), f"{len(unknown)} labels are not in the list of classes, first {min(unknown)!r}"
-        )
+        raise InputError(str(given or data), f"{len(unknown)} labels are not listed classes, first {min(unknown)!r}")
     if not rows:
         raise InputError(data, "contains no boxes")
     items = [BoxedPicture(picture, tuple(boxes), tuple(numbers[x] for x in labels)) for picture, boxes, labels in rows]

@@ -113,11 +113,7 @@ class Galleries:
         gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
         if gallery is None:
             known = ", ".join(self._all) or "none exists"
-            text = (
-                f"unknown collection {str(name)[:80]!r} ({known})"
-                if name is not None
-                else "this server does not have a collection"
-            )
+            text = f"unknown collection {str(name)[:80]!r} ({known})" if name is not None else "no collections"
             raise Refused(404, "no_collection", text, param="collection")
         return gallery
 
@@ -137,9 +133,7 @@ class Galleries:
         async with self._writing:
             gallery = self._named(name)
             if not gallery.own:
-                raise Refused(
-                    403, "given", f"{name} is a collection of the server and cannot be deleted here", param="name"
-                )
+                raise Refused(403, "given", f"{name} belongs to the server and cannot be deleted", param="name")
             del self._all[name]
             await asyncio.to_thread(shutil.rmtree, gallery.index.folder.parent, True)
 
@@ -197,7 +191,7 @@ class Galleries:
         rows = len(entries) + (before.index.rows if before else 0)
         if rows > OWN_ROWS:
             raise Refused(
-                413, "too_many", f"{rows:,} rows; an uploaded collection has at most {OWN_ROWS:,}", param="files"
+                413, "too_many", f"{rows:,} rows; at most {OWN_ROWS:,} per uploaded collection", param="files"
             )
         size = sum(gallery.bytes for gallery in self._all.values()) + sum(len(entry.picture) for entry in entries)
         if size > OWN_BYTES:
@@ -281,9 +275,7 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
             raise ConfigError("--index", f"{argument}: give it a unique name: NAME=DIR")
         of = index.about.checkpoint
         if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != checkpoint.towers):
-            raise ConfigError(
-                "--index", f"{argument}: was embedded by other towers; embed it again with this checkpoint"
-            )
+            raise ConfigError("--index", f"{argument}: made by other towers; embed it again with this checkpoint")
         given[name] = index
     return given
 

@@ -125,9 +125,7 @@ class Service:
             if not text.strip():
                 raise bad_request("empty", "the text is empty", _place(param, number, len(texts)))
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise bad_request(
-                    "unicode", "the text contains an unpaired surrogate", _place(param, number, len(texts))
-                )
+                raise bad_request("unicode", "unpaired surrogate in a text", _place(param, number, len(texts)))
         with self.model.admit("text", len(texts)):
             tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
             rows_ND = await self._computed("text", tokens)

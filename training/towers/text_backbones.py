@@ -167,9 +167,7 @@ def architecture(
             setattr(config, name, value)
         config = _with_its_layers(config)
     except (TypeError, ValueError, NotImplementedError) as e:
-        raise ConfigError(
-            f"{section}.backbone", f"{model_type} does not accept these sizes ({first_line(e)})"
-        ) from None
+        raise ConfigError(f"{section}.backbone", f"{model_type} rejects these sizes ({first_line(e)})") from None
     if sizes is not None:
         _set_dropout(config, sizes)
     return config

@@ -123,7 +123,7 @@ class Encoder:
         if calibrated and background is None:
             folder = self.loaded.checkpoint.folder
             raise InputError(
-                str(folder), f"lacks a background; add one with wenlan-train calibrate {folder} --data TRAIN"
+                str(folder), f"lacks a background; add it with wenlan-train calibrate {folder} --data TRAIN"
             )
         cosines: Features = self.encode_image(images, boxes) @ self.encode_text(texts).T
         return cosines if background is None else background.score(cosines)

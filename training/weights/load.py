@@ -215,9 +215,7 @@ def _take_keys(checkpoint: Checkpoint, model: BriVL) -> None:
     keys = checkpoint.tensors(KEY_FILE) if checkpoint.has(KEY_FILE) else {}
     if not keys:
         objective = checkpoint.config.moco.objective
-        raise ConfigError(
-            "--towers", f"{checkpoint.folder} does not have key towers (objective {objective}); use query"
-        )
+        raise ConfigError("--towers", f"{checkpoint.folder} lacks key towers (objective {objective}); use query")
     renamed = {name.replace("_key.", "_query.trunk.", 1): tensor for name, tensor in keys.items()}
     own = model.state_dict()
     wrong = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)

@@ -247,11 +247,7 @@ def _load(file: Path) -> Any:
         raise
     except pickle.UnpicklingError as e:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(e))
-        code = (
-            f"its pickle requires {wanted[1]}, which is not a tensor"
-            if wanted
-            else "it does not contain a set of tensors"
-        )
+        code = f"its pickle needs {wanted[1]}, not a tensor" if wanted else "it is not a set of tensors"
         raise CheckpointError(str(file), f"refused: {code}; none of its code was run") from None
     except Exception as e:  # torch raises many types on a damaged or foreign file
         first = first_line(e)[:120]

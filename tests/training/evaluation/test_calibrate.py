@@ -168,7 +168,7 @@ def test_a_checkpoint_without_one_is_as_good_and_says_how_to_add_it(plain: Path)
     encoder = open_encoder(plain, "cpu")
     image = encode("png", 0, (60, 40))
     assert encoder.similarity([image], ["红"]).shape == (1, 1)
-    with pytest.raises(InputError, match=r"lacks a background; add one with wenlan-train calibrate .* --data TRAIN"):
+    with pytest.raises(InputError, match=r"lacks a background; add it with wenlan-train calibrate .* --data TRAIN"):
         encoder.similarity([image], ["红"], calibrated=True)
 
 

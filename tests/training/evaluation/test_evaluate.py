@@ -150,7 +150,7 @@ def test_key_towers_are_those_that_the_run_averaged(
     without = save(tmp_path / "clip", alone, build_optimizer(alone, clip.optim), clip, tokenizer, state, 1)
     words = ["eval", str(without), "--data", str(manifest), "--task", "retrieval", "--towers", "key"]
     assert cli.main(words) == 2
-    assert "does not have key towers (objective clip)" in capsys.readouterr().err
+    assert "lacks key towers (objective clip)" in capsys.readouterr().err
 
 
 def pictures(folder: Path) -> list[Path]:

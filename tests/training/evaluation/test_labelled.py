@@ -47,7 +47,7 @@ def test_a_listed_class_without_images_is_a_candidate(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.txt", "mountain\t山\nwater\t山,水\n", "'mountain' and 'water' are both called '山'"),
+        ("c.txt", "mountain\t山\nwater\t山,水\n", "'mountain' and 'water' share the name '山'"),
         ("c.txt", "mountain\nmountain\n", "twice"),
         ("c.txt", "mountain\t\nwater\n", "line 1: no name after the tab"),
         ("c.txt", "mountain\n", "lists 1 classes"),
@@ -85,7 +85,7 @@ def test_tars_with_cls_members(tmp_path: Path) -> None:
     found = open_labelled(tars(tmp_path, members), "test", "")
     items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
     assert items == [("0/a", b"1", 1), ("0/b", b"2", 0)], "a sample without an image or a label is passed over"
-    with pytest.raises(ConfigError, match=r"does not have a val split .* it has test"):
+    with pytest.raises(ConfigError, match=r"lacks the split val .* it has test"):
         open_labelled(Source((f"wds:{tmp_path}",)), "val", "")
 
 

@@ -125,10 +125,10 @@ def test_a_length_that_the_schedule_does_not_allow_is_refused(
         fit(config(2, 16, *wsd), data, tmp_path / "wsd")
     result = fit(config(6, 16, *wsd), data, tmp_path / "wsd")
     assert (result.resumed_from, result.steps) == (4, 6)
-    assert "had begun to fall (to 0% of its height) and rises again to 67%" in caplog.text
+    assert "had fallen to 0% of its peak and rises again to 67%" in caplog.text
     share = ("optim.schedule=wsd", "optim.warmup_share=0.8", "optim.decay_share=0.1")
     fit(config(4, 16, *share), data, tmp_path / "share")
-    with pytest.raises(ConfigError, match=r"the warm-up is a share of the run .* would be 51 samples and was 25"):
+    with pytest.raises(ConfigError, match=r"that changes the warm-up .* from 25 to 51 samples"):
         fit(config(8, 16, *share), data, tmp_path / "share")
 
 

@@ -376,14 +376,14 @@ def _folder(state: State, path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (_code, r"refused: its pickle requires \w+.system, which is not a tensor; none of its code was run"),
-        (_code_legacy, r"refused: its pickle requires \w+.system, which is not a tensor; none of its code was run"),
-        (_plain_pickle, r"refused: it does not contain a set of tensors; none of its code was run"),
+        (_code, r"refused: its pickle needs \w+.system, not a tensor; none of its code was run"),
+        (_code_legacy, r"refused: its pickle needs \w+.system, not a tensor; none of its code was run"),
+        (_plain_pickle, r"refused: it is not a set of tensors; none of its code was run"),
         (_cut, r"not a torch file, or cut short"),
         (_cut_legacy, r"not a torch file, or cut short"),
         (_nan, r"textencoder.learnable.textFC.fc1.bias contains NaN or infinity"),
         (_infinite, r"imgencoder_mom.backbone.classifier.bias contains NaN or infinity"),
-        (_text_file, r"refused: it does not contain a set of tensors; none of its code was run"),
+        (_text_file, r"refused: it is not a set of tensors; none of its code was run"),
         (_bare, r'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it'),
         (_no_tensor, r"'imgencoder.x' under learnable is not a plain tensor"),
         (_sparse, r"'textencoder.learnable.textFC.fc1.bias' under learnable is not a plain tensor"),

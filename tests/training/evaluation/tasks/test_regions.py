@@ -139,7 +139,7 @@ def test_regions_that_are_damaged_are_named(run: Run, make_shards: Callable[...,
 
 def test_an_id_that_is_no_number_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"categories": [{"id": Infinity, "name": "a"}], "images": [], "annotations": []}')
-    with pytest.raises(InputError, match=r"a\.json: not COCO annotations"):
+    with pytest.raises(InputError, match=r"a\.json: not COCO's images"):
         run("regions", f"coco:{tmp_path / 'a.json'}")
 
 

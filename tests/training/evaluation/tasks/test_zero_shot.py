@@ -184,7 +184,7 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (
             ["--data", "{folder}/manifest.json", "--task", "zero-shot"],
             2,
-            "--labels: a dataset needs a file with key and label",
+            "--labels: a dataset needs a .jsonl, .csv or .parquet file",
         ),
         (["--data", "classes:{folder}", "--task", "zeroshot"], 2, "zero-shot"),
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
@@ -231,7 +231,7 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         ),
         (["--data", "classes:{folder}", "--task", "text-to-text"], 2, "takes a benchmark or a dataset"),
         (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "does not label images"),
-        (["--data", "classes:{folder}", "--task", "regions"], 2, "does not have labelled boxes"),
+        (["--data", "classes:{folder}", "--task", "regions"], 2, "lacks labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
         (
             ["--data", "folder:{folder}", "--task", "retrieval", "--detector", "x"],
