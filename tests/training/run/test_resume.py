@@ -141,7 +141,7 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
     assert (second[0]["text_queue_fill"], second[0]["text_queue_oldest"]) == (1.0, first[-1]["text_queue_oldest"])
     again = fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "second", init=tmp_path / "first")
     assert again.resumed_from == 2
-    with pytest.raises(ConfigError, match=r"^moco.init_queues: .*name it by --init"):
+    with pytest.raises(ConfigError, match=r"^moco.init_queues: .*give it with --init"):
         fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "third")
     with pytest.raises(ConfigError, match=r"^moco.init_queues: objective clip does not use queues"):
         fit(config(2, 16, "moco.init_queues=true", "moco.objective=clip"), data, tmp_path / "clip")
