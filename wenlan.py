@@ -51,7 +51,7 @@ _FATES = ("seen", "kept", "dropped", "known")
 
 
 def open(place: str | Path) -> Data:
-    """A build, or a dataset, by its path or URL.
+    """Opens a build or a dataset by its path or URL.
 
     place: BUILD (published or not), BUILD/shards/manifest.json, STORE/datasets/NAME/latest.json (the newest release) or
     .../000003.json (that one), STORE/datasets/NAME, or the folder of a copied release. Reads the manifest alone.
@@ -67,9 +67,9 @@ def open(place: str | Path) -> Data:
 
 
 def load(checkpoint: str | Path, device: str = "auto", detector: str = "") -> Encoder:
-    """A checkpoint, or the newest of a run, as an encoder of pictures and texts.
+    """Loads a checkpoint, or the newest one of a run, as an encoder of pictures and texts.
 
-    detector: makes the boxes of pictures that come without, by its name in a spec and with its defaults, for towers
+    detector: makes boxes for pictures without any, by its name in a spec and with its defaults, for towers
     that were trained on them ("proposals" comes with the package); by default they get the grid.
 
     >>> model = wenlan.load("runs/1")
@@ -89,10 +89,10 @@ def load(checkpoint: str | Path, device: str = "auto", detector: str = "") -> En
 
 
 def open_index(folder: str | Path) -> SearchIndex:
-    """An index as `wenlan-train embed --index` writes it: memory-mapped, so that opening takes milliseconds.
+    """Opens an index of `wenlan-train embed --index`. It is memory-mapped, so opening takes milliseconds.
 
     Its `search` takes a vector of the checkpoint that made the index, words, or both; `row`, `picture`, `vector` and
-    `facets` tell what it holds (data_specs/search/search.py). Raises data_specs.search.folder.IndexFault.
+    `facets` read its contents (data_specs/search/search.py). Raises data_specs.search.folder.IndexFault.
 
     >>> from data_specs.search.search import Query
     >>> index, model = wenlan.open_index("index"), wenlan.load("runs/1")
@@ -107,11 +107,11 @@ def open_index(folder: str | Path) -> SearchIndex:
 
 
 def clip_benchmark(detector: str = "") -> None:
-    """clip_benchmark's command line, of sys.argv, with checkpoints as models of the type `wenlan`, and exit.
+    """Runs clip_benchmark's command line on sys.argv, with checkpoints as models of type `wenlan`, and exits.
 
     python -c 'import wenlan; wenlan.clip_benchmark("proposals")' eval --model_type wenlan --model runs/1 ...
 
-    detector: as of `load`. The other words are those of `python -m training.use.clip_benchmark`, which has the grid.
+    detector: as in `load`. Other arguments are those of `python -m training.use.clip_benchmark`, which uses the grid.
     """
     with _packages_of("training"):
         from training.use.clip_benchmark import main
@@ -143,7 +143,7 @@ def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
 
 @contextlib.contextmanager
 def _packages_of(extra: str) -> Iterator[None]:
-    """Say which extra a package belongs to that is not installed. Raises ImportError."""
+    """Name the extra that contains a missing package. Raises ImportError."""
     try:
         yield
     except ModuleNotFoundError as e:
@@ -160,7 +160,7 @@ def _stored(table: str, columns: Sequence[str] | None) -> Sequence[str] | None:
 
 
 def _with_text(table: str, frame: pandas.DataFrame, columns: Sequence[str] | None) -> pandas.DataFrame:
-    """Samples with their primary text as a column, in the order that was asked for; other tables as they are."""
+    """Samples with their primary text as a column, in the requested order; other tables unchanged."""
     if table != "samples" or (columns is not None and "text" not in columns):
         return frame
     primary = [texts[0]["text"] if len(texts) else "" for texts in frame.texts]
@@ -209,7 +209,7 @@ class Data:
 
     @property
     def detectors(self) -> tuple[str, ...]:
-        """Ids of the detectors whose regions there are, the default one first."""
+        """Ids of the detectors with regions, the default one first."""
         return self._frames.detectors
 
     def samples(
@@ -227,7 +227,7 @@ class Data:
         return self._frame("samples", columns, filters, split)
 
     def candidates(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
-        """One row per image URL that was found on a page, with its texts as they were there.
+        """One row per image URL found on a page, with its texts as found there.
 
         >>> texts = wenlan.open("builds/1").candidates(columns=["texts"]).texts
         >>> texts[0][0]["kind"]
@@ -236,11 +236,11 @@ class Data:
         return self._frame("candidates", columns, filters)
 
     def decisions(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
-        """One row per candidate: kept, known, or dropped at a stage for a reason; and one per page that was dropped."""
+        """One row per candidate: kept, known, or dropped at a stage for a reason; also one row per dropped page."""
         return self._frame("decisions", columns, filters)
 
     def measures(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
-        """One row per distinct image that was fetched: format, size, perceptual hash and more, by its sha256."""
+        """One row per distinct fetched image: format, size, perceptual hash and more, by its sha256."""
         return self._frame("measures", columns, filters)
 
     def regions(
@@ -250,7 +250,7 @@ class Data:
         filters: Filters = None,
         split: str = "",
     ) -> pandas.DataFrame:
-        """Boxes of a detector (its id or name, by default the first one), row by row those of the samples.
+        """Boxes of a detector (its id or name, by default the first one), one row per sample in the same order.
 
         >>> rows = wenlan.open("builds/1").regions("grid", columns=["key", "boxes"], split="val")
         >>> len(rows), rows.boxes[0].reshape(-1, 4).shape
@@ -259,7 +259,7 @@ class Data:
         return self._frame(self._regions(detector), columns, filters, split)
 
     def funnel(self) -> pandas.DataFrame:
-        """Returns the counts of each stage: seen = kept + dropped + known. Of a release, build by build.
+        """Returns the counts of each stage, build by build: seen = kept + dropped + known.
 
         >>> frame = wenlan.open("store/datasets/weekly").funnel()
         >>> frame[frame.stage == "dedup"][["seen", "kept", "dropped", "known"]].values.tolist()
@@ -274,7 +274,7 @@ class Data:
         lacking = self._check("decisions")
         builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
         if not builds:
-            raise StoreError(self._frames.place, "has no funnel yet: what is kept counts once stage shard has finished")
+            raise StoreError(self._frames.place, "the funnel is not complete yet: stage shard has not finished")
         rows = []
         for build in builds:
             candidates, _ = read_funnels(build)
@@ -291,7 +291,7 @@ class Data:
         split: str = "",
         rows: int = 10_000,
     ) -> Iterator[pandas.DataFrame]:
-        """A table that does not fit in memory, as DataFrames of at most `rows` rows, file by file.
+        """Iterates over a large table, file by file, in DataFrames of at most `rows` rows.
 
         table: "samples", "candidates", "decisions", "measures" or "regions/DETECTOR".
 
@@ -306,7 +306,7 @@ class Data:
             yield _with_text(table, batch.to_pandas(), columns)
 
     def paths(self, table: str, split: str = "") -> list[str]:
-        """The Parquet files of a table, for Polars, DuckDB and whatever else reads them by path.
+        """The Parquet files of a table, for Polars, DuckDB and other readers.
 
         >>> import duckdb
         >>> files = wenlan.open("builds/1").paths("samples")
@@ -317,7 +317,7 @@ class Data:
         return self._frames.paths(self._named(table), split)
 
     def arrow(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
-        """A table as a pyarrow dataset, of which DuckDB, Polars and pyarrow read what a query asks for."""
+        """A table as a pyarrow dataset, from which DuckDB, Polars and pyarrow read only what a query needs."""
         self._check(table)
         return self._frames.whole(self._named(table), split)
 
@@ -325,7 +325,7 @@ class Data:
         """The picture of a sample, RGB.
 
         key: of the sample, or its first 8 digits or more. boxes: True, or a detector's id or name, to draw its boxes.
-        Raises KeyError for a sample that is not there or is taken down.
+        Raises KeyError for a sample that does not exist or was taken down.
         """
         from pipeline.report import gallery
         from pipeline.store.samples import Samples
@@ -356,7 +356,7 @@ class Data:
         cache: str | Path | None = None,
         **options: Any,
     ) -> Loader:
-        """The trainer's own loader of a split, for a model of yours: decoded, resized, tokenised, with boxes and ids.
+        """The trainer's loader of a split, for your own model: decoded, resized, tokenised, with boxes and ids.
 
         Iterate `loader.once()`, every sample once, or `loader.batches(position)` from any position without end; both
         yield `training.records.Batch`. train: shuffled and augmented. cache: folder of the index (default:
@@ -380,11 +380,11 @@ class Data:
             from training.resolve import resolve
 
         if batch_size < 1:
-            raise ConfigError("torch", f"batch_size: {batch_size} is out of range; it is 1 at least")
-        for _ in self._frames.of_split(split):  # names the splits that there are, where this is none
+            raise ConfigError("torch", f"batch_size: {batch_size} is out of range; it must be at least 1")
+        for _ in self._frames.of_split(split):  # an unknown split is an error that names the known ones
             break
         if self._frames.dataset is None:
-            raise ContractError(f"{self._frames.place}: is not published; a build without a manifest is not a dataset")
+            raise ContractError(f"{self._frames.place}: is not published; loaders need a published build")
         values = to_dict(resolve("tiny"))
         values["text"]["max_positions"] = 1 << 20  # only `data` is used: no text tower bounds its max_tokens
         data = from_dict({**values, "data": options}, "torch").data
@@ -405,7 +405,7 @@ class Data:
         return self._regions(table.removeprefix("regions/")) if table.startswith("regions/") else table
 
     def _check(self, table: str) -> dict[str, str]:
-        """Why builds lack a table, by build id. Warns of it, and raises StoreError if no build has the table."""
+        """Reasons why builds lack a table, by build id. Warns, and raises StoreError if every build lacks it."""
         from pipeline.errors import StoreError
 
         lacking = self._frames.lacking(table)
@@ -413,7 +413,7 @@ class Data:
             return lacking
         first = next(f"{build}: {why}" for build, why in lacking.items())
         if len(lacking) >= max(1, len(self._builds)):
-            raise StoreError(self._frames.place, f"has no {table} ({first})")
+            raise StoreError(self._frames.place, f"does not contain {table} ({first})")
         which = f"of {len(lacking)} of {len(self._builds)} builds are left out"
         warnings.warn(f"{self._frames.place}: {table} {which} ({first})", stacklevel=4)
         return lacking

@@ -37,15 +37,15 @@ from ray_tasks import RUNTIME_ENV, param, ray_job, run_params, setting
 
 PARAMS = {
     "strict_spec": param("strict_spec", "spec of the strictest subset, on the cluster"),
-    "spec": param("spec", "spec of all pairs, with pair_score by TOWERS and the filter of that name, on the cluster"),
-    "store": param("store", "STORE: what all builds share"),
+    "spec": param("spec", "spec of all pairs, on the cluster, with the section and the filter pair_score using TOWERS"),
+    "store": param("store", "STORE, the folder that all builds share"),
     "out_root": param("out_root", "folder of the builds"),
     "run_root": param("run_root", "folder of the runs"),
-    "towers": param("towers", "path, without .image.onnx and .text.onnx, at which the second spec finds the towers"),
+    "towers": param("towers", "path of the towers in the second spec, without .image.onnx and .text.onnx"),
     "recipe": param("recipe", "a recipe of wenlan-train"),
-    "scorer_recipe": param("scorer_recipe", "that of the model that scores; if empty, the same"),
-    "scorer_set": param("scorer_set", "values of its recipe to change, KEY=VALUE, separated by spaces: few epochs"),
-    "set": param("set", "values of the recipe of the last training to change"),
+    "scorer_recipe": param("scorer_recipe", "recipe of the scoring model; if empty, the same recipe"),
+    "scorer_set": param("scorer_set", "changes to the scorer's recipe, KEY=VALUE, separated by spaces; use few epochs"),
+    "set": param("set", "changes to the recipe of the last training, KEY=VALUE"),
     "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "runtime_env": RUNTIME_ENV,
 }
@@ -71,7 +71,7 @@ def plan() -> dict[str, str]:
     params = run_params("strict_spec", "spec", "store", "out_root", "run_root", "towers", "recipe")
     if params["strict_spec"] == params["spec"]:
         raise AirflowFailException(
-            "strict_spec and spec are one file: the first says what is best, the second keeps a share"
+            "strict_spec and spec are the same file; give a strict spec and one that keeps a share"
         )
     dag_run = context["dag_run"]
     snapshot = (dag_run.logical_date or dag_run.run_after).strftime("%Y-%m-%d")

@@ -7,7 +7,7 @@ that the dataset did not hold, no release is made: `announce` is skipped, the ru
 anything. To be notified of that, set the gate `min_new` in the spec.
 
 A crawl cannot visit the past, so a missed interval is not made up for (catchup=False) but reported: the next run logs
-it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails if there are none.
+it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails without them.
 Two scheduled builds never write at the same time (max_active_runs=1). The snapshot is the day on which the data
 interval ends, or for a manual run its logical date. So there is at most one build per day: a second run on the same day
 continues that build, and does nothing if it is done.
@@ -33,13 +33,13 @@ log = logging.getLogger("airflow.task")
 
 PARAMS = {
     "spec": param("spec", "spec file, on the cluster"),
-    "store": param("store", "STORE: what all builds share"),
+    "store": param("store", "STORE, the folder that all builds share"),
     "out_root": param("out_root", "folder of the builds"),
     "generation": Param(
         "",
         type="string",
         enum=["", "new"],
-        description="new: make the whole dataset again from stored captures and images, as its next generation",
+        description="new: rebuild the whole dataset from stored captures and images, as its next generation",
     ),
     "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,
@@ -98,7 +98,7 @@ def missed(context: Any) -> dict[str, str] | None:
     if before is None or before.data_interval_end is None or before.data_interval_end >= dag_run.data_interval_start:
         return None
     span = {"from": before.data_interval_end.isoformat(), "to": dag_run.data_interval_start.isoformat()}
-    log.warning("missed: no build ran for %s to %s, and none can be made up for", span["from"], span["to"])
+    log.warning("missed: no build ran for %s to %s, and this cannot be caught up", span["from"], span["to"])
     return span
 
 
@@ -109,7 +109,7 @@ def announce(planned: dict[str, Any], result: dict[str, Any]) -> None:
         raise AirflowFailException("the job succeeded, but printed no result of wenlan-data build; see publish.wait")
     if result.get("nothing_new"):
         raise AirflowSkipException(
-            "nothing new: the dataset holds all that was kept already, so there is nothing more to train on"
+            "nothing new: the dataset already contains everything that was kept, so there is nothing new to train on"
         )
     if not result["published"]:
         raise AirflowSkipException(

@@ -36,8 +36,8 @@ LONGEST = 128_000
 """Bytes of all commands of a job at most: Ray hands them to `sh -c` as one argument, of which Linux takes 131,071."""
 
 PARAMS = {
-    "store": param("store", "STORE: what all builds share"),
-    "takedowns": param("takedowns", "list of takedowns, as Airflow's workers see it; empty: no takedowns"),
+    "store": param("store", "STORE, the folder that all builds share"),
+    "takedowns": param("takedowns", "path of the list of takedowns on Airflow's workers; empty: no takedowns"),
     "keep_builds": Param(
         int(setting("KEEP_BUILDS", "8")),
         type="integer",
@@ -90,7 +90,7 @@ def plan() -> dict[str, Any]:
     if (size := len(forget.encode())) > LONGEST:
         raise AirflowFailException(
             f"takedowns: {params['takedowns']}: its {len(options):,} takedowns make a command of {size:,} bytes, a job "
-            f"takes {LONGEST:,}; take out lines that an earlier run has applied, since STORE knows those for good"
+            f"takes at most {LONGEST:,}; remove lines that an earlier run has applied: STORE keeps them"
         )
     return {
         "takedowns": forget or "echo the list of takedowns is empty",

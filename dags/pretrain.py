@@ -5,10 +5,10 @@ so training and both evaluations see the same samples. In a manual run the param
 (STORE/datasets/NAME/000003.json) or a build's. The run's folder is named after recipe, dataset and release: a second
 run on the same release continues from its last checkpoint, a new release is a new folder.
 
-`init` says where a run begins:
+`init` chooses the start of a run:
 
 - empty: from the recipe's weights, with the recipe's learning rate;
-- `last`: from the checkpoint published last (a warm start); as empty, and said in the log, before the first;
+- `last`: from the checkpoint published last (a warm start); before the first it acts as empty, and the log says so;
 - otherwise: from the checkpoint of that name, with the recipe's learning rate.
 
 The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the
@@ -16,7 +16,7 @@ rate rises again over a short share of the run, to a part of the recipe's peak, 
 Each run trains on all of the release, old material included, which keeps what was learnt: re-warming, re-decaying and
 replay, after arXiv 2403.08763. A run that is repeated begins as it began the first time.
 
-`new_weight` is how often a sample of the newest build is seen for each time that an older one is: 1 is the release as
+`new_weight` is how many times as often as older samples those of the newest build are seen: 1 is the release as
 it is. Above that, the run reads the release and the newest build as a mixture (NAME@WEIGHT), in which every sample
 belongs to one of the two (training/data/index.py), for as many steps as before.
 
@@ -56,19 +56,19 @@ PARAMS = {
     "recipe": param("recipe", "a recipe of wenlan-train"),
     "run_root": param("run_root", "folder of the runs"),
     "init": param(
-        "init", f"where to begin: empty for random weights, {LAST!r} for the checkpoint published last, or one by name"
+        "init", f"start: empty for random weights, {LAST!r} for the checkpoint published last, or a checkpoint"
     ),
-    "set": param("set", "values of the recipe to change, KEY=VALUE, separated by spaces"),
+    "set": param("set", "changes to the recipe, KEY=VALUE, separated by spaces"),
     "warm_set": Param(
         os.environ.get("WENLAN_WARM_SET", WARM_SET),
         type="string",
-        description="more of them, for a run that begins from the checkpoint published last",
+        description="further changes, for a run that starts from the checkpoint published last",
     ),
     "new_weight": Param(
         float(setting("NEW_WEIGHT", "1")),
         type="number",
         minimum=0.01,
-        description="how often a sample of the newest build is seen for each time that an older one is",
+        description="how many times as often as older samples those of the newest build are seen",
     ),
     "workers": Param(int(setting("TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "margin": Param(
@@ -76,7 +76,7 @@ PARAMS = {
         type="number",
         minimum=0,
         maximum=1,
-        description="how far its mean recall may be below the last one's for a checkpoint to be published",
+        description="largest drop in mean recall at which a checkpoint is still published",
     ),
     "runtime_env": RUNTIME_ENV,
 }
@@ -107,7 +107,7 @@ def plan() -> dict[str, Any]:
     if init == LAST:
         init = _published_before(out, context["inlet_events"][CHECKPOINT])
         settings += params["warm_set"].split() if init else []
-        log.info("begins %s", f"from {init}" if init else "from random weights: no checkpoint was published before")
+        log.info("starts %s", f"from {init}" if init else "from random weights: no checkpoint was published before")
     fit = ["wenlan-train", "fit", "--recipe", params["recipe"], "--data", *data, "--out", out]
     fit += ["--init", init] if init else []
     fit += [word for value in settings for word in ("--set", value)]
@@ -116,13 +116,13 @@ def plan() -> dict[str, Any]:
 
 
 def _newest_release(context: Any) -> dict[str, Any]:
-    """The extra of the newest asset event of this run. Fails if there is none, or too little to train on and judge."""
+    """The extra of the newest asset event of this run. Fails if it is missing, or too small to train on and judge."""
     events = [event for events in context["triggering_asset_events"].values() for event in events]
     if not events:
         raise AirflowFailException("no dataset: a manual run needs the parameter manifest")
     extra: dict[str, Any] = max(events, key=lambda event: event.timestamp).extra
     if "manifest" not in extra:
-        raise AirflowFailException("the asset event names no manifest; set the parameter manifest of the run")
+        raise AirflowFailException("the asset event does not name a manifest; set the run's parameter manifest")
     samples = extra.get("samples")
     if samples is not None and not (samples["train"] and samples["val"]):
         counts = ", ".join(f"{split} {count}" for split, count in samples.items())
@@ -140,7 +140,7 @@ def _named(manifest: str, event: dict[str, Any]) -> str:
         return f"{event['dataset']}-{event['release']:06d}"
     if path.name == "latest.json":
         raise AirflowFailException(
-            f"manifest: {manifest} may name another release by the evaluation; name one, as {path.parent}/000001.json"
+            f"manifest: {manifest} may change before the evaluation; name a release, such as {path.parent}/000001.json"
         )
     if path.stem.isdigit():  # STORE/datasets/NAME/000003.json
         return f"{path.parent.name}-{path.stem}"
@@ -153,7 +153,7 @@ def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
     The parts are what was there before and what is new. Their weights are their sizes, times `new_weight` for the new.
     """
     if "release_manifest" not in event:
-        raise AirflowFailException("new_weight: which samples are new says the asset event only; set it to 1")
+        raise AirflowFailException("new_weight: only an asset event says which samples are new; set it to 1")
     new = event["new_samples"]["train"]
     before = event["samples"]["train"] - new
     if not (new and before):
@@ -162,7 +162,7 @@ def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
 
 
 def _published_before(out: str, events: Any) -> str:
-    """The checkpoint that was published last before the first of the run in folder `out`; "" if there is none.
+    """The checkpoint that was published last before the first of the run in folder `out`, or "".
 
     A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.
     """
@@ -189,7 +189,7 @@ def evaluation(manifest: str, fitted: dict[str, Any]) -> str:
 
 @task(inlets=[CHECKPOINT])
 def evaluation_of_last(manifest: str, fitted: dict[str, Any]) -> str:
-    """The command that evaluates the checkpoint published last; skipped if there is none, or if it is the new one."""
+    """The command that evaluates the checkpoint published last; skipped if it does not exist or is the new one."""
     published = _published(get_current_context()["inlet_events"][CHECKPOINT])
     last = published[-1]["checkpoint"] if published else ""
     if last in ("", fitted.get("checkpoint")):

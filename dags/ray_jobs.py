@@ -103,7 +103,7 @@ class RayJobs:
             code = details.get("driver_exit_code")
             return Job(submission_id, details["status"], details["entrypoint"], details.get("message") or "", code)
         except KeyError as e:
-            raise RayJobsError(f"{self.address}: its answer on job {submission_id} has no {e}") from None
+            raise RayJobsError(f"{self.address}: its answer on job {submission_id} lacks {e}") from None
 
     def logs(self, submission_id: str) -> str:
         """The output of a job so far, stdout and stderr in order of arrival. Raises JobUnknown and RayJobsError."""
@@ -221,7 +221,7 @@ def find_token(environment: Mapping[str, str]) -> str:
             raise RayJobsRefused(f"RAY_AUTH_TOKEN_PATH={named}: {e.strerror}") from None
         token = ""
     if not token and (named or mode == "token"):
-        raise RayJobsRefused(f"{path}: no Ray token there; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+        raise RayJobsRefused(f"{path}: the Ray token is missing; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
     return token
 
 
@@ -232,7 +232,7 @@ def submission_id(*parts: str) -> str:
 
 
 def last_object(logs: str) -> dict[str, Any] | None:
-    """The last line of a log that is a JSON object, as commands print it with --json; None if there is none."""
+    """The last line of a log that is a JSON object, as commands print it with --json, or None."""
     for line in reversed(logs.splitlines()):
         if line.startswith("{"):
             try:

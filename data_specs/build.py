@@ -31,7 +31,7 @@ from data_specs.spec_file import SpecError as SpecError
 
 
 class Spec(BaseModel):
-    """Base of all parts of a spec: frozen, and an unknown key is an error."""
+    """Base of all parts of a spec: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,10 +59,10 @@ class DropShares(Spec):
 
     crawl: Share = Field(0.9, description="pages that could not be fetched or are not HTML")
     extract: Share = Field(0.95, description="icons, spacers, images without text")
-    admit: Share = Field(0.9, description="texts that the text filters drop, opt-outs, candidates above the caps")
+    admit: Share = Field(0.9, description="texts dropped by the text filters, opt-outs, candidates above the caps")
     fetch: Share = Field(0.6, description="old URL lists lose a third or more")
     measure: Share = Field(0.2, description="files that are not pictures")
-    filter: Share = Field(0.9, description="pictures that the image filters drop")
+    filter: Share = Field(0.9, description="pictures dropped by the image filters")
     dedup: Share = Field(0.8, description="near copies, and pairs above the caps")
     curate: Share = Field(
         0.9, description="judges: models on pixels, watermarks, pair scores, semantic copies, balance"
@@ -78,7 +78,7 @@ else:  # the fields of DropShares, each optional: created from them, so that the
     SourceDropShares = create_model(
         "SourceDropShares",
         __base__=Spec,
-        __doc__="DropShares for one source; a stage that is not named has the share of the build.",
+        __doc__="DropShares for one source; a stage that is left out takes the share of the build.",
         **dict.fromkeys(DropShares.model_fields, (Share | None, None)),
     )
 
@@ -87,18 +87,18 @@ class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: str = Field(description="the plug-in; `wenlan-data plugins sources` lists them")
-    name: str = Field(pattern=NAME, description="of the source within the dataset")
-    source_kind: SourceKind = Field(description="what its pages are; training chooses texts by it")
+    kind: str = Field(description="name of the plug-in; `wenlan-data plugins sources` lists them")
+    name: str = Field(pattern=NAME, description="name of the source, unique in the dataset")
+    source_kind: SourceKind = Field(description="kind of its pages; training chooses texts by it")
     max_drop: SourceDropShares = Field(
-        SourceDropShares(), description="as publish.max_drop, for this source alone, e.g. {fetch: 0.9}"
+        SourceDropShares(), description="like publish.max_drop, for this source only, e.g. {fetch: 0.9}"
     )
     vanished: Literal["keep", "drop"] = Field(
-        "keep", description="samples of a page or picture that answers 404 or 410 in a later build: keep or drop them"
+        "keep", description="whether to keep samples whose page or picture answers 404 or 410 in a later build"
     )
     filters: dict[str, dict[str, Any]] = Field(
         {},
-        description="options of the build's filters of texts and images that differ for this source: "
+        description="options of the build's text and image filters to change for this source: "
         "{text_length: {min_chars: 1}}",
     )
 
@@ -112,26 +112,26 @@ class Egress(Spec):
     """Limits of the requests that crawl and fetch send."""
 
     allow: tuple[str, ...] = Field(
-        (), description="host:port of a loopback address that may be requested; all others are refused"
+        (), description="loopback addresses (host:port) that may be requested; all others are refused"
     )
     network: Literal["allowed", "never"] = Field(
-        "allowed", description="never: no request to a site; pictures come from WARC files, sources and STORE alone"
+        "allowed", description="never: no requests to sites; pictures come from WARC files, sources and STORE only"
     )
-    max_page_bytes: int = Field(5_000_000, gt=0, description="bytes of a page; larger ones are not taken")
-    max_image_bytes: int = Field(20_000_000, gt=0, description="bytes of an image; larger ones are not taken")
-    max_redirects: int = Field(5, ge=0, description="redirects of one request that are followed")
-    timeout_s: float = Field(20.0, gt=0, description="per request, from start to end")
+    max_page_bytes: int = Field(5_000_000, gt=0, description="largest page in bytes; larger ones are dropped")
+    max_image_bytes: int = Field(20_000_000, gt=0, description="largest image in bytes; larger ones are dropped")
+    max_redirects: int = Field(5, ge=0, description="most redirects to follow per request")
+    timeout_s: float = Field(20.0, gt=0, description="seconds per request, from start to end")
     delay_s: float = Field(
         1.0,
         ge=0,
-        description="seconds between two requests of the whole cluster to one host, unless robots.txt asks for more",
+        description="seconds between two requests to one host, over the whole cluster; robots.txt may ask for more",
     )
-    connections_per_host: int = Field(1, gt=0, description="at the same time, per worker")
-    obey_robots: bool = Field(True, description="robots.txt, and the rights reserved by tdmrep.json")
+    connections_per_host: int = Field(1, gt=0, description="simultaneous connections to one host, per worker")
+    obey_robots: bool = Field(True, description="obey robots.txt and the reservations in tdmrep.json")
 
 
 class Img2dataset(Spec):
-    """Options of `img2dataset.download`, by its own names; those of `fetch` and `egress` stand for its others."""
+    """Options of `img2dataset.download`, by its own names; `fetch` and `egress` set the others."""
 
     processes_count: int = Field(1, gt=0, description="processes that download one partition")
 
@@ -140,20 +140,20 @@ class Fetch(Spec):
     """Options of fetching images."""
 
     engine: Literal["wenlan", "img2dataset"] = Field(
-        "wenlan", description="the client that downloads: ours, or img2dataset behind the same rules"
+        "wenlan", description="downloader: wenlan's own, or img2dataset under the same rules"
     )
-    img2dataset: Img2dataset = Field(Img2dataset(), description="options of that engine")
+    img2dataset: Img2dataset = Field(Img2dataset(), description="options of the engine img2dataset")
     images_per_partition: int = Field(
-        10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
+        10_000, gt=0, description="most images per partition, on average; a small build gets smaller ones"
     )
-    threads: int = Field(16, gt=0, description="requests of one worker at the same time")
+    threads: int = Field(16, gt=0, description="simultaneous requests per worker")
     max_wait_s: float = Field(
         60,
         ge=0,
         description="seconds for which a worker waits for a host that fails for the time being, at the end of a "
         "partition and once in a build; 0: its images are left to the next build",
     )
-    max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")
+    max_pixels: int = Field(100_000_000, gt=0, description="most pixels; checked in the header, before decoding")
 
 
 class Admit(Spec):
@@ -163,53 +163,53 @@ class Admit(Spec):
         8, gt=0, description="candidates kept per image URL: texts from different pages"
     )
     max_text_rank: int | None = Field(
-        None, ge=0, description="better texts that may have been removed before the one that is left; 0: none"
+        None, ge=0, description="most better texts that may have been removed before the remaining one; 0 = none"
     )
 
 
 class Dedup(Spec):
-    """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
+    """Rules by which two images or texts count as the same, and limits on pairs that share a text, image or domain."""
 
     across: Literal["all"] | tuple[str, ...] = Field(
         (),
-        description="other datasets of STORE whose pairs are duplicates too, by name, or all",
+        description="names of other datasets of STORE to deduplicate against, or all",
     )
 
-    image_distance: int = Field(4, ge=0, le=16, description="bits of 64 that may differ between two perceptual hashes")
-    image_signature: float = Field(
-        0.07, ge=0, le=1, description="difference of brightness and colour that is allowed, 0 to 1"
+    image_distance: int = Field(
+        4, ge=0, le=16, description="most bits of 64 that may differ between two perceptual hashes"
     )
+    image_signature: float = Field(0.07, ge=0, le=1, description="largest difference of brightness and colour, 0 to 1")
     image_turned: bool = Field(
-        False, description="mirrored copies, and copies turned by 90, 180 or 270 degrees, count as the same image too"
+        False, description="also match copies that are mirrored or turned by 90, 180 or 270 degrees"
     )
     text_similarity: float = Field(
         0.7, gt=0, le=1, description="Jaccard similarity of character shingles; at 0.7 about one in ten may differ"
     )
     max_pairs_per_text: int = Field(
-        10, gt=0, description="pairs that may share one text; Wukong drops a text that occurs more often"
+        10, gt=0, description="most pairs that share one text; Wukong drops a text that occurs more often"
     )
-    max_pairs_per_domain: int = Field(0, ge=0, description="pairs per registered domain of the page; 0 = no limit")
+    max_pairs_per_domain: int = Field(0, ge=0, description="most pairs per registered domain of the page; 0 = no limit")
     placeholder_texts: int = Field(
         100, ge=0, description="an image with more different primary texts than this is a placeholder; 0 = never"
     )
-    max_texts: int = Field(32, gt=0, description="texts of a sample, including those of its duplicates")
+    max_texts: int = Field(32, gt=0, description="most texts of a sample, including those of its duplicates")
     merge_texts: bool = Field(True, description="add the texts of its duplicates to each leader")
 
 
 class Balance(Spec):
-    """Concept balance (MetaCLIP, arXiv 2309.16671): of pairs whose words are all frequent, a share is kept."""
+    """Concept balance (MetaCLIP, arXiv 2309.16671): keeps a share of the pairs whose words are all frequent."""
 
     entries: str = Field("", description="file of words, one per line; by default the words of jieba's dictionary")
     min_letters: int = Field(2, ge=1, description="entries with fewer characters are ignored")
     threshold: int = Field(
         0,
         ge=0,
-        description="an entry in more texts than this is kept with the probability threshold / texts; 0: by tail_share",
+        description="an entry in more texts than this is kept with probability threshold / texts; 0: set by tail_share",
     )
     tail_share: float = Field(
-        0.06, gt=0, lt=1, description="share of all matches that entries below the threshold have together"
+        0.06, gt=0, lt=1, description="share of all matches that fall on entries below the threshold"
     )
-    unmatched: Literal["keep", "drop"] = Field("keep", description="pairs in whose text no entry occurs")
+    unmatched: Literal["keep", "drop"] = Field("keep", description="what to do with pairs whose text contains no entry")
 
 
 class Watermark(Spec):
@@ -219,10 +219,10 @@ class Watermark(Spec):
         0.3,
         gt=0,
         lt=1,
-        description="correlation of a picture's gradients with its host's mark above which it is dropped",
+        description="drop a picture whose gradients correlate more than this with its host's mark",
     )
-    min_pictures: int = Field(20, ge=10, description="fewest equal-sized pictures of a host in which a mark is sought")
-    sample: int = Field(100, ge=10, le=500, description="of more pictures than this, so many are looked at for a mark")
+    min_pictures: int = Field(20, ge=10, description="fewest equal-sized pictures of a host to look for a mark in")
+    sample: int = Field(100, ge=10, le=500, description="most pictures of a host to look for a mark in")
 
     @model_validator(mode="after")
     def _sample_is_large_enough(self) -> Watermark:
@@ -245,35 +245,35 @@ class PairScore(Spec):
 
     image: str = Field(
         min_length=1,
-        description="image tower, an .onnx file: of wenlan-train export --to onnx, or another, with a vocabulary",
+        description="image tower, an .onnx file: from wenlan-train export --to onnx, or another one with a vocabulary",
     )
     text: str = Field(min_length=1, description="text tower, an .onnx file of the same model")
-    vocabulary: str = Field("", description="of towers that are not wenlan's: a vocab.txt of BERT, or a tokenizer.json")
-    max_tokens: int = Field(52, ge=3, le=4096, description="tokens of a text, with its marks; 52 is Chinese-CLIP's")
-    side: int = Field(224, ge=16, le=2048, description="side in pixels of the square that an image tower takes")
-    resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="how pictures become that square")
+    vocabulary: str = Field("", description="for towers that are not wenlan's: a BERT vocab.txt, or a tokenizer.json")
+    max_tokens: int = Field(52, ge=3, le=4096, description="most tokens of a text with its marks; 52 is Chinese-CLIP's")
+    side: int = Field(224, ge=16, le=2048, description="side in pixels of the image tower's square input")
+    resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="interpolation to that square")
     mean: tuple[float, float, float] = Field(
-        (0.48145466, 0.4578275, 0.40821073), description="of R, G and B in 0 to 1, subtracted; CLIP's"
+        (0.48145466, 0.4578275, 0.40821073), description="mean of R, G and B (0 to 1) to subtract; default: CLIP's"
     )
     std: tuple[float, float, float] = Field(
-        (0.26862954, 0.26130258, 0.27577711), description="by which the colours are then divided; CLIP's"
+        (0.26862954, 0.26130258, 0.27577711), description="deviation of R, G and B to divide by; default: CLIP's"
     )
-    threads: int = Field(1, ge=1, description="threads of a session, and CPUs that a worker takes")
-    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; without GPUs the CPUs do it")
+    threads: int = Field(1, ge=1, description="threads of a session, and CPUs per worker")
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
 
     @model_validator(mode="after")
     def _only_of_others(self) -> PairScore:
         fields = type(self).model_fields
         told = [n for n in ("max_tokens", "side", "resize", "mean", "std") if getattr(self, n) != fields[n].default]
         if not self.vocabulary and told:
-            raise ValueError(f"{told[0]}: towers of wenlan say it themselves; those of others need a vocabulary")
+            raise ValueError(f"{told[0]}: stored in wenlan's own towers; for other towers set vocabulary too")
         if min(self.std) <= 0:
-            raise ValueError("std: a colour cannot be divided by it")
+            raise ValueError("std: must be above 0")
         return self
 
 
 class SemanticDedup(Spec):
-    """Semantic duplicates: images whose features by the image tower of `pair_score` nearly agree; one of each is kept.
+    """Semantic duplicates: images whose features (image tower of `pair_score`) nearly agree; keeps one of each group.
 
     By leaders, as near copies are: a pair is a duplicate if and only if its image lies within `distance` of that of a
     pair that was kept before it.
@@ -283,12 +283,12 @@ class SemanticDedup(Spec):
         0.05, ge=0, le=1, description="cosine distance up to which two images are the same; depends on the tower"
     )
     keep: Literal["larger_image", "longer_text", "higher_score"] = Field(
-        "larger_image", description="which pair of such images is kept; of equal ones that with the smaller id"
+        "larger_image", description="which pair to keep; ties keep the smaller id"
     )
     pairs_per_holder: int = Field(
         2_000_000,
         gt=0,
-        description="above it, leaders are spread over several processes of the cluster, with the same result",
+        description="leaders per process; more are spread over several processes, with the same result",
     )
 
 
@@ -298,34 +298,34 @@ class Regions(Spec):
     detectors: tuple[PluginRef, ...] = Field(
         (PluginRef(name="grid"),), description="detectors by name, with their options; `wenlan-data plugins` lists them"
     )
-    max_boxes: int = Field(36, gt=0, description="boxes of an image that are kept, the best first")
-    num_gpus: float = Field(
-        0, ge=0, description="GPUs per worker, or a fraction of one; on a machine without GPUs the CPUs do the work"
-    )
+    max_boxes: int = Field(36, gt=0, description="most boxes per image, the best are kept")
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; CPUs if there are none")
 
 
 class Shards(Spec):
     """Options of packing samples."""
 
-    samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
+    samples_per_shard: int = Field(10_000, gt=0, description="most samples per tar")
     bytes_per_shard: int = Field(
         0,
         ge=0,
-        description="bytes of its images as fetched; a shard ends at the limit that is reached first. 0 = no limit",
+        description="most bytes of images per tar, as fetched; whichever limit comes first ends a shard. 0 = no limit",
     )
-    dev_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split dev: stopping, tuning")
-    val_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split val: reporting")
+    dev_share: float = Field(
+        0.01, ge=0, lt=0.5, description="share of images in the split dev, for stopping and tuning"
+    )
+    val_share: float = Field(0.01, ge=0, lt=0.5, description="share of images in the split val, for reporting")
     apart: Literal["images", "texts"] = Field(
         "images",
-        description="what no two splits share: groups of copies of an image; with texts also groups of equal texts",
+        description="what two splits never share: copies of an image; with texts also equal texts",
     )
-    jpeg_quality: int = Field(92, ge=50, le=100, description="of images that are re-encoded")
+    jpeg_quality: int = Field(92, ge=50, le=100, description="JPEG quality of re-encoded images")
     max_side: int = Field(
-        0, ge=0, description="longest side in pixels; larger images are scaled down, with their boxes. 0 = no limit"
+        0, ge=0, description="longest side in pixels; larger images and their boxes are scaled down. 0 = no limit"
     )
     reencode: Literal["never", "all"] = Field(
         "never",
-        description="never: only images that are not plain JPEG, or too large; all: every image, at jpeg_quality",
+        description="never: only images that are not plain JPEG or too large; all: every image, at jpeg_quality",
     )
     faces: Literal["keep", "blur"] = Field(
         "keep",
@@ -337,8 +337,8 @@ class Shards(Spec):
 class Report(Spec):
     """Options of the quality report."""
 
-    pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
-    picture_side: int = Field(192, gt=0, description="longer side of a picture, pixels")
+    pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped in total; 0 = none")
+    picture_side: int = Field(192, gt=0, description="longer side of a picture, in pixels")
 
 
 class Publish(Spec):
@@ -347,24 +347,24 @@ class Publish(Spec):
     approve: Literal["auto", "manual"] = Field(
         "auto", description="manual: a person reads the report and runs wenlan-data publish"
     )
-    min_samples: int = Field(1, ge=0, description="samples of the dataset, those of its earlier builds included")
-    min_new: int = Field(0, ge=0, description="samples that a build must add; at 0 a build that adds none is done")
-    max_drop_share: float = Field(1.0, gt=0, le=1, description="share of all candidates that may be dropped")
+    min_samples: int = Field(1, ge=0, description="fewest samples of the dataset, including its earlier builds")
+    min_new: int = Field(0, ge=0, description="fewest samples that a build must add; at 0 a build may add none")
+    max_drop_share: float = Field(1.0, gt=0, le=1, description="largest share of all candidates that may be dropped")
     max_unreadable: Share = Field(
-        0.01, description="share of a source's pages or candidates on which a parser may fail: more is a fault of ours"
+        0.01, description="largest share of a source's pages or candidates on which a parser may fail"
     )
-    max_drop: DropShares = Field(DropShares(), description="per stage, for each source")
+    max_drop: DropShares = Field(DropShares(), description="largest dropped share per stage, for each source")
     max_drift: float = Field(
         0.0,
         ge=0,
-        description="population stability index against the last published build of the dataset; 0 = no limit",
+        description="largest population stability index against the last published build; 0 = no limit",
     )
-    max_domain_share: float = Field(1.0, gt=0, le=1, description="share of the samples whose images come from one host")
+    max_domain_share: float = Field(1.0, gt=0, le=1, description="largest share of samples with images from one host")
     max_fallback_share: float = Field(
-        1.0, ge=0, le=1, description="share of the samples whose primary text took the place of a removed one"
+        1.0, ge=0, le=1, description="largest share of samples whose primary text replaced a removed one"
     )
-    min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
-    judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
+    min_regions: float = Field(0.0, ge=0, description="least mean of regions per image, of the first detector")
+    judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to count")
 
 
 _TEXT_FILTERS = ("text_length", "han_share", "boilerplate", "repetition", "ads", "personal_data")
@@ -375,11 +375,11 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
-    description: str = Field("", description="what the dataset is; shown on its card")
+    name: str = Field(pattern=NAME, description="name of the dataset: lower-case letters, digits, - and _")
+    description: str = Field("", description="description of the dataset; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
     contact: str = Field(min_length=3, description="URL or e-mail address for site owners; sent in the user agent")
-    seed: int = Field(0, description="of the order of samples, and of the splits")
+    seed: int = Field(0, description="seed of the sample order and of the splits")
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
         description="the primary text of a sample is that of the first kind in this list that it has, and texts of "
@@ -395,20 +395,20 @@ class BuildSpec(Spec):
     )
     dedup: Dedup = Dedup()
     watermark: Watermark | None = Field(
-        None, description="drop pictures that carry the watermark of their host; by default none is looked for"
+        None, description="drop pictures that carry the watermark of their host; by default off"
     )
     pair_score: PairScore | None = Field(
-        None, description="score every pair by an image tower and a text tower; by default none is"
+        None, description="score every pair with an image tower and a text tower; by default off"
     )
     semantic_dedup: SemanticDedup | None = Field(
-        None, description="keep one of the images whose features nearly agree; by default all"
+        None, description="keep one of the images whose features nearly agree; by default off"
     )
-    balance: Balance | None = Field(None, description="keep a share of the pairs of frequent concepts; by default all")
+    balance: Balance | None = Field(None, description="keep a share of the pairs of frequent concepts; by default off")
     regions: Regions = Regions()
     shards: Shards = Shards()
     report: Report = Report()
     publish: Publish = Publish()
-    base: str = Field("", description="folder of relative paths; by default that of the spec file")
+    base: str = Field("", description="folder that relative paths start from; by default the spec file's")
     _digest: str = PrivateAttr("")
 
     @field_validator("sources")
@@ -417,27 +417,27 @@ class BuildSpec(Spec):
         names = [source.name for source in sources]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two sources are called {name!r}")
+                raise ValueError(f"two sources are named {name!r}")
         return sources
 
     @model_validator(mode="after")
     def _something_is_left_to_train(self) -> BuildSpec:
         if self.shards.dev_share + self.shards.val_share >= 0.9:
-            raise ValueError("shards: dev_share + val_share leave nothing to train on")
+            raise ValueError("shards: dev_share and val_share leave nothing to train on")
         return self
 
     @model_validator(mode="after")
     def _faces_are_looked_for(self) -> BuildSpec:
         finders = sum(ref.name == "faces" for ref in self.regions.detectors)
         if self.shards.faces == "blur" and finders != 1:
-            often = "" if not finders else f" once, not {finders} times: one says what is blurred"
+            often = "" if not finders else f" exactly once, not {finders} times"
             raise ValueError(f"shards.faces: blur needs the detector `faces` in regions.detectors{often}")
         return self
 
     @model_validator(mode="after")
     def _features_have_a_tower(self) -> BuildSpec:
         if self.semantic_dedup is not None and self.pair_score is None:
-            raise ValueError("semantic_dedup: needs the section pair_score, whose image tower says what is alike")
+            raise ValueError("semantic_dedup: needs the section pair_score, whose image tower compares images")
         return self
 
     def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:

@@ -1,4 +1,4 @@
-"""Errors of wenlan: one root, whose kinds say what failed; each is one line that names its subject.
+"""Errors of wenlan: one root class; every message is one line that names its subject.
 
     WenlanError                 a command prints its line, without a traceback, and exits with 1
     ├── ContractError           a shard folder breaks the contract (`data_specs.shard`); a ValueError
@@ -14,4 +14,4 @@ from __future__ import annotations
 
 
 class WenlanError(Exception):
-    """The work failed; `str(e)` is one line that says what it failed on, how, and what to do."""
+    """The work failed; `str(e)` is one line: the subject, the problem, and what to do."""

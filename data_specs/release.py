@@ -82,7 +82,7 @@ class Latest(_Model):
     withdrawn: str = ""
 
     def settled(self, read: Read) -> Latest:
-        """The same without `pending`: it has become the current release, or it never will."""
+        """The same without `pending`, which has become the current release or never will."""
         if self.pending is None:
             return self
         current = self.pending.release if self._is_committed(self.pending, read) else self.current
@@ -115,7 +115,7 @@ def parse_latest(data: bytes | str, name: str, own: bool = False) -> Latest:
     except ContractError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as e:
-        raise ContractError(f"{name}: does not name a release ({' '.join(str(e).split())[:200]})") from None
+        raise ContractError(f"{name}: not a valid latest.json ({' '.join(str(e).split())[:200]})") from None
 
 
 def open_manifest(place: str, read: Read) -> tuple[str, Manifest]:
@@ -143,9 +143,9 @@ def _newest(path: str, latest: Latest, read: Read) -> tuple[str, Manifest]:
         raise ContractError(f"{path}: dataset {latest.dataset} is withdrawn: {latest.withdrawn}")
     current = latest.settled(read).current
     if current is None:
-        raise ContractError(f"{path}: dataset {latest.dataset} has no release yet")
+        raise ContractError(f"{path}: dataset {latest.dataset} is not released yet")
     manifest = posixpath.join(posixpath.dirname(path), current.manifest)
     data = read(manifest)
     if hashlib.sha256(data).hexdigest() != current.sha256:
-        raise ContractError(f"{manifest}: is not the release that {path} names (another sha256)")
+        raise ContractError(f"{manifest}: its sha256 differs from the one in {path}")
     return manifest, parse_manifest(data, manifest)

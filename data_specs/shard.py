@@ -154,7 +154,7 @@ class _Model(BaseModel):
 
 
 def leaves_folder(path: str) -> bool:
-    """True if a path that a manifest names leads out of the folder that it is relative to: nothing is written there."""
+    """True if a path in a manifest leads out of the folder that it is relative to."""
     return path.startswith("/") or "://" in path or ".." in path.split("/")
 
 
@@ -166,7 +166,7 @@ _LED_TO = _STORES | {"file", "local", "simplecache", "filecache", "blockcache"}
 
 
 def misleads(place: str, manifest: str) -> str:
-    """Reason not to follow a place that an untrusted manifest or latest.json names, "" to follow it.
+    """Reason not to open a place that an untrusted manifest or latest.json names; "" if it is safe.
 
     Builds lie on disks and in object stores; on any other server only where the file itself comes from there. A
     relative place is one in the folder of a copy.
@@ -176,9 +176,9 @@ def misleads(place: str, manifest: str) -> str:
         if not own and not _LED_TO.issuperset(part.partition("://")[0].lower() for part in place.split("::")):
             stores = ", ".join(f"{scheme}://" for scheme in sorted(_STORES))
             where = f"disks, object stores ({stores}) and the server that it comes from"
-            return f"names {place!r}: a release leads to {where}, and nowhere else"
+            return f"names {place!r}: a release may only refer to {where}"
     elif not place.startswith("/") and ".." in place.split("/"):
-        return f"names {place!r}, out of its folder"
+        return f"names {place!r}, which is outside its folder"
     return ""
 
 
@@ -330,7 +330,7 @@ def parse_manifest(data: bytes | str, name: str, own: bool = False) -> Manifest:
         raise ContractError(f"{name}: not a JSON manifest ({e})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
-        raise ContractError(f"{name}: no schema_version; is this a wenlan manifest.json?")
+        raise ContractError(f"{name}: schema_version is missing; is this a wenlan manifest.json?")
     if version > SCHEMA_VERSION:
         raise ContractError(
             f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); upgrade wenlan"
@@ -359,7 +359,7 @@ def read_manifest(path: Path) -> Manifest:
         return parse_manifest(path.read_bytes(), str(path))
     except OSError as e:
         raise ContractError(
-            f"{path}: cannot be read ({e.strerror}); a build without a manifest is not a dataset"
+            f"{path}: cannot be read ({e.strerror}); a build has a manifest once it is published"
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""A file of settings: YAML that is read within bounds, and faults of a model as one line each.
+"""Settings files: bounded reading of YAML, and one line per validation error.
 
 It is untrusted text, so it is limited in characters and in what its aliases stand for, and nothing in it
 makes an object but numbers, texts, dates, lists and mappings.
@@ -23,8 +23,9 @@ NAME = r"^[a-z0-9][a-z0-9_-]*$"
 """Names of datasets and sources: they become parts of paths and ids."""
 
 _SAID = {
-    "string_pattern_mismatch": "small letters, digits, - and _ only, and the first no - or _",  # NAME is the only one
-    "too_short": "needs at least {min_length}, and has {actual_length}",
+    # NAME is the only pattern
+    "string_pattern_mismatch": "only lower-case letters, digits, - and _, starting with a letter or digit",
+    "too_short": "needs at least {min_length} items, has {actual_length}",
 }
 """Faults that pydantic says in terms of its own, by their type: a regular expression, a tuple after its validation."""
 
@@ -41,7 +42,7 @@ class SpecError(WenlanError, ValueError):
 
 
 def read(path: Path | str) -> Any:
-    """The value that a YAML file, at a path or a URL, holds. Raises SpecError, also if there is a key of a store in it.
+    """The value of a YAML file at a path or URL. Raises SpecError, also if the file contains a store's credentials.
 
     A key would go into build.json, and from there into whatever shows it.
     """
@@ -49,13 +50,13 @@ def read(path: Path | str) -> Any:
         text = _text_of(path)
         if len(text) > MAX_CHARACTERS:
             raise SpecError(
-                [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name many inputs by a glob or a list"]
+                [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name the inputs by a glob or a list file"]
             )
         if why := object_store.credentials_in(text):
             raise SpecError([f"{path}: {why}"])
         return yaml.load(text, _Loader)  # derives from SafeLoader
     except OSError as e:
-        raise SpecError([f"{path}: cannot be read: {e.strerror or 'there is no such file'}"]) from None
+        raise SpecError([f"{path}: cannot be read: {e.strerror or 'no such file'}"]) from None
     except UnicodeDecodeError:
         raise SpecError([f"{path}: is not UTF-8 text"]) from None
     except yaml.YAMLError as e:
@@ -74,7 +75,7 @@ MAX_VALUES = 1_000_000
 
 
 class Lines:
-    """Lines of a spec on which its options stand, for messages. Reads the file, which was read before."""
+    """Line numbers of a spec's options, for messages. Reads the file again."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
@@ -171,7 +172,7 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """
     known = counts.get(id(node))
     if known == 0:
-        raise yaml.composer.ComposerError(None, None, "an alias of what it is in", node.start_mark)
+        raise yaml.composer.ComposerError(None, None, "an alias refers to a value that contains it", node.start_mark)
     if known is None:
         counts[id(node)] = 0
         if isinstance(node, yaml.MappingNode):
@@ -198,7 +199,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
     keys = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
     for key in (key for key in keys if key.tag != _MERGE):
         if key.value in own:
-            problem = f"{key.value!r} is there twice in one mapping"
+            problem = f"{key.value!r} occurs twice in one mapping"
             raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
         own.add(key.value)
 

@@ -207,10 +207,10 @@ def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
     data = wenlan.open(build.out)
     assert len(data.candidates(["candidate_id"])) == 3
     assert len(data.decisions(["id"])) == len(data) == 0
-    with pytest.raises(StoreError, match="has no funnel yet"):
+    with pytest.raises(StoreError, match="the funnel is not complete yet: stage shard has not finished"):
         data.funnel()
     with pytest.raises(
-        StoreError, match=r"has no measures \(weekly-2024-01-01-.*: it has not finished its stage measure"
+        StoreError, match=r"does not contain measures \(weekly-2024-01-01-.*: it has not finished its stage measure"
     ):
         data.measures()
 
@@ -219,9 +219,11 @@ def test_a_copy_has_samples_and_says_what_it_lacks(here: Path) -> None:
     data = wenlan.open("copy")
     assert len(data.samples(["key"])) == 32
     assert len(data.regions("grid", ["key"])) == 32
-    with pytest.raises(StoreError, match=r"has no decisions \(weekly-2024-01-01-.*: a copy has samples only\)"):
+    with pytest.raises(
+        StoreError, match=r"does not contain decisions \(weekly-2024-01-01-.*: a copy has samples only\)"
+    ):
         data.decisions()
-    with pytest.raises(StoreError, match="has no candidates"):
+    with pytest.raises(StoreError, match="does not contain candidates"):
         data.paths("candidates")
 
 
@@ -360,7 +362,7 @@ def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
     """Of a batch of -1 `once` yielded none, and a split that no dataset has was too small for its share."""
     data = wenlan.open("builds/1")
     for size in (0, -1):
-        with pytest.raises(ConfigError, match=f"^torch: batch_size: {size} is out of range; it is 1 at least$"):
+        with pytest.raises(ConfigError, match=f"^torch: batch_size: {size} is out of range; it must be at least 1$"):
             data.torch("val", batch_size=size)
     with pytest.raises(StoreError, match="has no split 'test'; its splits: train, dev, val"):
         data.torch("test")  # type: ignore[arg-type]

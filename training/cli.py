@@ -88,12 +88,12 @@ def _interrupted(arguments: argparse.Namespace) -> str:
     """State that an interrupted command leaves behind."""
     command = arguments.command
     if command == "embed" and arguments.index is not None:
-        return "interrupted; the same command goes on"
+        return "interrupted; run the same command to resume"
     if not command.startswith("fit") or getattr(arguments, "dry_run", False) or arguments.out is None:
         return "interrupted"
     if any(Path(arguments.out).glob("checkpoints/step-*")):
-        return "interrupted; the same command goes on from the last checkpoint"
-    return "interrupted before the first checkpoint (run.checkpoint_every); the same command starts again"
+        return "interrupted; run the same command to resume from the last checkpoint"
+    return "interrupted before the first checkpoint (run.checkpoint_every); the same command starts over"
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
@@ -107,24 +107,9 @@ def _failed(message: str, code: int, as_json: bool) -> int:
     return code
 
 
-_LOCAL = {
-    "out": "is written on a local disk",
-    "cache": "is mapped from a local disk",
-    "index": "is mapped from a local disk",
-    "region_cache": "is kept on a local disk",
-    "regions": "is read from a local disk",
-    "texts": "is read from a local disk",
-    "jsonl": "is read from a local disk",
-    "tensors": "is read from a local disk",
-    "file": "is read from a local disk",
-    "report": "is written on a local disk",
-    "labels": "is read from a local disk",
-    "classes": "is read from a local disk",
-    "templates": "is read from a local disk",
-    "folder": "is read from a local disk",
-    "image": "is read from a local disk",
-}
-"""Arguments that must be paths, and why."""
+_WRITTEN = frozenset({"out", "cache", "index", "region_cache", "report"})
+_READ = frozenset({"regions", "texts", "jsonl", "tensors", "file", "labels", "classes", "templates", "folder", "image"})
+"""Arguments that must be paths on a local disk."""
 
 
 @contextlib.contextmanager
@@ -134,14 +119,20 @@ def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
         for name, value in vars(arguments).items():
             if not isinstance(value, str) or "://" not in value:
                 continue
-            if name in _LOCAL:
+            if name in _WRITTEN | _READ:
                 option = name if name in ("file", "folder") else f"--{name.replace('_', '-')}"
-                todo = "set run.mirror to this URL" if arguments.command == "fit" and name == "out" else "copy it"
-                raise ConfigError(option, f"{value}: {_LOCAL[name]}; give a path, and {todo}")
+                todo = "give a path, then copy it there" if name in _WRITTEN else "copy it, and give its path"
+                if arguments.command == "fit" and name == "out":
+                    todo = "give a path, and set run.mirror to this URL"
+                raise ConfigError(option, f"{value}: must be on a local disk; {todo}")
             if name == "init" and arguments.workers is not None:
-                raise ConfigError("--init", f"{value}: with --workers it is a folder that all machines see; copy it")
+                raise ConfigError(
+                    "--init", f"{value}: with --workers it must be a folder that all machines share; copy it"
+                )
             if name == "checkpoint" and arguments.command == "calibrate":
-                raise ConfigError(name, f"{value}: is written to; give a path, and copy it")
+                raise ConfigError(
+                    name, f"{value}: must be on a local disk, since it is changed; copy it and give its path"
+                )
             if name in ("checkpoint", "init"):
                 from training.outputs.saver import here
 
@@ -152,7 +143,7 @@ def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="wenlan-train",
-        description="Pre-train BriVL on a wenlan dataset, and use it.",
+        description="Pre-train BriVL on a wenlan dataset, evaluate it and use it.",
         examples=[
             "wenlan-train fit --data builds/1 --out runs/1",
             "wenlan-train eval runs/1 --data builds/1 --task retrieval",

@@ -36,7 +36,7 @@ DERIVED_KINDS = ("easy", "first")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Annotation of a number: it lies between `low` and `high`, both included. The error names both ends."""
+    """Annotation of a number from `low` to `high`, both included; the error names both."""
 
     low: float
     high: float = math.inf
@@ -48,7 +48,7 @@ class Range:
         if self.low <= number <= self.high:
             return number
         raise PydanticCustomError(
-            "out_of_range", f"{number} is out of range; it lies between {self.low:g} and {self.high:g}"
+            "out_of_range", f"{number} is out of range; it must be between {self.low:g} and {self.high:g}"
         )
 
 
@@ -74,7 +74,7 @@ def _interval(value: object) -> object:
         return value
     if isinstance(value, str) and _MINUTES.fullmatch(value):
         return value
-    raise PydanticCustomError("interval", "a number of steps, nor minutes such as 5min")
+    raise PydanticCustomError("interval", "a number of steps or minutes such as 5min")
 
 
 _MINUTES = re.compile(r"(\d+(?:\.\d+)?)min")
@@ -92,7 +92,7 @@ _PrimaryOrKinds = Annotated[
     Annotated[Literal["primary"], Tag("<word>")] | Annotated[TextKinds, Tag("<kinds>")],
     Discriminator(lambda value: "<kinds>" if isinstance(value, Mapping) else "<word>"),
 ]
-"""A wrong value is judged as what it was meant to be. pydantic puts the tag into the place of an error."""
+"""A wrong value is reported for the type that it was meant to have. pydantic puts the tag into an error's place."""
 
 Record = TypeVar("Record")
 
@@ -135,9 +135,9 @@ class ImageTowerConfig:
     """Width of the closing MLP's hidden layer."""
     dropout: Dropout = 0.1
     box_embedding: bool = False
-    """Add a learned linear map of a box's four sides (shares of the image's) to its region. BriVL has none."""
+    """Add a learned linear map of a box's four sides (shares of the image's) to its region. Not in BriVL."""
     position_embedding: bool = False
-    """Add a learned vector by a region's place in the list of boxes. BriVL has none."""
+    """Add a learned vector by a region's place in the list of boxes. Not in BriVL."""
 
     def __post_init__(self) -> None:
         _check_heads("image", self.width, self.heads)
@@ -173,7 +173,7 @@ class TextTowerConfig:
     hidden: Positive = 2048
     dropout: Dropout = 0.1
     position_embedding: bool = False
-    """Add a learned vector by a token's place again after the backbone. BriVL has none."""
+    """Add a learned vector by a token's place again after the backbone. Not in BriVL."""
 
     def __post_init__(self) -> None:
         _check_heads("text", self.backbone_width, self.heads)
@@ -216,12 +216,12 @@ class MocoConfig:
         low, high = self.temperature_range
         learned = self.learn_temperature or self.objective == "siglip"
         if learned and not low <= self.temperature <= high:
-            raise ConfigError("moco.temperature", f"{self.temperature} is outside of moco.temperature_range")
+            raise ConfigError("moco.temperature", f"{self.temperature} is outside moco.temperature_range")
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """The part of the dataset that is read, and how it is turned into tensors."""
+    """Selection of the dataset's content, and its conversion into tensors."""
 
     image_size: Annotated[int, Range(32)] = 380
     max_boxes: Count = 36
@@ -257,9 +257,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         hue = self.color_jitter[3]
         if hue > 0.5:
-            raise ConfigError("data.color_jitter", f"the hue's {hue} is above 0.5, half the circle")
+            raise ConfigError("data.color_jitter", f"a hue of {hue} exceeds 0.5, half the colour circle")
         if self.decoder == "device" and self.num_workers:
-            raise ConfigError("data.decoder", "'device' wants data.num_workers=0: a forked worker cannot use the GPU")
+            raise ConfigError("data.decoder", "'device' needs data.num_workers=0: a forked worker cannot use the GPU")
         if not isinstance(self.text_kinds, str):
             _check_kinds(self.text_kinds)
 
@@ -346,10 +346,10 @@ class RunConfig:
         if self.batch_size % self.accumulate:
             raise ConfigError("run.accumulate", f"{self.accumulate} does not divide the batch {self.batch_size}")
         if self.compile and self.recompute == "blocks":
-            problem = "does not go with run.recompute=blocks: batch norms would move twice a step"
+            problem = "cannot be combined with run.recompute=blocks: batch norms would be updated twice per step"
             raise ConfigError("run.compile", problem)
         if self.patience and not self.evaluates:
-            raise ConfigError("run.patience", "counts recalls on the dev split; set run.eval_every")
+            raise ConfigError("run.patience", "needs recalls on the dev split; set run.eval_every")
 
     @property
     def checkpoint_steps(self) -> int:
@@ -364,7 +364,7 @@ class RunConfig:
 
     @property
     def evaluates(self) -> bool:
-        """True if recalls on the dev split are asked for."""
+        """True if recalls on the dev split are enabled."""
         return bool(self.eval_every or self.eval_epochs)
 
 
@@ -386,7 +386,7 @@ class Config:
         if self.data.max_tokens > self.text.max_positions:
             raise ConfigError("data.max_tokens", f"{self.data.max_tokens} exceeds text.max_positions")
         if self.image.frozen and self.text.frozen:
-            raise ConfigError("text.frozen", "image.frozen is set too, and then there is nothing to train")
+            raise ConfigError("text.frozen", "image.frozen is also set, so nothing is left to train")
 
 
 def _check_heads(section: str, width: int, heads: int) -> None:
@@ -412,7 +412,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str = ": ") -> Config:
-    """The inverse of `to_dict`; a key that is not there takes its default.
+    """The inverse of `to_dict`; a missing key takes its default.
 
     Errors name `name` (a file), `separator` and the key. Raises ConfigError on an unknown key, on a missing one without
     a default, on a value of the wrong type or range, and on values that do not go together.
@@ -421,7 +421,7 @@ def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str
 
 
 def read_record(adapter: TypeAdapter[Record], values: Mapping[str, Any], name: str, *, separator: str = ": ") -> Record:
-    """The record of these values, strictly read, with the errors of `from_dict`."""
+    """Reads a record strictly from values, with the errors of `from_dict`."""
     try:
         return adapter.validate_json(json.dumps(values))
     except ValidationError as e:
@@ -477,12 +477,12 @@ def _worded(fault: ErrorDetails, name: str, separator: str) -> ConfigError:
         return ConfigError(where, "missing")
     if kind == "literal_error":
         choices = fault["ctx"]["expected"].replace("' or '", "', '")
-        return ConfigError(where, f"{value!r} is none of {choices}")
+        return ConfigError(where, f"{value!r} is not one of {choices}")
     return ConfigError(where, f"{value!r} is not {_NOT.get(kind, fault['msg'])}")
 
 
 def fields_of(place: Iterable[str]) -> dict[str, Any]:
-    """Type by name of the fields of `Config` (no place) or of one of its sections."""
+    """Types of the fields of `Config`, or of the section at `place`, by name."""
     section: Any = Config
     for part in place:
         section = section.__pydantic_fields__[part].annotation

@@ -17,7 +17,7 @@ from data_specs.errors import WenlanError
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none: for a message of ours."""
+    """The first line of an exception's message, or its type if that is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
@@ -34,7 +34,7 @@ class TrainingError(WenlanError):
 
 
 class ConfigError(TrainingError):
-    """The command or the configuration is wrong. `subject` is the key, recipe, option or file that is."""
+    """The command or the configuration is wrong. `subject` is the key, recipe, option or file at fault."""
 
 
 class InputError(TrainingError):
@@ -46,8 +46,8 @@ class CheckpointError(InputError):
 
 
 class RunError(TrainingError):
-    """A run cannot begin or go on."""
+    """A run cannot start or continue."""
 
 
 class FirstRankError(RunError):
-    """Error that stopped all ranks, on a rank that need not print it: the first one does."""
+    """Error that stopped all ranks, raised on the ranks that do not print it."""

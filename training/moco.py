@@ -200,7 +200,7 @@ class BriVL(nn.Module):
         return self._encode("text", batch)
 
     def queue_health(self, step: int) -> dict[str, float]:
-        """Fill, mean age and largest age of both queues in steps; empty where there are none."""
+        """Fill, mean age and largest age of both queues in steps; empty without queues."""
         if not self.has_keys:
             return {}
         image, text = self.image_queue.health(step), self.text_queue.health(step)

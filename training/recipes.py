@@ -42,7 +42,7 @@ _GB2312_ROOM = 8192
 
 
 def tiny() -> Config:
-    """Every part of the method at a size that a test trains in seconds on a CPU, from random weights."""
+    """Every part of the method, from random weights, small enough to train in a test in seconds on a CPU."""
     return Config(
         recipe="tiny",
         seed=0,
@@ -75,7 +75,7 @@ def tiny() -> Config:
 
 
 def starter() -> Config:
-    """Hundreds to tens of thousands of own pairs, on two CPU cores: a frozen CNN of ImageNet under layers of our own.
+    """For hundreds to tens of thousands of pairs on two CPU cores: a frozen ImageNet CNN under trained layers.
 
     The text tower begins at random weights, character by character. After twelve epochs small sets are learnt by heart
     and recall on the dev split no longer rises. All ours.
@@ -113,7 +113,7 @@ def starter() -> Config:
 
 
 def two_towers() -> Config:
-    """A folder of transformers fine-tuned, or read as it is: `--init FOLDER`; without one Chinese-CLIP's ViT-B/16.
+    """Fine-tunes a transformers folder (`--init FOLDER`), or reads it as it is; default shape: Chinese-CLIP's ViT-B/16.
 
     Whole images (`data.max_boxes=0`), so that the towers stay what transformers calls by their name; rates ours.
     """
@@ -155,7 +155,7 @@ def brivl_b5_base() -> Config:
 
 
 def brivl_b7_large() -> Config:
-    """The paper's scale: EfficientNet-B7, RoBERTa large; joint dimension 2,560 by hearsay; image size (600) ours."""
+    """The paper's scale: EfficientNet-B7, RoBERTa large; joint dimension 2,560 (unconfirmed); our image size (600)."""
     base = brivl_b5_base()
     return replace(
         base,

@@ -45,13 +45,13 @@ def known_keys(*sections: str) -> list[str]:
 
 
 def fine_tunes(recipe: str) -> bool:
-    """True if a recipe makes its config of that of the checkpoint that the run begins from."""
+    """True if a recipe derives its config from the checkpoint that the run starts from."""
     function = known_recipes().get(recipe)
     return function is not None and bool(inspect.signature(function).parameters)
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), begin: Config | None = None) -> Config:
-    """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
+    """The config of a recipe with overrides such as `moco.queue_size=512`; the last one on a key counts.
 
     begin: the config of the checkpoint that the run begins from; a recipe that fine-tunes needs it, others do not look.
 
@@ -60,11 +60,11 @@ def resolve(recipe: str, overrides: Sequence[str] = (), begin: Config | None = N
     known = known_recipes()
     if recipe not in known:
         hint = suggestion(recipe, known)
-        there = f"there are {', '.join(sorted(known))}"
+        there = f"known recipes: {', '.join(sorted(known))}"
         raise ConfigError(f"recipe {recipe}", f"unknown; {hint + ' ' if hint else ''}{there}")
     if fine_tunes(recipe):
         if begin is None:
-            raise ConfigError(f"recipe {recipe}", "fine-tunes a checkpoint; name it by --init")
+            raise ConfigError(f"recipe {recipe}", "fine-tunes a checkpoint; give it with --init")
         values = to_dict(known[recipe](begin))
     else:
         values = to_dict(known[recipe]())
@@ -90,7 +90,7 @@ def overridden(record: Record, overrides: Sequence[str]) -> Record:
             raise ConfigError(f"--set {override}", f"write it as key=value, for example {next(iter(fields))}=8")
         if key.strip() not in fields:
             hint = suggestion(key, fields)
-            raise ConfigError(f"--set {key}", f"unknown key; {hint or 'there are ' + ', '.join(fields)}")
+            raise ConfigError(f"--set {key}", f"unknown key; {hint or 'known keys: ' + ', '.join(fields)}")
         values[key.strip()] = _parse(None, value)
     return read_record(adapter, values, "--set", separator=" ")
 
@@ -105,9 +105,9 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
             raise ConfigError(f"--set {key}", f"unknown key {part}{'; ' + hint if hint else ''}")
         is_section, is_last = dataclasses.is_dataclass(fields[part]), number == len(sections)
         if is_section and is_last:
-            raise ConfigError(f"--set {key}", f"name one of its keys, {key}.NAME")
+            raise ConfigError(f"--set {key}", f"set one of its keys, {key}.NAME")
         if not is_section and not is_last:
-            raise ConfigError(f"--set {key}", f"{part} has no keys in it")
+            raise ConfigError(f"--set {key}", f"{part} is a value and does not have keys")
         if is_last:
             values[part] = _parse(fields[part], text)
         else:

@@ -15,22 +15,22 @@ from data_specs.command.printable import printable_json
 
 
 def wants_json(words: Sequence[str]) -> bool:
-    """True if --json, or a beginning of it that argparse takes for it, is among arguments, also of a wrong command."""
+    """True if --json, or an abbreviation that argparse accepts, is among the arguments, even of an invalid command."""
     return any(len(word) > 2 and "--json".startswith(word) for word in words)
 
 
 def answer(result: dict[str, Any]) -> str:
-    """The line of a command that came to its end; its own "ok" counts, if it has one."""
+    """The JSON line of a finished command; keeps the result's own "ok", if it has one."""
     return writable({"ok": True, **result})
 
 
 def failure(error: str, code: int) -> str:
-    """The line of a command that failed."""
+    """The JSON line of a failed command."""
     return writable({"ok": False, "error": error, "code": code})
 
 
 def writable(value: Any, indent: int | None = None) -> str:
-    """JSON of a value that stdout takes: in ASCII where its encoding, that of the locale, lacks a character."""
+    """JSON of a value, in ASCII if stdout's encoding lacks a character."""
     text = printable_json(json.dumps(value, ensure_ascii=False, indent=indent))
     try:
         text.encode(sys.stdout.encoding or "utf-8")

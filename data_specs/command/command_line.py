@@ -26,11 +26,11 @@ Completer = Callable[..., Iterable[str]]
 
 
 class UsageError(Exception):
-    """Arguments that argparse refuses; the usage was printed to stderr. `str(e)` is argparse's line about the fault."""
+    """Arguments that argparse refused, after printing the usage to stderr. `str(e)` is argparse's error line."""
 
 
 class HelpFormatter(RawDescriptionRichHelpFormatter):
-    """Colours on a terminal; descriptions and examples as they are written, and square brackets taken for text."""
+    """Colours on a terminal; descriptions and examples as they are written, and square brackets as plain text."""
 
     group_name_formatter = str  # "options:", as argparse has it
     highlights = [*RawDescriptionRichHelpFormatter.highlights, r"(?m)^(?P<groups>examples:)$"]  # noqa: RUF012
@@ -80,7 +80,7 @@ def _suggestion(message: str) -> str:
 class VersionAction(argparse.Action):
     """--version: prints the versions of wenlan, Python, and Ray and torch where they are installed."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "show the versions and exit") -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str = "show versions and exit") -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -103,7 +103,7 @@ def _version(distribution: str) -> str:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks for a completion, and end the process; return at once if none asks."""
+    """Answer a shell's completion request and exit; return at once without a request."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 

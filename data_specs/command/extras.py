@@ -1,4 +1,4 @@
-"""Optional dependencies: which extra a package that is missing comes with, read from the metadata of the distribution.
+"""Optional dependencies: the extra that provides a missing package, read from the distribution's metadata.
 
 A base install has neither the pipeline's packages nor the trainer's. A command that needs one of them imports it in its
 function; the command lines turn the ModuleNotFoundError into the one line of `missing_line`.
@@ -62,7 +62,7 @@ def require(package: str) -> None:
 
 
 def missing_line(error: ImportError, command: str, own: str) -> str | None:
-    """One line that says which extra to install; None if nothing is missing but what is ours, and the fault too.
+    """One line that names the extra to install; None if the missing module is wenlan's own.
 
     error: what an import raised, or fsspec because of it; command: what was called, for example `wenlan-data plan`;
     own: the extra of its half, preferred where several extras have the package; one that is called like the command
@@ -85,7 +85,7 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra from where wenlan itself came from: a checkout, a wheel, a repository.
+    """The command that installs an extra from wenlan's own origin: a checkout, a wheel, a repository.
 
     From an index it is asked for by its name alone. Source: PEP 610, direct_url.json.
     """

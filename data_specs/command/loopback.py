@@ -1,10 +1,10 @@
-"""An embedded Ray: it listens to this machine alone, and starts what one machine needs.
+"""An embedded Ray that listens on loopback only and starts only the services that one machine needs.
 
 A client that reaches its GCS, raylet or workers can run commands.
 
 `ray.init` lacks an option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
 network instead (`resolve_ip_for_localhost`), and its processes listen on every interface: seen with Ray 2.60, where a
-token protects them; an older Ray has none. On macOS and Windows a local Ray binds to loopback, so that no firewall
+token protects them; an older Ray lacks it. On macOS and Windows a local Ray binds to loopback, so that no firewall
 asks. The switch between the two is one variable, read when Ray is imported, and by each of Ray's processes.
 
 Both halves start a Ray, and neither may import the other: hence this place. Ray itself is imported by the caller.

@@ -1,4 +1,4 @@
-"""Untrusted text as it may be printed: no character of it commands a terminal, or turns the order of what follows.
+"""Safe printing of untrusted text: terminal control characters and bidirectional overrides are escaped.
 
 Page titles, URLs, names of tar members and messages of parsers hold whatever their author wanted. On a terminal an
 escape sequence renames the window, clears the screen or writes into a line above; a carriage return hides what stands
@@ -21,7 +21,7 @@ _OF_JSON = re.compile(f"[\x7f-\x9f{_DIRECTIONS}{_SURROGATES}]")
 
 
 def printable(text: str) -> str:
-    """A text with escapes (`\\x1b`, `\\u202e`) for what a terminal would obey; line breaks and tabs stay."""
+    """A text with escapes (`\\x1b`, `\\u202e`) for control characters; line breaks and tabs stay."""
     return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_escape, text)
 
 
@@ -31,7 +31,7 @@ def printable_line(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """JSON of the same value in which such characters are escapes; JSON itself escapes those below U+0020."""
+    """The same JSON with such characters escaped; JSON itself escapes those below U+0020."""
     if text.isascii() and "\x7f" not in text:
         return text
     return _OF_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

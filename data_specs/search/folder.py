@@ -61,7 +61,7 @@ class Towers(_Model):
 
 
 class Background(_Model):
-    """Cosines of pairs that do not belong together: `shares[i]` of them lie below `cosines[i]`, which ascend."""
+    """Cosines of unrelated pairs: `shares[i]` of them lie below `cosines[i]`, which ascend."""
 
     cosines: tuple[float, ...]
     shares: tuple[float, ...]
@@ -101,7 +101,7 @@ class About(_Model):
         return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
 
     def difference(self, other: About) -> str:
-        """Differences that make `other` another index, in words; neither its background nor a longer input does."""
+        """Differences that make `other` another index, in words; a new background or a longer input does not."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in About.model_fields)
         return ", ".join(
             f"its {name} is {_shown(own)}, not {_shown(given)}"
@@ -158,7 +158,7 @@ class IndexFile(_Model):
 
 
 def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
-    """Read index.json. Raises IndexFault for a folder that is not an index, is of another version, or is not finished.
+    """Read index.json. Raises IndexFault unless the folder is a finished index of this version.
 
     unfinished: an index whose first `embed` has not ended is read too.
     """
@@ -171,12 +171,12 @@ def read_index(folder: Path, unfinished: bool = False) -> IndexFile:
         problem = " ".join(str(e).split())[:200]
         raise IndexFault(f"{path}: is not the index.json of a search index ({problem})") from None
     if index.version < INDEX_VERSION:
-        raise IndexFault(f"{path}: made by an earlier version of wenlan; delete it and run wenlan-train embed again")
+        raise IndexFault(f"{path}: version {index.version} is older than this wenlan reads; delete it and embed again")
     if index.version > INDEX_VERSION:
         newer = f"version {index.version} is newer than this wenlan reads ({INDEX_VERSION})"
         raise IndexFault(f"{path}: {newer}; upgrade wenlan")
     if outside := sorted(file.path for file in index.files() if leaves_folder(file.path)):
-        raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
+        raise IndexFault(f"{path}: names a file outside its folder: {outside[0]}")
     if index.words is None and not unfinished:
         raise IndexFault(f"{folder}: the index is not finished; run the command that writes it again")
     return index
@@ -203,14 +203,14 @@ def write_index(folder: Path, index: IndexFile) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the lock of an index: no other process changes it. Raises IndexFault where another one holds it."""
+    """Holds the lock of an index: no other process changes it. Raises IndexFault if another process holds it."""
     if not folder.is_dir():
         raise IndexFault(f"{folder}: cannot be opened (no such folder)")
     with contextlib.ExitStack() as lock:
         try:
             lock.enter_context(whole_files.exclusive(folder, wait=False))
         except BlockingIOError:
-            todo = "run this one again when it has ended, or stop it: an embed goes on where it stopped"
+            todo = "wait until it has ended, or stop it (a stopped embed can be resumed), and run this again"
             raise IndexFault(f"{folder}: another command is writing this index; {todo}") from None
         except OSError as e:
             raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
@@ -220,7 +220,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 def check_path(folder: Path) -> None:
     """Raise IndexFault for a URL."""
     if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
-        raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
+        raise IndexFault(f"{folder}: an index must be on a local disk; give a path")
 
 
 def check_sizes(folder: Path, files: list[File]) -> None:

@@ -1,4 +1,4 @@
-"""Writing an index: parts are added, searched from `finish` on, and lose rows by an update or a takedown.
+"""Writing an index: parts are added, searched from `finish` on, and rows are removed by updates and takedowns.
 
     write_part      the files of a part, in any process
     IndexWriter     the one process that commits parts and finishes; holds the lock
@@ -73,7 +73,7 @@ _LENGTH = 5e-3
 
 @dataclass(frozen=True)
 class Removed:
-    """Counts of what a takedown removed from an index, or would. swept: files left over from a killed command."""
+    """Counts of what a takedown removes from an index. swept: files left over from a killed command."""
 
     rows: int
     texts: int
@@ -112,7 +112,7 @@ class IndexWriter:
     @staticmethod
     @contextmanager
     def begin(folder: Path, about: About) -> Iterator[IndexWriter]:
-        """Start an index, go on with one whose writer was killed, or add to a finished one; locked within the block.
+        """Start an index, resume one whose writer was killed, or add to a finished one; locked within the block.
 
         A finished index can be searched as it was until `finish`. Raises IndexFault where another index lies there
         (another name, width, checkpoint, detector or other modalities), or another process writes it.
@@ -125,11 +125,11 @@ class IndexWriter:
         """`begin`, for a caller that has the folder `locked`."""
         if not (folder / INDEX).exists():
             if any(file for file in folder.iterdir() if not file.name.startswith(".tmp-")):
-                raise IndexFault(f"{folder}: is not empty and holds no index; give a new folder")
+                raise IndexFault(f"{folder}: is not empty and does not contain an index; give a new folder")
             write_index(folder, IndexFile(about=about))
         index = read_index(folder, unfinished=True)
         if differs := index.about.difference(about):
-            raise IndexFault(f"{folder}: holds another index ({differs}); give a new folder")
+            raise IndexFault(f"{folder}: contains another index ({differs}); give a new folder")
         check_sizes(folder, index.files())
         sweep(folder, index)
         return IndexWriter(folder, index.model_copy(update={"about": about}))
@@ -149,7 +149,7 @@ class IndexWriter:
         return np.concatenate([np.array(self.index.left_out, np.uint64), *of_parts])
 
     def commit(self, part: Part | None, left_out: Iterable[int] = ()) -> None:
-        """Make a part wait for `finish`: a kill loses it no more. None where no row of it could be read."""
+        """Commit a part, which survives a kill and waits for `finish`. None if none of its rows could be read."""
         waiting = (*self.index.waiting, *([part] if part else []))
         left = tuple(sorted({*self.index.left_out, *left_out}))
         self.index = self.index.model_copy(update={"waiting": waiting, "left_out": left})
@@ -160,7 +160,7 @@ class IndexWriter:
         self.commit(write_part(self.folder, self.index.about, self.next_part, rows, image_ND, text_ND))
 
     def finish(self, wanted: Stamps | None = None, approximate: bool | None = None) -> int:
-        """Make all parts searchable in one step; returns how many rows left.
+        """Make all parts searchable in one step; returns how many rows were removed.
 
         wanted: stamps of what the input holds now; other rows leave the index. None: all stay. approximate: whether the
         index gets an approximate search; None: if it is large, or has one. Raises IndexFault if it would be empty, or
@@ -173,7 +173,7 @@ class IndexWriter:
 
         parts, losses = _rewritten(self.folder, self.index, self._parts, gone, None, False)
         if not parts and self.index.words is None:
-            raise IndexFault(f"{self.folder}: nothing was embedded: the index would have no row")
+            raise IndexFault(f"{self.folder}: nothing was embedded: the index would be empty")
         if wanted is not None:
             left = np.array(self.index.left_out, np.uint64)
             kept = tuple(left[np.isin(left, wanted)].tolist())
@@ -215,10 +215,10 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
 def write_part(
     folder: Path, about: About, number: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None
 ) -> Part | None:
-    """Write the files of a part; None for no row.
+    """Write the files of a part; None without rows.
 
     rows: columns of ROWS and `stamp`, those that are missing are empty; has_image and has_text may be left out where
-    all rows have what the index has. image_ND, text_ND: float [n, D] unit rows, None where the index has none; rows
+    all rows have what the index has. image_ND, text_ND: float [n, D] unit rows, None where the index lacks them; rows
     without an image or a text may hold anything, and become zeros. Raises IndexFault for what does not fit the index.
     """
     name = f"{folder}: part {number}"
@@ -270,7 +270,7 @@ def _with_flags(rows: pa.Table, given: Mapping[Modality, Vectors | None], about:
     for modality, vector_ND in given.items():
         wanted = modality in about.modalities
         if (vector_ND is not None) != wanted:
-            raise IndexFault(f"{name}: {modality} vectors are {'missing' if wanted else 'none of this index'}")
+            raise IndexFault(f"{name}: {modality} vectors are {'missing' if wanted else 'not expected'}")
         if vector_ND is not None and vector_ND.shape != (rows.num_rows, about.width):
             raise IndexFault(f"{name}: {modality} vectors {list(vector_ND.shape)}, not {[rows.num_rows, about.width]}")
         if f"has_{modality}" not in rows.column_names:
@@ -357,7 +357,7 @@ def _with_searches(folder: Path, index: IndexFile, parts: tuple[Part, ...], appr
     if pc.count_distinct(table["id"]).as_py() != table.num_rows:
         counts = table["id"].value_counts()
         twice = next(one["values"] for one in counts.to_pylist() if one["counts"] > 1)
-        raise IndexFault(f"{folder}: id {twice} is there twice")
+        raise IndexFault(f"{folder}: id {twice} occurs twice")
     revision = index.revision + 1
     text = (word for part in tables for word in part["words"].to_pylist())
     files: dict[Modality, File] = {}

@@ -36,12 +36,12 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 
 
 class TowerFault(IndexFault):
-    """A file is not an encoder that can be used. One line that names it."""
+    """A file is not a usable encoder. The message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """A file that may be opened. sha256: of its bytes, and where weights lie beside it of theirs too."""
+    """A file that passed `checked`. sha256: of its bytes, and of external weights, if any."""
 
     path: Path
     has_beside: bool
@@ -50,7 +50,7 @@ class OnnxFile:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session, what its file says of itself, and its inputs: name -> (element type, shape with 0 for a free size)."""
+    """A session, the metadata of its file, and its inputs: name -> (element type, shape with 0 for a free size)."""
 
     session: Any
     about: dict[str, str]
@@ -58,7 +58,7 @@ class Opened:
 
 
 def checked(path: Path) -> OnnxFile:
-    """Look at a file before anything reads it as a model. Raises TowerFault."""
+    """Check a file before it is read as a model. Raises TowerFault."""
     digest = hashlib.sha256()
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -107,7 +107,7 @@ def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
 
 
 def width_of(encode: Callable[[], npt.NDArray[Any]], subject: str, what: str) -> int:
-    """D, by the features of a first input, `what`. Raises TowerFault that names the file, where it has none."""
+    """D, from the features of a first input, `what`. Raises TowerFault that names the file if it fails."""
     try:
         features = encode()
     except Exception as e:  # onnxruntime's own exceptions lack a common base

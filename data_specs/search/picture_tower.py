@@ -61,7 +61,7 @@ class PictureInputs:
 
 
 class PictureTower:
-    """An image tower. towers: which towers it is of. width: D. side: S, in pixels."""
+    """An image tower. towers: their identity. width: D. side: S, in pixels."""
 
     def __init__(self, session: Any, inputs: PictureInputs, towers: Towers, subject: str) -> None:
         self.towers, self.side = towers, inputs.side
@@ -73,11 +73,11 @@ class PictureTower:
 
     @staticmethod
     def open(path: Path, threads: int = 0, gpu: bool = False) -> PictureTower:
-        """Open an image tower of wenlan. Raises TowerFault for a file that is none."""
+        """Open an image tower of wenlan. Raises TowerFault for a file that cannot be used so."""
         model = opened(checked(path), threads, gpu)
         about, names = model.about, frozenset(model.inputs)
         if "images" not in names or not names <= _OURS or "pixel_mean" not in about:
-            raise TowerFault(f"{path}: is no image tower of wenlan-train export --to onnx")
+            raise TowerFault(f"{path}: is not an image tower made by wenlan-train export --to onnx")
         try:
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
             side, most = int(about["image_size"]), int(about["max_boxes"])
@@ -95,7 +95,7 @@ class PictureTower:
     ) -> PictureTower:
         """Open an image tower from elsewhere: one input [B, 3, S, S]. side: S, where the file leaves it free.
 
-        Raises TowerFault for a file that is none.
+        Raises TowerFault for a file that cannot be used so.
         """
         file = checked(path)
         model = opened(file, threads, gpu)
@@ -114,7 +114,7 @@ class PictureTower:
         return unit_rows(np.concatenate([np.empty((0, self.width), np.float32), *rows]))
 
     def prepared(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
-        """[n, 3, S, S] as the tower takes them."""
+        """[n, 3, S, S] inputs of the tower."""
         from PIL import Image
 
         side = self.side

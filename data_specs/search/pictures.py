@@ -1,4 +1,4 @@
-"""Pictures of an index: read from where they lie, and checked.
+"""Pictures of an index: read from their storage and checked.
 
 An index holds no picture, only where each lies: a range of a shard's tar, or a file. A takedown rewrites tars, and what
 stays in them moves: then the sample is looked up by its key in the Parquet beside the tar. Bytes that are not those
@@ -33,7 +33,7 @@ _MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gi
 
 
 class StoreFault(IndexFault):
-    """An object store does not give a picture. denied: it refuses; otherwise it may give it later."""
+    """An object store did not deliver a picture. denied: access was denied; otherwise a retry may succeed."""
 
     def __init__(self, message: str, denied: bool = False) -> None:
         super().__init__(message)
@@ -47,14 +47,14 @@ def read_picture(row: Row) -> tuple[bytes, str]:
     StoreFault where an object store does not tell.
     """
     if row.where is None or not row.has_image:
-        raise IndexFault(f"{row.id}: the index knows no picture of it")
+        raise IndexFault(f"{row.id}: the index does not list a picture for it")
     wanted = row.where.sha256 or row.sha256
     data = _range(row.where.path, row.where.offset, row.where.size)
     if hashlib.sha256(data).hexdigest() != wanted and (moved := _looked_up(row)) is not None:
         data = _range(row.where.path, *moved)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise IndexFault(
-            f"{row.id}: {row.where.path} no longer holds the picture that was embedded; embed the dataset again"
+            f"{row.id}: {row.where.path} no longer contains the picture that was embedded; embed the dataset again"
         )
     return data, media_type(data)
 
@@ -70,11 +70,11 @@ def media_type(data: bytes) -> str:
 
 def _range(path: str, offset: int, size: int) -> bytes:
     if not (0 < size <= MOST_BYTES and offset >= 0):
-        raise IndexFault(f"{path}: a picture of {size:,} bytes is none")
+        raise IndexFault(f"{path}: {size:,} bytes is not a valid size of a picture")
     if "://" in path and not object_store.is_object_store(path):
         raise IndexFault(f"{path}: pictures are read from disks and object stores, never from a web address")
     if "://" not in path and not Path(path).is_file():  # a pipe or a device would never end
-        raise IndexFault(f"{path}: is no file; the index says that a picture lies there")
+        raise IndexFault(f"{path}: is not a file, but the index refers to a picture in it")
     try:
         if object_store.is_object_store(path):
             return _of_store(path, offset, size)
@@ -85,7 +85,7 @@ def _range(path: str, offset: int, size: int) -> bytes:
         raise StoreFault(f"{path}: {e.strerror}", denied=e.errno == errno.EACCES) from None
     except (OSError, ImportError, ValueError) as e:
         problem = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise IndexFault(f"{path}: cannot be read ({problem}); the index says that a picture lies there") from None
+        raise IndexFault(f"{path}: cannot be read ({problem}), but the index refers to a picture in it") from None
 
 
 def _of_store(url: str, offset: int, size: int) -> bytes:

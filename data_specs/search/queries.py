@@ -48,7 +48,7 @@ Vectors = npt.NDArray[np.float32]
 class TextInputs:
     """Input of a text tower: token ids [B, L] as `ids`, of an integer type.
 
-    counts, mask: names of the inputs for the number of tokens [B], and for a mask [B, L] of ones; "" if it has none.
+    counts, mask: names of the inputs for the number of tokens [B], and for a mask [B, L] of ones; "" if absent.
     at_once: B, where the file fixes it; 0 for any. padding: the id after the last token.
     """
 
@@ -84,19 +84,19 @@ class TextQuery:
     def open(folder: Path, threads: int = 0, gpu: bool = False) -> TextQuery:
         """Open the text tower of an index, by the index's folder, or an ONNX file by its own path.
 
-        threads: of the CPU, 0 for as many as onnxruntime takes. Raises IndexFault where there is none, or it is not a
+        threads: of the CPU, 0 for as many as onnxruntime takes. Raises IndexFault if it is missing or not a
         text tower of wenlan.
         """
         path = folder if folder.suffix == ".onnx" else folder / TEXT
         if not path.is_file():
-            todo = "name the checkpoint (--checkpoint), or embed again with --onnx, which writes it"
+            todo = "give the checkpoint with --checkpoint, or embed again with --onnx to write it"
             if path == folder:
                 todo = "wenlan-train export CHECKPOINT --to onnx writes it"
             raise IndexFault(f"{path}: is missing; {todo}")
         model = opened(checked(path), threads, gpu)
         about = model.about
         if set(model.inputs) != {"input_ids", "n_tokens"} or "vocabulary" not in about:
-            raise IndexFault(f"{path}: is no text tower of wenlan-train export --to onnx")
+            raise IndexFault(f"{path}: is not a text tower made by wenlan-train export --to onnx")
         try:
             tokenizer = _tokenizer(about, str(path))
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
@@ -121,7 +121,7 @@ class TextQuery:
     def foreign(path: Path, vocabulary: Path, max_tokens: int, threads: int = 0, gpu: bool = False) -> TextQuery:
         """Open a text tower from elsewhere: one input of token ids [B, L], maybe `attention_mask` and `token_type_ids`.
 
-        vocabulary: a vocab.txt of BERT, or a tokenizer.json. Raises TowerFault for a file that is none.
+        vocabulary: a vocab.txt of BERT, or a tokenizer.json. Raises TowerFault for any other file.
         """
         file = checked(path)
         model, tokenizer = opened(file, threads, gpu), read_tokenizer(vocabulary)
@@ -131,7 +131,7 @@ class TextQuery:
             taken = ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in model.inputs.items())
             raise TowerFault(f"{path}: takes {taken[:200]}; a text tower takes token ids [B, L]")
         if "token_type_ids" in model.inputs:
-            raise TowerFault(f"{path}: takes token_type_ids; export it without, since texts stand alone")
+            raise TowerFault(f"{path}: takes token_type_ids; export it without them, since texts come one at a time")
         if shape[1] not in (0, max_tokens):
             raise TowerFault(f"{path}: takes {shape[1]} tokens, pair_score.max_tokens is {max_tokens}")
         tokens = list(tokenizer.vocabulary)
@@ -149,7 +149,7 @@ class TextQuery:
         return query
 
     def probed(self, subject: str) -> int:
-        """D, by a first text. Raises TowerFault that names the file, where the tower cannot encode it."""
+        """D, from a first text. Raises TowerFault that names the file if the tower cannot encode it."""
         first = [self._tokenizer.encode("一", self._max_tokens)]
         return width_of(lambda: self._features(first), subject, "a text")
 

@@ -68,7 +68,7 @@ def fused(by_vector: Rows, by_words: Rows, weight: float) -> Rows:
 
 
 def joined(rows: Rows, first: Callable[[int], Rows], count: int) -> Rows:
-    """The first `count` of some rows and, behind them, of a ranking without them."""
+    """The first `count` rows of a list followed by a ranking, without repeats."""
     if count <= len(rows):
         return rows[:count]
     rest = first(count + len(rows))

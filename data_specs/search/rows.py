@@ -1,4 +1,4 @@
-"""Rows of a search index: one per sample, with all that is known of it beside its vectors.
+"""Rows of a search index: one per sample, with all its fields except the vectors.
 
 A part keeps its rows twice: as Parquet, which clip-retrieval, DuckDB and everything else reads, and as an uncompressed
 Arrow file that is memory-mapped, so that a filter over a million rows reads only the columns it needs and a hit is read
@@ -98,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Rows that a search may find; what is empty or None limits nothing.
+    """Conditions on the rows to find; an empty or None field does not limit anything.
 
     source, license, split: any of these values. min_side, ..., max_height: pixels of the stored image. url: a part of
     the image's or the page's URL, without regard to case. min_similarity: cosine of the image with its own text.
@@ -120,11 +120,11 @@ class Filters:
     leader: str = ""
 
     def of_rows(self) -> bool:
-        """True if any of them looks at the rows, as `min_score` does not."""
+        """True if a condition other than `min_score` is set."""
         return self != Filters(min_score=self.min_score)
 
     def mask(self, rows: pa.Table, target: Literal["image", "text"]) -> Flags:
-        """[N] which rows pass; `target`: what is searched."""
+        """[N] mask of the rows that pass; `target`: the searched modality."""
         passed = np.ones(rows.num_rows, np.bool_)
         for name in FACETS:
             if values := getattr(self, name):
@@ -166,7 +166,8 @@ def complete(rows: pa.Table, name: str) -> pa.Table:
     """The rows with every column of ROWS, in its order, and their `stamp`. Raises ContractError that names the part."""
     unknown = sorted(set(rows.column_names) - {*ROWS.names, "stamp"})
     if unknown or "id" not in rows.column_names:
-        raise ContractError(f"{name}: rows of an index have an id and know no {', '.join(unknown) or 'others'}")
+        problem = f"unknown columns: {', '.join(unknown)}" if unknown else "rows of an index need the column id"
+        raise ContractError(f"{name}: {problem}")
     count, columns = rows.num_rows, []
     for field in ROWS:
         given = field.name in rows.column_names
@@ -174,7 +175,7 @@ def complete(rows: pa.Table, name: str) -> pa.Table:
         columns.append(column if field.name in ("where", "similarity") else _filled(column, field))
     table = pa.Table.from_arrays(columns, schema=ROWS)
     if pc.any(pc.equal(table["id"], "")).as_py() or pc.count_distinct(table["id"]).as_py() != count:
-        raise ContractError(f"{name}: every row of an index needs an id of its own")
+        raise ContractError(f"{name}: every row of an index needs a unique id")
     return table.append_column("stamp", rows["stamp"]) if "stamp" in rows.column_names else table
 
 

@@ -77,13 +77,13 @@ class Query:
 
     @property
     def is_scored(self) -> bool:
-        """True if a cosine of it has a place in the background of an index."""
+        """True if its cosines can be compared with the background of an index."""
         return self.vector_D is not None and self.of != self.target
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One row of an answer. row: its number in the index of this revision. cosine: None where only words were asked.
+    """One row of an answer. row: its number in the index of this revision. cosine: None for a search by words only.
 
     score: of the cosine, by the background. words_score: BM25, None where none of the words is in it. copies: other
     rows with the same leader that pass the filters.
@@ -107,7 +107,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Results:
-    """A page of an answer. exact: whether every allowed row was looked at. more: whether another page follows.
+    """A page of an answer. exact: whether every allowed row was compared. more: whether another page follows.
 
     allowed: how many rows have what is asked for and pass the filters, `min_score` aside.
     """
@@ -119,7 +119,7 @@ class Results:
 
 
 class SearchIndex:
-    """An open index. Any thread may search; `reload_if_changed` swaps what all later calls see."""
+    """An open index. Any thread may search; `reload_if_changed` updates it for all later calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,11 +147,11 @@ class SearchIndex:
 
     @property
     def revision(self) -> int:
-        """Number of changes of what is searched."""
+        """Number of times that the searched rows have changed."""
         return self._state.index.revision
 
     def at(self, row: int) -> Row | None:
-        """The row of a number (`Hit.row`); None if there is none."""
+        """The row of a number (`Hit.row`), or None."""
         state = self._state
         return state.record(row) if 0 <= row < state.index.rows else None
 
@@ -166,7 +166,7 @@ class SearchIndex:
         return self._state.search(query)
 
     def row(self, id: str) -> Row | None:
-        """The row of an id; None if there is none."""
+        """The row of an id, or None."""
         state = self._state
         number = state.number(id)
         return None if number is None else state.record(number)
@@ -266,23 +266,24 @@ class _State:
     def _check(self, query: Query) -> None:
         about = self.index.about
         if query.target not in about.modalities:
-            raise IndexFault(f"{self.folder}: has no {query.target}s to search")
+            raise IndexFault(f"{self.folder}: does not contain {query.target}s")
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
-            raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
+            problem = f"limit must be at least 1, offset at least 0, and their sum at most {MOST:,}"
+            raise IndexFault(f"limit {query.limit}, offset {query.offset}: {problem}")
         if query.filters.min_score is not None and (about.background is None or not query.is_scored):
-            what = f"{self.folder}: its vectors have"
+            what = f"{self.folder}: its vectors do"
             if not query.is_scored:
-                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} has"
-            raise IndexFault(f"{what} no scores to filter by (min_score)")
+                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} does"
+            raise IndexFault(f"{what} not have scores, which min_score needs")
         if not 0 <= query.weight <= 1:
-            raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
+            raise IndexFault(f"weight {query.weight}: the weight of the words must be between 0 and 1")
 
     def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
         """A query of length 1. Raises IndexFault."""
         whole, width = np.asarray(vector_D, np.float64), self.index.about.width
         length = float(np.linalg.norm(whole)) if whole.shape == (width,) else 0.0
         if not length > 0 or not np.isfinite(length):
-            raise IndexFault(f"a query of this index is a vector of {width} finite numbers, not all 0")
+            raise IndexFault(f"a query must be a vector of {width} finite numbers, not all 0")
         unit: Floats = (whole / length).astype(np.float32)
         return unit
 
@@ -358,7 +359,7 @@ class _State:
         return rows_of.record(self.rows, row)
 
     def number(self, id: str) -> int | None:
-        """Number of the row of an id; None if there is none."""
+        """Number of the row of an id, or None."""
         try:
             row = pc.index(self.rows["id"], pa.scalar(id, pa.string())).as_py()
         except UnicodeEncodeError:  # half of a surrogate pair: no id has one
@@ -366,10 +367,10 @@ class _State:
         return None if row < 0 else int(row)
 
     def must(self, id: str) -> int:
-        """The same. Raises IndexFault if there is none."""
+        """The same. Raises IndexFault for an unknown id."""
         number = self.number(id)
         if number is None:
-            raise IndexFault(f"{self.folder}: has no row {id}")
+            raise IndexFault(f"{self.folder}: row {id} does not exist")
         return number
 
 
@@ -384,7 +385,7 @@ def _opened(folder: Path) -> _State:
             if newest.revision == index.revision:
                 raise (e if isinstance(e, IndexFault) else damaged(folder, e)) from None
             index = newest
-    raise IndexFault(f"{folder}: is being rewritten all the time; try again later")
+    raise IndexFault(f"{folder}: keeps being rewritten; try again later")
 
 
 def _mapped(folder: Path, index: IndexFile) -> _State:
@@ -393,7 +394,7 @@ def _mapped(folder: Path, index: IndexFile) -> _State:
     tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
     counts = [part.rows for part in index.parts]
     if [table.num_rows for table in tables] != counts or sum(counts) != index.rows:
-        raise ValueError("its parts have other numbers of rows than index.json says")
+        raise ValueError("the row counts of its parts differ from index.json")
     rows = pa.concat_tables([MAPPED.empty_table(), *tables])
     stacks: dict[Modality, Stack] = {}
     for modality in index.about.modalities:

@@ -1,5 +1,4 @@
-"""Object stores, for both halves: patience with a busy one, faults in one line, no credentials in URLs, and files that
-are written on a condition.
+"""Object stores, for both halves: retries, one-line errors, no credentials in URLs, conditional writes.
 
 Whatever opens a URL goes through fsspec, and finds its credentials where the store's own tools do: environment
 variables, profiles, the machine's role. A URL with a key in it is refused (`credentials_in`), since URLs are written
@@ -56,7 +55,7 @@ LOG = logging.getLogger("wenlan.object_store")
 
 
 class StorageError(WenlanError, OSError):
-    """A store's answer, or that there was none, in one line: `filename` is the URL, `strerror` says what to do."""
+    """A store failed or did not answer, in one line: `filename` is the URL, `strerror` says what to do."""
 
     def __init__(self, url: str, message: str, number: int = errno.EIO) -> None:
         super().__init__(number, message, url)
@@ -77,7 +76,7 @@ def _patient() -> None:
 
 
 def answer_soon(attempts: int = 2) -> None:
-    """Give a busy store up after so many requests: for a server, in which people wait for a picture.
+    """Give up on a busy store after so many requests: for a server, where people wait for a picture.
 
     For what is opened from now on in this process; AWS_MAX_ATTEMPTS overrides it.
     """
@@ -92,7 +91,7 @@ _patient()
 
 @functools.cache
 def prepare(scheme: str) -> None:
-    """Ready a client before its first use: s3fs multiplies its own tries with those of its client."""
+    """Prepare a client before its first use: s3fs multiplies its own tries with those of its client."""
     if scheme in ("s3", "s3a"):
         with contextlib.suppress(ImportError, ValueError):  # opening the URL reports the missing extra
             fsspec.get_filesystem_class("s3").retries = 2
@@ -105,7 +104,7 @@ def is_object_store(url: str) -> bool:
 
 
 def credentials_in(text: str) -> str:
-    """Why a text, such as a spec or a command line, is refused: a URL of an object store in it holds a key. "" if none.
+    """Reason to refuse a text, such as a spec or a command line, with credentials in an object store's URL; else "".
 
     No bucket has a colon in its name; in `abfs://container@account.host/` the part before the @ is the container.
     """
@@ -115,7 +114,7 @@ def credentials_in(text: str) -> str:
     scheme = (found[1] or found[2]).lower()
     variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme.startswith("s3") else "the store's variables"
     return (
-        f"a URL {scheme}://... holds credentials; take them out, and set {variables}, or a profile, in the environment"
+        f"a URL {scheme}://... contains credentials; remove them, and set {variables} or a profile in the environment"
     )
 
 
@@ -144,17 +143,17 @@ def reason(e: BaseException) -> str:
     if "Credentials" in kind or "TokenRetrieval" in kind:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
     if isinstance(e, PermissionError):
-        return f"access denied ({said}); check the keys in the environment, and what they may do in this bucket"
+        return f"access denied ({said}); check the keys in the environment and their permissions"
     if kind in ("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError"):
-        return f"the store does not answer ({said}); check AWS_ENDPOINT_URL and the network, then run the same again"
+        return f"the store does not answer ({said}); check AWS_ENDPOINT_URL and the network, then run it again"
     if getattr(e, "errno", None) in (errno.EBUSY, errno.EREMOTEIO) or _code(e) in ("SlowDown", "InternalError"):
-        return f"the store kept failing ({said}); run the same again when it is well"
+        return f"the store kept failing ({said}); run the same command again later"
     return said
 
 
 @contextlib.contextmanager
 def told(url: str) -> Iterator[None]:
-    """Raise what a store's client raises in the block as a StorageError with the URL, but for what is not there.
+    """Convert errors of a store's client in the block to StorageError with the URL, except for missing files.
 
     Elsewhere nothing changes.
     """
@@ -189,7 +188,7 @@ def _in_one_piece(fs: Any) -> dict[str, int]:
 
 
 def delete(url: str) -> None:
-    """Delete a file, or a folder with all that lies in it; nothing happens if there is none. Raises StorageError.
+    """Delete a file, or a folder with all that lies in it; nothing happens if it is missing. Raises StorageError.
 
     Where there is nothing that costs one listing, of this name alone.
     """
@@ -286,7 +285,7 @@ def names(url: str) -> list[str]:
 
 
 def read(url: str) -> tuple[bytes, str] | None:
-    """(content, version) of a small file; None if there is none. The version is for `replace`. Raises StorageError."""
+    """(content, version) of a small file, or None. The version is for `replace`. Raises StorageError."""
     with told(url):
         fs, bucket, key = _s3(url)
         try:
@@ -310,7 +309,7 @@ _conditional: dict[tuple[str, str], bool] = {}
 
 
 def is_conditional(url: str) -> bool:
-    """True if the bucket of a URL refuses what a condition forbids.
+    """True if the bucket of a URL enforces conditional writes.
 
     Tried out once in a process, with a file beside `url` that is deleted again; a store that does not is logged.
     """
@@ -320,14 +319,14 @@ def is_conditional(url: str) -> bool:
         why = _unconditional(f"{url}-probe-{uuid.uuid4().hex}")
         _conditional[about] = not why
         if why:
-            LOG.warning("%s: %s, so nothing is locked there; run one build and one publisher at a time", root, why)
+            LOG.warning("%s: %s, so locks do not work there; run one build and one publisher at a time", root, why)
     return _conditional[about]
 
 
 def _unconditional(probe: str) -> str:
     """Why the store of a URL cannot write on a condition; "" if it can."""
     if not _is_s3(probe):
-        return "knows no conditional writes"
+        return "does not support conditional writes"
     with told(probe):
         fs, bucket, key = _s3(probe)
         fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"1")
@@ -377,7 +376,7 @@ def _s3(url: str) -> tuple[Any, str, str]:
 
 
 def _code(e: BaseException) -> str:
-    """The code of S3's answer in an exception of s3fs or botocore, "" if there is none."""
+    """The code of S3's answer in an exception of s3fs or botocore, or ""."""
     for one in (e, e.__cause__, e.__context__):
         answer = getattr(one, "response", None)
         if isinstance(answer, dict):

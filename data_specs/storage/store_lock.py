@@ -1,4 +1,4 @@
-"""A lock on an object store, made of conditional writes: what a file lock is on a disk.
+"""A lock on an object store, by conditional writes; the counterpart of a file lock on a disk.
 
     URL     {"holder": "host:...", "beat": 7}     its holder rewrites it every BEAT_S seconds, if it is as it left it
 
@@ -39,7 +39,7 @@ LOG = logging.getLogger("wenlan.store_lock")
 
 
 class LockedError(StorageError):
-    """Another process holds a lock, and lives."""
+    """A live process holds the lock."""
 
 
 class LockLostError(StorageError):
@@ -101,7 +101,7 @@ def check_locks() -> None:
 
 @contextlib.contextmanager
 def locked(url: str, wait_s: float) -> Iterator[None]:
-    """Hold the lock of the file at `url`; on a store without conditional writes, nothing.
+    """Hold the lock of the file at `url`; does nothing on a store without conditional writes.
 
     wait_s: seconds to wait for a holder that lives, before LockedError names it. One that may be dead is waited for
     until that is known, LEASE_S seconds. Raises StorageError if the store does not answer.
@@ -143,7 +143,7 @@ def _acquired(url: str, wait_s: float) -> _Held:
 
 
 def is_held(url: str) -> bool | None:
-    """True if a process that lives holds a lock; None where that cannot be known, since it is of another machine."""
+    """True if a live process holds a lock; None if unknown, because the process is on another machine."""
     if not url.startswith(("s3://", "s3a://")):
         return None
     there = read(url)

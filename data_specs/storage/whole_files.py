@@ -60,7 +60,7 @@ def flush(path: Path) -> None:
 
 
 def umask() -> int:
-    """The umask of the process, which cannot be asked for without setting it: for a moment to the strictest one."""
+    """The umask of the process; reading it sets it briefly, to the strictest one."""
     with _ASKING:
         mask = os.umask(0o077)
         os.umask(mask)

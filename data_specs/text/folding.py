@@ -71,7 +71,7 @@ def normals(texts: Sequence[str]) -> list[str]:
 
 
 def even(text: str) -> str:
-    """A text with width, case and variants folded, in which marks and spaces stay: what words are cut from.
+    """A text with width, case and variants folded but marks and spaces kept, for splitting into words.
 
     OpenCC's variants are folded to simplified characters where there are any, which are those of jieba's dictionary.
     """

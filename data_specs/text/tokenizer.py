@@ -1,4 +1,4 @@
-"""Text to token ids, the same in training and in whatever searches by text without torch.
+"""Text to token ids, the same in training and in searches without torch.
 
 A character vocabulary, a BERT vocabulary (WordPiece), or any tokenizer of transformers by its tokenizer.json, run by
 PyPI's `tokenizers`, which transformers itself does. `training.data.tokenizer` says where vocabularies come from.
@@ -50,7 +50,7 @@ class VocabularyError(ContractError):
 
 
 class Tokenizer(Protocol):
-    """Interface of a tokenizer, as the loader needs it."""
+    """Interface of a tokenizer for the loader."""
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -116,7 +116,7 @@ class JsonTokenizer:
             raise VocabularyError(subject, f"not a tokenizer.json ({problem})") from None
         ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         if (last := max(ids.values(), default=0)) > MOST_IDS:  # before it is written out, which would end the process
-            raise VocabularyError(subject, f"has a token of the id {last:,}; no vocabulary has more than {MOST_IDS:,}")
+            raise VocabularyError(subject, f"has a token with id {last:,}; ids must be below {MOST_IDS:,}")
         backend.no_padding()
         backend.no_truncation()
         self.content = str(backend.to_str())

@@ -41,7 +41,7 @@ def variants() -> Variants:
 
 
 def made() -> Variants:
-    """The same by the OpenCC of this machine."""
+    """The groups, computed with the installed OpenCC."""
     return Variants(importlib.metadata.version("opencc"), tuple(sorted(_groups())))
 
 

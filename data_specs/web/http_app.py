@@ -153,14 +153,14 @@ class _Guarded:
         named = headers.get(b"host", b"").decode("latin-1").lower()
         host = re.sub(r":\d*$", "", named)
         if "*" not in self._hosts and host not in self._hosts:
-            raise _Refused(421, "this server is not called by that name; see its option for hosts", "wrong_host")
+            raise _Refused(421, "this server does not accept that Host header; see its option for hosts", "wrong_host")
         if scope["method"] in _SAFE:
             return
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != named:
-            raise _Refused(403, "a page of another site may not ask for this", "foreign_origin")
+            raise _Refused(403, "pages of other sites may not request this", "foreign_origin")
         if headers.get(b"sec-fetch-site", b"same-origin") not in (b"same-origin", b"none"):
-            raise _Refused(403, "a page of another site may not ask for this", "foreign_origin")
+            raise _Refused(403, "pages of other sites may not request this", "foreign_origin")
 
     def _check_token(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         if self._token is None or scope["path"] in self._open:

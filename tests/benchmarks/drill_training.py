@@ -134,7 +134,7 @@ class Run:
         """The steps from which the run began and went on, as its log says."""
         with contextlib.suppress(OSError):
             text = (self.out / "log.txt").read_text(encoding="utf-8")
-            return [int(step or 0) for step, _ in re.findall(r"(?:goes on from step (\d+)|(begins)):", text)]
+            return [int(step or 0) for step, _ in re.findall(r"(?:resumes from step (\d+)|(begins)):", text)]
         return []
 
     def until(self, condition: Callable[[], bool]) -> bool:
@@ -272,7 +272,7 @@ def rank_on_another_disk(scene: Scene) -> Iterator[Row]:
     code = run.process.wait(PATIENCE_S)
     run.end()
     lines = [line for line in run.said().splitlines() if line.startswith("wenlan-train: ")]
-    good = code != 0 and len(lines) == 1 and "missing, but rank 0 goes on from" in lines[0] and newest in lines[0]
+    good = code != 0 and len(lines) == 1 and "missing, but rank 0 resumes from" in lines[0] and newest in lines[0]
     saved = sorted(path.name for path in two.glob("checkpoints/step-????????"))
     done = f"disk-0 has {newest}, disk-1 none"
     yield Row("start", done, "; ".join(lines) or f"exit {code}: {run.said()[-1500:]}", held=good and not saved)

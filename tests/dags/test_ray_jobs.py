@@ -118,7 +118,7 @@ def test_callers_at_the_same_moment_start_one_job(fake: Any) -> None:
         ((503, b"", {}), RayJobsError, "no reason given"),
         ((200, b"<html>", {}), RayJobsError, "is this Ray?"),
         ((200, b"[]", {}), RayJobsError, "is this Ray?"),
-        ((200, b"{}", {}), RayJobsError, "has no 'status'"),
+        ((200, b"{}", {}), RayJobsError, "lacks 'status'"),
         ((200, b"{", {"Content-Length": "9"}), RayJobsError, "the connection broke"),
     ],
 )
@@ -167,7 +167,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     assert find_token(home) == ""
     assert find_token({**home, "RAY_AUTH_TOKEN_PATH": str(named)}) == "from-file"
     assert find_token({**home, "RAY_AUTH_TOKEN_PATH": str(named), "RAY_AUTH_TOKEN": "first"}) == "first"
-    with pytest.raises(RayJobsRefused, match="auth_token: no Ray token there"):
+    with pytest.raises(RayJobsRefused, match="auth_token: the Ray token is missing"):
         find_token({**home, "RAY_AUTH_MODE": "token"})
     with pytest.raises(RayJobsRefused, match=r"RAY_AUTH_TOKEN_PATH=.*absent: No such file"):
         find_token({**home, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")})

@@ -68,9 +68,12 @@ def test_the_digest_does_not_depend_on_the_folder_but_on_every_option(tmp_path: 
                 "max_drop, max_drop_share, max_fallback_share, max_unreadable, min_new, min_regions, min_samples"
             ],
         ),
-        ({"name": "Trial"}, ["s.yaml: name: small letters, digits, - and _ only, and the first no - or _"]),
+        (
+            {"name": "Trial"},
+            ["s.yaml: name: only lower-case letters, digits, - and _, starting with a letter or digit"],
+        ),
         ({"sources": [{"kind": "folder", "name": "a"}]}, ["s.yaml: sources[0].source_kind: is required"]),
-        ({"sources": []}, ["s.yaml: sources: needs at least 1, and has 0"]),
+        ({"sources": []}, ["s.yaml: sources: needs at least 1 items, has 0"]),
         (
             {"fetch": {"threads": 0}, "shards": {"val_share": 0.7}},
             [
@@ -80,11 +83,11 @@ def test_the_digest_does_not_depend_on_the_folder_but_on_every_option(tmp_path: 
         ),
         (
             {"sources": [GOOD["sources"][0], GOOD["sources"][0]]},
-            ["s.yaml: sources: two sources are called 'photos'"],
+            ["s.yaml: sources: two sources are named 'photos'"],
         ),
         (
             {"shards": {"dev_share": 0.45, "val_share": 0.45}},
-            ["s.yaml: shards: dev_share + val_share leave nothing to train on"],
+            ["s.yaml: shards: dev_share and val_share leave nothing to train on"],
         ),
         ({"publish": {"approve": "maybe"}}, ["s.yaml: publish.approve: input should be 'auto' or 'manual'"]),
     ],
@@ -151,7 +154,7 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
         (yaml.safe_dump(GOOD) + "seed: 0x" + "f" * 6000, "s.yaml: a value cannot be written as JSON: "),
         (
             yaml.safe_dump(GOOD) + "filters: [&f {name: x, self: *f}]",
-            "s.yaml:8: is not YAML: an alias of what it is ",
+            "s.yaml:8: is not YAML: an alias refers to a value ",
         ),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
@@ -244,4 +247,6 @@ def test_names_cannot_be_paths(tmp_path: Path, name: str) -> None:
     """Names of datasets and sources become folders of STORE and parts of addresses."""
     sources = [GOOD["sources"][0] | {"name": name}]
     for spec, where in (({**GOOD, "name": name}, "name"), ({**GOOD, "sources": sources}, "sources[0].name")):
-        assert any(f": {where}: small letters, digits" in problem for problem in _problems(_write(tmp_path, spec)))
+        assert any(
+            f": {where}: only lower-case letters, digits" in problem for problem in _problems(_write(tmp_path, spec))
+        )

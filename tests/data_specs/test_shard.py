@@ -173,7 +173,7 @@ def test_a_manifest_reads_back_with_fields_of_the_future(tmp_path: Path) -> None
             "{",
             "m.json: not a JSON manifest (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
         ),
-        ("[]", "m.json: no schema_version; is this a wenlan manifest.json?"),
+        ("[]", "m.json: schema_version is missing; is this a wenlan manifest.json?"),
         (
             json.dumps(_manifest(schema_version=SCHEMA_VERSION + 1)),
             "m.json: schema version 2 is newer than this wenlan reads (1); upgrade wenlan",
@@ -274,7 +274,9 @@ def test_any_bytes_are_read_or_a_contract_error(data: bytes) -> None:
 )
 def test_a_release_leads_to_no_server_that_fsspec_would_open(place: str) -> None:
     """A list of what is forbidden lacked most of them."""
-    assert "a release leads to disks, object stores (" in misleads(place, "hdfs://own.example:9000/store/latest.json")
+    assert "a release may only refer to disks, object stores (" in misleads(
+        place, "hdfs://own.example:9000/store/latest.json"
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,11 @@ def test_a_file_that_is_no_spec_by_its_size_costs_no_time(tmp_path: Path) -> Non
     """PyYAML takes four seconds for 2 MB; a video that was named by mistake is not read to its end."""
     for text in ("# a comment\n" * 40_000, "名" * 400_001):
         [problem] = _problems(_write(tmp_path, text))
-        assert problem.endswith("s.yaml: is larger than 400,000 characters; name many inputs by a glob or a list")
+        assert problem.endswith("s.yaml: is larger than 400,000 characters; name the inputs by a glob or a list file")
     with (tmp_path / "video.yaml").open("wb") as file:
         file.truncate(1 << 40)
     [problem] = _problems(tmp_path / "video.yaml")
-    assert problem.endswith("is larger than 400,000 characters; name many inputs by a glob or a list")
+    assert problem.endswith("is larger than 400,000 characters; name the inputs by a glob or a list file")
 
 
 @pytest.mark.parametrize("inside", ["bomb: {%s}\n", "filters: [{name: text_length, bomb: {%s}}]\n"])
@@ -75,7 +75,7 @@ def test_an_alias_is_what_it_stands_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_key_that_is_there_twice_is_a_fault_and_not_the_last_one_taken(tmp_path: Path, text: str, said: str) -> None:
-    assert _problems(_write(tmp_path, text)) == [f"{said} is there twice in one mapping"]
+    assert _problems(_write(tmp_path, text)) == [f"{said} occurs twice in one mapping"]
 
 
 def test_what_several_aliases_stand_for_is_merged(tmp_path: Path) -> None:

@@ -373,7 +373,7 @@ def test_a_key_in_a_url_is_refused_and_repeated_nowhere(tmp_path: Path, where: s
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         assert cli.main([*words, "--json"]) == 2
     [line] = err.getvalue().splitlines()
-    assert "holds credentials; take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in line
+    assert "contains credentials; remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in line
     for secret in ("AKIDEXAMPLE", "XUtnFEMI", "wJalr"):
         assert secret not in out.getvalue() + err.getvalue()
     assert sorted(tmp_path.iterdir()) == [spec]

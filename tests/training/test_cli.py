@@ -69,7 +69,7 @@ def test_fit_eval_and_embed(
     both = ("--images", str(tmp_path / "a.jpg"), "--texts", str(tmp_path / "texts.txt"))
     code, stdout, stderr = run(capsys, "embed", str(out), *both, "--out", str(tmp_path / "both.safetensors"), "--json")
     assert json.loads(stdout)["features"] == {"image_features": 1, "text_features": 2}
-    assert "1 image features and 2 text features of width 32 in " in stderr
+    assert "1 image features, 2 text features of width 32 in " in stderr
 
 
 @pytest.mark.drill(2)
@@ -87,10 +87,10 @@ def test_a_checkpoint_trained_with_a_detector_is_evaluated_on_plain_tars_by_an_o
         (checkpoint / f"{name}.safetensors").unlink()
     tars = ("eval", out, "--task", "retrieval", "--json", "--data", str(manifest.parent / "val-*.tar"))
     code, _, stderr = run(capsys, *tars)
-    assert (code, "has no regions of 'yolo'; use the grid: --detector grid" in stderr) == (1, True)
+    assert (code, "does not contain regions of 'yolo'; use --detector grid" in stderr) == (1, True)
     code, stdout, stderr = run(capsys, *tars, "--detector", "grid")
     assert (code, json.loads(stdout)["detector"], json.loads(stdout)["samples"]) == (0, "grid", 14)
-    assert "regions are those of 'grid'; the checkpoint was trained with those of 'yolo'" in stderr
+    assert "regions come from 'grid'; the checkpoint was trained with those of 'yolo'" in stderr
     features = ("embed", *tars[1:2], "--data", tars[-1], "--out", str(tmp_path / "f"), "--detector", "grid")
     assert run(capsys, *features)[0] == 0
     code, stdout, _ = run(capsys, *tars[:-1], str(manifest))
@@ -155,7 +155,7 @@ def test_an_image_that_is_none_is_named(
     [
         (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "", "before the first checkpoint"),
         (("fit", "--recipe", "tiny", "--data", "d", "--out", "OUT"), "checkpoints/step-00000002", "from the last"),
-        (("embed", "c", "--texts", "t", "--index", "OUT"), "", "interrupted; the same command goes on\n"),
+        (("embed", "c", "--texts", "t", "--index", "OUT"), "", "interrupted; run the same command to resume\n"),
         (("search", "OUT", "--text", "x"), "", "interrupted\n"),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_run_without_a_name_gets_a_new_folder(
     assert sorted(path.name for path in Path("runs").iterdir()) == ["tiny-1", "tiny-2"], "nothing was begun"
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, stderr = run(capsys, *fit, manifest)
-    assert (code, "--out: name the folder of the run" in stderr) == (2, True)
+    assert (code, "--out: several processes need a shared folder; name it" in stderr) == (2, True)
 
 
 def test_own_pairs_are_what_the_default_recipe_is_for() -> None:
@@ -272,7 +272,8 @@ def test_fine_tuning_begins_from_a_checkpoint_and_keeps_its_towers(
     out, manifest, _ = trained
     fit = ("fit", "--recipe", "finetune_captions", "--data", str(manifest), "--out", str(tmp_path / "run"))
     code, _, stderr = run(capsys, *fit)
-    assert (code, stderr) == (2, "wenlan-train: recipe finetune_captions: fine-tunes a checkpoint; name it by --init\n")
+    line = "wenlan-train: recipe finetune_captions: fine-tunes a checkpoint; give it with --init\n"
+    assert (code, stderr) == (2, line)
     settings = ("run.epochs=0.5", "run.eval_epochs=0", "run.patience=0", "image.frozen=true", "run.tracker=none")
     code, stdout, stderr = run(
         capsys, *fit, "--init", str(out), "--json", *(part for s in settings for part in ("--set", s))
@@ -307,4 +308,4 @@ def test_a_captioner_is_trained_by_keys_of_its_own(
     assert (result["steps"], result["dev_cider"]) == (1, None)
     code, _, stderr = run(capsys, "eval", str(out), "--data", str(manifest), "--task", "captioning")
     assert code == 1
-    assert "holds no captioner; train one by wenlan-train fit-captioner" in stderr
+    assert "contains no captioner; train one with wenlan-train fit-captioner" in stderr

@@ -69,7 +69,7 @@ def test_every_number_has_a_range_that_its_error_names(key: str, place: int, kin
             changed = [*changed]
             changed[place] = wrong
         before, section[name] = section[name], changed if of_tuple else wrong
-        expected = f"{key}: {wrong} is out of range; it lies between {limits.low:g} and {limits.high:g}"
+        expected = f"{key}: {wrong} is out of range; it must be between {limits.low:g} and {limits.high:g}"
         with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
             from_dict(values)
         section[name] = before
@@ -77,7 +77,7 @@ def test_every_number_has_a_range_that_its_error_names(key: str, place: int, kin
 
 @pytest.mark.parametrize("wrong", ["-1", "5 min", "often", "1.5", "true"])
 def test_checkpoints_are_steps_or_minutes_apart(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--set run.checkpoint_every: .* is not a number of steps, nor minutes"):
+    with pytest.raises(ConfigError, match=r"^--set run.checkpoint_every: .* is not a number of steps or minutes"):
         resolve("tiny", [f"run.checkpoint_every={wrong}"])
     run = resolve("tiny", ["run.checkpoint_every=2.5min"]).run
     assert (run.checkpoint_steps, run.checkpoint_minutes) == (0, 2.5)
@@ -87,7 +87,7 @@ def test_checkpoints_are_steps_or_minutes_apart(wrong: str) -> None:
 
 def test_a_copy_with_changes_is_checked_too() -> None:
     config = resolve("tiny")
-    with pytest.raises(ValidationError, match="0 is out of range; it lies between 1 and inf"):
+    with pytest.raises(ValidationError, match="0 is out of range; it must be between 1 and inf"):
         replace(config.moco, queue_size=0)
     with pytest.raises(ConfigError, match=r"^data.max_tokens: 16 exceeds text.max_positions"):
         replace(config, text=replace(config.text, max_positions=9))
@@ -96,5 +96,5 @@ def test_a_copy_with_changes_is_checked_too() -> None:
 
 
 def test_probabilities_of_texts_are_not_below_0() -> None:
-    with pytest.raises(ConfigError, match=r"^data.text_kinds.news.alt: -1.0 is out of range; it lies between 0 "):
+    with pytest.raises(ConfigError, match=r"^data.text_kinds.news.alt: -1.0 is out of range; it must be between 0 "):
         resolve("tiny", ['data.text_kinds={"news": {"alt": -1}}'])

@@ -1,1 +1,1 @@
-"""Captions: a decoder that writes one about an image, and what its captions are worth."""
+"""Captions: a decoder that describes an image, and metrics of its captions."""

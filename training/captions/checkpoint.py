@@ -1,4 +1,4 @@
-"""Checkpoints of a captioner: a checkpoint of its towers with files beside them, so whatever reads towers reads it too.
+"""Checkpoints of a captioner: a checkpoint of its towers with files beside them, so every reader of towers can read it.
 
     OUT/checkpoints/step-00000200/
       config.json, vocab.txt, towers.safetensors   those of the checkpoint that it writes on (linked, or copied), and
@@ -54,7 +54,7 @@ class State:
 
 @dataclass(frozen=True)
 class Captioner:
-    """A decoder with all that it takes to write captions by it.
+    """A decoder with everything needed to write captions.
 
     towers: sha256 of the towers that it reads regions of. data: digest of the images and the towers' config that it was
     trained on. captions: the distinct training captions.
@@ -70,11 +70,11 @@ class Captioner:
 
     @staticmethod
     def begin(config: CaptionerConfig, region_width: int, towers: str, data: str, captions: Sequence[str]) -> Captioner:
-        """A captioner of random weights for the characters of these captions. Raises ConfigError if none is left."""
+        """A captioner with random weights for the characters of these captions. Raises ConfigError if none is left."""
         distinct = tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions))
         vocabulary = Vocabulary.of(captions, config.min_count)
         if not vocabulary.characters:
-            raise ConfigError("min_count", f"no character stands {config.min_count} times in the training captions")
+            raise ConfigError("min_count", f"no character occurs {config.min_count} times in the training captions")
         decoder = Decoder(config, region_width, len(vocabulary))
         return Captioner(config, vocabulary, region_width, towers, data, distinct, decoder)
 
@@ -133,10 +133,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def read(folder: Path) -> Captioner:
-    """The captioner in a checkpoint's folder. Raises CheckpointError where there is none, or it is damaged."""
+    """The captioner in a checkpoint's folder. Raises CheckpointError if it is missing or damaged."""
     sealed = Sealed.open(folder, (ABOUT, CAPTIONS, WEIGHTS))
     if ABOUT not in sealed.files:
-        raise CheckpointError(str(folder), "holds no captioner; train one by wenlan-train fit-captioner")
+        raise CheckpointError(str(folder), "contains no captioner; train one with wenlan-train fit-captioner")
     about, name = sealed.object(ABOUT), str(folder / ABOUT)
     captions = tuple(sealed.text(CAPTIONS).split("\n")[:-1])
     try:
@@ -145,12 +145,12 @@ def read(folder: Path) -> Captioner:
         width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
         decoder = _filled(config, width, len(vocabulary), sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
     except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise CheckpointError(name, f"is none of a captioner ({first_line(e)})") from None
+        raise CheckpointError(name, f"not a valid captioner.json ({first_line(e)})") from None
     return Captioner(config, vocabulary, width, towers, data, captions, decoder)
 
 
 def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
-    """Fill the optimiser of a captioner that was read, and return where its training stood. Raises CheckpointError."""
+    """Restore the optimiser of a captioner and return the progress of its training. Raises CheckpointError."""
     sealed = Sealed.open(folder)
     tensors = sealed.tensors(_TRAINING)
     checkpoint.fill_moments(captioner.decoder, optimizer, tensors, str(folder / _TRAINING))
@@ -162,7 +162,7 @@ def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Opt
 
 
 def changes(saved: CaptionerConfig, asked: CaptionerConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys in which a continued training differs and must not, with what they were and are."""
+    """Keys that a resumed training must not change but does, with old and new values."""
     free = {"beams", "length_power", "patience", "checkpoint_every", "eval_epochs", "dev_images"}
     before, now = (_CONFIG.dump_python(one, mode="json") for one in (saved, asked))
     return {key: (before[key], now[key]) for key in before if key not in free and before[key] != now[key]}
@@ -181,7 +181,7 @@ def _filled(
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += [key for key, tensor in own.items() if key in tensors and tensors[key].shape != tensor.shape]
     if wrong:
-        raise CheckpointError(name, f"does not fit its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise CheckpointError(name, f"does not match its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
     decoder = Decoder(config, width, vocabulary)
     decoder.load_state_dict(dict(tensors))
     return decoder

@@ -75,7 +75,7 @@ class CaptionerConfig:
 
 
 def folded(text: str) -> str:
-    """A text as captions are learnt and compared: NFKC, spaces in a row as one."""
+    """Normal form in which captions are learnt and compared: NFKC, runs of spaces as one."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
@@ -87,7 +87,7 @@ class Vocabulary:
 
     @staticmethod
     def of(captions: Iterable[str], min_count: int = 1) -> Vocabulary:
-        """The characters that stand in the captions at least so often, sorted."""
+        """The characters that occur in the captions at least so often, sorted."""
         counts: dict[str, int] = {}
         for caption in captions:
             for character in folded(caption):

@@ -1,4 +1,4 @@
-"""Captions on pictures that were held out: those of a captioner beside those of a retrieval baseline.
+"""Evaluation of captions on held-out pictures: a captioner beside a retrieval baseline.
 
 The baseline is what the two towers do without a decoder: the training caption whose text feature is nearest to the
 image's feature. It writes people's sentences, so a captioner that cannot beat it has learnt nothing beyond them.
@@ -71,7 +71,7 @@ def evaluate_captioning(
     captioner = checkpoint.read(loaded.checkpoint.folder)
     images = open_captioned(loaded, data, split, cache, detector)
     if images is None:
-        raise InputError(" ".join(data), f"no sample in the {split} split")
+        raise InputError(" ".join(data), f"no samples in the {split} split")
     captioner.decoder.to(loaded.device)
     written = write_captions(captioner, images, beams)
     gallery = _gallery(captioner.captions)
@@ -153,14 +153,14 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines = [str(result["protocol"]["line"])]
     for name, words in (("captioner", "captioner"), ("nearest", "nearest training caption")):
         lines.append(f"{words}: {_described(result[name])}")
-    lines.append(f"CIDEr of the captioner above the nearest's: {_of_difference(result['difference'])}")
+    lines.append(f"CIDEr, captioner minus nearest: {_of_difference(result['difference'])}")
     unseen = result["unseen"]
     if unseen is None:
-        lines.append("every image has a reference that stands among the training captions")
+        lines.append("every image has a reference that also occurs in the training captions")
     else:
         lines.append(
-            f"of {unseen['images']:,} images whose references are none of the training captions: CIDEr "
-            f"{100 * unseen['captioner']:.1f}, nearest {100 * unseen['nearest']:.1f}, above it "
+            f"of {unseen['images']:,} images whose references do not occur in the training captions: CIDEr "
+            f"{100 * unseen['captioner']:.1f}, nearest {100 * unseen['nearest']:.1f}, difference "
             f"{_of_difference(unseen['difference'])}"
         )
     lines += [f"{one['captioner']} | nearest: {one['nearest']} | {one['references'][0]}" for one in result["shown"]]
@@ -171,7 +171,7 @@ def _line(protocol: Mapping[str, Any]) -> str:
     """Describes in one line how captions were judged."""
     by = "; ".join(f"{name}: {package}" for name, package in protocol["implementations"].items())
     return (
-        "{data}, {split}: {images:,} images, {references:,} references; tokens: {segmenter}; beam search of {beams}; "
+        "{data}, {split}: {images:,} images, {references:,} references; tokens: {segmenter}; beam width {beams}; "
         "nearest of {gallery:,} training captions; {by}; checkpoint {checkpoint:.12}"
     ).format(by=by, **protocol)
 
@@ -191,7 +191,7 @@ def _of_difference(difference: Mapping[str, Any]) -> str:
 def _gallery(captions: Sequence[str]) -> list[str]:
     if len(captions) <= GALLERY:
         return list(captions)
-    LOG.info("the nearest caption is looked for among %s of %s", f"{GALLERY:,}", f"{len(captions):,}")
+    LOG.info("searching for the nearest caption among %s of %s", f"{GALLERY:,}", f"{len(captions):,}")
     return sorted(captions, key=lambda caption: fraction("gallery", caption))[:GALLERY]
 
 

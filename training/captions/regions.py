@@ -1,4 +1,4 @@
-"""Region features of a split, computed once: what a captioner sees of every image, and the captions of each.
+"""Region features of a split, computed once: the input of a captioner, with the captions of each image.
 
 The towers stay as they are, so their output is the same in every epoch. It is written into an array of float16 in the
 cache, CACHE/captions/..., named by checkpoint, dataset and detector, and mapped. In memory are the captions and, while
@@ -109,7 +109,7 @@ def open_captioned(
     try:
         about = Sealed.open(folder).object("about.json")
     except CheckpointError as e:
-        problem = f"damaged features in the cache ({e}); remove it and they are made again"
+        problem = f"damaged features in the cache ({e}); delete it and they are computed again"
         raise InputError(str(folder), problem) from None
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
@@ -125,7 +125,7 @@ def open_captioned(
 
 
 def captions_of(row: Row) -> tuple[str, ...]:
-    """The texts of a sample that are captions by their kind; its primary text where none is."""
+    """The texts of kind `caption` of a sample, or its primary text if it lacks them."""
     captions = tuple(text.text for text in row.texts if text.kind == "caption")
     return captions or (row.texts[0].text,)
 
@@ -160,10 +160,10 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path, leave: LeaveSignal)
                 counts.append(len(regions_RW))
                 features.append(feature_D)
                 if leave() is Leave.STOP:
-                    problem = f"received a signal to end at image {number + 1:,}; the same command makes them again"
+                    problem = f"stopped by a signal at image {number + 1:,}; run the same command to start over"
                     raise RunError(f"region features of {dataset.name}", problem)
         if not rows:
-            raise InputError(dataset.name, f"no image of it can be read ({loader.corrupt} tried)")
+            raise InputError(dataset.name, f"none of its images can be read ({loader.corrupt} tried)")
         np.save(temporary / "n_regions.npy", np.array(counts))
         np.save(temporary / "features.npy", np.stack(features))
         about = {"rows": rows, "corrupt": loader.corrupt, "data": dataset.name}
@@ -194,6 +194,8 @@ def see(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
         moved = batch.to(loaded.device)
         regions_BRW = loaded.model.image_query.seen_regions(moved)
         if regions_BRW is None:
-            raise ConfigError("image.encoder", f"{loaded.config.image.encoder} has no regions to write captions on")
+            raise ConfigError(
+                "image.encoder", f"{loaded.config.image.encoder} does not compute regions, which a captioner needs"
+            )
         features_BD = loaded.model.encode_image(moved)
     return regions_BRW.float().cpu(), features_BD.float().cpu()

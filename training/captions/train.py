@@ -1,4 +1,4 @@
-"""Training of a captioner on the region features of a checkpoint: read `fit_captioner`.
+"""Training of a captioner on the region features of a checkpoint; start at `fit_captioner`.
 
     features of train and dev, once (training/captions/regions.py) -> steps: a batch of images in an order that follows
     from (seed, epoch), of each one of its captions, cross entropy, AdamW with warm-up and cosine
@@ -80,7 +80,7 @@ def fit_captioner(
     device: str = "auto",
     cache: Path | None = None,
 ) -> CaptionerResult:
-    """Train a captioner on the train split of `data` and the towers of a checkpoint; go on where `out` has one.
+    """Train a captioner on the train split of `data` and the towers of a checkpoint; resumes a training in `out`.
 
     Raises ConfigError (bad usage), CheckpointError, ContractError (bad data), InputError, RunError. One line each.
     """
@@ -88,7 +88,7 @@ def fit_captioner(
     for argument in data:
         name, weight = weighted(argument)
         if weight is not None:
-            advice = f"every image is trained on once an epoch; leave out {argument.removeprefix(name)}"
+            advice = f"every image is used once per epoch; leave out {argument.removeprefix(name)}"
             raise ConfigError("--data", f"{argument}: {advice}")
     if config.eval_epochs:
         require(COCO)
@@ -96,10 +96,10 @@ def fit_captioner(
         loaded = load(path, device)
         train = open_captioned(loaded, data, "train", cache, detector, leave)
         if train is None:
-            raise ConfigError("--data", "has no sample in its train split")
+            raise ConfigError("--data", "contains no samples in its train split")
         dev = open_captioned(loaded, data, "dev", cache, detector, leave) if config.eval_epochs else None
         if dev is None and config.patience and config.eval_epochs:
-            LOG.info("no dev split: the captioner is trained for all of its %g epochs", config.epochs)
+            LOG.info("no dev split, so no early stopping: training all %g epochs", config.epochs)
         run = _Training(loaded, train, dev and dev.first(config.dev_images), out, config)
         with run.journal() as journal:
             while run.state.step < run.steps and not run.patience_ended():
@@ -110,7 +110,7 @@ def fit_captioner(
                     run.save(best=better)
                 journal.advance(run.state.step)
                 if asked is Leave.STOP and run.state.step < run.steps:
-                    problem = f"received a signal to end; saved, the same command with --out {out} continues from here"
+                    problem = f"stopped by a signal; saved, run the same command with --out {out} to resume"
                     raise RunError(f"step {run.state.step}", problem)
         return run.result(time.monotonic() - started)
 
@@ -160,7 +160,7 @@ class _Training:
         different = checkpoint.changes(saved.config, self.config)
         if different:
             listed = ", ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in list(different.items())[:3])
-            raise ConfigError(str(start), f"the training began otherwise ({listed}); choose another --out")
+            raise ConfigError(str(start), f"the run was started with other settings ({listed}); choose another --out")
         if (saved.towers, saved.data) != (self.captioner.towers, self.train.digest):
             raise RunError(str(start), "was trained on other data, regions or towers; choose another --out")
         return replace(saved, config=self.config)
@@ -171,7 +171,7 @@ class _Training:
         config = replace(towers, run=replace(towers.run, tracker="none"))
         about = {"device": str(self.device), "processes": 1}
         journal = Journal(self.out, self.first, self.steps, config, about=about)
-        begin = f"goes on from step {self.first}" if self.first else "begins"
+        begin = f"resumes from step {self.first}" if self.first else "begins"
         trained = sum(p.numel() for p in self.captioner.decoder.parameters())
         journal.say(
             f"captioner {begin}: {len(self.train):,} images, {len(self.captioner.vocabulary):,} characters, "

@@ -20,9 +20,9 @@ CAPTIONING = "captioning"
 def add_fit_captioner(commands: Any) -> None:
     command = commands.add_parser(
         "fit-captioner",
-        help="train a decoder that writes captions, on a checkpoint's image tower",
-        description="Train a Transformer decoder on the region features of a checkpoint, whose towers stay as they are "
-        "and come along; the same command on the same --out goes on from the last checkpoint.",
+        help="train a caption decoder on a checkpoint's image tower",
+        description="Trains a Transformer decoder on the region features of a checkpoint and copies its towers "
+        "unchanged into the result. The same command with the same --out resumes from the last checkpoint.",
         examples=[
             "wenlan-train fit-captioner runs/1 --data builds/1 --out runs/2",
             "wenlan-train fit-captioner runs/1 --data aic-icc:DIR --out runs/2 --set layers=4",
@@ -35,7 +35,7 @@ def add_fit_captioner(commands: Any) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example layers=4; may be repeated"
     )
     add_detector(command)
-    command.add_argument("--device", default="auto")
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(command)
     command.set_defaults(run=_fit_captioner)
 
@@ -63,20 +63,20 @@ def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_caption(commands: Any) -> None:
-    what = "write a caption of each image by a captioner"
+    what = "write a caption for each image"
     command = commands.add_parser(
         "caption",
         help=what,
-        description=what + "; one line an image: FILE, a tab, the caption",
+        description=what + "; prints one line per image: FILE, a tab, the caption",
         examples=["wenlan-train caption runs/2/checkpoints/best --images a.jpg b.jpg"],
     )
     command.add_argument(
-        "checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint of fit-captioner, or its run"
+        "checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint of fit-captioner, or its run's folder"
     )
     command.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     add_regions(command)
     add_beams(command)
-    command.add_argument("--device", default="auto")
+    command.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_json(command)
     command.set_defaults(run=_caption)
 
@@ -97,9 +97,9 @@ def _caption(arguments: argparse.Namespace) -> dict[str, Any]:
 def eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
     for option in ("report", "labels"):
         if getattr(arguments, option) is not None:
-            raise ConfigError(f"--{option}", f"--task {CAPTIONING} does not take it")
+            raise ConfigError(f"--{option}", f"is not supported by --task {CAPTIONING}")
     if arguments.towers != "query":
-        raise ConfigError("--towers", "a captioner reads the regions of the query towers, which are all that it has")
+        raise ConfigError("--towers", "a captioner only has query towers")
     from training.captions.evaluate import evaluate_captioning, summary
 
     result = evaluate_captioning(

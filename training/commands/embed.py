@@ -19,11 +19,11 @@ LOG = logging.getLogger("training")
 def add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
-        help="features of images, texts or released rows, as files or as an index to search in",
-        description="Features (float32 unit rows) of one kind of input. --index writes a folder that can be searched, "
-        "part by part: the same command goes on after a kill, and adds what is new when the input has grown. --out "
-        "FILE.parquet takes every input; otherwise --data and files make a .safetensors file, a benchmark with "
-        "--to chinese-clip a folder.",
+        help="embed images, texts or released rows, as files or as a search index",
+        description="Computes features (float32 unit vectors) of one kind of input. --index writes a search index, "
+        "part by part: the same command resumes after a kill, and adds what is new when the input has grown. --out "
+        "FILE.parquet takes every kind of input. Otherwise --data, --images and --texts make a .safetensors file, "
+        "and a benchmark with --to chinese-clip a folder.",
         examples=[
             "wenlan-train embed runs/1 --data store/datasets/weekly/latest.json --index weekly-index --onnx",
             "wenlan-train embed runs/1 --images photos/ --index photos-index",
@@ -38,59 +38,59 @@ def add_embed(commands: Any) -> None:
         "--data",
         nargs="+",
         metavar="DATA",
-        help="manifests or tars, or a benchmark KIND:PATH: both features of one split, with --index of all",
+        help="manifests or tars, or a benchmark KIND:PATH: images and texts of one split, with --index of all splits",
     )
     embed.add_argument(
         "--images",
         nargs="+",
         metavar="FILE",
-        help="image files, with --index and .parquet also folders; --texts may be given too, but for .parquet",
+        help="image files, with --index or .parquet also folders; may be combined with --texts, except for .parquet",
     )
     add_regions(embed)
     embed.add_argument(
-        "--texts", type=path, metavar="FILE", help="UTF-8 file, one text per line; --index: what follows a tab is shown"
+        "--texts", type=path, metavar="FILE", help="UTF-8 file, one text per line; --index shows what follows a tab"
     )
     embed.add_argument(
-        "--jsonl", type=path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
+        "--jsonl", type=path, metavar="FILE", help="rows in BriVL's released format; image paths relative to the file"
     )
     embed.add_argument(
         "--text-kind",
         default=PRIMARY,
         choices=ROW_TEXT_KINDS,
         metavar="KIND",
-        help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
+        help=f"text of a --jsonl row to embed (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
     embed.add_argument(
         "--split",
         choices=(*SPLITS, "test"),
-        help="of --data; default val, with --index all of them; test: benchmarks only",
+        help="split of --data (default: val, with --index all); test exists for benchmarks only",
     )
     embed.add_argument(
         "--to",
         default="",
         choices=["chinese-clip"],
-        help="features and answers of a benchmark for Chinese-CLIP's evaluation scripts; --out is their folder",
+        help="write features and answers of a benchmark for Chinese-CLIP's evaluation scripts; --out is the folder",
     )
     add_detector(
         embed,
-        "; for --index and .parquet it also makes the boxes of pictures that come without: a "
-        "detector's name, or a spec (.yaml) that has it",
+        "; with --index and .parquet it also makes boxes for pictures without any: a detector's name, or a spec "
+        "(.yaml) that names it",
     )
-    embed.add_argument("--out", type=path, metavar="FILE", help="where the features go")
-    embed.add_argument("--index", type=path, metavar="DIR", help="folder of the index, instead of --out")
-    embed.add_argument("--onnx", action="store_true", help="--index: put the ONNX towers into it (wenlan[onnx])")
-    embed.add_argument("--part-rows", type=int, metavar="N", help="--index: rows of a part (default: 1,000 to 10,000)")
+    embed.add_argument("--out", type=path, metavar="FILE", help="file or folder for the features")
+    embed.add_argument("--index", type=path, metavar="DIR", help="folder of a search index, instead of --out")
+    embed.add_argument("--onnx", action="store_true", help="--index: add the ONNX towers (needs wenlan[onnx])")
+    embed.add_argument("--part-rows", type=int, metavar="N", help="--index: rows per part (default: 1,000 to 10,000)")
     embed.add_argument(
-        "--workers", type=int, metavar="N", help="--index: embed on N workers of Ray, on this machine or --address"
+        "--workers", type=int, metavar="N", help="--index: embed on N Ray workers, on this machine or at --address"
     )
-    embed.add_argument("--address", default="", metavar="A", help="--workers: the cluster's address (RAY_ADDRESS)")
+    embed.add_argument("--address", default="", metavar="A", help="cluster of --workers (default: RAY_ADDRESS)")
     embed.add_argument(
         "--region-cache",
         type=path,
         metavar="DIR",
-        help="where boxes are kept that the detector makes, for example STORE/regions (default: in the cache)",
+        help="folder for the boxes that the detector makes, for example STORE/regions (default: in the cache)",
     )
-    embed.add_argument("--device", default="auto")
+    embed.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(embed)
     embed.set_defaults(run=_embed)
 
@@ -132,7 +132,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
         )
     each = written.get("features", {"features": written["rows"]})
-    counts = " and ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
+    counts = ", ".join(f"{rows:,} {name.replace('_', ' ')}" for name, rows in each.items())
     LOG.info("%s of width %d in %s", counts, written["width"], out)
     return written
 
@@ -148,44 +148,44 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl")
     of_benchmark = _of_benchmark(arguments)
     if arguments.regions and not (arguments.images or of_benchmark):
-        raise ConfigError("--regions", "are boxes of --images; give both")
+        raise ConfigError("--regions", "gives boxes of --images; give --images too")
     if arguments.to and not of_benchmark:
         raise ConfigError(
-            "--to", f"{arguments.to} wants a benchmark, --data KIND:PATH; a dataset can be exported to one"
+            "--to", f"{arguments.to} needs a benchmark, --data KIND:PATH; a dataset can be exported as one"
         )
     if (arguments.out is None) == (arguments.index is None):
-        raise ConfigError("embed", "give --out FILE for the features as a file, or --index DIR to search in them")
+        raise ConfigError("embed", "give --out FILE to write features to a file, or --index DIR to make a search index")
     _check_forms(arguments, of_benchmark)
     for name in ("onnx", "part_rows", "workers", "address"):
         if getattr(arguments, name) and arguments.index is None:
-            raise ConfigError(f"--{name.replace('_', '-')}", "goes with --index")
+            raise ConfigError(f"--{name.replace('_', '-')}", "needs --index")
     if arguments.address and arguments.workers is None:
-        raise ConfigError("--address", "is the cluster of --workers; give their number")
+        raise ConfigError("--address", "needs --workers N")
     for name in ("part_rows", "workers"):
         number = getattr(arguments, name)
         if number is not None and number < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{number} is below 1")
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{number} is out of range; it must be at least 1")
     if arguments.index is None and arguments.out.suffix == ".parquet" and len(given) > 1:
-        problem = "rows of a Parquet file have the same columns: write pictures and texts into two files, or --index"
+        problem = "a Parquet file holds either pictures or texts; write two files, or use --index"
         raise ConfigError("embed", problem)
     if arguments.index is not None and of_benchmark:
-        raise ConfigError("--index", "takes --data of manifests or tars, --images, --jsonl or --texts")
+        raise ConfigError("--index", "does not take a benchmark; --data must name manifests or tars")
 
 
 def _check_forms(arguments: argparse.Namespace, of_benchmark: bool) -> None:
     """Raise ConfigError for an option that would be left unread with this input and this form of output."""
     if arguments.text_kind != PRIMARY and not arguments.jsonl:
-        raise ConfigError("--text-kind", "says which text of a --jsonl row; give that")
+        raise ConfigError("--text-kind", "needs --jsonl")
     if arguments.split and not arguments.data:
-        raise ConfigError("--split", "is of --data; give that")
+        raise ConfigError("--split", "needs --data")
     columns = arguments.index is None and arguments.out.suffix == ".parquet"
     made = bool(arguments.index or arguments.jsonl) or (columns and not of_benchmark)
     for name, read in (("detector", made or (arguments.data and not of_benchmark)), ("region_cache", made)):
         if getattr(arguments, name) and not read:
             raise ConfigError(
                 f"--{name.replace('_', '-')}",
-                "boxes are made for --index, --jsonl, and --images with --out FILE.parquet; elsewhere they are those "
-                "that come with the pictures, or the grid",
+                "boxes are made only for --index, --jsonl, and --images with --out FILE.parquet; otherwise they come "
+                "with the pictures, or are the grid",
             )
 
 

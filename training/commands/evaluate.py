@@ -21,10 +21,10 @@ LOG = logging.getLogger("training")
 def add_eval(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
-        help="recall or accuracy of a checkpoint on a split, a benchmark or labelled images, beside chance",
-        description="Figures with chance and 95% intervals. On a split of a dataset: over the queries whose image and "
-        "text stand nowhere in train, over the others, and over all. retrieval: recall both ways; zero-shot: images "
-        "against class names; regions: boxes against class names; probe: linear probe and nearest neighbours; "
+        help="measure recall or accuracy on a split, a benchmark or labelled images",
+        description="Prints figures with chance and 95% intervals. On a split of a dataset they cover the queries "
+        "whose image and text do not occur in train, the others, and all. retrieval: recall both ways; zero-shot: "
+        "images against class names; regions: boxes against class names; probe: linear probe and nearest neighbours; "
         "image-to-image and text-to-text: search within one kind.",
         examples=[
             "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
@@ -43,10 +43,10 @@ def add_eval(commands: Any) -> None:
         f"{', '.join(LABELLED)}; labelled boxes: {', '.join(BOXED)}",
     )
     evaluate.add_argument(
-        "--task", required=True, choices=(*TASKS, CAPTIONING), help="captioning: of a checkpoint of fit-captioner"
+        "--task", required=True, choices=(*TASKS, CAPTIONING), help="captioning needs a checkpoint of fit-captioner"
     )
     evaluate.add_argument(
-        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: not of a dataset"
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; datasets do not have test"
     )
     _add_classes(evaluate)
     evaluate.add_argument(
@@ -69,10 +69,10 @@ def add_eval(commands: Any) -> None:
     evaluate.add_argument(
         "--tokens",
         choices=["jieba", "characters"],
-        help="captioning: what figures count (default jieba)",
+        help="captioning: tokens that the figures count (default jieba)",
     )
     add_beams(evaluate)
-    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
 
@@ -91,25 +91,25 @@ def _add_classes(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--templates", type=path, metavar="FILE", help="sentences for class names, one per line, with {} for the name"
     )
-    evaluate.add_argument("--k", type=int, metavar="K", help=f"neighbours that vote in probe (default {NEIGHBOURS})")
+    evaluate.add_argument("--k", type=int, metavar="K", help=f"probe: neighbours that vote (default {NEIGHBOURS})")
     evaluate.add_argument(
         "--min-score",
         type=float,
         metavar="S",
-        help=f"regions of a dataset: the detector's boxes from this score on (default {MIN_SCORE})",
+        help=f"regions of a dataset: lowest score of a detector's box (default {MIN_SCORE})",
     )
 
 
 _READ_BY = {
-    "regions": ("are boxes of a benchmark", ("retrieval",)),
-    "classes": ("are names of classes", ("zero-shot", "regions", "probe", "image-to-image")),
-    "templates": ("are sentences for class names", ("zero-shot", "regions")),
-    "k": ("counts neighbours", ("probe",)),
-    "min_score": ("chooses a detector's boxes of a dataset", ("regions",)),
-    "tokens": ("are of captions", (CAPTIONING,)),
-    "beams": ("are of captions", (CAPTIONING,)),
+    "regions": ("boxes of a benchmark", ("retrieval",)),
+    "classes": ("names of classes", ("zero-shot", "regions", "probe", "image-to-image")),
+    "templates": ("sentences for class names", ("zero-shot", "regions")),
+    "k": ("number of neighbours", ("probe",)),
+    "min_score": ("for boxes that a detector found in a dataset", ("regions",)),
+    "tokens": ("for captions", (CAPTIONING,)),
+    "beams": ("for captions", (CAPTIONING,)),
 }
-"""Options that some tasks read: what each is, and which tasks."""
+"""Options that only some tasks read: a description, and these tasks."""
 
 
 def _check_read(arguments: argparse.Namespace) -> None:
@@ -117,15 +117,15 @@ def _check_read(arguments: argparse.Namespace) -> None:
     for name, (what, tasks) in _READ_BY.items():
         if getattr(arguments, name) is not None and arguments.task not in tasks:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(option, f"{what}; --task {arguments.task} does not read it, but {' and '.join(tasks)}")
+            raise ConfigError(option, f"{what}; used by {', '.join(tasks)}, not by --task {arguments.task}")
     kind = arguments.data[0].partition(":")[0]
     if arguments.detector and arguments.task == "text-to-text":
-        raise ConfigError("--detector", f"chooses regions; --task {arguments.task} reads no image")
+        raise ConfigError("--detector", f"chooses regions, but --task {arguments.task} does not read images")
     # Not of captioning, for which a benchmark is packed into plain tars: those have the grid, and want it named.
     if arguments.detector and arguments.task != CAPTIONING and kind in (*BENCHMARKS, *LABELLED, *BOXED):
-        raise ConfigError("--detector", f"chooses regions of a dataset; {arguments.data[0]} is none")
+        raise ConfigError("--detector", f"chooses regions of a dataset, but {arguments.data[0]} is not one")
     if arguments.min_score is not None and kind in BOXED:
-        raise ConfigError("--min-score", f"{_READ_BY['min_score'][0]}; {arguments.data[0]} brings labelled ones")
+        raise ConfigError("--min-score", f"{_READ_BY['min_score'][0]}; {arguments.data[0]} contains labelled boxes")
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -165,12 +165,12 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_calibrate(commands: Any) -> None:
-    what = "add to a checkpoint what its scores are measured against; fit does it at its end"
+    what = "add the background for calibrated scores to a checkpoint (fit does this when it ends)"
     calibrate = commands.add_parser(
         "calibrate",
         help=what,
-        description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. A score is "
-        "the share of it below a cosine: eval, embed, export and wenlan.load(...).similarity have it from there.",
+        description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. The score "
+        "of a cosine is the share of them below it, as used by eval, embed, export and wenlan.load(...).similarity.",
         examples=[
             "wenlan-train calibrate runs/1 --data builds/1",
             "wenlan-train calibrate runs/1/checkpoints/best --data builds/1 --images 4000",
@@ -178,9 +178,11 @@ def add_calibrate(commands: Any) -> None:
     )
     calibrate.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     add_data(calibrate)
-    calibrate.add_argument("--images", type=int, default=1000, metavar="N", help="of the train split (default 1000)")
+    calibrate.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="images of the train split (default 1000)"
+    )
     add_detector(calibrate)
-    calibrate.add_argument("--device", default="auto")
+    calibrate.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_shared(calibrate)
     calibrate.set_defaults(run=_calibrate)
 
@@ -189,7 +191,7 @@ def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.evaluation.calibrate import calibrate
 
     if arguments.images < 2:
-        raise ConfigError("--images", f"{arguments.images} images have no unrelated pair; give at least 2")
+        raise ConfigError("--images", f"{arguments.images} is out of range; an unrelated pair needs at least 2")
     counted = calibrate(
         arguments.checkpoint,
         arguments.data,
@@ -199,7 +201,7 @@ def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         cache=arguments.cache,
     )
     LOG.info(
-        "%s: %s pairs of %s unrelated images and texts; half have a cosine above %.3f, one of a hundred above %.3f",
+        "%s: %s pairs of %s unrelated images and texts; half have a cosine above %.3f, one in a hundred above %.3f",
         *(counted[name] for name in ("checkpoint", "pairs", "images", "median_cosine", "cosine_of_0.99")),
     )
     return counted

@@ -13,7 +13,7 @@ LOG = logging.getLogger("training")
 
 
 def add_export(commands: Any) -> None:
-    what = "write a checkpoint's towers for other programs"
+    what = "export a checkpoint's towers for other programs"
     export = commands.add_parser(
         "export",
         help=what,
@@ -29,10 +29,12 @@ def add_export(commands: Any) -> None:
         "--to",
         required=True,
         choices=["safetensors", "onnx", "brivl-1.0", "transformers"],
-        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a "
-        "folder that transformers loads (CLIP's towers without regions)",
+        help="format: one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a "
+        "folder that transformers loads (only towers of CLIP's kind, without regions)",
     )
-    export.add_argument("--out", required=True, type=path, metavar="FILE", help="a folder with --to transformers")
+    export.add_argument(
+        "--out", required=True, type=path, metavar="FILE", help="file to write; with --to transformers a folder"
+    )
     add_json(export)
     export.set_defaults(run=_export)
 
@@ -48,16 +50,16 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_import(commands: Any) -> None:
     command = commands.add_parser(
         "import-brivl",
-        help="a released BriVL-1.0 checkpoint into one that eval, embed, export and fit --init read",
-        description="Reads tensors only and runs no code of the file; downloads nothing. The recipe is recognised by "
-        "the shapes, and the features are those of the released code (compat).",
+        help="convert a released BriVL-1.0 checkpoint into one that eval, embed, export and fit --init read",
+        description="Reads tensors only, runs none of the file's code and downloads nothing. The recipe is recognised "
+        "by the shapes. The features equal those of the released code (compat).",
         examples=[
             "wenlan-train import-brivl BriVL-1.0.pth --out brivl",
             "wenlan-train import-brivl BriVL-1.0.pth --out brivl --json",
         ],
     )
     command.add_argument("file", type=path, metavar="FILE", help="a BriVL-1.0 checkpoint (.pth)")
-    command.add_argument("--out", required=True, type=path, metavar="DIR", help="the checkpoint's folder")
+    command.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the checkpoint")
     add_json(command)
     command.set_defaults(run=_import)
 
@@ -76,13 +78,13 @@ def _import(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_import_transformers(commands: Any) -> None:
     command = commands.add_parser(
         "import-transformers",
-        help="a folder of transformers (CLIP, Chinese-CLIP, SigLIP) into a checkpoint that eval, embed and export read",
-        description="Reads weights, tokenizer and pixel statistics, and runs no code of the folder. The features are "
-        "those of get_image_features and get_text_features, of length 1, on a picture scaled to a square.",
+        help="convert a transformers folder (CLIP, Chinese-CLIP, SigLIP) into a checkpoint for eval, embed and export",
+        description="Reads weights, tokenizer and pixel statistics, and runs none of the folder's code. The features "
+        "equal get_image_features and get_text_features, normalised, of a picture scaled to a square.",
         examples=["wenlan-train import-transformers chinese-clip-vit-base-patch16 --out chinese-clip"],
     )
-    command.add_argument("folder", type=path, metavar="FOLDER", help="config.json, weights and tokenizer in it")
-    command.add_argument("--out", required=True, type=path, metavar="DIR", help="the checkpoint's folder")
+    command.add_argument("folder", type=path, metavar="FOLDER", help="folder with config.json, weights and tokenizer")
+    command.add_argument("--out", required=True, type=path, metavar="DIR", help="folder for the checkpoint")
     add_json(command)
     command.set_defaults(run=_import_transformers)
 
@@ -91,7 +93,7 @@ def _import_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.weights.two_towers import import_transformers, is_two_towers
 
     if not is_two_towers(arguments.folder):
-        raise ConfigError(str(arguments.folder), "no folder of transformers with two towers known here (config.json)")
+        raise ConfigError(str(arguments.folder), "not a transformers folder of two supported towers (see config.json)")
     read = import_transformers(arguments.folder, arguments.out)
     LOG.info("%s: %d tensors of %s", *(read[name] for name in ("out", "tensors", "model_type")))
     return read

@@ -26,7 +26,7 @@ DEFAULT = "starter"
 
 
 def add_fit(commands: Any) -> None:
-    what = "train; the same command on the same --out goes on from the last checkpoint"
+    what = "train; the same command with the same --out resumes from the last checkpoint"
     fit = commands.add_parser(
         "fit",
         help=what,
@@ -39,7 +39,7 @@ def add_fit(commands: Any) -> None:
         ],
     )
     recipe = fit.add_argument(
-        "--recipe", default=DEFAULT, help=f"a function of training/recipes.py (default {DEFAULT}: own pairs, on a CPU)"
+        "--recipe", default=DEFAULT, help=f"a function of training/recipes.py (default {DEFAULT}: your pairs, on a CPU)"
     )
     completed_by(recipe, recipes)
     add_data(fit, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
@@ -47,14 +47,14 @@ def add_fit(commands: Any) -> None:
         "--out",
         type=path,
         metavar="DIR",
-        help="folder of the run (default: a new one, runs/RECIPE-NUMBER; name it to go on with what is in it)",
+        help="folder of the run (default: a new one, runs/RECIPE-NUMBER); name an existing run to resume it",
     )
     fit.add_argument(
         "--init",
         type=path,
         metavar="CHECKPOINT",
-        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues), or from a folder of "
-        "transformers (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer then take the recipe's place",
+        help="start from the towers of a checkpoint (and its queues, with --set moco.init_queues=true), or from a "
+        "transformers folder (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer replace the recipe's",
     )
     setting = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
@@ -63,15 +63,15 @@ def add_fit(commands: Any) -> None:
     fit.add_argument(
         "--workers",
         metavar="N",
-        help="run on N workers of Ray Train, or LO:HI for as many as there is room for (RAY_ADDRESS for a cluster)",
+        help="train on N Ray Train workers, or on LO:HI, as many as there is room for (RAY_ADDRESS for a cluster)",
     )
     fit.add_argument(
-        "--max-failures", type=int, default=10, metavar="N", help="lost workers after which --workers gives up"
+        "--max-failures", type=int, default=10, metavar="N", help="with --workers: give up after this many lost workers"
     )
     fit.add_argument(
         "--dry-run",
         action="store_true",
-        help="train 5 steps, keep nothing, and say what the run would take: parameters, FLOPs, memory, time",
+        help="train 5 steps, keep nothing, and report what the run would need: parameters, FLOPs, memory, time",
     )
     add_shared(fit)
     fit.set_defaults(run=_fit)
@@ -111,9 +111,9 @@ def _folder(arguments: argparse.Namespace) -> Iterator[None]:
         yield
         return
     if "WORLD_SIZE" in os.environ:
-        raise ConfigError("--out", "name the folder of the run, in which all processes meet")
+        raise ConfigError("--out", "several processes need a shared folder; name it")
     out = arguments.out = _new_folder(arguments.recipe)
-    LOG.info("%s: the folder of this run; to go on with it later: the same command with --out %s", out, out)
+    LOG.info("%s: the folder of this run; to resume it later, run the same command with --out %s", out, out)
     try:
         yield
     finally:
@@ -183,7 +183,7 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
                 cache=arguments.cache,
             )
     except WenlanError as e:
-        LOG.info("no background for scores: %s", e)
+        LOG.info("scores are not calibrated: %s", e)
         return
     if config.run.mirror:  # also of an earlier call, which may have been killed before it had copied it
         from training.outputs.saver import copy_again

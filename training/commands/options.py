@@ -13,7 +13,7 @@ LOG = logging.getLogger("training")
 
 
 def path(text: str) -> Path | str:
-    """An argument that is a path; a URL stays as it is for `_brought_here`, since a Path would make another of it."""
+    """Type of a path argument. A URL stays a string for `_brought_here`, since Path would change it."""
     return text if "://" in text else Path(text)
 
 
@@ -36,7 +36,7 @@ def add_data(command: argparse.ArgumentParser, more: str = "") -> None:
         nargs="+",
         metavar="DATA",
         help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
-        "'x-*.tar' or their folder; NAME@WEIGHT mixes" + more,
+        "'x-*.tar' or their folder; DATA@WEIGHT mixes several" + more,
     )
 
 
@@ -64,12 +64,14 @@ def add_detector(command: argparse.ArgumentParser, more: str = "") -> None:
         "--detector",
         default="",
         metavar="NAME",
-        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none" + more,
+        help="detector whose regions of --data to use (default: the checkpoint's); grid for plain tars" + more,
     )
 
 
 def add_shared(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cache", type=path, metavar="DIR", help="where indexes of shards are kept")
+    command.add_argument(
+        "--cache", type=path, metavar="DIR", help="folder for cached indexes of shards (default: ~/.cache/wenlan/index)"
+    )
     add_json(command)
 
 
@@ -80,7 +82,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 def beams(arguments: argparse.Namespace) -> int | None:
     beams: int | None = arguments.beams
     if beams is not None and not 1 <= beams <= 100:
-        raise ConfigError("--beams", f"{beams} is out of range; it lies between 1 and 100")
+        raise ConfigError("--beams", f"{beams} is out of range; it must be between 1 and 100")
     return beams
 
 

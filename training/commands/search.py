@@ -21,45 +21,47 @@ MOST = 10_000
 def add_search(commands: Any) -> None:
     search = commands.add_parser(
         "search",
-        help="find the images or texts of an index that are most like a text, a picture or a row of it",
-        description="Every row is looked at, unless the index is large and has an approximate search. Near-copies are "
-        "shown once. A score is the share of unrelated pairs that are less alike.",
+        help="search an index for images or texts close to a text, a picture or one of its rows",
+        description="Compares every row, unless the index is large and has an approximate search. Near-copies are "
+        "shown once. A score is the share of unrelated pairs that are less similar.",
         examples=[
             "wenlan-train search index --text 一只猫在窗台上 --checkpoint runs/1",
             "wenlan-train search index --image cat.jpg --checkpoint runs/1 --target text --limit 5",
             "wenlan-train search index --text 红烧肉 --words --source news --min-side 400",
         ],
     )
-    search.add_argument("folder", type=path, metavar="INDEX", help="an index of wenlan-train embed")
+    search.add_argument("folder", type=path, metavar="INDEX", help="an index made by wenlan-train embed")
     asked = search.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--text", metavar="T", help="what is looked for, in words")
-    asked.add_argument("--image", type=path, metavar="FILE", help="a picture that is like it; needs --checkpoint")
-    asked.add_argument("--id", metavar="ID", help="a row of the index that is like it")
+    asked.add_argument("--text", metavar="T", help="text to search for")
+    asked.add_argument("--image", type=path, metavar="FILE", help="picture to search by; needs --checkpoint")
+    asked.add_argument("--id", metavar="ID", help="row of the index to search by")
     search.add_argument(
         "--checkpoint",
         type=path,
         metavar="CHECKPOINT",
-        help="the one that made the index (default: the text tower in the index, queries/text.onnx)",
+        help="the checkpoint that made the index (default: the text tower in the index, queries/text.onnx)",
     )
     search.add_argument(
-        "--target", choices=["image", "text"], help="what is found (default: images, if the index has them)"
+        "--target", choices=["image", "text"], help="what to find (default: images, if the index has them)"
     )
-    search.add_argument("--words", action="store_true", help="rank by the words of --text (BM25) as well")
-    search.add_argument("--words-only", action="store_true", help="by the words of --text alone: no tower is needed")
+    search.add_argument("--words", action="store_true", help="rank by the words of --text (BM25) too")
+    search.add_argument("--words-only", action="store_true", help="rank by the words of --text only; needs no towers")
     for name, help in (
-        ("--source", "of this source; may be repeated"),
-        ("--license", "of this licence; may be repeated"),
-        ("--split", "of this split; may be repeated"),
+        ("--source", "only this source; may be repeated"),
+        ("--license", "only this licence; may be repeated"),
+        ("--split", "only this split; may be repeated"),
     ):
         search.add_argument(name, action="append", default=[], metavar="X", help=help)
-    search.add_argument("--min-side", type=int, metavar="N", help="pixels of the shorter side")
-    search.add_argument("--min-score", type=float, metavar="S", help="0 to 1; images by text, or texts by image")
-    search.add_argument("--url", default="", metavar="PART", help="that the image's or the page's URL contains")
-    search.add_argument("--limit", type=int, default=20, metavar="N", help="hits (default 20)")
-    search.add_argument("--offset", type=int, default=0, metavar="N", help="hits to leave out first")
-    search.add_argument("--copies", action="store_true", help="show near-copies too")
-    search.add_argument("--exact", action="store_true", help="look at every row of a large index too")
-    search.add_argument("--device", default="auto")
+    search.add_argument("--min-side", type=int, metavar="N", help="smallest shorter side, in pixels")
+    search.add_argument(
+        "--min-score", type=float, metavar="S", help="lowest score, 0 to 1; for images by text or texts by image"
+    )
+    search.add_argument("--url", default="", metavar="PART", help="only rows whose image or page URL contains this")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="number of hits (default 20)")
+    search.add_argument("--offset", type=int, default=0, metavar="N", help="number of hits to skip")
+    search.add_argument("--copies", action="store_true", help="show near-copies as well")
+    search.add_argument("--exact", action="store_true", help="compare every row, even in a large index")
+    search.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     add_json(search)
     search.set_defaults(run=_search)
 
@@ -97,11 +99,11 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace) -> None:
     if (arguments.words or arguments.words_only) and not arguments.text:
-        raise ConfigError("--words", "are those of --text; give that")
+        raise ConfigError("--words", "needs --text")
     if arguments.text is not None and not arguments.text.strip():
         raise ConfigError("--text", "is empty")
     if not 1 <= arguments.limit <= MOST:
-        raise ConfigError("--limit", f"{arguments.limit} is out of range; it lies between 1 and {MOST:,}")
+        raise ConfigError("--limit", f"{arguments.limit} is out of range; it must be between 1 and {MOST:,}")
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ def _show(found: dict[str, Any]) -> None:
         text = "  ".join(cell.ljust(size) for cell, size in zip(line, [*widths, 0], strict=True))
         sys.stdout.write(f"{printable_line(text)[:width].rstrip()}\n")
     more = "; more with --offset" if found["more"] else ""
-    how = "every row was looked at" if found["exact"] else "an approximate search; --exact looks at every row"
+    how = "every row was compared" if found["exact"] else "approximate search; --exact compares every row"
     LOG.info("%d of %d %ss%s; %s", len(found["hits"]), found["allowed"], found["target"], more, how)
 
 

@@ -30,10 +30,10 @@ _TOKEN = "WENLAN_TOKEN"
 def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
-        help="an HTTP server of a checkpoint: embeddings, search, and a page",
-        description="Answers WenLan's released API, OpenAI's /v1/embeddings, clip-retrieval's "
-        "/knn-service, and the page at /. Ends on SIGTERM after what is in flight. Pictures come as bytes or data "
-        "URIs; no URL is ever fetched. Needs the extra serve.",
+        help="serve a checkpoint over HTTP: embeddings, search, and a web page",
+        description="Serves WenLan's released API, OpenAI's /v1/embeddings, clip-retrieval's /knn-service, and a "
+        "page at /. SIGTERM stops it after the requests in flight. Pictures are sent as bytes or data URIs; no URL is "
+        "ever fetched. Needs the extra serve.",
         examples=[
             "wenlan-train serve runs/1 --data builds/1",
             "wenlan-train serve runs/1 --index photos=indexes/photos --port 8080 --token-file token.txt",
@@ -45,44 +45,48 @@ def add_serve(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="DATA",
-        help="manifests or tars, to be searched: what the run's index of them lacks is embedded first",
+        help="manifests or tars to search; samples missing from the run's index are embedded first",
     )
     serve.add_argument(
         "--index",
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="an index that embed --index wrote, to be searched; may be given several times",
+        help="an index made by embed --index; may be given several times",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
-    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free one")
+    serve.add_argument("--port", type=int, default=8000, help="port (default 8000; 0 for any free one)")
     serve.add_argument(
         "--token-file",
         type=path,
         metavar="FILE",
-        help=f"whose first line every request must bring as Bearer token; or the environment's {_TOKEN}",
+        help=f"file with the token that every request must send as Bearer token (default: the variable {_TOKEN})",
     )
-    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name in the Host header")
-    serve.add_argument("--insecure", action="store_true", help="serve a network without a token")
-    serve.add_argument("--model-name", default="", metavar="NAME", help="in /v1/models (default: the run's folder)")
-    serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="what computes the towers")
-    serve.add_argument("--device", default="auto", help="of the engine torch")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="also accept this Host header")
+    serve.add_argument("--insecure", action="store_true", help="allow access from a network without a token")
+    serve.add_argument(
+        "--model-name", default="", metavar="NAME", help="name in /v1/models (default: the run's folder)"
+    )
+    serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="runtime of the towers")
+    serve.add_argument("--device", default="auto", help="device of the engine torch: auto (default), cpu or cuda")
     serve.add_argument(
         "--detector",
         default="",
         metavar="NAME",
-        help="of pictures without boxes: grid, a detector, or the spec (.yaml) that has it (default: the checkpoint's)",
+        help="for pictures without boxes: grid, a detector, or a spec (.yaml) of it (default: the checkpoint's)",
     )
     serve.add_argument(
-        "--replicas", type=int, metavar="N", help="of the towers, by Ray Serve: here, or on RAY_ADDRESS's cluster"
+        "--replicas", type=int, metavar="N", help="replicas of the towers on Ray Serve, here or at RAY_ADDRESS"
     )
-    serve.add_argument("--batch", type=int, default=16, metavar="N", help="inputs computed at once (default 16)")
-    serve.add_argument("--gather-ms", type=float, default=50.0, metavar="MS", help="longest wait for more of them")
-    serve.add_argument("--request-s", type=float, default=60.0, metavar="S", help="an answer's limit (default 60)")
-    serve.add_argument("--health-s", type=float, default=10.0, metavar="S", help="limit of a probe (default 10)")
-    serve.add_argument("--per-minute", type=int, metavar="N", help="requests of one client (default: no limit)")
-    serve.add_argument("--body-mb", type=int, default=32, metavar="MB", help="of a request's body (default 32)")
-    serve.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of a picture")
+    serve.add_argument("--batch", type=int, default=16, metavar="N", help="most inputs computed at once (default 16)")
+    serve.add_argument("--gather-ms", type=float, default=50.0, metavar="MS", help="wait for a batch to fill")
+    serve.add_argument(
+        "--request-s", type=float, default=60.0, metavar="S", help="time limit of an answer (default 60)"
+    )
+    serve.add_argument("--health-s", type=float, default=10.0, metavar="S", help="time limit of a probe (default 10)")
+    serve.add_argument("--per-minute", type=int, metavar="N", help="requests per client (default: unlimited)")
+    serve.add_argument("--body-mb", type=int, default=32, metavar="MB", help="largest request body (default 32)")
+    serve.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="largest picture")
     add_json(serve)
     serve.set_defaults(run=_serve)
 
@@ -118,12 +122,12 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         name, port = arguments.model_name or _run_of(arguments.checkpoint).name, bound.getsockname()[1]
         detector, regions = choose(checkpoint.detector, arguments.detector, None)
         boxes_of = None if detector is None else boxes_by(InEachProcess(detector))
-        LOG.info("regions of pictures that come without: %s", regions)
+        LOG.info("boxes for pictures without any: %s", regions)
         with _towers(checkpoint, arguments, options) as (towers, threads):
             service = Service(name, checkpoint, towers, options, threads, boxes_of)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
             accept(bound, options)  # who follows the address before the server answers waits
-            LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
+            LOG.info("%s on http://%s:%d (Ctrl-C stops it)", name, arguments.host, port)
             run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}
 
@@ -139,7 +143,7 @@ def _embedded(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
     data = [name if "://" in name else str(Path(name).resolve()) for name in arguments.data]
     digest = hashlib.sha256("\n".join([checkpoint.towers, arguments.detector, *data]).encode()).hexdigest()
     folder = _run_of(arguments.checkpoint) / f"index-{digest[:8]}"
-    LOG.info("%s: the index of %s", folder, " ".join(arguments.data))
+    LOG.info("%s: index of %s", folder, " ".join(arguments.data))
     embed_index(
         checkpoint.folder, Inputs(data=tuple(data)), folder, detector=arguments.detector, device=arguments.device
     )
@@ -169,7 +173,7 @@ def _token(file: Path | None) -> str | None:
     if not text and file is None:
         return None
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
-        raise ConfigError(where, "a token is one line of 16 ASCII characters or more, without spaces")
+        raise ConfigError(where, "a token is one line of at least 16 ASCII characters without spaces")
     return text
 
 
@@ -179,7 +183,7 @@ def _hosts(arguments: argparse.Namespace, token: str | None) -> tuple[str, ...]:
     if is_loopback(arguments.host):
         return (*LOOPBACK, *named)
     if token is None and not arguments.insecure:
-        problem = f"{arguments.host} is reached from the network; give --token-file, or --insecure to serve everyone"
+        problem = f"{arguments.host} is open to the network; give --token-file, or --insecure to serve everyone"
         raise ConfigError("--host", problem)
     return named or ("*",)
 
@@ -192,5 +196,5 @@ def _run_of(checkpoint: Path) -> Path:
 
 def _positive(option: str, number: Any) -> Any:
     if not number > 0:  # nor is NaN
-        raise ConfigError(option, f"{number} is not above 0")
+        raise ConfigError(option, f"{number} is out of range; it must be above 0")
     return number

@@ -1,4 +1,4 @@
-"""From rows of a dataset to a `Batch`: what happens inside a worker process of the loader.
+"""Conversion of dataset rows to a `Batch`, inside a worker process of the loader.
 
     row -> text of this epoch -> bytes -> square pixels -> colour -> boxes -> token ids -> padded batch
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A batch that is asked for: entries start..stop-1 of the stream, and the slot in which it is handed over."""
+    """Request for a batch: entries start..stop-1 of the stream, and the slot for the result."""
 
     start: int
     stop: int
@@ -138,7 +138,7 @@ class BatchMaker:
         return Made(in_slot, tuple(corrupt))
 
     def room(self, samples: int) -> int:
-        """Bytes that a batch of so many samples takes at most in a slot."""
+        """Most bytes of a slot that a batch of so many samples takes."""
         config = self._config
         # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
         # other field of a Batch is one number per sample, of 8 bytes at most.

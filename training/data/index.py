@@ -10,7 +10,7 @@ the last of them, and so does a plain tar. So `RELEASE@9 BUILD@1` mixes what the
 release held before.
 
 Limits: sizes of tars are checked, their sha256 is not (`wenlan-data verify` does that): at the start, or in a dataset
-of more than `AT_START` shards when one is first read. A plain tar has no split: it is all train, or all of what is
+of more than `AT_START` shards when one is first read. A plain tar lacks splits: it is all train, or all of what is
 evaluated.
 """
 
@@ -204,20 +204,20 @@ class Dataset:
         return data
 
     def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
-        """Begin to fetch the remote tars of these shards in the background, those of `here` first."""
+        """Start fetching the remote tars of these shards in the background, those of `here` first."""
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
             self._copies.ahead((s.tar, s.size, s.index.name) for s in shards if "://" in s.tar)
 
     def check_not_empty(self) -> None:
-        """Raise ContractError, with what to do, if the split is empty."""
+        """Raise ContractError, with advice, if the split is empty."""
         if len(self):
             return
         counts = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
         todo = "there is nothing to train on"
         if self.split != "train":
-            todo = f"it is too small for the {self.split}_share of its spec: raise it (shards.{self.split}_share; it "
-            todo += "holds for new pictures, those here keep their split), or wait until the dataset has grown"
+            todo = f"the dataset is too small for its shards.{self.split}_share: raise that in the spec (pictures that "
+            todo += "are already in it keep their split), or wait until the dataset has grown"
         raise ContractError(f"{self.name}: no samples in the {self.split} split ({counts}); {todo}")
 
     def check_window(self, window_shards: int, *, mixed: bool = False) -> None:
@@ -234,8 +234,8 @@ class Dataset:
             each = f" of each of {len(self.parts)} parts" if mixed else ""
             raise ConfigError(
                 "data.cache_gb",
-                f"{self._copies.limit / 1e9:g} GB cannot hold two windows of {window_shards} shards{each}, "
-                f"{needed / 1e9:.3g} GB; raise it or lower data.window_shards",
+                f"{self._copies.limit / 1e9:g} GB is too small for two windows of {window_shards} shards{each} "
+                f"({needed / 1e9:.3g} GB); raise it or lower data.window_shards",
             )
 
     def _read(self, row: Row) -> bytes:
@@ -264,7 +264,9 @@ class Dataset:
             raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
         if not is_as_indexed(shard, os.fstat(handle).st_size):
             os.close(handle)
-            raise ContractError(f"{tar}: was changed or replaced after it was indexed; the same command reads it again")
+            raise ContractError(
+                f"{tar}: was changed or replaced after it was indexed; run the same command to index it again"
+            )
         return handle
 
     def _table(self, path: Path) -> Any:
@@ -277,7 +279,7 @@ class Dataset:
         return table
 
     def close(self) -> None:
-        """Close the open tars; the dataset may still be used, it opens them again."""
+        """Close the open tars; the dataset reopens them when needed."""
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -286,11 +288,11 @@ _ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
 def split_of_dataset(split: str) -> Split:
-    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    """Checks that a dataset can have a split of this name. Raises ConfigError for one that only benchmarks have."""
     for name in SPLITS:
         if name == split:
             return name
-    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    raise ConfigError("--split", f"{split}: datasets have only the splits {', '.join(SPLITS)}")
 
 
 def default_cache() -> Path:
@@ -311,9 +313,9 @@ def open_dataset(
     """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`, `x-*.tar`, a folder) as one dataset.
 
     `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
-    weights (1 where there is none), each in epochs of its own.
+    weights (1 by default), each in epochs of its own.
 
-    `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
+    `detector`: whose regions to join; "" takes the first that a manifest names, or else the grid.
     `plain_tars=False` leaves plain tars out: they lack splits, so they must not serve as a dev split.
 
     Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match (in a
@@ -339,8 +341,8 @@ def open_dataset(
     if tars and plain_tars:
         if detector != GRID:
             raise ContractError(
-                f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use the grid: --detector grid of eval "
-                "and embed, --set data.detector=grid of fit"
+                f"{tars[0][0][0]}: a plain tar does not contain regions of {detector!r}; use --detector grid with eval "
+                "and embed, --set data.detector=grid with fit"
             )
         if not any(weight for _, weight in tars):
             tars = [([name for names, _ in tars for name in names], None)]
@@ -371,7 +373,7 @@ def weighted(argument: str) -> tuple[str, float | None]:
     if not at or not re.fullmatch(r"\d+(\.\d+)?", weight):
         return argument, None
     if not float(weight):
-        raise ConfigError("--data", f"{argument}: a weight of 0; leave it out instead")
+        raise ConfigError("--data", f"{argument}: has weight 0; leave it out instead")
     if float(weight) > MOST_WEIGHT:
         raise ConfigError("--data", f"{argument}: the largest weight is {MOST_WEIGHT:,}")
     return name, float(weight)
@@ -413,10 +415,10 @@ def _manifest(name: str) -> tuple[str, Manifest]:
 def _not_there(name: str, refusals: Sequence[str]) -> str:
     """Why a place lacks a manifest, and what to do. refusals: what its server said, if it has one."""
     if refusals:
-        return f"cannot be read ({refusals[0]}); check the address, and that it may be read from this machine"
+        return f"cannot be read ({refusals[0]}); check the address and its permissions"
     if "://" in name:
-        return "there is no manifest.json, latest.json or shards/manifest.json; give the address of a published build"
-    return "cannot be read; a build without a manifest is not a dataset"
+        return "manifest.json, latest.json and shards/manifest.json are missing; give the address of a published build"
+    return "no manifest.json there; give one, or its folder: a build has it once it is published"
 
 
 def read_file(path: str) -> bytes:
@@ -429,9 +431,7 @@ def read_file(path: str) -> bytes:
 def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
     if detector != GRID and detector not in manifest.detectors:
         known = ", ".join(manifest.detectors) or "none"
-        advice = (
-            "name one of them, or grid, which needs none: --detector of eval and embed, --set data.detector= of fit"
-        )
+        advice = "name one of them or grid, by --detector in eval and embed, by --set data.detector= in fit"
         raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}; {advice}")
     base = posixpath.dirname(path)
     shards = [

@@ -85,7 +85,7 @@ class Shard:
     of: _Made | None = None
 
     def ready(self) -> Shard:
-        """The shard with its index in the cache: made if it is not there, compared with the manifest in any case.
+        """The shard with its index in the cache: made if missing, always compared with the manifest.
 
         Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
         """
@@ -105,16 +105,16 @@ class Shard:
 
 
 def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
-    """A shard that `manifest` names below the folder `base`. No file of it is looked at before `Shard.ready`.
+    """A shard that `manifest` names below the folder `base`. Its files are not read before `Shard.ready`.
 
-    Raises ContractError for names and digests that are none, and for a shard without boxes of the detector.
+    Raises ContractError for invalid names and digests, and for a shard without boxes of the detector.
     """
     tar, parquet = locate(base, manifest, files.tar), locate(base, manifest, files.parquet)
     index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
     if detector == GRID and GRID not in files.regions:
         return Shard(tar, files.samples, index, None, files.tar.bytes, _Made(files, parquet, None))
     if detector not in files.regions:
-        raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
+        raise ContractError(f"{manifest}: shard {files.tar.path} lacks regions of detector {detector!r}")
     digest = files.regions[detector]
     regions = cache / f"{files.parquet.sha256[:32]}-{_sha256(manifest, digest)[:32]}.v{_CACHE_VERSION}.arrow"
     boxes = locate(base, manifest, digest), digest
@@ -124,7 +124,7 @@ def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: 
 def index_plain_tar(tar: str, cache: Path) -> Shard:
     """Index of a plain tar: made by one pass over it, cached by path, size and time of change.
 
-    Raises ContractError when there is no such tar, or no pair in it.
+    Raises ContractError if the tar is missing or contains no pair.
     """
     check_regular(tar)
     name, size = _identity(tar)
@@ -140,7 +140,7 @@ def _identity(tar: str) -> tuple[str, int]:
     with _asking(tar, "no such file"):
         info = fs.info(path)
     if info.get("size") is None:
-        raise ContractError(f"{tar}: its server does not tell how long it is; copy it to a disk or an object store")
+        raise ContractError(f"{tar}: its server does not report the size; copy it to a disk or an object store")
     changed = next((str(info[name]) for name in _CHANGED if name in info), "")
     identity = f"{_TAR_VERSION}\n{path}\n{info['size']}\n{changed}"
     return f"{_OF_A_TAR}{hashlib.sha256(identity.encode()).hexdigest()}.arrow", int(info["size"])
@@ -158,9 +158,9 @@ def locate(base: str, manifest: str, file: FileDigest) -> str:
     parts = file.path.split("/")
     # "::" chains file systems for fsspec
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:
-        raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
+        raise ContractError(f"{manifest}: path {file.path!r} is outside the shard folder")
     if not file.path or "\0" in file.path or not _is_utf8(file.path):
-        raise ContractError(f"{manifest}: path {file.path!r} is not that of a file")
+        raise ContractError(f"{manifest}: path {file.path!r} is not a file path")
     return posixpath.join(base, file.path)
 
 
@@ -176,12 +176,12 @@ def _is_utf8(text: str) -> bool:
 def _sha256(manifest: str, file: FileDigest) -> str:
     """The sha256 that a manifest names for a file: it becomes the name of one in the cache, so it must be one."""
     if not re.fullmatch("[0-9a-f]{64}", file.sha256):
-        raise ContractError(f"{manifest}: the sha256 of {file.path} is none: {file.sha256[:80]!r}")
+        raise ContractError(f"{manifest}: the sha256 of {file.path} is invalid: {file.sha256[:80]!r}")
     return file.sha256
 
 
 def check_regular(name: str) -> None:
-    """Raise ContractError for a local pipe, device or folder in the place of a file: a pipe is waited for for ever."""
+    """Raise ContractError for a local pipe, device or folder in the place of a file: reading a pipe would hang."""
     fs, path = fsspec.core.url_to_fs(name)
     if "file" not in fs.protocol:
         return
@@ -190,7 +190,7 @@ def check_regular(name: str) -> None:
     except (OSError, ValueError):
         return  # reading it says what is wrong
     if not stat.S_ISREG(mode):
-        raise ContractError(f"{name}: no regular file")
+        raise ContractError(f"{name}: not a regular file")
 
 
 @contextmanager
@@ -205,7 +205,7 @@ def _asking(name: str, missing: str) -> Iterator[None]:
         raise ContractError(f"{name}: {missing}") from None
 
 
-_NAMED = "missing, but the manifest names it"
+_NAMED = "missing, but listed in the manifest"
 
 
 def _check_size(name: str, expected: int) -> None:
@@ -228,7 +228,7 @@ def read_parquet(name: str, digest: str, schema: Any) -> Any:
     with _asking(name, _NAMED), fsspec.open(name, "rb") as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
+        raise ContractError(f"{name}: its sha256 differs from the manifest; the file is damaged or was replaced")
     try:
         table = pq.read_table(pa.BufferReader(data), columns=schema.names)
     except Exception as e:  # Arrow raises many types on a damaged file, OSError and MemoryError among them
@@ -289,4 +289,4 @@ def read_index(path: Path) -> Any:
         return table
     except (pa.ArrowException, OSError) as e:
         reason = first_line(e)
-        raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None
+        raise ContractError(f"{path}: damaged index in the cache ({reason}); delete it and it is rebuilt") from None

@@ -46,9 +46,9 @@ def check_rows(table: Any, name: str) -> None:
     for column in table.column_names:
         _refuse(name, column, pc.is_null(table[column]), "is missing")
     for column in ("candidate_id", "image_leader"):
-        _refuse(name, column, pc.invert(pc.match_substring_regex(table[column], _SHA256)), "is no sha256 in hex")
+        _refuse(name, column, pc.invert(pc.match_substring_regex(table[column], _SHA256)), "is not a sha256 in hex")
     known = pc.is_in(table["source_kind"], pa.array(SOURCE_KINDS, pa.string()))
-    _refuse(name, "source_kind", pc.invert(known), f"is none of {', '.join(SOURCE_KINDS)}")
+    _refuse(name, "source_kind", pc.invert(known), f"is not one of {', '.join(SOURCE_KINDS)}")
     for column in ("width", "height", "image_offset", "image_size"):
         negative = pc.less(table[column], 0)
         _refuse(name, column, negative, f"is {pc.min(table[column]).as_py()}")
@@ -59,14 +59,14 @@ def check_rows(table: Any, name: str) -> None:
 def _check_texts(name: str, texts: Any) -> None:
     """Raise ContractError unless each text of any row has a kind, a text and the sha256 of its leader."""
     if texts.null_count:
-        raise ContractError(f"{name}: texts hold one that is missing")
+        raise ContractError(f"{name}: texts contain a missing entry")
     for field in ("kind", "text", "text_leader"):
         if pc.struct_field(texts, field).null_count:
-            raise ContractError(f"{name}: texts hold one whose {field} is missing")
+            raise ContractError(f"{name}: texts contain an entry without {field}")
     if pc.any(
         pc.invert(pc.match_substring_regex(pc.struct_field(texts, "text_leader"), _SHA256))
     ).as_py():  # None: no row
-        raise ContractError(f"{name}: texts hold one whose text_leader is no sha256 in hex")
+        raise ContractError(f"{name}: texts contain an entry whose text_leader is not a sha256 in hex")
 
 
 def check_boxes(table: Any, name: str) -> None:
@@ -74,7 +74,7 @@ def check_boxes(table: Any, name: str) -> None:
     for column in table.column_names:
         _refuse(name, column, pc.is_null(table[column]), "is missing")
     if pc.list_flatten(table["boxes"]).null_count:
-        raise ContractError(f"{name}: boxes hold a number that is missing")
+        raise ContractError(f"{name}: boxes contain a missing number")
     odd = pc.list_value_length(table["boxes"]).to_numpy() % 4 != 0
     if odd.any():
         raise ContractError(f"{name}: row {int(odd.argmax())} has boxes that are not groups of four numbers")

@@ -1,4 +1,4 @@
-"""Batches of a dataset for one process, in an order that can be taken up anywhere.
+"""Batches of a dataset for one process, in an order that can be resumed anywhere.
 
 A step's global batch is entries position .. position + B - 1 of `Order`; micro-step m is its m-th contiguous slice,
 and rank r takes the r-th part of that slice, so that keys enter the queues in the order of the stream. A batch is a
@@ -60,7 +60,7 @@ class Share:
         if self.batch_size % (self.world_size * self.accumulate):
             raise ConfigError(
                 "run.batch_size",
-                f"{self.batch_size} cannot be shared by {self.world_size} ranks x {self.accumulate} micro-steps",
+                f"{self.batch_size} cannot be divided among {self.world_size} ranks x {self.accumulate} micro-steps",
             )
 
     @property
@@ -130,7 +130,7 @@ class Loader:
         self._limit = max(16, len(dataset) // 1000)
         self._corrupt: set[tuple[str, str]] = set()  # tar and key
         if train and not dataset.has_regions:
-            LOG.info("no detector's regions: boxes are a grid of the image and the whole image")
+            LOG.info("no detector regions: boxes are a grid over the image, plus the whole image")
 
     def epochs(self, position: int) -> dict[str, float]:
         """Epochs done at a position: of the dataset, and of each part of a mixture."""
@@ -141,7 +141,7 @@ class Loader:
 
     @property
     def corrupt(self) -> int:
-        """Corrupt samples met so far by this process."""
+        """Number of corrupt samples that this process has found."""
         return len(self._corrupt)
 
     def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:
@@ -194,7 +194,8 @@ class Loader:
             listed = ", ".join(f"{count} of {tar}" for tar, count in tars.most_common(_NAMED))
             more = f" and {len(tars) - _NAMED} other tars" if len(tars) > _NAMED else ""
             raise RunError(
-                "data", f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}{more}; damaged?"
+                "data",
+                f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}{more}; are they damaged?",
             )
 
 

@@ -65,7 +65,7 @@ class _Member:
 
 
 def plain_tars_of(argument: str) -> list[str] | None:
-    """The plain tars that an argument of --data names, or None where it names a manifest.
+    """The plain tars of a --data argument, or None if it is a manifest.
 
     A tar; a brace pattern as webdataset writes it, `x-{000..002}.tar`; a glob, `x-*.tar`, in the order of the names; or
     a folder with tars and no manifest. Raises ContractError: no tar matches, a compressed one, a build's unpublished.
@@ -86,8 +86,8 @@ def _uncompressed(names: list[str]) -> list[str]:
 
 def _compressed(name: str) -> ContractError:
     return ContractError(
-        f"{name}: a compressed tar, but images are read from a tar by their offset; decompress it first (gunzip -k, "
-        "for example): pictures are compressed already, so it hardly grows"
+        f"{name}: a compressed tar; decompress it first (for example gunzip -k), because images are read by offset. It "
+        "hardly grows, since pictures are already compressed"
     )
 
 
@@ -113,7 +113,7 @@ def _globbed(pattern: str) -> list[str]:
 
 def _check_no_glob(argument: str) -> None:
     if _is_glob(argument):
-        raise ContractError(f"{argument}: a glob names plain tars, so it ends in .tar; name manifests one by one")
+        raise ContractError(f"{argument}: a glob matches plain tars and must end in .tar; name manifests one by one")
 
 
 def _is_glob(name: str) -> bool:
@@ -140,7 +140,7 @@ def _of_folder(name: str) -> list[str] | None:
     tars += [n for n in names if n.endswith(_COMPRESSED) and re.sub(r"(\.tar)?\.\w+$", ".tar", n) not in tars]
     if any(_OF_A_BUILD.fullmatch(tar) and f"{tar.removesuffix('.tar')}.parquet" in names for tar in tars):
         raise ContractError(
-            f"{name}: shards of a build that has no manifest.json: it is not published, see wenlan-data"
+            f"{name}: belongs to an unpublished build (manifest.json is missing); publish it with wenlan-data"
         )
     return _uncompressed([posixpath.join(name, tar) for tar in tars]) or None
 
@@ -183,20 +183,20 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
 
 
 def files_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar in their order, to its very end. Raises tarfile.ReadError where it is cut or damaged.
+    """The plain files of a tar in order. Raises tarfile.ReadError if it is truncated or damaged.
 
     What else a hostile tar makes tarfile raise passes: OverflowError, RecursionError and errors of a decompressor.
     """
     for member in archive:
         if member.size < 0:  # the next header would lie before this one, and the tar never end
-            raise tarfile.ReadError(f"{member.name} has a size below 0")
+            raise tarfile.ReadError(f"{member.name} has a negative size")
         if member.isreg() and not member.issparse():
             yield member
     # tarfile takes a header that is cut for the end of the archive; every whole tar ends with a block of zeros.
     if archive.fileobj is not None:
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("has no end mark: truncated")
+            raise tarfile.ReadError("truncated: the end mark is missing")
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[_Member]:

@@ -54,7 +54,7 @@ class ReleasedRow:
     texts: Mapping[str, str]
 
     def text(self, kind: str) -> str | None:
-        """The text of a kind (ours or a released name), or None where the row has none."""
+        """The text of a kind (ours or a released name), or None if the row lacks it."""
         kind = _OURS.get(kind, kind)
         if kind == PRIMARY:
             return next(iter(self.texts.values()), None)
@@ -66,14 +66,14 @@ class ReleasedRow:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A row that cannot be used: where it is or what it is called, and why."""
+    """A row that cannot be used: its place or name, and the reason."""
 
     where: str
     problem: str
 
 
 def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
-    """All rows of a file in order; empty lines are passed over. Raises OSError."""
+    """All rows of a file in order; empty lines are skipped. Raises OSError."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -97,9 +97,9 @@ def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     except (ValueError, RecursionError) as e:
         return Broken(where, f"not JSON ({first_line(e)})")
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
-        return Broken(where, "no image_id in it")
+        return Broken(where, "image_id is missing")
     if not is_text(value["image_id"]):
-        return Broken(where, "half of a surrogate pair stands in its image_id")
+        return Broken(where, "its image_id contains an unpaired surrogate")
     try:
         boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
@@ -120,7 +120,7 @@ def json_lines(file: Path, what: str = "not JSON") -> Iterator[tuple[str, Any]]:
 
 
 def is_text(value: str) -> bool:
-    """True if a text of JSON is free of halves of surrogate pairs: no file's name, digest or tokenizer takes one."""
+    """True if a JSON text is free of unpaired surrogates, which file names, digests and tokenizers reject."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -132,7 +132,7 @@ def _texts(value: Any) -> dict[str, str]:
     if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
         raise ValueError("its sentences are not pairs of kind and text")
     if not all(is_text(part) for pair in value for part in pair):
-        raise ValueError("half of a surrogate pair stands in its sentences")
+        raise ValueError("its sentences contain an unpaired surrogate")
     texts: dict[str, str] = {}
     for kind, text in value:
         texts.setdefault(_OURS.get(kind, kind), text)

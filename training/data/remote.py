@@ -43,7 +43,7 @@ class TarCache:
         self._asked: set[str] = set()
 
     def open(self, url: str, size: int, mark: str = "") -> int:
-        """File descriptor of the tar's copy; fetches it if need be. Raises ContractError."""
+        """File descriptor of the tar's copy, which is fetched if it is missing. Raises ContractError."""
         while True:
             path = self._path(url, size, mark)
             try:
@@ -55,7 +55,7 @@ class TarCache:
             return handle
 
     def ahead(self, tars: Iterable[tuple[str, int, str]]) -> None:
-        """Begin to fetch these (url, size, mark) in the background. A failure shows when the tar is opened."""
+        """Start fetching these (url, size, mark) in the background. A failure shows when the tar is opened."""
         if self._pool is None:  # not in __init__: a thread does not survive the fork of a worker
             self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="tars")
         wanted = list(tars)
@@ -116,7 +116,7 @@ def _copy(url: str, target: Path) -> int:
                     got += file.write(block)
                 return got
         except FileNotFoundError:
-            raise ContractError(f"{url}: missing, but the manifest names it") from None
+            raise ContractError(f"{url}: missing, but listed in the manifest") from None
         except Exception as e:  # what a store's client raises is its own
             if attempt == 2:
                 raise ContractError(f"{url}: cannot be fetched ({reason(e)})") from None

@@ -40,7 +40,7 @@ class Piece:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensor; it has no gaps, whatever the order of its axes."""
+        """Bytes of the tensor, which is dense whatever the order of its axes."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
@@ -71,7 +71,7 @@ class Slots:
         return tuple(pieces)
 
     def read(self, slot: int, pieces: Iterable[Piece], *, pin_memory: bool = False) -> list[Tensor]:
-        """The tensors in memory of the reader's own; the slot may then be used again."""
+        """Copies of the tensors in the reader's memory; the slot can then be reused."""
         pieces = tuple(pieces)
         end = max(piece.start + piece.bytes for piece in pieces)
         copy = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory).copy_(self._memory[slot, :end])

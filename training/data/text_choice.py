@@ -54,7 +54,7 @@ def choose_text(row: Row, config: DataConfig, seed: int, epoch: int) -> RowText:
 
 
 def is_boilerplate(text: str) -> bool:
-    """True if a text is nothing but a phrase that says nothing of a picture, a number or a file name."""
+    """True if a text is only a boilerplate phrase, a number or a file name."""
     return _BOILERPLATE.fullmatch(text) is not None
 
 

@@ -61,7 +61,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, or a
     hub name. Of a folder a BERT's `vocab.txt` is read first, unless its tokenizer_config.json keeps upper case.
 
-    Raises InputError when there is no such vocabulary.
+    Raises InputError if it cannot be found.
     """
     if name == "gb2312":
         return CharTokenizer(gb2312_vocabulary())
@@ -78,7 +78,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     except (OSError, UnicodeDecodeError):
         raise InputError(
             str(path),
-            "no readable vocabulary; tokenizer is gb2312, bert_chinese, vocab.txt, tokenizer.json, or a folder of one",
+            "not a readable vocabulary; give gb2312, bert_chinese, a vocab.txt, a tokenizer.json, or the folder of one",
         ) from None
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
 
@@ -95,7 +95,7 @@ def _of_transformers(name: str) -> Tokenizer:
     """The tokenizer of a local folder or of the hub: a BERT's by its vocabulary, any other as transformers runs it.
 
     As transformers runs it also a BERT's whose ids are not in a row, or that keeps upper case and has tokens of it:
-    bert-base-chinese keeps it and has none, so that lower case reads more.
+    bert-base-chinese keeps it without such tokens, so that lower case reads more.
     """
     from transformers import AutoTokenizer
 
@@ -110,12 +110,12 @@ def _of_transformers(name: str) -> Tokenizer:
     if set(SPECIAL) <= ids.keys() and any(token.startswith("##") for token in ids) and in_a_row and not cased:
         return from_vocabulary(sorted(ids, key=lambda token: ids[token]), name)
     if backend is None:
-        raise InputError(name, "its tokenizer has no tokenizer.json; save it by transformers' fast tokenizer first")
+        raise InputError(name, "tokenizer.json is missing; save it with transformers' fast tokenizer first")
     return json_tokenizer(backend.to_str(), name)
 
 
 def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
-    """Tokenizer of a saved vocabulary: of characters if it begins as ours do, else WordPiece. Raises InputError."""
+    """Tokenizer of a saved vocabulary: characters if it begins like ours, else WordPiece. Raises InputError."""
     try:
         return of_vocabulary.from_vocabulary(tokens, subject)
     except VocabularyError as e:

@@ -1,4 +1,4 @@
-"""Decoding and resizing: from an image file's bytes to the tower's square uint8 input, and its boxes with it.
+"""Decoding and resizing: from an image file's bytes to the tower's square uint8 input and its boxes.
 
 The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
 and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
@@ -54,7 +54,7 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 
 
 class UnreadableImage(ValueError):
-    """The bytes are not a complete image. The message says why, the caller says whose they are."""
+    """The bytes are not a complete image. The message says why; the caller names the file."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _readable() -> Iterator[None]:
 
 def _check_sides(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed (data.max_pixels)")
+        raise UnreadableImage(f"{width} x {height} pixels, more than the {max_pixels:,} allowed (data.max_pixels)")
 
 
 def _jpeg_sides(data: bytes) -> tuple[int, int]:
@@ -102,14 +102,14 @@ def sides(data: bytes, max_pixels: int) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=(*FORMATS, "JPEG")) as image:
             width, height = int(image.width), int(image.height)
     except Exception:  # Pillow raises many types on damage
-        raise UnreadableImage(f"no picture: it begins with the bytes {data[:4].hex()}") from None
+        raise UnreadableImage(f"not a picture: it begins with the bytes {data[:4].hex()}") from None
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed")
+        raise UnreadableImage(f"{width} x {height} pixels, more than the {max_pixels:,} allowed")
     return width, height
 
 
 def prepare() -> None:
-    """Import what `decode` and `square` need, so that forked workers need not, each for seconds."""
+    """Import what `decode` and `square` need, which takes seconds, so that forked workers need not."""
     import simplejpeg  # noqa: F401
     import torchvision.io
     import torchvision.transforms.v2.functional  # noqa: F401
@@ -164,7 +164,7 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
                 file.load()
                 pixels = _on_white(_in_8_bits(file))
         except UnidentifiedImageError:  # its own words are the address of our buffer
-            raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
+            raise UnreadableImage(f"not an image: it begins with the bytes {data[:4].hex()}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -15,17 +15,17 @@ from training.towers.tower import Modality, Tower
 
 
 def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> Tower:
-    """The tower that the config names. `load_weights=False` leaves it random, because a checkpoint follows.
+    """The tower that the config names. `load_weights=False` leaves it random, for a checkpoint to fill.
 
     Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
     """
     name = config.image.encoder if modality == "image" else config.text.encoder
     known = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     if name not in known:
-        raise ConfigError(f"{modality}.encoder", f"no encoder {name!r}; there are {', '.join(known)}")
+        raise ConfigError(f"{modality}.encoder", f"unknown encoder {name!r}; available: {', '.join(known)}")
     tower: Tower = importlib.import_module(f"{__name__}.{name}").build(config, load_weights)
     if tower.modality != modality:
-        raise ConfigError(f"{modality}.encoder", f"{name} encodes {tower.modality}")
+        raise ConfigError(f"{modality}.encoder", f"{name} is an encoder of {tower.modality}s")
     if config.image.frozen if modality == "image" else config.text.frozen:
         tower.freeze()
     return tower

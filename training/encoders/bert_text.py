@@ -109,7 +109,7 @@ def build(config: Config, load_weights: bool) -> Tower:
     """The text tower that `config.text` describes. Raises ConfigError."""
     text = config.text
     if text.frozen_layers > text.backbone_layers:
-        raise ConfigError("text.frozen_layers", f"{text.frozen_layers} of {text.backbone_layers} layers")
+        raise ConfigError("text.frozen_layers", f"{text.frozen_layers} exceeds the {text.backbone_layers} layers")
     backbone = load_text_backbone(text, load_weights)
     masked = config.compat != "brivl-1.0"
     if backbone.whole is not None:
@@ -133,7 +133,7 @@ def _uncut(model: nn.Module, masked: bool, config: Config) -> Tower:
     if text.frozen_layers not in (0, text.backbone_layers):
         raise ConfigError(
             "text.frozen_layers",
-            f"{text.backbone} cannot be cut into layers here: 0, or {text.backbone_layers} to freeze it whole",
+            f"{text.backbone} cannot be frozen in part: use 0, or {text.backbone_layers} to freeze it whole",
         )
     whole = _Whole(model, masked)
     if not text.frozen_layers:

@@ -2,7 +2,7 @@
 
     token ids -> embedding + position -> LayerNorm -> encoder layers -> masked mean -> Linear-ReLU-Linear -> L2
 
-It has no backbone and no prefix: everything is new and trained. Token ids must be below `text.vocab_size`, which may be
+Without a backbone and prefix: everything is new and trained. Token ids must be below `text.vocab_size`, which may be
 larger than the vocabulary.
 """
 
@@ -51,5 +51,5 @@ def build(config: Config, load_weights: bool) -> Tower:
     if load_weights and config.text.weights:
         raise ConfigError("text.weights", "char_text starts from random weights; leave it empty")
     if config.text.position_embedding:
-        raise ConfigError("text.position_embedding", "char_text has positions of its own")
+        raise ConfigError("text.position_embedding", "char_text already has position embeddings")
     return Tower("text", Prefix(), Trunk(config))

@@ -97,12 +97,13 @@ def build(config: Config, load_weights: bool) -> Tower:
     """The image tower that `config.image` describes. Raises ConfigError: its weights come by --init."""
     image = config.image
     if load_weights and image.weights:
-        raise ConfigError("image.weights", "clip_image takes both towers from a folder of transformers: --init FOLDER")
+        raise ConfigError("image.weights", "clip_image loads both towers from a transformers folder; use --init FOLDER")
     stages, pool, (channels, extra) = image_stages(config)
     if image.frozen_stages > len(stages):
         names = ", ".join(name for name, _ in stages)
         raise ConfigError(
-            "image.frozen_stages", f"{image.backbone} has {len(stages)} ({names}), not {image.frozen_stages}"
+            "image.frozen_stages",
+            f"{image.frozen_stages} exceeds the {len(stages)} stages of {image.backbone} ({names})",
         )
     frozen, trained = dict(stages[: image.frozen_stages]), dict(stages[image.frozen_stages :])
     regions = Regions(channels, extra, config) if config.data.max_boxes else None

@@ -52,13 +52,13 @@ def build(config: Config, load_weights: bool) -> Tower:
     """The text tower that `config.text` describes. Raises ConfigError: its weights come by --init."""
     text = config.text
     if load_weights and text.weights:
-        raise ConfigError("text.weights", "clip_text takes both towers from a folder of transformers: --init FOLDER")
+        raise ConfigError("text.weights", "clip_text loads both towers from a transformers folder; use --init FOLDER")
     if text.position_embedding:
-        raise ConfigError("text.position_embedding", "clip_text has positions of its own")
+        raise ConfigError("text.position_embedding", "clip_text already has position embeddings")
     stages, pool = text_stages(config)
     layers = len(stages) - 1
     if text.frozen_layers > layers:
-        raise ConfigError("text.frozen_layers", f"{text.frozen_layers} of {layers} layers")
+        raise ConfigError("text.frozen_layers", f"{text.frozen_layers} exceeds the {layers} layers")
     cut = text.frozen_layers + 1 if text.frozen_layers else 0
     frozen, trained = dict(stages[:cut]), dict(stages[cut:])
     trunk = Trunk(trained, pool, config.run.recompute)

@@ -4,7 +4,7 @@
            -> masked mean -> Linear-ReLU-Linear -> L2
 
 The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
-sixteenth of the work. Embeddings of a region's box or place are options; BriVL has none. The map may be that of any
+sixteenth of the work. Embeddings of a region's box or place are options that BriVL lacks. The map may be that of any
 backbone which training/towers/backbones.py knows, a ViT's included.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the
@@ -117,7 +117,7 @@ def build(config: Config, load_weights: bool) -> Tower:
     if image.frozen_stages > len(names):
         raise ConfigError(
             "image.frozen_stages",
-            f"{image.backbone} has {len(names)} ({', '.join(names)}), not {image.frozen_stages}",
+            f"{image.frozen_stages} exceeds the {len(names)} stages of {image.backbone} ({', '.join(names)})",
         )
     frozen = image.frozen_stages
     trained = [f"backbone.{name}" for name in names[frozen:]]

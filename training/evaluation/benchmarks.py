@@ -1,4 +1,4 @@
-"""Public retrieval benchmarks, read as their publishers pack them: images, captions, and which belong together.
+"""Public retrieval benchmarks, read as their publishers pack them: images, captions and their pairs.
 
     aic-icc:DIR          AI Challenger 2017 captions: caption_{train,validation}_annotations_*.json beside the images
     muge:DIR             MUGE / ECommerce-IC retrieval: MR_{train,valid}_imgs.tsv and MR_*_queries.jsonl
@@ -62,16 +62,16 @@ class Picture:
         if isinstance(self.content, bytes):
             return self.content
         if self.content.exists() and not self.content.is_file():
-            raise ContractError(f"{self.content}: no regular file")  # a pipe, say: reading it would never end
+            raise ContractError(f"{self.content}: not a regular file")  # a pipe, say: reading it would never end
         try:
             return self.content.read_bytes()
         except ValueError:  # a NUL in it, as a stranger's row may have
-            raise ContractError(f"{self.content}: no name of a file") from None
+            raise ContractError(f"{self.content}: not a file name") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A text and the ids of the images that it describes; of none it is a candidate, and no query."""
+    """A text and the ids of the images that it describes; without any it is a candidate but not a query."""
 
     text: str
     images: tuple[str, ...]
@@ -108,18 +108,18 @@ def open_benchmark(data: str, split: str) -> Benchmark:
     if not path or not place.exists():
         raise InputError(data, "no such file or folder")
     if not place.is_dir() and kind != "rows":
-        raise InputError(data, "no folder; give the folder that the benchmark was unpacked to")
+        raise InputError(data, "not a folder; give the folder that the benchmark was unpacked into")
     try:
         benchmark = _READERS[kind](place, split)
     except UnicodeDecodeError as e:
-        raise InputError(data, f"a file of it is not UTF-8 ({e.reason} at byte {e.start})") from None
+        raise InputError(data, f"contains a file that is not UTF-8 ({e.reason} at byte {e.start})") from None
     except OSError as e:
         raise InputError(str(e.filename or data), f"cannot be read ({e.strerror or e})") from None
     if not benchmark.captions:
-        raise InputError(data, f"no caption in the {split} split")
+        raise InputError(data, f"no captions in the {split} split")
     half = next((caption.text for caption in benchmark.captions if not is_text(caption.text)), None)
     if half is not None:
-        raise InputError(data, f"half of a surrogate pair stands in a caption: {half!r}")
+        raise InputError(data, f"a caption contains an unpaired surrogate: {half!r}")
     return benchmark
 
 
@@ -134,7 +134,7 @@ def _aic_icc(place: Path, split: str) -> Benchmark:
         captions = [Caption(_joined(text), (str(row["image_id"]),)) for row in rows for text in _texts(row["caption"])]
         ids = list(dict.fromkeys(str(row["image_id"]) for row in rows))
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError(str(file), f"no list of image_id and caption ({first_line(e)})") from None
+        raise InputError(str(file), f"not a list of image_id and caption ({first_line(e)})") from None
     return _of_files("aic-icc", split, place, ids, captions)
 
 
@@ -184,14 +184,14 @@ def _crossmodal_3600(place: Path, split: str) -> Benchmark:
             ids.append(str(row["image/key"]))
             captions += [Caption(text.strip(), (ids[-1],)) for text in _texts(row["zh"]["caption"])]
         except (KeyError, TypeError, AttributeError) as e:
-            raise InputError(where, f"no image/key with captions in zh ({first_line(e)})") from None
+            raise InputError(where, f"not rows of image/key with captions in zh ({first_line(e)})") from None
     return _of_files("crossmodal-3600", "all", place, ids, captions)
 
 
 def _folder(place: Path, split: str) -> Benchmark:
     files = [path for path in images_below(place) if path.with_suffix(".txt").is_file()]
     if not files:
-        raise InputError(str(place), "holds no image with a .txt of its name beside it")
+        raise InputError(str(place), "contains no image with a .txt file of the same name")
     captions = [Caption(text, (_id_of(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
     pictures = [Picture(_id_of(path), path) for path in files]
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))
@@ -245,17 +245,17 @@ def _named(split: str, names: Mapping[str, str], kind: str) -> str:
     """A benchmark's name of a split. Raises ConfigError for one that it does not have."""
     name = names.get(split)
     if name is None:
-        raise ConfigError("--split", f"{kind} has no {split} split with captions; it has {', '.join(names)}")
+        raise ConfigError("--split", f"{kind} does not have a {split} split with captions; it has {', '.join(names)}")
     return name
 
 
 def _find(place: Path, pattern: str) -> Path:
-    """The file of this name below a folder. Raises InputError where there is none, or several."""
+    """The file of this name below a folder. Raises InputError unless there is exactly one."""
     found = _below(place, pattern)
     if not found:
-        raise InputError(str(place), f"holds no {pattern}")
+        raise InputError(str(place), f"contains no {pattern}")
     if len(found) > 1:
-        raise InputError(str(place), f"holds {len(found)} files {pattern}; name the folder of one of them")
+        raise InputError(str(place), f"contains {len(found)} files {pattern}; give the folder of one of them")
     return found[0]
 
 
@@ -272,7 +272,9 @@ def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list
     for name in ids:
         path = files.get(name) or next((files[name + s] for s in SUFFIXES if name + s in files), None)
         if path is None:
-            raise InputError(str(place), f"holds no image {name}, which {kind} lists; put its images below that folder")
+            raise InputError(
+                str(place), f"lacks the image {name}, which {kind} lists; put its images below this folder"
+            )
         pictures.append(Picture(name, path))
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
 
@@ -285,7 +287,7 @@ def _id_of(path: Path) -> str:
 def _texts(value: Any) -> list[str]:
     """A JSON value that is a list of texts. Raises TypeError: of one text, each character would be taken."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise TypeError(f"no list of texts: {value!r:.80}")
+        raise TypeError(f"not a list of texts: {value!r:.80}")
     return value
 
 
@@ -312,7 +314,7 @@ def folder_of_split(data: str, place: Path, split: str) -> tuple[Path, dict[str,
     if set(folders_in(place)) - set(found.values()):
         found = {}
     if found and split not in found:
-        raise ConfigError("--split", f"{data} has no {split} split; it has {', '.join(found)}")
+        raise ConfigError("--split", f"{data} does not have a {split} split; it has {', '.join(found)}")
     return found.get(split, place), found
 
 
@@ -338,10 +340,10 @@ def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> 
             captions.append(Caption(str(text).strip(), images_of, number if isinstance(number, int) else None))
         except (AttributeError, KeyError, TypeError) as e:
             raise InputError(
-                where, f"no {text_key} with {ids_key} ({first_line(e)}); has this split answers?"
+                where, f"no {text_key} with {ids_key} ({first_line(e)}); does this split have answers?"
             ) from None
     if captions and not any(caption.images for caption in captions):
-        raise InputError(str(texts), f"no {ids_key} in any line; has this split answers?")
+        raise InputError(str(texts), f"no {ids_key} in any line; does this split have answers?")
     return Benchmark(kind, split, tuple(captions), lambda: _tsv_pictures(images))
 
 
@@ -351,11 +353,11 @@ def _tsv_pictures(file: Path) -> Iterator[Picture]:
             name, tab, encoded = line.rstrip(b"\r\n").partition(b"\t")
             try:
                 if not tab:
-                    raise ValueError("no tab")
+                    raise ValueError("the tab is missing")
                 # both alphabets of base64 are met: cn_clip reads the URL-safe one, its guide writes the other
                 yield Picture(name.decode(), base64.b64decode(encoded.translate(_STANDARD), validate=True))
             except ValueError as e:  # binascii.Error and UnicodeDecodeError among them
-                raise InputError(f"{file}:line {number}", f"no id, tab and base64 ({first_line(e)})") from None
+                raise InputError(f"{file}:line {number}", f"not an id, a tab and base64 ({first_line(e)})") from None
 
 
 def _by_caption_id(file: Path, wanted: set[str] | None) -> list[Caption]:
@@ -366,7 +368,7 @@ def _by_caption_id(file: Path, wanted: set[str] | None) -> list[Caption]:
             continue
         match = _CAPTION_ID.fullmatch(line.strip())
         if match is None:
-            raise InputError(f"{file}:line {number}", "no image id, # and number, then a caption")
+            raise InputError(f"{file}:line {number}", "not an image id, # and number, then a caption")
         if wanted is None or match["image"] in wanted:
             captions.append(Caption(_joined(match["text"]), (match["image"],)))
     return captions

@@ -40,7 +40,7 @@ def calibrate(
     device: str = "auto",
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the background of a checkpoint's query towers into it, in place of an earlier one; what was counted.
+    """Write the background of a checkpoint's query towers into it, replacing any; returns the counts.
 
     Raises InputError where the gallery lacks two samples that do not belong together, CheckpointError, ContractError.
     """
@@ -53,7 +53,7 @@ def calibrate(
     unrelated_NN = np.ones_like(cosines_NN, dtype=np.bool_)
     unrelated_NN[hits] = False
     if not unrelated_NN.any():
-        raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so no score can be measured")
+        raise InputError(" ".join(data), f"no two of its {some} samples are unrelated, so scores cannot be calibrated")
     background = Background.of(cosines_NN[unrelated_NN], some, some)
     folder = loaded.checkpoint.folder
     with exclusive(folder):

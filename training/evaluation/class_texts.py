@@ -1,4 +1,4 @@
-"""Class names as sentences: the texts by which a class is known to the text tower.
+"""Class names as sentences: the texts that represent a class for the text tower.
 
 A class's vector is the mean of the unit features of each of its names in each of the templates, made a unit again: that
 of CLIP (arXiv 2103.00020, section 3.1.4). The templates are our own: Chinese captions as people write them,
@@ -50,12 +50,12 @@ def read_templates(file: Path) -> tuple[str, ...]:
 
 
 def checked(where: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """The same templates. Raises InputError where one lacks a place for the name, or none is given."""
+    """The same templates. Raises InputError if one lacks a place for the name, or if the list is empty."""
     for template in templates:
         if "{}" not in template and "{c}" not in template:
-            raise InputError(where, f"template {template!r} has no {{}} for the name of the class")
+            raise InputError(where, f"template {template!r} lacks {{}} for the name of the class")
     if not templates:
-        raise InputError(where, "no template in it")
+        raise InputError(where, "contains no template")
     return tuple(templates)
 
 
@@ -80,5 +80,5 @@ def class_features(loaded: Loaded, classes: Sequence[ClassName], templates: Sequ
         np.add.at(means_CD, class_T[some], text_rows(loaded, texts[some]).astype(np.float64))
     means_CD /= count_C[:, None]
     lengths_C1 = np.linalg.norm(means_CD, axis=1, keepdims=True)
-    # A class whose texts cancel out has no direction, and stays zero: it is never the best.
+    # A class whose texts cancel out stays zero: it is never the best.
     return (means_CD / np.where(lengths_C1 > 0, lengths_C1, 1)).astype(np.float32)

@@ -37,7 +37,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Classified:
-    """N items with what was said of them.
+    """N items with their labels and ranked predictions.
 
     rank_N: of the right class, 1 is the best; classes that score the same come before it. said_N: the class that was
     said: the right one if its rank is 1, otherwise the best of the others.
@@ -54,7 +54,7 @@ class Classified:
         return int(self.scores_NC.shape[1])
 
     def best(self, item: int, count: int) -> list[tuple[int, float]]:
-        """(class, score) of the best `count` classes of an item, the one that was said first."""
+        """(class, score) of the best `count` classes of an item, best first."""
         scores_C = self.scores_NC[item].astype(np.float64)
         order = np.lexsort((np.arange(len(scores_C)) != self.said_N[item], -scores_C))
         return [(int(c), float(scores_C[c])) for c in order[:count]]

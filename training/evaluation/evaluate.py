@@ -1,4 +1,4 @@
-"""Features of a benchmark, recall of a split's embeddings, and which samples of a split stand in train.
+"""Features of a benchmark, recall of a split's embeddings, and the samples of a split that also occur in train.
 
 A dataset's splits hold image clusters apart, not texts, unless its spec says so (`shards.apart`): a held-out pair may
 have a caption that stands in the train split too. So figures are given of seen and unseen queries apart
@@ -47,9 +47,9 @@ def retrieval(embeddings: Embeddings) -> Retrieval:
 def stands_in_train(
     data: Sequence[str], split: Split, image_ids_N: Ids, text_ids_N: Ids, cache: Path | None
 ) -> tuple[Mask, Mask] | None:
-    """Masks of a split's samples whose image leader, and whose text leader, stands in the dataset's train split.
+    """Masks of a split's samples whose image leader, and whose text leader, occurs in the dataset's train split.
 
-    Ids as a Batch carries them. None where it is unknown: of the train split itself, and where there is none.
+    Ids as a Batch carries them. None where it is unknown: for the train split itself, and if train is missing.
     """
     if split == "train":
         return None
@@ -82,7 +82,7 @@ def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: 
 
 
 def named_benchmark(data: Sequence[str], split: str) -> Benchmark | None:
-    """The benchmark that `--data` names, if it does. Raises ConfigError where it stands beside other data."""
+    """The benchmark that `--data` names, or None. Raises ConfigError if other data is given with it."""
     named = [name for name in data if is_benchmark(name)]
     if not named:
         return None
@@ -133,7 +133,7 @@ def _images(
     wanted = {image for caption in benchmark.captions for image in caption.images}
     lacking = sorted(wanted - row_of.keys() - corrupt)
     if lacking:
-        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
+        raise InputError(benchmark.name, f"has captions for {len(lacking)} images that are missing: {lacking[0]}")
     if not len(image_ND):
-        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
+        raise InputError(benchmark.name, f"none of its images can be read ({len(corrupt)} tried)")
     return image_ND, row_of, corrupt

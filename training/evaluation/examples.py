@@ -1,4 +1,4 @@
-"""Single queries of an evaluation, for people to look at: hits and misses, with small pictures.
+"""Example queries of an evaluation: hits and misses, with small pictures.
 
 Queries are drawn at random from the hits and from the misses, with a fixed seed, so that neither the best nor the worst
 is shown for the whole. Pictures are JPEG thumbnails in data: URIs, bounded in number and size; a page of them loads
@@ -55,7 +55,7 @@ def example(group: str, rank: int, query: dict[str, Any], answers: list[dict[str
 def thumbnails(pictures: Iterable[Picture], wanted: Sequence[str]) -> dict[str, str]:
     """data: URIs of the pictures with these ids, in the order of their first mention, PICTURES of them at most.
 
-    A picture that cannot be read has none. Reads until the last one is found.
+    A picture that cannot be read gets "". Reads until the last one is found.
     """
     left = set(list(dict.fromkeys(wanted))[:PICTURES])
     found: dict[str, str] = {}
@@ -84,7 +84,7 @@ def thumbnail(data: bytes) -> str:
 
 
 def with_pictures(examples: list[dict[str, Any]], pictures: Iterable[Picture]) -> list[dict[str, Any]]:
-    """The examples with data: URIs for the ids in `picture`, those of the queries first; "" where there is none."""
+    """The examples with data: URIs for the ids in `picture`, those of the queries first; "" for a missing one."""
     parts = [example["query"] for example in examples] + [a for example in examples for a in example["answers"]]
     found = thumbnails(pictures, [part["picture"] for part in parts if "picture" in part])
     for part in parts:

@@ -1,4 +1,4 @@
-"""Features that a checkpoint's towers compute of samples, pictures and texts, for what is measured of them.
+"""Features of samples, pictures and texts by a checkpoint's towers, for evaluation.
 
 `embed` takes batches of a dataset on all ranks, `picture_features` and `text_rows` other inputs. Rows are of unit
 length, in the run's precision.
@@ -55,7 +55,7 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
     parts = distributed.gather_objects([embed_batches(model, batches, device, precision)])
     every = [part for of_rank in parts for part in of_rank if len(part.image_ND)]
     if not every:
-        raise InputError("retrieval", "no sample in the split")
+        raise InputError("retrieval", "no samples in the split")
     columns = ([getattr(part, name) for part in every] for name in Embeddings.__dataclass_fields__)
     return Embeddings(*map(np.concatenate, columns))
 

@@ -1,4 +1,4 @@
-"""Boxes of images that lie in no dataset.
+"""Boxes of images that do not belong to a dataset.
 
     boxes.jsonl      one JSON line per image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
     boxes.parquet    boxes by the sha256 of an image's bytes: a regions file of the shard contract
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    """Boxes of each image. Raises InputError naming the line or image that has none, OSError."""
+    """Boxes of each image. Raises InputError naming the line or image without boxes, OSError."""
     if file.suffix == ".parquet" or file.is_dir():
         table = RegionTable.open(file)
         return [table.of(Path(image).read_bytes(), image) for image in images]
@@ -54,13 +54,15 @@ class RegionTable:
 
     @staticmethod
     def open(place: Path) -> RegionTable:
-        """Read regions. Raises InputError for what are none."""
+        """Read regions. Raises InputError for anything else."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
         if not files:
-            raise InputError(str(place), "holds no regions (.parquet); name a dataset's regions/DETECTOR or STORE's")
+            raise InputError(
+                str(place), "contains no regions (.parquet); give the regions/DETECTOR of a dataset or of STORE"
+            )
         try:
             tables, digests = list[pa.Table](), list[bytes]()
             for file in files:
@@ -75,7 +77,7 @@ class RegionTable:
         return RegionTable(place, table, row_of, raw, hashlib.sha256(b"".join(digests)).hexdigest())
 
     def has(self, content: bytes) -> bool:
-        """True if there are boxes of an image, none included, by the bytes of its file."""
+        """True if the boxes of an image, even an empty list, are known by the bytes of its file."""
         return hashlib.sha256(content).hexdigest() in self.row_of
 
     def of(self, content: bytes, name: str) -> tuple[Box, ...]:
@@ -83,7 +85,7 @@ class RegionTable:
         digest = hashlib.sha256(content).hexdigest()
         row = self.row_of.get(digest)
         if row is None:
-            raise InputError(str(self.place), f"has no boxes of {name} (sha256 {digest})")
+            raise InputError(str(self.place), f"lacks boxes of {name} (sha256 {digest})")
         flat, scores = self.table["boxes"][row].as_py(), self.table["scores"][row].as_py()
         try:
             if self.raw:
@@ -113,7 +115,7 @@ def _cleaned(
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    what, boxes = "no list of boxes [[x1, y1, x2, y2], ...]", list[tuple[Box, ...]]()
+    what, boxes = "not a list of boxes [[x1, y1, x2, y2], ...]", list[tuple[Box, ...]]()
     for where, value in json_lines(file, what):
         try:
             boxes.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))

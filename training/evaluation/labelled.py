@@ -1,4 +1,4 @@
-"""Labelled images: what classification, probes and search by image are measured on.
+"""Labelled images for classification, probes and search by image.
 
     classes:DIR     a folder per class, named as the class: DIR/CLASS/*.jpg, or DIR/{train,dev,val,test}/CLASS/*.jpg
     wds:DIR         tars with a .cls per image as clip_benchmark writes them: DIR/{train,test}/N.tar with nshards.txt,
@@ -95,12 +95,12 @@ class Source:
 
     @property
     def is_dataset(self) -> bool:
-        """True if the data are manifests, and no KIND:PATH."""
+        """True if the data are manifests, not KIND:PATH."""
         return not any(name.partition(":")[0] in KINDS for name in self.data)
 
 
 def open_labelled(source: Source, split: str, detector: str) -> Labelled:
-    """The split of what `--data` names. detector: whose boxes a dataset's images get.
+    """Opens a split of `--data`. detector: whose boxes a dataset's images get.
 
     Raises ConfigError for a split that is not there and options that do not go together, InputError for files that are
     missing or not in their form, ContractError (dataset).
@@ -108,13 +108,13 @@ def open_labelled(source: Source, split: str, detector: str) -> Labelled:
     if source.is_dataset:
         other = next((name for name in source.data if is_benchmark(name) or name.startswith(("coco:", "boxes:"))), None)
         if other is not None:
-            raise ConfigError("--data", f"{other} has no classes of images; give classes:DIR, wds:DIR or a dataset")
+            raise ConfigError("--data", f"{other} does not label images; give classes:DIR, wds:DIR or a dataset")
         return _of_dataset(source, split, detector)
     if len(source.data) > 1:
         raise ConfigError("--data", f"{source.data[0]} is evaluated alone, not beside other data")
     [data] = source.data
     if source.labels is not None:
-        raise ConfigError("--labels", f"are for a dataset; {data} has its own")
+        raise ConfigError("--labels", f"is for datasets; {data} brings its own labels")
     kind, _, path = data.partition(":")
     place = Path(path)
     if not path or not place.is_dir():
@@ -144,7 +144,7 @@ def check_names(where: str, classes: Sequence[ClassName]) -> tuple[ClassName, ..
         for name in one.names:
             other = names.setdefault(name, one.key)
             if other != one.key:
-                raise InputError(where, f"classes {other!r} and {one.key!r} are both called {name!r}; name them apart")
+                raise InputError(where, f"classes {other!r} and {one.key!r} share the name {name!r}; rename one")
     return tuple(classes)
 
 
@@ -159,12 +159,12 @@ def _classes_of_json(file: Path, text: str) -> list[ClassName]:
     except (ValueError, RecursionError) as e:
         raise InputError(str(file), f"not JSON ({first_line(e)})") from None
     if not isinstance(value, dict):
-        raise InputError(str(file), 'no object {"CLASS": "name", ...}')
+        raise InputError(str(file), 'not an object {"CLASS": "name", ...}')
     classes = []
     for key, names in value.items():
         listed = [names] if isinstance(names, str) else names
         if not isinstance(listed, list) or not listed or not all(isinstance(n, str) and n.strip() for n in listed):
-            raise InputError(str(file), f"class {key!r}: no name, or list of names")
+            raise InputError(str(file), f"class {key!r}: not a name or a list of names")
         classes.append(ClassName(key, tuple(dict.fromkeys(name.strip() for name in listed))))
     return classes
 
@@ -177,7 +177,7 @@ def _classes_of_lines(file: Path, text: str) -> list[ClassName]:
             continue
         names = tuple(dict.fromkeys(filter(None, (name.strip() for name in re.split("[,，、;；]", after)))))
         if tab and not names:
-            raise InputError(f"{file}:line {number}", "a tab, but no name after it")
+            raise InputError(f"{file}:line {number}", "no name after the tab")
         classes.append(ClassName(key.strip(), names or (key.strip(),)))
     return classes
 
@@ -187,7 +187,7 @@ def _numbers(where: str, classes: Sequence[ClassName], labels: set[str]) -> dict
     numbers = {one.key: number for number, one in enumerate(classes)}
     unknown = sorted(labels - numbers.keys())
     if unknown:
-        raise InputError(where, f"{len(unknown)} labels are no class of the list, the first {unknown[0]!r}")
+        raise InputError(where, f"{len(unknown)} labels are not in the list of classes, first {unknown[0]!r}")
     return numbers
 
 
@@ -222,7 +222,7 @@ def _of_folders(data: str, place: Path, split: str, given: Path | None) -> Label
     numbers = _numbers(str(listed or data), classes, keys)
     files = sorted((path, key) for key in keys for path in images_below(root / key))
     if not files:
-        raise InputError(str(root), "holds no image in a folder of its class")
+        raise InputError(str(root), "contains no image in a folder of its class")
 
     def items() -> Iterator[LabelledPicture]:
         for path, key in files:
@@ -240,7 +240,7 @@ def _of_tars(data: str, place: Path, split: str, given: Path | None) -> Labelled
     }
     if split not in folders:
         known = ", ".join(folders) or "none"
-        raise ConfigError("--split", f"{data} has no {split} split (a folder with nshards.txt); it has {known}")
+        raise ConfigError("--split", f"{data} lacks the split {split} (a folder with nshards.txt); it has {known}")
     listed = given or _list_in(place)
     classes = read_classes(listed) if listed else _of_classnames(place / "classnames.txt")
     tars = [folders[split] / f"{number}.tar" for number in range(_count(folders[split] / "nshards.txt"))]
@@ -261,7 +261,7 @@ def _of_classnames(file: Path) -> tuple[ClassName, ...]:
     """The number of a class is that of its line, so none may be empty."""
     names = [line.strip() for line in _text(file).rstrip().split("\n")]
     if not all(names):
-        raise InputError(f"{file}:line {names.index('') + 1}", "no name; labels are counted by lines")
+        raise InputError(f"{file}:line {names.index('') + 1}", "empty line; line N names the class of label N - 1")
     return check_names(str(file), [ClassName(str(number), (name,)) for number, name in enumerate(names)])
 
 
@@ -272,7 +272,7 @@ def _lines(file: Path) -> list[str]:
 def _count(file: Path) -> int:
     lines = _lines(file)
     if len(lines) != 1 or not lines[0].isascii() or not lines[0].isdigit() or len(lines[0]) > 9:
-        raise InputError(str(file), "no number of tars")
+        raise InputError(str(file), "not a number of tars")
     return int(lines[0])
 
 
@@ -308,7 +308,7 @@ def _sample(tar: Path, key: str, found: Mapping[str, bytes]) -> Iterator[tuple[s
     try:
         label = int(found["cls"].decode("ascii"))
     except ValueError:
-        raise InputError(f"{tar}: {key}.cls", "no number of a class") from None
+        raise InputError(f"{tar}: {key}.cls", "not a number of a class") from None
     yield key, image, label
 
 
@@ -319,7 +319,7 @@ def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
     from training.data.index import open_dataset, split_of_dataset  # Arrow and more
 
     if source.labels is None:
-        raise ConfigError("--labels", "name a file with key and label of the samples (.jsonl, .csv or .parquet)")
+        raise ConfigError("--labels", "a dataset needs a .jsonl, .csv or .parquet file with key and label of samples")
     known = split_of_dataset(split)
     of_key = read_labels(source.labels)
     classes = _named(str(source.labels), set(of_key.values()), source.classes)
@@ -338,7 +338,7 @@ def _of_dataset(source: Source, split: str, detector: str) -> Labelled:
             picture = Picture(row.key, dataset.image(row), boxes)
             yield LabelledPicture(picture, numbers[of_key[row.key]], row.image_leader, row.texts[0].leader)
         if not any_label:
-            raise InputError(str(source.labels), f"has no label of a sample in the {split} split of {dataset.name}")
+            raise InputError(str(source.labels), f"labels none of the samples in the {split} split of {dataset.name}")
 
     splits = tuple(name for name in SPLITS if dataset.samples[name])
     return Labelled(" ".join(source.data), split, splits, classes, items)
@@ -363,11 +363,11 @@ def read_labels(file: Path) -> dict[str, str]:
     labels: dict[str, str] = {}
     for where, key, label in rows:
         if not isinstance(key, str) or isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
-            raise InputError(where, "no key with a label")
+            raise InputError(where, "contains no key with a label")
         if labels.setdefault(key, str(label)) != str(label):
             raise InputError(where, f"a second label of {key}")
     if not labels:
-        raise InputError(str(file), "no label in it")
+        raise InputError(str(file), "contains no labels")
     return labels
 
 
@@ -398,6 +398,6 @@ def _parquet(file: Path) -> Iterator[Triple]:
     try:
         table = pq.read_table(file, columns=["key", "label"])
     except pa.ArrowException as e:
-        raise InputError(str(file), f"no Parquet file with the columns key and label ({first_line(e)})") from None
+        raise InputError(str(file), f"not a Parquet file with the columns key and label ({first_line(e)})") from None
     for number, row in enumerate(table.to_pylist()):
         yield f"{file}: row {number}", row.get("key"), row.get("label")

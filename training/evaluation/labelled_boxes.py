@@ -1,4 +1,4 @@
-"""Labelled boxes: what region classification is measured on.
+"""Labelled boxes for region classification.
 
     coco:FILE       COCO's JSON: images with file_name, annotations with bbox [x, y, width, height], categories; the
                     images lie below the file's folder, or below the folder above it
@@ -66,9 +66,9 @@ def open_boxed(source: Source, split: str, detector: str, min_score: float) -> B
     """
     kind, colon, path = source.data[0].partition(":")
     if colon and (kind in IMAGES or is_benchmark(source.data[0])):
-        raise ConfigError("--data", f"{source.data[0]} has no labelled boxes; give coco:FILE, boxes:FILE or a dataset")
+        raise ConfigError("--data", f"{source.data[0]} lacks labelled boxes; give coco:FILE, boxes:FILE or a dataset")
     if source.labels is not None:
-        raise ConfigError("--labels", "are of images; boxes have labels of their own")
+        raise ConfigError("--labels", "is for images; labelled boxes bring their own labels")
     if kind not in KINDS:
         return _of_dataset(source, split, detector, min_score)
     if len(source.data) > 1:
@@ -93,11 +93,11 @@ def _of_coco(data: str, file: Path, given: Path | None) -> Boxed:
             if not row.get("iscrowd")
         ]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
-        raise InputError(str(file), f"no COCO annotations: images, annotations, categories ({first_line(e)})") from None
+        raise InputError(str(file), f"not COCO's images, annotations and categories ({first_line(e)})") from None
     found: dict[int, tuple[list[Box], list[str]]] = {image: ([], []) for image in files}
     for image, box, category in marks:
         if image not in files or category not in names:
-            raise InputError(str(file), f"an annotation of image {image} and category {category}: one is not listed")
+            raise InputError(str(file), f"an annotation has an unknown image or category: {image}, {category}")
         found[image][0].append(box)
         found[image][1].append(names[category])
     boxed = [(files[image], boxes, labels) for image, (boxes, labels) in found.items() if boxes]
@@ -122,7 +122,7 @@ def _places(file: Path, names: Sequence[str]) -> dict[str, Path]:
             direct = {name: place or by_name.get(posixpath.basename(name)) for name, place in direct.items()}
     lacking = [name for name, place in direct.items() if place is None]
     if lacking:
-        raise InputError(str(file), f"{len(lacking)} images lie neither below its folder nor above: {lacking[0]}")
+        raise InputError(str(file), f"{len(lacking)} images not found in its folder or the parent, first {lacking[0]}")
     return {name: place for name, place in direct.items() if place is not None}
 
 
@@ -144,7 +144,7 @@ def _of_lines(data: str, file: Path, given: Path | None) -> Boxed:
     return _of_rows(data, rows, sorted(names), given)
 
 
-_NO_BOXES = "no image with boxes and labels"
+_NO_BOXES = "contains no image with boxes and labels"
 
 
 def _of_rows(
@@ -154,9 +154,9 @@ def _of_rows(
     numbers = {one.key: number for number, one in enumerate(listed)}
     unknown = {label for _, _, labels in rows for label in labels} - numbers.keys()
     if unknown:
-        raise InputError(str(given or data), f"{len(unknown)} labels are no class of the list: {min(unknown)!r}")
+        raise InputError(str(given or data), f"{len(unknown)} labels are not listed classes, first {min(unknown)!r}")
     if not rows:
-        raise InputError(data, "no box in it")
+        raise InputError(data, "contains no boxes")
     items = [BoxedPicture(picture, tuple(boxes), tuple(numbers[x] for x in labels)) for picture, boxes, labels in rows]
     return Boxed(data, "all", listed, lambda: iter(items), "annotated boxes")
 
@@ -171,7 +171,7 @@ def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> 
     if source.classes is None:
         raise ConfigError("--classes", "name a file with the detector's classes in the order of its labels")
     if not detector or detector == "grid":
-        raise ConfigError("--detector", "name one whose boxes have labels; cells of the grid have none")
+        raise ConfigError("--detector", "name a detector whose boxes have labels; cells of the grid do not")
     classes = read_classes(source.classes)
     dataset = open_dataset(source.data, known, detector=detector, cache=source.cache)
     dataset.check_not_empty()
@@ -180,7 +180,7 @@ def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> 
         for number, marks in enumerate(_marks(source.data, known, detector)):
             row = dataset.row(number)
             if marks["key"] != row.key:
-                raise InputError(dataset.name, f"regions of {marks['key']} stand where {row.key} is")
+                raise InputError(dataset.name, f"the regions of {marks['key']} are in the place of {row.key}")
             labels, scores = np.array(marks["labels"], np.int64), np.array(marks["scores"], np.float32)
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
                 extreme = int(labels.max() if labels.max() >= len(classes) else labels.min())
@@ -200,7 +200,7 @@ def _of_dataset(source: Source, split: str, detector: str, min_score: float) -> 
         split,
         classes,
         items,
-        f"boxes of detector {detector} that it scored {min_score:g} or more",
+        f"boxes of detector {detector} with a score of {min_score:g} or more",
     )
 
 

@@ -114,7 +114,7 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
                 continue
             suffix = _suffix(content)
             if suffix is None:
-                LOG.warning("image left out: %s: neither JPEG, PNG nor WebP", picture.id)
+                LOG.warning("image left out: %s: not a JPEG, PNG or WebP", picture.id)
                 continue
             one = "dev" if part == "train" and _is_dev(content) else part
             counts[one] += 1
@@ -124,7 +124,7 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
                 member.size = len(data)
                 tars[one].addfile(member, io.BytesIO(data))
         if not counts[part]:
-            raise InputError(name, f"no image with a caption in the {part} split")
+            raise InputError(name, f"no images with captions in the {part} split")
     LOG.info("%s: %s", name, ", ".join(f"{count:,} {one}" for one, count in counts.items()))
 
 

@@ -74,7 +74,7 @@ def _read(file: Path) -> list[Values]:
     try:
         document = json.loads(file.read_bytes())
         if document["page_version"] != PAGE_VERSION:
-            raise ValueError(f"page version {document['page_version']}, this wenlan writes {PAGE_VERSION}")
+            raise ValueError(f"page version {document['page_version']}, this wenlan writes version {PAGE_VERSION}")
         results: list[Values] = document["results"]
         for known in results:
             _identity(known)
@@ -83,7 +83,9 @@ def _read(file: Path) -> list[Values]:
     except OSError:
         raise
     except Exception as e:  # figures of others may fail anywhere on the page
-        raise InputError(str(file), f"no eval.json of wenlan ({first_line(e)}); give --report another path") from None
+        raise InputError(
+            str(file), f"not an eval.json of wenlan ({first_line(e)}); give --report another path"
+        ) from None
 
 
 def render(results: Sequence[Mapping[str, Any]]) -> str:
@@ -140,28 +142,28 @@ TITLES: dict[str, Words] = {
 
 ABOUT: dict[str, Words] = {
     "retrieval": (
-        "Every image asks for its texts among all texts, and every text for its images.",
+        "Every image is a query for its texts among all texts, and every text for its images.",
         "每张图片在全部文本中寻找自己的文本，每条文本在全部图片中寻找自己的图片。",
     ),
     "zero-shot": (
-        "Each image is given the class whose name, in several sentences, is nearest. Nothing was trained on them.",
+        "Each image gets the class whose name, in several sentences, is nearest. Nothing was trained on these classes.",
         "把类别名称放进若干句子，图片归入最接近的类别；没有用这些类别做过训练。",
     ),
     "regions": (
-        "Each box is given the class whose name is nearest: by the tower's feature of that box alone, and, beside it, "
+        "Each box gets the class whose name is nearest: by the tower's feature of that box alone, and for comparison "
         "by the box cut out and embedded as an image, as a CLIP would.",
         "每个框归入名称最接近的类别：一种用图像塔对该框单独给出的特征，另一种像 CLIP 那样把框裁出来当作一张图。",
     ),
     "probe": (
-        "What frozen image features know of the classes: a logistic regression, and a vote of the nearest neighbours.",
+        "How well frozen image features separate the classes: a logistic regression, and a nearest-neighbour vote.",
         "冻结的图像特征对类别了解多少：逻辑回归，以及最近邻投票。",
     ),
     "image-to-image": (
-        "Every image asks for others that show the same.",
+        "Every image is a query for others that show the same.",
         "每张图片寻找内容相同的其他图片。",
     ),
     "text-to-text": (
-        "Every text asks for the other texts of its image.",
+        "Every text is a query for the other texts of its image.",
         "每条文本寻找同一张图片的其他文本。",
     ),
 }
@@ -207,13 +209,13 @@ _CHINESE: dict[str, str] = {
     "a hit is a caption of the image; every caption is a query": "该图片的任一描述即为命中；每条描述各作一次查询",
     "a hit is the image's class": "图片所属的类别即为命中",
     "a hit is the box's class": "框所属的类别即为命中",
-    "a hit is another image of the class; copies of the image are no candidates": (
+    "a hit is another image of the class; copies of the image are not candidates": (
         "同类的另一张图片即为命中；该图的副本不作候选"
     ),
-    "a hit is another image with the same text leader; copies of the image are no candidates": (
+    "a hit is another image with the same text leader; copies of the image are not candidates": (
         "文本同簇的另一张图片即为命中；该图的副本不作候选"
     ),
-    "a hit is another text of the image; copies of the text are no candidates": (
+    "a hit is another text of the image; copies of the text are not candidates": (
         "同一图片的另一条文本即为命中；该文本的副本不作候选"
     ),
     "annotated boxes": "人工标注的框",
@@ -226,7 +228,7 @@ _CHINESE: dict[str, str] = {
 }
 
 _PATTERNS = (
-    (re.compile(r"boxes of detector (.+) that it scored (.+) or more"), r"检测器 \1 给出的、得分不低于 \2 的框"),
+    (re.compile(r"boxes of detector (.+) with a score of (.+) or more"), r"检测器 \1 给出的、得分不低于 \2 的框"),
     (re.compile(r"logistic regression, C (.+) by dev"), r"逻辑回归，C = \1（由 dev 选定）"),
     (re.compile(r"(\d+) nearest by cosine"), r"余弦最近的 \1 个"),
 )
@@ -309,7 +311,7 @@ def _class_charts(task: str, parts: Sequence[Part]) -> list[Values]:
     ways: list[tuple[str, Words]] = [("", GROUPS[task])]
     if task == "regions" and "crop" in parts[0][1]:
         ways = [("", ("box alone: the tower's region", "单独的框：图像塔的区域特征"))]
-        ways.append(("crop", ("crop of the box: as a CLIP does it", "裁出的框：CLIP 的做法")))
+        ways.append(("crop", ("crop of the box, as a CLIP does it", "裁出的框：CLIP 的做法")))
     if task == "probe":
         ways = [("", ("linear probe", "线性探测")), ("knn", ("nearest neighbours", "最近邻"))]
     charts = []
@@ -333,7 +335,7 @@ def _class_charts(task: str, parts: Sequence[Part]) -> list[Values]:
         charts[0]["note"] = tuple(
             f"{note} · {name} {words}"
             for note, name in zip(
-                charts[0]["note"], ("top-1 minus that of crops, points:", "top-1 与裁框之差（百分点）："), strict=True
+                charts[0]["note"], ("top-1 minus top-1 of crops, points:", "top-1 与裁框之差（百分点）："), strict=True
             )
         )
     return charts

@@ -24,7 +24,7 @@ _COUNTS = ("samples", "n", "queries")
 def head(
     task: str, loaded: Loaded, protocol: Mapping[str, Any], candidates: str, towers: str, *, detector: str, corrupt: int
 ) -> Result:
-    """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` are said in its line.
+    """The head of a result. protocol: its fields besides towers and checkpoint; `candidates` go into its line.
 
     The checkpoint in a protocol is the sha256 of its index, which names the sha256 of each of its files.
     """
@@ -50,7 +50,7 @@ def checkpoint_digest(loaded: Loaded) -> str:
 
 
 def by_seen(seen_N: Mask | None, figures: Callable[[Mask | None], dict[str, Any]]) -> Result:
-    """Figures over all items and, where it is known which stand in train, over those and over the others."""
+    """Figures over all items and, if known, over those that occur in train and over the others."""
     values = figures(None)
     if seen_N is None:
         return values
@@ -76,14 +76,16 @@ def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def first_lines(result: Mapping[str, Any], what: str = "queries") -> list[str]:
-    """The protocol; that it is unknown which of `what` stand in train, where it is; a warning about too few queries."""
+    """The protocol; a note if it is unknown which of `what` occur in train; a warning about too few queries."""
     lines = [str(result["protocol"]["line"])]
     if result["in_train"] is None:
-        lines.append(f"whether {what} stand in a train split is unknown: there is none beside this data")
+        lines.append(f"whether {what} occur in a train split is unknown: this data comes without one")
     for name, part in parts(result)[:1]:
         count = next(part[n] for n in _COUNTS if part.get(n))
         if count < FEWEST_MEASURED:
-            lines.append(f"warning: the figure of {name} rests on {count} queries; it needs {FEWEST_MEASURED}")
+            lines.append(
+                f"warning: the {name} figure is based on {count} queries; at least {FEWEST_MEASURED} are needed"
+            )
     return lines
 
 

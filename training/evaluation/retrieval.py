@@ -12,9 +12,9 @@ no matrix of all is ever in memory. Comparisons that rounding could turn are rep
 the features alone, not from the size of a block or the number of threads. Ties count against us: a model that maps
 every sample to one feature ranks last, not first.
 
-Limits: exhaustive comparison; all features in memory. The interval of a recall of 0 or 1 has no width: resampling shows
-nothing that is in no sample. Where more than TIES of a block's similarities are within rounding of a query's best hit,
-they count as ties without being computed again.
+Limits: exhaustive comparison; all features in memory. The interval of a recall of 0 or 1 is empty:
+resampling shows only what the samples contain. Where more than TIES of a block's similarities are within rounding of a
+query's best hit, they count as ties without being computed again.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Retrieval:
 def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device | str = "cpu") -> Ranks:
     """Ranks of all queries both ways. Raises InputError where nothing can be found and on features not finite."""
     if not len(image_ND) or not len(text_MD):
-        raise InputError("retrieval", "no readable sample in the split")
+        raise InputError("retrieval", "no readable samples in the split")
     if not (_all_finite(image_ND) and _all_finite(text_MD)):
         raise InputError("retrieval", "the model returns features that are not finite")
     best_N, best_M = np.full(hits.images, -np.inf), np.full(hits.texts, -np.inf)
@@ -151,7 +151,7 @@ def figures(
     asks_N = (ranks.image_hits_N > 0) & (True if images is None else images)
     asks_M = (ranks.text_hits_M > 0) & (True if texts is None else texts)
     if not asks_N.any() or not asks_M.any():
-        raise InputError("retrieval", "no query with a hit among the candidates")
+        raise InputError("retrieval", "no query has a hit among the candidates")
     i2t, t2i, both = _intervals(ranks, asks_N, asks_M) if intervals else (None, None, None)
     texts_total, images_total = len(ranks.text_M), len(ranks.image_N)
     return Retrieval(
@@ -169,7 +169,7 @@ def peer_figures(ranks: Ranks, peers: Peers, asks: Mask | None = None) -> Direct
     """
     asks_N = (ranks.text_hits_M > 0) & (True if asks is None else asks)
     if not asks_N.any():
-        raise InputError("retrieval", "no query with a hit among the candidates")
+        raise InputError("retrieval", "no query has a hit among the candidates")
     intervals = _intervals(ranks, asks_N, asks_N)[1]
     return _direction(ranks.text_M[asks_N], ranks.text_hits_M[asks_N], peers.candidates()[asks_N], intervals)
 

@@ -5,7 +5,7 @@ A key tower is a copy of the query tower's trunk that no gradient trains: after 
 could be recognised by them. Two remedies: statistics averaged like the weights, in eval mode (EMAN, arXiv 2101.08482;
 the default), or those of a batch shuffled over the ranks (`shuffled`, MoCo's own).
 
-Limits: `shuffled` is for image towers; text towers have no batch norms. With one rank it changes nothing that counts.
+Limits: `shuffled` is for image towers; text towers do not have batch norms. With one rank it does not change results.
 """
 
 from __future__ import annotations

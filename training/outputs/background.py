@@ -1,4 +1,4 @@
-"""Calibration of cosines: their place among the cosines of pairs that do not belong together.
+"""Calibration of cosines: their rank among the cosines of unrelated pairs.
 
 A cosine of 0.3 is much for one model and little for another. A checkpoint's background is the distribution of the
 cosines of a gallery of training images with the texts of other images of it, and the score of a cosine is the share of
@@ -40,7 +40,7 @@ _STEPS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """Quantiles of the cosines of pairs that do not belong together.
+    """Quantiles of the cosines of unrelated pairs.
 
     cosines_Q: ascending, no two alike. shares_Q: of the background below each. images, texts, pairs: what was counted.
     """
@@ -88,9 +88,9 @@ class Background:
             sound = cosines.shape == shares.shape and cosines.ndim == 1 and len(cosines) > 0
             sound = sound and bool((np.diff(cosines) > 0).all() and (np.diff(shares) >= 0).all())
         except (KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(subject, f"no background of cosines ({type(e).__name__}: {e})") from None
+            raise CheckpointError(subject, f"not a background of cosines ({type(e).__name__}: {e})") from None
         if not sound:
-            raise CheckpointError(subject, "no background of cosines: they do not ascend")
+            raise CheckpointError(subject, "not a background of cosines: they do not ascend")
         return Background(cosines, shares.astype(np.float64), images, texts, pairs)
 
     def to_json(self) -> str:

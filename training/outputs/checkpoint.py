@@ -77,7 +77,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Progress of a run: optimiser steps done, samples consumed, non-finite steps skipped; and on which data.
+    """Progress of a run: optimiser steps done, samples consumed, non-finite steps skipped; and its data.
 
     `weights`: of a mixture's parts, empty without one. `best`: the highest mean recall on the dev split so far, and the
     step that had it, -1 before the first. `batch_size` and `world_size` are those of the last step, 0 if unknown.
@@ -98,7 +98,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: index checked, config and tokenizer read; tensors are read when they are asked for."""
+    """An opened checkpoint: index checked, config and tokenizer read; tensors are read on demand."""
 
     sealed: Sealed
     config: Config
@@ -112,7 +112,7 @@ class Checkpoint:
 
     @property
     def towers(self) -> str:
-        """sha256 of the query towers: features of the same ones can be compared."""
+        """sha256 of the query towers; only features of equal towers are comparable."""
         return self.sealed.files["towers.safetensors"]
 
     def has(self, file: str) -> bool:
@@ -126,7 +126,7 @@ class Checkpoint:
         return Background.from_tensors(self.tensors(BACKGROUND_FILE), str(self.folder / BACKGROUND_FILE))
 
     def load_towers(self, model: BriVL) -> None:
-        """Fill the query towers, and let the key towers begin as their copies. Raises CheckpointError."""
+        """Fill the query towers, and make the key towers copies of them. Raises CheckpointError."""
         self._fill_queries(model, self.tensors("towers.safetensors"))
 
     def _fill_queries(self, model: BriVL, tensors: Mapping[str, Tensor]) -> None:
@@ -139,11 +139,11 @@ class Checkpoint:
             update_average(model.text_key, model.text_query.trunk, 0.0)
 
     def load_start(self, model: BriVL, config: Config | None = None, *, queues: bool = False) -> None:
-        """Fill what a new run begins from: the query towers, and the key towers where there are any in it.
+        """Initialise a new run: fill the query towers, and the key towers if the checkpoint contains them.
 
         `config`: the model's, where its towers may be frozen up to another stage (training/outputs/start.py).
         `queues`: the queues as well, in the model's size; their keys are then as old as before at step 0. Raises
-        CheckpointError, also where it has none.
+        CheckpointError, also if they are missing.
         """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
         from training.outputs.start import key_tensors, query_tensors
@@ -156,7 +156,7 @@ class Checkpoint:
             self._fill(model, renamed, KEY_PREFIXES, set(model.shared_tensors()))
         if queues:
             if not self.has(QUEUES_FILE) or not keys:
-                raise CheckpointError(str(self.folder), "has no queues to begin with; leave out moco.init_queues")
+                raise CheckpointError(str(self.folder), "contains no queues; leave out moco.init_queues")
             self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
             steps = self.state().step
             for queue in (model.image_queue, model.text_queue):
@@ -167,7 +167,7 @@ class Checkpoint:
         return self.sealed.tensors(file)
 
     def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
-        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises CheckpointError.
+        """Fill towers, key towers, queues and optimiser, and return the run's progress. Raises CheckpointError.
 
         Queues of another size than the model's are laid out again: their newest keys are kept. That is logged.
         """
@@ -193,7 +193,7 @@ class Checkpoint:
             return TypeAdapter(RunState).validate_python(given)
         except ValidationError as e:
             wrong = ".".join(str(part) for part in e.errors()[0]["loc"][:1])
-            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is no value of it") from None
+            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is not a valid value") from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
@@ -219,7 +219,7 @@ class Checkpoint:
         wrong += [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
         if wrong:
             raise CheckpointError(
-                str(self.folder), f"does not fit this model: {len(wrong)} tensors differ, first {wrong[0]}"
+                str(self.folder), f"does not match this model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
         model.load_state_dict(tensors, strict=False)
 
@@ -263,7 +263,7 @@ def fill_moments(
         state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
         shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
         if state and {m: t.shape for m, t in state.items()} != shapes:
-            raise CheckpointError(subject, f"{name} has another shape")
+            raise CheckpointError(subject, f"{name} has a different shape")
         if state:
             optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
 
@@ -344,7 +344,7 @@ def save_imported(
     An earlier checkpoint there is replaced. Raises CheckpointError when the folder holds anything else.
     """
     if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise CheckpointError(str(folder), "there already, and no imported checkpoint; choose another --out")
+        raise CheckpointError(str(folder), "already exists and is not an imported checkpoint; choose another --out")
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
     with whole_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
@@ -361,7 +361,7 @@ def latest(run: Path) -> Path | None:
 
 
 def clean(run: Path) -> None:
-    """Remove the temporary folders of killed runs, and what they had moved aside for what is in its place."""
+    """Remove the temporary folders of killed runs, and folders that they had moved aside and replaced."""
     there = run / "checkpoints"
     replaced = (aside for aside in there.glob(".step-*.before") if (there / aside.stem.removeprefix(".")).exists())
     for path in (*there.glob(".step-*.tmp"), *replaced):
@@ -378,7 +378,7 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
 
 @contextmanager
 def naming_older(path: Path) -> Iterator[None]:
-    """Add to a CheckpointError about a damaged checkpoint of a run which older one is whole, and how to take it.
+    """Extend a CheckpointError about a damaged checkpoint of a run with the newest intact one and how to use it.
 
     `path`: the checkpoint, or the run's folder for its newest."""
     try:
@@ -391,8 +391,8 @@ def naming_older(path: Path) -> Iterator[None]:
         whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
         if whole is None:
             raise
-        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and fit goes on"
-        raise CheckpointError(e.subject, f"{e.problem}; {whole} is whole: {advice}") from None
+        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and run fit again"
+        raise CheckpointError(e.subject, f"{e.problem}; {whole} is intact: {advice}") from None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -414,8 +414,8 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
         foreign = (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
-        advice = f"; of transformers? wenlan-train import-transformers {path} --out DIR" if foreign else ""
-        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it{advice}")
+        advice = f"; for a transformers folder run wenlan-train import-transformers {path} --out DIR" if foreign else ""
+        raise CheckpointError(str(path), f"not a wenlan checkpoint: it contains no {INDEX}{advice}")
     sealed = Sealed.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:
@@ -447,7 +447,7 @@ def folders(run: Path) -> list[Path]:
 
 
 def without_index(run: Path) -> list[Path]:
-    """Folders of a run that are called as checkpoints are, and have lost their index."""
+    """Folders of a run that are named like checkpoints but lack an index."""
     named = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
     return sorted(path for path in named if not (path / INDEX).exists())
 

@@ -1,4 +1,4 @@
-"""Curves of a run: metrics.jsonl as one static HTML page, without server, script or anything fetched.
+"""Curves of a run: metrics.jsonl as one static HTML page, without a server, scripts or downloads.
 
 Limits: at most 400 points per curve, each the mean of what lies between; values that are not finite leave a gap.
 """
@@ -53,7 +53,7 @@ Series = list[tuple[float, float]]
 
 
 def write_curves(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
-    """Write OUT/curves.html from the lines of metrics.jsonl; by rename, so that it can be read at any time."""
+    """Write OUT/curves.html from the lines of metrics.jsonl; atomically, so that it can be read at any time."""
     names = {name for line in lines for name in line}
     figures = []
     for title, wanted in _GROUPS:

@@ -116,7 +116,7 @@ class Journal:
             self._shown = ""  # until there are other figures
 
     def draw(self) -> None:
-        """Make curves.html of what is recorded."""
+        """Write curves.html from the records."""
         if not self._silent:
             write_curves(self._out, read_metrics(self._out))
 
@@ -138,7 +138,7 @@ def _summary(metrics: Mapping[str, float]) -> str:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, without a last one that a kill has cut."""
+    """Lines of a run's metrics.jsonl, without a last line that a kill has truncated."""
     path = out / METRICS
     if not path.exists():
         return []

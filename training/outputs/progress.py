@@ -40,7 +40,7 @@ class Progress:
         self._bar.stop()
 
     def add(self, count: int) -> None:
-        """So many more are done."""
+        """Count so many more as done."""
         self._bar.update(self._task.id, advance=count)
         self._bar.update(self._task.id, said=self.said())
         if self._bar.disable and time.monotonic() - self._said >= EVERY_S:

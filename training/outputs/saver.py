@@ -68,7 +68,7 @@ class Saver:
             LOG.error("the last checkpoint was not saved: %s", e)  # beside what ended the run
 
     def save(self, model: BriVL, optimizer: torch.optim.Optimizer, state: RunState, *, best: bool = False) -> None:
-        """Begin to write the model as it is now. Raises the error of an earlier write, if it failed."""
+        """Start writing the model in its present state. Raises the error of an earlier write, if it failed."""
         self.wait()
         parts = checkpoint.parts_of(model, optimizer, copied=self._config.run.save_in_background)
         context = contextvars.copy_context()  # with the lock that is held on the mirror
@@ -77,7 +77,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until all that was begun is on the disk (and on the mirror). Raises what it failed with."""
+        """Wait until every started write is on the disk (and on the mirror). Raises the error of a failed one."""
         underway, self._underway = self._underway, None
         if underway is not None:
             underway.result()
@@ -91,7 +91,7 @@ class Saver:
 
 
 def fetch(run: Path, mirror: str, name: str = "") -> None:
-    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there; or the one of a name.
+    """Copy the newest checkpoint of `mirror` into `run`, if it is newer than those in it; or the one of a name.
 
     Nothing is done where the mirror lacks such a checkpoint. Raises RunError.
     """
@@ -106,7 +106,7 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
 
 
 def fetch_best(run: Path, mirror: str) -> None:
-    """Bring the best checkpoint of the run in `run` from `mirror` and call it `best`, where none is called so.
+    """Copy the best checkpoint from `mirror` into `run` and name it `best`, unless `run` has a best one.
 
     Without it the next copy would remove it from the mirror too, as one that the run does not keep. Nothing is done
     where the mirror has it not. Raises RunError.
@@ -161,7 +161,9 @@ def owned_mirror(mirror: str) -> Iterator[None]:
             try:
                 held.enter_context(locked(posixpath.join(mirror, "_lock"), 0.0))
             except LockedError as e:
-                raise RunError(mirror, f"another run copies to it, its lock {e.strerror}; choose another") from None
+                raise RunError(
+                    mirror, f"another run is writing to it (its lock {e.strerror}); choose another"
+                ) from None
         yield
 
 
@@ -181,7 +183,7 @@ def here(url: str) -> Iterator[Path]:
             fetch(run, mirror, name)
         found = run / "checkpoints" / name if is_one else checkpoint.latest(run)
         if found is None or not found.is_dir():
-            raise RunError(url, f"holds no checkpoint (no {INDEX}, and no folder step-N with one)")
+            raise RunError(url, f"contains no checkpoint (no {INDEX}, and no folder step-N with one)")
         yield found
 
 

@@ -30,12 +30,12 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """End the record: nothing more will come."""
+        """End the record."""
         ...
 
 
 def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> Tracker | None:
-    """The tracker that `run.tracker` names, for the run in `out` that goes on from `step`. Raises ConfigError."""
+    """The tracker that `run.tracker` names, for the run in `out` that resumes from `step`. Raises ConfigError."""
     if name == "none":
         return None
     kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
@@ -70,7 +70,7 @@ def _reported(name: str) -> Iterator[None]:
 
 
 def _remembered(path: Path, fresh: str = "") -> str:
-    """The name in the file, or `fresh`, which is then in it. An empty file is none: a kill left it there."""
+    """The name in the file, or `fresh`, which is then in it. An empty file, left by a kill, does not count."""
     known = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     if fresh and not known:
         with whole_file(path) as temporary:

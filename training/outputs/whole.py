@@ -85,7 +85,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def check_name(out: Path) -> None:
     """Raise RunError for a path without a name, such as `.`: nothing beside it could be renamed to it."""
     if not out.name:
-        raise RunError(str(out), "has no name; give the path of what is to be written")
+        raise RunError(str(out), "does not end in a name; give the path of the file or folder to write")
 
 
 def _put_back(aside: Path, folder: Path) -> None:
@@ -119,7 +119,7 @@ def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Turn an error of writing into a RunError that names `out`: the operating system's own often names no file."""
+    """Turn an error of writing into a RunError that names `out`: the operating system's error often lacks the file."""
     try:
         yield
     except OSError as e:
@@ -142,7 +142,7 @@ def _belongs(path: Path, out: Path) -> bool:
 
 
 def _unwritten(out: Path, error: OSError) -> RunError:
-    advice = "; make room, and the same command does it again" if error.errno in _FULL else ""
+    advice = "; free some space and run the same command again" if error.errno in _FULL else ""
     return RunError(str(out), f"cannot be written: {error.strerror or first_line(error)}{advice}")
 
 
@@ -180,17 +180,19 @@ class Sealed:
             if path.parent != folder or not _is_file(path):
                 raise CheckpointError(str(path)[:500], "missing from the checkpoint")
             if path.stat().st_size != size:
-                problem = f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
+                problem = f"{path.stat().st_size} bytes, but {size} in checkpoint.json: truncated or replaced"
                 raise CheckpointError(str(path), problem)
         return Sealed(folder, {file: digest for file, (_, digest) in files.items()})
 
     def verified(self, file: str) -> Path:
         """Path of a file whose sha256 is the one in the index. Raises CheckpointError."""
         if file not in self.files:
-            raise CheckpointError(str(self.folder / INDEX), f"names no {file}; not a checkpoint to go on from")
+            raise CheckpointError(
+                str(self.folder / INDEX), f"does not list {file}; training cannot resume from this checkpoint"
+            )
         path = self.folder / file
         if sha256_of(path) != self.files[file]:
-            raise CheckpointError(str(path), "its sha256 is not the one in checkpoint.json: damaged or replaced")
+            raise CheckpointError(str(path), "its sha256 differs from checkpoint.json: damaged or replaced")
         return path
 
     def whole(self) -> None:
@@ -228,7 +230,7 @@ class Sealed:
             reason = first_line(e)
             raise CheckpointError(str(path), f"not a safetensors file ({reason})") from None
         if damaged:
-            problem = f"{damaged[0]} holds NaN or infinity; the run had gone wrong before it was saved"
+            problem = f"{damaged[0]} contains NaN or infinity; the run had diverged before it was saved"
             raise CheckpointError(str(path), problem)
         return tensors
 

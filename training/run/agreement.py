@@ -1,4 +1,4 @@
-"""Agreement of the ranks: they begin from one checkpoint, stay equal, and stop together where they are not.
+"""Agreement of the ranks: they start from one checkpoint, are compared, and stop together if they differ.
 
     begun        the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
     together     what one rank cannot do stops all of them, with one line
@@ -66,7 +66,7 @@ Error = WenlanError | OSError
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The checkpoint that a run goes on from: its path on the first rank, its step, the sha256 of its index."""
+    """The checkpoint that a run resumes from: its path on the first rank, its step, the sha256 of its index."""
 
     path: str
     step: int
@@ -83,7 +83,7 @@ class Start:
 
 @contextmanager
 def begun(out: Path, mirror: str) -> Iterator[Path | None]:
-    """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all go on from, or None.
+    """Lock the run's folder on the first rank. Yields this rank's path of the checkpoint that all resume from, or None.
 
     The first rank chooses once it holds the lock, so that no run writes a newer one meanwhile. A rank that sees another
     disk fetches the same checkpoint from the mirror, where there is one.
@@ -101,7 +101,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             newest = checkpoint.latest(out)
             for folder in checkpoint.without_index(out):
                 if newest is None or checkpoint.step_of(folder) > checkpoint.step_of(newest):
-                    LOG.warning("%s: has no %s, so it is no checkpoint; passed over", folder, INDEX)
+                    LOG.warning("%s: skipped, because %s is missing: it is not a whole checkpoint", folder, INDEX)
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
@@ -110,12 +110,12 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             together(lambda: _fetch_missing(out, mirror, name))
         folder = together(lambda: _same(start, out))
         if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
-            LOG.info("all ranks go on from %s", start)
+            LOG.info("all ranks resume from %s", start)
         yield folder
 
 
 def together(call: Callable[[], Result]) -> Result:
-    """The result of `call` on this rank, once it has returned on all. What it raises on one rank ends all of them.
+    """The result of `call` on this rank, once it has returned on all. An error on one rank stops all of them.
 
     The first rank raises the error, with the rank that it comes from unless all failed; the others raise
     FirstRankError. That holds for our own errors and the operating system's; others are raised as they are.
@@ -139,7 +139,7 @@ class Agreement:
         self._alone = distributed.world_size() == 1
 
     def before_first_step(self, start: Path | None) -> None:
-        """Compare all that a step follows from: config, data, checkpoint, state. Raises RunError on every rank."""
+        """Compare the inputs of a step: config, data, checkpoint, state. Raises RunError on every rank."""
         if self._alone:
             return
         setup, state = self._setup, self._setup.state
@@ -151,7 +151,7 @@ class Agreement:
         _compare(distributed.gather_objects(seen), state.step)
 
     def before_step(self, state: RunState, valid: int, leave: Leave) -> tuple[int, Leave]:
-        """The sum of `valid` over the ranks, and the most pressing of what they are asked to do.
+        """The sum of `valid` over the ranks, and the most urgent of their requests.
 
         The same exchange compares step and position, and weights and queues where that is due. Raises RunError on
         every rank.
@@ -167,7 +167,7 @@ class Agreement:
         return sum(row[0] for row in of_ranks), Leave(max(row[1] for row in of_ranks))
 
     def before_checkpoint(self, state: RunState) -> None:
-        """Compare what is about to be saved. Raises RunError on every rank, and then it must not be."""
+        """Compare the state before it is saved. Raises RunError on every rank if it differs."""
         if not self._alone:
             self._look(distributed.gather(self._numbers(state, _PARTS)[None]).tolist(), state)
 
@@ -211,17 +211,17 @@ def _same(start: Start | None, out: Path) -> Path | None:
     if start is None:
         if newest is not None:
             raise RunError(
-                str(newest), "is here, but rank 0 sees no checkpoint; let --out lie on one disk for all ranks"
+                str(newest), "exists here, but rank 0 finds no checkpoint; put --out on a disk that all ranks share"
             )
         return None
     folder = out / "checkpoints" / Path(start.path).name
     if not (folder / INDEX).is_file():
-        advice = "let --out lie on one disk for all ranks, or set run.mirror"
-        raise RunError(str(folder), f"missing, but rank 0 goes on from {start}; {advice}")
+        advice = "put --out on a disk that all ranks share, or set run.mirror"
+        raise RunError(str(folder), f"missing, but rank 0 resumes from {start}; {advice}")
     if Start.of(folder).sha256 != start.sha256:
-        raise RunError(str(folder), f"its sha256 is {Start.of(folder).sha256[:12]}, but rank 0 goes on from {start}")
+        raise RunError(str(folder), f"its sha256 is {Start.of(folder).sha256[:12]}, but rank 0 resumes from {start}")
     if newest is not None and checkpoint.step_of(newest) > start.step:
-        raise RunError(str(newest), f"is newer than what rank 0 goes on from, {start}; start again where it lies")
+        raise RunError(str(newest), f"is newer than {start}, from which rank 0 resumes; start the run on this machine")
     return folder
 
 
@@ -268,16 +268,16 @@ def _compare(seen: Sequence[Mapping[str, Any]], step: int) -> None:
     differences += [f"{len(names) - 4} more"] if len(names) > 4 else []
     more = f", and so do {len(odd) - 1} other ranks" if len(odd) > 1 else ""
     problem = (
-        f"rank {rank} on {hosts[rank]} differs from rank {usual_rank} in {', '.join(differences)}{more}; nothing of it "
-        "was saved, the same command goes on from the last checkpoint. If it comes again: do all ranks run the same "
-        "code, on machines of one kind?"
+        f"rank {rank} on {hosts[rank]} differs from rank {usual_rank} in {', '.join(differences)}{more}; this step "
+        "was not saved. Run the same command to resume from the last checkpoint; if it happens again, check that all "
+        "ranks run the same code on the same kind of machine"
     )
     stop(RunError(f"step {step}", problem))
 
 
 def stop(error: Error) -> NoReturn:
-    """End all ranks with an error that all of them have come to: the first one with it, the others without a word."""
+    """Stop all ranks with an error that all of them know: only the first one prints it."""
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)
-    raise FirstRankError("rank 0", f"ended the run: {error}")
+    raise FirstRankError("rank 0", f"stopped the run: {error}")

@@ -28,7 +28,7 @@ STEPS, _COUNTED = 5, 3
 def dry_run(
     config: Config, data: Sequence[str], *, init: Path | None = None, cache: Path | None = None
 ) -> dict[str, Any]:
-    """Parameters, operations, memory and time of a run, and `lines` that say them. Raises what `fit` raises."""
+    """Parameters, operations, memory and time of a run, and `lines` that describe them. Raises what `fit` raises."""
     from training.data.index import open_dataset
     from training.evaluation.packed import packed
     from training.run.setup import steps_of
@@ -85,7 +85,7 @@ def _lines(config: Config, result: Mapping[str, Any]) -> list[str]:
     batch, rate, waiting = config.run.batch_size, result["samples_per_second"], result["waiting_for_data"]
     return [
         "parameters: {trained:,} trained, {frozen:,} frozen, {averaged:,} in key towers".format(**parameters),
-        f"work: {flops / 1e9:.2f} GFLOP a sample, {flops * batch / 1e12:.3f} TFLOP a step",
+        f"work: {flops / 1e9:.2f} GFLOP per sample, {flops * batch / 1e12:.3f} TFLOP per step",
         f"memory: {memory['floor_bytes'] / 2**30:.2f} GiB of weights, gradients, moments and queues; "
         f"{memory['peak_bytes'] / 2**30:.2f} GiB at the peak of {STEPS} steps on {result['device']}",
         f"data: {result['samples']:,} samples, {config.run.epochs:g} epochs, {result['steps']:,} steps of {batch}",

@@ -1,4 +1,4 @@
-"""Parameters and memory of a run, counted before it begins; one that cannot fit is refused in one sentence.
+"""Parameters and memory of a run, counted before it starts; a run that cannot fit is refused.
 
 Counted is what must be there whatever the batch: weights, key weights, gradients, Adam's two moments, both queues, and
 one more copy of what a checkpoint holds where it is written in the background (host memory). Beside that, the pixels of
@@ -91,16 +91,18 @@ def check_fits(config: Config, device: torch.device, ranks_here: int, world: int
     where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
     pixels = config.run.batch_size // world * 3 * config.data.image_size**2
     if pixels > there:
-        problem = f"{config.run.batch_size}: the pixels of a step alone are {pixels / 1e9:.1f} GB in each process, and "
-        raise ConfigError("run.batch_size", f"{problem}{where} has {there / 1e9:.1f} GB; take a smaller batch")
+        problem = (
+            f"{config.run.batch_size}: the pixels of one step alone take {pixels / 1e9:.1f} GB in each process, but "
+        )
+        raise ConfigError("run.batch_size", f"{problem}{where} has {there / 1e9:.1f} GB; use a smaller batch")
     if needs.floor_bytes > there:
         what = "weights with key towers {:.1f}, gradients {:.1f}, optimiser {:.1f}, queues {:.1f}".format(
             *(n / 1e9 for n in (needs.weights_bytes, needs.gradients_bytes, needs.optimizer_bytes, needs.queues_bytes))
         )
         raise RunError(
             f"recipe {config.recipe}",
-            f"does not fit: it needs {needs.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
-            f"and {where} has {there / 1e9:.1f} GB; take fewer processes, a smaller queue or a smaller recipe",
+            f"does not fit in memory: it needs {needs.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
+            f"but {where} has {there / 1e9:.1f} GB; use fewer processes, a smaller queue or a smaller recipe",
         )
     return needs
 

@@ -70,7 +70,7 @@ class Health:
         self._losses: Tensor | None = None
 
     def take_up(self, step: int, read: Callable[[int], Batch]) -> None:
-        """Go on at `step` with the probe that the run had then: its keys are in the queues.
+        """Restore the probe that the run had at `step`; its keys are in the queues.
 
         `read(steps)`: this rank's first micro-batch of so many steps ago. Probes begin at multiples of their span.
         """
@@ -86,7 +86,7 @@ class Health:
             self._probe = _Probe(step - ago, rows, image_BD, text_BD)
 
     def saw(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
-        """Take note of a step that has just been done."""
+        """Record a finished step."""
         self._by_source(micros, outputs)
         if not self._model.has_keys:
             return
@@ -99,7 +99,7 @@ class Health:
     def metrics(
         self, step: int, position: int, outputs: Sequence[StepOutput], spreads: Mapping[str, float]
     ) -> dict[str, float]:
-        """Queue health and losses by source after `step` steps. Raises RunError on a collapse, if that is asked for."""
+        """Queue health and losses by source after `step` steps. Raises RunError on a collapse, if configured."""
         metrics = self._model.queue_health(step) | self._stale | self._losses_of_sources()
         if self._model.has_keys:
             metrics["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids, step - 1)
@@ -137,12 +137,13 @@ class Health:
             if self._alike[name] < _LASTING:
                 continue
             advice = (
-                f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all features "
-                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up ({self._warmup} "
-                f"samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum ({config.moco.momentum:g})"
+                f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all "
+                f"samples have nearly the same features. Lower optim.lr ({config.optim.lr:g}), lengthen the warm-up "
+                f"({self._warmup} samples: optim.warmup_samples, optim.warmup_share), or raise moco.momentum "
+                f"({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
-                stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))
+                stop(RunError(f"step {step}", f"{advice}; set run.stop_on_collapse=false to continue regardless"))
             LOG.warning("step %d: %s", step, advice)
             self._alike[name] = 0
 

@@ -1,4 +1,4 @@
-"""Surroundings of a run: its process group, the lock on its folder, and requests to save or to end.
+"""Surroundings of a run: its process group, the lock on its folder, and requests to save or to stop.
 
 A rank ends with the process that started it. When torchrun's agent is killed its ranks are not: they would train on and
 save, beside those that the next start of the same command begins.
@@ -37,7 +37,7 @@ _LOOKS_S = 0.5
 
 
 def under_torchrun() -> bool:
-    """True if an agent of torchrun started this process."""
+    """True if torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -53,7 +53,7 @@ def ending_with_parent(watch: bool = True) -> Iterator[None]:
     def look() -> None:
         while not done.wait(_LOOKS_S):
             if os.getppid() != parent:
-                words = "rank %s: the process that started it (%d) is gone; it ends, and saves nothing"
+                words = "rank %s: its parent process (%d) has ended; exiting without saving"
                 # In a thread of its own: who was to read the log may be gone too, and a full pipe is waited for.
                 teller = threading.Thread(target=LOG.error, args=(words, distributed.rank(), parent), daemon=True)
                 teller.start()
@@ -70,7 +70,7 @@ def ending_with_parent(watch: bool = True) -> Iterator[None]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that torchrun's environment describes, and leave it at the end; nothing to do without one."""
+    """Join the group that torchrun's environment describes, and leave it at the end; does nothing without it."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's exchanges of objects and barriers use the current device
     if distributed.active() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -150,7 +150,7 @@ def terminated() -> Iterator[LeaveSignal]:
 
 @contextmanager
 def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
-    """Be the only run that writes into `out`. A killed run loses its lock at once; one that is ending is waited for.
+    """Hold the lock of `out`, so that only one run writes to it. Waits for a run that is ending.
 
     Raises RunError after `wait` seconds. A file system without locks goes unlocked, which is logged.
     """
@@ -162,9 +162,9 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunError(str(out), "another run writes into it; choose another --out") from None
+                    raise RunError(str(out), "another run is writing to it; choose another --out") from None
                 time.sleep(0.2)
             except OSError as e:
-                LOG.warning("%s: cannot be locked (%s); let no other run write into it", out, e.strerror)
+                LOG.warning("%s: cannot be locked (%s); make sure that no other run writes to it", out, e.strerror)
                 break
         yield

@@ -1,4 +1,4 @@
-"""Errors of workers on their way through Ray, which wraps whatever a worker raises and may start that worker again.
+"""Errors of Ray workers: Ray wraps the exceptions of a worker and may restart it.
 
 A worker notes an error of ours in the run's folder before it raises it (`note`); a restarted worker and the
 driver, find it there (`noted`). An error that was not noted is dug out of Ray's (`cause`).

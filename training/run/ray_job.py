@@ -50,14 +50,14 @@ _RESIZE_S = 60.0
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`4`, or `2:8` for as many between as there is room for. Raises ConfigError."""
+    """(LO, HI) from `4`, or from `2:8` for as many workers as there is room for. Raises ConfigError."""
     low, colon, high = text.partition(":")
     try:
         fewest, most = int(low), int(high if colon else low)
     except ValueError:
         raise ConfigError("--workers", f"{text!r} is neither a number nor LO:HI") from None
     if not 1 <= fewest <= most:
-        raise ConfigError("--workers", f"{text} is below 1, or its second number below its first")
+        raise ConfigError("--workers", f"{text} is out of range; give N or LO:HI with 1 <= LO <= HI")
     return fewest, most
 
 
@@ -114,13 +114,13 @@ def _check_shares(config: Config, workers: tuple[int, int]) -> None:
     low, high = workers
     for count in range(low, high + 1):
         if config.run.batch_size % (count * config.run.accumulate):
-            problem = f"{config.run.batch_size} cannot be shared by {count} of {low}:{high} workers"
+            problem = f"{config.run.batch_size} cannot be divided among {count} of {low}:{high} workers"
             raise ConfigError("run.batch_size", problem)
 
 
 @contextmanager
 def cluster(cpus: int) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here.
+    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; left again if it was joined here.
 
     Raises RunError where none starts.
     """
@@ -227,7 +227,7 @@ METRICS: dict[str, str] = {
     "wenlan_train_step": "steps done",
     "wenlan_train_loss": "loss of the last logged step that had a finite one",
     "wenlan_train_loss_finite": "1 if the loss of the last logged step was finite, otherwise 0",
-    "wenlan_train_skipped_steps": "steps skipped since a gradient was not finite",
+    "wenlan_train_skipped_steps": "steps skipped because a gradient was not finite",
     "wenlan_train_samples_per_second": "samples per second, of all ranks",
     "wenlan_train_waiting_for_data": "share of the time that rank 0 waits for data",
     "wenlan_train_tflops": "10^12 operations per second of rank 0",

@@ -1,4 +1,4 @@
-"""Resume: which keys of its config a continued run must keep, and which it may change.
+"""Resume: the config keys that a resumed run must keep, and those that it may change.
 
 Limits: a key that is in neither list must stay the same; a new key of the config that may change belongs into one.
 """
@@ -51,17 +51,17 @@ _CHANGED_ALOUD = {"moco.queue_size", "run.batch_size"}
 
 
 def obeying(config: Config, start: Path | None) -> Config:
-    """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
+    """The config with `compat` of the checkpoint that the run starts from, which its weights depend on."""
     if start is None or is_two_towers(start):
         return config
     compat = checkpoint.open_checkpoint(start).config.compat
     if compat != config.compat:
-        LOG.info("%s: compat is %r, and this run keeps to it", start, compat)
+        LOG.info("%s: compat is %r, and this run keeps it", start, compat)
     return replace(config, compat=compat)
 
 
 def check_same(saved: Config, asked: Config, folder: Path) -> None:
-    """Raise ConfigError naming the keys in which a continued run differs from the saved one and must not."""
+    """Raise ConfigError naming the keys that a resumed run must not change but does."""
     before, now = flat("", to_dict(saved)), flat("", to_dict(asked))
     may = _FREE_TO_CHANGE | _CHANGED_ALOUD
     if asked.optim.schedule in ("constant", "wsd"):
@@ -71,12 +71,12 @@ def check_same(saved: Config, asked: Config, folder: Path) -> None:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
         advice = "use the same recipe or another --out"
         if keys == ["run.epochs"]:
-            advice = "its cosine was laid out for that length; only optim.schedule=wsd and constant can be made longer"
-        raise ConfigError(str(folder), f"the run began otherwise ({changes}); {advice}")
+            advice = "its cosine ends at that length; only optim.schedule=wsd and constant can be made longer"
+        raise ConfigError(str(folder), f"the run was started with other settings ({changes}); {advice}")
 
 
 def check_length(saved: Config, asked: Config, state: RunState, samples: int) -> None:
-    """Raise ConfigError if the run cannot be made as long, or as short, as it is asked to be from here on.
+    """Raise ConfigError if the run cannot be lengthened or shortened as requested.
 
     `samples` of one epoch. What has been trained must be what a run of the new length would have trained by now: its
     warm-up (a share of the run) the same. A rate that has begun to fall already rises again, and that is logged.
@@ -86,13 +86,13 @@ def check_length(saved: Config, asked: Config, state: RunState, samples: int) ->
         return
     before, after = (math.ceil(epochs * samples) for epochs in (was, now))
     if after < state.position:
-        raise ConfigError("run.epochs", f"{now:g} is below the {state.position / samples:.2f} that the run has done")
+        raise ConfigError("run.epochs", f"{now:g} is below the {state.position / samples:.2f} epochs already done")
     warmups = warmup_samples(asked.optim, before), warmup_samples(asked.optim, after)
     if warmups[0] != warmups[1] and max(warmups) > state.position:
         raise ConfigError(
             "run.epochs",
-            f"was {was:g}, is {now:g}: the warm-up is a share of the run (optim.warmup_share), would be {warmups[1]} "
-            f"samples and was {warmups[0]}, and the run is at {state.position}; make it longer once it is over",
+            f"was {was:g}, is {now:g}: that changes the warm-up (optim.warmup_share) from {warmups[0]} to {warmups[1]} "
+            f"samples, and the run is at {state.position}; change run.epochs after the warm-up",
         )
     if distributed.rank():
         return
@@ -100,14 +100,14 @@ def check_length(saved: Config, asked: Config, state: RunState, samples: int) ->
     rates = [schedule(asked.optim, state.position, length) for length in (before, after)]
     if rates[0] < rates[1]:
         LOG.warning(
-            "step %d: the learning rate had begun to fall (to %.0f%% of its height) and rises again to %.0f%%: a "
-            "checkpoint from before its fall would go on without a break",
+            "step %d: the learning rate had fallen to %.0f%% of its peak and rises again to %.0f%%; resume from a "
+            "checkpoint before the fall to avoid this",
             *(state.step, 100 * rates[0], 100 * rates[1]),
         )
 
 
 def log_changes(state: RunState, batch_size: int, world_size: int) -> None:
-    """Log one line for each change from here on: of the batch, of the number of processes."""
+    """Log one line for each changed value: batch size, number of processes."""
     for name, was, now in (("batch", state.batch_size, batch_size), ("processes", state.world_size, world_size)):
         if was and was != now:
             LOG.warning("step %d: %s: was %d, is %d now", state.step, name, was, now)

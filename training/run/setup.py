@@ -1,4 +1,4 @@
-"""Set-up of a run: data, model and optimiser, and where it stands. Whatever may be refused is refused here.
+"""Set-up of a run: data, model and optimiser, and its progress. Every check that can refuse a run is made here.
 
 A run goes on from the newest checkpoint of its own folder, or begins from the towers of another checkpoint, or from the
 recipe's weights. Before the data is opened its memory is added up; before a checkpoint is taken over its config and its
@@ -97,7 +97,7 @@ def set_up(
     )
     dataset.check_not_empty()
     if config.run.batch_size > len(dataset):
-        said = "run.batch_size: %s is more than the %s training samples; a step takes some of them more than once"
+        said = "run.batch_size: %s exceeds the %s training samples; a step uses some of them more than once"
         LOG.warning(said, f"{config.run.batch_size:,}", f"{len(dataset):,}")
     loader = _loader(config, dataset, tokenizer, share, device, train=True)
     dev = None
@@ -120,7 +120,7 @@ def _go_without(dev_split: Dataset) -> None:
     Raises ContractError: recalls were asked for, and a run of days would end without one.
     """
     if not sum(dev_split.samples.values()):
-        LOG.info("plain tars have no dev split: no recall while training")
+        LOG.info("plain tars do not have a dev split: recall is not measured during training")
         return
     try:
         dev_split.check_not_empty()
@@ -140,7 +140,7 @@ def _tokenizer(config: Config) -> Tokenizer:
     tokenizer = load_tokenizer(config.data.tokenizer)
     tokens = len(tokenizer.vocabulary)
     if tokens > config.text.vocab_size:
-        raise ConfigError("text.vocab_size", f"{config.text.vocab_size} is below the {tokens} tokens")
+        raise ConfigError("text.vocab_size", f"{config.text.vocab_size} is below the {tokens} tokens of the tokenizer")
     return tokenizer
 
 
@@ -173,9 +173,9 @@ def _build(
 ) -> tuple[BriVL, torch.optim.AdamW, RunState]:
     """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
     if config.moco.init_queues and config.moco.objective not in ("moco", "albef"):
-        raise ConfigError("moco.init_queues", f"objective {config.moco.objective} has no queues")
+        raise ConfigError("moco.init_queues", f"objective {config.moco.objective} does not use queues")
     if config.moco.init_queues and start is None and init is None:
-        raise ConfigError("moco.init_queues", "takes the queues of a checkpoint along; name it by --init")
+        raise ConfigError("moco.init_queues", "needs a checkpoint with queues; give it with --init")
     torch.manual_seed(config.seed)
     model = BriVL(config, load_weights=start is None and init is None).to(device)
     optimizer = build_optimizer(model, config.optim)
@@ -184,7 +184,7 @@ def _build(
         state = _resume(start, config, model, optimizer, dataset)
     elif init is not None and is_two_towers(init):
         if config.moco.init_queues:
-            raise ConfigError("moco.init_queues", f"{init} is a folder of transformers, which has no queues")
+            raise ConfigError("moco.init_queues", f"{init} is a transformers folder, which does not contain queues")
         fill(model, init)
     elif init is not None:
         checkpoint.open_checkpoint(init).load_start(model, config, queues=config.moco.init_queues)

@@ -27,7 +27,7 @@ from training.run.setup import Setup
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that was taken: its micro-batches and their outputs.
+    """A finished step: its micro-batches and their outputs.
 
     `norm`: of the gradient before clipping, or None when it was not finite and nothing was moved.
     """
@@ -39,7 +39,7 @@ class Step:
 
     @property
     def skipped(self) -> bool:
-        """True if nothing was moved."""
+        """True if the step did not update anything."""
         return self.norm is None
 
 

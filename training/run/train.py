@@ -1,4 +1,4 @@
-"""The training loop: read `_Run.go` and you know what a run does.
+"""The training loop; `_Run.go` shows a whole run.
 
 One step: take this rank's micro-batches of the global batch at `position` -> forward against the queues as they were,
 backward -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues move
@@ -93,7 +93,7 @@ def fit(
     tracker: Tracker | None = None,
     save: bool = True,
 ) -> FitResult:
-    """Train by `config` on the train split of `data` into the folder `out`; go on where `out` has a checkpoint.
+    """Train by `config` on the train split of `data` into the folder `out`; resume from a checkpoint in `out`.
 
     `init`: a checkpoint whose towers to begin from (a new run only). `leave_signal`: asked after every step, instead of
     SIGTERM and Ctrl-C, whether to save and whether to end. `tracker`: receives the metrics beside the one that the
@@ -172,7 +172,7 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            problem = f"received a signal to end; saved, the same command with --out {self.out} continues from here"
+            problem = f"stopped by a signal; saved, run the same command with --out {self.out} to resume"
             stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 
@@ -274,7 +274,7 @@ class _Run:
         )
 
     def _opening(self) -> str:
-        begin = f"goes on from step {self.first}" if self.first else "begins"
+        begin = f"resumes from step {self.first}" if self.first else "begins"
         trained = sum(p.numel() for p in self.stepper.parameters)
         return (
             f"{self.config.recipe} {begin}: {len(self.setup.dataset)} samples, {self.setup.total_steps} steps of "

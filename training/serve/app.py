@@ -1,4 +1,4 @@
-"""The application: its routes, its one form of errors, and what is asked of every request (data_specs/web/http_app.py).
+"""The application: its routes, its error format, and the checks of every request (data_specs/web/http_app.py).
 
     GET /health          a real inference of both towers; 503 with the reason where it fails
     GET /metrics         Prometheus
@@ -69,17 +69,17 @@ class HealthAnswer(BaseModel):
 
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "the request is wrong"},
-    401: {"model": ErrorAnswer, "description": "the token is missing"},
-    403: {"model": ErrorAnswer, "description": "asked by a page of another site"},
-    404: {"model": ErrorAnswer, "description": "not here"},
+    400: {"model": ErrorAnswer, "description": "invalid request"},
+    401: {"model": ErrorAnswer, "description": "missing or wrong token"},
+    403: {"model": ErrorAnswer, "description": "sent by a page of another site"},
+    404: {"model": ErrorAnswer, "description": "not found"},
     408: {"model": ErrorAnswer, "description": "the body arrived too slowly"},
     413: {"model": ErrorAnswer, "description": "too large"},
-    421: {"model": ErrorAnswer, "description": "the server is not called by that name"},
-    422: {"model": ErrorAnswer, "description": "never; wrong requests get 400"},
-    429: {"model": ErrorAnswer, "description": "too many requests of one client"},
-    502: {"model": ErrorAnswer, "description": "an object store refuses a picture"},
-    503: {"model": ErrorAnswer, "description": "too much to do; Retry-After says when to ask again"},
+    421: {"model": ErrorAnswer, "description": "the Host header is not accepted"},
+    422: {"model": ErrorAnswer, "description": "not used; invalid requests get 400"},
+    429: {"model": ErrorAnswer, "description": "too many requests from one client"},
+    502: {"model": ErrorAnswer, "description": "the object store denies access to a picture"},
+    503: {"model": ErrorAnswer, "description": "overloaded; Retry-After says when to try again"},
 }
 
 
@@ -135,7 +135,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UnicodeEncodeError)
     async def surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
         request.scope[REFUSED] = "unicode"
-        return JSONResponse(error_body(400, "half of a surrogate pair in a text", code="unicode"), 400)
+        return JSONResponse(error_body(400, "a text contains an unpaired surrogate", code="unicode"), 400)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -154,7 +154,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
         request.scope[REFUSED] = "fault"
-        return JSONResponse(error_body(500, "a fault of the server; its log says more", code="fault"), 500)
+        return JSONResponse(error_body(500, "internal server error; see the server's log", code="fault"), 500)
 
 
 def _add_state(app: FastAPI, service: Service, health: HealthCheck) -> None:
@@ -182,7 +182,7 @@ def _add_page(app: FastAPI) -> None:
     def answer(name: str, request: Request) -> Response:
         content = files.get(name)
         if content is None:
-            raise Refused(404, "not_found", "there is no such page")
+            raise Refused(404, "not_found", "page not found")
         tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == tag:

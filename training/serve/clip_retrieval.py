@@ -25,7 +25,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class KnnRequest(BaseModel):
-    """A search, as clip-retrieval's client sends it. Fields that are not known are ignored, as its server does."""
+    """A search, as clip-retrieval's client sends it. Unknown fields are ignored, as by its server."""
 
     model_config = ConfigDict(extra="ignore")
     text: str | None = Field(None, max_length=100_000)
@@ -50,7 +50,7 @@ class KnnHit(BaseModel):
 
 
 class MetadataRequest(BaseModel):
-    """Rows whose metadata is asked for."""
+    """Request for the metadata of rows."""
 
     model_config = ConfigDict(extra="ignore")
     ids: list[Annotated[int, Field(ge=0, lt=2**62)]] = Field(max_length=_MOST)

@@ -32,7 +32,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingsRequest(BaseModel):
-    """OpenAI's request. Fields that are not known are ignored, as OpenAI does."""
+    """OpenAI's request. Unknown fields are ignored, as by OpenAI."""
 
     model_config = ConfigDict(extra="ignore")
     input: str | list[str] | list[int] | list[list[int]] = Field(description="texts")
@@ -85,7 +85,7 @@ class ModelList(BaseModel):
 
 
 def json_of(value: Any) -> Response:
-    """An answer of plain values; of thousands of numbers FastAPI's own way takes milliseconds."""
+    """A JSON answer of plain values, faster than FastAPI's own for thousands of numbers."""
     return Response(pydantic_core.to_json(value), media_type="application/json")
 
 
@@ -106,12 +106,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     async def embeddings(request: EmbeddingsRequest) -> Response:
-        """Features of texts, as OpenAI asks for them."""
+        """Features of texts, in OpenAI's format."""
         return await _embeddings(service, request)
 
     @router.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
-        """The model that answers here."""
+        """The model that this server serves."""
         return json_of(ModelList(data=[_card(service)]).model_dump())
 
     @router.get("/v1/models/{model}", response_model=ModelCard)
@@ -130,7 +130,7 @@ def _card(service: Service) -> ModelCard:
 
 def _check_model(service: Service, name: str) -> None:
     if name != service.name:
-        text = f"there is no model {name[:100]!r} here; the one that answers is {service.name!r}"
+        text = f"unknown model {name[:100]!r}; this server serves {service.name!r}"
         raise Refused(404, "model_not_found", text, param="model")
 
 
@@ -143,7 +143,7 @@ async def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
         _check_model(service, request.model)
     if request.dimensions not in (None, service.width):
         text = (
-            f"the features have {service.width} numbers and were not trained to be cut; "
+            f"the features have {service.width} numbers and cannot be shortened; "
             f"leave dimensions out, or give {service.width}"
         )
         raise bad_request("dimensions", text, "dimensions")
@@ -160,12 +160,12 @@ def _texts(request: EmbeddingsRequest) -> list[str]:
     """Texts of a request. Raises Refused."""
     listed = [request.input] if isinstance(request.input, str) else request.input
     if not listed:
-        raise bad_request("empty", "no input", "input")
+        raise bad_request("empty", "input is empty", "input")
     texts: list[str] = []
     for number, one in enumerate(listed):
         if not isinstance(one, str):
             param = f"input[{number}]" if len(listed) > 1 else "input"
-            raise bad_request("token_ids", "ids are those of another tokenizer; send texts", param)
+            raise bad_request("token_ids", "token ids are not supported; send texts", param)
         texts.append(one)
     return texts
 

@@ -1,4 +1,4 @@
-"""Collections that can be searched: indexes that were given at the start, and those that clients load.
+"""Collections to search: indexes given at the start, and those that clients upload.
 
 A given index is looked at again before every search: after a takedown (`wenlan-data forget ... INDEX`) what was
 forgotten is not found, without a new start. A client's own collection is an index in a temporary folder of this
@@ -48,7 +48,7 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f/\\?#%\s][^\x00-\x1f\x7f/\\?#%]{0,79}")
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """A collection. own: a client has loaded it, and may delete it. bytes: of its pictures, where it is own."""
+    """A collection. own: uploaded by a client, who may delete it. bytes: of its pictures, if it is own."""
 
     name: str
     index: SearchIndex
@@ -101,7 +101,7 @@ class Galleries:
         return list(self._all)
 
     def get(self, name: str | None) -> Gallery:
-        """The collection of a name (None: the first), as it lies on the disk now. Raises Refused (404)."""
+        """The collection of a name (None: the first), in its present state on disk. Raises Refused (404)."""
         gallery = self._named(name)
         try:
             gallery.index.reload_if_changed()
@@ -112,13 +112,13 @@ class Galleries:
     def _named(self, name: str | None) -> Gallery:
         gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
         if gallery is None:
-            known = ", ".join(self._all) or "none is there"
-            text = f"there is no collection {str(name)[:80]!r} here ({known})" if name is not None else "no collection"
+            known = ", ".join(self._all) or "none exists"
+            text = f"unknown collection {str(name)[:80]!r} ({known})" if name is not None else "no collections"
             raise Refused(404, "no_collection", text, param="collection")
         return gallery
 
     def every(self) -> list[tuple[Gallery, str]]:
-        """All, as they lie on the disk now, each with what is wrong with it: "" for a sound one."""
+        """All collections in their present state on disk, each with its problem, "" for a sound one."""
         found = []
         for gallery in list(self._all.values()):
             try:
@@ -133,12 +133,12 @@ class Galleries:
         async with self._writing:
             gallery = self._named(name)
             if not gallery.own:
-                raise Refused(403, "given", f"{name} was given at the start and is not deleted from here", param="name")
+                raise Refused(403, "given", f"{name} belongs to the server and cannot be deleted", param="name")
             del self._all[name]
             await asyncio.to_thread(shutil.rmtree, gallery.index.folder.parent, True)
 
     async def add(self, name: str, uploads: Sequence[Upload]) -> tuple[Gallery, list[dict[str, str]]]:
-        """Embed files into an own collection, which is made if it is not there; it, and what was refused of them.
+        """Embed files into an own collection, created if missing; returns it and the refused files.
 
         Raises Refused: an invalid name or one given at the start, too much, nothing readable.
         """
@@ -153,8 +153,8 @@ class Galleries:
             if not embedded:
                 if before is not None and known:
                     return before, refused
-                why = refused[0]["message"] if refused else "no file in it"
-                raise bad_request("nothing", f"nothing of it could be embedded: {why}", "files")
+                why = refused[0]["message"] if refused else "contains no file"
+                raise bad_request("nothing", f"none of the files could be embedded: {why}", "files")
             return await self._written(name, embedded, before), refused
 
     async def _written(
@@ -178,22 +178,24 @@ class Galleries:
     def _room(self, name: str) -> Gallery | None:
         """The own collection of this name that is added to; None for a new one. Raises Refused."""
         if not _NAME.fullmatch(name):
-            raise bad_request("name", "a name has 1 to 80 characters, none of / \\ ? # % among them", "name")
+            raise bad_request("name", "a name has 1 to 80 characters and none of / \\ ? # %", "name")
         there = self._all.get(name)
         if there is not None and not there.own:
-            raise Refused(409, "name_taken", f"{name} is a given collection; choose another name", param="name")
+            raise Refused(409, "name_taken", f"{name} is a collection of the server; choose another name", param="name")
         own = sum(gallery.own for gallery in self._all.values())
         if there is None and own >= OWN_COLLECTIONS:
-            raise Refused(413, "too_many", f"{own} own collections are loaded; delete one first", param="name")
+            raise Refused(413, "too_many", f"{own} uploaded collections exist already; delete one first", param="name")
         return there and self.get(name)
 
     def _check_room(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
         rows = len(entries) + (before.index.rows if before else 0)
         if rows > OWN_ROWS:
-            raise Refused(413, "too_many", f"{rows:,} rows; an own collection has at most {OWN_ROWS:,}", param="files")
+            raise Refused(
+                413, "too_many", f"{rows:,} rows; at most {OWN_ROWS:,} per uploaded collection", param="files"
+            )
         size = sum(gallery.bytes for gallery in self._all.values()) + sum(len(entry.picture) for entry in entries)
         if size > OWN_BYTES:
-            raise Refused(413, "too_large", f"own collections hold at most {OWN_BYTES >> 20} MB", param="files")
+            raise Refused(413, "too_large", f"uploaded collections hold at most {OWN_BYTES >> 20} MB", param="files")
 
     async def _embedded(
         self, entries: Sequence[_Entry]
@@ -270,10 +272,10 @@ def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, Se
         index = SearchIndex.open(Path(place if named else argument))
         name = name if named else index.about.name
         if not _NAME.fullmatch(name) or name in given:
-            raise ConfigError("--index", f"{argument}: give it a name of its own, as NAME=DIR")
+            raise ConfigError("--index", f"{argument}: give it a unique name: NAME=DIR")
         of = index.about.checkpoint
         if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != checkpoint.towers):
-            raise ConfigError("--index", f"{argument}: was embedded by other towers; embed it again by this checkpoint")
+            raise ConfigError("--index", f"{argument}: made by other towers; embed it again with this checkpoint")
         given[name] = index
     return given
 

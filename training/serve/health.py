@@ -28,7 +28,7 @@ _APART = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health of the server: if it can do what it is for, and what stops it; seconds of the probe."""
+    """Health of the server: whether it works, the problem if not, and the seconds of the probe."""
 
     ok: bool
     reason: str
@@ -36,7 +36,7 @@ class Health:
 
 
 class HealthCheck:
-    """Asks the towers; one probe at a time, requests meanwhile get its answer."""
+    """Probes the towers, one probe at a time; concurrent requests share its answer."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._picture = service, _picture()
@@ -45,7 +45,7 @@ class HealthCheck:
         self._running: asyncio.Task[Health] | None = None
 
     async def check(self) -> Health:
-        """The state of the last second, or that of a new probe."""
+        """The health as of the last second, or by a new probe."""
         if self._last is not None and time.monotonic() - self._last[0] < _FRESH_S:
             return self._last[1]
         if self._running is None:
@@ -63,16 +63,16 @@ class HealthCheck:
             self._running = None
 
     async def _reason(self) -> str:
-        """The problem; "" if there is none."""
+        """The problem, or ""."""
         service, limit = self._service, self._service.options.health_s
         if not (state := service.model.state()).alive:
-            return f"the model thread has ended ({state.why or 'it never began'}); start the server again"
+            return f"the model thread has stopped ({state.why or 'it never started'}); restart the server"
         try:
             rows = await asyncio.wait_for(self._rows(), limit)
         except TimeoutError:
             state = service.model.state()
-            batch = f"the model thread has been at a batch of {state.size} for {state.busy_s:.0f} s"
-            return f"no answer of the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"
+            batch = f"the model thread has been computing a batch of {state.size} for {state.busy_s:.0f} s"
+            return f"no answer from the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"
         except Refused as e:
             return e.message
         except Exception as e:  # whatever it is, the server cannot do what it is for
@@ -80,7 +80,7 @@ class HealthCheck:
         if self._first is None:
             self._first = rows
         if any(np.abs(now - then).max() > _APART for now, then in zip(rows, self._first, strict=True)):
-            return "the towers answer otherwise than at the start; start the server again"
+            return "the towers return other features than at the start; restart the server"
         return ""
 
     async def _rows(self) -> tuple[Features, Features]:

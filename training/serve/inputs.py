@@ -1,4 +1,4 @@
-"""Pictures and vectors as they stand in a request: data URIs, base64. A picture's URL is refused, and never fetched.
+"""Pictures and vectors in a request: data URIs, base64. A picture's URL is refused and never fetched.
 
 A server that fetches a URL that a client names is used as a way inside: other servers for embeddings do it without a
 guard. A client has the picture, or can fetch it.
@@ -32,7 +32,7 @@ def picture_of(text: str, param: str) -> bytes:
     try:
         content = base64.b64decode(text[begin.end() :] if begin else text, validate=True)
     except (binascii.Error, ValueError):
-        raise bad_request("not_base64", f"no base64; {URL_REFUSED}", param) from None
+        raise bad_request("not_base64", f"not base64; {URL_REFUSED}", param) from None
     if not content:
         raise bad_request("empty", f"an empty picture; {URL_REFUSED}", param)
     return content
@@ -41,15 +41,17 @@ def picture_of(text: str, param: str) -> bytes:
 def vector_of(numbers: Sequence[float], width: int, param: str) -> Features:
     """Unit row [D] of a vector that a client gives. Raises Refused."""
     if len(numbers) != width:
-        raise bad_request("width", f"{len(numbers)} numbers, and the features here have {width}", param)
+        raise bad_request("width", f"{len(numbers)} numbers, but the features here have {width}", param)
     row_D = np.asarray(numbers, np.float64)
     largest = float(np.abs(row_D).max())
     if not 0 < largest < math.inf:
-        raise bad_request("not_finite", "numbers of a vector are finite and not all zero", param)
+        raise bad_request("not_finite", "the numbers of a vector must be finite and not all zero", param)
     row_D /= largest  # so that no square overflows
     return (row_D / math.sqrt(float(row_D @ row_D))).astype(np.float32)
 
 
 def too_many(count: int, most: int, what: str, param: str) -> Refused:
     """400 for a request of too many inputs."""
-    return bad_request("too_many", f"{count} {what} in one request, {most} are allowed; send several requests", param)
+    return bad_request(
+        "too_many", f"{count} {what} in one request, at most {most} are allowed; send several requests", param
+    )

@@ -22,7 +22,7 @@ REFUSED = "wenlan.refused"
 
 
 class Counted:
-    """Counts every answer, outside of all that may give one."""
+    """Outermost middleware: counts every answer."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -57,7 +57,7 @@ class Intake:
 
     @property
     def held(self) -> int:
-        """Bytes of bodies in memory now, whole ones and those on their way."""
+        """Bytes of request bodies in memory now, complete or still arriving."""
         return self._most - self._room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +117,7 @@ class Intake:
 
 
 async def _no_room(send: Send) -> None:
-    body = json.dumps(error_body(503, "too many uploads at once; ask again later", code="no_room")).encode()
+    body = json.dumps(error_body(503, "too many uploads at once; try again later", code="no_room")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"retry-after", b"2"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})

@@ -62,13 +62,13 @@ class Metrics:
         self._batch_s.labels(modality).observe(seconds)
 
     def watch(self, depth: dict[str, Callable[[], int]], is_up: Callable[[], bool]) -> None:
-        """Take these values again at every reading."""
+        """Read these values at every scrape."""
         for modality, of in depth.items():
             self._depth.labels(modality).set_function(of)
         self._up.set_function(lambda: float(is_up()))
 
     def watch_bodies(self, held: Callable[[], int]) -> None:
-        """Take the bytes of bodies again at every reading."""
+        """Read the bytes of request bodies at every scrape."""
         self._bodies.set_function(held)
 
     def text(self) -> bytes:

@@ -96,7 +96,7 @@ class Ticket:
 
 
 class Model:
-    """The threads that compute, and the lines before them. `submit` is called on an event loop."""
+    """The threads that compute, and their queues. `submit` is called on an event loop."""
 
     def __init__(self, towers: Towers, options: Options, metrics: Metrics, threads: int = 1) -> None:
         self._towers, self._options, self._metrics = towers, options, metrics
@@ -114,29 +114,29 @@ class Model:
         ]
 
     def start(self) -> None:
-        """Begin to compute."""
+        """Start computing."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End after the batch in hand; what waits is refused."""
+        """Stop after the current batch; waiting inputs are refused."""
         with self._lock:
             self._stop = True
             self._lock.notify_all()
 
     def admit(self, kind: Kind, count: int) -> Ticket:
-        """Room for `count` inputs. Raises Refused (503, Retry-After) where there is none, or it would take too long."""
+        """Room for `count` inputs. Raises Refused (503, Retry-After) if the line is full or would take too long."""
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
-                raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
+                raise overloaded("model_down", f"the model thread has stopped ({self._ended})", 30)
             behind = line.admitted + count
             seconds = -(-behind // self._options.batch) * line.batch_s
             if line.admitted and behind > line.most:
-                text = f"{line.admitted} inputs are waiting already; ask again later"
+                text = f"{line.admitted} inputs are waiting already; try again later"
                 raise overloaded("queue_full", text, min(max(seconds, 1), 60))
             if seconds > self._options.request_s and line.admitted:
-                text = f"an answer would take about {seconds:.0f} s, for {line.admitted} inputs before it"
+                text = f"an answer would take about {seconds:.0f} s, with {line.admitted} inputs before it"
                 raise overloaded("too_busy", text, min(seconds, 60))
             line.admitted = behind
         return Ticket(line, count, self._lock)
@@ -150,7 +150,7 @@ class Model:
         line = self._lines[kind]
         with self._lock:
             if self._ended is not None:
-                raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
+                raise overloaded("model_down", f"the model thread has stopped ({self._ended})", 30)
             if first:
                 line.pass_over()  # earlier probes of a thread that hangs
                 line.waiting.extendleft(reversed(items))
@@ -179,7 +179,7 @@ class Model:
                 self._compute(number, *batch)
         except BaseException as e:  # whatever ends the thread, its callers and /health must learn of it
             why = f"{type(e).__name__}: {e}"
-            LOG.exception("the model thread has ended")
+            LOG.exception("the model thread has stopped")
         finally:
             self._refuse_all(why, batch[1] if batch else [])
 
@@ -233,7 +233,7 @@ class Model:
             _deliver(items, answers)
 
     def _answers(self, kind: Kind, items: list[_Item]) -> Sequence[Features | Exception]:
-        """A row, or why there is none, for every item."""
+        """A row, or the reason why it is missing, for every item."""
         try:
             return list(self._encode(kind, items))
         except Exception as e:
@@ -258,7 +258,7 @@ class Model:
             items = [*in_hand, *(item for line in self._lines.values() for item in line.waiting)]
             for line in self._lines.values():
                 line.waiting.clear()
-        _deliver(items, [overloaded("model_down", f"the model thread has ended ({why})", 30)] * len(items))
+        _deliver(items, [overloaded("model_down", f"the model thread has stopped ({why})", 30)] * len(items))
 
 
 def _deliver(items: Sequence[_Item], answers: Sequence[Features | Exception]) -> None:

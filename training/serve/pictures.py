@@ -1,4 +1,4 @@
-"""Stored pictures for those who look at a collection: as they are, or as a smaller JPEG.
+"""Stored pictures of a collection: unchanged, or as a smaller JPEG.
 
 A picture is read from where its index says that it lies, a disk or an object store, and checked against its sha256. An
 object store that is busy is 503, one that refuses is 502; the log has the URL and the reason, the client neither.
@@ -33,12 +33,12 @@ AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
 _Name = tuple[Where | None, str] | tuple[Path, int, str, int]
 """Key of a picture in memory: where it is stored and its sha256, or the index, its revision, the id and the side."""
 
-_BUSY = "the object store does not give this picture now; ask again later"
+_BUSY = "the object store cannot deliver this picture now; try again later"
 
 
 def missing(id: str) -> Refused:
-    """404: no sample has this id."""
-    return Refused(404, "no_sample", f"there is no sample {id[:80]!r} in this collection", param="id")
+    """The answer 404 for an unknown sample id."""
+    return Refused(404, "no_sample", f"sample {id[:80]!r} is not in this collection", param="id")
 
 
 class Pictures:
@@ -80,7 +80,9 @@ class Pictures:
         except StoreFault as e:
             LOG.warning("%s", e)
             if e.denied:
-                raise Refused(502, "store_denied", "the object store refuses this picture; see the log") from None
+                raise Refused(
+                    502, "store_denied", "the object store denies access to this picture; see the server's log"
+                ) from None
             raise overloaded("store_busy", _BUSY, 5) from None
         except IndexFault as e:
             raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None

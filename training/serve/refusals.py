@@ -1,4 +1,4 @@
-"""Refused: a request that cannot be answered, and why, in the one form of errors (data_specs/web/http_app.py)."""
+"""Refused: the error for a request that cannot be answered, in the common format (data_specs/web/http_app.py)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Refused(Exception):
         return error_body(self.status, self.message, param=self.param, code=self.code)
 
     def headers(self) -> dict[str, str]:
-        """Retry-After, in whole seconds, where there is one."""
+        """Retry-After in whole seconds, if it is set."""
         return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
 
 
 def bad_request(code: str, message: str, param: str | None = None) -> Refused:
-    """400: the request is wrong, and stays so."""
+    """The answer 400: the request is invalid."""
     return Refused(400, code, message, param=param)
 
 
 def overloaded(code: str, message: str, retry_after: float) -> Refused:
-    """503: the server has too much to do, or cannot do it now."""
+    """The answer 503: the server is overloaded, or temporarily unable to answer."""
     return Refused(503, code, message, retry_after=retry_after)

@@ -42,11 +42,11 @@ class Replicas:
         self._handle, self._seconds = handle, seconds
 
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        """Unit rows [N, D]. Raises RunError where no replica answers."""
+        """Unit rows [N, D]. Raises RunError if no replica answers."""
         return self._answer("image", list(pictures))
 
     def encode_texts(self, texts: Sequence[Tokens]) -> Features:
-        """Unit rows [N, D]. Raises RunError where no replica answers."""
+        """Unit rows [N, D]. Raises RunError if no replica answers."""
         return self._answer("text", list(texts))
 
     def _answer(self, kind: str, inputs: list[Any]) -> Features:
@@ -60,7 +60,7 @@ class Replicas:
                 LOG.warning("a replica was lost (%d of %d): %s", tries, _TRIES, first_line(e))
             except TimeoutError:
                 raise RunError("replicas", f"no answer within {self._seconds:g} s") from None
-        raise RunError("replicas", "lost while they computed")
+        raise RunError("replicas", "every attempt lost its replica")
 
 
 class Replica:
@@ -89,14 +89,16 @@ def _listen_on_loopback() -> None:
         return
     add_port = getattr(replica, "add_port_to_grpc_server", None)
     if add_port is None:  # another Ray than 2.60
-        LOG.warning("this Ray's replicas listen on every interface; its token (RAY_AUTH_MODE) keeps strangers out")
+        LOG.warning(
+            "replicas of this Ray version listen on every network interface; set RAY_AUTH_MODE=token to protect them"
+        )
         return
     vars(replica)["add_port_to_grpc_server"] = lambda server, _: add_port(server, "127.0.0.1:0")
 
 
 @contextmanager
 def replicas(checkpoint: Path, engine: Engine, device: str, count: int, seconds: float) -> Iterator[Replicas]:
-    """The towers of `count` replicas, which end with the block. seconds: the longest that a batch may take.
+    """The towers of `count` replicas, which stop with the block. seconds: the longest that a batch may take.
 
     Raises ConfigError where Ray Serve is not installed, RunError where the replicas do not begin.
     """
@@ -122,7 +124,7 @@ def replicas(checkpoint: Path, engine: Engine, device: str, count: int, seconds:
             try:
                 handle = serve.run(bound, name=name, route_prefix=None)
             except RuntimeError as e:
-                raise RunError("replicas", f"did not begin: {first_line(e)}; Ray's log says more") from None
+                raise RunError("replicas", f"did not start: {first_line(e)}; see Ray's log") from None
             yield Replicas(handle, seconds)
         finally:
             serve.delete(name)

@@ -39,7 +39,7 @@ _CACHED = "private, max-age=300"
 
 
 class FiltersRequest(BaseModel):
-    """Conditions on the samples that may be found; a field that is left out limits nothing."""
+    """Conditions on the samples to find; a field that is left out does not limit anything."""
 
     model_config = ConfigDict(extra="forbid")
     source: _Names = []
@@ -56,7 +56,7 @@ class FiltersRequest(BaseModel):
 
 
 class SearchRequest(BaseModel):
-    """A search: by `text`, `image` (data URI), or `id` (a sample of the collection); by none of them all samples."""
+    """A search: by `text`, `image` (data URI), or `id` (a sample of the collection); without these, all samples."""
 
     model_config = ConfigDict(extra="forbid")
     collection: str = Field(max_length=200)
@@ -81,7 +81,7 @@ class TextOf(BaseModel):
 
 
 class HitAnswer(BaseModel):
-    """A sample that was found. words: BM25 of its text. copies: near-copies that stand behind it."""
+    """A sample that was found. words: BM25 of its text. copies: near-copies that it stands for."""
 
     id: str
     modality: Modality
@@ -111,7 +111,7 @@ class QueryPicture(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """A page of the ranking. more: whether another one follows."""
+    """A page of the ranking. more: whether another page follows."""
 
     hits: list[HitAnswer]
     took_ms: float
@@ -121,7 +121,7 @@ class SearchAnswer(BaseModel):
 
 
 class CollectionAnswer(BaseModel):
-    """A collection. calibrated: whether its hits have scores. own: whether it may be deleted.
+    """A collection. calibrated: whether its hits have scores. own: whether it can be deleted.
 
     problem: why a damaged collection cannot be searched now; its rows are 0 then.
     """
@@ -168,7 +168,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.post("/collections", response_model=AddedAnswer)
     async def add(name: Annotated[str, Form(max_length=200)], files: Annotated[list[UploadFile], File()]) -> Response:
-        """Load pictures, or text files of lines, into a collection of one's own. A TAB in a line divides the text that
+        """Load pictures, or text files of lines, into an uploaded collection. A TAB in a line divides the text that
         is embedded from what is told of it."""
         uploads = [Upload(file.filename or "", await file.read(), _is_text(file)) for file in files]
         gallery, refused = await galleries.add(name, uploads)
@@ -176,7 +176,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
 
     @router.delete("/collections/{name}", response_model=DeletedAnswer)
     async def delete(name: str) -> Response:
-        """Delete a collection of one's own."""
+        """Delete an uploaded collection."""
         await galleries.delete(name)
         return json_of({"deleted": name})
 
@@ -242,7 +242,7 @@ async def _vector(
     if len(given) > 1:
         raise bad_request("query", f"give one of text, image and id, not {' and '.join(given)}", given[1])
     if request.region is not None and not request.image and not request.id:
-        raise bad_request("region", "a region is of `image`, or of the sample `id`", "region")
+        raise bad_request("region", "a region needs `image` or `id`", "region")
     if request.image:
         content = picture_of(request.image, "image")
         return *await _of_picture(service, content, request.region), await _seen(service, content)

@@ -1,4 +1,4 @@
-"""The process: uvicorn with bounds on connections, headers and slow readers, and an end that answers what waits.
+"""The server process: uvicorn with bounds on connections, headers and slow readers, and a graceful stop.
 
 uvicorn bounds neither the time of a request's headers nor that of a client that reads no answer; `_Protocol` does. On
 SIGTERM or SIGINT no connection is taken any more, requests in flight are answered within `drain_s`, and the process
@@ -61,7 +61,7 @@ def accept(bound: socket.socket, options: Options) -> None:
 
 
 def _unusable(host: str, port: int, e: OSError) -> ConfigError:
-    hint = "; --port 0 takes a free one" if e.errno == errno.EADDRINUSE else ""
+    hint = "; use --port 0 for a free one" if e.errno == errno.EADDRINUSE else ""
     option = "--host" if isinstance(e, socket.gaierror) else "--port"
     return ConfigError(option, f"{host}:{port}: {e.strerror or e}{hint}")
 
@@ -114,7 +114,7 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         else:
-            LOG.info("ending: requests in flight are answered, new ones refused")
+            LOG.info("stopping: requests in flight are answered, new ones refused")
         self.should_exit = True
 
 
@@ -191,5 +191,7 @@ def _raw(status: str, message: str, code: str) -> bytes:
     return f"{head}connection: close\r\n\r\n".encode() + body
 
 
-_NO_HTTP = _raw("400 Bad Request", "no request of HTTP/1.1; of a URL percent-encode what is not ASCII", "no_http")
-_FULL = _raw("503 Service Unavailable", "too many connections; ask again later", "connections")
+_NO_HTTP = _raw(
+    "400 Bad Request", "not a valid HTTP/1.1 request; percent-encode non-ASCII characters in a URL", "no_http"
+)
+_FULL = _raw("503 Service Unavailable", "too many connections; try again later", "connections")

@@ -54,7 +54,7 @@ class _Bounded:
     def place(self) -> Iterator[ThreadPoolExecutor]:
         """The threads, for one piece of work. Raises Refused where too much waits."""
         if self._waiting >= self._most:
-            text = f"{self._waiting} {self._kind} requests are waiting already; ask again later"
+            text = f"{self._waiting} {self._kind} requests are waiting already; try again later"
             raise overloaded("queue_full", text, 2)
         self._waiting += 1
         try:
@@ -94,26 +94,26 @@ class Service:
         return int(self.checkpoint.config.moco.feature_dim)
 
     def start(self) -> None:
-        """Begin to compute."""
+        """Start computing."""
         self.model.start()
 
     def close(self) -> None:
-        """End after the batch in hand."""
+        """Stop after the current batch."""
         self.model.stop()
         for pool in (self._decoders, self._searchers.pool, self._fetchers.pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what would block the event loop in a thread that decodes; within a request's time. Raises Refused."""
+        """Run a blocking call in a decoding thread, within a request's time limit. Raises Refused."""
         return await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, work))
 
     async def searched(self, work: Callable[[], T]) -> T:
-        """The same in a thread that reads indexes. Raises Refused, also where too many wait for one."""
+        """Run a blocking call in a thread that reads indexes. Raises Refused, also if too many wait."""
         with self._searchers.place() as pool:
             return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
 
     async def fetched(self, work: Callable[[], T]) -> T:
-        """The same in a thread that reads stored pictures: a slow disk or object store delays no search."""
+        """Run a blocking call in a thread for stored pictures, so that slow storage does not delay searches."""
         with self._fetchers.place() as pool:
             return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
 
@@ -123,9 +123,9 @@ class Service:
             raise too_many(len(texts), self.options.texts, "texts", param)
         for number, text in enumerate(texts):
             if not text.strip():
-                raise bad_request("empty", "an empty text", _place(param, number, len(texts)))
+                raise bad_request("empty", "the text is empty", _place(param, number, len(texts)))
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise bad_request("unicode", "half of a surrogate pair in a text", _place(param, number, len(texts)))
+                raise bad_request("unicode", "unpaired surrogate in a text", _place(param, number, len(texts)))
         with self.model.admit("text", len(texts)):
             tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
             rows_ND = await self._computed("text", tokens)
@@ -167,7 +167,7 @@ class Service:
         return await self._opened(decoded, "files")
 
     async def regions(self, content: bytes) -> tuple[int, int, list[list[float]]]:
-        """Width, height, and the regions that the tower looks at. Raises Refused."""
+        """Width, height, and the regions that the tower uses. Raises Refused."""
         return await self._opened(lambda: self.reader.boxes(content), "image")
 
     async def sides(self, content: bytes) -> tuple[int, int]:
@@ -175,7 +175,7 @@ class Service:
         return await self._opened(lambda: sides(content, self.options.pixels), "image")
 
     async def probe(self, picture: Picture, tokens: Tokens) -> tuple[Features, Features]:
-        """Both towers' rows [D] of these inputs, computed before all that waits."""
+        """Both towers' rows [D] of these inputs, computed ahead of all waiting inputs."""
         [image] = self.model.submit("image", [picture], first=True)
         [text] = self.model.submit("text", [tokens], first=True)
         try:
@@ -206,7 +206,7 @@ class Service:
             raise
         if not done:
             waiting.cancel()
-            text = f"no answer within {self.options.request_s:g} s; the server has too much to do"
+            text = f"no answer within {self.options.request_s:g} s; the server is overloaded"
             raise overloaded("timeout", text, 5)
         return waiting.result()
 

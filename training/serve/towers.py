@@ -1,4 +1,4 @@
-"""The towers behind the server, and what they read: inputs are prepared by many threads, and computed by one.
+"""The towers behind the server and their inputs, prepared by many threads and computed by one.
 
 Two engines compute the same features to about 1e-6:
 
@@ -56,7 +56,7 @@ _EXPORT_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as the image tower takes it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last."""
+    """A prepared picture: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last."""
 
     pixels_3SS: npt.NDArray[np.uint8]
     boxes_R4: npt.NDArray[np.float32]
@@ -241,7 +241,7 @@ def _fastest(device: str) -> Engine:
         return "torch"
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
-        LOG.info("the towers run on torch; %s makes them faster on a CPU", install("onnx"))
+        LOG.info("the towers run on torch; they are faster on a CPU with %s", install("onnx"))
         return "torch"
     return "onnx"
 

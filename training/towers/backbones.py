@@ -78,16 +78,16 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     import timm
 
     if not timm.is_model(name):
-        raise ConfigError("image.backbone", f"timm knows no model {name!r}{_near(name)}")
+        raise ConfigError("image.backbone", f"unknown timm model {name!r}{_near(name)}")
     try:
         described: Any = timm.get_pretrained_cfg(name)
         size: dict[str, Any] = {"img_size": image_size} if described and described.fixed_input_size else {}
         model: Any = timm.create_model(name, pretrained=weights == "hub", num_classes=0, **size)
     except (OSError, RuntimeError) as e:
         key = "image.weights" if weights == "hub" else "image.backbone"
-        raise ConfigError(key, f"timm could not make {name} with its weights ({_line(e)})") from e
+        raise ConfigError(key, f"timm could not create {name} with its weights ({_line(e)})") from e
     except (AssertionError, TypeError, ValueError) as e:
-        raise ConfigError("image.backbone", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
+        raise ConfigError("image.backbone", f"{name} does not accept {image_size} x {image_size} ({_line(e)})") from e
     if weights not in ("", "hub"):
         _load(model, _packaged(name) if weights == "package" else weights)
     shape = _shape_of_features(model, name, image_size)
@@ -110,7 +110,7 @@ def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[in
     try:
         features = _traced(model, image_size)
     except (AssertionError, RuntimeError, ValueError) as e:
-        raise ConfigError("data.image_size", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
+        raise ConfigError("data.image_size", f"{name} does not accept {image_size} x {image_size} ({_line(e)})") from e
     finally:
         model.train(training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
@@ -241,7 +241,7 @@ def _mobilenet(weights: str) -> Backbone:
 def _packaged(name: str) -> str:
     """The file of weights that a package brings. Raises ModuleNotFoundError where it is not installed."""
     if name not in _PACKAGED:
-        raise ConfigError("image.weights", f"no package brings those of {name}, but of {', '.join(_PACKAGED)}")
+        raise ConfigError("image.weights", f"packages exist for {', '.join(_PACKAGED)}, not for {name}")
     require(_PACKAGED[name])
     found = importlib.util.find_spec(_PACKAGED[name])
     assert found is not None
@@ -267,7 +267,7 @@ def _load(model: nn.Module, weights: str) -> None:
     wrong = [k for k in wrong if not k.endswith(_COUNTER)]
     wrong += [k for k in state if k not in ours or state[k].shape != ours[k].shape]
     if wrong:
-        raise ConfigError(str(path), f"does not fit the backbone: {len(wrong)} keys differ, first {wrong[0]}")
+        raise ConfigError(str(path), f"does not match the backbone: {len(wrong)} keys differ, first {wrong[0]}")
     model.load_state_dict(state, strict=False)
 
 

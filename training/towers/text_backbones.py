@@ -112,11 +112,11 @@ def _of_class(config: Any, make: Any) -> Any:
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
-        raise ConfigError("text.backbone", f"{config.model_type} is no text encoder")
+        raise ConfigError("text.backbone", f"{config.model_type} is not a text encoder")
     model_class: Any = MODEL_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     if "input_ids" not in inspect.signature(model_class.forward).parameters:
-        raise ConfigError("text.backbone", f"{config.model_type} is no text encoder")
+        raise ConfigError("text.backbone", f"{config.model_type} is not a text encoder")
     more = {}
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         more["add_pooling_layer"] = False
@@ -150,7 +150,7 @@ def architecture(
     if model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"{section}.backbone", f"transformers knows no model type {model_type!r}{hint}")
+        raise ConfigError(f"{section}.backbone", f"unknown transformers model type {model_type!r}{hint}")
     with quiet():  # the defaults of some do not fit each other
         config = CONFIG_MAPPING[model_type]()
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
@@ -158,7 +158,7 @@ def architecture(
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{section}.backbone_options.{name}", f"{model_type} has no such option{hint}")
+            raise ConfigError(f"{section}.backbone_options.{name}", f"unknown option of {model_type}{hint}")
     try:
         for ours, theirs in _SIZES.items() if sizes is not None else ():
             if theirs in known:
@@ -167,7 +167,7 @@ def architecture(
             setattr(config, name, value)
         config = _with_its_layers(config)
     except (TypeError, ValueError, NotImplementedError) as e:
-        raise ConfigError(f"{section}.backbone", f"{model_type} does not take these sizes ({first_line(e)})") from None
+        raise ConfigError(f"{section}.backbone", f"{model_type} rejects these sizes ({first_line(e)})") from None
     if sizes is not None:
         _set_dropout(config, sizes)
     return config
@@ -206,13 +206,13 @@ def _compare(text: TextTowerConfig, described: Any, published: Any) -> None:
     differ = [k for k in given if k in asked and given[k] != asked[k] and k not in _NO_ARCHITECTURE | sizes]
     for key in sorted(differ):
         if not isinstance(given[key], (bool, int, float, str)):
-            raise ConfigError("text.weights", f"{text.weights}: {key} is {given[key]!r}, which cannot be asked for")
+            raise ConfigError("text.weights", f"{text.weights}: {key} is {given[key]!r}, which is not supported")
         options[key] = given[key]
     if options != dict(text.backbone_options):
         changes["text.backbone_options"] = json.dumps(options)
     if changes:
         sets = " ".join(f"--set '{k}={v}'" if " " in str(v) else f"--set {k}={v}" for k, v in changes.items())
-        raise ConfigError("text.weights", f"{text.weights} is of another architecture; add {sets}")
+        raise ConfigError("text.weights", f"{text.weights} has another architecture; add {sets}")
 
 
 @contextmanager

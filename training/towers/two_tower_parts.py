@@ -42,10 +42,10 @@ Pool = Literal["class", "start", "end", "attention", "last"]
 
 
 def family_of(key: str, name: str) -> str:
-    """The model type that a backbone's name says. Raises ConfigError naming the key."""
+    """The model type in a backbone's name. Raises ConfigError naming the key."""
     family = name.removeprefix("transformers/")
     if family not in FAMILIES:
-        raise ConfigError(key, f"{name!r} is none of {', '.join(FAMILIES)}, whose towers come in pairs")
+        raise ConfigError(key, f"{name!r} is not a two-tower family ({', '.join(FAMILIES)})")
     return family
 
 
@@ -59,7 +59,7 @@ def image_stages(config: Config) -> tuple[list[tuple[str, nn.Module]], ImagePool
     described = architecture(f"{family}_vision_model", image.backbone_options, "image")
     patch, width = int(described.patch_size), int(described.hidden_size)
     if patch < 1 or size % patch:
-        raise ConfigError("data.image_size", f"{size} is no multiple of the patch size {patch}")
+        raise ConfigError("data.image_size", f"{size} is not a multiple of the patch size {patch}")
     model = _model(described, "image.backbone")
     first: nn.Module = _Patches(model, family, size, patch)
     layers = [(f"layer_{i}", _Layer(layer)) for i, layer in enumerate(model.encoder.layers)]
@@ -106,7 +106,7 @@ def _model(described: Any, key: str) -> Any:
         with quiet():
             model = model_class._from_config(described, attn_implementation="sdpa", **more)
     except Exception as e:  # on options of others it raises many types, KeyError on an unknown activation
-        raise ConfigError(key, f"transformers could not make {described.model_type} ({first_line(e)})") from None
+        raise ConfigError(key, f"transformers could not create {described.model_type} ({first_line(e)})") from None
     return getattr(model, "vision_model", getattr(model, "text_model", model))
 
 

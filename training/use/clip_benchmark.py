@@ -1,4 +1,4 @@
-"""A checkpoint as a model of clip_benchmark (PyPI `clip-benchmark`), so that the peers' own tool measures it.
+"""A checkpoint as a model of clip_benchmark (PyPI `clip-benchmark`), so that this tool can evaluate it.
 
     python -m training.use.clip_benchmark eval --model_type wenlan --model CHECKPOINT --pretrained query --no_amp \\
         --dataset wds/NAME --dataset_root DIR --task zeroshot_retrieval --recall_k 1 5 10
@@ -42,13 +42,13 @@ MODEL_TYPE = "wenlan"
 
 
 class Model:
-    """The towers as clip_benchmark asks them: images as `pack` returns them, and texts as `tokenizer` does."""
+    """The towers with clip_benchmark's interface: images from `pack`, and texts from `tokenizer`."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
 
     def eval(self) -> Model:
-        """The model, which is in eval mode anyway."""
+        """Returns the model, which is always in eval mode."""
         return self
 
     def encode_image(self, packed_BN: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def register(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
 
 
 def main(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
-    """clip_benchmark's command line, of sys.argv, with the model type `wenlan`."""
+    """Runs clip_benchmark's command line on sys.argv, with the model type `wenlan`."""
     register(boxes_of)
     from clip_benchmark import cli
 

@@ -1,4 +1,4 @@
-"""A dataset as a source of rows to embed: manifests and plain tars, the splits one after the other, shard by shard.
+"""A dataset as a source of rows to embed: manifests and plain tars, split by split and shard by shard.
 
 Metadata comes from the shards' Parquet files; the licence from what lies beside the manifest, `croissant.json` of each
 build. A sample's id is its key; that of a plain tar's sample, whose key may stand in other tars too, is made of the
@@ -86,7 +86,7 @@ class DatasetSource(Source):
         self._firsts = np.array([shard.first for shard in self._shards], np.int64)
         self._table: tuple[int, pa.Table] | None = None
         if not len(self):
-            raise ContractError(f"{self.name}: no sample in {', '.join(splits)}; there is nothing to embed")
+            raise ContractError(f"{self.name}: no samples in {', '.join(splits)}; there is nothing to embed")
         self._check_ids()
 
     def _laid_out(self) -> list[_Shard]:

@@ -1,4 +1,4 @@
-"""Boxes of pictures that come without any, by the detector that a checkpoint was trained with.
+"""Boxes for pictures without any, by the detector that a checkpoint was trained with.
 
 The one place where this half imports the other: detectors and the cache of their boxes belong to `pipeline`
 (pipeline/store/boxes.py). The import is lazy, and one line says what to install where it fails.
@@ -36,14 +36,14 @@ class Detector:
 
 
 class InEachProcess:
-    """A detector that each process loads at its first picture, since a session of onnxruntime survives no fork."""
+    """A detector that each process loads at its first picture: sessions of onnxruntime do not survive a fork."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._makers: dict[int, BoxMaker] = {}
 
     def of(self, contents: Sequence[bytes]) -> list[Boxes]:
-        """Boxes of each picture by its file's content; none of one that cannot be read. Raises RunError."""
+        """Boxes of each picture from its file's content, empty for an unreadable one. Raises RunError."""
         maker = self._makers.get(os.getpid())
         if maker is None:
             maker = self._makers[os.getpid()] = _maker(self._detector.name, self._detector.id, self._detector.regions)

@@ -72,7 +72,7 @@ def embed_benchmark(
     regions: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write the features of a benchmark, those that `eval` measures there: in the run's precision.
+    """Write the features of a benchmark in the run's precision, as `eval` measures them.
 
     to: "" for a .safetensors file with image_features [N, D], text_features [M, D] and hits [P, 2], pairs of an image's
     and a text's row; "chinese-clip" for a folder of the files that Chinese-CLIP's scripts read (use/chinese_clip.py).
@@ -116,7 +116,7 @@ def embed_files(
     boxes = [None] * len(images) if regions is None else read_regions(regions, images)
     loaded = load(path, device)
     if images and regions is None and loaded.checkpoint.detector != GRID:
-        LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
+        LOG.info("no --regions: boxes are the grid, not a detector's as in training")
     tensors = {}
     if images:
         tensors["image_features"] = image_features(loaded, [(file, Path(file)) for file in images], boxes)
@@ -163,7 +163,7 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as e:
         raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
     if lines == [""]:
-        raise InputError(str(file), "no line in it")
+        raise InputError(str(file), "contains no lines")
     return [line.removesuffix("\r") for line in lines]
 
 

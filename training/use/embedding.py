@@ -64,7 +64,7 @@ Done = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A run that was embedded: the rows that could be read, with their unit features [n, D] where there are any.
+    """An embedded run: the readable rows with their unit features [n, D], if any.
 
     rows: columns of data_specs.search.rows.ROWS. read: which rows of the run they are.
     """
@@ -239,7 +239,7 @@ def _among_others(part: Embedded, source: Source) -> Embedded:
 
 
 def workers_for(loaded: Loaded) -> int:
-    """Worker processes that decode: as many as the recipe says; beside a GPU, whatever cores the towers leave."""
+    """Worker processes that decode: as many as the recipe says; with a GPU, all cores that the towers leave free."""
     if loaded.device.type == "cpu":
         return loaded.config.data.num_workers
     return max(loaded.config.data.num_workers, min(16, (os.cpu_count() or 2) - 1))
@@ -316,7 +316,7 @@ class _Embedder:
         if self._named <= MOST_NAMED:
             LOG.warning("left out: %s", problem)
         if self._named == MOST_NAMED:
-            LOG.warning("others that are left out are counted, and not named")
+            LOG.warning("further rows that are left out are counted, but not listed")
 
     def _features(self, batch: Batch, modality: Modality) -> Tensor:
         """Features [B, D] of a batch, float32; of its halves where the device lacks memory for all at once."""

@@ -122,14 +122,16 @@ class Encoder:
         background = self.loaded.background() if calibrated else None
         if calibrated and background is None:
             folder = self.loaded.checkpoint.folder
-            raise InputError(str(folder), f"has no background; add it by wenlan-train calibrate {folder} --data TRAIN")
+            raise InputError(
+                str(folder), f"lacks a background; add it with wenlan-train calibrate {folder} --data TRAIN"
+            )
         cosines: Features = self.encode_image(images, boxes) @ self.encode_text(texts).T
         return cosines if background is None else background.score(cosines)
 
     def _by_batches(self, total: int, of_batch: Callable[[range], Tensor], batch_size: int, shown: str) -> Features:
         """Features of `total` things, batch by batch; `shown`: their plural on a bar, "" for no bar."""
         if batch_size < 1:
-            raise InputError("batch_size", f"{batch_size} is out of range; it is 1 at least")
+            raise InputError("batch_size", f"{batch_size} is out of range; it must be at least 1")
         parts = [np.zeros((0, self.width), np.float32)]
         with Progress(total, shown) if shown else nullcontext() as bar:
             for start in range(0, total, batch_size):
@@ -167,7 +169,7 @@ def _named(image: Any, number: int) -> Image:
     if isinstance(image, bytes):
         return name, image
     if not hasattr(image, "save"):
-        raise InputError(name, f"a {type(image).__name__}; give a path, bytes of a file, or a PIL image")
+        raise InputError(name, f"got a {type(image).__name__}; give a path, bytes of a file, or a PIL image")
     out = io.BytesIO()
     (image if image.mode in _PNG_MODES else image.convert("RGB")).save(out, "PNG")  # loses nothing
     return name, out.getvalue()

@@ -53,7 +53,7 @@ _OPSET = 18
 
 
 def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
-    """Write a checkpoint in another format; the files and how many tensors are in them, as JSON values.
+    """Write a checkpoint in another format; returns the files and their numbers of tensors as JSON values.
 
     Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
     """
@@ -113,7 +113,7 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
 
 
 def write_onnx(loaded: Loaded, image: Path, text: Path) -> list[Path]:
-    """Write both query towers as ONNX files; all files that were written. Raises ConfigError for a missing package."""
+    """Write both query towers as ONNX files; returns the written files. Raises ConfigError for a missing package."""
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise ConfigError("--to onnx", f"{package} is not installed: {install('onnx')}")

@@ -70,7 +70,7 @@ class Inputs:
     and no two rows of `jsonl` have the same id: for an index."""
 
     def open(self, detector: str) -> Source:
-        """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
+        """Open the rows. detector: the regions of `data` to use, if any. Raises ContractError, InputError."""
         if self.data:
             return DatasetSource(self.data, self.splits, detector, Path(self.cache) if self.cache else None)
         if self.jsonl:
@@ -105,7 +105,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A part to be made: its number, and the rows with their stamps."""
+    """A part to make: its number, and the rows with their stamps."""
 
     part: int
     rows: Sequence[int]
@@ -131,7 +131,7 @@ def embed_index(
     onnx: bool = False,
     run: Run | None = None,
 ) -> dict[str, Any]:
-    """Write or go on with an index of an input; counts as JSON values.
+    """Write or update an index of an input; returns counts as JSON values.
 
     detector: `grid`, a detector's name or a spec, instead of the checkpoint's. rows: of a part at most, 0 for what
     suits the size of the input. onnx: the towers go into the folder too. run: makes the parts elsewhere. Raises
@@ -147,7 +147,7 @@ def embed_index(
         tasks, wanted = plan(writer, source, rows or part_rows(len(source)))
         total = sum(len(task.rows) for task in tasks)
         if total < len(source):
-            LOG.info("%s rows of %s are there, %s are to be embedded", f"{len(source) - total:,}", folder, f"{total:,}")
+            LOG.info("%s rows are already in %s, %s will be embedded", f"{len(source) - total:,}", folder, f"{total:,}")
         unreadable = 0
         with Progress(total, "pictures" if source.has_images else "texts") as progress:
             if run is not None:
@@ -167,7 +167,7 @@ def embed_index(
     if unreadable:
         LOG.warning("%s of %s rows could not be read and are left out", f"{unreadable:,}", f"{total:,}")
     if removed:
-        LOG.info("%s rows are no longer in the input, and have left the index", f"{removed:,}")
+        LOG.info("%s rows are no longer in the input and were removed from the index", f"{removed:,}")
     return {
         "out": str(folder),
         "rows": writer.index.rows,
@@ -182,7 +182,7 @@ def embed_index(
 
 
 def plan(writer: IndexWriter, source: Source, size: int) -> tuple[list[Task], Stamps]:
-    """The parts that are to be made of what the index lacks, and the stamps of all rows of the input."""
+    """The parts to make from the rows that the index lacks, and the stamps of all rows of the input."""
     chunks = source.runs(range(len(source)), _STAMPED)
     wanted = np.concatenate([np.empty(0, np.uint64), *(source.stamps(rows) for rows in chunks)])
     missing = np.flatnonzero(~np.isin(wanted, writer.stamps())).tolist()
@@ -199,7 +199,7 @@ def made_parts(
     detector: Detector | None,
     done: Done,
 ) -> Iterator[Made]:
-    """Embeds the rows of tasks and writes their parts, in order; a part is written while the towers are at the next."""
+    """Embeds the rows of tasks and writes their parts, in order; a part is written while the next is computed."""
     runs = [task.rows for task in tasks]
     with ThreadPoolExecutor(1, thread_name_prefix="parts") as pool:
         writing = None
@@ -233,14 +233,14 @@ def embed_parquet(
     device: str = "auto",
     regions_cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the features of an input into a Parquet file; counts as JSON values. Raises InputError for no row."""
+    """Write the features of an input into a Parquet file; returns counts as JSON values. Raises InputError if empty."""
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
     runs = source.runs(range(len(source)), part_rows(len(source)))
     with Progress(len(source), "pictures" if source.has_images else "texts") as progress, whole_file(out) as temporary:
         parts = embed_runs(loaded, source, runs, job.detector, done=progress.add)
         rows, unreadable = _write_parquet(temporary, parts, source, loaded)
         if not rows:
-            raise InputError(source.name, f"no row of it could be embedded ({unreadable:,} are left out)")
+            raise InputError(source.name, f"none of its rows could be embedded ({unreadable:,} are left out)")
     if unreadable:
         LOG.warning("%s of %s rows could not be read and are left out", f"{unreadable:,}", f"{len(source):,}")
     width = int(loaded.config.moco.feature_dim)
@@ -258,15 +258,15 @@ def _opened(
     if isinstance(source, DatasetSource) and source.detector:
         boxes = source.detector
         if given and given != trained:
-            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", given, trained)
+            LOG.warning("regions come from %r; the checkpoint was trained with those of %r", given, trained)
     elif source.has_images:
         cache = regions_cache or (Path(inputs.cache) if inputs.cache else default_cache().parent) / "regions"
         detector, said = choose(trained, given, cache)
         boxes = GRID if detector is None else detector.id
-        LOG.info("boxes of pictures that come without: %s", said)
+        LOG.info("boxes for pictures without any: %s", said)
     for texts in source.sources if isinstance(source, MixedSource) else (source,):
         if isinstance(texts, TextSource) and texts.repeated:
-            said = "%s lines of %s stand there before, and are embedded once"
+            said = "%s lines of %s repeat earlier ones and are embedded once"
             LOG.info(said, f"{texts.repeated:,}", texts.name)
     return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
 
@@ -274,7 +274,7 @@ def _opened(
 def about_of(
     checkpoint: Checkpoint, name: str, *, images: bool = True, texts: bool = True, detector: str = GRID
 ) -> About:
-    """The description of an index of a checkpoint's vectors."""
+    """Describes an index of a checkpoint's vectors."""
     background = checkpoint.background()
     return About(
         name=name,

@@ -29,7 +29,7 @@ _SHOWN = ("caption", "url", "page_url", "width", "height", "source", "license", 
 
 @dataclass(frozen=True)
 class Asked:
-    """Subject of a query's vector: one of text, image and id."""
+    """Source of a query's vector: one of text, image and id."""
 
     text: str = ""
     image: Path | None = None
@@ -39,7 +39,7 @@ class Asked:
 
 
 def search(index: SearchIndex, query: Query, asked: Asked | None) -> dict[str, Any]:
-    """A page of hits as JSON values. asked: gives the query its vector; None for words alone.
+    """A page of hits as JSON values. asked: source of the query's vector; None for words only.
 
     Raises ConfigError, InputError, CheckpointError for a vector that cannot be made, IndexFault for a query that does
     not fit the index.
@@ -83,7 +83,7 @@ def _of_row(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[
     for modality in (target, other):
         if (vector_D := index.vector(id, modality)) is not None:
             return vector_D, modality
-    raise InputError(id, "the row has no vector to search by")
+    raise InputError(id, "the row lacks a vector to search by")
 
 
 def _of_text(index: SearchIndex, asked: Asked) -> npt.NDArray[np.float32]:

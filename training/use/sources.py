@@ -49,7 +49,7 @@ MOST_IDS = 32
 class Entry:
     """The content of a row.
 
-    name: of the row in messages. content: of the picture's file, None where the row has none. boxes: that came with
+    name: of the row in messages. content: of the picture's file, None where the row lacks one. boxes: that came with
     it, None where they are to be made. sides: width and height that it must have, if they are known. problem: why
     nothing of the row can be embedded.
     """
@@ -74,12 +74,12 @@ def hash64(*parts: object) -> int:
 
 
 def part_rows(total: int) -> int:
-    """Rows of a part: a search wants large parts, and what a killed command repeats should be little."""
+    """Rows of a part: large for searching, small so that a killed command repeats little."""
     return min(10_000, max(1_000, total // 20))
 
 
 class Source(ABC):
-    """Rows to embed. `name` says what they are, the same when they have become more; `origins` what of."""
+    """Rows to embed. `name` describes them and stays the same when rows are added; `origins` lists the inputs."""
 
     name: str
     origins: tuple[str, ...]
@@ -91,14 +91,14 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, rows: Sequence[int]) -> list[Entry]:
-        """Contents of some rows, in their order. Raises ContractError for what ends the work."""
+        """Contents of some rows, in their order. Raises ContractError for a fault that stops the work."""
 
     @abstractmethod
     def table(self, rows: Sequence[int]) -> pa.Table:
         """Columns of data_specs.search.rows.ROWS, in the rows' order; `id` is "" where `entries` finds a problem."""
 
     def sizes(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Something that grows with the length of each row's text: rows of like length make a batch."""
+        """A measure of the length of each row's text: rows of similar length make a batch."""
         return np.zeros(len(rows), np.int64)
 
     def boxes(self, rows: Sequence[int]) -> list[bytes]:
@@ -106,7 +106,7 @@ class Source(ABC):
         return [b""] * len(rows)
 
     def stamps(self, rows: Sequence[int]) -> Stamps:
-        """[n] hashes of what is embedded of some rows: id, sha256 of the picture, text and boxes."""
+        """[n] hashes of the embedded content of some rows: id, sha256 of the picture, text and boxes."""
         table = self.table(rows)
         columns = [table[name].to_pylist() for name in ("id", "sha256", "caption") if name in table.column_names]
         return np.array([hash64(*row) for row in zip(*columns, self.boxes(rows), strict=True)], np.uint64)
@@ -162,7 +162,7 @@ class PictureSource(Source):
 
 
 class MixedSource(Source):
-    """Rows of several sources that have pictures or texts, one source after the other: none of their rows has both."""
+    """Rows of several sources that have pictures or texts, one source after the other; each row has one of the two."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)
@@ -175,7 +175,7 @@ class MixedSource(Source):
         return int(self._firsts[-1])
 
     def of(self, rows: Sequence[int]) -> tuple[Source, Sequence[int]]:
-        """The source of some rows, which are all of one, and their numbers in it."""
+        """The source that some rows belong to, all to one, and their numbers in it."""
         at = int(np.searchsorted(self._firsts, rows[0], side="right")) - 1
         first = int(self._firsts[at])
         return self.sources[at], [row - first for row in rows]
@@ -232,7 +232,7 @@ class _Lines(Source):
 
 
 class TextSource(_Lines):
-    """A file of texts, one per line. What follows a tab is a note on the text, and is not embedded.
+    """A file of texts, one per line. Words after a tab are a note on the text and are not embedded.
 
     distinct: a line that stands there before is passed over, and ids are digests of the lines, so that they stay when
     others come in between; otherwise every line is a row, and ids are the lines' numbers.
@@ -250,7 +250,7 @@ class TextSource(_Lines):
 
     @property
     def repeated(self) -> int:
-        """Lines that were passed over."""
+        """Number of repeated lines, which are skipped."""
         return len(self._starts) - 1 - len(self._rows)
 
     def entries(self, rows: Sequence[int]) -> list[Entry]:
@@ -258,7 +258,7 @@ class TextSource(_Lines):
         for row, line in zip(rows, self._read(rows), strict=True):
             name = f"{self._file}:line {self.number(row)}"
             text, _ = _cut(line)
-            problem = "not UTF-8" if text is None else "" if text.strip() else "an empty line"
+            problem = "not UTF-8" if text is None else "" if text.strip() else "empty line"
             entries.append(Entry(name, text=None if problem else text, problem=problem))
         return entries
 
@@ -282,7 +282,7 @@ class TextSource(_Lines):
 
 
 class RowSource(_Lines):
-    """A file of released rows; of each the text of one kind. distinct: an id that stands there before gets a number."""
+    """A file of released rows, with the text of one kind. distinct: a repeated id gets a number."""
 
     has_images = True
 
@@ -352,14 +352,14 @@ def _pictures(place: str) -> Iterator[str]:
                 any_found = True
                 yield f"{folder.rstrip('/')}/{name}"
     if not any_found:
-        raise InputError(place, f"holds no picture ({', '.join(PICTURES)})")
+        raise InputError(place, f"contains no pictures ({', '.join(PICTURES)})")
 
 
 def _picture(file: str, boxes: Any) -> Entry:
     """A picture file as an entry. A stranger's row may name a pipe or a device, and reading it would never end."""
     try:
         if not stat.S_ISREG(Path(file).stat().st_mode):
-            return Entry(file, problem="no regular file")
+            return Entry(file, problem="not a regular file")
         content = Path(file).read_bytes()
         return Entry(file, content, boxes(content, file))
     except (OSError, ValueError) as e:
@@ -424,7 +424,7 @@ def _line_starts(file: Path) -> npt.NDArray[np.int64]:
             at += len(line)
             starts.append(at)
     if len(starts) == 1:
-        raise InputError(str(file), "no line in it")
+        raise InputError(str(file), "contains no lines")
     return np.array(starts, np.int64)
 
 
@@ -438,7 +438,7 @@ def _cut(line: bytes) -> tuple[str | None, str]:
 
 
 def _id64(line: bytes) -> int:
-    """64 bits of a released row's id; of what has none, of the line."""
+    """64 bits of a released row's id, or of the line if the id is missing."""
     try:
         named = json.loads(line)["image_id"]
     except (ValueError, KeyError, TypeError, RecursionError):

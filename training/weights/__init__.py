@@ -1,1 +1,1 @@
-"""Towers of finished checkpoints, and of the released BriVL and of transformers, in and out."""
+"""Import and export of towers: finished checkpoints, the released BriVL, and transformers folders."""

@@ -1,4 +1,4 @@
-"""Loading of a finished checkpoint: its towers on a device, and batches of what they are to encode.
+"""Loading of a finished checkpoint: its towers on a device, and batches for them.
 
 Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image has the
 same feature by each of them.
@@ -58,7 +58,7 @@ Boxes = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A picture as the towers take it: uint8 [3, S, S], boxes [R, 4] in its pixels, the whole image last; its sides."""
+    """A prepared picture: uint8 [3, S, S], boxes [R, 4] in its pixels, the whole image last; its sides."""
 
     image_3SS: Tensor
     boxes_R4: npt.NDArray[np.float32]
@@ -99,7 +99,7 @@ class Loaded:
         """
         trained = self.checkpoint.detector
         if detector and detector != trained:
-            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
+            LOG.warning("regions come from %r; the checkpoint was trained with those of %r", detector, trained)
         dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
         return self.loader(dataset)
@@ -119,7 +119,7 @@ class Loaded:
         return self.image_batch([one.image_3SS for one in opened], [one.boxes_R4 for one in opened])
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
-        """Batch of images with their boxes, and with empty texts: encode_image does not look at them."""
+        """Batch of images with their boxes, and with empty texts: encode_image ignores them."""
         import torch
 
         boxes_BR4 = np.zeros((len(boxes), max(map(len, boxes)), 4), dtype=np.float32)
@@ -133,7 +133,7 @@ class Loaded:
         )
 
     def text_batch(self, texts: Sequence[str]) -> Batch:
-        """Batch of texts with black images: encode_text does not look at them."""
+        """Batch of texts with black images: encode_text ignores them."""
         most = self.config.data.max_tokens
         return self.token_batch([self.checkpoint.tokenizer.encode(text, most) for text in texts])
 
@@ -149,7 +149,7 @@ class Loaded:
 
 
 def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
-    """An image file as the towers take it.
+    """Prepares an image file for the towers.
 
     `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
     Raises UnreadableImage.
@@ -215,10 +215,10 @@ def _take_keys(checkpoint: Checkpoint, model: BriVL) -> None:
     keys = checkpoint.tensors(KEY_FILE) if checkpoint.has(KEY_FILE) else {}
     if not keys:
         objective = checkpoint.config.moco.objective
-        raise ConfigError("--towers", f"{checkpoint.folder} has no key towers (objective {objective}); use query")
+        raise ConfigError("--towers", f"{checkpoint.folder} lacks key towers (objective {objective}); use query")
     renamed = {name.replace("_key.", "_query.trunk.", 1): tensor for name, tensor in keys.items()}
     own = model.state_dict()
     wrong = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
     if wrong:
-        raise CheckpointError(str(checkpoint.folder), f"its key towers do not fit its query towers, first {wrong[0]}")
+        raise CheckpointError(str(checkpoint.folder), f"its key towers do not match its query towers, first {wrong[0]}")
     model.load_state_dict(renamed, strict=False)

@@ -53,7 +53,7 @@ _CLASSES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor of a released file. `ours`: its name in `BriVL.state_dict()`, or "" where it is only kept.
+    """One tensor of a released file. `ours`: its name in `BriVL.state_dict()`, or "" if it is only stored.
 
     `query`: for a kept tensor of a key tower, the query tower's, which it equals unless it is kept.
     """
@@ -71,7 +71,7 @@ Slots = dict[str, Slot]
 def import_brivl(
     file: Path, out: Path, *, config: Config | None = None, tokenizer: str = "bert_chinese"
 ) -> dict[str, Any]:
-    """Convert a BriVL-1.0 checkpoint into the folder `out`; what was read, as JSON values.
+    """Convert a BriVL-1.0 checkpoint into the folder `out`; returns a summary as JSON values.
 
     `config`: of the file's towers, where they are not a recipe's. Raises CheckpointError with one sentence on a file of
     another kind, with code, with numbers that are not finite, or that does not fit; keys are then listed before.
@@ -99,7 +99,7 @@ def import_brivl(
 
 
 def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dict that belongs under `learnable`, of an imported checkpoint or of one trained by us.
+    """The state dict for `learnable`, from an imported checkpoint or one trained here.
 
     Raises CheckpointError when its towers do not fit the released format.
     """
@@ -121,10 +121,10 @@ def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
             tensors[name] = torch.zeros(slot.shape, dtype=slot.dtype)
             blank.append(name)
     if blank:
-        LOG.warning("%d tensors that no feature depends on are zeros, as this model has none: %s", len(blank), blank[0])
+        LOG.warning("%d tensors of no effect on features, which this model lacks, are zeros: %s", len(blank), blank[0])
     if checkpoint.config.compat != "brivl-1.0":
         LOG.warning(
-            "trained without compat: the released code reads boxes and padding otherwise, so its features will differ"
+            "trained without compat: the released code handles boxes and padding differently, its features will differ"
         )
     return tensors
 
@@ -140,7 +140,7 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
 
     if config.text.encoder != "bert_text" or not config.image.backbone.startswith("timm/"):
         text, image = config.text.encoder, config.image.backbone
-        raise CheckpointError(subject, f"brivl-1.0 holds an EfficientNet of timm and a BERT, not {image} and {text}")
+        raise CheckpointError(subject, f"brivl-1.0 supports a timm EfficientNet and a BERT, not {image} and {text}")
     objective = replace(config.moco, objective="moco", queue_size=1)
     with torch.device("meta"):
         model = BriVL(replace(config, moco=objective), load_weights=False)
@@ -152,7 +152,7 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
             shape = (*tensor.shape, 1, 1) if there.endswith("max_pool.0.weight") else tuple(tensor.shape)
             slots[there] = Slot(shape, tensor.dtype, ours=name)
     if "imgencoder.backbone.bn2.weight" not in slots:
-        raise CheckpointError(subject, f"brivl-1.0 holds an EfficientNet of timm, not {config.image.backbone}")
+        raise CheckpointError(subject, f"brivl-1.0 supports a timm EfficientNet, not {config.image.backbone}")
     slots |= _unused(config, slots)
     for name, slot in list(slots.items()):
         # What is frozen is one tensor here and two there: the query tower's stands for both, unless they differ.
@@ -167,7 +167,7 @@ _IMAGE_PARTS = {"stem.0": "conv_stem", "stem.1": "bn1", "head.0": "conv_head", "
 
 
 def _released_name(name: str, config: Config, subject: str) -> str:
-    """Name in a released file of a tensor of our query towers. Raises CheckpointError when it has none."""
+    """Name in a released file of a tensor of our query towers. Raises CheckpointError if it lacks one."""
     tower, part, kind, rest = name.split(".", 3)
     theirs = "img" if tower == "image_query" else "text"
     head = f"{theirs}encoder.learnable."
@@ -185,7 +185,7 @@ def _released_name(name: str, config: Config, subject: str) -> str:
         _, number, inner = rest.split(".", 2)
         first = config.text.frozen_layers if part == "trunk" else 0
         return f"textencoder.backbone.bert.encoder.layer.{int(number) + first}.{inner}"
-    raise CheckpointError(subject, f"{name} has no place in the format of BriVL-1.0")
+    raise CheckpointError(subject, f"{name} cannot be stored in the BriVL-1.0 format")
 
 
 def _unused(config: Config, slots: Slots) -> Slots:
@@ -212,7 +212,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(str(file), 'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it')
     for name, tensor in state.items():
         if not isinstance(name, str) or not _plain(tensor):
-            raise CheckpointError(str(file), f"{name!r} under learnable is no plain tensor")
+            raise CheckpointError(str(file), f"{name!r} under learnable is not a plain tensor")
     if all(name.startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
@@ -239,7 +239,7 @@ def _load(file: Path) -> Any:
         if zipped:
             with zipfile.ZipFile(file) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise CheckpointError(str(file), "a compressed archive; torch stores tensors as they are")
+                    raise CheckpointError(str(file), "a compressed archive; torch stores tensors uncompressed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own old formats
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
@@ -247,15 +247,15 @@ def _load(file: Path) -> Any:
         raise
     except pickle.UnpicklingError as e:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(e))
-        code = f"its pickle asks for {wanted[1]}, which is no tensor" if wanted else "it is no set of tensors"
-        raise CheckpointError(str(file), f"refused: {code}; nothing of it was run") from None
+        code = f"its pickle needs {wanted[1]}, not a tensor" if wanted else "it is not a set of tensors"
+        raise CheckpointError(str(file), f"refused: {code}; none of its code was run") from None
     except Exception as e:  # torch raises many types on a damaged or foreign file
         first = first_line(e)[:120]
         raise CheckpointError(str(file), f"not a torch file, or cut short ({type(e).__name__}: {first})") from None
 
 
 def recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
-    """The config of the recipe whose shapes a file has, or of the nearest one, and what such a file must hold.
+    """The config of the recipe whose shapes a file has, or of the nearest one, and the tensors that such a file needs.
 
     Raises CheckpointError when none of the keys is known.
     """
@@ -298,7 +298,7 @@ def _compare(file: Path, read: Mapping[str, Tensor], slots: Slots, recipe: str) 
     if wrong:
         counts = ", ".join(f"{len(lines)} {kind}" for kind, lines in wrong.items())
         first = next(iter(wrong.values()))[0]
-        raise CheckpointError(str(file), f"does not fit {recipe}: keys {counts}; the first: {first}")
+        raise CheckpointError(str(file), f"does not match {recipe}: keys {counts}; the first: {first}")
 
 
 def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[str, Tensor], ...]:
@@ -314,7 +314,7 @@ def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[st
             continue  # optional
         tensor = read[name]
         if tensor.is_floating_point() and not all_finite(tensor):
-            raise CheckpointError(str(file), f"{name} holds NaN or infinity; these weights are damaged")
+            raise CheckpointError(str(file), f"{name} contains NaN or infinity; these weights are damaged")
         if slot.ours:
             ours = towers if slot.ours.startswith(QUERY_PREFIXES) else keys
             ours[slot.ours] = tensor.flatten(1) if name.endswith("max_pool.0.weight") else tensor

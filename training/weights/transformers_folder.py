@@ -9,9 +9,9 @@ with no code beside the weights. Use of a folder:
     text = F.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
     image = F.normalize(model.get_image_features(**images).pooler_output, dim=-1)
 
-Limits: towers with regions have no class there. The processor decodes large JPEGs at full size, `embed` at a part of
-it, less than one grey level away; alpha is dropped, not laid on white. Siglip2Model's own processor keeps a picture's
-aspect.
+Limits: transformers lacks a class for towers with regions. The processor decodes large JPEGs at full size, `embed` at
+a part of it, less than one grey level away; alpha is dropped, not laid on white. Siglip2Model's own processor keeps a
+picture's aspect.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _BILINEAR = 2  # of PIL's resampling filters
 
 
 def export_transformers(path: Path, out: Path) -> dict[str, Any]:
-    """Write the query towers of a checkpoint as a folder; what it is, as JSON values.
+    """Write the query towers of a checkpoint as a folder; returns a summary as JSON values.
 
     Raises ConfigError where the folder is there already or transformers lacks a class for the towers, and RunError for
     a folder without a name (`.`).
     """
     check_name(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("--out", f"{out} is there already; name a folder that is not")
+        raise ConfigError("--out", f"{out} already exists; name a new folder")
     loaded = load(path, "cpu")
     _check_class(loaded.config, loaded.checkpoint.tokenizer)
     family = loaded.config.text.backbone
@@ -89,8 +89,8 @@ def _check_class(config: Config, tokenizer: Tokenizer) -> None:
     elif getattr(family_config(config).vision_config, "image_size", None) not in (None, config.data.image_size):
         problem = f"positions of a picture of {config.data.image_size} pixels"  # they would have to be resampled
     if problem:
-        advice = "it takes CLIP's, Chinese-CLIP's and SigLIP's towers without regions; use --to onnx or safetensors"
-        raise ConfigError("--to transformers", f"transformers has no class for {problem}: {advice}")
+        advice = "it supports towers of CLIP, Chinese-CLIP and SigLIP without regions; use --to onnx or safetensors"
+        raise ConfigError("--to transformers", f"transformers does not have a class for {problem}; {advice}")
 
 
 def _write_model(loaded: Loaded, folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Two-tower folders of transformers into our format and back: CLIP, Chinese-CLIP, SigLIP and SigLIP 2.
+"""Conversion of two-tower transformers folders into our format and back: CLIP, Chinese-CLIP, SigLIP and SigLIP 2.
 
 This module knows the names of their state dicts. A folder says by its config.json what its towers are, so it stands for
 overrides of a recipe: `fit --init FOLDER` takes them before those of `--set`, and `import-transformers` makes a
@@ -80,7 +80,7 @@ _RENAMED = (
 
 
 def is_two_towers(path: Path) -> bool:
-    """True if a folder is one of transformers with two towers that are known here."""
+    """True if a folder is a transformers folder of two supported towers."""
     try:
         described = json.loads((path / "config.json").read_bytes())
         return isinstance(described, dict) and described.get("model_type") in FAMILIES
@@ -147,7 +147,7 @@ def family_config(config: Config) -> Any:
 
 
 def fill(model: BriVL, folder: Path) -> None:
-    """Fill the query towers from a folder, and let the key towers begin as their copies. Raises InputError."""
+    """Fill the query towers from a folder, and make the key towers copies of them. Raises InputError."""
     import torch
 
     from training.method.key_towers import update_average
@@ -161,7 +161,7 @@ def fill(model: BriVL, folder: Path) -> None:
 
 
 def import_transformers(folder: Path, out: Path) -> dict[str, Any]:
-    """Make a checkpoint of a folder without training; what was read, as JSON values. Raises InputError, ConfigError."""
+    """Convert a folder into a checkpoint; returns a summary as JSON values. Raises InputError, ConfigError."""
     from training.moco import BriVL
 
     bias = _learned(folder, "logit_bias")
@@ -191,7 +191,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {k: v.detach().to(torch.float32) for k, v in model.state_dict().items()}
     damaged = [name for name, tensor in tensors.items() if not all_finite(tensor)]
     if damaged:
-        raise InputError(str(folder), f"{damaged[0]} holds NaN or infinity; these weights are damaged")
+        raise InputError(str(folder), f"{damaged[0]} contains NaN or infinity; these weights are damaged")
     return tensors
 
 
@@ -204,11 +204,11 @@ def _check_shards(folder: Path) -> None:
             continue  # if it is the one that is needed, transformers says what is wrong with it
         elsewhere = sorted(name for name in named if Path(name).name != name)
         if elsewhere:
-            raise InputError(str(index), f"names {elsewhere[0]!r}, which does not lie beside it")
+            raise InputError(str(index), f"names {elsewhere[0]!r}, which is not beside it")
 
 
 def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
-    """Their tensors by our names; `ours` says which there are, and their shapes. Raises CheckpointError.
+    """Their tensors by our names; `ours` gives the expected names and shapes. Raises CheckpointError.
 
     What is ours alone (regions) is left out; so is their logit scale.
     """
@@ -220,7 +220,7 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
             continue
         full = places.get(place, "")
         if not full or ours[full].shape != tensor.shape:
-            raise CheckpointError(subject, f"{name} does not fit these towers; leave the sizes to the folder")
+            raise CheckpointError(subject, f"{name} does not match these towers; leave the sizes to the folder")
         found[full] = tensor
     lacking = [name for place, name in places.items() if name not in found]
     if lacking:
@@ -229,13 +229,13 @@ def ours_of(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], subject: s
 
 
 def theirs_of(ours: Mapping[str, Tensor], names: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
-    """The inverse: our tensors by the names of a model of theirs. Raises CheckpointError for what does not fit."""
+    """The inverse: our tensors by transformers' names. Raises CheckpointError if they do not match the model."""
     places = _places(ours)
     wanted = {name: _our_name(name) for name in names}
     lacking = [name for name, place in wanted.items() if place is not None and place not in places]
     extra = sorted(set(places) - set(wanted.values()))
     if lacking or extra:
-        raise CheckpointError(subject, f"does not fit a model of transformers: {(lacking + extra)[0]}")
+        raise CheckpointError(subject, f"does not match a transformers model: {(lacking + extra)[0]}")
     return {name: ours[places[place]] for name, place in wanted.items() if place is not None}
 
 
@@ -258,7 +258,7 @@ def _described(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:  # transformers raises many types on values that fit no config
-        raise InputError(str(folder), f"no config.json of transformers ({first_line(e)})") from None
+        raise InputError(str(folder), f"not a config.json of transformers ({first_line(e)})") from None
 
 
 def _options(part: Any) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _pixels(folder: Path, family: str) -> tuple[list[float], list[float]]:
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise InputError(str(folder / name), f"no image_mean and image_std in it ({first_line(e)})") from None
+            raise InputError(str(folder / name), f"image_mean and image_std are missing ({first_line(e)})") from None
     return usual
 
 
@@ -297,14 +297,14 @@ def _padding(folder: Path) -> int:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     number = tokenizer.pad_token_id
     if tokenizer.padding_side != "right":
-        raise InputError(str(folder), "its tokenizer pads at the left; set its padding_side to right")
+        raise InputError(str(folder), "its tokenizer pads on the left; set its padding_side to right")
     if number is None:
-        raise InputError(str(folder), "its tokenizer names no padding token, which its text tower was trained to see")
+        raise InputError(str(folder), "its tokenizer lacks a padding token, which its text tower was trained with")
     return int(number)
 
 
 def _learned(folder: Path, name: str) -> float | None:
-    """A learned number of a folder of safetensors; None where it has none, or is in another form."""
+    """A learned number of a folder of safetensors; None if it is missing or in another form."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
@@ -313,5 +313,5 @@ def _learned(folder: Path, name: str) -> float | None:
                 if name in set(opened.keys()):
                     return float(opened.get_tensor(name))
         except (SafetensorError, RuntimeError, ValueError) as e:  # no file of them, or no single number
-            raise InputError(str(file), f"no {name} can be read of it ({first_line(e)})") from None
+            raise InputError(str(file), f"{name} cannot be read from it ({first_line(e)})") from None
     return None

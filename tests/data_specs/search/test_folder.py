@@ -31,7 +31,7 @@ def test_a_score_is_that_of_the_checkpoint_s_background() -> None:
 @pytest.mark.parametrize(
     ("version", "line"),
     [
-        (1, "made by an earlier version of wenlan; delete it and run wenlan-train embed again"),
+        (1, "version 1 is older than this wenlan reads; delete it and embed again"),
         (3, "version 3 is newer than this wenlan reads (2); upgrade wenlan"),
     ],
 )
@@ -48,7 +48,7 @@ def test_an_index_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     text = (folder / INDEX).read_text()
     for place in ("/etc/passwd", "../other/img_emb_0000.npy", "http://a.example/x.npy"):
         (folder / INDEX).write_text(text.replace("img_emb/img_emb_0000.npy", place))
-        with pytest.raises(IndexFault, match=f"names a file outside of its folder: {place}"):
+        with pytest.raises(IndexFault, match=f"names a file outside its folder: {place}"):
             read_index(folder)
 
 
@@ -58,7 +58,7 @@ def test_one_process_writes_an_index_at_a_time(tmp_path: Path) -> None:
     code += f"with exclusive(Path({str(tmp_path)!r})): pass"
     with IndexWriter.begin(tmp_path, ABOUT):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "another command is writing this index; run this one again when it has ended, or stop it" in other.stderr
+    assert "another command is writing this index; wait until it has ended, or stop it" in other.stderr
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(IndexFault, match="cannot be opened"), exclusive(tmp_path / "none"):
         pass

@@ -103,12 +103,12 @@ def test_the_files_are_those_that_index_json_names(tmp_path: Path) -> None:
     ("rows", "image_ND", "text_ND", "line"),
     [
         (named(2), None, None, "image vectors are missing"),
-        (named(2), random_units(2, 8), random_units(2, 8), "text vectors are none of this index"),
+        (named(2), random_units(2, 8), random_units(2, 8), "text vectors are not expected"),
         (named(2), random_units(3, 8), None, "image vectors [3, 8], not [2, 8]"),
         (named(2), random_units(2, 9), None, "image vectors [2, 9], not [2, 8]"),
         (named(2), 2 * random_units(2, 8), None, "image: row 0 has length 2; vectors of an index have length 1"),
         (named(2), np.full((2, 8), np.nan, np.float32), None, "image: row 0 has length nan"),
-        ([{"id": "a"}, {"id": "a"}], random_units(2, 8), None, "every row of an index needs an id of its own"),
+        ([{"id": "a"}, {"id": "a"}], random_units(2, 8), None, "every row of an index needs a unique id"),
     ],
 )
 def test_a_part_that_does_not_fit_is_one_line(tmp_path: Path, rows, image_ND, text_ND, line: str) -> None:
@@ -144,7 +144,7 @@ def test_another_index_is_refused(tmp_path: Path, changes: dict[str, object], sa
         if finished:
             writer.finish()
     another = IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
-    with pytest.raises(IndexFault, match=rf"holds another index \({said}\); give a new folder"), another:
+    with pytest.raises(IndexFault, match=rf"contains another index \({said}\); give a new folder"), another:
         pass
 
 
@@ -152,9 +152,9 @@ def test_a_folder_that_cannot_become_an_index_is_one_line(tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     for place, said in (
-        (tmp_path / "mine", "is not empty and holds no index"),
+        (tmp_path / "mine", "is not empty and does not contain an index"),
         (tmp_path / "mine" / "letter.txt", r"letter\.txt: cannot be written"),
-        (Path("s3://bucket/index"), "an index is mapped from a local disk; give a path"),
+        (Path("s3://bucket/index"), "an index must be on a local disk; give a path"),
     ):
         with pytest.raises(IndexFault, match=said), IndexWriter.begin(place, ABOUT):
             pass
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_become_an_index_is_one_line(tmp_path: Path) -> Non
         IndexWriter.begin(tmp_path / "empty", ABOUT) as writer,
     ):
         writer.finish()
-    with pytest.raises(IndexFault, match="id row-1 is there twice"):
+    with pytest.raises(IndexFault, match="id row-1 occurs twice"):
         make(tmp_path / "i", [*named(3), {"id": "row-1"}], random_units(4, 8), parts=[3])
 
 

@@ -43,13 +43,13 @@ def test_a_picture_is_found_again_after_its_tar_was_rewritten(tmp_path: Path, sh
     write(tar, {"b": second})
     assert index.picture("b") == (second, "image/jpeg")
     write(tar, {"a": first})
-    with pytest.raises(IndexFault, match=r"b: .*train-000000.tar no longer holds the picture that was embedded"):
+    with pytest.raises(IndexFault, match=r"b: .*train-000000.tar no longer contains the picture that was embedded"):
         index.picture("b")
     write(tar, {"b": first})
-    with pytest.raises(IndexFault, match="no longer holds the picture that was embedded"):
+    with pytest.raises(IndexFault, match="no longer contains the picture that was embedded"):
         index.picture("b")
     tar.unlink()
-    with pytest.raises(IndexFault, match="is no file; the index says that a picture lies there"):
+    with pytest.raises(IndexFault, match="is not a file, but the index refers to a picture in it"):
         index.picture("b")
 
 
@@ -65,9 +65,9 @@ def test_a_picture_that_was_encoded_anew_has_a_digest_of_its_own(tmp_path: Path)
     rows = [{"id": "a", "sha256": "0" * 64, "where": place}, {"id": "b"}]
     index = SearchIndex.open(make(tmp_path / "i", rows, random_units(2, 8)))
     assert index.picture("a")[0] == picture
-    with pytest.raises(IndexFault, match="b: the index knows no picture of it"):
+    with pytest.raises(IndexFault, match="b: the index does not list a picture for it"):
         index.picture("b")
-    with pytest.raises(IndexFault, match="has no row c"):
+    with pytest.raises(IndexFault, match="row c does not exist"):
         index.picture("c")
 
 
@@ -77,7 +77,7 @@ def test_a_picture_that_was_encoded_anew_has_a_digest_of_its_own(tmp_path: Path)
         ("http://127.0.0.1:9/a.jpg", "never from a web address"),
         ("https://a.example/a.jpg", "never from a web address"),
         ("ftp://a.example/a.jpg", "never from a web address"),
-        ("/dev/zero", "is no file"),
+        ("/dev/zero", "is not a file"),
     ],
 )
 def test_a_stranger_s_index_leads_to_no_web_address_and_no_device(tmp_path: Path, path: str, line: str) -> None:

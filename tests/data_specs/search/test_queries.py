@@ -67,7 +67,7 @@ def test_a_picture_has_the_vector_of_the_checkpoint(exported: Exported, index: P
     query = TextQuery.open(index, threads=1)
     assert tower.towers == query.towers
     assert tower.width == query.width
-    with pytest.raises(TowerFault, match=r"text.onnx: is no image tower of wenlan-train export"):
+    with pytest.raises(TowerFault, match=r"text.onnx: is not an image tower made by wenlan-train export"):
         PictureTower.open(index / "queries" / "text.onnx")
 
 
@@ -86,7 +86,7 @@ def test_no_torch_is_imported_for_it(index: Path) -> None:
 
 @pytest.mark.slow
 def test_the_image_tower_is_no_text_tower(exported: Exported) -> None:
-    with pytest.raises(IndexFault, match=r"m.image.onnx: is no text tower of wenlan-train export --to onnx"):
+    with pytest.raises(IndexFault, match=r"m.image.onnx: is not a text tower made by wenlan-train export --to onnx"):
         TextQuery.open(exported.folder / "m.image.onnx")
 
 

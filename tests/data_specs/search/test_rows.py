@@ -38,10 +38,10 @@ def test_rows_are_the_same_in_tables_files_and_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        ({"caption": ["x"]}, "part 0: rows of an index have an id"),
-        ({"id": ["a"], "colour": ["red"]}, "part 0: rows of an index have an id and know no colour"),
-        ({"id": ["a", "a"]}, "part 0: every row of an index needs an id of its own"),
-        ({"id": [""]}, "part 0: every row of an index needs an id of its own"),
+        ({"caption": ["x"]}, "part 0: rows of an index need the column id"),
+        ({"id": ["a"], "colour": ["red"]}, "part 0: unknown columns: colour"),
+        ({"id": ["a", "a"]}, "part 0: every row of an index needs a unique id"),
+        ({"id": [""]}, "part 0: every row of an index needs a unique id"),
     ],
 )
 def test_a_faulty_table_is_one_line_that_names_the_part(columns: dict[str, list[str]], line: str) -> None:

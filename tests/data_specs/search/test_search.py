@@ -164,19 +164,19 @@ def test_images_and_texts_are_searched_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "line"),
     [
-        (Query(np.ones(3, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
-        (Query(np.zeros(8, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
-        (Query(np.full(8, np.nan, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
-        (Query(np.ones(8, np.float32), target="text"), "has no texts to search"),
-        (Query(np.ones(8, np.float32), limit=0), "limit 0, offset 0: at least 1 and 0"),
-        (Query(np.ones(8, np.float32), offset=-1), "limit 20, offset -1: at least 1 and 0"),
-        (Query(np.ones(8, np.float32), weight=2), "weight 2: of the words, between 0 and 1"),
-        (Query(np.ones(8, np.float32), filters=Filters(min_score=0.5)), "its vectors have no scores to filter by"),
+        (Query(np.ones(3, np.float32)), "a query must be a vector of 8 finite numbers, not all 0"),
+        (Query(np.zeros(8, np.float32)), "a query must be a vector of 8 finite numbers, not all 0"),
+        (Query(np.full(8, np.nan, np.float32)), "a query must be a vector of 8 finite numbers, not all 0"),
+        (Query(np.ones(8, np.float32), target="text"), "does not contain texts"),
+        (Query(np.ones(8, np.float32), limit=0), "limit 0, offset 0: limit must be at least 1"),
+        (Query(np.ones(8, np.float32), offset=-1), "limit 20, offset -1: limit must be at least 1"),
+        (Query(np.ones(8, np.float32), weight=2), "weight 2: the weight of the words must be between 0 and 1"),
+        (Query(np.ones(8, np.float32), filters=Filters(min_score=0.5)), "its vectors do not have scores"),
         (
             Query(np.ones(8, np.float32), of="image", filters=Filters(min_score=0.5)),
-            "a search of images by images has no scores to filter by",
+            "a search of images by images does not have scores",
         ),
-        (Query(words="x", filters=Filters(min_score=0.5)), "a search without a vector has no scores to filter by"),
+        (Query(words="x", filters=Filters(min_score=0.5)), "a search without a vector does not have scores"),
     ],
 )
 def test_a_query_that_does_not_fit_is_one_line(tmp_path: Path, query: Query, line: str) -> None:

@@ -170,8 +170,8 @@ def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplo
     assert not object_store.is_conditional("memory://bucket/b/_lock")
     lines = [record.getMessage() for record in caplog.records if "memory" in record.getMessage()]
     assert lines == [
-        "memory://bucket: knows no conditional writes, so nothing is locked there; run one build and one publisher at "
-        "a time"
+        "memory://bucket: does not support conditional writes, so locks do not work there; run one build and one "
+        "publisher at a time"
     ]
 
 
@@ -208,14 +208,14 @@ def test_an_outage_of_some_seconds_is_sat_out(remote: Remote) -> None:
 
 
 CASES = {
-    "busy": ({"AWS_MAX_ATTEMPTS": "2"}, "503", "the store kept failing (", "); run the same again when it is well"),
+    "busy": ({"AWS_MAX_ATTEMPTS": "2"}, "503", "the store kept failing (", "); run the same command again later"),
     "gone": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"},
         None,
         "the store does not answer (",
-        "check AWS_ENDPOINT_URL and the network, then run the same again",
+        "check AWS_ENDPOINT_URL and the network, then run it again",
     ),
-    "wrong key": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "access denied (", "in this bucket"),
+    "wrong key": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "access denied (", "and their permissions"),
     "no key": (
         {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": "/nonexistent"},
         None,

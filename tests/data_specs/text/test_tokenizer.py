@@ -106,5 +106,5 @@ def test_a_tokenizer_with_an_id_of_billions_is_refused_and_ends_no_process() -> 
     model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 4_000_000_000}, "unk_token": "[UNK]"}
     parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     content = json.dumps({"version": "1.0", **parts, "added_tokens": [], "model": model})
-    with pytest.raises(VocabularyError, match=r"^t.json: has a token of the id 4,000,000,000; no vocabulary has more"):
+    with pytest.raises(VocabularyError, match=r"^t.json: has a token with id 4,000,000,000; ids must be below"):
         JsonTokenizer(content, "t.json")

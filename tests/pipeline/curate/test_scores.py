@@ -181,7 +181,7 @@ def test_options_follow_and_a_spec_is_read_back_as_it_was_written(tmp_path: Path
     ours = {"image": "i.onnx", "text": "t.onnx"}
     spec = BuildSpec.model_validate({**MINIMAL, "pair_score": ours})
     assert BuildSpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
-    with pytest.raises(ValueError, match="side: towers of wenlan say it themselves; those of others need a vocabulary"):
+    with pytest.raises(ValueError, match="side: stored in wenlan's own towers; for other towers set vocabulary too"):
         BuildSpec.model_validate({**MINIMAL, "pair_score": {**ours, "side": 64}})
     with pytest.raises(SpecError, match=r"filters\[0\]: pair_score needs the section pair_score of the spec"):
         opened(tmp_path, filters=[{"name": "pair_score"}])

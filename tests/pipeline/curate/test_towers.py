@@ -144,7 +144,7 @@ def test_two_halves_of_different_checkpoints_are_no_towers(tmp_path: Path) -> No
         checked_towers(spec(section))
     foreign = towered.written(tmp_path / "foreign")
     mixed = {"image": foreign["image"], "text": section["text"]}
-    with pytest.raises(SpecError, match=r"image.onnx: is no image tower of wenlan-train export --to onnx"):
+    with pytest.raises(SpecError, match=r"image.onnx: is not an image tower made by wenlan-train export --to onnx"):
         checked_towers(spec(mixed))
 
 

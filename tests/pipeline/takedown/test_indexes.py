@@ -82,7 +82,7 @@ def test_what_is_taken_down_is_in_no_file_of_an_index(
     assert len(every) == rows - lost
     assert key not in every
     assert key not in {hit.id for hit in opened.search(Query(words=row.caption, limit=rows, copies=True)).hits}
-    with pytest.raises(IndexFault, match="has no row"):
+    with pytest.raises(IndexFault, match="does not exist"):
         opened.picture(key)
     for name in sorted(every):
         opened.picture(name)  # what stays is found where its tar has it now

@@ -94,7 +94,7 @@ def test_the_protocol_names_what_the_figures_depend_on(captioner: Path, pictures
     digest = hashlib.sha256((newest / "checkpoint.json").read_bytes()).hexdigest()
     line = result["protocol"]["line"]
     assert line.startswith(f"{data}, val: 8 images, 16 references; tokens: jieba 0.")
-    for part in ("beam search of 1", "nearest of 8 training captions", "cider: pycocoevalcap", "meteor: none: no java"):
+    for part in ("beam width 1", "nearest of 8 training captions", "cider: pycocoevalcap", "meteor: none: no java"):
         assert part in line
     assert line.endswith(f"checkpoint {digest[:12]}")
     assert summary(result)[0] == line
@@ -125,5 +125,5 @@ def test_bad_input_is_one_line(captioner: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^\S+a.jpg: "):
         caption_files(captioner, [str(tmp_path / "a.jpg")], [None], device="cpu")
-    with pytest.raises(ConfigError, match=r"--split: a dataset has no test split"):
+    with pytest.raises(ConfigError, match=r"--split: test: datasets have only the splits"):
         evaluate_captioning(captioner, ["x/manifest.json"], "test", device="cpu")

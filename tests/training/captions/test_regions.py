@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_left_out_with_its_captions(
     assert found.captions == tuple(whole.captions[number] for number in kept)
     assert np.allclose(found.features_ND, whole.features_ND[kept], atol=1e-5)
     nothing = [str(make_shards(train=(1,), name="nothing", damage={0: b"\xff\xd8 no image"}))]
-    with pytest.raises(InputError, match=r"no image of it can be read \(1 tried\)$"):
+    with pytest.raises(InputError, match=r"none of its images can be read \(1 tried\)$"):
         open_captioned(loaded, nothing, "train", tmp_path)
 
 
@@ -100,7 +100,8 @@ def test_an_image_tower_without_regions_is_refused(
     loaded: Loaded, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded.model.image_query, "seen_regions", lambda batch: None)
-    with pytest.raises(ConfigError, match=r"^image.encoder: cnn_regions has no regions to write captions on$"):
+    line = r"^image.encoder: cnn_regions does not compute regions, which a captioner needs$"
+    with pytest.raises(ConfigError, match=line):
         open_captioned(loaded, [str(make_shards(train=(2,)))], "train", tmp_path)
 
 
@@ -170,7 +171,7 @@ def test_damaged_features_in_the_cache_are_one_line(
     assert first is not None
     file = tmp_path / "captions" / first.digest / name
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(InputError, match=r"damaged features in the cache \(.*\); remove it and they are made again"):
+    with pytest.raises(InputError, match=r"damaged features in the cache \(.*\); delete it and they are computed"):
         open_captioned(loaded, data, "train", tmp_path)
     shutil.rmtree(file.parent)
     assert open_captioned(loaded, data, "train", tmp_path) is not None

@@ -72,7 +72,7 @@ def test_a_signal_to_end_is_heard_while_the_features_are_made(
     monkeypatch.setattr("training.weights.load.BATCH", 8)
     monkeypatch.setattr(regions, "see", see)
     data = [f"folder:{pictures / 'train'}"]
-    with pytest.raises(RunError, match=r"received a signal to end.*the same command makes them again"):
+    with pytest.raises(RunError, match=r"stopped by a signal.*run the same command to start over"):
         fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu", cache=tmp_path / "cache")
     assert len(seen) == 2
     assert [file.suffix for file in (tmp_path / "cache" / "captions").iterdir()] == [".lock"]
@@ -113,7 +113,8 @@ def test_a_checkpoint_of_it_is_one_of_its_towers_too(towers: Path, pictures: Pat
 def test_going_on_otherwise_is_refused(towers: Path, pictures: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=0.2, eval_epochs=0.0)
     fitted(towers, pictures, tmp_path / "run", config)
-    with pytest.raises(ConfigError, match=r"the training began otherwise \(lr was 0.004, is 0.1\); choose another"):
+    line = r"the run was started with other settings \(lr was 0.004, is 0.1\); choose another"
+    with pytest.raises(ConfigError, match=line):
         fitted(towers, pictures, tmp_path / "run", replace(config, lr=0.1))
     assert fitted(towers, pictures, tmp_path / "run", replace(config, beams=2)).steps == 2
     with pytest.raises(RunError, match=r"was trained on other data, regions or towers"):
@@ -122,11 +123,11 @@ def test_going_on_otherwise_is_refused(towers: Path, pictures: Path, tmp_path: P
 
 def test_weights_by_which_nothing_would_be_mixed_are_refused(towers: Path, pictures: Path, tmp_path: Path) -> None:
     data = [f"folder:{pictures / 'train'}@3", f"folder:{pictures / 'test'}"]
-    with pytest.raises(ConfigError, match=r"--data: .*train@3: every image is trained on once an epoch; leave out @3"):
+    with pytest.raises(ConfigError, match=r"--data: .*train@3: every image is used once per epoch; leave out @3"):
         fit_captioner(towers, data, tmp_path / "run", SMALL, device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_without_a_captioner_says_how_to_get_one(towers: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no captioner; train one by wenlan-train fit-captioner"):
+    with pytest.raises(CheckpointError, match=r"contains no captioner; train one with wenlan-train fit-captioner"):
         checkpoint.read(towers)

@@ -23,7 +23,7 @@ MakeShards = Callable[..., Path]
 
 def test_an_unknown_detector_is_named_with_those_there(make_shards: MakeShards) -> None:
     manifest = make_shards(detector="yolo")
-    with pytest.raises(ContractError, match=r"no regions of detector 'rcnn'; it has: yolo; name .* --detector of eval"):
+    with pytest.raises(ContractError, match=r"no regions of detector 'rcnn'; it has: yolo; name .* --detector in eval"):
         open_dataset([str(manifest)], "train", detector="rcnn")
 
 
@@ -106,12 +106,12 @@ def test_many_shards_are_looked_at_when_they_are_first_read(
 ) -> None:
     manifest = make_shards(train=(7, 5))
     (manifest.parent / "train-000001.parquet").write_bytes(b"damaged")
-    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 is not"):
+    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 differs"):
         open_dataset([str(manifest)], "train")
     monkeypatch.setattr(index, "AT_START", 1)
     dataset = open_dataset([str(manifest)], "train")
     assert dataset.row(6).image_size == len(dataset.image(dataset.row(6)))
-    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 is not"):
+    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 differs"):
         dataset.row(7)
 
 
@@ -131,16 +131,16 @@ def test_an_empty_split_says_of_which_release_and_what_to_do(make_shards: MakeSh
     [
         (
             "404",
-            "there is no manifest.json, latest.json or shards/manifest.json; give the address of a published build",
+            "manifest.json, latest.json and shards/manifest.json are missing; give the address of a published build",
         ),
-        ("403", r"cannot be read \(403.*Forbidden.*\); check the address, and that it may be read from this machine"),
+        ("403", r"cannot be read \(403.*Forbidden.*\); check the address and its permissions"),
         ("500", r"cannot be read \(500.*\); check the address"),
         ("http", r"cannot be read \(.*\); check the address"),
         ("ftp", r"cannot be opened \(Connection refused\)"),
     ],
 )
 def test_a_dataset_at_an_address_that_is_refused_says_why_and_what_to_do(tmp_path: Path, what: str, told: str) -> None:
-    """All of them were "cannot be read; a build without a manifest is not a dataset", and ftp ended in a traceback."""
+    """All of them were "cannot be read", and ftp ended in a traceback."""
     with contextlib.ExitStack() as held:
         if what.isdigit():
             server = held.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), _Refusing))

@@ -89,11 +89,11 @@ def _outside(manifest: Path) -> None:
         (_file(_cut), r"train-000001.tar: \d+ bytes, the manifest says \d+"),
         (_file(lambda f: (f / "train-000000.tar").unlink()), "train-000000.tar: missing"),
         (_file(lambda f: (f / ROWS).unlink()), f"{ROWS}: missing"),
-        (_file(lambda f: shutil.copy(f / "train-000001.parquet", f / ROWS)), f"{ROWS}: its sha256 is not"),
-        (_outside, "leaves the shard folder"),
-        (_file(lambda f: _pipe(f, "train-000000.tar")), "train-000000.tar: no regular file"),
-        (_file(lambda f: _pipe(f, ROWS)), f"{ROWS}: no regular file"),
-        (_file(lambda f: _pipe(f, "manifest.json")), "manifest.json: no regular file"),
+        (_file(lambda f: shutil.copy(f / "train-000001.parquet", f / ROWS)), f"{ROWS}: its sha256 differs"),
+        (_outside, "is outside the shard folder"),
+        (_file(lambda f: _pipe(f, "train-000000.tar")), "train-000000.tar: not a regular file"),
+        (_file(lambda f: _pipe(f, ROWS)), f"{ROWS}: not a regular file"),
+        (_file(lambda f: _pipe(f, "manifest.json")), "manifest.json: not a regular file"),
         (_in_boxes(lambda t: _with(t, "key", {2: "f" * 32})), f"{BOXES}: row 2 has key ffff"),
         (_in_boxes(lambda t: _with(t, "sha256", {2: "f" * 64})), f"{BOXES}: row 2 has sha256 ffff"),
         (_in_boxes(lambda t: t.slice(1)), "6 rows for a shard of 7 samples"),
@@ -142,7 +142,7 @@ def test_a_damaged_index_in_the_cache_is_one_line(make_shards: MakeShards, tmp_p
         assert broken
         for path in broken:
             path.write_bytes(damage)
-        with pytest.raises(ContractError, match=r"\.arrow: damaged index in the cache .*; remove it") as caught:
+        with pytest.raises(ContractError, match=r"\.arrow: damaged index in the cache .*; delete it") as caught:
             open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index").row(0)
         assert "\n" not in str(caught.value)
         for path in broken:
@@ -160,15 +160,15 @@ def _texts(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("candidate_id", "xyz", "row 2: candidate_id is no sha256 in hex"),
+        ("candidate_id", "xyz", "row 2: candidate_id is not a sha256 in hex"),
         ("candidate_id", None, "row 2: candidate_id is missing"),
-        ("image_leader", "0" * 63 + "\n", "row 2: image_leader is no sha256 in hex"),
-        ("source_kind", "shop", "row 2: source_kind is none of news, "),
+        ("image_leader", "0" * 63 + "\n", "row 2: image_leader is not a sha256 in hex"),
+        ("source_kind", "shop", "row 2: source_kind is not one of news, "),
         ("texts", [], "row 2: texts is empty"),
         ("texts", None, "row 2: texts is missing"),
-        ("texts", [None], "texts hold one that is missing"),
-        ("texts", _texts({"text": None}), "texts hold one whose text is missing"),
-        ("texts", _texts({"text_leader": "1"}), "texts hold one whose text_leader is no sha256 in hex"),
+        ("texts", [None], "texts contain a missing entry"),
+        ("texts", _texts({"text": None}), "texts contain an entry without text"),
+        ("texts", _texts({"text_leader": "1"}), "texts contain an entry whose text_leader is not a sha256 in hex"),
         ("width", -1, "row 2: width is -1"),
         ("height", -40, "row 2: height is -40"),
         ("image_offset", -512, "row 2: image_offset is -512"),
@@ -217,7 +217,7 @@ def test_a_sha256_that_is_none_is_no_file_name(make_shards: MakeShards, tmp_path
     for where in ("parquet", "regions"):
         manifest.write_text(whole)
         _edit(manifest, lambda shard, w=where: (shard[w] if w == "parquet" else shard[w]["yolo"]).update(sha256=digest))
-        with pytest.raises(ContractError, match=r"manifest.json: the sha256 of .*train-000000.parquet is none"):
+        with pytest.raises(ContractError, match=r"manifest.json: the sha256 of .*train-000000.parquet is invalid"):
             open_dataset([str(manifest)], "train", cache=tmp_path / "index")
 
 
@@ -291,5 +291,5 @@ def test_a_server_that_does_not_tell_the_length_of_a_tar_is_one_line(
             told(self, keyword, value)
 
     monkeypatch.setattr(SimpleHTTPRequestHandler, "send_header", without_length)
-    with pytest.raises(ContractError, match=r"x.tar: its server does not tell how long it is"):
+    with pytest.raises(ContractError, match=r"x.tar: its server does not report the size"):
         open_dataset([f"{server}/x.tar"], "train", cache=tmp_path / "cache")

@@ -87,7 +87,7 @@ def test_evaluation_sees_every_sample_once_over_the_ranks_unchanged(make_shards:
 
 
 def test_a_batch_that_cannot_be_shared_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be shared by 3 ranks x 1"):
+    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be divided among 3 ranks x 1"):
         Share(8, 0, 3)
 
 
@@ -132,5 +132,5 @@ def test_weights_after_the_names_mix_datasets(make_shards: MakeShards) -> None:
     assert {found[i] for i in only_second} == {4}
     assert source.epochs(640) == pytest.approx({"epoch": 640 / 70, "epoch.0": 480 / 30, "epoch.1": 160 / 40}, abs=0.1)
     assert open_dataset([str(one), str(two)], "train").weights == ()
-    with pytest.raises(ConfigError, match="a weight of 0"):
+    with pytest.raises(ConfigError, match="has weight 0"):
         open_dataset([f"{one}@0"], "train")

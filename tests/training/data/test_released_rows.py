@@ -54,10 +54,10 @@ def test_a_box_of_a_number_without_end_is_a_broken_row(number: float, tmp_path: 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (r'{"image_id": "\ud83d.png"}', "half of a surrogate pair stands in its image_id"),
+        (r'{"image_id": "\ud83d.png"}', "its image_id contains an unpaired surrogate"),
         (
             r'{"image_id": "x.png", "sentences": [["alt_text", "笑\ud83d"]]}',
-            "x.png: half of a surrogate pair stands in its sentences",
+            "x.png: its sentences contain an unpaired surrogate",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_remote_shards_give_the_samples_of_local_ones_from_copies_within_the_bou
 
 def test_a_bound_that_cannot_hold_two_windows_is_named(make_shards: MakeShards, tmp_path: Path, store: str) -> None:
     remote = put(store, make_shards(train=(7, 5, 9, 6)).parent)
-    with pytest.raises(ConfigError, match=r"^data.cache_gb: .* cannot hold two windows of 1 shards"):
+    with pytest.raises(ConfigError, match=r"^data.cache_gb: .* is too small for two windows of 1 shards"):
         samples(remote, tmp_path / "b", 1e-5)
 
 
@@ -134,7 +134,7 @@ def test_each_part_of_a_mixture_has_windows_of_its_own(make_shards: MakeShards, 
     put(store, tmp_path)
     sizes = [path.stat().st_size for folder in folders for path in folder.glob("*.tar")]
     data = [f"{store}/a@1", f"{store}/b@2"]
-    with pytest.raises(ConfigError, match=r"cannot hold two windows of 1 shards of each of 2 parts"):
+    with pytest.raises(ConfigError, match=r"is too small for two windows of 1 shards of each of 2 parts"):
         samples(data, tmp_path / "cache", (sum(sizes) - 1) / 1e9)
     assert len(samples(data, tmp_path / "cache", (sum(sizes) + 1) / 1e9)) == 42
 

@@ -47,7 +47,7 @@ def test_a_bert_vocabulary_is_read_from_file_or_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_no_vocabulary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing.txt: no readable vocabulary"):
+    with pytest.raises(InputError, match=r"nothing.txt: not a readable vocabulary"):
         load_tokenizer(str(tmp_path / "nothing.txt"))
     (tmp_path / "words.txt").write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"words.txt: not a BERT vocabulary"):
@@ -162,7 +162,7 @@ def test_what_is_no_tokenizer_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer.json: not a tokenizer.json \("):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
     (tmp_path / "x").mkdir()
-    with pytest.raises(InputError, match="no readable vocabulary"):
+    with pytest.raises(InputError, match="not a readable vocabulary"):
         load_tokenizer(str(tmp_path / "x"))
     (tmp_path / "x" / "tokenizer_config.json").write_text("{}")
     with pytest.raises(InputError, match="neither a local vocabulary nor one on the hub"):

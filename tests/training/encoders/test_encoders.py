@@ -76,20 +76,20 @@ def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
     [
         (
             "image.encoder=cnn_region",
-            "image.encoder: no encoder 'cnn_region'; "
-            "there are bert_text, char_text, clip_image, clip_text, cnn_regions",
+            "image.encoder: unknown encoder 'cnn_region'; "
+            "available: bert_text, char_text, clip_image, clip_text, cnn_regions",
         ),
-        ("image.encoder=char_text", "image.encoder: char_text encodes text"),
+        ("image.encoder=char_text", "image.encoder: char_text is an encoder of texts"),
         (
             "image.backbone=timm/resnet_18",
-            "image.backbone: timm knows no model 'resnet_18'; did you mean resnet18 or resnetv2_18 or resnet18d?",
+            "image.backbone: unknown timm model 'resnet_18'; did you mean resnet18 or resnetv2_18 or resnet18d?",
         ),
-        ("image.backbone=timm/nothing", "image.backbone: timm knows no model 'nothing'"),
+        ("image.backbone=timm/nothing", "image.backbone: unknown timm model 'nothing'"),
         ("image.backbone=b5", "image.backbone: 'b5' is neither timm/NAME nor torchvision/mobilenet_v2"),
         (
             "image.frozen_stages=8",
-            "image.frozen_stages: timm/test_efficientnet has 7 "
-            "(stem, blocks_0, blocks_1, blocks_2, blocks_3, blocks_4, head), not 8",
+            "image.frozen_stages: 8 exceeds the 7 stages of timm/test_efficientnet "
+            "(stem, blocks_0, blocks_1, blocks_2, blocks_3, blocks_4, head)",
         ),
     ],
 )
@@ -134,7 +134,7 @@ def test_b5_base_has_the_released_sizes() -> None:
 
 
 def test_char_text_has_positions_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"^text\.position_embedding: char_text has positions of its own$"):
+    with pytest.raises(ConfigError, match=r"^text\.position_embedding: char_text already has position embeddings$"):
         BriVL(resolve("tiny", ["text.position_embedding=true"]))
 
 

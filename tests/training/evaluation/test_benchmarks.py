@@ -179,7 +179,7 @@ def test_the_caption_of_an_image_in_a_folder_per_class_is_the_class(names: dict[
     assert content(benchmark) == [(picture(i), [f"{COLOURS[i % 2]}色"]) for i in (100, 102, 101, 103)]
     assert benchmark.split == (split or "all")
     if split:
-        with pytest.raises(ConfigError, match=rf"has no dev split; it has {split}$"):
+        with pytest.raises(ConfigError, match=rf"does not have a dev split; it has {split}$"):
             open_benchmark(f"classes:{tmp_path}", "dev")
     write(tmp_path / ".ipynb_checkpoints" / "100-checkpoint.jpg", picture(100))
     assert content(open_benchmark(f"classes:{tmp_path}", split or "train")) == content(benchmark)
@@ -221,60 +221,60 @@ def test_latin_words_of_a_segmented_caption_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "split", "damage", "error", "message"),
     [
-        ("aic-icc", "test", None, ConfigError, "aic-icc has no test split"),
-        ("coco-cn", "dev", None, ConfigError, "coco-cn has no dev split"),
-        ("coco-cn", "val", None, InputError, "holds no coco-cn_val.txt"),
+        ("aic-icc", "test", None, ConfigError, "aic-icc does not have a test split"),
+        ("coco-cn", "dev", None, ConfigError, "coco-cn does not have a dev split"),
+        ("coco-cn", "val", None, InputError, "contains no coco-cn_val.txt"),
         ("muge", "test", None, InputError, "MR_test_queries.jsonl:line 1: no query_text with item_ids"),
         ("flickr30k-cn", "val", None, InputError, "holds neither flickr30k_cn_val.txt nor"),
-        ("folder", "val", ("*.txt", ""), InputError, "no caption in the val split"),
+        ("folder", "val", ("*.txt", ""), InputError, "no captions in the val split"),
         (
             "coco-cn",
             "test",
             ("imageid.human-written-caption.txt", "x\n"),
             InputError,
-            "caption.txt:line 1: no image id",
+            "caption.txt:line 1: not an image id",
         ),
-        ("aic-icc", "val", ("*validation*.json", "{}"), InputError, "no caption in the val split"),
-        ("aic-icc", "val", ("*validation*.json", "[1]"), InputError, "no list of image_id and caption"),
+        ("aic-icc", "val", ("*validation*.json", "{}"), InputError, "no captions in the val split"),
+        ("aic-icc", "val", ("*validation*.json", "[1]"), InputError, "not a list of image_id and caption"),
         ("chinese-clip", "test", ("test_texts.jsonl", "{"), InputError, "test_texts.jsonl:line 1: not JSON"),
         (
             "chinese-clip",
             "test",
             ("test_texts.jsonl", '{"text_id": 1, "text": "没有答案", "image_ids": []}'),
             InputError,
-            "test_texts.jsonl: no image_ids in any line; has this split answers?",
+            "test_texts.jsonl: no image_ids in any line; does this split have answers?",
         ),
         (
             "chinese-clip",
             "test",
             ("test_texts.jsonl", r'{"text_id": 1, "text": "笑\ud83d", "image_ids": [100]}'),
             InputError,
-            r"half of a surrogate pair stands in a caption: '笑\ud83d'",
+            r"a caption contains an unpaired surrogate: '笑\ud83d'",
         ),
         ("chinese-clip", "test", ("test_texts.jsonl", b"\xff\n"), InputError, "test_texts.jsonl:line 1: not JSON"),
         ("coco-cn", "test", ("coco-cn_test.txt", b"\xff\n"), InputError, "is not UTF-8"),
-        ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "no image/key with captions"),
+        ("crossmodal-3600", "val", ("captions.jsonl", '{"image/key": "1"}'), InputError, "not rows of image/key with"),
         # One text in the place of a list of them would be a caption for each of its characters.
         (
             "aic-icc",
             "val",
             ("*validation*.json", '[{"image_id": "100.jpg", "caption": "一只猫"}]'),
             InputError,
-            "no list of image_id and caption (no list of texts: '一只猫')",
+            "not a list of image_id and caption (not a list of texts: '一只猫')",
         ),
         (
             "aic-icc",
             "val",
             ("*validation*.json", '[{"image_id": "100.jpg", "caption": [null]}]'),
             InputError,
-            "no list of image_id and caption (no list of texts: [None])",
+            "not a list of image_id and caption (not a list of texts: [None])",
         ),
         (
             "crossmodal-3600",
             "val",
             ("captions.jsonl", '{"image/key": "100", "zh": {"caption": "一只猫"}}'),
             InputError,
-            "captions.jsonl:line 1: no image/key with captions in zh (no list of texts: '一只猫')",
+            "captions.jsonl:line 1: not rows of image/key with captions in zh (not a list of texts: '一只猫')",
         ),
         (
             "chinese-clip",
@@ -313,14 +313,14 @@ def test_what_is_missing_or_damaged_is_named(
 def test_missing_images_and_bad_base64_are_named(tmp_path: Path) -> None:
     coco_cn(tmp_path / "a")
     (tmp_path / "a" / "val2014" / "COCO_val2014_000000000101.jpg").unlink()
-    with pytest.raises(InputError, match="holds no image COCO_val2014_000000000101"):
+    with pytest.raises(InputError, match="lacks the image COCO_val2014_000000000101"):
         open_benchmark(f"coco-cn:{tmp_path / 'a'}", "test")
     chinese_clip(tmp_path / "b")
-    for row, problem in (("100\tab=c=\n", "line 1: no id"), ("100\n", "line 1: no id, tab")):
+    for row, problem in (("100\tab=c=\n", "line 1: not an id"), ("100\n", "line 1: not an id, a tab")):
         write(tmp_path / "b" / "test_imgs.tsv", row)
         with pytest.raises(InputError, match=problem):
             list(open_benchmark(f"chinese-clip:{tmp_path / 'b'}", "test").pictures())
-    with pytest.raises(InputError, match="holds no image with a "):
+    with pytest.raises(InputError, match="contains no image with a "):
         open_benchmark(f"folder:{tmp_path / 'b'}", "val")
     for name in ("folder:", "folder:/no/such", f"muge:{tmp_path / 'b' / 'test_imgs.tsv'}"):
         with pytest.raises(InputError):
@@ -333,14 +333,14 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path: Path) -> No
     (tmp_path / "100.jpg").unlink()
     os.mkfifo(tmp_path / "100.jpg")
     first = next(iter(open_benchmark(f"folder:{tmp_path}", "val").pictures()))
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         first.read()
 
 
 def test_a_name_that_no_file_can_have_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", lines([{"image_id": "a\0.jpg", "sentences": [["alt_text", "猫"]]}]))
     [picture] = open_benchmark(f"rows:{tmp_path / 'rows.jsonl'}", "val").pictures()
-    with pytest.raises(ContractError, match="no name of a file"):
+    with pytest.raises(ContractError, match="not a file name"):
         picture.read()
 
 

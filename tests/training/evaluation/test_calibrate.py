@@ -137,11 +137,11 @@ def test_eval_says_what_matching_pairs_score(calibrated: Path, plain: Path, mani
 
     without = retrieval_of(plain, str(manifest), device="cpu")
     assert without["scores"] is None
-    assert summary(without)[-1].endswith(f"add it by wenlan-train calibrate {plain} --data TRAIN")
+    assert summary(without)[-1].endswith(f"add one with wenlan-train calibrate {plain} --data TRAIN")
     key = retrieval_of(calibrated, str(manifest), device="cpu", towers="key")
     assert (key["scores"], summary(key)[-1]) == (
         None,
-        "scores: cosines alone; a background is that of the query towers",
+        "scores: cosines only; a background belongs to the query towers",
     )
     assert [result[name] for name in ("i2t", "t2i")] == [without[name] for name in ("i2t", "t2i")]
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_without_one_is_as_good_and_says_how_to_add_it(plain: Path)
     encoder = open_encoder(plain, "cpu")
     image = encode("png", 0, (60, 40))
     assert encoder.similarity([image], ["红"]).shape == (1, 1)
-    with pytest.raises(InputError, match=r"has no background; add it by wenlan-train calibrate .* --data TRAIN"):
+    with pytest.raises(InputError, match=r"lacks a background; add it with wenlan-train calibrate .* --data TRAIN"):
         encoder.similarity([image], ["红"], calibrated=True)
 
 
@@ -187,7 +187,7 @@ def test_the_checkpoint_stays_whole_and_one_byte_changed_is_seen(
     file = folder / "background.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="its sha256 is not the one"):
+    with pytest.raises(CheckpointError, match="its sha256 differs from"):
         open_checkpoint(folder).background()
     file.unlink()
     assert open_checkpoint(folder, ("config.json", "vocab.txt")).background() is None

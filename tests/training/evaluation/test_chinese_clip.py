@@ -184,9 +184,9 @@ def test_a_benchmark_without_numbers_gets_them_and_a_list_of_them(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--data", "x", "--to", "chinese-clip"], "--to: chinese-clip wants a benchmark, --data KIND:PATH"),
-        (["--data", "x", "--split", "test"], "--split: a dataset has no test split"),
-        (["--data", "x", "--regions", "y"], "--regions: are boxes of --images"),
+        (["--data", "x", "--to", "chinese-clip"], "--to: chinese-clip needs a benchmark, --data KIND:PATH"),
+        (["--data", "x", "--split", "test"], "--split: test: datasets have only the splits"),
+        (["--data", "x", "--regions", "y"], "--regions: gives boxes of --images"),
     ],
 )
 def test_what_is_no_benchmark_is_bad_usage(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

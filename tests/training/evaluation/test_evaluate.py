@@ -85,8 +85,8 @@ def test_queries_that_stand_in_train_are_told_from_those_that_do_not(
             assert part[direction]["queries"] == asks.sum()
             assert part[direction]["chance_r10"] == pytest.approx(0.5), "all 20 candidates, whoever asks"
     lines = summary(result)
-    assert "9 of 20 pairs stand in train (image leader of 6, text leader of 5)" in lines[2]
-    assert lines[1] == "warning: the figure of unseen rests on 11 queries; it needs 30"
+    assert "9 of 20 pairs also occur in train (by image leader 6, by text leader 5)" in lines[2]
+    assert lines[1] == "warning: the unseen figure is based on 11 queries; at least 30 are needed"
     assert [line.partition(":")[0] for line in lines[3:-1]] == [
         f"{part}{direction}"
         for part in ("unseen", "seen in train", "all")
@@ -150,7 +150,7 @@ def test_key_towers_are_those_that_the_run_averaged(
     without = save(tmp_path / "clip", alone, build_optimizer(alone, clip.optim), clip, tokenizer, state, 1)
     words = ["eval", str(without), "--data", str(manifest), "--task", "retrieval", "--towers", "key"]
     assert cli.main(words) == 2
-    assert "has no key towers (objective clip)" in capsys.readouterr().err
+    assert "lacks key towers (objective clip)" in capsys.readouterr().err
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -233,10 +233,10 @@ def test_a_result_names_the_boxes_that_it_was_measured_with(tmp_path: Path) -> N
     ("data", "more", "code", "message"),
     [
         (["folder:{tmp}", "x.tar"], [], 2, "is a benchmark; it is evaluated alone"),
-        (["{tmp}/manifest.json"], ["--split", "test"], 2, "a dataset has no test split; it has train, dev, val"),
-        (["aic-icc:{tmp}"], ["--split", "test"], 2, "aic-icc has no test split"),
+        (["{tmp}/manifest.json"], ["--split", "test"], 2, "test: datasets have only the splits train, dev, val"),
+        (["aic-icc:{tmp}"], ["--split", "test"], 2, "aic-icc does not have a test split"),
         (["aic-icc:{tmp}/none"], [], 1, "no such file or folder"),
-        (["muge:{tmp}"], [], 1, "holds no valid_imgs.tsv"),
+        (["muge:{tmp}"], [], 1, "contains no valid_imgs.tsv"),
     ],
 )
 def test_bad_usage_is_one_line(

@@ -22,7 +22,7 @@ MakeShards = Callable[..., Path]
 def test_without_a_batch_there_is_no_feature_and_the_model_stays_in_its_mode(checkpoint: Path, trains: bool) -> None:
     model = load(checkpoint, "cpu").model.train(trains)
     assert len(embed_batches(model, iter(()), torch.device("cpu"), "fp32").image_ND) == 0
-    with pytest.raises(InputError, match="no sample in the split"):
+    with pytest.raises(InputError, match="no samples in the split"):
         embed(model, iter(()), torch.device("cpu"), "fp32")
     assert model.training == trains
 

@@ -43,13 +43,13 @@ def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures
     found, wanted = (load_file(tmp_path / f"{name}.out")["image_features"] for name in ("r.parquet", "r.jsonl"))
     assert torch.equal(found, wanted)
     pq.write_table(pa.Table.from_pylist(rows[:1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
-    with pytest.raises(InputError, match=r"r.parquet: has no boxes of .*1.png"):
+    with pytest.raises(InputError, match=r"r.parquet: lacks boxes of .*1.png"):
         embed_files(checkpoint, files, tmp_path / "r.parquet", None, tmp_path / "out")
     (tmp_path / "r.jsonl").write_text("[]\n[]\n")
     with pytest.raises(InputError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
         embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
     (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
-    with pytest.raises(InputError, match=r"r.jsonl:line 2: no list of boxes"):
+    with pytest.raises(InputError, match=r"r.jsonl:line 2: not a list of boxes"):
         embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
 
 

@@ -47,12 +47,12 @@ def test_a_listed_class_without_images_is_a_candidate(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.txt", "mountain\t山\nwater\t山,水\n", "'mountain' and 'water' are both called '山'"),
+        ("c.txt", "mountain\t山\nwater\t山,水\n", "'mountain' and 'water' share the name '山'"),
         ("c.txt", "mountain\nmountain\n", "twice"),
-        ("c.txt", "mountain\t\nwater\n", "line 1: a tab, but no name"),
+        ("c.txt", "mountain\t\nwater\n", "line 1: no name after the tab"),
         ("c.txt", "mountain\n", "lists 1 classes"),
-        ("c.json", "[1]", "no object"),
-        ("c.json", '{"mountain": [], "water": "水"}', "class 'mountain': no name"),
+        ("c.json", "[1]", "not an object"),
+        ("c.json", '{"mountain": [], "water": "水"}', "class 'mountain': not a name"),
         ("c.json", "{", "not JSON"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_list_of_classes_that_is_none_is_refused(name: str, text: str, message
 
 def test_folders_that_no_class_has_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("mountain\nwater\n", encoding="utf-8")
-    with pytest.raises(InputError, match="2 labels are no class of the list, the first 'bird'"):
+    with pytest.raises(InputError, match="2 labels are not in the list of classes, first 'bird'"):
         open_labelled(Source((f"classes:{folder}",), classes=tmp_path / "c.txt"), "val", "")
 
 
@@ -85,7 +85,7 @@ def test_tars_with_cls_members(tmp_path: Path) -> None:
     found = open_labelled(tars(tmp_path, members), "test", "")
     items = [(item.picture.id, item.picture.content, item.label) for item in found.items()]
     assert items == [("0/a", b"1", 1), ("0/b", b"2", 0)], "a sample without an image or a label is passed over"
-    with pytest.raises(ConfigError, match=r"has no val split .* it has test"):
+    with pytest.raises(ConfigError, match=r"lacks the split val .* it has test"):
         open_labelled(Source((f"wds:{tmp_path}",)), "val", "")
 
 
@@ -93,8 +93,8 @@ def test_tars_with_cls_members(tmp_path: Path) -> None:
     ("members", "names", "message"),
     [
         ([("a.jpg", b"1"), ("a.cls", b"2")], "山\n水\n", "0.tar: a: label 2, but there are 2 classes"),
-        ([("a.jpg", b"1"), ("a.cls", b"x")], "山\n水\n", "a.cls: no number of a class"),
-        ([("a.jpg", b"1")], "山\n\n水\n", "classnames.txt:line 2: no name; labels are counted by lines"),
+        ([("a.jpg", b"1"), ("a.cls", b"x")], "山\n水\n", "a.cls: not a number of a class"),
+        ([("a.jpg", b"1")], "山\n\n水\n", "classnames.txt:line 2: empty line; line N names the class of label N - 1"),
     ],
 )
 def test_tars_that_are_none(members: list[tuple[str, bytes]], names: str, message: str, tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_a_tar_that_ends_early_is_named(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("l.jsonl", '{"key": "a"}', "line 1: no"),
-        ("l.jsonl", '{"key": "a", "label": true}', "line 1: no key with a label"),
+        ("l.jsonl", '{"key": "a", "label": true}', "line 1: contains no key with a label"),
         ("l.jsonl", '{"key": "a", "label": "x"}\n{"key": "a", "label": "y"}', "line 2: a second label of a"),
-        ("l.jsonl", "", "no label in it"),
+        ("l.jsonl", "", "contains no labels"),
         ("l.csv", "id,label\na,b\n", "does not name the columns key and label"),
         ("l.csv", f"key,label\n{'a' * 2_000_000},b\n", r"l\.csv: cannot be read as a table \(field larger than"),
-        ("l.parquet", "none", "no Parquet file with the columns"),
+        ("l.parquet", "none", "not a Parquet file with the columns"),
     ],
 )
 def test_labels_that_are_none_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_numbers_may_be_labels_and_keys_without_a_sample_are_no_fault(
     assert [item.label for item in found.items()] == [0, 1, 0]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps({"key": k, "label": k}) + "\n" for k in "ab"))
     found = open_labelled(Source((str(manifest),), labels=tmp_path / "l.jsonl"), "val", "grid")
-    with pytest.raises(InputError, match="has no label of a sample in the val split"):
+    with pytest.raises(InputError, match="labels none of the samples in the val split"):
         list(found.items())
 
 

@@ -99,9 +99,9 @@ def test_what_no_reader_knows_is_left_out_and_a_set_of_nothing_else_is_refused(
     root.mkdir()
     (root / "a.bmp").write_bytes(picture(1, "BMP"))
     (root / "a.txt").write_text("一张图\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"no image with a caption in the train split"):
+    with pytest.raises(InputError, match=r"no images with captions in the train split"):
         packed([f"folder:{root}"], "train", tmp_path / "cache")
-    assert "a.bmp: neither JPEG, PNG nor WebP" in caplog.text
+    assert "a.bmp: not a JPEG, PNG or WebP" in caplog.text
     assert not list((tmp_path / "cache" / "sets").glob("*.tar"))
 
 
@@ -115,7 +115,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_as_an_evaluation_does(
     data, cache = [f"folder:{folder}"], tmp_path / "cache"
     train, dev = rows(packed(data, "train", cache), cache), rows(packed(data, "dev", cache), cache)
     assert len(train) + len(dev) == IMAGES - 3
-    assert "03.jpg: no regular file" in caplog.text.replace(f"{folder}/", "")
+    assert "03.jpg: not a regular file" in caplog.text.replace(f"{folder}/", "")
     assert "04.png: No such file or directory" in caplog.text
 
 
@@ -131,7 +131,7 @@ def test_a_folder_per_class_is_a_set_whose_captions_are_the_classes(tmp_path: Pa
     assert sorted(rows([tar], cache).values()) == [("狗",), ("狗",), ("猫",), ("猫",)]
     with tarfile.open(tar) as opened:
         assert {member.mtime for member in opened} == {0}
-    with pytest.raises(ConfigError, match=r"has no val split; it has train, test"):
+    with pytest.raises(ConfigError, match=r"does not have a val split; it has train, test"):
         packed(data, "val", cache)
 
 

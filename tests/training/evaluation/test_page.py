@@ -133,7 +133,7 @@ def test_a_result_takes_the_place_of_the_same_one(tmp_path: Path) -> None:
     add_result(tmp_path / "evals", other)
     assert page.read_text("utf-8") == render(json.loads((tmp_path / "evals" / "eval.json").read_bytes())["results"])
     assert page.read_text("utf-8").count("<section ") == 3
-    for name, value in (("classes_sha256", "d" * 64), ("truth", "boxes of detector x that it scored 0.9 or more")):
+    for name, value in (("classes_sha256", "d" * 64), ("truth", "boxes of detector x with a score of 0.9 or more")):
         other = head("zero-shot", **classified(3))
         other["protocol"] = {**other["protocol"], name: value}
         add_result(tmp_path / "evals", other)
@@ -186,7 +186,7 @@ def test_results_that_come_at_once_are_all_there(tmp_path: Path) -> None:
 )
 def test_another_file_is_not_written_over(document: Any, tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"eval\.json: no eval\.json of wenlan"):
+    with pytest.raises(InputError, match=r"eval\.json: not an eval\.json of wenlan"):
         add_result(tmp_path, head("zero-shot", **classified()))
     assert json.loads((tmp_path / "eval.json").read_text()) == document
 

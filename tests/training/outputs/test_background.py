@@ -86,5 +86,5 @@ def test_it_survives_its_file_and_its_json() -> None:
 def test_a_damaged_one_is_refused(changes: dict[str, torch.Tensor]) -> None:
     sound = {"cosines": torch.tensor([0.1, 0.2]), "shares": torch.tensor([0.0, 1.0]), "counts": torch.tensor([1, 1, 1])}
     Background.from_tensors(sound, "x")
-    with pytest.raises(CheckpointError, match="x: no background of cosines"):
+    with pytest.raises(CheckpointError, match="x: not a background of cosines"):
         Background.from_tensors({**sound, **changes}, "x")

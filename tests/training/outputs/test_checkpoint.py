@@ -86,7 +86,7 @@ def test_queues_come_back_in_another_size_with_their_newest_keys(
 def test_a_queue_of_another_width_does_not_fit(saved: Saved) -> None:
     folder, _, _, config = saved
     other = BriVL(replace(config, moco=replace(config.moco, queue_size=4, feature_dim=16)))
-    with pytest.raises(CheckpointError, match="does not fit this model"):
+    with pytest.raises(CheckpointError, match="does not match this model"):
         open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
 
 
@@ -249,18 +249,18 @@ def _foreign_type(folder: Path) -> None:
         (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
         (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
         (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
-        (_foreign_type, r"towers.safetensors: (not a safetensors file|does not fit)|does not fit"),
+        (_foreign_type, r"towers.safetensors: (not a safetensors file|does not match)|does not match"),
         (_newer, r"checkpoint.json: checkpoint version 3 is newer.*; upgrade wenlan"),
         (_older, r"checkpoint.json: checkpoint version 1 is older than .*\(2\); train again, or import again$"),
-        (_cut, r"towers.safetensors: \d+ bytes, the checkpoint says \d+: truncated"),
-        (_flip, r"towers.safetensors: its sha256 is not the one"),
-        (_nan, r"towers.safetensors: text_query.trunk.tokens.weight holds NaN"),
+        (_cut, r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json: truncated"),
+        (_flip, r"towers.safetensors: its sha256 differs from"),
+        (_nan, r"towers.safetensors: text_query.trunk.tokens.weight contains NaN"),
         (_pickle_inside, r"towers.safetensors: not a safetensors file"),
         (_missing, r"queues.safetensors: missing"),
         (_foreign_index, r"checkpoint.json: not the index of a wenlan checkpoint"),
         (
             _other_shape,
-            r"step-00000004: does not fit this model: 1 tensors differ, first text_query.trunk.tokens.weight",
+            r"step-00000004: does not match this model: 1 tensors differ, first text_query.trunk.tokens.weight",
         ),
         (_no_json, r"config.json: not JSON"),
         (_no_object, r"config.json: not a JSON object"),
@@ -294,9 +294,9 @@ def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
         (DEEP.decode(), r"state.json: not JSON"),
         (ENDLESS.decode(), r"state.json: not JSON"),
         ('{"step": 1}', r"state.json: lacks "),
-        ({"step": "x"}, r"state.json: step: 'x' is no value of it"),
-        ({"position": None}, r"state.json: position: 'None' is no value of it"),
-        ({"content_digests": 5}, r"state.json: content_digests: '5' is no value of it"),
+        ({"step": "x"}, r"state.json: step: 'x' is not a valid value"),
+        ({"position": None}, r"state.json: position: 'None' is not a valid value"),
+        ({"content_digests": 5}, r"state.json: content_digests: '5' is not a valid value"),
         ({"weights": ["a"]}, r"state.json: weights: "),
     ],
 )
@@ -320,7 +320,7 @@ def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, 
     for wrong in ({}, {name: torch.zeros(1, 2, 3, 4, 5)}):
         save_file({k: v for k, v in whole.items() if k != name} | wrong, path)
         _vouch(saved[0], path.name)
-        with pytest.raises(CheckpointError, match=r"optimizer.safetensors: .* has another shape"):
+        with pytest.raises(CheckpointError, match=r"optimizer.safetensors: .* has a different shape"):
             open_checkpoint(saved[0]).load_training(*build(1))
 
 
@@ -340,7 +340,7 @@ def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: s
     with pytest.raises(CheckpointError, match=r"\.safetensors: "):
         open_checkpoint(folder).load_training(other, optimizer)
     _cut(folder)
-    with pytest.raises(CheckpointError, match=r"towers.safetensors: \d+ bytes, the checkpoint says"):
+    with pytest.raises(CheckpointError, match=r"towers.safetensors: \d+ bytes, but \d+ in checkpoint.json"):
         open_checkpoint(folder, TOWERS)
 
 
@@ -359,15 +359,15 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
         with naming_older(path):
             open_checkpoint(path).load_towers(model)
 
-    advice = rf"{first} is whole: give that one to eval, embed or --init, or move {third.name} away and fit goes on$"
+    advice = rf"{first} is intact: give that one to eval, embed or --init, or move {third.name} away and run fit again$"
     for path in (run, third):
-        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 is not .*; {advice}"):
+        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 differs .*; {advice}"):
             read(path)
     _flip(first)
     with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
         read(run)  # none is whole: no advice
     _flip(third)
-    with pytest.raises(CheckpointError, match=r"does not fit this model: [^;]*$"), naming_older(run):
+    with pytest.raises(CheckpointError, match=r"does not match this model: [^;]*$"), naming_older(run):
         open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 
@@ -383,7 +383,7 @@ def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_k
         assert torch.equal(0 - other.text_queue.entered_K[:kept], ages)
     (folder / "queues.safetensors").unlink()
     _edit_index(folder, lambda index: index["files"].pop("queues.safetensors"))
-    with pytest.raises(CheckpointError, match=r"has no queues to begin with; leave out moco.init_queues"):
+    with pytest.raises(CheckpointError, match=r"contains no queues; leave out moco.init_queues"):
         open_checkpoint(folder).load_start(other, queues=True)
 
 

@@ -34,7 +34,7 @@ def test_a_run_folder_says_what_ran_where_and_what_was_said(tmp_path: Path) -> N
         for step in range(1, 4):
             book.write(step, METRICS)
             book.advance(step)
-    with journal(tmp_path, 2) as book:  # goes on from step 2
+    with journal(tmp_path, 2) as book:  # resumes from step 2
         book.write(3, METRICS | {"loss": 1.0})
     assert json.loads((tmp_path / "config.json").read_text()) == to_dict(resolve("tiny", ["run.tracker=none"]))
     environment = json.loads((tmp_path / "environment.json").read_text())

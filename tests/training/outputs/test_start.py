@@ -97,5 +97,6 @@ def test_the_key_tower_of_a_tower_that_is_frozen_is_the_query_tower(
 
 def test_towers_of_another_shape_are_refused(saved: tuple[Path, BriVL]) -> None:
     config = asked(1, 1, "image.width=64", "image.hidden=48")
-    with pytest.raises(CheckpointError, match=r"does not fit this model: \d+ tensors differ, first image_query.trunk"):
+    line = r"does not match this model: \d+ tensors differ, first image_query.trunk"
+    with pytest.raises(CheckpointError, match=line):
         open_checkpoint(saved[0]).load_start(BriVL(config), config)

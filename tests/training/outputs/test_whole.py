@@ -112,13 +112,13 @@ def test_a_file_is_verified_when_it_is_read_and_only_one_that_the_index_names(tm
         (temporary / "a.json").write_text('{"x": 1}')
     sealed = Sealed.open(folder)
     (folder / "a.json").write_text('{"x": 2}')
-    with pytest.raises(CheckpointError, match=r"a.json: its sha256 is not the one in checkpoint.json"):
+    with pytest.raises(CheckpointError, match=r"a.json: its sha256 differs from checkpoint.json"):
         sealed.object("a.json")
     (folder / "b.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"checkpoint.json: names no b.json"):
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: does not list b.json"):
         sealed.object("b.json")
     (folder / "a.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"a.json: 2 bytes, the checkpoint says 8"):
+    with pytest.raises(CheckpointError, match=r"a.json: 2 bytes, but 8 in checkpoint.json"):
         Sealed.open(folder)
 
 
@@ -149,7 +149,7 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
             else:
                 file.write(bytes(200_000))
 
-    line = rf"^{tmp_path}/sub/out: cannot be written: File too large; make room, and the same command does it again$"
+    line = rf"^{tmp_path}/sub/out: cannot be written: File too large; free some space and run the same command again$"
     with files_up_to(100_000):
         with pytest.raises(RunError, match=line), whole_file(tmp_path / "sub" / "out") as temporary:
             write(temporary)
@@ -163,7 +163,7 @@ def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_pa
 def test_what_has_no_name_is_refused_in_one_line(
     writing: Callable[[Path], AbstractContextManager[Path]], out: str
 ) -> None:
-    with pytest.raises(RunError, match=f"{re.escape(out)}: has no name"), writing(Path(out)):
+    with pytest.raises(RunError, match=f"{re.escape(out)}: does not end in a name"), writing(Path(out)):
         pass
 
 

@@ -136,5 +136,5 @@ def test_a_frozen_tower_stays_and_the_other_is_trained(
 
 
 def test_both_towers_frozen_are_refused(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match=r"^text.frozen: image.frozen is set too, and then there is nothing to train"):
+    with pytest.raises(ConfigError, match=r"^text.frozen: image.frozen is also set, so nothing is left to train"):
         make_model("image.frozen=true", "text.frozen=true")

@@ -31,7 +31,7 @@ Outcomes = dict[str, list[str]]
 CPU = torch.device("cpu")
 FOUR = pytest.param(4, marks=pytest.mark.drill(20))
 """Ranks; two are the ones of each `make test`."""
-QUIET = "FirstRankError: rank 0: ended the run: "
+QUIET = "FirstRankError: rank 0: stopped the run: "
 
 
 class Runs(dict[int, list[Outcomes]]):
@@ -72,7 +72,7 @@ def said(outcomes: Runs, world: int, scene: str) -> list[str]:
 @pytest.mark.drill(18)
 def test_ranks_go_on_from_one_checkpoint(outcomes: Runs, world: int) -> None:
     stopped, again, checkpoints = said(outcomes, world, "stopped")
-    assert stopped.startswith("RunError: step 4: received a signal to end")
+    assert stopped.startswith("RunError: step 4: stopped by a signal")
     assert (again, checkpoints) == ("4 -> 6", "step-00000004 step-00000006")
 
 
@@ -101,7 +101,7 @@ def test_ranks_that_have_come_apart_stop_and_save_nothing(
     outcomes: Runs, world: int, scene: str, step: int, part: str
 ) -> None:
     line, *checkpoints = said(outcomes, world, scene)
-    pattern = rf"RunError: step {step}: rank {world - 1} on \S+ differs from rank 0 in {part}; nothing of it was saved"
+    pattern = rf"RunError: step {step}: rank {world - 1} on \S+ differs from rank 0 in {part}; this step was not saved"
     assert re.match(pattern, line), line
     assert checkpoints in ([], [""])
 
@@ -112,7 +112,7 @@ def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: Runs) -> N
     assert said(outcomes, 2, "lock") == ["6 -> 6"]
     [line] = said(outcomes, 2, "taken")
     assert line.startswith("RunError: ")
-    assert line.endswith("/2/taken: another run writes into it; choose another --out")
+    assert line.endswith("/2/taken: another run is writing to it; choose another --out")
 
 
 @pytest.mark.slow
@@ -122,10 +122,11 @@ def test_a_rank_on_another_disk_stops_all_or_fetches_the_same_from_the_mirror(ou
     of_first = [outcomes[world][0]["disks"][i] for i in range(4)]
     lacks, newer, another, mirrored = of_first
     assert "rank 1 on " in lacks
-    assert "disk-1/checkpoints/step-00000004: missing, but rank 0 goes on from " in lacks
+    assert "disk-1/checkpoints/step-00000004: missing, but rank 0 resumes from " in lacks
     assert "disk-0/checkpoints/step-00000004 (step 4, sha256 " in lacks
     assert "run.mirror" in lacks
-    assert "step-00000006: is newer than what rank 0 goes on from" in newer
+    assert "step-00000006: is newer than " in newer
+    assert ", from which rank 0 resumes; start the run on this machine" in newer
     assert "step-00000004: its sha256 is " in another
     assert mirrored == "4 -> 6"
 
@@ -137,7 +138,9 @@ def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
 ) -> None:
     of_one, of_all = said(outcomes, 2, "data")
     assert of_one.startswith("ContractError: rank 1 on ")
-    assert of_one.endswith(": nothing: cannot be read; a build without a manifest is not a dataset")
+    assert of_one.endswith(
+        ": nothing: no manifest.json there; give one, or its folder: a build has it once it is published"
+    )
     assert of_all.startswith("ConfigError: text.vocab_size: 100 is below")
 
 
@@ -148,7 +151,7 @@ def test_of_two_ranks_one_says_why_the_command_is_refused(outcomes: Runs) -> Non
     assert (code, code_of_other) == ("2", "1")
     lines = [line for line in said_by_first.splitlines() if line.startswith("wenlan-train: ")]
     assert len(lines) == 1
-    assert "step-00000006: the run began otherwise" in lines[0]
+    assert "step-00000006: the run was started with other settings" in lines[0]
     assert "wenlan-train: " not in said_by_other
 
 
@@ -202,7 +205,7 @@ def test_a_rank_ends_with_the_process_that_started_it() -> None:
         child = int(parent.stdout.readline())
         assert parent.stderr.readline() == "ready\n"
         parent.send_signal(signal.SIGKILL)
-        assert "is gone; it ends, and saves nothing" in parent.stderr.read()
+        assert "has ended; exiting without saving" in parent.stderr.read()
     wait_until(lambda: not is_running(child), "the end of the rank")
 
 

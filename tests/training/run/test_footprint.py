@@ -30,7 +30,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(footprint, "machine_memory", lambda: 10**6)
-    with pytest.raises(RunError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
+    with pytest.raises(RunError, match=r"recipe tiny: does not fit in memory: it needs \d\.\d GB .* has 0.0 GB"):
         fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
@@ -42,12 +42,12 @@ def test_a_batch_whose_pixels_cannot_fit_is_refused_before_a_picture_is_read(
     monkeypatch.setattr(footprint, "machine_memory", lambda: 10**10)
     monkeypatch.setattr(BatchMaker, "__getitem__", Mock(side_effect=AssertionError("a picture was read")))
     data = [str(make_shards(train=(16,)))]
-    line = r"run.batch_size: 100000000: the pixels of a step alone are 1228.8 GB in each process, .* has 10.0 GB"
+    line = r"run.batch_size: 100000000: the pixels of one step alone take 1228.8 GB in each process, .* has 10.0 GB"
     with pytest.raises(ConfigError, match=line):
         fit(config(1, 16, "run.batch_size=100000000"), data, tmp_path / "run")
     monkeypatch.undo()
     assert fit(config(1, 16, "run.batch_size=40"), data, tmp_path / "run").steps == 1
-    assert "run.batch_size: 40 is more than the 16 training samples; a step takes some of them more than" in caplog.text
+    assert "run.batch_size: 40 exceeds the 16 training samples; a step uses some of them more than" in caplog.text
 
 
 def test_the_footprint_is_that_of_the_real_model() -> None:

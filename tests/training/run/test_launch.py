@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(RunError, match="another run writes into it"), owned(tmp_path, wait=0):
+    with owned(tmp_path), pytest.raises(RunError, match="another run is writing to it"), owned(tmp_path, wait=0):
         pass
     with owned(tmp_path, wait=0):
         pass

@@ -50,7 +50,7 @@ def test_what_is_neither_is_bad_usage(text: str) -> None:
 
 @pytest.mark.slow
 def test_a_batch_that_some_number_of_workers_cannot_share_is_refused_before_any_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be shared by 3 of 1:4 workers"):
+    with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be divided among 3 of 1:4 workers"):
         fit_on_ray(resolve("tiny"), ["x"], tmp_path, (1, 4))
 
 

@@ -117,18 +117,18 @@ def test_a_length_that_the_schedule_does_not_allow_is_refused(
 ) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(4, 16), data, tmp_path / "cosine")
-    with pytest.raises(ConfigError, match=r"run.epochs was 2.0, is 4.0\); its cosine was laid out for that length"):
+    with pytest.raises(ConfigError, match=r"run.epochs was 2.0, is 4.0\); its cosine ends at that length"):
         fit(config(8, 16), data, tmp_path / "cosine")
     wsd = ("optim.schedule=wsd", "run.checkpoint_every=3", "optim.decay_share=0.5")
     fit(config(4, 16, *wsd), data, tmp_path / "wsd")
-    with pytest.raises(ConfigError, match=r"^run.epochs: 1 is below the 2.00 that the run has done"):
+    with pytest.raises(ConfigError, match=r"^run.epochs: 1 is below the 2.00 epochs already done"):
         fit(config(2, 16, *wsd), data, tmp_path / "wsd")
     result = fit(config(6, 16, *wsd), data, tmp_path / "wsd")
     assert (result.resumed_from, result.steps) == (4, 6)
-    assert "had begun to fall (to 0% of its height) and rises again to 67%" in caplog.text
+    assert "had fallen to 0% of its peak and rises again to 67%" in caplog.text
     share = ("optim.schedule=wsd", "optim.warmup_share=0.8", "optim.decay_share=0.1")
     fit(config(4, 16, *share), data, tmp_path / "share")
-    with pytest.raises(ConfigError, match=r"the warm-up is a share of the run .* would be 51 samples and was 25"):
+    with pytest.raises(ConfigError, match=r"that changes the warm-up .* from 25 to 51 samples"):
         fit(config(8, 16, *share), data, tmp_path / "share")
 
 
@@ -141,9 +141,9 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
     assert (second[0]["text_queue_fill"], second[0]["text_queue_oldest"]) == (1.0, first[-1]["text_queue_oldest"])
     again = fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "second", init=tmp_path / "first")
     assert again.resumed_from == 2
-    with pytest.raises(ConfigError, match=r"^moco.init_queues: .*name it by --init"):
+    with pytest.raises(ConfigError, match=r"^moco.init_queues: .*give it with --init"):
         fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "third")
-    with pytest.raises(ConfigError, match=r"^moco.init_queues: objective clip has no queues"):
+    with pytest.raises(ConfigError, match=r"^moco.init_queues: objective clip does not use queues"):
         fit(config(2, 16, "moco.init_queues=true", "moco.objective=clip"), data, tmp_path / "clip")
     assert load(tmp_path / "second", "cpu").config.moco.init_queues, "a run that began so is used as any other"
 
@@ -156,10 +156,10 @@ def test_a_damaged_newest_checkpoint_names_the_one_before_it(
     fit(asked, data, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000004"
     (newest / "queues.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is whole: give that one"):
+    with pytest.raises(CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is intact: give that one"):
         fit(asked, data, tmp_path / "run")
     (newest / "checkpoint.json").unlink()
     assert fit(asked, data, tmp_path / "run").resumed_from == 2
-    assert f"{newest}: has no checkpoint.json, so it is no checkpoint; passed over" in caplog.text
+    assert f"{newest}: skipped, because checkpoint.json is missing: it is not a whole checkpoint" in caplog.text
     newest.rename(tmp_path / "away")
     assert fit(asked, data, tmp_path / "run").resumed_from == 2

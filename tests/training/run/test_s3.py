@@ -90,7 +90,7 @@ def test_two_runs_copy_to_one_mirror_one_after_the_other(
     words = ["fit", "--recipe", "tiny", "--data", data, "--out", str(tmp_path / "1"), "--set", f"run.mirror={mirror}"]
     with store_lock.locked(f"{mirror}/_lock", 0.0):
         said = train(*words, "--set", "run.epochs=0.5", code=1)
-    assert said["error"].startswith(f"{mirror}: another run copies to it, its lock is held by process ")
+    assert said["error"].startswith(f"{mirror}: another run is writing to it (its lock is held by process ")
     assert train(*words, "--set", "run.epochs=0.5")["steps"] == 1
 
 
@@ -99,15 +99,15 @@ def test_two_runs_copy_to_one_mirror_one_after_the_other(
     [
         (
             ["fit", "--recipe", "tiny", "--data", "d", "--out", "s3://bucket/run"],
-            "--out: s3://bucket/run: is written on a local disk; give a path, and set run.mirror to this URL",
+            "--out: s3://bucket/run: must be on a local disk; give a path, and set run.mirror to this URL",
         ),
         (
             ["export", "run", "--to", "onnx", "--out", "s3://bucket/x.onnx"],
-            "--out: s3://bucket/x.onnx: is written on a local disk; give a path, and copy it",
+            "--out: s3://bucket/x.onnx: must be on a local disk; give a path, then copy it there",
         ),
         (
             ["import-brivl", "s3://bucket/x.pth", "--out", "run"],
-            "file: s3://bucket/x.pth: is read from a local disk; give a path, and copy it",
+            "file: s3://bucket/x.pth: must be on a local disk; copy it, and give its path",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_what_needs_a_disk_says_so(
 
 def test_a_checkpoint_that_is_not_there_is_named(remote: Remote) -> None:
     said = train("eval", f"{remote.url}/nothing", "--data", "d", "--task", "retrieval", code=1)
-    assert said["error"].startswith(f"{remote.url}/nothing: holds no checkpoint")
+    assert said["error"].startswith(f"{remote.url}/nothing: contains no checkpoint")
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_a_key_in_a_url_is_refused_and_repeated_nowhere(
     words += ["--set", f"run.mirror={keyed}"] if option == "run.mirror" else []
     assert cli.main(["fit", *words, "--json"]) == 2
     said = "".join(capsys.readouterr())
-    assert "holds credentials; take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
+    assert "contains credentials; remove them, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
     assert not [secret for secret in ("AKIDEXAMPLE", "XUtnFEMI", "wJalr") if secret in said]
     assert list(tmp_path.iterdir()) == []
 

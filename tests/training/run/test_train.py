@@ -200,7 +200,7 @@ def test_a_signal_to_end_saves_and_the_same_command_goes_on(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "advance", terminating)
         with pytest.raises(
-            RunError, match=r"^step 4: received a signal to end; saved, the same command with --out .*run cont"
+            RunError, match=r"^step 4: stopped by a signal; saved, run the same command with --out .*run to resume"
         ):
             fit(config(8, 32), data, tmp_path / "run")
     result = fit(config(8, 32), data, tmp_path / "run")

@@ -97,7 +97,7 @@ def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path)
         time.sleep(1.1)  # what was healthy is asked anew
         status, reason = health(server)
         assert status == 503
-        assert "no answer of the towers within 0.5 s; the model thread has been at a batch of 1" in reason
+        assert "no answer from the towers within 0.5 s; the model thread has been computing a batch of 1" in reason
         asking.join()
         assert answers == [503], "and the request got its time limit"
         made[0].hang.set()
@@ -112,7 +112,7 @@ def test_a_model_thread_that_dies_is_told_for_good(tiny: Path) -> None:
         lost = server.get("/text_query", params={"text": "红"})
         assert (lost.status_code, lost.json()["error"]["code"]) == (503, "model_down")
         wait_until(lambda: health(server)[0] == 503, "the death is told")
-        assert "the model thread has ended (SystemExit: killed); start the server again" in health(server)[1]
+        assert "the model thread has stopped (SystemExit: killed); restart the server" in health(server)[1]
         assert "wenlan_model_up 0.0" in server.get("/metrics").text
         assert server.post("/image_query", files={"image": PICTURES[0]}).status_code == 503
 
@@ -123,7 +123,7 @@ def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> 
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
         wait_until(lambda: health(server) == (200, ""), "healthy at first")
         made[0].lie = True
-        told = (503, "the towers answer otherwise than at the start; start the server again")
+        told = (503, "the towers return other features than at the start; restart the server")
         wait_until(lambda: health(server) == told, "the change is told")
         made[0].lie = False
         assert health(server) == told, "until it is started again"
@@ -136,7 +136,7 @@ def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:
         gate = threading.Event()
         for _ in range(server.service.options.decoders):
             server.service._decoders.submit(gate.wait, 300)
-        told = (503, "no answer of the towers within 0.5 s; nothing is decoded")
+        told = (503, "no answer from the towers within 0.5 s; nothing is decoded")
         wait_until(lambda: health(server) == told, "it is told")  # a busy machine may be late with the towers too
         gate.set()
 

@@ -212,10 +212,10 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
         await asyncio.sleep(0.01)
         gate.set()
         for asked in (first, second):
-            with pytest.raises(Refused, match="the model thread has ended"):
+            with pytest.raises(Refused, match="the model thread has stopped"):
                 await asked
         assert not model.state().alive
-        with pytest.raises(Refused, match="the model thread has ended"):
+        with pytest.raises(Refused, match="the model thread has stopped"):
             model.admit("text", 1)
 
     with_model(Counting(before), work, batch=1)

@@ -146,4 +146,4 @@ def test_a_sample_that_moved_in_its_tar_on_s3_is_found_again_and_one_that_went_i
         fsspec.filesystem("s3").put(str(folder / name), f"{remote.url}/shards/{name}")
     assert picture(served, sample(7, "train").key).content == drawn(7)
     gone = picture(served, sample(6, "train").key)
-    assert (gone.status_code, "no longer holds the picture" in gone.json()["error"]["message"]) == (404, True)
+    assert (gone.status_code, "no longer contains the picture" in gone.json()["error"]["message"]) == (404, True)

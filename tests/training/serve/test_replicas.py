@@ -96,7 +96,7 @@ def test_replicas_that_hang_are_told_by_health(served: Server) -> None:
 
 def _hangs(answer: httpx.Response) -> bool:
     """In one answer: Ray ends what hangs for long, and a later one says that."""
-    return answer.status_code == 503 and "no answer of the towers within 3 s" in answer.json()["reason"]
+    return answer.status_code == 503 and "no answer from the towers within 3 s" in answer.json()["reason"]
 
 
 @pytest.mark.drill(20)

@@ -313,12 +313,12 @@ def test_a_dataset_is_embedded_before_it_is_served_and_only_once(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--host", "0.0.0.0"], "--host: 0.0.0.0 is reached from the network; give --token-file, or --insecure"),
-        (["--token-file", "SHORT"], "a token is one line of 16 ASCII characters or more"),
-        (["--token-file", "BINARY"], "a token is one line of 16 ASCII characters or more"),
-        (["--batch", "0"], "--batch: 0 is not above 0"),
-        (["--per-minute", "0", "--port", "99999"], "--per-minute: 0 is not above 0"),
-        (["--request-s", "nan", "--port", "99999"], "--request-s: nan is not above 0"),
+        (["--host", "0.0.0.0"], "--host: 0.0.0.0 is open to the network; give --token-file, or --insecure"),
+        (["--token-file", "SHORT"], "a token is one line of at least 16 ASCII characters"),
+        (["--token-file", "BINARY"], "a token is one line of at least 16 ASCII characters"),
+        (["--batch", "0"], "--batch: 0 is out of range; it must be above 0"),
+        (["--per-minute", "0", "--port", "99999"], "--per-minute: 0 is out of range; it must be above 0"),
+        (["--request-s", "nan", "--port", "99999"], "--request-s: nan is out of range; it must be above 0"),
         (["--index", "x=/nowhere"], "/nowhere/index.json: cannot be read"),
         (["--port", "99999"], "--port"),
     ],
@@ -341,7 +341,7 @@ def test_a_port_that_is_taken_is_a_line_with_what_to_do_whenever_it_shows() -> N
         port = first.getsockname()[1]
         second = listen("127.0.0.1", port)  # nobody listens yet
         accept(first, Options())
-        told = rf"--port: 127\.0\.0\.1:{port}: Address already in use; --port 0 takes a free one"
+        told = rf"--port: 127\.0\.0\.1:{port}: Address already in use; use --port 0 for a free one"
         with pytest.raises(ConfigError, match=told):
             accept(second, Options())
         with pytest.raises(ConfigError, match=told):

@@ -99,7 +99,7 @@ def test_weights_of_another_architecture_say_which_overrides_fit(tmp_path: Path)
     with pytest.raises(ConfigError) as caught:
         build("text", *asked)
     assert str(caught.value) == (
-        f"text.weights: {tmp_path} is of another architecture; add --set text.backbone=electra "
+        f"text.weights: {tmp_path} has another architecture; add --set text.backbone=electra "
         """--set text.backbone_ffn=48 --set 'text.backbone_options={"embedding_size": 16, "hidden_act": "relu"}'"""
     )
     added = re.findall(r"--set (?:'([^']+)'|(\S+))", str(caught.value))
@@ -121,12 +121,12 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("text.backbone=brt", "text.backbone: transformers knows no model type 'brt'; did you mean b"),
-        ("text.backbone=vit", "text.backbone: vit is no text encoder"),
-        ("text.backbone=t5", "text.backbone: t5 is no text encoder"),
-        ('text.backbone_options={"hidden_akt": "relu"}', "text.backbone_options.hidden_akt: bert has no such option; "),
-        ("text.backbone=albert", "text.frozen_layers: albert cannot be cut into layers here: 0, or 3 to freeze it"),
-        ("text.frozen_layers=4", "text.frozen_layers: 4 of 3 layers"),
+        ("text.backbone=brt", "text.backbone: unknown transformers model type 'brt'; did you mean b"),
+        ("text.backbone=vit", "text.backbone: vit is not a text encoder"),
+        ("text.backbone=t5", "text.backbone: t5 is not a text encoder"),
+        ('text.backbone_options={"hidden_akt": "relu"}', "text.backbone_options.hidden_akt: unknown option of bert; "),
+        ("text.backbone=albert", "text.frozen_layers: albert cannot be frozen in part: use 0, or 3 to freeze it"),
+        ("text.frozen_layers=4", "text.frozen_layers: 4 exceeds the 3 layers"),
         ("text.backbone_heads=5", "text.backbone_heads: the width 32 is not a multiple of 5 heads"),
         ("text.weights=gone/away", "text.weights: gone/away: no model could be loaded from there ("),
     ],

@@ -114,5 +114,5 @@ def test_a_licence_that_nobody_states_is_none(make_shards: MakeShards) -> None:
 
 def test_no_sample_at_all_is_one_line(make_shards: MakeShards) -> None:
     path = make_shards(train=(1,))
-    with pytest.raises(ContractError, match="no sample in val; there is nothing to embed"):
+    with pytest.raises(ContractError, match="no samples in val; there is nothing to embed"):
         DatasetSource([str(path)], ("val",))

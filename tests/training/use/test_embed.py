@@ -112,12 +112,12 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
         "cut.jpg: ",
         "gone.jpg: No such file or directory",
         "not JSON",
-        "no image_id in it",
+        "image_id is missing",
         "images/0.png: its boxes are not lists of four numbers",
         "images/0.png: its boxes are not finite numbers",
         "images/0.png: its sentences are not pairs of kind and text",
         "images/0.png: no text of kind first",
-        "images: no regular file",
+        "images: not a regular file",
     ):
         assert words in stderr, words
     wanted, found = pq.read_table(tmp_path / "good.parquet"), pq.read_table(tmp_path / "mixed.parquet")
@@ -132,7 +132,7 @@ def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp
     os.mkfifo(tmp_path / "pipe")
     rows = [json.dumps({"image_id": name, "sentences": [["alt_text", "图"]]}) for name in ("pipe", "/dev/zero")]
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "x"]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(3 are left out\)"):
+    with pytest.raises(InputError, match=r"rows.jsonl: none of its rows could be embedded \(3 are left out\)"):
         embed_parquet(checkpoint, Inputs(jsonl=str(tmp_path / "rows.jsonl")), tmp_path / "out.parquet")
     assert sorted(p.name for p in tmp_path.iterdir() if "cache" not in p.name) == ["pipe", "rows.jsonl"]
 
@@ -149,15 +149,15 @@ def test_images_without_regions_are_embedded_without_a_warning(
     [
         (("--images", "a.jpg", "--jsonl", "r.jsonl"), "embed: give one of --data"),
         ((), "embed: give one of --data"),
-        (("--texts", "t.txt", "--regions", "r.jsonl"), "--regions: are boxes of --images; give both"),
-        (("--images", "a.jpg", "--text-kind", "first"), "--text-kind: says which text of a --jsonl row; give that"),
-        (("--images", "a.jpg", "--split", "val"), "--split: is of --data; give that"),
+        (("--texts", "t.txt", "--regions", "r.jsonl"), "--regions: gives boxes of --images; give --images too"),
+        (("--images", "a.jpg", "--text-kind", "first"), "--text-kind: needs --jsonl"),
+        (("--images", "a.jpg", "--split", "val"), "--split: needs --data"),
         (
             ("--images", "a.jpg", "--detector", "proposals"),
-            "--detector: boxes are made for --index, --jsonl, and --images",
+            "--detector: boxes are made only for --index, --jsonl, and --images",
         ),
-        (("--images", "a.jpg", "--region-cache", "c"), "--region-cache: boxes are made for --index"),
-        (("--data", "muge:d", "--detector", "grid"), "--detector: boxes are made for --index"),
+        (("--images", "a.jpg", "--region-cache", "c"), "--region-cache: boxes are made only for --index"),
+        (("--data", "muge:d", "--detector", "grid"), "--detector: boxes are made only for --index"),
     ],
 )
 def test_kinds_of_input_that_do_not_go_together_are_bad_usage(run: Run, arguments: tuple[str, ...], line: str) -> None:

@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_named(encoder: Encoder, pictures: list[Path], tm
         encoder.encode_image([pictures[0], broken])
     with pytest.raises(InputError, match=r"gone\.jpg: No such file"):
         encoder.encode_image(tmp_path / "gone.jpg")
-    with pytest.raises(InputError, match=r"images\[0\]: a int; give a path"):
+    with pytest.raises(InputError, match=r"images\[0\]: got a int; give a path"):
         encoder.encode_image([7])  # type: ignore[list-item]
     with pytest.raises(InputError, match="boxes: 1 lists of boxes for 2 images"):
         encoder.encode_image(pictures[:2], [None])

@@ -142,7 +142,7 @@ def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_li
     words = (checkpoint, "--images", folder, "--texts", tmp_path / "t.txt", "--index", tmp_path / "i")
     code, written, said = run(*words, "--part-rows", 2)
     assert (code, written["rows"], written["parts"]) == (0, 8, 5)
-    assert "1 lines of t.txt stand there before" in said
+    assert "1 lines of t.txt repeat earlier ones" in said
     index, encoder = SearchIndex.open(tmp_path / "i"), open_encoder(checkpoint, "cpu")
     assert (index.about.images, index.about.texts, index.counts()) == (True, True, {"image": 5, "text": 3})
     name = str(folder / "0003.png")
@@ -205,7 +205,7 @@ def test_pictures_without_boxes_get_them_from_the_checkpoints_detector_once(
     options = ["--images", folder, "--region-cache", cache]
     code, written, said = run(checkpoint, *options, "--index", tmp_path / "a")
     assert (code, written["detector"]) == (0, detector)
-    assert f"boxes of pictures that come without: {detector}" in said
+    assert f"boxes for pictures without any: {detector}" in said
     commits = sorted((cache / detector).glob("*.parquet"))
     assert sum(pq.read_metadata(file).num_rows for file in commits) == 3
 
@@ -245,7 +245,7 @@ def test_regions_of_the_dataset_come_before_any_detector(
     manifest = make_shards(train=(3,), detector="find-1")
     checkpoint = moved(tmp_path / "run", detector="find-1")
     _, written, said = run(checkpoint, "--data", manifest, "--index", tmp_path / "i")
-    assert (written["detector"], "come without" in said) == ("find-1", False)
+    assert (written["detector"], "without any" in said) == ("find-1", False)
     index = SearchIndex.open(tmp_path / "i")
     row = index.row(next(iter(rows_of(tmp_path / "i"))))
     assert row is not None
@@ -398,7 +398,7 @@ def test_a_takedown_while_an_index_is_written_is_refused_and_one_behind_a_kill_i
 
     def disturbed(job: Any, folder: Path, about: Any, tasks: Any) -> Iterator[Made]:
         yield from made_parts(*job.open(), folder, about, tasks, None, lambda rows: None)
-        with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; run this one again"):
+        with pytest.raises(IndexFault, match=f"{index}: another command is writing this index; wait until"):
             forget()
         raise KeyboardInterrupt
 
@@ -445,15 +445,15 @@ def test_a_tar_that_is_cut_ends_the_work_and_names_it(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "texts into two files, or --index"),
-        (["--texts", "t"], "give --out FILE for the features as a file, or --index DIR"),
+        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "write two files, or use --index"),
+        (["--texts", "t"], "give --out FILE to write features to a file, or --index DIR"),
         (["--texts", "t", "--index", "i", "--out", "o"], "give --out FILE"),
-        (["--texts", "t", "--out", "o", "--onnx"], "--onnx: goes with --index"),
-        (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: goes with --index"),
-        (["--texts", "t", "--index", "i", "--address", "auto"], "--address: is the cluster of --workers"),
-        (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is below 1"),
-        (["--data", "muge:d", "--index", "i"], "--index: takes --data of manifests or tars"),
-        (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: is mapped from a local disk"),
+        (["--texts", "t", "--out", "o", "--onnx"], "--onnx: needs --index"),
+        (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: needs --index"),
+        (["--texts", "t", "--index", "i", "--address", "auto"], "--address: needs --workers"),
+        (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is out of range"),
+        (["--data", "muge:d", "--index", "i"], "--index: does not take a benchmark"),
+        (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: must be on a local disk"),
     ],
 )
 def test_options_that_do_not_go_together_are_bad_usage(words: list[str], line: str, run: Run) -> None:

@@ -91,7 +91,7 @@ def test_people_see_a_table(index: Path, checkpoint_with_moved_keys: Path, capsy
     head, first, *_ = printed.out.splitlines()
     assert head.split() == ["cosine", "score", "words", "copies", "id", "caption"]
     assert (first.split()[0], first.split()[3:]) == ("1.000", ["+0", "1", "红烧肉"])
-    assert "4 of 4 texts; every row was looked at" in printed.err
+    assert "4 of 4 texts; every row was compared" in printed.err
 
 
 def test_the_text_tower_of_the_index_serves_where_no_checkpoint_is_named(
@@ -115,11 +115,11 @@ def test_the_text_tower_of_the_index_serves_where_no_checkpoint_is_named(
     ("words", "code", "line"),
     [
         (["--image", "a.jpg"], 2, "--image: needs --checkpoint CHECKPOINT"),
-        (["--id", "0", "--words"], 2, "--words: are those of --text; give that"),
+        (["--id", "0", "--words"], 2, "--words: needs --text"),
         (["--text", " "], 2, "--text: is empty"),
         (["--id", "0", "--limit", "0"], 2, "--limit: 0 is out of range"),
-        (["--id", "none"], 1, "has no row none"),
-        (["--id", "0", "--min-score", "0.5"], 1, "a search of images by images has no scores to filter by"),
+        (["--id", "none"], 1, "row none does not exist"),
+        (["--id", "0", "--min-score", "0.5"], 1, "a search of images by images does not have scores"),
         ([], 2, "one of the arguments --text --image --id is required"),
     ],
 )

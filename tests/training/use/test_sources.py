@@ -35,7 +35,7 @@ def test_a_folder_is_its_pictures_by_name_however_deep(tmp_path: Path) -> None:
     assert (entry.content, entry.boxes, entry.text) == ((tmp_path / "a/c.PNG").read_bytes(), None, None)
     where = source.table([1])["where"][0].as_py()
     assert where == {"path": str(tmp_path / "a/c.PNG"), "offset": 0, "size": len(entry.content or b""), "sha256": ""}
-    with pytest.raises(InputError, match="holds no picture"):
+    with pytest.raises(InputError, match="contains no pictures"):
         PictureSource([str(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")])
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_picture_file_is_a_problem_and_is_not_waited_for(tmp_path: Pa
     os.mkfifo(tmp_path / "pipe.jpg")
     source = PictureSource([str(tmp_path / "pipe.jpg"), str(tmp_path / "gone.jpg"), str(tmp_path / "nul\0.jpg")])
     problems = [entry.problem for entry in source.entries(range(3))]
-    assert problems[:2] == ["no regular file", "No such file or directory"]
+    assert problems[:2] == ["not a regular file", "No such file or directory"]
     assert problems[2]
 
 
@@ -108,7 +108,7 @@ def test_texts_are_lines_and_what_follows_a_tab_is_shown(tmp_path: Path, end: st
     source = TextSource(file)
     assert (len(source), source.repeated) == (4, 1)
     assert [entry.text for entry in source.entries(range(4))] == ["但愿人长久", "红船", None, "白云"]
-    assert [entry.problem for entry in source.entries(range(4))] == ["", "", "an empty line", ""]
+    assert [entry.problem for entry in source.entries(range(4))] == ["", "", "empty line", ""]
     table = source.table(range(4))
     assert table["texts"][0].as_py() == [
         {"kind": "text", "text": "但愿人长久"},
@@ -126,7 +126,7 @@ def test_a_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path: Path) -> N
     entry = TextSource(tmp_path / "t.txt").entries([1])[0]
     assert (entry.problem, entry.name) == ("not UTF-8", f"{tmp_path / 't.txt'}:line 2")
     (tmp_path / "e.txt").write_bytes(b"")
-    with pytest.raises(InputError, match="no line in it"):
+    with pytest.raises(InputError, match="contains no lines"):
         TextSource(tmp_path / "e.txt")
 
 

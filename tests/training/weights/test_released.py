@@ -272,7 +272,7 @@ def test_fit_obeys_the_compat_of_what_it_begins_from(
         fit += ["--set", override]
     assert cli.main(fit) == 0
     out, err = capsys.readouterr()
-    assert "compat is 'brivl-1.0', and this run keeps to it" in err
+    assert "compat is 'brivl-1.0', and this run keeps it" in err
     opened = open_checkpoint(Path(json.loads(out)["checkpoint"]))
     assert opened.config.compat == "brivl-1.0"
     assert int(opened.tensors("queues.safetensors")["image_queue.filled_K"].sum()) == 8  # of this run only
@@ -376,18 +376,18 @@ def _folder(state: State, path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (_code, r"refused: its pickle asks for \w+.system, which is no tensor; nothing of it was run"),
-        (_code_legacy, r"refused: its pickle asks for \w+.system, which is no tensor; nothing of it was run"),
-        (_plain_pickle, r"refused: it is no set of tensors; nothing of it was run"),
+        (_code, r"refused: its pickle needs \w+.system, not a tensor; none of its code was run"),
+        (_code_legacy, r"refused: its pickle needs \w+.system, not a tensor; none of its code was run"),
+        (_plain_pickle, r"refused: it is not a set of tensors; none of its code was run"),
         (_cut, r"not a torch file, or cut short"),
         (_cut_legacy, r"not a torch file, or cut short"),
-        (_nan, r"textencoder.learnable.textFC.fc1.bias holds NaN or infinity"),
-        (_infinite, r"imgencoder_mom.backbone.classifier.bias holds NaN or infinity"),
-        (_text_file, r"refused: it is no set of tensors; nothing of it was run"),
+        (_nan, r"textencoder.learnable.textFC.fc1.bias contains NaN or infinity"),
+        (_infinite, r"imgencoder_mom.backbone.classifier.bias contains NaN or infinity"),
+        (_text_file, r"refused: it is not a set of tensors; none of its code was run"),
         (_bare, r'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it'),
-        (_no_tensor, r"'imgencoder.x' under learnable is no plain tensor"),
-        (_sparse, r"'textencoder.learnable.textFC.fc1.bias' under learnable is no plain tensor"),
-        (_compressed, r"a compressed archive; torch stores tensors as they are"),
+        (_no_tensor, r"'imgencoder.x' under learnable is not a plain tensor"),
+        (_sparse, r"'textencoder.learnable.textFC.fc1.bias' under learnable is not a plain tensor"),
+        (_compressed, r"a compressed archive; torch stores tensors uncompressed"),
         (_folder, r"a folder, but a BriVL-1.0 checkpoint is one file"),
     ],
 )
@@ -412,7 +412,7 @@ def test_what_does_not_fit_is_listed_by_name(
     state["imgencoder.learnable.imgFC.fc1.bias"] = state["imgencoder.learnable.imgFC.fc1.bias"].half()
     file = saved(state, tmp_path / "a.pth")
     counts = "keys 1 missing, 1 extra, 1 of another shape, 1 of another type"
-    with pytest.raises(CheckpointError, match=rf"does not fit tiny: {counts}; the first: textencoder_mom.learnable"):
+    with pytest.raises(CheckpointError, match=rf"does not match tiny: {counts}; the first: textencoder_mom.learnable"):
         import_brivl(file, tmp_path / "ck", config=small(), tokenizer=vocabulary)
     assert [record.getMessage() for record in caplog.records] == [
         f"{file}: missing: textencoder_mom.learnable.textFC.fc2.bias 32",
@@ -449,7 +449,8 @@ def test_nothing_but_an_earlier_checkpoint_is_overwritten(state: State, tmp_path
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"mine: there already, and no imported checkpoint; choose another --out"):
+    line = r"mine: already exists and is not an imported checkpoint; choose another --out"
+    with pytest.raises(CheckpointError, match=line):
         import_brivl(file, mine, config=small(), tokenizer=vocabulary)
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
 
@@ -470,13 +471,13 @@ def test_a_model_trained_here_goes_into_the_released_format(
     export(tmp_path, "brivl-1.0", tmp_path / "b.pth")
     theirs = released_model.ReleasedBriVL(config)
     theirs.learnable.load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True)["learnable"])
-    assert "8 tensors that no feature depends on are zeros" in caplog.text
+    assert "8 tensors of no effect on features, which this model lacks, are zeros" in caplog.text
     assert "trained without compat" in caplog.text
 
 
 def test_towers_without_a_place_in_the_released_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"brivl-1.0 holds an EfficientNet of timm and a BERT, not .* and char_text"
+        CheckpointError, match=r"brivl-1.0 supports a timm EfficientNet and a BERT, not .* and char_text"
     ):
         slots_of(resolve("tiny"), "x")
 

@@ -90,7 +90,7 @@ def test_a_folder_without_a_name_is_one_line(
     out: str, checkpoint_with_moved_keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"\.: has no name; give the path of what is to be written"):
+    with pytest.raises(RunError, match=r"\.: does not end in a name; give the path of the file or folder to write"):
         export_transformers(checkpoint_with_moved_keys, Path(out))
 
 
@@ -192,7 +192,9 @@ def test_towers_that_transformers_has_no_class_for_are_refused(
         words = [*overrides_of(tmp_path / "their"), "data.max_boxes=0", *overrides]
         tokenizer = str(tmp_path / "their") if "tokenizer" not in what else tokenizer
     checkpoint = moved_checkpoint(tmp_path / "run", *words, tokenizer=tokenizer)
-    with pytest.raises(ConfigError, match=rf"^--to transformers: transformers has no class for {what}: it takes"):
+    with pytest.raises(
+        ConfigError, match=rf"^--to transformers: transformers does not have a class for {what}; it supports"
+    ):
         export(checkpoint, "transformers", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 

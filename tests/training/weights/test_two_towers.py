@@ -223,21 +223,29 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     place = tmp_path / "f"
     make_folder("chinese_clip", place)
     for override, line in (
-        ("image.frozen_stages=9", "image.frozen_stages: transformers/chinese_clip has 4 (embeddings, layer_0"),
-        ("text.frozen_layers=3", "text.frozen_layers: 3 of 2 layers"),
-        ("data.image_size=65", "data.image_size: 65 is no multiple of the patch size 16"),
-        ("image.backbone=transformers/vit", "image.backbone: 'transformers/vit' is none of clip, chinese_clip, siglip"),
+        (
+            "image.frozen_stages=9",
+            "image.frozen_stages: 9 exceeds the 4 stages of transformers/chinese_clip (embeddings, layer_0",
+        ),
+        ("text.frozen_layers=3", "text.frozen_layers: 3 exceeds the 2 layers"),
+        ("data.image_size=65", "data.image_size: 65 is not a multiple of the patch size 16"),
+        (
+            "image.backbone=transformers/vit",
+            "image.backbone: 'transformers/vit' is not a two-tower family (clip, chinese_clip, siglip",
+        ),
         (
             'image.backbone_options={"hidden_akt": 1}',
-            "image.backbone_options.hidden_akt: chinese_clip_vision_model has",
+            "image.backbone_options.hidden_akt: unknown option of chinese_clip_vision_model",
         ),
-        ("image.weights=x", "image.weights: clip_image takes both towers from a folder"),
+        ("image.weights=x", "image.weights: clip_image loads both towers from a transformers folder"),
     ):
         with pytest.raises(ConfigError) as caught:
             BriVL(config_of(place, override))
         assert str(caught.value).startswith(line)
     assert cli.main(["eval", str(place), "--data", "x", "--task", "retrieval"]) == 1
-    assert f"of transformers? wenlan-train import-transformers {place} --out DIR" in capsys.readouterr().err
+    assert (
+        f"for a transformers folder run wenlan-train import-transformers {place} --out DIR" in capsys.readouterr().err
+    )
     (place / "model.safetensors").write_bytes(b"no")
     with pytest.raises(InputError) as broken:
         import_transformers(place, tmp_path / "ck")
@@ -245,7 +253,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "ck").exists()
     assert not is_two_towers(tmp_path)
     assert cli.main(["import-transformers", str(tmp_path), "--out", str(tmp_path / "ck")]) == 2
-    assert "no folder of transformers with two towers" in capsys.readouterr().err
+    assert "not a transformers folder of two supported towers" in capsys.readouterr().err
 
 
 def damaged(place: Path, name: str, change: Callable[[Any], Any]) -> None:

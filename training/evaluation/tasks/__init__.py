@@ -34,7 +34,7 @@ MIN_SCORE = 0.5
 
 @dataclass(frozen=True)
 class Request:
-    """One evaluation that is asked for.
+    """One requested evaluation.
 
     pictures: with single queries as examples, for the page. regions: boxes of a benchmark, by sha256; retrieval only.
     """
@@ -61,6 +61,6 @@ class Task:
 
 
 def task(name: str) -> Task:
-    """The task of a name of TASKS."""
+    """The task with a name of TASKS."""
     found: Task = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TASK
     return found

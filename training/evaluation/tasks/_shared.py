@@ -50,7 +50,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
         for item in labelled.items():
             picture = item.picture
             if picture.id in found:
-                raise InputError(labelled.name, f"{picture.id} stands in it twice")
+                raise InputError(labelled.name, f"{picture.id} occurs twice")
             try:
                 picture = Picture(picture.id, picture.read(), picture.boxes)
             except (ContractError, OSError):
@@ -65,7 +65,7 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
 
     features_ND, row_of, corrupt = picture_features(loaded, pictures(), labelled.name)
     if not row_of:
-        raise InputError(labelled.name, f"no image of it can be read ({len(corrupt)} tried)")
+        raise InputError(labelled.name, f"none of its images can be read ({len(corrupt)} tried)")
     items, copies = zip(*(found[name] for name in row_of), strict=True)
     label_N = np.array([item.label for item in items], np.int64)
     return Embedded(features_ND, label_N, np.array(copies, np.int64), items, len(corrupt))
@@ -77,7 +77,7 @@ def pictures_of(labelled: Labelled) -> Iterator[Picture]:
 
 
 def held_out(request: Request, leaders: Sequence[tuple[str, str]]) -> Mask | None:
-    """Mask of items whose image leader or text leader stands in train; None where that is unknown."""
+    """Mask of items whose image leader or text leader occurs in train; None where that is unknown."""
     split = next((name for name in SPLITS if name == request.split), None)
     if split is None or not leaders or not leaders[0][0]:
         return None
@@ -95,7 +95,7 @@ def result_of(
 
 
 def seen_of(found: tuple[Mask, Mask] | None) -> Mask | None:
-    """Mask of items that stand in train, by either leader; None where that is unknown."""
+    """Mask of items that occur in train, by either leader; None where that is unknown."""
     return None if found is None else found[0] | found[1]
 
 

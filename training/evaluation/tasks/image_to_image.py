@@ -35,11 +35,11 @@ NAME = "image-to-image"
 def run(request: Request) -> Result:
     """`retrieval.Direction.to_json` over the images that have a hit, with protocol, seen and unseen, and examples.
 
-    Raises CheckpointError, InputError, ContractError, ConfigError (a benchmark, which has no classes).
+    Raises CheckpointError, InputError, ContractError, ConfigError (for a benchmark, which lacks classes).
     """
     if request.source.is_dataset and any(map(is_benchmark, request.source.data)):
         raise ConfigError(
-            "--data", f"{request.source.data[0]} has no classes; {NAME} takes labelled images or a dataset"
+            "--data", f"{request.source.data[0]} does not have classes; {NAME} takes labelled images or a dataset"
         )
     if request.source.labels is None and request.source.is_dataset:
         return _by_text(request)
@@ -54,7 +54,7 @@ def run(request: Request) -> Result:
         "images": len(embedded.label_N),
         "classes": len(labelled.classes),
         "classes_sha256": classes_digest(labelled.classes),
-        "hit": "a hit is another image of the class; copies of the image are no candidates",
+        "hit": "a hit is another image of the class; copies of the image are not candidates",
     }
     candidates = f"{protocol['images']:,} images, {protocol['classes']:,} classes"
     result = result_of(request, NAME, loaded, protocol, candidates, embedded.corrupt)
@@ -81,13 +81,13 @@ def _by_text(request: Request) -> Result:
         "data": " ".join(source.data),
         "split": split,
         "images": len(features_ND),
-        "hit": "a hit is another image with the same text leader; copies of the image are no candidates",
+        "hit": "a hit is another image with the same text leader; copies of the image are not candidates",
     }
     result = result_of(request, NAME, loaded, protocol, f"{len(features_ND):,} images", loader.corrupt)
     ranks = rank(features_ND, features_ND, peers, loaded.device)
     if not ranks.text_hits_M.any():
         raise InputError(
-            NAME, f"no two of {len(features_ND):,} images have texts of one leader; give classes with --labels FILE"
+            NAME, f"no two of {len(features_ND):,} images share a text leader; give classes with --labels FILE"
         )
     result |= figures_by_seen(ranks, peers, seen_N)
     if request.pictures:

@@ -81,7 +81,7 @@ def run(request: Request) -> Result:
         if name in labelled.splits:
             embedded[name] = embed_labelled(loaded, open_labelled(request.source, name, detector))
         elif name == "train":
-            raise ConfigError("--data", f"{labelled.name} has no train split to train a probe on")
+            raise ConfigError("--data", f"{labelled.name} lacks a train split, which a probe is trained on")
     asked, train, dev, how = _parts(embedded, labelled.split)
     best, scores = fit(train, dev, asked.features_ND, len(labelled.classes))
     everything = train.and_(dev)

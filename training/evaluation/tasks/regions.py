@@ -1,4 +1,4 @@
-"""Region classification: a box of an image against the names of classes, which a region tower can and a CLIP cannot.
+"""Region classification: a box of an image against the names of classes, which a region tower can do and a CLIP cannot.
 
 Two features of every box are scored against the same class vectors (training/evaluation/class_texts.py):
 
@@ -189,7 +189,7 @@ def embed_regions(loaded: Loaded, boxed: Boxed) -> Regions:
         leaders += [(item.image_leader, item.text_leader)] * len(boxes)
         images.append(item.picture.id)
     if not images:
-        raise InputError(boxed.name, f"no box of an image that can be read ({corrupt} images, {empty} boxes left out)")
+        raise InputError(boxed.name, f"no usable box in a readable image ({corrupt} images, {empty} boxes left out)")
     return Regions(
         np.concatenate(alone) if knows_regions else None,
         np.concatenate(crops),

@@ -35,7 +35,7 @@ MOST_SCORED = 20_000
 
 @dataclass(frozen=True)
 class Measured:
-    """Features, hits and ranks of what was asked for.
+    """Features, hits and ranks of a measured split or benchmark.
 
     image_names, text_names: of the rows: ids of a benchmark's pictures and its captions, sample ids of a dataset.
     in_train: which pairs' image leader, and which text leader, stands in train; None where that is unknown.
@@ -55,18 +55,18 @@ def run(request: Request) -> Result:
 
     `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
     "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
-    (samples 0 alone where there are none). `in_train`: of how many images, of how many texts, and of how many pairs
+    (only samples = 0 where the part is empty). `in_train`: of how many images, of how many texts, and of how many pairs
     (either) the leader stands in train. `scores`: calibrated scores of matching pairs, None without a background.
 
     Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device, usage).
     """
     source = request.source
     if source.labels is not None or source.classes is not None:
-        raise ConfigError("--labels", "retrieval has no classes; leave out --labels and --classes")
+        raise ConfigError("--labels", "retrieval does not use classes; leave out --labels and --classes")
     benchmark = named_benchmark(source.data, request.split)
     split = split_of_dataset(request.split) if benchmark is None else None
     if request.regions is not None and benchmark is None:
-        raise ConfigError("--regions", "are boxes of a benchmark's images; a dataset has its own, see --detector")
+        raise ConfigError("--regions", "is for the images of a benchmark; a dataset has its own boxes, see --detector")
     loaded = load(request.checkpoint, request.device, request.towers)
     if split is None:
         assert benchmark is not None
@@ -152,11 +152,11 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     if result["in_train"] is not None:
         counts = result["in_train"]
         lines.append(
-            f"{counts['either']} of {result['protocol']['images']} pairs stand in train "
-            f"(image leader of {counts['images']}, text leader of {counts['texts']})"
+            f"{counts['either']} of {result['protocol']['images']} pairs also occur in train "
+            f"(by image leader {counts['images']}, by text leader {counts['texts']})"
         )
         if result["headline"] == "all":
-            lines.append("no unseen query is left: the figures are those of all queries")
+            lines.append("no unseen query is left: the figures cover all queries")
     for name, part in parts(result):
         lines += [f"{name}, {words}: {recalls(part[d], KS)}" for d, words in DIRECTIONS]
         mean = share(part["mean_recall"], part["mean_recall_interval"])
@@ -173,9 +173,11 @@ def _described_scores(result: Mapping[str, Any]) -> str:
             f"{scores['above_0.99']:.1%} are above 99% of it"
         )
     if result["protocol"]["towers"] == "key":
-        return "scores: cosines alone; a background is that of the query towers"
+        return "scores: cosines only; a background belongs to the query towers"
     how = f"wenlan-train calibrate {result['checkpoint']} --data TRAIN"
-    return f"scores: cosines alone, as this checkpoint has no background to measure them against; add it by {how}"
+    return (
+        f"scores: cosines only, because this checkpoint lacks a background to measure them against; add one with {how}"
+    )
 
 
 DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))

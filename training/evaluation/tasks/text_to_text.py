@@ -51,7 +51,7 @@ def run(request: Request) -> Result:
     Raises CheckpointError, InputError, ContractError, ConfigError.
     """
     if request.source.data[0].partition(":")[0] in KINDS or request.source.labels is not None:
-        raise ConfigError("--data", f"{NAME} takes a benchmark or a dataset, and no labels")
+        raise ConfigError("--data", f"{NAME} takes a benchmark or a dataset, without labels")
     benchmark = named_benchmark(request.source.data, request.split)
     found = _of_dataset(request) if benchmark is None else _of_benchmark(benchmark)
     loaded = load(request.checkpoint, request.device, request.towers)
@@ -62,7 +62,7 @@ def run(request: Request) -> Result:
         "split": found.split,
         "texts": len(found.texts),
         "images": len(np.unique(found.image_M)),
-        "hit": "a hit is another text of the image; copies of the text are no candidates",
+        "hit": "a hit is another text of the image; copies of the text are not candidates",
     }
     candidates = f"{protocol['texts']:,} texts of {protocol['images']:,} images"
     result = result_of(request, NAME, loaded, protocol, candidates, 0)

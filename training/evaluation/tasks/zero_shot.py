@@ -78,7 +78,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """Lines for people about a result of `run`."""
     lines = class_lines(result)
     pairs = [f"{p['class']} for {p['taken_for']} ({p['count']})" for p in result["worst_pairs"][:3]]
-    return [*lines, f"mixed up most: {', '.join(pairs)}"] if pairs else lines
+    return [*lines, f"most frequent confusions: {', '.join(pairs)}"] if pairs else lines
 
 
 TASK = Task(run, summary)

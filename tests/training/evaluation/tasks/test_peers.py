@@ -89,7 +89,7 @@ def test_texts_and_images_of_a_dataset(run: Run, make_shards: Callable[..., Path
 
 def test_a_dataset_whose_texts_all_differ_is_asked_for_labels(run: Run, make_shards: Callable[..., Path]) -> None:
     manifest = make_shards(train=(), val=(4,))
-    with pytest.raises(InputError, match="no two of 4 images have texts of one leader; give classes with --labels"):
+    with pytest.raises(InputError, match="no two of 4 images share a text leader; give classes with --labels"):
         run("image-to-image", manifest)
 
 

@@ -115,7 +115,7 @@ def test_boxes_and_labels_of_a_datasets_detector(run: Run, make_shards: Callable
     result = run("regions", manifest, detector="find", classes=tmp_path / "names.txt", min_score=0.5)
     assert (result["n"], result["headline"]) == (8, "unseen")
     assert {row["class"]: row["n"] for row in result["per_class"]} == {"山": 4, "水": 4}
-    assert "boxes of detector find that it scored 0.5 or more" in result["protocol"]["line"]
+    assert "boxes of detector find with a score of 0.5 or more" in result["protocol"]["line"]
     assert run("regions", manifest, detector="find", classes=tmp_path / "names.txt", min_score=0.6)["n"] == 4
     (tmp_path / "names.txt").write_text("背景\n山\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"2 classes, but .* has label 2"):
@@ -139,7 +139,7 @@ def test_regions_that_are_damaged_are_named(run: Run, make_shards: Callable[...,
 
 def test_an_id_that_is_no_number_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"categories": [{"id": Infinity, "name": "a"}], "images": [], "annotations": []}')
-    with pytest.raises(InputError, match=r"a\.json: no COCO annotations"):
+    with pytest.raises(InputError, match=r"a\.json: not COCO's images"):
         run("regions", f"coco:{tmp_path / 'a.json'}")
 
 
@@ -148,7 +148,7 @@ def test_an_id_that_is_no_number_is_named(run: Run, tmp_path: Path) -> None:
     [
         ('{"image": "a.jpg", "boxes": [[0, 0, 1, 1]], "labels": []}', "1 boxes, 0 labels"),
         ('{"image": "a.jpg", "boxes": [[0, 0, 1]], "labels": ["a"]}', "not lists of four numbers"),
-        ("[]", "line 1: no image with boxes and labels"),
+        ("[]", "line 1: contains no image with boxes and labels"),
     ],
 )
 def test_a_line_that_is_none_is_named(run: Run, line: str, message: str, tmp_path: Path) -> None:

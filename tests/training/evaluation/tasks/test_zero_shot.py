@@ -147,7 +147,7 @@ def test_templates_of_a_file_change_the_digest(run: Run, folder: Path, tmp_path:
     assert ours["protocol"]["templates_sha256"] != theirs["protocol"]["templates_sha256"]
     assert theirs["protocol"]["templates_sha256"][:12] in theirs["protocol"]["line"]
     (tmp_path / "t.txt").write_text("没有位置\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"t\.txt: template '没有位置' has no \{\}"):
+    with pytest.raises(InputError, match=r"t\.txt: template '没有位置' lacks \{\}"):
         run("zero-shot", f"classes:{folder}", templates=tmp_path / "t.txt")
 
 
@@ -177,37 +177,61 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         (
             ["--data", "classes:{folder}", "--task", "zero-shot", "--split", "dev"],
             2,
-            "has no dev split; it has train, val",
+            "does not have a dev split; it has train, val",
         ),
         (["--data", "classes:{folder}/none", "--task", "zero-shot"], 1, "no such folder"),
-        (["--data", "classes:{folder}", "--labels", "x", "--task", "zero-shot"], 2, "are for a dataset"),
-        (["--data", "{folder}/manifest.json", "--task", "zero-shot"], 2, "--labels: name a file with key and label"),
+        (["--data", "classes:{folder}", "--labels", "x", "--task", "zero-shot"], 2, "is for datasets"),
+        (
+            ["--data", "{folder}/manifest.json", "--task", "zero-shot"],
+            2,
+            "--labels: a dataset needs a .jsonl, .csv or .parquet file",
+        ),
         (["--data", "classes:{folder}", "--task", "zeroshot"], 2, "zero-shot"),
         (["--data", "classes:{folder}", "--task", "probe", "--k", "0"], 2, "--k: 0 neighbours"),
         (["--data", "classes:{folder}", "--task", "probe", "--split", "train"], 2, "is trained on train"),
-        (["--data", "folder:{folder}", "--task", "image-to-image"], 2, "has no classes"),
-        (["--data", "classes:{folder}", "--task", "probe", "--templates", "t"], 2, "--templates: are sentences for"),
-        (["--data", "classes:{folder}", "--task", "probe", "--regions", "r"], 2, "--regions: are boxes of a benchmark"),
-        (["--data", "classes:{folder}", "--task", "zero-shot", "--k", "20"], 2, "--k: counts neighbours; --task"),
-        (["--data", "classes:{folder}", "--task", "zero-shot", "--min-score", "0.5"], 2, "--min-score: chooses a"),
+        (["--data", "folder:{folder}", "--task", "image-to-image"], 2, "does not have classes"),
+        (["--data", "classes:{folder}", "--task", "probe", "--templates", "t"], 2, "--templates: sentences for"),
+        (["--data", "classes:{folder}", "--task", "probe", "--regions", "r"], 2, "--regions: boxes of a benchmark"),
+        (
+            ["--data", "classes:{folder}", "--task", "zero-shot", "--k", "20"],
+            2,
+            "--k: number of neighbours; used by probe, not by --task",
+        ),
+        (
+            ["--data", "classes:{folder}", "--task", "zero-shot", "--min-score", "0.5"],
+            2,
+            "--min-score: for boxes that a detector",
+        ),
         (
             ["--data", "coco:{folder}/x", "--task", "regions", "--min-score", "0.3"],
             2,
-            "--min-score: chooses a detector's",
+            "--min-score: for boxes that a detector",
         ),
-        (["--data", "folder:{folder}", "--task", "retrieval", "--tokens", "jieba"], 2, "--tokens: are of captions"),
-        (["--data", "folder:{folder}", "--task", "retrieval", "--beams", "3"], 2, "--beams: are of captions"),
+        (["--data", "folder:{folder}", "--task", "retrieval", "--tokens", "jieba"], 2, "--tokens: for captions"),
+        (["--data", "folder:{folder}", "--task", "retrieval", "--beams", "3"], 2, "--beams: for captions"),
         (
             ["--data", "folder:{folder}", "--task", "text-to-text", "--classes", "c"],
             2,
-            "--classes: are names of classes",
+            "--classes: names of classes",
         ),
-        (["--data", "folder:{folder}", "--task", "captioning", "--k", "3"], 2, "--k: counts neighbours; --task"),
-        (["--data", "folder:{folder}", "--task", "captioning", "--min-score", "0.3"], 2, "--min-score: chooses"),
-        (["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"], 2, "--towers: a captioner reads"),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--k", "3"],
+            2,
+            "--k: number of neighbours; used by probe, not by --task",
+        ),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--min-score", "0.3"],
+            2,
+            "--min-score: for boxes that a detector",
+        ),
+        (
+            ["--data", "folder:{folder}", "--task", "captioning", "--towers", "key"],
+            2,
+            "--towers: a captioner only has query towers",
+        ),
         (["--data", "classes:{folder}", "--task", "text-to-text"], 2, "takes a benchmark or a dataset"),
-        (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "has no classes of images"),
-        (["--data", "classes:{folder}", "--task", "regions"], 2, "has no labelled boxes"),
+        (["--data", "folder:{folder}", "--task", "zero-shot"], 2, "does not label images"),
+        (["--data", "classes:{folder}", "--task", "regions"], 2, "lacks labelled boxes"),
         (["--data", "coco:{folder}/none.json", "--task", "regions"], 1, "no such file"),
         (
             ["--data", "folder:{folder}", "--task", "retrieval", "--detector", "x"],
@@ -216,7 +240,11 @@ def test_examples_show_hits_and_misses_with_pictures(run: Run, folder: Path) -> 
         ),
         (["--data", "classes:{folder}", "--task", "probe", "--detector", "x"], 2, "--detector: chooses regions of"),
         (["--data", "coco:{folder}/x", "--task", "regions", "--detector", "x"], 2, "--detector: chooses regions of"),
-        (["--data", "{folder}", "--task", "text-to-text", "--detector", "x"], 2, "--detector: chooses regions; --task"),
+        (
+            ["--data", "{folder}", "--task", "text-to-text", "--detector", "x"],
+            2,
+            "--detector: chooses regions, but --task",
+        ),
     ],
 )
 @pytest.mark.slow
@@ -240,7 +268,7 @@ def test_a_report_that_cannot_be_added_to_is_refused_before_anything_is_measured
     (tmp_path / "eval.json").write_text('{"mine": 1}')
     words = ["eval", str(checkpoint), "--data", f"classes:{folder}", "--task", "zero-shot", "--report", str(tmp_path)]
     assert cli.main(words) == 1
-    assert "eval.json: no eval.json of wenlan" in capsys.readouterr().err
+    assert "eval.json: not an eval.json of wenlan" in capsys.readouterr().err
 
 
 @pytest.mark.slow

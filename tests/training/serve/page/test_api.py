@@ -124,7 +124,7 @@ def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path
         with running(made.checkpoint, token=token) as server:
             visitor = Visitor(page, server.url)
             await visitor.open("/")
-            await visitor.says("#notice", "This server asks for a token.")
+            await visitor.says("#notice", "This server requires a token.")
             assert await page.serious() == []
             await page.run("document.querySelector('#notice input').focus()")
             await page.write(token)
@@ -135,7 +135,7 @@ def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path
             await page.click(".empty button")
             (tmp_path / "verses.txt").write_text("\n".join(VERSES), encoding="utf-8")
             await page.choose("#own-text", tmp_path / "verses.txt")
-            await visitor.says(".news", "asks for a token")
+            await visitor.says(".news", "requires a token")
             await visitor.open(f"/?token={token}")
             await page.click(".empty button")
             await page.choose("#own-text", tmp_path / "verses.txt")

@@ -35,7 +35,7 @@ def test_filters_with_counts_and_chips(visit: Visit) -> None:
         await visitor.pick(0, "200")
         await visitor.said("side", "200")
         await visitor.settled()
-        await visitor.says(".empty", "The filters leave nothing over.")
+        await visitor.says(".empty", "The filters exclude every result.")
         await visitor.shows("#chosen li", "wiki", "Shorter side ≥ 200 px", "Clear all")
         await page.click("#chosen li:nth-child(2) button")
         await visitor.said("side", None)
@@ -84,7 +84,7 @@ def test_the_list_goes_on_to_its_end(visit: Visit) -> None:
         ids = await visitor.ids()
         assert sorted({*ids, 0, 2, 3}) == list(range(ROWS))
         assert len(ids) == len(set(ids)) == ROWS - 2
-        await page.wait("document.querySelector('.end')?.innerText === 'That was all.'")
+        await page.wait("document.querySelector('.end')?.innerText === 'End of results.'")
 
     visit(work)
 
