@@ -215,6 +215,10 @@ class _Lookup:
         self._scopes = scopes
         self._near = [self._own_text(row) for row in range(len(walk.places))]
         rows = range(len(walk.places))
+        self._image_first = list[bool]()  # whether the block of each image begins with an image
+        for row in rows:
+            same = row and self.places[row - 1].block == self.places[row].block
+            self._image_first.append(self._image_first[-1] if same else not HAN.search(self._near[row][0]))
         self._text_of: dict[int, range] = {}
         if self._several:
             own = [any(map(HAN.search, near)) for near in self._near]
@@ -284,9 +288,10 @@ class _Lookup:
                 return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
-        before, after = self._near[row]
-        if not HAN.search(before) and HAN.search(after) and (is_line(after) or is_caption_line(after)):
-            return [CAPTION_MARKS.sub("", after)], place.block
+        if self._image_first[row] and self._scopes[row].heading < 0:
+            after = self._near[row][1]
+            if HAN.search(after) and (is_line(after) or is_caption_line(after)):
+                return [CAPTION_MARKS.sub("", after)], place.block
         known = self._text_of.get(row, range(0))
         if known.start > place.block and is_caption_line(text := self.blocks[known.start].text()):
             return [CAPTION_MARKS.sub("", text)], known.start

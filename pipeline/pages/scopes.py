@@ -5,8 +5,8 @@ entry, figure, table row or definition list, a section with a heading, or one of
 an image (cards). Without such an element it is the whole page. No text is taken across the end of an article, of a
 section with a heading, or of a card that holds text.
 
-Limits: siblings are alike if they are of one element and share a class, or have none. Cards that are made of several
-siblings each (`<dt><dd><dt><dd>`) are not recognised.
+Limits: siblings are alike if they are of one element and share a class, or have none; with a text between them, if all
+their classes are the same. Cards that are made of several siblings each (`<dt><dd><dt><dd>`) are not recognised.
 """
 
 from __future__ import annotations
@@ -116,9 +116,17 @@ class _Scopes:
             depth = _in_common(one.path, other.path)
             if depth < min(len(one.path), len(other.path)):
                 first, second = one.path[depth], other.path[depth]
-                if not _is_running_text(tags[first]) and _alike(tags[first], tags[second]):
+                if not _is_running_text(tags[first]) and self._are_alike(first, second):
                     cards |= {first, second}
         return cards
+
+    def _are_alike(self, first: int, second: int) -> bool:
+        """True for elements of one kind, and of like kinds (a tip and a figure of a document) without a text between."""
+        tags, walk = self._walk.tags, self._walk
+        if tags[first] == tags[second] or not _alike(tags[first], tags[second]):
+            return tags[first] == tags[second]
+        between = self._range(self._begins, walk.ends.get(first, first), second)
+        return not any(map(_has_letters, walk.blocks[slice(*between)]))
 
     def _ends(self) -> list[int]:
         """Tags that end an element across which no text is taken, ascending."""

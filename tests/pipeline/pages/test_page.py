@@ -194,6 +194,10 @@ def test_a_line_behind_an_image_in_its_own_block_is_its_caption_and_a_sentence_i
     assert texts(html.format("", "图 1-1 翠鸟捕鱼"))["caption"] == ["翠鸟捕鱼"]
     assert "图 1-1 翠鸟捕鱼" not in texts(html.format("", "图 1-1 翠鸟捕鱼"))["surrounding"]
     assert "caption" not in texts(html.format("", "翠鸟捕鱼以后飞走了。")) | texts(html.format("看", "翠鸟捕鱼"))
+    html = "<h1>湿地鸟类</h1><p>我们等了很久。</p><p><img src=a.jpg>翠鸟捕鱼<img src=b.jpg>白鹭涉水</p>"
+    assert [first_kinds(html, row)[0] for row in (0, 1)] == [("caption", "翠鸟捕鱼"), ("caption", "白鹭涉水")]
+    card = "<article><a><img src={0}.jpg></a><span>爱好</span><a><h2>翠鸟捕鱼</h2></a></article>"
+    assert first_kinds(card + card, 0)[0][1] == "翠鸟捕鱼"
 
 
 INLINE = ("acronym", "abbr", "b", "kbd", "sup", "ruby", "mark", "font", "x-term", "time", "cite")

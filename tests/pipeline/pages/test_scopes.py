@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.pages.page import parse
-from tests.parsed import work
+from tests.parsed import first_of, work
 
 CITIES = ("明洞街头的夜景", "清水寺的红叶", "九份山城的灯笼")
 CARDS = {
@@ -72,6 +72,13 @@ def test_no_text_is_taken_across_the_end_of_an_article_or_a_section_with_a_headi
         assert "傍晚的海边非常安静。" not in {text.text for text in image.texts if text.kind == "surrounding"}
     wechat = html.format(f"<section><section>{before}</section></section>")
     assert "傍晚的海边非常安静。" in str(parse(wechat).images[0].texts), "a section without a heading is a paragraph"
+
+
+def test_boxes_of_a_document_with_text_between_them_are_no_cards() -> None:
+    html = "<h1>部署</h1><div class='block tip'><h2>注册软件源</h2><p>先更新。</p><p>主节点已经装好：</p><img src=a.jpg></div>"
+    html += "{}<div class='block center'><p>等待一会。</p><img src=b.jpg></div>"
+    assert first_of(html.format("<p>下面继续介绍。</p>"))[0][1] == "主节点已经装好："
+    assert first_of(html.format(""))[0][1] == "注册软件源", "cards"
 
 
 def test_pictures_in_running_text_are_no_cards() -> None:
