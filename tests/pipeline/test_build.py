@@ -313,7 +313,7 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
         assert "--replace" in said
         assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
         printed = capsys.readouterr()
-        assert f"a build would refuse: {out}: holds dataset small" in printed.err
+        assert f"a build would refuse to start: {out}: holds dataset small" in printed.err
         assert len(json.loads(printed.out)["in_the_way"]) == 3
     now = files()
     assert {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)} == set()

@@ -78,8 +78,8 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
     ("words", "said"),
     [
         (["publish", "b", "--because", "looked at"], "--because is the reason for --accept GATE, which is missing"),
-        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: shows every detector"),
-        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance would have no effect"),
+        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: --detector, --before"),
+        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance cannot be used"),
     ],
 )
 def test_no_option_is_accepted_and_ignored(words, said, capsys, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_workers_that_a_cluster_leaves_without_effect_are_told_and_refuse_no_sch
     monkeypatch.chdir(tmp_path)
     assert cli.main([*words, "--workers", "2", "--address", "auto"]) in (1, 2)
     told, refused = lines(capsys)
-    assert told.startswith("--workers is left out")
+    assert told.startswith("--workers is ignored")
     assert "s.yaml" in refused or "b: " in refused
 
 

@@ -83,7 +83,7 @@ def test_an_input_on_s3_without_a_key_is_one_line(path: str, monkeypatch: pytest
         expand((path,), "rows")
     fs.clear_instance_cache()
     todo = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
-    assert str(e.value) == f"{path}: source rows: cannot be looked at ({todo})"
+    assert str(e.value) == f"{path}: source rows: cannot be accessed ({todo})"
     assert "\n" not in str(e.value)
 
 

@@ -88,7 +88,7 @@ def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week, capsys:
         held = now
         if number == 1:
             assert cli.main(["release", "diff", "photos", "--store", build.store.url]) == 2
-            assert "photos: has one release, and nothing to compare it with" in capsys.readouterr().err
+            assert "photos: has only one release, so there is nothing to compare" in capsys.readouterr().err
     assert [entry.snapshot for entry in newest.builds] == ["2026-11-01", "2026-11-08", "2026-11-15"]
     assert verify(releases_of(build).folder.url) == []
     compared = diff(*(releases_of(build).folder.at(f"00000{n}.json") for n in (1, 3)))

@@ -107,7 +107,7 @@ def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Pat
     for foreign in ('{"tests": 3}', "[1]", '{"build": {"number": 7}}'):
         (tmp_path / "ci/report/report.json").write_text(foreign, encoding="utf-8")
         assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
-        assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
+        assert capsys.readouterr().err.endswith("/ci: no report/report.json to compare with\n")
 
 
 @pytest.mark.drill(2)
