@@ -127,8 +127,8 @@ class Confined(Generic[T]):
         """Returns why the child ended, by its exit code."""
         self.close()
         if code == -signal.SIGPROF:
-            return f"more than {self._limits[0]:g} s of the processor"
-        return f"its process died of signal {-code}" if code < 0 else f"its process ended with code {code}"
+            return f"more than {self._limits[0]:g} s of CPU time"
+        return f"its process was killed by signal {-code}" if code < 0 else f"its process exited with code {code}"
 
 
 class _InChild(Exception):

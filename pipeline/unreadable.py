@@ -42,7 +42,7 @@ def evidence(error: Exception, subject: str) -> str:
         _logged.add(kind)
         # as text, not as `exc_info`: what strangers wrote may hold half characters, which no log file or pipe takes
         trace = _writable("".join(traceback.format_exception(error)))
-        log.warning("%s is unreadable; further ones of this kind are not logged\n%s", _writable(subject), trace)
+        log.warning("%s is unreadable; further errors of this kind are not logged\n%s", _writable(subject), trace)
     return _writable(shown)
 
 

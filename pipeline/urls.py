@@ -80,7 +80,7 @@ def canonical_url(url: str, base: str = "") -> str:
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
     if not url.isascii() and SURROGATE.search(url):
-        raise ValueError("address with half a character (a lone surrogate)")
+        raise ValueError("URL with a lone surrogate")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _DEFAULT_PORTS:
         raise ValueError(f"scheme {parts.scheme[:20]!r} is not http or https" if parts.scheme else "relative address")
@@ -246,7 +246,7 @@ def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
         except ValueError:
             host, port = "", None
         if not port or not host:
-            raise SpecError([f"{where}: is not host:port"])
+            raise SpecError([f"{where}: not host:port"])
         for address in ("127.0.0.1", "::1") if host == "localhost" else (host,):
             try:
                 literal = ipaddress.ip_address(address)

@@ -210,7 +210,7 @@ def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
     with pytest.raises(StoreError, match="has no funnel yet"):
         data.funnel()
     with pytest.raises(
-        StoreError, match=r"has no measures \(weekly-2024-01-01-.*: it has not finished its stage measure"
+        StoreError, match=r"has no measures \(weekly-2024-01-01-.*: stage measure is not finished"
     ):
         data.measures()
 
@@ -219,7 +219,7 @@ def test_a_copy_has_samples_and_says_what_it_lacks(here: Path) -> None:
     data = wenlan.open("copy")
     assert len(data.samples(["key"])) == 32
     assert len(data.regions("grid", ["key"])) == 32
-    with pytest.raises(StoreError, match=r"has no decisions \(weekly-2024-01-01-.*: a copy has samples only\)"):
+    with pytest.raises(StoreError, match=r"has no decisions \(weekly-2024-01-01-.*: a copy contains samples only\)"):
         data.decisions()
     with pytest.raises(StoreError, match="has no candidates"):
         data.paths("candidates")
@@ -396,7 +396,7 @@ print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code
 
 def test_a_detector_that_looks_at_no_picture_makes_no_boxes(place: Path) -> None:
     """Every picture went without boxes, as if the grid had been asked for and had none."""
-    with pytest.raises(SpecError, match="given: its boxes come with a build's sources; it looks at no pict"):
+    with pytest.raises(SpecError, match="given: takes its boxes from the sources"):
         wenlan.load(place / "runs/1", detector="given")
 
 

@@ -20,7 +20,7 @@ class Grid(Detector):
     """n x n equal cells, row by row."""
 
     NEEDS_PIXELS: ClassVar[bool] = False
-    n: int = Field(6, ge=1, le=32, description="cells along a side")
+    n: int = Field(6, ge=1, le=32, description="cells per side")
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
         return [self._cells(*picture.shape[:2]) for picture in pictures]

@@ -35,7 +35,7 @@ def card(source: Source, counts: Mapping[Split, int], pattern: str, columns: str
 # {name}
 
 Pairs of an image and Chinese texts{release}; build `{manifest.build_id}`, content digest `{manifest.content_digest}`.
-Boxes are those of detector `{source.samples.detector or "none"}`, in pixels of the image.
+Boxes are from detector `{source.samples.detector or "none"}`, in pixels of the image.
 
 | split | samples |
 |---|---:|

@@ -56,7 +56,7 @@ FEATURES: list[dict[str, Any]] = [
 
 _FIELDS = [column["name"] for column in FEATURES[2]["struct"]]
 
-COLUMNS = """`jpg` is the image, `txt` its primary text, `json` all texts with their kind, source, page
+COLUMNS = """`jpg` is the image, `txt` its primary text, `json` has all texts with their kind, source, page
 and image URL, sha256 of the bytes as fetched, and the boxes."""
 
 

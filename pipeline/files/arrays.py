@@ -120,4 +120,4 @@ class Arrays:
         return arrays
 
     def _not_whole(self) -> StoreError:
-        return StoreError(self._folder.at(self._name), "is missing or not whole; delete it, and it is made again")
+        return StoreError(self._folder.at(self._name), "missing or incomplete; delete it to have it recreated")

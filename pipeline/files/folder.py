@@ -34,7 +34,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALL = 1 << 20
 """Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
 
-MAKE_ROOM = "make room and run the same command again: what is committed stays"
+MAKE_ROOM = "free some space and run the same command again: committed work is kept"
 """Advice for a full disk."""
 
 
@@ -143,7 +143,7 @@ class Folder:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as e:
-            raise StoreError(self.at(name), f"is not JSON ({e})") from None
+            raise StoreError(self.at(name), f"invalid JSON ({e})") from None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that readers see whole or not at all."""
@@ -277,7 +277,7 @@ class Folder:
         with self._changing(name):
             written = object_store.create(url, data) if version is None else object_store.replace(url, data, version)
         if not written:
-            raise StoreError(url, "was written by another process meanwhile; run the same command again")
+            raise StoreError(url, "changed by another process in the meantime; run the same command again")
 
     def _has_versions(self) -> bool:
         with self._told(""):

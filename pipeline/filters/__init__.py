@@ -166,7 +166,7 @@ class PairFilter(Plugin):
 
     NEEDS_SECTION: ClassVar[str] = "pair_score"
 
-    top_share: float = Field(1, gt=0, le=1, description="share of a source's pairs that is kept, the best first")
+    top_share: float = Field(1, gt=0, le=1, description="share of each source's pairs to keep, best first")
 
     def judge(self, score: float) -> Drop | None:
         """The reason to drop a pair with this score; None to keep it."""

@@ -77,10 +77,10 @@ class HanShare(TextFilter):
 
     min_share: Threshold[_SHARE] | None = Field(
         None,
-        description="least share of Han among the letters, of every text or by kind; digits do not count; by default "
-        "0.2 of an alt, caption or tag and 0.5 of other texts, 0 in a folder or library",
+        description="minimum share of Han characters among letters, for all texts or by kind; default: "
+        "0.2 for an alt, caption or tag and 0.5 for other texts, 0 in a folder or library",
     )
-    max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
+    max_foreign: int = Field(0, ge=0, description="maximum number of kana and hangul characters in a text")
 
     VERSION: ClassVar[int] = 2
 

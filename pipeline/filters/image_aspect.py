@@ -29,7 +29,7 @@ class ImageAspect(ImageFilter):
     max_aspect: float | None = Field(
         None,
         ge=1,
-        description="longer side divided by shorter side; by default 5 with an alt or a caption, else 3, "
+        description="longer side divided by shorter side; default: 5 with an alt or caption, else 3; "
         "20 in a folder or library",
     )
 

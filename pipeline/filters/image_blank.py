@@ -17,7 +17,7 @@ from pipeline.records import DropReason, Features
 class ImageBlank(ImageFilter):
     """Share of the picture in one grey level."""
 
-    max_blankness: float = Field(0.98, gt=0, le=1, description="share of one of 64 grey levels, 0 to 1")
+    max_blankness: float = Field(0.98, gt=0, le=1, description="maximum share of one of 64 grey levels, 0 to 1")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("max_blankness", "blankness", DropReason.IMAGE_BLANK, most=self.max_blankness),)

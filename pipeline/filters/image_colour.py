@@ -35,8 +35,8 @@ class ImageColour(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = SIDE
 
-    min_colour: float = Field(5.0, ge=0, description="least colourfulness; 0 keeps grey pictures")
-    max_colour: float = Field(0, ge=0, description="most colourfulness; 0: no limit")
+    min_colour: float = Field(5.0, ge=0, description="minimum colourfulness; 0 keeps grey pictures")
+    max_colour: float = Field(0, ge=0, description="maximum colourfulness; 0: no limit")
 
     def model_identity(self) -> list[Any]:
         return []

@@ -43,7 +43,7 @@ RINGS = 20
 class ImageDetail(PixelFilter):
     """Share of its side to which a picture could be reduced and lose little."""
 
-    min_share: float = Field(0.4, ge=0, le=1, description="least share")
+    min_share: float = Field(0.4, ge=0, le=1, description="minimum share")
 
     def model_identity(self) -> list[Any]:
         return []

@@ -16,7 +16,7 @@ from pipeline.records import DropReason, Features
 class ImageFrames(ImageFilter):
     """Frames of a file."""
 
-    max_frames: int = Field(1, ge=1, description="most frames of an animation, or pages")
+    max_frames: int = Field(1, ge=1, description="maximum number of frames or pages")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("max_frames", "frames", DropReason.IMAGE_ANIMATED, most=self.max_frames),)

@@ -19,7 +19,7 @@ from pipeline.records import DropReason, Features
 class ImageSharpness(ImageFilter):
     """Variance of the Laplacian of the 64 x 64 thumbnail."""
 
-    min_sharpness: float = Field(50.0, ge=0, description="variance of the Laplacian; 0: not looked at")
+    min_sharpness: float = Field(50.0, ge=0, description="minimum variance of the Laplacian; 0: off")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("min_sharpness", "sharpness", DropReason.IMAGE_BLURRED, least=self.min_sharpness),)

@@ -26,9 +26,9 @@ class ImageSides(ImageFilter):
     VERSION: ClassVar[int] = 2
 
     min_side: int | None = Field(
-        None, ge=1, description="shortest allowed side, pixels; by default 200, 1 in a folder or library"
+        None, ge=1, description="minimum side in pixels; default: 200, 1 in a folder or library"
     )
-    max_side: int = Field(20_000, ge=1, description="longest allowed side, pixels")
+    max_side: int = Field(20_000, ge=1, description="maximum side in pixels")
 
     def for_source(self, source: SourceRef) -> ImageSides:
         unstated = is_collection(source) and self.min_side is None

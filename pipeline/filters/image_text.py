@@ -49,7 +49,7 @@ class ImageText(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = LONGEST
 
-    max_share: float = Field(0.3, ge=0, le=1, description="largest share of the picture under lines of text")
+    max_share: float = Field(0.3, ge=0, le=1, description="maximum share of the picture covered by lines of text")
 
     def weights(self) -> Path:
         return models.find("rapidocr", "models/*_det_*.onnx", "rapidocr")

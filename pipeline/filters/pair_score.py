@@ -32,8 +32,8 @@ from pipeline.records import DropReason
 class PairScore(PairFilter):
     """The cosine of a pair's features, within a band; and of that, a share of each source."""
 
-    min_score: float = Field(-1, ge=-1, le=1, description="lowest score that is kept")
-    max_score: float = Field(1, ge=-1, le=1, description="highest score that is kept")
+    min_score: float = Field(-1, ge=-1, le=1, description="minimum score")
+    max_score: float = Field(1, ge=-1, le=1, description="maximum score")
 
     def judge(self, score: float) -> Drop | None:
         if score < self.min_score:

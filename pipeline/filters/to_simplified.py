@@ -23,8 +23,8 @@ from pipeline.texts.chunks import chunkwise
 class ToSimplified(TextFilter):
     """Traditional to Simplified."""
 
-    config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC's configuration")
-    keep_original: bool = Field(True, description="keep the original text beside the rewritten one")
+    config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC configuration")
+    keep_original: bool = Field(True, description="keep the original text in addition to the converted one")
 
     def rewrite(self, text: Text) -> Text:
         simplified = simplifier(self.config)(text.text)

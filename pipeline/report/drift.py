@@ -143,7 +143,7 @@ def read(out: str, build_id: str = "") -> dict[str, Any] | None:
     try:
         report = folder.find_json("report/report.json", None)
     except StoreError as e:
-        todo = f"delete the folder {folder.at('report')} and run wenlan-data build again, which makes the report again"
+        todo = f"delete the folder {folder.at('report')} and run wenlan-data build again to rewrite the report"
         raise StoreError(e.subject, f"{e.message}; {todo}") from None
     if not isinstance(report, dict) or report.get("report_version") != REPORT_VERSION:
         return None

@@ -86,7 +86,7 @@ class Archive:
         """Rows of ARCHIVED_SCHEMA; None if there are none."""
         if self._unreachable:
             said = (self._source.warcs()[self._part], self._unreachable)
-            log.warning("%s: was gzipped as a whole, so its %d pictures cannot be read; gunzip it", *said)
+            log.warning("%s: gzipped as a whole, so its %d pictures cannot be read; decompress it", *said)
         columns = ["order_key", "fetch_id", "captured_at", "stored_at", "target"]
         rows = pa.Table.from_pylist(self._rows, schema=ARCHIVED_SCHEMA)
         return rows.sort_by([(name, "ascending") for name in columns]) if self._rows else None
@@ -215,7 +215,7 @@ def _read(
         if part >= len(files[row["source"]]):
             yield fetch_id, _gone()
         elif length > most + MAX_HEADERS:
-            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive, {most} are allowed")
+            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive; at most {most} are allowed")
         else:
             places[fetch_id] = file_of(files[row["source"]][part]), offset, length
     for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
@@ -229,7 +229,7 @@ def _read(
 
 
 def _gone() -> Outcome:
-    return failure(DropReason.UNREADABLE, "its record is not in the archive any more")
+    return failure(DropReason.UNREADABLE, "its record is no longer in the archive")
 
 
 def _id_of(capture: Capture) -> str:

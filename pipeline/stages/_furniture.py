@@ -52,7 +52,7 @@ def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> t
     traps = crowded - {page for pages in shown.values() if len(pages) == 1 for page in pages}
     remaining = [candidate for candidate in candidates if candidate.page_url not in traps]
     source = candidates[0].source
-    evidence = f"differs in its numbers only from {SHOWN_ON_PAGES} pages or more, and has no image of its own"
+    evidence = f"its URL differs only in numbers from {SHOWN_ON_PAGES} pages or more, and no image is unique to it"
     return remaining, [drop_capture(page, source, "extract", DropReason.TRAP, evidence) for page in sorted(traps)]
 
 
@@ -93,7 +93,7 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
         own = sorted(shown[candidate.image_url].keys() - lists, key=lambda page: (sizes[page], page))
         if candidate.page_url in lists and own:
             leader = shown[candidate.image_url][own[0]].candidate_id
-            evidence = f"stands in a list; its own page is {own[0]}"
+            evidence = f"cover in a list; its own page is {own[0]}"
             dropped.append(drop(candidate, "extract", DropReason.LIST_COVER, evidence, duplicate_of=leader))
         else:
             kept.append(candidate)
@@ -117,14 +117,14 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
     for key, of_text in images.items():
         _, _, own = key
         if own and len(of_text) >= REPEATED_ON_IMAGES:
-            furniture[key] = f"stands with {len(of_text)} images"
+            furniture[key] = f"repeated with {len(of_text)} images"
         elif not own and (count := len(set(of_text.values()))) >= REPEATED_ON_PAGES:
-            furniture[key] = f"stands on {count} pages"
+            furniture[key] = f"repeated on {count} pages"
     kept, dropped = [], []
     for candidate in candidates:
         count = len(shown[candidate.image_url])
         if count >= SHOWN_ON_PAGES:
-            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"stands on {count} pages"))
+            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"repeated on {count} pages"))
             continue
         host = urlsplit(candidate.page_url).netloc
         texts, removed = list[Text](), list[RemovedText]()
@@ -136,7 +136,7 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         if texts:
             kept.append(replace(candidate, texts=tuple(texts), removed=tuple(removed)) if removed else candidate)
         else:
-            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that are repeated on many pages"))
     return kept, dropped
 
 
@@ -152,7 +152,7 @@ def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Dec
         if not any(says_something(text.text, 1) for text in own):
             bare[page] += 1
             if bare[page] > MAX_BARE:
-                evidence = f"its page says of it only what {MAX_BARE} images before it have"
+                evidence = f"no text of its own, like {MAX_BARE} images before it on the page"
                 dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
                 continue
         kept.append(candidate)

@@ -121,7 +121,7 @@ def _check_listing(source: Source, known: Mapping[str, Listing]) -> None:
     """
     noted = known.get(source.name)
     if noted is not None and _listing(source.listing()[: noted[0]]) != noted:
-        message = "files came or went while they were read; run the same command again once they are all there"
+        message = "files were added or removed while they were read; run the same command again when all are present"
         raise SourceError(f"source {source.name}", message)
 
 
@@ -253,10 +253,10 @@ def _read(
         try:
             yield from _extract(captures, source, tally, wordings, archive)
         except SourceError as e:
-            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("is not a WARC file"):
+            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("not a WARC file"):
                 raise
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
-            log.warning("%s; going on with the other files of source %s", e, source.name)
+            log.warning("%s; continuing with the other files of source %s", e, source.name)
         return
     crawled = build.stage("crawl").record(source.name)
     record, suffix, _ = _crawled(crawled)[part]
@@ -356,7 +356,7 @@ def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
     warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
     if not warcs:
-        raise StageError(f"crawl/{record.partition}", "its record names no WARC file; delete the captures folder")
+        raise StageError(f"crawl/{record.partition}", "its record lists no WARC file; delete the captures folder")
     return warcs
 
 

@@ -133,7 +133,7 @@ def _images(
                 if len(view) != place.size:
                     tar = stage.folder.at(record.files["tar"].name)
                     raise StageError(
-                        tar, f"ends before the image {place.fetch_id}; delete the stage's folder to fetch again"
+                        tar, f"truncated before the image {place.fetch_id}; delete the stage's folder to fetch again"
                     )
                 yield FetchedImage(place.fetch_id, place.sha256, view)
 

@@ -79,7 +79,7 @@ class Record(BaseModel):
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
 
-_ANEW = "delete the stage's folder to make it again"
+_ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""
 
 _RECORDS, _FINISHED = "_records", "_stage.json"
@@ -326,8 +326,8 @@ class StageDir:
         except ValueError:
             # as long as the stage counts as finished nothing of it is done again
             noted = f" and {self.folder.at(_FINISHED)}" if self.finished_at().startswith(self.mark) else ""
-            todo = f"delete it{noted} to do its partition again"
-            raise StoreError(self._records.at(name), f"is not a record; {todo}") from None
+            todo = f"delete it{noted} to redo its partition"
+            raise StoreError(self._records.at(name), f"not a record; {todo}") from None
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -404,7 +404,7 @@ class StageDir:
         """JSON value that the driver made of all partitions (`Pass.reduce`). Raises StoreError if it is not there."""
         value = self.find_reduced()
         if value is None:
-            raise StoreError(self.folder.at(f"{REDUCED}/{self.mark}.json"), f"is missing; {_ANEW}")
+            raise StoreError(self.folder.at(f"{REDUCED}/{self.mark}.json"), f"missing; {_ANEW}")
         return value
 
     def find_reduced(self) -> Any:
@@ -540,7 +540,7 @@ class StageDir:
 
     def _compare(self, ref: FileRef, size: int) -> None:
         if size != ref.bytes:
-            fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+            fault = "missing" if size < 0 else f"{size} bytes, but {ref.bytes} in its record"
             raise StoreError(self.folder.at(ref.name), f"{fault}; {_ANEW}")
 
     def table(

@@ -48,7 +48,7 @@ class Releases:
         numbers = self.numbers()
         if number not in numbers:
             known = ", ".join(map(str, numbers)) or "none"
-            raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; it has: {known}")
+            raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; releases: {known}")
         name = file_name(number)
         return parse_manifest(self.folder.read(name), self.folder.at(name), own=True)
 

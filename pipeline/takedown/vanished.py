@@ -87,7 +87,7 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
         faults += done["faults"]
     if faults:
-        what = "samples that opted out, or are gone at their source, may stay in its dataset"
+        what = "samples that opted out or vanished from their source may remain in the dataset"
         raise StoreError(build.build_id, f"{what}: {'; '.join(faults)}")
     return answer
 

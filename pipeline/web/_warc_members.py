@@ -133,7 +133,7 @@ class Members:
             packed = self._machine.unconsumed_tail or self._packed or self._more()
             self._packed = b""
             if not packed:
-                raise EOFError("the last record is cut off")
+                raise EOFError("the last record is truncated")
             self._buffer = self._machine.decompress(packed, BLOCK)
         return bool(self._buffer)
 

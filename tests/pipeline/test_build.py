@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, 
     spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
     failed = build(spec, out, code=1)["stderr"].splitlines()
     assert failed[-1].startswith(f"wenlan-data: {small_disk}/")
-    assert "no space is left on its disk (fetch/" in failed[-1]
+    assert "no space left on its disk (fetch/" in failed[-1]
     assert not any("Traceback" in line for line in failed)
     assert committed(out, "admitted")
     assert not (out / "shards").exists()

@@ -98,7 +98,11 @@ def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "line"),
     [
-        ("--snapshot", "../x", "--snapshot ../x: letters, digits and . _ - only, since it becomes part of file names"),
+        (
+            "--snapshot",
+            "../x",
+            "--snapshot ../x: only letters, digits and . _ - are allowed (it is used in file names)",
+        ),
         ("--workers", "-1", "--workers -1: must be a number of CPUs, or 0 for all"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
             2,
             "--from urls.txt: a list of URLs without texts; give a table that also has texts",
         ),
-        (["--from", "none.csv"], 1, "none.csv: source none: there is no such file"),
+        (["--from", "none.csv"], 1, "none.csv: source none: no such file"),
         (["--from", "empty"], 1, "empty: contains no pictures"),
         (["--from", "words.csv"], 1, "words.csv: no column of URLs among a, b; name the columns in a spec"),
         (["--from", "damaged.parquet"], 1, "damaged.parquet: cannot be read as a table"),

@@ -95,8 +95,8 @@ def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
     )
     assert (code, said["code"]) == (2, 2)
     assert shown.splitlines() == [
-        f"wenlan-data: {tmp_path}/s.yaml:4: {tmp_path}/no.csv: source t: there is no such file",
-        f"wenlan-data: {tmp_path}/s.yaml:12: {tmp_path}/x: there is no such folder",
+        f"wenlan-data: {tmp_path}/s.yaml:4: {tmp_path}/no.csv: source t: no such file",
+        f"wenlan-data: {tmp_path}/s.yaml:12: {tmp_path}/x: no such folder",
     ]
 
 
@@ -206,7 +206,7 @@ def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_
             ]
             codes.append(cli.main(words))
             printed = capsys.readouterr()
-            assert ("cannot be looked at" in printed.out) == (password == "wr0ng"), printed
+            assert ("cannot be accessed" in printed.out) == (password == "wr0ng"), printed
             assert password not in printed.out + printed.err
         server.shutdown()
     assert codes == [0, 2]

@@ -22,7 +22,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_store_json_that_is_none_is_one_line(record, capsys, tmp_path):
     (tmp_path / "store.json").write_text(record)
     assert cli.main(["release", "list", "--store", str(tmp_path)]) == 1
-    assert lines(capsys) == [f"wenlan-data: {tmp_path}/store.json: is not the record of a STORE"]
+    assert lines(capsys) == [f"wenlan-data: {tmp_path}/store.json: not the record of a STORE"]
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_store_that_is_none_is_refused_and_none_is_made(
     wrong = tmp_path / place
     assert cli.main([*words, "--store", str(wrong), "--json"]) == 1
     printed = capsys.readouterr()
-    line = f"{wrong}: is no STORE (no store.json); check the address: a build makes its STORE"
+    line = f"{wrong}: not a STORE (no store.json); check the address: a build creates its STORE"
     assert printed.err.splitlines() == [f"wenlan-data: {line}"]
     assert json.loads(printed.out) == {"ok": False, "error": line, "code": 1}
     assert list(tmp_path.iterdir()) == []
@@ -85,7 +85,7 @@ def test_a_build_is_not_published_into_a_store_that_is_gone(
 ) -> None:
     monkeypatch.setattr(opening, "reopen", lambda out: synthetic_build)
     assert cli.main(["publish", synthetic_build.out]) == 1
-    assert "is no STORE (no store.json)" in capsys.readouterr().err
+    assert "not a STORE (no store.json)" in capsys.readouterr().err
     assert not Path(synthetic_build.store.url).exists()
 
 

@@ -80,7 +80,7 @@ def test_a_port_that_is_taken_is_one_line(noted: Build, capsys: pytest.CaptureFi
         (["x", "--port", "70000"], 2, "--port 70000"),
         (["nowhere/at/all"], 1, "nowhere/at/all"),
         (["--index", "nowhere/at/all"], 1, "contains no build"),
-        (["nowhere", "--index", "no/index"], 1, "is not a search index"),
+        (["nowhere", "--index", "no/index"], 1, "not a search index"),
     ],
 )
 def test_bad_usage_is_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, what: str, said: 
 
 def test_two_halves_of_different_checkpoints_are_no_towers(tmp_path: Path) -> None:
     section = own(tmp_path, "a" * 64, "b" * 64)
-    with pytest.raises(SpecError, match=r"m.text.onnx: is of another checkpoint than \S*m.image.onnx"):
+    with pytest.raises(SpecError, match=r"m.text.onnx: not of the same checkpoint as \S*m.image.onnx"):
         checked_towers(spec(section))
     foreign = towered.written(tmp_path / "foreign")
     mixed = {"image": foreign["image"], "text": section["text"]}

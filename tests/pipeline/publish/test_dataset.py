@@ -240,7 +240,7 @@ def test_a_build_that_is_gone_is_named(week: Week) -> None:
     release.publish(first)
     release.publish(week("2026-11-08", 14))
     shutil.rmtree(first.out)
-    with pytest.raises(StoreError, match=r"2026-11-01/shards/manifest.json: is missing, and a release needs it"):
+    with pytest.raises(StoreError, match=r"2026-11-01/shards/manifest.json: missing, but a release needs it"):
         dataset.rollback(first.store, "photos", 1)
     third = week("2026-11-15", 15)
     release.publish(third)
@@ -257,7 +257,7 @@ def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_cam
     dataset.rollback(first.store, "photos", 1)
     third = week("2026-11-15", 14)  # keeps what the second had
     release.publish(third)
-    with pytest.raises(StoreError, match=r"photos-2026-11-15-\w+ was published since this build began"):
+    with pytest.raises(StoreError, match=r"photos-2026-11-15-\w+ was published after this build started"):
         release.publish(second)
     assert verify(releases_of(third).folder.url) == []
     again = week("2026-11-08", 14)
@@ -272,7 +272,7 @@ def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:
     release.publish(week("2026-11-08", 14))
     third = week("2026-11-15", 15)  # of which the second holds two
     dataset.rollback(first.store, "photos", 1)
-    with pytest.raises(StoreError, match=r"photos-2026-11-08-\w+ is no longer what it was when this build began"):
+    with pytest.raises(StoreError, match=r"photos-2026-11-08-\w+ has changed since this build started"):
         release.publish(third)
 
 
@@ -360,7 +360,7 @@ def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwh
 @pytest.mark.slow
 def test_a_build_in_which_another_command_is_at_work_is_not_published(week: Week) -> None:
     build = week("2026-11-01", 12)
-    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is running here"):
         release.publish(build)
 
 
@@ -427,7 +427,7 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
     release.publish(week("2026-11-01", 6))
     later = week("2026-11-08", 12, **blurring)
-    with pytest.raises(StoreError, match=r"blurs faces, and .*2026-11-01.* keeps them; make it again"):
+    with pytest.raises(StoreError, match=r"blurs faces, but .*2026-11-01.* keeps them; rebuild it"):
         release.publish(later)
     assert not later.shards.exists("manifest.json"), "nothing is published"
     release.publish(week("2026-11-01", 6, **blurring))  # in the place of the one that keeps them
@@ -477,6 +477,6 @@ def test_a_takedown_during_a_copy_ends_it(week: Week, tmp_path: Path, monkeypatc
             forget(build.store, [build], Request(urls=["folder:///mine/3.jpg"], exact=True))
 
     monkeypatch.setattr(dataset, "_copy_file", while_somebody_forgets)
-    with pytest.raises(StoreError, match="was taken down during the copy; run the same command again"):
+    with pytest.raises(StoreError, match="a takedown happened during the copy; run the same command again"):
         dataset.copy(build.store, "photos", str(tmp_path / "copy"))
     assert list((tmp_path / "copy").iterdir()) == []

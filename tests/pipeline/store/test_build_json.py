@@ -68,7 +68,7 @@ def test_asking_for_the_status_keeps_nobody_from_building(build):
         build_json.note(build)
     assert build_json.status(opening.reopen(build.out))["alive"] is False
     second = build_json.sole_owner(build)
-    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is running here"):
         second.__enter__()
 
 

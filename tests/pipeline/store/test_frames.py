@@ -83,7 +83,7 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     broken = Part(Folder(str(tmp_path)), "t.parquet", 8, "b", SHARD_SCHEMA)
     with pytest.raises(StoreError, match=r"t\.parquet: cannot be read \("):
         broken.table()
-    with pytest.raises(StoreError, match=r"gone\.parquet: is missing"):
+    with pytest.raises(StoreError, match=r"gone\.parquet: missing"):
         Part(Folder(str(tmp_path)), "gone.parquet", 8, "b", SHARD_SCHEMA).table()
 
 

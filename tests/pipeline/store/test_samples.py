@@ -27,7 +27,7 @@ def test_regions_of_other_samples_stop_the_reading(shards_of: Path) -> None:
         (folder, shard.model_copy(update={"regions": {detector: _as_it_is(shards_of, shard.regions[detector])}}))
         for folder, shard in frames.shards
     ]
-    with pytest.raises(StoreError, match=rf"{first.name}: [0-9a-f]{{32}}: has the regions of another sample"):
+    with pytest.raises(StoreError, match=rf"{first.name}: [0-9a-f]{{32}}: its regions belong to another sample"):
         list(Samples.of(replace(frames, shards=tuple(shards))).read("train"))
 
 

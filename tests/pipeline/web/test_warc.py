@@ -170,7 +170,7 @@ def test_what_was_passed_over_is_counted_and_a_cut_end_is_told(tmp_path: Path) -
     assert (cut.url, cut.reason, cut.evidence) == (
         "http://a.test/3",
         "unreadable",
-        "EOFError: the last record is cut off",
+        "EOFError: the last record is truncated",
     )
     assert (info["damaged"]["places"], info["damaged"]["bytes"]) == (1, 300)
     assert info["truncated"].startswith("after 2 records: ")

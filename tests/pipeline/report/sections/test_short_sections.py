@@ -235,7 +235,7 @@ def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     record = next(record for record in stage.records() if record.counts["dropped"])
     path = Path(stage.folder.at(record.files[DECISIONS].name))
     pq.write_table(pq.read_table(path).slice(1), path)
-    assert "filter: its records count 3 dropped, the decisions say 2" in page.make(synthetic_build)["faults"]
+    assert "filter: its records count 3 dropped, but its decisions 2" in page.make(synthetic_build)["faults"]
 
 
 @pytest.mark.slow
