@@ -174,7 +174,7 @@ def test_where_it_goes_is_asked_for_where_there_is_no_folder(
 ) -> None:
     manifest = str(shards_of / "manifest.json")
     assert cli.main(["export", manifest, "--to", "csv"]) == 2
-    assert "name the folder to write to with --out" in capsys.readouterr().err
+    assert "--out DIR is required" in capsys.readouterr().err
     assert cli.main(["export", manifest, "--to", "csv", "--out", "s3://bucket/x"]) == 2
     assert "goes to a local folder" in capsys.readouterr().err
 
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_written(
 
 
 def test_a_store_that_is_none_lets_no_export_pass(shards_of: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="mistyped: is no STORE"):
+    with pytest.raises(StoreError, match="mistyped: not a STORE"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out", store=str(tmp_path / "mistyped"))
     assert not (tmp_path / "out").exists()
 

@@ -124,7 +124,7 @@ def _setting(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
         (lambda rows: rows[0].update(candidate_id=rows[0]["key"]), "candidate_id is '"),
         (_setting(candidate_id="zz"), "is not the prefix of its candidate_id"),
         (_setting(source_kind="shop"), "source_kind is 'shop'"),
-        (_setting(texts=[]), "has no text"),
+        (_setting(texts=[]), "no text"),
         (_setting(texts=[None]), "a text is None"),
         (_setting(texts=[{"kind": None, "text": "字", "text_leader": ""}]), "a text is {'kind': None"),
         (_setting(texts=[{"kind": "alt", "text": None, "text_leader": ""}]), "a text is {'kind': 'alt', 'text': None"),

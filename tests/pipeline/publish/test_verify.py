@@ -84,7 +84,7 @@ def test_an_image_cluster_in_two_splits_and_a_key_twice_are_found(shards_of: Pat
     leader = pq.read_table(shards_of / "val-000000.parquet")["image_leader"][0].as_py()
     edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(image_leader=leader))
     reseal(shards_of)
-    assert verify(shards_of, quick=True) == [f"image_leader {leader[:16]}...: is in train and in val"]
+    assert verify(shards_of, quick=True) == [f"image_leader {leader[:16]}...: in train and in val"]
     key = pq.read_table(shards_of / "train-000001.parquet").slice(0, 1).to_pylist()[0]
     own = {"key": key["key"], "candidate_id": key["candidate_id"]}
     edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(own))
@@ -139,14 +139,14 @@ def test_what_is_no_plain_file_is_named_and_not_read(shards_of: Path) -> None:
     path = shards_of / "train-000000.tar"
     path.unlink()
     os.mkfifo(path)
-    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a regular file"]
+    assert verify(shards_of, quick=True) == ["train-000000.tar: not a regular file"]
     path.unlink()
     path.mkdir()
-    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a regular file"]
+    assert verify(shards_of, quick=True) == ["train-000000.tar: not a regular file"]
 
 
 def test_a_store_that_is_none_is_no_store_without_takedowns(shards_of: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="mistyped: is no STORE"):
+    with pytest.raises(StoreError, match="mistyped: not a STORE"):
         verify(shards_of, store=str(tmp_path / "mistyped"))
 
 

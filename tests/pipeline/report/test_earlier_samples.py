@@ -92,7 +92,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
     shutil.rmtree(Path(build.out) / "report")
     run_stage(build, "report")
     html = (Path(build.out) / "report/index.html").read_text("utf-8")
-    assert "which is not here" in html
+    assert "which is not available here" in html
     assert html.partition('id="duplicates"')[2].count("<img") == 4
 
 

@@ -320,7 +320,7 @@ def test_a_captions_file_whose_header_no_quote_ends_is_read_or_is_one_line(tmp_p
     put(tmp_path, {"a.jpg": b"A", "t.csv": '"file,caption\na.jpg,云\n'})
     assert texts(read(folder(tmp_path, captions="t.csv"))[0]) == [("caption", "云")]
     put(tmp_path, {"t.csv": '"name,caption\n' + "a.jpg,云\n" * 200_000})
-    with pytest.raises(SourceError, match=r"t\.csv: source s: the captions file"):
+    with pytest.raises(SourceError, match=r"t\.csv: source s: captions file"):
         read(folder(tmp_path, captions="t.csv"))
 
 

@@ -178,7 +178,7 @@ def test_an_image_on_very_many_pages_of_the_whole_crawl_is_furniture():
     many = [candidate("http://i.test/logo.jpg", origin=p, page=p) for p in pages]
     kept, decisions = admit(many, spec())
     assert kept == []
-    assert {(d.reason, d.evidence) for d in decisions} == {("spacer", "stands on 20 pages")}
+    assert {(d.reason, d.evidence) for d in decisions} == {("spacer", "repeated on 20 pages")}
     assert len(admit(many[1:], spec())[0]) == 8, "max_candidates_per_image"
 
 

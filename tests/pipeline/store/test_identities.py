@@ -154,7 +154,7 @@ def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp
     reader = filtered.make(tmp_path, shown, snapshot="2026-03")
     other = replace(filtered.make(tmp_path / "again", [filtered.Shown("b", 2)], snapshot="2026-01"), store=first.store)
     publish(led(other))
-    with pytest.raises(StoreError, match="replaced while this build was running; the same command again"):
+    with pytest.raises(StoreError, match="replaced while this build was running; run the same command again"):
         led(reader)
 
 

@@ -112,7 +112,7 @@ def test_explain_and_forget_understand_the_same_names(
     assert cli.main(["explain", build.out, str(short)]) == 0
     assert cli.main(["explain", build.out, str(tmp_path / "甲/无.jpg")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.endswith(f"it was looked up as the file {tmp_path}/甲/无.jpg of a source")
+    assert said.endswith(f"looked up as the file {tmp_path}/甲/无.jpg of a source")
 
     def forget(*words: str) -> Any:
         code = cli.main(["forget", "--store", build.store.url, build.out, "--exact", "--json", *words])

@@ -79,7 +79,7 @@ def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None
     assert changed == [1]
     second = jobs.start("publish", ["status", f"{built.out}/none"])
     assert ended(jobs, second.number).code == 1
-    assert "holds no build" in "".join(second.lines)
+    assert "not a build" in "".join(second.lines)
     assert jobs.running is None
 
 

@@ -710,5 +710,5 @@ def test_the_reports_of_a_dataset_show_nothing_of_it_and_say_what_became_of_thei
     own = json.loads((Path(first.out) / "report/report.json").read_bytes())["state"]
     assert (own["verdict"], own["release"], own["removed"], own["renewed"]) == ("published", 1, True, 3)
     page = (Path(first.out) / "report/index.html").read_text("utf-8")
-    assert "Samples were taken out since" in page
+    assert "Samples were removed since" in page
     assert report["dataset"]["release"] == 1, "compared with the release that it was compared with"

@@ -441,7 +441,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     older.store.unregister(gone.build_id, gone.out)
     noted = older.store.folder.read(garbage.EXPIRED)
     older.store.folder.write_json(garbage.EXPIRED, 1)
-    with pytest.raises(StoreError, match=r"expired\.json: not a list of caches; delete it, and run"):
+    with pytest.raises(StoreError, match=r"expired\.json: not a list of caches; delete it and run"):
         collect(builds)
     older.store.folder.write(garbage.EXPIRED, noted)
     answer = collect(builds)
