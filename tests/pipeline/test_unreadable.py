@@ -279,7 +279,7 @@ def test_a_row_of_other_bytes_is_one_decision_and_a_file_of_them_an_error(tmp_pa
     kept, dropped = read(tmp_path, source)
     assert kept == [f"http://a.test/{i}.jpg" for i in (0, 1, 3, 4)]
     assert [reason for reason, _ in dropped] == ["unreadable"]
-    assert "row 3: UnicodeError: bytes that are not" in dropped[0][1]
+    assert "row 3: UnicodeError: contains bytes that are not" in dropped[0][1]
     if suffix != "posts":
         source["encoding"] = "utf-8"  # and not told by the bytes
     for count in (3, 300):

@@ -121,7 +121,7 @@ def _break(section: dict[str, Any], what: str, folder: Path) -> dict[str, Any]:
         ("nothing there", r"wrong.onnx: cannot be read \(No such file or directory\)"),
         ("garbage", r"wrong.onnx: cannot be read \("),
         ("custom operator", r"wrong.onnx: cannot be read \(.*evil:RunsCode"),
-        ("another width", r"text.onnx: has 3 features, \S*wrong.onnx has 5"),
+        ("another width", r"text.onnx: 3 features, but 5 in \S*wrong.onnx"),
         ("a text tower", r"wrong.onnx: takes text tensor\(int64\) \[1, 8\]; an image tower takes pictures"),
         ("weights elsewhere", r"wrong.onnx: keeps weights in '../../secret.bin'; only wrong.onnx.extra_file or"),
         ("vocabulary", r"words.txt: not a BERT vocabulary: it lacks \[PAD\]"),

@@ -200,7 +200,7 @@ def test_a_warc_that_breaks_off_keeps_what_came_before(tmp_path):
 def test_a_file_that_is_no_warc_is_one_clear_error(tmp_path, content):
     path = tmp_path / "no.warc.gz"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"no\.warc\.gz: is not a WARC file"):
+    with pytest.raises(SourceError, match=r"no\.warc\.gz: not a WARC file"):
         list(read_captures(str(path), 1000, {}))
 
 
@@ -296,7 +296,7 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
     assert empty.info["no_warc"] == "not a WARC file (it contains no records)"
     assert empty.info["file"].endswith(".warc.gz")
     (tmp_path / "a.warc.gz").unlink()
-    with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
+    with pytest.raises(SourceError, match=r"b\.warc\.gz: not a WARC file"):
         extract.run_partition(replace(build, fingerprints={"extract": "f" * 64}), "w-00000")
 
 

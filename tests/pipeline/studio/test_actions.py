@@ -87,7 +87,7 @@ def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.Monkey
     jobs = Jobs()
     jobs._confirmable["x"] = (time.monotonic() + 1000, ("forget",))
     assert jobs.confirmed("x") == ("forget",)
-    with pytest.raises(SpecError, match="was used"):
+    with pytest.raises(SpecError, match="is used"):
         jobs.confirmed("x")
     jobs._confirmable["y"] = (time.monotonic() - 1, ("forget",))
     with pytest.raises(SpecError, match="too old"):
