@@ -156,7 +156,7 @@ def _generation(
         what = f"contains build {known['build_id']} of generation {known.get('generation', 1)}"
         raise StoreError(folder.url, f"{what}; a new generation needs another folder")
     if current is None:
-        raise StoreError(store.url, f"dataset {dataset} has no release to rebuild; build without it first")
+        raise StoreError(store.url, f"dataset {dataset} is not published yet; build without it first")
     if begun and not {own.build_id for own in begun} & {own.build_id for own in current.builds}:
         return known["generation"], begun  # published, or the dataset is of another generation now: `publish` says so
     generation = known["generation"] if begun else releases.last_generation() + 1

@@ -122,7 +122,7 @@ class Capture:
     """One response as it lies in a WARC: mostly a page.
 
     place: offset and length of its record in the file; NO_PLACE for one that cannot be read alone. digest: of its body,
-    as the WARC states it. refers_to: of a revisit, which has no body, URL and time of the capture that has it.
+    as the WARC states it. refers_to: of a revisit, which lacks a body, URL and time of the capture that has it.
     """
 
     url: str

@@ -166,9 +166,9 @@ def released(build: Build) -> dict[str, Any]:
     builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
     say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
     counts = {split: current.samples.get(split, 0) for split in ("dev", "val")}
-    if few := [f"{split} has {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
+    if few := [f"{split} {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
         advice = "splits never change, so set shards.dev_share and val_share in a dataset's first build"
-        say(f"warning: {', '.join(few)} samples, too few to measure (at least {FEWEST_MEASURED}); {advice}")
+        say(f"warning: too few samples to measure (at least {FEWEST_MEASURED}): {', '.join(few)}; {advice}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
@@ -433,7 +433,7 @@ def _show_decision(decision: dict[str, Any]) -> None:
     for stage, saw in (decision["saw"] or {}).items():
         new = {name: value for name, value in saw.items() if shown.get(name) != value}
         shown |= new
-        say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'the same'}")
+        say(f"  {stage}: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'unchanged'}")
 
 
 def _value(value: Any) -> str:

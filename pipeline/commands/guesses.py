@@ -262,7 +262,7 @@ def _site(pages: list[str]) -> Source:
     """The site of one host, crawled from the pages that were given."""
     given, parts = pages[0], urlsplit(pages[0])
     if not parts.hostname:
-        raise SpecError([f"--from {given}: the URL has no host"])
+        raise SpecError([f"--from {given}: no host in the URL"])
     options: dict[str, Any] = {"start": pages}
     local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
     pace = "without a delay, since it is this machine" if local else "one request per second per host"

@@ -93,7 +93,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     answer["in_the_way"] = _in_the_way(build) if args.out else []
     tried = [probe for probes in probes_of for probe in probes]
     if tried and not any(probe.ok for probe in tried):
-        say(f"warning: all {len(tried)} URLs tried have failed; the forecast assumes that they work")
+        say(f"warning: all URLs tried have failed ({len(tried)}); the forecast assumes that they work")
     if refused:
         raise SpecError(refused)
     return {**answer, **made_from}
@@ -248,7 +248,7 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     if estimate is None or reference is None:
         if room:
             say(f"  {room}")
-        say(f"  no estimate: {build.store.url} has no published build; run a small one to estimate time, disk, pairs")
+        say(f"  no estimate: no published build in {build.store.url}; run a small one to estimate time, disk and pairs")
     else:
         _show_cost(estimate, room, by_stage=asked is not None)
         if free is not None and estimate["total"]["bytes"] > free:
@@ -276,13 +276,13 @@ def _warn_of_splits(build: Build, pairs: int | None) -> None:
     """Say which splits would be too small to measure by, if as many pairs are all that the dataset gets."""
     pairs, shards = (pairs or 0) + build.held, build.spec.shards
     counts = {name: share * pairs for name, share in (("dev", shards.dev_share), ("val", shards.val_share)) if share}
-    few = [f"{name} would have about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
+    few = [f"{name} about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
     if few and pairs:
         enough = math.ceil(100 * FEWEST_MEASURED / pairs) / 100
         advice = (
             f"a share of {enough:g} gives {FEWEST_MEASURED}" if enough <= MOST_APART else "the dataset is too small"
         )
-        say(f"  warning: split {', '.join(few)} samples, too few to measure; {advice}")
+        say(f"  warning: too few samples to measure: {', '.join(few)}; {advice}")
 
 
 def _pauses(paces: list[Pace]) -> str:

@@ -112,7 +112,7 @@ def _show(figures: dict[str, Any]) -> None:
     if missing["count"]:
         say(f"not fetched yet: {missing['count']:,} candidates of {missing['images']:,} images")
         _examples(missing["examples"])
-    say(f"page with all pictures: {figures['page']} ({figures['seconds']:.1f} s)")
+    say(f"page with pictures: {figures['page']} ({figures['seconds']:.1f} s)")
 
 
 _COLUMNS = ("stage", "kept before", "kept after", "change", "dropped before", "dropped after")

@@ -241,7 +241,7 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
             comparable.append(known)
             continue
         message = (
-            "semantic_dedup: %s has no features of this tower, so its images are not compared "
+            "semantic_dedup: %s lacks features of this tower, so its images are not compared "
             "(build --generation new compares them all)"
         )
         log.warning(message, known.build)

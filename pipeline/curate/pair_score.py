@@ -74,7 +74,7 @@ def _score(build: Build, partition: str) -> None:
     seen = model_values(build, partition, set(images), [of_images])
     read = text_values(build, dict(zip(ids, texts, strict=True)), of_texts)
     for name, why in {**seen.undecodable, **read.undecodable}.items():
-        log.warning("score: %s has no features: %s", name, why)
+        log.warning("score: no features for %s: %s", name, why)
     scores = scored(images, ids, seen.values[of_images.id], read.values[of_texts.id])
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)

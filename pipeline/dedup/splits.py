@@ -14,7 +14,7 @@ its texts' clusters is that has a split, and by its own hash if none has. Then:
 - it takes over only texts of duplicates whose clusters have its split already: what was merged decides nothing, so
   increments and one build over everything agree.
 
-Limits: clusters of other datasets (`dedup.across`) have no split here.
+Limits: clusters of other datasets (`dedup.across`) do not have a split here.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Ex
                 yield "partition", record.partition
                 for name, value in rows[0].items():
                     if name not in ASKED and value not in ("", []):
-                        yield name, value.hex() if isinstance(value, bytes) else value  # JSON has no bytes
+                        yield name, value.hex() if isinstance(value, bytes) else value  # JSON lacks bytes
                 return
 
 

@@ -180,7 +180,7 @@ def in_words(build: Build, own: Verdict) -> Iterator[str]:
     if own.failed and not any(gate.stage for gate in own.failed):
         yield from _dropped(build)
     for name in own.unjudged:
-        yield f"gate {name}: this build has no report to check; run wenlan-data build first"
+        yield f"gate {name}: the report of this build is missing; run wenlan-data build first"
     if own.refusal is not None:
         hint = f"approve it in wenlan-data studio {place}, or use --accept approve --because TEXT"
         yield f"gate approve: {own.refusal.line()}; {hint}"
@@ -335,7 +335,7 @@ def _dropped(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iter
 
 
 def _key_of(spec: BuildSpec, reason: str) -> str:
-    """The filter of a spec that drops for a reason, with the option that decides; "" if it is no filter's."""
+    """Returns the filter of a spec that drops for a reason, with its option; "" if no filter does."""
     filters: list[TextFilter | ImageFilter] = [*text_filters(spec), *image_filters(spec)]
     for own in filters:
         for limit in own.limits():

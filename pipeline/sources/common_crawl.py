@@ -220,7 +220,7 @@ class CommonCrawl(RangeSource):
         offset, length = row["warc_record_offset"], row["warc_record_length"]
         is_place = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MOST_BYTES and length > 0
         if not is_place or not _is_below(name):
-            why = f"the index has no valid location: {name[:100]!r}, offset {offset}, length {length}"
+            why = f"invalid location in the index: {name[:100]!r}, offset {offset}, length {length}"
             return drop_capture(url, self.name, "extract", DropReason.BAD_ROW, why)
         return PageRange(url, self._published(name), offset, length)
 

@@ -141,7 +141,7 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 
 def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images of a page that have no text of their own, but for the first MAX_BARE (CAP_PER_TEXT): neither an alt
+    """Drop images of a page without a text of their own, but for the first MAX_BARE (CAP_PER_TEXT): neither an alt
     or caption nor a text that stands with MAX_SHARING images of the page at most says something.
     """
     sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)

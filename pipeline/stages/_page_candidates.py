@@ -303,7 +303,7 @@ def _spacer(image: PageImage, url: str) -> str:
         if number and int(number.group(1)) < MIN_SIDE:
             return f"{name} {number.group(1)}"
         is_small = is_small or (number is not None and int(number.group(1)) < SMALL_SIDE)
-    _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL has no user info and no fragment
+    _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL lacks user info and fragment
     path = "/" + "/".join(parts)
     if _is_tracker(host) or _TRACKING_PATH.search(path):
         return "tracker"

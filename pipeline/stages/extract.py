@@ -6,7 +6,7 @@ asks not to be used, that is not Chinese or cannot be read is a Decision about t
 noted for `fetch` (`_archived_images`) and counted, as are revisits.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
-of an image and are taken off; an image that stands on very many is a logo; of images that have no text of their own the
+of an image and are taken off; an image that stands on very many is a logo; of images without a text of their own the
 first of a page stay. Pages of an endless calendar or counter
 count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page

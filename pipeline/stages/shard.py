@@ -325,7 +325,7 @@ def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
     places = pc.index_in(wanted, detected["sha256"].combine_chunks())
     if places.null_count:
         row = rows.slice(pc.index(pc.is_null(places), True).as_py(), 1).to_pylist()[0]
-        raise StageError(row["image_url"], f"detector {detector_id} has no entry for {row['sha256']}")
+        raise StageError(row["image_url"], f"no entry of detector {detector_id} for {row['sha256']}")
     table = detected.take(places)
     columns = {name: table[name].combine_chunks() for name in names}
     if build.spec.shards.max_side:

@@ -68,7 +68,7 @@ def say(build: Build, verdict: str, name: str, because: str) -> Word:
     if build.spec.publish.approve != "manual":
         raise SpecError(["the spec does not require approval (publish.approve: manual)"])
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
-        raise SpecError(["the build is not finished: it has no shards yet"])
+        raise SpecError(["the build is not finished: its shards are missing"])
     if not name or not because:
         raise SpecError(["a name and a reason are required; both are recorded in build.json"])
     if max(len(name), len(because)) > LONGEST:

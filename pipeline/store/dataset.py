@@ -36,7 +36,7 @@ class Dataset:
     def open(place: str | Path) -> Dataset:
         """The dataset in a build's folder, a shard folder or STORE/datasets/NAME, or by the path of its manifest.
 
-        Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
+        Raises ContractError for a manifest that is missing, cannot be read or is of a newer version.
         """
         folder = Folder(str(place))
         if folder.url.endswith(".json") or folder.exists(LATEST):

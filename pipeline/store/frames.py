@@ -306,7 +306,7 @@ class Frames:
                 yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
         if split:
-            raise StoreError(self.place, f"{table} have no split: dedup assigns splits to kept pairs")
+            raise StoreError(self.place, f"{table} do not have splits: dedup assigns them to kept pairs")
         for build in self.builds:
             for folder, record, suffix in _committed(build, table):
                 ref = record.files[suffix]

@@ -155,7 +155,7 @@ class Store:
             yield
 
     def must_exist(self) -> None:
-        """Raise StoreError if there is no store: upkeep must not make one at a mistyped address."""
+        """Raise StoreError for a missing store: upkeep must not create one at a mistyped address."""
         if not self.version():
             raise StoreError(self.url, "not a STORE (no store.json); check the address: a build creates its STORE")
 

@@ -189,11 +189,11 @@ def takedown(
         elif what == "domain":
             found = re.match(r"https?://(?:[^/@]*@)?([^/:?#]+)", row["page_url"] or row["url"])
             if found is None:
-                raise SpecError([f"{row['id'][:KEY_LENGTH]} has no web URL: take down the picture instead"])
+                raise SpecError([f"{row['id'][:KEY_LENGTH]} is not from the web: take down the picture instead"])
             named[("--domain", found[1])] = None
         else:
             if not row["page_url"]:
-                raise SpecError([f"{row['id'][:KEY_LENGTH]} has no page: take down the picture instead"])
+                raise SpecError([f"{row['id'][:KEY_LENGTH]} is not on a page: take down the picture instead"])
             named[("--url", row["page_url"])] = None
     words = ["forget", "--store", store, *dict.fromkeys(build.out for build in builds)]
     words += ["--index", index] if index else []

@@ -71,7 +71,7 @@ class Similar:
         if not 0 < len(text.strip()) <= TEXT:
             raise SpecError([f"the text must have 1 to {TEXT} characters"])
         if self._encoder is None:
-            raise SpecError(["this index has no text tower (queries/text.onnx); embed again with --onnx"])
+            raise SpecError(["the text tower of this index (queries/text.onnx) is missing; embed again with --onnx"])
         return self._search(self._encoder.encode([text.strip()])[0], "image", limit)
 
     def picture(self, row_id: str) -> tuple[bytes, str]:

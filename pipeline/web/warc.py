@@ -1,7 +1,7 @@
 """Reads captures from WARC files, bounded in memory (ISO 28500; readers of records: fastwarc and warcio).
 
 Captures are `response` records, `resource` records of a web address, which count as a response of status 200, and
-`revisit` records, which have no body and name the capture that has it. A body is read up to a limit, after chunked,
+`revisit` records, which lack a body and name the capture that has it. A body is read up to a limit, after chunked,
 gzip, deflate and Brotli encodings are undone, so that a small record that unpacks to gigabytes costs no more than the
 limit. Headers are bounded too.
 
@@ -13,7 +13,7 @@ record.
 Each capture has the place of its record, by which `capture_of` reads it again.
 
 Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; a file that is not gzipped, or that
-cannot be read from any position, ends at its first damage; records of a file that was gzipped as a whole have no place.
+cannot be read from any position, ends at its first damage; records of a file that was gzipped as a whole cannot be located.
 """
 
 from __future__ import annotations

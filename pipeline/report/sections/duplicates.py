@@ -2,9 +2,9 @@
 
 A merge joins an image with its leader. Where both have words of their own, alt text or caption, and none of
 them in common, they may be two pictures: these merges are counted, and near copies among them are shown side by
-side. Then follow near copies of which one has no words, so that only looks speak for them.
+side. Then follow near copies of which one is without words, so that they are merged by looks only.
 
-Limits: leaders of earlier builds have no words here, and are left out.
+Limits: leaders of earlier builds are without words here, and are left out.
 """
 
 from __future__ import annotations

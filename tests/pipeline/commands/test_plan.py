@@ -115,7 +115,7 @@ def test_images_that_cannot_be_had_are_shown_and_no_fault_of_the_spec(plan, serv
     assert (code, said["sources"][0]["tried"][0]["ok"]) == (0, False)
     assert "status 404" in shown
     assert "about 1 candidates\n" in shown
-    assert "warning: all 1 URLs tried have failed" in shown
+    assert "warning: all URLs tried have failed (1)" in shown
 
 
 def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_path):
