@@ -145,7 +145,7 @@ def file_stem(url: str) -> str:
     """The file that an image's URL is a variant of; "" for none.
 
     Variants differ in a size (-800x600, @2x, _thumb, -md, !small, HASH_720, a query or a folder of a size) or in the
-    extension. Numbers do not mark variants: `1.png` and `2.png` are two files. A name that is long, or a hash, is one file
+    extension. Numbers are not sizes: `1.png` and `2.png` are two files. A name that is long, or a hash, is one file
     wherever it lies.
     """
     address, _, query = url.partition("#")[0].lower().partition("?")

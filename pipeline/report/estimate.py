@@ -108,7 +108,7 @@ class Pace:
 def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, Any]:
     """Candidates and pages of all sources, and the least seconds for politeness.
 
-    candidates: None if a source has only pages and a reference is missing. Sites are crawled at the same time, and hosts
+    candidates: None if a source has only pages, without a reference. Sites are crawled at the same time, and hosts
     are asked for images at the same time. slowest_host: one for which a build waits longest, "" if it waits for none
     that is known.
     """

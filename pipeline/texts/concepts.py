@@ -1,7 +1,7 @@
 """Concepts in texts: the entries of a word list that occur in a text, anywhere, as MetaCLIP matches its metadata.
 
 Entries and texts are compared in their even form (`pipeline.texts.forms`): width, case and Traditional characters do
-not matter. Chinese is written without spaces, so an entry matches wherever its characters stand in a row (京东 in 北京东路): a
+not matter. Chinese lacks spaces, so an entry matches wherever its characters stand in a row (京东 in 北京东路): a
 substring, as in MetaCLIP (arXiv 2309.16671), in time that does not depend on the number of entries (Aho-Corasick).
 
 The list is a file, one entry per line, of which what follows a tab is not read (rime-essay's frequencies), or the words

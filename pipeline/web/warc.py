@@ -13,7 +13,7 @@ record.
 Each capture has the place of its record, by which `capture_of` reads it again.
 
 Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; a file that is not gzipped, or that
-cannot be read from any position, ends at its first damage; records of a file that was gzipped as a whole cannot be located.
+cannot be read from any position, ends at its first damage; a file gzipped as a whole has no places.
 """
 
 from __future__ import annotations

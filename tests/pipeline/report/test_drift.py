@@ -96,7 +96,7 @@ def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stag
     assert "gate min_regions" in str(caught.value)
     gates.hold(strict_build, *read_funnels(build), accept=["max_domain_share", "min_regions"])
     shutil.rmtree(Path(build.out) / "report")
-    with pytest.raises(GateError, match="this build has no report to check"):
+    with pytest.raises(GateError, match="the report of this build is missing"):
         gates.hold(strict_build, *read_funnels(build))
 
 
