@@ -1,4 +1,4 @@
-"""Boxes around faces, so that they can be counted, left to a training, or blurred in what is stored (`shards.faces`).
+"""Boxes around faces, to count them, to train on them, or to blur them in the stored images (`shards.faces`).
 
 By default OpenCV's cascade finds them, which comes with its package (`pipeline.pictures.faces`); another detector of
 YuNet's form, an .onnx file, finds more of them, also turned and small ones. Every label is 0.

@@ -1,4 +1,4 @@
-"""The grid of BriVL 2: instead of detecting anything, the picture is divided into n x n cells (6 x 6 in its code).
+"""The grid of BriVL 2: divides a picture into n x n cells (6 x 6 in its code) instead of detecting objects.
 
 Needs no weights and no pixels. Every cell has score 1 and label 0.
 

@@ -1,4 +1,4 @@
-"""Any detector that is an ONNX file: the YOLOX family, and models whose outputs are named boxes, scores and labels.
+"""Any detector in an ONNX file: the YOLOX family, and models with outputs named boxes, scores and labels.
 
 The outputs of a file tell which of the two it is. A YOLOX returns raw rows, which are decoded as in its own demo
 (`pipeline.detectors._yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN (ResNet-50 FPN v2): 91 labels of COCO, good boxes, slow.
+"""torchvision's Faster R-CNN (ResNet-50 FPN v2): 91 COCO labels; accurate but slow.
 
 Weights come from a local file (a state_dict in .pth or .safetensors) or, with `weights: hub`, by torchvision's own
 download, which is checked against the digest in its name. Pictures are processed one by one: torchvision pads a batch

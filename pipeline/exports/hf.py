@@ -1,4 +1,4 @@
-"""Export `hf`: a folder for the Hugging Face hub, which `datasets.load_dataset(OUT)` reads.
+"""Export `hf`: a folder for the Hugging Face hub, readable by `datasets.load_dataset(OUT)`.
 
     OUT/README.md                  dataset card; its head names the splits' files and the type of every column
     OUT/data/train-00000.tar ...   KEY.jpg, KEY.txt and KEY.json of each sample; `load_dataset("webdataset", ...)` too

@@ -1,4 +1,4 @@
-"""Export `parquet`: tables with the images inside, for whatever reads Parquet.
+"""Export `parquet`: tables that contain the images, for any tool that reads Parquet.
 
     OUT/train-00000.parquet ...    one row per sample: key, image, text, texts, source, URLs, size, boxes
     OUT/README.md                  a card of the hub, by which `datasets.load_dataset(OUT)` knows the splits

@@ -1,4 +1,4 @@
-"""Drops texts that sell or solicit: telephone numbers, WeChat and QQ contacts, QR codes to scan, web addresses, offers.
+"""Drops advertising and solicitation: telephone numbers, WeChat and QQ contacts, QR codes to scan, URLs, offers.
 
 The search runs on the even and the bare form of a text (`pipeline.texts.forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and
 薇❤ count as what they sound like. A single Aho-Corasick search for the words that each pattern needs (微信, 群, 二维码,

@@ -1,4 +1,4 @@
-"""Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs, LaTeX source.
+"""Drops texts that do not describe their picture: set phrases of web sites, file names, URLs, LaTeX source.
 
 Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:

@@ -1,4 +1,4 @@
-"""Drops texts that are not Chinese, by script: kana or hangul, or too few Han characters among the letters.
+"""Drops texts that are not Chinese, by script: with kana or hangul, or with too small a share of Han characters.
 
 Rules on scripts rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana middle
 dot (・) does not count as kana, since Chinese texts separate the parts of foreign names with it.

@@ -1,4 +1,4 @@
-"""Drops banners and strips: pictures much longer than wide, or wider than long.
+"""Drops banners and strips: pictures that are much taller than wide, or much wider than tall.
 
 By default at most 3 to 1 either way, as Wukong and DataComp have it; 5 to 1 for a picture with words of its own, an alt
 or a caption: panoramas, screenshots of pages and diagrams have them more often than banners do. In a collection

@@ -1,4 +1,4 @@
-"""Drops pictures that show nothing: placeholders, empty scans, one colour all over.
+"""Drops blank pictures: placeholders, empty scans, a single colour.
 
 `blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
 default drops only pictures that are flat almost everywhere.

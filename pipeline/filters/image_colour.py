@@ -1,4 +1,4 @@
-"""Drops pictures with hardly any colour: scans of print, sketches, black and white photos; or with too much of it.
+"""Drops pictures with hardly any colour (scans of print, sketches, black and white photos) or with too much.
 
 Colourfulness as Hasler and Suesstrunk measured what people call colourful ("Measuring colourfulness in natural images",
 2003): with rg = R - G and yb = (R + G) / 2 - B, the length of their standard deviations and 0.3 times that of their

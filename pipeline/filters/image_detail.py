@@ -1,4 +1,4 @@
-"""Drops pictures with far less detail than their size promises: enlarged thumbnails, photos out of focus.
+"""Drops pictures with far less detail than their size suggests: enlarged thumbnails, photos out of focus.
 
 The score is the share of its side to which a picture could be reduced and lose little. Natural pictures have about as
 much power in each octave of their spectrum (Field, "Relations between the statistics of natural images and the response

@@ -1,4 +1,4 @@
-"""Drops animations, since only their first frame would be kept: often blank, a title or a fade-in.
+"""Drops animations: only the first frame would be kept, which is often blank, a title or a fade-in.
 
 Counts the frames of GIF, WebP, PNG and AVIF and the pages of TIFF. Not among the default filters.
 

@@ -1,4 +1,4 @@
-"""Drops pictures with a large QR code: posters, advertisements, cards of accounts to follow.
+"""Drops pictures with a large QR code: posters, advertisements, contact cards.
 
 The detector is OpenCV's, which needs no weights. The score is the share of the picture that its codes cover, each
 measured between the outer corners of its three marks.

@@ -1,4 +1,4 @@
-"""Drops pictures without any sharp edge: out of focus, enlarged from a thumbnail, a gradient.
+"""Drops pictures without sharp edges: out of focus, enlarged thumbnails, gradients.
 
 The default is low, for a picture that no human would call sharp: of 173 photos of dishes the least sharp had 470 and
 the median 2,550; blurred with a radius of 8 pixels of 512 their median was 94, with 16 it was 18.

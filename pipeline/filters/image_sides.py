@@ -1,4 +1,4 @@
-"""Drops pictures whose shorter side is too short to show much, or whose longer side is longer than useful.
+"""Drops pictures that are too small (by the shorter side) or too large (by the longer side).
 
 The default is that of Wukong: both sides more than 200 pixels (DataComp basic asks for 200). On the web smaller ones
 are thumbnails and icons. In a collection (`pipeline.filters.is_collection`) the default is 1: people chose what is in

@@ -1,4 +1,4 @@
-"""Drops Japanese texts without kana, where the script alone leaves a doubt. Off unless a spec names it.
+"""Drops Japanese texts without kana, which the script alone cannot tell from Chinese. Off unless a spec names it.
 
 The script decides first, since models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul
 are `han_share`'s business. A text is Chinese if one of its characters is missing in Japanese (JIS X 0208: 们 这 说),

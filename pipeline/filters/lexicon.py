@@ -1,5 +1,4 @@
-"""Drops texts that hold a listed word. wenlan ships no list; a spec names files of words that its dataset must not
-hold.
+"""Drops texts with a word from a list. wenlan ships no lists: a spec names files of unwanted words.
 
     - name: lexicon
       lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word per line, # begins a comment

@@ -1,4 +1,4 @@
-"""Drops texts that repeat one thing over and over: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
+"""Drops repetitive texts: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
 
 Three measures over the letters of a text (digits, marks and spaces do not count): the longest run of one letter, the
 share of the most frequent letter, and the share of three-letter sequences that occurred in the text before. The shares

@@ -1,4 +1,4 @@
-"""Drops texts that say little: without a noun, mostly stop words, of a few common words, or of unknown characters.
+"""Drops texts with little content: no noun, mostly stop words, few and common words, or unknown characters.
 
 Off unless a spec names it: a caption of two verbs may be just right for its picture. What counts as a noun, a content
 word or a stop word is in `pipeline.texts.density`. A text is looked at whole: a long paragraph passes where its

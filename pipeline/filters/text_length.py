@@ -1,4 +1,4 @@
-"""Drops texts that are too short or too long to say something about a picture.
+"""Drops texts that are too short or too long to describe a picture.
 
 What is too short depends on what a text is. A caption or an alt text belongs to its picture, and one term is a whole
 caption: 正阳门. A page's title (戚风蛋糕) stands for all its pictures, and a paragraph or an abstract must say more.

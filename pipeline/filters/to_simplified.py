@@ -1,4 +1,4 @@
-"""Rewrites Traditional Chinese as Simplified, by OpenCC, and keeps the original beside it. Off unless a spec names it.
+"""Converts Traditional Chinese to Simplified with OpenCC, and keeps the original as well. Off unless a spec names it.
 
 For models that are to see one script: a text in both scripts is then one text, in a sample, in dedup and in a
 vocabulary. The original goes into KEY.json as `original` of its text; training does not read it.

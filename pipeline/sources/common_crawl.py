@@ -1,4 +1,4 @@
-"""common_crawl: the pages of one language in a Common Crawl, read by ranges: of 100 TB the 5% that are Chinese.
+"""common_crawl: the pages of one language in a Common Crawl, read by ranges: Chinese pages are 5% of 100 TB.
 
 Common Crawl publishes for each crawl, beside its WARC files, a table of all captures in Parquet (its columnar URL
 index, `cc-index/table/cc-main/warc/crawl=.../subset=warc/*.parquet`): URL, detected languages, status, and where the

@@ -1,4 +1,4 @@
-"""folder: a folder of pictures, at any depth, with their texts in files beside them or in one table.
+"""folder: a folder of pictures (with subfolders), with texts in files next to them or in one table.
 
     X.jpg  X.txt       the whole text file is one text of kind `text_kind`
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}

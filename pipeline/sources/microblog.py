@@ -1,4 +1,4 @@
-"""microblog: posts as JSON lines, each with its pictures. The text of a post belongs to all its pictures.
+"""microblog: posts as JSON lines, each with its pictures. The text of a post applies to all its pictures.
 
 Options name the parts of a post by paths: `pics[].large.url` is the `url` of `large` of each entry of `pics`. If there
 are several paths, the first that leads to a value counts; the defaults fit posts as Weibo's interfaces return them.

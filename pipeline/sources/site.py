@@ -1,4 +1,4 @@
-"""site: a web site that `pipeline.stages.crawl` downloads page by page into a WARC.
+"""site: a web site, crawled page by page into a WARC (`pipeline.stages.crawl`).
 
 The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name, with its
 port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.

@@ -1,4 +1,4 @@
-"""url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
+"""url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, the format of Wukong and LAION.
 
 The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
 `format`; encoding and separator are detected (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
