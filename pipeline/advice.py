@@ -1,4 +1,4 @@
-"""Advice: the key of a spec to change, by the reason for which an address was refused. `plan` and gates print it."""
+"""Advice on refused addresses: which key of the spec to change, by reason. Printed by `plan` and by gates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ADVICE = {
 
 
 def advice_for(reason: DropReason, evidence: str) -> str:
-    """The key of the spec to change so that an address may be taken, or what else is wrong with it; "" for others."""
+    """Returns the key of the spec to change to allow an address, or what else is wrong with it; "" if unknown."""
     if reason is DropReason.EGRESS_REFUSED:
         named = _REFUSED.search(evidence)
         if named is not None and _is_loopback(named[1]):

@@ -1,4 +1,4 @@
-"""The Ray executor: runs the partitions of a stage as tasks on a cluster, or on a Ray of our own on this machine.
+"""The Ray executor: runs the partitions of a stage as tasks, on a cluster or on an embedded Ray on this machine.
 
 Ray starts when the first partition is to run, so that a build in which everything is done never waits for it. Without
 an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build, also
@@ -105,7 +105,7 @@ class Cluster:
                 yield partition
 
     def close(self) -> None:
-        """Leave the cluster, or end the embedded Ray; a Ray that was there before is left as it is."""
+        """Leave the cluster, or end the embedded Ray; a Ray that was already running stays up."""
         if self._ours:
             import ray
 
@@ -252,7 +252,7 @@ def _nodes(ray: Any) -> list[Resources]:
 
 
 def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
-    """The resources asked for, cut to what one of the nodes has: a task that asks for more would wait without end.
+    """Returns the requested resources, capped to what a node has: a task that needs more would wait for ever.
 
     A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have.
     """

@@ -1,4 +1,4 @@
-"""Runs models over the images of a partition: each image is decoded once, and no model sees an image twice.
+"""Runs models over the images of a partition: decodes each image once, and runs each model once per image.
 
 What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
 under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is

@@ -1,4 +1,4 @@
-"""States of a build's folder as `wenlan-data build` may find it, and what each is opened as.
+"""Opens a build's folder, in whichever state `wenlan-data build` finds it.
 
     | the folder holds                                            | opened as                                    |
     |-------------------------------------------------------------|----------------------------------------------|
@@ -69,7 +69,7 @@ def open_build(
 
 
 def reopen(out: str) -> Build:
-    """The build that was begun in a folder, as it was begun. Raises StoreError if there is none."""
+    """Opens the existing build of a folder, with its original spec. Raises StoreError for a folder without one."""
     return build_json.reopen(out, STAGES)
 
 

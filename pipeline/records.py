@@ -1,4 +1,4 @@
-"""The typed rows that go from stage to stage, and their Parquet schemas.
+"""Typed rows that are passed from stage to stage, and their Parquet schemas.
 
 Capture -> Candidate -> Pair -> (data_specs.shard.Sample), and a Decision for each that goes no further.
 
@@ -24,7 +24,7 @@ from pipeline.urls import SURROGATE, without_userinfo
 
 
 class DropReason(enum.StrEnum):
-    """Why a capture or a candidate went no further. One word each; the evidence is in the Decision."""
+    """Why a capture or candidate was dropped. One word each; the evidence is in the Decision."""
 
     # crawl: captures
     ROBOTS_DISALLOWED = "robots_disallowed"

@@ -41,7 +41,7 @@ def run(
     here: bool = False,
     progress: Progress = Silent(),  # noqa: B008 (holds nothing)
 ) -> Iterator[StageResult]:
-    """Runs the stages up to `until` and yields each one's result as it ends. The caller publishes.
+    """Runs the stages up to `until` and yields the result of each as it finishes. The caller publishes.
 
     here: run everything in this process, without Ray.
     crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.

@@ -1,4 +1,4 @@
-"""URLs in canonical spelling, so that a picture whose address is spelled in two ways is one candidate, fetched once.
+"""Canonical URLs, so that a picture whose URL is spelled in two ways is one candidate and is fetched once.
 
 w3lib does the work (RFC 3986: dot segments, escapes, IDNA, order of query arguments, no fragment). Three things are
 ours: default ports are cut; only http and https with a host and without credentials are canonical; and a query that is

@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that work on one build: build, status, report, explain. Before one: `plan`."""
+"""Commands of `wenlan-data` that work on one build: build, status, report, explain."""
 
 from __future__ import annotations
 
@@ -140,13 +140,13 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
 
 
 def published(build: Build, manifest: Manifest) -> dict[str, Any]:
-    """A build that was published just now, and what that took out of earlier ones, for --json; said to people too."""
+    """Returns a newly published build and what it removed from earlier ones, for --json; prints both, too."""
     facts = {"revision": manifest.revision, "samples": manifest.samples, "content_digest": manifest.content_digest}
     return {"published": True, **facts, "manifest": build.shards.at(MANIFEST), **left_out(build), **released(build)}
 
 
 def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
-    """Take what a build found opted out, and vanished, out of the earlier builds of its dataset; said and returned."""
+    """Remove what a build found opted out or vanished from earlier builds of its dataset; printed and returned."""
     from pipeline.takedown.vanished import leave_out
 
     lost = leave_out(build, vanished)
@@ -158,7 +158,7 @@ def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
 
 
 def released(build: Build) -> dict[str, Any]:
-    """The newest release of a build's dataset, for --json; said to people too."""
+    """Returns the newest release of a build's dataset, for --json; prints it, too."""
     releases = build.store.releases(build.spec.name)
     current = releases.latest().current
     assert current is not None  # the build was published
@@ -190,7 +190,7 @@ def _funnel(results: list[StageResult]) -> Table:
 
 
 def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
-    """Show why most was dropped at each stage, with an example of each reason; returned for --json."""
+    """Show the most frequent drop reasons of each stage, with examples; returned for --json."""
     from pipeline.report.funnel import top_reasons
 
     dropping = [r.name for r in results if r.funnel.get("dropped") or r.funnel.get("pages_dropped")]
@@ -222,7 +222,7 @@ def _say_lost(stage: str, counts: dict[str, int]) -> None:
 
 
 def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> None:
-    """The arguments that say which build is meant: `opened` reads them."""
+    """Adds the arguments that select a build; `opened` reads them."""
     add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="folder of the build")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE, shared by all builds (default: OUT/store)")
@@ -235,7 +235,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
 
 
 def opened(args: argparse.Namespace) -> Build:
-    """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
+    """Opens the build of a spec, new or resumed. Raises SpecError, SourceError and StoreError."""
     from pipeline import opening, plugins
 
     spec = plugins.load(args.spec)
@@ -244,7 +244,7 @@ def opened(args: argparse.Namespace) -> Build:
 
 
 def say_if_new(args: argparse.Namespace, build: Build) -> None:
-    """Say that the STORE of an option is not there yet: its address may be mistyped."""
+    """Warn that the STORE of an option does not exist yet: its address may be mistyped."""
     if args.store and not build.store.version():
         say(f"STORE {build.store.url} does not exist yet; a build creates it")
 

@@ -1,4 +1,4 @@
-"""Guesses what the columns of a table hold: the image's URL, its page, an id, and texts by kind.
+"""Guesses the meaning of a table's columns: the image's URL, its page, an ID, and texts by kind.
 
 A guess goes by content first and by name second: a column of web addresses is a URL whatever it is called, and only
 its name and the endings of its paths tell whether it is the image's or the page's. Each guess says why, so that

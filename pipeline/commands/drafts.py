@@ -1,4 +1,4 @@
-"""Chooses what a new spec sets, from what is in its sources: filters, and the options that differ from the defaults.
+"""Drafts a new spec from the content of its sources: filters, and options that differ from the defaults.
 
 Every spec gets the default filters, whose thresholds depend on the kind of its sources: a spec that a user writes by
 hand keeps the same pictures. Only the lengths of a web source's texts are moved, to those of the texts looked at.

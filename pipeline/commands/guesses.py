@@ -1,4 +1,4 @@
-"""Looks at the input of a new spec: which kind of source it is, its options, and what is in it.
+"""Inspects the input of a new spec: the kind of source, its options and its content.
 
 What was concluded stands in the spec with its reason. Texts and sides of pictures are read by the source plug-in itself
 (at most LOOKED_AT of them), so that what is measured here is what a build will read; nothing is requested from a web

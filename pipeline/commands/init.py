@@ -1,4 +1,4 @@
-"""`wenlan-data init`: writes the spec of a new dataset, from a look at its input or from answers on a terminal.
+"""`wenlan-data init`: writes the spec of a new dataset, from its input or from answers on a terminal.
 
 It guesses what it can see (`pipeline.commands.guesses`), says what it guessed and why, and asks on a terminal for the
 rest. The spec is checked before it is written.

@@ -1,4 +1,4 @@
-"""`wenlan-data plan`: what a build would read, ask, run, yield and cost, before it does; the yield and the cost first.
+"""`wenlan-data plan`: forecasts what a build would read, request, run, yield and cost; yield and cost come first.
 
 Every source looks at its own input (`Source.look`), start pages and a handful of images are tried as a build would
 (`pipeline.web.probe`), and the stages say what is done already. What must be mended first, such as a file that is not

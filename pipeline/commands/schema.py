@@ -1,4 +1,4 @@
-"""JSON Schema of a build spec for editors, with the options of every plug-in filled in.
+"""JSON Schema of a build spec for editors, including the options of every plug-in.
 
     wenlan-data schema                        prints data_specs/schemas/build.schema.json
     python -m pipeline.commands.schema        rewrites it

@@ -1,4 +1,4 @@
-"""A draft as the text of a spec: what it sets, and every other option as a comment with its default and its meaning.
+"""Text of a drafted spec: the options it sets, and every other option as a comment with its default and meaning.
 
 A commented option begins with `# NAME:`; without its `# ` it says what holds anyway. Meanings are the descriptions of
 the models (`pipeline.commands.options`), so the text of a new option needs no change here.

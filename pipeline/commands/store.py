@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that look after STORE and the builds it knows: forget, gc, regions."""
+"""Commands of `wenlan-data` that maintain STORE and its builds: forget, gc, regions."""
 
 from __future__ import annotations
 

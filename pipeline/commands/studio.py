@@ -1,4 +1,4 @@
-"""The command `studio`: a local web page in which people look at every candidate of a build, and sign for it."""
+"""`wenlan-data studio`: a local web page to browse all candidates of a build and to sign it off."""
 
 from __future__ import annotations
 

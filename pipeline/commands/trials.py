@@ -1,4 +1,4 @@
-"""`wenlan-data try`: what another spec would have made of a build, in seconds."""
+"""`wenlan-data try`: shows within seconds how another spec would change a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge balance: of the pairs whose concepts are all frequent a share is kept, so that rare ones are seen as well.
+"""Judge balance: keeps only a share of the pairs with frequent concepts alone, so that rare concepts gain weight.
 
 MetaCLIP's curation (Xu et al., "Demystifying CLIP Data", arXiv 2309.16671; for many languages "MetaCLIP 2", arXiv
 2507.22062). An entry of the word list that occurs in n texts has the probability min(1, t / n), and a pair is kept with

@@ -1,4 +1,4 @@
-"""Judges: a judge looks at the pairs that no earlier judge has dropped, and gives each a verdict.
+"""Judges: each returns a verdict for every pair that earlier judges have kept.
 
 A judge runs in a pass of its own, `curate.NAME`, which writes its verdicts as a column file. What must be known of all
 pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.

@@ -1,4 +1,4 @@
-"""Judge pair_score: how well picture and primary text fit, by the cosine of their features by two towers.
+"""Judge pair_score: how well picture and primary text match, by the cosine of their features from two towers.
 
 A first pass scores every pair, to four decimals: fewer than the last digits in which two kinds of CPU differ, and few
 enough that their counts say where a share ends (`pipeline.store.pair_scores`). Features are cached in STORE, of images

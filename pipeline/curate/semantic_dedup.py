@@ -1,4 +1,4 @@
-"""Judge semantic_dedup: of images that show the same, by the features of a tower, one pair is kept.
+"""Judge semantic_dedup: keeps one of the pairs whose images show the same content, by the features of a tower.
 
 SemDeDup (arXiv 2303.09540) and DanQing (arXiv 2601.10305) remove what a perceptual hash cannot see: the same product on
 another background, another frame of one scene. Leaders decide, ranked by a column that the spec names, in one pass that

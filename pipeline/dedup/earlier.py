@@ -1,4 +1,4 @@
-"""Pieces of what earlier builds kept, which a build is joined with (`pipeline.dedup.piece`), cached in STORE.
+"""Pieces of earlier builds' images and texts that a build is joined with (`pipeline.dedup.piece`), cached in STORE.
 
     STORE/dealt/<commit>/images.<features>.<keys>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise

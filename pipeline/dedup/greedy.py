@@ -1,4 +1,4 @@
-"""The one pass of dedup that goes in order: which pairs are kept, from edges alone.
+"""The sequential pass of dedup: decides which pairs are kept, from edges alone.
 
 Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or is a near
 copy of one (it looks like it, their contexts allow it, `pipeline.matching.contexts`; the first of those with

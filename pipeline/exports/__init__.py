@@ -1,4 +1,4 @@
-"""Exports: a published dataset written in the format of another tool. One file per format.
+"""Exports: write a published dataset in the format of another tool. One file per format.
 
 **File name = the name after --to**, with a hyphen for each underscore; a file `_*.py` is a helper. Each file ends with
 one `Format`, whose `write` gets the samples as a stream and an empty folder. Everything else is done here, the same for

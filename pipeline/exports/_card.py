@@ -1,4 +1,4 @@
-"""README.md of an export: a card of the Hugging Face hub, which tells `datasets` the files of each split."""
+"""README.md of an export: a Hugging Face card that lists the files of each split for `datasets`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat files of named NumPy arrays, of which no more is read than is looked at.
+"""Flat files of named NumPy arrays, read only as far as they are used.
 
 The file: array after array, each on a border of 64 bytes, then their names, types, shapes and offsets as JSON, then the
 length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL a file of up to SMALL bytes is

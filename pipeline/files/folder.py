@@ -1,4 +1,4 @@
-"""A folder on the local disk or behind a URL, in which a file appears whole or not at all.
+"""A folder on the local disk or behind a URL, with atomic writes: a file appears whole or not at all.
 
 Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
 a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT, or in parts if it is large. What is

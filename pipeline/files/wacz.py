@@ -1,4 +1,4 @@
-"""WACZ files: zips of WARC files as Browsertrix and ArchiveWeb.page write them, read where they lie.
+"""WACZ files: zips of WARC files, as written by Browsertrix and ArchiveWeb.page, read in place.
 
 A WARC file in a WACZ has an address: the path or URL of the WACZ, `#`, and its name in the zip. The zip stores it as it
 is (WACZ 1.1.1, "Zip Format"), so it is a window of the WACZ: nothing is unpacked, and a record has a place in the WACZ.

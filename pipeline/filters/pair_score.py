@@ -1,4 +1,4 @@
-"""Drops pairs whose picture and text match too badly or too well, by two towers, or keeps the best share of each source.
+"""Drops pairs whose picture and text match too badly or too well (by two towers), or keeps each source's best share.
 
 Weak correlation is data: nothing is dropped by a score unless a spec names this filter. DanQing (arXiv 2601.10305)
 keeps a band with both ends: what fits too well is often a picture of its own caption. Data Filtering Networks (arXiv

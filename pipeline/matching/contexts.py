@@ -1,4 +1,4 @@
-"""Contexts: what is known of a picture beside its looks, by which two that look alike are still two pictures.
+"""Contexts: what is known of a picture besides its looks, to tell apart two pictures that look alike.
 
 Charts that differ in a curve, dialogs with another line and steps of an algorithm look more alike than many copies do,
 and no threshold parts them. Their pages do: two pictures of one page are shown there because they are two, and so are

@@ -1,4 +1,4 @@
-"""Matches images that show the same: features of an image tower within a cosine distance, decided in integers.
+"""Matches images with the same content: features of an image tower within a cosine distance, decided in integers.
 
 An image is a duplicate if and only if its features lie within the distance of those of an image that was kept before
 it; of several the nearest is its leader, of equally near ones the one that was kept first. Chains do not occur.

@@ -1,4 +1,4 @@
-"""The dataset that a build is added to: the release that it is compared with, its builds, and their figures as one.
+"""The dataset that a build is added to: the release to compare with, its builds, and their combined figures.
 
 A build is compared with the newest release that lacks it. That is the newest of all until the build is published, and
 stays the same afterwards, whatever is released later. Its number is part of the report's fingerprint.

@@ -1,4 +1,4 @@
-"""Drift: how far a build's distributions have moved from those of an earlier build, its baseline.
+"""Drift: how much a build's distributions differ from those of an earlier build, its baseline.
 
 The measure is the population stability index (PSI) over the report's fixed bins: the sum of (p - q) ln(p / q), where p
 and q are the shares of a bin now and before. A bin that is empty on one side counts as half a sample there. By the

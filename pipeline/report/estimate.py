@@ -1,4 +1,4 @@
-"""Estimates what a build yields and costs, from the newest published build of its dataset: `wenlan-data plan`.
+"""Estimates the yield and cost of a build from the newest published build of its dataset (`wenlan-data plan`).
 
 Seconds, CPU and GPU seconds, bytes and pairs of that build are multiplied by the candidates of the new build over its
 own; the memory of a worker stays that of its largest partition. If STORE lacks a build of this name, the newest of any

@@ -1,4 +1,4 @@
-"""Explain: what became of one candidate, image or page, and what each stage saw of it.
+"""Explain: what happened to one candidate, image or page, and the values that each stage had of it.
 
 A candidate's fate is its row in the union of decisions (every failing reason, evidence, what it is a duplicate of).
 What the stages saw is looked up in the one partition that holds its order key, so the cost of a trace is that of one

@@ -1,4 +1,4 @@
-"""The funnel: what became of every candidate, counted from the union of the stages' decisions.
+"""The funnel: the outcome of every candidate, counted from the decisions of all stages.
 
 Each candidate has exactly one row in the decisions: dropped by a stage for a first reason, known because the dataset
 holds its image already, or kept by `shard`. So what entered a stage is everything minus what did not pass earlier ones,

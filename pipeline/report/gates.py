@@ -1,4 +1,4 @@
-"""Gates: what must hold before a build becomes a dataset.
+"""Gates: conditions that a build must meet before it is published.
 
     min_samples                      of the dataset with this build in it
     min_new, max_drop_share          of the whole build

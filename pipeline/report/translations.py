@@ -1,4 +1,4 @@
-"""Words of the report in both languages: reasons, stages, and the phrases of which evidence is made.
+"""Words of the report in both languages: reasons, stages, and the phrases used in evidence.
 
 A reason's name in the code stays beside its words, as their title. Evidence is written once, in English, by whatever
 drops (`DECISION_SCHEMA`), and put into Chinese here phrase by phrase.

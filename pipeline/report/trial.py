@@ -1,4 +1,4 @@
-"""Compares a trial of another spec (`pipeline.opening.open_trial`) with its build: what would come in, and what go out.
+"""Compares a trial of another spec (`pipeline.opening.open_trial`) with its build: what would be added and removed.
 
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
 the build that says why it was left out, and what went out has one of the trial. Candidates whose images were never

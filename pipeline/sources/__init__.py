@@ -1,4 +1,4 @@
-"""Sources: where captures and candidates come from. One file per kind; the file's name is `kind` in a spec.
+"""Sources of captures and candidates. One file per kind; the file's name is `kind` in a spec.
 
 There are three interfaces. A PageSource has WARC files of web pages, which `pipeline.stages.extract` turns into
 candidates; a RangeSource names single records of such files. A TableSource has rows that are candidates already. All

@@ -1,4 +1,4 @@
-"""Text files of users: detects their encoding, and the separator of a table's columns, by their bytes.
+"""Text files of users: detects their encoding and the separator of a table's columns.
 
 Encodings: a byte order mark is believed; bytes with many zeros are UTF-16; whatever reads as UTF-8 is
 UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).

@@ -1,4 +1,4 @@
-"""Pictures in WARC files: `extract` notes their places, and `fetch` reads them there in place of a request.
+"""Pictures in WARC files: `extract` notes their positions, and `fetch` reads them instead of sending requests.
 
 `Archive` makes a row of ARCHIVED_SCHEMA for each capture of a picture, each redirect and each revisit of a WARC file.
 `admit.sort` gathers these rows as it does candidates, so that a partition of `fetch` finds its images by their URLs,

@@ -1,5 +1,4 @@
-"""Drops what says nothing of an image: furniture, covers in lists, endless pages, many images under one text, too many
-of a host.
+"""Drops what does not describe an image: furniture, covers in lists, endless pages, too many images of a text or host.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """

@@ -1,4 +1,4 @@
-"""Images that need no request: what a source, an earlier build or STORE has of a partition of `fetch` already.
+"""Images of a `fetch` partition that need no request: a source, an earlier build or STORE already has them.
 
 A trial takes all from the build that it is on. Otherwise images are read from their source where they lie in one, then
 from WARC files (`_archived_images`), then from STORE/fetched, and in a build that begins a generation from the shards

@@ -1,4 +1,4 @@
-"""One captured page as candidates: its images with their texts, and a Decision for each image that is none.
+"""Candidates of one captured page: its images with their texts, and a Decision for each image that is dropped.
 
 Pages are decoded (`pipeline.texts.charset`), looked at (`pipeline.pages.first_look`) and, where they may be Chinese and
 may show a picture, read in one walk (`pipeline.pages.page`). A page that asks not to be used, that is not Chinese or

@@ -1,4 +1,4 @@
-"""Spool file of fetched images until their tar is written; each image is judged as it arrives.
+"""Spool file for fetched images until their tar is written; each image is checked as it arrives.
 
 Bytes arrive in any order and the tar has the order of the candidates. A type is detected by the first bytes, never by
 name or header, and the pixel count is read from the picture's own header before anything decodes it.

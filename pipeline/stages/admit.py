@@ -1,4 +1,4 @@
-"""Stage admit: what can be decided without pixels, before a byte is fetched.
+"""Stage admit: decides what can be decided without pixels, before any image is fetched.
 
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
 texts are normalised, templates of their host are cut off (`_templates`), text filters rewrite them, and those that one

@@ -1,4 +1,4 @@
-"""crawl: web sites become WARC files, politely. One partition per `site` source.
+"""Stage crawl: downloads web sites into WARC files, politely. One partition per `site` source.
 
 For each host: a pause between two requests on the whole cluster (the spec's, or more if robots.txt asks for it), one
 connection at a time unless the spec allows more, robots.txt before the first page, Retry-After obeyed, a user agent

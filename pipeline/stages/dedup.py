@@ -1,4 +1,4 @@
-"""Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
+"""Stage dedup: keeps one pair per image, however many copies of it exist, and assigns an ID to each text.
 
 Signatures become keys, what shares a key is joined and compared, and one pass in order chooses leaders from the edges
 (`pipeline.dedup.signatures`, `copies`, `edges`, `leaders`). The last pass applies its verdicts in parallel: kept pairs,

@@ -1,4 +1,4 @@
-"""Stage `extract`: pages and table rows become candidates: image URLs with their texts.
+"""Stage extract: turns pages and table rows into candidates, which are image URLs with texts.
 
 A partition is one part of a source: a WARC file of pages, records of several, or a range of a table's rows.
 `_page_candidates` reads one page: each image becomes a candidate or a Decision that says why it is none; a page that

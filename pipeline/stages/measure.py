@@ -1,4 +1,4 @@
-"""Measure: reads and decodes each image once, and keeps what later stages ask about its pixels as features.
+"""Stage measure: decodes each image once, and stores what later stages need of its pixels as features.
 
 From here to `screen` no stage opens an image again. A picture is decoded at the reduced size that the features need
 (`pipeline.features`), one decode for each distinct sha256; rows that STORE/features has already are taken from there,

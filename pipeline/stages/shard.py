@@ -1,4 +1,4 @@
-"""Stage `shard`: the kept pairs become tars, with their Parquet index and their regions, under final names.
+"""Stage shard: packs the kept pairs into tars with their Parquet index and regions, under final names.
 
 What a shard contains follows from the dataset and not from how many workers packed it: `pipeline.stages._boundaries`
 says which rows it holds, `pipeline.pictures.encode` how and at what size an image is stored; tars are

@@ -1,4 +1,4 @@
-"""Approvals and refusals by persons of a build that `publish.approve: manual` holds back: by whom and why.
+"""Approvals and refusals of a build with `publish.approve: manual`: by whom and why.
 
 Kept in build.json under `approvals`, oldest first; the last word counts. A word is about the shards as they were: once
 the build is made again by another spec, or from other input, it no longer counts (`of`, the fingerprint of stage

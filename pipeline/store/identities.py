@@ -1,4 +1,4 @@
-"""STORE/identity: what published builds kept, so that later builds do not keep it again.
+"""STORE/identity: the images and texts of published builds, so that later builds do not keep them again.
 
     identity/<build>.<digest>.json                  one small record: the commit
     identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others

@@ -1,4 +1,4 @@
-"""The pairs that dedup kept, and what judges know of them: column files, row by row those of a partition of `dedup`.
+"""The pairs that dedup kept, and the column files of the judges, row by row like those of a partition of `dedup`.
 
 A column file holds no id: it belongs to the rows whose ids have the digest that its record and that of the rows name.
 Survivors are the pairs that every judge kept; `detect` and `shard` go on with them.

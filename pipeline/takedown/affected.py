@@ -1,4 +1,4 @@
-"""Finds what one build holds of what is taken down: its candidates, images, captures and samples."""
+"""Finds the content of one build that is taken down: candidates, images, captures and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
+"""Garbage collection: deletes what is no longer needed. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
 STORE/fetched whose bytes are gone; features of another version, which no build asks for; files of STORE that are half

@@ -1,4 +1,4 @@
-"""The builds that STORE knows, opened. What cannot be read is named with what to do about it, and stops nothing.
+"""Opens the builds that STORE knows. Unreadable ones are listed with what to do, and do not stop the work.
 
 A removal from all builds does the others, fails in the end, and reaches that one when it is run again.
 """

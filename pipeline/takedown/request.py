@@ -1,4 +1,4 @@
-"""Takedown requests: what a request names, looked up in the builds, becomes hashes and looks.
+"""Takedown requests: resolves what a request names to hashes and looks, by the builds.
 
 Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, by a picture that it looks
 like, or by a file or key (`pipeline.store.subjects`). A picture that is named takes its copies along, as dedup knows

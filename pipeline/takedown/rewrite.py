@@ -1,4 +1,4 @@
-"""Committed partitions rewritten without what a takedown removes.
+"""Rewrites committed partitions without what a takedown removes.
 
 What is removed is known beforehand, as hashes (`Removal`). A row is removed by its candidate_id, or by the next of
 ID_COLUMNS where it has none. Decisions stay, without URL, page and text, so that the funnel still adds up: a sample

@@ -1,4 +1,4 @@
-"""Shards without what is taken down: staged beside the dataset first, then moved into place together.
+"""Rewrites shards without what is taken down: staged next to the dataset, then moved into place together.
 
 Samples that stay are copied member by member as they are, so that only what is removed changes a tar; a sample that
 loses borrowed texts is re-encoded. Shards keep their names, hence the move, which the caller makes while there is no

@@ -1,4 +1,4 @@
-"""Ranges of files, read a few at a time and in order: single records of WARC files that lie far away.
+"""Ranges of files, read a few at a time and in order: single records of remote WARC files.
 
 Each range is one request, which takes tens of milliseconds wherever the files are, so some are on their way while the
 first is parsed. A range that fails is asked for again, unless it is missing or forbidden; after that the file is at

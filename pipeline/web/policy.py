@@ -1,4 +1,4 @@
-"""Rules of a polite client: every rule of asking a host for a page or an image, as pure functions without I/O.
+"""Rules of a polite client for requests of pages and images, as pure functions without I/O.
 
 The client (`pipeline.web.client`) and its users hold themselves to one `Policy`: who we say we are, how long to wait,
 which redirects and retries are allowed, what robots.txt and tdmrep.json forbid. Rules that do not depend on a spec are

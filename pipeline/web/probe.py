@@ -1,4 +1,4 @@
-"""Tries a few addresses as a build would: start pages as the crawl visits them, images as fetch opens them.
+"""Tries a few URLs as a build would: start pages like the crawl, images like fetch.
 
 `wenlan-data plan` shows the outcome, so that what robots.txt, the address guard or a server refuses is known before a
 build, together with the key of the spec that changes it. Nothing here has rules of its own: the requests are those of

@@ -1,4 +1,4 @@
-"""Section `samples`: a sheet of kept and dropped samples with filters (`pipeline.report.pictures` chooses them)."""
+"""Section `samples`: a sheet of kept and dropped samples with filters (chosen by `pipeline.report.pictures`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section `state`: what became of the build, in words, before everything else (`pipeline.report.state`)."""
+"""Section `state`: the state of the build in words, at the top of the page (`pipeline.report.state`)."""
 
 from __future__ import annotations
 

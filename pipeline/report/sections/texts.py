@@ -1,4 +1,4 @@
-"""Section `texts`: what samples are known by: kinds of primary texts, fallbacks, removed texts and hosts' templates.
+"""Section `texts`: kinds of primary texts, fallbacks, removed texts and hosts' templates.
 
 A primary text is a fallback if texts that would have come before it were removed (`text_rank` of the shards). Texts
 that `admit` removed are counted by kind and reason, with examples as the text filters have rewritten them; of those
