@@ -70,7 +70,7 @@ class Cluster:
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
     ) -> Iterator[str]:
-        """Run partitions of a stage and yield the name of each as it is committed. Raises WenlanError."""
+        """Runs partitions of a stage and yields the name of each once it is committed. Raises WenlanError."""
         if not partitions:
             return
         ray = self.start()

@@ -136,7 +136,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
         self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
 
     def complete(self) -> None:
-        """Compute what no other worker is computing, then see what those have put into the caches, until all is there.
+        """Compute what no other worker is computing, and take the rest from the caches as it appears there.
 
         An image whose worker died, or could not decode it, is free to be claimed in the next round.
         """

@@ -1,4 +1,4 @@
-"""Observability of a running build, beside its tables: log lines with their context, and metrics.
+"""Observability of a running build, in addition to its tables: log lines with context, and metrics.
 
 Log: the logger `wenlan` writes to stderr, as plain lines or, with WENLAN_LOG=json, as one JSON object per line for a
 log store. `about` states the context once (build, stage, partition); every line written within it carries that, in

@@ -1,4 +1,4 @@
-"""Parser failures on foreign pages, robots.txt, headers and rows: they become Decisions and do not end a build.
+"""Parser failures on untrusted pages, robots.txt, headers and rows become Decisions and do not stop a build.
 
 No parser that reads what strangers wrote is without faults, ours included. A stage therefore takes each page or row in
 one place, and there whatever is raised becomes a Decision of the reason `unreadable` with the evidence that `evidence`

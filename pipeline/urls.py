@@ -173,7 +173,7 @@ def basic_authorization(userinfo: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A text as people may see it: URLs in it without user info and, if HIDE_TOKENS says so, without tokens.
+    """Returns a text that may be shown: its URLs without user info and, with HIDE_TOKENS, without tokens.
 
     For what is read by people (messages, log lines, the report). What is asked for, and what rows are found by, keeps
     its query.

@@ -113,7 +113,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises SpecError for an invalid number of workers; says so where another option leaves it without effect."""
+    """Raises SpecError for an invalid number of workers; warns if --address makes it ineffective."""
     if args.workers < 0:
         raise SpecError([f"--workers {args.workers}: must be a number of CPUs, or 0 for all"])
     if args.workers and args.address:

@@ -52,9 +52,9 @@ _KINDS: tuple[tuple[TextKind, str], ...] = (
 
 @dataclass(frozen=True)
 class Guess:
-    """The option `columns` of a `url_table`, and one line per column that says why.
+    """The option `columns` of a `url_table`, with one line of reasons per column.
 
-    paths: a column of paths of pictures, which no `url_table` reads; "" if there is none. remarks: those lines of `why`
+    paths: a column of paths of pictures, which no `url_table` reads; "" if missing. remarks: those lines of `why`
     that say why a column of texts is not a caption.
     """
 

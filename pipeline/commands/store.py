@@ -261,7 +261,7 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def _store(args: argparse.Namespace) -> Store:
-    """The STORE that a command looks after. Raises StoreError if there is none."""
+    """The STORE that a command looks after. Raises StoreError if missing."""
     from pipeline.files.folder import Folder
     from pipeline.store.store import Store
 

@@ -96,7 +96,7 @@ class Judge:
         return (*self.passes, asking)
 
     def run(self, build: Build, partition: str) -> None:
-        """Asks the judge about one partition and commits what it says."""
+        """Runs the judge on one partition and commits its verdicts."""
         stage = build.stage(PAIRS)
         record = stage.record(partition)
         mask = reaching(build, partition, self.name)

@@ -53,7 +53,7 @@ Write = Callable[[Source, Path], dict[Split, int]]
 
 @dataclass(frozen=True)
 class Format:
-    """One format. splits: those that are written where none is asked for."""
+    """One format. splits: those written by default."""
 
     write: Write
     splits: tuple[Split, ...] = SPLITS

@@ -33,7 +33,7 @@ class ArrayWriter:
         self._arrays: dict[str, Any] = {}
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Append an array under a name of its own."""
+        """Append an array under a unique name."""
         self._write(b"\x00" * (-self._at % _ALIGNED))
         self._arrays[name] = [array.dtype.str, list(array.shape), self._at]
         self._write(np.ascontiguousarray(array).tobytes())

@@ -70,7 +70,7 @@ class Folder:
             return bool(fs.exists(path))
 
     def size(self, name: str) -> int:
-        """Bytes of a file, -1 if there is none. Nothing of it is read."""
+        """Bytes of a file, -1 if missing. Nothing of it is read."""
         with self._told(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             try:
@@ -94,7 +94,7 @@ class Folder:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def find(self, name: str) -> bytes | None:
-        """The whole content of a (small) file, None if there is none: one request, where `exists` and `read` are two.
+        """The whole content of a (small) file, None if missing: one request, where `exists` and `read` are two.
 
         Raises StoreError that names it.
         """
@@ -257,7 +257,7 @@ class Folder:
             yield copy
 
     def read_version(self, name: str) -> tuple[bytes, str] | None:
-        """(content, version) of a small file, for `replace`; None if there is none."""
+        """(content, version) of a small file, for `replace`; None if missing."""
         if self._has_versions():
             with self._told(name):
                 return object_store.read(self.at(name))

@@ -108,7 +108,7 @@ def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
 
 
 def has_globs(paths: Iterable[str]) -> bool:
-    """True if one of them is a glob, which may match other files tomorrow; any other path names what it names."""
+    """True if one of the paths is a glob, which may match other files tomorrow."""
     return any(_is_glob(path) for path in paths)
 
 

@@ -55,7 +55,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of a filter on one measure: what is below `least` or above `most` is dropped for `reason`.
+    """A limit of a filter on one measure: values below `least` or above `most` are dropped for `reason`.
 
     The report draws it on the measure's histogram. measure: a name in `pipeline.report.measures.MEASURES`. option: the
     filter's field. mirrored: 1 / value is measured against it too, as of a ratio of sides.

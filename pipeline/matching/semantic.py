@@ -73,7 +73,7 @@ def millionths(cosine: float) -> int:
 class Nearest:
     """For each of N images the nearest leader, if one is within reach. All of shape [N].
 
-    millionths: its cosine distance; FAR if there is none. number: the leader's, -1 if there is none.
+    millionths: its cosine distance; FAR if there is none. number: the leader's, -1 for none.
     """
 
     millionths: Ints

@@ -72,7 +72,7 @@ def check(build: Build) -> None:
 
 
 def check_faces(build: Build) -> None:
-    """Raise StoreError if builds that blur faces, and builds that keep them, would stand in one release."""
+    """Raise StoreError if one release would mix builds that blur faces with builds that keep them."""
     blurs = build.spec.shards.faces == "blur"
     before = build.store.releases(build.spec.name).newest()
     if build.made_from or before is None:
@@ -106,7 +106,7 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
 
 
 def include(build: Build, manifest: Manifest) -> Manifest:
-    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock.
+    """Returns the newest release if it has this published build, else makes the next. The caller holds STORE's lock.
 
     A build of another generation than the newest release is in other releases: nothing changes.
     """

@@ -69,7 +69,7 @@ def displaced(build: Build) -> list[str]:
 
 
 def withdraw(build: Build) -> None:
-    """Take back what is published in the build's folder, so that the build can take its place.
+    """Withdraw what is published in the build's folder, so that the build can replace it.
 
     Its identities go first, since a later build must not drop pictures for one that no dataset holds, then its place in
     releases, of which the next leaves it out; its manifest goes last, so that after a kill --replace is asked for

@@ -104,7 +104,7 @@ def _row_fault(split: str, row: Row, max_side: int) -> str:
 
 
 def place_faults(shard: ShardFiles, rows: list[Row]) -> Iterator[str]:
-    """Rows whose members would lie outside their tar: for a check that does not walk the tar."""
+    """Finds rows whose members are outside their tar, for a check that does not read the tar."""
     for row in rows:
         for member in MEMBERS.values():
             offset, size = row[f"{member}_offset"], row[f"{member}_size"]

@@ -152,7 +152,7 @@ class WebDataset(FileSource):
             return bytes(f.read(place[1]))
 
     def _tar(self, name: str) -> tuple[str, str] | None:
-        """The tar of this name and its version; None if there is none. Raises SourceError for one that cannot be read.
+        """The tar of this name and its version; None if missing. Raises SourceError for one that cannot be read.
 
         Tars are listed once for all pictures, and again where one came or went since.
         """

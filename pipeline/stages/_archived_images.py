@@ -134,7 +134,7 @@ class _Wanted:
     exactly: bool = False
 
     def among(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-        """The row of that capture, whatever the order of rows; None if there is none."""
+        """The row of that capture, whatever the order of rows; None if missing."""
         if self.exactly:
             rows = [row for row in rows if row["stored_at"] and self._is(row)]
         place = _seconds(self.time) if self.time else float("inf")

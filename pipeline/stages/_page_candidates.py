@@ -195,7 +195,7 @@ def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> l
 
 
 def not_chinese(page: Page) -> str:
-    """Evidence that a page is not Chinese, "" if there is none. By script, since short texts mislead models.
+    """Evidence that a page is not Chinese, "" for none. By script, since short texts mislead models.
 
     A page with little Chinese stays if one of its images has a Chinese alt or caption.
     """

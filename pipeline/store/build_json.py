@@ -142,7 +142,7 @@ def read(folder: Folder) -> dict[str, Any]:
 
 
 def reopen(out: str, stages: Stages) -> Build:
-    """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
+    """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if missing."""
     folder = Folder(out)
     known = read(folder)
     if not known and not folder.exists(NAME):

@@ -15,7 +15,7 @@ from pipeline.store import build_json
 
 
 def manifest_in(shards: Folder) -> Manifest | None:
-    """The manifest in a folder of shards; None if there is none. Raises ContractError for one that cannot be read."""
+    """The manifest in a folder of shards; None if missing. Raises ContractError for one that cannot be read."""
     data = shards.find(MANIFEST)
     return None if data is None else parse_manifest(data, shards.at(MANIFEST))
 

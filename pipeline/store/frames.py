@@ -95,7 +95,7 @@ class Part:
         return self.folder.at(self.name)
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
-        """The whole file, or some columns and rows of it. Raises StoreError if it is not there or not whole."""
+        """The whole file, or some columns and rows of it. Raises StoreError if it is missing or incomplete."""
         batches, schema = list(self.batches(columns, filters, 1 << 20)), _with_build(self.schema)
         names = self.schema.names if columns is None else columns
         return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
@@ -135,7 +135,7 @@ class Part:
                 yield pa.RecordBatch.from_arrays([batch.column(name) for name in names], schema=schema)
 
     def check(self) -> None:
-        """Raise StoreError that names the file if it is not there, or has another size than its record says."""
+        """Raise StoreError that names the file if it is missing or its size differs from its record."""
         fs, path = fsspec.url_to_fs(self.url)
         try:
             with told(self.url):
@@ -267,7 +267,7 @@ class Frames:
         return Store(place).takedowns() if place else NO_TAKEDOWNS
 
     def schema(self, table: str) -> pa.Schema:
-        """Columns of a table's files. Raises StoreError for a name that is none."""
+        """Columns of a table's files. Raises StoreError for an unknown name."""
         if table.startswith(REGIONS):
             return REGION_SCHEMA
         schemas = {"decisions": DECISION_SCHEMA, SAMPLES: self._samples, **{n: s for n, (_, s) in OF_STAGE.items()}}
@@ -287,7 +287,7 @@ class Frames:
         return SHARD_SCHEMA.append(PAIR_SCORE) if scored else SHARD_SCHEMA
 
     def of_split(self, split: str = "") -> Iterator[tuple[Folder, ShardFiles]]:
-        """Shards of a split, or of all. Raises StoreError for a name that is none."""
+        """Shards of a split, or of all. Raises StoreError for an unknown name."""
         if split and split not in SPLITS:
             raise StoreError(self.place, f"no split {split!r}; splits: {', '.join(SPLITS)}")
         return (own for own in self.shards if not split or own[1].split == split)
@@ -333,7 +333,7 @@ class Frames:
         return lacking
 
     def paths(self, table: str, split: str = "") -> list[str]:
-        """Paths or URLs of the files of a table, for whatever else reads Parquet."""
+        """Paths or URLs of the files of a table, for other tools that read Parquet."""
         return [part.url for part in self.parts(table, split)]
 
     def batches(
@@ -370,7 +370,7 @@ class Frames:
     def frame(
         self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
     ) -> pandas.DataFrame:
-        """A table as a DataFrame. Raises StoreError for a file that is not there, and for a column that is none."""
+        """A table as a DataFrame. Raises StoreError for a missing file and an unknown column."""
         whole = self.whole(table, split)
         names = None if columns is None else _known(columns, whole.schema, f"{self.place}: {table}")
         try:

@@ -234,7 +234,7 @@ _remembered: ContextVar[_Memory | None] = ContextVar("remembered", default=None)
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
-    """Within this block the records of a stage are read once, however often they are asked for.
+    """Within this block the records of a stage are read only once and then cached.
 
     For readers of stages that are not being written, such as the report, whose sections ask for the same records, and
     for the same rows: in an object store each of them is a request.
@@ -247,7 +247,7 @@ def remembering() -> Iterator[None]:
 
 
 def small_file(folder: Folder, name: str) -> bytes | None:
-    """The whole content of a small committed file of an object store, None if there is none; see `remembering`."""
+    """The whole content of a small committed file of an object store, None if missing; see `remembering`."""
     memory, url = _remembered.get(), folder.at(name)
     if memory is not None and url in memory.files:
         return memory.files[url]
@@ -421,7 +421,7 @@ class StageDir:
         return self.finished_at() == self.fingerprint
 
     def finished_at(self) -> str:
-        """The fingerprint of which every partition is committed, whichever it is; "" if there is none."""
+        """The fingerprint of which every partition is committed, whichever it is; "" for none."""
         fingerprint: str = self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"]
         return fingerprint
 
@@ -527,14 +527,14 @@ class StageDir:
 
     @contextlib.contextmanager
     def file(self, record: Record, suffix: str) -> Iterator[Path]:
-        """Local path of a committed file. Raises StoreError if it is not there or not whole."""
+        """Local path of a committed file. Raises StoreError if it is missing or incomplete."""
         ref = record.files[suffix]
         with self.folder.local(ref.name) as path:
             self._compare(ref, path.stat().st_size if path.exists() else -1)
             yield path
 
     def check(self, record: Record, suffix: str) -> None:
-        """Raises StoreError if a committed file is not there, or has another size than its record says."""
+        """Raises StoreError if a committed file is missing or its size differs from its record."""
         ref = record.files[suffix]
         self._compare(ref, self.folder.size(ref.name))
 

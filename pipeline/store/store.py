@@ -74,7 +74,7 @@ class Store:
         return self.takedowns().revision
 
     def register(self, build: Build, revision: int) -> None:
-        """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.
+        """Record the location of a published build, for `forget` and `gc`. The caller holds the lock.
 
         A build that was published in another folder before is known in both: the other one may still be there.
         """

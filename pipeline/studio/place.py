@@ -44,7 +44,7 @@ class Place:
 
     @property
     def store(self) -> str:
-        """The STORE of its builds; "" if there is none, or they have several."""
+        """The STORE of its builds; "" for none or several."""
         stores = {build.store.url for build in self.frames.builds}
         if not stores and self.frames.dataset is not None:
             return self.frames.dataset.store

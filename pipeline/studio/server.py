@@ -86,7 +86,7 @@ class Opened:
 
 
 class Studio:
-    """A place that is open. Close it when done: what it prepared in a temporary folder goes.
+    """An open place. Close it when done, which deletes its temporary folder.
 
     where: BUILD, a release, a folder of builds, or "" for a search index alone. index: its folder, "" for BUILD/index.
     Raises what `place.open_place` raises.

@@ -1,4 +1,4 @@
-"""Neighbours: "more like this" and search by meaning, where a search index (`data_specs.search`) lies beside a build.
+"""Neighbours: "more like this" and search by meaning, if a build has a search index (`data_specs.search`).
 
 BUILD/index, or the folder that --index names; `wenlan-train embed BUILD --index` writes it. A text is embedded by the
 index's own text tower (queries/text.onnx), if it has one: no checkpoint and no torch are needed here.
@@ -104,6 +104,6 @@ class Similar:
 
 
 def index_beside(place: str, named: str) -> Path | None:
-    """The index folder: the one named, or BUILD/index; None if there is none."""
+    """The index folder: the one named, or BUILD/index; None if missing."""
     folder = Path(named) if named else Path(place) / "index"
     return folder if is_finished(folder) else None

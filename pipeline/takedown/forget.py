@@ -75,7 +75,7 @@ def forget(
     searched: Sequence[Path] = (),
     faults: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Take down what `request` names, and whatever an earlier takedown left undone.
+    """Take down what `request` names, and finish interrupted takedowns.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down

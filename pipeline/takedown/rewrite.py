@@ -61,7 +61,7 @@ class Removal:
         return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else None
 
     def blanked(self, decisions: pa.Table) -> pa.Table | None:
-        """Decisions with the removed ones made nameless; None if there is none, or it was done before."""
+        """Decisions with the removed ones made nameless; None if there is nothing to do."""
         mask = self.mask(decisions)
         if not pc.any(mask).as_py():
             return None

@@ -30,7 +30,7 @@ STAGED = "_forget"
 
 
 def stage_shards(build: Build, removal: Removal) -> list[str]:
-    """Rewrite the shards that hold something that is removed, beside the dataset; returns their names."""
+    """Rewrite the shards with removed content, next to the dataset; returns their names."""
     borrowed = borrowed_texts(build, removal)
     stage, names = build.stage("shard"), []
     for record in build.packed():

@@ -46,7 +46,7 @@ _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of resource: the headers it is asked for with, and how its body is read.
+    """A kind of resource: the headers of its requests, and how its body is read.
 
     cap: bytes of the body, unpacked. whole: a larger body is a failure, without it the body is cut there. html: what
     declares another media type is a failure, and its body is not read.
@@ -82,7 +82,7 @@ class Response:
     body: bytes = b""
 
     def header(self, name: str) -> str:
-        """The first value of a header, by its name in lower case; "" if there is none."""
+        """The first value of a header, by its name in lower case; "" if missing."""
         return next((value for key, value in self.headers if key.lower() == name), "")
 
     @property
@@ -119,7 +119,7 @@ class RequestFailed(Exception):
 
     @property
     def host_is_down(self) -> bool:
-        """True if the host may be down: it did not answer, or says that it does not serve."""
+        """True if the host may be down: no answer, or a status that says so."""
         return self.reason in (DropReason.TIMEOUT, DropReason.CONNECTION) or policy.is_outage(self.status)
 
 

@@ -1,4 +1,4 @@
-"""Section `data_profile`: what kind of data it is, on one screen: what texts say, where pictures come from, and words
+"""Section `data_profile`: the kind of data on one screen: content of texts, origin of pictures, and words
 that rose, fell, or stand in no dictionary.
 
 What texts say is counted in at most WORD_SAMPLES primary texts, the first of each shard in keyed-hash order:

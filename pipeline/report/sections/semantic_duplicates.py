@@ -1,4 +1,4 @@
-"""Section `semantic_duplicates`: what semantic dedup merges, in pictures: each duplicate beside its leader.
+"""Section `semantic_duplicates`: the pictures that semantic dedup merges, each duplicate next to its leader.
 
 The pairs that are nearest to one another, those that were only just dropped, and those that were only just kept: what
 another distance would change. The histogram counts the duplicates by their distance, and the kept pairs that lie just
