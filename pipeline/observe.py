@@ -60,8 +60,7 @@ METRICS: dict[str, Metric] = {
     "wenlan_building": Metric("1 while a build is running", (), gauge=True),
     "wenlan_builds": Metric("finished runs of a build, by outcome: done or failed", ("fate",)),
     "wenlan_gates": Metric(
-        "gates checked at a publish, by outcome: held, failed, accepted by a person, or waiting for one",
-        ("gate", "fate"),
+        "gates checked at a publish, by outcome: held, failed, accepted or waiting for a person", ("gate", "fate")
     ),
     "wenlan_releases": Metric("published releases of a dataset", ("dataset",)),
 }

@@ -81,9 +81,7 @@ def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int
     own = known.get("snapshot") if known.get("name") == spec.name else ""
     snapshot: str = named or own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
-        raise SpecError(
-            [f"--snapshot {snapshot}: only letters, digits and . _ - are allowed (it is used in file names)"]
-        )
+        raise SpecError([f"--snapshot {snapshot}: use letters, digits and . _ - only (for file names)"])
     if begins and not snapshot.endswith(f"-g{begins}"):  # that of a build which crawls is never in its place
         return f"{snapshot}-g{begins}"
     return snapshot

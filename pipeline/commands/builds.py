@@ -51,14 +51,10 @@ def add_build(commands: Commands) -> None:
     build.epilog = generations.EXAMPLES
     add_build_arguments(build, needs_out=True)
     build.add_argument(
-        "--address", default="", metavar="A", help="address of a Ray cluster (default: start Ray on this machine)"
+        "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
-    build.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="CPUs for Ray on this machine (default: all)"
-    )
-    until = build.add_argument(
-        "--until", default="publish", metavar="STAGE", help="last stage to run (default: publish)"
-    )
+    build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the local Ray (default: all)")
+    until = build.add_argument("--until", default="publish", metavar="STAGE", help="last stage to run")
     completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
         "--replace",

@@ -120,9 +120,7 @@ def add_export(commands: Commands) -> None:
     )
     export.epilog = "formats:\n" + "\n".join(f"  {name:15}{title}" for name, title in exports.titles().items())
     export.add_argument("build", metavar="BUILD", help="folder of a build or of its shards, or manifest of a release")
-    export.add_argument(
-        "--to", required=True, choices=exports.names(), metavar="FORMAT", help="one of the formats below"
-    )
+    export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="a format below")
     export.add_argument("--out", default="", metavar="DIR", help="new folder (default: BUILD/FORMAT)")
     export.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this split; may be repeated")
     export.add_argument(

@@ -226,9 +226,7 @@ def _webdataset(*given: str) -> Source:
     why = [f"{tars:,} tar{'s' * (tars > 1)} in the webdataset format"]
     source = _measured("webdataset", given, {"path": _one_or_many(given)}, why, "library")
     if not source.texts:
-        raise SourceError(
-            given[0], "no pictures with texts: each KEY.jpg needs KEY.txt, or KEY.json with texts by kind"
-        )
+        raise SourceError(given[0], "no texts: each KEY.jpg needs KEY.txt, or KEY.json with texts by kind")
     return source
 
 
@@ -292,9 +290,7 @@ def _table(*given: str) -> Source:
     is_brivl = {"image_id", "sentences"} <= set(rows[0])
     captions = {} if guess.has_images or is_brivl else _caption_columns(rows)
     if captions and not _pictures_below(folder):
-        raise SourceError(
-            first, f"column {captions['image']} names pictures, but {folder} contains none; give their folder"
-        )
+        raise SourceError(first, f"column {captions['image']} names pictures that {folder} lacks; give their folder")
     if captions:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]

@@ -42,13 +42,10 @@ def add_init(commands: Commands) -> None:
         default=[],
         metavar="INPUT",
         help="folders of pictures with captions, tables (.parquet .csv .tsv .jsonl) of image URLs or posts, tars "
-        "(webdataset), WARC and WACZ files, URLs of web sites (pages of one host become one source); prompted for on "
-        "a terminal",
+        "(webdataset), WARC and WACZ files, URLs of web sites (pages of one host become one source)",
     )
     init.add_argument("--name", default="", help="name of the dataset (default: from the first input)")
-    init.add_argument(
-        "--contact", default="", help="URL or e-mail address for site owners, needed to crawl or download"
-    )
+    init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to use the web")
     init.add_argument("--licence", default="", metavar="TEXT", help="terms of use of the dataset, for its card")
     init.add_argument("--description", default="", metavar="TEXT", help="description of the dataset, for its card")
     init.add_argument("--source-kind", choices=get_args(SourceKind), help="kind of source (default: guessed)")
@@ -114,9 +111,7 @@ def _asked(question: str, default: str | None = None) -> str:
 
 def _dataset_name(name: str) -> str:
     if not re.fullmatch(NAME, name):
-        raise SpecError(
-            [f"--name {name}: only lower-case letters, digits, - and _ are allowed (it is used in file names)"]
-        )
+        raise SpecError([f"--name {name}: use lower-case letters, digits, - and _ only (for file names)"])
     return name
 
 

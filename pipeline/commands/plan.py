@@ -279,9 +279,7 @@ def _warn_of_splits(build: Build, pairs: int | None) -> None:
     few = [f"{name} about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
     if few and pairs:
         enough = math.ceil(100 * FEWEST_MEASURED / pairs) / 100
-        advice = (
-            f"a share of {enough:g} gives {FEWEST_MEASURED}" if enough <= MOST_APART else "the dataset is too small"
-        )
+        advice = f"a share of {enough:g} gives {FEWEST_MEASURED}" if enough <= MOST_APART else "the dataset is small"
         say(f"  warning: too few samples to measure: {', '.join(few)}; {advice}")
 
 

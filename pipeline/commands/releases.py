@@ -47,9 +47,7 @@ def add_release(commands: Commands) -> None:
     for named in (shown, diff, back, copied):
         named.add_argument("dataset", metavar="NAME", help="name of the dataset")
     for one in (shown, copied):
-        one.add_argument(
-            "number", nargs="?", type=int, default=0, metavar="N", help="number of the release (default: latest)"
-        )
+        one.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="its number (default: latest)")
     shown.add_argument("--urls", default="", metavar="SPLIT", help="print the paths of the tars of a split")
     diff.add_argument("a", nargs="?", type=int, default=0, metavar="A", help="number of the earlier release")
     diff.add_argument("b", nargs="?", type=int, default=0, metavar="B", help="number of the later release")

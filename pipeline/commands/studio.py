@@ -31,9 +31,7 @@ def add_studio(commands: Commands) -> None:
         "wenlan-data studio store/datasets/my-first/latest.json --no-browser",
         "wenlan-data studio --index builds",
     )
-    studio.add_argument(
-        "place", nargs="?", default="", metavar="BUILD|RELEASE", help="folder of a build or manifest of a release"
-    )
+    studio.add_argument("place", nargs="?", default="", metavar="BUILD|RELEASE", help="folder of a build, or a release")
     studio.add_argument(
         "--index",
         default="",

@@ -44,9 +44,7 @@ def add_try(commands: Commands) -> None:
     parser.add_argument("--on", required=True, metavar="BUILD", help="a finished build, published or not")
     parser.add_argument("--out", default="", metavar="DIR", help="keep the output of the stages and the page there")
     parser.add_argument("--address", default="", metavar="A", help="address of a Ray cluster")
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="CPUs for Ray on this machine (default: all)"
-    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the local Ray (default: all)")
 
 
 def _try(args: argparse.Namespace) -> dict[str, Any]:

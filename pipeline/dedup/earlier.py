@@ -116,14 +116,9 @@ def warn(build: Build) -> None:
     for commit in build.identities:
         known = identities.read(commit)
         if known.sketch != sketch:
-            log.warning(
-                "dedup: texts of %s were compared with other settings: not counted for the caps of this build",
-                known.build,
-            )
+            log.warning("dedup: texts of %s have other settings and do not count for caps", known.build)
         if known.features != feature_id():
-            log.warning(
-                "dedup: images of %s were measured with other settings: they are matched by bytes only", known.build
-            )
+            log.warning("dedup: images of %s have other features and are matched by bytes only", known.build)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -63,9 +63,7 @@ class Onnx(Detector):
     longest: int = Field(1024, ge=32, le=4096, description="maximum longer side for models with a variable input size")
     colours: Literal["bgr", "rgb"] = Field("bgr", description="colour order of the model's input")
     unit: Literal[255, 1] = Field(255, description="value of white before mean and std are applied")
-    mean: tuple[float, float, float] = Field(
-        (0, 0, 0), description="values subtracted from the colours, in the model's order"
-    )
+    mean: tuple[float, float, float] = Field((0, 0, 0), description="subtracted from the colours, in the model's order")
     std: tuple[float, float, float] = Field((1, 1, 1), description="values that the colours are then divided by")
     score: float = Field(0.35, ge=0, le=1, description="minimum score of a box")
     nms: float = Field(0.45, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is removed")

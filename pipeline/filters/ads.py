@@ -87,9 +87,7 @@ class Ads(TextFilter):
     offers: bool = Field(True, description="prices with sales words, and phrases used only in advertising")
     phrases: tuple[str, ...] = Field((), description="additional advertising phrases")
     running_chars: int = Field(
-        100,
-        ge=1,
-        description="drop longer texts (surrounding, abstract, content) with one such phrase per this many characters",
+        100, ge=1, description="drop a surrounding, abstract or content with one match per so many characters"
     )
 
     VERSION: ClassVar[int] = 4

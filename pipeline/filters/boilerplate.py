@@ -53,8 +53,7 @@ class Boilerplate(TextFilter):
     phrases: tuple[str, ...] = Field((), description="set phrases in addition to the packaged ones")
     packaged: bool = Field(True, description="use the packaged list of set phrases")
     words: bool | None = Field(
-        None,
-        description="drop a text that consists of one word of the packaged list; default: not in a folder or library",
+        None, description="drop texts that are one word of the packaged list; default: not in a folder or library"
     )
 
     VERSION: ClassVar[int] = 6

@@ -124,9 +124,7 @@ def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
         picture = _sound_jpeg(data, max_pixels, reduce_to) or _by_pillow(data, max_pixels, reduce_to)
         header, pixels = picture.header, picture.pixels
         if not reduce_to and pixels.shape[:2] != (header.height, header.width):
-            raise PictureError(
-                f"its header says {header.width} x {header.height}, but it decodes to {pixels.shape[1::-1]}"
-            )
+            raise PictureError(f"its header says {header.width} x {header.height}, its pixels {pixels.shape[1::-1]}")
         factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
         return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
 

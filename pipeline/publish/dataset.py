@@ -55,9 +55,7 @@ def check(build: Build) -> None:
     now = f"dataset {build.spec.name} is now at generation {current.generation}"
     if not build.made_from:
         if current.generation != build.generation:
-            raise StoreError(
-                build.build_id, f"{now}, but this build is of {build.generation}; run wenlan-data build again"
-            )
+            raise StoreError(build.build_id, f"{now}, this build at {build.generation}; run wenlan-data build again")
         check_faces(build)
         return
     if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
@@ -396,7 +394,7 @@ def _copy_file(source: Folder, place: Folder, file: FileDigest) -> None:
     with source.local(file.path) as path:
         if not path.exists() or path.stat().st_size != file.bytes:
             raise StoreError(
-                source.at(file.path), "differs from what the release lists; was something taken down since?"
+                source.at(file.path), "not the file that the release lists; was something taken down since?"
             )
         if place.is_local and source.is_local:
             target = Path(place.at(file.path))

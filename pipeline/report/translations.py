@@ -190,7 +190,7 @@ _PHRASES = [
         (r"only texts that are repeated on many pages", "只有在许多页面上出现的文本"),
         (r"the page has more than (\d+) images", r"页面图像多于 \1 个"),
         (r"has more than (\d+) images", r"图像多于 \1 个"),
-        (r"its texts went to the first one", "文本已转给首个候选"),
+        (r"texts went to the first", "文本已转给首个候选"),
         (r"cover in a list; its own page is", "出现在列表中；其所属页面："),
         (r"lists (.+), which is not a picture in the folder", r"提到 \1，文件夹中没有这张图片"),
         (r"cannot be read", "无法读取"),

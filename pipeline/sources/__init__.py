@@ -146,7 +146,7 @@ class TableSource(Source):
         characters = sum(len(text.text) for entry in entries if isinstance(entry, Candidate) for text in entry.texts)
         if characters > MAX_CHARACTERS:
             excess = OverflowError(
-                f"its texts have {characters:,} characters; at most {MAX_CHARACTERS:,} are allowed per row"
+                f"texts of {characters:,} characters; at most {MAX_CHARACTERS:,} are allowed per row"
             )
             return [self.unreadable(row, number, excess)]
         return entries

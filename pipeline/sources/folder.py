@@ -227,9 +227,7 @@ class FolderOfImages(TableSource):
     def _listed(self) -> _Listed:
         listed = _list(self.resolve(self.path))
         if not listed.pictures:
-            raise SourceError(
-                self.resolve(self.path), f"source {self.name}: contains no pictures ({', '.join(SUFFIXES)})"
-            )
+            raise SourceError(self.resolve(self.path), f"source {self.name}: no pictures ({', '.join(SUFFIXES)})")
         return listed
 
     def _beside(self, image: str) -> tuple[list[Text], Any]:

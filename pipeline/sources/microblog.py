@@ -37,12 +37,9 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: tuple[str, ...] = Field(("mid", "idstr", "id"), description="ID of the post")
-    text: tuple[str, ...] = Field(
-        ("longText.longTextContent", "raw_text", "text", "content"), description="text of the post"
-    )
+    text: tuple[str, ...] = Field(("longText.longTextContent", "raw_text", "text", "content"), description="its text")
     images: tuple[str, ...] = Field(
-        ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"),
-        description="URLs of the pictures",
+        ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"), description="picture URLs"
     )
     page_url: tuple[str, ...] = Field(("url", "page_url", "scheme"), description="URL of the post's page")
     tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="tags in addition to the #topics# in the text")

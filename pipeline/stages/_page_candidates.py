@@ -263,9 +263,7 @@ def _images(
         if not image.fallback and image.row >= 0:
             again = replace(own, image_url=fault)
             leader = sha256_hex(source, capture.url, fault)  # its candidate_id
-            yield drop(
-                again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went to the first one", duplicate_of=leader
-            )
+            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
     for url, place in places.items():
         texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
         shown: Shown = "listed" if place.listed else "among" if len(places) > 2 else "alone"

@@ -51,9 +51,7 @@ def history(build: Build) -> list[Word]:
     try:
         return [Word(**raw) for raw in build_json.read(build.folder).get("approvals", ())]
     except TypeError:
-        raise StoreError(
-            build.folder.at(build_json.NAME), "its approvals cannot be read by this version of wenlan"
-        ) from None
+        raise StoreError(build.folder.at(build_json.NAME), "its approvals cannot be read by this wenlan") from None
 
 
 def say(build: Build, verdict: str, name: str, because: str) -> Word:

@@ -153,9 +153,7 @@ def reopen(out: str, stages: Stages) -> Build:
             spec = spec.with_digest(known["spec_digest"])
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
-        raise StoreError(
-            folder.at(NAME), f"contains a spec that this version of wenlan cannot read ({fault})"
-        ) from None
+        raise StoreError(folder.at(NAME), f"contains a spec that this wenlan cannot read ({fault})") from None
     except KeyError:
         raise StoreError(folder.at(NAME), NO_RECORD) from None
     try:

@@ -162,7 +162,7 @@ def notices(place: Place) -> list[Values]:
                 f"{build.build_id}：下架操作曾中断；请再次运行相同的命令以完成。"))  # fmt: skip
     for table, (en, zh) in _TABLES.items():
         for build_id, why in frames.lacking(table).items():
-            if build_id not in frames.absent and "has not finished" not in why:
+            if build_id not in frames.absent and "is not finished" not in why:
                 found.append(notice("gone", f"{build_id}: {en}: {why}.", f"{build_id}：{zh}（{why}）。"))
     for build_id, why in frames.absent.items():
         found.append(notice("absent", f"{build_id} is missing; only its samples are shown: {why}.",

@@ -404,9 +404,7 @@ def _add_reading(api: FastAPI, studio: Studio) -> None:
     @api.get("/api/similar")
     def similar(pos: int | None = None, g: str = "", text: str = Query("", max_length=1_000)) -> Values:
         if studio.similar is None:
-            raise SpecError(
-                ["the search index of this build is missing; run wenlan-train embed CHECKPOINT --data BUILD"]
-            )
+            raise SpecError(["search index missing; run wenlan-train embed CHECKPOINT --data BUILD"])
         found = studio.similar.text(text) if pos is None else studio.similar.like(_id_of(studio.at(pos, g)[1]))
         return {"rows": studio.neighbours(found)}
 

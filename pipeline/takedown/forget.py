@@ -270,9 +270,7 @@ def _report_again(build: Build) -> None:
             report.run(build, partition)
     except WenlanError as e:
         build.stage(report.name).retire(set(), lambda _: set())
-        log.warning(
-            "%s: deleted its report, which shows content that was taken down and cannot be rewritten: %s", build.out, e
-        )
+        log.warning("%s: report deleted, since it shows taken-down content and cannot be rewritten: %s", build.out, e)
 
 
 def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:

@@ -1,4 +1,4 @@
-"""What a crawl reads in a page: links, permissions of its meta tags, and a digest that detects traps.
+"""Reads a page for a crawl: its links, permissions in its meta tags, and a digest that detects traps.
 
 Parsing is lexbor's, within the bounds of `pipeline.pages.bounds`; nothing here asks the network. Texts and images of a
 page are read by `pipeline.pages`.

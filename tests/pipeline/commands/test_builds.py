@@ -101,7 +101,7 @@ def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
         (
             "--snapshot",
             "../x",
-            "--snapshot ../x: only letters, digits and . _ - are allowed (it is used in file names)",
+            "--snapshot ../x: use letters, digits and . _ - only (for file names)",
         ),
         ("--workers", "-1", "--workers -1: must be a number of CPUs, or 0 for all"),
     ],

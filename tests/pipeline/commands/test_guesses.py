@@ -98,7 +98,7 @@ def test_a_workbook_is_to_be_saved_as_csv(photos, capsys):
 def test_a_table_of_captions_without_its_pictures_is_one_line(here, capsys):
     (here / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
     assert cli.main(["init", "--from", "texts.csv"]) == 1
-    assert "column file names pictures, but . contains none; give their folder" in capsys.readouterr().err
+    assert "column file names pictures that . lacks; give their folder" in capsys.readouterr().err
 
 
 def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):

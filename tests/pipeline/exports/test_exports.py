@@ -152,7 +152,7 @@ def test_nothing_is_overwritten(shards_of: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(SpecError, match="already exists; delete it, or give"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out")
     assert cli.main(["export", str(shards_of), "--to", "csv", "--out", str(tmp_path / "out")]) == 2
-    assert "name another --out" in capsys.readouterr().err
+    assert "give another --out" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -176,7 +176,7 @@ def test_where_it_goes_is_asked_for_where_there_is_no_folder(
     assert cli.main(["export", manifest, "--to", "csv"]) == 2
     assert "--out DIR is required" in capsys.readouterr().err
     assert cli.main(["export", manifest, "--to", "csv", "--out", "s3://bucket/x"]) == 2
-    assert "goes to a local folder" in capsys.readouterr().err
+    assert "must be a local folder" in capsys.readouterr().err
 
 
 def test_every_format_says_what_it_is() -> None:

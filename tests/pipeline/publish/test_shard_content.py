@@ -49,7 +49,7 @@ def _short(rows: list[dict[str, Any]]) -> None:
         (_inverted, "is outside the image of"),
         (_swapped, "the files are not in the same order"),
         (_unsorted, "scores are not finite or not descending"),
-        (_short, "do not fit"),
+        (_short, "do not match"),
     ],
 )
 def test_bad_regions_are_named_with_their_key(

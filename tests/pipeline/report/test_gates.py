@@ -168,7 +168,7 @@ def test_a_gate_names_the_key_of_the_spec_that_decides(tmp_path: Path, synthetic
         gates.hold(build, *read_funnels(build))
     lines = str(caught.value).splitlines()
     at = next(i for i, line in enumerate(lines) if "x image_too_small, for example http" in line)
-    assert lines[at + 1] == "    filters: {name: image_sides, min_side: 400} decides"
+    assert lines[at + 1] == "    filters: {name: image_sides, min_side: 400} sets the limit"
     dropped = DropShares.model_validate(yaml.safe_load(lines[at + 2].partition("publish: ")[2])["max_drop"])
     build = replace(
         build,

@@ -122,6 +122,6 @@ def test_explain_and_forget_understand_the_same_names(
     for words in (["--item", str(path)], ["--url", path.as_uri()]):
         assert forget(*words, "--dry-run")[1]["builds"][0]["candidates"] == 1
     code, answer = forget("--item", "no/such.jpg")
-    assert (code, answer["error"].partition(";")[0]) == (1, "no/such.jpg: names nothing")
+    assert (code, answer["error"].partition(";")[0]) == (1, "no/such.jpg: no match")
     assert forget("--item", str(path))[1]["builds"][0]["images"] == 1
     assert forget("--item", str(path), "--dry-run")[1]["matched"] == 0

@@ -44,7 +44,7 @@ def test_a_takedown_names_pictures_pages_or_domains(built: Build) -> None:
     for rows, what in (([], "picture"), ([ROW] * 201, "picture"), ([{**ROW, "page_url": ""}], "page")):
         with pytest.raises(SpecError):
             takedown("store", [built], rows, what, False)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="no one STORE"):
+    with pytest.raises(SpecError, match="do not share one STORE"):
         takedown("", [built], [ROW], "picture", False)
 
 

@@ -250,7 +250,7 @@ def test_who_comes_without_the_link_is_told_so(built: Build, browser: ModuleType
     async def work(page: Any) -> None:
         await page.open(server.base + "/")
         await until(page, "document.querySelector('#gone')")
-        await until(page, "document.querySelector('#gone').innerText.includes('needs the link')")
+        await until(page, "document.querySelector('#gone').innerText.includes('Open the link')")
         assert await page.run("document.querySelectorAll('.tile').length") == 0
 
     browser.visit(work)
