@@ -209,9 +209,7 @@ def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
     assert len(data.decisions(["id"])) == len(data) == 0
     with pytest.raises(StoreError, match="has no funnel yet"):
         data.funnel()
-    with pytest.raises(
-        StoreError, match=r"has no measures \(weekly-2024-01-01-.*: stage measure is not finished"
-    ):
+    with pytest.raises(StoreError, match=r"has no measures \(weekly-2024-01-01-.*: stage measure is not finished"):
         data.measures()
 
 
@@ -279,9 +277,9 @@ def test_wrong_names_are_answered_with_the_right_ones(here: Path) -> None:
         data.samples(["widht"])
     with pytest.raises(StoreError, match="no table 'sample'; tables: candidates"):
         data.paths("sample")
-    with pytest.raises(StoreError, match="no split 'test'; its splits: train, dev, val"):
+    with pytest.raises(StoreError, match="no split 'test'; splits: train, dev, val"):
         data.samples(split="test")
-    with pytest.raises(StoreError, match="no one detector 'yolo'; its detectors: grid-"):
+    with pytest.raises(StoreError, match="no detector or several named 'yolo'; detectors: grid-"):
         data.regions("yolo")
     with pytest.raises(ContractError, match="nowhere"):
         wenlan.open("nowhere")
@@ -362,7 +360,7 @@ def test_a_loader_that_could_yield_nothing_is_refused(here: Path) -> None:
     for size in (0, -1):
         with pytest.raises(ConfigError, match=f"^torch: batch_size: {size} is out of range; it is 1 at least$"):
             data.torch("val", batch_size=size)
-    with pytest.raises(StoreError, match="has no split 'test'; its splits: train, dev, val"):
+    with pytest.raises(StoreError, match="has no split 'test'; splits: train, dev, val"):
         data.torch("test")  # type: ignore[arg-type]
 
 

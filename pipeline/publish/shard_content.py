@@ -258,7 +258,7 @@ def _face_fault(data: bytes, row: Row, boxes_N4: npt.NDArray[np.float32]) -> str
     if hashlib.sha256(data).hexdigest() == row["sha256"]:
         return "contains faces, but its bytes are those that were fetched"
     if holds_more(data):
-        return "contains faces, and metadata that may show them"
+        return "contains faces, and data other than its pixels, which may show them"
     grey = pictures.luma(data, max(pictures.MAX_PIXELS, row["width"] * row["height"]))
     blocks = unblurred(grey, boxes_N4)
     return f"has faces that are not blurred ({blocks:,} blocks of 8 x 8 pixels)" if blocks else ""

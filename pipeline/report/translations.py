@@ -23,7 +23,7 @@ REASONS = {
     "too_many_redirects": ("too many redirects", "重定向过多"),
     "too_large": ("file too large", "过大"),
     "not_html": ("not a web page", "不是网页"),
-    "over_budget": ("over the crawl's limits", "超出预算"),
+    "over_budget": ("over the limits of the crawl", "超出预算"),
     "trap": ("endless pages", "无尽页面"),
     "unreadable": ("parser failed", "无法解析"),
     "cap_per_page": ("over the cap per page", "超出每页图片上限"),

@@ -76,7 +76,7 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
         (["--from", "empty"], 1, "empty: contains no pictures"),
         (["--from", "words.csv"], 1, "words.csv: no column of URLs among a, b; name the columns in a spec"),
         (["--from", "damaged.parquet"], 1, "damaged.parquet: cannot be read as a table"),
-        (["--from", "photos", "--name", "My Photos"], 2, "--name My Photos: only lower-case letters"),
+        (["--from", "photos", "--name", "My Photos"], 2, "--name My Photos: use lower-case letters"),
         (["--from", "photos", "--out", "no/x.yaml"], 2, "no/x.yaml: cannot be written: No such file or directory"),
     ],
 )

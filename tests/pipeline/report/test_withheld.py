@@ -138,8 +138,12 @@ def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(bu
 def test_verify_tells_a_face_that_was_put_back(built: Build, tmp_path: Path) -> None:
     for name, what, expected in (
         ("clear", lambda old, new: new, "has faces that are not blurred"),
-        ("more", lambda old, new: old[:2] + b"\xff\xfe" + (len(new) + 2).to_bytes(2, "big") + new + old[2:], "beside"),
-        ("after", lambda old, new: old + new, "beside"),
+        (
+            "more",
+            lambda old, new: old[:2] + b"\xff\xfe" + (len(new) + 2).to_bytes(2, "big") + new + old[2:],
+            "other than its pixels",
+        ),
+        ("after", lambda old, new: old + new, "other than its pixels"),
     ):
         shards = tmp_path / name
         shutil.copytree(Path(built.out) / "shards", shards)

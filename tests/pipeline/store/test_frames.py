@@ -114,7 +114,7 @@ def test_records_and_manifest_name_the_same_files(shards_of: Path, synthetic_bui
 
 
 def test_candidates_have_no_split(synthetic_build: Build) -> None:
-    with pytest.raises(StoreError, match="candidates have no split"):
+    with pytest.raises(StoreError, match="candidates do not have splits"):
         Frames.of(synthetic_build).frame("candidates", split="train")
 
 

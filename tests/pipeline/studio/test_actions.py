@@ -90,7 +90,7 @@ def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.Monkey
     with pytest.raises(SpecError, match="is used"):
         jobs.confirmed("x")
     jobs._confirmable["y"] = (time.monotonic() - 1, ("forget",))
-    with pytest.raises(SpecError, match="too old"):
+    with pytest.raises(SpecError, match="expired"):
         jobs.confirmed("y")
 
 

@@ -167,7 +167,7 @@ def test_the_whole_dataset_comes_first_and_few_samples_are_said_to_be_few(
     assert whole < fresh
     assert report["drift"]["samples"] == [12, 3]
     assert report["dataset"]["drift"]["samples"] == [12, 15]
-    assert "no gate judges it" in html[fresh:]
+    assert "no gate checks it" in html[fresh:]
     names = {row["name"] for row in report["drift"]["distributions"]}
     assert names == {row["name"] for row in report["dataset"]["drift"]["distributions"]}
     worst = [max(row["psi"] for row in of["distributions"]) for of in (report["dataset"]["drift"], report["drift"])]
