@@ -152,7 +152,7 @@ def test_a_generation_that_was_overtaken_is_not_published(weeks: Weeks) -> None:
     assert "published since" in weeks.command("publish", str(weeks.folder / "one"), code=1)["said"]
     weeks.command("release", "rollback", "growing", "3", "--store", weeks.store.url)
     weeks.command("publish", str(weeks.folder / "one"))
-    assert "begun by another build" in weeks.command("publish", str(weeks.folder / "two"), code=1)["said"]
+    assert "started by another build" in weeks.command("publish", str(weeks.folder / "two"), code=1)["said"]
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5"}
 
 

@@ -435,7 +435,7 @@ def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -
     release.publish(later)
     assert [own.snapshot for own in releases_of(later).read().builds] == ["2026-11-01", "2026-11-08"]
     clear = week("2026-11-15", 24)
-    with pytest.raises(StoreError, match=r"keeps faces, and .*2026-11-08.* blurs them; set shards\.faces: blur, or"):
+    with pytest.raises(StoreError, match=r"keeps faces, but .*2026-11-08.* blurs them; set shards\.faces: blur, or"):
         release.publish(clear)
     assert releases_of(later).read().images is not None
 
