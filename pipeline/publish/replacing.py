@@ -41,7 +41,7 @@ def in_the_way(build: Build) -> list[str]:
     else:
         return []
     return [
-        f"{build.out}: contains {held}",
+        f"{build.out}: holds {held}",
         f"dataset {build.spec.name}, snapshot {build.snapshot}, spec {build.spec.digest[:8]}, would replace it; "
         f"{lost} would be lost",
         "build into another folder (--out), or use --replace",

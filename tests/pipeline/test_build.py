@@ -308,12 +308,12 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     total = sum(first["samples"].values())
     for words in ((other,), (changed,), (spec, "--snapshot", "2026-01-12")):
         said = str(build_here(words[0], out, *words[1:], code=2)["stderr"])
-        assert f"{out}: contains dataset small, snapshot 2026-01-05" in said
+        assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
         assert f"published as revision 0: {total} samples" in said
         assert "--replace" in said
         assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
         printed = capsys.readouterr()
-        assert f"a build would refuse to start: {out}: contains dataset small" in printed.err
+        assert f"a build would refuse to start: {out}: holds dataset small" in printed.err
         assert len(json.loads(printed.out)["in_the_way"]) == 3
     now = files()
     assert {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)} == set()

@@ -78,7 +78,7 @@ def test_another_spec_is_no_matter_until_the_build_is_published(begun: Build) ->
     digests = begun.spec.digest[:8], changed.spec.digest[:8]
     samples = ", ".join(f"{n} {split}" for split, n in read_manifest(Path(begun.out) / "shards").samples.items())
     assert held == (
-        f"{begun.out}: contains dataset synthetic, snapshot 2024-01-01, spec {digests[0]}, published as revision 0: "
+        f"{begun.out}: holds dataset synthetic, snapshot 2024-01-01, spec {digests[0]}, published as revision 0: "
         f"30 samples ({samples})"
     )
     assert lost.startswith(f"dataset synthetic, snapshot 2024-01-01, spec {digests[1]}, would replace it; ")
@@ -97,7 +97,7 @@ def test_what_is_lost_is_named(published: Build) -> None:
 def test_another_dataset_and_another_snapshot_are_always_in_the_way(begun: Build, change: dict[str, Any]) -> None:
     before = everything(begun)
     held, lost, _ = replacing.in_the_way(of(begun, **change))
-    assert held == f"{begun.out}: contains dataset synthetic, snapshot 2024-01-01, not published"
+    assert held == f"{begun.out}: holds dataset synthetic, snapshot 2024-01-01, not published"
     assert "its shards and its report would be lost" in lost
     assert everything(begun) == before, "asking changes nothing"
     release.publish(begun)
@@ -106,7 +106,7 @@ def test_another_dataset_and_another_snapshot_are_always_in_the_way(begun: Build
 
 def test_a_dataset_without_a_build_and_one_that_cannot_be_read_are_in_the_way(published: Build) -> None:
     published.folder.delete("build.json")
-    assert f"contains the dataset of {published.build_id}, spec " in replacing.in_the_way(of(published, seed=7))[0]
+    assert f"holds the dataset of {published.build_id}, spec " in replacing.in_the_way(of(published, seed=7))[0]
     published.shards.write("manifest.json", b"{")
     assert "a dataset whose manifest cannot be read" in replacing.in_the_way(published)[0]
     published.shards.delete("manifest.json")
