@@ -133,7 +133,7 @@ def test_a_generation_is_of_the_whole_dataset_and_of_one_folder(weeks: Weeks) ->
     weeks.build("4", "--snapshot", "2026-01-22")
     said = weeks.command("publish", str(weeks.folder / "anew"), code=1)["said"]
     assert "shard: not finished" in said
-    assert "holds build" in weeks.build("4", "--generation", "new", code=1)["said"]
+    assert "contains build" in weeks.build("4", "--generation", "new", code=1)["said"]
     weeks.build("anew")
     assert weeks.release.generation == 2, "the folder knows that it began a generation"
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5", "6"}
