@@ -35,7 +35,7 @@ def on_cluster() -> bool:
 
 
 class Actors(Generic[T]):
-    """One object of `kind` for each entry of `arguments`, which are those of its constructor.
+    """Creates one object of `kind` per entry of `arguments`, the arguments of its constructor.
 
     On a cluster each is an actor, spread over the nodes; a single one, or any number without a cluster, are objects of
     this process. Use as a context manager, or call `close`: actors end with the group.

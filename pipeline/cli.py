@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(line, 2, as_json, prefix="")
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to continue", 130, as_json)
+        return _fail("interrupted; run the same command again to resume", 130, as_json)
     except Exception as e:  # a fault of ours: its traceback is for people, who may see no password of a URL in it
         print(printable(shown(traceback.format_exc())), file=sys.stderr, end="")
         return _failed(f"{type(e).__name__}: {e}", 1, as_json)

@@ -1,4 +1,4 @@
-"""The Ray executor: runs the partitions of a stage as tasks on a cluster, or on a Ray of our own on this machine.
+"""The Ray executor: runs the partitions of a stage as tasks, on a cluster or on an embedded Ray on this machine.
 
 Ray starts when the first partition is to run, so that a build in which everything is done never waits for it. Without
 an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build, also
@@ -70,7 +70,7 @@ class Cluster:
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
     ) -> Iterator[str]:
-        """Run partitions of a stage and yield the name of each as it is committed. Raises WenlanError."""
+        """Runs partitions of a stage and yields the name of each once it is committed. Raises WenlanError."""
         if not partitions:
             return
         ray = self.start()
@@ -99,13 +99,13 @@ class Cluster:
                 if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
                     lost[partition] += 1
                     waiting.append(partition)
-                    log.warning("%s/%s: an actor that it used is gone, with its node; done again", stage, partition)
+                    log.warning("%s/%s: retrying, since an actor that it used was lost with its node", stage, partition)
                     continue
                 _wait_for(ray, ref, f"{stage}/{partition}")
                 yield partition
 
     def close(self) -> None:
-        """Leave the cluster, or end the embedded Ray; a Ray that was there before is left as it is."""
+        """Leave the cluster, or end the embedded Ray; a Ray that was already running stays up."""
         if self._ours:
             import ray
 
@@ -153,7 +153,7 @@ def _passed(ray: Any, build: Build) -> Any:
 
 def _no_room(e: BaseException) -> str:
     """Returns the message for a full object store of a node, or a full disk that it spills to."""
-    hint = "give its nodes more (ray start --object-store-memory), or room on the disk of --temp-dir, then"
+    hint = "give its nodes more (ray start --object-store-memory), or free space on the disk of --temp-dir, then"
     return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
 
 
@@ -192,8 +192,8 @@ class _Head:
     def error(self) -> StageError:
         """Returns the error to show. Ray itself would end this process a little later, with a stack trace."""
         silent = time.monotonic() - self._silent
-        hint = "start it, then run the same command again: what is committed stays"
-        return StageError(self._address, f"the head of the Ray cluster has been gone for {silent:.0f} s; {hint}")
+        hint = "start it, then run the same command again: committed work is kept"
+        return StageError(self._address, f"the head of the Ray cluster has not responded for {silent:.0f} s; {hint}")
 
 
 @contextlib.contextmanager
@@ -213,7 +213,7 @@ def joined(address: str = "") -> Iterator[None]:
         try:
             _join(ray, address, {"log_to_driver": False, "logging_level": logging.ERROR})
         except StageError as e:
-            log.warning("%s; gates and releases are not counted", e)
+            log.warning("%s; metrics of gates and releases are not available", e)
     try:
         yield
     finally:
@@ -252,7 +252,7 @@ def _nodes(ray: Any) -> list[Resources]:
 
 
 def granted(asked: Resources, nodes: Sequence[Resources]) -> Resources:
-    """The resources asked for, cut to what one of the nodes has: a task that asks for more would wait without end.
+    """Returns the requested resources, capped to what a node has: a task that needs more would wait for ever.
 
     A node runs it whole, so where one has the GPUs it is cut to the CPUs of these, whatever others have.
     """
@@ -315,7 +315,7 @@ def _allow_open_files() -> None:
 
 
 def _no_space(stage: str, partition: str) -> str:
-    return f"no space is left on its disk ({stage}/{partition}); {MAKE_ROOM}"
+    return f"no space left on its disk ({stage}/{partition}); {MAKE_ROOM}"
 
 
 def _fullest(build: Build) -> str:
@@ -337,8 +337,8 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
             socket.create_connection((parts.hostname, parts.port), timeout=10).close()
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        hint = "; is it up, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH those of the cluster?"
-        raise StageError(address, f"no Ray cluster can be joined ({_first_line(e)}){hint}") from None
+        hint = "; check that it is running and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH match it"
+        raise StageError(address, f"cannot connect to a Ray cluster ({_first_line(e)}){hint}") from None
 
 
 def _lost_an_actor(ray: Any, ref: Any) -> bool:

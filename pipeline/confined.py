@@ -1,4 +1,4 @@
-"""Runs a function over what strangers wrote in a process of its own, with limits on processor time and memory.
+"""Runs a function over untrusted input in a separate process, with limits on CPU time and memory.
 
     this process                                          child
     (function, example), pickled                  ->      imports, runs the example without limits
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class OverLimit(Exception):
-    """A call took more time or memory than it may, or its process died."""
+    """A call exceeded its limit of time or memory, or its process died."""
 
 
 class Confined(Generic[T]):
@@ -127,8 +127,8 @@ class Confined(Generic[T]):
         """Returns why the child ended, by its exit code."""
         self.close()
         if code == -signal.SIGPROF:
-            return f"more than {self._limits[0]:g} s of the processor"
-        return f"its process died of signal {-code}" if code < 0 else f"its process ended with code {code}"
+            return f"more than {self._limits[0]:g} s of CPU time"
+        return f"its process was killed by signal {-code}" if code < 0 else f"its process exited with code {code}"
 
 
 class _InChild(Exception):

@@ -1,4 +1,4 @@
-"""Runs models over the images of a partition: each image is decoded once, and no model sees an image twice.
+"""Runs models over the images of a partition: decodes each image once, and runs each model once per image.
 
 What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
 under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is
@@ -136,7 +136,7 @@ class _Runner(abc.ABC, Generic[Item, Value]):
         self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
 
     def complete(self) -> None:
-        """Compute what no other worker is computing, then see what those have put into the caches, until all is there.
+        """Compute what no other worker is computing, and take the rest from the caches as it appears there.
 
         An image whose worker died, or could not decode it, is free to be claimed in the next round.
         """

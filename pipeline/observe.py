@@ -1,4 +1,4 @@
-"""Observability of a running build, beside its tables: log lines with their context, and metrics.
+"""Observability of a running build, in addition to its tables: log lines with context, and metrics.
 
 Log: the logger `wenlan` writes to stderr, as plain lines or, with WENLAN_LOG=json, as one JSON object per line for a
 log store. `about` states the context once (build, stage, partition); every line written within it carries that, in
@@ -50,19 +50,19 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "wenlan_rows": Metric("captures and candidates that a stage decided, by fate: kept or dropped", ("fate",)),
+    "wenlan_rows": Metric("captures and candidates decided by a stage, by outcome: kept or dropped", ("fate",)),
     "wenlan_partitions": Metric("partitions committed", ()),
-    "wenlan_partition_seconds": Metric("time that committed partitions took, summed over workers", ()),
+    "wenlan_partition_seconds": Metric("run time of committed partitions, summed over workers", ()),
     "wenlan_cpu_seconds": Metric("CPU time of committed partitions", ()),
-    "wenlan_requests": Metric("pages and images asked for, by host and fate: kept or a reason", ("host", "fate")),
+    "wenlan_requests": Metric("pages and images requested, by host and outcome: kept or a reason", ("host", "fate")),
     "wenlan_received_bytes": Metric("bytes of pages and images received, by host", ("host",)),
-    "wenlan_written_bytes": Metric("bytes of the files that partitions committed", ()),
-    "wenlan_building": Metric("1 while a build runs", (), gauge=True),
-    "wenlan_builds": Metric("runs of a build that ended, by fate: done or failed", ("fate",)),
+    "wenlan_written_bytes": Metric("bytes of files committed by partitions", ()),
+    "wenlan_building": Metric("1 while a build is running", (), gauge=True),
+    "wenlan_builds": Metric("finished runs of a build, by outcome: done or failed", ("fate",)),
     "wenlan_gates": Metric(
-        "gates asked at a publish, by fate: held, failed, accepted by a person, or waiting for one", ("gate", "fate")
+        "gates checked at a publish, by outcome: held, failed, accepted or waiting for a person", ("gate", "fate")
     ),
-    "wenlan_releases": Metric("releases of a dataset", ("dataset",)),
+    "wenlan_releases": Metric("published releases of a dataset", ("dataset",)),
 }
 """All metrics. Each has the tags `build` and `stage` as well."""
 

@@ -1,4 +1,4 @@
-"""States of a build's folder as `wenlan-data build` may find it, and what each is opened as.
+"""Opens a build's folder, in whichever state `wenlan-data build` finds it.
 
     | the folder holds                                            | opened as                                    |
     |-------------------------------------------------------------|----------------------------------------------|
@@ -69,7 +69,7 @@ def open_build(
 
 
 def reopen(out: str) -> Build:
-    """The build that was begun in a folder, as it was begun. Raises StoreError if there is none."""
+    """Opens the existing build of a folder, with its original spec. Raises StoreError for a folder without one."""
     return build_json.reopen(out, STAGES)
 
 
@@ -81,7 +81,7 @@ def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int
     own = known.get("snapshot") if known.get("name") == spec.name else ""
     snapshot: str = named or own or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M%S")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
-        raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
+        raise SpecError([f"--snapshot {snapshot}: use letters, digits and . _ - only (for file names)"])
     if begins and not snapshot.endswith(f"-g{begins}"):  # that of a build which crawls is never in its place
         return f"{snapshot}-g{begins}"
     return snapshot
@@ -151,10 +151,10 @@ def _generation(
     if not begins and not begun:
         return current.generation if current is not None else 1, ()
     if known and not begun:
-        what = f"holds build {known['build_id']} of generation {known.get('generation', 1)}"
+        what = f"contains build {known['build_id']} of generation {known.get('generation', 1)}"
         raise StoreError(folder.url, f"{what}; a new generation needs another folder")
     if current is None:
-        raise StoreError(store.url, f"dataset {dataset} has no release to make again; build without it first")
+        raise StoreError(store.url, f"dataset {dataset} is not published yet; build without it first")
     if begun and not {own.build_id for own in begun} & {own.build_id for own in current.builds}:
         return known["generation"], begun  # published, or the dataset is of another generation now: `publish` says so
     generation = known["generation"] if begun else releases.last_generation() + 1
@@ -176,13 +176,13 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
     if [own.identity() for own in sources_of(spec)] != [own.identity() for own in sources_of(on.spec)]:
         changed.insert(0, "sources")
     if changed:
-        raise SpecError([f"{name}: differs from that of {on.build_id}; try cannot crawl or fetch" for name in changed])
+        raise SpecError([f"{name}: differs from {on.build_id}; try cannot crawl or fetch" for name in changed])
     trial = replace(on, spec=spec, out=Folder(out).url, on=on)
     names, theirs_all = _up_to(trial), _up_to(on)
     lasting = [name for name in theirs_all if not on.passes[name].working]
     unfinished = [name for name in lasting if name not in on.fingerprints or not on.stage(name).finished()]
     if unfinished:
-        raise StageError(unfinished[0], f"is not finished in {on.out}; run wenlan-data build first")
+        raise StageError(unfinished[0], f"not finished in {on.out}; run wenlan-data build first")
     on = replace(on, fingerprints={name: on.fingerprints[name] for name in theirs_all})
     of_sources = {name: on.fingerprints[name] for name in names if name.partition(".")[0] in ("crawl", "extract")}
     mine, theirs = dict(of_sources), dict(of_sources)  # of sources as they were

@@ -150,7 +150,7 @@ def _of_plugins(values: Mapping[str, Any]) -> tuple[list[str], set[tuple[Family,
             if made.NEEDS_SECTION and values.get(made.NEEDS_SECTION) is None:
                 problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
             if family == "sources" and plugin == "site" and _network(values) == "never":
-                problems.append(f"{where}: a site is crawled, which egress.network: never forbids; name a WARC of it")
+                problems.append(f"{where}: egress.network: never forbids crawling a site; use a WARC of it")
     return problems, faulty
 
 
@@ -185,7 +185,7 @@ def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
         for name, options in source.filters.items():
             where = f"sources[{i}].filters.{name}"
             if name not in of_build:
-                problems.append(f"{where}: is not in the build's filters; add it there first, without options")
+                problems.append(f"{where}: not in the filters of the spec; add it there first, without options")
             elif name in faulty:
                 continue
             elif not find("filters", name).PER_SOURCE:

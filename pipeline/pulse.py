@@ -1,4 +1,4 @@
-"""The pulse of a running partition: how far it is, in a small file beside its stage's records.
+"""The pulse of a running partition: its progress, in a small file next to the records of its stage.
 
     FOLDER/<stage>/_pulse/<partition>.json
 

@@ -1,4 +1,4 @@
-"""The typed rows that go from stage to stage, and their Parquet schemas.
+"""Typed rows that are passed from stage to stage, and their Parquet schemas.
 
 Capture -> Candidate -> Pair -> (data_specs.shard.Sample), and a Decision for each that goes no further.
 
@@ -24,7 +24,7 @@ from pipeline.urls import SURROGATE, without_userinfo
 
 
 class DropReason(enum.StrEnum):
-    """Why a capture or a candidate went no further. One word each; the evidence is in the Decision."""
+    """Why a capture or candidate was dropped. One word each; the evidence is in the Decision."""
 
     # crawl: captures
     ROBOTS_DISALLOWED = "robots_disallowed"
@@ -119,10 +119,10 @@ NO_PLACE = (-1, 0)
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One response as it lies in a WARC: mostly a page.
+    """One response in a WARC, usually a page.
 
     place: offset and length of its record in the file; NO_PLACE for one that cannot be read alone. digest: of its body,
-    as the WARC states it. refers_to: of a revisit, which has no body, URL and time of the capture that has it.
+    as the WARC states it. refers_to: of a revisit, which lacks a body, URL and time of the capture that has it.
     """
 
     url: str
@@ -138,7 +138,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Origin of a picture that lies in a table source itself, or that a page of an archive shows.
+    """Origin of a picture that is stored in a table source, or is shown by a page of an archive.
 
     stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
     at its URL. licence: as stated there. captured_at: time of the archive's page, "" for others.
@@ -480,7 +480,7 @@ def utc(time: str) -> str:
 
 
 def order_key(fetch_id: str, seed: int) -> str:
-    """Keyed 64-bit hash of fetch_id, 16 hex digits: where an image stands among the shards."""
+    """Keyed 64-bit hash of fetch_id, 16 hex digits: the position of an image among the shards."""
     return hashlib.blake2b(fetch_id.encode(), digest_size=8, key=str(seed).encode()).hexdigest()
 
 

@@ -41,7 +41,7 @@ def run(
     here: bool = False,
     progress: Progress = Silent(),  # noqa: B008 (holds nothing)
 ) -> Iterator[StageResult]:
-    """Runs the stages up to `until` and yields each one's result as it ends. The caller publishes.
+    """Runs the stages up to `until` and yields the result of each as it finishes. The caller publishes.
 
     here: run everything in this process, without Ray.
     crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.
@@ -77,7 +77,7 @@ def _stages(build: Build, until: str) -> list[str]:
     """Names of the stages that a run goes through."""
     names = list(build.stages)[: list(build.stages).index(until) + 1]
     if build.expired:  # published, and unchanged since
-        log.warning("%s: gc has deleted what its shards were made from; they stay as they are", build.out)
+        log.warning("%s: gc has deleted the input of its shards; they remain unchanged", build.out)
         return [name for name in names if not build.stages[name].expires]
     return names
 
@@ -132,7 +132,7 @@ def _stored_only(build: Build, own: Pass, missing: list[str]) -> list[str]:
     """Partitions left to run when stored results are adopted: none. Raises StageError where a result is not stored."""
     assert own.stored is not None
     if absent := [partition for partition in missing if not own.stored(build, partition)]:
-        why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
+        why = f"not crawled for snapshot {build.snapshot}, and past snapshots cannot be crawled"
         raise StageError(", ".join(absent), why)
     return []
 

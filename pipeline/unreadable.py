@@ -1,4 +1,4 @@
-"""Parser failures on foreign pages, robots.txt, headers and rows: they become Decisions and do not end a build.
+"""Parser failures on untrusted pages, robots.txt, headers and rows become Decisions and do not stop a build.
 
 No parser that reads what strangers wrote is without faults, ours included. A stage therefore takes each page or row in
 one place, and there whatever is raised becomes a Decision of the reason `unreadable` with the evidence that `evidence`
@@ -42,7 +42,7 @@ def evidence(error: Exception, subject: str) -> str:
         _logged.add(kind)
         # as text, not as `exc_info`: what strangers wrote may hold half characters, which no log file or pipe takes
         trace = _writable("".join(traceback.format_exception(error)))
-        log.warning("%s is unreadable; further ones of this kind are not logged\n%s", _writable(subject), trace)
+        log.warning("%s is unreadable; further errors of this kind are not logged\n%s", _writable(subject), trace)
     return _writable(shown)
 
 

@@ -1,4 +1,4 @@
-"""URLs in canonical spelling, so that a picture whose address is spelled in two ways is one candidate, fetched once.
+"""Canonical URLs, so that a picture whose URL is spelled in two ways is one candidate and is fetched once.
 
 w3lib does the work (RFC 3986: dot segments, escapes, IDNA, order of query arguments, no fragment). Three things are
 ours: default ports are cut; only http and https with a host and without credentials are canonical; and a query that is
@@ -80,7 +80,7 @@ def canonical_url(url: str, base: str = "") -> str:
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
     if not url.isascii() and SURROGATE.search(url):
-        raise ValueError("address with half a character (a lone surrogate)")
+        raise ValueError("URL with a lone surrogate")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _DEFAULT_PORTS:
         raise ValueError(f"scheme {parts.scheme[:20]!r} is not http or https" if parts.scheme else "relative address")
@@ -173,7 +173,7 @@ def basic_authorization(userinfo: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A text as people may see it: URLs in it without user info and, if HIDE_TOKENS says so, without tokens.
+    """Returns a text that may be shown: its URLs without user info and, with HIDE_TOKENS, without tokens.
 
     For what is read by people (messages, log lines, the report). What is asked for, and what rows are found by, keeps
     its query.
@@ -246,7 +246,7 @@ def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
         except ValueError:
             host, port = "", None
         if not port or not host:
-            raise SpecError([f"{where}: is not host:port"])
+            raise SpecError([f"{where}: not host:port"])
         for address in ("127.0.0.1", "::1") if host == "localhost" else (host,):
             try:
                 literal = ipaddress.ip_address(address)

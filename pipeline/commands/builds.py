@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that work on one build: build, status, report, explain. Before one: `plan`."""
+"""Commands of `wenlan-data` that work on one build: build, status, report, explain."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_build(commands: Commands) -> None:
         commands,
         "build",
         _build,
-        "run a build, or continue one",
+        "run a build, or resume one",
         "wenlan-data build my-first.yaml --out builds/1 --store store",
         "wenlan-data build my-first.yaml --out builds/1 --until extract",
         "wenlan-data build my-first.yaml --out s3://bucket/builds/1 --store s3://bucket/store --address auto",
@@ -53,13 +53,13 @@ def add_build(commands: Commands) -> None:
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
-    build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
-    until = build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the local Ray (default: all)")
+    until = build.add_argument("--until", default="publish", metavar="STAGE", help="last stage to run")
     completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
         "--replace",
         action="store_true",
-        help="replace the other dataset, snapshot or published spec that DIR holds, or the same --snapshot elsewhere",
+        help="replace another dataset, snapshot or published spec in DIR, or the same --snapshot elsewhere",
     )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
@@ -71,7 +71,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
     until = args.until
     if until not in (*STAGES, "publish"):
-        raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
+        raise SpecError([f"--until {until}: no such stage; expected one of {', '.join((*STAGES, 'publish'))}"])
     check_workers(args)
     require("ray")  # before BUILD and STORE are made
     build = _opened_to_write(args)
@@ -87,11 +87,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
-        say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
+        say(f"crawl: skipped {too_deep:,} linked pages beyond the max_depth of their site")
     for result in results:
         _say_lost(result.name, result.funnel)
         if pictures := result.funnel.get("pictures"):
-            say(f"{result.name}: {pictures:,} pictures lie in the WARC files themselves")
+            say(f"{result.name}: {pictures:,} pictures are stored in the WARC files themselves")
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
@@ -109,11 +109,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Raises SpecError for an invalid number of workers; says so where another option leaves it without effect."""
+    """Raises SpecError for an invalid number of workers; warns if --address makes it ineffective."""
     if args.workers < 0:
-        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
+        raise SpecError([f"--workers {args.workers}: must be a number of CPUs, or 0 for all"])
     if args.workers and args.address:
-        say("--workers is left out: it is for Ray on this machine, and the cluster at --address has CPUs of its own")
+        say("--workers is ignored: it applies to Ray on this machine only, not to the cluster at --address")
 
 
 def _publish_unless_manual(build: Build) -> dict[str, Any]:
@@ -136,25 +136,25 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
 
 
 def published(build: Build, manifest: Manifest) -> dict[str, Any]:
-    """A build that was published just now, and what that took out of earlier ones, for --json; said to people too."""
+    """Returns a newly published build and what it removed from earlier ones, for --json; prints both, too."""
     facts = {"revision": manifest.revision, "samples": manifest.samples, "content_digest": manifest.content_digest}
     return {"published": True, **facts, "manifest": build.shards.at(MANIFEST), **left_out(build), **released(build)}
 
 
 def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
-    """Take what a build found opted out, and vanished, out of the earlier builds of its dataset; said and returned."""
+    """Remove what a build found opted out or vanished from earlier builds of its dataset; printed and returned."""
     from pipeline.takedown.vanished import leave_out
 
     lost = leave_out(build, vanished)
     if lost["samples"]:
-        what = f"{lost['opted_out']:,} URLs whose owners opted out, {lost['vanished']:,} that are gone at the source"
-        say(f"{lost['samples']:,} samples of earlier builds were left out: {what}")
+        what = f"{lost['opted_out']:,} URLs opted out, {lost['vanished']:,} no longer exist at the source"
+        say(f"removed {lost['samples']:,} samples of earlier builds: {what}")
         released(build)
     return {"left_out": lost}
 
 
 def released(build: Build) -> dict[str, Any]:
-    """The newest release of a build's dataset, for --json; said to people too."""
+    """Returns the newest release of a build's dataset, for --json; prints it, too."""
     releases = build.store.releases(build.spec.name)
     current = releases.latest().current
     assert current is not None  # the build was published
@@ -162,9 +162,9 @@ def released(build: Build) -> dict[str, Any]:
     builds = "1 build" if len(current.builds) == 1 else f"{len(current.builds)} builds"
     say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {builds}, {path}")
     counts = {split: current.samples.get(split, 0) for split in ("dev", "val")}
-    if few := [f"{split} has {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
-        advice = "splits stay as they are, so shards.dev_share and val_share belong into a dataset's first build"
-        say(f"warning: {', '.join(few)} samples, and a figure needs {FEWEST_MEASURED}; {advice}")
+    if few := [f"{split} {count}" for split, count in counts.items() if 0 < count < FEWEST_MEASURED]:
+        advice = "splits never change, so set shards.dev_share and val_share in a dataset's first build"
+        say(f"warning: too few samples to measure (at least {FEWEST_MEASURED}): {', '.join(few)}; {advice}")
     return {
         "dataset": build.spec.name,
         "release": current.release,
@@ -186,14 +186,14 @@ def _funnel(results: list[StageResult]) -> Table:
 
 
 def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
-    """Show why most was dropped at each stage, with an example of each reason; returned for --json."""
+    """Show the most frequent drop reasons of each stage, with examples; returned for --json."""
     from pipeline.report.funnel import top_reasons
 
     dropping = [r.name for r in results if r.funnel.get("dropped") or r.funnel.get("pages_dropped")]
     reasons = [reason for name in dropping for reason in top_reasons(build, name)]
     if not reasons:
         return []
-    table = table_of("dropped, the most frequent reasons", "stage", "reason", "count", "for example")
+    table = table_of("most frequent drop reasons", "stage", "reason", "count", "example")
     for number in (1, 3):
         table.columns[number].justify = "left"
     widest = max(len(r.reason) for r in reasons)
@@ -214,24 +214,24 @@ def _say_lost(stage: str, counts: dict[str, int]) -> None:
     nouns["no_warc"] = "files that are not WARC"
     found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
     if found:
-        say(f"{stage}: {', '.join(found)}; the report names the files")
+        say(f"{stage}: {', '.join(found)}; the report lists the files")
 
 
 def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> None:
-    """The arguments that say which build is meant: `opened` reads them."""
+    """Adds the arguments that select a build; `opened` reads them."""
     add_spec(parser)
-    parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
-    parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
-    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: day and time, UTC)")
+    parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="folder of the build")
+    parser.add_argument("--store", default="", metavar="DIR", help="STORE, shared by all builds (default: OUT/store)")
+    parser.add_argument("--snapshot", default="", metavar="ID", help="ID of this crawl (default: date and time, UTC)")
     parser.add_argument(
         "--generation",
         choices=["new"],
-        help="make the whole dataset again, from stored captures and images, without a request to a site",
+        help="rebuild the whole dataset from stored captures and images, without requests to sites",
     )
 
 
 def opened(args: argparse.Namespace) -> Build:
-    """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
+    """Opens the build of a spec, new or resumed. Raises SpecError, SourceError and StoreError."""
     from pipeline import opening, plugins
 
     spec = plugins.load(args.spec)
@@ -240,9 +240,9 @@ def opened(args: argparse.Namespace) -> Build:
 
 
 def say_if_new(args: argparse.Namespace, build: Build) -> None:
-    """Say that the STORE of an option is not there yet: its address may be mistyped."""
+    """Warn that the STORE of an option does not exist yet: its address may be mistyped."""
     if args.store and not build.store.version():
-        say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
+        say(f"STORE {build.store.url} does not exist yet; a build creates it")
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
@@ -256,10 +256,10 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
     if not args.replace and (blocking or displaced):
         raise SpecError(blocking or displaced)
     if displaced:
-        say(f"--replace: {displaced[0]}; its samples leave the dataset when this build is published")
+        say(f"--replace: {displaced[0]}; publishing this build removes its samples from the dataset")
     if not blocking:
         return build
-    say(f"--replace: {blocking[0]}; it is withdrawn")
+    say(f"--replace: {blocking[0]}; withdrawing it")
     replacing.withdraw(build)
     return opened(args)  # again, since what it is deduplicated against has changed
 
@@ -269,11 +269,11 @@ def add_status(commands: Commands) -> None:
         commands,
         "status",
         _status,
-        "show how far a build has come",
+        "show the progress of a build",
         "wenlan-data status builds/1",
         "wenlan-data status s3://bucket/builds/1 --json",
     )
-    status.add_argument("build", metavar="BUILD", help="a build's folder")
+    status.add_argument("build", metavar="BUILD", help="folder of the build")
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])
-    damaged = f", its manifest cannot be read: {status['damaged']}" if status["damaged"] else ""
+    damaged = f", but its manifest cannot be read: {status['damaged']}" if status["damaged"] else ""
     say(f"published: {'yes' if status['published'] else 'no'}{damaged}")
     return status
 
@@ -303,7 +303,7 @@ def _activity(status: dict[str, Any]) -> str:
     """Returns the running stage, or the stage at which the build stopped."""
     running = status["running"]
     if status["alive"] is False:
-        return f"no process is building here: it stopped in {running['name']}; run the same command again to continue"
+        return f"stopped in {running['name']}, no process is running; run the same build command again to resume"
     return f"{running['name']} has been running since {running['since']}: {running['line']}"
 
 
@@ -323,16 +323,14 @@ def add_report(commands: Commands) -> None:
         commands,
         "report",
         _report,
-        "show where a build's quality report is, compare it, or index many",
+        "locate the quality report of a build, compare it with another, or index many",
         "wenlan-data report builds/1",
         "wenlan-data report builds/2 --baseline builds/1",
         "wenlan-data report --index builds",
     )
-    report.add_argument("build", nargs="?", default="", metavar="BUILD", help="a build's folder")
-    report.add_argument(
-        "--baseline", default="", metavar="BUILD", help="write the report again, compared with this build"
-    )
-    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html over all builds in DIR")
+    report.add_argument("build", nargs="?", default="", metavar="BUILD", help="folder of the build")
+    report.add_argument("--baseline", default="", metavar="BUILD", help="rewrite the report, compared with this build")
+    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html, listing all builds in DIR")
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
@@ -340,7 +338,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.report import page
 
     if bool(args.build) == bool(args.index) or (args.index and args.baseline):
-        raise SpecError(["report: name a BUILD (--baseline compares it with another one), or --index DIR"])
+        raise SpecError(["report: give a BUILD (with --baseline to compare it), or --index DIR"])
     if args.index:
         from pipeline.report import index as report_index
 
@@ -350,7 +348,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     build = opening.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
-            raise PipelineError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
+            raise PipelineError(build.folder.at(f"report/{name}"), "not found; run wenlan-data build first")
     page.tell(build)  # a publish that was killed may not have
     answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
     answer["figures"] = build.folder.at("report/report.json")
@@ -367,10 +365,10 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
     from pipeline.store import build_json
 
     if build.expired:
-        raise PipelineError(build.out, "gc has deleted what its report was made from; it stays as it is")
+        raise PipelineError(build.out, "the report cannot be rewritten: gc has deleted its input")
     before = drift.read(baseline)
     if before is None:
-        raise PipelineError(baseline, "has no report/report.json to compare with")
+        raise PipelineError(baseline, "no report/report.json to compare with")
     with build_json.sole_owner(build):
         compared: dict[str, Any] = report.write(build, before)["drift"]
     table = table_of(f"drift from {compared['baseline']}", "distribution", "index", "level")
@@ -389,9 +387,9 @@ def add_explain(commands: Commands) -> None:
         "wenlan-data explain builds/1 https://cooking.example.org/images/1.jpg",
         "wenlan-data explain builds/1 2f1c0d5e9a7b4c3d",
     )
-    explain.add_argument("build", metavar="BUILD", help="a build's folder")
+    explain.add_argument("build", metavar="BUILD", help="folder of the build")
     explain.add_argument(
-        "subject", metavar="ID|URL|FILE", help="URL, file, key, id or sha256 of an image; URL of a page"
+        "subject", metavar="ID|URL|FILE", help="an image (URL, file, key, ID or sha256) or the URL of a page"
     )
 
 
@@ -404,7 +402,7 @@ def _explain(args: argparse.Namespace) -> dict[str, Any]:
     decisions = explain(build, args.subject)
     if not decisions:
         tried = subject_of(args.subject, [build]).tried
-        raise PipelineError(args.subject, f"no candidate, image or page of {args.build}; it was looked up as {tried}")
+        raise PipelineError(args.subject, f"no such candidate, image or page in {args.build}; looked up as {tried}")
     for decision in decisions:
         _show_decision(decision)
     return {"decisions": decisions}
@@ -419,19 +417,19 @@ def _show_decision(decision: dict[str, Any]) -> None:
         if decision[name]:
             say(f"  {name}: {decision[name]}")
     if held := decision["held_by"]:
-        release = f", in release {held['release']}" if held["release"] else ", not in the newest release"
+        release = f", in release {held['release']}" if held["release"] else ", not in the latest release"
         if held["dropped"]:
-            say(f"  not held: build {held['build_id']} dropped {held['key']} at {held['dropped']}")
+            say(f"  not in the dataset: build {held['build_id']} dropped {held['key']} at {held['dropped']}")
         else:
-            say(f"  held: {held['key']} by build {held['build_id']} of dataset {held['dataset']}{release}")
+            say(f"  in the dataset: {held['key']} of build {held['build_id']} of {held['dataset']}{release}")
     elif decision["duplicate_of"]:
-        leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
+        leader = decision["leader"] or {"url": "from an earlier build", "text": ""}
         say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())
     shown: dict[str, Any] = {}
     for stage, saw in (decision["saw"] or {}).items():
         new = {name: value for name, value in saw.items() if shown.get(name) != value}
         shown |= new
-        say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'the same'}")
+        say(f"  {stage}: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'unchanged'}")
 
 
 def _value(value: Any) -> str:

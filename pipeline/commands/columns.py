@@ -1,4 +1,4 @@
-"""Guesses what the columns of a table hold: the image's URL, its page, an id, and texts by kind.
+"""Guesses the meaning of a table's columns: the image's URL, its page, an ID, and texts by kind.
 
 A guess goes by content first and by name second: a column of web addresses is a URL whatever it is called, and only
 its name and the endings of its paths tell whether it is the image's or the page's. Each guess says why, so that
@@ -52,9 +52,9 @@ _KINDS: tuple[tuple[TextKind, str], ...] = (
 
 @dataclass(frozen=True)
 class Guess:
-    """The option `columns` of a `url_table`, and one line per column that says why.
+    """The option `columns` of a `url_table`, with one line of reasons per column.
 
-    paths: a column of paths of pictures, which no `url_table` reads; "" if there is none. remarks: those lines of `why`
+    paths: a column of paths of pictures, which no `url_table` reads; "" if missing. remarks: those lines of `why`
     that say why a column of texts is not a caption.
     """
 
@@ -87,7 +87,7 @@ class _Column:
         """Reason for which the column is not one of captions; "" if it may be one."""
         text, times = Counter(self.cells).most_common(1)[0]
         if len(self.cells) >= FEW_CELLS and 2 * times > len(self.cells):
-            return f"{times:,} of {len(self.cells):,} cells are {text[:20]}"
+            return f"{times:,} of {len(self.cells):,} cells contain the same text, {text[:20]}"
         if 2 * len(self.cells) < self.rows and not _kind_named(self.name):
             return f"{self.rows - len(self.cells):,} of {self.rows:,} cells are empty"
         return ""
@@ -112,24 +112,24 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     image = max(urls, key=_image_likeness, default=None)
     if image is not None:
         chosen["image_url"] = image.name
-        shares = f"{image.urls:.0%} web addresses, {image.files:.0%} end as files of pictures do"
+        shares = f"{image.urls:.0%} are URLs, {image.files:.0%} have the extension of a picture"
         why.append(f"column {image.name} is the image's URL: {shares}")
     page = next((c for c in urls if c is not image and (_PAGE_NAME.search(c.name) or c.files < 0.2)), None)
     if page is not None:
         chosen["page_url"] = page.name
-        why.append(f"column {page.name} is the page's URL: web addresses that are not pictures, or its name says so")
+        why.append(f"column {page.name} is the page's URL, by its name or because its URLs are not pictures")
     others = [column for column in columns if column.cells and column not in urls]
     own = next((c for c in others if _ID_NAME.search(c.name) and len(set(c.cells)) == len(rows)), None)
     if own is not None:
         chosen["id"] = own.name
-        why.append(f"column {own.name} is the row's id: its name says so, and no value occurs twice")
+        why.append(f"column {own.name} is the row's ID, by its name and because every value is unique")
     texts, remarks, reasons = _texts([column for column in others if column is not own and column.files < MOST])
     if texts:
         chosen["texts"] = texts
     used = {column.name for column in (image, page, own) if column is not None}
     used |= {name for names in texts.values() for name in ([names] if isinstance(names, str) else names)}
     left = [column.name for column in columns if column.name not in used]
-    unused = [f"columns that are not used: {', '.join(left)}"] if left else []
+    unused = [f"unused columns: {', '.join(left)}"] if left else []
     paths = next((column.name for column in others if column.files >= MOST), "")
     return Guess(chosen, (*why, *reasons, *remarks, *unused), paths, tuple(remarks))
 
@@ -163,8 +163,8 @@ def _texts(columns: Sequence[_Column]) -> tuple[dict[TextKind, str | list[str]],
         kind = _kind_named(column.name)
         kinds.setdefault(kind or "caption", []).append(column.name)
         lengths = sorted(map(len, column.cells))
-        said = "its name says so" if kind else "no name says otherwise"
-        about = f"{column.share(HAN):.0%} with Chinese characters, median length {lengths[len(lengths) // 2]}"
+        said = "by its name" if kind else "by default"
+        about = f"{column.share(HAN):.0%} contain Chinese characters, median length {lengths[len(lengths) // 2]}"
         why.append(f"column {column.name} is of kind {kind or 'caption'} ({said}): {about}")
     return {kind: names[0] if len(names) == 1 else names for kind, names in kinds.items()}, remarks, why
 

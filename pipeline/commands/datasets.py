@@ -31,11 +31,9 @@ def add_publish(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="GATE",
-        help="publish although this gate fails; may be repeated",
+        help="publish even if this gate fails; may be repeated",
     )
-    publish.add_argument(
-        "--because", default="", metavar="TEXT", help="the reason for --accept, recorded in the manifest"
-    )
+    publish.add_argument("--because", default="", metavar="TEXT", help="reason for --accept, recorded in the manifest")
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
@@ -72,13 +70,13 @@ def add_verify(commands: Commands) -> None:
         "wenlan-data verify builds/1",
         "wenlan-data verify store/datasets/my-first/latest.json --quick",
     )
-    verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
-    verify.add_argument("--quick", action="store_true", help="checksums only")
+    verify.add_argument("build", metavar="BUILD", help="folder of a build or of its shards, or manifest of a release")
+    verify.add_argument("--quick", action="store_true", help="check checksums only")
     verify.add_argument(
         "--store",
         default="",
         metavar="DIR",
-        help="STORE whose takedowns must not be inside (default: that of the build or release)",
+        help="STORE with the takedowns to check against (default: that of the build or release)",
     )
 
 
@@ -97,12 +95,12 @@ def add_diff(commands: Commands) -> None:
         commands,
         "diff",
         _diff,
-        "show how two published builds, or two releases, differ",
+        "compare two published builds or two releases",
         "wenlan-data diff builds/1 builds/2",
         "wenlan-data diff store/datasets/my-first/000001.json store/datasets/my-first/000002.json",
     )
-    diff.add_argument("a", metavar="A", help="a build's folder or its shards folder, or a release")
-    diff.add_argument("b", metavar="B", help="the one that it is compared with")
+    diff.add_argument("a", metavar="A", help="folder of a build or of its shards, or manifest of a release")
+    diff.add_argument("b", metavar="B", help="the build or release to compare it with")
 
 
 def _diff(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,20 +114,20 @@ def add_export(commands: Commands) -> None:
         commands,
         "export",
         _export,
-        "write a dataset in the format of another tool",
+        "export a dataset in the format of another tool",
         "wenlan-data export builds/1 --to brivl-jsonl",
         "wenlan-data export store/datasets/my-first/latest.json --to hf --out hf",
     )
     export.epilog = "formats:\n" + "\n".join(f"  {name:15}{title}" for name, title in exports.titles().items())
-    export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
-    export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="one of those below")
-    export.add_argument("--out", default="", metavar="DIR", help="a new folder (default: BUILD/FORMAT)")
+    export.add_argument("build", metavar="BUILD", help="folder of a build or of its shards, or manifest of a release")
+    export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="a format below")
+    export.add_argument("--out", default="", metavar="DIR", help="new folder (default: BUILD/FORMAT)")
     export.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this split; may be repeated")
     export.add_argument(
         "--detector", default="", metavar="ID", help="detector of the boxes (default: the dataset's first)"
     )
     export.add_argument(
-        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the dataset's)"
+        "--store", default="", metavar="DIR", help="STORE with the takedowns to leave out (default: the dataset's)"
     )
 
 
@@ -138,7 +136,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
     out = Path(args.out) if args.out else _default_out(args.build, args.to)
     if "://" in args.out:
-        raise SpecError([f"--out {args.out}: an export goes to a local folder; copy it from there"])
+        raise SpecError([f"--out {args.out}: must be a local folder; export there, then copy it"])
     rows = exports.export(Dataset.open(args.build), args.to, out, args.split, args.detector, args.store)
     say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
     return {"out": str(out), "rows": rows}
@@ -148,5 +146,5 @@ def _default_out(place: str, to: str) -> Path:
     """Returns the default folder of an export, inside the dataset's. Raises SpecError if that is remote or a file."""
     folder = Folder(place)
     if not folder.is_local or folder.url.endswith(".json"):
-        raise SpecError([f"export {place}: name the folder to write to with --out"])
+        raise SpecError([f"export {place}: --out DIR is required"])
     return Path(folder.at(to))

@@ -1,4 +1,4 @@
-"""Chooses what a new spec sets, from what is in its sources: filters, and the options that differ from the defaults.
+"""Drafts a new spec from the content of its sources: filters, and options that differ from the defaults.
 
 Every spec gets the default filters, whose thresholds depend on the kind of its sources: a spec that a user writes by
 hand keeps the same pictures. Only the lengths of a web source's texts are moved, to those of the texts looked at.
@@ -114,7 +114,7 @@ def _lengths(sources: Sequence[Source]) -> Filter:
     do."""
     texts = [text for source in sources for text in source.texts]
     every = sorted(map(_chars, texts))
-    found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
+    found = f"{len(every):,} sampled texts have {every[0]:,} to {every[-1]:,} characters"
     dropped = _dropped(TextLength(), sources)
     why = f"{found}; the defaults drop {dropped:,} of them. Thresholds: {_origin_of('text_length')}"
     if dropped <= FEW * len(every) or all(is_collection(_ref(source)) for source in sources):
@@ -149,7 +149,7 @@ def _chars(text: Text) -> int:
 def _han(sources: Sequence[Source]) -> Filter:
     """han_share, unless many texts of a user's own pictures are not Chinese, as their owner knows."""
     foreign, count = _dropped(HanShare(), sources), sum(len(source.texts) for source in sources)
-    why = f"drops texts that are not Chinese: {foreign:,} of {count:,} that were looked at"
+    why = f"drops texts that are not Chinese: {foreign:,} of {count:,} sampled"
     return Filter("han_share", {}, why, used=any(s.asks for s in sources) or foreign <= FEW * count)
 
 
@@ -157,22 +157,20 @@ def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]
     """Options that differ from the defaults, by part of the spec, each with its reason."""
     sections: dict[str, dict[str, tuple[Any, str]]] = {}
     if allow := [host for source in sources for host in source.allow]:
-        why = "loopback addresses are refused unless the spec names them"
-        sections["egress"] = {"allow": (allow, why), "delay_s": (0, "no pause: it is this machine")}
+        why = "loopback addresses are refused unless listed here"
+        sections["egress"] = {"allow": (allow, why), "delay_s": (0, "no delay for this machine")}
     if any(source.archived for source in sources) and all(source.archived or not source.asks for source in sources):
-        sections["egress"] = {
-            "network": ("never", "the pictures lie in the archive; allowed: those missing are asked for")
-        }
+        sections["egress"] = {"network": ("never", "the archive holds the pictures; allowed: download missing ones")}
     counted = Counter(text.text for source in sources for text in source.texts)
     text, times = max(counted.items(), key=lambda pair: pair[1], default=("", 0))
     if times > 10 and not any(source.asks for source in sources):
-        why = f"one text stands with {times:,} pictures ({text[:20]}); Wukong's 10 would drop the others"
+        why = f"one text belongs to {times:,} pictures ({text[:20]}); the default, Wukong's 10, would drop most of them"
         sections["dedup"] = {"max_pairs_per_text": (1_000_000, why)}
     small = all(source.entries < LOOKED_AT and "path_list" not in source.options for source in sources)
     if small:
         known = sum(source.entries for source in sources)
-        count = f"{known:,} pictures" if known else "pictures that are still to be counted"
-        why = f"of {count}; of fewer than {LOOKED_AT:,} a share of 0.01 is too small a sample to measure by"
+        count = f"{known:,} pictures" if known else "an unknown number of pictures"
+        why = f"for {count}: below {LOOKED_AT:,}, the default share of 0.01 is too small to measure"
         wanted = (
             math.ceil(150 * FEWEST_MEASURED / known) / 100 if known else 0.0
         )  # half more, since shares are of hashes

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from pipeline.store.build import Build
 
 EXAMPLES = """\
-A changed spec applies to what is new. To apply it to the whole dataset, make that again:
+A changed spec applies to new data only. To apply it to the whole dataset, rebuild the dataset:
 
   wenlan-data plan SPEC --generation new --store STORE
   wenlan-data build SPEC --generation new --store STORE --out builds/anew
 
-This reads the stored captures of all builds of the newest release, tables and folders as they are now, and images from
-STORE. No site is asked. Samples of the same pictures keep their keys and splits; the difference is shown at the end.
-Builds of the last generation stay where they are, and wenlan-data release rollback goes back to them.
+This reads the stored captures of all builds in the latest release, the current tables and folders, and the images in
+STORE. No requests go to sites. Samples of the same pictures keep their keys and splits. A diff is shown at the end.
+Builds of the previous generation are kept; wenlan-data release rollback restores them.
 """
 
 
@@ -27,7 +27,7 @@ def show_made_from(build: Build) -> dict[str, Any]:
     from pipeline.sources.site import Site
     from pipeline.stages.crawl import stored_captures
 
-    title = f"generation {build.generation} of {build.spec.name}: stored captures that it reads"
+    title = f"generation {build.generation} of {build.spec.name}: stored captures to read"
     table = table_of(title, "site", "snapshot", "pages", "MB", "folder")
     rows: list[dict[str, Any]] = []
     sites = [source.name for source in sources_of(build.spec) if isinstance(source, Site)]
@@ -39,10 +39,10 @@ def show_made_from(build: Build) -> dict[str, Any]:
             table.add_row(site, snapshot, f"{row['pages']:,}", f"{size / 1e6:,.1f}", stage.folder.url)
     show(table)
     for site in sorted(set(sites) - {row["site"] for row in rows}):
-        say(f"{site}: no capture is stored; the next build that crawls begins with it")
+        say(f"{site}: no stored captures; the next build that crawls will visit it")
     builds = [own.build_id for own in build.made_from]
     say(f"made from {', '.join(builds)}")
-    say(f"other sources are read again, images are taken from {build.store.url}/fetched; no site is asked")
+    say(f"other sources are read again, images come from {build.store.url}/fetched; no requests to sites")
     return {"made_from": builds, "captures": rows}
 
 

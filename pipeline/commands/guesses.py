@@ -1,4 +1,4 @@
-"""Looks at the input of a new spec: which kind of source it is, its options, and what is in it.
+"""Inspects the input of a new spec: the kind of source, its options and its content.
 
 What was concluded stands in the spec with its reason. Texts and sides of pictures are read by the source plug-in itself
 (at most LOOKED_AT of them), so that what is measured here is what a build will read; nothing is requested from a web
@@ -45,7 +45,7 @@ LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
 
 WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
-SAVE_AS_CSV = "is a workbook; save its sheet as CSV (UTF-8) and give that file"
+SAVE_AS_CSV = "workbooks are not supported; save the sheet as CSV (UTF-8) and give that file"
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|wacz|paths)$", re.I)
@@ -119,7 +119,7 @@ def _suffix(given: str) -> str:
     try:
         path = urlsplit(given).path if "://" in given else given
     except ValueError as e:
-        raise SpecError([f"--from {given}: is not an address ({e})"]) from None
+        raise SpecError([f"--from {given}: invalid URL ({e})"]) from None
     return PurePosixPath(PACKED.sub("", path.lower())).suffix
 
 
@@ -135,10 +135,10 @@ def _look(suffix: str, paths: list[str]) -> list[Source]:
     if suffix in WORKBOOKS:
         raise SpecError([f"--from {given}: {SAVE_AS_CSV}"])
     if suffix == ".txt":
-        wanted = "a table with a column of texts, or the folder of tars or files that img2dataset made of it"
-        raise SpecError([f"--from {given}: is a list of addresses without texts; give {wanted}"])
+        wanted = "a table that also has texts, or the output folder of img2dataset"
+        raise SpecError([f"--from {given}: a list of URLs without texts; give {wanted}"])
     known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, .wacz, warc.paths.gz or https://"
-    raise SpecError([f"--from {given}: no such folder, and the name is of no format that is known: {known}"])
+    raise SpecError([f"--from {given}: not an existing folder, and not a known format; expected {known}"])
 
 
 def _is_folder(given: str) -> bool:
@@ -148,7 +148,7 @@ def _is_folder(given: str) -> bool:
     except ImportError:
         raise
     except Exception as e:  # each storage behind fsspec has exceptions of its own
-        raise SourceError(given, f"cannot be looked at ({reason(e)})") from None
+        raise SourceError(given, f"cannot be accessed ({reason(e)})") from None
 
 
 def _folder(given: str) -> list[Source]:
@@ -172,7 +172,7 @@ def _folder(given: str) -> list[Source]:
     if not sources and (workbooks := [name for name in files if _suffix(name) in WORKBOOKS]):
         raise SourceError(f"{given.rstrip('/')}/{workbooks[0]}", SAVE_AS_CSV)
     if not sources:
-        raise SourceError(given, f"holds no pictures ({', '.join(SUFFIXES)}), tars, WARC files or tables")
+        raise SourceError(given, f"contains no pictures ({', '.join(SUFFIXES)}), tars, WARC files or tables")
     return sources
 
 
@@ -197,14 +197,14 @@ def _pictures(given: str, count: int, tables: list[str], workbooks: list[str]) -
             image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]
             options |= {"captions": name} if _has_usual_names(rows) else {"captions": name, "columns": columns}
             said = ", ".join(own if isinstance(own, str) else ", ".join(own) for own in texts)
-            why.append(f"captions are in {name}: column {image} names the picture, {said} the text")
+            why.append(f"captions are in {name}: column {image} has the picture, {said} the text")
             break
     source = _measured("folder", (given,), options, why, "library")
     if not source.texts and workbooks:
         raise SourceError(f"{given.rstrip('/')}/{workbooks[0]}", SAVE_AS_CSV)
     if not source.texts:
-        wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
-        raise SourceError(given, f"{count:,} pictures and no text: {wanted}")
+        wanted = "each X.jpg needs an X.txt or X.json next to it, or a row in a table with the columns file and caption"
+        raise SourceError(given, f"{count:,} pictures but no texts: {wanted}")
     return source
 
 
@@ -223,10 +223,10 @@ def _caption_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _webdataset(*given: str) -> Source:
     tars = len(expand(given, _name(*given)))
-    why = [f"{tars:,} tar{'s' * (tars > 1)} in the format of webdataset"]
+    why = [f"{tars:,} tar{'s' * (tars > 1)} in the webdataset format"]
     source = _measured("webdataset", given, {"path": _one_or_many(given)}, why, "library")
     if not source.texts:
-        raise SourceError(given[0], "no member KEY.jpg with a text: KEY.txt, or KEY.json with texts by kind")
+        raise SourceError(given[0], "no texts: each KEY.jpg needs KEY.txt, or KEY.json with texts by kind")
     return source
 
 
@@ -236,19 +236,19 @@ def _warc(*given: str) -> Source:
     look = configure("sources", "warc", {"name": name, "source_kind": kind, **options}, Warc).look(Budget())
     files, pages, *pictures = look.counts
     archived = bool(pictures) and pictures[0].number >= FEW_PICTURES * (look.candidates or pages).number
-    why = f"{files} with {pages}; the pictures on the pages are fetched from the web"
+    why = f"{files} with {pages}; their pictures are downloaded from the web"
     if pictures:
-        others = "" if archived else "; the others are fetched from the web"
-        why = f"{files} with {pages} and {pictures[0]}, which are read there{others}"
+        others = "" if archived else "; the others are downloaded from the web"
+        why = f"{files} with {pages} and {pictures[0]}, which are read from the archive{others}"
     return Source("warc", name, kind, options, (why,), asks=True, archived=archived)
 
 
 def _warc_list(given: str) -> Source:
     expand((given,), _name(given))
     if "cc-index" in given.rpartition("/")[2]:
-        why = ("Common Crawl's list of its index by which Chinese pages are read; limit takes the first file of 300",)
+        why = ("Common Crawl's index, used to find Chinese pages; limit takes the first of its 300 files",)
         return Source("common_crawl", "common-crawl", "web", {"path_list": given, "limit": 1}, why, asks=True)
-    why = ("a list of WARC files, as Common Crawl publishes for each crawl; limit takes the first 10 of them",)
+    why = ("a list of WARC files, as published for each Common Crawl; limit takes the first 10",)
     return Source("warc", "common-crawl", "web", {"path_list": given, "limit": 10}, why, asks=True)
 
 
@@ -260,17 +260,17 @@ def _site(pages: list[str]) -> Source:
     """The site of one host, crawled from the pages that were given."""
     given, parts = pages[0], urlsplit(pages[0])
     if not parts.hostname:
-        raise SpecError([f"--from {given}: names no host"])
+        raise SpecError([f"--from {given}: no host in the URL"])
     options: dict[str, Any] = {"start": pages}
     local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
-    pace = "without a pause, since it is this machine" if local else "one request per second and host"
+    pace = "without a delay, since it is this machine" if local else "one request per second per host"
     which = "this page" if len(pages) == 1 else f"these {len(pages)} pages"
-    why = [f"a web site, crawled from {which}, politely: robots.txt, {pace}"]
+    why = [f"a web site, crawled from {which}; obeys robots.txt, {pace}"]
     folders = list(dict.fromkeys(urlsplit(page).path for page in pages))
     if all(folder.endswith("/") and folder != "/" for folder in folders):
         options["within"] = folders
-        ends = "the address ends there" if len(pages) == 1 else "the addresses end there"
-        why.append(f"pages below {', '.join(folders[:3])}{' ...' * (len(folders) > 3)} only, since {ends}")
+        ends = "the URL is a folder" if len(pages) == 1 else "the URLs are folders"
+        why.append(f"limited to pages below {', '.join(folders[:3])}{' ...' * (len(folders) > 3)}, since {ends}")
     allow = (f"{parts.hostname}:{parts.port or 80}",) if local else ()
     return Source("site", _name(given), _kind_of_pages(given), options, tuple(why), asks=True, allow=allow)
 
@@ -285,21 +285,21 @@ def _table(*given: str) -> Source:
     first = expand(given, _name(*given))[0]
     rows = list(_rows(first))
     if not rows:
-        raise SourceError(first, "holds no row")
+        raise SourceError(first, "contains no rows")
     guess, folder = guess_columns(rows), first.rpartition("/")[0] or "."
     is_brivl = {"image_id", "sentences"} <= set(rows[0])
     captions = {} if guess.has_images or is_brivl else _caption_columns(rows)
     if captions and not _pictures_below(folder):
-        raise SourceError(first, f"column {captions['image']} names pictures, and {folder} holds none; give the folder")
+        raise SourceError(first, f"column {captions['image']} names pictures that {folder} lacks; give their folder")
     if captions:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
     if failed := sum(str(row.get("status", "")).startswith("failed_to_") for row in rows):  # as img2dataset writes
-        why.append(f"{failed:,} of these rows say that their picture could not be had; a build asks for it again")
+        why.append(f"{failed:,} of these rows are marked as failed downloads; a build retries them")
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if is_brivl:
         options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}
-        why.append("rows of BriVL's release, by image_id and sentences; image paths start at the folder of the table")
+        why.append("rows in BriVL's format (image_id, sentences); image paths are relative to the table's folder")
         return _measured("url_table", given, options, why, "library", asks=str(rows[0]["image_id"]).startswith(_WEB))
     if _suffix(first) in (".jsonl", ".ndjson", ".json") and any(isinstance(v, (list, dict)) for v in rows[0].values()):
         posts = _measured("microblog", given, options, [*why, "posts, each with its pictures"], "microblog", asks=True)
@@ -308,9 +308,9 @@ def _table(*given: str) -> Source:
     if _suffix(first) == ".json":
         options["format"] = "jsonl"
     if not (guess.has_images and guess.has_texts):
-        lacks = f"no column of {'texts' if guess.has_images else 'web addresses'} among {', '.join(map(str, rows[0]))}"
+        lacks = f"no column of {'texts' if guess.has_images else 'URLs'} among {', '.join(map(str, rows[0]))}"
         lacks = "; ".join([lacks, *([] if guess.has_texts else guess.remarks)])
-        hint = "name the columns in a spec: wenlan-data plugins url_table"
+        hint = "name the columns in a spec (see wenlan-data plugins url_table)"
         raise SourceError(first, f"{lacks}; {hint}")
     options["columns"] = guess.columns
     source_kind: SourceKind = "image_search"
@@ -319,7 +319,7 @@ def _table(*given: str) -> Source:
     if len(hosts) == 1 and "page_url" not in guess.columns:
         source_kind = "library"
         why.append(
-            "source_kind library, of which small pictures and short texts are kept: one host has all, and no page"
+            "source_kind library, which keeps small pictures and short texts: the rows have one host and no pages"
         )
     return _measured("url_table", given, options, why, source_kind, asks=True)
 
@@ -344,13 +344,13 @@ def _measured(
     texts = tuple(text for candidate in candidates for text in candidate.texts)
     shorter = [] if asks else sorted(map(min, _sides(source, candidates)))
     faults = [entry for entry in entries if not isinstance(entry, Candidate)]
-    why = [*why, f"{len(candidates):,} of {len(entries):,} entries with a text"]
+    why = [*why, f"{len(candidates):,} of {len(entries):,} sampled entries have texts"]
     if faults:
-        why.append(encodable(f"{len(faults):,} without one, for example {faults[0].evidence or faults[0].url}"[:200]))
-    if shorter:
         why.append(
-            f"shorter sides from {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
+            encodable(f"{len(faults):,} cannot be used, for example {faults[0].evidence or faults[0].url}"[:200])
         )
+    if shorter:
+        why.append(f"shorter sides of {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}")
     looked_at = max(len(entries), LOOKED_AT) if others else len(entries)
     return Source(kind, name, source_kind, options, tuple(why), asks, texts, looked_at)
 

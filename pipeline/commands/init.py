@@ -1,4 +1,4 @@
-"""`wenlan-data init`: writes the spec of a new dataset, from a look at its input or from answers on a terminal.
+"""`wenlan-data init`: writes the spec of a new dataset, from its input or from answers on a terminal.
 
 It guesses what it can see (`pipeline.commands.guesses`), says what it guessed and why, and asks on a terminal for the
 rest. The spec is checked before it is written.
@@ -29,7 +29,7 @@ def add_init(commands: Commands) -> None:
         commands,
         "init",
         _init,
-        "write the spec of a new dataset, from a look at its input",
+        "inspect the input and write the spec of a new dataset",
         "wenlan-data init --from photos/",
         "wenlan-data init --from table.parquet shards/*.tar --contact https://example.org/our-crawler",
         "wenlan-data init --from https://news.example.org/ --contact crawler@example.org --out news.yaml",
@@ -42,16 +42,15 @@ def add_init(commands: Commands) -> None:
         default=[],
         metavar="INPUT",
         help="folders of pictures with captions, tables (.parquet .csv .tsv .jsonl) of image URLs or posts, tars "
-        "(webdataset), WARC and WACZ files, web addresses of sites (pages of one host are one source); asked for on a "
-        "terminal",
+        "(webdataset), WARC and WACZ files, URLs of web sites (pages of one host become one source)",
     )
-    init.add_argument("--name", default="", help="of the dataset (default: after the first input)")
-    init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to ask web sites")
+    init.add_argument("--name", default="", help="name of the dataset (default: from the first input)")
+    init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to use the web")
     init.add_argument("--licence", default="", metavar="TEXT", help="terms of use of the dataset, for its card")
-    init.add_argument("--description", default="", metavar="TEXT", help="what the dataset is, for its card")
-    init.add_argument("--source-kind", choices=get_args(SourceKind), help="kind of the pages (default: guessed)")
-    init.add_argument("--out", default="", metavar="FILE", help="the spec (default: NAME.yaml)")
-    init.add_argument("--force", action="store_true", help="replace a file that is there")
+    init.add_argument("--description", default="", metavar="TEXT", help="description of the dataset, for its card")
+    init.add_argument("--source-kind", choices=get_args(SourceKind), help="kind of source (default: guessed)")
+    init.add_argument("--out", default="", metavar="FILE", help="spec to write (default: NAME.yaml)")
+    init.add_argument("--force", action="store_true", help="overwrite an existing file")
 
 
 def _init(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     asking = console.is_terminal and sys.stdin.isatty()
     inputs = args.inputs
     if asking and not inputs:
-        answer = _asked("Input: folder, table, tars, WARC files or web address")
+        answer = _asked("Input: folder, table, tars, WARC files or URL")
         try:
             inputs = shlex.split(answer)
         except ValueError as e:
@@ -77,20 +76,18 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     name = _dataset_name(args.name or (_asked("Name of the dataset", sources[0].name) if asking else sources[0].name))
     out = Path(args.out or f"{name}.yaml")
     if out.exists() and not args.force:
-        raise SpecError([f"{out}: is there already; --force replaces it, --out FILE writes another"])
+        raise SpecError([f"{out}: already exists; use --force to overwrite it, or --out FILE for another name"])
     web = any(source.asks and not source.archived for source in sources)
     contact = args.contact or (_asked("Contact for site owners (URL or e-mail address)") if asking and web else "")
     if not contact and web:
-        raise SpecError(
-            ["init: --contact is required, since a build asks web sites: a URL or e-mail address for owners"]
-        )
+        raise SpecError(["init: --contact is required, since a build sends requests to sites: a URL or e-mail address"])
     licence = args.licence or (_asked("Licence of the dataset", "") if asking else "")
     told = draft(
         sources, out.parent, name=name, contact=contact or UNKNOWN, licence=licence, description=args.description
     )
     _write(out, spec_text(told))
     for source in sources:
-        say(f"{source.name}: a source of kind {source.kind}")
+        say(f"source {source.name}, kind {source.kind}")
         for why in source.why:
             say(f"  {why}")
     say(f"written: {out}")
@@ -109,12 +106,12 @@ def _asked(question: str, default: str | None = None) -> str:
             if answer.strip() or default is not None:
                 return answer.strip()
     except EOFError:
-        raise SpecError([f"init: no answer to: {question}; wenlan-data init --help names the options"]) from None
+        raise SpecError([f"init: no answer to: {question}; for the options see wenlan-data init --help"]) from None
 
 
 def _dataset_name(name: str) -> str:
     if not re.fullmatch(NAME, name):
-        raise SpecError([f"--name {name}: small letters, digits, - and _ only, since it becomes part of file names"])
+        raise SpecError([f"--name {name}: use lower-case letters, digits, - and _ only (for file names)"])
     return name
 
 

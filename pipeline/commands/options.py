@@ -95,7 +95,7 @@ def _type(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
     if alternatives := schema.get("anyOf", schema.get("oneOf")):
         kinds = list(dict.fromkeys(_type(one, definitions) for one in alternatives if one.get("type") != "null"))
-        return f"{kinds[0]}; or one per key" if kinds[1:] == [f"mapping to {kinds[0]}"] else " or ".join(kinds)
+        return f"{kinds[0]}, or one per key" if kinds[1:] == [f"mapping to {kinds[0]}"] else " or ".join(kinds)
     if schema.get("type") == "array":
         if "prefixItems" in schema:
             return f"list of {len(schema['prefixItems'])}: {_type(schema['prefixItems'][0], definitions)}"

@@ -1,4 +1,4 @@
-"""`wenlan-data plan`: what a build would read, ask, run, yield and cost, before it does; the yield and the cost first.
+"""`wenlan-data plan`: forecasts what a build would read, request, run, yield and cost; yield and cost come first.
 
 Every source looks at its own input (`Source.look`), start pages and a handful of images are tried as a build would
 (`pipeline.web.probe`), and the stages say what is done already. What must be mended first, such as a file that is not
@@ -43,19 +43,19 @@ def add_plan(commands: Commands) -> None:
         commands,
         "plan",
         _plan,
-        "look at the input, and show what a build would run, yield and cost",
+        "inspect the input and forecast what a build would run, yield and cost",
         "wenlan-data plan my-first.yaml",
         "wenlan-data plan my-first.yaml --out builds/1 --store store",
         "wenlan-data plan my-first.yaml --store store --estimate 1000000",
     )
     add_build_arguments(plan, needs_out=False)
-    plan.add_argument("--stages", action="store_true", help="show every stage, and what is done of it already")
+    plan.add_argument("--stages", action="store_true", help="show every stage and how much of it is done")
     plan.add_argument("--offline", action="store_true", help="send no request to a site")
     plan.add_argument(
         "--estimate",
         type=int,
         metavar="N",
-        help="cost of N candidates by stage, scaled from the last published one",
+        help="cost of N candidates by stage, scaled from the last published build",
     )
 
 
@@ -64,7 +64,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.sources import sources_of
 
     if args.estimate is not None and not 1 <= args.estimate <= MOST:
-        raise SpecError([f"--estimate {args.estimate}: 1 to {MOST:,} candidates"])
+        raise SpecError([f"--estimate {args.estimate}: must be 1 to {MOST:,} candidates"])
     spec = plugins.load(args.spec)
     sources = sources_of(spec)
     looks = _looks(str(args.spec), sources)
@@ -93,7 +93,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     answer["in_the_way"] = _in_the_way(build) if args.out else []
     tried = [probe for probes in probes_of for probe in probes]
     if tried and not any(probe.ok for probe in tried):
-        say(f"warning: none of the {len(tried)} addresses that were tried could be had; the figures say what if")
+        say(f"warning: all URLs tried have failed ({len(tried)}); the forecast assumes that they work")
     if refused:
         raise SpecError(refused)
     return {**answer, **made_from}
@@ -106,7 +106,7 @@ def _looks(spec: str, sources: list[Source]) -> list[Look]:
     looks, problems = [], []
     for number, source in enumerate(sources):
         try:
-            with console.status(f"looking at source {source.name}"):
+            with console.status(f"inspecting source {source.name}"):
                 looks.append(source.look(Budget()))
         except SourceError as e:
             problems.append(f"{Lines(spec).where(f'sources[{number}]')}: {e}")
@@ -122,7 +122,7 @@ def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
 
     if not build.asks or build.stage("fetch" if look.image_urls else "crawl").finished():
         return []
-    with console.status(f"asking the web for a few addresses of source {source.name}"):
+    with console.status(f"trying a few URLs of source {source.name}"):
         if isinstance(source, Site):
             return probe_pages(build.spec, source, build.store.takedowns())
         takedowns = build.store.takedowns()
@@ -152,12 +152,12 @@ def _show_source(source: Source, look: Look, thresholds: dict[str, dict[str, Any
     table = table_of(f"source {source.name} ({source.plugin_name()})", "", "")
     table.show_header, table.columns[1].justify = False, "left"
     counts = [str(count) for count in look.counts] + ([size_of(look.bytes)] if look.bytes else [])
-    rows = [("holds", ", ".join(counts)), *look.facts]
+    rows = [("contains", ", ".join(counts)), *look.facts]
     if look.candidates is not None:
         rows.append(("candidates", f"{look.candidates.exactness} {look.candidates.number:,}".strip()))
     if thresholds:
         own = (f"{name} {as_yaml(options).strip('{}')}" for name, options in thresholds.items())
-        rows.append(("thresholds", f"as source_kind {source.source_kind}: {'; '.join(own)}"))
+        rows.append(("thresholds", f"for source_kind {source.source_kind}: {'; '.join(own)}"))
     for probe in probes:
         fate = "tried" if probe.ok else "refused" if probe.refused else "failed"
         rows.append((fate, f"{probe.url}: {probe.said}{f'; {probe.advice}' if probe.advice else ''}"))
@@ -218,7 +218,7 @@ def _in_the_way(build: Build) -> list[str]:
 
     blocking = replacing.in_the_way(build) or replacing.displaced(build)
     for line in blocking:
-        say(f"a build would refuse: {line}")
+        say(f"a build would refuse to start: {line}")
     return blocking
 
 
@@ -241,25 +241,25 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     waits = {what: expected[f"{what}_seconds"] if build.asks else 0.0 for what in ("crawl", "fetch")}
     parts = [f"{duration(seconds)} to {what}" for what, seconds in waits.items() if seconds >= 1]
     if parts:
-        host = f", the slowest host is {expected['slowest_host']}" if expected["slowest_host"] else ""
+        host = f", slowest host {expected['slowest_host']}" if expected["slowest_host"] else ""
         say(f"  at least {' and '.join(parts)}: {_pauses(paces)}{host}")
     free = _free_bytes(build.out)
-    room = "" if free is None else f"{size_of(free)} are free"
+    room = "" if free is None else f"{size_of(free)} free"
     if estimate is None or reference is None:
         if room:
             say(f"  {room}")
-        say(f"  no estimate: {build.store.url} has no published build; a small one will tell time, disk and pairs")
+        say(f"  no estimate: no published build in {build.store.url}; run a small one to estimate time, disk and pairs")
     else:
         _show_cost(estimate, room, by_stage=asked is not None)
         if free is not None and estimate["total"]["bytes"] > free:
-            say("  warning: the disk is too small for it")
+            say("  warning: not enough free disk space")
         other = "" if reference.name == build.spec.name else f" of dataset {reference.name}"
         say(
-            f"  scaled in step with the candidates from build {reference.build_id}{other}, which had "
-            f"{reference.candidates:,}: a small build says little of a large one"
+            f"  scaled from the {reference.candidates:,} candidates of build {reference.build_id}{other}; "
+            f"inaccurate if that build is much smaller"
         )
     if build.held:
-        say(f"  the dataset holds {build.held:,} samples already; of those pairs it takes what it does not hold")
+        say(f"  the dataset already holds {build.held:,} samples; only new pairs are added")
     _warn_of_splits(build, candidates if pairs is None else pairs)
     return {"forecast": expected, "estimate": estimate, "free_bytes": free}
 
@@ -276,18 +276,18 @@ def _warn_of_splits(build: Build, pairs: int | None) -> None:
     """Say which splits would be too small to measure by, if as many pairs are all that the dataset gets."""
     pairs, shards = (pairs or 0) + build.held, build.spec.shards
     counts = {name: share * pairs for name, share in (("dev", shards.dev_share), ("val", shards.val_share)) if share}
-    few = [f"{name} gets about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
+    few = [f"{name} about {count:.0f}" for name, count in counts.items() if count < FEWEST_MEASURED]
     if few and pairs:
         enough = math.ceil(100 * FEWEST_MEASURED / pairs) / 100
         advice = f"a share of {enough:g} gives {FEWEST_MEASURED}" if enough <= MOST_APART else "the dataset is small"
-        say(f"  warning: split {', '.join(few)} samples, too few to measure by; {advice}")
+        say(f"  warning: too few samples to measure: {', '.join(few)}; {advice}")
 
 
 def _pauses(paces: list[Pace]) -> str:
     """Returns the pauses of a polite client, in words."""
     delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
     seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
-    return f"{seconds} s between requests to a host"
+    return f"with {seconds} s between requests to a host"
 
 
 def _show_cost(estimate: dict[str, Any], room: str, by_stage: bool) -> None:
@@ -296,7 +296,7 @@ def _show_cost(estimate: dict[str, Any], room: str, by_stage: bool) -> None:
     total = estimate["total"]
     written = f"{size_of(total['bytes'])} written" + (f", {room}" if room else "")
     hours, memory = duration(total["cpu_seconds"]), size_of(total["peak_bytes"])
-    say(f"  {written}; {hours} of CPU time, {memory} of memory for a worker")
+    say(f"  {written}; {hours} of CPU time, {memory} of memory per worker")
     if by_stage:
         title = f"{estimate['candidates']:,} candidates"
         table = table_of(title, "stage", "worker hours", "CPU hours", "GPU hours", "GB written", "GB memory")

@@ -33,7 +33,7 @@ def add_plugins(commands: Commands) -> None:
         "wenlan-data plugins filters --json",
     )
     name = plugins.add_argument(
-        "name", nargs="?", default="", metavar="NAME", help="a plug-in, shown with an example, or one of the families"
+        "name", nargs="?", default="", metavar="NAME", help="plug-in to show with an example, or family of plug-ins"
     )
     completed_by(name, lambda **_: [*FAMILIES, *(name for _, name in _known())])
 
@@ -50,7 +50,7 @@ def _plugins(args: argparse.Namespace) -> dict[str, Any]:
         if not wanted:
             words = [*FAMILIES, *(name for _, name in _known())]
             near = [word for word in words if args.name in word] or difflib.get_close_matches(args.name, words, n=1)
-            hint = f"did you mean {' or '.join(near)}?" if near else "wenlan-data plugins lists them"
+            hint = f"did you mean {' or '.join(near)}?" if near else "see wenlan-data plugins"
             raise SpecError([f"{args.name}: no such plug-in; {hint}"])
     answers = [describe(family, name) for family, name in wanted]
     if len(answers) == 1:
@@ -119,9 +119,9 @@ def _show_all(plugins: list[dict[str, Any]]) -> None:
         if own["family"] != family:
             family = own["family"]
             _heading(family)
-        missing = f" Not installed: extra {own['missing_extra']}." if own["missing_extra"] else ""
+        missing = f" Not installed: needs the extra {own['missing_extra']}." if own["missing_extra"] else ""
         say(f"  {own['name']:16} {own['summary']}{missing}")
-    say("options, thresholds, limits and an example of one: wenlan-data plugins NAME")
+    say("for options, thresholds, limits and an example: wenlan-data plugins NAME")
 
 
 def _show_one(own: dict[str, Any]) -> None:

@@ -38,23 +38,23 @@ def add_release(commands: Commands) -> None:
     parser = commands.add_parser("release", help=what, description=what, examples=whole)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     listed = command(actions, "list", _list, "list the releases of a dataset, or of all datasets of STORE", *_LIST)
-    listed.add_argument("dataset", nargs="?", default="", metavar="NAME", help="of the dataset (default: all)")
-    shown = command(actions, "show", _show, "show what a release consists of (default: the newest)", *_SHOW)
-    what = "show how two releases differ (default: the newest from the one before)"
+    listed.add_argument("dataset", nargs="?", default="", metavar="NAME", help="name of the dataset (default: all)")
+    shown = command(actions, "show", _show, "show the builds of a release (default: the latest)", *_SHOW)
+    what = "compare two releases (default: the latest with the one before)"
     diff = command(actions, "diff", _diff, what, *_DIFF)
-    back = command(actions, "rollback", _rollback, "make the builds of an earlier release the newest release", *_BACK)
-    copied = command(actions, "copy", _copy, "copy a release into one folder that needs nothing else", *_COPY)
+    back = command(actions, "rollback", _rollback, "publish a new release with the builds of an earlier one", *_BACK)
+    copied = command(actions, "copy", _copy, "copy a release into one self-contained folder", *_COPY)
     for named in (shown, diff, back, copied):
-        named.add_argument("dataset", metavar="NAME", help="of the dataset")
+        named.add_argument("dataset", metavar="NAME", help="name of the dataset")
     for one in (shown, copied):
-        one.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="of the release")
-    shown.add_argument("--urls", default="", metavar="SPLIT", help="print the tars of a split, one per line, on stdout")
-    diff.add_argument("a", nargs="?", type=int, default=0, metavar="A", help="of the earlier release")
-    diff.add_argument("b", nargs="?", type=int, default=0, metavar="B", help="of the later release")
-    back.add_argument("number", type=int, metavar="N", help="of the release whose builds it shall have")
-    copied.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        one.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="its number (default: latest)")
+    shown.add_argument("--urls", default="", metavar="SPLIT", help="print the paths of the tars of a split")
+    diff.add_argument("a", nargs="?", type=int, default=0, metavar="A", help="number of the earlier release")
+    diff.add_argument("b", nargs="?", type=int, default=0, metavar="B", help="number of the later release")
+    back.add_argument("number", type=int, metavar="N", help="number of the release to go back to")
+    copied.add_argument("--out", required=True, metavar="DIR", help="new folder")
     for each in (listed, shown, diff, back, copied):
-        each.add_argument("--store", required=True, metavar="DIR", help="STORE: what all builds share")
+        each.add_argument("--store", required=True, metavar="DIR", help="STORE, shared by all builds")
 
 
 def _list(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
         if own.latest().withdrawn:
             say(f"{own.dataset} is withdrawn: {own.latest().withdrawn}")
     if not releases:
-        say(f"{store.url} holds no dataset yet")
+        say(f"{store.url} contains no dataset yet")
     return {"datasets": answer}
 
 
@@ -79,7 +79,7 @@ def _show(args: argparse.Namespace) -> dict[str, Any]:
     manifest = releases.read(args.number)
     if args.urls:
         return {"urls": _urls(releases, manifest, args.urls)}
-    table = table_of(manifest.build_id, "build", "snapshot", "revision", "samples", "folder of its shards")
+    table = table_of(manifest.build_id, "build", "snapshot", "revision", "samples", "folder of the shards")
     for build in manifest.builds:
         row = [build.build_id, build.snapshot, str(build.revision), f"{sum(build.samples.values()):,}", build.folder]
         table.add_row(*row)
@@ -94,7 +94,7 @@ def _urls(releases: Releases, manifest: Manifest, split: str) -> list[str]:
     from data_specs.shard import SPLITS
 
     if split not in SPLITS:
-        raise SpecError([f"--urls {split}: no such split; one of {', '.join(SPLITS)}"])
+        raise SpecError([f"--urls {split}: no such split; expected one of {', '.join(SPLITS)}"])
     shards = [shard for shard in manifest.shards if shard.split == split]
     urls = [f"{manifest.folder_of(shard, releases.folder.url)}/{shard.tar.path}" for shard in shards]
     for url in urls:
@@ -110,7 +110,7 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
     newest = releases.read(args.b).release
     earlier = args.a or newest - 1
     if earlier < 1:
-        raise SpecError([f"{args.dataset}: has one release, and nothing to compare it with"])
+        raise SpecError([f"{args.dataset}: has only one release, so there is nothing to compare"])
     releases.read(earlier)  # says so if there is none
     return show_diff(diff(*(releases.folder.at(file_name(number)) for number in (earlier, newest))))
 
@@ -120,11 +120,11 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 
     require("jinja2")  # which fills in the card of a release, at the end
     if args.number < 1:
-        raise SpecError([f"{args.number}: is not a number of a release; they begin with 1"])
+        raise SpecError([f"{args.number}: not the number of a release; they start at 1"])
     store = _store(args)
     manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
     samples = sum(manifest.samples.values())
-    say(f"release {manifest.release} of {args.dataset} has the builds of release {args.number}: {samples:,} samples")
+    say(f"release {manifest.release} of {args.dataset} restores release {args.number}: {samples:,} samples")
     return _summary(manifest)
 
 
@@ -148,7 +148,7 @@ def _releases(store: Store, dataset: str) -> Releases:
     releases = store.releases(dataset)
     if releases.latest().current is None:
         known = ", ".join(own.dataset for own in store.datasets()) or "none"
-        raise SpecError([f"{dataset}: no such dataset in {store.url}; it has: {known}"])
+        raise SpecError([f"{dataset}: no such dataset in {store.url}; datasets: {known}"])
     return releases
 
 
@@ -158,5 +158,5 @@ def _store(args: argparse.Namespace) -> Store:
 
     store = Store(Folder(args.store).url)
     if not store.version():
-        raise SpecError([f"--store {args.store}: there is no STORE"])
+        raise SpecError([f"--store {args.store}: not a STORE"])
     return store

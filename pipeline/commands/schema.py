@@ -1,4 +1,4 @@
-"""JSON Schema of a build spec for editors, with the options of every plug-in filled in.
+"""JSON Schema of a build spec for editors, including the options of every plug-in.
 
     wenlan-data schema                        prints data_specs/schemas/build.schema.json
     python -m pipeline.commands.schema        rewrites it
@@ -34,7 +34,7 @@ def add_schema(commands: Commands) -> None:
         commands,
         "schema",
         _print,
-        "print a JSON Schema, by which an editor completes and checks what it describes",
+        "print a JSON Schema, for completion and checks in an editor",
         "wenlan-data schema > build.schema.json",
         "wenlan-data schema build",
     )
@@ -45,7 +45,7 @@ def add_schema(commands: Commands) -> None:
 def _print(args: argparse.Namespace) -> dict[str, Any]:
     """Print the schema on stdout; with --json it is part of the one line there instead."""
     if args.name not in _names():
-        raise SpecError([f"{args.name}: no such schema; one of {', '.join(_names())}"])
+        raise SpecError([f"{args.name}: no such schema; expected one of {', '.join(_names())}"])
     schema = json.loads(PATH.with_name(f"{args.name}{SUFFIX}").read_text(encoding="utf-8"))
     if not args.json:
         sys.stdout.write(f"{answers.writable(schema, indent=1)}\n")

@@ -1,4 +1,4 @@
-"""A draft as the text of a spec: what it sets, and every other option as a comment with its default and its meaning.
+"""Text of a drafted spec: the options it sets, and every other option as a comment with its default and meaning.
 
 A commented option begins with `# NAME:`; without its `# ` it says what holds anyway. Meanings are the descriptions of
 the models (`pipeline.commands.options`), so the text of a new option needs no change here.
@@ -20,9 +20,9 @@ _WRITTEN = ("name", "description", "licence", "contact", "sources", "filters", "
 """Options of a spec that `spec_text` writes itself; `base` is the spec's own folder."""
 
 _HEAD = """\
-# A dataset, as wenlan-data builds it; written by wenlan-data init.
-# A line that begins with `# ` and an option shows its default: take the `# ` away to change it.
-# The options of every source, filter and detector: wenlan-data plugins. For editors: wenlan-data schema.
+# Spec of a dataset for wenlan-data; written by wenlan-data init.
+# Commented-out options show their defaults; remove the `# ` to change one.
+# To list the options of sources, filters and detectors: wenlan-data plugins. For editors: wenlan-data schema.
 """
 
 

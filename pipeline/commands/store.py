@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that look after STORE and the builds it knows: forget, gc, regions."""
+"""Commands of `wenlan-data` that maintain STORE and its builds: forget, gc, regions."""
 
 from __future__ import annotations
 
@@ -34,29 +34,27 @@ def add_forget(commands: Commands) -> None:
         "builds",
         nargs="*",
         metavar="BUILD",
-        help="in addition to the published builds that STORE knows; folders of search indexes too",
+        help="unpublished builds to search too; published builds of STORE always are; or folders of search indexes",
     )
     _add_store(forget)
     forget.add_argument(
-        "--index", action="append", default=[], metavar="DIR", help="a search index, whose rows go too; may be repeated"
+        "--index", action="append", default=[], metavar="DIR", help="search index to remove rows from; may be repeated"
     )
     for name, meta, help in (
-        ("--item", "X", "file, URL, key, id or sha256 of an image, or URL of a page, as explain takes them"),
+        ("--item", "X", "an image (URL, file, key, ID or sha256) or the URL of a page, as in explain"),
         ("--url", "U", "URL of an image or a page"),
         ("--domain", "D", "host name, including its subdomains"),
-        ("--sha256", "H", "of an image's bytes as fetched"),
-        ("--like", "FILE", "a picture; removes images that look like it"),
+        ("--sha256", "H", "sha256 of the image as fetched"),
+        ("--like", "FILE", "a picture; images that look like it are removed"),
     ):
         forget.add_argument(name, action="append", default=[], metavar=meta, help=f"{help}; may be repeated")
     forget.add_argument(
-        "--distance", type=int, metavar="BITS", help="of 64 by which a perceptual hash may differ (0 to 16)"
+        "--distance", type=int, metavar="BITS", help="bits of the 64-bit perceptual hash that may differ (0 to 16)"
     )
     forget.add_argument(
-        "--exact", action="store_true", help="only the URLs and bytes named, not images that look the same"
+        "--exact", action="store_true", help="only images with these URLs or bytes, not those that look the same"
     )
-    forget.add_argument(
-        "--missing-ok", action="store_true", help="exit with 0 even if it is a new takedown and nothing matches it"
-    )
+    forget.add_argument("--missing-ok", action="store_true", help="exit with 0 even if a new takedown matches nothing")
     forget.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
 
@@ -66,9 +64,9 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.takedown.indexes import is_index
 
     if args.distance is not None and not 0 <= args.distance <= MOST_BITS:
-        raise SpecError([f"--distance {args.distance}: 0 to {MOST_BITS} bits of 64"])
+        raise SpecError([f"--distance {args.distance}: must be 0 to {MOST_BITS} bits"])
     if args.distance is not None and args.exact:
-        raise SpecError(["--exact takes nothing that looks the same: --distance would have no effect"])
+        raise SpecError(["--distance cannot be used with --exact, which does not compare looks"])
     store = _store(args)
     searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
     for folder in searched:
@@ -117,13 +115,13 @@ def _faults(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Say that a takedown removed nothing; an error unless it was known before, or that was to be expected."""
-    recorded = "the takedown is recorded, and matching content will be refused in future builds"
+    recorded = "the takedown is recorded, and future builds will refuse matching content"
     if args.dry_run:
         recorded = "nothing was changed"
     elif answer["known"]:
-        recorded = "the takedown was recorded before"
+        recorded = "the takedown was already recorded"
     also = f" and {len(answer['indexes'])} indexes" if answer["indexes"] else ""
-    line = f"nothing in {len(answer['builds'])} builds{also} matches; {recorded}"
+    line = f"no match in {len(answer['builds'])} builds{also}; {recorded}"
     say(line)
     return {} if answer["known"] or args.missing_ok else {"ok": False, "error": line, "code": 1}
 
@@ -139,7 +137,7 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     named = [opening.reopen(place) for place in places]
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
-            raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
+            raise SpecError([f"{build.out}: belongs to STORE {build.store.url}, not {store.url}"])
     found = [known_builds.registered(store, STAGES), known_builds.released(store, STAGES)]
     builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
     return list(builds.values()), [line for _, faults in found for line in faults]
@@ -159,9 +157,9 @@ def _show_loss(loss: dict[str, Any], dry_run: bool) -> None:
     """Print what a takedown removes from one index."""
     verb = "would remove" if dry_run else "removed"
     revision = "" if dry_run else f"; revision {loss['revision']}"
-    say(f"{loss['index']}: {verb} {loss['rows']:,} rows, texts of {loss['texts']:,} rows{revision}")
+    say(f"{loss['index']}: {verb} {loss['rows']:,} rows, and the texts of {loss['texts']:,} others{revision}")
     if loss["unseen"]:
-        say(f"{loss['index']}: {loss['unseen']:,} pictures could not be compared by their looks: they cannot be read")
+        say(f"{loss['index']}: {loss['unseen']:,} pictures are unreadable and could not be compared by their looks")
 
 
 def add_gc(commands: Commands) -> None:
@@ -175,14 +173,14 @@ def add_gc(commands: Commands) -> None:
     )
     _add_store(gc)
     gc.add_argument(
-        "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
+        "--keep", type=int, default=0, metavar="N", help="how many builds of each dataset to keep whole (default: all)"
     )
     gc.add_argument(
         "--keep-releases",
         type=int,
         default=0,
         metavar="N",
-        help="releases of each dataset to keep; shards that none of them needs are deleted (default: all)",
+        help="how many releases of each dataset to keep; shards not in them are deleted (default: all)",
     )
     gc.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
 
@@ -193,7 +191,7 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
     for option, number in (("--keep", args.keep), ("--keep-releases", args.keep_releases)):
         if number < 0:
-            raise SpecError([f"{option} {number}: a number, 0 for all of them"])
+            raise SpecError([f"{option} {number}: must be a number, or 0 for all"])
     answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run, args.keep_releases)
     for deletion in answer["deleted"]:
         say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
@@ -208,7 +206,7 @@ def add_regions(commands: Commands) -> None:
         commands,
         "regions",
         _regions,
-        "show what the region cache holds, or remove detectors from it",
+        "show the contents of the region cache, or remove detectors from it",
         "wenlan-data regions stats --store store",
         "wenlan-data regions prune --store store --before 2026-01-31 --dry-run",
     )
@@ -218,7 +216,7 @@ def add_regions(commands: Commands) -> None:
         "--detector", action="append", default=[], metavar="ID", help="prune this detector; may be repeated"
     )
     regions.add_argument(
-        "--before", default="", metavar="DATE", help="prune detectors not written to since, e.g. 2026-01-31"
+        "--before", default="", metavar="DATE", help="prune detectors last written before this date, e.g. 2026-01-31"
     )
     regions.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
@@ -227,9 +225,9 @@ def _regions(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store import region_cache
 
     if args.action == "prune" and not (args.detector or args.before):
-        raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+        raise SpecError(["regions prune: --detector ID or --before DATE is required"])
     if args.action == "stats" and (args.detector or args.before or args.dry_run):
-        raise SpecError(["regions stats: shows every detector; --detector, --before and --dry-run are for prune"])
+        raise SpecError(["regions stats: --detector, --before and --dry-run are for prune only"])
     before, store = _date(args.before), _store(args)
     store.check()
     if args.action == "stats":
@@ -253,17 +251,17 @@ def _date(text: str) -> str:
     try:
         when = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise SpecError([f"--before {text}: is not a date such as 2026-01-31"]) from None
+        raise SpecError([f"--before {text}: not a date such as 2026-01-31"]) from None
     utc = datetime.UTC
     return (when.replace(tzinfo=utc) if when.tzinfo is None else when.astimezone(utc)).isoformat(timespec="seconds")
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, metavar="DIR", help="STORE: what all builds share")
+    parser.add_argument("--store", required=True, metavar="DIR", help="STORE, shared by all builds")
 
 
 def _store(args: argparse.Namespace) -> Store:
-    """The STORE that a command looks after. Raises StoreError if there is none."""
+    """The STORE that a command looks after. Raises StoreError if missing."""
     from pipeline.files.folder import Folder
     from pipeline.store.store import Store
 

@@ -1,4 +1,4 @@
-"""The command `studio`: a local web page in which people look at every candidate of a build, and sign for it."""
+"""`wenlan-data studio`: a local web page to browse all candidates of a build and to sign it off."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def add_studio(commands: Commands) -> None:
         commands,
         "studio",
         _studio,
-        "look at every candidate of a build in a browser, kept or dropped; approve it, or take samples down",
+        "browse all candidates of a build, kept or dropped; approve the build, or take samples down",
         "wenlan-data studio builds/1",
         "wenlan-data studio store/datasets/my-first/latest.json --no-browser",
         "wenlan-data studio --index builds",
     )
-    studio.add_argument("place", nargs="?", default="", metavar="BUILD|RELEASE", help="a build's folder, or a release")
+    studio.add_argument("place", nargs="?", default="", metavar="BUILD|RELEASE", help="folder of a build, or a release")
     studio.add_argument(
         "--index",
         default="",
         metavar="DIR",
-        help="with BUILD: its search index (default: BUILD/index); alone: a search index, or a folder of builds",
+        help="with BUILD: its search index (default: BUILD/index); without: a search index, or a folder of builds",
     )
     studio.add_argument(
         "--baseline",
         default="",
         metavar="BUILD",
-        help="what is new is new against this build (default: as the report's)",
+        help="build to compare with, to mark new candidates (default: the baseline of the report)",
     )
     studio.add_argument(
         "--port", type=int, default=None, metavar="N", help=f"port on 127.0.0.1 (default: {PORT}, or a free one)"
     )
-    studio.add_argument("--no-browser", action="store_true", help="print the link, and open no browser")
+    studio.add_argument("--no-browser", action="store_true", help="print the link without opening a browser")
 
 
 def _studio(args: argparse.Namespace) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def _studio(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.studio.server import Studio, serve
 
     if not args.place and not args.index:
-        raise SpecError(["studio: name a BUILD or a RELEASE, or --index DIR"])
+        raise SpecError(["studio: give a BUILD or RELEASE, or --index DIR"])
     if args.port is not None and not 0 <= args.port < 1 << 16:
-        raise SpecError([f"--port {args.port}: 0 to 65535, 0 for any free one"])
+        raise SpecError([f"--port {args.port}: must be 0 to 65535; 0 chooses a free one"])
     alone = "" if args.place or not args.index else args.index
     folder = bool(alone) and not Folder(alone).exists("index.json")
     where, index = (args.place, args.index) if args.place else (alone, "") if folder else ("", alone)
@@ -73,7 +73,7 @@ def _studio(args: argparse.Namespace) -> dict[str, Any]:
             token, once = new_token(), new_token()
             link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token="
             say(f"studio of {where or index}: {link}{token}")
-            say("only this machine can reach it, and only with this link; Ctrl-C ends it")
+            say("only this machine can open it, and only with this link; press Ctrl-C to stop")
             studio.start(AFTER_S)
             if not args.no_browser:  # one on the terminal is waited for until a person leaves it
                 threading.Thread(target=webbrowser.open, args=(f"{link}{once}",), daemon=True).start()
@@ -92,7 +92,7 @@ def _bound(port: int | None) -> socket.socket:
             sock.close()
             if port is None and number:
                 continue
-            hint = f"{e.strerror}; --port 0 takes a free one" if e.errno == errno.EADDRINUSE else e.strerror
+            hint = f"{e.strerror}; use --port 0 to choose a free one" if e.errno == errno.EADDRINUSE else e.strerror
             raise OSError(e.errno, hint, f"--port {number}") from None
         sock.listen(128)  # who follows the link before the server answers waits, and is not refused
         return sock

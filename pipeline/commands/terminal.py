@@ -59,7 +59,7 @@ def command(
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
     """Add the argument SPEC, which a shell completes from YAML files and folders."""
-    spec = parser.add_argument("spec", metavar="SPEC", help="a dataset's specification, a YAML file or its URL")
+    spec = parser.add_argument("spec", metavar="SPEC", help="spec of the dataset: a YAML file or its URL")
     completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 

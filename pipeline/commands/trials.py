@@ -1,4 +1,4 @@
-"""`wenlan-data try`: what another spec would have made of a build, in seconds."""
+"""`wenlan-data try`: shows within seconds how another spec would change a build."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HERE = 20_000
 """Candidates up to which a trial runs in this process: it ends before Ray would have started."""
 
 _EPILOG = """\
-What would a shorter text let in? Copy the spec, change min_chars in the copy, and try it on a build that you have:
+Which pairs would a lower min_chars add? Copy the spec, change the copy, and try it on an existing build:
 
   wenlan-data try changed.yaml --on builds/2026-11-25
 
-Only stages whose part of the spec differs run, in a folder of their own; nothing is written to BUILD, and no site is
-asked. Options of sources, egress and fetch cannot be tried.
+Only stages affected by the change run, in a separate folder: nothing is written to BUILD, and no requests go to sites.
+Options of sources, egress and fetch cannot be tried.
 """
 
 
@@ -35,16 +35,16 @@ def add_try(commands: Commands) -> None:
         commands,
         "try",
         _try,
-        "show what another spec would have made of a build",
+        "show how another spec would change a build",
         "wenlan-data try changed.yaml --on builds/1",
         "wenlan-data try changed.yaml --on builds/1 --out trial --workers 4",
     )
     parser.epilog = _EPILOG
     add_spec(parser)
     parser.add_argument("--on", required=True, metavar="BUILD", help="a finished build, published or not")
-    parser.add_argument("--out", default="", metavar="DIR", help="keep the stages that ran, and write the page there")
-    parser.add_argument("--address", default="", metavar="A", help="a Ray cluster's address")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
+    parser.add_argument("--out", default="", metavar="DIR", help="keep the output of the stages and the page there")
+    parser.add_argument("--address", default="", metavar="A", help="address of a Ray cluster")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the local Ray (default: all)")
 
 
 def _try(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     spec = plugins.load(args.spec)
     on = opening.reopen(args.on)
     if args.out and (Folder(args.out).names() or f"{Folder(args.out).url}/".startswith(f"{on.out}/")):
-        raise SpecError([f"--out {args.out}: is not empty, or within the build; a trial needs a folder of its own"])
+        raise SpecError([f"--out {args.out}: not empty, or inside the build; a trial needs a separate, empty folder"])
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wenlan-try-") as scratch:
         trial = opening.open_trial(spec, on, args.out or scratch)
@@ -101,10 +101,10 @@ def _show(figures: dict[str, Any]) -> None:
         counts = [f"{one[fate]:,}" for fate in ("kept", "dropped") for one in (before, after)]
         table.add_row(row["stage"], *counts[:2], f"{change:+,}" if change else "", *counts[2:])
     show(table)
-    for group, words, why in (("came_in", "came in", "were"), ("went_out", "went out", "are")):
+    for group, words, why in (("came_in", "added", "dropped before"), ("went_out", "removed", "dropped now")):
         own = figures[group]
         reasons = ", ".join(f"{r['reason']} {r['count']:,}" for r in own["reasons"][:5])
-        say(f"{words}: {own['count']:,}{f' ({why} {reasons})' if reasons else ''}")
+        say(f"{words}: {own['count']:,}{f' ({why}: {reasons})' if reasons else ''}")
         _examples(own["examples"])
     missing = figures["not_stored"]
     if missing["count"]:

@@ -241,8 +241,8 @@ def _comparable(build: Build, identities: Identities, tower: str) -> list[Publis
             comparable.append(known)
             continue
         message = (
-            "semantic_dedup: %s was not compared by features of this tower: its images lead no others here "
-            "(build --generation new compares all of them)"
+            "semantic_dedup: %s lacks features of this tower, so its images are not compared "
+            "(build --generation new compares them all)"
         )
         log.warning(message, known.build)
     return comparable

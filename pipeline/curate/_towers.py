@@ -82,7 +82,7 @@ def towers_of(spec: BuildSpec) -> Towers:
     places = [within(spec.base, path) if path else "" for path in (options.image, options.text, options.vocabulary)]
     for name, place in zip(("image", "text", "vocabulary"), places, strict=True):
         if "://" in place:
-            raise SpecError([f"pair_score.{name}: {place}: is a URL; every worker reads towers from a path of its own"])
+            raise SpecError([f"pair_score.{name}: {place}: is a URL; towers must be on a local path of every worker"])
     image, text, vocabulary = map(Path, places)
     return _towers(options, image, text, vocabulary if options.vocabulary else None)
 
@@ -116,9 +116,9 @@ def _check(towers: Towers) -> None:
     except ContractError as e:
         raise SpecError([f"pair_score: {e}"]) from None
     if towers.vocabulary is None and image.towers.sha256 != text.towers.sha256:
-        raise SpecError([f"pair_score: {towers.text}: is of another checkpoint than {towers.image}"])
+        raise SpecError([f"pair_score: {towers.text}: not of the same checkpoint as {towers.image}"])
     if image.width != text.width:
-        raise SpecError([f"pair_score: {towers.text}: has {text.width} features, {towers.image} has {image.width}"])
+        raise SpecError([f"pair_score: {towers.text}: {text.width} features, but {image.width} in {towers.image}"])
 
 
 @dataclass(frozen=True)

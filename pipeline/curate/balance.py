@@ -1,4 +1,4 @@
-"""Judge balance: of the pairs whose concepts are all frequent a share is kept, so that rare ones are seen as well.
+"""Judge balance: keeps only a share of the pairs with frequent concepts alone, so that rare concepts gain weight.
 
 MetaCLIP's curation (Xu et al., "Demystifying CLIP Data", arXiv 2309.16671; for many languages "MetaCLIP 2", arXiv
 2507.22062). An entry of the word list that occurs in n texts has the probability min(1, t / n), and a pair is kept with
@@ -144,7 +144,7 @@ def _judge(
 ) -> Drop | None:
     """Why a pair with these entries goes; None to keep it."""
     if not entries and balance.unmatched == "drop":
-        return Drop(DropReason.NO_CONCEPT, "none of the entries occurs in its text")
+        return Drop(DropReason.NO_CONCEPT, "its text contains none of the entries")
     p = probabilities.of(entries) if entries else 1.0
     if p < 1 and draw(name, seed) >= p:
         rarest = min(entries, key=lambda entry: (probabilities.frequent[entry], entry))
@@ -162,7 +162,7 @@ def draw(candidate_id: str, seed: int) -> float:
 def _changed(build: Build) -> SourceError:
     assert build.spec.balance is not None
     where = within(build.spec.base, build.spec.balance.entries)
-    return SourceError(where, "has changed since the build began; run the same command again")
+    return SourceError(where, "has changed since the build started; run the same command again")
 
 
 JUDGE = Judge(

@@ -1,4 +1,4 @@
-"""Judges: a judge looks at the pairs that no earlier judge has dropped, and gives each a verdict.
+"""Judges: each returns a verdict for every pair that earlier judges have kept.
 
 A judge runs in a pass of its own, `curate.NAME`, which writes its verdicts as a column file. What must be known of all
 pairs before, such as the marks of hosts or the counts of words, are further passes of the judge.
@@ -96,7 +96,7 @@ class Judge:
         return (*self.passes, asking)
 
     def run(self, build: Build, partition: str) -> None:
-        """Asks the judge about one partition and commits what it says."""
+        """Runs the judge on one partition and commits its verdicts."""
         stage = build.stage(PAIRS)
         record = stage.record(partition)
         mask = reaching(build, partition, self.name)

@@ -1,4 +1,4 @@
-"""Judge pair_score: how well picture and primary text fit, by the cosine of their features by two towers.
+"""Judge pair_score: how well picture and primary text match, by the cosine of their features from two towers.
 
 A first pass scores every pair, to four decimals: fewer than the last digits in which two kinds of CPU differ, and few
 enough that their counts say where a share ends (`pipeline.store.pair_scores`). Features are cached in STORE, of images
@@ -74,7 +74,7 @@ def _score(build: Build, partition: str) -> None:
     seen = model_values(build, partition, set(images), [of_images])
     read = text_values(build, dict(zip(ids, texts, strict=True)), of_texts)
     for name, why in {**seen.undecodable, **read.undecodable}.items():
-        log.warning("score: %s has no features: %s", name, why)
+        log.warning("score: no features for %s: %s", name, why)
     scores = scored(images, ids, seen.values[of_images.id], read.values[of_texts.id])
     with build.stage(SCORES).attempt(partition) as attempt:
         table = spread({PAIR_SCORE.name: scores}, reaching(build, partition, "pair_score"), SCORE_COLUMN)

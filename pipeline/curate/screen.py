@@ -1,4 +1,4 @@
-"""Judge screen: filters that need a model on pixels; an image is scored once in the life of a STORE.
+"""Judge screen: filters that run a model on pixels; each image is scored once per STORE.
 
 A model costs tens of milliseconds where all of `measure` costs one, so it comes after dedup, when copies are gone, and
 its scores are cached in STORE/features/<score-id>/ by the image's sha256 (`pipeline.model_runner`). A threshold may be

@@ -1,4 +1,4 @@
-"""Judge semantic_dedup: of images that show the same, by the features of a tower, one pair is kept.
+"""Judge semantic_dedup: keeps one of the pairs whose images show the same content, by the features of a tower.
 
 SemDeDup (arXiv 2303.09540) and DanQing (arXiv 2601.10305) remove what a perceptual hash cannot see: the same product on
 another background, another frame of one scene. Leaders decide, ranked by a column that the spec names, in one pass that
@@ -32,7 +32,7 @@ def token(build: Build) -> Any:
 
 
 def judge_pairs(build: Build, partition: str, rows: pa.Table) -> Judged:
-    """A verdict for each pair, and what lies near it."""
+    """Returns a verdict for each pair, and its nearest leader."""
     nearest = build.stage(NEAREST.name)
     near = nearest.table(nearest.record(ALL), f"{partition}.verdicts")
     near_of = {row["candidate_id"]: row for row in near.to_pylist()}

@@ -1,4 +1,4 @@
-"""Judge watermark: pictures that carry the visible watermark of their host, which many pictures of one size share.
+"""Judge watermark: drops pictures with the visible watermark of their host, found in many pictures of one size.
 
 A first pass finds the mark of each host and size: the median gradient of equal-sized pictures (`pictures.marks`). A
 partition has some of the hosts, by a hash of their names, with all of their pictures. It looks at the pairs twice, at a

@@ -1,4 +1,4 @@
-"""Pieces of what earlier builds kept, which a build is joined with (`pipeline.dedup.piece`), cached in STORE.
+"""Pieces of earlier builds' images and texts that a build is joined with (`pipeline.dedup.piece`), cached in STORE.
 
     STORE/dealt/<commit>/images.<features>.<keys>.<first>-<last>.bin    images first to last - 1 of the commit, by rank
     STORE/dealt/<commit>/texts.<sketch>.<first>-<last>.bin              its texts that lead, likewise
@@ -116,9 +116,9 @@ def warn(build: Build) -> None:
     for commit in build.identities:
         known = identities.read(commit)
         if known.sketch != sketch:
-            log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", known.build)
+            log.warning("dedup: texts of %s have other settings and do not count for caps", known.build)
         if known.features != feature_id():
-            log.warning("dedup: images of %s were measured otherwise: they are matched by bytes only", known.build)
+            log.warning("dedup: images of %s have other features and are matched by bytes only", known.build)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -1,7 +1,7 @@
-"""The one pass of dedup that goes in order: which pairs are kept, from edges alone.
+"""The sequential pass of dedup: decides which pairs are kept, from edges alone.
 
 Pairs come in the order of their ranks. A pair is dropped if its image has the same bytes as a kept one, or is a near
-copy of one (it looks like it, and their contexts have no veto, `pipeline.matching.contexts`; the first of those with
+copy of one (it looks like it, their contexts allow it, `pipeline.matching.contexts`; the first of those with
 the strongest bond is its leader), or if enough pairs of its primary text's cluster or of its
 domain are kept already. Else it is kept and leads from then on, and so does each of its texts that is the same as no
 earlier one. Dropped pairs never lead, so chains do not occur: with chains, over near-text edges, 35,000 unrelated

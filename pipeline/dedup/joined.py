@@ -104,7 +104,7 @@ class Joined:
         self.earlier_images = self._read_images(matched)
 
     def _near_copies(self, matches: Ints) -> tuple[Ints, npt.NDArray[np.int8]]:
-        """(those of matches [K, 3] (pair, earlier image, ...) whose contexts have no veto, their bonds)."""
+        """(those of matches [K, 3] (pair, earlier image, ...) whose contexts do not contradict that, their bonds)."""
         numbers = distinct(matches[:, 1])
         contexts = [np.zeros((0, WIDTH), np.uint64)]
         for piece, own in _by_piece(self._image_pieces, numbers):

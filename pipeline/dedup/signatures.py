@@ -1,4 +1,4 @@
-"""Pass dedup.signatures: what dedup compares, of each run of pairs, sorted by rank and by keys.
+"""Pass dedup.signatures: writes what dedup compares for each run of pairs, sorted by rank and by keys.
 
 Pairs rank by (better words, larger image, candidate_id; `runs.words_of`). In a build that begins a generation, what
 builds of the last one kept ranks before that, in the order of those builds: with the same spec the same pairs are kept

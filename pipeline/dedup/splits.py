@@ -1,4 +1,4 @@
-"""Splits of kept pairs: what of a dataset is for training, for tuning (dev) and for reporting (val).
+"""Splits of kept pairs: for training (train), tuning (dev) and reporting (val).
 
 The split of a pair is a keyed hash of its image's bytes, so image clusters never straddle two splits: of each one pair
 is kept. In a build that begins a generation it is inherited: from the first leader of the last generation that has the
@@ -14,7 +14,7 @@ its texts' clusters is that has a split, and by its own hash if none has. Then:
 - it takes over only texts of duplicates whose clusters have its split already: what was merged decides nothing, so
   increments and one build over everything agree.
 
-Limits: clusters of other datasets (`dedup.across`) have no split here.
+Limits: clusters of other datasets (`dedup.across`) do not have a split here.
 """
 
 from __future__ import annotations

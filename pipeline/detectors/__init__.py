@@ -80,7 +80,7 @@ def detector_ids(spec: BuildSpec) -> list[str]:
 
 
 def face_detector(spec: BuildSpec) -> Detector | None:
-    """The detector whose boxes are blurred in what is stored; None where the spec keeps faces as they are."""
+    """Returns the detector whose boxes are blurred in stored images; None if the spec keeps faces."""
     if spec.shards.faces == "keep":
         return None
     return next(detector for detector in detectors_of(spec) if detector.plugin_name() == "faces")

@@ -1,4 +1,4 @@
-"""Boxes around faces, so that they can be counted, left to a training, or blurred in what is stored (`shards.faces`).
+"""Boxes around faces, to count them, to train on them, or to blur them in the stored images (`shards.faces`).
 
 By default OpenCV's cascade finds them, which comes with its package (`pipeline.pictures.faces`); another detector of
 YuNet's form, an .onnx file, finds more of them, also turned and small ones. Every label is 0.
@@ -30,10 +30,10 @@ class Faces(Detector):
     EVERY: ClassVar[bool] = True
 
     weights: str = Field(
-        "", description="an .onnx file of YuNet's form, relative to the spec file; by default OpenCV's"
+        "", description="a YuNet .onnx file, relative to the spec file; default: OpenCV's own detector"
     )
-    score: float = Field(0.7, ge=0, le=1, description="lowest score of a face, where `weights` are given")
-    side: int = Field(320, ge=64, le=2048, description="longer side in pixels of the picture that is looked at")
+    score: float = Field(0.7, ge=0, le=1, description="minimum score of a face, if `weights` are given")
+    side: int = Field(320, ge=64, le=2048, description="longer side, in pixels, of the picture scaled for detection")
 
     def weights_digest(self) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Boxes that came with the source: read by `url_table` from its column `bbox` or from a row of BriVL's release.
+"""Boxes that come with the source: `url_table` reads them from its column `bbox` or from BriVL's rows.
 
 If an image has several rows, the boxes of the first count. Such boxes belong to the build: they are not kept in STORE,
 and an image whose row had none gets none. Boxes keep their order, as falling scores; every label is 0.

@@ -1,4 +1,4 @@
-"""The grid of BriVL 2: instead of detecting anything, the picture is divided into n x n cells (6 x 6 in its code).
+"""The grid of BriVL 2: divides a picture into n x n cells (6 x 6 in its code) instead of detecting objects.
 
 Needs no weights and no pixels. Every cell has score 1 and label 0.
 
@@ -20,7 +20,7 @@ class Grid(Detector):
     """n x n equal cells, row by row."""
 
     NEEDS_PIXELS: ClassVar[bool] = False
-    n: int = Field(6, ge=1, le=32, description="cells along a side")
+    n: int = Field(6, ge=1, le=32, description="cells per side")
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
         return [self._cells(*picture.shape[:2]) for picture in pictures]

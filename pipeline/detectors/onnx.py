@@ -1,4 +1,4 @@
-"""Any detector that is an ONNX file: the YOLOX family, and models whose outputs are named boxes, scores and labels.
+"""Any detector in an ONNX file: the YOLOX family, and models with outputs named boxes, scores and labels.
 
 The outputs of a file tell which of the two it is. A YOLOX returns raw rows, which are decoded as in its own demo
 (`pipeline.detectors._yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and
@@ -58,16 +58,16 @@ class Onnx(Detector):
         ge=32,
         le=2048,
         multiple_of=32,
-        description="square of a YOLOX; shorter side where the size is free",
+        description="input size of a YOLOX; shorter side of models with a variable input size",
     )
-    longest: int = Field(1024, ge=32, le=4096, description="longer side at most, where the size is free")
-    colours: Literal["bgr", "rgb"] = Field("bgr", description="order of the colours in the model's input")
-    unit: Literal[255, 1] = Field(255, description="the value of white, before mean and std")
+    longest: int = Field(1024, ge=32, le=4096, description="maximum longer side for models with a variable input size")
+    colours: Literal["bgr", "rgb"] = Field("bgr", description="colour order of the model's input")
+    unit: Literal[255, 1] = Field(255, description="value of white before mean and std are applied")
     mean: tuple[float, float, float] = Field((0, 0, 0), description="subtracted from the colours, in the model's order")
-    std: tuple[float, float, float] = Field((1, 1, 1), description="the colours are then divided by it")
-    score: float = Field(0.35, ge=0, le=1, description="lowest score of a box")
-    nms: float = Field(0.45, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
-    threads: int = Field(1, ge=1, description="threads of one session")
+    std: tuple[float, float, float] = Field((1, 1, 1), description="values that the colours are then divided by")
+    score: float = Field(0.35, ge=0, le=1, description="minimum score of a box")
+    nms: float = Field(0.45, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is removed")
+    threads: int = Field(1, ge=1, description="threads per session")
 
     def weights_digest(self) -> str:
         return hashlib.sha256(self._read(self.weights)).hexdigest()
@@ -82,7 +82,7 @@ class Onnx(Detector):
         shape = tuple(size if isinstance(size, int) else 0 for size in inputs[0].shape)
         if len(inputs) != 1 or len(shape) not in (3, 4) or shape[-3] not in (0, 3):
             shapes = [list(i.shape) for i in inputs]
-            raise DetectorError(self._name, f"takes {shapes}, a detector takes one picture [(B,) 3, H, W]")
+            raise DetectorError(self._name, f"takes {shapes}, but a detector must take one picture [(B,) 3, H, W]")
         bytes_in = inputs[0].type == "tensor(uint8)"
         if {output.name for output in outputs} >= set(NAMED):
             return Model(session, inputs[0].name, shape, bytes_in, None)
@@ -106,7 +106,7 @@ class Onnx(Detector):
             named = len([name for name in names if name.strip()])
             if named != rows[2] - 5:
                 path = str(self._path(self.classes))
-                raise DetectorError(path, f"names {named} classes, {self._name} has {rows[2] - 5}")
+                raise DetectorError(path, f"lists {named} classes, but {self._name} has {rows[2] - 5}")
 
     def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
         if state.grid is None:
@@ -129,7 +129,7 @@ class Onnx(Detector):
             raw = self._run(state, tensors)[0]
             if raw.ndim != 3 or raw.shape[:2] != (at_once, len(state.grid)) or raw.shape[2] < 6:
                 expected = f"[{at_once}, {len(state.grid)}, 5 + classes]"
-                message = f"returns {list(raw.shape)}, a YOLOX of side {self.side} returns {expected}"
+                message = f"returns {list(raw.shape)}, but a YOLOX of side {self.side} returns {expected}"
                 raise DetectorError(self._name, message)
             yield from raw[: len(batch)]
 
@@ -143,7 +143,7 @@ class Onnx(Detector):
         scores, labels = np.asarray(raw["scores"], np.float32).ravel(), np.asarray(raw["labels"]).ravel()
         if not len(boxes) == len(scores) == len(labels):
             shapes = {name: list(value.shape) for name, value in raw.items()}
-            raise DetectorError(self._name, f"returns {shapes}; boxes, scores and labels are [R, 4], [R], [R]")
+            raise DetectorError(self._name, f"returns {shapes}; boxes, scores and labels must be [R, 4], [R], [R]")
         good = np.flatnonzero(scores >= self.score)
         boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
         stay = _yolox.nms(boxes, scores, labels, self.nms)

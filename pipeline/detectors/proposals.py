@@ -1,4 +1,4 @@
-"""Boxes around things of any kind, by a small net that comes with the package, so that nothing has to be downloaded.
+"""Boxes around objects of any kind, by a small packaged network, so nothing has to be downloaded.
 
 The net says where something stands out and how well a box outlines it, not what it is: every label is 0.
 `tests.benchmarks.proposals` trains it, on what permits Apache-2.0 (NOTICE).
@@ -28,9 +28,9 @@ behind its parts (tests/benchmarks/README.md)."""
 class Proposals(Detector):
     """Detects things of any kind by a small net; options select its boxes."""
 
-    score: float = Field(0.02, ge=0, le=1, description="lowest score of a box: the overlap that it is expected to have")
-    nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
-    threads: int = Field(1, ge=1, description="threads of one session")
+    score: float = Field(0.02, ge=0, le=1, description="minimum score of a box: its expected overlap with an object")
+    nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is removed")
+    threads: int = Field(1, ge=1, description="threads per session")
 
     def weights_digest(self) -> str:
         return self._onnx.weights_digest()

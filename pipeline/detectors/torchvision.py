@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN (ResNet-50 FPN v2): 91 labels of COCO, good boxes, slow.
+"""torchvision's Faster R-CNN (ResNet-50 FPN v2): 91 COCO labels; accurate but slow.
 
 Weights come from a local file (a state_dict in .pth or .safetensors) or, with `weights: hub`, by torchvision's own
 download, which is checked against the digest in its name. Pictures are processed one by one: torchvision pads a batch
@@ -34,12 +34,12 @@ class TorchVision(Detector):
     """torchvision's Faster R-CNN, and which of its boxes are kept."""
 
     weights: str = Field("hub", description="path of a state_dict relative to the spec file, or hub")
-    labels: int = Field(91, ge=2, description="labels of the weights, background included")
+    labels: int = Field(91, ge=2, description="number of labels of the weights, including background")
     side: int = Field(800, ge=32, le=2048, description="shorter side to which a picture is scaled")
-    longest: int = Field(1333, ge=32, le=4096, description="longer side at most")
-    score: float = Field(0.05, ge=0, le=1, description="lowest score of a box")
-    nms: float = Field(0.5, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
-    threads: int = Field(1, ge=1, description="threads of one worker on a CPU")
+    longest: int = Field(1333, ge=32, le=4096, description="maximum longer side")
+    score: float = Field(0.05, ge=0, le=1, description="minimum score of a box")
+    nms: float = Field(0.5, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is removed")
+    threads: int = Field(1, ge=1, description="threads per worker on a CPU")
 
     def weights_digest(self) -> str:
         if self.weights == "hub":
@@ -59,7 +59,7 @@ class TorchVision(Detector):
             import torch
             from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
         except ImportError:
-            hint = f"is not installed: {install('training')}"
+            hint = f"not installed: {install('training')}"
             raise DetectorError("torchvision", hint) from None
         name = HUB if self.weights == "hub" else str(self._path)
         try:
@@ -75,7 +75,7 @@ class TorchVision(Detector):
             )
             model.load_state_dict(state)
         except Exception as e:  # pickle, safetensors, urllib and torch each raise their own
-            raise DetectorError(name, f"holds no weights of this model ({' '.join(str(e).split())[:200]})") from None
+            raise DetectorError(name, f"contains no weights of this model ({' '.join(str(e).split())[:200]})") from None
         device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
         return model.eval().to(device)
 

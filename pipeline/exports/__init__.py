@@ -1,4 +1,4 @@
-"""Exports: a published dataset written in the format of another tool. One file per format.
+"""Exports: write a published dataset in the format of another tool. One file per format.
 
 **File name = the name after --to**, with a hyphen for each underscore; a file `_*.py` is a helper. Each file ends with
 one `Format`, whose `write` gets the samples as a stream and an empty folder. Everything else is done here, the same for
@@ -53,7 +53,7 @@ Write = Callable[[Source, Path], dict[Split, int]]
 
 @dataclass(frozen=True)
 class Format:
-    """One format. splits: those that are written where none is asked for."""
+    """One format. splits: those written by default."""
 
     write: Write
     splits: tuple[Split, ...] = SPLITS
@@ -100,12 +100,10 @@ def export(
     form, named = find(to), out
     out = out.resolve()  # what a link leads to is replaced, not the link
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SpecError(
-            [f"{named}: is there already, and an export replaces nothing; delete it, or name another --out"]
-        )
+        raise SpecError([f"{named}: already exists; delete it, or give another --out"])
     if out == Path.cwd() or os.path.ismount(out):
-        what = "the folder that you are in" if out == Path.cwd() else "a mount point"
-        raise SpecError([f"{named}: is {what}, which cannot be replaced; name a folder in it"])
+        what = "the current folder" if out == Path.cwd() else "a mount point"
+        raise SpecError([f"{named}: is {what}, which cannot be replaced; give a folder inside it"])
     if store:
         Store(store).must_exist()
 
@@ -120,9 +118,7 @@ def export(
     try:
         counts = form.write(Source(samples, chosen), scratch)
         if taken_down() != samples.takedowns:
-            raise StoreError(
-                dataset.shards.url, "something was taken down during the export; run the same command again"
-            )
+            raise StoreError(dataset.shards.url, "a takedown happened during the export; run the same command again")
         scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # nothing is left of it where it was renamed

@@ -1,4 +1,4 @@
-"""README.md of an export: a card of the Hugging Face hub, which tells `datasets` the files of each split."""
+"""README.md of an export: a Hugging Face card that lists the files of each split for `datasets`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def card(source: Source, counts: Mapping[Split, int], pattern: str, columns: str
 # {name}
 
 Pairs of an image and Chinese texts{release}; build `{manifest.build_id}`, content digest `{manifest.content_digest}`.
-Boxes are those of detector `{source.samples.detector or "none"}`, in pixels of the image.
+Boxes are from detector `{source.samples.detector or "none"}`, in pixels of the image.
 
 | split | samples |
 |---|---:|

@@ -1,4 +1,4 @@
-"""Export `clip-benchmark`: a retrieval task for CLIP_benchmark, of split val unless --split names others.
+"""Export `clip-benchmark`: a retrieval task for CLIP_benchmark; split val unless --split is given.
 
     OUT/dataset_type.txt        "retrieval"
     OUT/test/nshards.txt        number of tars

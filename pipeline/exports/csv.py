@@ -1,4 +1,4 @@
-"""Export `csv`: one table per split, and the images as files; open_clip reads it.
+"""Export `csv`: one table per split and the images as files, as open_clip reads them.
 
     OUT/train.csv dev.csv val.csv     filepath, title, key, texts, source, URLs, width, height, boxes
     OUT/images/KEY.jpg                the stored images

@@ -1,4 +1,4 @@
-"""Export `energon`: a folder for Megatron Energon, which opens it without `energon prepare`.
+"""Export `energon`: a folder that Megatron Energon opens without `energon prepare`.
 
     OUT/train-00000.tar ...         KEY.jpg and KEY.txt of each sample
     OUT/train-00000.tar.idx ...     offset of each sample, and the end of the last one: unsigned 64-bit, little endian

@@ -1,4 +1,4 @@
-"""Export `hf`: a folder for the Hugging Face hub, which `datasets.load_dataset(OUT)` reads.
+"""Export `hf`: a folder for the Hugging Face hub, readable by `datasets.load_dataset(OUT)`.
 
     OUT/README.md                  dataset card; its head names the splits' files and the type of every column
     OUT/data/train-00000.tar ...   KEY.jpg, KEY.txt and KEY.json of each sample; `load_dataset("webdataset", ...)` too
@@ -56,7 +56,7 @@ FEATURES: list[dict[str, Any]] = [
 
 _FIELDS = [column["name"] for column in FEATURES[2]["struct"]]
 
-COLUMNS = """`jpg` is the image, `txt` its primary text, `json` all texts with their kind, source, page
+COLUMNS = """`jpg` is the image, `txt` its primary text, `json` has all texts with their kind, source, page
 and image URL, sha256 of the bytes as fetched, and the boxes."""
 
 

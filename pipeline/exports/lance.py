@@ -1,4 +1,4 @@
-"""Export `lance`: one Lance dataset per split, with the images inside; needs wenlan[lance].
+"""Export `lance`: one Lance dataset per split, which contains the images; needs wenlan[lance].
 
     OUT/train.lance dev.lance val.lance     columns as those of the export `parquet`; `image` is the JPEG itself
 

@@ -1,4 +1,4 @@
-"""Export `parquet`: tables with the images inside, for whatever reads Parquet.
+"""Export `parquet`: tables that contain the images, for any tool that reads Parquet.
 
     OUT/train-00000.parquet ...    one row per sample: key, image, text, texts, source, URLs, size, boxes
     OUT/README.md                  a card of the hub, by which `datasets.load_dataset(OUT)` knows the splits
@@ -31,8 +31,8 @@ _METADATA = {"huggingface": json.dumps({"info": {"features": {"image": {"_type":
 SCHEMA = schema(_IMAGE).with_metadata(_METADATA)
 
 
-COLUMNS = """`image` is the JPEG, `text` the primary text, `texts` all of them with their kind, `image_leader` names the
-group of near-copies that the image is in."""
+COLUMNS = """`image` is the JPEG, `text` the primary text, `texts` all texts with their kind, `image_leader` the
+group of near-copies of the image."""
 
 
 def write(source: Source, out: Path) -> dict[Split, int]:

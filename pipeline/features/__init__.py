@@ -1,4 +1,4 @@
-"""Features: what a single decode of an image measures, one file per feature.
+"""Features: measurements from a single decode of an image, one file per feature.
 
 A feature is a plug-in without options whose file name is its column of `pipeline.records.FEATURE_SCHEMA`. Features look
 at many images at once, since at these sizes a call of NumPy costs more than what it does. What the header alone tells

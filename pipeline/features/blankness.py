@@ -1,4 +1,4 @@
-"""Blankness: the share of a picture that its most frequent grey level covers, of 64 levels; 0 to 1.
+"""Blankness: the share of a picture covered by its most frequent grey level (of 64), 0 to 1.
 
 A placeholder or a scan of an empty page is near 1; a drawing on white may well be at 0.9 and still be a picture, so
 what counts as blank is the filter's business.

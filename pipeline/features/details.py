@@ -1,4 +1,4 @@
-"""Details of a picture without texture, as screens, charts and drawings are: a fine map, and hashes of its parts.
+"""Details of pictures without texture, such as screenshots, charts and drawings: a fine map, and hashes of parts.
 
 `pipeline.pictures.details` says what they are, and how `dedup` tells copies and look-alikes by them. Pictures with
 texture, as nearly all photographs are, have none: the column is null.

@@ -1,4 +1,4 @@
-"""Perceptual hashes of a picture and of its parts: 64 bits each, by which `dedup` finds near copies.
+"""Perceptual hashes of a picture and of its parts: 64 bits each, used by `dedup` to find near-copies.
 
 Of a picture in a frame they are those of what lies inside (`pipeline.pictures.frames`).
 `pipeline.pictures.hashing` says how they are computed, what they forgive and what they do not.

@@ -1,4 +1,4 @@
-"""A digest of a picture's pixels, by which `dedup` knows a picture that was saved again without a loss.
+"""A digest of a picture's pixels, used by `dedup` to recognise lossless copies.
 
 PNG, WebP and BMP of the same pixels have the same digest, as have files that differ in their metadata. It is made of
 the thumbnails (`pipeline.pictures.thumbs`), which are there already.

@@ -1,4 +1,4 @@
-"""Signatures of a picture and of its parts: coarse brightness and colour, by which a match of hashes is verified.
+"""Signatures of a picture and of its parts: coarse brightness and colour, used to verify matches of hashes.
 
 Of a picture in a frame they are those of what lies inside (`pipeline.pictures.frames`).
 

@@ -1,4 +1,4 @@
-"""Flat files of named NumPy arrays, of which no more is read than is looked at.
+"""Flat files of named NumPy arrays, read only as far as they are used.
 
 The file: array after array, each on a border of 64 bytes, then their names, types, shapes and offsets as JSON, then the
 length of that JSON as int64 and MAGIC. On a disk it is mapped into memory; behind a URL a file of up to SMALL bytes is
@@ -33,7 +33,7 @@ class ArrayWriter:
         self._arrays: dict[str, Any] = {}
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Append an array under a name of its own."""
+        """Append an array under a unique name."""
         self._write(b"\x00" * (-self._at % _ALIGNED))
         self._arrays[name] = [array.dtype.str, list(array.shape), self._at]
         self._write(np.ascontiguousarray(array).tobytes())
@@ -120,4 +120,4 @@ class Arrays:
         return arrays
 
     def _not_whole(self) -> StoreError:
-        return StoreError(self._folder.at(self._name), "is missing or not whole; delete it, and it is made again")
+        return StoreError(self._folder.at(self._name), "missing or incomplete; delete it to have it recreated")

@@ -1,4 +1,4 @@
-"""A folder on the local disk or behind a URL, in which a file appears whole or not at all.
+"""A folder on the local disk or behind a URL, with atomic writes: a file appears whole or not at all.
 
 Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
 a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT, or in parts if it is large. What is
@@ -34,7 +34,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SMALL = 1 << 20
 """Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
 
-MAKE_ROOM = "make room and run the same command again: what is committed stays"
+MAKE_ROOM = "free some space and run the same command again: committed work is kept"
 """Advice for a full disk."""
 
 
@@ -70,7 +70,7 @@ class Folder:
             return bool(fs.exists(path))
 
     def size(self, name: str) -> int:
-        """Bytes of a file, -1 if there is none. Nothing of it is read."""
+        """Bytes of a file, -1 if missing. Nothing of it is read."""
         with self._told(name):
             fs, path = fsspec.url_to_fs(self.at(name))
             try:
@@ -94,7 +94,7 @@ class Folder:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def find(self, name: str) -> bytes | None:
-        """The whole content of a (small) file, None if there is none: one request, where `exists` and `read` are two.
+        """The whole content of a (small) file, None if missing: one request, where `exists` and `read` are two.
 
         Raises StoreError that names it.
         """
@@ -143,7 +143,7 @@ class Folder:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as e:
-            raise StoreError(self.at(name), f"is not JSON ({e})") from None
+            raise StoreError(self.at(name), f"invalid JSON ({e})") from None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that readers see whole or not at all."""
@@ -257,7 +257,7 @@ class Folder:
             yield copy
 
     def read_version(self, name: str) -> tuple[bytes, str] | None:
-        """(content, version) of a small file, for `replace`; None if there is none."""
+        """(content, version) of a small file, for `replace`; None if missing."""
         if self._has_versions():
             with self._told(name):
                 return object_store.read(self.at(name))
@@ -277,7 +277,7 @@ class Folder:
         with self._changing(name):
             written = object_store.create(url, data) if version is None else object_store.replace(url, data, version)
         if not written:
-            raise StoreError(url, "was written by another process meanwhile; run the same command again")
+            raise StoreError(url, "changed by another process in the meantime; run the same command again")
 
     def _has_versions(self) -> bool:
         with self._told(""):

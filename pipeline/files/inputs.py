@@ -108,7 +108,7 @@ def expand(paths: tuple[str, ...], source: str, base: str = "") -> list[str]:
 
 
 def has_globs(paths: Iterable[str]) -> bool:
-    """True if one of them is a glob, which may match other files tomorrow; any other path names what it names."""
+    """True if one of the paths is a glob, which may match other files tomorrow."""
     return any(_is_glob(path) for path in paths)
 
 
@@ -134,14 +134,14 @@ def _expand(written: str, source: str, base: str) -> list[str]:
         fs, inner = fsspec.url_to_fs(path)
         if not _is_glob(written) or path.startswith(_WEB) or _is_there(fs, inner):
             if fs.info(inner)["type"] == "directory":
-                raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
+                raise SourceError(path, f"source {source}: is a folder; expected a file or a glob")
             return [path]
         _, pattern = fsspec.url_to_fs(within(glob.escape(base), written))
         names = sorted({str(name) for name in fs.glob(pattern) if not fs.isdir(name)}.union(_behind_links(fs, pattern)))
     except object_store.faults(*faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
-        raise SourceError(path, f"source {source}: matches no file")
+        raise SourceError(path, f"source {source}: no file matches")
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
 
 
@@ -164,7 +164,7 @@ def listed(path: str, source: str) -> list[str]:
         raise SourceError(path, f"source {source}: cannot be read ({reason(e)})") from None
     lines = [line for line in lines if line and not line.startswith("#")]
     if not lines:
-        raise SourceError(path, f"source {source}: names no file")
+        raise SourceError(path, f"source {source}: lists no files")
     return lines
 
 
@@ -195,7 +195,7 @@ def files_below(folder: str) -> Listing:
         with told(folder):
             fs, root = fsspec.url_to_fs(folder)
             if not fs.isdir(root):
-                raise SourceError(folder, "there is no such folder")
+                raise SourceError(folder, "no such folder")
             if getattr(fs, "local_file", False):
                 return _files_on_disk(str(root))
             files = fs.find(root, detail=True)
@@ -294,7 +294,7 @@ def _content_on_disk(fs: Any, path: str, most: int) -> bytes:
     try:
         about = Path(path).stat()
         if not stat.S_ISREG(about.st_mode):
-            raise ValueError("is not a regular file")
+            raise ValueError("not a regular file")
         if about.st_size > most:
             raise ValueError(f"more than {most:,} bytes")
         with fs.open(path, "rb") as f:
@@ -323,5 +323,5 @@ def reason(e: BaseException) -> str:
 def _absence(e: BaseException) -> str:
     """Why a file cannot be looked at. fsspec reports every failure of a web server as a missing file with a cause."""
     if isinstance(e, FileNotFoundError) and e.__cause__ is None:
-        return "there is no such file"
-    return f"cannot be looked at ({reason(e.__cause__ or e)})"
+        return "no such file"
+    return f"cannot be accessed ({reason(e.__cause__ or e)})"

@@ -94,7 +94,7 @@ BATCH, BEHIND = 1 << 20, 4
 
 
 class HashedFile:
-    """A new file that a thread of its own writes and hashes; `sha256` is set once it is closed.
+    """A new file, written and hashed by a separate thread; `sha256` is set once it is closed.
 
     Pieces are joined into batches before they are written and hashed: the thread then takes Python's lock once per
     megabyte, not once per piece, and seldom waits for the thread that packs. Memory is about BATCH * BEHIND bytes.

@@ -1,4 +1,4 @@
-"""WACZ files: zips of WARC files as Browsertrix and ArchiveWeb.page write them, read where they lie.
+"""WACZ files: zips of WARC files, as written by Browsertrix and ArchiveWeb.page, read in place.
 
 A WARC file in a WACZ has an address: the path or URL of the WACZ, `#`, and its name in the zip. The zip stores it as it
 is (WACZ 1.1.1, "Zip Format"), so it is a window of the WACZ: nothing is unpacked, and a record has a place in the WACZ.
@@ -58,9 +58,9 @@ def _names(file: str, source: str, mark: str) -> tuple[str, ...]:
         with fsspec.open(file, "rb") as f:
             names = tuple(sorted(name for name in _members(f) if _is_warc(name)))
     except faults(*_REFUSALS) as e:
-        raise SourceError(file, f"source {source}: is not a readable WACZ file ({reason(e)})") from None
+        raise SourceError(file, f"source {source}: not a readable WACZ file ({reason(e)})") from None
     if not names:
-        raise SourceError(file, f"source {source}: holds no WARC file below archive/")
+        raise SourceError(file, f"source {source}: contains no WARC file below archive/")
     return names
 
 
@@ -78,7 +78,7 @@ def opened(address: str) -> Iterator[tuple[BinaryIO, int]]:
         try:
             start, size = _window(f, address[len(file) + 1 :])
         except _REFUSALS as e:
-            raise SourceError(address, f"is not a readable WACZ file ({reason(e)})") from None
+            raise SourceError(address, f"not a readable WACZ file ({reason(e)})") from None
         yield cast(BinaryIO, _Window(f, start, size)), start
 
 
@@ -96,13 +96,13 @@ def _window(file: Any, name: str) -> tuple[int, int]:
     """Position and size of a member of a zip. Raises _REFUSALS, also for one that is not stored as is."""
     member = _members(file).get(name)
     if member is None:
-        raise ValueError(f"holds no {name}")
+        raise ValueError(f"contains no {name}")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise ValueError(f"{name} is compressed or encrypted in the zip; pack the WACZ again without (zip -0)")
+        raise ValueError(f"{name} is compressed or encrypted in the zip; pack the WACZ again with zip -0")
     file.seek(member.header_offset)
     mark, name_length, extra_length = _HEADER.unpack(file.read(_HEADER.size))
     if mark != b"PK\3\4":
-        raise ValueError(f"{name} does not lie where the zip's directory says")
+        raise ValueError(f"{name} is not where the zip's directory says")
     return member.header_offset + _HEADER.size + name_length + extra_length, member.file_size
 
 

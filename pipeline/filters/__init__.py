@@ -55,7 +55,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of a filter on one measure: what is below `least` or above `most` is dropped for `reason`.
+    """A limit of a filter on one measure: values below `least` or above `most` are dropped for `reason`.
 
     The report draws it on the measure's histogram. measure: a name in `pipeline.report.measures.MEASURES`. option: the
     filter's field. mirrored: 1 / value is measured against it too, as of a ratio of sides.
@@ -166,7 +166,7 @@ class PairFilter(Plugin):
 
     NEEDS_SECTION: ClassVar[str] = "pair_score"
 
-    top_share: float = Field(1, gt=0, le=1, description="share of a source's pairs that is kept, the best first")
+    top_share: float = Field(1, gt=0, le=1, description="share of each source's pairs to keep, best first")
 
     def judge(self, score: float) -> Drop | None:
         """The reason to drop a pair with this score; None to keep it."""

@@ -1,4 +1,4 @@
-"""Drops texts that sell or solicit: telephone numbers, WeChat and QQ contacts, QR codes to scan, web addresses, offers.
+"""Drops advertising and solicitation: telephone numbers, WeChat and QQ contacts, QR codes to scan, URLs, offers.
 
 The search runs on the even and the bare form of a text (`pipeline.texts.forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and
 薇❤ count as what they sound like. A single Aho-Corasick search for the words that each pattern needs (微信, 群, 二维码,
@@ -79,15 +79,15 @@ _NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
 class Ads(TextFilter):
     """Drops texts that solicit, by kind."""
 
-    phones: bool = Field(True, description="telephone numbers, 400 and 800 numbers too")
-    messengers: bool = Field(True, description="WeChat ids, and words that ask to add one")
+    phones: bool = Field(True, description="telephone numbers, including 400 and 800 numbers")
+    messengers: bool = Field(True, description="WeChat IDs, and invitations to add one")
     groups: bool = Field(True, description="QQ numbers and groups to join")
-    qr_codes: bool = Field(True, description="QR codes to be scanned")
-    urls: bool = Field(True, description="web addresses")
-    offers: bool = Field(True, description="prices with words that sell, and phrases that only sell")
-    phrases: tuple[str, ...] = Field((), description="more phrases that only sell")
+    qr_codes: bool = Field(True, description="invitations to scan a QR code")
+    urls: bool = Field(True, description="URLs")
+    offers: bool = Field(True, description="prices with sales words, and phrases used only in advertising")
+    phrases: tuple[str, ...] = Field((), description="additional advertising phrases")
     running_chars: int = Field(
-        100, ge=1, description="a surrounding, abstract or content goes if it solicits once in so many characters"
+        100, ge=1, description="drop a surrounding, abstract or content with one match per so many characters"
     )
 
     VERSION: ClassVar[int] = 4

@@ -1,4 +1,4 @@
-"""Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs, LaTeX source.
+"""Drops texts that do not describe their picture: set phrases of web sites, file names, URLs, LaTeX source.
 
 Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
@@ -50,10 +50,10 @@ LONGEST_WORD = 12
 class Boilerplate(TextFilter):
     """Set phrases, file names and URLs."""
 
-    phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
-    packaged: bool = Field(True, description="use the packaged list of phrases")
+    phrases: tuple[str, ...] = Field((), description="set phrases in addition to the packaged ones")
+    packaged: bool = Field(True, description="use the packaged list of set phrases")
     words: bool | None = Field(
-        None, description="drop a text that is one word of the packaged list; by default not in a folder or library"
+        None, description="drop texts that are one word of the packaged list; default: not in a folder or library"
     )
 
     VERSION: ClassVar[int] = 6
@@ -68,7 +68,7 @@ class Boilerplate(TextFilter):
         if (dotted and _IMAGE_FILE.fullmatch(whole)) or (named and _CAMERA_NAME.fullmatch(whole)):
             return Drop(DropReason.BOILERPLATE, "a file name")
         if named and _NUMBER.fullmatch(whole):
-            return Drop(DropReason.BOILERPLATE, "a number or an id")
+            return Drop(DropReason.BOILERPLATE, "a number or an ID")
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         if "\\" in whole and _LATEX.search(whole):

@@ -1,4 +1,4 @@
-"""Drops texts that are not Chinese, by script: kana or hangul, or too few Han characters among the letters.
+"""Drops texts that are not Chinese, by script: with kana or hangul, or with too small a share of Han characters.
 
 Rules on scripts rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana middle
 dot (・) does not count as kana, since Chinese texts separate the parts of foreign names with it.
@@ -77,10 +77,10 @@ class HanShare(TextFilter):
 
     min_share: Threshold[_SHARE] | None = Field(
         None,
-        description="least share of Han among the letters, of every text or by kind; digits do not count; by default "
-        "0.2 of an alt, caption or tag and 0.5 of other texts, 0 in a folder or library",
+        description="minimum share of Han characters among letters, for all texts or by kind; default: "
+        "0.2 for an alt, caption or tag and 0.5 for other texts, 0 in a folder or library",
     )
-    max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
+    max_foreign: int = Field(0, ge=0, description="maximum number of kana and hangul characters in a text")
 
     VERSION: ClassVar[int] = 2
 

@@ -1,4 +1,4 @@
-"""Drops banners and strips: pictures much longer than wide, or wider than long.
+"""Drops banners and strips: pictures that are much taller than wide, or much wider than tall.
 
 By default at most 3 to 1 either way, as Wukong and DataComp have it; 5 to 1 for a picture with words of its own, an alt
 or a caption: panoramas, screenshots of pages and diagrams have them more often than banners do. In a collection
@@ -29,7 +29,7 @@ class ImageAspect(ImageFilter):
     max_aspect: float | None = Field(
         None,
         ge=1,
-        description="longer side divided by shorter side; by default 5 with an alt or a caption, else 3, "
+        description="longer side divided by shorter side; default: 5 with an alt or caption, else 3; "
         "20 in a folder or library",
     )
 

@@ -1,4 +1,4 @@
-"""Drops pictures that show nothing: placeholders, empty scans, one colour all over.
+"""Drops blank pictures: placeholders, empty scans, a single colour.
 
 `blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
 default drops only pictures that are flat almost everywhere.
@@ -17,7 +17,7 @@ from pipeline.records import DropReason, Features
 class ImageBlank(ImageFilter):
     """Share of the picture in one grey level."""
 
-    max_blankness: float = Field(0.98, gt=0, le=1, description="share of one of 64 grey levels, 0 to 1")
+    max_blankness: float = Field(0.98, gt=0, le=1, description="maximum share of one of 64 grey levels, 0 to 1")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("max_blankness", "blankness", DropReason.IMAGE_BLANK, most=self.max_blankness),)

@@ -16,8 +16,8 @@ from pipeline.records import DropReason, Features
 class ImageBytes(ImageFilter):
     """Size of the file as fetched."""
 
-    min_bytes: int = Field(5_000, ge=0, description="smallest allowed file, bytes")
-    max_bytes: int = Field(50_000_000, ge=1, description="largest allowed file, bytes")
+    min_bytes: int = Field(5_000, ge=0, description="minimum file size in bytes")
+    max_bytes: int = Field(50_000_000, ge=1, description="maximum file size in bytes")
 
     def limits(self) -> tuple[Limit, ...]:
         return (

@@ -1,4 +1,4 @@
-"""Drops pictures with hardly any colour: scans of print, sketches, black and white photos; or with too much of it.
+"""Drops pictures with hardly any colour (scans of print, sketches, black and white photos) or with too much.
 
 Colourfulness as Hasler and Suesstrunk measured what people call colourful ("Measuring colourfulness in natural images",
 2003): with rg = R - G and yb = (R + G) / 2 - B, the length of their standard deviations and 0.3 times that of their
@@ -35,8 +35,8 @@ class ImageColour(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = SIDE
 
-    min_colour: float = Field(5.0, ge=0, description="least colourfulness; 0 keeps grey pictures")
-    max_colour: float = Field(0, ge=0, description="most colourfulness; 0: no limit")
+    min_colour: float = Field(5.0, ge=0, description="minimum colourfulness; 0 keeps grey pictures")
+    max_colour: float = Field(0, ge=0, description="maximum colourfulness; 0: no limit")
 
     def model_identity(self) -> list[Any]:
         return []

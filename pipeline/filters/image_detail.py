@@ -1,4 +1,4 @@
-"""Drops pictures with far less detail than their size promises: enlarged thumbnails, photos out of focus.
+"""Drops pictures with far less detail than their size suggests: enlarged thumbnails, photos out of focus.
 
 The score is the share of its side to which a picture could be reduced and lose little. Natural pictures have about as
 much power in each octave of their spectrum (Field, "Relations between the statistics of natural images and the response
@@ -43,7 +43,7 @@ RINGS = 20
 class ImageDetail(PixelFilter):
     """Share of its side to which a picture could be reduced and lose little."""
 
-    min_share: float = Field(0.4, ge=0, le=1, description="least share")
+    min_share: float = Field(0.4, ge=0, le=1, description="minimum share")
 
     def model_identity(self) -> list[Any]:
         return []

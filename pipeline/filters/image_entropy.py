@@ -1,4 +1,4 @@
-"""Drops pictures of few grey levels, such as text, line drawings and logos, from datasets of photographs.
+"""Drops pictures with few grey levels, such as text, line drawings and logos, from datasets of photographs.
 
 The lowest of 173 photos of dishes had 5.9 bits; a quarter of 235 drawings on white had less than 3.0, a twentieth less
 than 1.7.
@@ -19,7 +19,7 @@ from pipeline.records import DropReason, Features
 class ImageEntropy(ImageFilter):
     """Entropy of the grey levels."""
 
-    min_entropy: float = Field(1.0, ge=0, le=8, description="bits; 8 is the most that 256 levels have")
+    min_entropy: float = Field(1.0, ge=0, le=8, description="minimum entropy in bits; 256 grey levels have at most 8")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("min_entropy", "entropy", DropReason.IMAGE_ENTROPY, least=self.min_entropy),)

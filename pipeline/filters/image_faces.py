@@ -36,10 +36,10 @@ class ImageFaces(PixelFilter):
     NEEDS_SIDE: ClassVar[int] = 160
 
     base: str = ""
-    max_faces: int = Field(0, ge=0, description="most faces of a picture")
-    model: str = Field("", description="an .onnx file of YuNet's form, relative to the spec file; by default OpenCV's")
-    min_score: float = Field(0.7, ge=0, le=1, description="lowest score of a face, where a `model` is given")
-    side: int = Field(160, ge=64, le=2048, description="longer side in pixels of the picture that is looked at")
+    max_faces: int = Field(0, ge=0, description="maximum number of faces in a picture")
+    model: str = Field("", description="a YuNet .onnx file, relative to the spec file; default: OpenCV's own detector")
+    min_score: float = Field(0.7, ge=0, le=1, description="minimum score of a face, if a `model` is given")
+    side: int = Field(160, ge=64, le=2048, description="longer side, in pixels, of the picture scaled for detection")
 
     def identity(self) -> dict[str, Any]:
         identity = super().identity()

@@ -1,4 +1,4 @@
-"""Drops animations, since only their first frame would be kept: often blank, a title or a fade-in.
+"""Drops animations: only the first frame would be kept, which is often blank, a title or a fade-in.
 
 Counts the frames of GIF, WebP, PNG and AVIF and the pages of TIFF. Not among the default filters.
 
@@ -16,7 +16,7 @@ from pipeline.records import DropReason, Features
 class ImageFrames(ImageFilter):
     """Frames of a file."""
 
-    max_frames: int = Field(1, ge=1, description="most frames of an animation, or pages")
+    max_frames: int = Field(1, ge=1, description="maximum number of frames or pages")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("max_frames", "frames", DropReason.IMAGE_ANIMATED, most=self.max_frames),)

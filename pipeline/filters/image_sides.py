@@ -1,4 +1,4 @@
-"""Drops pictures whose shorter side is too short to show much, or whose longer side is longer than useful.
+"""Drops pictures that are too small (by the shorter side) or too large (by the longer side).
 
 The default is that of Wukong: both sides more than 200 pixels (DataComp basic asks for 200). On the web smaller ones
 are thumbnails and icons. In a collection (`pipeline.filters.is_collection`) the default is 1: people chose what is in
@@ -26,9 +26,9 @@ class ImageSides(ImageFilter):
     VERSION: ClassVar[int] = 2
 
     min_side: int | None = Field(
-        None, ge=1, description="shortest allowed side, pixels; by default 200, 1 in a folder or library"
+        None, ge=1, description="minimum side in pixels; default: 200, 1 in a folder or library"
     )
-    max_side: int = Field(20_000, ge=1, description="longest allowed side, pixels")
+    max_side: int = Field(20_000, ge=1, description="maximum side in pixels")
 
     def for_source(self, source: SourceRef) -> ImageSides:
         unstated = is_collection(source) and self.min_side is None

@@ -1,4 +1,4 @@
-"""Drops pictures that are mostly text, such as posters, screenshots and scanned pages, by a detector of text lines.
+"""Drops pictures that are mostly text, such as posters, screenshots and scanned pages, using a text detector.
 
 The detector is PP-OCR's (Du et al., "PP-OCR: A Practical Ultra Lightweight OCR System", 2020), from the package
 rapidocr (Apache-2.0, 10 MB); a picture of 512 pixels takes about 100 ms on one core. It returns a map of shrunken text
@@ -49,7 +49,7 @@ class ImageText(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = LONGEST
 
-    max_share: float = Field(0.3, ge=0, le=1, description="largest share of the picture under lines of text")
+    max_share: float = Field(0.3, ge=0, le=1, description="maximum share of the picture covered by lines of text")
 
     def weights(self) -> Path:
         return models.find("rapidocr", "models/*_det_*.onnx", "rapidocr")

@@ -1,4 +1,4 @@
-"""Drops Japanese texts without kana, where the script alone leaves a doubt. Off unless a spec names it.
+"""Drops Japanese texts without kana, which the script alone cannot tell from Chinese. Off unless a spec names it.
 
 The script decides first, since models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul
 are `han_share`'s business. A text is Chinese if one of its characters is missing in Japanese (JIS X 0208: 们 这 说),
@@ -32,8 +32,8 @@ _SMALL_WORDS = re.compile("[的了是在这這个個们們他她它你您很也�
 class Language(TextFilter):
     """Asks a model about texts that may be Japanese by their characters."""
 
-    min_han: int = Field(8, ge=4, description="fewest Han characters of a text that the model is asked about")
-    min_score: float = Field(0.7, ge=0.5, le=1, description="how sure the model must be of Japanese, 0 to 1")
+    min_han: int = Field(8, ge=4, description="minimum Han characters of a text to be checked")
+    min_score: float = Field(0.7, ge=0.5, le=1, description="minimum confidence that a text is Japanese, 0 to 1")
 
     def check(self, text: Text) -> Drop | None:
         if not self.is_doubtful(text.text):
@@ -41,7 +41,7 @@ class Language(TextFilter):
         language, score = _language(text.text)
         if language != "ja" or score < self.min_score:
             return None
-        return Drop(DropReason.NOT_CHINESE, f"Japanese to the model, which is {score:.0%} sure")
+        return Drop(DropReason.NOT_CHINESE, f"Japanese according to the model, confidence {score:.0%} sure")
 
     def is_doubtful(self, text: str) -> bool:
         """True if the script of a text does not prove it Chinese, and the text is long enough for a model."""

@@ -1,5 +1,4 @@
-"""Drops texts that hold a listed word. wenlan ships no list; a spec names files of words that its dataset must not
-hold.
+"""Drops texts with a word from a list. wenlan ships no lists: a spec names files of unwanted words.
 
     - name: lexicon
       lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word per line, # begins a comment
@@ -52,8 +51,8 @@ class Lexicon(TextFilter):
     model_config = ConfigDict(json_schema_extra={"examples": [{"lists": {"unwanted": "unwanted.txt"}}]})
 
     lists: dict[str, str] = Field(min_length=1, description="name of a list -> its file: UTF-8, one word per line")
-    allow: tuple[str, ...] = Field((), description="words in which a listed word does not count")
-    min_letters: int = Field(2, ge=1, description="words with fewer letters and digits are ignored")
+    allow: tuple[str, ...] = Field((), description="longer words inside which a listed word is ignored")
+    min_letters: int = Field(2, ge=1, description="listed words with fewer letters and digits are ignored")
     base: str = ""
     _files: _Files = PrivateAttr(())
 
@@ -64,7 +63,7 @@ class Lexicon(TextFilter):
             where = self._resolve(path)
             digest, words = _read(where)
             if not any(len(bare(word)) >= self.min_letters for word in words):
-                raise ValueError(f"{where}: holds no word of {self.min_letters} letters or more")
+                raise ValueError(f"{where}: contains no word of {self.min_letters} letters or more")
             files.append((name, where, digest))
         self._files = tuple(files)
         return self
@@ -92,7 +91,7 @@ def _read(path: str) -> tuple[str, list[str]]:
             data = bytes(file.read())
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: is not UTF-8 text (byte {e.start})") from None
+        raise ValueError(f"{path}: not UTF-8 text (byte {e.start})") from None
     except faults(ValueError, ImportError) as e:
         raise ValueError(f"{path}: cannot be read ({reason(e)})") from None
     words = (line.strip() for line in text.splitlines())
@@ -155,7 +154,7 @@ def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searc
     for name, path, digest in files:
         now, words = _read(path)
         if now != digest:
-            raise SourceError(path, f"list {name} has changed since the build was planned")
+            raise SourceError(path, f"list {name} has changed since the build was opened")
         for word in words:
             letters = bare(word)
             if len(letters) >= min_letters:

@@ -1,4 +1,4 @@
-"""Drops pairs whose picture and text fit too badly or too well, by two towers, or keeps the best share of each source.
+"""Drops pairs whose picture and text match too badly or too well (by two towers), or keeps each source's best share.
 
 Weak correlation is data: nothing is dropped by a score unless a spec names this filter. DanQing (arXiv 2601.10305)
 keeps a band with both ends: what fits too well is often a picture of its own caption. Data Filtering Networks (arXiv
@@ -32,8 +32,8 @@ from pipeline.records import DropReason
 class PairScore(PairFilter):
     """The cosine of a pair's features, within a band; and of that, a share of each source."""
 
-    min_score: float = Field(-1, ge=-1, le=1, description="lowest score that is kept")
-    max_score: float = Field(1, ge=-1, le=1, description="highest score that is kept")
+    min_score: float = Field(-1, ge=-1, le=1, description="minimum score")
+    max_score: float = Field(1, ge=-1, le=1, description="maximum score")
 
     def judge(self, score: float) -> Drop | None:
         if score < self.min_score:

@@ -1,4 +1,4 @@
-"""Masks personal data in texts, or drops the text: telephone numbers, ID cards, bank cards, mail addresses, plates.
+"""Masks personal data, or drops texts with it: numbers of phones, ID cards, bank cards and plates; e-mail addresses.
 
 Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in
 the original that an earlier rewrite has kept. The masked text is the text everywhere after: KEY.txt, dedup, STORE and

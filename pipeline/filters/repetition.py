@@ -1,4 +1,4 @@
-"""Drops texts that repeat one thing over and over: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
+"""Drops repetitive texts: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
 
 Three measures over the letters of a text (digits, marks and spaces do not count): the longest run of one letter, the
 share of the most frequent letter, and the share of three-letter sequences that occurred in the text before. The shares
@@ -27,12 +27,10 @@ _RUN = re.compile(r"(.)\1+")
 class Repetition(TextFilter):
     """Repeated letters and repeated sequences."""
 
-    max_run: int = Field(5, ge=1, description="most times one letter may stand in a row")
-    max_letter_share: float = Field(0.5, gt=0, le=1, description="largest share of one letter among all letters")
-    max_repeated_share: float = Field(
-        0.45, gt=0, le=1, description="largest share of three-letter sequences met before"
-    )
-    min_letters: int = Field(6, ge=3, description="fewest letters of a text whose shares are looked at")
+    max_run: int = Field(5, ge=1, description="maximum number of times one letter may be repeated in a row")
+    max_letter_share: float = Field(0.5, gt=0, le=1, description="maximum share of one letter among all letters")
+    max_repeated_share: float = Field(0.45, gt=0, le=1, description="maximum share of repeated three-letter sequences")
+    min_letters: int = Field(6, ge=3, description="minimum number of letters for the shares to be checked")
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text
@@ -56,5 +54,5 @@ class Repetition(TextFilter):
         sequences = len(letters) - 2
         again = sequences - len({letters[i : i + 3] for i in range(sequences)})
         if again > self.max_repeated_share * sequences:
-            return Drop(DropReason.REPETITION, f"{again} of {sequences} sequences of three letters stood there before")
+            return Drop(DropReason.REPETITION, f"{again} of {sequences} three-letter sequences are repeats")
         return None

@@ -1,4 +1,4 @@
-"""Drops texts that say little: without a noun, mostly stop words, of a few common words, or of unknown characters.
+"""Drops texts with little content: no noun, mostly stop words, few and common words, or unknown characters.
 
 Off unless a spec names it: a caption of two verbs may be just right for its picture. What counts as a noun, a content
 word or a stop word is in `pipeline.texts.density`. A text is looked at whole: a long paragraph passes where its
@@ -30,11 +30,11 @@ class TextDensity(TextFilter):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"min_nouns": 1, "min_entropy": 6e-4}]})
 
-    min_nouns: int = Field(1, ge=0, description="fewest nouns; 0: not looked at")
-    min_content_share: float = Field(0.0, ge=0, le=1, description="smallest share of content words; 0: not looked at")
-    max_stop_share: float = Field(0.75, gt=0, le=1, description="largest share of stop words; 1: not looked at")
-    min_entropy: float = Field(0.0, ge=0, description="smallest entropy of the words, in nats; 0: not looked at")
-    max_unknown: int = Field(5, ge=0, description="most characters outside GBK")
+    min_nouns: int = Field(1, ge=0, description="minimum number of nouns; 0: off")
+    min_content_share: float = Field(0.0, ge=0, le=1, description="minimum share of content words; 0: off")
+    max_stop_share: float = Field(0.75, gt=0, le=1, description="maximum share of stop words; 1: off")
+    min_entropy: float = Field(0.0, ge=0, description="minimum entropy of the words, in nats; 0: off")
+    max_unknown: int = Field(5, ge=0, description="maximum number of characters outside GBK")
 
     VERSION: ClassVar[int] = 2
 

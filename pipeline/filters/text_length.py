@@ -1,4 +1,4 @@
-"""Drops texts that are too short or too long to say something about a picture.
+"""Drops texts that are too short or too long to describe a picture.
 
 What is too short depends on what a text is. A caption or an alt text belongs to its picture, and one term is a whole
 caption: 正阳门. A page's title (戚风蛋糕) stands for all its pictures, and a paragraph or an abstract must say more.
@@ -49,17 +49,17 @@ class TextLength(TextFilter):
 
     min_chars: Threshold[Least] | None = Field(
         None,
-        description="fewest characters, white space not counted: of every text, or by kind; "
-        "by default 2 of an alt, caption or tag, 3 of a title and 5 of other texts, 1 in a folder or library",
+        description="minimum characters (white space not counted), for all texts or by kind; default: "
+        "2 for an alt, caption or tag, 3 for a title and 5 for other texts, 1 in a folder or library",
     )
     max_chars: Threshold[Most] | None = Field(
         None,
-        description="most characters of an alt, caption, title or tag, or by kind; "
-        "by default 50, in a folder or library those of running text",
+        description="maximum characters of an alt, caption, title or tag, or by kind; "
+        "default: 50, in a folder or library max_chars_running",
     )
-    max_chars_running: int = Field(1000, ge=1, description="most characters of a surrounding, abstract or content")
-    min_words: int = Field(0, ge=0, description="fewest words, as jieba cuts them; 0: not looked at")
-    max_words: int = Field(0, ge=0, description="most words of an alt, caption, title or tag; 0: not looked at")
+    max_chars_running: int = Field(1000, ge=1, description="maximum characters of a surrounding, abstract or content")
+    min_words: int = Field(0, ge=0, description="minimum words by jieba's segmentation; 0: off")
+    max_words: int = Field(0, ge=0, description="maximum words of an alt, caption, title or tag; 0: off")
 
     VERSION: ClassVar[int] = 3
 

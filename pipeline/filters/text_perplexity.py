@@ -36,9 +36,9 @@ class TextPerplexity(TextFilter):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"max_perplexity": 5e6}]})
 
-    model: str = Field("", description="file of a KenLM model of words; by default the frequencies of jieba's words")
-    min_perplexity: float = Field(0.0, ge=0, description="smallest perplexity; 0: not looked at")
-    max_perplexity: float = Field(0.0, ge=0, description="largest perplexity; 0: not looked at")
+    model: str = Field("", description="file of a word-level KenLM model; default: jieba's word frequencies")
+    min_perplexity: float = Field(0.0, ge=0, description="minimum perplexity; 0: off")
+    max_perplexity: float = Field(0.0, ge=0, description="maximum perplexity; 0: off")
     base: str = ""
     _sha256: str = PrivateAttr("")
 
@@ -105,4 +105,4 @@ def _opened(file: Path, sha256: str) -> Any:
     try:
         return kenlm.Model(str(file))
     except (OSError, RuntimeError, ValueError):
-        raise ValueError(f"{file}: is not a model of KenLM") from None
+        raise ValueError(f"{file}: not a KenLM model") from None

@@ -1,4 +1,4 @@
-"""Rewrites Traditional Chinese as Simplified, by OpenCC, and keeps the original beside it. Off unless a spec names it.
+"""Converts Traditional Chinese to Simplified with OpenCC, and keeps the original as well. Off unless a spec names it.
 
 For models that are to see one script: a text in both scripts is then one text, in a sample, in dedup and in a
 vocabulary. The original goes into KEY.json as `original` of its text; training does not read it.
@@ -23,8 +23,8 @@ from pipeline.texts.chunks import chunkwise
 class ToSimplified(TextFilter):
     """Traditional to Simplified."""
 
-    config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC's configuration")
-    keep_original: bool = Field(True, description="keep the original text beside the rewritten one")
+    config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC configuration")
+    keep_original: bool = Field(True, description="keep the original text in addition to the converted one")
 
     def rewrite(self, text: Text) -> Text:
         simplified = simplifier(self.config)(text.text)

@@ -1,4 +1,4 @@
-"""Contexts: what is known of a picture beside its looks, by which two that look alike are still two pictures.
+"""Contexts: what is known of a picture besides its looks, to tell apart two pictures that look alike.
 
 Charts that differ in a curve, dialogs with another line and steps of an algorithm look more alike than many copies do,
 and no threshold parts them. Their pages do: two pictures of one page are shown there because they are two, and so are
@@ -145,7 +145,7 @@ def file_stem(url: str) -> str:
     """The file that an image's URL is a variant of; "" for none.
 
     Variants differ in a size (-800x600, @2x, _thumb, -md, !small, HASH_720, a query or a folder of a size) or in the
-    extension. Numbers are no variants: `1.png` and `2.png` are two files. A name that is long, or a hash, is one file
+    extension. Numbers are not sizes: `1.png` and `2.png` are two files. A name that is long, or a hash, is one file
     wherever it lies.
     """
     address, _, query = url.partition("#")[0].lower().partition("?")

@@ -39,7 +39,7 @@ def represent(known: Flags, same: Same, least: float = 0.0) -> tuple[Ints, Flags
     known [N]: followers of something before them, in this crowd or in another one, which are compared with
     representatives before them alone. An item that follows comes before all that it was not compared with. Items that
     were left come last, and are to be compared with each other. least: stop where less than this share of AT_ONCE
-    items follows another one of them, so that what is no crowd costs no comparisons of all with some.
+    items follows another one of them, so that other items cost no comparisons of all with some.
     """
     order, follows = [np.zeros(0, np.int64)], known.copy()
     rest, waiting = np.flatnonzero(~known), np.flatnonzero(known)

@@ -359,7 +359,7 @@ class ImageJoin:
     def _compare_crowd(self, members: Ints) -> Ints:
         """Compare images, ascending, that may be too many for every two of them, by all of their parts.
 
-        Returns those that are no crowd, which were not compared with each other.
+        Returns those outside crowds, which were not compared with each other.
 
         One that follows another image since an earlier crowd, be it of another key, stands behind the place of that
         one, so that it is compared with what comes before it alone.

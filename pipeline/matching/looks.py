@@ -1,4 +1,4 @@
-"""By what two images are compared: families of hashes, tones that must agree, and the verification of a candidate.
+"""Comparison of two images: families of hashes, tones that must agree, and the verification of a candidate.
 
 Every image has hashes of its parts and grids (`pictures.signatures`). One without texture has details besides
 (`pictures.details`): finer hashes, and a map. They lie apart (`Details`), so that one with texture costs what it did.

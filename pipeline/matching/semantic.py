@@ -1,4 +1,4 @@
-"""Matches images that show the same: features of an image tower within a cosine distance, decided in integers.
+"""Matches images with the same content: features of an image tower within a cosine distance, decided in integers.
 
 An image is a duplicate if and only if its features lie within the distance of those of an image that was kept before
 it; of several the nearest is its leader, of equally near ones the one that was kept first. Chains do not occur.
@@ -73,7 +73,7 @@ def millionths(cosine: float) -> int:
 class Nearest:
     """For each of N images the nearest leader, if one is within reach. All of shape [N].
 
-    millionths: its cosine distance; FAR if there is none. number: the leader's, -1 if there is none.
+    millionths: its cosine distance; FAR if there is none. number: the leader's, -1 for none.
     """
 
     millionths: Ints

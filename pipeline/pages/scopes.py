@@ -121,7 +121,7 @@ class _Scopes:
         return cards
 
     def _are_alike(self, first: int, second: int) -> bool:
-        """True for elements of one kind, and of like kinds (a tip and a figure of a document) without a text between."""
+        """True for elements of one kind, and of like kinds (two boxes of a document) without a text between."""
         tags, walk = self._walk.tags, self._walk
         if tags[first] == tags[second] or not _alike(tags[first], tags[second]):
             return tags[first] == tags[second]

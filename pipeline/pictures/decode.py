@@ -124,7 +124,7 @@ def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
         picture = _sound_jpeg(data, max_pixels, reduce_to) or _by_pillow(data, max_pixels, reduce_to)
         header, pixels = picture.header, picture.pixels
         if not reduce_to and pixels.shape[:2] != (header.height, header.width):
-            raise PictureError(f"its header says {header.width} x {header.height}, it decodes to {pixels.shape[1::-1]}")
+            raise PictureError(f"its header says {header.width} x {header.height}, its pixels {pixels.shape[1::-1]}")
         factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
         return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
 
@@ -143,7 +143,7 @@ def _by_pillow(data: Bytes, max_pixels: int, reduce_to: int) -> Picture:
 def _check(header: Header, max_pixels: int) -> None:
     """Raises PictureError for a picture that is too large, before its pixels take memory."""
     if header.pixels > max_pixels:
-        message = f"{header.width} x {header.height} pixels, {max_pixels:,} are allowed"
+        message = f"{header.width} x {header.height} pixels; at most {max_pixels:,} are allowed"
         raise PictureError(message, too_many_pixels=True)
     if max(header.width, header.height) > JPEG_MAX_SIDE:  # refused here, or the shard that should store it would fail
         message = f"{header.width} x {header.height} pixels do not fit into a JPEG"
@@ -334,9 +334,9 @@ def _open(data: Bytes) -> Any:
         name = format_in_box(data)
         if name and name not in readable_formats():
             shown = "HEIC (HEIF)" if name == "heif" else name.upper()
-            message = f"{shown} pictures are not read by this installation: {READERS[name]}, then build again"
+            message = f"{shown} pictures cannot be read by this installation: {READERS[name]}, then build again"
             raise PictureError(message, unreadable_here=True) from None
-        raise PictureError(f"not an image that is read here (it begins with {data[:8].hex() or 'nothing'})") from None
+        raise PictureError(f"not a supported image (it starts with {data[:8].hex() or 'nothing'})") from None
 
 
 @functools.cache

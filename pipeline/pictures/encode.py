@@ -121,7 +121,7 @@ def holds_more(jpeg: Bytes) -> bool:
 
 
 def components_of(jpeg: Bytes) -> int:
-    """Number of colour components of a JPEG, from its frame header (ITU-T T.81, B.2.2); 0 if there is none."""
+    """Number of colour components of a JPEG, from its frame header (ITU-T T.81, B.2.2); 0 if missing."""
     at = 2
     while at + 10 <= len(jpeg) and jpeg[at] == 0xFF:
         marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")

@@ -73,13 +73,13 @@ class Finder:
         if not self.weights:
             found = cv2.CascadeClassifier(str(_cascade()))
             if found.empty():
-                raise ModelError(str(_cascade()), "is not a cascade that this OpenCV reads")
+                raise ModelError(str(_cascade()), "not a cascade that this OpenCV can read")
             return found
         try:
             return cv2.FaceDetectorYN.create(self.weights, "", (self.side, self.side), self.score)
         except cv2.error as e:
             reason = " ".join(str(e).split())
-            raise ModelError(self.weights, f"is not a face detector of YuNet's form: {reason[:200]}") from None
+            raise ModelError(self.weights, f"not a YuNet face detector: {reason[:200]}") from None
 
     def find(self, state: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
         """Boxes [N, 4] of the faces of a picture [H, W, 3] RGB, in its pixels, and their scores [N]."""

@@ -1,4 +1,4 @@
-"""Frames and margins: what lies around a picture, which a copy may have and its original may not.
+"""Frames and margins around a picture, which a copy may have and its original may not.
 
 Hashes and signatures are made of what is inside the frame. A framed copy is often the largest one of its picture, so it
 is the first that dedup keeps, and all other copies are compared with it: a crop of the original lies further inside it

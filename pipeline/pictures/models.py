@@ -24,10 +24,10 @@ def find(package: str, pattern: str, distribution: str) -> Path:
     """The file of a package that matches the pattern; the last by name if several do. Raises ModelError."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(distribution, f"is not installed: {install('models')}")
+        raise ModelError(distribution, f"not installed: {install('models')}")
     matching = sorted(path for place in spec.submodule_search_locations for path in Path(place).glob(pattern))
     if not matching:
-        raise ModelError(distribution, f"holds no {pattern}: {install('models')}")
+        raise ModelError(distribution, f"contains no {pattern}: {install('models')}")
     return matching[-1]
 
 
@@ -56,4 +56,4 @@ def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = Fa
         )
     except Exception as e:  # onnxruntime's own exceptions lack a common base
         message = " ".join(str(e).split())[:200]
-        raise ModelError(name or str(data), f"is not an ONNX model ({message})") from None
+        raise ModelError(name or str(data), f"not an ONNX model ({message})") from None

@@ -1,4 +1,4 @@
-"""Signatures: what two pictures whose hashes match are compared by, to tell a copy from a look-alike.
+"""Signatures: compare two pictures whose hashes match, to tell a copy from a look-alike.
 
 A signature holds a grid for each of `parts.BOXES`, and one of what lies between the margins: brightness in 12 x 12
 cells, colour in 6 x 6. A perceptual hash sees coarse structure in grey only, so many different pictures share one.

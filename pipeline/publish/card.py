@@ -1,4 +1,4 @@
-"""The files that describe a dataset, beside its manifest: dataset card, shard lists, Croissant.
+"""The files that describe a dataset, in addition to its manifest: dataset card, shard lists, Croissant.
 
 README.md is a dataset card of Hugging Face with front matter, so that the hub and `datasets` understand the folder as
 it is. `train.json`, `dev.json` and `val.json` are shard lists in the format of wids (wids_version 1, relative URLs).

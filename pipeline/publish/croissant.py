@@ -26,7 +26,7 @@ _COLUMNS = {
     "width": ("sc:Integer", "Width of the stored JPEG in pixels."),
     "height": ("sc:Integer", "Height of the stored JPEG in pixels."),
     "split": ("sc:Text", "train, dev or val."),
-    "text_rank": ("sc:Integer", "Better texts that were removed; 0: the primary text is the best that was found."),
+    "text_rank": ("sc:Integer", "Number of better texts removed; 0: the primary text is the best one found."),
     "image_offset": ("sc:Integer", "Offset of the JPEG in the tar of the same name, in bytes."),
     "image_size": ("sc:Integer", "Size of the JPEG in bytes."),
 }
@@ -95,7 +95,7 @@ def _samples() -> dict[str, Any]:
                     "transform": {"jsonPath": f"$[*].{name}"},
                 },
             }
-            for name, description in (("kind", "Its place on the page."), ("text", "The text."))
+            for name, description in (("kind", "Kind of text: where it was on the page."), ("text", "The text."))
         ],
     }
     return {

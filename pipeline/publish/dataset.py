@@ -52,10 +52,10 @@ def check(build: Build) -> None:
     current = build.store.releases(build.spec.name).latest().current
     if current is None:
         return
-    now = f"dataset {build.spec.name} is of generation {current.generation} now"
+    now = f"dataset {build.spec.name} is now at generation {current.generation}"
     if not build.made_from:
         if current.generation != build.generation:
-            raise StoreError(build.build_id, f"{now}, this build of {build.generation}; run wenlan-data build again")
+            raise StoreError(build.build_id, f"{now}, this build at {build.generation}; run wenlan-data build again")
         check_faces(build)
         return
     if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
@@ -63,14 +63,14 @@ def check(build: Build) -> None:
     known = {own.build_id for own in build.made_from}
     unseen = [own.build_id for own in current.builds if own.build_id not in known]
     if len(unseen) == len(current.builds):
-        raise StoreError(build.build_id, f"{now}, begun by another build; begin a new one in another folder")
+        raise StoreError(build.build_id, f"{now}, started by another build; start a new one in another folder")
     if unseen:
-        since = f"{', '.join(unseen)} was published since this generation was begun"
+        since = f"{', '.join(unseen)} was published after this generation was started"
         raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
 
 
 def check_faces(build: Build) -> None:
-    """Raise StoreError if builds that blur faces, and builds that keep them, would stand in one release."""
+    """Raise StoreError if one release would mix builds that blur faces with builds that keep them."""
     blurs = build.spec.shards.faces == "blur"
     before = build.store.releases(build.spec.name).newest()
     if build.made_from or before is None:
@@ -81,10 +81,10 @@ def check_faces(build: Build) -> None:
     stored = {own.build_id: _manifest_of(own.out)[1].images for own in others}
     if unlike := [name for name, own in stored.items() if bool(own is not None and own.faces_blurred) != blurs]:
         where = f"{', '.join(unlike)} of dataset {build.spec.name}"
-        remedy = "make it again: build --generation new"
+        remedy = "rebuild it with build --generation new"
         if blurs:
-            raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; {remedy}")
-        raise StoreError(build.build_id, f"keeps faces, and {where} blurs them; set shards.faces: blur, or {remedy}")
+            raise StoreError(build.build_id, f"blurs faces, but {where} keeps them; {remedy}")
+        raise StoreError(build.build_id, f"keeps faces, but {where} blurs them; set shards.faces: blur, or {remedy}")
 
 
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
@@ -104,7 +104,7 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
 
 
 def include(build: Build, manifest: Manifest) -> Manifest:
-    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock.
+    """Returns the newest release if it has this published build, else makes the next. The caller holds STORE's lock.
 
     A build of another generation than the newest release is in other releases: nothing changes.
     """
@@ -178,7 +178,7 @@ def leave_out(store: Store, build_id: str) -> None:
         if parts:
             _next(releases, before, parts)
         else:
-            releases.withdraw(f"its only build, {build_id}, was replaced by another one in the same folder")
+            releases.withdraw(f"its only build, {build_id}, was replaced by another build in the same folder")
 
 
 def lies_elsewhere(store: Store, build_id: str, folder: str) -> bool:
@@ -248,7 +248,7 @@ def _spec_of(out: str) -> BuildSpec:
     try:
         return BuildSpec.model_validate(folder.read_json("build.json")["spec"])
     except (KeyError, TypeError, ValueError):
-        why = "holds no spec that this wenlan can read, and a release needs it: restore it"
+        why = "contains no readable spec, but a release needs it; restore the file"
         raise StoreError(folder.at("build.json"), why) from None
 
 
@@ -257,7 +257,7 @@ def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
     parts = [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
     for build, (now, _) in zip(builds, parts, strict=True):
         if now.build_id != build.build_id:
-            raise StoreError(build.out, f"holds {now.build_id} now, not {build.build_id}, which the release needs")
+            raise StoreError(build.out, f"contains {now.build_id} instead of {build.build_id}, which the release needs")
     return parts
 
 
@@ -298,8 +298,8 @@ def _manifest_of(out: str) -> tuple[Folder, Manifest]:
     if manifest is None:
         todo = "restore the build, or roll back"
         if folder.exists(build_json.NAME):
-            todo = f"run wenlan-data publish {shlex.quote(out)}, which makes it again"
-        raise StoreError(shards.at(MANIFEST), f"is missing, and a release needs it: {todo}")
+            todo = f"run wenlan-data publish {shlex.quote(out)} to recreate it"
+        raise StoreError(shards.at(MANIFEST), f"missing, but a release needs it; {todo}")
     return shards, manifest
 
 
@@ -361,14 +361,14 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     """
     releases, out, takedowns = store.releases(dataset), Folder(target), store.takedowns()
     if why := releases.latest().withdrawn:
-        raise StoreError(releases.folder.url, f"is withdrawn: {why}")
+        raise StoreError(releases.folder.url, f"withdrawn: {why}")
     release = releases.read(number)
     if out.names():
-        raise StoreError(out.url, "is not empty; a copy needs a new folder")
+        raise StoreError(out.url, "not empty; a copy needs a new folder")
     with out.emptied_on_failure():
         copied = _copied(releases, release, out)
         if store.takedowns() != takedowns:  # what was copied before may hold it
-            raise StoreError(out.url, "something was taken down during the copy; run the same command again")
+            raise StoreError(out.url, "a takedown happened during the copy; run the same command again")
         out.write(MANIFEST, pretty_manifest(copied))
     return copied
 
@@ -379,7 +379,7 @@ def _copied(releases: Releases, release: Manifest, out: Folder) -> Manifest:
         source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
             if leaves_folder(file.path) or leaves_folder(shard.build):
-                raise StoreError(releases.folder.url, f"names {file.path!r}, out of its folder")
+                raise StoreError(releases.folder.url, f"lists {file.path!r}, which is outside its folder")
             _copy_file(source, place, file)
     spec = _spec_of(release.builds[-1].out)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
@@ -393,7 +393,9 @@ def _copy_file(source: Folder, place: Folder, file: FileDigest) -> None:
     """Link or copy one file. Raises StoreError if it is not what the release lists, by its size."""
     with source.local(file.path) as path:
         if not path.exists() or path.stat().st_size != file.bytes:
-            raise StoreError(source.at(file.path), "is not what the release lists; was something taken down since?")
+            raise StoreError(
+                source.at(file.path), "not the file that the release lists; was something taken down since?"
+            )
         if place.is_local and source.is_local:
             target = Path(place.at(file.path))
             target.parent.mkdir(parents=True, exist_ok=True)

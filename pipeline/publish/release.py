@@ -82,7 +82,7 @@ def _tell(build: Build) -> None:
     try:
         page.tell(build)
     except StoreError as e:
-        log.warning("%s; the report does not say what came of %s", e, build.build_id)
+        log.warning("%s; the report of %s does not show the result of the publish", e, build.build_id)
 
 
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
@@ -112,7 +112,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
         )
         gates.hold(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
         if nothing_new:
-            known = f"all {candidates.known:,} images that passed are in dataset {build.spec.name} already"
+            known = f"all {candidates.known:,} remaining images are already in dataset {build.spec.name}"
             raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.held:,} samples")
         manifest = _write(build, manifest, candidates, captures, identities.publish, dataset.publish)
         observe.count("wenlan_releases", dataset=build.spec.name)
@@ -192,7 +192,7 @@ def _check_takedowns(build: Build) -> None:
         again = "" if build.expired else "wenlan-data build again, or "
         raise StoreError(
             build.out,
-            f"{count} of its samples were taken down since it began; run {again}"
+            f"{count} of its samples were taken down after it started; run {again}"
             f"wenlan-data forget --store {shlex.quote(build.store.url)} {shlex.quote(build.out)}",
         )
 
@@ -200,7 +200,7 @@ def _check_takedowns(build: Build) -> None:
 def _finished(build: Build) -> list[Record]:
     """Records of all shards, ordered by split and number. Raises StageError, and StoreError for a damaged file."""
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
-        raise StageError("shard", f"is not finished in {build.out}; run wenlan-data build first")
+        raise StageError("shard", f"not finished in {build.out}; run wenlan-data build first")
     stage = build.stage("shard")
     records = build.packed()
     for record in records:
@@ -272,7 +272,7 @@ def _all_releases(build: Build) -> list[dict[str, Any]]:
     """All entries of releases.json. Raises StoreError if it is damaged."""
     releases = build.folder.find_json("releases.json", [])
     if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
-        raise StoreError(build.folder.at("releases.json"), "is not a list of releases")
+        raise StoreError(build.folder.at("releases.json"), "not a list of releases")
     return releases
 
 

@@ -37,14 +37,14 @@ def in_the_way(build: Build) -> list[str]:
         held, lost = _described(build, known, place, manifest)
     elif known and (name != build.spec.name or (_is_packed(known) and known.get("snapshot") != build.snapshot)):
         held = f"dataset {name}, snapshot {known.get('snapshot')}, not published"
-        lost = "its shards and its report" if _is_packed(known) else "what it did so far"
+        lost = "its shards and its report" if _is_packed(known) else "its work so far"
     else:
         return []
     return [
         f"{build.out}: holds {held}",
-        f"dataset {build.spec.name}, snapshot {build.snapshot}, spec {build.spec.digest[:8]}, would take its place: "
+        f"dataset {build.spec.name}, snapshot {build.snapshot}, spec {build.spec.digest[:8]}, would replace it; "
         f"{lost} would be lost",
-        "build into another folder (--out), or say --replace",
+        "build into another folder (--out), or use --replace",
     ]
 
 
@@ -62,14 +62,14 @@ def displaced(build: Build) -> list[str]:
             return [
                 f"release {newest.release} of {build.spec.name} has {sum(own.samples.values()):,} samples of "
                 f"snapshot {own.snapshot}, built in {own.out}",
-                f"{build.out}: a build of the same snapshot takes its place in the dataset",
-                "leave out --snapshot or name another one to add to the dataset, or say --replace",
+                f"{build.out}: a build of the same snapshot would replace it in the dataset",
+                "to add to the dataset, omit --snapshot or give another one, or use --replace",
             ]
     return []
 
 
 def withdraw(build: Build) -> None:
-    """Take back what is published in the build's folder, so that the build can take its place.
+    """Withdraw what is published in the build's folder, so that the build can replace it.
 
     Its identities go first, since a later build must not drop pictures for one that no dataset holds, then its place in
     releases, of which the next leaves it out; its manifest goes last, so that after a kill --replace is asked for
@@ -113,7 +113,7 @@ def _manifest(place: Folder) -> Manifest | None:
 def _described(build: Build, known: dict[str, Any], place: Folder, manifest: Manifest | None) -> tuple[str, str]:
     """(what a published folder holds, what would be lost of it)."""
     if manifest is None:
-        return f"a dataset whose manifest cannot be read ({place.at(MANIFEST)})", "all of it"
+        return f"a dataset whose manifest cannot be read ({place.at(MANIFEST)})", "all of its content"
     ours = known.get("build_id") == manifest.build_id
     what = f"dataset {known['name']}, snapshot {known['snapshot']}" if ours else f"the dataset of {manifest.build_id}"
     samples = ", ".join(f"{count:,} {split}" for split, count in manifest.samples.items())
@@ -122,5 +122,5 @@ def _described(build: Build, known: dict[str, Any], place: Folder, manifest: Man
     held = f"{what}, spec {manifest.spec_digest[:8]}, published as revision {manifest.revision}: {total}"
     stages = known.get("stages", {})
     if stages.get("shard", {}).get("fingerprint") == build.fingerprints.get("shard"):
-        return held, "its manifest, while its shards stay as they are,"
+        return held, "its manifest (but not its shards)"
     return held, f"its manifest, its report and {len(manifest.shards):,} shards ({size:,.1f} MB)"

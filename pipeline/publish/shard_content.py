@@ -55,7 +55,7 @@ def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[
         for column in schema:
             at = actual.get_field_index(column.name)
             if at < 0:
-                faults.append(f"{name}: column {column.name} is missing")
+                faults.append(f"{name}: missing column {column.name}")
             elif actual.field(at).type != column.type:
                 faults.append(f"{name}: column {column.name} is {actual.field(at).type}, not {column.type}")
         if faults:
@@ -66,9 +66,9 @@ def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[
         lines = str(e).splitlines() or [type(e).__name__]
         return empty, [f"{name}: cannot be read as Parquet ({lines[0]})"]
     if table.num_rows != samples:
-        return empty, [f"{name}: has {table.num_rows:,} rows, the manifest says {samples:,}"]
+        return empty, [f"{name}: {table.num_rows:,} rows, but {samples:,} in the manifest"]
     nulls = [(i, c) for c in schema.names if table[c].null_count for i in np.flatnonzero(table[c].is_null())]
-    return table, [f"{name}: row {i} has no {column}" for i, column in sorted(nulls)[:PER_FILE]]
+    return table, [f"{name}: row {i}: no {column}" for i, column in sorted(nulls)[:PER_FILE]]
 
 
 def row_faults(shard: ShardFiles, rows: list[Row], max_side: int) -> Iterator[str]:
@@ -81,7 +81,7 @@ def row_faults(shard: ShardFiles, rows: list[Row], max_side: int) -> Iterator[st
 def _row_fault(split: str, row: Row, max_side: int) -> str:
     key, sides = row["key"], f"{row['width']} x {row['height']}"
     if not re.fullmatch(r"[0-9a-f]{32}", key) or not row["candidate_id"].startswith(key):
-        return f"key {key!r} is not the beginning of its candidate_id"
+        return f"key {key!r} is not the prefix of its candidate_id"
     if not re.fullmatch(r"[0-9a-f]{64}", row["candidate_id"]):
         return f"{key}: candidate_id is {row['candidate_id']!r}"
     if row["source_kind"] not in SOURCE_KINDS:
@@ -92,24 +92,24 @@ def _row_fault(split: str, row: Row, max_side: int) -> str:
     if row["split"] != split:
         return f"{key}: split is {row['split']!r} in a shard of {split}"
     if not row["texts"]:
-        return f"{key}: has no text"
+        return f"{key}: no text"
     for text in row["texts"]:
         if text is None or text["kind"] not in TEXT_KINDS or not text["text"]:
             return f"{key}: a text is {text!r}"
     if row["width"] < 1 or row["height"] < 1:
         return f"{key}: sides are {sides}"
     if max_side and max(row["width"], row["height"]) > max_side:
-        return f"{key}: sides are {sides}, the manifest says {max_side} at most"
+        return f"{key}: sides are {sides}, but at most {max_side} in the manifest"
     return ""
 
 
 def place_faults(shard: ShardFiles, rows: list[Row]) -> Iterator[str]:
-    """Rows whose members would lie outside their tar: for a check that does not walk the tar."""
+    """Finds rows whose members are outside their tar, for a check that does not read the tar."""
     for row in rows:
         for member in MEMBERS.values():
             offset, size = row[f"{member}_offset"], row[f"{member}_size"]
             if offset < 0 or size < 0 or offset + size > shard.tar.bytes:
-                place = f"{member} is at {offset} + {size}, outside its tar of {shard.tar.bytes:,} bytes"
+                place = f"{member} at {offset} + {size} is outside its tar of {shard.tar.bytes:,} bytes"
                 yield f"{shard.parquet.path}: {row['key']}: {place}"
                 break
 
@@ -144,18 +144,18 @@ def region_faults(path: Path, name: str, rows: list[Row]) -> list[str]:
     found = dict[int, str]()
     for at in np.flatnonzero(~sound).tolist():
         if lacking[at]:
-            found[at] = "a number of its regions is missing"
+            found[at] = "one of the columns of its regions is empty"
         elif moved[at]:
-            found[at] = f"its regions are those of {table['key'][at]}; the files are not in the same order"
+            found[at] = f"its regions belong to {table['key'][at]}; the files are not in the same order"
         else:
             numbers = f"{of_boxes[at]} box numbers, {counts[at]} scores and {of_labels[at]} labels"
-            found[at] = f"{numbers} do not fit"
+            found[at] = f"{numbers} do not match"
     for at in np.flatnonzero(outside).tolist():
         row = rows[sample_R[at]]
-        where = f"does not lie in an image of {row['width']} x {row['height']}"
+        where = f"is outside the image of {row['width']} x {row['height']}"
         found.setdefault(int(sample_R[at]), f"box {boxes_R4[at].tolist()} {where}")
     for at in np.flatnonzero(unsorted).tolist():
-        found.setdefault(int(sample_R[at]), "scores are not finite and descending")
+        found.setdefault(int(sample_R[at]), "scores are not finite or not descending")
     return [f"{name}: {rows[at]['key']}: {fault}" for at, fault in sorted(found.items())]
 
 
@@ -182,7 +182,7 @@ def tar_faults(path: Path, name: str, rows: list[Row], faces: Faces) -> Iterator
                     return
                 file = tar.extractfile(member)
                 if file is None:
-                    yield f"{name}: {member.name} is not a plain file"
+                    yield f"{name}: {member.name} is not a regular file"
                     return
                 data = file.read()
                 fault = _member_fault(suffix, data, row)
@@ -192,27 +192,27 @@ def tar_faults(path: Path, name: str, rows: list[Row], faces: Faces) -> Iterator
                     yield f"{name}: {member.name}: {fault}"
                 count += 1
             if count < len(expected):
-                yield f"{name}: ends after {count} members, the index has {len(expected)}"
+                yield f"{name}: {count} members, but {len(expected)} in the index"
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as e:
-        yield f"{name}: is not a tar ({e})"  # tarfile raises the others on headers that contradict themselves
+        yield f"{name}: not a tar ({e})"  # tarfile raises the others on headers that contradict themselves
 
 
 def _place_fault(member: tarfile.TarInfo, number: int, row: Row, suffix: str) -> str:
     """Difference of a member's name, offset or size from the index; "" if none."""
     if not member.isreg() or member.issparse():  # a sparse one of 2 kB may unpack to gigabytes
-        return f"{member.name} is not a plain file"
+        return f"{member.name} is not a regular file"
     if member.name != f"{row['key']}.{suffix}":
-        return f"member {number} is {member.name}, the index says {row['key']}.{suffix}"
+        return f"member {number} is {member.name}, but {row['key']}.{suffix} in the index"
     column = MEMBERS[suffix]
     if (member.offset_data, member.size) != (row[f"{column}_offset"], row[f"{column}_size"]):
-        return f"{member.name} is at offset {member.offset_data}, not where the index says"
+        return f"{member.name} is at offset {member.offset_data}, which differs from the index"
     return ""
 
 
 def _member_fault(suffix: str, data: bytes, row: Row) -> str:
     """Difference of a member's content from the index; "" if none."""
     if suffix == "txt":
-        return "" if data == row["texts"][0]["text"].encode() else "is not the first text of the index"
+        return "" if data == row["texts"][0]["text"].encode() else "differs from the first text in the index"
     if suffix == "jpg":
         return _image_fault(data, row)
     try:
@@ -221,9 +221,9 @@ def _member_fault(suffix: str, data: bytes, row: Row) -> str:
         return str(e)
     for name in ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256", "width", "height"):
         if getattr(sample, name) != row[name]:
-            return f"{name} is {getattr(sample, name)!r}, the index says {row[name]!r}"
+            return f"{name} is {getattr(sample, name)!r}, but {row[name]!r} in the index"
     same = [(t.kind, t.text) for t in sample.texts] == [(t["kind"], t["text"]) for t in row["texts"]]
-    return "" if same else "its texts are not those of the index"
+    return "" if same else "its texts differ from those in the index"
 
 
 def _image_fault(data: bytes, row: Row) -> str:
@@ -238,14 +238,14 @@ def _image_fault(data: bytes, row: Row) -> str:
     try:
         picture = pictures.decode(data, max(pictures.MAX_PIXELS, row["width"] * row["height"]))
     except pictures.PictureError as e:
-        return f"does not decode ({e})"
+        return f"cannot be decoded ({e})"
     header = picture.header
     if header.format != "jpeg":
-        return f"is {header.format}, stored images are JPEG"
+        return f"is {header.format}, but stored images must be JPEG"
     if (header.width, header.height) != (row["width"], row["height"]):
-        return f"is {header.width} x {header.height}, the index says {row['width']} x {row['height']}"
+        return f"is {header.width} x {header.height}, but {row['width']} x {row['height']} in the index"
     if row["format"] != "jpeg" and hashlib.sha256(data).hexdigest() == row["sha256"]:
-        return f"was fetched as {row['format']} by the index, but its bytes are those that were fetched"
+        return f"has the bytes that were fetched, although the index says they were {row['format']}"
     return ""
 
 
@@ -256,9 +256,9 @@ def _face_fault(data: bytes, row: Row, boxes_N4: npt.NDArray[np.float32]) -> str
     from pipeline.pictures.faces import unblurred
 
     if hashlib.sha256(data).hexdigest() == row["sha256"]:
-        return "holds faces, but its bytes are those that were fetched"
+        return "contains faces, but its bytes are those that were fetched"
     if holds_more(data):
-        return "holds faces, and something beside its pixels, which may show them"
+        return "contains faces, and data other than its pixels, which may show them"
     grey = pictures.luma(data, max(pictures.MAX_PIXELS, row["width"] * row["height"]))
     blocks = unblurred(grey, boxes_N4)
     return f"has faces that are not blurred ({blocks:,} blocks of 8 x 8 pixels)" if blocks else ""

@@ -89,7 +89,7 @@ class _AcrossShards:
         if self.keys:
             keys, counts = np.unique(np.concatenate(self.keys), return_counts=True)
             for key in keys[counts > 1][:PER_FILE]:
-                yield f"{bytes(key).hex()}: this key occurs more than once"
+                yield f"{bytes(key).hex()}: duplicate key"
 
     def _leaders_in_two_splits(self) -> Iterator[str]:
         merged = {split: np.unique(np.concatenate(parts)) for split, parts in self.leaders.items()}
@@ -97,7 +97,7 @@ class _AcrossShards:
             for b in SPLITS[i + 1 :]:
                 if a in merged and b in merged:
                     for leader in np.intersect1d(merged[a], merged[b])[:PER_FILE]:
-                        yield f"image_leader {int(leader):016x}...: is in {a} and in {b}"
+                        yield f"image_leader {int(leader):016x}...: in {a} and in {b}"
 
 
 def _manifest_faults(manifest: Manifest) -> Iterator[str]:
@@ -108,15 +108,15 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
     for split in SPLITS:
         total = manifest.samples.get(split, 0)
         if samples[split] != total:
-            yield f"manifest.json: its {split} shards hold {samples[split]:,} samples, its total is {total:,}"
+            yield f"manifest.json: the {split} shards have {samples[split]:,} samples, but the total is {total:,}"
     if content_digest(manifest.shards) != manifest.content_digest:
-        yield "manifest.json: content_digest does not match the tars it names"
+        yield "manifest.json: content_digest does not match the tars"
     paths = Counter((shard.build, file.path) for shard in manifest.shards for file in _files(shard))
     for (_, path), times in paths.items():
         if times > 1:
-            yield f"manifest.json: names {path} {times} times"
+            yield f"manifest.json: lists {path} {times} times"
         if leaves_folder(path):
-            yield f"manifest.json: path {path!r} leaves the shard folder"
+            yield f"manifest.json: path {path!r} is outside the shard folder"
 
 
 def _unnamed_shards(dataset: Dataset) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _unnamed_shards(dataset: Dataset) -> Iterator[str]:
     for url, names in named.items():
         for name in Folder(url).names():
             if re.fullmatch(rf"({'|'.join(SPLITS)})-\d+\.(tar|parquet)", name) and name not in names:
-                yield f"{name}: is in the folder, but the manifest does not name it"
+                yield f"{name}: not listed in the manifest"
 
 
 def _files(shard: ShardFiles) -> list[FileDigest]:
@@ -147,7 +147,7 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
                 paths[file.path] = copies.enter_context(folder.local(file.path))
                 fault = _digest_fault(paths[file.path], file)
             except FileNotFoundError:
-                fault = f"{file.path}: is missing"
+                fault = f"{file.path}: missing"
             except OSError as e:
                 fault = f"{file.path}: cannot be read ({e.strerror or e})"
             if fault:
@@ -168,7 +168,7 @@ def _content_faults(
     blurred = dataset.manifest.images.faces_blurred if dataset.manifest.images else ""
     needed = dict.fromkeys((*dataset.manifest.detectors, *([blurred] if blurred else [])))
     missing = [detector for detector in needed if detector not in shard.regions]
-    faults += [f"{shard.tar.path}: has no regions of {detector}" for detector in missing]
+    faults += [f"{shard.tar.path}: no regions of {detector}" for detector in missing]
     if shard.parquet.path in damaged:
         return faults
     rows, index_faults = _index(dataset, shard, paths[shard.parquet.path])
@@ -176,7 +176,7 @@ def _content_faults(
         return faults + index_faults
     across.add(shard.split, rows)
     name = shard.parquet.path
-    faults += capped(name, [f"{name}: {key}: was taken down" for key in across.taken_down(rows)])
+    faults += capped(name, [f"{name}: {key}: taken down, but still present" for key in across.taken_down(rows)])
     faces: Faces | None = {} if not blurred else None
     for detector, file in shard.regions.items():
         if file.path not in damaged:
@@ -202,11 +202,11 @@ def _index(dataset: Dataset, shard: ShardFiles, path: Path) -> tuple[list[dict[s
 def _digest_fault(path: Path, file: FileDigest) -> str:
     """Difference of a file, or of its copy here, from the manifest; "" if none. Raises OSError."""
     if not path.exists():
-        return f"{file.path}: is missing"
+        return f"{file.path}: missing"
     if not path.is_file():
-        return f"{file.path}: is not a plain file"  # to read a FIFO would wait for ever
+        return f"{file.path}: not a regular file"  # to read a FIFO would wait for ever
     size = path.stat().st_size
     if size != file.bytes:
-        return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
+        return f"{file.path}: {size:,} bytes, but {file.bytes:,} in the manifest"
     digest = sha256_of(path)
-    return "" if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"
+    return "" if digest == file.sha256 else f"{file.path}: sha256 is {digest}, but {file.sha256} in the manifest"

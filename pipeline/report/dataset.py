@@ -1,4 +1,4 @@
-"""The dataset that a build is added to: the release that it is compared with, its builds, and their figures as one.
+"""The dataset that a build is added to: the release to compare with, its builds, and their combined figures.
 
 A build is compared with the newest release that lacks it. That is the newest of all until the build is published, and
 stays the same afterwards, whatever is released later. Its number is part of the report's fingerprint.
@@ -71,13 +71,13 @@ class Before:
         return sum(shard.samples for part in self.staying(build) for shard in part.shards)
 
     def last(self, snapshot: str) -> Values | None:
-        """The report of the newest build of an earlier snapshot; None if there is none."""
+        """The report of the newest build of an earlier snapshot; None if missing."""
         earlier = (part.report for part in reversed(self.parts) if part.snapshot < snapshot)
         return next((report for report in earlier if report is not None), None)
 
 
 def number_before(build: Build) -> int:
-    """Number of the newest release that lacks a build; 0 if there is none."""
+    """Number of the newest release that lacks a build; 0 for none."""
     current = build.store.releases(build.spec.name).latest().current
     if current is None:
         return 0

@@ -1,4 +1,4 @@
-"""Drift: how far a build's distributions have moved from those of an earlier build, its baseline.
+"""Drift: how much a build's distributions differ from those of an earlier build, its baseline.
 
 The measure is the population stability index (PSI) over the report's fixed bins: the sum of (p - q) ln(p / q), where p
 and q are the shares of a bin now and before. A bin that is empty on one side counts as half a sample there. By the
@@ -143,7 +143,7 @@ def read(out: str, build_id: str = "") -> dict[str, Any] | None:
     try:
         report = folder.find_json("report/report.json", None)
     except StoreError as e:
-        todo = f"delete the folder {folder.at('report')} and run wenlan-data build again, which makes the report again"
+        todo = f"delete the folder {folder.at('report')} and run wenlan-data build again to rewrite the report"
         raise StoreError(e.subject, f"{e.message}; {todo}") from None
     if not isinstance(report, dict) or report.get("report_version") != REPORT_VERSION:
         return None

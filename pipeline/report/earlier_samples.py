@@ -1,4 +1,4 @@
-"""Samples that earlier builds hold: what a known candidate, or a duplicate across builds, is a copy of.
+"""Samples of earlier builds that known candidates, or duplicates across builds, are copies of.
 
 The identities that the new build was compared with name the earlier build. The sample itself is read from that build's
 shards, if they are accessible.

@@ -1,4 +1,4 @@
-"""Estimates what a build yields and costs, from the newest published build of its dataset: `wenlan-data plan`.
+"""Estimates the yield and cost of a build from the newest published build of its dataset (`wenlan-data plan`).
 
 Seconds, CPU and GPU seconds, bytes and pairs of that build are multiplied by the candidates of the new build over its
 own; the memory of a worker stays that of its largest partition. If STORE lacks a build of this name, the newest of any
@@ -108,7 +108,7 @@ class Pace:
 def forecast(sources: Sequence[Pace], reference: Reference | None) -> dict[str, Any]:
     """Candidates and pages of all sources, and the least seconds for politeness.
 
-    candidates: None if a source has only pages and there is no reference. Sites are crawled at the same time, and hosts
+    candidates: None if a source has only pages, without a reference. Sites are crawled at the same time, and hosts
     are asked for images at the same time. slowest_host: one for which a build waits longest, "" if it waits for none
     that is known.
     """

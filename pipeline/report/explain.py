@@ -1,4 +1,4 @@
-"""Explain: what became of one candidate, image or page, and what each stage saw of it.
+"""Explain: what happened to one candidate, image or page, and the values that each stage had of it.
 
 A candidate's fate is its row in the union of decisions (every failing reason, evidence, what it is a duplicate of).
 What the stages saw is looked up in the one partition that holds its order key, so the cost of a trace is that of one
@@ -133,7 +133,7 @@ def _look(stage: Pass, directory: StageDir, key: str, wanted: Mapping[str, pc.Ex
                 yield "partition", record.partition
                 for name, value in rows[0].items():
                     if name not in ASKED and value not in ("", []):
-                        yield name, value.hex() if isinstance(value, bytes) else value  # JSON has no bytes
+                        yield name, value.hex() if isinstance(value, bytes) else value  # JSON lacks bytes
                 return
 
 

@@ -1,4 +1,4 @@
-"""The funnel: what became of every candidate, counted from the union of the stages' decisions.
+"""The funnel: the outcome of every candidate, counted from the decisions of all stages.
 
 Each candidate has exactly one row in the decisions: dropped by a stage for a first reason, known because the dataset
 holds its image already, or kept by `shard`. So what entered a stage is everything minus what did not pass earlier ones,
@@ -26,7 +26,7 @@ Counts = dict[tuple[str, str, str], int]
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are never shown."""
 
-EXPIRED = "gc has deleted what the stages before shard wrote: what they dropped is not in the funnel"
+EXPIRED = "gc has deleted the output of the stages before shard: the funnel does not show what they dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
                 continue
             noted, decided = build.counted(row.stage, what), int(getattr(row, what))
             if not noted - (removed if what in ("seen", "kept") else 0) <= decided <= noted:
-                differences.append(f"{row.stage}: its records count {noted:,} {what}, the decisions say {decided:,}")
+                differences.append(f"{row.stage}: its records count {noted:,} {what}, but its decisions {decided:,}")
     return differences
 
 

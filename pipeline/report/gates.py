@@ -1,4 +1,4 @@
-"""Gates: what must hold before a build becomes a dataset.
+"""Gates: conditions that a build must meet before it is published.
 
     min_samples                      of the dataset with this build in it
     min_new, max_drop_share          of the whole build
@@ -176,38 +176,38 @@ def in_words(build: Build, own: Verdict) -> Iterator[str]:
         if gate.stage:
             yield from _dropped(build, gate.stage, list(gate.shares))
             percent = math.ceil(100 * max(gate.shares.values()))
-            yield f"  to expect as much: publish: {{max_drop: {{{gate.stage}: {percent / 100:g}}}}}"
+            yield f"  to allow this: publish: {{max_drop: {{{gate.stage}: {percent / 100:g}}}}}"
     if own.failed and not any(gate.stage for gate in own.failed):
         yield from _dropped(build)
     for name in own.unjudged:
-        yield f"gate {name}: there is no report of this build to judge by; build it first"
+        yield f"gate {name}: the report of this build is missing; run wenlan-data build first"
     if own.refusal is not None:
-        hint = f"approve it in wenlan-data studio {place}, or say --accept approve --because TEXT"
+        hint = f"approve it in wenlan-data studio {place}, or use --accept approve --because TEXT"
         yield f"gate approve: {own.refusal.line()}; {hint}"
     if own.waits:
         yield f"gate approve: the spec requires manual approval (publish.approve: manual): wenlan-data publish {place}"
     if own.failed:
         named = [*(gate.name for gate in own.failed), *(["approve"] if own.refusal else [])]
         names = " ".join(f"--accept {name}" for name in named)
-        yield "to mend it: change the spec and run the same command again"
-        yield f"to publish this build all the same: wenlan-data publish {place} {names} --because TEXT"
+        yield "to fix this: change the spec and run the same command again"
+        yield f"to publish this build anyway: wenlan-data publish {place} {names} --because TEXT"
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
     """Raises SpecError for an unknown gate, an acceptance without a reason, and a reason without an acceptance."""
     for gate in accept:
         if gate not in names(stages):
-            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(names(stages))}"])
+            raise SpecError([f"--accept {gate}: no such gate; expected one of {', '.join(names(stages))}"])
     if accept and not because.strip():
-        raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
+        raise SpecError(["--accept needs --because TEXT, the reason that the manifest records"])
     if because and not accept:
-        raise SpecError(["--because is the reason for --accept GATE, which is missing: nothing would record it"])
+        raise SpecError(["--because needs --accept GATE"])
 
 
 def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
     options = spec.publish
     kept, samples, share = candidates.kept, candidates.kept + held, candidates.drop_share
-    more = f" beside {held:,} of earlier builds" if held else ""
+    more = f" in addition to {held:,} of earlier builds" if held else ""
     says = f"{kept:,} samples were kept{more}, the spec requires {options.min_samples:,}"
     yield _gate("min_samples", f"{samples:,}", f"≥ {options.min_samples:,}", samples >= options.min_samples, says)
     if options.min_new:
@@ -245,7 +245,7 @@ def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetecte
         judged.append((undetected[0] / undetected[1], *undetected, "all sources", "image"))
     if not judged:
         return
-    nouns = {"capture": "pages", "candidate": "candidates", "image": "images, to a detector,"}
+    nouns = {"capture": "pages", "candidate": "candidates", "image": "images (by a detector)"}
     says = {
         entry: f"{entry[1]:,} of {entry[2]:,} {nouns[entry[4]]} of {entry[3]} are unreadable ({entry[0]:.1%}), "
         f"the spec allows {limit:.1%}; the log has a traceback of each kind"
@@ -274,7 +274,7 @@ def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]])
     what = "pages" if stage.subject == "capture" else "candidates"
     says = {
         name: f"{stage.name} dropped {row.dropped:,} of {row.new:,} {what} of {name} ({share:.1%}), "
-        f"{limit:.1%} is expected at most"
+        f"expected at most {limit:.1%}"
         for share, limit, name, row in judged
     }
     share, limit, worst, _ = max(judged, key=lambda item: item[0] - item[1])
@@ -335,11 +335,11 @@ def _dropped(build: Build, stage: str = "", sources: Sequence[str] = ()) -> Iter
 
 
 def _key_of(spec: BuildSpec, reason: str) -> str:
-    """The filter of a spec that drops for a reason, with the option that decides; "" if it is no filter's."""
+    """Returns the filter of a spec that drops for a reason, with its option; "" if no filter does."""
     filters: list[TextFilter | ImageFilter] = [*text_filters(spec), *image_filters(spec)]
     for own in filters:
         for limit in own.limits():
             if limit.reason.value == reason:
                 value = limit.least if limit.least > -math.inf else limit.most
-                return f"filters: {{name: {own.plugin_name()}, {limit.option}: {value:g}}} decides"
+                return f"filters: {{name: {own.plugin_name()}, {limit.option}: {value:g}}} sets the limit"
     return ""

@@ -1,4 +1,4 @@
-"""Limits of filters: by measure, what was kept and what was dropped, and what other limits would let in.
+"""Limits of filters: what was kept and dropped by measure, and what other limits would add.
 
 A filter says which of its options is a limit on which measure (`pipeline.filters.Limit`). What it dropped is measured
 again here: texts from the decisions of `admit`, pictures from their features. What later stages leave out, copies above

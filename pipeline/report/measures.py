@@ -184,11 +184,11 @@ MEASURES = {
             "words.stop_share", _TWENTIETHS[1:], whole=False, of_words=True,
         ),
         Measure(
-            "word_entropy", "Entropy of the words of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
+            "word_entropy", "Word entropy of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
             [f"{edge:g}+" for edge in _ENTROPY], "words.entropy", _ENTROPY, whole=False, of_words=True,
         ),
         Measure(
-            "perplexity", "Perplexity of the primary text by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
+            "perplexity", "Perplexity of the primary text, by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
             [f"{edge:g}+" for edge in _PERPLEXITY], "words.perplexity", _PERPLEXITY[1:], whole=False, of_words=True,
         ),
         Measure(
@@ -217,7 +217,7 @@ MEASURES = {
             "sharpness", (0, 5, 10, 20, 30, 50, 75, 100, 200, 500), whole=False, of="picture",
         ),
         Measure(
-            "frames", "Frames of a file", "文件帧数", _FRAMES, ranges(_FRAMES), "frames", (1, 2, 3, 5, 10, 50, 100),
+            "frames", "Frames per file", "文件帧数", _FRAMES, ranges(_FRAMES), "frames", (1, 2, 3, 5, 10, 50, 100),
             of="picture",
         ),
         Measure(

@@ -66,7 +66,7 @@ def render(report: Values, stages: Stages) -> str:
 
 
 def tell(build: Build) -> None:
-    """Let a report that was written say what became of its build since, if it says something else.
+    """Update the state of the build in a written report, if it has changed.
 
     Replaces the part of the page between two marks and the key `state` of report.json, the page first: if this is
     killed in between, the next call finds the old key and does both again. Does nothing for a build without a report.

@@ -43,7 +43,7 @@ class Material:
 
     @functools.cached_property
     def baseline(self) -> Values | None:
-        """report.json of the build to compare with; None if there is none."""
+        """report.json of the build to compare with; None if missing."""
         if self.named is not None or self.before is None:
             return self.named
         return self.before.last(self.build.snapshot)

@@ -1,4 +1,4 @@
-"""Rows of the decisions that the page shows: a sheet of kept and dropped samples, and the largest groups of duplicates.
+"""Chooses the decisions that the page shows: a sheet of kept and dropped samples, the largest groups of duplicates.
 
 The sheet is a random but reproducible sample: of each fate (kept, or a reason to drop) the candidates with the smallest
 hashes of the seed and their ids, new ones first. Half of it shows kept candidates, the other half the reasons in turn.

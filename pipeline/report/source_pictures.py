@@ -1,4 +1,4 @@
-"""Pictures of the report that no stage has read, since their candidate was dropped before: from the source they lie in.
+"""Pictures of candidates that were dropped before any stage read them: the report reads them from their source.
 
 As careful as the stages: what was taken down, or looks like it, is not returned, and nothing where the spec has a
 filter that looks at pixels, since that has not looked at these.

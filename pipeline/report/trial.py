@@ -1,4 +1,4 @@
-"""Compares a trial of another spec (`pipeline.opening.open_trial`) with its build: what would come in, and what go out.
+"""Compares a trial of another spec (`pipeline.opening.open_trial`) with its build: what would be added and removed.
 
 Both are compared where a trial ends: by what has passed the last stage before packing. What came in has a Decision of
 the build that says why it was left out, and what went out has one of the trial. Candidates whose images were never
@@ -70,7 +70,7 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
     """Set the `picture` of each row of a comparison that may be shown (see `pipeline.report.pictures`)."""
     groups = [figures[name]["rows"] for name in ("came_in", "went_out")]
     rows = [row for group in groups for row in group]
-    with Tables.of(build) as tables:  # the trial may have no such filter, and may keep faces
+    with Tables.of(build) as tables:  # the trial may lack such a filter, and may keep faces
         unshown = unshown_candidates(tables, (row["id"] for row in rows))
     may_be, hide = [row for row in rows if row["id"] not in unshown], faces_hider(build.spec)
     with Tables.of(trial) as tables:

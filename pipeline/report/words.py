@@ -1,4 +1,4 @@
-"""Words of texts for the report: which ones stand in how many of them.
+"""Words of texts for the report: the number of texts that contain each.
 
 Limits: words come from jieba, which segments about 1 MB of text per second, so at most WORD_SAMPLES texts are taken:
 the first of each shard, which are in keyed-hash order. Figures say in how many.

@@ -1,4 +1,4 @@
-"""Sources: where captures and candidates come from. One file per kind; the file's name is `kind` in a spec.
+"""Sources of captures and candidates. One file per kind; the file's name is `kind` in a spec.
 
 There are three interfaces. A PageSource has WARC files of web pages, which `pipeline.stages.extract` turns into
 candidates; a RangeSource names single records of such files. A TableSource has rows that are candidates already. All
@@ -72,9 +72,9 @@ IMAGE_CAPS = ("max_images_per_page", "max_images_per_host")
 class PageSource(Source):
     """A source of web pages in WARC files."""
 
-    max_images_per_page: int = Field(2_000, gt=0, description="images of a page that become candidates")
+    max_images_per_page: int = Field(2_000, gt=0, description="maximum number of candidates per page")
     max_images_per_host: int = Field(
-        1_000_000, gt=0, description="images on the pages of a host, within one WARC file, that become candidates"
+        1_000_000, gt=0, description="maximum number of candidates per host within one WARC file"
     )
 
     def warcs(self) -> list[str]:
@@ -145,7 +145,9 @@ class TableSource(Source):
             return [self.unreadable(row, number, e)]
         characters = sum(len(text.text) for entry in entries if isinstance(entry, Candidate) for text in entry.texts)
         if characters > MAX_CHARACTERS:
-            excess = OverflowError(f"its texts have {characters:,} characters, {MAX_CHARACTERS:,} are read of a row")
+            excess = OverflowError(
+                f"texts of {characters:,} characters; at most {MAX_CHARACTERS:,} are allowed per row"
+            )
             return [self.unreadable(row, number, excess)]
         return entries
 
@@ -184,12 +186,12 @@ class Decoding:
         self._undecoded += 1
         if not self._decoded and self._undecoded == MAX_UNDECODED:
             self.end()
-        return UnicodeError(f"bytes that are not {self._encoding}")
+        return UnicodeError(f"contains bytes that are not {self._encoding}")
 
     def end(self) -> None:
         """To be called after the last row. Raises UnicodeError for a file of which no row was sound."""
         if self._undecoded and not self._decoded:
-            raise UnicodeError(f"none of its first {self._undecoded} rows beyond ASCII can be decoded")
+            raise UnicodeError(f"none of the first {self._undecoded} non-ASCII rows can be decoded")
 
 
 def local_path(path: str) -> str:
@@ -202,7 +204,7 @@ def local_path(path: str) -> str:
 class FileSource(TableSource):
     """A table source in files. One file is one part, unless a kind divides files."""
 
-    path: Paths = Field(description="paths, URLs or globs of its files; one or a list", min_length=1)
+    path: Paths = Field(description="path, URL or glob of its files, or a list of them", min_length=1)
 
     def files(self) -> list[str]:
         """The files that `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""

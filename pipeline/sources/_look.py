@@ -138,12 +138,12 @@ class Sample:
 
     def described(self) -> dict[str, Any]:
         """Fields of a Look: rows read, reasons of dropped rows, and images to try."""
-        facts = [("looked at", f"{self.rows:,} rows, of which {self.dropped:,} are not candidates")]
+        facts = [("looked at", f"{self.rows:,} rows; {self.dropped:,} would be dropped")]
         facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
         nothing = self.rows and not self.candidates
         return {
             "facts": tuple(facts if self.dropped else facts[:1]),
-            "warnings": ("none of the rows looked at is a candidate; a build would drop them all",) if nothing else (),
+            "warnings": ("a build would drop all sampled rows",) if nothing else (),
             "image_urls": tuple(self._urls.values()),
             "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
             "busiest": max(self._hosts, key=self._hosts.__getitem__, default=""),

@@ -23,10 +23,10 @@ class Fields(BaseModel):
     """Names of the JSON fields that say where a picture came from; an empty list: none says so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    url: Names = Field(("image_url", "url"), description="fields of the image's URL, the first with a value counts")
-    page_url: Names = Field(("page_url",), description="fields of the URL of the image's page")
-    sha256: Names = Field(("sha256",), description="fields of the sha256 of the image's bytes at its URL")
-    licence: Names = Field(("licence", "license"), description="fields of the image's licence")
+    url: Names = Field(("image_url", "url"), description="fields with the image's URL; the first with a value is used")
+    page_url: Names = Field(("page_url",), description="fields with the URL of the page")
+    sha256: Names = Field(("sha256",), description="fields with the sha256 of the image at its URL")
+    licence: Names = Field(("licence", "license"), description="fields with the licence of the image")
 
     def read(self, value: Any, stored_at: str) -> tuple[str, str, Provenance | None]:
         """(image_url, page_url, the rest) of a picture that lies at `stored_at` in its source.

@@ -1,4 +1,4 @@
-"""Text files of users: detects their encoding, and the separator of a table's columns, by their bytes.
+"""Text files of users: detects their encoding and the separator of a table's columns.
 
 Encodings: a byte order mark is believed; bytes with many zeros are UTF-16; whatever reads as UTF-8 is
 UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).
@@ -62,7 +62,7 @@ def _known(name: str) -> str:
         if name != AUTO and not codecs.lookup(name)._is_text_encoding:
             raise LookupError
     except LookupError:
-        raise ValueError(f"{name!r} is not an encoding; gb18030 (includes GBK), big5, utf-8, utf-16, or auto") from None
+        raise ValueError(f"unknown encoding {name!r}; use gb18030 (= GBK), big5, utf-8, utf-16 or auto") from None
     return name
 
 
@@ -77,7 +77,7 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
     """
     for magic, what in _NO_TEXT.items():
         if head.startswith(magic):
-            raise ValueError(f"is {what}, no text; save the table as CSV (UTF-8)")
+            raise ValueError(f"{what}, not text; save the table as CSV (UTF-8)")
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -123,7 +123,7 @@ def text_of(data: bytes, encoding: str) -> str:
     try:
         return data.decode(codec).removeprefix("\ufeff")
     except UnicodeError as e:
-        told = "no encoding fits it" if encoding == AUTO else f"is not {encoding}"
+        told = "no encoding fits it" if encoding == AUTO else f"not {encoding}"
         raise ValueError(f"{told} ({e}); set encoding, e.g. gb18030 or utf-8") from None
 
 
@@ -152,7 +152,7 @@ def cell_text(value: Any) -> str:
     if value is None or value != value:  # pandas writes NaN for nothing
         return ""
     if isinstance(value, dict):
-        raise NoText(f"is an object, not text, with {', '.join(map(str, value))}"[:200])
+        raise NoText(f"is an object instead of text, with the fields {', '.join(map(str, value))}"[:200])
     text = value.decode() if isinstance(value, bytes) else str(value)  # Parquet may not say that strings are text
     return encodable(text).strip()
 
@@ -224,8 +224,8 @@ def cleaned(header: Sequence[str]) -> list[str]:
 
 def no_column(columns: Sequence[str], missing: str) -> str:
     """The fault of a table without a column that is needed, for people."""
-    known = ", ".join(columns)[:300] or "none: it is empty"
-    return f"has no column {missing!r}; its columns: {known}"
+    known = ", ".join(columns)[:300] or "none (it is empty)"
+    return f"no column {missing!r}; columns: {known}"
 
 
 def rows_of(
@@ -304,7 +304,7 @@ class _Feed(Iterator[str]):
 
     def __next__(self) -> str:
         if self._size > MAX_ROW:
-            raise csv.Error(f"a row of more than {MAX_ROW:,} characters")
+            raise csv.Error(f"row of more than {MAX_ROW:,} characters")
         line: str | LongLine
         if self._back:
             line = self._back.pop()

@@ -1,4 +1,4 @@
-"""common_crawl: the pages of one language in a Common Crawl, read by ranges: of 100 TB the 5% that are Chinese.
+"""common_crawl: the pages of one language in a Common Crawl, read by ranges: Chinese pages are 5% of 100 TB.
 
 Common Crawl publishes for each crawl, beside its WARC files, a table of all captures in Parquet (its columnar URL
 index, `cc-index/table/cc-main/warc/crawl=.../subset=warc/*.parquet`): URL, detected languages, status, and where the
@@ -66,27 +66,27 @@ class CommonCrawl(RangeSource):
         json_schema_extra={"examples": [{"path": "cc-index/crawl=CC-MAIN-2026-30/subset=warc/*.parquet"}]}
     )
 
-    path: Paths = Field((), description="paths, URLs or globs of the index's Parquet files; one or a list")
-    path_list: str = Field("", description="path or URL of a file that names them, one per line, plain or .gz")
+    path: Paths = Field((), description="path, URL or glob of the index's Parquet files, or a list of them")
+    path_list: str = Field("", description="path or URL of a file that lists them, one per line, plain or .gz")
     prefix: str = Field(
-        "https://data.commoncrawl.org/", description="goes before each line of path_list and each WARC file's name"
+        "https://data.commoncrawl.org/", description="prepended to the lines of path_list and the names of WARC files"
     )
-    limit: int = Field(0, ge=0, description="read only the first so many files of the index; 0: all")
+    limit: int = Field(0, ge=0, description="read only this many files of the index; 0: all")
     languages: tuple[str, ...] = Field(
-        ("zho",), min_length=1, description="ISO 639-3 codes of which a page must have one among its languages"
+        ("zho",), min_length=1, description="ISO 639-3 codes; a page must have at least one of these languages"
     )
-    first_language: bool = Field(False, description="take a page only if its first language is one of `languages`")
+    first_language: bool = Field(False, description="only take pages whose first language is one of `languages`")
     mime_types: tuple[str, ...] = Field(
-        ("text/html", "application/xhtml+xml"), min_length=1, description="detected types of which a page has one"
+        ("text/html", "application/xhtml+xml"), min_length=1, description="detected MIME types of the pages to take"
     )
-    rows_per_part: int = Field(400_000, ge=1, description="rows of the index, of any language, in one part of the work")
+    rows_per_part: int = Field(400_000, ge=1, description="rows of the index, of any language, per partition")
 
     @model_validator(mode="after")
     def _names_something(self) -> CommonCrawl:
         if not self.path and not self.path_list:
             raise ValueError("path or path_list is required")
         if odd := [code for code in self.languages if not re.fullmatch("[a-z]{3}", code)]:
-            raise ValueError(f"languages: {odd[0]!r} is not a code of three letters; Chinese is zho")
+            raise ValueError(f"languages: {odd[0]!r} is not a three-letter code; Chinese is zho")
         return self
 
     def files(self) -> list[str]:
@@ -97,7 +97,7 @@ class CommonCrawl(RangeSource):
             files += [self._published(line) for line in listed(path, self.name)]
         files = [file for file in dict.fromkeys(files) if _SUBSET.findall(file)[-1:] in ([], ["warc"])]
         if not files:
-            raise SourceError(self.name, "none of the index's files is of subset=warc")
+            raise SourceError(self.name, "none of the files of the index belongs to subset=warc")
         return files[: self.limit] if self.limit else files
 
     def token(self) -> Any:
@@ -140,8 +140,8 @@ class CommonCrawl(RangeSource):
         about: Exactness = "" if whole else "about"
         times = 1.0 if whole else rows / max(1, taken) * len(files) / len(spread(len(files)))
         found = Count("pages", round(pages * times), about)
-        fact = f"{taken:,} rows of the index: {pages:,} pages of {', '.join(self.languages)}"
-        warnings = () if pages else ("none of the rows looked at is a page of these languages",)
+        fact = f"{taken:,} rows of the index: {pages:,} pages in {', '.join(self.languages)}"
+        warnings = () if pages else ("none of the sampled rows is a page in these languages",)
         counts = (Count("files of the index", len(files)), found)
         size = round(size * times)
         unit, scale = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= n or u == "kB")
@@ -220,7 +220,7 @@ class CommonCrawl(RangeSource):
         offset, length = row["warc_record_offset"], row["warc_record_length"]
         is_place = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MOST_BYTES and length > 0
         if not is_place or not _is_below(name):
-            why = f"the index names no record: {name[:100]!r}, offset {offset}, length {length}"
+            why = f"invalid location in the index: {name[:100]!r}, offset {offset}, length {length}"
             return drop_capture(url, self.name, "extract", DropReason.BAD_ROW, why)
         return PageRange(url, self._published(name), offset, length)
 
@@ -265,7 +265,7 @@ class _Opened:
         if missing:
             self._raw.__exit__(None, None, None)
             raise SourceError(
-                self._file, f"source {self._source}: has no column {missing[0]!r} of Common Crawl's index"
+                self._file, f"source {self._source}: no column {missing[0]!r}, which the Common Crawl index has"
             )
         return table
 
@@ -274,7 +274,7 @@ class _Opened:
 
         self._raw.__exit__(kind, e, trace)
         if isinstance(e, faults(pa.ArrowException)):
-            said = "is not a readable Parquet file" if isinstance(e, pa.ArrowException) else "cannot be read"
+            said = "not a readable Parquet file" if isinstance(e, pa.ArrowException) else "cannot be read"
             raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
 
 

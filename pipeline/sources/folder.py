@@ -1,4 +1,4 @@
-"""folder: a folder of pictures, at any depth, with their texts in files beside them or in one table.
+"""folder: a folder of pictures (with subfolders), with texts in files next to them or in one table.
 
     X.jpg  X.txt       the whole text file is one text of kind `text_kind`
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
@@ -73,8 +73,8 @@ class CaptionColumns(BaseModel):
     """Names of the columns of the captions file; without any, a text column is called like its kind of text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    image: str = Field("file", description="column that names the picture: its path in the folder, or its name")
-    caption: ColumnNames = Field((), description="column or columns of captions; likewise for the other kinds of text")
+    image: str = Field("file", description="column with the path of the picture in the folder, or its file name")
+    caption: ColumnNames = Field((), description="column(s) with captions; likewise for the other kinds of text")
     alt: ColumnNames = ()
     title: ColumnNames = ()
     surrounding: ColumnNames = ()
@@ -102,13 +102,13 @@ class FolderOfImages(TableSource):
 
     VERSION: ClassVar[int] = 4
 
-    path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")
+    path: str = Field(description="path or URL of the folder; includes pictures in subfolders")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
-    columns: CaptionColumns = Field(CaptionColumns(), description="names of the columns of the captions file")
-    encoding: Encoding = Field(AUTO, description="of text files and the captions file; auto: as their bytes tell")
-    text_kind: TextKind = Field("caption", description="kind of the text in an X.txt")
-    fields: Fields = Field(Fields(), description="names of fields of X.json that say where a picture came from")
-    images_per_part: int = Field(10_000, gt=0, description="pictures of one partition of the extract stage")
+    columns: CaptionColumns = Field(CaptionColumns(), description="names of the columns in the captions file")
+    encoding: Encoding = Field(AUTO, description="encoding of the text files and the captions file; auto: detected")
+    text_kind: TextKind = Field("caption", description="kind of the text in X.txt")
+    fields: Fields = Field(Fields(), description="fields of X.json that tell where the picture came from")
+    images_per_part: int = Field(10_000, gt=0, description="pictures per partition of the extract stage")
 
     def token(self) -> Any:
         """Digest of the paths, sizes and times of all pictures and text files. Raises SourceError.
@@ -163,7 +163,7 @@ class FolderOfImages(TableSource):
         whole = sample.rows >= len(images)  # rows of the captions file that name no picture are among them
         candidates = Count("candidates", sample.candidates) if whole else sample.estimated(pictures)
         described = sample.described()
-        described["facts"] += (("with a text", f"{sample.candidates:,} of the pictures looked at"),)
+        described["facts"] += (("with a text", f"{sample.candidates:,} of the sampled pictures"),)
         return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
 
     def read_image(self, image_url: str) -> bytes | None:
@@ -211,7 +211,7 @@ class FolderOfImages(TableSource):
 
     def _missing(self, name: str, texts: list[Text]) -> Iterator[Decision]:
         """The Decision about a row of the captions file whose picture is not in the folder."""
-        evidence = f"{self.captions} names {name}, which is not a picture of the folder"
+        evidence = f"{self.captions} lists {name}, which is not a picture in the folder"
         yield drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
     def _at(self, name: str) -> str:
@@ -227,7 +227,7 @@ class FolderOfImages(TableSource):
     def _listed(self) -> _Listed:
         listed = _list(self.resolve(self.path))
         if not listed.pictures:
-            raise SourceError(self.resolve(self.path), f"source {self.name}: holds no pictures ({', '.join(SUFFIXES)})")
+            raise SourceError(self.resolve(self.path), f"source {self.name}: no pictures ({', '.join(SUFFIXES)})")
         return listed
 
     def _beside(self, image: str) -> tuple[list[Text], Any]:
@@ -277,10 +277,10 @@ class FolderOfImages(TableSource):
                             break
         except faults(ValueError) as e:
             fault = str(e) if isinstance(e, ValueError) else f"cannot be read ({reason(e)})"
-            raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
+            raise SourceError(file, f"source {self.name}: captions file: {fault}"[:600]) from None
         if broken and not any_is_sound:
-            fault = f"none of its first {len(broken)} rows can be read: {broken[0].evidence}"
-            raise SourceError(file, f"source {self.name}: the captions file is not a table of captions ({fault})"[:600])
+            fault = f"none of the first {len(broken)} rows can be read: {broken[0].evidence}"
+            raise SourceError(file, f"source {self.name}: captions file: not a table of captions ({fault})"[:600])
         return texts, broken
 
     def _caption_rows(self, f: Any, pictures: _Names) -> Iterator[Any]:
@@ -304,7 +304,7 @@ class FolderOfImages(TableSource):
             if isinstance(cells, Exception):
                 yield cells
             elif any(cells[len(header) :]):  # a text with the separator in it, and no quotes around it
-                yield ValueError(f"{len(cells)} fields, the header has {len(header)}")
+                yield ValueError(f"{len(cells)} fields, but {len(header)} in the header")
             elif cells:
                 yield dict(zip(header, cells, strict=False))
 
@@ -325,7 +325,7 @@ class FolderOfImages(TableSource):
             }
             han = {name: sum(map(bool, map(_HAN.search, cells))) for name, cells in columns.items()}
             caption = max(han, key=han.__getitem__) if any(han.values()) else "COLUMN"
-            advice = f"; say columns: {{image: {header[named[0]]}, caption: {caption}}}"
+            advice = f"; set columns: {{image: {header[named[0]]}, caption: {caption}}}"
         raise ValueError(no_column(header, missing) + advice)
 
     def _captions_of(self, row: Any, encoding: str) -> Iterator[tuple[str, dict[TextKind, list[Any]]]]:
@@ -391,7 +391,7 @@ def _encodable(row: str, encoding: str) -> None:
     try:
         row.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"bytes that are not {encoding}; set encoding if the file has another one") from None
+        raise ValueError(f"contains bytes that are not {encoding}; if the file has another encoding, set it") from None
 
 
 def texts_of(value: Any) -> list[Text]:
@@ -400,7 +400,7 @@ def texts_of(value: Any) -> list[Text]:
     Raises ValueError unless it is a JSON object; keys that are not kinds of text are ignored.
     """
     if not isinstance(value, dict):
-        raise ValueError("is not a JSON object")
+        raise ValueError("not a JSON object")
     pairs: list[tuple[Any, Any]] = []
     originals: dict[Any, Any] = {}  # text -> what it was before a build rewrote it; our own shards have it
     if isinstance(value.get("texts"), list):

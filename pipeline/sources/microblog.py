@@ -1,4 +1,4 @@
-"""microblog: posts as JSON lines, each with its pictures. The text of a post belongs to all its pictures.
+"""microblog: posts as JSON lines, each with its pictures. The text of a post applies to all its pictures.
 
 Options name the parts of a post by paths: `pics[].large.url` is the `url` of `large` of each entry of `pics`. If there
 are several paths, the first that leads to a value counts; the defaults fit posts as Weibo's interfaces return them.
@@ -36,13 +36,13 @@ class Fields(BaseModel):
     """Paths to the parts of a post."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    id: tuple[str, ...] = Field(("mid", "idstr", "id"), description="of the post")
-    text: tuple[str, ...] = Field(("longText.longTextContent", "raw_text", "text", "content"), description="its words")
+    id: tuple[str, ...] = Field(("mid", "idstr", "id"), description="ID of the post")
+    text: tuple[str, ...] = Field(("longText.longTextContent", "raw_text", "text", "content"), description="its text")
     images: tuple[str, ...] = Field(
-        ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"), description="their URLs"
+        ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"), description="picture URLs"
     )
-    page_url: tuple[str, ...] = Field(("url", "page_url", "scheme"), description="its own page")
-    tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="in addition to the #topics# of its text")
+    page_url: tuple[str, ...] = Field(("url", "page_url", "scheme"), description="URL of the post's page")
+    tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="tags in addition to the #topics# in the text")
 
 
 class Microblog(FileSource):
@@ -50,7 +50,7 @@ class Microblog(FileSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "posts/*.jsonl"}]})
 
-    fields: Fields = Field(Fields(), description="paths to the parts of a post")
+    fields: Fields = Field(Fields(), description="paths to the fields of a post")
 
     ROWS: ClassVar[str] = "posts"
 
@@ -73,17 +73,17 @@ class Microblog(FileSource):
         except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
-            raise SourceError(file, f"source {self.name}: is not UTF-8 ({e})") from None
+            raise SourceError(file, f"source {self.name}: not UTF-8 ({e})") from None
 
     def _post(self, line: str, row: str, number: int) -> Iterator[Candidate | Decision]:
         """The candidates of a line, or Decisions that say what is wrong with it."""
         try:
             post = json.loads(line)
         except (ValueError, RecursionError) as e:
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is not JSON ({e})")
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: invalid JSON ({e})")
             return
         if not isinstance(post, dict):
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is not a JSON object")
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: not a JSON object")
             return
         raw = _first(post, self.fields.text)
         topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
@@ -92,7 +92,7 @@ class Microblog(FileSource):
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _all(post, self.fields.images)
         if not images:
-            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: has no picture")
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: no picture")
         page = _web(_first(post, self.fields.page_url))
         origin = _first(post, self.fields.id) or page or row
         for image in dict.fromkeys(images):

@@ -1,4 +1,4 @@
-"""site: a web site that `pipeline.stages.crawl` downloads page by page into a WARC.
+"""site: a web site, crawled page by page into a WARC (`pipeline.stages.crawl`).
 
 The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name, with its
 port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
@@ -32,22 +32,18 @@ class Site(PageSource):
         json_schema_extra={"examples": [{"start": ["https://news.example.org/"], "max_pages": 10000}]}
     )
 
-    start: tuple[str, ...] = Field(min_length=1, description="URLs that the crawl starts from")
+    start: tuple[str, ...] = Field(min_length=1, description="URLs to start the crawl from")
     hosts: tuple[str, ...] = Field((), description="further hosts of the site, as name or name:port")
     within: tuple[str, ...] = Field((), description="path prefixes to stay below, e.g. /zh-CN/; none: the whole host")
-    exclude: tuple[str, ...] = Field(
-        (), description="regular expressions; a page whose URL contains a match is not taken"
-    )
-    max_pages: int = Field(10_000, gt=0, description="pages kept")
-    max_depth: int = Field(20, ge=0, description="links away from a start page")
-    max_bytes: int = Field(20_000_000_000, gt=0, description="bytes of pages kept, uncompressed")
-    max_hours: float = Field(72.0, gt=0, description="hours after which the remaining pages are left out")
-    max_pages_per_host: int = Field(0, ge=0, description="as max_pages, per host; 0: no limit per host")
-    max_bytes_per_host: int = Field(0, ge=0, description="as max_bytes, per host; 0: no limit per host")
-    max_hours_per_host: float = Field(0.0, ge=0, description="hours of one run, per host; 0: no limit per host")
-    sitemaps: bool = Field(
-        True, description="take the pages of the sitemaps that robots.txt names, else of /sitemap.xml"
-    )
+    exclude: tuple[str, ...] = Field((), description="regular expressions; pages with a matching URL are skipped")
+    max_pages: int = Field(10_000, gt=0, description="maximum number of pages")
+    max_depth: int = Field(20, ge=0, description="maximum number of links away from a start page")
+    max_bytes: int = Field(20_000_000_000, gt=0, description="maximum bytes of pages, uncompressed")
+    max_hours: float = Field(72.0, gt=0, description="maximum hours of the crawl; the remaining pages are skipped")
+    max_pages_per_host: int = Field(0, ge=0, description="maximum number of pages per host; 0: no limit")
+    max_bytes_per_host: int = Field(0, ge=0, description="maximum bytes of pages per host; 0: no limit")
+    max_hours_per_host: float = Field(0.0, ge=0, description="maximum hours per host in one run; 0: no limit")
+    sitemaps: bool = Field(True, description="add the pages of the sitemaps in robots.txt, or else of /sitemap.xml")
 
     @field_validator("start")
     @classmethod
@@ -74,7 +70,7 @@ class Site(PageSource):
             try:
                 re.compile(pattern)
             except re.error as e:
-                raise ValueError(f"{pattern!r} is not a regular expression: {e}") from None
+                raise ValueError(f"invalid regular expression {pattern!r}: {e}") from None
         return exclude
 
     def start_urls(self) -> list[str]:
@@ -132,7 +128,7 @@ class Site(PageSource):
         counts = (Count("start pages", len(starts)), Count("hosts", len(hosts)))
         facts = (("at most", f"{self.max_pages:,} pages, {limits}"), ("hosts", ", ".join(hosts[:5])))
         outside = [host for host in self.hosts if "/" in host]
-        warnings = tuple(f"hosts: {host!r} is a name with an optional port, no address" for host in outside)
+        warnings = tuple(f"hosts: {host!r} must be a host name with an optional port, not a URL" for host in outside)
         look = Look(counts, pages=self.max_pages, facts=facts, warnings=warnings)
         return replace(look, start_urls=tuple(starts), busiest=hosts[0])
 

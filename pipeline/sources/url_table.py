@@ -1,4 +1,4 @@
-"""url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
+"""url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, the format of Wukong and LAION.
 
 The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
 `format`; encoding and separator are detected (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
@@ -74,11 +74,11 @@ class Columns(BaseModel):
     """Names of the columns with URLs, ids, boxes and texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    image_url: str = Field("image_url", description="column of the image's URL")
-    page_url: str | None = Field(None, description="column of the URL of the image's page")
-    id: str | None = Field(None, description="column of a row id that stays with the row")
-    bbox: str | None = Field(None, description="column of boxes, a list of [x1, y1, x2, y2] in pixels, the best first")
-    texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> its column or columns")
+    image_url: str = Field("image_url", description="column with the URL of the image")
+    page_url: str | None = Field(None, description="column with the URL of the page")
+    id: str | None = Field(None, description="column with a permanent ID of the row")
+    bbox: str | None = Field(None, description="column with boxes, a list of [x1, y1, x2, y2] in pixels, best first")
+    texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> column or columns")
 
 
 class UrlTable(FileSource):
@@ -92,18 +92,18 @@ class UrlTable(FileSource):
 
     VERSION: ClassVar[int] = 2
 
-    format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
-    columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")
-    images: str = Field("", description="URL or folder that relative image paths start from (brivl_jsonl)")
-    encoding: Encoding = Field(AUTO, description="of CSV, TSV and JSON lines; auto: as their bytes tell")
-    rows_per_part: int = Field(200_000, gt=0, description="rows of one partition of the extract stage")
+    format: Format | Literal["auto"] = Field("auto", description="auto: by the file extension")
+    columns: Columns = Field(Columns(), description="columns to use: image_url, page_url, id, bbox, texts")
+    images: str = Field("", description="URL or folder that image paths are relative to (brivl_jsonl)")
+    encoding: Encoding = Field(AUTO, description="encoding of CSV, TSV and JSON lines; auto: detected")
+    rows_per_part: int = Field(200_000, gt=0, description="rows per partition of the extract stage")
 
     @model_validator(mode="after")
     def _texts_are_named(self) -> UrlTable:
         if self.format != "brivl_jsonl" and not self.columns.texts:
             raise ValueError("columns: texts is required, e.g. texts: {caption: NAME_OF_COLUMN}")
         if self.format == "brivl_jsonl" and not self.images:
-            raise ValueError("images is required for brivl_jsonl: where its image paths start from")
+            raise ValueError("images is required for brivl_jsonl: the URL or folder that image paths are relative to")
         return self
 
     def parts(self) -> int:
@@ -188,7 +188,7 @@ class UrlTable(FileSource):
         named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
                                     ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
         if suffix not in named:
-            raise SourceError(file, f"source {self.name}: its suffix tells no format; say format: csv, tsv, jsonl ...")
+            raise SourceError(file, f"source {self.name}: unknown file extension; set format: csv, tsv, jsonl ...")
         return named[suffix]
 
     def _rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
@@ -210,7 +210,7 @@ class UrlTable(FileSource):
         except faults() as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
-            told = "no encoding fits it" if self.encoding == AUTO else f"is not {self.encoding}"
+            told = "no encoding fits it" if self.encoding == AUTO else f"not {self.encoding}"
             raise SourceError(file, f"source {self.name}: {told} ({e}); set encoding, e.g. gb18030") from None
         except ValueError as e:
             raise SourceError(file, f"source {self.name}: {e}") from None
@@ -232,7 +232,7 @@ class UrlTable(FileSource):
             elif fault := decoding.fault("".join(cells)):
                 yield number, fault
             elif len(cells) != len(header):
-                yield number, f"{len(cells)} fields, the header has {len(header)}"
+                yield number, f"{len(cells)} fields, but {len(header)} in the header"
             else:
                 yield number, dict(zip(header, cells, strict=True))
         decoding.end()
@@ -254,9 +254,9 @@ class UrlTable(FileSource):
             try:
                 cells = json.loads(line.lstrip("\ufeff"))
             except (ValueError, RecursionError) as e:
-                yield number, f"is not JSON ({e})"[:200]
+                yield number, f"invalid JSON ({e})"[:200]
                 continue
-            yield number, cells if isinstance(cells, dict) else "is not a JSON object"
+            yield number, cells if isinstance(cells, dict) else "not a JSON object"
         decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
@@ -286,10 +286,10 @@ class UrlTable(FileSource):
                             if not _is_damage(e):
                                 raise
                             behind = min(stop, number + rows) - at - 1
-                            yield at + 1, ValueError(f"this row and {behind:,} behind it are damaged ({reason(e)})")
+                            yield at + 1, ValueError(f"this row and the {behind:,} after it are damaged ({reason(e)})")
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
-            raise SourceError(file, f"source {self.name}: is not a readable Parquet file ({reason(e)})") from None
+            raise SourceError(file, f"source {self.name}: not a readable Parquet file ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
         """The columns that the spec names, each once."""
@@ -329,7 +329,7 @@ class UrlTable(FileSource):
         image, sentences = cells.get("image_id"), cells.get("sentences")
         image = encodable(image) if isinstance(image, str) else None
         if image is None or not isinstance(sentences, list):
-            return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: needs image_id and sentences")
+            return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: image_id and sentences are required")
         texts = _sentences(sentences)
         try:
             url, userinfo = self._image_address(image)
@@ -346,7 +346,7 @@ class UrlTable(FileSource):
             return canonical_url(bare), userinfo
         relative = PurePosixPath(image)
         if ".." in relative.parts or not relative.name:
-            raise ValueError(f"image path {image[:100]!r} leads out of the folder")
+            raise ValueError(f"image path {image[:100]!r} points outside the folder")
         path = quote(str(relative).lstrip("/"))
         if self.images.lower().startswith(("http://", "https://")):
             bare, userinfo = split_userinfo(self.images)
@@ -460,4 +460,4 @@ def _count(file: str, kind: Format, _version: str) -> int:
                 lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n") - block.count(b"\r\0\n")
             return lines
     except faults(ValueError) as e:
-        raise SourceError(file, f"is not a readable {kind} file ({reason(e)})") from None
+        raise SourceError(file, f"not a readable {kind} file ({reason(e)})") from None

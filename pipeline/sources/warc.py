@@ -37,10 +37,10 @@ class Warc(PageSource):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"path": "captures/*.warc.gz"}]})
 
-    path: Paths = Field((), description="paths, URLs or globs of WARC files; one or a list")
-    path_list: str = Field("", description="path or URL of a file that names WARC files, one per line, plain or .gz")
-    prefix: str = Field("https://data.commoncrawl.org/", description="goes before each line of path_list")
-    limit: int = Field(0, ge=0, description="read only the first so many files; 0: all")
+    path: Paths = Field((), description="path, URL or glob of the WARC files, or a list of them")
+    path_list: str = Field("", description="path or URL of a file that lists WARC files, one per line, plain or .gz")
+    prefix: str = Field("https://data.commoncrawl.org/", description="prepended to each line of path_list")
+    limit: int = Field(0, ge=0, description="read only this many files; 0: all")
 
     @model_validator(mode="after")
     def _names_something(self) -> Warc:
@@ -101,9 +101,9 @@ class Warc(PageSource):
         first = writable(files[0].rpartition("/")[2])
         looked_at = f"{pages:,} pages of {first} with {images:,} <img> tags, {seen.pictures:,} pictures"
         facts = (("looked at", looked_at),)
-        warnings = [] if pages else ["the records looked at hold no HTML page"]
+        warnings = [] if pages else ["the sampled records contain no HTML page"]
         if seen.damage:
-            warnings.append(f"{first} is damaged ({seen.damage}); a build reads what is sound")
+            warnings.append(f"{first} is damaged ({seen.damage}); a build reads the intact records")
         counts = (Count("WARC files", len(files)), total, *([pictures] if seen.pictures else []))
         found: dict[str, Any] = {"bytes": size, "candidates": candidates, "pages": total.number}
         return Look(counts, **found, facts=facts, warnings=tuple(warnings))
@@ -130,7 +130,7 @@ class Warc(PageSource):
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except Exception as e:  # what others wrote, and a parser
             if not records:
-                raise SourceError(file, f"source {self.name}: is not a WARC file ({reason(e)})") from None
+                raise SourceError(file, f"source {self.name}: not a WARC file ({reason(e)})") from None
             seen.damage = reason(e)
         return seen
 

@@ -66,16 +66,16 @@ class WebDataset(FileSource):
 
     VERSION: ClassVar[int] = 4
 
-    text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
-    encoding: Encoding = Field(AUTO, description="of KEY.txt and KEY.json; auto: as their bytes tell")
-    fields: Fields = Field(Fields(), description="names of fields of KEY.json that say where a picture came from")
+    text_kind: TextKind = Field("caption", description="kind of the text in KEY.txt")
+    encoding: Encoding = Field(AUTO, description="encoding of KEY.txt and KEY.json; auto: detected")
+    fields: Fields = Field(Fields(), description="fields of KEY.json that tell where the picture came from")
 
     @field_validator("path")
     @classmethod
     def _runs_nothing(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         for path in paths:
             if path.startswith("pipe:"):
-                raise ValueError(f"{path!r}: runs a command; give a path or URL that fsspec opens")
+                raise ValueError(f"{path!r}: commands are not allowed; give a path or a URL")
         return paths
 
     ROWS: ClassVar[str] = "samples"
@@ -124,16 +124,16 @@ class WebDataset(FileSource):
             raise
         except Exception as e:
             if row < 0 or isinstance(e, no_damage()):
-                hint = "; unpack it, since pictures are read from their places" if file.endswith(_PACKED) else ""
-                raise SourceError(file, f"source {self.name}: is not a readable tar ({reason(e)}){hint}") from None
-            log.warning("%s: breaks off after %d samples (%s); going on with those", file, row + 1, reason(e))
+                hint = "; decompress it, since pictures are read by their offsets" if file.endswith(_PACKED) else ""
+                raise SourceError(file, f"source {self.name}: not a readable tar ({reason(e)}){hint}") from None
+            log.warning("%s: truncated or damaged after %d samples (%s); using those", file, row + 1, reason(e))
             yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
         for number, error in enumerate(refused):
             error.args = error.args[:1]  # webdataset adds its own
-            yield self.unreadable(f"{shard}, member {number} of those refused", -1, error)
+            yield self.unreadable(f"{shard}, refused member {number}", -1, error)
         for name in map(encodable, of_none):
             what = Candidate(self.name, self.source_kind, f"{shard}/{name}", "", "", (), -1)
-            why = f"{shard}: {name[:200]} is not a file of a sample, KEY.SUFFIX"
+            why = f"{shard}: {name[:200]} does not belong to a sample (KEY.SUFFIX)"
             yield drop(what, "extract", DropReason.BAD_ROW, why)
 
     def read_image(self, image_url: str) -> bytes | None:
@@ -152,7 +152,7 @@ class WebDataset(FileSource):
             return bytes(f.read(place[1]))
 
     def _tar(self, name: str) -> tuple[str, str] | None:
-        """The tar of this name and its version; None if there is none. Raises SourceError for one that cannot be read.
+        """The tar of this name and its version; None if missing. Raises SourceError for one that cannot be read.
 
         Tars are listed once for all pictures, and again where one came or went since.
         """
@@ -170,7 +170,7 @@ class WebDataset(FileSource):
         names = [file.rpartition("/")[2] for file in files]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice:
-            raise SourceError(twice, f"source {self.name}: two tars have this name; make them two sources")
+            raise SourceError(twice, f"source {self.name}: two tars have this name; put them into two sources")
         return files
 
     def _candidates(self, sample: dict[str, Any], shard: str, row: int) -> Iterator[Candidate | Decision]:
@@ -266,7 +266,7 @@ def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | E
     if member.issparse():
         return ValueError(f"{name[:200]} is a sparse file")
     if member.size > MAX_MEMBER:
-        return ValueError(f"{name[:200]} has {member.size} bytes, {MAX_MEMBER} are read")
+        return ValueError(f"{name[:200]} has {member.size} bytes; at most {MAX_MEMBER} are allowed")
     if name.lower().endswith(SUFFIXES):
         return name.encode("utf-8", "surrogateescape")
     opened = tar.extractfile(member)

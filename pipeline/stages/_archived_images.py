@@ -1,4 +1,4 @@
-"""Pictures in WARC files: `extract` notes their places, and `fetch` reads them there in place of a request.
+"""Pictures in WARC files: `extract` notes their positions, and `fetch` reads them instead of sending requests.
 
 `Archive` makes a row of ARCHIVED_SCHEMA for each capture of a picture, each redirect and each revisit of a WARC file.
 `admit.sort` gathers these rows as it does candidates, so that a partition of `fetch` finds its images by their URLs,
@@ -86,7 +86,7 @@ class Archive:
         """Rows of ARCHIVED_SCHEMA; None if there are none."""
         if self._unreachable:
             said = (self._source.warcs()[self._part], self._unreachable)
-            log.warning("%s: was gzipped as a whole, so its %d pictures cannot be read; gunzip it", *said)
+            log.warning("%s: gzipped as a whole, so its %d pictures cannot be read; decompress it", *said)
         columns = ["order_key", "fetch_id", "captured_at", "stored_at", "target"]
         rows = pa.Table.from_pylist(self._rows, schema=ARCHIVED_SCHEMA)
         return rows.sort_by([(name, "ascending") for name in columns]) if self._rows else None
@@ -134,7 +134,7 @@ class _Wanted:
     exactly: bool = False
 
     def among(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-        """The row of that capture, whatever the order of rows; None if there is none."""
+        """The row of that capture, whatever the order of rows; None if missing."""
         if self.exactly:
             rows = [row for row in rows if row["stored_at"] and self._is(row)]
         place = _seconds(self.time) if self.time else float("inf")
@@ -215,7 +215,7 @@ def _read(
         if part >= len(files[row["source"]]):
             yield fetch_id, _gone()
         elif length > most + MAX_HEADERS:
-            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive, {most} are allowed")
+            yield fetch_id, failure(DropReason.TOO_LARGE, f"{length} bytes in the archive; at most {most} are allowed")
         else:
             places[fetch_id] = file_of(files[row["source"]][part]), offset, length
     for fetch_id, capture in read_records(sorted(places.items(), key=lambda place: place[1]), most):
@@ -229,7 +229,7 @@ def _read(
 
 
 def _gone() -> Outcome:
-    return failure(DropReason.UNREADABLE, "its record is not in the archive any more")
+    return failure(DropReason.UNREADABLE, "its record is no longer in the archive")
 
 
 def _id_of(capture: Capture) -> str:

@@ -1,5 +1,4 @@
-"""Drops what says nothing of an image: furniture, covers in lists, endless pages, many images under one text, too many
-of a host.
+"""Drops what does not describe an image: furniture, covers in lists, endless pages, too many images of a text or host.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """
@@ -12,7 +11,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.pages.lines import says_something
+from pipeline.pages.lines import MIN_BESIDE, says_something
 from pipeline.pages.page import MAX_SHARING
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
@@ -52,7 +51,7 @@ def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> t
     traps = crowded - {page for pages in shown.values() if len(pages) == 1 for page in pages}
     remaining = [candidate for candidate in candidates if candidate.page_url not in traps]
     source = candidates[0].source
-    evidence = f"differs in its numbers only from {SHOWN_ON_PAGES} pages or more, and has no image of its own"
+    evidence = f"its URL differs only in numbers from {SHOWN_ON_PAGES} pages or more, and no image is unique to it"
     return remaining, [drop_capture(page, source, "extract", DropReason.TRAP, evidence) for page in sorted(traps)]
 
 
@@ -93,7 +92,7 @@ def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], l
         own = sorted(shown[candidate.image_url].keys() - lists, key=lambda page: (sizes[page], page))
         if candidate.page_url in lists and own:
             leader = shown[candidate.image_url][own[0]].candidate_id
-            evidence = f"stands in a list; its own page is {own[0]}"
+            evidence = f"cover in a list; its own page is {own[0]}"
             dropped.append(drop(candidate, "extract", DropReason.LIST_COVER, evidence, duplicate_of=leader))
         else:
             kept.append(candidate)
@@ -117,14 +116,14 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
     for key, of_text in images.items():
         _, _, own = key
         if own and len(of_text) >= REPEATED_ON_IMAGES:
-            furniture[key] = f"stands with {len(of_text)} images"
+            furniture[key] = f"repeated with {len(of_text)} images"
         elif not own and (count := len(set(of_text.values()))) >= REPEATED_ON_PAGES:
-            furniture[key] = f"stands on {count} pages"
+            furniture[key] = f"repeated on {count} pages"
     kept, dropped = [], []
     for candidate in candidates:
         count = len(shown[candidate.image_url])
         if count >= SHOWN_ON_PAGES:
-            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"stands on {count} pages"))
+            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"repeated on {count} pages"))
             continue
         host = urlsplit(candidate.page_url).netloc
         texts, removed = list[Text](), list[RemovedText]()
@@ -136,33 +135,32 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
         if texts:
             kept.append(replace(candidate, texts=tuple(texts), removed=tuple(removed)) if removed else candidate)
         else:
-            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that are repeated on many pages"))
     return kept, dropped
 
 
 def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images of a page that have no text of their own: neither an alt or caption nor a text that stands with
-    MAX_SHARING images of the page at most says something.
+    """Drop images without a text of their own: an alt or caption, or a text that stands with at most MAX_SHARING images
+    of the page.
 
     A text around more images stays with the first MAX_BARE of them (CAP_PER_TEXT). What is about a page with more
-    images, such as its title, says nothing of one of them (NO_TEXT).
+    images, such as its title, says nothing of one of them, nor of an image that only the page's head names, often a
+    cover from elsewhere (NO_TEXT).
     """
     sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
     kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
     for candidate in candidates:
         page = candidate.page_url
-        said = [text for text in candidate.texts if says_something(text.text, 1)]
-        if any(text.kind in OWN_WORDS or sharing[page, text.text] <= MAX_SHARING for text in said):
-            kept.append(candidate)
-            continue
+        said = [t for t in candidate.texts if says_something(t.text, MIN_BESIDE if t.kind == "surrounding" else 1)]
+        few = {t for t in said if candidate.row >= 0 and sharing[page, t.text] <= MAX_SHARING}
+        own = few or any(text.kind in OWN_WORDS for text in said)
         around = any(text.kind == "surrounding" for text in said)
-        bare[page] += around
-        if around and bare[page] <= MAX_BARE:
+        bare[page] += around and not own
+        if own or (around and bare[page] <= MAX_BARE):
             kept.append(candidate)
         elif around:
-            evidence = f"its page says of it only what {MAX_BARE} images before it have"
+            evidence = f"no text of its own, like {MAX_BARE} images before it on the page"
             dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
         else:
-            evidence = "only texts about its page, which has many images"
-            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, evidence))
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts about its whole page"))
     return kept, dropped

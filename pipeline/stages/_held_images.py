@@ -1,4 +1,4 @@
-"""Images that need no request: what a source, an earlier build or STORE has of a partition of `fetch` already.
+"""Images of a `fetch` partition that need no request: a source, an earlier build or STORE already has them.
 
 A trial takes all from the build that it is on. Otherwise images are read from their source where they lie in one, then
 from WARC files (`_archived_images`), then from STORE/fetched, and in a build that begins a generation from the shards
@@ -65,7 +65,7 @@ def held_images(
     if build.made_from:
         outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
     if not build.asks:
-        said = "neither an archive nor STORE has its bytes, and this build sends no request"
+        said = "not in an archive or STORE, and this build sends no requests"
         missing = failure(DropReason.NOT_STORED, said)
         outcomes = {**dict.fromkeys(urls, missing), **outcomes}
     return outcomes, len(reused)
@@ -115,7 +115,7 @@ def _from_sources(
         if data is not None:
             outcomes[fetch_id] = spool.add(data, rfc3339())
         elif not place.startswith(("http://", "https://")):
-            outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
+            outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source no longer contains this picture")
     return outcomes
 
 

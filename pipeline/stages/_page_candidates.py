@@ -1,4 +1,4 @@
-"""One captured page as candidates: its images with their texts, and a Decision for each image that is none.
+"""Candidates of one captured page: its images with their texts, and a Decision for each image that is dropped.
 
 Pages are decoded (`pipeline.texts.charset`), looked at (`pipeline.pages.first_look`) and, where they may be Chinese and
 may show a picture, read in one walk (`pipeline.pages.page`). A page that asks not to be used, that is not Chinese or
@@ -149,7 +149,7 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
     if not policy.is_html(capture.content_type, capture.body):
         return drop_capture(capture.url, source, "extract", DropReason.NOT_HTML, capture.content_type[:80])
     if not capture.body or capture.body.isspace():
-        return drop_capture(capture.url, source, "extract", DropReason.EMPTY_BODY, "0 bytes, or white space only")
+        return drop_capture(capture.url, source, "extract", DropReason.EMPTY_BODY, "empty, or only white space")
     return None
 
 
@@ -163,7 +163,7 @@ def _parsed(
 ) -> Iterator[Candidate | Decision]:
     """Reads what `decode` returned as `extract_page` does, by a walk over the DOM."""
     if decoded is None:
-        why = "neither East Asian text in a known charset nor what it declares"
+        why = "not text in the declared charset or in a known East Asian one"
         yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
         return
     page = parse(decoded[0], rule_of(capture.url))
@@ -190,12 +190,12 @@ def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> l
         return [drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))]
     if bare:
         return []
-    evidence = f"no Han character among {len(html)} characters"
+    evidence = f"no Han characters among {len(html)} characters"
     return [drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, evidence)]
 
 
 def not_chinese(page: Page) -> str:
-    """Evidence that a page is not Chinese, "" if there is none. By script, since short texts mislead models.
+    """Evidence that a page is not Chinese, "" for none. By script, since short texts mislead models.
 
     A page with little Chinese stays if one of its images has a Chinese alt or caption.
     """
@@ -209,9 +209,9 @@ def not_chinese(page: Page) -> str:
         if han < MIN_HAN * letters:
             return f"{han} Han characters of {letters} letters"
     if kana > 0.2 * (han + kana):
-        return f"{kana} kana beside {han} Han characters"
+        return f"{kana} kana and {han} Han characters"
     if hangul > han:
-        return f"{hangul} hangul beside {han} Han characters"
+        return f"{hangul} hangul and {han} Han characters"
     return ""
 
 
@@ -263,7 +263,7 @@ def _images(
         if not image.fallback and image.row >= 0:
             again = replace(own, image_url=fault)
             leader = sha256_hex(source, capture.url, fault)  # its candidate_id
-            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
+            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
     for url, place in places.items():
         texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
         shown: Shown = "listed" if place.listed else "among" if len(places) > 2 else "alone"
@@ -281,7 +281,7 @@ def _base(url: str, base: str) -> str:
 def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
     """Canonical URL of an image, or the reason and evidence for dropping it."""
     if not image.url:
-        return DropReason.BAD_URL, "no address"
+        return DropReason.BAD_URL, "no URL"
     if image.url[:5].lower() == "data:":
         return DropReason.DATA_URI, image.url[:40]
     try:
@@ -301,7 +301,7 @@ def _spacer(image: PageImage, url: str) -> str:
         if number and int(number.group(1)) < MIN_SIDE:
             return f"{name} {number.group(1)}"
         is_small = is_small or (number is not None and int(number.group(1)) < SMALL_SIDE)
-    _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL has no user info and no fragment
+    _, _, host, *parts = url.partition("?")[0].split("/")  # a canonical URL lacks user info and fragment
     path = "/" + "/".join(parts)
     if _is_tracker(host) or _TRACKING_PATH.search(path):
         return "tracker"

@@ -1,4 +1,4 @@
-"""Pass admit.sort: the candidates of extract's many files, in few of which a range of order keys can be read.
+"""Pass admit.sort: merges the candidates of extract's many files into few, from which ranges of order keys are read.
 
 Each partition of `admit`, `fetch` and `detect` is a range of order keys, and wants a few rows of every part of every
 source: read from the parts, files would be opened as often as the product of both. So the rows of neighbouring parts

@@ -1,4 +1,4 @@
-"""Spool file of fetched images until their tar is written; each image is judged as it arrives.
+"""Spool file for fetched images until their tar is written; each image is checked as it arrives.
 
 Bytes arrive in any order and the tar has the order of the candidates. A type is detected by the first bytes, never by
 name or header, and the pixel count is read from the picture's own header before anything decodes it.
@@ -69,7 +69,7 @@ class Spool:
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 in self._takedowns.hashes:
-            return Outcome(DropReason.FORGOTTEN.value, "this picture was taken down", fetched_at=fetched_at)
+            return Outcome(DropReason.FORGOTTEN.value, "this image was taken down", fetched_at=fetched_at)
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(data)
         return Outcome("", "", sha256, (offset, len(data)), fetched_at, etag)
@@ -87,7 +87,7 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
     if not data:
         return DropReason.EMPTY_BODY, "0 bytes"
     if len(data) > max_bytes:
-        return DropReason.TOO_LARGE, f"{len(data)} bytes, {max_bytes} are allowed"
+        return DropReason.TOO_LARGE, f"{len(data)} bytes; at most {max_bytes} are allowed"
     try:
         header = pictures.header(data)
     except pictures.PictureError as e:
@@ -97,10 +97,10 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
             return DropReason.UNREADABLE_FORMAT, e.message
         if not looks_like_an_image(data):
             start = " ".join(data[:60].decode("utf-8", "replace").split())
-            return DropReason.NOT_AN_IMAGE, f"begins with {start!r}"
+            return DropReason.NOT_AN_IMAGE, f"starts with {start!r}"
         return None  # a damaged picture: `measure` says so
     if header.pixels > max_pixels:
-        return DropReason.TOO_MANY_PIXELS, f"{header.width} x {header.height} pixels, {max_pixels} are allowed"
+        return DropReason.TOO_MANY_PIXELS, f"{header.width} x {header.height} pixels; at most {max_pixels} are allowed"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The pages of a site in all the crawls that a new generation takes over, for stage `extract`.
+"""The pages of a site from all crawls that a new generation reuses, for stage `extract`.
 
 Crawls are read whole, the newest first, each as the build that made it read it: what stands on many pages of one crawl
 is furniture of the site. A page counts with its newest capture: its texts, and what is wrong with it. An older capture

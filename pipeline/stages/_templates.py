@@ -1,4 +1,4 @@
-"""The templates of each host's texts, learnt over all pages of a build before `admit` reads any.
+"""Templates in the texts of each host, learnt from all pages of a build before `admit` runs.
 
 What very many texts of a host share says nothing about a picture: it is cut off, and a picture that its template calls
 an avatar or a QR code is dropped (`pipeline.texts.templates` says what a template is).

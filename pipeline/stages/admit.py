@@ -1,4 +1,4 @@
-"""Stage admit: what can be decided without pixels, before a byte is fetched.
+"""Stage admit: decides what can be decided without pixels, before any image is fetched.
 
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
 texts are normalised, templates of their host are cut off (`_templates`), text filters rewrite them, and those that one
@@ -156,7 +156,7 @@ def admit(
         if why := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
         elif pages[candidate.image_url] >= SHOWN_ON_PAGES:
-            shown = f"stands on {pages[candidate.image_url]} pages"
+            shown = f"repeated on {pages[candidate.image_url]} pages"
             decisions.append(drop(_masked(candidate, filters_of(candidate.source)), "admit", DropReason.SPACER, shown))
         else:
             allowed.append(candidate)
@@ -324,7 +324,7 @@ def _clean(
     removed: list[tuple[int, RemovedText]] = []
     for text in order.sorted(candidate):
         if text.kind in order.left_out:  # no better one than what stays; no filter has masked it: its words go unsaid
-            facts = RemovedText(text.kind, "", DropReason.NO_TEXT.value, "not in text_kinds")
+            facts = RemovedText(text.kind, "", DropReason.NO_TEXT.value, "kind not in text_kinds")
             removed.append((len(candidate.texts), facts))
             continue
         cleaned = clean(text.text)
@@ -418,7 +418,7 @@ def _judged(
             good.setdefault(text.text, text)
     ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
     if good and (gave_way := _gave_way(candidate, texts[first], failed)) is not None:
-        left = f"what is left is a {texts[first].kind} of a page with several images"
+        left = f"the remaining text is the {texts[first].kind} of a page with several images"
         return drop(ordered, "admit", DropReason(gave_way.reason), f"{gave_way.evidence}; {left}")
     if good:
         better = sum(at < first for at, _ in failed) + sum(before <= first for before, _ in cut)

@@ -1,4 +1,4 @@
-"""crawl: web sites become WARC files, politely. One partition per `site` source.
+"""Stage crawl: downloads web sites into WARC files, politely. One partition per `site` source.
 
 For each host: a pause between two requests on the whole cluster (the spec's, or more if robots.txt asks for it), one
 connection at a time unless the spec allows more, robots.txt before the first page, Retry-After obeyed, a user agent
@@ -220,8 +220,8 @@ def _failure(site: Site, frontier: Frontier) -> SourceError | None:
         return None
     if end != url:
         evidence = f"{evidence} (redirected to {end})"
-    why = f"{reason}: {evidence}" if reason else "over the source's own limits"
-    return SourceError(url, f"source {site.name}: no page can be taken ({why})")
+    why = f"{reason}: {evidence}" if reason else "beyond the limits of the source"
+    return SourceError(url, f"source {site.name}: no page can be crawled ({why})")
 
 
 def _last_crawl(site: Site) -> str:
@@ -299,7 +299,7 @@ def _some(rows: Iterator[T]) -> Iterator[list[T]]:
 
 def beyond_depth(source: str, count: int, max_depth: int) -> str:
     """The message about pages that `max_depth` cut off."""
-    return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
+    return f"source {source}: skipped {count:,} linked pages beyond max_depth {max_depth}"
 
 
 STAGE = Stage(

@@ -1,4 +1,4 @@
-"""Curate: judges decide about the pairs that dedup kept (`pipeline.curate`), and one pass selects.
+"""Stage curate: judges decide on the pairs that dedup kept (`pipeline.curate`), and one pass selects.
 
 Judges are asked in the order of `pipeline.store.pairs.JUDGES`, each in passes of its own, about the pairs that those
 before it have kept. What they say lies in column files beside the pairs. The last pass writes a Decision for each pair

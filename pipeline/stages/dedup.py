@@ -1,4 +1,4 @@
-"""Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
+"""Stage dedup: keeps one pair per image, however many copies of it exist, and assigns an ID to each text.
 
 Signatures become keys, what shares a key is joined and compared, and one pass in order chooses leaders from the edges
 (`pipeline.dedup.signatures`, `copies`, `edges`, `leaders`). The last pass applies its verdicts in parallel: kept pairs,
@@ -220,16 +220,16 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
 
 def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
     if reason is DropReason.CAP_PER_TEXT:
-        return f"{rules.max_pairs_per_text} pairs with this text, or nearly this text, are kept already"
+        return f"{rules.max_pairs_per_text} pairs with this or nearly this text are already kept"
     if reason is DropReason.CAP_PER_DOMAIN:
         domain = domain_of(candidate.page_url or candidate.image_url)
-        return f"{rules.max_pairs_per_domain} pairs of {domain} are kept already"
+        return f"{rules.max_pairs_per_domain} pairs of {domain} are already kept"
     if reason is DropReason.PLACEHOLDER:
-        return f"a picture under more than {rules.placeholder_texts} different texts"
+        return f"an image with more than {rules.placeholder_texts} different texts"
     if reason is DropReason.OTHER_SPLIT:
-        return "all its texts, or nearly these texts, stand in another split than its image (shards.apart: texts)"
+        return "all its texts, or near-copies of them, are in another split than its image (shards.apart: texts)"
     if reason is DropReason.KNOWN:
-        return "the dataset knows its image"
+        return "its image is already in the dataset"
     seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
     return f"{seen} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
 

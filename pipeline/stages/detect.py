@@ -1,4 +1,4 @@
-"""Detect: boxes of interest in every image that was kept so far, from a cache that all builds share.
+"""Stage detect: finds boxes of interest in every image kept so far, with a cache shared by all builds.
 
 What a detector returns for an image depends on the image's bytes and the detector's id alone, so the raw boxes are
 cached in STORE/regions/<detector-id>/ under the image's sha256, and no detector sees an image twice, in any build

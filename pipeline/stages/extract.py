@@ -1,4 +1,4 @@
-"""Stage `extract`: pages and table rows become candidates: image URLs with their texts.
+"""Stage extract: turns pages and table rows into candidates, which are image URLs with texts.
 
 A partition is one part of a source: a WARC file of pages, records of several, or a range of a table's rows.
 `_page_candidates` reads one page: each image becomes a candidate or a Decision that says why it is none; a page that
@@ -6,7 +6,7 @@ asks not to be used, that is not Chinese or cannot be read is a Decision about t
 noted for `fetch` (`_archived_images`) and counted, as are revisits.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
-of an image and are taken off; an image that stands on very many is a logo; of images that have no text of their own the
+of an image and are taken off; an image that stands on very many is a logo; of images without a text of their own the
 first of a page stay. Pages of an endless calendar or counter
 count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
@@ -121,7 +121,7 @@ def _check_listing(source: Source, known: Mapping[str, Listing]) -> None:
     """
     noted = known.get(source.name)
     if noted is not None and _listing(source.listing()[: noted[0]]) != noted:
-        message = "files came or went while they were read; run the same command again once they are all there"
+        message = "files were added or removed while they were read; run the same command again when all are present"
         raise SourceError(f"source {source.name}", message)
 
 
@@ -253,10 +253,10 @@ def _read(
         try:
             yield from _extract(captures, source, tally, wordings, archive)
         except SourceError as e:
-            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("is not a WARC file"):
+            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("not a WARC file"):
                 raise
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
-            log.warning("%s; going on with the other files of source %s", e, source.name)
+            log.warning("%s; continuing with the other files of source %s", e, source.name)
         return
     crawled = build.stage("crawl").record(source.name)
     record, suffix, _ = _crawled(crawled)[part]
@@ -356,7 +356,7 @@ def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
     warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
     if not warcs:
-        raise StageError(f"crawl/{record.partition}", "its record names no WARC file; delete the captures folder")
+        raise StageError(f"crawl/{record.partition}", "its record lists no WARC file; delete the captures folder")
     return warcs
 
 

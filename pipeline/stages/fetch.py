@@ -1,4 +1,4 @@
-"""fetch: candidates become image bytes. Writes one tar and one table of outcomes per partition.
+"""Stage fetch: downloads the images of candidates. Writes one tar and one table of outcomes per partition.
 
 An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched (`_held_images`):
 bytes are copied from the tar that an earlier build left (and checked against their sha256), and a failure is remembered

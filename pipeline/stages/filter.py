@@ -1,4 +1,4 @@
-"""Filter: the image filters of the spec judge the measured features, and candidates become pairs.
+"""Stage filter: applies the image filters of the spec to the measured features; candidates become pairs.
 
 Touches Parquet only. Each distinct image is judged once by source, or twice: a filter may judge it otherwise for a
 candidate with words of its own (an alt or a caption). Every filter is asked even when an earlier one has failed, so

@@ -1,4 +1,4 @@
-"""Measure: reads and decodes each image once, and keeps what later stages ask about its pixels as features.
+"""Stage measure: decodes each image once, and stores what later stages need of its pixels as features.
 
 From here to `screen` no stage opens an image again. A picture is decoded at the reduced size that the features need
 (`pipeline.features`), one decode for each distinct sha256; rows that STORE/features has already are taken from there,
@@ -58,12 +58,12 @@ def run_partition(build: Build, partition: str) -> None:
     if takedowns:
         measured = pa.concat_tables([made, known])
         refused = {*takedowns.alike(measured, feature_id()), *takedowns.images(fetched["sha256"].to_pylist())}
-        faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this picture was taken down"))
+        faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this image was taken down"))
         made = _without(made, refused)
     cache.put(made)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
-            faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels, {limit:,} are allowed")
+            faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels; at most {limit:,} are allowed")
     rows = _without(pa.concat_tables([known, made]).sort_by("sha256"), faults)
     seen, decisions = _decide(build, partition, fetched, faults)
     with build.stage("measure").attempt(partition) as attempt:
@@ -117,7 +117,7 @@ def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str
             fetch = build.stage("fetch")
             tar = fetch.folder.at(fetch.record(partition).files["tar"].name)
             todo = "delete the stage's folder to fetch again"
-            raise StageError(tar, f"holds other bytes of {image.fetch_id} than were fetched; {todo}")
+            raise StageError(tar, f"the bytes of {image.fetch_id} differ from those fetched; {todo}")
         try:
             rows.add(image.sha256, len(image.data), decode(image.data, build.spec.fetch.max_pixels, REDUCE_TO))
         except PictureError as e:

@@ -1,4 +1,4 @@
-"""Stage `report`: the quality report of a build, BUILD/report/index.html and report.json (`pipeline.report`)."""
+"""Stage report: writes the quality report of a build, BUILD/report/index.html and report.json (`pipeline.report`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `shard`: the kept pairs become tars, with their Parquet index and their regions, under final names.
+"""Stage shard: packs the kept pairs into tars with their Parquet index and regions, under final names.
 
 What a shard contains follows from the dataset and not from how many workers packed it: `pipeline.stages._boundaries`
 says which rows it holds, `pipeline.pictures.encode` how and at what size an image is stored; tars are
@@ -90,9 +90,9 @@ def begin(build: Build) -> None:
     """Deletes what another fingerprint wrote, the manifest first."""
     stage = build.stage("shard")
     if stage.folder.exists(MANIFEST):
-        todo = "publish that, or roll back to a release without it"
+        todo = "publish that build, or roll back to a release without it"
         with build.store.lock():
-            dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built again; {todo}")
+            dataset.withdraw(build, f"{build.out}, whose shards it lists, is being rebuilt; {todo}")
     release.withdraw(stage.folder)
     stage.retire(set(_boundaries.names(build)), _reusable(build))
 
@@ -227,7 +227,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
         pulse.advance()
         if faces is not None and faces[number] is None:
-            faults[number] = f"no detector could look for faces in it: {row['image_url']}"
+            faults[number] = f"faces could not be detected: {row['image_url']}"
             continue
         try:
             hidden = None if faces is None else faces[number]
@@ -236,7 +236,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
         except OURS:
             raise
         except Exception as e:
-            faults[number] = f"was measured, but cannot be stored as a JPEG: {evidence(e, row['image_url'])}"
+            faults[number] = f"was measured but cannot be stored as a JPEG: {evidence(e, row['image_url'])}"
             continue
         reencoded += image is not data
         for (name, member), (at, size) in zip(members, notes, strict=True):
@@ -266,9 +266,9 @@ def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dic
         if image is None or image.fetch_id != row["fetch_id"]:
             image = next(images, None)
         if image is None or image.fetch_id != row["fetch_id"]:
-            raise StageError(row["image_url"], "was measured, but its bytes are not in the tars of the fetch stage")
+            raise StageError(row["image_url"], "was measured but is missing from the tars of the fetch stage")
         if hashlib.sha256(image.data).hexdigest() != row["sha256"]:
-            raise StageError(row["image_url"], f"its bytes in the fetch stage are no longer those of {row['sha256']}")
+            raise StageError(row["image_url"], f"its bytes in the fetch stage no longer match sha256 {row['sha256']}")
         yield row, image.data
 
 
@@ -284,7 +284,7 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
     width, height = stored_sides(rows["width"].to_numpy(), rows["height"].to_numpy(), build.spec.shards.max_side)
     texts, leaders = rows["texts"].combine_chunks(), rows["text_leaders"].combine_chunks()
     if not texts.offsets.equals(leaders.offsets):
-        raise StageError("shard", "rows of dedup whose texts and text_leaders do not have one length")
+        raise StageError("shard", "rows of dedup have texts and text_leaders of different lengths")
     flat = texts.flatten()
     entries = pa.StructArray.from_arrays(
         [flat.field("kind"), flat.field("text"), leaders.flatten()], ["kind", "text", "text_leader"]
@@ -325,7 +325,7 @@ def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
     places = pc.index_in(wanted, detected["sha256"].combine_chunks())
     if places.null_count:
         row = rows.slice(pc.index(pc.is_null(places), True).as_py(), 1).to_pylist()[0]
-        raise StageError(row["image_url"], f"detector {detector_id} has no entry for {row['sha256']}")
+        raise StageError(row["image_url"], f"no entry of detector {detector_id} for {row['sha256']}")
     table = detected.take(places)
     columns = {name: table[name].combine_chunks() for name in names}
     if build.spec.shards.max_side:

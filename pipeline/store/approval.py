@@ -1,4 +1,4 @@
-"""Approvals and refusals by persons of a build that `publish.approve: manual` holds back: by whom and why.
+"""Approvals and refusals of a build with `publish.approve: manual`: by whom and why.
 
 Kept in build.json under `approvals`, oldest first; the last word counts. A word is about the shards as they were: once
 the build is made again by another spec, or from other input, it no longer counts (`of`, the fingerprint of stage
@@ -62,15 +62,15 @@ def say(build: Build, verdict: str, name: str, because: str) -> Word:
     """
     name, because = " ".join(name.split()), " ".join(because.split())
     if verdict not in get_args(Verdict):
-        raise SpecError([f"verdict {verdict}: one of {', '.join(get_args(Verdict))}"])
+        raise SpecError([f"verdict {verdict}: expected one of {', '.join(get_args(Verdict))}"])
     if build.spec.publish.approve != "manual":
-        raise SpecError(["the spec does not ask for approval (publish.approve: manual)"])
+        raise SpecError(["the spec does not require approval (publish.approve: manual)"])
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
-        raise SpecError(["the build is not finished: its shards are not written yet"])
+        raise SpecError(["the build is not finished: its shards are missing"])
     if not name or not because:
-        raise SpecError(["a name and a reason are needed: who reads build.json must know who said it, and why"])
+        raise SpecError(["a name and a reason are required; both are recorded in build.json"])
     if max(len(name), len(because)) > LONGEST:
-        raise SpecError([f"a name and a reason have at most {LONGEST} characters"])
+        raise SpecError([f"the name and the reason may have at most {LONGEST} characters"])
     word = Word("approved" if verdict == "approved" else "refused", name, because, build_json.now(),
                 build.fingerprints["shard"])  # fmt: skip
     with build_json.sole_owner(build):

@@ -45,9 +45,9 @@ def open_maker(name: str, wanted: str = "", regions: str = "") -> BoxMaker:
     chosen = next((one for one in known if wanted in ("", one.detector_id)), None)
     if chosen is None:
         ids = ", ".join(one.detector_id for one in known) or "none"
-        raise SpecError([f"{name}: is {ids}, not {wanted}; name the spec (.yaml) that has it"])
+        raise SpecError([f"{name}: is {ids}, not {wanted}; give the spec (.yaml) with that detector"])
     if chosen.OF_SOURCES:
-        raise SpecError([f"{name}: its boxes come with a build's sources; it looks at no picture"])
+        raise SpecError([f"{name}: takes its boxes from the sources of a build and cannot detect any"])
     return BoxMaker(chosen, regions)
 
 

@@ -1,4 +1,4 @@
-"""One build: where its stages' results lie, at the fingerprints that its spec gives them."""
+"""One build: the location of its stages' results, by the fingerprints that follow from its spec."""
 
 from __future__ import annotations
 

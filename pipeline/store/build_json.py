@@ -125,7 +125,7 @@ class Running:
 
 NAME = "build.json"
 
-NO_RECORD = "is not the record of a build"
+NO_RECORD = "not the record of a build"
 
 VERSION = 2
 """Raised when what a build leaves on disk changes its meaning."""
@@ -137,23 +137,23 @@ def read(folder: Folder) -> dict[str, Any]:
     if not isinstance(known, dict):
         raise StoreError(folder.at(NAME), NO_RECORD)
     if known and known.get("version") != VERSION:
-        raise StoreError(folder.at(NAME), "is of a build by another version of wenlan; build into another --out")
+        raise StoreError(folder.at(NAME), "created by another version of wenlan; build into another --out")
     return known
 
 
 def reopen(out: str, stages: Stages) -> Build:
-    """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
+    """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if missing."""
     folder = Folder(out)
     known = read(folder)
     if not known and not folder.exists(NAME):
-        raise StoreError(folder.url, "holds no build (no build.json)")
+        raise StoreError(folder.url, "not a build (no build.json)")
     try:
         spec = BuildSpec.model_validate(known["spec"])
         if spec.digest != known.get("spec_digest", spec.digest):  # passwords were cut from it
             spec = spec.with_digest(known["spec_digest"])
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
-        raise StoreError(folder.at(NAME), f"holds a spec that this wenlan cannot read ({fault})") from None
+        raise StoreError(folder.at(NAME), f"contains a spec that this wenlan cannot read ({fault})") from None
     except KeyError:
         raise StoreError(folder.at(NAME), NO_RECORD) from None
     try:
@@ -376,7 +376,7 @@ def sole_owner(build: Build) -> Iterator[None]:
             try:
                 held.enter_context(locked(build.folder.at("_lock"), 0.0))
             except LockedError as e:
-                raise StoreError(build.out, f"another wenlan-data is building here: the lock {e.strerror}") from None
+                raise StoreError(build.out, f"another wenlan-data is running here: the lock {e.strerror}") from None
             yield
         return
     with build.folder.lock_file() as f:
@@ -386,7 +386,7 @@ def sole_owner(build: Build) -> Iterator[None]:
                 break
             time.sleep(0.1)  # `status` holds it for a moment
         else:
-            raise StoreError(build.out, "another wenlan-data is building here")
+            raise StoreError(build.out, "another wenlan-data is running here")
         yield
 
 

@@ -63,7 +63,7 @@ class Cache:
         self._index = folder / "_index"
 
     def get(self, keys: Iterable[str]) -> pa.Table | None:
-        """Rows of the given keys, at most one per key; None if there is none."""
+        """Rows of the given keys, at most one per key; None if missing."""
         wanted = sorted(set(keys))
         tables = []
         for name, keys_of_commit in self._places(wanted).items() if wanted else ():

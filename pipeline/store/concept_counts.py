@@ -1,4 +1,4 @@
-"""Counts of words and probabilities that the judge `balance` leaves for its second pass and for the report."""
+"""Counts of words and probabilities, stored by the judge `balance` for its second pass and for the report."""
 
 from __future__ import annotations
 

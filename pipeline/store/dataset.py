@@ -15,7 +15,7 @@ from pipeline.store import build_json
 
 
 def manifest_in(shards: Folder) -> Manifest | None:
-    """The manifest in a folder of shards; None if there is none. Raises ContractError for one that cannot be read."""
+    """The manifest in a folder of shards; None if missing. Raises ContractError for one that cannot be read."""
     data = shards.find(MANIFEST)
     return None if data is None else parse_manifest(data, shards.at(MANIFEST))
 
@@ -36,7 +36,7 @@ class Dataset:
     def open(place: str | Path) -> Dataset:
         """The dataset in a build's folder, a shard folder or STORE/datasets/NAME, or by the path of its manifest.
 
-        Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
+        Raises ContractError for a manifest that is missing, cannot be read or is of a newer version.
         """
         folder = Folder(str(place))
         if folder.url.endswith(".json") or folder.exists(LATEST):

@@ -95,7 +95,7 @@ class Part:
         return self.folder.at(self.name)
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
-        """The whole file, or some columns and rows of it. Raises StoreError if it is not there or not whole."""
+        """The whole file, or some columns and rows of it. Raises StoreError if it is missing or incomplete."""
         batches, schema = list(self.batches(columns, filters, 1 << 20)), _with_build(self.schema)
         names = self.schema.names if columns is None else columns
         return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
@@ -135,7 +135,7 @@ class Part:
                 yield pa.RecordBatch.from_arrays([batch.column(name) for name in names], schema=schema)
 
     def check(self) -> None:
-        """Raise StoreError that names the file if it is not there, or has another size than its record says."""
+        """Raise StoreError that names the file if it is missing or its size differs from its record."""
         fs, path = fsspec.url_to_fs(self.url)
         try:
             with told(self.url):
@@ -148,12 +148,12 @@ class Part:
 
     def _compare(self, size: int) -> None:
         if size != self.bytes:
-            fault = "is missing" if size < 0 else f"has {size} bytes, its {self.listed_by} says {self.bytes}"
-            todo = "delete the stage's folder to make it again"
+            fault = "missing" if size < 0 else f"{size} bytes, but {self.bytes} in its {self.listed_by}"
+            todo = "delete the stage's folder to rebuild it"
             if self.listed_by == "manifest":
-                todo = "wenlan-data verify names all that is damaged"
+                todo = "wenlan-data verify lists all damaged files"
                 if size >= 0:
-                    todo = f"a takedown rewrites shards, for newer releases; without one, {todo}"
+                    todo = f"a takedown may have rewritten it for a newer release; if not, {todo}"
             raise StoreError(self.url, f"{fault}; {todo}")
 
     def _checked(self) -> pyarrow.dataset.ParquetFileFragment:
@@ -179,7 +179,7 @@ def _known(columns: Sequence[str], schema: pa.Schema, where: str) -> list[str]:
     """The same columns. Raises StoreError for one that there is not."""
     for name in columns:
         if name not in schema.names:
-            raise StoreError(where, f"no column {name!r}; it has {', '.join(schema.names)}")
+            raise StoreError(where, f"no column {name!r}; columns: {', '.join(schema.names)}")
     return list(columns)
 
 
@@ -240,9 +240,9 @@ class Frames:
             if build.build_id == build_id:
                 builds.append(build)
             else:
-                absent[build_id] = f"{out} holds {build.build_id} now"
+                absent[build_id] = f"{out} now contains {build.build_id}"
         if dataset.manifest.builds and not any(out for _, out in _outs(dataset)):
-            absent = dict.fromkeys((own.build_id for own in dataset.manifest.builds), "a copy has samples only")
+            absent = dict.fromkeys((own.build_id for own in dataset.manifest.builds), "a copy contains samples only")
         return Frames.of_dataset(dataset, builds, absent)
 
     @functools.cached_property
@@ -257,7 +257,7 @@ class Frames:
         matching = [d for d in self.detectors if not name or name in (d, d.rpartition("-")[0])]
         if not matching or (name and len(matching) > 1):
             detectors = ", ".join(self.detectors) or "none"
-            raise StoreError(self.place, f"has no one detector {name!r}; its detectors: {detectors}")
+            raise StoreError(self.place, f"no detector or several named {name!r}; detectors: {detectors}")
         return matching[0]
 
     @functools.cached_property
@@ -267,12 +267,12 @@ class Frames:
         return Store(place).takedowns() if place else NO_TAKEDOWNS
 
     def schema(self, table: str) -> pa.Schema:
-        """Columns of a table's files. Raises StoreError for a name that is none."""
+        """Columns of a table's files. Raises StoreError for an unknown name."""
         if table.startswith(REGIONS):
             return REGION_SCHEMA
         schemas = {"decisions": DECISION_SCHEMA, SAMPLES: self._samples, **{n: s for n, (_, s) in OF_STAGE.items()}}
         if table not in schemas:
-            raise StoreError(self.place, f"has no table {table!r}; its tables: {', '.join(TABLES)}")
+            raise StoreError(self.place, f"no table {table!r}; tables: {', '.join(TABLES)}")
         return schemas[table]
 
     @functools.cached_property
@@ -287,9 +287,9 @@ class Frames:
         return SHARD_SCHEMA.append(PAIR_SCORE) if scored else SHARD_SCHEMA
 
     def of_split(self, split: str = "") -> Iterator[tuple[Folder, ShardFiles]]:
-        """Shards of a split, or of all. Raises StoreError for a name that is none."""
+        """Shards of a split, or of all. Raises StoreError for an unknown name."""
         if split and split not in SPLITS:
-            raise StoreError(self.place, f"has no split {split!r}; its splits: {', '.join(SPLITS)}")
+            raise StoreError(self.place, f"no split {split!r}; splits: {', '.join(SPLITS)}")
         return (own for own in self.shards if not split or own[1].split == split)
 
     def parts(self, table: str, split: str = "") -> Iterator[Part]:
@@ -301,12 +301,12 @@ class Frames:
             for folder, shard in self.of_split(split):
                 file: FileDigest | None = shard.regions.get(detector) if detector else shard.parquet
                 if file is None:
-                    raise StoreError(folder.at(shard.tar.path), f"has no regions of detector {detector}")
+                    raise StoreError(folder.at(shard.tar.path), f"no regions of detector {detector}")
                 listed_by: Literal["record", "manifest"] = "record" if self.dataset is None else "manifest"
                 yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
         if split:
-            raise StoreError(self.place, f"{table} have no split: it is given to what is kept, at dedup")
+            raise StoreError(self.place, f"{table} do not have splits: dedup assigns them to kept pairs")
         for build in self.builds:
             for folder, record, suffix in _committed(build, table):
                 ref = record.files[suffix]
@@ -327,13 +327,13 @@ class Frames:
             unfinished = [name for name in stages if name not in build.fingerprints]
             gone = [name for name in stages if name in build.fingerprints and not build.stage(name).finished()]
             if unfinished:
-                lacking[build.build_id] = f"it has not finished its stage {unfinished[0]} yet"
+                lacking[build.build_id] = f"stage {unfinished[0]} is not finished yet"
             elif gone:
-                lacking[build.build_id] = f"what its stage {gone[0]} wrote is gone; gc deletes that of old builds"
+                lacking[build.build_id] = f"the output of stage {gone[0]} no longer exists; gc deletes it in old builds"
         return lacking
 
     def paths(self, table: str, split: str = "") -> list[str]:
-        """Paths or URLs of the files of a table, for whatever else reads Parquet."""
+        """Paths or URLs of the files of a table, for other tools that read Parquet."""
         return [part.url for part in self.parts(table, split)]
 
     def batches(
@@ -370,7 +370,7 @@ class Frames:
     def frame(
         self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
     ) -> pandas.DataFrame:
-        """A table as a DataFrame. Raises StoreError for a file that is not there, and for a column that is none."""
+        """A table as a DataFrame. Raises StoreError for a missing file and an unknown column."""
         whole = self.whole(table, split)
         names = None if columns is None else _known(columns, whole.schema, f"{self.place}: {table}")
         try:

@@ -1,4 +1,4 @@
-"""Marks of hosts, which the judge `watermark` leaves for its second pass and for the report."""
+"""Watermarks of hosts, stored by the judge `watermark` for its second pass and for the report."""
 
 from __future__ import annotations
 

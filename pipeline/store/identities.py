@@ -1,4 +1,4 @@
-"""STORE/identity: what published builds kept, so that later builds do not keep it again.
+"""STORE/identity: the images and texts of published builds, so that later builds do not keep them again.
 
     identity/<build>.<digest>.json                  one small record: the commit
     identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
@@ -127,14 +127,12 @@ class Identities:
         """One commit. Raises StoreError, with what to do, if it is no longer there."""
         data = self._folder.find(name)
         if data is None:
-            raise StoreError(
-                self._folder.at(name), "was replaced while this build ran; the same command again reads what is there"
-            )
+            raise StoreError(self._folder.at(name), "replaced while this build was running; run the same command again")
         try:
             return Published.model_validate_json(data)
         except ValueError:
             raise StoreError(
-                self._folder.at(name), "is not a record of identities of this version; build with another --store"
+                self._folder.at(name), "not a record of identities of this version; build with another --store"
             ) from None
 
     def of(self, build_id: str) -> str:
@@ -264,7 +262,7 @@ class Identities:
             yield file
 
     def _not_whole(self, ref: FileRef) -> StoreError:
-        return StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+        return StoreError(self._folder.at(ref.name), "missing or incomplete; publish its build again")
 
     @contextlib.contextmanager
     def _file(self, known: Published, part: str) -> Iterator[Path]:
@@ -279,17 +277,17 @@ class Identities:
         if not build.stage(IDENTITY_STAGE).partitions():  # `gc` expired it, once it was published
             if self.of(build.build_id):
                 return
-            raise StoreError(build.out, "gc has deleted what it was made from; build it again in another folder")
+            raise StoreError(build.out, "gc has deleted its input; build it again in another folder")
         if self.is_released(build) and commit_name(build) in self._all_of(build.build_id):
             return
         now, then = set(self.before(build)), set(build.identities)
         for others, what in (
-            (then - now, "is no longer what it was when this build began"),
-            (now - then, "was published since this build began, and is not deduplicated against"),
+            (then - now, "has changed since this build started"),
+            (now - then, "was published after this build started, so this build has not been deduplicated against it"),
         ):
             if others:
                 names = ", ".join(sorted(map(build_of, others)))
-                todo = "run wenlan-data build again: it goes on from `dedup`"
+                todo = "run wenlan-data build again to resume at dedup"
                 raise StoreError(build.build_id, f"{names} {what}; {todo}")
 
     def is_released(self, build: Build) -> bool:
@@ -422,7 +420,7 @@ class Identities:
         A build that began before may write, or take back, a file there meanwhile: then a folder is not empty, or only
         some of its files are deleted.
         """
-        dealt, fault = self._store.folder / DEALT, "is being written to"
+        dealt, fault = self._store.folder / DEALT, "in use"
         for attempt in range(ATTEMPTS):
             try:
                 dealt.delete(stem)

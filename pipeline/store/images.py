@@ -1,4 +1,4 @@
-"""Image bytes as fetched, read back out of the fetch stage's tars: the only reader of them.
+"""Reads image bytes, as fetched, from the tars of the fetch stage: their only reader.
 
 Rows from admit on are sorted by `order_key`, fetch's partitions are ranges of it, and a partition's tar holds its
 images in that order. A reader that asks in that order opens each tar once and moves forward through it. Images that
@@ -133,7 +133,7 @@ def _images(
                 if len(view) != place.size:
                     tar = stage.folder.at(record.files["tar"].name)
                     raise StageError(
-                        tar, f"ends before the image {place.fetch_id}; delete the stage's folder to fetch again"
+                        tar, f"truncated before the image {place.fetch_id}; delete the stage's folder to fetch again"
                     )
                 yield FetchedImage(place.fetch_id, place.sha256, view)
 

@@ -28,7 +28,7 @@ UNITS = 10_000
 CUTS = "curate.cuts"
 """The pass that reduces counts to the cuts of each filter by source."""
 
-UNSCORED = "not scored, since a tower failed on its image or its text"
+UNSCORED = "not scored: a tower failed on its image or text"
 
 READ_AT_ONCE = 16
 
@@ -93,7 +93,7 @@ def end_of_share(counts: Mapping[int, int], share: float) -> tuple[int, int]:
         if wanted <= counts[units]:
             return units, wanted
         wanted -= counts[units]
-    raise AssertionError("a share is no more than all")
+    raise AssertionError("a share cannot exceed 1")
 
 
 def as_json(cuts: Cuts) -> Any:

@@ -1,4 +1,4 @@
-"""The pairs that dedup kept, and what judges know of them: column files, row by row those of a partition of `dedup`.
+"""The pairs that dedup kept, and the column files of the judges, row by row like those of a partition of `dedup`.
 
 A column file holds no id: it belongs to the rows whose ids have the digest that its record and that of the rows name.
 Survivors are the pairs that every judge kept; `detect` and `shard` go on with them.
@@ -55,7 +55,7 @@ def columns_of(build: Build, name: str, partition: str, columns: list[str] | Non
     stage, record = build.stage(name), build.stage(name).record(partition)
     if record.info[ROWS_DIGEST] != build.stage(PAIRS).record(partition).info[ROWS_DIGEST]:
         where = stage.folder.at(record.files["parquet"].name)
-        raise StoreError(where, "is of other pairs than dedup has now; delete the stage's folder to make it again")
+        raise StoreError(where, "does not match the current pairs of dedup; delete the stage's folder to rebuild it")
     return stage.table(record, columns=columns)
 
 

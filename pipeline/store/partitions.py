@@ -79,7 +79,7 @@ class Record(BaseModel):
 DECISIONS = "decisions.parquet"
 """Suffix of a partition's decisions, in every stage that drops something."""
 
-_ANEW = "delete the stage's folder to make it again"
+_ANEW = "delete the stage's folder to rebuild it"
 """Advice for a damaged file."""
 
 _RECORDS, _FINISHED = "_records", "_stage.json"
@@ -234,7 +234,7 @@ _remembered: ContextVar[_Memory | None] = ContextVar("remembered", default=None)
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
-    """Within this block the records of a stage are read once, however often they are asked for.
+    """Within this block the records of a stage are read only once and then cached.
 
     For readers of stages that are not being written, such as the report, whose sections ask for the same records, and
     for the same rows: in an object store each of them is a request.
@@ -247,7 +247,7 @@ def remembering() -> Iterator[None]:
 
 
 def small_file(folder: Folder, name: str) -> bytes | None:
-    """The whole content of a small committed file of an object store, None if there is none; see `remembering`."""
+    """The whole content of a small committed file of an object store, None if missing; see `remembering`."""
     memory, url = _remembered.get(), folder.at(name)
     if memory is not None and url in memory.files:
         return memory.files[url]
@@ -326,8 +326,8 @@ class StageDir:
         except ValueError:
             # as long as the stage counts as finished nothing of it is done again
             noted = f" and {self.folder.at(_FINISHED)}" if self.finished_at().startswith(self.mark) else ""
-            todo = f"delete it{noted} to do its partition again"
-            raise StoreError(self._records.at(name), f"is not a record; {todo}") from None
+            todo = f"delete it{noted} to redo its partition"
+            raise StoreError(self._records.at(name), f"not a record; {todo}") from None
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -404,7 +404,7 @@ class StageDir:
         """JSON value that the driver made of all partitions (`Pass.reduce`). Raises StoreError if it is not there."""
         value = self.find_reduced()
         if value is None:
-            raise StoreError(self.folder.at(f"{REDUCED}/{self.mark}.json"), f"is missing; {_ANEW}")
+            raise StoreError(self.folder.at(f"{REDUCED}/{self.mark}.json"), f"missing; {_ANEW}")
         return value
 
     def find_reduced(self) -> Any:
@@ -421,7 +421,7 @@ class StageDir:
         return self.finished_at() == self.fingerprint
 
     def finished_at(self) -> str:
-        """The fingerprint of which every partition is committed, whichever it is; "" if there is none."""
+        """The fingerprint of which every partition is committed, whichever it is; "" for none."""
         fingerprint: str = self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"]
         return fingerprint
 
@@ -527,20 +527,20 @@ class StageDir:
 
     @contextlib.contextmanager
     def file(self, record: Record, suffix: str) -> Iterator[Path]:
-        """Local path of a committed file. Raises StoreError if it is not there or not whole."""
+        """Local path of a committed file. Raises StoreError if it is missing or incomplete."""
         ref = record.files[suffix]
         with self.folder.local(ref.name) as path:
             self._compare(ref, path.stat().st_size if path.exists() else -1)
             yield path
 
     def check(self, record: Record, suffix: str) -> None:
-        """Raises StoreError if a committed file is not there, or has another size than its record says."""
+        """Raises StoreError if a committed file is missing or its size differs from its record."""
         ref = record.files[suffix]
         self._compare(ref, self.folder.size(ref.name))
 
     def _compare(self, ref: FileRef, size: int) -> None:
         if size != ref.bytes:
-            fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+            fault = "missing" if size < 0 else f"{size} bytes, but {ref.bytes} in its record"
             raise StoreError(self.folder.at(ref.name), f"{fault}; {_ANEW}")
 
     def table(

@@ -61,7 +61,7 @@ class Figures:
             [f"{self.failed:,} {'failed' if self.unit in ('pages', 'images') else 'dropped'}"] if self.failed else []
         )
         parts += [f"{size_of(self.rates['bytes'])}/s"] if self.rates.get("bytes") else []
-        parts += [f"{self.more['queue']:,} in the queue"] if "queue" in self.more else []
+        parts += [f"{self.more['queue']:,} queued"] if "queue" in self.more else []
         parts += [f"{self.committed:,} of {self.partitions:,} partitions"] if self.partitions > 1 or not parts else []
         parts += [f"{duration(self.left_seconds)} left"] if self.left_seconds is not None else []
         return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Files that DuckDB reads by URL: the sizes of those that are added are known from records, and not asked for.
+"""Files that DuckDB reads by URL, with sizes known from records, which saves requests.
 
 DuckDB opens a file at each query, and a store would be asked for its size each time. Committed files never change under
 their names, so that the size of a record holds, and so does what was read of a footer. A small file is read whole by

@@ -53,7 +53,7 @@ def prune(store: Store, detectors: Sequence[str] = (), before: str = "", dry_run
     for name in detectors:
         if name not in known:
             raise StoreError(
-                (store.folder / "regions").url, f"has no detector {name}; it has {', '.join(known) or 'none'}"
+                (store.folder / "regions").url, f"no detector {name}; detectors: {', '.join(known) or 'none'}"
             )
     removed = [e for name, e in known.items() if name in detectors or (before and e["written"] < before)]
     for entry in [] if dry_run else removed:

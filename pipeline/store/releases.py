@@ -42,13 +42,13 @@ class Releases:
         return sorted(number for number in named if current is not None and number <= current.release)
 
     def read(self, number: int = 0) -> Manifest:
-        """The manifest of a release, by default of the newest. Raises StoreError if there is no such release."""
+        """The manifest of a release, by default of the newest. Raises StoreError for a missing release."""
         current = self.latest().current
         number = number or (current.release if current else 0)
         numbers = self.numbers()
         if number not in numbers:
             known = ", ".join(map(str, numbers)) or "none"
-            raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; it has: {known}")
+            raise StoreError(self.folder.url, f"no release {number} of dataset {self.dataset}; releases: {known}")
         name = file_name(number)
         return parse_manifest(self.folder.read(name), self.folder.at(name), own=True)
 

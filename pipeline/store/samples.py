@@ -98,7 +98,7 @@ class Samples:
         """
         prefix = key.lower()[:KEY_LENGTH]
         if len(prefix) < PREFIX:
-            raise KeyError(f"{key}: give at least {PREFIX} digits of a key")
+            raise KeyError(f"{key}: at least {PREFIX} digits of a key are required")
         for stored in self.look(pc.starts_with(pc.field("key"), prefix)):
             return stored
         raise KeyError(f"{key}: no such sample in {self.frames.place}")
@@ -156,7 +156,7 @@ class _reader:
 
     def _read(self, key: str, offset: int, size: int) -> bytes:
         if not 0 <= offset <= offset + size <= self._size:  # asked before memory is taken for it
-            raise StoreError(self._name, f"ends before the sample {key}")
+            raise StoreError(self._name, f"truncated before the sample {key}")
         return os.pread(self._file.fileno(), size, offset)
 
 
@@ -165,7 +165,7 @@ def _ranges(folder: Folder, shard: ShardFiles) -> Read:
 
     def read(key: str, offset: int, size: int) -> bytes:
         if not 0 <= offset <= offset + size <= shard.tar.bytes:
-            raise StoreError(folder.at(shard.tar.path), f"ends before the sample {key}")
+            raise StoreError(folder.at(shard.tar.path), f"truncated before the sample {key}")
         return folder.read_range(shard.tar.path, offset, size)
 
     return read
@@ -181,7 +181,7 @@ def _joined(rows: Part, boxes: Part | None) -> Iterator[tuple[dict[str, Any], di
     for row in samples:
         own = next(regions, None)
         if own is None or row["key"] != own["key"]:
-            raise StoreError(boxes.url, f"{row['key']}: has the regions of another sample")
+            raise StoreError(boxes.url, f"{row['key']}: its regions belong to another sample")
         yield row, own
 
 
@@ -194,7 +194,7 @@ _KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")
 def _stored(row: dict[str, Any], regions: dict[str, Any] | None, read: Read) -> Stored:
     """Raises StoreError for a key that is none: an export names files by it, and `../../x` leaves its folder."""
     if not _KEY.fullmatch(str(row["key"])):
-        raise StoreError(str(row["key"])[:100], f"is no key of a sample: {KEY_LENGTH} hex digits")
+        raise StoreError(str(row["key"])[:100], f"not the key of a sample ({KEY_LENGTH} hex digits)")
     own = regions or _NO_REGIONS
     return Stored(
         row,

@@ -68,7 +68,7 @@ class PassFile:
 
     @property
     def id_column(self) -> str:
-        """The column by which a takedown recognises its rows; "" if there is none."""
+        """The column by which a takedown recognises its rows; "" for none."""
         return next((name for name in ID_COLUMNS if self.schema is not None and name in self.schema.names), "")
 
 

@@ -74,7 +74,7 @@ class Store:
         return self.takedowns().revision
 
     def register(self, build: Build, revision: int) -> None:
-        """Note where a published build lies, so that `forget` and `gc` reach all of them. The caller holds the lock.
+        """Record the location of a published build, for `forget` and `gc`. The caller holds the lock.
 
         A build that was published in another folder before is known in both: the other one may still be there.
         """
@@ -151,13 +151,13 @@ class Store:
                 except BlockingIOError:
                     time.sleep(0.1)
             else:
-                raise StoreError(path, f"is held by another publish {later}")
+                raise StoreError(path, f"held by another publish {later}")
             yield
 
     def must_exist(self) -> None:
-        """Raise StoreError if there is no store: upkeep must not make one at a mistyped address."""
+        """Raise StoreError for a missing store: upkeep must not create one at a mistyped address."""
         if not self.version():
-            raise StoreError(self.url, "is no STORE (no store.json); check the address: a build makes its STORE")
+            raise StoreError(self.url, "not a STORE (no store.json); check the address: a build creates its STORE")
 
     def check(self) -> None:
         """Create the store or raise its version; refuse one of a newer version."""
@@ -170,9 +170,9 @@ class Store:
         try:
             version = int(record["version"])
         except (KeyError, TypeError, ValueError):
-            raise StoreError(self.folder.at("store.json"), "is not the record of a STORE") from None
+            raise StoreError(self.folder.at("store.json"), "not the record of a STORE") from None
         if version > STORE_VERSION:
-            raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
+            raise StoreError(self.url, f"has version {version}, but this wenlan supports {STORE_VERSION}; upgrade")
         return version
 
 

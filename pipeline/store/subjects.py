@@ -80,9 +80,9 @@ def subject_of(named: str, builds: Sequence[Build]) -> Subject:
     if digits and not Path(named).exists():
         prefix = digits[1].lower()
         images = frozenset([prefix] if len(prefix) == 64 else [])
-        return _with_fetched(Subject("a key, an id or the sha256 of a picture", images=images, prefix=prefix), builds)
+        return _with_fetched(Subject("a key, an ID or the sha256 of an image", images=images, prefix=prefix), builds)
     if not named.startswith("file://") and not re.search(r"[/\\.]", named) and not Path(named).exists():
-        raise SpecError([f"{named}: give a URL, a file, or at least {PREFIX} digits of a key, an id or a sha256"])
+        raise SpecError([f"{named}: expected a URL, a file, or at least {PREFIX} digits of a key, ID or sha256"])
     return _with_fetched(_of_file(named, builds), builds)
 
 
@@ -96,12 +96,12 @@ def exactly(named: str, builds: Sequence[Build]) -> Subject:
     if subject.prefix:
         begun = _begins_with(subject.prefix, builds) | subject.fetch_ids
         if len(begun) > 1 and not subject.images:
-            raise SpecError([f"{named}: {len(begun)} images have a key or id that begins so; give more digits"])
+            raise SpecError([f"{named}: ambiguous, {len(begun)} images match; give more digits"])
         if not begun and not subject.images:
-            raise PipelineError(named, f"{_counted(builds)} no key, id or sha256 that begins so")
+            raise PipelineError(named, f"{_counted(builds)} no key, ID or sha256 with this prefix")
         subject = replace(subject, fetch_ids=frozenset(begun))
     if not subject.hashes:
-        raise PipelineError(named, f"names nothing; looked up as {subject.tried}")
+        raise PipelineError(named, f"no match; looked up as {subject.tried}")
     return subject
 
 
@@ -127,11 +127,11 @@ def _of_file(named: str, builds: Sequence[Build]) -> Subject:
     inside = [source.address_of(f"{root}/{relative}") for source in sources.values() if (root := source.root())]
     known = _known({address for address in inside if address}, builds)
     if len(known) > 1:
-        raise SpecError([f"{named}: several sources have this file: {', '.join(sorted(known))}; give one of these"])
+        raise SpecError([f"{named}: several sources contain this file: {', '.join(sorted(known))}; give one of these"])
     if known:
         return Subject(f"the file {relative} of a source", frozenset(known))
     if Path(path).is_file():
-        return Subject(f"a picture with the bytes of {path}", images=frozenset([sha256_of(Path(path))]))
+        return Subject(f"an image with the bytes of {path}", images=frozenset([sha256_of(Path(path))]))
     roots = sorted({root for source in sources.values() if (root := source.root())})
     return Subject(f"the file {path}, and {relative} in the folders of the sources ({', '.join(roots) or 'none'})")
 

@@ -136,7 +136,7 @@ class Takedowns:
         return set(self.hashes.intersection(sha256))
 
     def alike(self, rows: pa.Table, features: str) -> list[str]:
-        """sha256 of the rows whose picture looks like one that is taken down.
+        """Returns the sha256 of rows whose picture looks like one that was taken down.
 
         rows: with the columns LOOKED_AT.
 

@@ -105,7 +105,7 @@ class Jobs:
         with self._lock:
             until, words = self._confirmable.pop(confirmation, (0.0, ()))
         if time.monotonic() > until:
-            raise SpecError(["this confirmation was used, is too old, or unknown: run the dry run again"])
+            raise SpecError(["this confirmation is used, expired or unknown: run the dry run again"])
         return words
 
     def _run(self, job: Job, dry: bool) -> None:
@@ -179,7 +179,7 @@ def takedown(
     Raises SpecError if there is nothing to name, too much, or no one STORE.
     """
     if not store:
-        raise SpecError(["these builds have no one STORE: open one of them, and flag there"])
+        raise SpecError(["these builds do not share one STORE: open one of them and flag there"])
     if not 0 < len(rows) <= MOST_FLAGGED:
         raise SpecError([f"flag 1 to {MOST_FLAGGED} candidates at a time"])
     named: dict[tuple[str, str], None] = {}
@@ -189,11 +189,11 @@ def takedown(
         elif what == "domain":
             found = re.match(r"https?://(?:[^/@]*@)?([^/:?#]+)", row["page_url"] or row["url"])
             if found is None:
-                raise SpecError([f"{row['id'][:KEY_LENGTH]} has no address on the web: take down the picture"])
+                raise SpecError([f"{row['id'][:KEY_LENGTH]} is not from the web: take down the picture instead"])
             named[("--domain", found[1])] = None
         else:
             if not row["page_url"]:
-                raise SpecError([f"{row['id'][:KEY_LENGTH]} is on no page: take down the picture"])
+                raise SpecError([f"{row['id'][:KEY_LENGTH]} is not on a page: take down the picture instead"])
             named[("--url", row["page_url"])] = None
     words = ["forget", "--store", store, *dict.fromkeys(build.out for build in builds)]
     words += ["--index", index] if index else []

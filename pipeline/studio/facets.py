@@ -23,11 +23,11 @@ WORDS_LENGTH = 2_000
 _FIXED = {
     "kept": ("kept", "保留"),
     "dropped": ("dropped", "丢弃"),
-    "known": ("known already", "已在数据集中"),
+    "known": ("already known", "已在数据集中"),
     "candidate": ("pictures", "图片"),
     "capture": ("pages", "网页"),
     "new": ("new", "新增"),
-    "seen": ("in the baseline too", "基线中已有"),
+    "seen": ("also in the baseline", "基线中已有"),
     "train": ("train", "训练集"),
     "dev": ("dev", "开发集"),
     "val": ("val", "验证集"),
@@ -98,7 +98,7 @@ def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
     many = (*_CLUSTER, _MANY)
     clusters = tuple((en_, zh_) for _, en_, zh_ in many)
     every = [
-        Facet("fate", "fate", "What became of it", "去向", order="given"),
+        Facet("fate", "fate", "Outcome", "去向", order="given"),
         Facet("reason", "reason", "Reason", "原因"),
         Facet("stage", "stage", "Stage", "阶段", order="given"),
         Facet("source", "source", "Source", "来源"),
@@ -107,19 +107,19 @@ def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
         Facet("kind", "kind", "Kind of the primary text", "主文本类型", True),
         Facet("split", "split", "Split", "划分", True, order="given"),
         _measure("short_side", "least(width, height)"),
-        Facet("cluster", "cluster", "Size of its group of duplicates", "重复组大小", True,
+        Facet("cluster", "cluster", "Size of the group of duplicates", "重复组大小", True,
               tuple(float(least) for least, *_ in many), clusters, "given"),
         *(score(name) for name in scores),
         _measure("sharpness", "sharpness"),
         _measure("entropy", "entropy"),
         _measure("blankness", "blankness"),
-        Facet("subject", "subject", "What was decided on", "决定对象", order="given"),
+        Facet("subject", "subject", "Subject", "决定对象", order="given"),
     ]  # fmt: skip
     return {facet.name: facet for facet in every}
 
 
 SORTS = {
-    "": ("pos", "As built: kept first", "按构建顺序：保留在前"),
+    "": ("pos", "Build order, kept first", "按构建顺序：保留在前"),
     "random": ("hash(pos), pos", "Shuffled", "随机"),
     "large": ("width * height DESC NULLS LAST, pos", "Largest pictures first", "大图在前"),
     "small": ("width * height ASC NULLS LAST, pos", "Smallest pictures first", "小图在前"),

@@ -104,7 +104,7 @@ class Pictures:
                 if self._takedowns.names(own):
                     raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
                 return data, own["sha256"]
-            raise NoPicture("the build that holds it is missing", "保存它的构建不在手边")
+            raise NoPicture("its build is missing", "保存它的构建不在手边")
 
         return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
 

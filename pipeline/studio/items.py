@@ -158,17 +158,17 @@ class Items:
     def _nothing(self, named: str, urls: list[str]) -> Values:
         """Why an address may be unknown here."""
         if any(self._takedowns.why(url, url) for url in urls):
-            return {"en": "It was taken down, and is let in no more.", "zh": "已下架，不会再次进入数据集。"}
+            return {"en": "It was taken down; later builds refuse it.", "zh": "已下架，不会再次进入数据集。"}
         hosts = [name for url in urls if url.startswith("http") for name in host_names(url)[:1]]
         if not hosts:
             return {
-                "en": "No picture, page or candidate is known by this name.",
+                "en": "No picture, page or candidate has this name.",
                 "zh": "没有以此命名的图片、网页或候选。",
             }
         sql = "SELECT count(*) FROM decisions WHERE contains(url, ?) OR contains(page_url, ?)"
         count = self._catalog.query(sql, [f"//{hosts[0]}", f"//{hosts[0]}"])[0][0]
         if not count:
-            return {"en": f"Nothing of {hosts[0]} was met: no source of the spec leads there, or no page links to it.",
+            return {"en": f"Nothing was found on {hosts[0]}: no source of the spec covers it, or no page links to it.",
                     "zh": f"没有遇到 {hosts[0]} 的内容：规格中的来源未指向该网站，或没有页面链接到它。"}  # fmt: skip
         return {"en": f"This address was not met, although {count:,} candidates or pages of {hosts[0]} were. No page "
                       "that was read shows a picture with this address: it may be loaded by a script, be new, or be "

@@ -44,7 +44,7 @@ class Place:
 
     @property
     def store(self) -> str:
-        """The STORE of its builds; "" if there is none, or they have several."""
+        """The STORE of its builds; "" for none or several."""
         stores = {build.store.url for build in self.frames.builds}
         if not stores and self.frames.dataset is not None:
             return self.frames.dataset.store
@@ -162,18 +162,18 @@ def notices(place: Place) -> list[Values]:
                 f"{build.build_id}：下架操作曾中断；请再次运行相同的命令以完成。"))  # fmt: skip
     for table, (en, zh) in _TABLES.items():
         for build_id, why in frames.lacking(table).items():
-            if build_id not in frames.absent and "has not finished" not in why:
+            if build_id not in frames.absent and "is not finished" not in why:
                 found.append(notice("gone", f"{build_id}: {en}: {why}.", f"{build_id}：{zh}（{why}）。"))
     for build_id, why in frames.absent.items():
-        found.append(notice("absent", f"{build_id} is missing, only its samples are shown: {why}.",
+        found.append(notice("absent", f"{build_id} is missing; only its samples are shown: {why}.",
                             f"{build_id} 不在手边，仅显示其样本（{why}）。"))  # fmt: skip
     return found
 
 
 _TABLES = {
-    "decisions": ("some of what was dropped cannot be shown", "部分被丢弃的内容无法显示"),
-    "candidates": ("texts beyond the primary one are no longer there", "主文本以外的文本已不可用"),
-    "measures": ("sizes and sharpness of dropped pictures are no longer there", "被丢弃图片的尺寸与清晰度已不可用"),
+    "decisions": ("some dropped candidates cannot be shown", "部分被丢弃的内容无法显示"),
+    "candidates": ("texts other than the primary one no longer exist", "主文本以外的文本已不可用"),
+    "measures": ("sizes and sharpness of dropped pictures no longer exist", "被丢弃图片的尺寸与清晰度已不可用"),
 }
 
 
@@ -199,5 +199,5 @@ def _of_progress(build: Build) -> list[Values]:
         return []
     todo = f"wenlan-data build SPEC --out {shlex.quote(build.out)}"
     return [notice("unfinished", f"{build.build_id} is not finished: stage {undone[0]} has not "
-                   f"{'run' if done else 'begun'} yet. To go on: {todo}",
+                   f"{'run' if done else 'begun'} yet. To resume: {todo}",
                    f"{build.build_id} 尚未完成：{undone[0]} 阶段还没有运行。继续：{todo}")]  # fmt: skip

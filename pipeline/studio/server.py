@@ -86,7 +86,7 @@ class Opened:
 
 
 class Studio:
-    """A place that is open. Close it when done: what it prepared in a temporary folder goes.
+    """An open place. Close it when done, which deletes its temporary folder.
 
     where: BUILD, a release, a folder of builds, or "" for a search index alone. index: its folder, "" for BUILD/index.
     Raises what `place.open_place` raises.
@@ -100,8 +100,8 @@ class Studio:
         beside = index_beside(where, index)
         if index and beside is None:
             remote = "://" in index
-            problem = "an index is mapped from a local disk; copy it to one" if remote else "no index.json"
-            raise SourceError(index, f"is not a search index ({problem})")
+            problem = "an index must be on a local disk; copy it there" if remote else "no index.json"
+            raise SourceError(index, f"not a search index ({problem})")
         self.similar = None if beside is None else Similar(beside)
         self._scratch = Path(tempfile.mkdtemp(prefix="wenlan-studio-"))
         try:
@@ -196,7 +196,7 @@ class Studio:
         running, missing, said = self.jobs.running, now.catalog.missing, place.about(now.place)
         if missing:
             said["notices"].append(place.notice(
-                "gone", f"{len(missing):,} files are missing, so that their rows cannot be shown: {missing[0]} ...",
+                "gone", f"{len(missing):,} files are missing, so their rows cannot be shown: {missing[0]} ...",
                 f"缺少 {len(missing):,} 个文件，其中的内容无法显示：{missing[0]} ……"))  # fmt: skip
         return {
             **said,
@@ -240,7 +240,7 @@ class Studio:
             raise Changed
         rows = now.catalog.rows([pos])
         if not rows:
-            raise SpecError([f"pos {pos}: there is no such row"])
+            raise SpecError([f"pos {pos}: no such row"])
         return now, rows[0]
 
     def neighbours(self, found: Sequence[Mapping[str, Any]]) -> list[Values]:
@@ -321,7 +321,7 @@ def _add_faults(api: FastAPI) -> None:
 
     @api.exception_handler(Changed)
     def changed(_: Request, e: Changed) -> Response:
-        return _fault(409, "the files have changed: ask again", "changed")
+        return _fault(409, "the files have changed: reload", "changed")
 
     @api.exception_handler(actions.Busy)
     def busy(_: Request, e: actions.Busy) -> Response:
@@ -348,14 +348,14 @@ def _add_files(api: FastAPI, studio: Studio) -> None:
     @api.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in files:
-            return _fault(404, "there is no such file")
+            return _fault(404, "no such file")
         return Response(files[name][0], media_type=files[name][1], headers={"cache-control": "no-cache"})
 
     @api.get("/report")
     def report() -> Response:
         build = studio.opened.place.build
         if build is None or not build.folder.exists("report/index.html"):
-            return _fault(404, "this place has no one report")
+            return _fault(404, "this view does not have a single report")
         html = build.folder.read("report/index.html")
         return Response(html, media_type=TYPES[".html"], headers={"content-security-policy": REPORT_POLICY})
 
@@ -404,7 +404,7 @@ def _add_reading(api: FastAPI, studio: Studio) -> None:
     @api.get("/api/similar")
     def similar(pos: int | None = None, g: str = "", text: str = Query("", max_length=1_000)) -> Values:
         if studio.similar is None:
-            raise SpecError(["there is no search index beside this build: wenlan-train embed CHECKPOINT --data BUILD"])
+            raise SpecError(["search index missing; run wenlan-train embed CHECKPOINT --data BUILD"])
         found = studio.similar.text(text) if pos is None else studio.similar.like(_id_of(studio.at(pos, g)[1]))
         return {"rows": studio.neighbours(found)}
 
@@ -414,7 +414,7 @@ def _add_reading(api: FastAPI, studio: Studio) -> None:
     ) -> Response:
         now, row = studio.at(pos, g)
         if held and held != row["duplicate_of"]:
-            raise SpecError(["held: is not what this row duplicates"])
+            raise SpecError(["held: this row is not a duplicate of it"])
         made = now.pictures.held(row, held, side) if held else now.pictures.thumb(row, side)
         headers = {"cache-control": "private, max-age=600"}
         return Response(made.jpeg, media_type="image/jpeg", headers=headers)
@@ -428,7 +428,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
         now = studio.opened
         places = now.catalog.at(asked.ids)
         if missing := [name for name in asked.ids if name not in places]:
-            raise SpecError([f"{missing[0][:64]}: is not a candidate here"])
+            raise SpecError([f"{missing[0][:64]}: no such candidate here"])
         rows = now.catalog.rows(sorted(places.values()))
         index = "" if studio.similar is None else str(studio.similar.folder)
         builds = now.place.frames.builds
@@ -451,7 +451,7 @@ def _add_actions(api: FastAPI, studio: Studio) -> None:
     def job(number: int) -> Values:
         found = studio.jobs.get(number)
         if found is None:
-            raise SpecError([f"there is no command {number}"])
+            raise SpecError([f"no command {number}"])
         return found.value()
 
     @api.post("/api/reload")
@@ -488,7 +488,7 @@ def _build(studio: Studio, build_id: str) -> Any:
     for build in studio.opened.place.frames.builds:
         if build.build_id == build_id:
             return build_json.reopen(build.out, build.stages)
-    raise SpecError([f"{build_id}: is not a build of this place"])
+    raise SpecError([f"{build_id}: no such build here"])
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Neighbours: "more like this" and search by meaning, where a search index (`data_specs.search`) lies beside a build.
+"""Neighbours: "more like this" and search by meaning, if a build has a search index (`data_specs.search`).
 
 BUILD/index, or the folder that --index names; `wenlan-train embed BUILD --index` writes it. A text is embedded by the
 index's own text tower (queries/text.onnx), if it has one: no checkpoint and no torch are needed here.
@@ -61,7 +61,7 @@ class Similar:
             with contextlib.suppress(ContractError):
                 vector_D = vector_D if vector_D is not None else self.index.vector(name, modality)
         if vector_D is None:
-            raise SpecError([f"{key[:KEY_LENGTH]}: is not in the search index: only kept samples are"])
+            raise SpecError([f"{key[:KEY_LENGTH]}: not in the search index, which contains kept samples only"])
         hits = self._search(vector_D, modality, limit + 1)
         return [hit for hit in hits if hit["id"][:KEY_LENGTH] != key[:KEY_LENGTH]][:limit]
 
@@ -69,9 +69,9 @@ class Similar:
         """Pictures that a text describes, best first. Raises SpecError for an index without a text tower."""
         self._fresh()
         if not 0 < len(text.strip()) <= TEXT:
-            raise SpecError([f"a text of 1 to {TEXT} characters"])
+            raise SpecError([f"the text must have 1 to {TEXT} characters"])
         if self._encoder is None:
-            raise SpecError(["this index has no text tower (queries/text.onnx): embed again with --onnx"])
+            raise SpecError(["the text tower of this index (queries/text.onnx) is missing; embed again with --onnx"])
         return self._search(self._encoder.encode([text.strip()])[0], "image", limit)
 
     def picture(self, row_id: str) -> tuple[bytes, str]:
@@ -104,6 +104,6 @@ class Similar:
 
 
 def index_beside(place: str, named: str) -> Path | None:
-    """The index folder: the one named, or BUILD/index; None if there is none."""
+    """The index folder: the one named, or BUILD/index; None if missing."""
     folder = Path(named) if named else Path(place) / "index"
     return folder if is_finished(folder) else None

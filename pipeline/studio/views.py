@@ -35,13 +35,13 @@ class Views:
         """Keep a view; one of that name is replaced. Raises SpecError for what is too long, or too many."""
         name = " ".join(name.split())
         if not 0 < len(name) <= LONGEST_NAME:
-            raise SpecError([f"the name of a view has 1 to {LONGEST_NAME} characters"])
+            raise SpecError([f"the name of a view must have 1 to {LONGEST_NAME} characters"])
         if len(query) > LONGEST:
-            raise SpecError([f"a view has at most {LONGEST} characters"])
+            raise SpecError([f"a view may have at most {LONGEST} characters"])
         with self._lock:
             views = self._read()  # another studio may have written since
             if name not in views and len(views) >= MOST:
-                raise SpecError([f"there are {MOST} views already: delete one"])
+                raise SpecError([f"there are already {MOST} views; delete one"])
             self._write({**views, name: urlencode(parse_qsl(query, keep_blank_values=True))})
 
     def delete(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Finds what one build holds of what is taken down: its candidates, images, captures and samples."""
+"""Finds the content of one build that is taken down: candidates, images, captures and samples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Affected:
 
 
 def affected(build: Build, takedowns: Takedowns) -> Affected:
-    """Finds what a build holds of what is taken down."""
+    """Finds the content of a build that is taken down."""
     ids, pages = _candidates(build, takedowns)
     captures = set[str]()
     for rows in build.tables("crawl", "parquet", ["url"]):

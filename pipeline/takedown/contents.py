@@ -1,4 +1,4 @@
-"""Content that cannot be made again, rewritten where it lies without what a takedown removes.
+"""Rewrites content that cannot be recreated, without what a takedown removes.
 
 Captures and images are archives, with a table beside them that says where in the archive each page or image lies. What
 dedup hands to STORE are its kept images, with signatures and details row by row. STORE points into archives: it is told

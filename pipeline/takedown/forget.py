@@ -75,7 +75,7 @@ def forget(
     searched: Sequence[Path] = (),
     faults: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Take down what `request` names, and whatever an earlier takedown left undone.
+    """Take down what `request` names, and finish interrupted takedowns.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down
@@ -110,7 +110,7 @@ def forget(
                 answers.append(_take_out(loss, takedowns))
                 builds.append(loss.build)
             except (WenlanError, OSError) as e:
-                faults.append(f"{loss.build.out}: is not done ({e}); put that right and run the same command again")
+                faults.append(f"{loss.build.out}: failed ({e}); fix this and run the same command again")
         removed = {h for loss in losses for h in loss.hashes}
         if remember:
             _clean_identities(store, takedowns, removed)
@@ -149,7 +149,7 @@ def _prepared(build: Build, locks: contextlib.ExitStack, dry_run: bool, faults: 
         if not dry_run:
             locks.enter_context(build_json.sole_owner(build))
     except StoreError as e:
-        faults.append(f"{build.out}: was left out ({e.message}); run the same command again when that is over")
+        faults.append(f"{build.out}: was left out ({e.message}); run the same command again when that has finished")
         return None
     try:
         build = build_json.as_it_lies(build)
@@ -270,7 +270,7 @@ def _report_again(build: Build) -> None:
             report.run(build, partition)
     except WenlanError as e:
         build.stage(report.name).retire(set(), lambda _: set())
-        log.warning("%s: its report shows what is taken down, cannot be made again, and is deleted: %s", build.out, e)
+        log.warning("%s: report deleted, since it shows taken-down content and cannot be rewritten: %s", build.out, e)
 
 
 def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
@@ -306,7 +306,7 @@ def _move_staged(build: Build) -> None:
     if rewrite_shards.staged(build):
         finish = f"wenlan-data forget --store {build.store.url}"
         with build.store.lock():
-            dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
+            dataset.withdraw(build, f"a takedown is rewriting its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
         rewrite_shards.move_staged(build)
 

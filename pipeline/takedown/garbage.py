@@ -1,4 +1,4 @@
-"""Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
+"""Garbage collection: deletes what is no longer needed. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
 STORE/fetched whose bytes are gone; features of another version, which no build asks for; files of STORE that are half
@@ -78,7 +78,7 @@ def collect(
             models[build.out] = _models(build)
             if build.folder.exists(UNFINISHED):  # it needs its stages to go on
                 finish = f"a takedown was interrupted there; run wenlan-data forget --store {shlex.quote(store.url)}"
-                left.append(f"{build.out}: is left to the next gc ({finish})")
+                left.append(f"{build.out}: left to the next gc ({finish})")
                 staying |= models[build.out]
             else:
                 builds.setdefault(build.spec.name, []).append(build)
@@ -104,7 +104,7 @@ def collect(
                 unread.add(build.out)
                 continue
             if busy:
-                left.append(f"{build.out}: is left to the next gc ({busy})")
+                left.append(f"{build.out}: left to the next gc ({busy})")
             if busy or build in stay[name]:
                 staying |= models[build.out]
     if not unread:
@@ -136,8 +136,8 @@ class _Expired:
         """Returns the noted caches with `names`, which are noted before anything of their builds is deleted."""
         listed = store.folder.find_json(EXPIRED, [])
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            todo = "delete it, and run the same command again: these features stay then"
-            raise StoreError(store.folder.at(EXPIRED), f"is not a list of caches; {todo}")
+            todo = "delete it and run the same command again; these features are then kept"
+            raise StoreError(store.folder.at(EXPIRED), f"not a list of caches; {todo}")
         noted = set(listed)
         if not names <= noted and not dry_run:
             store.folder.write_json(EXPIRED, sorted(noted | names))

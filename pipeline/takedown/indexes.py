@@ -1,4 +1,4 @@
-"""Search indexes in a takedown: which of their rows go, and which texts.
+"""Takedowns in search indexes: which rows and texts are removed.
 
 An index may hold pictures of published builds, of a build that is gone, or of a folder that was never one, so its rows
 are judged by what they say themselves: by the hashes of image, URL and page in STORE/forgotten, by the domain, and by

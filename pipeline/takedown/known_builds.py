@@ -1,4 +1,4 @@
-"""The builds that STORE knows, opened. What cannot be read is named with what to do about it, and stops nothing.
+"""Opens the builds that STORE knows. Unreadable ones are listed with what to do, and do not stop the work.
 
 A removal from all builds does the others, fails in the end, and reaches that one when it is run again.
 """
@@ -40,7 +40,7 @@ def opened(store: Store, entries: Iterable[Mapping[str, Any]], stages: Stages) -
             builds[place_of(known["out"])] = _opened(store, known, stages)
         except StoreError as e:
             noted[known["out"]].append(known["noted_in"])
-            gone = f"if it was deleted for good, delete {', '.join(noted[known['out']])}"
+            gone = f"if it was deleted on purpose, delete {', '.join(noted[known['out']])}"
             faults[known["out"]] = left_out(known["out"], e, f"{_AGAIN}; {gone}")
     return list(builds.values()), list(faults.values())
 
@@ -89,5 +89,5 @@ def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
 def _opened(store: Store, known: Mapping[str, Any], stages: Stages) -> Build:
     build = build_json.reopen(known["out"], stages)
     if place_of(build.store.url) != place_of(store.url):
-        raise StoreError(build.out, f"holds a build of another STORE, {build.store.url}")
+        raise StoreError(build.out, f"contains a build of another STORE, {build.store.url}")
     return build

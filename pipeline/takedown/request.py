@@ -1,4 +1,4 @@
-"""Takedown requests: what a request names, looked up in the builds, becomes hashes and looks.
+"""Takedown requests: resolves what a request names to hashes and looks, by the builds.
 
 Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, by a picture that it looks
 like, or by a file or key (`pipeline.store.subjects`). A picture that is named takes its copies along, as dedup knows
@@ -55,11 +55,11 @@ class Request:
         """Hashes of URLs and pictures. Raises SpecError."""
         for name in self.sha256s:
             if not re.fullmatch(r"[0-9a-f]{64}", name.lower()):
-                raise SpecError([f"--sha256 {name}: is not 64 hex digits"])
+                raise SpecError([f"--sha256 {name}: not 64 hex digits"])
         for url in self.urls:
             if "://" not in url:
-                hint = "a domain is taken down with --domain, a file or a key with --item"
-                raise SpecError([f"--url {url}: is no URL; {hint}"])
+                hint = "for a domain use --domain, for a file or a key --item"
+                raise SpecError([f"--url {url}: not a URL; {hint}"])
         return _url_hashes(self.urls) | {name.lower() for name in self.sha256s}
 
     def addresses(self) -> set[str]:
@@ -70,7 +70,7 @@ class Request:
         """Hashes of domains. Raises SpecError."""
         for domain in self.domains:
             if not re.fullmatch(r"[^\s/@]+[.:][^\s/@]+", domain.strip(".")):
-                raise SpecError([f"--domain {domain}: is not the name of a domain"])
+                raise SpecError([f"--domain {domain}: not a domain name"])
         return {name for domain in self.domains for name in domain_hashes(domain)}
 
     def check(self) -> None:
@@ -132,7 +132,7 @@ def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
         except OSError as e:
             raise SourceError(str(path), f"cannot be read ({e.strerror})") from None
         except PictureError as e:
-            raise SourceError(str(path), f"is no picture that can be read ({e})") from None
+            raise SourceError(str(path), f"not a readable picture ({e})") from None
 
 
 def _features_of_images(

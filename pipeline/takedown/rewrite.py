@@ -1,4 +1,4 @@
-"""Committed partitions rewritten without what a takedown removes.
+"""Rewrites committed partitions without what a takedown removes.
 
 What is removed is known beforehand, as hashes (`Removal`). A row is removed by its candidate_id, or by the next of
 ID_COLUMNS where it has none. Decisions stay, without URL, page and text, so that the funnel still adds up: a sample
@@ -61,7 +61,7 @@ class Removal:
         return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else None
 
     def blanked(self, decisions: pa.Table) -> pa.Table | None:
-        """Decisions with the removed ones made nameless; None if there is none, or it was done before."""
+        """Decisions with the removed ones made nameless; None if there is nothing to do."""
         mask = self.mask(decisions)
         if not pc.any(mask).as_py():
             return None

@@ -1,4 +1,4 @@
-"""Shards without what is taken down: staged beside the dataset first, then moved into place together.
+"""Rewrites shards without what is taken down: staged next to the dataset, then moved into place together.
 
 Samples that stay are copied member by member as they are, so that only what is removed changes a tar; a sample that
 loses borrowed texts is re-encoded. Shards keep their names, hence the move, which the caller makes while there is no
@@ -30,7 +30,7 @@ STAGED = "_forget"
 
 
 def stage_shards(build: Build, removal: Removal) -> list[str]:
-    """Rewrite the shards that hold something that is removed, beside the dataset; returns their names."""
+    """Rewrite the shards with removed content, next to the dataset; returns their names."""
     borrowed = borrowed_texts(build, removal)
     stage, names = build.stage("shard"), []
     for record in build.packed():

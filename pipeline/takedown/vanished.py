@@ -1,4 +1,4 @@
-"""Takes out what a dataset holds of pages and pictures that are gone at their source, or whose owners opted out since.
+"""Removes samples from a dataset whose page or picture has vanished from its source or has been opted out.
 
 A build's crawl and fetch meet pages and pictures that earlier builds of the dataset have samples of. Opt-outs are
 always honoured, at whichever address the same bytes are; an answer of 404 or 410 counts where the source says
@@ -87,7 +87,7 @@ def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
         answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
         faults += done["faults"]
     if faults:
-        what = "samples that opted out, or are gone at their source, may stay in its dataset"
+        what = "samples that opted out or vanished from their source may remain in the dataset"
         raise StoreError(build.build_id, f"{what}: {'; '.join(faults)}")
     return answer
 

@@ -1,4 +1,4 @@
-"""Functions of a text that are computed for a whole chunk of texts at once.
+"""Functions of a text that are computed for a whole chunk of texts at a time.
 
 A filter looks at one text. NumPy, OpenCC and a search for words cost as much per call as per hundred characters, so
 that most of the time on short texts would be calls. Therefore `admit` announces the texts that its filters will see,

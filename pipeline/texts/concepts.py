@@ -1,7 +1,7 @@
 """Concepts in texts: the entries of a word list that occur in a text, anywhere, as MetaCLIP matches its metadata.
 
 Entries and texts are compared in their even form (`pipeline.texts.forms`): width, case and Traditional characters do
-not matter. Chinese has no spaces, so an entry matches wherever its characters stand in a row (京东 in 北京东路): a
+not matter. Chinese lacks spaces, so an entry matches wherever its characters stand in a row (京东 in 北京东路): a
 substring, as in MetaCLIP (arXiv 2309.16671), in time that does not depend on the number of entries (Aho-Corasick).
 
 The list is a file, one entry per line, of which what follows a tab is not read (rime-essay's frequencies), or the words
@@ -47,7 +47,7 @@ def digest(balance: Balance, base: str) -> str:
     content = _content(balance, base)
     if next(_words(content, balance.min_letters), None) is None:
         least = f"no entry of {balance.min_letters} characters or more, one per line (min_letters)"
-        raise SpecError([f"balance.entries: {within(base, balance.entries)}: has {least}"])
+        raise SpecError([f"balance.entries: {within(base, balance.entries)}: {least}"])
     return hashlib.sha256(content).hexdigest()
 
 
@@ -65,10 +65,10 @@ def _content(balance: Balance, base: str) -> bytes:
         with fsspec.open(where, "rb") as file:
             data = bytes(file.read(MOST_BYTES + 1))
         if len(data) > MOST_BYTES:
-            raise SpecError([f"balance.entries: {where}: has more than {MOST_BYTES:,} bytes: is it a list of words?"])
+            raise SpecError([f"balance.entries: {where}: more than {MOST_BYTES:,} bytes; is it a list of words?"])
         data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise SpecError([f"balance.entries: {where}: is not UTF-8 text (byte {e.start})"]) from None
+        raise SpecError([f"balance.entries: {where}: not UTF-8 text (byte {e.start})"]) from None
     except faults(ValueError, ImportError) as e:
         raise SpecError([f"balance.entries: {where}: cannot be read ({reason(e)})"]) from None
     return data

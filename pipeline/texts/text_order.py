@@ -1,4 +1,4 @@
-"""The order of a candidate's texts: which of them should be its primary text."""
+"""The order of a candidate's texts, of which the first becomes its primary text."""
 
 from __future__ import annotations
 

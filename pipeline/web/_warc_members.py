@@ -1,4 +1,4 @@
-"""The records of a WARC file, one gzip member after the other: the reader that nothing confuses (parser: warcio).
+"""The records of a WARC file, one gzip member after the other: the robust reader for damaged files (parser: warcio).
 
 Members are unpacked here and not by warcio, which takes a damaged member for the end of the file: a record that cannot
 be read costs its member, and reading goes on at the next member that begins a record. A file that was gzipped as a
@@ -133,7 +133,7 @@ class Members:
             packed = self._machine.unconsumed_tail or self._packed or self._more()
             self._packed = b""
             if not packed:
-                raise EOFError("the last record is cut off")
+                raise EOFError("the last record is truncated")
             self._buffer = self._machine.decompress(packed, BLOCK)
         return bool(self._buffer)
 

@@ -1,4 +1,4 @@
-"""Ranges of files, read a few at a time and in order: single records of WARC files that lie far away.
+"""Ranges of files, read a few at a time and in order: single records of remote WARC files.
 
 Each range is one request, which takes tens of milliseconds wherever the files are, so some are on their way while the
 first is parsed. A range that fails is asked for again, unless it is missing or forbidden; after that the file is at
@@ -70,7 +70,7 @@ def _from_server(fs: Any, path: str, offset: int, length: int) -> bytes:
     try:  # with a size fsspec does not ask for it, without blocks the answer is a stream
         with fs.open(path, "rb", block_size=0, size=offset + length, headers=headers) as answer:
             if answer.r.status != 206 and offset:
-                raise ValueError("the server does not answer requests for ranges")
+                raise ValueError("the server does not support range requests")
             while length > 0 and (part := answer.read(length)):
                 parts.append(part)
                 length -= len(part)

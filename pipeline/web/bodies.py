@@ -25,7 +25,7 @@ def unpacked(body: bytes, encoding: str, cap: int, whole: bool = True) -> bytes:
     if encoding in ("", "identity") or not body:
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise ValueError(f"Content-Encoding {encoding[:40]!r} was not asked for")
+        raise ValueError(f"Content-Encoding {encoding[:40]!r} was not requested")
     # "deflate" means a zlib stream (RFC 9110, 8.4.1.2), but some servers send a raw one: both are tried
     for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # zlib or gzip by its header; then raw deflate
         try:
@@ -35,7 +35,7 @@ def unpacked(body: bytes, encoding: str, cap: int, whole: bool = True) -> bytes:
         if len(data) > cap and whole:
             raise BodyTooLarge(f"unpacks to more than {cap} bytes")
         if not ended and whole:
-            raise ValueError("compressed body ends too early")
+            raise ValueError("compressed body is truncated")
         return data[:cap]
     raise ValueError("compressed body is damaged")
 

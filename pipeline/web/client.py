@@ -46,7 +46,7 @@ _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of resource: the headers it is asked for with, and how its body is read.
+    """A kind of resource: the headers of its requests, and how its body is read.
 
     cap: bytes of the body, unpacked. whole: a larger body is a failure, without it the body is cut there. html: what
     declares another media type is a failure, and its body is not read.
@@ -82,7 +82,7 @@ class Response:
     body: bytes = b""
 
     def header(self, name: str) -> str:
-        """The first value of a header, by its name in lower case; "" if there is none."""
+        """The first value of a header, by its name in lower case; "" if missing."""
         return next((value for key, value in self.headers if key.lower() == name), "")
 
     @property
@@ -119,7 +119,7 @@ class RequestFailed(Exception):
 
     @property
     def host_is_down(self) -> bool:
-        """True if the host may be down: it did not answer, or says that it does not serve."""
+        """True if the host may be down: no answer, or a status that says so."""
         return self.reason in (DropReason.TIMEOUT, DropReason.CONNECTION) or policy.is_outage(self.status)
 
 
@@ -260,7 +260,7 @@ class Client:
             try:
                 self._guard.check_url(url)
                 if _UNSENDABLE.search(url):
-                    raise ValueError("the address holds characters that HTTP cannot send")
+                    raise ValueError("the URL contains characters that HTTP cannot send")
                 async with asyncio.timeout(self._egress.timeout_s):
                     new = list[bool]()
                     options = {"trace_request_ctx": new, "middlewares": (partial(_sent, new),), "headers": headers}
@@ -272,7 +272,7 @@ class Client:
                     refusal = scope.refused[0] if scope.refused else str(e)
                     raise RequestFailed(DropReason.EGRESS_REFUSED, refusal) from None
                 if isinstance(e, TimeoutError):
-                    evidence = f"not done after {self._egress.timeout_s:g} s"
+                    evidence = f"not finished after {self._egress.timeout_s:g} s"
                     raise RequestFailed(DropReason.TIMEOUT, evidence, Retry(True)) from None
                 evidence = " ".join(str(e).split()) or type(e).__name__
                 raise RequestFailed(DropReason.CONNECTION, evidence, Retry(True)) from None
@@ -313,7 +313,7 @@ class Client:
         if kind.html and policy.media_type(content_type) and not policy.is_html(content_type):
             raise RequestFailed(DropReason.NOT_HTML, content_type, status=200)
         if kind.whole and announced is not None and announced > kind.cap:
-            raise _too_large(f"{announced} bytes announced, {kind.cap} are allowed")
+            raise _too_large(f"{announced} bytes announced; at most {kind.cap} are allowed")
         encoding = head.header("content-encoding").strip().lower()
         async with AsyncExitStack() as large:
             return Response(200, headers, await self._body(response, encoding, kind, large))

@@ -186,7 +186,7 @@ class Crawler:
         assert visit.capture is not None
         count("wenlan_received_bytes", len(visit.capture.body) if visit.outcome == "kept" else 0, host=page.host)
         if self._frontier.kept_alike(page.host, visit.likeness) >= MAX_ALIKE:
-            evidence = f"differs in its numbers only from {MAX_ALIKE} pages before it; its links are not followed"
+            evidence = f"its URL differs only in numbers from {MAX_ALIKE} earlier pages; its links are not followed"
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
             links = await self._last_of(page, visit.links)
@@ -228,7 +228,7 @@ class Crawler:
             message = (
                 f"source {self._site.name}: {len(streak)} requests in a row failed, and the host is down ({outage})"
             )
-            raise SourceError(streak[-1].url, f"{message}; start again to go on with the crawl")
+            raise SourceError(streak[-1].url, f"{message}; run the same command again to resume the crawl")
         dropped = (page for page in streak if self._frontier.fate(page.url)[0] == "dropped")
         lost = [page for page in dropped if page.id not in self._second_chance]
         self._second_chance.update(page.id for page in lost)

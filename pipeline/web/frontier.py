@@ -423,5 +423,5 @@ def _locked(folder: Path) -> IO[str]:
         except BlockingIOError:
             if time.monotonic() > until:
                 file.close()
-                raise StoreError(str(folder), "another process goes on with this crawl; try again later") from None
+                raise StoreError(str(folder), "another process is running this crawl; try again later") from None
             time.sleep(0.1)

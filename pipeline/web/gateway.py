@@ -101,7 +101,7 @@ async def _run(folder: Path, options: dict[str, Any]) -> str:
     lines = (folder / "log").read_text("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")[-300:]
     if code:
-        raise StageError("fetch", f"img2dataset ended with code {code}: {last}")
+        raise StageError("fetch", f"img2dataset exited with code {code}: {last}")
     return last
 
 

@@ -1,4 +1,4 @@
-"""Links of a page, what its meta tags allow, and a digest that tells traps: all that a crawl reads in it.
+"""Reads a page for a crawl: its links, permissions in its meta tags, and a digest that detects traps.
 
 Parsing is lexbor's, within the bounds of `pipeline.pages.bounds`; nothing here asks the network. Texts and images of a
 page are read by `pipeline.pages`.

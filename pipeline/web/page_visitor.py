@@ -1,4 +1,4 @@
-"""One visit to one page: the request, and what the response is worth. This part of a crawl is spread by host.
+"""One visit to one page: sends the request and judges the response. This part of a crawl is distributed by host.
 
 Requests are those of the one client (`pipeline.web.client`), which holds them to the rules; what becomes of the page is
 decided and written by `pipeline.web.crawler`.

@@ -1,4 +1,4 @@
-"""Rules of a polite client: every rule of asking a host for a page or an image, as pure functions without I/O.
+"""Rules of a polite client for requests of pages and images, as pure functions without I/O.
 
 The client (`pipeline.web.client`) and its users hold themselves to one `Policy`: who we say we are, how long to wait,
 which redirects and retries are allowed, what robots.txt and tdmrep.json forbid. Rules that do not depend on a spec are
@@ -74,7 +74,7 @@ _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a URL may not be asked for. retry_after_s: seconds after which a later build may look again."""
+    """Why a URL may not be requested. retry_after_s: seconds after which a later build may try again."""
 
     reason: DropReason
     evidence: str
@@ -162,7 +162,7 @@ def is_transient(status: int) -> bool:
 
 
 def is_outage(status: int) -> bool:
-    """True if a status says that the host as a whole does not serve just now, rather than that a page is broken."""
+    """True if a status means that the whole host is unavailable, rather than a single page."""
     return status in _OUTAGE
 
 

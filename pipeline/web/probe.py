@@ -1,4 +1,4 @@
-"""Tries a few addresses as a build would: start pages as the crawl visits them, images as fetch opens them.
+"""Tries a few URLs as a build would: start pages like the crawl, images like fetch.
 
 `wenlan-data plan` shows the outcome, so that what robots.txt, the address guard or a server refuses is known before a
 build, together with the key of the spec that changes it. Nothing here has rules of its own: the requests are those of
@@ -80,7 +80,7 @@ async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
     delay_s = await visitor.delay_of(target) if visit.outcome == "kept" else spec.egress.delay_s
     by = "" if target == url else f"redirects to {target}; "
     if visit.outcome == "kept":
-        said = f"{by}a page with {len(visit.links):,} links of the site and {visit.images:,} images"
+        said = f"{by}a page with {len(visit.links):,} links within the site and {visit.images:,} images"
         return Probe(url, True, said, delay_s=delay_s, images=visit.images)
     if visit.outcome == "moved":
         return Probe(url, False, f"{by}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
@@ -108,7 +108,7 @@ async def _image(fetcher: ImageFetcher, url: str) -> Probe:
     try:
         header(image.body)
     except PictureError as e:
-        return Probe(url, False, f"{said}: {e}", "is it the address of a picture?")
+        return Probe(url, False, f"{said}: {e}", "is it the URL of a picture?")
     return Probe(url, True, said)
 
 

@@ -1,4 +1,4 @@
-"""Sitemaps: the pages that a site itself lists (sitemaps.org protocol 0.9); indexes too, plain or gzipped.
+"""Reads sitemaps, the lists of pages of a site (sitemaps.org protocol 0.9), and their indexes, plain or gzipped.
 
 Read with the XML parser of the standard library, which resolves no outside entity; a file that declares entities of its
 own is refused. Of a damaged file the entries before the damage are read.

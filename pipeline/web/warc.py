@@ -1,7 +1,7 @@
 """Reads captures from WARC files, bounded in memory (ISO 28500; readers of records: fastwarc and warcio).
 
 Captures are `response` records, `resource` records of a web address, which count as a response of status 200, and
-`revisit` records, which have no body and name the capture that has it. A body is read up to a limit, after chunked,
+`revisit` records, which lack a body and name the capture that has it. A body is read up to a limit, after chunked,
 gzip, deflate and Brotli encodings are undone, so that a small record that unpacks to gigabytes costs no more than the
 limit. Headers are bounded too.
 
@@ -13,7 +13,7 @@ record.
 Each capture has the place of its record, by which `capture_of` reads it again.
 
 Limits: Brotli bodies are unpacked only where `brotli` 1.2 or newer is installed; a file that is not gzipped, or that
-cannot be read from any position, ends at its first damage; records of a file that was gzipped as a whole have no place.
+cannot be read from any position, ends at its first damage; a file gzipped as a whole has no places.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def read_captures(
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if damaged := info.get("damaged"):
         said = (url, damaged["places"], damaged["bytes"], reading.records, damaged["first"])
-        log.warning("%s: %d damaged places, %d bytes passed over, %d records read (first fault: %s)", *said)
+        log.warning("%s: %d damaged places, %d bytes skipped, %d records read (first error: %s)", *said)
     if not reading.records and must_hold:
-        raise SourceError(url, "is not a WARC file (it holds no record)")
+        raise SourceError(url, "not a WARC file (it contains no records)")
 
 
 def _moved(capture: Capture, by: int) -> Capture:
@@ -154,11 +154,11 @@ class _Reading:
         """Go on behind a damage; False if nothing is behind it. Raises SourceError for what is not a WARC file."""
         passed = self._members.recover()
         if not passed and not self.records:
-            raise SourceError(self._url, f"is not a WARC file ({fault})") from None
+            raise SourceError(self._url, f"not a WARC file ({fault})") from None
         if not passed:
             self._info["truncated"] = f"after {self.records} records: {fault}"
             said = (self._url, self.records, fault)
-            log.warning("%s: breaks off after %d records (%s); going on with those", *said)
+            log.warning("%s: truncated after %d records (%s); using those", *said)
             return False
         damaged = self._info.setdefault("damaged", {"places": 0, "bytes": 0, "first": fault})
         damaged["places"] += 1
@@ -255,7 +255,7 @@ def _read_to_end(record: Any) -> None:
     while raw.read(BLOCK):
         pass
     if getattr(raw, "limit", 0):
-        raise EOFError("the last record is cut off")
+        raise EOFError("the last record is truncated")
 
 
 def _read_record(record: Any, max_body: int) -> Capture | Decision | None:

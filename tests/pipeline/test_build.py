@@ -313,7 +313,7 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
         assert "--replace" in said
         assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
         printed = capsys.readouterr()
-        assert f"a build would refuse: {out}: holds dataset small" in printed.err
+        assert f"a build would refuse to start: {out}: holds dataset small" in printed.err
         assert len(json.loads(printed.out)["in_the_way"]) == 3
     now = files()
     assert {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)} == set()
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, 
     spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
     failed = build(spec, out, code=1)["stderr"].splitlines()
     assert failed[-1].startswith(f"wenlan-data: {small_disk}/")
-    assert "no space is left on its disk (fetch/" in failed[-1]
+    assert "no space left on its disk (fetch/" in failed[-1]
     assert not any("Traceback" in line for line in failed)
     assert committed(out, "admitted")
     assert not (out / "shards").exists()

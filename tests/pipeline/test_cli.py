@@ -22,7 +22,7 @@ def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch)
     (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
     for words, code, error in (
         (["plan", str(tmp_path / "bad.yaml"), "--json"], 2, "is not YAML"),
-        (["status", str(tmp_path), "--json"], 1, "holds no build (no build.json)"),
+        (["status", str(tmp_path), "--json"], 1, "not a build (no build.json)"),
         (["verify", str(tmp_path), "--json"], 1, "manifest.json"),
         (["build", "--json"], 2, "wenlan-data build: error: the following arguments are required: SPEC, --out"),
         (["biuld", "--json"], 2, "invalid choice: 'biuld'"),
@@ -66,20 +66,20 @@ def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys)
     assert lines(capsys) == [f"wenlan-data: {tmp_path}/no.yaml: cannot be read: No such file or directory"]
     for command in (["status"], ["report"], ["publish"]):
         assert cli.main([*command, str(tmp_path)]) == 1
-        assert lines(capsys) == [f"wenlan-data: {tmp_path}: holds no build (no build.json)"]
+        assert lines(capsys) == [f"wenlan-data: {tmp_path}: not a build (no build.json)"]
 
 
 def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
     assert cli.main(["publish", str(tmp_path), "--accept", "min_samples"]) == 2
-    assert lines(capsys) == ["wenlan-data: --accept needs --because TEXT: who reads the manifest must know why"]
+    assert lines(capsys) == ["wenlan-data: --accept needs --because TEXT, the reason that the manifest records"]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["publish", "b", "--because", "looked at"], "--because is the reason for --accept GATE, which is missing"),
-        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: shows every detector"),
-        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance would have no effect"),
+        (["publish", "b", "--because", "looked at"], "--because needs --accept GATE"),
+        (["regions", "stats", "--store", "s", "--detector", "grid-1"], "regions stats: --detector, --before"),
+        (["forget", "--store", "s", "--item", "x", "--exact", "--distance", "3"], "--distance cannot be used"),
     ],
 )
 def test_no_option_is_accepted_and_ignored(words, said, capsys, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_workers_that_a_cluster_leaves_without_effect_are_told_and_refuse_no_sch
     monkeypatch.chdir(tmp_path)
     assert cli.main([*words, "--workers", "2", "--address", "auto"]) in (1, 2)
     told, refused = lines(capsys)
-    assert told.startswith("--workers is left out")
+    assert told.startswith("--workers is ignored")
     assert "s.yaml" in refused or "b: " in refused
 
 
@@ -112,6 +112,6 @@ def test_programs_get_their_object_whatever_the_locale_can_write():
     env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run([*words, "status", "/nowhere/第一😀", "--json"], cwd=ROOT, env=env, capture_output=True)
     assert (done.returncode, done.stdout.count(b"\n")) == (1, 1), done.stderr
-    assert json.loads(done.stdout.decode(encoding))["error"] == "/nowhere/第一😀: holds no build (no build.json)"
+    assert json.loads(done.stdout.decode(encoding))["error"] == "/nowhere/第一😀: not a build (no build.json)"
     done = subprocess.run([*words, "schema"], cwd=ROOT, env=env, capture_output=True)
     assert json.loads(done.stdout.decode(encoding)) == json.loads(schema.PATH.read_bytes())

@@ -67,11 +67,11 @@ def test_values_come_back_from_one_other_process(confined):
 @pytest.mark.parametrize(
     ("what", "why"),
     [
-        ("loop", "more than 0.5 s of the processor"),
-        ("c", "more than 0.5 s of the processor"),
+        ("loop", "more than 0.5 s of CPU time"),
+        ("c", "more than 0.5 s of CPU time"),
         ("memory", "more than 300 MB of memory"),
-        ("die", f"its process died of signal {int(signal.SIGSEGV)}"),
-        ("exit", "its process ended with code 3"),
+        ("die", f"its process was killed by signal {int(signal.SIGSEGV)}"),
+        ("exit", "its process exited with code 3"),
     ],
 )
 def test_what_is_over_the_limits_ends_and_the_next_call_goes_on(confined, what, why):

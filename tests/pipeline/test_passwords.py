@@ -271,7 +271,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     }
     named = {Path(row["file"]).name: row["said"] for row in report["files"]}
     assert sorted(named) == ["w-cut.warc.gz", "w-no.warc.gz", "w.warc.gz"]
-    assert named["w-cut.warc.gz"] == "after 2 records: the last record is cut off"
+    assert named["w-cut.warc.gz"] == "after 2 records: the last record is truncated"
     page = (out / "report/index.html").read_text(encoding="utf-8")
     assert all(f"{name}</code> (w)" in page for name in named)
     secrets = (PASSWORD.encode(), HEADER.removeprefix("Basic ").encode())

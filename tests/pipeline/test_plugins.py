@@ -150,7 +150,7 @@ def test_what_a_source_states_for_a_filter_is_checked_with_what_the_build_states
     assert alx.startswith("filters[2].min_share.alx: input should be 'alt', 'caption'")
     assert typo == "sources[0].filters.text_length.min_char: unknown option; did you mean min_chars?"
     assert pictures.startswith("sources[0].filters.image_nsfw: judges pixels")
-    assert missing.startswith("sources[0].filters.ads: is not in the build's filters")
+    assert missing.startswith("sources[0].filters.ads: not in the filters of the spec")
 
 
 def test_a_spec_without_requests_crawls_no_site():
@@ -158,7 +158,7 @@ def test_a_spec_without_requests_crawls_no_site():
     archive = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w.warc.gz"}
     values = {"name": "t", "contact": "a@b.cn", "egress": {"network": "never"}}
     check(BuildSpec.model_validate({**values, "sources": [archive]}))
-    with pytest.raises(SpecError, match=r"^sources\[1\]: a site is crawled, which egress\.network: never forbids"):
+    with pytest.raises(SpecError, match=r"^sources\[1\]: egress\.network: never forbids crawling a site"):
         check(BuildSpec.model_validate({**values, "sources": [archive, site]}))
 
 

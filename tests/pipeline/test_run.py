@@ -86,7 +86,7 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
     known = json.loads(path.read_text(encoding="utf-8"))
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
-    with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
+    with pytest.raises(StoreError, match=r"build\.json: contains a spec .*colour: unknown option") as e:
         opening.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 

@@ -325,7 +325,7 @@ def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
     said = [lines[0] for lines in at_once("publish", two)]
     assert sorted(line == "published" for line in said) == [False, True], said
     [refused] = [line for line in said if line != "published"]
-    assert "was published since this build began" in refused
+    assert "was published after this build started" in refused
     winner, loser = sorted(two, key=lambda build: said[two.index(build)] != "published")
     releases = winner.store.releases("weekly")
     assert [own.build_id for own in releases.read().builds] == [first.build_id, winner.build_id]

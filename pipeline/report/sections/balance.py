@@ -55,12 +55,12 @@ HTML = """
 {% if balance %}
 <section id="balance">
   <h2>{{ t("Balance of concepts", "概念均衡") }}</h2>
-  <p>{{ t("Of the entries of the word list, occur in the texts", "词表中在文本里出现的词条") }}: {{
-    balance.matched_entries | n }} / {{ balance.entries | n }}, {{ t("in at most", "其中出现于至多") }} {{
+  <p>{{ t("Entries of the word list that occur in the texts", "词表中在文本里出现的词条") }}: {{
+    balance.matched_entries | n }} / {{ balance.entries | n }}, {{ t("of which in at most", "其中出现于至多") }} {{
     balance.threshold | n }} {{ t("texts", "条文本的") }}: {{ balance.tail_entries | n }}. {{
     t("Pairs kept", "保留的图文对") }}: <b>{{ balance.kept | n }}</b> / {{ balance.pairs | n }} ({{
     balance.kept | share(balance.pairs) }}). {{
-    t("Share of all matches that frequent entries have", "高频词条占全部匹配的比例") }}: {{
+    t("Share of frequent entries among all matches", "高频词条占全部匹配的比例") }}: {{
     (100 * balance.head_share[0]) | round(1) }}% → <b>{{ (100 * balance.head_share[1]) | round(1) }}%</b>.</p>
   {% if balance.frequent %}<div class="scroll" tabindex="0"><table>
     <caption class="hide">The most frequent entries before and after</caption>

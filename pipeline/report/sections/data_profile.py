@@ -1,4 +1,4 @@
-"""Section `data_profile`: what kind of data it is, on one screen: what texts say, where pictures come from, and words
+"""Section `data_profile`: the kind of data on one screen: content of texts, origin of pictures, and words
 that rose, fell, or stand in no dictionary.
 
 What texts say is counted in at most WORD_SAMPLES primary texts, the first of each shard in keyed-hash order:
@@ -194,9 +194,9 @@ HTML = """
         td("%.0f%%" | format(100 * value)) }}{% else %}{{ td(value | number) }}{% endif %}{% endfor %}</tr>
       {%- endfor %}</tbody></table>
       <p class="small">{{ t("Texts with a noun", "含名词的文本") }}: {{ profile.with_noun | share(profile.texts) }}</p>
-      <h3>{{ t("Words that the dictionary lacks", "词典未收录的词") }}</h3>
+      <h3>{{ t("Words not in the dictionary", "词典未收录的词") }}</h3>
       {%- if profile.new_words %}{{ word_list(profile.new_words) }}{% else %}<p class="muted">{{
-        t("None in several texts.", "没有在多条文本中出现的。") }}</p>{% endif %}</div>
+        t("None that occur in more than one text.", "没有在多条文本中出现的。") }}</p>{% endif %}</div>
     {% if profile.baseline %}<div class="card"><h3>{{ t("Words that rose", "上升的词") }}</h3>
       <p class="muted small">{{ t("against", "对比") }} <code>{{ profile.baseline }}</code></p>
       {% for rows, title, title_zh in ((profile.rose, "", ""), (profile.fell, "Words that fell", "下降的词")) %}
@@ -213,10 +213,10 @@ HTML = """
       <p class="small">{{ t("Share of the largest hosts", "最大域名所占比例") }} ({{ profile.hosts.of }}): {{
         "%.1f%%" | format(100 * profile.hosts.share) }}</p>
       {% if profile.clusters %}{% set c = profile.clusters %}<h3>{{
-        t("How evenly they spread", "分布是否均衡") }}</h3>
+        t("How evenly they are distributed", "分布是否均衡") }}</h3>
       <p class="small">{{ t("Clusters of image features", "图像特征聚类数") }}: {{ c.clusters | n }}. {{
-        t("The largest hundredth of them holds", "最大的百分之一含") }} <b>{{ "%.1f%%" | format(100 * c.share) }}</b> {{
-        t("of the images; were all of a size, it would hold", "的图像；若均匀则为") }} {{
+        t("The largest 1% of them contain", "最大的百分之一含") }} <b>{{ "%.1f%%" | format(100 * c.share) }}</b> {{
+        t("of the images; if all had the same size, it would be", "的图像；若均匀则为") }} {{
         "%.1f%%" | format(100 * c.even) }}. <span class="muted">({{ c.images | n }} {{
         t("images", "张图像") }})</span></p>
       {%- endif %}</div>

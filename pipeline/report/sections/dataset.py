@@ -97,14 +97,14 @@ HTML = """
   {%- if dataset.released_at %} ({{ dataset.released_at[:10] }}){% endif %}, {{
   dataset.builds | length | n }} {{ t("builds", "次构建") if dataset.builds | length != 1 else
     t("build", "次构建") }}. {% if dataset.leaves_out %}{{
-    t("This build takes the place of", "本次构建取代") }} {% for name in dataset.leaves_out[:3] -%}
+    t("This build replaces", "本次构建取代") }} {% for name in dataset.leaves_out[:3] -%}
   <code>{{ name }}</code>
   {%- endfor %}{% if dataset.leaves_out | length > 3 %} …{% endif %}.{% endif %}</p>
-  {% if not dataset.builds %}<p class="note">{{ t("The manifest of that release is no longer kept, so nothing is "
-    "compared.", "该版本的清单已不再保留，无法对比。") }}</p>
+  {% if not dataset.builds %}<p class="note">{{ t("The manifest of that release is no longer kept, so nothing can "
+    "be compared.", "该版本的清单已不再保留，无法对比。") }}</p>
   {% else %}
   {% if dataset.missing %}<p class="note">{{
-    t("Without their reports, which are gone, hosts, words and drift leave out:",
+    t("The reports of these builds are missing, so hosts, words and drift do not include them:",
       "以下构建的报告已缺失，未计入域名、词语与漂移：") }} {% for name in dataset.missing -%}
     <code>{{ name }}</code> {% endfor %}</p>{% endif %}
   <div class="scroll" tabindex="0"><table class="growth">
@@ -138,16 +138,16 @@ HTML = """
     {% endfor %}
     <div class="card"><h3>{{ t("Drift", "漂移") }}</h3>
     {% set whole = dataset.drift.distributions %}
-    <p>{{ t("The whole dataset against the release before", "整个数据集与之前版本相比") }}: {% if whole -%}
+    <p>{{ t("The whole dataset, compared with the previous release", "整个数据集与之前版本相比") }}: {% if whole -%}
       <b class="level {{ whole[0].level }}">{{ level(whole[0].level) }}</b> ({{
       t(whole[0].title, whole[0].title_zh) }} {{ "%.3f" | format(whole[0].psi) }}){% else %}–{% endif %}</p>
     {% set fresh = drift.distributions if drift else [] %}
-    <p>{{ t("What is new, on its own", "仅新增部分") }}: {% if fresh -%}
+    <p>{{ t("New data only", "仅新增部分") }}: {% if fresh -%}
       <b class="level {{ fresh[0].level }}">{{ level(fresh[0].level) }}</b> ({{
       t(fresh[0].title, fresh[0].title_zh) }} {{ "%.3f" | format(fresh[0].psi) }}){% else %}–{% endif %}</p>
     {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples[1] | n }} {{
-      t("samples against", "个样本，对比") }} {{ drift.samples[0] | n }} {{
-      t("of the build before: an index of so few is mostly chance, and no gate judges it.",
+      t("samples, compared with", "个样本，对比") }} {{ drift.samples[0] | n }} {{
+      t("of the previous build: too few for a reliable index, so no gate checks it.",
         "个上次构建的样本：数量太少，指数多为偶然，门槛不予判断。") }}</p>{% endif %}
     <p class="small"><a href="#drift">{{ t("All distributions", "全部分布") }}</a></p></div>
   </div>

@@ -17,22 +17,22 @@ HTML = """
 <section id="drift">
   <h2>{{ t("Drift", "漂移") }}</h2>
   {% set bounds = drift or whole %}
-  <p class="muted">{{ t("Population stability index over the bins of each distribution: steady below",
+  <p class="muted">{{ t("Population stability index (PSI) over the bins of each distribution: steady below",
       "按各分布的区间计算的群体稳定性指数：低于此值为稳定") }} {{ bounds.steady }}{{
-    t(", moved from", "；达到此值为显著变化") }} {{ bounds.moved }}{{ t(" up.", "。") }}</p>
+    t(", moved at", "；达到此值为显著变化") }} {{ bounds.moved }}{{ t(" or more.", "。") }}</p>
   <div class="grid two">
     {% if whole and whole.distributions %}
     <div class="card"><h3>{{ t("The whole dataset", "整个数据集") }}</h3><p class="muted small">{{
       t("with this build", "含本次构建") }}: {{ whole.samples[1] | n }} {{
-      t("samples, against", "个样本，对比") }} {#--#}
+      t("samples, compared with", "个样本，对比") }} {#--#}
     {{ t("release", "版本") }} {{ dataset.release }}: {{ whole.samples[0] | n }}</p>{{ psi(whole) }}</div>
     {% endif %}
     {% if drift %}
-    <div class="card"><h3>{{ t("What is new, on its own", "仅新增部分") }}</h3><p class="muted small">{{
-      drift.samples[1] | n }} {{ t("samples, against the baseline", "个样本，对比基线") }} <code>{{
+    <div class="card"><h3>{{ t("New data only", "仅新增部分") }}</h3><p class="muted small">{{
+      drift.samples[1] | n }} {{ t("samples, compared with the baseline", "个样本，对比基线") }} <code>{{
       drift.baseline }}</code>: {{
       drift.samples[0] | n }}{% if drift.samples | min < drift.few %}. {{
-      t("These are few: the index is mostly chance, and no gate judges it.",
+      t("Too few for a reliable index, so no gate checks it.",
         "样本太少：指数多为偶然，门槛不予判断。") }}{% endif %}</p>{{ psi(drift) }}</div>
     <div class="card"><h3>{{ t("Outcomes, as shares of all candidates", "去向占全部候选的比例") }}</h3>
       <table><thead><tr>{{ th("outcome", "去向") }}{{ th("baseline", "基线", "num") }}{{ th("now", "现在", "num") -}}

@@ -2,9 +2,9 @@
 
 A merge joins an image with its leader. Where both have words of their own, alt text or caption, and none of
 them in common, they may be two pictures: these merges are counted, and near copies among them are shown side by
-side. Then follow near copies of which one has no words, so that only looks speak for them.
+side. Then follow near copies of which one is without words, so that they are merged by looks only.
 
-Limits: leaders of earlier builds have no words here, and are left out.
+Limits: leaders of earlier builds are without words here, and are left out.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ HTML = """
   {% if cluster_sizes.total %}<div class="grid">{{ histogram(cluster_sizes) }}</div>{% endif %}
   {% if not clusters %}<p>{{ t("None.", "无。") }}</p>{% endif %}
   {% for c in clusters %}
-  <div class="cluster"><h3>{{ c.size | n }} {{ t("images that are the same, leader", "幅相同图像，首项") }} <code>{{
+  <div class="cluster"><h3>{{ c.size | n }} {{ t("duplicate images, leader", "幅相同图像，首项") }} <code>{{
     c.leader[:12] }}</code>{% if c.held_by %} <span class="known">{{ t("kept by build", "由此构建保留：") }} <code>{{
     c.held_by }}</code>{% if c.leader not in c.members | map(attribute="id") | list %}{{
-    t(", which is not here", "（该构建不在此处）") }}{% endif %}</span>{% endif %}</h3>
+    t(", which is not available here", "（该构建不在此处）") }}{% endif %}</span>{% endif %}</h3>
     <ul class="sheet">{% for row in c.members %}
       <li class="sample {{ fate_class(row) }}">{{ picture(row) }}<p class="fate">
       {%- if row.id == c.leader %}<span class="ok">{{ t("leader", "首项") }}</span>
@@ -106,9 +106,9 @@ HTML = """
     {% endfor %}</ul></div>
   {% endfor %}
   {% if merges.counts %}
-  <h3>{{ t("Merges in doubt", "存疑的合并") }}</h3>
+  <h3>{{ t("Doubtful merges", "存疑的合并") }}</h3>
   <p>{% for c in merges.counts %}{{ word(c.reason) }}: {{ c.count | n }}, {{
-    t("of which with two different captions or alt texts", "其中两边的说明或替代文字不同") }}: <b>{{
+    t("of which with different captions or alt texts", "其中两边的说明或替代文字不同") }}: <b>{{
     c.other_words | n }}</b>{{ "; " if not loop.last }}{% endfor %}</p>
   {% for pair in merges.pairs %}
   <div class="cluster"><ul class="sheet">{% for row in (pair.leader, pair.dropped) %}

@@ -12,7 +12,7 @@ def figures(material: Material, inputs: Values) -> Values:
 
 HTML = """
 {% if faults %}
-<section class="alert" role="alert"><h2>{{ t("The figures do not add up", "数字对不上") }}</h2><ul>
+<section class="alert" role="alert"><h2>{{ t("The figures are inconsistent", "数字对不上") }}</h2><ul>
 {%- for fault in faults %}<li>{{ fault }}</li>{% endfor %}</ul></section>
 {% endif %}
 """

@@ -25,12 +25,12 @@ HTML = """
 <section id="funnel">
   <h2>{{ t("What happened to every candidate", "每个候选的去向") }}</h2>
   <p class="muted">{{
-    t("Each candidate is counted once: dropped by one stage, for the first reason that applied, or known because the "
-    "dataset holds its image already, or kept.",
+    t("Each candidate is counted once: dropped by one stage, for the first reason that applied, or known because its "
+    "image is already in the dataset, or kept.",
     "每个候选只计一次：在某一阶段因首个原因被丢弃，或其图片已在数据集中，或被保留。") }}</p>
   <p class="legend small" aria-hidden="true"><span><i class="kept"></i> {{ t("passed on", "通过") }}</span>
   {%- if totals.known %} <span><i class="known"></i> {{
-    t("known: the dataset has decided on its image already", "已知：数据集对其图像已有结论") }}</span>{% endif %}
+    t("known: the dataset has already decided on its image", "已知：数据集对其图像已有结论") }}</span>{% endif %}
   {#--#} <span><i class="d0"></i><i class="d1"></i><i class="d2"></i> {{
     t("dropped, by reason", "丢弃，按原因") }}</span></p>
   <ol class="funnel">

@@ -24,9 +24,9 @@ def row_of(gate: gates.Gate) -> Values:
 HTML = """\
 {% set failing = gates | rejectattr("holds") | list %}
 <details class="gates"{{ " open" if failing }}><summary>{% if failing %}<span class="fails"
-  aria-hidden="true">✗</span> {{ t("Gates that fail:", "未通过的门槛：") }} {{ failing | length }} / {{
+  aria-hidden="true">✗</span> {{ t("Failed gates:", "未通过的门槛：") }} {{ failing | length }} / {{
   gates | length }}{% else %}<span class="holds" aria-hidden="true">✓</span> {{
-  t("All gates hold:", "门槛全部通过：") }} {{ gates | length }}{% endif %}</summary>
+  t("All gates passed:", "门槛全部通过：") }} {{ gates | length }}{% endif %}</summary>
 <ul>{% for g in gates %}<li class="{{ "holds" if g.holds else "fails" }}"><span aria-hidden="true">{{
   "✓" if g.holds else "✗" }}</span> {{ said(g.says.en) }} <code class="muted">{{ g.name }}</code></li>{% endfor %}</ul>
 </details>

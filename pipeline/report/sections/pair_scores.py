@@ -188,9 +188,9 @@ def _quartiles(counts: Counter[int]) -> list[float]:
 HTML = """
 {% if pair_scores %}
 <section id="pair_scores">
-  <h2>{{ t("How well pictures and texts fit", "图文匹配得分") }}</h2>
-  <p>{{ t("The cosine of the features of a picture and its primary text, by the towers that the spec names. What it "
-    "means depends on the model; weak correlation is data.",
+  <h2>{{ t("How well pictures and texts match", "图文匹配得分") }}</h2>
+  <p>{{ t("The cosine of the features of a picture and its primary text, by the towers that the spec names. Its "
+    "meaning depends on the model; weakly correlated pairs are useful data too.",
     "图像与主文本特征的余弦相似度，由规格指定的双塔模型计算。数值含义取决于模型；弱相关也是数据。") }}
     {{ t("Pairs scored", "已打分的图文对") }}: {{ pair_scores.scored | n }} / {{ pair_scores.pairs | n }}
   {%- if pair_scores.kept is not none %}. {{ t("Kept by the filter", "过滤后保留") }}: <b>{{ pair_scores.kept | n }}</b>
@@ -205,15 +205,15 @@ HTML = """
     <caption class="hide">Scores by source</caption>
     <thead><tr>{{ th("source", "来源") }}{{ th("pairs", "图文对", "num") }}{{ th("kept", "保留", "num") -}}
     <th scope="col" class="num">25%</th>{{ th("median", "中位数", "num") }}<th scope="col" class="num">75%</th>
-    {%- if pair_scores.sources | selectattr("cuts") | list %}{{ th("the share ends at", "所取比例止于", "num") -}}
+    {%- if pair_scores.sources | selectattr("cuts") | list %}{{ th("score at the cut", "所取比例止于", "num") -}}
     {% endif %}</tr></thead>
     <tbody>{% for s in pair_scores.sources %}<tr><th scope="row">{{ s.name }}</th>{{ td(s.pairs | n) }}
     {{- td(s.kept | n) }}{% for q in s.quartiles %}{{ td("%.4f" | format(q)) }}{% endfor %}
     {%- for cut in s.cuts %}{{ td("%.4f" | format(cut)) }}{% endfor %}</tr>{% endfor %}</tbody></table></div>
   {% set words = {
-    "best": ("Fit best", "得分最高"), "worst": ("Fit worst", "得分最低"),
-    "best_kept": ("Fit best of what the filter kept", "过滤后得分最高"),
-    "worst_kept": ("Fit worst of what the filter kept", "过滤后得分最低"),
+    "best": ("Best match", "得分最高"), "worst": ("Worst match", "得分最低"),
+    "best_kept": ("Best match among those kept", "过滤后得分最高"),
+    "worst_kept": ("Worst match among those kept", "过滤后得分最低"),
     "just_dropped": ("Just dropped", "刚好丢弃"), "just_kept": ("Just kept", "刚好保留")} %}
   {% for group in pair_scores.groups if group.rows %}
   {% if loop.index0 < 2 %}<div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>

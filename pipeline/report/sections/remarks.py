@@ -39,7 +39,7 @@ def _said(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
     if fallbacks >= SOME * kept:
         share = f"{fallbacks / kept:.0%}"
         yield (
-            f"In {share} it took the place of a better text that was removed.",
+            f"In {share} of the samples it replaces a better text that was removed.",
             f"其中 {share} 因更好的文本被去除而替补。",
         )
     host = next(iter(inputs["image_domains"]), None)
@@ -50,11 +50,11 @@ def _said(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
     if totals["dropped"] and reasons:
         words = ", ".join(f"{en(reason)} ({count:,})" for reason, count in reasons)
         chinese = "，".join(f"{zh(reason, material.build.stages)}（{count:,}）" for reason, count in reasons)
-        yield f"Candidates were dropped most often for: {words}.", f"候选最常见的丢弃原因：{chinese}。"
+        yield f"Most frequent drop reasons: {words}.", f"候选最常见的丢弃原因：{chinese}。"
     merged = {row["reason"]: row["other_words"] for row in inputs["merges"]["counts"]}
     if doubtful := merged.get("near_image", 0):
         yield (
-            f"{doubtful:,} near copies have a caption or alt text unlike that of the picture they are taken for.",
+            f"{doubtful:,} near-copies have a caption or alt text unlike that of the image they were merged with.",
             f"{doubtful:,} 个近似图像的说明与其归并对象不同，请核对。",
         )
 

@@ -1,4 +1,4 @@
-"""Section `samples`: a sheet of kept and dropped samples with filters (`pipeline.report.pictures` chooses them)."""
+"""Section `samples`: a sheet of kept and dropped samples with filters (chosen by `pipeline.report.pictures`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def figures(material: Material, inputs: Values) -> Values:
 
 HTML = """
 <section id="samples">
-  <h2>{% if dataset %}{{ t("New samples, and what was left out", "新增样本与未收入的候选") }}{% else %}{{
+  <h2>{% if dataset %}{{ t("New samples, and dropped candidates", "新增样本与未收入的候选") }}{% else %}{{
     t("Samples, kept and dropped", "保留与丢弃的样本") }}{% endif %}</h2>
-  <p class="muted">{{ t("A random sample, the same every time.", "随机抽取，每次相同。") }}
-  {%- if not_shown %} {{ not_shown | n }} {{ t("items are never shown, because they were opted out, refused by "
-    "robots.txt or the address guard, or taken down.",
+  <p class="muted">{{ t("A random sample; the same every time.", "随机抽取，每次相同。") }}
+  {%- if not_shown %} {{ not_shown | n }} {{ t("items are never shown, because they opted out, were refused by "
+    "robots.txt or the address guard, or were taken down.",
     "项从不展示：已声明退出、被 robots.txt 或地址检查拒绝，或已下架。") }}{% endif %}
   {{ t("Every candidate, with its reason and evidence:", "查看每个候选及其原因与依据：") }} {{
   studio("/", t("in the studio", "打开工作台")) }} <code class="command">wenlan-data studio {{

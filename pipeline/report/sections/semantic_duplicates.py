@@ -1,4 +1,4 @@
-"""Section `semantic_duplicates`: what semantic dedup merges, in pictures: each duplicate beside its leader.
+"""Section `semantic_duplicates`: the pictures that semantic dedup merges, each duplicate next to its leader.
 
 The pairs that are nearest to one another, those that were only just dropped, and those that were only just kept: what
 another distance would change. The histogram counts the duplicates by their distance, and the kept pairs that lie just
@@ -132,14 +132,14 @@ def _value(row: Values) -> Values:
 HTML = """
 {% if semantic_duplicates %}
 <section id="semantic_duplicates">
-  <h2>{{ t("Pictures that show the same", "内容相同的图像") }}</h2>
-  <p>{{ t("Pictures whose features by the tower of the spec lie within the distance of one that was kept before. Of "
-    "each such group one is kept.",
+  <h2>{{ t("Pictures with the same content", "内容相同的图像") }}</h2>
+  <p>{{ t("Pictures whose features, by the spec's tower, are within the distance of a picture kept before. One "
+    "picture of each such group is kept.",
     "规格所指定图像塔的特征与先前保留的图像相距不超过限值者视为相同，每组只保留一幅。") }}
     {{ t("Compared", "比较") }}: {{ semantic_duplicates.seen | n }}.
     {{ t("Dropped", "丢弃") }}: <b>{{ semantic_duplicates.dropped | n }}</b>
     ({{ semantic_duplicates.dropped | share(semantic_duplicates.seen) }}){% if semantic_duplicates.by_earlier %},
-    {{ t("of which for a picture of an earlier build", "其中因此前构建的图像") }}: {{
+    {{ t("of which because of a picture of an earlier build", "其中因此前构建的图像") }}: {{
     semantic_duplicates.by_earlier | n }}{% endif %}.</p>
   <p class="muted small"><code>{{ semantic_duplicates.tower }}</code> · {{ t("kept first", "优先保留") }}: <code>{{
     semantic_duplicates.keep }}</code></p>
@@ -148,15 +148,15 @@ HTML = """
     t("dropped", "丢弃") }}</span> <span><i class="limit"></i> {{ t("limit", "限值") }}</span></p>
   <div class="grid">{{ histogram(semantic_duplicates.histogram) }}</div>
   {% set words = {
-    "closest": ("Nearest to one another", "最接近的"), "just_dropped": ("Only just dropped", "刚好丢弃"),
-    "just_kept": ("Only just kept", "刚好保留")} %}
+    "closest": ("Closest to each other", "最接近的"), "just_dropped": ("Just dropped", "刚好丢弃"),
+    "just_kept": ("Just kept", "刚好保留")} %}
   {% set all_shown = semantic_duplicates.dropped <= semantic_duplicates.groups[0].pairs | length %}
   {% for group in semantic_duplicates.groups if group.pairs and not (group.name == "just_dropped" and all_shown) %}
   <div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
   <ul class="sheet pairs">{% for pair in group.pairs %}
     <li class="sample {{ "is-dropped" if group.name != "just_kept" else "is-kept" }}"><div class="two">
       <div>{% if pair.leader %}{{ picture(pair.leader) }}{% else %}<p class="muted small">{{
-        t("kept by an earlier build that is not here", "由此前构建保留（不在此处）") }}</p>{% endif %}</div>
+        t("kept by an earlier build that is not available here", "由此前构建保留（不在此处）") }}</p>{% endif %}</div>
       <div>{{ picture(pair.other) }}</div></div>
     <p class="fate"><span class="{{ "no" if group.name != "just_kept" else "ok" }}">{{
       "✗ " if group.name != "just_kept" }}{{ "%.4f" | format(pair.apart) }}</span></p>

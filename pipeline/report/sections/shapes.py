@@ -92,9 +92,9 @@ def shares_before(histograms: list[Values], baseline: Values | None) -> dict[str
 HTML = """
 <section id="shapes">
   {% if limits %}
-  <h2 id="limits">{{ t("What the filters' limits keep, and what they drop", "过滤器限值保留了什么、丢弃了什么") }}</h2>
-  <p class="muted">{{ t("The dashed line is the limit in the spec. Counted are texts that admit dropped, and pictures "
-    "that filter dropped; copies, which pass every limit, are not.",
+  <h2 id="limits">{{ t("What the limits of the filters keep and drop", "过滤器限值保留了什么、丢弃了什么") }}</h2>
+  <p class="muted">{{ t("The dashed line is the limit in the spec. Counted are texts dropped by admit "
+    "and pictures dropped by filter, but not duplicates, which pass every limit.",
     "虚线为规格中的限值。此处统计准入阶段丢弃的文本和过滤阶段丢弃的图像；重复项都通过了限值，不计在内。") }}
   <span class="scripted">{{ t("Click on a bar to see its samples.", "点击柱子查看其样本。") }}</span></p>
   <p class="legend small" aria-hidden="true"><span><i class="bar"></i> {{ t("kept", "保留") }}</span>
@@ -105,7 +105,7 @@ HTML = """
   {% endif %}
   <h2>{{ t("Distributions of the samples kept", "保留样本的分布") }}</h2>
   {% if before %}<p class="muted small"><span class="swatch" aria-hidden="true"></span> {{
-    t("The line across each bar is its share in the baseline.", "横线为基线中的占比。") }} <code>{{
+    t("The line across each bar shows its share in the baseline.", "横线为基线中的占比。") }} <code>{{
     drift.baseline }}</code></p>{% endif %}
   {% for r in regions %}<p class="small">{{ t("Regions per image", "每幅图像的区域数") }}, <code>{{
     r.detector }}</code>: {{ "%.1f" | format(r.mean) }} · {{

@@ -107,7 +107,7 @@ HTML = """
   {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
     pages.beyond | n }}{% endif %}</p>{% endif %}
   {% if pages.pictures or pages.revisits %}<p>{{ t("Pictures in WARC files", "WARC 文件中的图片") }}: {{
-    pages.pictures | n }} · {{ t("records that repeat an earlier one", "重复先前记录的记录") }}: {{
+    pages.pictures | n }} · {{ t("records that repeat an earlier record", "重复先前记录的记录") }}: {{
     pages.revisits | n }}</p>{% endif %}
   {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
     {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
@@ -118,7 +118,7 @@ HTML = """
   <ul class="small">
     {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_records | n }} {{
       t("damaged records", "条损坏记录") }}, {{ f.lost_bytes | size }}{% if f.truncated %}, {{ t("truncated", "截断") }}
-      {%- endif %}{% if f.no_warc %}, {{ t("no WARC", "非 WARC") }}{% endif %}: {{ f.said }}</li>
+      {%- endif %}{% if f.no_warc %}, {{ t("not WARC", "非 WARC") }}{% endif %}: {{ f.said }}</li>
     {% endfor %}
   </ul>{% endif %}
 </section>

@@ -1,4 +1,4 @@
-"""Section `texts`: what samples are known by: kinds of primary texts, fallbacks, removed texts and hosts' templates.
+"""Section `texts`: kinds of primary texts, fallbacks, removed texts and hosts' templates.
 
 A primary text is a fallback if texts that would have come before it were removed (`text_rank` of the shards). Texts
 that `admit` removed are counted by kind and reason, with examples as the text filters have rewritten them; of those
@@ -47,7 +47,7 @@ def removed(tables: Tables) -> list[Values]:
 HTML = """
 <section id="texts">
   <h2>{{ t("Texts", "文本") }}</h2>
-  <p>{{ t("Primary texts that stand in for better ones that were removed", "因更好的文本被去除而替补的主文本") }}: {{
+  <p>{{ t("Primary texts that replace better ones that were removed", "因更好的文本被去除而替补的主文本") }}: {{
     texts.fallbacks | n }} / {{ totals.kept | n }} ({{ texts.fallbacks | share(totals.kept) }})</p>
   {% if kinds %}<div class="scroll" tabindex="0"><table>
     <caption class="hide">Texts by kind</caption>
@@ -58,14 +58,14 @@ HTML = """
   </table></div>{% endif %}
   {% if texts.removed %}<h3>{{ t("Removed texts", "去除的文本") }}</h3>
   <div class="scroll" tabindex="0"><table>
-    <caption class="hide">Texts that were removed from candidates that stayed</caption>
+    <caption class="hide">Texts removed from remaining candidates</caption>
     <thead><tr>{{ th("stage", "阶段") }}{{ th("kind", "类型") }}{{ th("reason", "原因") -}}
     {{- th("texts", "文本", "num") }}{{ th("examples", "例") }}</tr></thead>
     <tbody>{% for r in texts.removed %}<tr><td>{{ word(r.stage) }}</td><td>{{ word(r.kind) }}</td>
     <td>{{ word(r.reason) }}</td>{{ td(r.count | n) }}<td class="small">{% for e in r.examples %}{{ e.text }} ({{
       e.evidence }}){{ "; " if not loop.last }}{% endfor %}</td></tr>{% endfor %}</tbody>
   </table></div>{% endif %}
-  {% if texts.listed %}<h3>{{ t("Templates of hosts, cut off", "各网站的固定套语，已截去") }} ({{
+  {% if texts.listed %}<h3>{{ t("Templates of hosts, removed from texts", "各网站的固定套语，已截去") }} ({{
     texts.templates | n }})</h3>
   <ul class="small">{% for row in texts.listed %}<li>{{ row.host }}: {{ row.side }} <code>{{ row.text }}</code> ·
     {{ row.texts | n }} {{ t("texts", "条文本") }}</li>{% endfor %}</ul>

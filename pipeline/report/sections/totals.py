@@ -50,7 +50,7 @@ HTML = """
     t("samples kept", "保留样本") }}{% endif %} · {{
     totals.kept | share(totals.candidates) }}</div>
   {% if totals.known %}<div class="tile known"><b>{{ totals.known | n }}</b>{{
-    t("known already", "已在数据集中") }} · {{
+    t("already known", "已在数据集中") }} · {{
     totals.known | share(totals.candidates) }}</div>{% endif %}
   <div class="tile"><b>{{ totals.dropped | n }}</b>{{ t("dropped", "丢弃") }} · {{
     totals.dropped | share(totals.candidates) }}</div>
@@ -62,10 +62,10 @@ HTML = """
     duplicates | share(totals.candidates) }}</div>
 </section>
 {% if held_apart is defined %}
-<p class="muted" id="held-apart">{{ t("No text stands in two splits.", "同一文本不跨划分。") }} {{
-  t("Pairs in another split for their text:", "因文本改变划分的样本：") }} {% for m in held_apart.moved -%}
+<p class="muted" id="held-apart">{{ t("No text is in two splits.", "同一文本不跨划分。") }} {{
+  t("Pairs moved to another split because of their text:", "因文本改变划分的样本：") }} {% for m in held_apart.moved -%}
   {{ m.from }} → {{ m.to }} {{ m.pairs | n }}{{ "" if loop.last else ", " }}{% else %}0{% endfor %}. {{
-  t("Texts left out:", "略去的文本：") }} {{ held_apart.texts | n }}. {{
+  t("Texts removed:", "略去的文本：") }} {{ held_apart.texts | n }}. {{
   t("Pairs dropped:", "丢弃的样本：") }} {{ held_apart.dropped | n }}.</p>
 {% endif %}
 """

@@ -86,12 +86,12 @@ HTML = """
 {% if watermark %}
 <section id="watermark">
   <h2>{{ t("Watermarks of hosts", "站点水印") }}</h2>
-  <p>{{ t("What is the same in many equal-sized pictures of one host: the median of their gradients. A picture that "
-    "shows more of it than the limit is dropped.",
+  <p>{{ t("The mark is what many equal-sized pictures of one host have in common: the median of their gradients. A "
+    "picture that correlates with it more than the limit allows is dropped.",
     "同一站点、同一尺寸的多张图像所共有的部分：其梯度的中位数。与之相关度超过限值的图像被丢弃。") }}
     {{ t("Groups with enough pictures", "图像足够的分组") }}: {{ watermark.groups | n }},
     {{ t("with a mark", "其中有水印") }}: <b>{{ watermark.marks | n }}</b>,
-    {{ t("alike in too much of the picture (templates, kept)", "相同部分过大（模板，予以保留）") }}: {{
+    {{ t("identical in too much of the picture (templates, kept)", "相同部分过大（模板，予以保留）") }}: {{
     watermark.templates | n }}. {{ t("Pictures compared with a mark", "与水印比对的图像") }}: {{
     watermark.compared | n }} / {{ watermark.seen | n }}, {{ t("dropped", "丢弃") }}: <b>{{ watermark.dropped | n }}</b>
     ({{ watermark.dropped | share(watermark.seen) }}); {{ t("limit", "限值") }}: <code>max_correlation: {{
@@ -101,7 +101,7 @@ HTML = """
       }};width:min(100%,{{ (150 * m.width / m.height) | round(1) }}px)"><img src="{{ m.mark }}" alt="{{ m.host }}"
       loading="lazy"></div></div>
     <p class="fate">{{ m.host }} <span class="muted">{{ m.width }} × {{ m.height }}</span></p>
-    <p class="small">{{ t("pictures", "图像") }}: {{ m.pictures | n }} <span class="muted">({{ t("looked at", "取样")
+    <p class="small">{{ t("pictures", "图像") }}: {{ m.pictures | n }} <span class="muted">({{ t("sampled", "取样")
       }}: {{ m.sampled | n }})</span></p>
     <p class="small">{{ t("dropped", "丢弃") }}: <b>{{ m.dropped | n }}</b> / {{ m.compared | n }}</p>
     </li>

@@ -128,7 +128,7 @@ def test_what_needs_no_extra_works_in_a_base_install(tmp_path, shards_of):
     whole = ["wenlan-data", "verify", str(shards_of)]
     *answers, (code, _, err), (full, _, line) = in_a_base_install(*commands, [*whole, "--quick"], whole)
     assert [code for code, _, _ in answers] == [0] * (len(commands) - 1) + [2]
-    assert "there is no STORE" in answers[-1][2]
+    assert "not a STORE" in answers[-1][2]
     assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest"), "sums need none, and pictures do"
     assert (full, line.startswith("wenlan-data verify needs the extra pipeline (")) == (2, True)
     assert json.loads(answers[4][1])["title"] == "BuildSpec"

@@ -34,7 +34,7 @@ def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
     site = next(path for path in SPECS if path.stem == "site_crawl")
     assert cli.main(["build", str(site), "--out", str(tmp_path / "out"), "--until", "shards"]) == 2
     [line] = lines(capsys)
-    assert "--until shards: no such stage; one of crawl, extract" in line
+    assert "--until shards: no such stage; expected one of crawl, extract" in line
 
 
 def test_a_spec_that_does_not_hold_is_bad_usage_and_nothing_runs(capsys, tmp_path):
@@ -74,7 +74,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(read_only, place, capsys):
         code = cli.main(["build", f"{name}/s.yaml", "--out", str(out), "--store", str(store), "--until", "extract"])
     assert code == 1
     new, line = lines(capsys)
-    assert new == f"STORE {store} is new: no build of it is known, nothing is stored there yet"
+    assert new == f"STORE {store} does not exist yet; a build creates it"
     assert line.startswith(f"wenlan-data: {read_only}")
     assert line.endswith("cannot be written (Permission denied)")
 
@@ -98,8 +98,12 @@ def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "line"),
     [
-        ("--snapshot", "../x", "--snapshot ../x: letters, digits and . _ - only, since it becomes part of file names"),
-        ("--workers", "-1", "--workers -1: a number of CPUs, 0 for all of them"),
+        (
+            "--snapshot",
+            "../x",
+            "--snapshot ../x: use letters, digits and . _ - only (for file names)",
+        ),
+        ("--workers", "-1", "--workers -1: must be a number of CPUs, or 0 for all"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys, tmp_path):
@@ -120,9 +124,7 @@ def test_a_release_of_one_build_is_said_and_its_snapshot_is_not_replaced_unasked
     released(build)
     said, warning = lines(capsys)
     assert said.startswith("release 1 of weekly: 3 samples of 1 build, ")
-    assert warning.endswith(
-        "splits stay as they are, so shards.dev_share and val_share belong into a dataset's first build"
-    )
+    assert warning.endswith("splits never change, so set shards.dev_share and val_share in a dataset's first build")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(build.spec.model_dump(mode="json")), encoding="utf-8")
     words = [str(tmp_path / "s.yaml"), "--store", weeks.store, "--snapshot", "2026-01-01", "--out", str(tmp_path / "x")]
     assert cli.main(["build", *words]) == 2
@@ -131,7 +133,7 @@ def test_a_release_of_one_build_is_said_and_its_snapshot_is_not_replaced_unasked
     )
     assert not (tmp_path / "x").exists()
     assert cli.main(["plan", *words]) == 0
-    assert "a build would refuse: release 1 of weekly has 3 samples" in capsys.readouterr().err
+    assert "a build would refuse to start: release 1 of weekly has 3 samples" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -154,7 +156,7 @@ def test_the_status_of_a_build_whose_manifest_is_damaged_says_so_and_what_to_do(
         assert not published
         assert damaged.startswith(f"{path}: ")
         assert damaged.endswith(todo)
-        assert last.startswith(f"published: no, its manifest cannot be read: {damaged}")
+        assert last.startswith(f"published: no, but its manifest cannot be read: {damaged}")
     path.unlink()
     assert cli.main(["publish", build.out]) == 0
     assert verify(build.out) == []

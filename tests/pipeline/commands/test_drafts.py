@@ -49,5 +49,5 @@ def test_pictures_without_any_text_are_refused_and_nothing_is_written(photos, ca
         text.unlink()
     assert cli.main(["init", "--from", "photos"]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("wenlan-data: photos: 6 pictures and no text: X.jpg needs X.txt")
+    assert line.startswith("wenlan-data: photos: 6 pictures but no texts: each X.jpg needs an X.txt")
     assert list(photos.parent.iterdir()) == [photos]

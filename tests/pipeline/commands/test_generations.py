@@ -132,8 +132,8 @@ def test_a_generation_is_of_the_whole_dataset_and_of_one_folder(weeks: Weeks) ->
     weeks.show("/e.html", {"6": picture(6)})
     weeks.build("4", "--snapshot", "2026-01-22")
     said = weeks.command("publish", str(weeks.folder / "anew"), code=1)["said"]
-    assert "shard: is not finished" in said
-    assert "holds build" in weeks.build("4", "--generation", "new", code=1)["said"]
+    assert "shard: not finished" in said
+    assert "contains build" in weeks.build("4", "--generation", "new", code=1)["said"]
     weeks.build("anew")
     assert weeks.release.generation == 2, "the folder knows that it began a generation"
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5", "6"}
@@ -149,10 +149,10 @@ def test_a_generation_that_was_overtaken_is_not_published(weeks: Weeks) -> None:
         weeks.command("build", str(spec), *place, "--generation", "new", "--snapshot", name)
     weeks.show("/e.html", {"6": picture(6)})
     weeks.build("4", "--snapshot", "2026-01-22")
-    assert "published since" in weeks.command("publish", str(weeks.folder / "one"), code=1)["said"]
+    assert "published after" in weeks.command("publish", str(weeks.folder / "one"), code=1)["said"]
     weeks.command("release", "rollback", "growing", "3", "--store", weeks.store.url)
     weeks.command("publish", str(weeks.folder / "one"))
-    assert "begun by another build" in weeks.command("publish", str(weeks.folder / "two"), code=1)["said"]
+    assert "started by another build" in weeks.command("publish", str(weeks.folder / "two"), code=1)["said"]
     assert urls(weeks.samples()) == {"0", "1", "2", "3", "4", "5"}
 
 

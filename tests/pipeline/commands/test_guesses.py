@@ -64,7 +64,7 @@ def test_a_table_below_a_title_is_read_by_init_and_by_the_build(photos, capsys):
     lines = ["图片清单,", "文件名,描述", *(f"{seed}.jpg,{words}" for seed, words in enumerate(WORDS))]
     (photos / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
     answer = init(capsys, "--from", "photos")
-    assert "6 of 6 entries with a text" in answer["sources"][0]["why"]
+    assert "6 of 6 sampled entries have texts" in answer["sources"][0]["why"]
 
 
 def test_a_table_whose_only_text_is_a_remark_says_so(here, capsys):
@@ -72,7 +72,8 @@ def test_a_table_whose_only_text_is_a_remark_says_so(here, capsys):
     (here / "t.csv").write_text("\n".join(["url,备注", *lines]), encoding="utf-8")
     assert cli.main(["init", "--from", "t.csv", *CONTACT]) == 1
     assert (
-        "column 备注 is not a caption: 12 of 12 cells are 待核实；见附件; name the columns" in capsys.readouterr().err
+        "column 备注 is not a caption: 12 of 12 cells contain the same text, 待核实；见附件; name the columns"
+        in capsys.readouterr().err
     )
 
 
@@ -81,7 +82,7 @@ def test_rows_that_img2dataset_could_not_download_are_counted(here, capsys):
     lines = [f"https://a.example/{n}.jpg,{words},{status[n % 3]}" for n, words in enumerate(WORDS)]
     (here / "t.csv").write_text("\n".join(["url,caption,status", *lines]), encoding="utf-8")
     why = init(capsys, "--from", "t.csv", *CONTACT)["sources"][0]["why"]
-    assert "4 of these rows say that their picture could not be had; a build asks for it again" in why
+    assert "4 of these rows are marked as failed downloads; a build retries them" in why
 
 
 def test_a_workbook_is_to_be_saved_as_csv(photos, capsys):
@@ -91,13 +92,13 @@ def test_a_workbook_is_to_be_saved_as_csv(photos, capsys):
         text.unlink()
     assert cli.main(["init", "--from", "photos"]) == 1
     for line in capsys.readouterr().err.splitlines():
-        assert "photos/captions.xlsx: is a workbook; save its sheet as CSV" in line
+        assert "photos/captions.xlsx: workbooks are not supported; save the sheet as CSV" in line
 
 
 def test_a_table_of_captions_without_its_pictures_is_one_line(here, capsys):
     (here / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
     assert cli.main(["init", "--from", "texts.csv"]) == 1
-    assert "column file names pictures, and . holds none; give the folder" in capsys.readouterr().err
+    assert "column file names pictures that . lacks; give their folder" in capsys.readouterr().err
 
 
 def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):
@@ -149,8 +150,8 @@ def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     assert options["columns"] == {"image_url": "链接", "page_url": "网页", "texts": {"caption": "说明"}}
     assert "encoding" not in options  # a build tells it by the bytes, as init did
     reasons = " ".join(answer["sources"][0]["why"])
-    assert "column 链接 is the image's URL: 100% web addresses" in reasons
-    assert "columns that are not used: nr" in reasons
+    assert "column 链接 is the image's URL: 100% are URLs" in reasons
+    assert "unused columns: nr" in reasons
     assert built(Path("t.yaml"), web.host) == 6
 
 
@@ -162,7 +163,7 @@ def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
     (here / "t/9.parquet").write_bytes(b"damaged, and not opened")
     answer = init(capsys, "--from", "t/", *CONTACT)
     assert load("t.yaml").sources[0].options["path"] == "t/*.parquet"
-    assert "1 of 1 entries with a text" in answer["sources"][0]["why"]
+    assert "1 of 1 sampled entries have texts" in answer["sources"][0]["why"]
     (here / "t/9.parquet").unlink()
     assert built(Path("t.yaml"), web.host) == 6
 
@@ -254,7 +255,7 @@ def test_an_archive_with_its_pictures_needs_no_contact_and_asks_nobody(here, cap
     assert (spec.sources[0].kind, spec.sources[0].options) == ("warc", {"path": name})
     assert (spec.egress.network, spec.contact) == ("never", "not stated")
     assert "ads" in [ref.name for ref in spec.filters], "pages of strangers, whether they are asked or not"
-    said = "1 WARC file with 1 HTML page and 1 picture, which are read there"
+    said = "1 WARC file with 1 HTML page and 1 picture, which are read from the archive"
     assert said in Path("crawl.yaml").read_text("utf-8")
     init(capsys, "--from", name, "https://b.cn/", "--name", "both", *CONTACT)
     assert load("both.yaml").egress.network == "allowed", "the site is crawled"
@@ -265,7 +266,9 @@ def test_an_archive_of_pages_alone_has_its_pictures_fetched(here, capsys):
     (here / "pages.warc.gz").write_bytes(pages + archived.jpeg("http://a.cn/1.jpg", b"x"))
     init(capsys, "--from", "pages.warc.gz", *CONTACT)
     assert load("pages.yaml").egress.network == "allowed"
-    assert "1 picture, which are read there; the others are fetched" in Path("pages.yaml").read_text("utf-8")
+    assert "1 picture, which are read from the archive; the others are downloaded" in Path("pages.yaml").read_text(
+        "utf-8"
+    )
 
 
 @pytest.mark.slow
@@ -314,4 +317,4 @@ def test_sources_of_one_name_are_numbered_apart_from_others(here, capsys):
 
 def test_what_is_no_address_is_one_line(here, capsys):
     assert cli.main(["init", "--from", "http://[::1", *CONTACT]) == 2
-    assert capsys.readouterr().err == "wenlan-data: --from http://[::1: is not an address (Invalid IPv6 URL)\n"
+    assert capsys.readouterr().err == "wenlan-data: --from http://[::1: invalid URL (Invalid IPv6 URL)\n"

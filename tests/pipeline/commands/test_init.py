@@ -46,7 +46,7 @@ def test_pages_of_one_host_are_one_source(here, capsys):
 def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
     Path("photos.yaml").write_text("mine")
     assert cli.main(["init", "--from", "photos"]) == 2
-    assert "photos.yaml: is there already; --force replaces it" in capsys.readouterr().err
+    assert "photos.yaml: already exists; use --force to overwrite it" in capsys.readouterr().err
     assert Path("photos.yaml").read_text() == "mine"
     init(capsys, "--from", "photos", "--force")
     assert load("photos.yaml").name == "photos"
@@ -65,18 +65,18 @@ def test_the_commands_that_come_next_can_be_pasted(photos, here, capsys):
     ("words", "code", "line"),
     [
         ([], 2, "init: --from INPUT is required"),
-        (["--from", "nothing"], 2, "--from nothing: no such folder"),
+        (["--from", "nothing"], 2, "--from nothing: not an existing folder"),
         (["--from", "https://news.example.org/"], 2, "init: --contact is required"),
         (
             ["--from", "urls.txt"],
             2,
-            "--from urls.txt: is a list of addresses without texts; give a table with a column",
+            "--from urls.txt: a list of URLs without texts; give a table that also has texts",
         ),
-        (["--from", "none.csv"], 1, "none.csv: source none: there is no such file"),
-        (["--from", "empty"], 1, "empty: holds no pictures"),
-        (["--from", "words.csv"], 1, "words.csv: no column of web addresses among a, b; name the columns in a spec"),
+        (["--from", "none.csv"], 1, "none.csv: source none: no such file"),
+        (["--from", "empty"], 1, "empty: contains no pictures"),
+        (["--from", "words.csv"], 1, "words.csv: no column of URLs among a, b; name the columns in a spec"),
         (["--from", "damaged.parquet"], 1, "damaged.parquet: cannot be read as a table"),
-        (["--from", "photos", "--name", "My Photos"], 2, "--name My Photos: small letters"),
+        (["--from", "photos", "--name", "My Photos"], 2, "--name My Photos: use lower-case letters"),
         (["--from", "photos", "--out", "no/x.yaml"], 2, "no/x.yaml: cannot be written: No such file or directory"),
     ],
 )

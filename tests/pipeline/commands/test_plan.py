@@ -66,7 +66,7 @@ def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
     assert "at least 5 min to crawl" in shown
     assert "at most 600 pages\n" in shown, "of max_pages"
     assert "warning" not in shown
-    assert "has no published build; a small one will tell time, disk and pairs" in shown
+    assert "run a small one to estimate" in shown
 
 
 def test_offline_asks_nobody(plan, serve, tmp_path):
@@ -85,8 +85,8 @@ def test_thresholds_of_a_source_kind_and_a_new_store_are_said(plan, tmp_path):
     assert said["sources"][0]["thresholds"] == {}
     assert said["sources"][1]["thresholds"]["image_sides"] == {"min_side": 1}
     assert said["sources"][1]["thresholds"]["text_length"] == {"min_chars": 3, "max_chars": 1000}
-    assert "as source_kind library: text_length min_chars: 3, max_chars: 1000" in shown
-    assert f"STORE {tmp_path}/nosuch is new" in shown
+    assert "for source_kind library: text_length min_chars: 3, max_chars: 1000" in shown
+    assert f"STORE {tmp_path}/nosuch does not exist yet" in shown
 
 
 def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
@@ -95,8 +95,8 @@ def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
     )
     assert (code, said["code"]) == (2, 2)
     assert shown.splitlines() == [
-        f"wenlan-data: {tmp_path}/s.yaml:4: {tmp_path}/no.csv: source t: there is no such file",
-        f"wenlan-data: {tmp_path}/s.yaml:12: {tmp_path}/x: there is no such folder",
+        f"wenlan-data: {tmp_path}/s.yaml:4: {tmp_path}/no.csv: source t: no such file",
+        f"wenlan-data: {tmp_path}/s.yaml:12: {tmp_path}/x: no such folder",
     ]
 
 
@@ -115,7 +115,7 @@ def test_images_that_cannot_be_had_are_shown_and_no_fault_of_the_spec(plan, serv
     assert (code, said["sources"][0]["tried"][0]["ok"]) == (0, False)
     assert "status 404" in shown
     assert "about 1 candidates\n" in shown
-    assert "warning: none of the 1 addresses that were tried could be had" in shown
+    assert "warning: all URLs tried have failed (1)" in shown
 
 
 def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_path):
@@ -206,7 +206,7 @@ def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_
             ]
             codes.append(cli.main(words))
             printed = capsys.readouterr()
-            assert ("cannot be looked at" in printed.out) == (password == "wr0ng"), printed
+            assert ("cannot be accessed" in printed.out) == (password == "wr0ng"), printed
             assert password not in printed.out + printed.err
         server.shutdown()
     assert codes == [0, 2]

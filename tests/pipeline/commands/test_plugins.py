@@ -50,7 +50,7 @@ def test_one_plug_in_is_shown_with_types_bounds_and_defaults(capsys):
     assert cli.main(["plugins", "text_length"]) == 0
     shown = capsys.readouterr().err
     assert "max_chars_running: whole number, at least 1; default 1000" in shown
-    assert "fewest characters, white space not counted" in shown
+    assert "minimum characters (white space not counted)" in shown
     assert "Chinese-CLIP" in shown
     assert "filters:\n- name: text_length\n" in shown
 

@@ -22,7 +22,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_store_json_that_is_none_is_one_line(record, capsys, tmp_path):
     (tmp_path / "store.json").write_text(record)
     assert cli.main(["release", "list", "--store", str(tmp_path)]) == 1
-    assert lines(capsys) == [f"wenlan-data: {tmp_path}/store.json: is not the record of a STORE"]
+    assert lines(capsys) == [f"wenlan-data: {tmp_path}/store.json: not the record of a STORE"]
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def test_what_a_store_does_not_have_is_named_with_what_it_has(
 ) -> None:
     store = synthetic_build.store.url
     for words, error in (
-        (["show", "other", "--store", store], f"other: no such dataset in {store}; it has: synthetic"),
+        (["show", "other", "--store", store], f"other: no such dataset in {store}; datasets: synthetic"),
         (
             ["show", "synthetic", "--store", store, "--urls", "test"],
-            "--urls test: no such split; one of train, dev, val",
+            "--urls test: no such split; expected one of train, dev, val",
         ),
-        (["diff", "synthetic", "--store", store], "synthetic: has one release, and nothing to compare it with"),
-        (["rollback", "synthetic", "0", "--store", store], "0: is not a number of a release; they begin with 1"),
-        (["list", "--store", str(tmp_path / "none")], f"--store {tmp_path}/none: there is no STORE"),
+        (["diff", "synthetic", "--store", store], "synthetic: has only one release, so there is nothing to compare"),
+        (["rollback", "synthetic", "0", "--store", store], "0: not the number of a release; they start at 1"),
+        (["list", "--store", str(tmp_path / "none")], f"--store {tmp_path}/none: not a STORE"),
     ):
         assert error in answer(capsys, *words, code=2)["error"]

@@ -33,7 +33,7 @@ def test_the_command_prints_it(capsys):
     [line] = capsys.readouterr().out.splitlines()
     assert json.loads(line)["schema"] == schema.schema()
     assert cli.main(["schema", "bild"]) == 2
-    assert "bild: no such schema; one of build" in capsys.readouterr().err
+    assert "bild: no such schema; expected one of build" in capsys.readouterr().err
 
 
 @functools.cache

@@ -16,10 +16,10 @@ from pipeline.store.store import Store
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["forget", "--url", "http://a.test/1.jpg", "--distance", "17"], "--distance 17: 0 to 16 bits of 64"),
-        (["gc", "--keep", "-1"], "--keep -1: a number, 0 for all of them"),
-        (["regions", "prune"], "regions prune: say which: --detector ID, or --before DATE"),
-        (["regions", "prune", "--before", "May"], "--before May: is not a date such as 2026-01-31"),
+        (["forget", "--url", "http://a.test/1.jpg", "--distance", "17"], "--distance 17: must be 0 to 16 bits"),
+        (["gc", "--keep", "-1"], "--keep -1: must be a number, or 0 for all"),
+        (["regions", "prune"], "regions prune: --detector ID or --before DATE is required"),
+        (["regions", "prune", "--before", "May"], "--before May: not a date such as 2026-01-31"),
     ],
 )
 def test_bad_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
@@ -50,7 +50,7 @@ def test_a_store_that_is_none_is_refused_and_none_is_made(
     wrong = tmp_path / place
     assert cli.main([*words, "--store", str(wrong), "--json"]) == 1
     printed = capsys.readouterr()
-    line = f"{wrong}: is no STORE (no store.json); check the address: a build makes its STORE"
+    line = f"{wrong}: not a STORE (no store.json); check the address: a build creates its STORE"
     assert printed.err.splitlines() == [f"wenlan-data: {line}"]
     assert json.loads(printed.out) == {"ok": False, "error": line, "code": 1}
     assert list(tmp_path.iterdir()) == []
@@ -65,17 +65,15 @@ def test_a_takedown_that_matches_nothing_fails_once_and_is_kept_for_future_build
         return code, printed.err, json.loads(printed.out.splitlines()[-1])
 
     code, said, answer = forget("--dry-run")
-    assert (code, said) == (1, "nothing in 0 builds matches; nothing was changed\n")
+    assert (code, said) == (1, "no match in 0 builds; nothing was changed\n")
     assert (answer["ok"], answer["matched"], answer["known"], answer["code"]) == (False, 0, False, 1)
     assert list(store.rglob("forgotten/*.json")) == []
     code, said, answer = forget()
-    line = (
-        "nothing in 0 builds matches; the takedown is recorded, and matching content will be refused in future builds"
-    )
+    line = "no match in 0 builds; the takedown is recorded, and future builds will refuse matching content"
     assert (code, said, answer["error"], answer["matched"]) == (1, f"{line}\n", line, 0)
     assert len(list(store.rglob("forgotten/*.json"))) == 1
     code, said, answer = forget()
-    assert (code, said) == (0, "nothing in 0 builds matches; the takedown was recorded before\n")
+    assert (code, said) == (0, "no match in 0 builds; the takedown was already recorded\n")
     assert (answer["ok"], answer["known"]) == (True, True)
     code, _, answer = forget("--missing-ok", url="http://a.test/2.jpg")
     assert (code, answer["ok"], answer["known"]) == (0, True, False)
@@ -87,7 +85,7 @@ def test_a_build_is_not_published_into_a_store_that_is_gone(
 ) -> None:
     monkeypatch.setattr(opening, "reopen", lambda out: synthetic_build)
     assert cli.main(["publish", synthetic_build.out]) == 1
-    assert "is no STORE (no store.json)" in capsys.readouterr().err
+    assert "not a STORE (no store.json)" in capsys.readouterr().err
     assert not Path(synthetic_build.store.url).exists()
 
 

@@ -70,17 +70,17 @@ def test_a_port_that_is_taken_is_one_line(noted: Build, capsys: pytest.CaptureFi
         taken.listen()
         port = taken.getsockname()[1]
         assert cli.main(["studio", noted.out, "--port", str(port), "--no-browser"]) == 1
-    assert f"--port {port}: Address already in use; --port 0 takes a free one" in capsys.readouterr().err
+    assert f"--port {port}: Address already in use; use --port 0 to choose a free one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "name a BUILD or a RELEASE, or --index DIR"),
+        ([], 2, "give a BUILD or RELEASE, or --index DIR"),
         (["x", "--port", "70000"], 2, "--port 70000"),
         (["nowhere/at/all"], 1, "nowhere/at/all"),
         (["--index", "nowhere/at/all"], 1, "contains no build"),
-        (["nowhere", "--index", "no/index"], 1, "is not a search index"),
+        (["nowhere", "--index", "no/index"], 1, "not a search index"),
     ],
 )
 def test_bad_usage_is_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_pairs_without_a_concept_are_dropped_where_the_spec_says_so(balanced: Ca
     build = balanced(unmatched="drop")
     assert "海边的人" not in texts_of(build)
     assert [row["evidence"] for row in curated.dropped(build) if row["reason"] == "no_concept"] == [
-        "none of the entries occurs in its text"
+        "its text contains none of the entries"
     ]
 
 
@@ -109,7 +109,7 @@ def test_a_word_list_that_changes_amidst_a_build_stops_it(balanced: Callable[...
     build.passes[CONCEPTS].run(build, partition)
     words.write_text("黄山\n故宫\n雪景\n", encoding="utf-8")
     for name in (CONCEPTS, "curate.balance"):
-        with pytest.raises(SourceError, match=r"words.txt: has changed since the build began; run the same command"):
+        with pytest.raises(SourceError, match=r"words.txt: has changed since the build started; run the same command"):
             build.passes[name].run(build, partition)
     words.write_text(WORDS, encoding="utf-8")
     build.passes["curate.balance"].run(build, partition)

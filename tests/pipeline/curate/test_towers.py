@@ -121,7 +121,7 @@ def _break(section: dict[str, Any], what: str, folder: Path) -> dict[str, Any]:
         ("nothing there", r"wrong.onnx: cannot be read \(No such file or directory\)"),
         ("garbage", r"wrong.onnx: cannot be read \("),
         ("custom operator", r"wrong.onnx: cannot be read \(.*evil:RunsCode"),
-        ("another width", r"text.onnx: has 3 features, \S*wrong.onnx has 5"),
+        ("another width", r"text.onnx: 3 features, but 5 in \S*wrong.onnx"),
         ("a text tower", r"wrong.onnx: takes text tensor\(int64\) \[1, 8\]; an image tower takes pictures"),
         ("weights elsewhere", r"wrong.onnx: keeps weights in '../../secret.bin'; only wrong.onnx.extra_file or"),
         ("vocabulary", r"words.txt: not a BERT vocabulary: it lacks \[PAD\]"),
@@ -140,7 +140,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, what: str, said: 
 
 def test_two_halves_of_different_checkpoints_are_no_towers(tmp_path: Path) -> None:
     section = own(tmp_path, "a" * 64, "b" * 64)
-    with pytest.raises(SpecError, match=r"m.text.onnx: is of another checkpoint than \S*m.image.onnx"):
+    with pytest.raises(SpecError, match=r"m.text.onnx: not of the same checkpoint as \S*m.image.onnx"):
         checked_towers(spec(section))
     foreign = towered.written(tmp_path / "foreign")
     mixed = {"image": foreign["image"], "text": section["text"]}

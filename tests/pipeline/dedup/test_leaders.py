@@ -102,7 +102,7 @@ def test_a_domain_has_its_cap_by_registered_domain_and_across_builds(tmp_path: P
     assert set(kept) == {"p0", "p1", "p2"}
     assert (decided["p3"]["reason"], decided["p3"]["evidence"]) == (
         "cap_per_domain",
-        "2 pairs of site.com.cn are kept already",
+        "2 pairs of site.com.cn are already kept",
     )
     publish(build)
     later = [filtered.Shown(f"q{i}", 9 + i, (f"另{i}张",), page=page) for i, page in enumerate(pages)]

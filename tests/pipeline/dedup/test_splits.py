@@ -188,7 +188,7 @@ def test_a_new_generation_keeps_splits_and_drops_what_straddles(tmp_path: Path, 
         kept[row["image_url"].rpartition("/")[2]]["split"] for row in remaining
     ]
     assert [row["reasons"] for row in decided] == [["other_split"]]
-    assert "stand in another split" in decided[0]["evidence"]
+    assert "are in another split" in decided[0]["evidence"]
     assert counts(anew)["other_split"] == 1
 
 

@@ -38,5 +38,5 @@ def test_its_id_follows_what_finds_and_not_where_it_lies(tmp_path: Path) -> None
     assert faces(side=640).detector_id != faces().detector_id
     with pytest.raises(DetectorError, match=r"gone\.onnx: cannot be read"):
         _ = faces(weights="gone.onnx", base=str(tmp_path)).detector_id
-    with pytest.raises(DetectorError, match=r"yunet\.onnx: is not a face detector"):
+    with pytest.raises(DetectorError, match=r"yunet\.onnx: not a YuNet face detector"):
         faces(weights="yunet.onnx", base=str(tmp_path / "a")).load()

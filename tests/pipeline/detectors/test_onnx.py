@@ -133,7 +133,7 @@ def _load(detector: Detector) -> None:
 def test_unusable_weights_are_named(fetched_build: Any, tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a model")
-    with pytest.raises(DetectorError, match=r"bad\.onnx: is not an ONNX model"):
+    with pytest.raises(DetectorError, match=r"bad\.onnx: not an ONNX model"):
         _load(Onnx(weights=str(bad)))
     with pytest.raises(DetectorError, match=r"none\.onnx: cannot be read \(No such file or directory\)"):
         _load(Onnx(weights="none.onnx", base=str(tmp_path)))

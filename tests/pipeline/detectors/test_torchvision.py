@@ -19,10 +19,10 @@ def test_torchvision_takes_a_local_file_and_names_a_wrong_one(tmp_path: Path) ->
 
     wrong = tmp_path / "wrong.safetensors"
     save_file({"other.weight": torch.zeros(2)}, wrong)
-    with pytest.raises(DetectorError, match=r"wrong\.safetensors: holds no weights of this model .*Missing key"):
+    with pytest.raises(DetectorError, match=r"wrong\.safetensors: contains no weights of this model .*Missing key"):
         TorchVision(weights=str(wrong)).load()
     (tmp_path / "code.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(DetectorError, match=r"code\.pth: holds no weights of this model"):
+    with pytest.raises(DetectorError, match=r"code\.pth: contains no weights of this model"):
         TorchVision(weights=str(tmp_path / "code.pth")).load()
     torch.manual_seed(0)
     model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96)

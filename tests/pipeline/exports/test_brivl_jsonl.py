@@ -74,6 +74,6 @@ def test_boxes_are_whole_pixels_inside_the_picture(raw: list[tuple[float, ...]])
 
 
 def test_a_detector_that_is_not_there_is_named(shards_of: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"has no one detector 'yolo'; its detectors: grid-"):
+    with pytest.raises(StoreError, match=r"no detector or several named 'yolo'; detectors: grid-"):
         export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out", detector="yolo")
     assert not (tmp_path / "out").exists()

@@ -79,9 +79,9 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, left: int) -> None:
     write(folder)
     path = tmp_path / "some.bin"
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(StoreError, match=f"{path}.*is missing or not whole; delete it"), Arrays(folder, "some.bin"):
+    with pytest.raises(StoreError, match=f"{path}.*missing or incomplete; delete it"), Arrays(folder, "some.bin"):
         pass
-    with pytest.raises(StoreError, match="is missing or not whole"), Arrays(folder, "other.bin"):
+    with pytest.raises(StoreError, match="missing or incomplete"), Arrays(folder, "other.bin"):
         pass
 
 
@@ -92,7 +92,7 @@ def test_a_file_whose_list_of_arrays_is_damaged_is_named(tmp_path: Path, place: 
     data = bytearray(path.read_bytes())
     data[place] = b"\xff" * (place.stop - place.start)
     path.write_bytes(data)
-    with pytest.raises(StoreError, match="is missing or not whole"), Arrays(Folder(str(tmp_path)), "some.bin"):
+    with pytest.raises(StoreError, match="missing or incomplete"), Arrays(Folder(str(tmp_path)), "some.bin"):
         pass
 
 
@@ -104,5 +104,5 @@ def test_an_array_that_has_become_shorter_behind_a_url_is_named(
     write(folder)
     with Arrays(folder, "some.bin") as arrays:
         folder.write("some.bin", folder.read("some.bin")[:100])
-        with pytest.raises(StoreError, match=r"some\.bin: is missing or not whole"):
+        with pytest.raises(StoreError, match=r"some\.bin: missing or incomplete"):
             arrays["words"]

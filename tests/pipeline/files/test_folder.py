@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_named(place: str) -> None:
     with pytest.raises(FileNotFoundError):
         read_url(folder.at("none"))
     folder.write("odd.json", b"{")
-    with pytest.raises(StoreError, match=r"odd\.json: is not JSON"):
+    with pytest.raises(StoreError, match=r"odd\.json: invalid JSON"):
         folder.read_json("odd.json")
     folder.write_json("sound.json", {"字": [1, None]})
     assert folder.read_json("sound.json") == {"字": [1, None]}

@@ -27,7 +27,7 @@ def test_it_drops_what_has_more_than_allowed() -> None:
     assert drop is not None
     assert (drop.reason.value, drop.evidence) == ("faces", "3 faces; at most 2")
     assert "3 张人脸" in evidence_zh(drop.evidence)
-    assert "未能检测人脸" in evidence_zh("no detector could look for faces in it: https://a.example/1.jpg")
+    assert "未能检测人脸" in evidence_zh("faces could not be detected: https://a.example/1.jpg")
 
 
 def test_scores_are_cached_under_what_finds_and_not_under_the_threshold(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_stray_marks_hide_no_chinese_word(words, data):
     ("content", "message"),
     [
         (None, "cannot be read"),
-        (b"", "holds no word"),
-        (b"# none\n\n", "holds no word"),
+        (b"", "contains no word"),
+        (b"# none\n\n", "contains no word"),
         ("违禁".encode("gb18030"), "UTF-8"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_list_counts_by_what_it_holds_not_by_where_it_lies(tmp_path):
     assert a.identity() == b.identity()
     (tmp_path / "b" / "words.txt").write_text("违禁词\n别的词\n", encoding="utf-8")
     assert Lexicon(lists={"l": "words.txt"}, base=str(tmp_path / "b")).identity() != a.identity()
-    with pytest.raises(SourceError, match=r"words\.txt: list l has changed since the build was planned"):
+    with pytest.raises(SourceError, match=r"words\.txt: list l has changed since the build was opened"):
         b.check(Text("alt", "故宫"))
 
 

@@ -75,7 +75,7 @@ def test_the_content_of_a_model_is_its_identity(arpa, tmp_path):
 def test_a_file_that_is_no_model_is_a_fault_of_the_spec(tmp_path):
     pytest.importorskip("kenlm", reason="kenlm is not installed")
     (tmp_path / "notes.txt").write_text("no model", encoding="utf-8")
-    for name, why in (("notes.txt", "is not a model of KenLM"), ("missing.lm", "cannot be read (No such file")):
+    for name, why in (("notes.txt", "not a KenLM model"), ("missing.lm", "cannot be read (No such file")):
         with pytest.raises(SpecError, match=r"filters\[0\]") as raised:
             configure("filters", "text_perplexity", {"model": name}, TextFilter, "filters[0]", str(tmp_path))
         assert why in str(raised.value)

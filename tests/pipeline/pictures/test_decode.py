@@ -110,7 +110,7 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> N
     data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     assert len(data) < 100_000
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(PictureError, match="20000 x 20000 pixels, 100,000,000 are allowed") as caught:
+    with pytest.raises(PictureError, match="20000 x 20000 pixels; at most 100,000,000 are allowed") as caught:
         pictures.decode(data)
     assert caught.value.too_many_pixels
 
@@ -362,6 +362,6 @@ def test_a_format_whose_reader_is_missing_is_named_with_what_to_install(
     with pytest.raises(PictureError, match=said) as e:
         header(data)
     assert e.value.unreadable_here
-    with pytest.raises(PictureError, match="not an image that is read here") as e:
+    with pytest.raises(PictureError, match="not a supported image") as e:
         header(b"\0\0\0\x14ftypmp42" + bytes(40))
     assert not e.value.unreadable_here

@@ -42,7 +42,7 @@ def test_what_finds_is_in_the_digest(tmp_path: Path) -> None:
     assert len({Finder().digest, Finder(str(one)).digest, Finder(str(two)).digest}) == 3
     with pytest.raises(ModelError, match=r"gone\.onnx: cannot be read"):
         _ = Finder(str(tmp_path / "gone.onnx")).digest
-    with pytest.raises(ModelError, match=r"1\.onnx: is not a face detector of YuNet's form"):
+    with pytest.raises(ModelError, match=r"1\.onnx: not a YuNet face detector"):
         Finder(str(one)).load()
 
 

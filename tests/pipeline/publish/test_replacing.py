@@ -62,7 +62,7 @@ def test_a_build_of_a_snapshot_published_from_another_folder_is_named_before_it_
     again = replace(of(published, seed=7), out=str(tmp_path / "again"))
     held, lost, advice = replacing.displaced(again)
     assert held == f"release 1 of synthetic has 30 samples of snapshot 2024-01-01, built in {published.out}"
-    assert "takes its place" in lost
+    assert "would replace it" in lost
     assert "--replace" in advice
     for other in (published, of(again, snapshot="2024-01-02"), replace(again, generation=2), of(again, name="other")):
         assert replacing.displaced(other) == []
@@ -81,13 +81,13 @@ def test_another_spec_is_no_matter_until_the_build_is_published(begun: Build) ->
         f"{begun.out}: holds dataset synthetic, snapshot 2024-01-01, spec {digests[0]}, published as revision 0: "
         f"30 samples ({samples})"
     )
-    assert lost.startswith(f"dataset synthetic, snapshot 2024-01-01, spec {digests[1]}, would take its place: ")
+    assert lost.startswith(f"dataset synthetic, snapshot 2024-01-01, spec {digests[1]}, would replace it; ")
     assert "--replace" in advice
 
 
 def test_what_is_lost_is_named(published: Build) -> None:
     same_shards = replacing.in_the_way(of(published, seed=7))[1]
-    assert "its manifest, while its shards stay as they are, would be lost" in same_shards
+    assert "its manifest (but not its shards) would be lost" in same_shards
     other = replace(of(published, seed=7), fingerprints={**published.fingerprints, "shard": "0" * 64})
     shards = len(read_manifest(Path(published.out) / "shards").shards)
     assert f"its manifest, its report and {shards} shards (" in replacing.in_the_way(other)[1]

@@ -36,7 +36,7 @@ def test_a_missing_column_is_named(shards_of: Path, reseal: Any) -> None:
     path = shards_of / "train-000000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["split"]), path)
     reseal(shards_of)
-    assert verify(shards_of) == ["train-000000.parquet: column split is missing"]
+    assert verify(shards_of) == ["train-000000.parquet: missing column split"]
 
 
 @pytest.mark.slow
@@ -48,14 +48,14 @@ def test_damaged_missing_and_short_files_are_named(shards_of: Path, name: str) -
     [fault] = verify(shards_of, quick=True)
     assert fault.startswith(f"{name}: sha256 is ")
     path.write_bytes(data[:-512])
-    assert verify(shards_of, quick=True) == [f"{name}: has {len(data) - 512:,} bytes, the manifest says {len(data):,}"]
+    assert verify(shards_of, quick=True) == [f"{name}: {len(data) - 512:,} bytes, but {len(data):,} in the manifest"]
     path.unlink()
-    assert verify(shards_of, quick=True) == [f"{name}: is missing"]
+    assert verify(shards_of, quick=True) == [f"{name}: missing"]
 
 
 def test_a_stray_shard_is_named(shards_of: Path) -> None:
     (shards_of / "train-000009.tar").write_bytes(b"")
-    assert verify(shards_of, quick=True) == ["train-000009.tar: is in the folder, but the manifest does not name it"]
+    assert verify(shards_of, quick=True) == ["train-000009.tar: not listed in the manifest"]
 
 
 def test_counts_that_differ_are_named(shards_of: Path) -> None:
@@ -64,9 +64,9 @@ def test_counts_that_differ_are_named(shards_of: Path) -> None:
     raw["content_digest"] = "0" * 64
     (shards_of / "manifest.json").write_text(json.dumps(raw), encoding="utf-8")
     assert verify(shards_of, quick=True) == [
-        "manifest.json: its train shards hold 17 samples, its total is 18",
-        "manifest.json: content_digest does not match the tars it names",
-        "train-000000.parquet: has 8 rows, the manifest says 7",
+        "manifest.json: the train shards have 17 samples, but the total is 18",
+        "manifest.json: content_digest does not match the tars",
+        "train-000000.parquet: 8 rows, but 7 in the manifest",
     ]
 
 
@@ -75,7 +75,7 @@ def test_a_path_that_leaves_the_folder_is_not_opened(shards_of: Path) -> None:
     raw["shards"][0]["parquet"]["path"] = "../../secret.parquet"
     (shards_of / "manifest.json").write_text(json.dumps(raw), encoding="utf-8")
     faults = verify(shards_of, quick=True)
-    assert "manifest.json: path '../../secret.parquet' leaves the shard folder" in faults
+    assert "manifest.json: path '../../secret.parquet' is outside the shard folder" in faults
     assert not any("missing" in fault for fault in faults)
 
 
@@ -84,12 +84,12 @@ def test_an_image_cluster_in_two_splits_and_a_key_twice_are_found(shards_of: Pat
     leader = pq.read_table(shards_of / "val-000000.parquet")["image_leader"][0].as_py()
     edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(image_leader=leader))
     reseal(shards_of)
-    assert verify(shards_of, quick=True) == [f"image_leader {leader[:16]}...: is in train and in val"]
+    assert verify(shards_of, quick=True) == [f"image_leader {leader[:16]}...: in train and in val"]
     key = pq.read_table(shards_of / "train-000001.parquet").slice(0, 1).to_pylist()[0]
     own = {"key": key["key"], "candidate_id": key["candidate_id"]}
     edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(own))
     reseal(shards_of)
-    assert f"{own['key']}: this key occurs more than once" in verify(shards_of, quick=True)
+    assert f"{own['key']}: duplicate key" in verify(shards_of, quick=True)
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: P
     synthetic_build.store.folder.write_json("forgotten/1.json", {"hashes": [sha256_hex(row["image_url"])]})
     store = synthetic_build.store.url
     assert verify(shards_of) == [], "nobody said which STORE"
-    assert verify(shards_of, store=store) == [f"train-000000.parquet: {row['key']}: was taken down"]
+    assert verify(shards_of, store=store) == [f"train-000000.parquet: {row['key']}: taken down, but still present"]
     (shards_of.parent / "build.json").write_text(
         json.dumps({"version": build_json.VERSION, "store": store}), encoding="utf-8"
     )
@@ -109,10 +109,10 @@ def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: P
 @pytest.mark.parametrize("data", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}"], ids=["deep", "digits"])
 def test_a_hostile_manifest_or_build_json_is_one_line(shards_of: Path, data: str) -> None:
     (shards_of.parent / "build.json").write_text(data, encoding="utf-8")
-    with pytest.raises(StoreError, match=r"build\.json: is not JSON"):
+    with pytest.raises(StoreError, match=r"build\.json: invalid JSON"):
         verify(shards_of.parent)
     (shards_of.parent / "build.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"build\.json: is not the record of a build"):
+    with pytest.raises(StoreError, match=r"build\.json: not the record of a build"):
         verify(shards_of.parent)
     (shards_of / "manifest.json").write_text(data, encoding="utf-8")
     with pytest.raises(ContractError, match=r"manifest\.json: not a JSON manifest"):
@@ -139,14 +139,14 @@ def test_what_is_no_plain_file_is_named_and_not_read(shards_of: Path) -> None:
     path = shards_of / "train-000000.tar"
     path.unlink()
     os.mkfifo(path)
-    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a plain file"]
+    assert verify(shards_of, quick=True) == ["train-000000.tar: not a regular file"]
     path.unlink()
     path.mkdir()
-    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a plain file"]
+    assert verify(shards_of, quick=True) == ["train-000000.tar: not a regular file"]
 
 
 def test_a_store_that_is_none_is_no_store_without_takedowns(shards_of: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="mistyped: is no STORE"):
+    with pytest.raises(StoreError, match="mistyped: not a STORE"):
         verify(shards_of, store=str(tmp_path / "mistyped"))
 
 

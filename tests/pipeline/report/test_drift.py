@@ -96,7 +96,7 @@ def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stag
     assert "gate min_regions" in str(caught.value)
     gates.hold(strict_build, *read_funnels(build), accept=["max_domain_share", "min_regions"])
     shutil.rmtree(Path(build.out) / "report")
-    with pytest.raises(GateError, match="no report of this build to judge by"):
+    with pytest.raises(GateError, match="the report of this build is missing"):
         gates.hold(strict_build, *read_funnels(build))
 
 
@@ -107,7 +107,7 @@ def test_a_report_of_another_tool_is_no_baseline(two: list[Build], tmp_path: Pat
     for foreign in ('{"tests": 3}', "[1]", '{"build": {"number": 7}}'):
         (tmp_path / "ci/report/report.json").write_text(foreign, encoding="utf-8")
         assert cli.main(["report", two[0].out, "--baseline", str(tmp_path / "ci")]) == 1
-        assert capsys.readouterr().err.endswith("/ci: has no report/report.json to compare with\n")
+        assert capsys.readouterr().err.endswith("/ci: no report/report.json to compare with\n")
 
 
 @pytest.mark.drill(2)

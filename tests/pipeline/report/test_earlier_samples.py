@@ -58,9 +58,9 @@ def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any
     held = {}
     for number in range(4):
         [row] = [r for r in explain(second, f"folder:///album/{number:03d}.jpg") if r["reason"] == "known"]
-        assert "the dataset knows its image" in row["evidence"]
+        assert "its image is already in the dataset" in row["evidence"]
         held[number] = row["held_by"]["dropped"]
-    assert held == {0: "", 1: "curate: no_concept, none of the entries occurs in its text", 2: "", 3: ""}
+    assert held == {0: "", 1: "curate: no_concept, its text contains none of the entries", 2: "", 3: ""}
     shutil.rmtree(first.out)
     [row] = [r for r in explain(second, "folder:///album/001.jpg") if r["reason"] == "known"]
     assert row["held_by"]["dropped"] == "", "nobody knows any more"
@@ -92,7 +92,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
     shutil.rmtree(Path(build.out) / "report")
     run_stage(build, "report")
     html = (Path(build.out) / "report/index.html").read_text("utf-8")
-    assert "which is not here" in html
+    assert "which is not available here" in html
     assert html.partition('id="duplicates"')[2].count("<img") == 4
 
 

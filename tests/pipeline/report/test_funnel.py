@@ -85,4 +85,4 @@ def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_st
     run_stage(synthetic_build, "shard")
     candidates, _ = read_funnels(synthetic_build)
     lost = record.counts["dropped"]
-    assert f"filter: its records count 3 dropped, the decisions say {3 - lost}" in faults(synthetic_build, candidates)
+    assert f"filter: its records count 3 dropped, but its decisions {3 - lost}" in faults(synthetic_build, candidates)

@@ -51,7 +51,7 @@ def test_a_stage_that_drops_nearly_everything_fails_by_default() -> None:
     """50,000 captions that become one row are never a success."""
     funnel = Funnel({("a", "dedup", "near_image"): 49_999, ("a", "shard", ""): 1})
     gate = named(gates.judge(spec(), STAGES, funnel, NONE))["max_drop.dedup"]
-    assert gate.faults == ("dedup dropped 49,999 of 50,000 candidates of a (100.0%), 80.0% is expected at most",)
+    assert gate.faults == ("dedup dropped 49,999 of 50,000 candidates of a (100.0%), expected at most 80.0%",)
     assert gate.found == "a 100.0%"
 
 
@@ -136,8 +136,8 @@ def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_a
     assert "near_image" in text
     assert "same_image" in text
     assert text.count(", for example http") == len(top_reasons(build, "dedup"))
-    assert "  to expect as much: publish: {max_drop: {dedup: 0." in text
-    assert "to mend it: change the spec and run the same command again" in text
+    assert "  to allow this: publish: {max_drop: {dedup: 0." in text
+    assert "to fix this: change the spec and run the same command again" in text
     assert f"wenlan-data publish {build.out} --accept max_drop.dedup --because TEXT" in text
     gates.hold(build, candidates, captures, accept=["max_drop.dedup"])
 
@@ -168,7 +168,7 @@ def test_a_gate_names_the_key_of_the_spec_that_decides(tmp_path: Path, synthetic
         gates.hold(build, *read_funnels(build))
     lines = str(caught.value).splitlines()
     at = next(i for i, line in enumerate(lines) if "x image_too_small, for example http" in line)
-    assert lines[at + 1] == "    filters: {name: image_sides, min_side: 400} decides"
+    assert lines[at + 1] == "    filters: {name: image_sides, min_side: 400} sets the limit"
     dropped = DropShares.model_validate(yaml.safe_load(lines[at + 2].partition("publish: ")[2])["max_drop"])
     build = replace(
         build,
@@ -206,7 +206,7 @@ def test_every_sentence_is_there_in_chinese() -> None:
 
 
 def test_an_unknown_gate_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; one of .*max_drop\.dedup"):
+    with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; expected one of .*max_drop\.dedup"):
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
 
 

@@ -54,7 +54,7 @@ def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, 
         assert words in row
         assert f'<td class="num">{total}</td>' in row
     assert "min_samples" in rows[1]
-    assert "Newest release:</span> <b>2</b> · 15" in page
+    assert "Latest release:</span> <b>2</b> · 15" in page
     lines = page.split("<figure")[1:]
     drawn = [line.count("<circle") for line in lines]
     assert drawn == [2, *[5] * 5, 4], "releases; builds; and those that kept some"

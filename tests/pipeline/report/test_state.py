@@ -148,4 +148,4 @@ def test_a_report_that_cannot_be_written_holds_up_no_publish(
 
     monkeypatch.setattr(Folder, "write", full)
     assert release.publish(weeks.build("2026-01-01", range(12))).revision == 0
-    assert "index.html: cannot be written (No space left on device); the report does not say what" in caplog.text
+    assert "index.html: cannot be written (No space left on device); the report of" in caplog.text

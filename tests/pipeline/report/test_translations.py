@@ -64,7 +64,7 @@ def test_evidence_of_the_filters_is_said_in_chinese(name: str) -> None:
     [
         ("150 x 90 pixels; each side needs 200", "150 × 90 像素；每边至少 200"),
         (
-            "说明.csv names 我的 1.jpg, which is not a picture of the folder",
+            "说明.csv lists 我的 1.jpg, which is not a picture in the folder",
             "说明.csv 提到 我的 1.jpg，文件夹中没有这张图片",
         ),
         ("same bytes as 9dead, which an earlier build kept", "字节相同： 9dead（早先构建已保留）"),

@@ -138,8 +138,12 @@ def test_regions_of_faces_are_scaled_with_what_is_stored_and_none_is_left_out(bu
 def test_verify_tells_a_face_that_was_put_back(built: Build, tmp_path: Path) -> None:
     for name, what, expected in (
         ("clear", lambda old, new: new, "has faces that are not blurred"),
-        ("more", lambda old, new: old[:2] + b"\xff\xfe" + (len(new) + 2).to_bytes(2, "big") + new + old[2:], "beside"),
-        ("after", lambda old, new: old + new, "beside"),
+        (
+            "more",
+            lambda old, new: old[:2] + b"\xff\xfe" + (len(new) + 2).to_bytes(2, "big") + new + old[2:],
+            "other than its pixels",
+        ),
+        ("after", lambda old, new: old + new, "other than its pixels"),
     ):
         shards = tmp_path / name
         shutil.copytree(Path(built.out) / "shards", shards)
@@ -270,7 +274,7 @@ def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, t
     files = tuple(s.model_copy(update={"regions": {grid: s.regions[grid]}}) for s in manifest.shards)
     changed = manifest.model_copy(update={"detectors": (grid,), "shards": files})
     (shards / "manifest.json").write_text(changed.model_dump_json(), encoding="utf-8")
-    assert verify(shards) == [f"train-000000.tar: has no regions of {faces}"]
+    assert verify(shards) == [f"train-000000.tar: no regions of {faces}"]
 
 
 @pytest.mark.slow
@@ -294,7 +298,7 @@ def test_a_picture_at_which_nobody_could_look_is_not_stored(
         if not row["kept"]
     ]
     assert [(row["reason"], row["text"]) for row in dropped] == [("unreadable", "第1幅")]
-    assert "no detector could look for faces" in dropped[0]["evidence"]
+    assert "faces could not be detected" in dropped[0]["evidence"]
     assert len(_stored(build)) == WITH + WITHOUT - 1
 
 

@@ -261,7 +261,10 @@ def test_an_answer_without_an_end_costs_what_was_asked_for(crawl):
 
 def test_a_server_without_ranges_and_a_range_behind_the_end(crawl):
     place = taken(source(crawl))[0]
-    with answering(200, [b"the whole file"], []) as url, pytest.raises(SourceError, match="does not answer requests"):
+    with (
+        answering(200, [b"the whole file"], []) as url,
+        pytest.raises(SourceError, match="does not support range requests"),
+    ):
         list(read_ranges([PageRange(place.url, url, 5, 9)], 1 << 20))
     with answering(416, [], []) as url:
         [decision] = read_ranges([PageRange(place.url, url, 1 << 30, 9)], 1 << 20)
@@ -365,7 +368,7 @@ def test_names_that_fail_are_one_line(tmp_path):
         source(tmp_path, path=())
     with pytest.raises(ValidationError, match="Chinese is zho"):
         source(tmp_path, languages=("zh",))
-    with pytest.raises(SourceError, match="matches no file"):
+    with pytest.raises(SourceError, match="no file matches"):
         source(tmp_path).parts()
     write(tmp_path, [], "part-00000.parquet", "robotstxt")
     with pytest.raises(SourceError, match="subset=warc"):
@@ -374,7 +377,7 @@ def test_names_that_fail_are_one_line(tmp_path):
     with pytest.raises(SourceError, match=r"x\.parquet.*no column 'warc_filename'"):
         source(tmp_path, path="x.parquet").parts()
     (tmp_path / "y.parquet").write_bytes(random.Random(0).randbytes(1000))
-    with pytest.raises(SourceError, match=r"y\.parquet.*is not a readable Parquet file"):
+    with pytest.raises(SourceError, match=r"y\.parquet.*not a readable Parquet file"):
         source(tmp_path, path="y.parquet").parts()
 
 

@@ -77,7 +77,7 @@ def test_of_a_large_table_a_sample_is_read_and_the_rest_is_estimated(tmp_path, k
 def test_a_column_that_a_table_lacks_is_one_line_with_those_it_has(tmp_path):
     options = write_table(tmp_path / "t.csv", "csv", 3)
     options["columns"]["image_url"] = "image"
-    with pytest.raises(SourceError, match="has no column 'image'; its columns: url, zh"):
+    with pytest.raises(SourceError, match="no column 'image'; columns: url, zh"):
         source("url_table", tmp_path, **options).look(Budget())
 
 
@@ -109,7 +109,7 @@ def test_a_folder_says_which_pictures_have_a_text_and_which_captions_no_picture(
     assert look.counts == (Count("pictures", 6), Count(".txt files", 2))
     assert (look.bytes, look.candidates) == (60, Count("candidates", 3))
     facts = dict(look.facts)
-    assert "names 9.jpg, which is not a picture" in facts["bad_row"]
+    assert "lists 9.jpg, which is not a picture" in facts["bad_row"]
     assert facts["no_text"].startswith("3, ")
 
 
@@ -144,7 +144,7 @@ def test_pages_of_warc_files_are_sampled(tmp_path):
     assert look.counts == (Count("WARC files", 2), Count("HTML pages", 80, "about"))
     assert look.candidates == Count("candidates", 160, "about")
     (tmp_path / "1.warc.gz").write_bytes(gzip.compress(b"no records"))
-    with pytest.raises(SourceError, match="is not a WARC file"):
+    with pytest.raises(SourceError, match="not a WARC file"):
         source("warc", tmp_path, path="1.warc.gz").look(Budget())
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_post_is_one_decision_that_names_its_row(tmp_path):
     reasons = [(d.reason, d.evidence.partition(":")[0]) for d in decisions]
     assert reasons[:4] == [(r, f"posts.jsonl, row {n}") for n, r in enumerate(["bad_row"] * 3 + ["bad_url"], 1)]
     assert reasons[4][0] == "no_text"
-    with pytest.raises(SourceError, match="there is no such file"):
+    with pytest.raises(SourceError, match="no such file"):
         Microblog(name="wb", source_kind="microblog", base=str(tmp_path), path="none.jsonl").parts()
 
 

@@ -116,7 +116,7 @@ def test_own_words_that_were_removed_do_not_give_way_to_a_text_of_a_page_with_se
     )
     [decision] = admit([replace(own, shown="among")], spec())[1]
     assert decision.reason == "low_han_share"
-    assert decision.evidence.endswith("what is left is a title of a page with several images")
+    assert decision.evidence.endswith("the remaining text is the title of a page with several images")
     assert admit([own], spec())[0], "the only picture of its page"
     for name in ("IMG_20210102_123456.jpg", "min_path_sum_dp_step8"):
         named = replace(own, texts=(Text("alt", name), *own.texts[1:]), shown="among")
@@ -178,7 +178,7 @@ def test_an_image_on_very_many_pages_of_the_whole_crawl_is_furniture():
     many = [candidate("http://i.test/logo.jpg", origin=p, page=p) for p in pages]
     kept, decisions = admit(many, spec())
     assert kept == []
-    assert {(d.reason, d.evidence) for d in decisions} == {("spacer", "stands on 20 pages")}
+    assert {(d.reason, d.evidence) for d in decisions} == {("spacer", "repeated on 20 pages")}
     assert len(admit(many[1:], spec())[0]) == 8, "max_candidates_per_image"
 
 
@@ -281,7 +281,7 @@ def test_kinds_that_a_spec_does_not_list_are_left_out_and_the_others_keep_their_
     [kept], [gone] = admit([beside, bare], spec(text_kinds=own))
     assert [t.kind for t in kept.texts] == ["surrounding", "alt"]
     assert (kept.text_rank, [t.kind for t in kept.removed]) == (0, ["title"])
-    assert (gone.reason, gone.evidence) == ("no_text", "not in text_kinds")
+    assert (gone.reason, gone.evidence) == ("no_text", "kind not in text_kinds")
     assert admit([replace(beside, texts=beside.texts[::-1])], spec(text_kinds=own))[0][0].text_rank == 0
     both, _ = admit([beside, bare], spec())
     assert sorted([t.kind for t in one.texts] for one in both) == [["surrounding", "alt", "title"], ["title"]]

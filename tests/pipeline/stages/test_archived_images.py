@@ -223,7 +223,7 @@ def test_a_file_that_is_not_gzipped_has_places_too_and_one_gzipped_as_a_whole_sa
     with caplog.at_level(logging.WARNING):
         build = archives(b=gzip.compress(plain))
     assert outcomes(build) == {f"{SITE}/1.jpg": "not_stored"}
-    assert "was gzipped as a whole, so its 2 pictures cannot be read; gunzip it" in caplog.text
+    assert "gzipped as a whole, so its 2 pictures cannot be read; decompress it" in caplog.text
     assert counts(build) == {"pages": 3, "pages_dropped": 2, "pictures": 0, "revisits": 0, "archived": 0}
 
 

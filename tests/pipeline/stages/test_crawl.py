@@ -88,7 +88,7 @@ def test_pages_beyond_the_largest_depth_are_counted_once_and_said(serve, make_bu
         counts, bodies, _ = run(make_build(web, sources=site(web.url(), max_depth=1)))
     assert len(bodies) == 3
     assert (counts["too_deep"], counts["dropped"]) == (3, 0)
-    assert "source s: 3 linked pages lie beyond max_depth 1 and were not visited" in caplog.text
+    assert "source s: skipped 3 linked pages beyond max_depth 1" in caplog.text
     assert run(make_build(web, out="whole", sources=site(web.url())))[0]["too_deep"] == 0
 
 
@@ -185,7 +185,8 @@ def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_b
     build = make_build(web, sources=site(web.url()))
     row = min(2 * pages, 5)
     with pytest.raises(
-        SourceError, match=f"{row} requests in a row failed, and the host is down .*; start again to go"
+        SourceError,
+        match=f"{row} requests in a row failed, and the host is down .*; run the same command again to resume",
     ):
         crawl.run_partition(build, "s")
     failing.up = True

@@ -173,7 +173,7 @@ def test_a_file_that_comes_or_goes_between_two_parts_is_an_error_and_no_loss(tmp
         (tmp_path / f"b{suffix}").unlink()
     extract.sources_of(build.spec)[0].token()  # another process lists a folder anew
     for begun in (extract.partitions, lambda build: extract.run_partition(build, second)):
-        with pytest.raises(SourceError, match=r"source s: files came or went .* run the same command again"):
+        with pytest.raises(SourceError, match=r"source s: files were added or removed .* run the same command again"):
             begun(build)
     assert build.stage("extract").partitions() == [first]
     again = replace(build, fingerprints={"extract": "f" * 64})
@@ -200,7 +200,7 @@ def test_a_warc_that_breaks_off_keeps_what_came_before(tmp_path):
 def test_a_file_that_is_no_warc_is_one_clear_error(tmp_path, content):
     path = tmp_path / "no.warc.gz"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"no\.warc\.gz: is not a WARC file"):
+    with pytest.raises(SourceError, match=r"no\.warc\.gz: not a WARC file"):
         list(read_captures(str(path), 1000, {}))
 
 
@@ -293,10 +293,10 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
     good, empty = build.stage("extract").records()
     assert (good.counts["kept"], good.info) == (1, {})
     assert (empty.counts["kept"], empty.counts["no_warc"]) == (0, 1)
-    assert empty.info["no_warc"] == "is not a WARC file (it holds no record)"
+    assert empty.info["no_warc"] == "not a WARC file (it contains no records)"
     assert empty.info["file"].endswith(".warc.gz")
     (tmp_path / "a.warc.gz").unlink()
-    with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
+    with pytest.raises(SourceError, match=r"b\.warc\.gz: not a WARC file"):
         extract.run_partition(replace(build, fingerprints={"extract": "f" * 64}), "w-00000")
 
 

@@ -23,7 +23,7 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     assert len(kept) + len(dropped) == len(candidates)
     [removed] = kept[0].removed
     assert (removed.kind, removed.text, removed.reason) == ("surrounding", "如有问题请告诉我们", "boilerplate")
-    assert removed.evidence == f"stands on {len(pages)} pages of a.test"
+    assert removed.evidence == f"repeated on {len(pages)} pages of a.test"
 
 
 def test_the_words_of_an_article_are_none_of_its_site_in_however_many_lists_they_stand() -> None:
@@ -57,7 +57,7 @@ def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
     many, _ = _furniture.without_furniture(candidates(_furniture.REPEATED_ON_IMAGES))
     assert all(text.text != "敬请期待" for c in many for text in c.texts)
     [removed] = many[0].removed
-    assert removed.evidence == f"stands with {_furniture.REPEATED_ON_IMAGES} images of a.test"
+    assert removed.evidence == f"repeated with {_furniture.REPEATED_ON_IMAGES} images of a.test"
 
 
 def test_of_pictures_without_a_text_of_their_own_two_of_a_page_stay() -> None:

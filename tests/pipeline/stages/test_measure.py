@@ -111,7 +111,7 @@ def test_bytes_that_are_not_what_was_fetched_stop_the_build_and_name_the_tar(fet
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    said = rf"^{tar}: holds other bytes of [0-9a-f]{{64}} than were fetched; delete the stage's folder to fetch again$"
+    said = rf"^{tar}: the bytes of [0-9a-f]{{64}} differ from those fetched; delete the stage's folder to fetch again$"
     with pytest.raises(StageError, match=said):
         measure.run_partition(build, partition)
 

@@ -110,7 +110,7 @@ def test_a_word_needs_a_name_and_a_reason(waiting: Build, verdict: str, name: st
 
 @pytest.mark.slow
 def test_nobody_is_asked_where_the_spec_asks_nobody(weeks: Any) -> None:
-    with pytest.raises(SpecError, match="does not ask"):
+    with pytest.raises(SpecError, match="does not require"):
         approval.say(weeks.build("2026-01-01", range(12)), "approved", "Li", "x")
 
 

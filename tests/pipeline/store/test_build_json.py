@@ -60,7 +60,7 @@ def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
     known = build_json.status(opening.reopen(build.out))
     assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
     assert cli.main(["status", build.out]) == 0
-    assert "no process is building here: it stopped in fetch" in capsys.readouterr().err
+    assert "stopped in fetch, no process is running" in capsys.readouterr().err
 
 
 def test_asking_for_the_status_keeps_nobody_from_building(build):
@@ -68,7 +68,7 @@ def test_asking_for_the_status_keeps_nobody_from_building(build):
         build_json.note(build)
     assert build_json.status(opening.reopen(build.out))["alive"] is False
     second = build_json.sole_owner(build)
-    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is running here"):
         second.__enter__()
 
 
@@ -101,7 +101,7 @@ def test_what_build_json_holds_already_is_not_written_again(build):
 
 
 def test_a_folder_without_a_build_is_named(tmp_path: Path):
-    with pytest.raises(StoreError, match="holds no build"):
+    with pytest.raises(StoreError, match="not a build"):
         opening.reopen(str(tmp_path))
 
 
@@ -115,7 +115,7 @@ def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, ca
     assert (running["running"], running["hosts"], running["left_seconds"]) == (0, {}, None)
     assert cli.main(["status", build.out]) == 0
     shown = capsys.readouterr().err
-    assert "no process is building here" in shown
+    assert "no process is running" in shown
     assert "a.cn" not in shown
     with build_json.sole_owner(build):
         assert build_json.status(opening.reopen(build.out))["running"]["done"] == 5, "as of one that runs"

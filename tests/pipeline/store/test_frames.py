@@ -83,7 +83,7 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     broken = Part(Folder(str(tmp_path)), "t.parquet", 8, "b", SHARD_SCHEMA)
     with pytest.raises(StoreError, match=r"t\.parquet: cannot be read \("):
         broken.table()
-    with pytest.raises(StoreError, match=r"gone\.parquet: is missing"):
+    with pytest.raises(StoreError, match=r"gone\.parquet: missing"):
         Part(Folder(str(tmp_path)), "gone.parquet", 8, "b", SHARD_SCHEMA).table()
 
 
@@ -114,7 +114,7 @@ def test_records_and_manifest_name_the_same_files(shards_of: Path, synthetic_bui
 
 
 def test_candidates_have_no_split(synthetic_build: Build) -> None:
-    with pytest.raises(StoreError, match="candidates have no split"):
+    with pytest.raises(StoreError, match="candidates do not have splits"):
         Frames.of(synthetic_build).frame("candidates", split="train")
 
 

@@ -66,7 +66,7 @@ def make(tmp_path: Path, filtered: Any) -> Any:
 def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make: Any) -> None:
     later, earlier = make("2026-02", 1), make("2026-01", 2)
     names = [publish(later)]
-    with pytest.raises(StoreError, match=r"test-2026-01-\w+: test-2026-02-\w+ was published since this build began"):
+    with pytest.raises(StoreError, match=r"test-2026-01-\w+: test-2026-02-\w+ was published after this build started"):
         publish(earlier)
     earlier = make("2026-01", 2)
     assert earlier.identities == tuple(names)
@@ -154,7 +154,7 @@ def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp
     reader = filtered.make(tmp_path, shown, snapshot="2026-03")
     other = replace(filtered.make(tmp_path / "again", [filtered.Shown("b", 2)], snapshot="2026-01"), store=first.store)
     publish(led(other))
-    with pytest.raises(StoreError, match="was replaced while this build ran; the same command again"):
+    with pytest.raises(StoreError, match="replaced while this build was running; run the same command again"):
         led(reader)
 
 
@@ -163,7 +163,7 @@ def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: P
     name = publish(make("2026-01", 1))
     path = tmp_path / f"store/identity/{name.removesuffix('.json')}.images.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=rf"{path}: is missing or not whole"):
+    with pytest.raises(StoreError, match=rf"{path}: missing or incomplete"):
         make("2026-02", 1)
 
 
@@ -299,7 +299,7 @@ def test_a_file_behind_a_url_that_is_not_whole_is_named(make: Any, tmp_path: Pat
     ref, folder = known.files[SIGNATURES], build.store.folder / "identity"
     folder.write(ref.name, folder.read(ref.name)[:-1])
     assert identities.raw(known, SIGNATURES, 0, 1, ref.bytes // 2).shape == (1, ref.bytes // 2)
-    with pytest.raises(StoreError, match=f"{ref.name}: is missing or not whole; publish its build again"):
+    with pytest.raises(StoreError, match=f"{ref.name}: missing or incomplete; publish its build again"):
         identities.raw(known, SIGNATURES, 0, 2, ref.bytes // 2)
 
 

@@ -96,5 +96,5 @@ def test_a_tar_that_ends_early_is_named(build: Build, monkeypatch: pytest.Monkey
     pread = os.pread
     monkeypatch.setattr(images.os, "pread", lambda fd, size, at: pread(fd, size, at)[:-1])
     partition = build.stage("fetch").partitions()[0]
-    with pytest.raises(StageError, match=r"\.tar: ends before the image [0-9a-f]{64}; delete the stage's folder"):
+    with pytest.raises(StageError, match=r"\.tar: truncated before the image [0-9a-f]{64}; delete the stage's folder"):
         list(partition_images(build, partition))

@@ -73,7 +73,7 @@ def test_a_file_that_lost_its_tail_is_named(tmp_path):
     path = tmp_path / record.files["tar"].name
     path.write_bytes(b"x" * 99)
     with (
-        pytest.raises(StoreError, match=rf"{path}: has 99 bytes, its record says 100"),
+        pytest.raises(StoreError, match=rf"{path}: 99 bytes, but 100 in its record"),
         stage(tmp_path).file(record, "tar"),
     ):
         pass
@@ -171,11 +171,11 @@ def test_small_files_behind_a_url_are_read_once_while_they_are_remembered(monkey
     assert len(read) == (1 if room else 3)
     folder.folder.write(record.files["parquet"].name, b"cut")
     for looked_at in (folder.check, folder.table):
-        with pytest.raises(StoreError, match=r"has 3 bytes, its record says \d+; delete"):
+        with pytest.raises(StoreError, match=r"3 bytes, but \d+ in its record; delete"):
             looked_at(record, "parquet")
     folder.folder.delete(record.files["parquet"].name)
     for looked_at in (folder.check, folder.table):
-        with pytest.raises(StoreError, match="is missing; delete"):
+        with pytest.raises(StoreError, match="missing; delete"):
             looked_at(record, "parquet")
 
 
@@ -232,7 +232,7 @@ def test_what_is_said_of_a_damaged_record_does_its_partition_again(weeks, finish
     path.write_text("{")
     if not finished:
         stage.unfinish()
-    with pytest.raises(StoreError, match=f"^{path}: is not a record; delete ") as e:
+    with pytest.raises(StoreError, match=f"^{path}: not a record; delete ") as e:
         stage.records()
     for name in {str(path), *re.findall(r"/\S+\.json", e.value.message)}:
         Path(name).unlink()

@@ -27,7 +27,7 @@ def test_a_crawl_shows_pages_images_queue_and_the_time_that_its_last_site_takes(
     now = figures(STAGES["crawl"].main, 2, 0, {}, [first, second], Ran(0, 60.0))
     assert (now.done, now.total, now.failed, now.more["queue"]) == (50, 1_100, 3, 1_890)
     assert now.left_seconds == 990.0
-    line = "50 of 1,100 pages, 200 images, 3 failed, 51.0 kB/s, 1,890 in the queue, 0 of 2 partitions, 16 min left"
+    line = "50 of 1,100 pages, 200 images, 3 failed, 51.0 kB/s, 1,890 queued, 0 of 2 partitions, 16 min left"
     assert now.line() == line
 
 

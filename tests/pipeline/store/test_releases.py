@@ -51,7 +51,7 @@ def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Release
     name = releases.prepare(manifest(1), {"README.md": b"card"})
     releases.await_commit(name, str(tmp_path / "commit"), b"data")
     assert (releases.newest(), releases.numbers()) == (None, [])
-    with pytest.raises(StoreError, match="dataset d has no release 1; it has: none"):
+    with pytest.raises(StoreError, match="no release 1 of dataset d; releases: none"):
         releases.read(1)
     (tmp_path / "commit").write_bytes(b"data")
     assert (releases.read(), releases.numbers()) == (manifest(1), [1])

@@ -71,8 +71,8 @@ def test_what_a_build_does_not_have_is_empty(make_build: Callable[..., Build]) -
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (lambda path: path.unlink(), "is missing; delete the stage's folder to make it again"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "bytes, its record says"),
+        (lambda path: path.unlink(), "missing; delete the stage's folder to rebuild it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "in its record"),
     ],
 )
 def test_a_file_that_is_gone_or_cut_off_is_named(

@@ -16,7 +16,7 @@ from tests.fetched import begun
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "store.json").write_text('{"version": 99}')
-    with pytest.raises(StoreError, match="is of version 99, this wenlan knows 2; upgrade"):
+    with pytest.raises(StoreError, match="has version 99, but this wenlan supports 2; upgrade"):
         Store(str(tmp_path)).check()
 
 
@@ -123,10 +123,10 @@ def test_the_revision_of_takedowns_follows_what_they_hold_and_not_how_it_is_file
 
 def test_one_process_at_a_time_holds_the_lock_and_a_store_is_made_by_it(tmp_path, monkeypatch):
     store = Store(str(tmp_path / "store"))
-    with pytest.raises(StoreError, match="is no STORE"):
+    with pytest.raises(StoreError, match="not a STORE"):
         store.must_exist()
     monkeypatch.setattr("pipeline.store.store.time.sleep", lambda seconds: None)
-    with store.lock(), pytest.raises(StoreError, match=r"_lock: is held by another publish"), store.lock():
+    with store.lock(), pytest.raises(StoreError, match=r"_lock: held by another publish"), store.lock():
         pass
     with store.lock():
         store.must_exist()

@@ -85,16 +85,16 @@ def test_a_file_that_came_from_the_web_is_known_by_its_url_and_by_its_path(build
 
 
 def test_what_is_ambiguous_or_unknown_is_one_line(build: Build, tmp_path: Path) -> None:
-    both = "several sources have this file: folder:///a/%E5%90%8C%E5%90%8D.jpg, folder:///b/%E5%90%8C%E5%90%8D.jpg"
+    both = "several sources contain this file: folder:///a/%E5%90%8C%E5%90%8D.jpg, folder:///b/%E5%90%8C%E5%90%8D.jpg"
     with pytest.raises(SpecError, match=both):
         subject_of("同名.jpg", [build])
     for named, said in {
         "无.jpg": f"looked up as the file .*无.jpg, and 无.jpg in the folders of the sources .*{tmp_path}/乙",
-        "deadbeef": "has no key, id or sha256 that begins so",
+        "deadbeef": "has no key, ID or sha256 with this prefix",
     }.items():
         with pytest.raises(WenlanError, match=said):
             exactly(named, [build])
-    with pytest.raises(SpecError, match="give a URL, a file, or at least 8 digits"):
+    with pytest.raises(SpecError, match="expected a URL, a file, or at least 8 digits"):
         subject_of("abc", [build])
 
 
@@ -112,7 +112,7 @@ def test_explain_and_forget_understand_the_same_names(
     assert cli.main(["explain", build.out, str(short)]) == 0
     assert cli.main(["explain", build.out, str(tmp_path / "甲/无.jpg")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.endswith(f"it was looked up as the file {tmp_path}/甲/无.jpg of a source")
+    assert said.endswith(f"looked up as the file {tmp_path}/甲/无.jpg of a source")
 
     def forget(*words: str) -> Any:
         code = cli.main(["forget", "--store", build.store.url, build.out, "--exact", "--json", *words])
@@ -122,6 +122,6 @@ def test_explain_and_forget_understand_the_same_names(
     for words in (["--item", str(path)], ["--url", path.as_uri()]):
         assert forget(*words, "--dry-run")[1]["builds"][0]["candidates"] == 1
     code, answer = forget("--item", "no/such.jpg")
-    assert (code, answer["error"].partition(";")[0]) == (1, "no/such.jpg: names nothing")
+    assert (code, answer["error"].partition(";")[0]) == (1, "no/such.jpg: no match")
     assert forget("--item", str(path))[1]["builds"][0]["images"] == 1
     assert forget("--item", str(path), "--dry-run")[1]["matched"] == 0

@@ -208,7 +208,7 @@ def test_why_is_this_not_in(built: Build, browse: Browse, synthetic: Any) -> Non
         assert "One decision about it" in said
         assert "Dropped at admit: text too short" in said
         assert await page.serious() == []
-        assert "Not known here" in await ask(page, "https://img1.example/none.png")
+        assert "Unknown here" in await ask(page, "https://img1.example/none.png")
         assert "decisions about it" in await ask(page, "https://www.pages.example/1.html")
         await page.click("#why .answer-row")
         await until(page, "!document.querySelector('dialog') && document.querySelector('#detail .verdict')")
@@ -224,7 +224,7 @@ def test_an_empty_result_says_what_to_do(built: Build, browse: Browse) -> None:
         await page.press("Enter")
         await until(page, "!document.querySelector('#empty').hidden")
         said = "document.querySelector('#empty').innerText"
-        await until(page, f"{said}.includes('No text and no address holds these words')")
+        await until(page, f"{said}.includes('No text or URL contains these words')")
         assert await page.serious() == []
         await text_of_button(page, "Clear all", "#empty")
         await until(page, READY)
@@ -250,7 +250,7 @@ def test_who_comes_without_the_link_is_told_so(built: Build, browser: ModuleType
     async def work(page: Any) -> None:
         await page.open(server.base + "/")
         await until(page, "document.querySelector('#gone')")
-        await until(page, "document.querySelector('#gone').innerText.includes('needs the link')")
+        await until(page, "document.querySelector('#gone').innerText.includes('Open the link')")
         assert await page.run("document.querySelectorAll('.tile').length") == 0
 
     browser.visit(work)
@@ -325,7 +325,7 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path
         await until(page, "document.querySelector('#open-takedown .count')?.innerText === '1'")
         await page.click("#open-takedown")
         await page.run("document.querySelector('#takedown [name=exact]').click()")
-        await text_of_button(page, "Look at what it would do", "#takedown")
+        await text_of_button(page, "Preview", "#takedown")
         await until(page, "document.querySelector('#takedown .command')")
         command = await page.run("document.querySelector('#takedown .command').innerText")
         assert command == f"wenlan-data forget --store {build.store.url} {build.out} --item={key} --exact"

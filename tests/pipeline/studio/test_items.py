@@ -66,7 +66,7 @@ def test_why_is_this_not_in(built: Build, client_of: Connect, synthetic: Any) ->
     assert unknown["rows"] == []
     assert "img1.example" in unknown["nothing"]["en"]
     assert "没有遇到" in unknown["nothing"]["zh"]
-    assert "no source of the spec leads there" in why("https://other.example/a.jpg").json()["nothing"]["en"]
+    assert "no source of the spec covers it" in why("https://other.example/a.jpg").json()["nothing"]["en"]
     assert why("??").status_code == 400
 
 

@@ -74,7 +74,7 @@ def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> N
     studio = studio_of(first.out)
     said = studio.about()["notices"]
     assert {notice["kind"] for notice in said} == {"gone"}
-    assert any("texts beyond the primary one" in notice["en"] for notice in said)
+    assert any("texts other than the primary one" in notice["en"] for notice in said)
     counts = studio.opened.catalog.counts(Filters())
     assert dict(counts.facets["fate"]) == {"kept": 12}
     [row] = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 1))

@@ -86,7 +86,7 @@ def test_a_takedown_needs_candidates_that_there_are(built: Build, client_of: Con
     at_table = client.get("/api/rows", params={"source": "table", "fate": "kept"}).json()["rows"][0]
     answer = client.post("/api/takedown", json={"ids": [at_table["id"]], "what": "page"})
     assert answer.status_code == 400
-    assert "on no page" in answer.json()["error"]["message"]
+    assert "not on a page" in answer.json()["error"]["message"]
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> 
     assert similar.value() == {"name": "synthetic", "rows": 30, "images": True, "texts": False, "by_text": False}
     with pytest.raises(SpecError, match="not in the search index"):
         similar.like("f" * 32)
-    with pytest.raises(SpecError, match="no text tower"):
+    with pytest.raises(SpecError, match="the text tower of this index"):
         similar.text("小猫")
 
 

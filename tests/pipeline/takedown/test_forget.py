@@ -230,7 +230,7 @@ def test_a_takedown_does_not_wait_for_files_of_the_spec_that_are_gone(
     assert answer["builds"][0]["revision"] == manifest.revision == 1
     assert manifest.detectors == first.detectors
     assert [path for path, said in everything(Path(build.out).parent).items() if item.candidate.image_url in said] == []
-    assert "cannot be made again, and is deleted" in caplog.text
+    assert "report deleted, since it shows taken-down content" in caplog.text
     assert f"{nowhere}: cannot be read" in caplog.text
     assert [path.name for path in (Path(build.out) / "report").rglob("*") if path.is_file()] == []
     assert not build.stage("report").finished()
@@ -322,7 +322,7 @@ def test_a_takedown_that_was_noted_during_another_one_does_not_count_as_carried_
         with monkeypatch.context() as patch:
             patch.setattr(forget_module, "_note_in_store", note)
             [fault] = forget(store, [opening.reopen(build.out)], other)["faults"]
-        assert "another wenlan-data is building here" in fault
+        assert "another wenlan-data is running here" in fault
         return name
 
     with monkeypatch.context() as patch:
@@ -455,9 +455,9 @@ def test_builds_that_cannot_be_read_are_named_and_stop_no_takedown_and_no_gc_in_
         lines = {out: [line for line in said if line.startswith(f"{out}: was left out")] for out in unreadable}
         assert [len(own) for own in lines.values()] == [1] * len(unreadable)
         assert all("the same command again" in line for [line] in lines.values())
-        assert "holds a spec that this wenlan cannot read" in lines[newer][0]
+        assert "contains a spec that this wenlan cannot read" in lines[newer][0]
         entry = f"{published.store.url}/builds/{published.builds[1].build_id}.json"
-        assert lines[gone][0].endswith(f"if it was deleted for good, delete {entry}")
+        assert lines[gone][0].endswith(f"if it was deleted on purpose, delete {entry}")
         assert Path(entry).exists()
     assert verify(f"{published.store.url}/datasets/a") == []
     code, said, _ = published.run("gc")
@@ -488,7 +488,7 @@ def test_a_folder_that_is_gone_is_named_once_with_all_that_store_notes_of_it(pub
     assert code == 1
     [line] = [line for line in said if line.startswith(f"{published.outs[0]}: was left out")]
     entries = [f"{published.store.url}/builds/{build.build_id}.json" for build in published.builds]
-    assert line.endswith(f"if it was deleted for good, delete {', '.join(entries)}")
+    assert line.endswith(f"if it was deleted on purpose, delete {', '.join(entries)}")
 
 
 def left(out: Path) -> int:
@@ -510,7 +510,7 @@ def test_a_release_that_cannot_be_made_anew_for_its_newest_build_is_a_fault_and_
     capsys.readouterr()
     assert cli.main(words) == 1
     said = capsys.readouterr().err.splitlines()
-    assert f"{newest}/build.json: holds no spec that this wenlan can read, and a release needs it: restore it" in said
+    assert f"{newest}/build.json: contains no readable spec, but a release needs it; restore the file" in said
     assert sum(read_manifest(older / "shards").samples.values()) == 2
     assert Store(weeks.store).releases("weekly").latest().withdrawn
     (newest / "build.json").write_bytes(before)
@@ -566,7 +566,7 @@ def test_who_deletes_a_damaged_manifest_is_told_to_publish_which_makes_it_anew(
     code, said, answer = published.forget()
     assert code == 1
     assert answer["faults"] == [
-        f"{manifest}: is missing, and a release needs it: run wenlan-data publish {damaged}, which makes it again"
+        f"{manifest}: missing, but a release needs it; run wenlan-data publish {damaged} to recreate it"
     ]
     assert cli.main(["publish", str(damaged)]) == 0
     assert (left(whole), left(damaged)) == (5, 5)
@@ -625,7 +625,7 @@ def test_who_takes_down_what_only_a_build_that_cannot_be_read_knows_is_told_of_t
     path.rename(path.with_suffix(".away"))
     code, said, _ = published.run("forget", "--item", table["key"][0].as_py())
     assert code == 1
-    assert any("no key, id or sha256 that begins so" in line for line in said)
+    assert any("no key, ID or sha256 with this prefix" in line for line in said)
     for out in published.outs:
         assert any(line.startswith(f"{out}: was left out, since it cannot be read (") for line in said)
 
@@ -637,7 +637,7 @@ def test_a_build_in_which_another_command_is_at_work_stops_no_takedown_in_the_ot
     request = Request(urls=["folder:///album/001.jpg"], exact=True)
     with build_json.sole_owner(builds[0]):
         [fault] = forget(published.store, builds, request)["faults"]
-    assert fault.startswith(f"{first}: was left out (another wenlan-data is building here); ")
+    assert fault.startswith(f"{first}: was left out (another wenlan-data is running here); ")
     assert left(second) == 5
     assert forget(published.store, builds, request)["faults"] == []
     assert left(first) == 5
@@ -663,7 +663,7 @@ def test_a_build_that_was_not_named_is_not_published_with_what_was_taken_down(
     item = kept(synthetic)
     forget(synthetic_build.store, [], Request(urls=[item.candidate.image_url]))
     with pytest.raises(
-        StoreError, match="1 of its samples were taken down since it began; run wenlan-data build again"
+        StoreError, match="1 of its samples were taken down after it started; run wenlan-data build again"
     ):
         release.publish(synthetic_build)
     forget(synthetic_build.store, [synthetic_build], Request())
@@ -710,5 +710,5 @@ def test_the_reports_of_a_dataset_show_nothing_of_it_and_say_what_became_of_thei
     own = json.loads((Path(first.out) / "report/report.json").read_bytes())["state"]
     assert (own["verdict"], own["release"], own["removed"], own["renewed"]) == ("published", 1, True, 3)
     page = (Path(first.out) / "report/index.html").read_text("utf-8")
-    assert "Samples were taken out since" in page
+    assert "Samples were removed since" in page
     assert report["dataset"]["release"] == 1, "compared with the release that it was compared with"

@@ -142,7 +142,7 @@ def test_a_build_in_which_a_takedown_was_interrupted_keeps_what_that_needs_to_go
     answer = collect(builds, keep=1)
     assert answer["deleted"] == []
     assert answer["left"] == [
-        f"{old.out}: is left to the next gc (a takedown was interrupted there; run wenlan-data forget --store "
+        f"{old.out}: left to the next gc (a takedown was interrupted there; run wenlan-data forget --store "
         f"{old.store.url})"
     ]
     assert files(old.out) == before
@@ -187,7 +187,7 @@ def test_a_takedown_of_an_expired_build_does_not_say_that_nothing_was_dropped(
     assert "What was dropped before the samples were packed is no longer on record" in card.read_text("utf-8")
     reports = [json.loads((Path(build.out) / "report/report.json").read_bytes()) for build in builds]
     assert [len(report["faults"]) for report in reports] == [1, 0]
-    assert reports[0]["faults"][0].startswith("gc has deleted what the stages before shard wrote")
+    assert reports[0]["faults"][0].startswith("gc has deleted the output of the stages before shard")
     assert "Of 54 candidates 29 were kept." in (Path(builds[1].out) / "shards/README.md").read_text("utf-8")
 
 
@@ -206,7 +206,7 @@ def test_the_command_of_an_expired_build_changes_nothing_and_asks_nobody(
     assert again.fingerprints == first.fingerprints
     with caplog.at_level("WARNING", "wenlan"):
         assert [result.name for result in run.run(again, here=True)] == ["crawl", "shard", "report"]
-    assert "gc has deleted what its shards were made from" in caplog.text
+    assert "gc has deleted the input of its shards" in caplog.text
     assert release.publish(again).revision == 0
     assert files(first.out) == before
     assert build_json.read(first.folder)["stages"]["dedup"] == known["stages"]["dedup"]
@@ -235,7 +235,9 @@ def test_an_expired_build_that_a_takedown_has_not_reached_is_named_when_it_is_pu
     forget(first.store, [], Request(urls=["folder:///album/002.jpg"], exact=True))  # that has not reached the build
     again = weeks.open("2026-01-01", range(6))
     list(run.run(again, here=True))
-    todo = f"1 of its samples were taken down since it began; run wenlan-data forget --store {weeks.store} {first.out}"
+    todo = (
+        f"1 of its samples were taken down after it started; run wenlan-data forget --store {weeks.store} {first.out}"
+    )
     with pytest.raises(StoreError, match=f"{todo}$"):
         release.publish(again)
     forget(first.store, [opening.reopen(first.out)], Request())
@@ -353,7 +355,7 @@ def test_a_build_in_which_a_command_is_at_work_is_named_and_left_to_the_next_gc(
         (out / "pairs/00000-of-00001-dead.parquet").write_bytes(b"half")
     with build_json.sole_owner(published.builds[0]):
         code, said, answer = published.run("gc")
-    line = f"{published.outs[0]}: is left to the next gc (another wenlan-data is building here)"
+    line = f"{published.outs[0]}: left to the next gc (another wenlan-data is running here)"
     assert (code, answer["left"]) == (0, [line])
     assert line in said
     assert [(out / "pairs/00000-of-00001-dead.parquet").exists() for out in published.outs] == [True, False]
@@ -439,7 +441,7 @@ def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: 
     older.store.unregister(gone.build_id, gone.out)
     noted = older.store.folder.read(garbage.EXPIRED)
     older.store.folder.write_json(garbage.EXPIRED, 1)
-    with pytest.raises(StoreError, match=r"expired\.json: is not a list of caches; delete it, and run"):
+    with pytest.raises(StoreError, match=r"expired\.json: not a list of caches; delete it and run"):
         collect(builds)
     older.store.folder.write(garbage.EXPIRED, noted)
     answer = collect(builds)

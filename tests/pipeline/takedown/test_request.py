@@ -19,9 +19,9 @@ from pipeline.takedown.request import resolve
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (Request(sha256s=["abc"]), "--sha256 abc: is not 64 hex digits"),
-        (Request(urls=["example.org"]), "--url example.org: is no URL; a domain is taken down with --domain"),
-        (Request(domains=["https://example.org/"]), "is not the name of a domain"),
+        (Request(sha256s=["abc"]), "--sha256 abc: not 64 hex digits"),
+        (Request(urls=["example.org"]), "--url example.org: not a URL; for a domain use --domain"),
+        (Request(domains=["https://example.org/"]), "not a domain name"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, request_: Request, said: str) -> None:

@@ -128,9 +128,9 @@ def test_an_earlier_build_that_is_not_there_is_named_and_is_done_once_it_is_back
     place.rename(away)
     with pytest.raises(StoreError) as fault:
         vanished.leave_out(second)
-    assert f"may stay in its dataset: {first.out}: was left out, since it cannot be read (" in str(fault.value)
+    assert f"may remain in the dataset: {first.out}: was left out, since it cannot be read (" in str(fault.value)
     entry = f"{first.store.url}/builds/{first.build_id}.json"
-    assert str(fault.value).endswith(f"and run the same command again; if it was deleted for good, delete {entry}")
+    assert str(fault.value).endswith(f"and run the same command again; if it was deleted on purpose, delete {entry}")
     away.rename(place)
     assert vanished.leave_out(second)["samples"] == 1
     assert released(second) == PAGES - 1

@@ -26,11 +26,11 @@ def test_a_bomb_is_not_unpacked_and_damage_is_told():
     bomb = gzip.compress(b"\0" * 50_000_000)
     with pytest.raises(bodies.BodyTooLarge):
         bodies.unpacked(bomb, "gzip", 1_000_000)
-    with pytest.raises(ValueError, match="too early"):
+    with pytest.raises(ValueError, match="is truncated"):
         bodies.unpacked(gzip.compress(b"x" * 1000)[:-12], "gzip", 10_000)
     with pytest.raises(ValueError, match="damaged"):
         bodies.unpacked(b"\xff" * 100, "gzip", 10_000)
-    with pytest.raises(ValueError, match="not asked for"):
+    with pytest.raises(ValueError, match="was not requested"):
         bodies.unpacked(b"x", "br", 10)
 
 
@@ -40,7 +40,7 @@ def test_all_members_of_a_gzip_body_are_unpacked():
     assert bodies.unpacked(packed + b"\0" * 512, "gzip", 200_000) == b"a" * 100_000 + b"b"
     with pytest.raises(bodies.BodyTooLarge):
         bodies.unpacked(packed, "gzip", 100_000)
-    with pytest.raises(ValueError, match="too early"):
+    with pytest.raises(ValueError, match="is truncated"):
         bodies.unpacked(packed[:-3], "gzip", 200_000)
     with pytest.raises(ValueError, match="members"):
         bodies.unpacked(gzip.compress(b"") * (bodies.MAX_MEMBERS + 1), "gzip", 10)

@@ -129,7 +129,7 @@ def test_an_address_cannot_smuggle_a_second_request(serve: Any) -> None:
     spec = spec_of(web.host, obey_robots=False)
     urls = [web.url(path) for path in ("/a b", "/a\r\nX: y", "/a HTTP/1.1\r\n\r\nGET /b", "/é")]
     assert {str(outcome) for outcome in ask(spec, *urls)} == {
-        "connection: the address holds characters that HTTP cannot send"
+        "connection: the URL contains characters that HTTP cannot send"
     }
     assert web.asked == []
 

@@ -52,7 +52,7 @@ def test_figures_of_progress_are_those_of_the_file_whatever_happens_and_after_a_
 
 def test_two_processes_never_go_on_with_one_crawl(tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "LOCK_WAIT_S", 0.2)
-    with frontier.Frontier(tmp_path, 10, {}), pytest.raises(StoreError, match="another process goes on"):
+    with frontier.Frontier(tmp_path, 10, {}), pytest.raises(StoreError, match="another process is running"):
         frontier.Frontier(tmp_path, 10, {})
     with frontier.Frontier(tmp_path, 10, {}):
         pass  # free again

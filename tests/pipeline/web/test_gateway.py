@@ -14,7 +14,7 @@ from tests.pipeline.web.test_images import Fetcher
 
 
 @pytest.mark.parametrize(("program", "says"), [
-    ("raise SystemExit('the disk of a.cn is full')", "img2dataset ended with code 1: the disk of a.cn is full"),
+    ("raise SystemExit('the disk of a.cn is full')", "img2dataset exited with code 1: the disk of a.cn is full"),
     ("print('Done')", r"img2dataset returned no outcome for 3 of 3 images \(Done\)"),
 ])  # fmt: skip
 def test_an_img2dataset_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, program: str, says: str) -> None:

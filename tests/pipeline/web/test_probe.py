@@ -40,7 +40,7 @@ def test_a_start_page_is_read_as_the_crawl_reads_it_after_its_redirects(serve):
     web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain"}, b"User-agent: *\nCrawl-delay: 3\n")
     [answer] = probe_pages(spec_of(web.host), site(web.url("/a.html")))
     assert (answer.ok, answer.images, answer.delay_s) == (True, 2, 3.0)
-    assert answer.said == "a page with 1 links of the site and 2 images"
+    assert answer.said == "a page with 1 links within the site and 2 images"
     web.pages["/robots.txt"] = (404, {}, b"")
     [answer] = probe_pages(spec_of(web.host), site(web.url("/")))
     assert answer.said.startswith(f"redirects to {web.url('/a.html')}; a page with")
@@ -105,7 +105,7 @@ def test_images_say_what_came(serve):
         (False, "http_status: status 404"),
         (False, f"{len(sorry)} bytes, text/html"),
     ]
-    assert answers[2].advice == "is it the address of a picture?"
+    assert answers[2].advice == "is it the URL of a picture?"
     assert probe_images(spec_of(), []) == []
 
 

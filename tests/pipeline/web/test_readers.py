@@ -83,7 +83,7 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
     assert sorted(decisions(build, "crawl", "s")) == sorted(
         [
             (fast.url("/10.html"), "http_status", "status 404"),
-            (slow.url(), "unreadable", "OverLimit: more than 1.5 s of the processor"),
+            (slow.url(), "unreadable", "OverLimit: more than 1.5 s of CPU time"),
         ]
     )
 

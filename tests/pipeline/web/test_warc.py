@@ -128,7 +128,7 @@ def test_a_record_that_cannot_be_read_costs_itself_only(tmp_path: Path, bad: byt
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_a_file_of_nothing_else_is_no_warc_in_one_line(tmp_path: Path, bad: bytes, pack: Any) -> None:
-    with pytest.raises(SourceError, match=r"x\.warc: is not a WARC file \([^\n]+\)$"):
+    with pytest.raises(SourceError, match=r"x\.warc: not a WARC file \([^\n]+\)$"):
         read(tmp_path / "x.warc", pack(bad))
 
 
@@ -170,7 +170,7 @@ def test_what_was_passed_over_is_counted_and_a_cut_end_is_told(tmp_path: Path) -
     assert (cut.url, cut.reason, cut.evidence) == (
         "http://a.test/3",
         "unreadable",
-        "EOFError: the last record is cut off",
+        "EOFError: the last record is truncated",
     )
     assert (info["damaged"]["places"], info["damaged"]["bytes"]) == (1, 300)
     assert info["truncated"].startswith("after 2 records: ")

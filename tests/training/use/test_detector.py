@@ -25,7 +25,7 @@ def test_a_detector_is_the_checkpoints_own_or_the_grid_with_the_reason(tmp_path:
     none, said = choose("proposals-000000000000", "", tmp_path)
     assert none is None
     assert said.startswith("grid (proposals-000000000000, which the checkpoint was trained with, cannot be run: ")
-    assert "name the spec (.yaml) that has it" in said
+    assert "give the spec (.yaml) with that detector" in said
 
 
 SPEC = (
@@ -46,7 +46,7 @@ def test_a_spec_names_a_detector_with_its_options(tmp_path: Path) -> None:
     ("given", "line"),
     [
         ("nonesuch", "--detector: .*nonesuch"),
-        ("given", "--detector: given: its boxes come with a build's sources; it looks at no picture"),
+        ("given", "--detector: given: takes its boxes from the sources of a build and cannot detect any"),
         ("gone.yaml", "--detector: gone.yaml.*"),
     ],
 )

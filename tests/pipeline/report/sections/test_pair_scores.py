@@ -91,7 +91,7 @@ def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
     page, written = (Path(made.out) / "report" / name for name in ("index.html", "report.json"))
     html, report = page.read_text("utf-8"), json.loads(written.read_text("utf-8"))
     section = part(html, "pair_scores")
-    for words in ("How well pictures and texts fit", "图文匹配得分", "刚好丢弃", "得分最低", "max_score"):
+    for words in ("How well pictures and texts match", "图文匹配得分", "刚好丢弃", "得分最低", "max_score"):
         assert words in section
     assert section.count("data:image/jpeg;base64,") == sum(len(g["rows"]) for g in report["pair_scores"]["groups"])
     assert "base64" not in written.read_text("utf-8")

@@ -31,15 +31,15 @@ def test_texts_hosts_reasons_and_copies_in_doubt_are_said() -> None:
     kinds = [("title", 33, 33), ("caption", 66, 0), ("alt", 1, 0), ("tag", 0, 0)]
     assert said(kinds, {"a.cn": 71, "b.cn": 29}, 3) == [
         "Primary texts: caption 66%, page title 33%, alt text 1%.",
-        "In 33% it took the place of a better text that was removed.",
+        "In 33% of the samples it replaces a better text that was removed.",
         "71% of the pictures come from a.cn.",
-        "Candidates were dropped most often for: image too small (1,200), icon or spacer (30).",
-        "3 near copies have a caption or alt text unlike that of the picture they are taken for.",
+        "Most frequent drop reasons: image too small (1,200), icon or spacer (30).",
+        "3 near-copies have a caption or alt text unlike that of the image they were merged with.",
     ]
 
 
 def test_what_is_as_usual_is_not_said() -> None:
     assert said([("caption", 100, 4)], {"a.cn": 29}) == [
         "Primary texts: caption 100%.",
-        "Candidates were dropped most often for: image too small (1,200), icon or spacer (30).",
+        "Most frequent drop reasons: image too small (1,200), icon or spacer (30).",
     ]

@@ -77,8 +77,8 @@ def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any,
         assert pair["other"]["duplicate_of"] == pair["leader"]["id"]
     page = environment(made.stages).from_string(semantic_duplicates.HTML)
     html = page.render(semantic_duplicates=said)
-    assert ("Nearest to one another" in html, "Only just dropped" in html) == (True, False), "they are the same ones"
-    assert "Only just dropped" in page.render(semantic_duplicates={**said, "dropped": 99})
+    assert ("Closest to each other" in html, "Just dropped" in html) == (True, False), "they are the same ones"
+    assert "Just dropped" in page.render(semantic_duplicates={**said, "dropped": 99})
 
 
 @pytest.mark.slow

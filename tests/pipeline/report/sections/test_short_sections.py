@@ -40,17 +40,17 @@ def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
         assert main.index(START) < main.index(END) < main.index('class="tiles"')
         assert f"Published as release</span> {number} " in main
         assert report["state"]["release"] == number
-    assert "the first of the dataset" in grown[0][0]
+    assert "in the first build of the dataset" in grown[0][0]
     assert '<b>3</b> <span data-zh="个新样本，">new samples,</span> 15' in grown[1][0]
 
 
 def test_samples_of_earlier_builds_that_were_left_out_are_counted(grown: Weeks) -> None:
     _, (html, report) = grown
-    assert "were left out with it" not in html
+    assert "were removed at the same time" not in html
     fewer = {**report, "state": {**report["state"], "total": 13}}
     said = environment(STAGES).from_string(HTML).render(**fewer)
     assert "<p>2 <span" in said
-    assert "samples of earlier builds were left out with it" in said
+    assert "samples of earlier builds were removed at the same time" in said
 
 
 def test_the_tiles_add_up(grown: Weeks) -> None:
@@ -119,9 +119,9 @@ def test_known_has_a_bar_a_count_and_a_line_in_the_legend(grown: Weeks, part: Ca
     html = part(second, "funnel")
     assert '<i class="known" style="width:80.0%" title="known: 12"></i>' in html
     assert '<span class="equal">=12</span>' in html
-    assert "the dataset has decided on its image already" in html.partition('<ol class="funnel">')[0]
+    assert "the dataset has already decided on its image" in html.partition('<ol class="funnel">')[0]
     assert (
-        "the dataset has decided on its image already" not in part(first, "funnel").partition('<ol class="funnel">')[0]
+        "the dataset has already decided on its image" not in part(first, "funnel").partition('<ol class="funnel">')[0]
     )
 
 
@@ -163,11 +163,11 @@ def test_the_whole_dataset_comes_first_and_few_samples_are_said_to_be_few(
     (first, _), (second, report) = grown
     assert part(first, "drift") == ""
     html = part(second, "drift")
-    whole, fresh = html.index("The whole dataset"), html.index("What is new, on its own")
+    whole, fresh = html.index("The whole dataset"), html.index("New data only")
     assert whole < fresh
     assert report["drift"]["samples"] == [12, 3]
     assert report["dataset"]["drift"]["samples"] == [12, 15]
-    assert "no gate judges it" in html[fresh:]
+    assert "no gate checks it" in html[fresh:]
     names = {row["name"] for row in report["drift"]["distributions"]}
     assert names == {row["name"] for row in report["dataset"]["drift"]["distributions"]}
     worst = [max(row["psi"] for row in of["distributions"]) for of in (report["dataset"]["drift"], report["drift"])]
@@ -235,7 +235,7 @@ def test_a_decision_that_is_lost_after_its_record_counted_it_is_a_fault_too(
     record = next(record for record in stage.records() if record.counts["dropped"])
     path = Path(stage.folder.at(record.files[DECISIONS].name))
     pq.write_table(pq.read_table(path).slice(1), path)
-    assert "filter: its records count 3 dropped, the decisions say 2" in page.make(synthetic_build)["faults"]
+    assert "filter: its records count 3 dropped, but its decisions 2" in page.make(synthetic_build)["faults"]
 
 
 @pytest.mark.slow

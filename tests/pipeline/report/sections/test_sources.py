@@ -44,4 +44,4 @@ def test_pages_without_candidates_are_counted_by_reason_and_some_are_shown(
     found = figures(material(build), {})
     assert found["captures"] == [{"name": "not_chinese", "count": 1}]
     [line] = found["captures_shown"]
-    assert line.startswith("extract/not_chinese: http://a.test/en no Han character among ")
+    assert line.startswith("extract/not_chinese: http://a.test/en no Han characters among ")
