@@ -209,9 +209,7 @@ def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
     assert len(data.decisions(["id"])) == len(data) == 0
     with pytest.raises(StoreError, match="the funnel is not complete yet: stage shard has not finished"):
         data.funnel()
-    with pytest.raises(
-        StoreError, match=r"does not contain measures \(.*: stage measure is not finished"
-    ):
+    with pytest.raises(StoreError, match=r"does not contain measures \(.*: stage measure is not finished"):
         data.measures()
 
 

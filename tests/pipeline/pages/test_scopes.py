@@ -75,8 +75,8 @@ def test_no_text_is_taken_across_the_end_of_an_article_or_a_section_with_a_headi
 
 
 def test_boxes_of_a_document_with_text_between_them_are_no_cards() -> None:
-    html = "<h1>部署</h1><div class='block tip'><h2>软件源</h2><p>先更新。</p><p>主节点已装好：</p><img src=a.jpg></div>"
-    html += "{}<div class='block center'><p>等待一会。</p><img src=b.jpg></div>"
+    html = "<h1>部署</h1><div class='b tip'><h2>软件源</h2><p>先更新。</p><p>主节点已装好：</p><img src=a.jpg></div>"
+    html += "{}<div class='b center'><p>等待一会。</p><img src=b.jpg></div>"
     assert first_of(html.format("<p>下面继续介绍。</p>"))[0][1] == "主节点已装好："
     assert first_of(html.format(""))[0][1] == "软件源", "cards"
 
