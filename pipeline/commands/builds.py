@@ -221,7 +221,12 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     """The arguments that say which build is meant: `opened` reads them."""
     add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
-    parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="DIR",
+        help="STORE: what all builds share (default: the build's own, of a new one OUT/store)",
+    )
     parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: day and time, UTC)")
     parser.add_argument(
         "--generation",
@@ -240,8 +245,8 @@ def opened(args: argparse.Namespace) -> Build:
 
 
 def say_if_new(args: argparse.Namespace, build: Build) -> None:
-    """Say that the STORE of an option is not there yet: its address may be mistyped."""
-    if args.store and not build.store.version():
+    """Say that a STORE is not there yet: its address may be mistyped, or its disk not mounted."""
+    if build.store.url != build.folder.at("store") and not build.store.version():
         say(f"STORE {build.store.url} is new: no build of it is known, nothing is stored there yet")
 
 

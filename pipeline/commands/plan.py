@@ -248,7 +248,8 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     if estimate is None or reference is None:
         if room:
             say(f"  {room}")
-        say(f"  no estimate: {build.store.url} has no published build; a small one will tell time, disk and pairs")
+        lacks = f"{build.store.url} has no published build" if reference is None else "no build of pages was published"
+        say(f"  no estimate: {lacks}; a small one will tell time, disk and pairs")
     else:
         _show_cost(estimate, room, by_stage=asked is not None)
         if free is not None and estimate["total"]["bytes"] > free:

@@ -34,7 +34,7 @@ def add_forget(commands: Commands) -> None:
         "builds",
         nargs="*",
         metavar="BUILD",
-        help="in addition to the published builds that STORE knows; folders of search indexes too",
+        help="in addition to the builds that STORE knows; folders of search indexes too",
     )
     _add_store(forget)
     forget.add_argument(
@@ -140,7 +140,7 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
-    found = [known_builds.registered(store, STAGES), known_builds.released(store, STAGES)]
+    found = [known_builds.registered(store, STAGES), known_builds.unregistered(store, STAGES)]
     builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
     return list(builds.values()), [line for _, faults in found for line in faults]
 
