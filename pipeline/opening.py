@@ -42,6 +42,7 @@ def open_build(
 ) -> Build:
     """A build with its fingerprints computed. Touches nothing on disk.
 
+    store: by default that of the folder's build, or a new one in the folder.
     snapshot: the id of what is crawled; a build goes on with its own, a new one takes the day and time (UTC).
     stages: what it consists of.
     new_generation: make the whole dataset again, from what its newest release was made from. A build that has begun a
@@ -52,7 +53,7 @@ def open_build(
     plugins.check(spec)
     folder = Folder(out)
     known = build_json.read(folder)
-    shared = Store(Folder(store).url if store else folder.at("store"))
+    shared = Store(Folder(store).url if store else _store_of(folder, known))
     generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
     snapshot = _snapshot(snapshot, spec, known, generation if made_from else 0)
     build = Build(
@@ -71,6 +72,17 @@ def open_build(
 def reopen(out: str) -> Build:
     """Opens the existing build of a folder, with its original spec. Raises StoreError for a folder without one."""
     return build_json.reopen(out, STAGES)
+
+
+def _store_of(folder: Folder, known: Mapping[str, Any]) -> str:
+    """The STORE of a build whose command names none: the one that it began with; of a new build that in its folder.
+
+    Another one would not know of it: a takedown there would leave it out.
+    """
+    beside, noted = folder.at("store"), str(known.get("store", ""))
+    if not noted or (Store(beside).version() and not Store(noted).version()):  # moved with the STORE in its folder
+        return beside
+    return noted
 
 
 def _snapshot(named: str, spec: BuildSpec, known: Mapping[str, Any], begins: int) -> str:

@@ -221,7 +221,9 @@ def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> Non
     """Adds the arguments that select a build; `opened` reads them."""
     add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="folder of the build")
-    parser.add_argument("--store", default="", metavar="DIR", help="STORE, shared by all builds (default: OUT/store)")
+    parser.add_argument(
+        "--store", default="", metavar="DIR", help="STORE, shared by all builds (default: the build's, or OUT/store)"
+    )
     parser.add_argument("--snapshot", default="", metavar="ID", help="ID of this crawl (default: date and time, UTC)")
     parser.add_argument(
         "--generation",
@@ -240,8 +242,8 @@ def opened(args: argparse.Namespace) -> Build:
 
 
 def say_if_new(args: argparse.Namespace, build: Build) -> None:
-    """Warn that the STORE of an option does not exist yet: its address may be mistyped."""
-    if args.store and not build.store.version():
+    """Warn that a STORE does not exist yet: its address may be mistyped, or its disk not mounted."""
+    if build.store.url != build.folder.at("store") and not build.store.version():
         say(f"STORE {build.store.url} does not exist yet; a build creates it")
 
 

@@ -66,7 +66,8 @@ def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
     """Show how two datasets differ, and return the same."""
     for side in ("a", "b"):
         one = answer[side]
-        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
+        gone = f", {one['taken_down']:,} of them taken down since" if one["taken_down"] else ""
+        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples{gone}")
     keys_of = {"added": answer["added"], "removed": answer["removed"]}
     keys_of |= {f"other {aspect}": keys for aspect, keys in answer["changed"].items()}
     for name, keys in keys_of.items():

@@ -31,7 +31,7 @@ from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
 from pipeline.sources._look import Budget
-from pipeline.sources._text_files import AUTO, PACKED, head_of, opened
+from pipeline.sources._text_files import AUTO, PACKED, SAVE_AS_CSV, WORKBOOKS, head_of, opened
 from pipeline.sources.folder import SUFFIXES
 from pipeline.sources.warc import Warc
 
@@ -43,9 +43,6 @@ FEW_PICTURES = 0.01
 
 LOOK_S = 10.0
 """Seconds after which no further picture of a source is opened: each is read whole."""
-
-WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
-SAVE_AS_CSV = "workbooks are not supported; save the sheet as CSV (UTF-8) and give that file"
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|wacz|paths)$", re.I)
@@ -160,7 +157,11 @@ def _folder(given: str) -> list[Source]:
     tables = [name for suffix in TABLES for name in by_suffix.get(suffix, [])]
     pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
     if pictures:
-        return [_pictures(given, len(pictures), tables, [name for name in files if _suffix(name) in WORKBOOKS])]
+        try:
+            return [_pictures(given, pictures, tables, [name for name in files if _suffix(name) in WORKBOOKS])]
+        except SourceError:  # a mirror by wget, beside its WARC file
+            if not {".warc", ".wacz"} & by_suffix.keys():
+                raise
     present = next(
         (own for own in ([".tar"], [".warc", ".wacz"], TABLES) if any(suffix in by_suffix for suffix in own)), ()
     )
@@ -184,15 +185,18 @@ def _glob(names: list[str], ending: str) -> str:
     return f"**/*{ending}" if any("/" in name for name in names) else f"*{ending}"
 
 
-def _pictures(given: str, count: int, tables: list[str], workbooks: list[str]) -> Source:
+def _pictures(given: str, pictures: list[str], tables: list[str], workbooks: list[str]) -> Source:
     """A folder of pictures, with texts beside them or in a table of captions; workbooks are not read."""
-    why = [f"{count:,} pictures"]
+    why = [f"{len(pictures):,} pictures"]
     options: dict[str, Any] = {"path": given}
+    by_stem = {PurePosixPath(path).stem: PurePosixPath(path).name for path in pictures}
     for name in tables:
         rows = list(_rows(f"{given.rstrip('/')}/{name}"))
         if rows and {"image_id", "sentences"} <= set(rows[0]):
             return _table(_literal(f"{given.rstrip('/')}/{name}"))
-        columns = _caption_columns(rows)
+        columns = _caption_columns(rows) or _caption_columns(  # names without .jpg
+            [{column: by_stem.get(str(value), value) for column, value in row.items()} for row in rows]
+        )
         if columns:
             image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]
             options |= {"captions": name} if _has_usual_names(rows) else {"captions": name, "columns": columns}
@@ -204,7 +208,7 @@ def _pictures(given: str, count: int, tables: list[str], workbooks: list[str]) -
         raise SourceError(f"{given.rstrip('/')}/{workbooks[0]}", SAVE_AS_CSV)
     if not source.texts:
         wanted = "each X.jpg needs an X.txt or X.json next to it, or a row in a table with the columns file and caption"
-        raise SourceError(given, f"{count:,} pictures but no texts: {wanted}")
+        raise SourceError(given, f"{len(pictures):,} pictures but no texts: {wanted}")
     return source
 
 

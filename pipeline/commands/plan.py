@@ -248,7 +248,8 @@ def _show_forecast(build: Build, paces: list[Pace], about: str, asked: int | Non
     if estimate is None or reference is None:
         if room:
             say(f"  {room}")
-        say(f"  no estimate: no published build in {build.store.url}; run a small one to estimate time, disk and pairs")
+        lacks = f"no published build in {build.store.url}" if reference is None else "no build of pages was published"
+        say(f"  no estimate: {lacks}; run a small one to estimate time, disk and pairs")
     else:
         _show_cost(estimate, room, by_stage=asked is not None)
         if free is not None and estimate["total"]["bytes"] > free:

@@ -34,7 +34,7 @@ def add_forget(commands: Commands) -> None:
         "builds",
         nargs="*",
         metavar="BUILD",
-        help="unpublished builds to search too; published builds of STORE always are; or folders of search indexes",
+        help="other builds to search too, besides those that STORE knows; or folders of search indexes",
     )
     _add_store(forget)
     forget.add_argument(
@@ -138,7 +138,7 @@ def _builds(store: Store, places: list[str]) -> tuple[list[Build], list[str]]:
     for build in named:
         if place_of(build.store.url) != place_of(store.url):
             raise SpecError([f"{build.out}: belongs to STORE {build.store.url}, not {store.url}"])
-    found = [known_builds.registered(store, STAGES), known_builds.released(store, STAGES)]
+    found = [known_builds.registered(store, STAGES), known_builds.unregistered(store, STAGES)]
     builds = {place_of(build.out): build for build in (*named, *found[0][0], *found[1][0])}
     return list(builds.values()), [line for _, faults in found for line in faults]
 

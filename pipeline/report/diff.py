@@ -34,10 +34,11 @@ def diff(a: str, b: str) -> dict[str, Any]:
         }
         added = _named(tables, "SELECT key FROM b.samples ANTI JOIN samples USING (key)")
         removed = _named(tables, "SELECT key FROM samples ANTI JOIN b.samples USING (key)")
+        held = tables.row("SELECT (SELECT count(*) FROM samples) AS a, (SELECT count(*) FROM b.samples) AS b")
     equal = old.manifest.content_digest == new.manifest.content_digest
     return {
-        "a": _identity(old.manifest),
-        "b": _identity(new.manifest),
+        "a": _identity(old.manifest, held["a"]),
+        "b": _identity(new.manifest, held["b"]),
         "same": equal and not any(keys["count"] for keys in changed.values()),
         "added": added,
         "removed": removed,
@@ -53,13 +54,16 @@ def _named(tables: Tables, keys: str) -> dict[str, Any]:
     return tables.row(f"SELECT count(*) AS count, coalesce(min(key, {NAMED}), []) AS keys FROM ({keys})")
 
 
-def _identity(manifest: Manifest) -> dict[str, Any]:
-    """Fields that identify a dataset."""
+def _identity(manifest: Manifest, held: int) -> dict[str, Any]:
+    """Fields that identify a dataset. held: samples that are there. An earlier release lists those that were taken down
+    since too, which are neither added nor removed."""
+    samples = sum(manifest.samples.values())
     return {
         "build_id": manifest.build_id,
         "revision": manifest.revision,
         "content_digest": manifest.content_digest,
-        "samples": sum(manifest.samples.values()),
+        "samples": samples,
+        "taken_down": samples - held,
     }
 
 

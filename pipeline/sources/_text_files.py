@@ -54,6 +54,9 @@ _QUOTED = re.compile(r'\s*"([^"]*)"\s*\Z')
 MAX_ROW = 4 * MAX_LINE
 """Characters of a row of several lines that are read."""
 
+WORKBOOKS = (".xlsx", ".xls", ".ods", ".et")
+SAVE_AS_CSV = "workbooks are not supported; save the sheet as CSV (UTF-8) and give that file"
+
 _NO_TEXT = {b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
 
 

@@ -42,6 +42,8 @@ from pipeline.sources._look import Budget, Reading, lines_of
 from pipeline.sources._text_files import (
     AUTO,
     PACKED,
+    SAVE_AS_CSV,
+    WORKBOOKS,
     Encoding,
     NoText,
     cell_text,
@@ -187,6 +189,8 @@ class UrlTable(FileSource):
         suffix = PurePosixPath(PACKED.sub("", file)).suffix.lower()
         named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
                                     ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
+        if suffix in WORKBOOKS:
+            raise SourceError(file, f"source {self.name}: {SAVE_AS_CSV}")
         if suffix not in named:
             raise SourceError(file, f"source {self.name}: unknown file extension; set format: csv, tsv, jsonl ...")
         return named[suffix]

@@ -1,4 +1,4 @@
-"""STORE: what outlives a build: caches, identities, takedowns, and where published builds lie.
+"""STORE: what outlives a build: caches, identities, takedowns, and where builds lie.
 
 Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; on an object store it is
 one of `data_specs.storage.store_lock`, whose limits it has.
@@ -72,6 +72,16 @@ class Store:
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
         return self.takedowns().revision
+
+    def begin(self, build: Build) -> None:
+        """Note where a build lies, so that `forget` reaches it before it is published, and if it never is."""
+        place = hashlib.sha256(place_of(build.out).encode()).hexdigest()[:16]
+        self.folder.write_json(f"begun/{place}.json", {"out": build.out})
+
+    def begun(self) -> list[str]:
+        """Folders in which a build was begun; many may be gone by now."""
+        folder = self.folder / "begun"
+        return [folder.read_json(name)["out"] for name in folder.names() if name.endswith(".json") and name[0] != "."]
 
     def register(self, build: Build, revision: int) -> None:
         """Record the location of a published build, for `forget` and `gc`. The caller holds the lock.

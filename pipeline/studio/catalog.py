@@ -39,7 +39,7 @@ from pipeline.store.recorded_files import RecordedFiles
 from pipeline.store.sql import head, parquet, quoted, settings
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
 from pipeline.studio.similar import ID_OF_INDEX, Similar
-from pipeline.studio.words import HAN, contains, spelled, variants
+from pipeline.studio.words import contains, in_addresses, spelled, variants
 
 SEARCHES = 8
 """Searches whose results are kept: 8 bytes for each candidate found."""
@@ -328,10 +328,7 @@ class Catalog:
         each, values = list[str](), list[Any]()
         for own in terms:
             ways = [(contains(column, v), spelled(v)) for column in ("text", "evidence") for v in own]
-            if not HAN.search(own[0]):
-                # addresses are canonical, with Chinese characters as %XX and hosts in small letters
-                either = dict.fromkeys([own[0], own[0].lower()])
-                ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in either]
+            ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in in_addresses(own)]
             each.append(" OR ".join(way for way, _ in ways))
             values += [value for _, value in ways]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from typing import Any
+from urllib.parse import quote
 
 HAN = re.compile(r"[\u3400-\u9fff]")
 
@@ -32,6 +34,11 @@ def contains(column: str, term: str) -> str:
 def spelled(term: str) -> str:
     """The value that `contains` is asked with."""
     return term.lower() if _cased(term) else term
+
+
+def in_addresses(terms: list[str]) -> list[str]:
+    """Spellings of a term in addresses, which are canonical: Chinese characters as %XX, hosts in small letters."""
+    return list(dict.fromkeys([*(quote(term, safe=string.punctuation) for term in terms), terms[0].lower()]))
 
 
 def _cased(term: str) -> bool:

@@ -13,11 +13,11 @@ In this order, so that a kill at any moment leaves a state that the same command
     7  the next release of each dataset, which lists the shards as they are now; reports say so
     8  the search indexes that are named (`pipeline.takedown.indexes`)
 
-Builds that STORE knows (those that were published) are done whether they are named or not. One that cannot be read, or
-in which another command is at work, is left out and named, and so are those of a dataset whose release cannot be read;
-the same command again does them. Without anything named, all
-that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
-from it; a picture that another page shows too stays.
+Builds that STORE knows, all that were begun with it, are done whether they are named or not. One that cannot be read,
+or in which another command is at work, is left out and named, and so are those of a dataset whose release cannot be
+read; the same command again does them. Without anything named, all that is in STORE/forgotten is removed from the
+builds given. A page or a domain is removed with all that was collected from it; a picture that another page shows too
+stays.
 
 Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.

@@ -65,15 +65,15 @@ def release_left_out(releases: Releases, fault: Exception) -> str:
     return f"dataset {releases.dataset}: was left out, since its release cannot be read ({fault}); {todo}"
 
 
-def released(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
-    """Builds of the newest releases that STORE does not know, of a publish that was killed; and a line for each one
-    that cannot be read, and for each dataset whose release cannot be read. Those whose folders are not there are named
-    where the release is made again.
+def unregistered(store: Store, stages: Stages) -> tuple[list[Build], list[str]]:
+    """Builds that are not published: begun, held by a gate, with nothing new, or of a publish that was killed (which
+    the newest release has); and a line for each one that cannot be read, and for each dataset whose release cannot be
+    read. Folders that are not there are left out: a release names its own where it is made again.
     """
     damaged = damaged_releases(store)
     sound = [releases for releases in store.datasets() if releases.dataset not in damaged]
     newest = [release for releases in sound if (release := releases.newest()) is not None]
-    outs = dict.fromkeys(own.out for release in newest for own in release.builds if own.out)
+    outs = dict.fromkeys([*(own.out for release in newest for own in release.builds if own.out), *store.begun()])
     registered_there = {place_of(entry["out"]) for entry in store.registered()}
     builds, faults = list[Build](), list(damaged.values())
     for out in (out for out in outs if place_of(out) not in registered_there):

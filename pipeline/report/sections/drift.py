@@ -24,8 +24,8 @@ HTML = """
     {% if whole and whole.distributions %}
     <div class="card"><h3>{{ t("The whole dataset", "整个数据集") }}</h3><p class="muted small">{{
       t("with this build", "含本次构建") }}: {{ whole.samples[1] | n }} {{
-      t("samples, compared with", "个样本，对比") }} {#--#}
-    {{ t("release", "版本") }} {{ dataset.release }}: {{ whole.samples[0] | n }}</p>{{ psi(whole) }}</div>
+      t("samples, compared with", "个样本，对比") }} {{ t("release", "版本") }} {{ dataset.release }}: {{
+      whole.samples[0] | n }}</p>{{ psi(whole) }}</div>
     {% endif %}
     {% if drift %}
     <div class="card"><h3>{{ t("New data only", "仅新增部分") }}</h3><p class="muted small">{{

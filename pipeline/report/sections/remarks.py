@@ -43,7 +43,7 @@ def _said(material: Material, inputs: Values) -> Iterator[tuple[str, str]]:
             f"其中 {share} 因更好的文本被去除而替补。",
         )
     host = next(iter(inputs["image_domains"]), None)
-    if host and host["count"] >= MANY * kept:
+    if host and host["name"] and host["count"] >= MANY * kept:
         share = f"{host['count'] / kept:.0%}"
         yield f"{share} of the pictures come from {host['name']}.", f"{share} 的图像来自 {host['name']}。"
     reasons = material.candidates.reasons()[:2]

@@ -33,8 +33,8 @@ HTML = (
     t("samples of earlier builds were removed at the same time: they vanished from their source or opted out.",
       "个早先构建的样本同时被移除：来源已消失，或已声明退出。") }}</p>{% endif %}
   {% if state.removed %}<p>{{ t("Samples were removed since; this is revision", "此后有样本被移除；当前为修订") }} {{
-    state.revision }}{% if state.renewed %}, {{ t("which release", "，见版本") }} {{ state.renewed }} {{
-    t("has", "") }}{% endif %}.</p>{% endif %}
+    state.revision }}{% if state.renewed %}{{ t(", which release", "，见版本") }} {{ state.renewed }}{{
+    t(" has", "") }}{% endif %}{{ t(".", "。") }}</p>{% endif %}
 {% elif state.verdict == "refused" %}
   <h2><span aria-hidden="true">✗</span> {{ t("Refused by", "未通过门槛：") }} {{ failing }}</h2>
   <ul>{% for g in gates if not g.holds %}{% for fault in g.faults -%}

@@ -32,8 +32,18 @@ const PATHS = {
 /** One of the studio's drawings. */
 export const icon = (name) => drawing(PATHS[name]);
 
+/** An address with its Chinese characters instead of %XX; as it is, if that would hide something. */
+function readable(url) {
+  try {
+    const text = decodeURI(url);
+    return /[\p{C}\p{Z}]/u.test(text) ? url : text;
+  } catch {
+    return url;
+  }
+}
+
 /** A link to the web, if the address is one; plain text otherwise: `javascript:` and the like are never followed. */
-export function link(url, text = url) {
+export function link(url, text = readable(url)) {
   if (!/^https?:\/\//i.test(url)) return h("span", { class: "address" }, text);
   return h("a", { href: url, target: "_blank", rel: "noopener noreferrer nofollow", class: "address" }, text);
 }

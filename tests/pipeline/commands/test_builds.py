@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import cli
+from pipeline import cli, opening
 from pipeline.commands.builds import _funnel, released
 from pipeline.publish import release
 from pipeline.publish.verify import verify
+from pipeline.store import build_json
 from pipeline.store.build_json import Cost, StageResult
 from tests.places import SPECS
 
@@ -134,6 +135,18 @@ def test_a_release_of_one_build_is_said_and_its_snapshot_is_not_replaced_unasked
     assert not (tmp_path / "x").exists()
     assert cli.main(["plan", *words]) == 0
     assert "a build would refuse to start: release 1 of weekly has 3 samples" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_build_that_goes_on_without_an_option_keeps_its_store(weeks, tmp_path):
+    build = weeks.build("2026-01-01", range(3))
+    assert opening.open_build(build.spec, build.out).store == build.store, "another one would not know its takedowns"
+    own = opening.open_build(build.spec, str(tmp_path / "own"))
+    assert own.store.url == own.folder.at("store")
+    own.store.check()
+    build_json.note(own)
+    (tmp_path / "own").rename(tmp_path / "moved")
+    assert opening.open_build(build.spec, str(tmp_path / "moved")).store.url == str(tmp_path / "moved/store")
 
 
 @pytest.mark.slow

@@ -67,6 +67,22 @@ def test_a_table_below_a_title_is_read_by_init_and_by_the_build(photos, capsys):
     assert "6 of 6 sampled entries have texts" in answer["sources"][0]["why"]
 
 
+def test_a_table_of_captions_may_name_pictures_without_their_endings(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    lines = ["图片,描述", *(f"{seed},{words}" for seed, words in enumerate(WORDS))]
+    (photos / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
+    answer = init(capsys, "--from", "photos")
+    assert "6 of 6 entries with a text" in answer["sources"][0]["why"]
+
+
+def test_a_mirror_of_a_site_is_read_from_the_warc_file_beside_it(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    (photos / "site.warc.gz").write_bytes(archived.page("http://a.cn/", "1.jpg"))
+    assert [source["kind"] for source in init(capsys, "--from", "photos", *CONTACT)["sources"]] == ["warc"]
+
+
 def test_a_table_whose_only_text_is_a_remark_says_so(here, capsys):
     lines = [f"https://a.example/{n}.jpg,待核实；见附件" for n in range(12)]
     (here / "t.csv").write_text("\n".join(["url,备注", *lines]), encoding="utf-8")

@@ -5,13 +5,26 @@ from __future__ import annotations
 import duckdb
 import pytest
 
-from pipeline.studio.words import contains, spelled, variants
+from pipeline.studio.words import contains, in_addresses, spelled, variants
 
 
 def test_a_term_is_spelled_in_both_scripts() -> None:
     assert variants("红烧肉") == ["红烧肉", "紅燒肉"]
     assert variants("紅燒肉") == ["紅燒肉", "红烧肉"]
     assert variants("abc") == ["abc"]
+
+
+@pytest.mark.parametrize(
+    ("address", "term"),
+    [
+        ("folder:///a/%E7%85%A7%E7%89%87/IMG_1.jpg", "照片/IMG"),
+        ("https://a.cn/%E7%85%A7%E7%89%87/1.jpg", "照片"),
+        ("https://img.a.cn/1.jpg?x=(1)%20", "IMG.A.cn"),
+        ("https://a.cn/X?x=(1)%20", "X?x=(1)%20"),
+    ],
+)
+def test_an_address_is_found_by_what_people_read(address: str, term: str) -> None:
+    assert any(spelling in address for spelling in in_addresses(variants(term)))
 
 
 @pytest.mark.slow

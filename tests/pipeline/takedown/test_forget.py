@@ -18,11 +18,12 @@ from PIL import Image
 from data_specs.build import PluginRef
 from data_specs.shard import decode_sample, read_manifest
 from pipeline import cli, opening, run
-from pipeline.errors import StoreError
+from pipeline.errors import NothingNew, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release, replacing
 from pipeline.publish.verify import verify
 from pipeline.records import order_key
+from pipeline.report.diff import diff
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.stages import STAGES
 from pipeline.stages.admit import admit
@@ -609,7 +610,37 @@ def test_builds_of_a_store_are_found_through_links_each_once(published_builds: A
     twice = [entry, {**entry, "out": f"{tmp_path}/link/{out.name}"}]
     assert len(known_builds.opened(store, twice, STAGES)[0]) == 1
     published.store.unregister(build.build_id, build.out)  # its publish was killed before STORE knew it
-    assert [one.out for one in known_builds.released(store, STAGES)[0]] == [build.out]
+    assert [one.out for one in known_builds.unregistered(store, STAGES)[0]] == [build.out]
+
+
+def test_a_build_that_was_never_published_loses_what_is_taken_down_without_being_named(
+    weeks: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A week that has nothing new is complete, and holds the pictures that it fetched."""
+    release.publish(weeks.build("2026-01-01", range(3)))
+    second = weeks.open("2026-01-08", range(3))
+    assert [*run.run(second, here=True)][-1].name == "report"
+    with pytest.raises(NothingNew):
+        release.publish(second)
+    begun = weeks.open("2026-01-15", range(3))
+    assert [result.name for result in run.run(begun, until="fetch", here=True)][-1] == "fetch"
+    build_json.note(weeks.open("2026-01-22", range(3)))  # of a run that was killed at once
+
+    def held() -> dict[str, int]:
+        builds = [build_json.reopen(build.out, STAGES) for build in (second, begun)]
+        fetched = {build.snapshot: build.stage("fetch") for build in builds}
+        return {name: sum(own.table(one).num_rows for one in own.records()) for name, own in fetched.items()}
+
+    assert held() == {"2026-01-08": 3, "2026-01-15": 3}
+    words = ["forget", "--store", weeks.store, "--exact", "--url", "folder:///album/001.jpg"]
+    assert cli.main(words) == 0
+    assert held() == {"2026-01-08": 2, "2026-01-15": 2}
+    shutil.rmtree(begun.out)
+    assert cli.main(words) == 0, "a build that is not published may be deleted"
+    answer = diff(*(f"{weeks.store}/datasets/weekly/00000{number}.json" for number in (1, 2)))
+    assert (answer["a"]["samples"], answer["a"]["taken_down"]) == (3, 1)
+    assert (answer["b"]["samples"], answer["b"]["taken_down"]) == (2, 0)
+    assert answer["added"]["count"] == answer["removed"]["count"] == 0
 
 
 @pytest.mark.drill(2)

@@ -39,7 +39,11 @@ def test_texts_hosts_reasons_and_copies_in_doubt_are_said() -> None:
 
 
 def test_what_is_as_usual_is_not_said() -> None:
-    assert said([("caption", 100, 4)], {"a.cn": 29}) == [
-        "Primary texts: caption 100%.",
-        "Most frequent drop reasons: image too small (1,200), icon or spacer (30).",
-    ]
+    assert (
+        said([("caption", 100, 4)], {"": 100})
+        == said([("caption", 100, 4)], {"a.cn": 29})
+        == [
+            "Primary texts: caption 100%.",
+            "Most frequent drop reasons: image too small (1,200), icon or spacer (30).",
+        ]
+    )
