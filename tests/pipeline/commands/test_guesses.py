@@ -73,7 +73,7 @@ def test_a_table_of_captions_may_name_pictures_without_their_endings(photos, cap
     lines = ["图片,描述", *(f"{seed},{words}" for seed, words in enumerate(WORDS))]
     (photos / "texts.csv").write_text("\n".join(lines), encoding="utf-8")
     answer = init(capsys, "--from", "photos")
-    assert "6 of 6 entries with a text" in answer["sources"][0]["why"]
+    assert "6 of 6 sampled entries have texts" in answer["sources"][0]["why"]
 
 
 def test_a_mirror_of_a_site_is_read_from_the_warc_file_beside_it(photos, capsys):

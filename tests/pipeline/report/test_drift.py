@@ -117,7 +117,7 @@ def test_a_damaged_report_says_how_it_is_made_anew_and_is(two: list[Build], run_
     whole = (folder / "report.json").read_bytes()
     (folder / "report.json").write_bytes(whole[:-100])
     with pytest.raises(
-        StoreError, match=r"is not JSON .*; delete the folder (.*/report) and run wenlan-data build"
+        StoreError, match=r"invalid JSON .*; delete the folder (.*/report) and run wenlan-data build"
     ) as e:
         drift.read(build.out)
     assert f"delete the folder {folder} " in str(e.value)

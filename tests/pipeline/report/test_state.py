@@ -93,7 +93,7 @@ def test_a_week_with_nothing_new_says_so(weeks: Any) -> None:
         release.publish(again)
     assert state_of(again)["verdict"] == "nothing_new"
     assert "Nothing new" in shown(again)
-    assert "No release was made" in shown(again)
+    assert "No release was created" in shown(again)
 
 
 @pytest.mark.drill(2)

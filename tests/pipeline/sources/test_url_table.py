@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path):
     with pytest.raises(SourceError, match=r"d\.xyz: source t: unknown file extension"):
         read(table(tmp_path / "d.xyz"))
     (tmp_path / "d.xlsx").write_bytes(b"PK")
-    with pytest.raises(SourceError, match=r"d\.xlsx: source t: is a workbook; save its sheet as CSV"):
+    with pytest.raises(SourceError, match=r"d\.xlsx: source t: workbooks are not supported; save the sheet as CSV"):
         read(table(tmp_path / "d.xlsx"))
     (tmp_path / "e.csv").write_bytes(b"")
     with pytest.raises(SourceError, match=r"e\.csv: source t: no column 'url'; columns: none"):
