@@ -28,9 +28,9 @@ HTML = """
   studio("/", t("in the studio", "打开工作台")) }} <code class="command">wenlan-data studio {{
     state.place | quoted }}</code></p>
   <form class="filters" aria-label="Filter the samples">
-    <label>{{ t("Source", "来源") }} <select id="by-source"><option value="">*</option>
+    <label>{{ t("Source", "来源") }} <select id="by-source"><option value="">{{ t("all", "全部") }}</option>
     {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>
-    <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">*</option>
+    <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">{{ t("all", "全部") }}</option>
     {#--#}<option value="kept" data-zh="保留">kept</option><option value="dropped" data-zh="丢弃">dropped</option>
     {%- if totals.known %}<option value="known" data-zh="{{ "known" | zh }}">{{ "known" | en }}</option>{% endif %}
     {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name | en }}</option>
