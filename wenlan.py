@@ -358,13 +358,13 @@ class Data:
     ) -> Loader:
         """The trainer's loader of a split, for your own model: decoded, resized, tokenised, with boxes and ids.
 
-        Iterate `loader.once()`, every sample once, or `loader.batches(position)` from any position without end; both
-        yield `training.records.Batch`. train: shuffled and augmented. cache: folder of the index (default:
-        ~/.cache/wenlan). options: fields of `training.config.DataConfig`, such as image_size, max_boxes, max_tokens,
-        tokenizer, detector and num_workers.
+        Iterating it, or `loader.once()`, gives every sample once; `loader.batches(position)` goes on from any position
+        without end. Both yield `training.records.Batch`. train: shuffled and augmented. cache: folder of the index
+        (default: ~/.cache/wenlan). options: fields of `training.config.DataConfig`, such as image_size, max_boxes,
+        max_tokens, tokenizer, detector and num_workers.
 
             >>> loader = wenlan.open("builds/1").torch("val", image_size=64, max_boxes=36, cache="cache", num_workers=0)
-            >>> [(batch.images_B3HW.shape, batch.boxes_BR4.shape) for batch in loader.once()]
+            >>> [(batch.images_B3HW.shape, batch.boxes_BR4.shape) for batch in loader]
             [(torch.Size([2, 3, 64, 64]), torch.Size([2, 37, 4]))]
         """
         from data_specs.shard import ContractError

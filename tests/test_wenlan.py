@@ -344,7 +344,7 @@ def test_webdataset_joins_the_regions(here: Path) -> None:
 def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
     data = wenlan.open("store/datasets/weekly/latest.json")
     loader = data.torch("train", 8, image_size=64, num_workers=0, cache=tmp_path)
-    batches = list(loader.once())
+    batches = list(loader)
     assert sum(int(batch.valid_B.sum()) for batch in batches) == data.splits["train"]
     assert batches[0].images_B3HW.shape == (8, 3, 64, 64)
     from training.errors import ConfigError

@@ -101,8 +101,10 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
     for number, part in enumerate((*sections, name)):
         fields = fields_of(sections[:number])
         if part not in fields:
-            hint = suggestion(part, fields)
-            raise ConfigError(f"--set {key}", f"unknown key {part}{'; ' + hint if hint else ''}")
+            known = [one for one, kind in fields_of([]).items() if dataclasses.is_dataclass(kind)]
+            elsewhere = " or ".join(f"{one}.{name}" for one in known if name in fields_of([one]))
+            hint = f"did you mean {elsewhere}?" if elsewhere else suggestion(part, fields)
+            raise ConfigError(f"--set {key}", f"unknown key {part}; {hint or 'there are ' + ', '.join(fields)}")
         is_section, is_last = dataclasses.is_dataclass(fields[part]), number == len(sections)
         if is_section and is_last:
             raise ConfigError(f"--set {key}", f"set one of its keys, {key}.NAME")

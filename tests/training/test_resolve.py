@@ -43,7 +43,9 @@ def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
     ("override", "line"),
     [
         ("moco.queue_sise=7", "--set moco.queue_sise: unknown key queue_sise; did you mean queue_size?"),
-        ("moko.queue_size=7", "--set moko.queue_size: unknown key moko; did you mean moco?"),
+        ("moko.queue_size=7", "--set moko.queue_size: unknown key moko; did you mean moco.queue_size?"),
+        ("layers=7", "--set layers: unknown key layers; did you mean image.layers or text.layers?"),
+        ("mocco=7", "--set mocco: unknown key mocco; did you mean moco?"),
         ("moco.queue_size=many", "--set moco.queue_size: 'many' is not a whole number"),
         ("moco.queue_size=1.5", "--set moco.queue_size: 1.5 is not a whole number"),
         ("moco.queue_size=true", "--set moco.queue_size: True is not a whole number"),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("training")
 
 _TOKEN = "WENLAN_TOKEN"
+_BUILD_TIME = re.compile(r"(-\d{4}-\d\d-\d\d(-\d+)?)?-[0-9a-f]{8}(-g\d+)?(?=,|$)")
+"""The end of a build's id, behind its dataset's name."""
 
 
 def add_serve(commands: Any) -> None:
@@ -147,7 +149,7 @@ def _embedded(checkpoint: Checkpoint, arguments: argparse.Namespace) -> str:
     embed_index(
         checkpoint.folder, Inputs(data=tuple(data)), folder, detector=arguments.detector, device=arguments.device
     )
-    name = re.sub(r"[\s/\\?#%=]+", "-", read_index(folder).about.name)
+    name = re.sub(r"[\s/\\?#%=]+", "-", _BUILD_TIME.sub("", read_index(folder).about.name))
     return f"{name[:80]}={folder}"
 
 

@@ -44,6 +44,7 @@ from training.data.index_cache import (
     is_as_indexed,
     read_index,
     shard_of,
+    without_grid_id,
 )
 from training.data.plain_tars import plain_tars_of
 from training.data.remote import TarCache
@@ -331,6 +332,7 @@ def open_dataset(
     if not detector:
         detector = next((m.detectors[0] for _, m, _ in manifests if m.detectors), GRID)
         detector = GRID if tars else detector
+    detector = without_grid_id(detector)
     opened = [
         replace(_open_manifest(path, manifest, split, detector, cache), weight=weight)
         for path, manifest, weight in manifests

@@ -41,7 +41,7 @@ from training.data.plain_tars import index_tar
 from training.errors import first_line
 
 GRID = "grid"
-"""The detector that needs no file: boxes follow from the image's size alone."""
+"""The detector that needs no file: boxes follow from the image's size and `data.max_boxes` alone."""
 
 COLUMNS = ["key", "candidate_id", "source_kind", "sha256", "width", "height", "texts", "image_leader"]
 COLUMNS += ["image_offset", "image_size"]
@@ -102,6 +102,11 @@ class Shard:
                 _write_arrow(_read_regions(name, digest, self.index), self.regions)
             _check_count(name, read_index(self.regions), self.rows)
         return replace(self, of=None)
+
+
+def without_grid_id(detector: str) -> str:
+    """Returns a detector's id, but GRID for a build's grid, whose first `max_boxes` cells would be its top rows."""
+    return GRID if re.fullmatch(f"{GRID}-[0-9a-f]{{12}}", detector) else detector
 
 
 def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:

@@ -159,6 +159,9 @@ class Loader:
 
         return self._load(spans())
 
+    def __iter__(self) -> Iterator[Batch]:
+        return self.once()
+
     def once(self) -> Iterator[Batch]:
         """Yields every sample once, in order, in batches of share.micro, every world_size-th of them for this rank."""
         size, total = self.share.micro, len(self._order)

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, Manifest, Split
 from training.data.index import Row, manifest_of, open_dataset, read_file, weighted
-from training.data.index_cache import GRID, locate, read_parquet
+from training.data.index_cache import GRID, locate, read_parquet, without_grid_id
 from training.data.plain_tars import plain_tars_of
 from training.use.sources import Entry, Source
 from training.weights.load import Boxes
@@ -71,6 +71,7 @@ class DatasetSource(Source):
         manifests = [manifest_of(name) for name in named if name not in tars]
         if not detector:
             detector = next((m.detectors[0] for _, m in manifests if m.detectors), GRID)
+        detector = without_grid_id(detector)
         with_regions = detector != GRID and not tars and all(detector in m.detectors for _, m in manifests)
         self.detector = detector if with_regions else ""
         """Detector of the regions that the rows bring; "" if they bring none."""

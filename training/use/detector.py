@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from data_specs.build import SpecError
 from data_specs.command.extras import install
-from training.data.index_cache import GRID
+from training.data.index_cache import GRID, without_grid_id
 from training.errors import ConfigError, RunError, first_line
 from training.weights.load import Boxes
 
@@ -70,7 +70,7 @@ def choose(trained: str, given: str, regions: Path | None) -> tuple[Detector | N
     folder of its cache. Where the checkpoint's own cannot run it is the grid, with the reason. Raises ConfigError for a
     given one that cannot run.
     """
-    if given == GRID or (not given and trained in ("", GRID)):
+    if without_grid_id(given or trained) in ("", GRID):
         return None, GRID
     name = given or trained.rpartition("-")[0] or trained
     try:

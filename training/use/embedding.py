@@ -30,7 +30,7 @@ from data_specs.shard import ContractError
 from training.data.batch_maker import InSlot
 from training.data.loader import in_workers
 from training.data.slots import Slots, room
-from training.data.transforms import UnreadableImage
+from training.data.transforms import UnreadableImage, grid_boxes
 from training.errors import RunError
 from training.records import Batch
 from training.use.detector import Detector, InEachProcess
@@ -82,7 +82,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """Facts about a row that was read. boxes: those that the tower has seen, flat; None for the grid."""
+    """Facts about a row that was read. boxes: those that the tower has seen, flat; None for the whole picture."""
 
     problem: str
     sha256: str = ""
@@ -169,7 +169,9 @@ class _Reader:
         except UnreadableImage as e:
             return _Fact(f"{entry.name}: {e}"), None
         most = self._loaded.config.data.max_boxes
-        flat = None if boxes is None else np.asarray(boxes[:most], np.float32).reshape(-1)
+        seen = grid_boxes(opened.width, opened.height, most) if boxes is None else boxes[:most]
+        whole = boxes is None and len(seen) == 1  # one cell is the whole picture, not a part of it
+        flat = None if whole else np.asarray(seen, np.float32).reshape(-1)
         digest = hashlib.sha256(entry.content).hexdigest()
         return _Fact("", digest, len(entry.content), opened.width, opened.height, flat), opened
 

@@ -9,6 +9,8 @@ with no code beside the weights. Use of a folder:
     text = F.normalize(model.get_text_features(**texts).pooler_output, dim=-1)
     image = F.normalize(model.get_image_features(**images).pooler_output, dim=-1)
 
+sentence-transformers loads it too, except SigLIP 2: `SentenceTransformer(FOLDER).encode(texts or pictures)`.
+
 Limits: transformers lacks a class for towers with regions. The processor decodes large JPEGs at full size, `embed` at
 a part of it, less than one grey level away; alpha is dropped, not laid on white. Siglip2Model's own processor keeps a
 picture's aspect.

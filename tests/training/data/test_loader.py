@@ -86,6 +86,20 @@ def test_evaluation_sees_every_sample_once_over_the_ranks_unchanged(make_shards:
     assert torch.equal(pixels, square(decode(data.image(first)), CONFIG.image_size))
 
 
+def test_a_builds_grid_covers_the_picture_whatever_max_boxes_is(make_shards: MakeShards) -> None:
+    """Cells of a finer grid, best first, would be those of its top rows."""
+    manifest = make_shards(train=(6,), val=(6,), detector="grid-0123456789ab")
+    size = CONFIG.image_size
+    for detector in ("", "grid-0123456789ab"):
+        data = open_dataset([str(manifest)], "train", detector=detector)
+        assert (data.detector, data.has_regions) == ("grid", False)
+    [first, *_] = loader(manifest, Share(6), config=replace(CONFIG, max_boxes=5, num_workers=0), train=False)
+    assert first.boxes_BR4[0].tolist() == [
+        *([x, y, x + size / 2, y + size / 2] for y in (0, size / 2) for x in (0, size / 2)),
+        [0, 0, size, size],
+    ]
+
+
 def test_a_batch_that_cannot_be_shared_is_named() -> None:
     with pytest.raises(ConfigError, match=r"run.batch_size: 8 cannot be divided among 3 ranks x 1"):
         Share(8, 0, 3)

@@ -296,12 +296,14 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
 def test_a_dataset_is_embedded_before_it_is_served_and_only_once(
     tiny: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run, data = tmp_path / "run", str(make_shards(train=(9,), val=(3,)))
+    manifest = make_shards(train=(9,), val=(3,))
+    manifest.write_text(manifest.read_text().replace('"test"', '"my-pets-2026-12-01-130717-13a3960e"'))
+    run, data = tmp_path / "run", str(manifest)
     shutil.copytree(tiny, run / "checkpoints" / "step-00000001")
     made = []
     for _ in range(2):
         with command(run, "--data", data) as server:
-            assert server.get("/indices-list").json() == ["test"]
+            assert server.get("/indices-list").json() == ["my-pets"]
             found = server.post("/knn-service", json={"text": "红船", "num_images": 5, "modality": "image"})
             assert len(found.json()) > 0
         [index] = run.glob("index-*")

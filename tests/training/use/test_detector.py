@@ -13,7 +13,9 @@ from training.errors import ConfigError, RunError
 from training.use.detector import Detector, InEachProcess, choose
 
 
-@pytest.mark.parametrize(("trained", "given"), [("", ""), ("grid", ""), ("proposals-0123456789ab", "grid")])
+@pytest.mark.parametrize(
+    ("trained", "given"), [("", ""), ("grid", ""), ("grid-0123456789ab", ""), ("proposals-0123456789ab", "grid")]
+)
 def test_a_checkpoint_of_the_grid_has_no_detector(trained: str, given: str) -> None:
     assert choose(trained, given, None) == (None, "grid")
 
@@ -47,7 +49,7 @@ def test_a_spec_names_a_detector_with_its_options(tmp_path: Path) -> None:
     [
         ("nonesuch", "--detector: .*nonesuch"),
         ("given", "--detector: given: takes its boxes from the sources of a build and cannot detect any"),
-        ("gone.yaml", "--detector: gone.yaml.*"),
+        ("grid-gone.yaml", "--detector: grid-gone.yaml.*"),
     ],
 )
 def test_one_that_cannot_run_is_one_line(given: str, line: str) -> None:
