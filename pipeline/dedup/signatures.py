@@ -54,8 +54,11 @@ SKETCHED_AT_ONCE = 10_000
 """Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
-_CONTEXT = ["page_url", "image_url", "width", "height", "pixels"]
-_READ = [*_DIGESTS, "width", "height", *LOOKS, "texts", "text_rank", "shown", "page_url", "image_url"]
+_DRAWN = ("png", "gif", "bmp")
+"""Formats of drawings and screens: windows before one wallpaper differ in their words alone, as dialogs do."""
+
+_CONTEXT = ["page_url", "image_url", "width", "height", "pixels", "format"]
+_READ = [*_DIGESTS, "width", "height", "format", *LOOKS, "texts", "text_rank", "shown", "page_url", "image_url"]
 
 
 def token(build: Build) -> Any:
@@ -177,8 +180,9 @@ def _contexts_of(pairs: pa.Table, lists: pa.ListArray, forms: Sequence[str], pla
     owner, kinds, places = np.repeat(np.arange(len(lists)), counts), list(OWN), np.flatnonzero(own >= 0)
     words = [(kinds[own[at]], owner[at], forms[at]) for at in places.tolist()]
     sides = np.stack([pairs[name].to_numpy() for name in ("width", "height")], axis=1)
+    drawn = np.union1d(plain, np.flatnonzero(pc.is_in(pairs["format"], pa.array(_DRAWN)).to_numpy()))
     pixels = pc.fill_null(pairs["pixels"], 0).to_numpy()
-    return contexts_of(pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist(), words, pixels, sides, plain)
+    return contexts_of(pairs["page_url"].to_pylist(), pairs["image_url"].to_pylist(), words, pixels, sides, drawn)
 
 
 def _write_texts(
@@ -207,7 +211,7 @@ PASS = Pass(
     reads=("measure", "filter"),
     run=run_partition,
     token=token,
-    version=4,
+    version=5,
     files=(PassFile(ROWS), PassFile("*.bin")),
     working=True,
     unit="pairs",

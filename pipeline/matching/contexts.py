@@ -3,16 +3,16 @@
 Charts that differ in a curve, dialogs with another line and steps of an algorithm look more alike than many copies do,
 and no threshold parts them. Their pages do: two pictures of one page are shown there because they are two, and so are
 two with different words of their own, alt text or caption; and a manual shows many screens of one program, but hardly
-one of them twice. So near copies are never merged if they stand on one page, have different words, or are pictures
-without texture on the pages of one host that share no words, unless their files are variants of one (`file_stem`) or
-their pixels are the same. One that may be a copy of several is one of that with which it has the strongest bond
-(`bonds`).
+one of them twice. So near copies are never merged if they stand on one page, have different words, or are drawn (without
+texture, or in a format of drawings and screens) on the pages of one host and share no words, unless their files are
+variants of one (`file_stem`) or their pixels are the same. One that may be a copy of several is one of that with which
+it has the strongest bond (`bonds`).
 
 A context is six 64-bit hashes, 0 for what a picture has not, so that what earlier builds kept carries no more.
 
 Limits: a copy under other words is kept, and so is a second size of a picture on its page, or of a drawing on its host,
-under another name. Words are
-compared in their normal forms (`data_specs.text.folding`): one character more is another text.
+under another name. Words are compared in their normal forms (`data_specs.text.folding`): one character more is another
+text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Context = npt.NDArray[np.uint64]
 """[N, WIDTH]"""
 
 PAGE, HOST, ALT, CAPTION, FILE, PIXELS = range(6)
-"""HOST is that of the page, of a picture without texture."""
+"""HOST is that of the page, of a picture that is drawn."""
 
 WIDTH = 6
 
@@ -55,16 +55,16 @@ def contexts_of(
     words: Iterable[tuple[str, int, str]],
     pixels: npt.NDArray[np.uint64],
     sides: npt.NDArray[Any],
-    plain: npt.NDArray[np.int64],
+    drawn: npt.NDArray[np.int64],
 ) -> Context:
     """Contexts of pictures [N] from the URLs of pages and images, own words, digests of pixels, and [N, 2] sides.
 
-    words: (kind, picture, text in its normal form), of each picture in the order of its texts. plain: numbers of the
-    pictures without texture.
+    words: (kind, picture, text in its normal form), of each picture in the order of its texts. drawn: numbers of the
+    pictures that are drawn.
     """
     found = np.zeros((len(pages), WIDTH), np.uint64)
     found[:, PAGE] = hashes_of(pages)
-    found[plain, HOST] = hashes_of([pages[picture].partition("://")[2].partition("/")[0] for picture in plain.tolist()])
+    found[drawn, HOST] = hashes_of([pages[picture].partition("://")[2].partition("/")[0] for picture in drawn.tolist()])
     found[:, FILE] = hashes_of([file_stem(url) for url in urls])
     own = dict[tuple[int, int], str]()
     for kind, picture, text in words:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.pages.lines import MIN_BESIDE, says_something
+from pipeline.pages.lines import says_something
 from pipeline.pages.page import MAX_SHARING
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
@@ -140,27 +140,22 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 
 def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images without a text of their own: an alt or caption, or a text that stands with at most MAX_SHARING images
-    of the page.
-
-    A text around more images stays with the first MAX_BARE of them (CAP_PER_TEXT). What is about a page with more
-    images, such as its title, says nothing of one of them, nor of an image that only the page's head names, often a
-    cover from elsewhere (NO_TEXT).
+    """Drop images whose only words are a text around many, but for the first MAX_BARE of a page (CAP_PER_TEXT): neither
+    an alt or caption nor a text around at most MAX_SHARING images of the page says something.
     """
     sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
     kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
     for candidate in candidates:
         page = candidate.page_url
-        said = [t for t in candidate.texts if says_something(t.text, MIN_BESIDE if t.kind == "surrounding" else 1)]
-        few = {t for t in said if candidate.row >= 0 and sharing[page, t.text] <= MAX_SHARING}
-        own = few or any(text.kind in OWN_WORDS for text in said)
-        around = any(text.kind == "surrounding" for text in said)
-        bare[page] += around and not own
-        if own or (around and bare[page] <= MAX_BARE):
+        around = [t.text for t in candidate.texts if t.kind == "surrounding" and says_something(t.text)]
+        own = any(t.kind in OWN_WORDS and says_something(t.text, 1) for t in candidate.texts)
+        if own or not around or any(sharing[page, text] <= MAX_SHARING for text in around):
             kept.append(candidate)
-        elif around:
+            continue
+        bare[page] += 1
+        if bare[page] <= MAX_BARE:
+            kept.append(candidate)
+        else:
             evidence = f"no text of its own, like {MAX_BARE} images before it on the page"
             dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
-        else:
-            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts about its whole page"))
     return kept, dropped

@@ -23,7 +23,7 @@ import functools
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, count
 from types import MappingProxyType
@@ -36,6 +36,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, as_shown, text_filters
+from pipeline.pages.lines import says_something
 from pipeline.records import (
     FIRST_SNAPSHOT,
     OWN_WORDS,
@@ -273,7 +274,7 @@ def _judge_chunk(
             yield drop(_masked(candidate, filters), "admit", *own)
             continue
         end = at + len(own.texts)
-        if own.as_it_came and touched.isdisjoint(range(at, end)):
+        if own.as_it_came and touched.isdisjoint(range(at, end)) and not _only_of_page(candidate, own.texts):
             yield candidate
         else:
             shown = candidate if own.texts else _masked(candidate, filters)
@@ -306,10 +307,6 @@ def _cleaned(
         return DropReason.UNREADABLE, evidence(e, candidate.image_url)
 
 
-DESCRIBES = 12
-"""Letters from which on removed words of an image count as a description of it."""
-
-_LETTERS = re.compile(r"[^\W\d_]")
 _NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avatar|qr[ _-]?code", re.I)
 """Words of templates around pictures that are furniture of a site, whatever stands between."""
 
@@ -417,9 +414,11 @@ def _judged(
             first = min(first, at)
             good.setdefault(text.text, text)
     ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
-    if good and (gave_way := _gave_way(candidate, texts[first], failed)) is not None:
-        left = f"the remaining text is the {texts[first].kind} of a page with several images"
-        return drop(ordered, "admit", DropReason(gave_way.reason), f"{gave_way.evidence}; {left}")
+    if good and _only_of_page(candidate, good.values()):
+        left = f"only the {texts[first].kind} of its page is left, which is not about this image alone"
+        for _, lost in failed[:1]:
+            return drop(ordered, "admit", DropReason(lost.reason), f"{lost.evidence}; {left}")
+        return drop(ordered, "admit", DropReason.NO_TEXT, left)
     if good:
         better = sum(at < first for at, _ in failed) + sum(before <= first for before, _ in cut)
         better += sum(order.rank(text.kind) < order.rank(texts[first].kind) for text in candidate.removed)
@@ -433,19 +432,11 @@ def _judged(
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
 
 
-def _gave_way(candidate: Candidate, primary: Text, failed: Sequence[tuple[int, RemovedText]]) -> RemovedText | None:
-    """The words of its own that a candidate lost, if a text of a page with several images would stand for them."""
-    if primary.kind in (*OWN_WORDS, "surrounding") or candidate.shown == "alone":
-        return None
-    return next((text for _, text in failed if text.kind in OWN_WORDS and _describes(text)), None)
-
-
-def _describes(text: RemovedText) -> bool:
-    """True for removed words that are a description all the same: in another language, for instance. Not for a name
-    such as min_path_step8.
-    """
-    words = [word for word in text.text.split() if _LETTERS.search(word)]
-    return text.reason != DropReason.BOILERPLATE and len(words) > 1 and len(_LETTERS.findall(text.text)) >= DESCRIBES
+def _only_of_page(candidate: Candidate, texts: Iterable[Text]) -> bool:
+    """True if no text is about an image among several of its page: such as the page's title alone."""
+    if candidate.shown == "alone":
+        return False
+    return not any(t.kind in OWN_WORDS or (t.kind == "surrounding" and says_something(t.text, 1)) for t in texts)
 
 
 def _capped(
@@ -479,7 +470,7 @@ STAGE = Stage(
             reads=("extract", _sorted.NAME),
             run=run_partition,
             token=token,
-            version=7,
+            version=8,
             files=(PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
         ),
     ),

@@ -109,23 +109,22 @@ def test_what_extract_removed_counts_where_it_would_have_come_first():
     assert kept.text_rank == 0
 
 
-def test_own_words_that_were_removed_do_not_give_way_to_a_text_of_a_page_with_several_images() -> None:
-    english = ("caption", "A screenshot of the text tool in English")
-    own = candidate(
-        "http://i.test/a.jpg", english, ("title", "文本管理的方法"), page="http://a.test/", origin="http://a.test/"
-    )
-    [decision] = admit([replace(own, shown="among")], spec())[1]
-    assert decision.reason == "low_han_share"
-    assert decision.evidence.endswith("the remaining text is the title of a page with several images")
-    assert admit([own], spec())[0], "the only picture of its page"
-    for name in ("IMG_20210102_123456.jpg", "min_path_sum_dp_step8"):
-        named = replace(own, texts=(Text("alt", name), *own.texts[1:]), shown="among")
-        assert admit([named], spec())[0], "a file name was no description"
-    beside = replace(own, texts=(*own.texts, Text("surrounding", "选择文本工具后的窗口。")), shown="among")
-    assert admit([beside], spec())[1], "a title comes before what stands around"
-    near = (own.texts[0], Text("surrounding", "选择文本工具后的窗口。"), own.texts[1])
-    [kept] = admit([replace(own, texts=near, shown="among")], spec())[0]
-    assert (kept.texts[0].text, kept.text_rank) == ("选择文本工具后的窗口。", 1)
+def test_texts_about_a_page_with_many_images_alone_are_no_words_of_one_of_them() -> None:
+    title = ("title", "文本管理的方法")
+    own = candidate("http://i.test/a.jpg", title, page="http://a.test/", origin="http://a.test/")
+    assert admit([own], spec())[0], "of few on its page"
+    for shown in ("among", "listed"):
+        [decision] = admit([replace(own, shown=shown)], spec())[1]
+        assert (decision.reason, decision.text) == ("no_text", "文本管理的方法")
+        assert decision.evidence == "only the title of its page is left, which is not about this image alone"
+    for words, reason in (("A screenshot of the text tool", "low_han_share"), ("字", "text_too_short")):
+        removed = replace(own, texts=(Text("caption", words), *own.texts), shown="among")
+        [decision] = admit([removed], spec())[1]
+        assert decision.reason == reason, "the fault of the words that were removed"
+    for text in (Text("alt", "文本工具"), Text("surrounding", "选择文本工具后的窗口。")):
+        [kept] = admit([replace(own, texts=(*own.texts, text), shown="among")], spec())[0]
+        assert text in kept.texts
+    assert admit([replace(own, texts=(*own.texts, Text("surrounding", "如下图所示：")), shown="among")], spec())[1]
 
 
 def test_a_source_is_judged_by_its_own_options_and_a_library_by_no_threshold_of_the_web():

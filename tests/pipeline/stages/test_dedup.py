@@ -75,6 +75,17 @@ def test_a_mirrored_copy_is_one_where_the_spec_says_so(fetched_build: Any, got: 
     assert [row["reason"] for row in decided.values()] == ["near_image"]
 
 
+def test_near_copies_in_a_format_of_screens_are_two_on_one_host(fetched_build: Any, got: Any) -> None:
+    photo, brighter = Image.fromarray(blobs(4)), Image.fromarray((blobs(4) * 0.9 + 20).astype("uint8"))
+    for kind, other, kept in (("JPEG", "site", 1), ("PNG", "site", 2), ("PNG", "elsewhere", 1)):
+        images = [
+            got("one", encoded(photo, kind), "一张图", page="http://site.test/one.html"),
+            got("two", encoded(brighter, kind), "另一张图", page=f"http://{other}.test/two.html"),
+        ]
+        build = fetched_build(images, name=f"{kind}-{other}".lower(), filters=[])
+        assert len(run(build)[0]) == kept
+
+
 def test_texts_are_not_merged_when_the_spec_says_so(fetched_build: Any, got: Any) -> None:
     images = [got("small", picture(1), "小图"), got("big", picture(1, (320, 240)), "大图")]
     kept, decided, _ = run(fetched_build(images, filters=[], dedup={"merge_texts": False}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pipeline.records import Candidate
 from pipeline.stages import _furniture
 from pipeline.stages._page_candidates import extract_page
@@ -71,15 +69,6 @@ def test_of_pictures_without_a_text_of_their_own_two_of_a_page_stay() -> None:
     assert len(kept) + len(dropped) == len(candidates)
     few = candidates[:3]
     assert _furniture.without_bare(few) == (few, []), "what three share is theirs"
-
-
-@pytest.mark.parametrize(("pictures", "reasons"), [(3, []), (4, ["no_text"] * 4)])
-def test_of_many_pictures_the_title_of_their_page_says_nothing(pictures: int, reasons: list[str]) -> None:
-    html = "<h1>黄山日出</h1>" + "".join(f"<p><img src=/i/{number}.jpg></p>" for number in range(pictures))
-    candidates = [entry for entry in extract_page(capture(html), "s", "news") if isinstance(entry, Candidate)]
-    kept, dropped = _furniture.without_bare(candidates)
-    assert len(kept) == pictures - len(reasons)
-    assert [decision.reason for decision in dropped] == reasons
 
 
 def test_a_picture_of_a_list_is_known_by_its_own_page():

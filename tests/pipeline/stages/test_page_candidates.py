@@ -86,7 +86,10 @@ def test_a_candidate_knows_how_its_page_shows_it() -> None:
     photo = "<p><img src={0}.jpg alt=照片{0}></p><p>说明{0}</p>"
     card = "<article><h2>第{0}篇</h2><img src={0}.jpg></article>"
     assert shown(photo.format(1) + photo.format(2)) == ["alone"] * 2
-    assert shown("".join(map(photo.format, range(3)))) == ["among"] * 3
+    assert shown("".join(map(photo.format, range(3)))) == ["alone"] * 3
+    assert shown("".join(map(photo.format, range(4)))) == ["among"] * 4
+    head = "<meta property=og:image content=http://a.test/cover.jpg>"
+    assert [candidate.shown for candidate in run(f"{head}<title>游记</title>")[0]] == ["among"], "in its head only"
     assert shown("".join(map(card.format, range(3)))) == ["listed"] * 3
     assert shown(card.format(1) + card.format(2) + photo.format(1)) == ["alone", "listed"], "not listed everywhere"
 
