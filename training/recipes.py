@@ -92,6 +92,7 @@ def starter() -> Config:
             heads=4,
             ffn=512,
             hidden=512,
+            dropout=0.3,
         ),
         text=TextTowerConfig(
             encoder="char_text",
@@ -104,8 +105,9 @@ def starter() -> Config:
             heads=4,
             ffn=512,
             hidden=512,
+            dropout=0.3,
         ),
-        moco=MocoConfig(queue_size=512, feature_dim=256),
+        moco=MocoConfig(queue_size=512, temperature=0.1, feature_dim=256),
         data=DataConfig(image_size=192, max_boxes=9, max_tokens=24, color_jitter_p=0.0, grayscale_p=0.0),
         optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_share=0.125),
         run=RunConfig(batch_size=32, epochs=12, eval_epochs=2),
