@@ -3,10 +3,10 @@
 Charts that differ in a curve, dialogs with another line and steps of an algorithm look more alike than many copies do,
 and no threshold parts them. Their pages do: two pictures of one page are shown there because they are two, and so are
 two with different words of their own, alt text or caption; and a manual shows many screens of one program, but hardly
-one of them twice. So near copies are never merged if they stand on one page, have different words, or are drawn (without
-texture, or in a format of drawings and screens) on the pages of one host and share no words, unless their files are
-variants of one (`file_stem`) or their pixels are the same. One that may be a copy of several is one of that with which
-it has the strongest bond (`bonds`).
+one of them twice. So near copies are never merged if they stand on one page, have different words, or are drawn
+(without texture, or in a format of drawings and screens) on the pages of one host and share no words, unless their
+files are variants of one (`file_stem`) or their pixels are the same. One that may be a copy of several is one of that
+with which it has the strongest bond (`bonds`).
 
 A context is six 64-bit hashes, 0 for what a picture has not, so that what earlier builds kept carries no more.
 
