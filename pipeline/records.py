@@ -165,8 +165,7 @@ class RemovedText:
 
 
 Shown = Literal["alone", "among", "listed"]
-"""How a page shows an image: alone or with few others, among more of them or in its head only, or listed in one of
-several cards."""
+"""How a page shows an image: alone or with few others, among more of them, or listed in one of several cards."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,7 +233,6 @@ class _Place:
     userinfo: str
     texts: dict[str, Text]
     listed: bool
-    named: bool  # by the page's head only: such an image may be a cover from elsewhere
 
 
 def _images(
@@ -249,7 +248,7 @@ def _images(
         fault = _fault(image, base)
         if isinstance(fault, str) and fault not in places:
             if len(places) < most:
-                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts}, image.listed, image.row < 0)
+                places[fault] = _Place(row, userinfo, {t.text: t for t in image.texts}, image.listed)
                 continue
             fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         # An image that is not a candidate is identified by its place on the page: others may have the same address.
@@ -267,8 +266,7 @@ def _images(
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "texts went to the first", duplicate_of=leader)
     for url, place in places.items():
         texts, about = tuple(place.texts.values()), (source, source_kind, capture.url, capture.url)
-        among = place.named or len(places) > MAX_SHARING
-        shown: Shown = "listed" if place.listed else "among" if among else "alone"
+        shown: Shown = "listed" if place.listed else "among" if len(places) > MAX_SHARING else "alone"
         candidate = Candidate(*about, url, texts, place.row, userinfo=place.userinfo, shown=shown)
         yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT)
 
