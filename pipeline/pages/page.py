@@ -3,9 +3,9 @@
 The walk cuts the page into blocks of running text and notes for every image its position in its block, the figures
 around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
-    alt           the image's alt, its title attribute, and the name of its file where that is Chinese; an alt that only
-                  counts, is a name with a number, says nothing, or repeats the title of several images, stands behind
-                  what is said beside its image
+    alt           the image's alt, its title attribute, and the name of its file where that is Chinese; a name with a
+                  number, which others of a series have as well, comes as a title; an alt that only counts, says
+                  nothing, or repeats the title of several images, stands behind what is said beside its image
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲, 图： or 图 1,
                   that ends with its photographer (新华社记者张三 摄), or that is centred right behind the image; a
@@ -259,7 +259,7 @@ class _Lookup:
             named = self._is_name_of(row, beside) and not any(says_something(text, 1) for _, text in texts)
             texts.append(("caption" if named else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
-        texts.append(("alt", name))
+        texts.append(("title", name))
         around = self._surrounding(row, used)
         if self._many:  # below the headline, that is what stands near
             near = (text for text in around if says_something(text) and not _REFERS.search(text))

@@ -156,9 +156,9 @@ def test_the_chinese_name_of_its_file_is_a_word_of_an_image_behind_its_alt(url: 
     assert texts(f"<img src='{url}' alt=夜景>")["alt"] == ["夜景", name][: 1 + bool(name)]
 
 
-def test_the_name_of_a_file_in_a_series_is_an_alt_behind_what_is_said_beside_the_image() -> None:
+def test_the_name_of_a_file_in_a_series_is_a_title_behind_what_is_said_beside_the_image() -> None:
     html = "<h1>安装手册</h1><p>选择安装的语言</p><img src=用户安装2.png><p>选择键盘的布局</p><img src=用户安装3.png>"
-    assert texts(html, 1) == {"caption": ["选择键盘的布局"], "alt": ["用户安装"], "title": ["安装手册"]}
+    assert texts(html, 1) == {"caption": ["选择键盘的布局"], "title": ["用户安装", "安装手册"]}
 
 
 def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
