@@ -56,16 +56,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("contract")
 
 
+REGIONS = {"detectors": [{"name": "proposals"}]}
+"""Of a build's grid training takes nothing."""
+
+
 @pytest.fixture(scope="module", params=["build", "release", "copy"])
 def place(request: pytest.FixtureRequest, folder: Path, synthetic: Any, run_stage: Callable[..., Any]) -> Place:
     """The same pictures as one build, as a release of three builds, and as a copy of that; its index is the truth."""
     root = folder / request.param
     root.mkdir()
     if request.param == "build":
-        data = lists = _published(synthetic.make(root)[0], run_stage)
+        data = lists = _published(synthetic.make(root, regions=REGIONS)[0], run_stage)
     else:
         for i in range(3):
-            _published(synthetic.make(root, out=f"build{i}", snapshot=f"2024-01-0{i + 1}", part=(i, 3))[0], run_stage)
+            part = {"out": f"build{i}", "snapshot": f"2024-01-0{i + 1}", "part": (i, 3)}
+            _published(synthetic.make(root, **part, regions=REGIONS)[0], run_stage)
         data, lists = root / "store/datasets/synthetic/latest.json", root / "store/datasets/synthetic/000003"
         assert len(_manifest(data)[1].builds) == 3
     urls = _listed(root / "store") if request.param == "release" else None

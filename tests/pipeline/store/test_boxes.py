@@ -112,5 +112,5 @@ def test_a_detector_that_needs_no_pixels_gets_none() -> None:
 
 
 def test_a_cache_behind_a_url_with_a_key_is_refused() -> None:
-    with pytest.raises(SpecError, match="holds credentials"):
+    with pytest.raises(SpecError, match="contains credentials"):
         BoxMaker(Grid(), "s3://key:secret@bucket/regions")

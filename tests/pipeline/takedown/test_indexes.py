@@ -187,7 +187,7 @@ def test_an_index_that_is_being_written_is_a_fault_and_hinders_no_other(
     with exclusive(first):
         code, answer = forget(capsys, *words)
     assert (code, [SearchIndex.open(index).rows for index in (first, second)]) == (1, [2, 1])
-    assert f"{first}: another command is writing this index; run this one again when it has ended" in str(answer)
+    assert f"{first}: another command is writing this index" in str(answer)
     assert forget(capsys, *words)[0] == 0
     assert SearchIndex.open(first).rows == 1
 
