@@ -249,10 +249,17 @@ def say_if_new(args: argparse.Namespace, build: Build) -> None:
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
     """Returns the opened build. Raises SpecError if it would replace results in its folder unasked."""
+    from pipeline.files.folder import place_of
     from pipeline.publish import dataset, replacing
+    from pipeline.sources import sources_of
+    from pipeline.sources.folder import FolderOfImages
 
     build = opened(args)
     say_if_new(args, build)
+    for source in sources_of(build.spec):
+        read = place_of(source.resolve(source.path)) if isinstance(source, FolderOfImages) else ""
+        if read and f"{place_of(build.out)}/".startswith(f"{read}/"):
+            raise SpecError([f"--out {build.out}: is in the folder that source {source.name} reads; use one outside"])
     dataset.check_faces(build)  # a publish would refuse it too, hours later
     blocking, displaced = replacing.in_the_way(build), replacing.displaced(build)
     if not args.replace and (blocking or displaced):
@@ -297,7 +304,9 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])
     damaged = f", but its manifest cannot be read: {status['damaged']}" if status["damaged"] else ""
-    say(f"published: {'yes' if status['published'] else 'no'}{damaged}")
+    finished = all(stage["state"] == "done" for stage in status["stages"].values())
+    why = "; wenlan-data publish says why" if finished and not status["published"] else ""
+    say(f"published: {'yes' if status['published'] else 'no'}{damaged}{why}")
     return status
 
 

@@ -13,7 +13,7 @@ EXAMPLES = """\
 A changed spec applies to new data only. To apply it to the whole dataset, rebuild the dataset:
 
   wenlan-data plan SPEC --generation new --store STORE
-  wenlan-data build SPEC --generation new --store STORE --out builds/anew
+  wenlan-data build SPEC --generation new --store STORE --out builds/rebuilt
 
 This reads the stored captures of all builds in the latest release, the current tables and folders, and the images in
 STORE. No requests go to sites. Samples of the same pictures keep their keys and splits. A diff is shown at the end.

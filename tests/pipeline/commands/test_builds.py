@@ -17,6 +17,7 @@ from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.store import build_json
 from pipeline.store.build_json import Cost, StageResult
+from tests.drawn import picture
 from tests.places import SPECS
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "t.tsv"}
@@ -63,6 +64,18 @@ def read_only() -> Iterator[Path]:
             if root:
                 os.seteuid(0)
             (folder / "it").chmod(0o755)
+
+
+@pytest.mark.parametrize("out", ["photos", "photos/builds/1"])
+def test_a_build_within_the_folder_that_it_reads_is_refused(out, capsys, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(picture(1))
+    (tmp_path / "photos/a.txt").write_text("翠鸟")
+    photos, spec = {"kind": "folder", "name": "photos", "path": "photos"}, tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump({**SPEC, "sources": [{**photos, "source_kind": "library"}]}))
+    assert cli.main(["build", str(spec), "--out", str(tmp_path / out)]) == 2
+    assert "is in the folder that source photos reads; use one outside" in capsys.readouterr().err
+    assert len(list((tmp_path / "photos").iterdir())) == 2
 
 
 @pytest.mark.parametrize("place", ["out", "store", "new"])
