@@ -150,5 +150,5 @@ def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
         _load(Onnx(weights=str(MODEL), side=640))
     few = tmp_path / "few.txt"
     few.write_text("cat\ndog\n")
-    with pytest.raises(DetectorError, match=r"few\.txt: names 2 classes, .* has 80"):
+    with pytest.raises(DetectorError, match=r"few\.txt: lists 2 classes, but .* has 80"):
         _load(Onnx(weights=str(MODEL), classes=str(few)))
