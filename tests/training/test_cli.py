@@ -125,7 +125,7 @@ def test_bad_usage_and_bad_data_are_one_line_and_an_exit_code(
     found, stdout, stderr = run(capsys, "fit", *arguments, "--data", str(manifest), "--out", str(tmp_path / "run"))
     assert found == code
     assert not stdout
-    (error,) = [line for line in stderr.splitlines() if not line.startswith("no detector's regions: ")]
+    (error,) = [line for line in stderr.splitlines() if not line.startswith("no detector regions: ")]
     assert error.startswith("wenlan-train: ")
     assert line in error
 
