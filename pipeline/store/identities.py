@@ -102,7 +102,7 @@ class Published(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    version: Literal[4]  # of the files; raised when their columns change
+    version: Literal[5]  # of the files; raised when their columns change, or what those say
     build: str
     dataset: str
     snapshot: str
@@ -326,7 +326,7 @@ class Identities:
                 files[part] = of_part.files[suffix].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
                 self._folder.share(path, files[part].name)
         known = Published(
-            version=4,
+            version=5,
             build=build.build_id,
             dataset=build.spec.name,
             snapshot=build.snapshot,

@@ -96,7 +96,7 @@ def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     synthetic_build: Build, run_stage: Run
 ) -> None:
     known = Published(
-        version=4, build="other-1", dataset=synthetic_build.spec.name, snapshot="1", features="", sketch="", files={}
+        version=5, build="other-1", dataset=synthetic_build.spec.name, snapshot="1", features="", sketch="", files={}
     )
     (synthetic_build.store.folder / "identity").write("other-1.0.json", known.model_dump_json().encode())
     with pytest.raises(
