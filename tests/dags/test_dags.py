@@ -274,8 +274,8 @@ def planned(said: dict[str, Any], tmp_path: Path) -> None:
     of_releases(said["releases"])
     small, latest, weighted, nothing_new = said["refused"]
     assert "release 3 of news is too small to train on and judge (train 9, dev 1, val 0): nothing is trained" in small
-    assert "latest.json may name another release by the evaluation" in latest
-    assert "new_weight: which samples are new says the asset event only" in weighted
+    assert "latest.json may change before the evaluation" in latest
+    assert "new_weight: only an asset event says which samples are new" in weighted
     assert nothing_new.startswith("AirflowSkipException: nothing new")
 
 
@@ -387,5 +387,5 @@ def test_the_loop_builds_trains_exports_scores_and_trains_again(said: list[Any])
     for program, *words in map(shlex.split, whole.values()):  # as the command lines of the cluster read them
         assert (data_parser() if program == "wenlan-data" else train_parser()).parse_args(words).json is True
     assert same["scorer"].startswith("wenlan-train fit --recipe starter ")
-    assert "strict_spec and spec are one file" in one
+    assert "strict_spec and spec are the same file" in one
     assert "parameter towers is empty" in nowhere
