@@ -17,7 +17,8 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
                   said right beside an image, else its section's heading, comes before the title (`_Lookup`), and on
                   one with many any text near it, as do words that lead to an image (这是, 如下图) on any page; of a
                   card its heading, else the text after the image or before it
-    abstract      og:description or meta description, else the first paragraph
+    abstract      og:description or meta description, else the first paragraph; and a text that is the nearest one of
+                  more than MAX_SHARING images: it is about none of them alone
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
 For a site with a rule (`pipeline.pages.site_rules`), the rule selects the article, its title and its captions.
@@ -207,7 +208,7 @@ class _Lookup:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags, self._walk = tags, walk
         self._with_image = {place.block for place in walk.places}
-        shown = sum(not place.furniture and not place.fallback for place in walk.places)
+        shown = sum(map(self._is_shown, range(len(walk.places))))
         self._several, self._many = shown > 1, shown > MAX_SHARING
         alts = (clean(place.attributes.get("alt", "")) for place in walk.places)
         self._alts = Counter(alt[: number.start()] for alt in alts if (number := _COUNTED.search(alt)))
@@ -241,12 +242,18 @@ class _Lookup:
             if (block.caption or block.titles) and block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
+        self._captioned = [self._captions(row) for row in rows]
+        self._around = [self._surrounding(row, used) for row, (_, used) in zip(rows, self._captioned, strict=True)]
+        self._around_of = Counter(text for row in rows if self._is_shown(row) for text in set(self._around[row]))
+
+    def _is_shown(self, row: int) -> bool:
+        return not self.places[row].furniture and not self.places[row].fallback
 
     def image(self, row: int) -> PageImage:
         """One image with its texts, the closest to it first."""
         place = self.places[row]
         attributes = place.attributes
-        captions, used = self._captions(row)
+        captions, used = self._captioned[row]
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         url = image_url(attributes, place.sources)
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
@@ -260,12 +267,13 @@ class _Lookup:
             texts.append(("caption" if named else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
         texts.append(("title", name))
-        around = self._surrounding(row, used)
+        around = [text for text in self._around[row] if self._around_of[text] <= MAX_SHARING]
         if self._many:  # below the headline, that is what stands near
             near = (text for text in around if says_something(text) and not _REFERS.search(text))
             texts += [("title" if text == self.headline else "surrounding", text) for text in near]
         texts += [("title", self.headline), *(("surrounding", text) for text in around)]
-        texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
+        of_page = (text for text in self._around[row] if text not in around)
+        texts += [*(("abstract", text) for text in (self.abstract, *of_page)), *(("tag", tag) for tag in self.tags)]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
 

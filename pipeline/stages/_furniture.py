@@ -1,4 +1,4 @@
-"""Drops what does not describe an image: furniture, covers in lists, endless pages, too many images of a text or host.
+"""Drops what does not describe an image: furniture, covers in lists, endless pages, too many images of a host.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """
@@ -11,8 +11,6 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from data_specs.shard import Text
-from pipeline.pages.lines import says_something
-from pipeline.pages.page import MAX_SHARING
 from pipeline.records import OWN_WORDS, Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5
@@ -24,9 +22,6 @@ REPEATED_ON_IMAGES = 10
 
 SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
-
-MAX_BARE = 2
-"""Images of a page that stay without a text of their own: one paragraph says little of each of many."""
 
 LIST_IMAGES, LIST_SHARE = 6, 0.8
 """A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
@@ -136,26 +131,4 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
             kept.append(replace(candidate, texts=tuple(texts), removed=tuple(removed)) if removed else candidate)
         else:
             dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that are repeated on many pages"))
-    return kept, dropped
-
-
-def without_bare(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images whose only words are a text around many, but for the first MAX_BARE of a page (CAP_PER_TEXT): neither
-    an alt or caption nor a text around at most MAX_SHARING images of the page says something.
-    """
-    sharing = Counter((candidate.page_url, text.text) for candidate in candidates for text in candidate.texts)
-    kept, dropped, bare = list[Candidate](), list[Decision](), Counter[str]()
-    for candidate in candidates:
-        page = candidate.page_url
-        around = [t.text for t in candidate.texts if t.kind == "surrounding" and says_something(t.text)]
-        own = any(t.kind in OWN_WORDS and says_something(t.text, 1) for t in candidate.texts)
-        if own or not around or any(sharing[page, text] <= MAX_SHARING for text in around):
-            kept.append(candidate)
-            continue
-        bare[page] += 1
-        if bare[page] <= MAX_BARE:
-            kept.append(candidate)
-        else:
-            evidence = f"no text of its own, like {MAX_BARE} images before it on the page"
-            dropped.append(drop(candidate, "extract", DropReason.CAP_PER_TEXT, evidence))
     return kept, dropped

@@ -6,8 +6,7 @@ asks not to be used, that is not Chinese or cannot be read is a Decision about t
 noted for `fetch` (`_archived_images`) and counted, as are revisits.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are not texts
-of an image and are taken off; an image that stands on very many is a logo; of images without a text of their own the
-first of a page stay. Pages of an endless calendar or counter
+of an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter
 count for neither (`_furniture`).
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
 (`pipeline.confined`), is a Decision of the reason `unreadable`.
@@ -61,7 +60,7 @@ from pipeline.sources import PageSource, RangeSource, Source, TableSource, sourc
 from pipeline.sources.site import Site
 from pipeline.sources.warc import Warc
 from pipeline.stages._archived_images import Archive
-from pipeline.stages._furniture import capped, without_bare, without_furniture, without_list_covers, without_traps
+from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.stages._stored_crawls import StoredCrawls
 from pipeline.store.build import Build
@@ -184,9 +183,8 @@ def _sifted(
         candidates, traps = without_traps(candidates, wordings)
         candidates, furniture = without_furniture(candidates)
         candidates, covers = without_list_covers(candidates)
-        candidates, bare = without_bare(candidates)
         candidates, beyond = capped(candidates, source.max_images_per_host)
-        decisions += traps + furniture + covers + bare + beyond
+        decisions += traps + furniture + covers + beyond
         tally["pages_dropped"] += len(traps)
     return candidates, decisions
 
@@ -371,7 +369,7 @@ STAGE = Stage(
             reads=("crawl",),
             run=run_partition,
             token=token,
-            version=9,
+            version=10,
             begin=begin,
             files=(
                 PassFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),

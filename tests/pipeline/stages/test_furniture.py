@@ -58,19 +58,6 @@ def test_one_alt_on_many_pictures_of_a_host_is_taken_off() -> None:
     assert removed.evidence == f"repeated with {_furniture.REPEATED_ON_IMAGES} images of a.test"
 
 
-def test_of_pictures_without_a_text_of_their_own_two_of_a_page_stay() -> None:
-    pictures = "".join(f"<p><img src=/i/{number}.jpg></p>" for number in range(6))
-    html = f"<h1>黄山日出</h1><p>清晨的黄山。</p>{pictures}<p><img src=/own.jpg alt=云海></p>"
-    entries = list(extract_page(capture(html), "s", "news"))
-    candidates = [entry for entry in entries if isinstance(entry, Candidate)]
-    kept, dropped = _furniture.without_bare(candidates)
-    assert [c.image_url.rpartition("/")[2] for c in kept] == ["0.jpg", "1.jpg", "own.jpg"]
-    assert {(d.reason, d.text) for d in dropped} == {("cap_per_text", "清晨的黄山。")}
-    assert len(kept) + len(dropped) == len(candidates)
-    few = candidates[:3]
-    assert _furniture.without_bare(few) == (few, []), "what three share is theirs"
-
-
 def test_a_picture_of_a_list_is_known_by_its_own_page():
     """Two pages of a list of ten articles, each with its cover; the last two covers have no article here."""
 
