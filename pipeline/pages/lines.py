@@ -30,6 +30,13 @@ POINTS_UP = re.compile(
     r"上[图圖]|上面?(?:[这這]|的)?[一两兩张張幅个個]{0,2}[图圖]|如上|^[从從由]?[图圖](?:中|里|裡|上|可)"
 )
 """Sentences about the picture above them."""
+MAX_CLAUSES, MAX_TOLD = 5, 105
+"""Clauses, and characters, of a text beside an image from which on it tells a story, of which the image shows a moment
+at most."""
+_SHOWN = re.compile(
+    r"[A-Za-z]{2}|[图圖][中所上]|如[图圖]|所示|看[到见見]|截[图圖]|[画畫]面|界面|窗口|按[钮鈕]|[点點][击擊]|[选選][择擇]|打[开開]|[显顯]示"
+)
+"""Words of steps and screens, and names in Latin letters: a long text with one may still be about its image."""
 SENTENCE_END = re.compile(r"[。！？；]|[.!?;](?=\s)")
 _PHRASE_END = re.compile(r"[，,、：:]|\s(?=\S)")
 _WORD = re.compile("[A-Za-z]+")
@@ -81,6 +88,12 @@ def says_something(text: str, least: int = MIN_BESIDE) -> bool:
         else:
             at += 1
     return han and said >= least
+
+
+def is_story(text: str) -> bool:
+    """True for a long text that points to nothing that an image shows."""
+    long = len(text) >= MAX_TOLD or sum(map(text.count, "，,")) >= MAX_CLAUSES
+    return long and _SHOWN.search(text) is None
 
 
 def counted(text: str) -> int:

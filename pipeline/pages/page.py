@@ -17,8 +17,8 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
                   said right beside an image, else its section's heading, comes before the title (`_Lookup`), and on
                   one with many any text near it, as do words that lead to an image (这是, 如下图) on any page; of a
                   card its heading, else the text after the image or before it
-    abstract      og:description or meta description, else the first paragraph; and a text that is the nearest one of
-                  more than MAX_SHARING images: it is about none of them alone
+    abstract      og:description or meta description, else the first paragraph; and on a page with many images a text
+                  near one that is near more than MAX_SHARING others, says little, or tells a story (`is_story`)
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
 For a site with a rule (`pipeline.pages.site_rules`), the rule selects the article, its title and its captions.
@@ -61,6 +61,7 @@ from pipeline.pages.lines import (
     is_byline,
     is_caption_line,
     is_line,
+    is_story,
     says_something,
     sentences_of,
     without_number,
@@ -267,15 +268,20 @@ class _Lookup:
             texts.append(("caption" if named else "surrounding", beside))
         texts += [("alt", text) for text in shared if text != self.headline]
         texts.append(("title", name))
-        around = [text for text in self._around[row] if self._around_of[text] <= MAX_SHARING]
-        if self._many:  # below the headline, that is what stands near
-            near = (text for text in around if says_something(text) and not _REFERS.search(text))
+        around = self._around[row]
+        kind: TextKind = "abstract" if self._many else "surrounding"
+        if self._many:  # below the headline, that is what stands near one of them
+            near = filter(self._is_of_one, around)
             texts += [("title" if text == self.headline else "surrounding", text) for text in near]
-        texts += [("title", self.headline), *(("surrounding", text) for text in around)]
-        of_page = (text for text in self._around[row] if text not in around)
-        texts += [*(("abstract", text) for text in (self.abstract, *of_page)), *(("tag", tag) for tag in self.tags)]
+        texts += [("title", self.headline), *((kind, text) for text in around), ("abstract", self.abstract)]
+        texts += [("tag", tag) for tag in self.tags]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
+
+    def _is_of_one(self, text: str) -> bool:
+        """True for a text near an image that may be about it, among many images."""
+        about = says_something(text) and not (_REFERS.search(text) or is_story(text))
+        return about and self._around_of[text] <= MAX_SHARING
 
     def _is_shared(self, text: str) -> bool:
         """True for an alt that says what others of the page say too: its headline, or a name with a number (步骤 3), or
@@ -364,8 +370,10 @@ class _Lookup:
             return said
         if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
             return ""
-        refers_back = _REFERS_BACK.match(last) is not None and not POINTS_UP.search(said)
-        return (self._heading(self.places[row]) if refers_back else "") or said
+        if POINTS_UP.search(said):
+            return said
+        heading = self._heading(self.places[row]) if is_story(said) or _REFERS_BACK.match(last) else ""
+        return heading or ("" if is_story(said) else said)
 
     def _heading(self, place: Place) -> str:
         """The heading of an image's section, on a page with several images of which few are in this section."""

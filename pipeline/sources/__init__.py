@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field
@@ -65,7 +65,7 @@ class Source(Plugin):
         raise TypeError(f"{type(self).__name__} must look at its input")
 
 
-IMAGE_CAPS = ("max_images_per_page", "max_images_per_host")
+IMAGE_CAPS = ("max_images_per_page", "max_images_per_host", "page_texts")
 """Options of a PageSource that decide what becomes of its pages, and not which pages there are."""
 
 
@@ -75,6 +75,9 @@ class PageSource(Source):
     max_images_per_page: int = Field(2_000, gt=0, description="maximum number of candidates per page")
     max_images_per_host: int = Field(
         1_000_000, gt=0, description="maximum number of candidates per host within one WARC file"
+    )
+    page_texts: Literal["drop", "keep"] = Field(
+        "drop", description="pictures among more than three of a page with no text but the page's title and abstract"
     )
 
     def warcs(self) -> list[str]:

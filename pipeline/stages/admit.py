@@ -415,7 +415,7 @@ def _judged(
             good.setdefault(text.text, text)
     ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
     if good and _only_of_page(candidate, good.values()):
-        left = f"only the {texts[first].kind} of its page is left, which is not about this image alone"
+        left = f"only the {texts[first].kind} of its page is left (page_texts: drop)"
         for _, lost in failed[:1]:
             return drop(ordered, "admit", DropReason(lost.reason), f"{lost.evidence}; {left}")
         return drop(ordered, "admit", DropReason.NO_TEXT, left)

@@ -184,6 +184,8 @@ def _sifted(
         candidates, furniture = without_furniture(candidates)
         candidates, covers = without_list_covers(candidates)
         candidates, beyond = capped(candidates, source.max_images_per_host)
+        if source.page_texts == "keep":
+            candidates = [replace(candidate, shown="alone") for candidate in candidates]
         decisions += traps + furniture + covers + beyond
         tally["pages_dropped"] += len(traps)
     return candidates, decisions

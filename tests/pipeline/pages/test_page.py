@@ -142,6 +142,16 @@ def test_a_text_leads_to_few_images_that_stand_together_and_is_about_the_page_of
     assert [first_kinds(html, row)[0][1] for row in (0, 1)] == ["把土豆切成细丝。", "热锅凉油，下花椒。"]
 
 
+def test_a_long_paragraph_that_points_to_nothing_is_about_no_image_of_many() -> None:
+    story = "下了火车，我们先去吃饭，饭后困得很，回旅店睡了一觉，醒来天已经黑了，只好明天再去。"
+    html = "<h1>三天游记</h1>" + "".join(f"<p>{story[:-1]}{at}。</p><img src={at}.jpg>" for at in range(4))
+    assert [first_kinds(html, row)[:2] for row in range(4)] == [
+        [("title", "三天游记"), ("abstract", f"{story[:-1]}{row}。")] for row in range(4)
+    ]
+    assert first_kinds(html.replace("困得很", "看到海"), 1)[0][0] == "surrounding"
+    assert first_kinds(html.replace("，饭后困得很，回旅店睡了一觉", ""), 1)[0][0] == "surrounding"
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [

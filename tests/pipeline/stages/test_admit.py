@@ -116,7 +116,7 @@ def test_texts_about_a_page_with_many_images_alone_are_no_words_of_one_of_them()
     for shown in ("among", "listed"):
         [decision] = admit([replace(own, shown=shown)], spec())[1]
         assert (decision.reason, decision.text) == ("no_text", "文本管理的方法")
-        assert decision.evidence == "only the title of its page is left, which is not about this image alone"
+        assert decision.evidence == "only the title of its page is left (page_texts: drop)"
     for words, reason in (("A screenshot of the text tool", "low_han_share"), ("字", "text_too_short")):
         removed = replace(own, texts=(Text("caption", words), *own.texts), shown="among")
         [decision] = admit([removed], spec())[1]

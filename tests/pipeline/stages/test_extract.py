@@ -334,6 +334,18 @@ def test_the_pictures_of_a_site_are_no_furniture_because_a_trap_shows_them(tmp_p
     assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"] == 2 * ARTICLES
 
 
+@pytest.mark.parametrize("page_texts", ["drop", "keep"])
+def test_pictures_of_a_page_of_many_count_as_alone_where_the_texts_of_their_page_will_do(tmp_path, page_texts):
+    page = "<h1>西葫芦蛋花汤</h1>" + "".join(f"<p><img src={i}.jpg></p>" for i in range(4))
+    (tmp_path / "x.warc.gz").write_bytes(warc(("http://a.test/", page)))
+    source = {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz", "page_texts": page_texts}
+    build = build_of(tmp_path, source)
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    shown = {c.shown for c in candidates_of(build.stage("extract").table(record))}
+    assert shown == {"among" if page_texts == "drop" else "alone"}
+
+
 def test_images_beyond_the_caps_of_a_page_and_a_host_are_decisions(tmp_path):
     html = (
         "<p>中文的页面</p>" + "".join(f"<img src={i}.jpg alt=第{i}张图>" for i in range(9)) + "<img src=0.jpg alt=又>"
