@@ -28,7 +28,7 @@ from pipeline.texts.forms import even
 _IMAGE_FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|heic|avif)", re.I)
 _CAMERA_NAME = re.compile(
     r"(?:img|dsc[nf]?|pict?|photo|image|picture|screenshot|screen shot|mmexport|wechatimg|wx|微信(?:图片|截图)|"
-    r"qq(?:图片|截图|浏览器截图)|(?:屏幕)?截[图屏]|图[片像]?|圖[片像]?|照片|未标题|未命名|无标题|下载)[\s_\-()（）:.\d]*",
+    r"qq(?:图片|截图|浏览器截图)|(?:屏幕)?截[图屏]|图[片像]?|圖[片像]?|照片|未标题|未命名|无标题(?:文档|页面?)?|下载)[\s_\-()（）:.\d]*",
     re.I,
 )
 _NUMBER = re.compile(r"[\d\s_\-.,()（）/:年月日]+|[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)

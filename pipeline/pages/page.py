@@ -370,9 +370,10 @@ class _Lookup:
             return said
         if not self._several or (_REFERS.search(last) and not POINTS_UP.search(said)):
             return ""
-        if POINTS_UP.search(said):
+        place = self.places[row]
+        if POINTS_UP.search(said) or self._text_of.get(row, range(0)).start > place.block:
             return said
-        heading = self._heading(self.places[row]) if is_story(said) or _REFERS_BACK.match(last) else ""
+        heading = self._heading(place) if is_story(said) or _REFERS_BACK.match(last) else ""
         return heading or ("" if is_story(said) else said)
 
     def _heading(self, place: Place) -> str:

@@ -5,7 +5,8 @@ repeats does: between the images of a row stand texts of one shape (a paragraph;
 text stands at one end of the row only: behind the last image where each text is about the image above it. Where both
 ends have one, words that point (如上图, 如下图) and lines of caption tell, else whether the paragraph at one end is
 like those of the row and the other is not. Short lines without a full stop right behind the images of a page of
-paragraphs are captions, whatever stands before the next image. In a table with images in one row of cells and as many
+paragraphs are captions, and paragraphs there that begin with a name in bold are about the image above, whatever stands
+before the next image. In a table with images in one row of cells and as many
 texts in the next, a column is one pair.
 
 A row that says nothing has its texts before its images, as most pages do.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -29,9 +30,9 @@ from pipeline.pages.walk import Place, Walk
 LONGEST_SHAPE = 4
 """Blocks between two images of a row at most."""
 
-FEWEST_LINES, LINE_SHARE = 3, 0.8
-"""Images of a page that have a line below them at least, and their share of its images. Of its other paragraphs at most
-the rest may be lines: verses are not captions."""
+FEWEST_MARKED, MARKED_SHARE = 3, 0.8
+"""Images of a page that have a line, or a name in bold, below them at least, and their share of its images. At most
+the rest of its other paragraphs may be such: verses are not captions."""
 
 MOST_TAGS = 1_000
 """Tags of a row of a table that is looked at."""
@@ -83,7 +84,7 @@ class _Sides:
             groups = self._groups(members, shown[begun - 1 : begun], shown[end_of : end_of + 1])
             for group in groups:
                 found |= self._columns(group)
-            found |= self._lines(groups)
+            found |= self._marked(groups, self._is_line) or self._marked(groups, self._begins_in_bold)
             at = 0
             while at < len(groups):
                 end = at + 1
@@ -111,19 +112,23 @@ class _Sides:
             if texts and self._kind(texts[0]) != "headline":
                 yield from ((row, texts[0]) for row in group.rows)
 
-    def _lines(self, groups: list[_Group]) -> dict[int, range]:
-        """The line below each image, where most images have one and hardly any other paragraph between them is one."""
+    def _marked(self, groups: list[_Group], is_marked: Callable[[int], bool]) -> dict[int, range]:
+        """The text below each image, where most images have one with a mark and hardly any other paragraph between
+        them has it: a line, or a paragraph that begins with a name in bold."""
         followed = [group for group in groups[:-1] if len(group.behind) > 1] + [g for g in groups[-1:] if g.behind]
-        lines = [group for group in followed if self._is_line(group.behind[0])]
-        if len(lines) < max(FEWEST_LINES, LINE_SHARE * len(groups)):
+        marked = [group for group in followed if is_marked(group.behind[0])]
+        if len(marked) < max(FEWEST_MARKED, MARKED_SHARE * len(groups)):
             return {}
         others = [at for group in groups[:-1] for at in group.behind[1:] if self._kind(at) == "paragraph"]
-        if not others or sum(map(self._is_line, others)) > (1 - LINE_SHARE) * len(others):
+        if not others or sum(map(is_marked, others)) > (1 - MARKED_SHARE) * len(others):
             return {}
-        return {row: range(group.behind[0], group.behind[0] + 1) for group in lines for row in group.rows}
+        return {row: range(group.behind[0], group.behind[0] + 1) for group in marked for row in group.rows}
 
     def _is_line(self, at: int) -> bool:
         return self._kind(at) == "paragraph" and is_line(self._walk.blocks[at].text())
+
+    def _begins_in_bold(self, at: int) -> bool:
+        return self._kind(at) == "paragraph" and self._walk.begins_in_bold(at)
 
     def _groups(self, rows: list[int], last: list[int], following: list[int]) -> list[_Group]:
         """Images of one scope, in groups. last, following: the image before them and the one behind, if any."""

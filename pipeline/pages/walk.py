@@ -394,10 +394,15 @@ class Walk:
         block = self.blocks[at]
         if not block.parts or HAN.search(block.joined()):
             return False
-        if block.begins < len(self.tags) and self.tags[block.begins].partition(" ")[0] in _BOLD:
+        if self.begins_in_bold(at):
             return True
         row = bisect.bisect_left(self.sections, at)
         return row < len(self.sections) and self.sections[row] == at
+
+    def begins_in_bold(self, at: int) -> bool:
+        """True for a block whose text begins within <b> or <strong>."""
+        begins = self.blocks[at].begins
+        return begins < len(self.tags) and self.tags[begins].partition(" ")[0] in _BOLD
 
     def is_centred(self, place: Place, at: int) -> bool:
         """True if an element around a block behind an image is centred by its tag, attributes or class."""

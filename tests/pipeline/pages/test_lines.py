@@ -24,6 +24,9 @@ from pipeline.pages.lines import ending_of, is_byline, is_caption_line
         "张三拍摄于2022年4月7日",
         "2017-12-31 22:18:57 | 随记生活",
         "地点：操场南侧",
+        "2025-11-04 2025-11-05 约 1446 字 预计阅读 7 分钟",
+        "您的位置：首页-关于我们",
+        "首页 » 藏品",
     ],
 )
 def test_a_line_about_who_wrote_a_page_is_about_no_picture(line: str) -> None:
@@ -37,7 +40,16 @@ def test_a_line_that_ends_with_the_minute_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["2021年8月3日，我们到了青海湖。", "作者的家乡", "图：红隼", "来源于生活的艺术", "红隼，拍摄于2022年"]
+    "line",
+    [
+        "2021年8月3日，我们到了青海湖。",
+        "作者的家乡",
+        "图：红隼",
+        "来源于生活的艺术",
+        "红隼，拍摄于2022年",
+        "首页的样子",
+        "2021年8月3日约了朋友爬山",
+    ],
 )
 def test_a_line_that_begins_like_one_may_be_about_a_picture(line: str) -> None:
     assert not is_byline(line)
