@@ -27,6 +27,7 @@ from pipeline.pages.lines import ending_of, is_byline, is_caption_line
         "2025-11-04 2025-11-05 约 1446 字 预计阅读 7 分钟",
         "您的位置：首页-关于我们",
         "首页 » 藏品",
+        "于清乐 收录于 类别 Tech 和 系列 入门",
     ],
 )
 def test_a_line_about_who_wrote_a_page_is_about_no_picture(line: str) -> None:
