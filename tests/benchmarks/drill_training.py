@@ -430,5 +430,5 @@ def elastic(scene: Scene) -> Iterator[Row]:
 
 def opened(log: str) -> list[float]:
     """When, in seconds since 1970, the run of a log began and went on."""
-    found = re.findall(r"^(\S+ \S+),(\d+) INFO \w+ (?:begins|goes on from)", log, re.MULTILINE)
+    found = re.findall(r"^(\S+ \S+),(\d+) INFO \w+ (?:begins|resumes from)", log, re.MULTILINE)
     return [time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000 for at, ms in found]
