@@ -27,7 +27,7 @@ def site(scene: Scene) -> Iterator[Row]:
         asked = source.pages_asked()
         ended = build.ended(120)
         line = ended.one_line
-        good = ended.code == 1 and "the host is down" in line and "start again" in line
+        good = ended.code == 1 and "the host is down" in line and "run the same command again" in line
         refused = f"{source.site.pages - asked} pages were left when it refused connections"
         yield Row(
             "crawl", refused, line or f"exit {ended.code}: {ended.tail()}", held=good and asked < source.site.pages

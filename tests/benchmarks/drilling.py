@@ -329,5 +329,5 @@ def wait_for(what: str, seconds: float, condition: Callable[[], Any], build: Bui
         time.sleep(0.002)
 
 
-PATH_AND_ADVICE = re.compile(r"wenlan-data: (\S+): .*(make room|run the same command again|start again)")
+PATH_AND_ADVICE = re.compile(r"wenlan-data: (\S+): .*run the same command again")
 """A line that names what it is about, and says what to do."""

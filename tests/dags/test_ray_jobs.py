@@ -194,11 +194,11 @@ def test_the_result_is_the_last_object_of_the_log() -> None:
 
 def test_why_it_failed_prefers_what_our_commands_said() -> None:
     job = Job("build-1", "FAILED", "x", "Job entrypoint command failed", 1)
-    logs = "stage\nwenlan-data: b: gate min_samples: 3 are left\nwenlan-data: let it through with: ...\nlast\n"
+    logs = "stage\nwenlan-data: b: gate min_samples: 3 are left\nwenlan-data: to publish this build anyway: ...\nlast\n"
     assert why_it_failed(job, logs).splitlines() == [
         "Ray job build-1 FAILED (exit 1)",
         "wenlan-data: b: gate min_samples: 3 are left",
-        "wenlan-data: let it through with: ...",
+        "wenlan-data: to publish this build anyway: ...",
     ]
     assert why_it_failed(job, "a\nb\n\n").splitlines()[1:] == ["b"]
     assert why_it_failed(job, "").splitlines()[1:] == ["Job entrypoint command failed"]

@@ -260,7 +260,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(
     said += command("report", str(out), "--baseline", str(out)) + command("verify", str(out))
     said += command("publish", str(out)) + command("plan", str(spec), "--out", str(out), "--store", str(store))
     assert PASSWORD not in said
-    lost = "extract: 1 damaged records, 333 bytes lost, 1 truncated files, 1 files that are not WARC; the report names"
+    lost = "extract: 1 damaged records, 333 bytes lost, 1 truncated files, 1 files that are not WARC; the report lists"
     assert said.count(lost) == 2, "build and status say so"
     report = json.loads((out / "report/report.json").read_text(encoding="utf-8"))["lost"]
     assert {name: value for name, value in report.items() if name != "files"} == {

@@ -150,17 +150,20 @@ def terminated() -> Iterator[LeaveSignal]:
 
 @contextmanager
 def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
-    """Hold the lock of `out`, so that only one run writes to it. Waits for a run that is ending.
+    """Hold the lock of `out`, so that only one run writes to it. Waits for a run that is ending, which is logged.
 
     Raises RunError after `wait` seconds. A file system without locks goes unlocked, which is logged.
     """
-    deadline = time.monotonic() + wait
+    deadline, waiting = time.monotonic() + wait, False
     with ExitStack() as lock:
         while True:
             try:
                 lock.enter_context(exclusive(out / ".lock", wait=False))
                 break
             except BlockingIOError:
+                if not waiting:
+                    LOG.info("%s: another run is writing to it; waiting up to %g s for its end", out, wait)
+                    waiting = True
                 if time.monotonic() > deadline:
                     raise RunError(str(out), "another run is writing to it; choose another --out") from None
                 time.sleep(0.2)

@@ -238,7 +238,7 @@ def test_a_server_that_is_gone_is_told_and_found_again(built: Build, browse: Bro
         browse.server.stop()
         await page.run("[...document.querySelectorAll('.value input')][1].click()")
         await until(page, "document.querySelector('#gone')")
-        await until(page, "document.querySelector('#gone').innerText.includes('does not answer')")
+        await until(page, "document.querySelector('#gone').innerText.includes('does not respond')")
         assert await page.serious() == []
 
     browse(visit, built.out, quiet=False)
@@ -337,7 +337,9 @@ def test_a_takedown_from_the_flag_to_the_end(own: Make, browse: Browse, tmp_path
         await page.write("forget")
         await until(page, "!document.querySelector('#takedown .danger').disabled")
         await page.click("#takedown .danger")
-        await until(page, "document.querySelector('#takedown .asking + div .note')?.innerText.includes('but for what')")
+        await until(
+            page, "document.querySelector('#takedown .asking + div .note')?.innerText.includes('except for what')"
+        )
         assert await page.run("document.querySelectorAll('#takedown .note.bad li').length") == 2, "before and after"
         await page.press("Escape")
         await until(page, "!document.querySelector('#takedown')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -14,9 +15,11 @@ from training.run.launch import Leave, owned, terminated
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(RunError, match="another run is writing to it"), owned(tmp_path, wait=0):
+def test_only_one_run_writes_into_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "training")
+    with owned(tmp_path), pytest.raises(RunError, match="another run is writing to it"), owned(tmp_path, wait=0.5):
         pass
+    assert caplog.messages == [f"{tmp_path}: another run is writing to it; waiting up to 0.5 s for its end"]
     with owned(tmp_path, wait=0):
         pass
 

@@ -26,7 +26,10 @@ def test_files_that_are_no_pictures(visit: Visit, tmp_path: Path) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
         await visitor.open()
-        for name, said in (("broken.png", "broken.png is no picture"), ("huge.jpg", "huge.jpg is larger than 64 MB")):
+        for name, said in (
+            ("broken.png", "broken.png is not a picture"),
+            ("huge.jpg", "huge.jpg is larger than 64 MB"),
+        ):
             await page.choose("#file", tmp_path / name)
             await visitor.says("#notice", said)
         assert len(await visitor.ids()) == 40, "what was there stays"
@@ -62,7 +65,7 @@ def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
             await page.write("红色")
             await page.press("Enter")
             await page.wait("document.querySelector('.skeleton')")
-            await visitor.says("#notice", "takes longer than usual")
+            await visitor.says("#notice", "is taking longer than usual")
             towers[0].hang.set()
             await visitor.settled()
             await visitor.shows("#notice", "")  # the notice goes when the answer comes

@@ -51,7 +51,7 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
         await visitor.open(await page.run("location.pathname + location.search"))
         assert await visitor.ids() == third, "this browser has kept the picture"
         await visitor.open("/?in=pictures&picture=0123456789abcdef")
-        await visitor.says("#notice", "only in the browser in which it was chosen")
+        await visitor.says("#notice", "exists only in the browser where it was chosen")
 
     visit(work)
 

@@ -101,7 +101,7 @@ def test_one_sample_with_its_texts_its_page_and_its_neighbours(visit: Visit) -> 
         opened = await page.run("history.length")
         body = (await visitor.texts("#detail"))[0]
         assert f"周围的文字{ids[0]}" in body
-        assert "around it" in body
+        assert "surrounding text" in body
         assert "240 × 180" in body
         assert "news.example (leaves this server)" in body or ids[0] == 1
         await page.wait("document.querySelector('#detail .closeness').open")  # figures are open here
