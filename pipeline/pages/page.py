@@ -260,7 +260,7 @@ class _Lookup:
         card = self._card[row] if self._cards_of[self._card[row]] <= MAX_SHARING else ""
         beside = card or self._said_beside(row, used) or self._heading(place)
         name, numbered = _name_of_file(url)
-        own = [*(clean(attributes.get(key, "")) for key in ("alt", "title")), "" if numbered else name]
+        own = [*(self._unwrapped(clean(attributes.get(key, ""))) for key in ("alt", "title")), "" if numbered else name]
         shared = [text for text in own if self._is_shared(text)]
         texts += [("alt", text) for text in own if not beside or text not in shared]
         if beside:
@@ -277,6 +277,12 @@ class _Lookup:
         texts += [("tag", tag) for tag in self.tags]
         listed = self._scopes[row].listed
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback, listed)
+
+    def _unwrapped(self, alt: str) -> str:
+        """An alt that is the page's headline within words without content (題為 X 的圖片) is the headline."""
+        before, headline, behind = alt.partition(self.headline) if self.headline else (alt, "", "")
+        wraps = headline and HAN.search(before + behind) and not _COUNTED.search(alt)
+        return headline if wraps and not says_something(before + behind, 1) else alt
 
     def _is_of_one(self, text: str) -> bool:
         """True for a text near an image that may be about it, among many images."""

@@ -6,8 +6,8 @@ text stands at one end of the row only: behind the last image where each text is
 ends have one, words that point (如上图, 如下图) and lines of caption tell, else whether the paragraph at one end is
 like those of the row and the other is not. Short lines without a full stop right behind the images of a page of
 paragraphs are captions, and paragraphs there that begin with a name in bold are about the image above, whatever stands
-before the next image. In a table with images in one row of cells and as many
-texts in the next, a column is one pair.
+before the next image. Headings with the number of a section begin what follows. In a table with images in one row of
+cells and as many texts in the next, a column is one pair.
 
 A row that says nothing has its texts before its images, as most pages do.
 
@@ -23,7 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from pipeline.pages.lines import HAN, POINTS_DOWN, POINTS_UP, SENTENCE_END, is_byline, is_caption_line, is_line
+from pipeline.pages.lines import (
+    HAN,
+    POINTS_DOWN,
+    POINTS_UP,
+    SENTENCE_END,
+    is_byline,
+    is_caption_line,
+    is_line,
+    without_number,
+)
 from pipeline.pages.scopes import Scope
 from pipeline.pages.walk import Place, Walk
 
@@ -173,6 +182,8 @@ class _Sides:
         if any(POINTS_DOWN.search(last[-80:]) for last in text):
             return False
         firsts = [self._walk.blocks[gap[0]].text() for gap in (*gaps, tail) if gap]
+        if shape[0] == "heading" and all(without_number(text) != text for text in firsts[: len(gaps)]):
+            return False
         if any(POINTS_UP.search(text[:80]) or is_caption_line(text) for text in firsts):
             return True
         begins, ends = self._shape(tail[: len(shape)]) == shape, self._shape(lead) == shape

@@ -252,6 +252,15 @@ def test_what_is_escaped_twice_is_written_plainly() -> None:
     assert texts("<img src=a.jpg alt='猫 &amp;amp; 狗 AT&amp;T'>") == {"alt": ["猫 & 狗 AT&T"]}
 
 
+@pytest.mark.parametrize("alt", ["這是一張有關標題為 {} 的圖片", "{}", "《{}》配图"])
+def test_an_alt_that_wraps_the_title_of_its_page_is_that_title(alt: str) -> None:
+    title = "湿地里的翠鸟"
+    html = f'<h1>{title}</h1><p><img src=1.jpg alt="{alt.format(title)}"></p><p>它站在水边的树枝上，盯着水面。</p>'
+    assert first_kinds(html, 0)[:2] == [("alt", title), ("surrounding", "它站在水边的树枝上，盯着水面。")]
+    other = html.replace(f'alt="{alt.format(title)}"', f'alt="{title}的窝"')
+    assert first_kinds(other, 0)[0] == ("alt", f"{title}的窝")
+
+
 def test_an_alt_that_others_have_as_well_is_a_title_where_something_is_said_beside_the_picture() -> None:
     html = "<h1>云南之旅</h1><p>船上看到的洱海</p><img src=a.jpg alt=云南之旅><p>三塔</p><img src=b.jpg alt=云南之旅>"
     assert texts(html) == {"caption": ["船上看到的洱海"], "title": ["云南之旅"], "surrounding": ["三塔"]}

@@ -33,6 +33,13 @@ def test_a_section_behind_the_last_image_of_an_article_is_about_no_image() -> No
     assert said[1:] == list(BIRDS), "the heading of its own section, since four have that paragraph"
 
 
+def test_headings_with_the_number_of_a_section_begin_what_follows() -> None:
+    form = "<p><img src={row}.jpg></p><h3>{number}{bird}</h3><p>它在这里住了很久，每年都来。</p>"
+    said = beside("".join(form.format(row=row, bird=bird, number=f"3.{row}. ") for row, bird in enumerate(BIRDS)))
+    assert said[1:] == list(BIRDS[:-1])
+    assert beside("".join(form.format(row=row, bird=bird, number="") for row, bird in enumerate(BIRDS))) == list(BIRDS)
+
+
 def test_short_lines_below_images_are_captions_on_a_page_of_paragraphs_and_not_among_verses() -> None:
     lead = "<p>到了第{row}个观鸟台，我们又等了很久，天快黑的时候它才来。</p>"
     shown = "<p><img src={row}.jpg></p><p>{bird}</p>"
